@@ -1,0 +1,118 @@
+//! The control channel's codes, and what the extension adds.
+//!
+//! The agent speaks first: READY. A bare READY is a peer that speaks API 4244 alone. A READY with a JSON
+//! [`Ready`](crate::payload::Ready) offers the extension; a host that wants it sends [`Code::Extend`] with an
+//! [`Extend`](crate::payload::Extend) as its first command and need not wait: everything after that frame, in both
+//! directions and beginning with its own reply, is in the extended form.
+//!
+//! Extended control frames carry a `u32` message id between header and payload. A reply has its command's id, an
+//! event has id 0. There is no NEXT. ERROR carries an [`ErrorReply`](crate::payload::ErrorReply).
+//!
+//! Extended streams have credit: a sender may have at most the window (bytes, from READY's offer) outstanding in a
+//! stream. A stream frame with sequence number [`CREDIT_SEQ`] carries `u64 seq, u32 bytes` records that give credit
+//! back. Each stream, stderr too, ends with an empty frame of its own.
+
+/// API 4244: both sides must say exactly this.
+pub const API_VERSION: u32 = 4244;
+/// The extension that this crate speaks.
+pub const EXTENSION_VERSION: u32 = 1;
+/// Bytes of a control frame's header: code and length.
+pub const CONTROL_HEADER: usize = 8;
+/// Bytes of a stream frame's header: sequence number and length.
+pub const STREAM_HEADER: usize = 12;
+/// The largest control frame, header included. The largest message is a container with a long environment and a
+/// seccomp program; a peer that claims more is broken.
+pub const CONTROL_FRAME_MAX: usize = 4 << 20;
+/// The largest stream frame, header included; a longer run of output goes out as several frames.
+pub const STREAM_FRAME_MAX: usize = 64 << 10;
+/// The stream number that carries credit in the extended form; API 4244 never uses it.
+pub const CREDIT_SEQ: u64 = 0;
+/// Bytes that a sender may have outstanding in one stream.
+pub const STREAM_WINDOW: u32 = 256 << 10;
+/// Port name of the control channel.
+pub const CONTROL_PORT: &str = "sh.hyper.channel.0";
+/// Port name of the stream channel.
+pub const STREAM_PORT: &str = "sh.hyper.channel.1";
+/// I/O port at which the agent tells the machine how far the boot is (one byte, [`Mark`]).
+pub const MARK_IO_PORT: u16 = 0x6e0;
+
+/// What a byte written to [`MARK_IO_PORT`] means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mark {
+    /// The agent's first instructions.
+    AgentStarted = 1,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $value:literal,)+) => {
+        /// A control frame's code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Code { $($(#[$doc])* $name = $value,)+ }
+
+        impl Code {
+            /// Returns the code that `value` stands for.
+            pub fn from_u32(value: u32) -> Option<Code> {
+                match value { $($value => Some(Code::$name),)+ _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    /// Host to guest; the reply's data is the API version, `u32`.
+    GetVersion = 0,
+    /// Host to guest, [`Pod`](crate::payload::Pod).
+    StartPod = 1,
+    /// Abandoned; answered with ERROR.
+    GetPodDeprecated = 2,
+    /// Abandoned; answered with ERROR.
+    StopPodDeprecated = 3,
+    /// Host to guest; answered when every container is gone.
+    DestroyPod = 4,
+    /// Abandoned; answered with ERROR.
+    RestartContainerDeprecated = 5,
+    /// Host to guest, [`ExecCommand`](crate::payload::ExecCommand).
+    ExecCmd = 6,
+    /// Abandoned; answered with ERROR.
+    CmdFinishedDeprecated = 7,
+    /// Guest to host once, at start; host to guest, a request to look for new devices.
+    Ready = 8,
+    /// Guest to host: the command was done; data depends on the command.
+    Ack = 9,
+    /// Guest to host: the command was not done.
+    Error = 10,
+    /// Host to guest, [`WindowSize`](crate::payload::WindowSize).
+    WinSize = 11,
+    /// Host to guest.
+    Ping = 12,
+    /// Abandoned; answered with ERROR.
+    PodFinishedDeprecated = 13,
+    /// Guest to host, API 4244 only: `u32`, the bytes of control input just taken.
+    Next = 14,
+    /// Host to guest, [`FileCommand`](crate::payload::FileCommand) and the file's bytes.
+    WriteFile = 15,
+    /// Host to guest, [`FileCommand`](crate::payload::FileCommand); the reply's data is the file.
+    ReadFile = 16,
+    /// Host to guest, [`Container`](crate::payload::Container).
+    NewContainer = 17,
+    /// Host to guest, [`KillCommand`](crate::payload::KillCommand).
+    KillContainer = 18,
+    /// Host to guest.
+    OnlineCpuMem = 19,
+    /// Host to guest.
+    SetupInterface = 20,
+    /// Host to guest.
+    SetupRoute = 21,
+    /// Host to guest, [`ContainerName`](crate::payload::ContainerName).
+    RemoveContainer = 22,
+    /// Guest to host, [`ProcessEvent`](crate::payload::ProcessEvent).
+    ProcessAsyncEvent = 23,
+    /// Host to guest, [`SignalCommand`](crate::payload::SignalCommand).
+    SignalProcess = 24,
+    /// Host to guest.
+    DeleteInterface = 25,
+    /// Extension. Host to guest, [`Extend`](crate::payload::Extend): the extended form begins.
+    Extend = 64,
+}

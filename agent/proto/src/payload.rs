@@ -1,0 +1,374 @@
+//! The control channel's JSON. The names are the wire's; keys that API 4244 does not have are the extension's and are
+//! left out when empty, so that a peer of API 4244 alone never sees one.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+/// READY's payload: what the agent offers above API 4244.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The API version.
+    pub api: u32,
+    /// The extension's version.
+    pub extension: u32,
+    /// Bytes that a sender may have outstanding in one stream.
+    pub window: u32,
+}
+
+/// EXTEND's payload: what the host takes of the offer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extend {
+    /// The extension's version.
+    pub extension: u32,
+}
+
+/// An extended ERROR's payload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// What to branch on.
+    pub code: ErrorCode,
+    /// What to show: step, operand, cause.
+    pub message: String,
+}
+
+/// The kinds of failure that the host tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorCode {
+    /// The agent has no such command.
+    Unsupported,
+    /// The payload could not be understood.
+    BadRequest,
+    /// No container, process or file of that name.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// The container's program is not there (exit code 127).
+    NotExecutableMissing,
+    /// The container's program cannot be executed (exit code 126).
+    NotExecutable,
+    /// Anything else that failed in the guest.
+    Failed,
+}
+
+/// STARTPOD.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pod {
+    /// The pod's host name.
+    pub hostname: String,
+    /// `nameserver` lines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<String>,
+    /// `search` line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns_search: Vec<String>,
+    /// `options` line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns_options: Vec<String>,
+    /// The share's mount tag; none when empty.
+    pub share_dir: String,
+    /// Extension: the share's file system, `virtiofs` or `9p`; 9p where it is not given.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub share_type: String,
+}
+
+/// NEWCONTAINER.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// The container's name, unique in the pod.
+    pub id: String,
+    /// The root directory's name inside the image.
+    pub rootfs: String,
+    /// The image's directory in the share.
+    pub image: String,
+    /// Files and directories of the share that are bound into the container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fsmap: Vec<FsMap>,
+    /// Kernel parameters, `a.b.c` to value.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, String>,
+    /// The container's first process.
+    pub process: Process,
+    /// Ignored, as API 4244 does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub restart_policy: String,
+    /// Make the working directory, resolv.conf, hosts, hostname and mtab.
+    pub initialize: bool,
+    /// The root is mounted read-only.
+    pub read_only: bool,
+    /// Extension: the rest of an OCI container. Without it the container gets API 4244's surroundings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciContainer>,
+}
+
+/// A file or directory of the share that is bound into a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FsMap {
+    /// Path in the share.
+    pub source: String,
+    /// Path in the container.
+    pub path: String,
+    /// Mounted read-only.
+    pub read_only: bool,
+    /// API 4244: the source holds `_data`.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub docker_volume: bool,
+}
+
+/// What an OCI container has above API 4244's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OciContainer {
+    /// The container's own namespaces; what is not here is the pod's. A mount namespace there is always.
+    pub namespaces: Vec<Namespace>,
+    /// The container's host name, where it has a UTS namespace of its own.
+    pub hostname: String,
+    /// The container's domain name, likewise.
+    pub domainname: String,
+    /// Every mount in order; none is added to them but `/dev`'s nodes and links.
+    pub mounts: Vec<Mount>,
+    /// Absolute paths hidden behind /dev/null or an empty read-only tmpfs.
+    pub masked_paths: Vec<String>,
+    /// Absolute paths remounted read-only.
+    pub readonly_paths: Vec<String>,
+}
+
+/// A namespace that a container may have of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Namespace {
+    /// Process ids.
+    Pid,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host and domain name.
+    Uts,
+    /// The view of the cgroup tree.
+    Cgroup,
+    /// Network: one with only a loopback interface.
+    Network,
+}
+
+/// One mount of an OCI container, its options already turned into mount(2)'s arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mount {
+    /// Absolute path in the container.
+    pub destination: String,
+    /// File-system type; `bind` for a bind mount.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For a bind: the path in the share (`/<container>/mounts/0`). Otherwise the device's name.
+    pub source: String,
+    /// MS_* flags of mount(2), propagation flags not included.
+    pub flags: u64,
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE with MS_REC or not; 0 for none. Applied after mounting.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub propagation: u64,
+    /// The file system's own options.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub data: String,
+}
+
+/// A process: NEWCONTAINER's first and EXECCMD's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Process {
+    /// Name, unique in the container.
+    pub id: String,
+    /// User name or number; `0` where it is empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// Group name or number; the user's where it is empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// Further groups, names or numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub additional_groups: Vec<String>,
+    /// The process has a pseudo-terminal.
+    pub terminal: bool,
+    /// Stream of stdin (to the guest) and stdout (from it).
+    pub stdio: u64,
+    /// Stream of stderr; 0 with a terminal means that stdout carries both.
+    pub stderr: u64,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment.
+    pub envs: Vec<Env>,
+    /// Working directory.
+    pub workdir: String,
+    /// Resource limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// API 4242's rows of the terminal; the extension takes them too.
+    #[serde(skip_serializing_if = "is_zero_u16")]
+    pub rows: u16,
+    /// Columns of the terminal.
+    #[serde(skip_serializing_if = "is_zero_u16")]
+    pub columns: u16,
+    /// Extension: the rest of an OCI process. Without it the process keeps every capability, as in API 4244.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciProcess>,
+}
+
+/// What an OCI process has above API 4244's. With it the environment is exactly the given one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OciProcess {
+    /// Capability sets, one bit each as in capability.h; `None` keeps them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privileges: bool,
+    /// File mode creation mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
+    /// /proc/self/oom_score_adj.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+}
+
+/// The five capability sets as bit masks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Capabilities {
+    /// Limits what execve can give.
+    pub bounding: u64,
+    /// What the kernel checks.
+    pub effective: u64,
+    /// Kept over execve by file capabilities.
+    pub inheritable: u64,
+    /// What effective may be raised to.
+    pub permitted: u64,
+    /// Kept over execve of a plain file.
+    pub ambient: u64,
+}
+
+/// An environment variable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Env {
+    /// Name.
+    pub env: String,
+    /// Value.
+    pub value: String,
+}
+
+/// A resource limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// `RLIMIT_NOFILE` and so on.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The most that soft may be raised to.
+    pub hard: u64,
+    /// The limit in force.
+    pub soft: u64,
+}
+
+/// EXECCMD.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecCommand {
+    /// The container to run in.
+    pub container: String,
+    /// What to run.
+    pub process: Process,
+}
+
+/// WINSIZE.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// The container.
+    pub container: String,
+    /// The process.
+    pub process: String,
+    /// Rows.
+    pub row: u16,
+    /// Columns.
+    pub column: u16,
+}
+
+/// KILLCONTAINER.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KillCommand {
+    /// The container.
+    pub container: String,
+    /// Signal number.
+    pub signal: i32,
+    /// Every process of the container instead of its first.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub all_processes: bool,
+}
+
+/// SIGNALPROCESS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalCommand {
+    /// The container.
+    pub container: String,
+    /// The process.
+    pub process: String,
+    /// Signal number.
+    pub signal: i32,
+}
+
+/// REMOVECONTAINER.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerName {
+    /// The container.
+    pub container: String,
+}
+
+/// WRITEFILE and READFILE.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileCommand {
+    /// The container.
+    pub container: String,
+    /// Path in the container.
+    pub file: String,
+}
+
+/// PROCESSASYNCEVENT.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEvent {
+    /// The container.
+    pub container: String,
+    /// The process.
+    pub process: String,
+    /// `finished`.
+    pub event: String,
+    /// API 4244: the exit code, 0 where a signal ended the process.
+    pub status: i32,
+    /// Extension: how the process ended and what it wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Exit {
+    /// Its exit code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Bytes that its stdout stream carried.
+    pub stdout_bytes: u64,
+    /// Bytes that its stderr stream carried.
+    pub stderr_bytes: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+fn is_zero_u16(value: &u16) -> bool {
+    *value == 0
+}

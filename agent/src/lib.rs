@@ -1,0 +1,2 @@
+//! The guest agent.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,150 @@
+//! The bus: address ranges to devices, for port I/O and for MMIO alike.
+//!
+//! The map is filled before the vCPUs start and never changes afterwards, so looking a device up takes no lock.
+
+use std::sync::Mutex;
+
+/// What a device asks of the machine in answer to a guest's write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: go on.
+    None,
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest asked to be switched off.
+    Shutdown,
+}
+
+/// A register file on a bus. The guest chooses offset, size and value: none of them may stop the host.
+pub trait BusDevice: Send {
+    /// Fills `data` with what the guest reads at `offset` bytes from the device's base.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Takes what the guest wrote at `offset` bytes from the device's base.
+    fn write(&mut self, offset: u64, data: &[u8]) -> Action;
+}
+
+/// Why a device could not be put on the bus.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BusError {
+    /// The range is empty or runs over the end of the address space.
+    #[error("bus range {base:#x}+{len:#x} is empty or too long")]
+    BadRange {
+        /// First address.
+        base: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Another device is there.
+    #[error("bus range {base:#x}+{len:#x} is taken")]
+    Overlap {
+        /// First address.
+        base: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+struct Slot {
+    base: u64,
+    last: u64,
+    device: Mutex<Box<dyn BusDevice>>,
+}
+
+/// Address ranges, sorted and disjoint, each with the device that owns it.
+#[derive(Default)]
+pub struct Bus {
+    slots: Vec<Slot>,
+}
+
+impl Bus {
+    /// Returns an empty bus.
+    pub fn new() -> Bus {
+        Bus::default()
+    }
+
+    /// Puts `device` at `base..base + len`.
+    pub fn insert(&mut self, base: u64, len: u64, device: Box<dyn BusDevice>) -> Result<(), BusError> {
+        let last =
+            len.checked_sub(1).and_then(|n| base.checked_add(n)).ok_or(BusError::BadRange { base, len })?;
+        if self.slots.iter().any(|s| s.base <= last && base <= s.last) {
+            return Err(BusError::Overlap { base, len });
+        }
+        let at = self.slots.partition_point(|s| s.base < base);
+        self.slots.insert(at, Slot { base, last, device: Mutex::new(device) });
+        Ok(())
+    }
+
+    /// Reads from whatever is at `addr`; where nothing is, the bus floats high, as on hardware.
+    pub fn read(&self, addr: u64, data: &mut [u8]) {
+        match self.slot(addr, data.len()) {
+            Some(s) => s.device.lock().unwrap().read(addr - s.base, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Writes to whatever is at `addr`; where nothing is, the write is lost, as on hardware.
+    pub fn write(&self, addr: u64, data: &[u8]) -> Action {
+        match self.slot(addr, data.len()) {
+            Some(s) => s.device.lock().unwrap().write(addr - s.base, data),
+            None => Action::None,
+        }
+    }
+
+    /// The slot that holds the whole access; one that straddles a range's end belongs to nobody.
+    fn slot(&self, addr: u64, len: usize) -> Option<&Slot> {
+        let slot = &self.slots[self.slots.partition_point(|s| s.base <= addr).checked_sub(1)?];
+        let last = addr.checked_add((len as u64).checked_sub(1)?)?;
+        (last <= slot.last).then_some(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo(u8);
+    impl BusDevice for Echo {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(self.0 + offset as u8);
+        }
+        fn write(&mut self, _offset: u64, _data: &[u8]) -> Action {
+            Action::Reset
+        }
+    }
+
+    fn bus() -> Bus {
+        let mut bus = Bus::new();
+        bus.insert(0x2000, 0x10, Box::new(Echo(2))).unwrap();
+        bus.insert(0x1000, 0x10, Box::new(Echo(1))).unwrap();
+        bus
+    }
+
+    #[test]
+    fn an_access_reaches_the_device_with_its_offset() {
+        let mut data = [0; 2];
+        bus().read(0x1004, &mut data);
+        assert_eq!(data, [5, 5]);
+        assert_eq!(bus().write(0x200f, &[0]), Action::Reset);
+    }
+
+    #[test]
+    fn an_access_outside_or_over_an_end_floats() {
+        for addr in [0, 0xfff, 0x1010, 0x100f, u64::MAX] {
+            let mut data = [0; 2];
+            bus().read(addr, &mut data);
+            assert_eq!(data, [0xff, 0xff], "{addr:#x}");
+            assert_eq!(bus().write(addr, &data), Action::None, "{addr:#x}");
+        }
+    }
+
+    #[test]
+    fn overlap_and_bad_ranges_are_refused() {
+        let mut bus = bus();
+        assert_eq!(bus.insert(0x100f, 1, Box::new(Echo(0))), Err(BusError::Overlap { base: 0x100f, len: 1 }));
+        assert_eq!(bus.insert(5, 0, Box::new(Echo(0))), Err(BusError::BadRange { base: 5, len: 0 }));
+        assert_eq!(
+            bus.insert(u64::MAX, 2, Box::new(Echo(0))),
+            Err(BusError::BadRange { base: u64::MAX, len: 2 })
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! The devices' event loop: one thread that serves every queue which does no blocking work.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberOps};
+
+/// What the loop runs: a device's handler with its queues.
+pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// Adds subscribers to a loop from any thread. Never waits for the loop, so that a vCPU thread may use it.
+#[derive(Clone)]
+pub struct LoopHandle(RemoteEndpoint<Subscriber>);
+
+impl LoopHandle {
+    /// Hands `subscriber` to the loop; its `init` runs there. A kick that came earlier stays in its eventfd.
+    pub fn add(&self, subscriber: Subscriber) -> io::Result<()> {
+        self.0
+            .fire(move |ops: &mut dyn SubscriberOps<Subscriber = Subscriber>| {
+                ops.add_subscriber(subscriber);
+            })
+            .map_err(io::Error::other)
+    }
+}
+
+/// The running loop. Dropping it stops and joins its thread.
+pub struct EventLoop {
+    handle: LoopHandle,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EventLoop {
+    /// Starts the loop in a thread called `name`.
+    pub fn start(name: &str) -> io::Result<EventLoop> {
+        let mut manager = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
+        let handle = LoopHandle(manager.remote_endpoint());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = stop.clone();
+        let thread = Builder::new().name(name.to_owned()).spawn(move || {
+            while !stopping.load(Ordering::Acquire) {
+                if let Err(error) = manager.run() {
+                    log::error!("event loop: {error:?}");
+                    break;
+                }
+            }
+        })?;
+        Ok(EventLoop { handle, stop, thread: Some(thread) })
+    }
+
+    /// Returns a handle for adding subscribers.
+    pub fn handle(&self) -> LoopHandle {
+        self.handle.clone()
+    }
+
+    /// Stops the loop, drops its subscribers and joins its thread.
+    pub fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.stop.store(true, Ordering::Release);
+        // An empty message wakes the loop; if it is gone already there is nothing to wake.
+        let _ = self.handle.0.fire(|_: &mut dyn SubscriberOps<Subscriber = Subscriber>| {});
+        if thread.join().is_err() {
+            log::error!("event loop: the thread panicked");
+        }
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

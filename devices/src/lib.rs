@@ -1,0 +1,13 @@
+//! The devices of a vmm machine, and the bus they sit on.
+//!
+//! Knows guest memory and interrupts as file descriptors; does not know KVM, containers or the agent's protocol.
+//! Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`], then any device.
+
+pub mod bus;
+pub mod event_loop;
+pub mod interrupt;
+pub mod virtio;
+
+pub use bus::{Action, Bus, BusDevice};
+pub use event_loop::{EventLoop, LoopHandle, Subscriber};
+pub use interrupt::Interrupt;

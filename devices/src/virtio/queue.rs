@@ -1,0 +1,4 @@
+//! A virtqueue with its one owner.
+
+/// Placeholder.
+pub struct VirtQueue {}
