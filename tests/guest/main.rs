@@ -1,0 +1,192 @@
+//! Runs inside the container: does what programs do to files and asserts what they rely on.
+//!
+//! `guest CHECK` works in the current folder and prints `ok`; a broken expectation panics with its line.
+// UNSAFETY: mmap(2), whose shared mappings are what one of the checks is about.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
+
+/// Entries in the large directory: several readdir replies' worth.
+const MANY: usize = 5000;
+
+fn main() {
+    let check = std::env::args().nth(1).unwrap_or_default();
+    match check.as_str() {
+        "unlinked" => unlinked(),
+        "renamed-over" => renamed_over(),
+        "mapped" => mapped(),
+        "linked" => linked(),
+        "xattrs" => xattrs(),
+        "sparse" => sparse(),
+        "many" => many(),
+        "appended" => appended(),
+        "locked" => locked(),
+        _ => panic!("no check {check:?}"),
+    }
+    println!("ok");
+}
+
+fn open_new(name: &str) -> File {
+    OpenOptions::new().read(true).write(true).create_new(true).open(name).unwrap()
+}
+
+/// apt, mkstemp users, `cat <<EOF`: a file lives on without a name.
+fn unlinked() {
+    let mut file = open_new("u");
+    file.write_all(b"before").unwrap();
+    fs::remove_file("u").unwrap();
+    let found = file.metadata().unwrap();
+    assert_eq!((found.len(), found.nlink()), (6, 0));
+    file.set_len(3).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 3);
+    file.seek(SeekFrom::End(0)).unwrap();
+    file.write_all(b"after").unwrap();
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "befafter");
+    rustix::fs::fchmod(&file, 0o600.into()).unwrap();
+    assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+    // A new file of the same name is another file.
+    fs::write("u", "new").unwrap();
+    assert_ne!(fs::metadata("u").unwrap().ino(), found.ino());
+    assert_eq!(file.metadata().unwrap().len(), 8);
+}
+
+/// dpkg, editors: the new file takes the name while the old one is still open.
+fn renamed_over() {
+    fs::write("old", "old").unwrap();
+    let mut open = File::open("old").unwrap();
+    fs::write("new", "new").unwrap();
+    let new = fs::metadata("new").unwrap().ino();
+    fs::rename("new", "old").unwrap();
+    assert_eq!(fs::read_to_string("old").unwrap(), "new");
+    assert_eq!(fs::metadata("old").unwrap().ino(), new);
+    assert!(!fs::exists("new").unwrap());
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "old");
+    fs::create_dir_all("d/e").unwrap();
+    assert!(fs::rename("d", "old").is_err());
+    fs::rename("d", "f").unwrap();
+    assert!(fs::exists("f/e").unwrap());
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    let refused = rustix::fs::renameat_with(rustix::fs::CWD, "f", rustix::fs::CWD, "old", flags);
+    assert_eq!(refused, Err(rustix::io::Errno::EXIST));
+}
+
+/// Databases, rpm, ldconfig: memory and file are one.
+fn mapped() {
+    const LEN: usize = 1 << 20;
+    let file = open_new("m");
+    file.set_len(LEN as u64).unwrap();
+    // SAFETY: a fresh shared mapping of a file that nothing truncates while it is mapped; only this function has it.
+    let bytes = unsafe {
+        let flags = MapFlags::SHARED;
+        let at =
+            rustix::mm::mmap(std::ptr::null_mut(), LEN, ProtFlags::READ | ProtFlags::WRITE, flags, &file, 0);
+        std::slice::from_raw_parts_mut(at.unwrap().cast::<u8>(), LEN)
+    };
+    bytes[5000..5005].copy_from_slice(b"hello");
+    let mut piece = [0; 5];
+    file.read_exact_at(&mut piece, 5000).unwrap();
+    assert_eq!(&piece, b"hello");
+    file.write_all_at(b"world", 9000).unwrap();
+    assert_eq!(&bytes[9000..9005], b"world");
+    // SAFETY: the mapping above, whole.
+    unsafe { rustix::mm::msync(bytes.as_mut_ptr().cast(), LEN, MsyncFlags::SYNC).unwrap() };
+    let mut again = [0; 5];
+    File::open("m").unwrap().read_exact_at(&mut again, 5000).unwrap();
+    assert_eq!(&again, b"hello");
+}
+
+fn linked() {
+    fs::write("a", "text").unwrap();
+    fs::hard_link("a", "b").unwrap();
+    let (a, b) = (fs::metadata("a").unwrap(), fs::metadata("b").unwrap());
+    assert_eq!((a.ino(), a.nlink()), (b.ino(), 2));
+    fs::write("b", "longer text").unwrap();
+    assert_eq!(fs::read_to_string("a").unwrap(), "longer text");
+    fs::remove_file("a").unwrap();
+    assert_eq!(fs::metadata("b").unwrap().nlink(), 1);
+    assert_eq!(fs::read_to_string("b").unwrap(), "longer text");
+}
+
+fn xattrs() {
+    fs::write("x", "").unwrap();
+    rustix::fs::setxattr("x", "user.key", b"value", XattrFlags::CREATE).unwrap();
+    let mut value = [0; 16];
+    let len = rustix::fs::getxattr("x", "user.key", &mut value[..]).unwrap();
+    assert_eq!(&value[..len], b"value");
+    let refused = rustix::fs::setxattr("x", "user.key", b"other", XattrFlags::CREATE);
+    assert_eq!(refused, Err(rustix::io::Errno::EXIST));
+    let mut names = [0; 64];
+    let len = rustix::fs::listxattr("x", &mut names[..]).unwrap();
+    let listed: Vec<&[u8]> = names[..len].split(|b| *b == 0).filter(|n| n.starts_with(b"user.")).collect();
+    assert_eq!(listed, [b"user.key"]);
+    rustix::fs::removexattr("x", "user.key").unwrap();
+    let gone = rustix::fs::getxattr("x", "user.key", &mut value[..]);
+    assert_eq!(gone, Err(rustix::io::Errno::NODATA));
+}
+
+fn sparse() {
+    const MIB: u64 = 1 << 20;
+    let file = open_new("s");
+    file.write_all_at(b"end", 64 * MIB).unwrap();
+    file.sync_all().unwrap();
+    let found = file.metadata().unwrap();
+    assert_eq!(found.len(), 64 * MIB + 3);
+    assert!(found.blocks() * 512 < MIB, "{} blocks", found.blocks());
+    assert_eq!(rustix::fs::seek(&file, Whence::Data(0)).unwrap(), 64 * MIB);
+    assert_eq!(rustix::fs::seek(&file, Whence::Hole(0)).unwrap(), 0);
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 2 * MIB).unwrap();
+    assert!(file.metadata().unwrap().blocks() * 512 >= 2 * MIB);
+    file.write_all_at(&[7; 8192], 0).unwrap();
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, punch, 0, 4096).unwrap();
+    let mut piece = [1; 8192];
+    file.read_exact_at(&mut piece, 0).unwrap();
+    assert!(piece[..4096].iter().all(|b| *b == 0) && piece[4096..].iter().all(|b| *b == 7));
+}
+
+fn many() {
+    fs::create_dir("many").unwrap();
+    for n in 0..MANY {
+        fs::write(format!("many/a-file-with-a-name-of-some-length-{n:06}"), "").unwrap();
+    }
+    let mut names: Vec<_> = fs::read_dir("many").unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), MANY);
+    fs::remove_dir_all("many").unwrap();
+    assert!(!fs::exists("many").unwrap());
+}
+
+/// Log writers: two descriptors append to one file and overwrite nothing.
+fn appended() {
+    let mut one = OpenOptions::new().append(true).create(true).open("l").unwrap();
+    let mut two = OpenOptions::new().append(true).open("l").unwrap();
+    for _ in 0..100 {
+        one.write_all(b"1").unwrap();
+        two.write_all(b"2").unwrap();
+    }
+    assert_eq!(fs::read_to_string("l").unwrap(), "12".repeat(100));
+    drop(OpenOptions::new().write(true).truncate(true).open("l").unwrap());
+    one.write_all(b"x").unwrap();
+    assert_eq!(fs::read_to_string("l").unwrap(), "x");
+}
+
+/// dpkg's and databases' locks exclude another opening of the file.
+fn locked() {
+    let one = open_new("k");
+    let two = File::open("k").unwrap();
+    one.lock().unwrap();
+    assert!(two.try_lock().is_err());
+    one.unlock().unwrap();
+    two.try_lock().unwrap();
+}

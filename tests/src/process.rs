@@ -1,0 +1,193 @@
+//! A running `vmm` with a deadline.
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+/// The longest that one `vmm` may take: an emulated host runs a guest at a hundredth of hardware's speed.
+const DEADLINE: Duration = Duration::from_secs(150);
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The program's own status.
+    pub status: ExitStatus,
+    /// All that came from its standard output.
+    pub stdout: Vec<u8>,
+    /// All that came from its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Finished {
+    /// Asserts the exit code.
+    #[track_caller]
+    pub fn code(self, code: i32) -> Finished {
+        assert_eq!(self.status.code(), Some(code), "{} {self}", self.status);
+        self
+    }
+
+    /// Asserts standard output, to the byte.
+    #[track_caller]
+    pub fn stdout(self, text: &str) -> Finished {
+        assert_eq!(String::from_utf8_lossy(&self.stdout), text, "{self}");
+        self
+    }
+
+    /// Asserts standard error, to the byte.
+    #[track_caller]
+    pub fn stderr(self, text: &str) -> Finished {
+        assert_eq!(String::from_utf8_lossy(&self.stderr), text, "{self}");
+        self
+    }
+
+    /// Asserts that standard error is one line that holds each of `parts`.
+    #[track_caller]
+    pub fn says(self, parts: &[&str]) -> Finished {
+        let text = String::from_utf8_lossy(&self.stderr).into_owned();
+        for part in parts {
+            assert!(text.contains(part), "no {part:?} in {self}");
+        }
+        assert!(text.starts_with("vmm: "), "{self}");
+        self
+    }
+
+    /// Standard output as text, without the last line's end.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+}
+
+impl std::fmt::Display for Finished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tail =
+            |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(4000)..]).into_owned();
+        write!(f, "[{}]\n--- stdout\n{}\n--- stderr\n{}", self.status, tail(&self.stdout), tail(&self.stderr))
+    }
+}
+
+/// A `vmm` that runs, with pipes for its standard streams.
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+}
+
+impl Running {
+    /// Starts `command` with pipes.
+    pub fn start(mut command: Command) -> Running {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the program under test");
+        Running { stdin: child.stdin.take(), stdout: child.stdout.take(), child }
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `signal` (`TERM` and so on) to the process.
+    pub fn signal(&self, signal: &str) {
+        check_output(Command::new("/bin/busybox").args(["kill", "-s", signal, &self.pid().to_string()]));
+    }
+
+    /// Writes `input` from a thread of its own and then closes standard input.
+    pub fn feed(mut self, input: &[u8]) -> Running {
+        let mut stdin = self.stdin.take().expect("standard input is open");
+        let input = input.to_vec();
+        // A container that ends without reading its input is no fault: the broken pipe is dropped.
+        thread::spawn(move || drop(stdin.write_all(&input)));
+        self
+    }
+
+    /// Writes `input` and keeps standard input open.
+    pub fn write(&mut self, input: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("standard input is open");
+        stdin.write_all(input).expect("write to the program under test");
+    }
+
+    /// Reads standard output up to and with the first line that holds `mark`, and returns it.
+    #[track_caller]
+    pub fn wait_for(&mut self, mark: &str) -> String {
+        let mut stdout = self.stdout.take().expect("standard output is open");
+        let wanted = mark.to_owned();
+        let (send, receive) = channel();
+        thread::spawn(move || {
+            let (mut seen, mut byte) = (Vec::new(), [0]);
+            while !String::from_utf8_lossy(&seen).contains(&wanted) {
+                match stdout.read(&mut byte) {
+                    Ok(1) => seen.push(byte[0]),
+                    _ => break,
+                }
+            }
+            drop(send.send((seen, stdout)));
+        });
+        let (seen, stdout) = self.within(&receive, "the expected output");
+        self.stdout = Some(stdout);
+        let seen = String::from_utf8_lossy(&seen).into_owned();
+        assert!(seen.contains(mark), "output ended before {mark:?}: {seen:?}");
+        seen
+    }
+
+    /// Hands standard output over, for a reader of the test's own.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.stdout.take().expect("standard output is open")
+    }
+
+    /// Closes standard input, reads both outputs to their ends and waits for the exit.
+    #[track_caller]
+    pub fn finish(mut self) -> Finished {
+        drop(self.stdin.take());
+        let stdout = self.stdout.take();
+        let mut stderr = self.child.stderr.take().expect("standard error is open");
+        let out = thread::spawn(move || {
+            let mut all = Vec::new();
+            if let Some(mut stdout) = stdout {
+                stdout.read_to_end(&mut all).expect("read standard output");
+            }
+            all
+        });
+        let (send, receive) = channel();
+        thread::spawn(move || {
+            let mut all = Vec::new();
+            stderr.read_to_end(&mut all).expect("read standard error");
+            drop(send.send((all, out.join().expect("the reader does not panic"))));
+        });
+        let (stderr, stdout) = self.within(&receive, "the end");
+        let status = self.child.wait().expect("wait for the program under test");
+        Finished { status, stdout, stderr }
+    }
+
+    /// Receives, or kills the program and fails at the deadline.
+    #[track_caller]
+    fn within<T>(&mut self, receive: &Receiver<T>, what: &str) -> T {
+        match receive.recv_timeout(DEADLINE) {
+            Ok(value) => value,
+            Err(RecvTimeoutError::Timeout) => {
+                self.child.kill().expect("kill the program under test");
+                panic!("no sign of {what} after {} s", DEADLINE.as_secs());
+            }
+            Err(RecvTimeoutError::Disconnected) => panic!("the reader of {what} panicked"),
+        }
+    }
+}
+
+/// Runs `command`, fails if it did not succeed, and returns its standard output.
+#[track_caller]
+pub fn check_output(command: &mut Command) -> String {
+    let output = command.output().expect("start a command");
+    assert!(
+        output.status.success(),
+        "{command:?}: {:?} {:?} {}",
+        output.status.code(),
+        output.status.signal(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("output is text")
+}

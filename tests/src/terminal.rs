@@ -1,0 +1,128 @@
+//! A program on a pseudo-terminal whose other end the test holds.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+/// The longest wait for a piece of output or for the end.
+const DEADLINE: Duration = Duration::from_secs(150);
+
+/// The terminal and the program that runs on it.
+pub struct Terminal {
+    controller: File,
+    user: OwnedFd,
+    child: Child,
+    pieces: Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Terminal {
+    /// Runs `command` as a session's leader on a new terminal of this size.
+    pub fn start(command: &Command, rows: u16, columns: u16) -> Terminal {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("open a pseudo-terminal");
+        grantpt(&controller).expect("grant the terminal");
+        unlockpt(&controller).expect("unlock the terminal");
+        let name = ptsname(&controller, Vec::new()).expect("name the terminal");
+        let user =
+            rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("open the terminal");
+        tcsetwinsize(&user, size(rows, columns)).expect("size the terminal");
+        let end = || user.try_clone().expect("share the terminal");
+        let child = Command::new("setsid")
+            .arg("--ctty")
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .expect("start the program under test");
+        let controller = File::from(controller);
+        let pieces = read_pieces(controller.try_clone().expect("share the terminal"));
+        Terminal { controller, user, child, pieces, seen: String::new() }
+    }
+
+    /// Types `keys`.
+    pub fn type_keys(&mut self, keys: &str) {
+        self.controller.write_all(keys.as_bytes()).expect("type");
+    }
+
+    /// Changes the size, which the kernel tells the program with SIGWINCH.
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        tcsetwinsize(&self.controller, size(rows, columns)).expect("size the terminal");
+    }
+
+    /// Waits until the output holds `mark` beyond what was waited for before, and returns all up to it.
+    #[track_caller]
+    pub fn wait_for(&mut self, mark: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(at) = self.seen.find(mark) {
+                let rest = self.seen.split_off(at + mark.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            match self.pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
+                Err(RecvTimeoutError::Timeout) => self.fail(&format!("no {mark:?}")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.fail(&format!("the output ended before {mark:?}"))
+                }
+            }
+        }
+    }
+
+    /// Whether the terminal echoes and edits lines, as a shell leaves it.
+    pub fn is_cooked(&self) -> bool {
+        let modes = tcgetattr(self.user.as_fd()).expect("read the terminal's modes").local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO)
+    }
+
+    /// Process id of the program.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the program's end.
+    #[track_caller]
+    pub fn finish(&mut self) -> ExitStatus {
+        let pid = self.child.id();
+        let (send, receive) = channel();
+        let mut child = std::mem::replace(&mut self.child, Command::new("true").spawn().expect("start true"));
+        thread::spawn(move || drop(send.send(child.wait())));
+        match receive.recv_timeout(DEADLINE) {
+            Ok(status) => status.expect("wait for the program under test"),
+            Err(_) => self.fail(&format!("process {pid} does not end")),
+        }
+    }
+
+    #[track_caller]
+    fn fail(&mut self, what: &str) -> ! {
+        let _ = self.child.kill();
+        panic!("{what}; the terminal shows {:?}", self.seen);
+    }
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// Reads the controller's end from a thread of its own; the channel closes where reading does.
+fn read_pieces(mut controller: File) -> Receiver<Vec<u8>> {
+    let (send, receive) = channel();
+    thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = controller.read(&mut piece) {
+            if send.send(piece[..n].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receive
+}

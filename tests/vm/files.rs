@@ -1,0 +1,112 @@
+//! The root file system behaves as a local one: what apt, dpkg, databases, editors and loggers rely on.
+
+use std::fs;
+use std::process::Command;
+
+use tests::{Bundle, check_output};
+
+/// Runs one check of the program in `tests/guest` in a folder of the share.
+#[track_caller]
+fn check(name: &str) {
+    let bundle = Bundle::sh(&format!("cd /mnt && exec /bin/guest {name}"));
+    let guest = std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest");
+    fs::copy(guest, bundle.rootfs().join("bin/guest")).unwrap();
+    bundle.run().code(0).stdout("ok\n");
+}
+
+#[test]
+fn a_file_lives_on_without_a_name() {
+    check("unlinked");
+}
+
+#[test]
+fn rename_over_an_open_file() {
+    check("renamed-over");
+}
+
+#[test]
+fn a_shared_mapping_and_its_file_are_one() {
+    check("mapped");
+}
+
+#[test]
+fn hard_links() {
+    check("linked");
+}
+
+#[test]
+fn extended_attributes() {
+    check("xattrs");
+}
+
+#[test]
+fn holes_and_allocation() {
+    check("sparse");
+}
+
+#[test]
+fn a_large_directory() {
+    check("many");
+}
+
+#[test]
+fn appending_from_two_sides() {
+    check("appended");
+}
+
+#[test]
+fn locks() {
+    check("locked");
+}
+
+#[test]
+fn a_here_document() {
+    let bundle = Bundle::debian(&["bash", "-c", "cat <<EOF\nsome text\nEOF\nread x <<<word; echo $x"]);
+    bundle.run().code(0).stdout("some text\nword\n").stderr("");
+}
+
+/// dpkg unpacks, renames over, fsyncs, locks and runs scripts: the workload on which shared root file systems broke.
+#[test]
+fn a_package_is_installed_and_removed() {
+    let script = "set -e; dpkg -i /srv/toy_1.0_all.deb >/dev/null; cat /usr/share/toy/note; dpkg -s toy | grep ^Status; \
+                  dpkg -P toy >/dev/null; test ! -e /usr/share/toy; dpkg --audit; apt-get --version | head -c 3; \
+                  sort -u /var/lib/dpkg/status | wc -l | grep -c .";
+    let bundle = Bundle::debian(&["bash", "-c", script]);
+    let tree = bundle.path().join("toy");
+    fs::create_dir_all(tree.join("DEBIAN")).unwrap();
+    fs::create_dir_all(tree.join("usr/share/toy")).unwrap();
+    let control =
+        "Package: toy\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@b.example>\nDescription: toy\n";
+    fs::write(tree.join("DEBIAN/control"), control).unwrap();
+    fs::write(tree.join("usr/share/toy/note"), "installed\n").unwrap();
+    for n in 0..200 {
+        fs::write(tree.join(format!("usr/share/toy/{n}")), vec![b'x'; n * 37]).unwrap();
+    }
+    let package = bundle.rootfs().join("srv/toy_1.0_all.deb");
+    check_output(
+        Command::new("dpkg-deb").args(["--root-owner-group", "-Znone", "-b"]).arg(&tree).arg(&package),
+    );
+    bundle.run().code(0).stdout("installed\nStatus: install ok installed\napt1\n");
+    assert!(!bundle.rootfs().join("usr/share/toy").exists());
+}
+
+#[test]
+fn a_full_disk_is_the_containers_error() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let image = dir.path().join("small.ext4");
+    let mounted = dir.path().join("small");
+    fs::create_dir(&mounted).unwrap();
+    check_output(Command::new("truncate").args(["-s", "8M"]).arg(&image));
+    check_output(Command::new("mkfs.ext4").arg("-q").arg(&image));
+    check_output(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
+    let bundle = Bundle::sh(
+        "head -c 20000000 /dev/zero > /srv/big; echo $?; rm /srv/big; echo small > /srv/f && cat /srv/f",
+    )
+    .mount(
+        serde_json::json!({"destination": "/srv", "type": "bind", "source": mounted, "options": ["bind"]}),
+    );
+    let run = bundle.run();
+    check_output(Command::new("umount").arg(&mounted));
+    let run = run.code(0).stdout("1\nsmall\n");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("No space left on device"), "{run}");
+}

@@ -1,0 +1,111 @@
+//! What a process finds itself to be: environment, user, limits, capabilities, names.
+
+use serde_json::json;
+use tests::Bundle;
+
+#[test]
+fn the_environment_is_exactly_the_given_one() {
+    let bundle =
+        Bundle::new(&["env"]).with(|c| c["process"]["env"] = json!(["PATH=/bin", "A=b c", "EMPTY="]));
+    let run = bundle.run().code(0);
+    let mut lines: Vec<String> = run.text().lines().map(str::to_owned).collect();
+    lines.sort();
+    lines.retain(|l| !l.starts_with("HOME="));
+    assert_eq!(lines, ["A=b c", "EMPTY=", "PATH=/bin"]);
+}
+
+#[test]
+fn the_working_directory_is_the_given_one() {
+    Bundle::new(&["pwd"]).with(|c| c["process"]["cwd"] = json!("/tmp")).run().code(0).stdout("/tmp\n");
+}
+
+#[test]
+fn a_missing_working_directory_is_made() {
+    let bundle = Bundle::new(&["pwd"]).with(|c| c["process"]["cwd"] = json!("/srv/new"));
+    bundle.run().code(0).stdout("/srv/new\n");
+}
+
+#[test]
+fn user_and_groups() {
+    let bundle = Bundle::sh("id -u; id -g; id -G").with(|c| {
+        c["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [10, 20]});
+    });
+    bundle.run().code(0).stdout("1000\n1000\n1000 10 20\n");
+}
+
+#[test]
+fn umask() {
+    let bundle = Bundle::sh("umask").with(|c| c["process"]["user"]["umask"] = json!(0o27));
+    bundle.run().code(0).stdout("0027\n");
+}
+
+#[test]
+fn the_host_name() {
+    let bundle =
+        Bundle::sh("hostname; cat /proc/sys/kernel/hostname").with(|c| c["hostname"] = json!("kiste"));
+    bundle.run().code(0).stdout("kiste\nkiste\n");
+}
+
+#[test]
+fn resource_limits() {
+    let bundle = Bundle::sh("ulimit -n; ulimit -Hn; ulimit -c").with(|c| {
+        c["process"]["rlimits"] = json!([
+            {"type": "RLIMIT_NOFILE", "soft": 777, "hard": 1234},
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        ]);
+    });
+    bundle.run().code(0).stdout("777\n1234\n0\n");
+}
+
+#[test]
+fn each_capability_set_is_the_given_one() {
+    let set = |names: &[&str]| json!(names);
+    let bundle =
+        Bundle::sh("grep ^Cap /proc/self/status | cut -f2; grep NoNewPrivs /proc/self/status").with(|c| {
+            c["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            c["process"]["noNewPrivileges"] = json!(true);
+            c["process"]["capabilities"] = json!({
+                "bounding": set(&["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"]),
+                "effective": set(&["CAP_KILL"]),
+                "inheritable": set(&["CAP_KILL"]),
+                "permitted": set(&["CAP_KILL"]),
+                "ambient": set(&["CAP_KILL"]),
+            });
+        });
+    let wanted = "0000000000000020\n0000000000000020\n0000000000000020\n0000000000000421\n0000000000000020\nNoNewPrivs:\t1\n";
+    bundle.run().code(0).stdout(wanted);
+}
+
+#[test]
+fn a_capability_that_was_not_given_is_missed() {
+    let bundle = Bundle::sh("chown 5:5 /tmp && echo changed").with(|c| {
+        for kind in ["bounding", "effective", "permitted"] {
+            c["process"]["capabilities"][kind] = json!(["CAP_KILL"]);
+        }
+    });
+    let run = bundle.run().code(1).stdout("");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("Operation not permitted"), "{run}");
+}
+
+#[test]
+fn oom_score() {
+    let bundle =
+        Bundle::sh("cat /proc/self/oom_score_adj").with(|c| c["process"]["oomScoreAdj"] = json!(500));
+    bundle.run().code(0).stdout("500\n");
+}
+
+#[test]
+fn kernel_parameters() {
+    let bundle = Bundle::sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni").with(|c| {
+        c["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "111"});
+    });
+    bundle.run().code(0).stdout("1\n111\n");
+}
+
+#[test]
+fn no_descriptor_but_the_standard_streams_is_open() {
+    Bundle::sh("ls /proc/self/fd | head -n 3 | tr '\\n' ' '; ls /proc/self/fd | wc -l")
+        .run()
+        .code(0)
+        .stdout("0 1 2 4\n");
+}

@@ -1,0 +1,10 @@
+//! Whole-VM tests: each boots `vmm run` on a bundle of its own and looks at what a user would see.
+
+mod boots;
+mod faults;
+mod files;
+mod identity;
+mod mounts;
+mod process;
+mod streams;
+mod terminal;

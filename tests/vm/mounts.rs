@@ -1,0 +1,148 @@
+//! The root and what is mounted on it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use serde_json::json;
+use tests::Bundle;
+
+#[test]
+fn a_read_only_root_cannot_be_written() {
+    let bundle = Bundle::sh("echo x > /etc/new; touch /tmp/new; mount | grep ' / '")
+        .with(|c| c["root"]["readonly"] = json!(true));
+    let run = bundle.run();
+    let errors = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(errors.matches("Read-only file system").count(), 2, "{run}");
+    assert!(run.text().contains("ro"), "{run}");
+    assert!(!bundle.rootfs().join("tmp/new").exists());
+}
+
+#[test]
+fn writes_are_on_the_host_with_owner_and_mode() {
+    let bundle = Bundle::sh(
+        "umask 0; mkdir /mnt/d; chmod 2750 /mnt/d; echo hi > /mnt/d/f; chown 1000:10 /mnt/d/f; chmod 640 /mnt/d/f; ln -s f /mnt/d/l; mkfifo -m 600 /mnt/d/p",
+    );
+    bundle.run().code(0).stderr("");
+    let d = bundle.rootfs().join("mnt/d");
+    assert_eq!(fs::metadata(&d).unwrap().permissions().mode() & 0o7777, 0o2750);
+    let f = fs::metadata(d.join("f")).unwrap();
+    assert_eq!((f.uid(), f.gid(), f.mode() & 0o7777), (1000, 10, 0o640));
+    assert_eq!(fs::read_to_string(d.join("f")).unwrap(), "hi\n");
+    assert_eq!(fs::read_link(d.join("l")).unwrap().to_str(), Some("f"));
+    assert_eq!(fs::symlink_metadata(d.join("p")).unwrap().mode() & 0o170_000, 0o010_000);
+}
+
+#[test]
+fn files_are_made_by_the_user_who_makes_them() {
+    let bundle = Bundle::sh("echo hi > /mnt/f; mkdir /mnt/d").with(|c| {
+        c["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    });
+    let mnt = bundle.rootfs().join("mnt");
+    fs::set_permissions(&mnt, fs::Permissions::from_mode(0o777)).unwrap();
+    bundle.run().code(0).stderr("");
+    for name in ["f", "d"] {
+        let found = fs::metadata(mnt.join(name)).unwrap();
+        assert_eq!((found.uid(), found.gid()), (1000, 1000), "{name}");
+    }
+}
+
+#[test]
+fn a_directory_is_bound_both_ways() {
+    let dir = tempfile::TempDir::new().unwrap();
+    fs::write(dir.path().join("from-host"), "host\n").unwrap();
+    let bundle = Bundle::sh("cat /srv/shared/from-host; echo guest > /srv/shared/from-guest").mount(json!({
+        "destination": "/srv/shared", "type": "bind", "source": dir.path(), "options": ["rbind", "rw"],
+    }));
+    bundle.run().code(0).stdout("host\n").stderr("");
+    assert_eq!(fs::read_to_string(dir.path().join("from-guest")).unwrap(), "guest\n");
+}
+
+#[test]
+fn a_file_is_bound_both_ways() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("hosts");
+    fs::write(&file, "host\n").unwrap();
+    let bundle = Bundle::sh("cat /etc/hosts; echo guest >> /etc/hosts; ls /etc").mount(json!({
+        "destination": "/etc/hosts", "type": "bind", "source": file, "options": ["bind"],
+    }));
+    bundle.run().code(0).stdout("host\ngroup\nhosts\npasswd\n").stderr("");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "host\nguest\n");
+}
+
+#[test]
+fn a_read_only_bind_cannot_be_written() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let bundle = Bundle::sh("echo x > /srv/f || mount -o remount,rw /srv; echo x > /srv/f").mount(json!({
+        "destination": "/srv", "type": "bind", "source": dir.path(), "options": ["bind", "ro"],
+    }));
+    let run = bundle.run();
+    assert_ne!(run.status.code(), Some(0), "{run}");
+    assert!(!dir.path().join("f").exists());
+}
+
+#[test]
+fn what_the_host_changes_is_seen() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("f");
+    fs::write(&file, "before\n").unwrap();
+    let bundle = Bundle::sh("cat /srv/f; echo ready; read a; sleep 2; cat /srv/f; ls /srv").mount(json!({
+        "destination": "/srv", "type": "bind", "source": dir.path(), "options": ["bind"],
+    }));
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    fs::write(&file, "after, and longer\n").unwrap();
+    fs::write(dir.path().join("g"), "").unwrap();
+    // The server's attributes are good for a second; the shell waits longer than that after its read.
+    run.write(b"\n");
+    let run = run.finish().code(0);
+    assert_eq!(run.text(), "after, and longer\nf\ng", "{run}");
+}
+
+#[test]
+fn a_tmpfs_with_its_options() {
+    let bundle = Bundle::sh("df -k /scratch | tail -n 1 | awk '{print $1, $2}'; stat -c %a /scratch; touch /scratch/x; mount | grep ' /scratch '")
+        .mount(json!({
+            "destination": "/scratch", "type": "tmpfs", "source": "scratch",
+            "options": ["nosuid", "noexec", "size=1024k", "mode=1700"],
+        }));
+    let text = bundle.run().code(0).text();
+    assert!(text.starts_with("scratch 1024\n1700\n"), "{text}");
+    assert!(text.contains("nosuid") && text.contains("noexec"), "{text}");
+    assert!(!bundle.rootfs().join("scratch/x").exists());
+}
+
+#[test]
+fn the_standard_mounts_are_there() {
+    let script = "for p in /proc /dev /dev/pts /dev/shm /dev/mqueue /sys /sys/fs/cgroup; do mount | grep -q \" $p type\" && echo $p; done";
+    let wanted = "/proc\n/dev\n/dev/pts\n/dev/shm\n/dev/mqueue\n/sys\n/sys/fs/cgroup\n";
+    Bundle::sh(script).run().code(0).stdout(wanted);
+}
+
+#[test]
+fn device_nodes_work() {
+    let script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c \
+                  && (echo x > /dev/full) 2>&1 | grep -c 'No space'; readlink /dev/fd /dev/stdin /dev/ptmx";
+    Bundle::sh(script).run().code(0).stdout("4\n4\n1\n/proc/self/fd\n/proc/self/fd/0\npts/ptmx\n");
+}
+
+#[test]
+fn masked_and_read_only_paths() {
+    let script = "cat /proc/kcore | wc -c; ls /proc/scsi | wc -l; echo 1 > /proc/sys/kernel/panic";
+    let bundle = Bundle::sh(script).with(|c| {
+        c["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/scsi", "/proc/not-there"]);
+        c["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    });
+    let run = bundle.run();
+    assert!(run.text().starts_with("0\n0"), "{run}");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("Read-only file system"), "{run}");
+}
+
+#[test]
+fn a_links_target_outside_the_root_is_not_followed() {
+    let bundle = Bundle::sh("ls /srv").mount(json!({
+        "destination": "/escape/deep", "type": "tmpfs", "source": "tmpfs", "options": [],
+    }));
+    std::os::unix::fs::symlink("../../../../../../tmp", bundle.rootfs().join("escape")).unwrap();
+    bundle.run();
+    assert!(bundle.rootfs().join("tmp/deep").is_dir(), "the link did not resolve inside the root");
+}

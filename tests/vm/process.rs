@@ -1,0 +1,107 @@
+//! A container's process as seen from outside: exit codes, signals, programs that cannot run.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+use tests::Bundle;
+
+#[test]
+fn hello() {
+    Bundle::sh("echo hello").run().code(0).stdout("hello\n").stderr("");
+}
+
+#[test]
+fn the_exit_code_is_the_containers() {
+    for code in [0, 1, 2, 42, 124, 125, 126, 127, 128, 129, 137, 255] {
+        Bundle::sh(&format!("exit {code}")).run().code(code).stderr("");
+    }
+}
+
+#[test]
+fn death_by_signal_is_128_plus_its_number() {
+    for (signal, code) in [("TERM", 143), ("KILL", 137), ("SEGV", 139)] {
+        Bundle::sh(&format!("kill -{signal} $$")).share("pid").run().code(code);
+    }
+}
+
+#[test]
+fn a_program_that_is_not_there_is_127() {
+    Bundle::new(&["/bin/nothing-here"])
+        .run()
+        .code(127)
+        .stdout("")
+        .says(&["/bin/nothing-here", "No such file"]);
+    Bundle::new(&["nothing-here"]).run().code(127).says(&["nothing-here"]);
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_126() {
+    let bundle = Bundle::new(&["/etc/passwd"]);
+    bundle.run().code(126).stdout("").says(&["/etc/passwd", "Permission denied"]);
+    let bundle = Bundle::new(&["/mnt/broken"]);
+    let path = bundle.rootfs().join("mnt/broken");
+    fs::write(&path, [0x7f, b'E', b'L', b'F', 0, 0]).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    bundle.run().code(126).says(&["/mnt/broken"]);
+}
+
+#[test]
+fn a_script_with_an_interpreter_runs() {
+    let bundle = Bundle::new(&["/mnt/script", "a", "b"]);
+    let path = bundle.rootfs().join("mnt/script");
+    fs::write(&path, "#!/bin/sh\necho $# \"$2\"\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    bundle.run().code(0).stdout("2 b\n");
+}
+
+#[test]
+fn signals_reach_the_container() {
+    for (signal, says) in
+        [("TERM", "got TERM\n"), ("USR1", "got USR1\n"), ("HUP", "got HUP\n"), ("INT", "got INT\n")]
+    {
+        let script =
+            format!("trap 'echo got {signal}; exit 7' {signal}; echo ready; while :; do sleep 1; done");
+        let bundle = Bundle::sh(&script);
+        let mut run = bundle.start();
+        run.wait_for("ready\n");
+        run.signal(signal);
+        run.finish().code(7).stdout(says);
+    }
+}
+
+#[test]
+fn a_background_child_with_the_output_open_does_not_hold_the_exit_back() {
+    Bundle::sh("sleep 1000 & echo done; exit 3").run().code(3).stdout("done\n");
+}
+
+#[test]
+fn orphans_are_reaped() {
+    let script = "for i in 1 2 3 4 5; do (sleep 0.1 & ) ; done; sleep 1; ps -o stat | grep -c Z";
+    for bundle in [Bundle::sh(script).share("pid"), Bundle::sh(&format!("{script}; true"))] {
+        assert_eq!(bundle.run().text(), "0");
+    }
+}
+
+#[test]
+fn the_container_is_process_1_of_its_namespace() {
+    Bundle::sh("echo $$; ls -d /proc/[0-9]* | wc -l").run().code(0).stdout("1\n3\n");
+}
+
+#[test]
+fn two_cpus_work() {
+    let bundle = Bundle::sh(
+        "grep -c ^processor /proc/cpuinfo; nproc; for i in 1 2; do taskset -c $((i-1)) echo cpu$i; done",
+    );
+    bundle.flag("--cpus").flag("2").run().code(0).stdout("2\n2\ncpu1\ncpu2\n").stderr("");
+}
+
+#[test]
+fn a_cpu_quota_and_a_memory_limit_size_the_machine() {
+    let bundle = Bundle::sh("nproc; awk '/MemTotal/ {print ($2 > 480*1024 && $2 < 700*1024)}' /proc/meminfo")
+        .with(|c| {
+            c["linux"]["resources"] =
+                json!({"memory": {"limit": 512 << 20}, "cpu": {"quota": 150_000, "period": 100_000}});
+        });
+    bundle.run().code(0).stdout("2\n1\n");
+}

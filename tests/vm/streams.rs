@@ -1,0 +1,149 @@
+//! Standard input, output and error: complete, apart, and under back-pressure.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use tests::{Bundle, Running};
+
+/// Bytes that no transport can repeat, drop or reorder unseen.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn stdout_and_stderr_stay_apart() {
+    let script = "for i in 1 2 3; do echo out$i; echo err$i >&2; done";
+    Bundle::sh(script).run().code(0).stdout("out1\nout2\nout3\n").stderr("err1\nerr2\nerr3\n");
+}
+
+#[test]
+fn ten_mebibytes_through_stdin_to_stdout() {
+    let input = noise(10 << 20);
+    let run = Bundle::new(&["cat"]).run_with(&input).code(0);
+    assert_eq!(run.stdout.len(), input.len());
+    assert!(run.stdout == input, "the bytes differ");
+}
+
+#[test]
+fn a_hundred_mebibytes_to_a_slow_reader() {
+    const BYTES: usize = 100 << 20;
+    let bundle = Bundle::sh(&format!("head -c {BYTES} /dev/zero; echo end >&2"));
+    let mut run = bundle.start();
+    let mut stdout = run.take_stdout();
+    let reader = std::thread::spawn(move || {
+        let (mut total, mut piece) = (0, vec![0; 1 << 20]);
+        loop {
+            // A reader that does other work between two reads, as a terminal or a log driver does.
+            let busy =
+                (0..200_000_u32).fold(0_u32, |a, b| std::hint::black_box(a.wrapping_mul(31).wrapping_add(b)));
+            std::hint::black_box(busy);
+            match stdout.read(&mut piece).unwrap() {
+                0 => return total,
+                n => total += n,
+            }
+        }
+    });
+    run.finish().code(0).stderr("end\n");
+    assert_eq!(reader.join().unwrap(), BYTES);
+}
+
+#[test]
+fn input_ends_where_it_ends() {
+    Bundle::sh("read a; read b; echo \"$a-$b\"; cat; echo eof")
+        .run_with(b"x\ny\nz\n")
+        .code(0)
+        .stdout("x-y\nz\neof\n");
+}
+
+#[test]
+fn input_that_nobody_reads_does_not_block() {
+    Bundle::sh("exec 0<&-; echo done").run_with(&noise(4 << 20)).code(0).stdout("done\n");
+}
+
+#[test]
+fn output_after_the_reader_has_gone_does_not_block() {
+    let bundle = Bundle::sh("head -c 10000000 /dev/zero; echo end >&2");
+    let mut run = bundle.start();
+    drop(run.take_stdout());
+    let run = run.finish();
+    assert!(run.status.code().is_some(), "{run}");
+}
+
+#[test]
+fn files_as_standard_streams() {
+    let bundle = Bundle::sh("cat; echo err >&2");
+    let path = |name: &str| bundle.path().join(name);
+    fs::write(path("in"), noise(300_000)).unwrap();
+    fs::write(path("out"), "kept:").unwrap();
+    let status = bundle
+        .command()
+        .stdin(File::open(path("in")).unwrap())
+        .stdout(File::options().append(true).open(path("out")).unwrap())
+        .stderr(File::create(path("err")).unwrap())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+    let out = fs::read(path("out")).unwrap();
+    assert!(out.strip_prefix(b"kept:").unwrap() == noise(300_000), "the bytes differ");
+    assert_eq!(fs::read_to_string(path("err")).unwrap(), "err\n");
+}
+
+#[test]
+fn one_file_for_both_outputs_keeps_what_each_wrote() {
+    let bundle = Bundle::sh("i=0; while [ $i -lt 500 ]; do echo out$i; echo err$i >&2; i=$((i+1)); done");
+    let file = File::create(bundle.path().join("both")).unwrap();
+    let status = bundle
+        .command()
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+    let text = fs::read_to_string(bundle.path().join("both")).unwrap();
+    let kept = |what: &str| text.lines().filter(|l| l.starts_with(what)).count();
+    assert_eq!((kept("out"), kept("err")), (500, 500));
+}
+
+#[test]
+fn closed_standard_streams() {
+    let bundle = Bundle::sh("cat; echo out; echo err >&2; exit 5");
+    let inner = format!("{:?} <&- >&- 2>&-", bundle.command());
+    let status = Command::new("bash").args(["-c", &inner]).status().unwrap();
+    assert_eq!(status.code(), Some(5));
+}
+
+#[test]
+fn output_to_a_full_disk_is_an_error_and_not_silence() {
+    let bundle = Bundle::sh("head -c 100000 /dev/zero; exit 0");
+    let run = bundle
+        .command()
+        .stdin(Stdio::null())
+        .stdout(File::options().write(true).open("/dev/full").unwrap())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&run.stderr);
+    assert!(text.contains("No space left on device"), "{text}");
+    assert_ne!(run.status.code(), Some(0));
+}
+
+#[test]
+fn input_written_before_the_container_runs_is_kept() {
+    let bundle = Bundle::sh("sleep 1; cat");
+    let mut run = Running::start(bundle.command());
+    run.write(b"early\n");
+    run.finish().code(0).stdout("early\n");
+}
