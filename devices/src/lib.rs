@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod event_loop;
+pub mod faults;
 pub mod interrupt;
 pub mod virtio;
 

@@ -8,7 +8,7 @@ use crate::Interrupt;
 
 pub mod queue;
 
-pub use queue::VirtQueue;
+pub use queue::{Reader, Served, VirtQueue, Writer};
 
 /// What a device is: data that the transport shows to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
