@@ -1,7 +1,7 @@
-//! A device's interrupt line: an eventfd that the hypervisor turns into an edge, and virtio-mmio's reason bits.
+//! A device's interrupt line: an eventfd that the hypervisor turns into an edge, and what the driver may read about it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
@@ -9,14 +9,22 @@ use vmm_sys_util::eventfd::EventFd;
 /// Raises a virtio-mmio device's interrupt (VIRTIO 1.2, 4.2.2, InterruptStatus). Clones share one line.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
-    status: Arc<AtomicU32>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    reasons: AtomicU32,
+    generation: AtomicU32,
+    broken: AtomicBool,
     line: Arc<EventFd>,
 }
 
 impl Interrupt {
     /// Returns an interrupt that fires `line`.
     pub fn new(line: Arc<EventFd>) -> Interrupt {
-        Interrupt { status: Arc::new(AtomicU32::new(0)), line }
+        let (reasons, generation) = (AtomicU32::new(0), AtomicU32::new(0));
+        Interrupt { shared: Arc::new(Shared { reasons, generation, broken: AtomicBool::new(false), line }) }
     }
 
     /// Tells the driver that a queue has used buffers.
@@ -24,24 +32,68 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
-    /// Tells the driver that the configuration has changed.
+    /// Tells the driver that the configuration has changed. To be called after the change.
     pub fn config_changed(&self) {
+        self.shared.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// Tells the driver that the device is of no use until a reset (VIRTIO 1.2, 2.1.2, DEVICE_NEEDS_RESET).
+    pub fn needs_reset(&self) {
+        self.shared.broken.store(true, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// The pending reasons, as the InterruptStatus register shows them.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.shared.reasons.load(Ordering::SeqCst)
     }
 
     /// Takes back the reasons that the driver acknowledged.
     pub fn acknowledge(&self, reasons: u32) {
-        self.status.fetch_and(!reasons, Ordering::SeqCst);
+        self.shared.reasons.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    /// How often the configuration has changed, as the ConfigGeneration register shows it.
+    pub fn generation(&self) -> u32 {
+        self.shared.generation.load(Ordering::SeqCst)
+    }
+
+    /// The device has asked for a reset.
+    pub fn is_broken(&self) -> bool {
+        self.shared.broken.load(Ordering::SeqCst)
+    }
+
+    /// Forgets what is pending, as a reset does.
+    pub fn reset(&self) {
+        self.shared.reasons.store(0, Ordering::SeqCst);
+        self.shared.broken.store(false, Ordering::SeqCst);
     }
 
     fn raise(&self, reason: u32) {
-        self.status.fetch_or(reason, Ordering::SeqCst);
+        self.shared.reasons.fetch_or(reason, Ordering::SeqCst);
         // The counter cannot overflow before the irqfd drains it; a full counter is a pending interrupt all the same.
-        let _ = self.line.write(1);
+        let _ = self.shared.line.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_add_up_until_they_are_acknowledged() {
+        let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let interrupt = Interrupt::new(line.clone());
+        interrupt.used_buffers();
+        interrupt.clone().config_changed();
+        assert_eq!((interrupt.status(), interrupt.generation()), (3, 1));
+        assert_eq!(line.read().unwrap(), 2);
+        interrupt.acknowledge(VIRTIO_MMIO_INT_VRING);
+        assert_eq!(interrupt.status(), VIRTIO_MMIO_INT_CONFIG);
+        interrupt.needs_reset();
+        assert!(interrupt.is_broken());
+        interrupt.reset();
+        assert_eq!((interrupt.status(), interrupt.is_broken(), interrupt.generation()), (0, false, 1));
     }
 }

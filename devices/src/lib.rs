@@ -7,6 +7,9 @@ pub mod bus;
 pub mod event_loop;
 pub mod faults;
 pub mod interrupt;
+pub mod mark;
+pub mod reset;
+pub mod serial;
 pub mod virtio;
 
 pub use bus::{Action, Bus, BusDevice};

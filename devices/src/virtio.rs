@@ -6,8 +6,10 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::Interrupt;
 
+pub mod mmio;
 pub mod queue;
 
+pub use mmio::{MMIO_SIZE, MmioTransport};
 pub use queue::{Reader, Served, VirtQueue, Writer};
 
 /// What a device is: data that the transport shows to the driver.
@@ -44,5 +46,8 @@ pub trait VirtioDevice: Send {
     /// Takes what the driver wrote to the configuration space; most devices have nothing to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Starts serving the queues.
+    ///
+    /// Called again if the driver resets the device and comes back. The old queues are dead by then
+    /// ([`queue::QueueError::Reset`]); a device that cannot serve twice returns an error.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
 }

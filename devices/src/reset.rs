@@ -1,0 +1,57 @@
+//! The reset port: the one command of the keyboard controller (i8042) that a machine without a keyboard needs.
+//!
+//! The guest kernel's `reboot=k` writes 0xfe to port 0x64. A status that always reads 0 says that the controller is
+//! ready for a command, so the guest does not wait.
+
+use crate::{Action, BusDevice};
+
+/// The first port: the controller's data port.
+pub const RESET_PORT: u64 = 0x60;
+/// How many ports the controller has: data at 0x60, command and status at 0x64.
+pub const RESET_PORT_LEN: u64 = 5;
+
+const COMMAND_OFFSET: u64 = 4;
+const PULSE_RESET_LINE: u8 = 0xfe;
+
+/// Turns the guest's reset command into [`Action::Reset`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResetPort;
+
+impl BusDevice for ResetPort {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Action {
+        match (offset, data) {
+            (COMMAND_OFFSET, [PULSE_RESET_LINE]) => Action::Reset,
+            _ => Action::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_reset_command_resets() {
+        for (offset, data, expected) in [
+            (4, &[0xfe][..], Action::Reset),
+            (4, &[0xff], Action::None),
+            (4, &[0xfe, 0xfe], Action::None),
+            (4, &[], Action::None),
+            (0, &[0xfe], Action::None),
+            (u64::MAX, &[0xfe], Action::None),
+        ] {
+            assert_eq!(ResetPort.write(offset, data), expected, "{offset:#x} {data:?}");
+        }
+    }
+
+    #[test]
+    fn status_says_ready() {
+        let mut data = [0xff];
+        ResetPort.read(4, &mut data);
+        assert_eq!(data, [0]);
+    }
+}

@@ -1,0 +1,317 @@
+//! virtio over MMIO, the modern register layout (VIRTIO 1.2, 4.2.2, version 2).
+//!
+//! Offers VIRTIO_F_VERSION_1, VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX beside the device's own features. Refuses
+//! the legacy layout, packed rings, reset of single queues and shared memory regions. Control registers take aligned
+//! 32-bit accesses only; any other access reads zero and is lost.
+//!
+//! A reset after DRIVER_OK takes effect once no queue is at work on a request: until then Status reads what it was,
+//! as 2.4.2 asks for. The device may be started again if it can be (see [`VirtioDevice::activate`]).
+
+use std::io;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config::*;
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use self::queue_registers::QueueRegisters;
+use super::queue::{Gate, QueueLinks};
+use super::{Activation, DeviceInfo, VirtQueue, VirtioDevice};
+use crate::faults::GuestFaults;
+use crate::{Action, BusDevice, Interrupt};
+
+mod queue_registers;
+mod status;
+
+/// The length of a device's register file, in bytes.
+pub const MMIO_SIZE: u64 = 0x1000;
+/// The offset of QueueNotify: a 32-bit write of a queue's number there is that queue's kick.
+pub const NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// MagicValue: "virt" in little-endian bytes.
+const MAGIC: u32 = 0x7472_6976;
+/// Version of the modern register layout.
+const VERSION: u32 = 2;
+/// VendorID. No register of vendors exists; this is ours in ASCII.
+const VENDOR: u32 = u32::from_le_bytes(*b"vmm\0");
+
+const TRANSPORT_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// A virtio device as registers on the bus.
+pub struct MmioTransport {
+    device: Box<dyn VirtioDevice>,
+    info: DeviceInfo,
+    memory: GuestMemoryMmap,
+    interrupt: Interrupt,
+    kicks: Vec<Arc<EventFd>>,
+    queues: Vec<QueueRegisters>,
+    gate: Arc<Gate>,
+    resetting: bool,
+    status: u32,
+    queue_select: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    faults: GuestFaults,
+    /// Counted apart, so that the first is in the log whatever came before it.
+    failed_starts: GuestFaults,
+}
+
+impl MmioTransport {
+    /// Puts `device` behind registers; `irq` fires its interrupt. Fails if the host gives no more eventfds.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        irq: Arc<EventFd>,
+    ) -> io::Result<MmioTransport> {
+        let info = device.info();
+        let kick = |_: &u16| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
+        let kicks = info.queue_sizes.iter().map(kick).collect::<io::Result<Vec<_>>>()?;
+        Ok(MmioTransport {
+            queues: info.queue_sizes.iter().map(|max| QueueRegisters::new(*max)).collect(),
+            device,
+            info,
+            memory,
+            interrupt: Interrupt::new(irq),
+            kicks,
+            gate: Arc::default(),
+            resetting: false,
+            status: 0,
+            queue_select: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            faults: GuestFaults::default(),
+            failed_starts: GuestFaults::default(),
+        })
+    }
+
+    /// Each queue's kick, in order. The machine fires it where the driver writes the queue's number at
+    /// [`NOTIFY_OFFSET`]; a write that reaches [`BusDevice::write`] all the same fires it too.
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
+    }
+
+    fn offered_features(&self) -> u64 {
+        self.info.features | TRANSPORT_FEATURES
+    }
+
+    fn read_register(&mut self, register: u32) -> u32 {
+        let queue = self.queues.get(self.queue_select as usize);
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.info.device_id,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => feature_word(self.offered_features(), self.device_features_select),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| q.max().into()),
+            VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(QueueRegisters::is_ready).into(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
+            VIRTIO_MMIO_STATUS => self.read_status(),
+            VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
+            // 4.2.2.2: where there is no shared memory region, its length and base read as -1.
+            VIRTIO_MMIO_SHM_LEN_LOW
+            | VIRTIO_MMIO_SHM_LEN_HIGH
+            | VIRTIO_MMIO_SHM_BASE_LOW
+            | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, register: u32, value: u32) -> Result<(), &'static str> {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.write_driver_features(value)?,
+            VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            VIRTIO_MMIO_QUEUE_NOTIFY => {
+                let kick = self.kicks.get(value as usize).ok_or("kick of a queue that does not exist")?;
+                // A full counter is a pending kick all the same.
+                let _ = kick.write(1);
+            }
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            VIRTIO_MMIO_STATUS => self.write_status(value)?,
+            VIRTIO_MMIO_SHM_SEL => {}
+            VIRTIO_MMIO_QUEUE_READY if value == 0 => self.queue()?.disable(),
+            VIRTIO_MMIO_QUEUE_READY => self.enable_queue()?,
+            _ => self.queue()?.write(register, value)?,
+        }
+        Ok(())
+    }
+
+    fn write_driver_features(&mut self, value: u32) -> Result<(), &'static str> {
+        if self.status & VIRTIO_CONFIG_S_DRIVER == 0 || self.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+            return Err("features written before DRIVER or after FEATURES_OK");
+        }
+        let shift = match self.driver_features_select {
+            0 => 0,
+            1 => 32,
+            _ if value == 0 => return Ok(()),
+            _ => return Err("feature accepted that was not offered"),
+        };
+        self.driver_features = self.driver_features & !(0xffff_ffff << shift) | u64::from(value) << shift;
+        Ok(())
+    }
+
+    /// The selected queue, at a time when the driver may set it up (3.1.1: after FEATURES_OK, before DRIVER_OK).
+    fn queue(&mut self) -> Result<&mut QueueRegisters, &'static str> {
+        let stage = self.status & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
+        if stage != VIRTIO_CONFIG_S_FEATURES_OK || self.resetting {
+            return Err("queue register written before FEATURES_OK or after DRIVER_OK");
+        }
+        self.queues.get_mut(self.queue_select as usize).ok_or("register of a queue that does not exist")
+    }
+
+    fn enable_queue(&mut self) -> Result<(), &'static str> {
+        let memory = self.memory.clone();
+        let enabled = self.queue()?.enable(&memory);
+        if enabled.is_err() {
+            // The driver takes the queue for ready without looking again: better that it learns of it.
+            self.interrupt.needs_reset();
+        }
+        enabled
+    }
+
+    fn read_status(&mut self) -> u32 {
+        self.finish_reset();
+        let broken = if self.interrupt.is_broken() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
+        self.status | broken
+    }
+
+    fn write_status(&mut self, value: u32) -> Result<(), &'static str> {
+        if value == 0 {
+            self.reset();
+            return Ok(());
+        }
+        self.finish_reset();
+        if self.resetting {
+            return Err("status written during a reset");
+        }
+        let mut added = status::added(self.status, value)?;
+        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_agree() {
+            // 2.2.2: features that cannot be had show as a FEATURES_OK that reads back clear.
+            added &= !(VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
+        }
+        self.status |= added;
+        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.activate();
+        }
+        Ok(())
+    }
+
+    fn features_agree(&self) -> bool {
+        self.driver_features & !self.offered_features() == 0
+            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+    }
+
+    /// Moves the queues into the device. A device that cannot start asks for a reset.
+    fn activate(&mut self) {
+        let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let queues = self.queues.iter().zip(&self.kicks).zip(0..).map(|((registers, kick), index)| {
+            let links = QueueLinks {
+                memory: self.memory.clone(),
+                kick: kick.clone(),
+                interrupt: self.interrupt.clone(),
+                gate: self.gate.clone(),
+            };
+            Some(VirtQueue::new(index, registers.build(event_idx)?, links))
+        });
+        let Some(queues) = queues.collect::<Option<Vec<_>>>() else {
+            return self.note_start("a queue size is no power of two");
+        };
+        let activation = Activation {
+            memory: self.memory.clone(),
+            interrupt: self.interrupt.clone(),
+            features: self.driver_features,
+            queues,
+        };
+        if let Err(error) = self.device.activate(activation) {
+            self.note_start(&error.to_string());
+        }
+    }
+
+    fn note_start(&mut self, what: &str) {
+        self.failed_starts.note("virtio-mmio", format_args!("start device {}: {what}", self.info.device_id));
+        self.interrupt.needs_reset();
+    }
+
+    /// Takes the queues back. Their owners are woken so that they let go of them.
+    fn reset(&mut self) {
+        if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.gate.close();
+            for kick in &self.kicks {
+                // A full counter is a pending kick all the same.
+                let _ = kick.write(1);
+            }
+        }
+        self.resetting = true;
+        self.finish_reset();
+    }
+
+    /// Completes a reset once no queue is at work on a request. Never waits.
+    fn finish_reset(&mut self) {
+        if !self.resetting || !self.gate.is_idle() {
+            return;
+        }
+        self.resetting = false;
+        self.gate = Arc::default();
+        self.interrupt.reset();
+        self.queues.iter_mut().for_each(QueueRegisters::reset);
+        self.status = 0;
+        self.queue_select = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+    }
+
+    fn note(&mut self, what: &str, offset: u64, len: usize) {
+        let id = self.info.device_id;
+        self.faults.note("virtio-mmio", format_args!("device {id}, offset {offset:#x}, {len} bytes: {what}"));
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
+            self.device.read_config(offset, data);
+        } else if let (Some(register), 4) = (register_at(offset), data.len()) {
+            data.copy_from_slice(&self.read_register(register).to_le_bytes());
+        } else {
+            self.note("read that is not one aligned register", offset, data.len());
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Action {
+        if let Some(offset) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
+            self.device.write_config(offset, data);
+        } else if let (Some(register), Ok(value)) = (register_at(offset), data.try_into()) {
+            if let Err(what) = self.write_register(register, u32::from_le_bytes(value)) {
+                self.note(what, offset, data.len());
+            }
+        } else {
+            self.note("write that is not one aligned register", offset, data.len());
+        }
+        Action::None
+    }
+}
+
+/// The register at `offset`, which is aligned as registers are.
+fn register_at(offset: u64) -> Option<u32> {
+    offset.is_multiple_of(4).then(|| u32::try_from(offset).ok()).flatten()
+}
+
+/// The 32 bits of `features` that a selector shows.
+fn feature_word(features: u64, select: u32) -> u32 {
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

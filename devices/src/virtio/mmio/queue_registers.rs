@@ -1,0 +1,104 @@
+//! One queue's registers, from the driver's numbers to a queue that can be served.
+
+use std::mem;
+
+use virtio_bindings::virtio_mmio::*;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+
+/// What the driver has written about one queue. Nothing is believed before [`QueueRegisters::enable`].
+#[derive(Debug)]
+pub(super) struct QueueRegisters {
+    max: u16,
+    size: u32,
+    descriptors: u64,
+    avail: u64,
+    used: u64,
+    ready: Option<Queue>,
+}
+
+impl QueueRegisters {
+    /// Returns the registers of a queue of at most `max` entries.
+    pub fn new(max: u16) -> QueueRegisters {
+        QueueRegisters { max, size: max.into(), descriptors: 0, avail: 0, used: 0, ready: None }
+    }
+
+    /// QueueNumMax.
+    pub fn max(&self) -> u16 {
+        self.max
+    }
+
+    /// QueueReady.
+    pub fn is_ready(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// Takes one of the queue's plain registers; `register` is its offset. A ready queue's do not change.
+    pub fn write(&mut self, register: u32, value: u32) -> Result<(), &'static str> {
+        if self.is_ready() {
+            return Err("queue register written while the queue is ready");
+        }
+        match register {
+            VIRTIO_MMIO_QUEUE_NUM => self.size = value,
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut self.descriptors, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut self.descriptors, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut self.avail, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut self.avail, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut self.used, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut self.used, value),
+            _ => return Err("no such queue register"),
+        }
+        Ok(())
+    }
+
+    /// Makes the queue ready if its size is possible and its rings lie in memory.
+    pub fn enable(&mut self, memory: &GuestMemoryMmap) -> Result<(), &'static str> {
+        if self.is_ready() {
+            return Ok(());
+        }
+        let mut queue = Queue::new(self.max).map_err(|_| "queue does not exist")?;
+        let size = u16::try_from(self.size).map_err(|_| "queue size too large")?;
+        queue.try_set_size(size).map_err(|_| "queue size too large or no power of two")?;
+        queue.try_set_desc_table_address(GuestAddress(self.descriptors)).map_err(|_| "misaligned table")?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.avail))
+            .map_err(|_| "misaligned available ring")?;
+        queue.try_set_used_ring_address(GuestAddress(self.used)).map_err(|_| "misaligned used ring")?;
+        // VIRTIO 1.2, 2.7: sizes of the three parts, each ring with its trailing event index.
+        let size = usize::from(size);
+        let parts = [(self.descriptors, 16 * size), (self.avail, 6 + 2 * size), (self.used, 6 + 8 * size)];
+        if !parts.iter().all(|(base, len)| memory.check_range(GuestAddress(*base), *len)) {
+            return Err("queue ring outside of memory");
+        }
+        queue.set_ready(true);
+        self.ready = Some(queue);
+        Ok(())
+    }
+
+    /// Takes the queue back from the driver's side: its rings are to be set up anew.
+    pub fn disable(&mut self) {
+        self.ready = None;
+    }
+
+    /// Returns the queue to serve; one that the driver left alone is not ready.
+    pub fn build(&self, event_idx: bool) -> Option<Queue> {
+        let Some(queue) = &self.ready else { return Queue::new(self.max).ok() };
+        let mut queue = Queue::try_from(queue.state()).ok()?;
+        queue.set_event_idx(event_idx);
+        Some(queue)
+    }
+
+    /// Forgets everything that the driver wrote.
+    pub fn reset(&mut self) {
+        let max = self.max;
+        let _ = mem::replace(self, QueueRegisters::new(max));
+    }
+}
+
+fn set_low(address: &mut u64, value: u32) {
+    *address = *address & !0xffff_ffff | u64::from(value);
+}
+
+fn set_high(address: &mut u64, value: u32) {
+    *address = *address & 0xffff_ffff | u64::from(value) << 32;
+}
