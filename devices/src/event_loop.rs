@@ -15,6 +15,12 @@ pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
 pub struct LoopHandle(RemoteEndpoint<Subscriber>);
 
 impl LoopHandle {
+    /// Returns a handle to a loop that the test itself turns, without a thread.
+    #[cfg(test)]
+    pub(crate) fn of(manager: &EventManager<Subscriber>) -> LoopHandle {
+        LoopHandle(manager.remote_endpoint())
+    }
+
     /// Hands `subscriber` to the loop; its `init` runs there. A kick that came earlier stays in its eventfd.
     pub fn add(&self, subscriber: Subscriber) -> io::Result<()> {
         self.0

@@ -6,8 +6,15 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::Interrupt;
 
-pub mod mmio;
 pub mod queue;
+
+pub mod mmio;
+
+pub mod console;
+pub mod rng;
+
+#[cfg(test)]
+mod driver;
 
 pub use mmio::{MMIO_SIZE, MmioTransport};
 pub use queue::{Reader, Served, VirtQueue, Writer};
@@ -50,4 +57,12 @@ pub trait VirtioDevice: Send {
     /// Called again if the driver resets the device and comes back. The old queues are dead by then
     /// ([`queue::QueueError::Reset`]); a device that cannot serve twice returns an error.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
+}
+
+/// Fills `data` from a configuration space that holds `config`; bytes outside of it are zero.
+pub fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let from = usize::try_from(offset).map_or(config.len(), |offset| offset.min(config.len()));
+    let len = data.len().min(config.len() - from);
+    data[..len].copy_from_slice(&config[from..from + len]);
 }

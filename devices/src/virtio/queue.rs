@@ -59,6 +59,13 @@ pub enum QueueError {
     },
 }
 
+impl QueueError {
+    /// The driver has taken the queue back, which is no fault of its.
+    pub fn is_reset(&self) -> bool {
+        matches!(self, QueueError::Reset { .. })
+    }
+}
+
 /// Tells a device's queues, wherever their owners run, that the driver has taken its memory back.
 #[derive(Debug, Default)]
 pub struct Gate {

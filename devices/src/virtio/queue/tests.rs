@@ -1,1 +1,397 @@
+use proptest::prelude::*;
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::mock::MockSplitQueue;
 
+use std::io::{Read, Write};
+
+use super::*;
+use crate::virtio::driver::{self, DriverQueue};
+
+const SIZE: u16 = 16;
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+/// Where tests put data, beyond every ring.
+const DATA: u64 = 0x10_0000;
+
+fn links(memory: &GuestMemoryMmap) -> QueueLinks {
+    let fd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    QueueLinks { memory: memory.clone(), kick: fd(), interrupt: Interrupt::new(fd()), gate: Arc::default() }
+}
+
+fn virt_queue(mock: &MockSplitQueue<GuestMemoryMmap>, memory: &GuestMemoryMmap) -> VirtQueue {
+    VirtQueue::new(0, mock.create_queue().unwrap(), links(memory))
+}
+
+fn raw((address, len, flags, next): (u64, u32, u16, u16)) -> RawDescriptor {
+    RawDescriptor::from(Descriptor::new(address, len, flags, next))
+}
+
+/// Puts descriptors at 0.. of the table as they are, and makes `head` available.
+fn with_chain(descriptors: &[(u64, u32, u16, u16)], head: u16) -> (GuestMemoryMmap, VirtQueue) {
+    let memory = driver::memory();
+    let mock = MockSplitQueue::new(&memory, SIZE);
+    for (index, descriptor) in (0..).zip(descriptors) {
+        mock.desc_table().store(index, raw(*descriptor)).unwrap();
+    }
+    mock.avail().ring().ref_at(0).unwrap().store(head.to_le());
+    mock.avail().idx().store(1u16.to_le());
+    let queue = virt_queue(&mock, &memory);
+    (memory, queue)
+}
+
+fn used(memory: &GuestMemoryMmap, queue: &VirtQueue) -> Vec<(u32, u32)> {
+    let ring = GuestAddress(queue.queue.used_ring());
+    let end: u16 = memory.read_obj(GuestAddress(ring.0 + 2)).unwrap();
+    let entry = |n: u16| {
+        let at = ring.0 + 4 + 8 * u64::from(n % SIZE);
+        let id = memory.read_obj(GuestAddress(at)).unwrap();
+        (id, memory.read_obj(GuestAddress(at + 4)).unwrap())
+    };
+    (0..end).map(entry).collect()
+}
+
+#[test]
+fn a_request_is_read_written_and_completed() {
+    let (memory, mut queue) =
+        with_chain(&[(DATA, 3, NEXT, 1), (DATA + 0x100, 2, NEXT, 2), (DATA + 0x200, 8, WRITE, 0)], 0);
+    memory.write_slice(b"abc", GuestAddress(DATA)).unwrap();
+    memory.write_slice(b"de", GuestAddress(DATA + 0x100)).unwrap();
+    queue
+        .serve(|mut request, mut reply| {
+            let mut text = String::new();
+            request.read_to_string(&mut text).unwrap();
+            reply.write_all(text.to_uppercase().as_bytes()).unwrap();
+            Ok(Served::Done(text.len() as u32))
+        })
+        .unwrap();
+    assert_eq!(used(&memory, &queue), [(0, 5)]);
+    let mut reply = [0; 8];
+    memory.read_slice(&mut reply, GuestAddress(DATA + 0x200)).unwrap();
+    assert_eq!(&reply, b"ABCDE\0\0\0");
+    assert_eq!((queue.links.interrupt.status(), queue.faults()), (1, 0));
+}
+
+#[test]
+fn an_indirect_table_is_followed() {
+    let (memory, mut queue) = with_chain(&[(DATA, 32, INDIRECT, 0)], 0);
+    memory.write_obj(raw((DATA + 0x100, 4, NEXT, 1)), GuestAddress(DATA)).unwrap();
+    memory.write_obj(raw((DATA + 0x200, 4, WRITE, 0)), GuestAddress(DATA + 16)).unwrap();
+    let mut lens = (0, 0);
+    queue
+        .serve(|request, reply| {
+            lens = (request.available_bytes(), reply.available_bytes());
+            Ok(Served::Done(4))
+        })
+        .unwrap();
+    assert_eq!((lens, used(&memory, &queue)), ((4, 4), vec![(0, 4)]));
+}
+
+/// Chains that no device may see: completed with length 0 and counted.
+#[test]
+fn malformed_chains_are_completed_empty() {
+    let far = 1 << 40;
+    for (what, descriptors) in [
+        ("loop", &[(DATA, 1, NEXT, 1), (DATA, 1, NEXT, 0)][..]),
+        ("loop on itself", &[(DATA, 1, NEXT, 0)]),
+        ("next outside", &[(DATA, 1, NEXT, SIZE)]),
+        ("next far outside", &[(DATA, 1, NEXT, u16::MAX)]),
+        ("address outside", &[(far, 1, 0, 0)]),
+        ("writable address outside", &[(far, 1, WRITE, 0)]),
+        ("length outside", &[(DATA, u32::MAX, 0, 0)]),
+        ("end of the address space", &[(u64::MAX, 2, 0, 0)]),
+        ("second address outside", &[(DATA, 1, NEXT, 1), (far, 1, WRITE, 0)]),
+        ("zero length", &[(DATA, 0, 0, 0)]),
+        ("zero length behind", &[(DATA, 1, NEXT, 1), (DATA, 0, WRITE, 0)]),
+        ("readable behind writable", &[(DATA, 1, NEXT | WRITE, 1), (DATA, 1, 0, 0)]),
+        ("longer than 4 GiB", &[(DATA, u32::MAX, NEXT, 1), (DATA, 1, 0, 0)]),
+        ("empty table", &[(DATA, 0, INDIRECT, 0)]),
+        ("odd table", &[(DATA, 17, INDIRECT, 0)]),
+        ("huge table", &[(DATA, 16 << 16, INDIRECT, 0)]),
+        ("table outside", &[(far, 16, INDIRECT, 0)]),
+        ("table behind the end", &[(DATA, 1, NEXT, 1), (far, 16, INDIRECT, 0)]),
+    ] {
+        let (memory, mut queue) = with_chain(descriptors, 0);
+        queue.serve(|_, _| panic!("{what}: must not be served")).unwrap();
+        assert_eq!(used(&memory, &queue), [(0, 0)], "{what}");
+        assert_eq!(queue.faults(), 1, "{what}");
+    }
+}
+
+#[test]
+fn nested_and_looping_tables_are_completed_empty() {
+    for inner in [(DATA, 16, INDIRECT, 0), (DATA, 1, NEXT, 0), (DATA, 1, NEXT, 7)] {
+        let (memory, mut queue) = with_chain(&[(DATA, 16, INDIRECT, 0)], 0);
+        memory.write_obj(raw(inner), GuestAddress(DATA)).unwrap();
+        queue.serve(|_, _| panic!("{inner:?}: must not be served")).unwrap();
+        assert_eq!((used(&memory, &queue), queue.faults()), (vec![(0, 0)], 1), "{inner:?}");
+    }
+}
+
+#[test]
+fn a_chain_is_no_longer_than_its_maximum() {
+    for (len, served) in [(MAX_CHAIN, 1), (MAX_CHAIN + 1, 0)] {
+        let (memory, mut queue) = with_chain(&[(DATA, 16 * len as u32, INDIRECT, 0)], 0);
+        for index in 0..len {
+            let flags = if index + 1 < len { NEXT } else { 0 };
+            let descriptor = raw((0x1000, 1, flags, index as u16 + 1));
+            memory.write_obj(descriptor, GuestAddress(DATA + 16 * index as u64)).unwrap();
+        }
+        let mut calls = 0;
+        queue
+            .serve(|_, _| {
+                calls += 1;
+                Ok(Served::Done(0))
+            })
+            .unwrap();
+        assert_eq!((calls, used(&memory, &queue).len()), (served, 1), "{len}");
+    }
+}
+
+#[test]
+fn a_head_that_is_no_descriptor_is_dropped() {
+    for head in [SIZE, u16::MAX] {
+        let (memory, mut queue) = with_chain(&[], head);
+        queue.serve(|_, _| panic!("must not be served")).unwrap();
+        assert_eq!((used(&memory, &queue), queue.faults()), (vec![], 1));
+    }
+}
+
+#[test]
+fn an_available_index_too_far_ahead_ends_the_queue() {
+    let memory = driver::memory();
+    let mock = MockSplitQueue::new(&memory, SIZE);
+    let mut queue = virt_queue(&mock, &memory);
+    mock.avail().idx().store((SIZE + 1).to_le());
+    let result = queue.serve(|_, _| panic!("must not be served"));
+    assert!(matches!(result, Err(QueueError::Rings { index: 0, .. })));
+    assert!(!result.unwrap_err().is_reset());
+}
+
+#[test]
+fn rings_outside_of_memory_end_the_queue() {
+    let memory = driver::memory();
+    let mut queue = Queue::new(SIZE).unwrap();
+    queue.set_avail_ring_address(Some(0), Some(1));
+    queue.set_ready(true);
+    let mut queue = VirtQueue::new(3, queue, links(&memory));
+    let result = queue.serve(|_, _| panic!("must not be served"));
+    assert!(matches!(result, Err(QueueError::Rings { index: 3, .. })));
+}
+
+#[test]
+fn a_refused_request_does_not_stop_the_next() {
+    let (memory, mut queue, mut ring) = ring(false);
+    for text in [&b"bad"[..], b"good"] {
+        ring.send(text);
+    }
+    queue
+        .serve(|request, _| match request.available_bytes() {
+            3 => Err(io::Error::other("refused")),
+            len => Ok(Served::Done(len as u32)),
+        })
+        .unwrap();
+    drop(memory);
+    let lens: Vec<_> = ring.completed().iter().map(Vec::len).collect();
+    assert_eq!((lens, queue.faults()), (vec![0, 4], 1));
+}
+
+/// A queue with the driver's side of it.
+fn ring(event_idx: bool) -> (GuestMemoryMmap, VirtQueue, DriverQueue) {
+    let memory = driver::memory();
+    let base = 0x2_0000;
+    let ring = DriverQueue::new(memory.clone(), base, SIZE, event_idx);
+    let mut queue = Queue::new(SIZE).unwrap();
+    queue.set_desc_table_address(Some(base as u32), None);
+    queue.set_avail_ring_address(Some(base as u32 + 0x800), None);
+    queue.set_used_ring_address(Some(base as u32 + 0xa00), None);
+    queue.set_event_idx(event_idx);
+    queue.set_ready(true);
+    (memory.clone(), VirtQueue::new(0, queue, links(&memory)), ring)
+}
+
+/// How often the queue has interrupted since the last call.
+fn interrupts(queue: &VirtQueue) -> bool {
+    let raised = queue.links.interrupt.status() == 1;
+    queue.links.interrupt.acknowledge(1);
+    raised
+}
+
+#[test]
+fn many_requests_make_one_interrupt() {
+    let memory = driver::memory();
+    let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let (_, queue, mut ring) = ring(true);
+    let mut links = links(&memory);
+    links.memory = queue.links.memory.clone();
+    links.interrupt = Interrupt::new(line.clone());
+    let mut queue = VirtQueue::new(0, queue.queue, links);
+    ring.fill(8);
+    queue.serve(|_, _| Ok(Served::Done(8))).unwrap();
+    assert_eq!((ring.completed().len(), line.read().unwrap()), (usize::from(SIZE), 1));
+}
+
+#[test]
+fn the_driver_is_told_at_once_where_the_device_says_so() {
+    let (_, mut queue, mut ring) = ring(true);
+    let status = queue.links.interrupt.clone();
+    ring.fill(8);
+    let mut told = Vec::new();
+    queue
+        .serve(|_, _| {
+            told.push(status.status());
+            Ok(Served::DoneNow(0))
+        })
+        .unwrap();
+    assert_eq!(told[..3], [0, 1, 1]);
+}
+
+#[test]
+fn interrupts_come_when_the_driver_wants_them() {
+    for event_idx in [false, true] {
+        let (_, mut queue, mut ring) = ring(event_idx);
+        ring.completed();
+        for _ in 0..3 {
+            ring.send(b"x");
+            queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+            assert!(interrupts(&queue), "wanted, {event_idx}");
+            ring.completed();
+        }
+        queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+        assert!(!interrupts(&queue), "nothing completed, {event_idx}");
+    }
+    let (_, mut queue, mut flagged) = ring(false);
+    flagged.set_flags(1);
+    flagged.send(b"x");
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert!(!interrupts(&queue), "the flag says no");
+
+    let (_, mut queue, mut lazy) = ring(true);
+    lazy.send(b"x");
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert!(interrupts(&queue));
+    lazy.send(b"x");
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert!(!interrupts(&queue), "the event index is behind");
+}
+
+#[test]
+fn kicks_are_wanted_when_the_queue_is_empty_and_not_after_later() {
+    let (_, mut queue, mut plain) = ring(false);
+    plain.fill(8);
+    queue.serve(|_, _| Ok(Served::Later)).unwrap();
+    assert_eq!((plain.used_flags(), plain.completed().len()), (1, 0));
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert_eq!((plain.used_flags(), plain.completed().len()), (0, usize::from(SIZE)));
+
+    let (_, mut queue, mut indexed) = ring(true);
+    indexed.fill(8);
+    let mut left = 5;
+    queue
+        .serve(|_, _| {
+            left -= 1;
+            Ok(if left < 0 { Served::Later } else { Served::Done(0) })
+        })
+        .unwrap();
+    assert_eq!((indexed.kick_wanted_at(), indexed.completed().len()), (0, 5));
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert_eq!((indexed.kick_wanted_at(), indexed.completed().len()), (SIZE, 11));
+}
+
+#[test]
+fn a_request_that_comes_while_the_device_works_is_served() {
+    let (_, mut queue, mut ring) = ring(true);
+    ring.send(b"1");
+    let mut served = 0;
+    queue
+        .serve(|_, _| {
+            served += 1;
+            if served == 1 {
+                ring.send(b"2");
+            }
+            Ok(Served::Done(0))
+        })
+        .unwrap();
+    assert_eq!(served, 2);
+}
+
+#[test]
+fn a_driver_that_never_stops_gets_its_share() {
+    let (_, mut queue, mut ring) = ring(true);
+    ring.send(b"x");
+    let mut served = 0;
+    queue
+        .serve(|_, _| {
+            served += 1;
+            ring.completed();
+            ring.send(b"x");
+            Ok(Served::Done(0))
+        })
+        .unwrap();
+    assert_eq!(served, 4 * u32::from(SIZE));
+    assert!(queue.kick().read().is_ok(), "the queue kicks itself for the rest");
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+}
+
+#[test]
+fn indices_wrap() {
+    let (_, mut queue, mut ring) = ring(true);
+    for round in 0..70_000u32 {
+        ring.send(b"x");
+        queue.serve(|_, _| Ok(Served::Done(1))).unwrap();
+        assert_eq!(ring.completed(), [b"x"], "{round}");
+    }
+}
+
+#[test]
+fn a_closed_gate_ends_the_queue() {
+    let (_, mut queue, mut ring) = ring(true);
+    ring.send(b"x");
+    let gate = queue.links.gate.clone();
+    gate.close();
+    let error = queue.serve(|_, _| panic!("must not be served")).unwrap_err();
+    assert!(error.is_reset() && gate.is_idle());
+}
+
+proptest! {
+    /// Whatever the rings hold, serving ends, and what the device sees lies in memory.
+    #[test]
+    fn no_ring_does_harm(
+        descriptors in prop::collection::vec(
+            (prop::sample::select(vec![0, DATA, DATA + 0x1000, 8 << 20, (8 << 20) - 4, u64::MAX]),
+             prop::sample::select(vec![0, 1, 16, 32, 0x1000, u32::MAX]),
+             0u16..8, 0u16..20), 16),
+        heads in prop::collection::vec(0u16..20, 0..16),
+        table in prop::collection::vec((any::<u32>(), 0u32..64, 0u16..8, 0u16..4), 4),
+    ) {
+        let memory = driver::memory();
+        let mut ring = DriverQueue::new(memory.clone(), 0x2_0000, SIZE, true);
+        for (index, descriptor) in (0..).zip(&descriptors) {
+            ring.put_descriptor(index, *descriptor);
+        }
+        for (index, (address, len, flags, next)) in (0..).zip(&table) {
+            let descriptor = raw((u64::from(*address) >> 8, *len, *flags, *next));
+            memory.write_obj(descriptor, GuestAddress(DATA + 16 * index)).unwrap();
+        }
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(0x2_0000), None);
+        queue.set_avail_ring_address(Some(0x2_0800), None);
+        queue.set_used_ring_address(Some(0x2_0a00), None);
+        queue.set_event_idx(true);
+        queue.set_ready(true);
+        let mut queue = VirtQueue::new(0, queue, links(&memory));
+        let outside = heads.iter().filter(|head| **head >= SIZE).count();
+        for head in &heads {
+            ring.make_available(*head);
+        }
+        queue.serve(|mut request, mut reply| {
+            io::copy(&mut request, &mut io::sink())?;
+            let room = reply.available_bytes();
+            reply.write_all(&vec![0; room.min(0x1_0000)])?;
+            Ok(Served::Done(0))
+        }).unwrap();
+        prop_assert_eq!(usize::from(queue.queue.next_used()), heads.len() - outside);
+    }
+}

@@ -1,0 +1,239 @@
+//! The console at work: every queue and every port, in the devices' event loop.
+
+use std::io::{self, Read, Write};
+use std::os::fd::RawFd;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use vmm_sys_util::epoll::EventSet;
+
+use super::control::{Control, Effect, MESSAGE_LEN, Message};
+use super::ports::{Port, PortBackend, PortEvents, Source};
+use super::{CONTROL_QUEUE, MULTIPORT, Role, receive_queue, role};
+use crate::Interrupt;
+use crate::faults::GuestFaults;
+use crate::virtio::Activation;
+use crate::virtio::queue::{QueueError, Reader, Served, VirtQueue, Writer};
+
+/// How many bytes go to or come from a backend in one call.
+const SCRATCH_LEN: usize = 64 * 1024;
+/// The longest request of a transmit queue. Linux writes at most 32 KiB, and splices at most a pipe.
+const MAX_OUTPUT: usize = 16 * 1024 * 1024;
+
+struct LivePort {
+    backend: Box<dyn PortBackend>,
+    /// The backend's descriptors in the event loop.
+    registered: Vec<RawFd>,
+}
+
+/// Owns a started console's queues and ports.
+pub(super) struct Handler {
+    control: Control,
+    ports: Vec<LivePort>,
+    /// In the device's order; none: given up.
+    queues: Vec<Option<VirtQueue>>,
+    scratch: Box<[u8]>,
+    interrupt: Interrupt,
+    multiport: bool,
+    faults: GuestFaults,
+}
+
+impl Handler {
+    pub fn new(ports: Vec<Port>, activation: Activation) -> Handler {
+        Handler {
+            control: Control::new(ports.iter().map(|port| port.name.clone())),
+            ports: ports
+                .into_iter()
+                .map(|port| LivePort { backend: port.backend, registered: Vec::new() })
+                .collect(),
+            queues: activation.queues.into_iter().map(Some).collect(),
+            scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
+            interrupt: activation.interrupt,
+            multiport: activation.features & MULTIPORT != 0,
+            faults: GuestFaults::default(),
+        }
+    }
+
+    /// The guest reads from the port. Without control messages there is no saying, so it does.
+    fn is_guest_open(&self, port: usize) -> bool {
+        !self.multiport || self.control.is_guest_open(port)
+    }
+
+    /// Takes the driver's control messages, and answers them.
+    fn take_control(&mut self, ops: &mut EventOps) {
+        let Handler { control, faults, queues, .. } = self;
+        let mut opened = Vec::new();
+        let result = serve(&mut queues[CONTROL_QUEUE + 1], |mut reader, _| {
+            let mut message = [0; MESSAGE_LEN];
+            reader.read_exact(&mut message)?;
+            match control.handle(Message::decode(message)) {
+                Ok(Effect::None) => {}
+                Ok(Effect::Opened { port, open }) => opened.push((port, open)),
+                Err(what) => faults.note("virtio-console", format_args!("{what}: {message:?}")),
+            }
+            Ok(Served::Done(0))
+        });
+        self.check(CONTROL_QUEUE + 1, result, ops);
+        self.send_control(ops);
+        for (port, open) in opened {
+            if let Some(live) = self.ports.get_mut(port) {
+                live.backend.opened(open);
+            }
+            self.pump(port, ops);
+        }
+    }
+
+    /// Hands the driver as many waiting control messages as it has buffers for, with one interrupt.
+    fn send_control(&mut self, ops: &mut EventOps) {
+        let Handler { control, queues, .. } = self;
+        if control.reply().is_none() {
+            return;
+        }
+        let result = serve(&mut queues[CONTROL_QUEUE], |_, mut writer| {
+            let Some(reply) = control.reply() else { return Ok(Served::Later) };
+            let written = reply.len() as u32;
+            // A buffer that is too small is refused, and the message waits for the next.
+            writer.write_all(reply)?;
+            control.sent();
+            Ok(Served::Done(written))
+        });
+        self.check(CONTROL_QUEUE, result, ops);
+    }
+
+    /// Hands a port's backend what the guest sent.
+    fn take_output(&mut self, port: usize, ops: &mut EventOps) {
+        let Handler { ports, queues, scratch, .. } = self;
+        let Some(LivePort { backend, registered }) = ports.get_mut(port) else { return };
+        let queue = receive_queue(port) + 1;
+        let result = serve(&mut queues[queue], |mut reader, _| {
+            if !(1..=MAX_OUTPUT).contains(&reader.available_bytes()) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "no output, or too much at once"));
+            }
+            loop {
+                let len = reader.read(scratch)?;
+                if len == 0 {
+                    return Ok(Served::Done(0));
+                }
+                backend.output(&scratch[..len], &mut PortEvents::new(port as u16, registered, ops));
+            }
+        });
+        self.check(queue, result, ops);
+        self.pump(port, ops);
+    }
+
+    /// Hands the guest what a port's backend has for it, as far as there is room; then tells it whether the backend
+    /// is still there.
+    fn pump(&mut self, port: usize, ops: &mut EventOps) {
+        let open = self.is_guest_open(port);
+        let Handler { ports, queues, scratch, .. } = self;
+        let Some(LivePort { backend, .. }) = ports.get_mut(port) else { return };
+        if open {
+            let queue = receive_queue(port);
+            let result = serve(&mut queues[queue], |_, mut writer| {
+                let room = writer.available_bytes().min(scratch.len());
+                if room == 0 {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "no room for input"));
+                }
+                let len = backend.input(&mut scratch[..room]).min(room);
+                if len == 0 {
+                    return Ok(Served::Later);
+                }
+                writer.write_all(&scratch[..len])?;
+                Ok(Served::Done(len as u32))
+            });
+            self.check(queue, result, ops);
+        }
+        let Some(live) = self.ports.get(port) else { return };
+        let is_open = live.backend.is_open();
+        if self.multiport {
+            self.control.set_host_open(port, is_open);
+            self.send_control(ops);
+        }
+    }
+
+    /// Gives a queue up whose rings are of no use, and everything after a reset.
+    fn check(&mut self, queue: usize, result: Result<(), QueueError>, ops: &mut EventOps) {
+        let Err(error) = result else { return };
+        if error.is_reset() {
+            return self.end(ops);
+        }
+        log::warn!("virtio-console: give up: {error}: {}", source_text(&error));
+        forget_kick(&self.queues[queue], ops);
+        self.queues[queue] = None;
+        self.interrupt.needs_reset();
+    }
+
+    /// Lets go of every queue and backend: the driver has reset the device.
+    fn end(&mut self, ops: &mut EventOps) {
+        for queue in self.queues.iter_mut().filter(|queue| queue.is_some()) {
+            forget_kick(queue, ops);
+            *queue = None;
+        }
+        for (id, mut live) in (0..).zip(self.ports.drain(..)) {
+            PortEvents::new(id, &mut live.registered, ops).remove_all();
+        }
+    }
+
+    fn start_backend(&mut self, port: usize, ops: &mut EventOps) {
+        let LivePort { backend, registered } = &mut self.ports[port];
+        if let Err(error) = backend.start(&mut PortEvents::new(port as u16, registered, ops)) {
+            log::error!("virtio-console: start port {port}: {error}");
+            self.interrupt.needs_reset();
+        }
+    }
+}
+
+impl MutEventSubscriber for Handler {
+    fn init(&mut self, ops: &mut EventOps) {
+        for (index, queue) in (0..).zip(&self.queues) {
+            let Some(queue) = queue.as_ref().filter(|queue| queue.is_ready()) else { continue };
+            // Edge-triggered, a kick needs no read(2) to be quiet again.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            let kick = Events::with_data(queue.kick(), Source::Kick(index).encode(), events);
+            if let Err(error) = ops.add(kick) {
+                log::error!("virtio-console: wait for queue {index}: {error}");
+                self.interrupt.needs_reset();
+            }
+        }
+        for port in 0..self.ports.len() {
+            self.start_backend(port, ops);
+            self.pump(port, ops);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match Source::decode(events.data()) {
+            Source::Kick(queue) => match role(queue.into()) {
+                Role::ControlTransmit => self.take_control(ops),
+                Role::ControlReceive => self.send_control(ops),
+                Role::Transmit(port) => self.take_output(port, ops),
+                Role::Receive(port) => self.pump(port, ops),
+            },
+            Source::Backend { port, token } => {
+                let Some(LivePort { backend, registered }) = self.ports.get_mut(usize::from(port)) else {
+                    return;
+                };
+                backend.ready(token, events.event_set(), &mut PortEvents::new(port, registered, ops));
+                self.pump(port.into(), ops);
+            }
+        }
+    }
+}
+
+/// Serves a queue that has not been given up.
+fn serve(
+    queue: &mut Option<VirtQueue>,
+    op: impl FnMut(Reader, Writer) -> io::Result<Served>,
+) -> Result<(), QueueError> {
+    queue.as_mut().map_or(Ok(()), |queue| queue.serve(op))
+}
+
+fn forget_kick(queue: &Option<VirtQueue>, ops: &mut EventOps) {
+    if let Some(queue) = queue {
+        // One that was never ready is not registered.
+        let _ = ops.remove(Events::empty(queue.kick()));
+    }
+}
+
+fn source_text(error: &QueueError) -> String {
+    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
+}

@@ -1,0 +1,257 @@
+//! The driver's side of virtio, for tests: registers and rings as Linux's drivers use them.
+
+use std::sync::Arc;
+
+use event_manager::EventManager;
+use virtio_bindings::virtio_config::*;
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::*;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VirtioDevice;
+use super::mmio::MmioTransport;
+use crate::{BusDevice, LoopHandle, Subscriber};
+
+const MEMORY_LEN: usize = 8 << 20;
+const QUEUE_STRIDE: u64 = 0x2_0000;
+const AVAIL: u64 = 0x800;
+const USED: u64 = 0xa00;
+const BUFFERS: u64 = 0x1000;
+/// The length of each of a queue's buffers.
+pub const BUFFER_LEN: u32 = 0x1000;
+
+pub fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap()
+}
+
+/// An event loop that the test turns itself.
+pub struct Loop(EventManager<Subscriber>);
+
+impl Loop {
+    pub fn new() -> Loop {
+        Loop(EventManager::new().unwrap())
+    }
+
+    pub fn handle(&self) -> LoopHandle {
+        LoopHandle::of(&self.0)
+    }
+
+    /// Handles everything that is ready, and what becomes ready by that.
+    pub fn turn(&mut self) {
+        for _ in 0..1000 {
+            if self.0.run_with_timeout(0).unwrap() == 0 {
+                return;
+            }
+        }
+        panic!("the loop does not come to rest");
+    }
+}
+
+/// A driver of one device behind registers.
+pub struct Driver {
+    pub transport: MmioTransport,
+    pub memory: GuestMemoryMmap,
+    irq: Arc<EventFd>,
+}
+
+impl Driver {
+    pub fn new(device: Box<dyn VirtioDevice>) -> Driver {
+        let memory = memory();
+        let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let transport = MmioTransport::new(device, memory.clone(), irq.clone()).unwrap();
+        Driver { transport, memory, irq }
+    }
+
+    pub fn read(&mut self, register: u32) -> u32 {
+        let mut data = [0xaa; 4];
+        self.transport.read(register.into(), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub fn write(&mut self, register: u32, value: u32) {
+        self.transport.write(register.into(), &value.to_le_bytes());
+    }
+
+    pub fn status(&mut self) -> u32 {
+        self.read(VIRTIO_MMIO_STATUS)
+    }
+
+    /// Sets a status bit as Linux does: by reading, adding and writing.
+    pub fn add_status(&mut self, bit: u32) {
+        let status = self.status();
+        self.write(VIRTIO_MMIO_STATUS, status | bit);
+    }
+
+    pub fn offered(&mut self) -> u64 {
+        self.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
+        let high = self.read(VIRTIO_MMIO_DEVICE_FEATURES);
+        self.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 0);
+        u64::from(high) << 32 | u64::from(self.read(VIRTIO_MMIO_DEVICE_FEATURES))
+    }
+
+    pub fn accept(&mut self, features: u64) {
+        self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        self.write(VIRTIO_MMIO_DRIVER_FEATURES, (features >> 32) as u32);
+        self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
+        self.write(VIRTIO_MMIO_DRIVER_FEATURES, features as u32);
+    }
+
+    /// Resets the device and goes as far as FEATURES_OK; `features` masks what is offered.
+    pub fn negotiate(&mut self, features: u64) -> u64 {
+        self.write(VIRTIO_MMIO_STATUS, 0);
+        self.add_status(VIRTIO_CONFIG_S_ACKNOWLEDGE);
+        self.add_status(VIRTIO_CONFIG_S_DRIVER);
+        let accepted = self.offered() & features;
+        self.accept(accepted);
+        self.add_status(VIRTIO_CONFIG_S_FEATURES_OK);
+        accepted
+    }
+
+    /// Sets one queue up at its place in memory.
+    pub fn set_up_queue(&mut self, index: u32, event_idx: bool) -> DriverQueue {
+        self.write(VIRTIO_MMIO_QUEUE_SEL, index);
+        assert_eq!(self.read(VIRTIO_MMIO_QUEUE_READY), 0);
+        let size = self.read(VIRTIO_MMIO_QUEUE_NUM_MAX) as u16;
+        let base = QUEUE_STRIDE * u64::from(index + 1);
+        self.write(VIRTIO_MMIO_QUEUE_NUM, size.into());
+        for (low, high, address) in [
+            (VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, base),
+            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, base + AVAIL),
+            (VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, base + USED),
+        ] {
+            self.write(low, address as u32);
+            self.write(high, (address >> 32) as u32);
+        }
+        self.write(VIRTIO_MMIO_QUEUE_READY, 1);
+        assert_eq!(self.read(VIRTIO_MMIO_QUEUE_READY), 1);
+        DriverQueue::new(self.memory.clone(), base, size, event_idx)
+    }
+
+    /// Starts the device with the features in `mask`, as Linux's drivers do; returns its queues.
+    pub fn start(&mut self, mask: u64) -> Vec<DriverQueue> {
+        let accepted = self.negotiate(mask | 1 << VIRTIO_F_VERSION_1);
+        assert_ne!(self.status() & VIRTIO_CONFIG_S_FEATURES_OK, 0);
+        let event_idx = accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let count = self.transport.kicks().len() as u32;
+        let queues = (0..count).map(|index| self.set_up_queue(index, event_idx)).collect();
+        self.add_status(VIRTIO_CONFIG_S_DRIVER_OK);
+        queues
+    }
+
+    pub fn kick(&mut self, queue: u32) {
+        self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+    }
+
+    /// How often the device has interrupted since the last call; acknowledges, as a handler does.
+    pub fn interrupts(&mut self) -> u64 {
+        let reasons = self.read(VIRTIO_MMIO_INTERRUPT_STATUS);
+        self.write(VIRTIO_MMIO_INTERRUPT_ACK, reasons);
+        self.irq.read().unwrap_or(0)
+    }
+}
+
+/// The driver's side of one split virtqueue, with one buffer per descriptor.
+pub struct DriverQueue {
+    memory: GuestMemoryMmap,
+    base: u64,
+    size: u16,
+    event_idx: bool,
+    avail: u16,
+    used: u16,
+    free: Vec<u16>,
+}
+
+impl DriverQueue {
+    pub fn new(memory: GuestMemoryMmap, base: u64, size: u16, event_idx: bool) -> DriverQueue {
+        let zeros = vec![0; BUFFERS as usize];
+        memory.write_slice(&zeros, GuestAddress(base)).unwrap();
+        DriverQueue { memory, base, size, event_idx, avail: 0, used: 0, free: (0..size).rev().collect() }
+    }
+
+    fn buffer(&self, descriptor: u16) -> GuestAddress {
+        GuestAddress(self.base + BUFFERS + u64::from(BUFFER_LEN) * u64::from(descriptor))
+    }
+
+    /// Makes one descriptor available; false if there is none free.
+    fn add(&mut self, len: u32, flags: u32, data: &[u8]) -> bool {
+        let Some(descriptor) = self.free.pop() else { return false };
+        let address = self.buffer(descriptor);
+        self.memory.write_slice(data, address).unwrap();
+        self.put_descriptor(descriptor, (address.0, len, flags as u16, 0));
+        self.make_available(descriptor);
+        true
+    }
+
+    pub fn put_descriptor(&self, index: u16, (address, len, flags, next): (u64, u32, u16, u16)) {
+        let at = self.base + 16 * u64::from(index);
+        self.memory.write_obj(address, GuestAddress(at)).unwrap();
+        self.memory.write_obj(len, GuestAddress(at + 8)).unwrap();
+        self.memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
+        self.memory.write_obj(next, GuestAddress(at + 14)).unwrap();
+    }
+
+    pub fn make_available(&mut self, head: u16) {
+        let slot = self.base + AVAIL + 4 + 2 * u64::from(self.avail % self.size);
+        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.set_avail(self.avail.wrapping_add(1));
+    }
+
+    pub fn set_avail(&mut self, avail: u16) {
+        self.avail = avail;
+        self.memory.write_obj(avail, GuestAddress(self.base + AVAIL + 2)).unwrap();
+    }
+
+    /// There is a free descriptor.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Offers the device `data`, which is at most one buffer long.
+    pub fn send(&mut self, data: &[u8]) {
+        assert!(self.add(data.len() as u32, 0, data));
+    }
+
+    /// Offers the device every free descriptor to write to, each `len` bytes long.
+    pub fn fill(&mut self, len: u32) {
+        while self.add(len, VRING_DESC_F_WRITE, &[]) {}
+    }
+
+    /// Returns the buffers that the device has completed since the last call, each cut to the length it reported.
+    pub fn completed(&mut self) -> Vec<Vec<u8>> {
+        let ring = self.base + USED;
+        let end: u16 = self.memory.read_obj(GuestAddress(ring + 2)).unwrap();
+        let mut buffers = Vec::new();
+        while self.used != end {
+            let slot = ring + 4 + 8 * u64::from(self.used % self.size);
+            let id: u32 = self.memory.read_obj(GuestAddress(slot)).unwrap();
+            let len: u32 = self.memory.read_obj(GuestAddress(slot + 4)).unwrap();
+            let mut data = vec![0; len as usize];
+            self.memory.read_slice(&mut data, self.buffer(id as u16)).unwrap();
+            buffers.push(data);
+            self.free.push(id as u16);
+            self.used = self.used.wrapping_add(1);
+        }
+        if self.event_idx {
+            // used_event: interrupt for the next one.
+            let event = self.base + AVAIL + 4 + 2 * u64::from(self.size);
+            self.memory.write_obj(self.used, GuestAddress(event)).unwrap();
+        }
+        buffers
+    }
+
+    /// The flags of the available ring: 1 asks for no interrupts.
+    pub fn set_flags(&self, flags: u16) {
+        self.memory.write_obj(flags, GuestAddress(self.base + AVAIL)).unwrap();
+    }
+
+    /// avail_event: the device wants a kick for this one.
+    pub fn kick_wanted_at(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(self.base + USED + 4 + 8 * u64::from(self.size))).unwrap()
+    }
+
+    /// The used ring's flags: 1 asks for no kicks.
+    pub fn used_flags(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(self.base + USED)).unwrap()
+    }
+}

@@ -1,0 +1,91 @@
+//! virtio-rng (VIRTIO 1.2, 5.4; device ID 4): one queue of buffers that are filled with the host's entropy.
+//!
+//! Offers no features; has no configuration.
+
+use std::io::{self, Write};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vmm_sys_util::epoll::EventSet;
+
+use super::queue::{Reader, Served, VirtQueue, Writer};
+use super::{Activation, DeviceInfo, VirtioDevice};
+use crate::{Interrupt, LoopHandle};
+
+/// How many bytes one request gets at most; the driver asks again. Linux asks for 64 or less.
+const MAX_ENTROPY: usize = 256;
+
+const QUEUE_SIZE: u16 = 4;
+
+/// The entropy device. It keeps nothing, so that the driver may start it as often as it likes.
+pub struct Rng {
+    events: LoopHandle,
+}
+
+impl Rng {
+    /// Returns an entropy device that is served by the loop behind `events`.
+    pub fn new(events: LoopHandle) -> Rng {
+        Rng { events }
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { device_id: VIRTIO_ID_RNG, features: 0, queue_sizes: vec![QUEUE_SIZE] }
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation { queues, interrupt, .. } = activation;
+        queues.into_iter().try_for_each(|queue| {
+            self.events.add(Box::new(Handler { queue: Some(queue), interrupt: interrupt.clone() }))
+        })
+    }
+}
+
+struct Handler {
+    /// None: given up.
+    queue: Option<VirtQueue>,
+    interrupt: Interrupt,
+}
+
+impl MutEventSubscriber for Handler {
+    fn init(&mut self, ops: &mut EventOps) {
+        let Some(queue) = self.queue.as_ref().filter(|queue| queue.is_ready()) else { return };
+        // Edge-triggered, a kick needs no read(2) to be quiet again.
+        let kick = Events::new(queue.kick(), EventSet::IN | EventSet::EDGE_TRIGGERED);
+        if let Err(error) = ops.add(kick) {
+            log::error!("virtio-rng: wait for the queue: {error}");
+            self.interrupt.needs_reset();
+        }
+    }
+
+    fn process(&mut self, _events: Events, ops: &mut EventOps) {
+        let Some(queue) = &mut self.queue else { return };
+        let Err(error) = queue.serve(fill) else { return };
+        log::warn!("virtio-rng: give up: {error}");
+        let _ = ops.remove(Events::empty(queue.kick()));
+        if !error.is_reset() {
+            self.interrupt.needs_reset();
+        }
+        self.queue = None;
+    }
+}
+
+/// Fills a request's buffer, or as much of it as one request gets.
+fn fill(_: Reader, mut buffer: Writer) -> io::Result<Served> {
+    let mut entropy = [0; MAX_ENTROPY];
+    let entropy = &mut entropy[..buffer.available_bytes().min(MAX_ENTROPY)];
+    if entropy.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no room for entropy"));
+    }
+    getrandom::fill(entropy).map_err(io::Error::other)?;
+    buffer.write_all(entropy)?;
+    Ok(Served::Done(entropy.len() as u32))
+}
+
+#[cfg(test)]
+mod tests;
