@@ -78,3 +78,56 @@ impl Drop for EventLoop {
         self.stop();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use event_manager::{EventOps, Events};
+    use vmm_sys_util::epoll::EventSet;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+
+    /// Reports its kicks, and its end by hanging up.
+    struct Reporter(EventFd, Sender<u64>);
+
+    impl MutEventSubscriber for Reporter {
+        fn init(&mut self, ops: &mut EventOps) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps) {
+            self.1.send(self.0.read().unwrap()).unwrap();
+        }
+    }
+
+    fn reporter() -> (Subscriber, EventFd, Receiver<u64>) {
+        let kick = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (sender, reports) = channel();
+        (Box::new(Reporter(kick.try_clone().unwrap(), sender)), kick, reports)
+    }
+
+    #[test]
+    fn a_kick_that_comes_before_its_subscriber_is_not_lost() {
+        let events = EventLoop::start("test").unwrap();
+        let (subscriber, kick, reports) = reporter();
+        kick.write(5).unwrap();
+        events.handle().add(subscriber).unwrap();
+        assert_eq!(reports.recv().unwrap(), 5);
+    }
+
+    #[test]
+    fn a_stopped_loop_has_dropped_its_subscribers() {
+        let mut events = EventLoop::start("test").unwrap();
+        let (subscriber, kick, reports) = reporter();
+        events.handle().add(subscriber).unwrap();
+        kick.write(1).unwrap();
+        reports.recv().unwrap();
+        events.stop();
+        events.stop();
+        assert!(reports.recv().is_err());
+        let (subscriber, ..) = reporter();
+        assert!(events.handle().add(subscriber).is_err());
+    }
+}

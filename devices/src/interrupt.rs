@@ -1,12 +1,17 @@
 //! A device's interrupt line: an eventfd that the hypervisor turns into an edge, and what the driver may read about it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::faults::GuestFaults;
+
 /// Raises a virtio-mmio device's interrupt (VIRTIO 1.2, 4.2.2, InterruptStatus). Clones share one line.
+///
+/// It lives as long as the device, across resets, and so it also counts what the device's driver does wrong.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     shared: Arc<Shared>,
@@ -18,13 +23,30 @@ struct Shared {
     generation: AtomicU32,
     broken: AtomicBool,
     line: Arc<EventFd>,
+    device_id: u32,
+    faults: GuestFaults,
+    breakdowns: GuestFaults,
 }
 
 impl Interrupt {
     /// Returns an interrupt that fires `line`.
     pub fn new(line: Arc<EventFd>) -> Interrupt {
-        let (reasons, generation) = (AtomicU32::new(0), AtomicU32::new(0));
-        Interrupt { shared: Arc::new(Shared { reasons, generation, broken: AtomicBool::new(false), line }) }
+        Interrupt::of_device(0, line)
+    }
+
+    /// Returns the interrupt of a device of type `device_id` (VIRTIO 1.2, 5), which its log lines name.
+    pub fn of_device(device_id: u32, line: Arc<EventFd>) -> Interrupt {
+        Interrupt {
+            shared: Arc::new(Shared {
+                reasons: AtomicU32::new(0),
+                generation: AtomicU32::new(0),
+                broken: AtomicBool::new(false),
+                line,
+                device_id,
+                faults: GuestFaults::default(),
+                breakdowns: GuestFaults::default(),
+            }),
+        }
     }
 
     /// Tells the driver that a queue has used buffers.
@@ -38,10 +60,19 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
-    /// Tells the driver that the device is of no use until a reset (VIRTIO 1.2, 2.1.2, DEVICE_NEEDS_RESET).
-    pub fn needs_reset(&self) {
+    /// Tells the driver that the device is of no use until a reset (VIRTIO 1.2, 2.1.2, DEVICE_NEEDS_RESET), and the
+    /// log why.
+    pub fn needs_reset(&self, why: fmt::Arguments<'_>) {
+        self.shared
+            .breakdowns
+            .note(format_args!("virtio device {} needs a reset", self.shared.device_id), why);
         self.shared.broken.store(true, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// Counts something that the driver did wrong, and logs it now and then.
+    pub fn fault(&self, what: fmt::Arguments<'_>) {
+        self.shared.faults.note(format_args!("virtio device {}", self.shared.device_id), what);
     }
 
     /// The pending reasons, as the InterruptStatus register shows them.
@@ -91,7 +122,7 @@ mod tests {
         assert_eq!(line.read().unwrap(), 2);
         interrupt.acknowledge(VIRTIO_MMIO_INT_VRING);
         assert_eq!(interrupt.status(), VIRTIO_MMIO_INT_CONFIG);
-        interrupt.needs_reset();
+        interrupt.needs_reset(format_args!("test"));
         assert!(interrupt.is_broken());
         interrupt.reset();
         assert_eq!((interrupt.status(), interrupt.is_broken(), interrupt.generation()), (0, false, 1));

@@ -51,7 +51,7 @@ impl BusDevice for Serial {
             && let Err(error) = self.registers.write(offset, *byte)
         {
             // A writer that fails loses the byte, as a cable that is not plugged in does.
-            self.faults.note("serial", format_args!("byte lost: {error:?}"));
+            self.faults.note("serial port", format_args!("byte lost: {error:?}"));
         }
         Action::None
     }

@@ -245,6 +245,11 @@ impl DriverQueue {
         self.memory.write_obj(flags, GuestAddress(self.base + AVAIL)).unwrap();
     }
 
+    /// The available ring's index.
+    pub fn avail_index(&self) -> u16 {
+        self.avail
+    }
+
     /// avail_event: the device wants a kick for this one.
     pub fn kick_wanted_at(&self) -> u16 {
         self.memory.read_obj(GuestAddress(self.base + USED + 4 + 8 * u64::from(self.size))).unwrap()

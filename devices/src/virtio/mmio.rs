@@ -19,7 +19,6 @@ use vmm_sys_util::eventfd::EventFd;
 use self::queue_registers::QueueRegisters;
 use super::queue::{Gate, QueueLinks};
 use super::{Activation, DeviceInfo, VirtQueue, VirtioDevice};
-use crate::faults::GuestFaults;
 use crate::{Action, BusDevice, Interrupt};
 
 mod queue_registers;
@@ -55,9 +54,6 @@ pub struct MmioTransport {
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
-    faults: GuestFaults,
-    /// Counted apart, so that the first is in the log whatever came before it.
-    failed_starts: GuestFaults,
 }
 
 impl MmioTransport {
@@ -72,10 +68,10 @@ impl MmioTransport {
         let kicks = info.queue_sizes.iter().map(kick).collect::<io::Result<Vec<_>>>()?;
         Ok(MmioTransport {
             queues: info.queue_sizes.iter().map(|max| QueueRegisters::new(*max)).collect(),
+            interrupt: Interrupt::of_device(info.device_id, irq),
             device,
             info,
             memory,
-            interrupt: Interrupt::new(irq),
             kicks,
             gate: Arc::default(),
             resetting: false,
@@ -84,8 +80,6 @@ impl MmioTransport {
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
-            faults: GuestFaults::default(),
-            failed_starts: GuestFaults::default(),
         })
     }
 
@@ -108,7 +102,10 @@ impl MmioTransport {
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => feature_word(self.offered_features(), self.device_features_select),
             VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| q.max().into()),
-            VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(QueueRegisters::is_ready).into(),
+            // Linux wants to see a queue gone as soon as it has asked for a reset.
+            VIRTIO_MMIO_QUEUE_READY => {
+                (!self.resetting && queue.is_some_and(QueueRegisters::is_ready)).into()
+            }
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
             VIRTIO_MMIO_STATUS => self.read_status(),
             VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
@@ -168,11 +165,11 @@ impl MmioTransport {
     fn enable_queue(&mut self) -> Result<(), &'static str> {
         let memory = self.memory.clone();
         let enabled = self.queue()?.enable(&memory);
-        if enabled.is_err() {
+        if let Err(what) = enabled {
             // The driver takes the queue for ready without looking again: better that it learns of it.
-            self.interrupt.needs_reset();
+            self.interrupt.needs_reset(format_args!("queue {}: {what}", self.queue_select));
         }
-        enabled
+        Ok(())
     }
 
     fn read_status(&mut self) -> u32 {
@@ -220,7 +217,7 @@ impl MmioTransport {
             Some(VirtQueue::new(index, registers.build(event_idx)?, links))
         });
         let Some(queues) = queues.collect::<Option<Vec<_>>>() else {
-            return self.note_start("a queue size is no power of two");
+            return self.interrupt.needs_reset(format_args!("a queue size is no power of two"));
         };
         let activation = Activation {
             memory: self.memory.clone(),
@@ -229,13 +226,8 @@ impl MmioTransport {
             queues,
         };
         if let Err(error) = self.device.activate(activation) {
-            self.note_start(&error.to_string());
+            self.interrupt.needs_reset(format_args!("start: {error}"));
         }
-    }
-
-    fn note_start(&mut self, what: &str) {
-        self.failed_starts.note("virtio-mmio", format_args!("start device {}: {what}", self.info.device_id));
-        self.interrupt.needs_reset();
     }
 
     /// Takes the queues back. Their owners are woken so that they let go of them.
@@ -266,11 +258,6 @@ impl MmioTransport {
         self.driver_features_select = 0;
         self.driver_features = 0;
     }
-
-    fn note(&mut self, what: &str, offset: u64, len: usize) {
-        let id = self.info.device_id;
-        self.faults.note("virtio-mmio", format_args!("device {id}, offset {offset:#x}, {len} bytes: {what}"));
-    }
 }
 
 impl BusDevice for MmioTransport {
@@ -281,7 +268,8 @@ impl BusDevice for MmioTransport {
         } else if let (Some(register), 4) = (register_at(offset), data.len()) {
             data.copy_from_slice(&self.read_register(register).to_le_bytes());
         } else {
-            self.note("read that is not one aligned register", offset, data.len());
+            let len = data.len();
+            self.interrupt.fault(format_args!("read of {len} bytes at {offset:#x} is no register"));
         }
     }
 
@@ -290,10 +278,11 @@ impl BusDevice for MmioTransport {
             self.device.write_config(offset, data);
         } else if let (Some(register), Ok(value)) = (register_at(offset), data.try_into()) {
             if let Err(what) = self.write_register(register, u32::from_le_bytes(value)) {
-                self.note(what, offset, data.len());
+                self.interrupt.fault(format_args!("{what} (offset {offset:#x})"));
             }
         } else {
-            self.note("write that is not one aligned register", offset, data.len());
+            let len = data.len();
+            self.interrupt.fault(format_args!("write of {len} bytes at {offset:#x} is no register"));
         }
         Action::None
     }

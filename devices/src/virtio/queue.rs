@@ -16,7 +16,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::Interrupt;
-use crate::faults::GuestFaults;
 
 /// Reads a request's device-readable bytes.
 pub type Reader<'a> = virtio_queue::Reader<'a, ()>;
@@ -43,7 +42,7 @@ pub enum Served {
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// The rings lie outside of memory, or the available index is too far ahead.
-    #[error("use virtqueue {index}")]
+    #[error("use the rings of queue {index}")]
     Rings {
         /// Which of the device's queues.
         index: u16,
@@ -52,7 +51,7 @@ pub enum QueueError {
         source: virtio_queue::Error,
     },
     /// The driver has reset the device: the rings are its own again.
-    #[error("use virtqueue {index} after a reset")]
+    #[error("use queue {index} after a reset")]
     Reset {
         /// Which of the device's queues.
         index: u16,
@@ -60,6 +59,13 @@ pub enum QueueError {
 }
 
 impl QueueError {
+    /// Tells the driver and the log, unless the driver took the queue back itself.
+    pub fn report(&self, interrupt: &Interrupt) {
+        if let QueueError::Rings { source, .. } = self {
+            interrupt.needs_reset(format_args!("{self}: {source}"));
+        }
+    }
+
     /// The driver has taken the queue back, which is no fault of its.
     pub fn is_reset(&self) -> bool {
         matches!(self, QueueError::Reset { .. })
@@ -124,13 +130,13 @@ pub struct VirtQueue {
     index: u16,
     queue: Queue,
     links: QueueLinks,
-    faults: GuestFaults,
+    faults: u64,
 }
 
 impl VirtQueue {
     /// Returns the device's queue number `index`. One that is not ready never has a request.
     pub fn new(index: u16, queue: Queue, links: QueueLinks) -> VirtQueue {
-        VirtQueue { index, queue, links, faults: GuestFaults::default() }
+        VirtQueue { index, queue, links, faults: 0 }
     }
 
     /// The driver's notification, to register in a poller (level-triggered) and to drain with [`Self::take_kick`].
@@ -154,9 +160,30 @@ impl VirtQueue {
         self.queue.ready()
     }
 
+    /// Asks the driver not to kick when it adds a request. To be called before there is any: a queue of buffers to
+    /// write to is of no interest before there is something to write. Holds until the queue has been served empty.
+    pub fn quiet(&mut self) {
+        if !self.is_ready() {
+            return;
+        }
+        let memory = &self.links.memory;
+        let result = if self.queue.event_idx_enabled() {
+            // VIRTIO 1.2, 2.7.10: the driver kicks when its index passes avail_event, which this one has passed.
+            let at = self.queue.used_ring() + 4 + 8 * u64::from(self.queue.size());
+            let event = self.queue.next_avail().wrapping_sub(1).to_le();
+            memory.store(event, GuestAddress(at), Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)
+        } else {
+            self.queue.disable_notification(memory)
+        };
+        if let Err(error) = result {
+            // Serving the queue meets the same error and gives the queue up.
+            self.links.interrupt.fault(format_args!("queue {}: {error}", self.index));
+        }
+    }
+
     /// How many malformed requests there were.
     pub fn faults(&self) -> u64 {
-        self.faults.count()
+        self.faults
     }
 
     /// Serves every available request, then interrupts once if the driver wants to know.
@@ -235,7 +262,8 @@ impl VirtQueue {
                     return Ok(untold);
                 }
                 Err(error) => {
-                    faults.note("virtqueue", format_args!("queue {index}, descriptor {head}: {error}"));
+                    *faults = faults.saturating_add(1);
+                    links.interrupt.fault(format_args!("queue {index}, descriptor {head}: {error}"));
                     0
                 }
             };

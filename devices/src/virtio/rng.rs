@@ -58,19 +58,16 @@ impl MutEventSubscriber for Handler {
         // Edge-triggered, a kick needs no read(2) to be quiet again.
         let kick = Events::new(queue.kick(), EventSet::IN | EventSet::EDGE_TRIGGERED);
         if let Err(error) = ops.add(kick) {
-            log::error!("virtio-rng: wait for the queue: {error}");
-            self.interrupt.needs_reset();
+            self.interrupt.needs_reset(format_args!("wait for the queue: {error}"));
         }
     }
 
     fn process(&mut self, _events: Events, ops: &mut EventOps) {
         let Some(queue) = &mut self.queue else { return };
         let Err(error) = queue.serve(fill) else { return };
-        log::warn!("virtio-rng: give up: {error}");
+        // One that could not be added cannot be removed.
         let _ = ops.remove(Events::empty(queue.kick()));
-        if !error.is_reset() {
-            self.interrupt.needs_reset();
-        }
+        error.report(&self.interrupt);
         self.queue = None;
     }
 }

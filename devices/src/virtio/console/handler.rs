@@ -10,7 +10,6 @@ use super::control::{Control, Effect, MESSAGE_LEN, Message};
 use super::ports::{Port, PortBackend, PortEvents, Source};
 use super::{CONTROL_QUEUE, MULTIPORT, Role, receive_queue, role};
 use crate::Interrupt;
-use crate::faults::GuestFaults;
 use crate::virtio::Activation;
 use crate::virtio::queue::{QueueError, Reader, Served, VirtQueue, Writer};
 
@@ -34,7 +33,6 @@ pub(super) struct Handler {
     scratch: Box<[u8]>,
     interrupt: Interrupt,
     multiport: bool,
-    faults: GuestFaults,
 }
 
 impl Handler {
@@ -49,7 +47,6 @@ impl Handler {
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
             interrupt: activation.interrupt,
             multiport: activation.features & MULTIPORT != 0,
-            faults: GuestFaults::default(),
         }
     }
 
@@ -60,7 +57,7 @@ impl Handler {
 
     /// Takes the driver's control messages, and answers them.
     fn take_control(&mut self, ops: &mut EventOps) {
-        let Handler { control, faults, queues, .. } = self;
+        let Handler { control, interrupt, queues, .. } = self;
         let mut opened = Vec::new();
         let result = serve(&mut queues[CONTROL_QUEUE + 1], |mut reader, _| {
             let mut message = [0; MESSAGE_LEN];
@@ -68,7 +65,7 @@ impl Handler {
             match control.handle(Message::decode(message)) {
                 Ok(Effect::None) => {}
                 Ok(Effect::Opened { port, open }) => opened.push((port, open)),
-                Err(what) => faults.note("virtio-console", format_args!("{what}: {message:?}")),
+                Err(what) => interrupt.fault(format_args!("{what}: {message:?}")),
             }
             Ok(Served::Done(0))
         });
@@ -156,10 +153,9 @@ impl Handler {
         if error.is_reset() {
             return self.end(ops);
         }
-        log::warn!("virtio-console: give up: {error}: {}", source_text(&error));
         forget_kick(&self.queues[queue], ops);
         self.queues[queue] = None;
-        self.interrupt.needs_reset();
+        error.report(&self.interrupt);
     }
 
     /// Lets go of every queue and backend: the driver has reset the device.
@@ -176,8 +172,7 @@ impl Handler {
     fn start_backend(&mut self, port: usize, ops: &mut EventOps) {
         let LivePort { backend, registered } = &mut self.ports[port];
         if let Err(error) = backend.start(&mut PortEvents::new(port as u16, registered, ops)) {
-            log::error!("virtio-console: start port {port}: {error}");
-            self.interrupt.needs_reset();
+            self.interrupt.needs_reset(format_args!("start port {port}: {error}"));
         }
     }
 }
@@ -190,8 +185,7 @@ impl MutEventSubscriber for Handler {
             let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
             let kick = Events::with_data(queue.kick(), Source::Kick(index).encode(), events);
             if let Err(error) = ops.add(kick) {
-                log::error!("virtio-console: wait for queue {index}: {error}");
-                self.interrupt.needs_reset();
+                self.interrupt.needs_reset(format_args!("wait for queue {index}: {error}"));
             }
         }
         for port in 0..self.ports.len() {
@@ -232,8 +226,4 @@ fn forget_kick(queue: &Option<VirtQueue>, ops: &mut EventOps) {
         // One that was never ready is not registered.
         let _ = ops.remove(Events::empty(queue.kick()));
     }
-}
-
-fn source_text(error: &QueueError) -> String {
-    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }

@@ -167,6 +167,13 @@ fn the_handshake_costs_one_interrupt() {
 }
 
 #[test]
+fn filling_receive_queues_costs_no_kick() {
+    let guest = Guest::with_fakes(&[&Fake::default(), &Fake::default()]);
+    let wanted: Vec<_> = guest.queues.iter().map(|queue| queue.kick_wanted_at() == 0).collect();
+    assert_eq!(wanted, [false, true, false, true, false, true]);
+}
+
+#[test]
 fn control_messages_wait_for_buffers() {
     let mut guest = Guest::with_fakes(&[&Fake::default(), &Fake::default()]);
     guest.control(0, DEVICE_READY, 1);

@@ -10,11 +10,13 @@ use crate::virtio::queue::{QueueError, Served};
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const RUNNING: u32 = 15;
 
+type Writes = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
+
 /// A device with two queues that keeps what it is started with.
 #[derive(Clone, Default)]
 struct Probe {
     started: Arc<Mutex<Vec<Activation>>>,
-    written: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+    written: Writes,
     fails: bool,
 }
 
@@ -244,7 +246,7 @@ fn interrupts_and_generation_show_in_registers() {
     assert_eq!(driver.read(VIRTIO_MMIO_CONFIG_GENERATION), 1);
     driver.write(VIRTIO_MMIO_INTERRUPT_ACK, 1);
     assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 2);
-    interrupt.needs_reset();
+    interrupt.needs_reset(format_args!("test"));
     assert_eq!(driver.status(), RUNNING | VIRTIO_CONFIG_S_NEEDS_RESET);
     driver.add_status(0);
     assert_eq!(driver.status(), RUNNING | VIRTIO_CONFIG_S_NEEDS_RESET);
@@ -308,6 +310,7 @@ fn a_reset_shows_when_the_request_in_work_is_done() {
             served += 1;
             driver.write(VIRTIO_MMIO_STATUS, 0);
             assert_eq!(driver.status(), RUNNING);
+            assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0);
             driver.write(VIRTIO_MMIO_STATUS, 1);
             assert_eq!(driver.status(), RUNNING);
             Ok(Served::Done(0))
@@ -367,6 +370,8 @@ proptest! {
             let value = if value & 1 == 0 { value >> 1 & 0xf } else { value };
             let bytes = u64::from(value).to_le_bytes();
             driver.transport.write(offset & !u64::from(value & 2 != 0), &bytes[..len]);
+            let mut data = [0; 8];
+            driver.transport.read(offset, &mut data[..len]);
             driver.read(offset as u32 & !3);
         }
         for activation in probe.started.lock().unwrap().iter_mut() {

@@ -301,6 +301,25 @@ fn kicks_are_wanted_when_the_queue_is_empty_and_not_after_later() {
 }
 
 #[test]
+fn a_quiet_queue_wants_no_kick_until_it_has_been_empty() {
+    for event_idx in [false, true] {
+        let (_, mut queue, mut ring) = ring(event_idx);
+        queue.quiet();
+        let wants_kick = |ring: &DriverQueue, adds: u16| match event_idx {
+            true => ring.kick_wanted_at().wrapping_sub(ring.avail_index()) < adds,
+            false => ring.used_flags() == 0,
+        };
+        assert!(!wants_kick(&ring, SIZE), "{event_idx}");
+        ring.fill(8);
+        queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+        ring.completed();
+        assert!(wants_kick(&ring, 1), "{event_idx}");
+    }
+    let memory = driver::memory();
+    VirtQueue::new(0, Queue::new(SIZE).unwrap(), links(&memory)).quiet();
+}
+
+#[test]
 fn a_request_that_comes_while_the_device_works_is_served() {
     let (_, mut queue, mut ring) = ring(true);
     ring.send(b"1");
