@@ -6,11 +6,20 @@
 //! directions and beginning with its own reply, is in the extended form.
 //!
 //! Extended control frames carry a `u32` message id between header and payload. A reply has its command's id, an
-//! event has id 0. There is no NEXT. ERROR carries an [`ErrorReply`](crate::payload::ErrorReply).
+//! event has id 0. There is no NEXT, not even for the bytes of a leading EXTEND. ERROR carries an
+//! [`ErrorReply`](crate::payload::ErrorReply). Commands are begun in order; NEWCONTAINER, EXECCMD and DESTROYPOD are
+//! answered when they are done, which may be after later commands' replies. NEWCONTAINER and EXECCMD are done once the
+//! program runs: a program that cannot be executed is an ERROR and there is no exit event.
 //!
-//! Extended streams have credit: a sender may have at most the window (bytes, from READY's offer) outstanding in a
-//! stream. A stream frame with sequence number [`CREDIT_SEQ`] carries `u64 seq, u32 bytes` records that give credit
-//! back. Each stream, stderr too, ends with an empty frame of its own.
+//! Extended streams have credit: a sender may have at most the window (bytes of data without headers, from READY's
+//! offer) outstanding in a stream. A stream frame with sequence number [`CREDIT_SEQ`] carries
+//! [`Credit`](crate::stream::Credit) records that give credit back. Each stream, stderr too, ends with an empty frame
+//! of its own; stdin's empty frame, from the host, closes the process's stdin (on a terminal it types the
+//! end-of-file character).
+//!
+//! In the extended form a process's exit is reported once its output is drained: until every writer has closed it, or,
+//! when a background child still holds it open after the process has ended, until nothing is left in it. The exit event
+//! is sent after the last byte of output, and says how many bytes each stream carried.
 
 /// API 4244: both sides must say exactly this.
 pub const API_VERSION: u32 = 4244;

@@ -5,11 +5,47 @@
 //!
 //! Two channels, each a virtio-console port: control (`u32 code, u32 length, payload`) and streams
 //! (`u64 seq, u32 length, data`), all big-endian, lengths with their header. See [`command`] for the control
-//! channel's codes, [`payload`] for its JSON.
+//! channel's codes, [`payload`] for its JSON, [`control`] and [`stream`] for the frames.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod command;
+pub mod control;
 pub mod payload;
+pub mod stream;
+
+/// A frame whose length cannot be: the channel has lost its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Shorter than its own header.
+    #[error("frame of {length} bytes is shorter than its header of {header}")]
+    TooShort {
+        /// What the frame says.
+        length: u32,
+        /// What the header takes.
+        header: usize,
+    },
+    /// Longer than any frame may be.
+    #[error("frame of {length} bytes is longer than {max}")]
+    TooLong {
+        /// What the frame says.
+        length: u32,
+        /// The most that this channel allows.
+        max: usize,
+    },
+}
+
+impl FrameError {
+    fn check(length: u32, header: usize, max: usize) -> Result<usize, FrameError> {
+        let bytes = length as usize;
+        if bytes < header {
+            Err(FrameError::TooShort { length, header })
+        } else if bytes > max {
+            Err(FrameError::TooLong { length, max })
+        } else {
+            Ok(bytes)
+        }
+    }
+}

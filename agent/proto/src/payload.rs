@@ -1,5 +1,6 @@
 //! The control channel's JSON. The names are the wire's; keys that API 4244 does not have are the extension's and are
-//! left out when empty, so that a peer of API 4244 alone never sees one.
+//! left out when empty, so that a peer of API 4244 alone never sees one. A command with a key that is not here is refused,
+//! as API 4244 does: what cannot be honoured is not ignored.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -20,6 +21,7 @@ pub struct Ready {
 
 /// EXTEND's payload: what the host takes of the offer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Extend {
     /// The extension's version.
     pub extension: u32,
@@ -56,7 +58,7 @@ pub enum ErrorCode {
 
 /// STARTPOD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Pod {
     /// The pod's host name.
     pub hostname: String,
@@ -74,11 +76,14 @@ pub struct Pod {
     /// Extension: the share's file system, `virtiofs` or `9p`; 9p where it is not given.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub share_type: String,
+    /// Ignored, as API 4244 does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub restart_policy: String,
 }
 
 /// NEWCONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Container {
     /// The container's name, unique in the pod.
     pub id: String,
@@ -108,7 +113,7 @@ pub struct Container {
 
 /// A file or directory of the share that is bound into a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct FsMap {
     /// Path in the share.
     pub source: String,
@@ -123,7 +128,7 @@ pub struct FsMap {
 
 /// What an OCI container has above API 4244's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct OciContainer {
     /// The container's own namespaces; what is not here is the pod's. A mount namespace there is always.
     pub namespaces: Vec<Namespace>,
@@ -157,7 +162,7 @@ pub enum Namespace {
 
 /// One mount of an OCI container, its options already turned into mount(2)'s arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: String,
@@ -178,7 +183,7 @@ pub struct Mount {
 
 /// A process: NEWCONTAINER's first and EXECCMD's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Process {
     /// Name, unique in the container.
     pub id: String,
@@ -219,7 +224,7 @@ pub struct Process {
 
 /// What an OCI process has above API 4244's. With it the environment is exactly the given one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct OciProcess {
     /// Capability sets, one bit each as in capability.h; `None` keeps them all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,7 +241,7 @@ pub struct OciProcess {
 
 /// The five capability sets as bit masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Capabilities {
     /// Limits what execve can give.
     pub bounding: u64,
@@ -252,6 +257,7 @@ pub struct Capabilities {
 
 /// An environment variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Env {
     /// Name.
     pub env: String,
@@ -261,6 +267,7 @@ pub struct Env {
 
 /// A resource limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
@@ -273,6 +280,7 @@ pub struct Rlimit {
 
 /// EXECCMD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExecCommand {
     /// The container to run in.
     pub container: String,
@@ -282,6 +290,7 @@ pub struct ExecCommand {
 
 /// WINSIZE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct WindowSize {
     /// The container.
     pub container: String,
@@ -295,7 +304,7 @@ pub struct WindowSize {
 
 /// KILLCONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct KillCommand {
     /// The container.
     pub container: String,
@@ -308,6 +317,7 @@ pub struct KillCommand {
 
 /// SIGNALPROCESS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SignalCommand {
     /// The container.
     pub container: String,
@@ -319,6 +329,7 @@ pub struct SignalCommand {
 
 /// REMOVECONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ContainerName {
     /// The container.
     pub container: String,
@@ -326,6 +337,7 @@ pub struct ContainerName {
 
 /// WRITEFILE and READFILE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FileCommand {
     /// The container.
     pub container: String,
