@@ -1,5 +1,9 @@
 //! `cargo xtask`: the project's task runner. Each subcommand is a module of its own.
 
+mod apt;
+mod cache;
+mod kernel;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -10,8 +14,19 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Task {}
+enum Task {
+    /// Builds the guest kernel, or finds the one that is built already, and prints where its files are.
+    Kernel,
+}
 
 fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {}
+    match Cli::parse().task {
+        Task::Kernel => {
+            let files = kernel::kernel()?;
+            for path in [files.vmlinux, files.bzimage, files.config] {
+                println!("{}", path.display());
+            }
+            Ok(())
+        }
+    }
 }

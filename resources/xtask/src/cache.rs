@@ -1,0 +1,18 @@
+//! Where results that are dear to make are kept between runs, outside the repository.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+/// Returns the cache folder `name`, and creates it: below `$VMM_CACHE`, else `$XDG_CACHE_HOME/vmm`, else
+/// `~/.cache/vmm`. Panics when it cannot be created: nothing works without it.
+pub fn dir(name: &str) -> PathBuf {
+    let set = |key| env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = set("VMM_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("vmm")))
+        .unwrap_or_else(|| set("HOME").unwrap_or_else(|| "/root".into()).join(".cache/vmm"));
+    let dir = root.join(name);
+    if let Err(error) = fs::create_dir_all(&dir) {
+        panic!("create cache folder {}: {error}", dir.display());
+    }
+    dir
+}

@@ -1,0 +1,199 @@
+//! The guest kernel: Debian's `linux-source` with the fragments of `resources/kernel/`, built once and cached by
+//! what it is made of. `resources/kernel/README.md` says how the configuration was chosen.
+
+mod fragments;
+mod image;
+mod progress;
+mod source;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
+
+use crate::{apt, cache};
+use fragments::Request;
+use source::Source;
+
+/// What compiling the kernel needs.
+const TOOLS: &[&str] = &[
+    "bc",
+    "bison",
+    "cpio",
+    "flex",
+    "gcc",
+    "kmod",
+    "libc6-dev",
+    "libelf-dev",
+    "libssl-dev",
+    "make",
+    "rsync",
+    "xz-utils",
+];
+
+/// What each run of make gets. Date, user, host and build number would otherwise make every build different.
+const MAKE: &[&str] = &[
+    "ARCH=x86_64",
+    "LOCALVERSION=",
+    "KBUILD_BUILD_TIMESTAMP=2026-01-01",
+    "KBUILD_BUILD_USER=vmm",
+    "KBUILD_BUILD_HOST=vmm",
+    "KBUILD_BUILD_VERSION=1",
+];
+
+/// Counts changes of the recipe that neither [`MAKE`] nor the fragments show, such as one of the image's layout.
+const RECIPE: u32 = 1;
+
+/// The files of a built guest kernel.
+#[derive(Debug, Clone)]
+pub struct KernelFiles {
+    /// Uncompressed ELF with a 64-bit entry, for mapping: see [`image::pack`].
+    pub vmlinux: PathBuf,
+    /// The compressed form with a boot sector and the boot protocol's header.
+    pub bzimage: PathBuf,
+    /// The whole configuration.
+    pub config: PathBuf,
+}
+
+impl KernelFiles {
+    fn in_folder(folder: &Path) -> KernelFiles {
+        let [vmlinux, bzimage, config] = ["vmlinux", "bzImage", "config"].map(|name| folder.join(name));
+        KernelFiles { vmlinux, bzimage, config }
+    }
+}
+
+/// Returns the guest kernel of this checkout, and builds it first if the cache does not have it. Runs at the same
+/// time wait for each other. An option that a fragment asks for and the configuration does not have is an error.
+pub fn kernel() -> anyhow::Result<KernelFiles> {
+    let requests = requests()?;
+    let cache = cache::dir("kernel");
+    let _lock = lock(&cache.join("lock"))?;
+    let source = Source::newest()?;
+    let folder = cache.join(key(&requests, &source.version));
+    if !folder.is_dir() {
+        let staged = cache.join("staged");
+        build(&requests, &source, &cache, &staged)?;
+        fs::rename(&staged, &folder).with_context(|| format!("rename to {}", folder.display()))?;
+    }
+    Ok(KernelFiles::in_folder(&folder))
+}
+
+/// The folder of the fragments in this checkout.
+fn fragment_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel")
+}
+
+fn requests() -> anyhow::Result<BTreeMap<String, Request>> {
+    let folder = fragment_folder();
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
+        .with_context(|| format!("read {}", folder.display()))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "config"))
+        .collect();
+    files.sort();
+    let mut all = BTreeMap::new();
+    for file in files {
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        fragments::add(&mut all, &name, &text)?;
+    }
+    Ok(all)
+}
+
+/// Names a build: equal keys are equal kernels. Comments and the order of the fragments' lines do not matter.
+fn key(requests: &BTreeMap<String, Request>, version: &str) -> String {
+    let text = format!("{RECIPE}\n{}\n{version}\n{}", MAKE.join("\n"), fragments::render(requests));
+    Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("kernel: another run is at work, waiting for it");
+            file.lock().with_context(|| format!("lock {}", path.display()))?;
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("lock {}", path.display()));
+        }
+    }
+    Ok(file)
+}
+
+fn build(
+    requests: &BTreeMap<String, Request>,
+    source: &Source,
+    cache: &Path,
+    staged: &Path,
+) -> anyhow::Result<()> {
+    apt::install(TOOLS)?;
+    let tree = source.unpack(cache)?;
+    let objects = cache.join("objects");
+    configure(requests, &tree, &objects)?;
+    eprintln!("kernel: compiling {} (log: {})", source.version, objects.join("log").display());
+    let mut make = make(&tree, &objects);
+    make.arg(format!("-j{}", available_parallelism().map_or(1, usize::from))).args(["vmlinux", "bzImage"]);
+    progress::run(&mut make, &objects.join("log"))?;
+
+    let _ = fs::remove_dir_all(staged);
+    fs::create_dir(staged).with_context(|| format!("create {}", staged.display()))?;
+    let elf = fs::read(objects.join("vmlinux")).context("read the built vmlinux")?;
+    let files = KernelFiles::in_folder(staged);
+    fs::write(&files.vmlinux, image::pack(&elf)?)?;
+    fs::copy(objects.join("arch/x86/boot/bzImage"), &files.bzimage).context("copy bzImage")?;
+    fs::copy(objects.join(".config"), &files.config).context("copy .config")?;
+    // For whoever has to make sense of an address.
+    fs::copy(objects.join("System.map"), staged.join("System.map")).context("copy System.map")?;
+    Ok(())
+}
+
+/// Everything that the fragments do not ask for, and nothing that they ask for needs, is off.
+fn configure(requests: &BTreeMap<String, Request>, tree: &Path, objects: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(objects).with_context(|| format!("create {}", objects.display()))?;
+    let asked = objects.join("asked.config");
+    fs::write(&asked, fragments::render(requests))?;
+    let mut make = make(tree, objects);
+    make.arg(format!("KCONFIG_ALLCONFIG={}", asked.display())).arg("allnoconfig");
+    progress::run(&mut make, &objects.join("log"))?;
+    let config = fs::read_to_string(objects.join(".config")).context("read .config")?;
+    let unmet = fragments::unmet(requests, &config);
+    if !unmet.is_empty() {
+        bail!("the configuration is not what the fragments ask for:\n  {}", unmet.join("\n  "));
+    }
+    Ok(())
+}
+
+fn make(tree: &Path, objects: &Path) -> Command {
+    let mut make = Command::new("make");
+    // A caller's own make (a job server, say) is none of this one's business.
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env("LC_ALL", "C");
+    make.arg("-C").arg(tree).arg(format!("O={}", objects.display())).args(MAKE);
+    make
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_ignores_comments_and_follows_values() {
+        let of = |text: &str| {
+            let mut all = BTreeMap::new();
+            fragments::add(&mut all, "a.config", text).unwrap();
+            key(&all, "6.1.1-1")
+        };
+        assert_eq!(of("CONFIG_A=y\nCONFIG_B=y\n"), of("# why\nCONFIG_B=y\n\nCONFIG_A=y\n"));
+        assert_ne!(of("CONFIG_A=y\n"), of("CONFIG_A=n\n"));
+        assert_ne!(of("CONFIG_A=y\n"), key(&BTreeMap::new(), "6.1.1-1"));
+    }
+
+    #[test]
+    fn fragments_of_this_checkout_parse() {
+        assert!(requests().unwrap().contains_key("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"));
+    }
+}

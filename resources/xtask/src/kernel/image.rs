@@ -1,0 +1,262 @@
+//! The vmlinux that a VMM maps: the linker's output without sections, symbols and filler.
+//!
+//! The linker puts segments at file offsets that are congruent modulo 2 MiB and fills the gaps between the parts of
+//! the text, which makes half of the file. Here each PT_LOAD segment is cut where pages of filler run for
+//! [`HOLE_PAGES`] or more, and each piece goes to the next page boundary, so that `offset % 4096 == p_paddr % 4096`
+//! and a VMM can map the pieces privately over guest memory. A piece's `p_memsz` reaches over the hole behind it:
+//! what a file does not fill reads as zero, as in any ELF file.
+
+use anyhow::{Context, bail, ensure};
+
+/// x86-64's page, the unit of the mapping.
+const PAGE: usize = 4096;
+/// The shortest run of filler pages that is cut out; shorter ones are not worth a segment (and a mapping) of their own.
+const HOLE_PAGES: usize = 16;
+/// More program headers than this would not fit the file's first page together with the ELF header.
+const SEGMENTS_MAX: usize = (PAGE - HEADER) / PROGRAM_HEADER;
+
+// ELF-64 object file format, version 1.5: sizes, field offsets and values.
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const EM_X86_64: u16 = 62;
+
+/// A program header's fields and the bytes that it stands for.
+struct Segment<'a> {
+    kind: u32,
+    flags: u32,
+    virtual_address: u64,
+    physical_address: u64,
+    memory_size: u64,
+    data: &'a [u8],
+}
+
+/// Returns the packed form of the ELF file `elf`; its entry point and everything that a loader puts into memory are
+/// the same, but for filler.
+pub fn pack(elf: &[u8]) -> anyhow::Result<Vec<u8>> {
+    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "vmlinux is no 64-bit little-endian ELF file");
+    ensure!(field(elf, 18, 2)? == u64::from(EM_X86_64), "vmlinux is not for x86-64");
+    let segments = segments(elf)?;
+    let loads: Vec<&Segment> = segments.iter().filter(|segment| segment.kind == PT_LOAD).collect();
+    let pieces: Vec<Segment> = loads.iter().flat_map(|segment| split(segment)).collect();
+    let notes: Vec<&Segment> = segments.iter().filter(|segment| segment.kind == PT_NOTE).collect();
+    let count = pieces.len() + notes.len();
+    ensure!(!pieces.is_empty() && count <= SEGMENTS_MAX, "vmlinux would have {count} segments");
+
+    let mut file = elf[..HEADER].to_vec();
+    put(&mut file, 32, &(HEADER as u64).to_le_bytes()); // e_phoff
+    put(&mut file, 40, &0u64.to_le_bytes()); // e_shoff
+    put(&mut file, 56, &(count as u16).to_le_bytes()); // e_phnum
+    put(&mut file, 60, &[0; 4]); // e_shnum, e_shstrndx
+    file.resize(HEADER + count * PROGRAM_HEADER, 0);
+    let mut headers = HEADER;
+    let mut placed = Vec::new();
+    for piece in &pieces {
+        ensure!(
+            piece.physical_address.is_multiple_of(PAGE as u64),
+            "a segment begins at {:#x}",
+            piece.physical_address
+        );
+        file.resize(file.len().next_multiple_of(PAGE), 0);
+        let offset = file.len();
+        placed.push((piece.physical_address, piece.data.len() as u64, offset as u64));
+        file.extend_from_slice(piece.data);
+        put_header(&mut file, &mut headers, piece, offset as u64);
+    }
+    // Whoever maps the last piece gets a whole page of it.
+    file.resize(file.len().next_multiple_of(PAGE), 0);
+    for note in notes {
+        let offset = placed.iter().find_map(|&(start, length, offset)| {
+            let inside = note.physical_address.checked_sub(start)?;
+            (inside + note.data.len() as u64 <= length).then_some(offset + inside)
+        });
+        put_header(&mut file, &mut headers, note, offset.context("a note is in no segment")?);
+    }
+    Ok(file)
+}
+
+fn segments(elf: &[u8]) -> anyhow::Result<Vec<Segment<'_>>> {
+    let (start, count) = (field(elf, 32, 8)?, field(elf, 56, 2)?);
+    ensure!(field(elf, 54, 2)? == PROGRAM_HEADER as u64, "vmlinux has program headers of another size");
+    (0..count).map(|index| segment(elf, (start + index * PROGRAM_HEADER as u64) as usize)).collect()
+}
+
+fn segment(elf: &[u8], at: usize) -> anyhow::Result<Segment<'_>> {
+    let (offset, size) = (field(elf, at + 8, 8)? as usize, field(elf, at + 32, 8)? as usize);
+    let data = offset.checked_add(size).and_then(|end| elf.get(offset..end));
+    let Some(data) = data else { bail!("vmlinux ends before its segment at {offset:#x}") };
+    Ok(Segment {
+        kind: field(elf, at, 4)? as u32,
+        flags: field(elf, at + 4, 4)? as u32,
+        virtual_address: field(elf, at + 16, 8)?,
+        physical_address: field(elf, at + 24, 8)?,
+        memory_size: field(elf, at + 40, 8)?,
+        data,
+    })
+}
+
+/// Cuts `segment` at its holes.
+fn split<'a>(segment: &Segment<'a>) -> Vec<Segment<'a>> {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for (index, page) in segment.data.chunks(PAGE).enumerate() {
+        let (start, end) = (index * PAGE, index * PAGE + page.len());
+        match ranges.last_mut() {
+            _ if is_filler(page) => {}
+            Some(last) if start - last.1 < HOLE_PAGES * PAGE => last.1 = end,
+            _ => ranges.push((start, end)),
+        }
+    }
+    if ranges.is_empty() {
+        ranges.push((0, 0));
+    }
+    // The segment's memory begins where it began, whatever its first page holds.
+    ranges[0].0 = 0;
+    let ends = ranges.iter().skip(1).map(|range| range.0 as u64).chain([segment.memory_size]);
+    let piece = |(&(start, end), next): (&(usize, usize), u64)| Segment {
+        kind: segment.kind,
+        flags: segment.flags,
+        virtual_address: segment.virtual_address + start as u64,
+        physical_address: segment.physical_address + start as u64,
+        memory_size: next - start as u64,
+        data: &segment.data[start..end],
+    };
+    ranges.iter().zip(ends).map(piece).collect()
+}
+
+/// Whether `page` is nothing but zeros, or the `int3` with which the linker script fills text up to an alignment.
+fn is_filler(page: &[u8]) -> bool {
+    [0x00, 0xcc].iter().any(|filler| page.iter().all(|byte| byte == filler))
+}
+
+fn field(bytes: &[u8], at: usize, size: usize) -> anyhow::Result<u64> {
+    let slice =
+        at.checked_add(size).and_then(|end| bytes.get(at..end)).context("vmlinux ends within a header")?;
+    Ok(slice.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+}
+
+fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Writes `segment`'s program header at `*at` and moves `at` behind it.
+fn put_header(file: &mut [u8], at: &mut usize, segment: &Segment, offset: u64) {
+    let align = if segment.kind == PT_LOAD { PAGE as u64 } else { 4 };
+    put(file, *at, &segment.kind.to_le_bytes());
+    put(file, *at + 4, &segment.flags.to_le_bytes());
+    let size = segment.data.len() as u64;
+    let words = [offset, segment.virtual_address, segment.physical_address, size, segment.memory_size, align];
+    for (index, word) in words.iter().enumerate() {
+        put(file, *at + 8 + 8 * index, &word.to_le_bytes());
+    }
+    *at += PROGRAM_HEADER;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: u64 = 0x100_0000;
+    const BIAS: u64 = 0xffff_ffff_8000_0000;
+
+    /// An ELF file with the given (kind, physical address, data, memory size), each at a 64 KiB boundary of the file.
+    fn elf(parts: &[(u32, u64, &[u8], u64)]) -> Vec<u8> {
+        let mut file = vec![0; HEADER + parts.len() * PROGRAM_HEADER];
+        put(&mut file, 0, b"\x7fELF\x02\x01\x01");
+        put(&mut file, 18, &EM_X86_64.to_le_bytes());
+        put(&mut file, 24, &TEXT.to_le_bytes());
+        put(&mut file, 32, &(HEADER as u64).to_le_bytes());
+        put(&mut file, 54, &(PROGRAM_HEADER as u16).to_le_bytes());
+        put(&mut file, 56, &(parts.len() as u16).to_le_bytes());
+        let mut at = HEADER;
+        for &(kind, physical_address, data, memory_size) in parts {
+            file.resize(file.len().next_multiple_of(0x10000), 0);
+            let offset = file.len() as u64;
+            file.extend_from_slice(data);
+            let virtual_address = physical_address + BIAS;
+            let segment = Segment { kind, flags: 5, virtual_address, physical_address, memory_size, data };
+            put_header(&mut file, &mut at, &segment, offset);
+        }
+        file
+    }
+
+    /// What a loader makes of the file: memory from TEXT on.
+    fn memory(elf: &[u8], size: usize) -> Vec<u8> {
+        let mut memory = vec![0; size];
+        for segment in segments(elf).unwrap().iter().filter(|segment| segment.kind == PT_LOAD) {
+            assert!(segment.memory_size >= segment.data.len() as u64);
+            let at = (segment.physical_address - TEXT) as usize;
+            memory[at..at + segment.data.len()].copy_from_slice(segment.data);
+        }
+        memory
+    }
+
+    #[test]
+    fn memory_entry_and_coverage_stay_and_offsets_are_congruent() {
+        let mut text = vec![0x90; 3 * PAGE + 5];
+        text.resize(40 * PAGE, 0); // a hole of 36 pages and a bit
+        text.extend_from_slice(&[0x91; 100]);
+        let data = [7; 2 * PAGE];
+        let source = elf(&[
+            (PT_LOAD, TEXT, &text, text.len() as u64),
+            (PT_LOAD, TEXT + 0x40000, &data, 5 * PAGE as u64),
+        ]);
+        let packed = pack(&source).unwrap();
+        assert_eq!(packed.len(), 8 * PAGE);
+        assert_eq!(memory(&packed, 0x50000), memory(&source, 0x50000));
+        assert_eq!(field(&packed, 24, 8).unwrap(), TEXT);
+        let segments = segments(&packed).unwrap();
+        let extents: Vec<_> =
+            segments.iter().map(|segment| (segment.physical_address - TEXT, segment.memory_size)).collect();
+        assert_eq!(extents, [(0, 40 * PAGE as u64), (40 * PAGE as u64, 100), (0x40000, 5 * PAGE as u64)]);
+        for index in 0..segments.len() {
+            let at = HEADER + index * PROGRAM_HEADER;
+            assert_eq!(field(&packed, at + 8, 8).unwrap() % PAGE as u64, 0);
+            assert_eq!(field(&packed, at + 16, 8).unwrap(), field(&packed, at + 24, 8).unwrap() + BIAS);
+        }
+    }
+
+    #[test]
+    fn int3_filler_goes_and_short_holes_stay() {
+        let mut text = vec![0x90; PAGE];
+        text.resize(PAGE * HOLE_PAGES, 0xcc);
+        text.extend_from_slice(&[0x90; PAGE]);
+        assert_eq!(
+            segments(&pack(&elf(&[(PT_LOAD, TEXT, &text, text.len() as u64)])).unwrap()).unwrap().len(),
+            1
+        );
+        text.extend_from_slice(&[0xcc; PAGE * HOLE_PAGES]);
+        text.extend_from_slice(&[0x90; PAGE]);
+        assert_eq!(
+            segments(&pack(&elf(&[(PT_LOAD, TEXT, &text, text.len() as u64)])).unwrap()).unwrap().len(),
+            2
+        );
+    }
+
+    #[test]
+    fn note_follows_the_segment_that_holds_it() {
+        let mut text = vec![0x90; 2 * PAGE];
+        text[PAGE + 8..PAGE + 12].copy_from_slice(b"note");
+        let parts: [(u32, u64, &[u8], u64); 2] =
+            [(PT_LOAD, TEXT, &text, text.len() as u64), (PT_NOTE, TEXT + PAGE as u64 + 8, b"note", 4)];
+        let packed = pack(&elf(&parts)).unwrap();
+        let segments = segments(&packed).unwrap();
+        assert_eq!((segments[1].kind, segments[1].data), (PT_NOTE, b"note".as_slice()));
+        let lost = [(PT_LOAD, TEXT, text.as_slice(), text.len() as u64), (PT_NOTE, TEXT - 8, b"note", 4)];
+        assert!(pack(&elf(&lost)).is_err());
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused() {
+        let good = elf(&[(PT_LOAD, TEXT, &[1; 10], 10)]);
+        assert!(pack(&good).is_ok());
+        assert!(pack(&good[..good.len() - 1]).is_err());
+        assert!(pack(&good[..HEADER + 8]).is_err());
+        assert!(pack(b"").is_err());
+        assert!(pack(&elf(&[])).is_err());
+        assert!(pack(&elf(&[(PT_LOAD, TEXT + 1, &[1; 10], 10)])).is_err());
+        let mut other = good.clone();
+        other[18] = 40;
+        assert!(pack(&other).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! A long command with its output in a log: one line that counts what was made, and the log's end if it fails.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use anyhow::{Context, bail};
+
+/// Where the line cannot be overwritten, a new one comes this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// On a terminal it is overwritten this often.
+const REDRAW_EVERY: Duration = Duration::from_millis(100);
+/// How much of a failed command's log is shown.
+const TAIL_LINES: usize = 40;
+
+/// Runs `command` with both its outputs in the file `log`, and counts the objects that its kbuild lines name.
+pub fn run(command: &mut Command, log: &Path) -> anyhow::Result<()> {
+    let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let (reader, writer) = io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+    // The command keeps its ends of the pipe until it is dropped or given others, and the reader would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut line = Line::new();
+    for text in BufReader::new(reader).split(b'\n') {
+        let mut text = text?;
+        line.saw(&String::from_utf8_lossy(&text));
+        text.push(b'\n');
+        file.write_all(&text)?;
+    }
+    let status = child.wait()?;
+    line.end();
+    if !status.success() {
+        let text = fs::read(log)?;
+        let text = tail(&String::from_utf8_lossy(&text), TAIL_LINES);
+        bail!(
+            "{}: {status}; its last lines, all are in {}:\n{text}",
+            command.get_program().display(),
+            log.display()
+        );
+    }
+    Ok(())
+}
+
+/// The progress line.
+struct Line {
+    terminal: bool,
+    begin: Instant,
+    shown: Option<Instant>,
+    objects: usize,
+}
+
+impl Line {
+    fn new() -> Line {
+        Line { terminal: io::stderr().is_terminal(), begin: Instant::now(), shown: None, objects: 0 }
+    }
+
+    fn saw(&mut self, output: &str) {
+        let Some(object) = object(output) else { return };
+        self.objects += 1;
+        let every = if self.terminal { REDRAW_EVERY } else { LINE_EVERY };
+        if self.shown.is_none_or(|shown| shown.elapsed() >= every) {
+            self.shown = Some(Instant::now());
+            let text =
+                format!("kernel: {} objects, {} s: {object}", self.objects, self.begin.elapsed().as_secs());
+            if self.terminal { eprint!("\r\x1b[K{text}") } else { eprintln!("{text}") }
+        }
+    }
+
+    fn end(&self) {
+        if self.objects > 0 {
+            let start = if self.terminal { "\r\x1b[K" } else { "" };
+            eprintln!("{start}kernel: {} objects, {} s", self.objects, self.begin.elapsed().as_secs());
+        }
+    }
+}
+
+/// The object that a line of kbuild's short output says is being made, such as `  CC      mm/slub.o`.
+fn object(line: &str) -> Option<&str> {
+    let mut words = line.strip_prefix("  ")?.split_whitespace();
+    let (verb, object) = (words.next()?, words.next()?);
+    (verb.bytes().all(|byte| byte.is_ascii_uppercase()) && words.next().is_none()).then_some(object)
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_read_off_kbuild_lines() {
+        assert_eq!(object("  CC      mm/slub.o"), Some("mm/slub.o"));
+        assert_eq!(object("  LD      vmlinux.o"), Some("vmlinux.o"));
+        for line in ["make[1]: Entering directory '/x'", "mm/slub.c:1:2: error: x", "  CC", "", "  in file a"]
+        {
+            assert_eq!(object(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn failure_shows_the_end_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let script = "i=0; while [ $i -lt 100 ]; do echo line $i; i=$((i+1)); done; echo broken >&2; exit 2";
+        let error = run(Command::new("sh").args(["-c", script]), &log).unwrap_err().to_string();
+        assert!(error.contains("exit status: 2") && error.ends_with("line 99\nbroken"), "{error}");
+        assert!(!error.contains("line 60\n"), "{error}");
+        run(Command::new("sh").args(["-c", "echo '  CC      a.o'"]), &log).unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "  CC      a.o\n");
+    }
+}
