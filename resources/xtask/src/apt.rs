@@ -1,10 +1,15 @@
 //! Debian packages: what a task needs is installed without being asked, and nothing happens when it is there.
 
-use std::fs;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+
+/// Where apt looks for its sources.
+const SOURCES: &str = "/etc/apt/sources.list.d";
 
 /// Installs those of `packages` that dpkg does not know as installed; refreshes apt's lists once if it must.
 pub fn install(packages: &[&str]) -> anyhow::Result<()> {
@@ -12,9 +17,42 @@ pub fn install(packages: &[&str]) -> anyhow::Result<()> {
     if missing.is_empty() { Ok(()) } else { install_with(&[], &missing) }
 }
 
-/// Refreshes apt's lists.
-pub fn update() -> anyhow::Result<()> {
-    run(as_root("apt-get").args(["-qq", "update"]))
+/// Installs `packages` from `suite` (such as `bookworm-backports`), whether or not other versions are there. The
+/// suite is added beside this machine's own Debian source, with the same address and keyring.
+pub fn install_from(suite: &str, packages: &[&str]) -> anyhow::Result<()> {
+    add_suite(suite)?;
+    install_with(&["-t", suite], packages)
+}
+
+/// Downloads the package that `meta` depends on whose name begins with `prefix` (a meta package such as
+/// `linux-image-amd64` names the real one) into `folder`, and returns the file. Nothing is installed.
+pub fn download(meta: &str, prefix: &str, folder: &Path) -> anyhow::Result<PathBuf> {
+    let package = match real_package(meta, prefix)? {
+        Some(package) => package,
+        None => {
+            update()?;
+            real_package(meta, prefix)?.with_context(|| format!("apt knows no package behind {meta}"))?
+        }
+    };
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        // apt's own user may not be able to write here; the file is checked against the signed lists all the same.
+        command.args(["-qq", "-o", "APT::Sandbox::User=root", "download", &package]).current_dir(folder);
+        run(&mut command)
+    };
+    fetch().or_else(|_| update().and_then(|()| fetch()))?;
+    let found = fs::read_dir(folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    found
+        .into_iter()
+        .find(|path| path.extension() == Some(OsStr::new("deb")))
+        .with_context(|| format!("apt-get download {package} left no file in {}", folder.display()))
+}
+
+/// The value of `key` in /etc/os-release, such as `VERSION_CODENAME`.
+pub fn os_release(key: &str) -> Option<String> {
+    let text = fs::read_to_string("/etc/os-release").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_string())
 }
 
 fn installed(package: &str) -> bool {
@@ -32,6 +70,11 @@ fn install_with(options: &[&str], packages: &[&str]) -> anyhow::Result<()> {
     attempt().or_else(|_| update().and_then(|()| attempt()))
 }
 
+/// Refreshes apt's lists.
+pub fn update() -> anyhow::Result<()> {
+    run(as_root("apt-get").args(["-qq", "update"]))
+}
+
 /// `program` with the rights to install; apt waits its turn, asks nothing, and its chatter goes to stderr.
 fn as_root(program: &str) -> Command {
     let root = fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0);
@@ -44,4 +87,122 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command.stdout(std::io::stderr()).status().with_context(|| format!("start {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
+}
+
+fn real_package(meta: &str, prefix: &str) -> anyhow::Result<Option<String>> {
+    let output = Command::new("apt-cache").args(["depends", meta]).output().context("start apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(depends.into_iter().find(|package| package.starts_with(prefix)).map(str::to_string))
+}
+
+fn add_suite(suite: &str) -> anyhow::Result<()> {
+    let path = Path::new(SOURCES).join(format!("{suite}.sources"));
+    if path.exists() {
+        return Ok(());
+    }
+    let codename = os_release("VERSION_CODENAME").context("no VERSION_CODENAME in /etc/os-release")?;
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(SOURCES)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    files.push("/etc/apt/sources.list".into());
+    let own = files.iter().find_map(|file| {
+        let text = fs::read_to_string(file).ok()?;
+        if file.extension() == Some(OsStr::new("sources")) {
+            stanza_for(&text, &codename)
+        } else {
+            line_for(&text, &codename)
+        }
+    });
+    let Some(own) = own else {
+        bail!("no Debian source with suite {codename} in {SOURCES} or /etc/apt/sources.list");
+    };
+    let staged = env::temp_dir().join(format!("{suite}.{}.sources", std::process::id()));
+    fs::write(&staged, own.stanza(suite))?;
+    let copied = run(as_root_plain("install").args(["-m", "644"]).arg(&staged).arg(&path));
+    fs::remove_file(&staged)?;
+    copied?;
+    update()
+}
+
+fn as_root_plain(program: &str) -> Command {
+    let root = fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0);
+    let mut command = Command::new(if root { "env" } else { "sudo" });
+    command.arg(program);
+    command
+}
+
+/// What a further suite takes over from the machine's own source.
+#[derive(Debug, PartialEq)]
+struct Source {
+    uri: String,
+    signed_by: Option<String>,
+}
+
+impl Source {
+    fn stanza(&self, suite: &str) -> String {
+        let key = self.signed_by.as_ref().map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+        format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n{key}", self.uri)
+    }
+}
+
+/// The first stanza of a `.sources` file (deb822, see sources.list(5)) that offers `suite`'s component main.
+fn stanza_for(text: &str, suite: &str) -> Option<Source> {
+    text.split("\n\n").find_map(|stanza| {
+        let field = |name: &str| {
+            let value = stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(value.trim())
+        };
+        let has =
+            |name, word| field(name).is_some_and(|value| value.split_whitespace().any(|part| part == word));
+        (has("Types", "deb") && has("Suites", suite) && has("Components", "main")).then_some(())?;
+        let uri = field("URIs")?.split_whitespace().next()?.to_string();
+        Some(Source { uri, signed_by: field("Signed-By").map(str::to_string) })
+    })
+}
+
+/// The first line of a `.list` file, `deb [signed-by=KEY …] URI SUITE COMPONENT…`, that offers `suite`'s main.
+fn line_for(text: &str, suite: &str) -> Option<Source> {
+    text.lines().find_map(|line| {
+        let rest = line.trim().strip_prefix("deb ")?.trim_start();
+        let (options, rest) = match rest.strip_prefix('[') {
+            Some(rest) => rest.split_once(']')?,
+            None => ("", rest),
+        };
+        let mut words = rest.split_whitespace();
+        let (uri, this) = (words.next()?, words.next()?);
+        (this == suite && words.any(|component| component == "main")).then_some(())?;
+        let signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
+        Some(Source { uri: uri.to_string(), signed_by: signed_by.map(str::to_string) })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stanza_of_the_named_suite_is_taken() {
+        let text = "Types: deb\n# a remark\nURIs: http://a/debian-security\nSuites: bookworm-security\n\
+                    Components: main\n\nTypes: deb\nURIs: http://a/debian\nSuites: bookworm bookworm-updates\n\
+                    Components: main\nSigned-By: /k.gpg\n";
+        let source = stanza_for(text, "bookworm").unwrap();
+        assert_eq!(source, Source { uri: "http://a/debian".into(), signed_by: Some("/k.gpg".into()) });
+        assert_eq!(
+            source.stanza("bookworm-backports"),
+            "Types: deb\nURIs: http://a/debian\nSuites: bookworm-backports\nComponents: main\nSigned-By: /k.gpg\n"
+        );
+        assert_eq!(stanza_for(text, "trixie"), None);
+    }
+
+    #[test]
+    fn line_of_the_named_suite_is_taken() {
+        let text = "# deb http://b bookworm main\ndeb http://c other main\n\
+                    deb [arch=amd64 signed-by=/k.gpg] http://d/debian bookworm main contrib\n";
+        let source = Source { uri: "http://d/debian".into(), signed_by: Some("/k.gpg".into()) };
+        assert_eq!(line_for(text, "bookworm"), Some(source));
+        assert_eq!(line_for("deb http://d bookworm contrib", "bookworm"), None);
+        let plain = Source { uri: "http://d".into(), signed_by: None };
+        assert_eq!(line_for("deb http://d bookworm main", "bookworm"), Some(plain));
+    }
 }

@@ -1,10 +1,13 @@
 //! `cargo xtask`: the project's task runner. Each subcommand is a module of its own.
 
-mod apt;
-mod cache;
-mod kernel;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+mod apt;
+mod cache;
+mod host;
+mod kernel;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs, tests and measures vmm")]
@@ -15,18 +18,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Builds the guest kernel, or finds the one that is built already, and prints where its files are.
+    /// Run a command in the emulated KVM host
+    Host(host::HostArgs),
+    /// Build the guest kernel, or find the one that is built already, and print where its files are
     Kernel,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {
-        Task::Kernel => {
-            let files = kernel::kernel()?;
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Host(args) => return host::main(args),
+        Task::Kernel => kernel::kernel().map(|files| {
             for path in [files.vmlinux, files.bzimage, files.config] {
                 println!("{}", path.display());
             }
-            Ok(())
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,0 +1,338 @@
+//! The emulated KVM host: runs any command as root in a machine with a working /dev/kvm, whatever this machine's own
+//! KVM can do. What it is, what it costs and how to measure in it: `tests/host/README.md`.
+//!
+//! Reading order: `machine` (what it is made of), `snapshot` (how it comes to be booted already), `request` (what is
+//! said to its PID 1, `tests/host/init.c`), `session` (one run), and below, what is made of that. Knows nothing of vmm.
+
+mod check;
+mod cli;
+mod kernel;
+mod kvm;
+mod machine;
+mod monitor;
+mod newc;
+mod qemu;
+mod request;
+mod session;
+mod snapshot;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, fs};
+
+use anyhow::{Context, bail, ensure};
+
+pub use cli::{HostArgs, main};
+pub use kvm::kvm_usable;
+pub use machine::Clock;
+use machine::{Machine, OUT_SLOTS};
+use request::{Exit, REQUEST_MAX, Request};
+use session::{Ending, Session, Sink, silence_max};
+use snapshot::Snapshot;
+
+/// Exit code of a run whose deadline came.
+pub const TIMED_OUT: i32 = 124;
+/// Exit code of `cargo xtask host` when the machine, not the command, failed.
+pub const FAILED: u8 = 125;
+/// The machine's memory in MiB unless said otherwise.
+pub const MEMORY_MIB: u32 = 2048;
+/// What a command may take unless said otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(600);
+/// CPUs of the command unless said otherwise.
+const CPUS: u32 = 2;
+/// How often a run that the machine itself ended or stalled is done again.
+const RERUNS_MAX: u32 = 2;
+/// How much of the machine's log goes into a message, in lines.
+const LOG_LINES: usize = 30;
+
+/// How a command is to be run. Its working folder is this process's, its environment is this process's.
+#[derive(Clone)]
+pub struct Host {
+    outs: Vec<PathBuf>,
+    stage: Vec<PathBuf>,
+    env: Vec<(OsString, OsString)>,
+    memory_mib: u32,
+    cpus: Option<u32>,
+    clock: Clock,
+    deadline: Duration,
+    stdin: bool,
+    verbose: bool,
+}
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code, 128 + signal, or `TIMED_OUT`.
+    pub status: i32,
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// All of its standard error.
+    pub stderr: Vec<u8>,
+    /// How often the machine itself failed before that.
+    pub reruns: u32,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host {
+            outs: Vec::new(),
+            stage: Vec::new(),
+            env: Vec::new(),
+            memory_mib: MEMORY_MIB,
+            cpus: None,
+            clock: Clock::Wall,
+            deadline: DEADLINE,
+            stdin: false,
+            verbose: false,
+        }
+    }
+}
+
+impl Host {
+    /// A machine of 2 GiB whose command has two CPUs and ten minutes, on the wall clock.
+    pub fn new() -> Host {
+        Host::default()
+    }
+
+    /// Shares `folder` for writing, creates it if it is missing. Everything else that the command writes is dropped.
+    pub fn out(mut self, folder: impl Into<PathBuf>) -> Host {
+        self.outs.push(folder.into());
+        self
+    }
+
+    /// Copies the file or folder `path` into the machine's memory before the command starts.
+    pub fn stage(mut self, path: impl Into<PathBuf>) -> Host {
+        self.stage.push(path.into());
+        self
+    }
+
+    /// Sets the environment entry `key`, over this process's own.
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Host {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// The machine's memory in MiB, what the command writes included.
+    pub fn memory(mut self, mib: u32) -> Host {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// CPUs for the command; with the instruction clock there is one.
+    pub fn cpus(mut self, count: u32) -> Host {
+        self.cpus = Some(count);
+        self
+    }
+
+    /// What time is in the machine.
+    pub fn clock(mut self, clock: Clock) -> Host {
+        self.clock = clock;
+        self
+    }
+
+    /// Seconds (of this machine's time) that the command may take.
+    pub fn deadline(mut self, seconds: u64) -> Host {
+        self.deadline = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Whether the command reads this process's standard input. A run that has input is never done again.
+    pub fn stdin(mut self, pass: bool) -> Host {
+        self.stdin = pass;
+        self
+    }
+
+    /// Whether to say on stderr how long each step took.
+    pub fn verbose(mut self, verbose: bool) -> Host {
+        self.verbose = verbose;
+        self
+    }
+
+    /// Installs what is needed and makes the snapshot, if either is missing.
+    pub fn prepare(&self) -> anyhow::Result<()> {
+        Snapshot::get(&self.machine()?).map(|_| ())
+    }
+
+    /// Runs `command`; its output goes to this process's stdout and stderr as it comes. Returns its exit code,
+    /// 128 + signal, or `TIMED_OUT`. An error means that the machine failed.
+    pub fn run<S: AsRef<OsStr>>(&self, command: &[S]) -> anyhow::Result<i32> {
+        let sinks = [Sink::pass(io::stdout())?, Sink::pass(io::stderr())?];
+        self.attempts(command, || sinks.clone()).map(|(status, _)| status)
+    }
+
+    /// Runs `command` and returns what it said. An error means that the machine failed.
+    pub fn output<S: AsRef<OsStr>>(&self, command: &[S]) -> anyhow::Result<Output> {
+        let kept = Mutex::new([Arc::default(), Arc::default()]);
+        let sinks = || {
+            // Of an attempt that did not count, nothing is handed back.
+            let fresh: [Arc<Mutex<Vec<u8>>>; 2] = Default::default();
+            *kept.lock().unwrap() = fresh.clone();
+            fresh.map(Sink::Keep)
+        };
+        let (status, reruns) = self.attempts(command, sinks)?;
+        let [stdout, stderr] =
+            kept.into_inner().unwrap().map(|buffer| std::mem::take(&mut *buffer.lock().unwrap()));
+        Ok(Output { status, stdout, stderr, reruns })
+    }
+
+    fn attempts<S: AsRef<OsStr>>(
+        &self,
+        command: &[S],
+        sinks: impl Fn() -> [Sink; 2],
+    ) -> anyhow::Result<(i32, u32)> {
+        let machine = self.machine()?;
+        let outs = self.outs.iter().map(|folder| make_folder(folder)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut reruns = 0;
+        loop {
+            let snapshot = Snapshot::get(&machine)?;
+            let begin = Instant::now();
+            let session = Session {
+                arguments: &|sockets| snapshot.arguments(&machine, sockets, &outs),
+                state: &snapshot.state(),
+                request: &self.request(&snapshot, &outs, command)?,
+                stdin: self.stdin,
+                sinks: sinks(),
+                deadline: self.deadline,
+                silence_max: silence_max(self.clock),
+            };
+            let (ending, log) = session.run()?;
+            match ending {
+                Ending::Exited(exit) => {
+                    self.say_times(begin.elapsed(), &exit, reruns);
+                    return Ok((exit.status, reruns));
+                }
+                Ending::Deadline => {
+                    eprintln!("xtask host: stopped at the deadline of {} s", self.deadline.as_secs());
+                    return Ok((TIMED_OUT, reruns));
+                }
+                Ending::Refused(what) => bail!("the machine cannot do this: {what}"),
+                Ending::Machine { cause, .. } if self.stdin || reruns == RERUNS_MAX => {
+                    bail!("{cause}, after {reruns} reruns; it said:\n{}", last_lines(&log))
+                }
+                Ending::Machine { cause, restored } => {
+                    reruns += 1;
+                    eprintln!("xtask host: {cause}; running the command again ({reruns} of {RERUNS_MAX})");
+                    if !restored {
+                        snapshot.discard();
+                    }
+                }
+            }
+        }
+    }
+
+    fn machine(&self) -> anyhow::Result<Machine> {
+        let cpus = match (self.clock, self.cpus) {
+            (Clock::Instructions, Some(2..)) => bail!("with the instruction clock the machine has one CPU"),
+            (Clock::Instructions, _) => 1,
+            (Clock::Wall, cpus) => cpus.unwrap_or(CPUS),
+        };
+        ensure!(cpus > 0, "the command needs a CPU");
+        ensure!(self.outs.len() <= OUT_SLOTS, "at most {OUT_SLOTS} folders can be shared for writing");
+        Ok(Machine { memory_mib: self.memory_mib, cpus, clock: self.clock })
+    }
+
+    /// The request, with the time as it is and fresh entropy.
+    fn request<S: AsRef<OsStr>>(
+        &self,
+        snapshot: &Snapshot,
+        outs: &[PathBuf],
+        command: &[S],
+    ) -> anyhow::Result<Vec<u8>> {
+        ensure!(!command.is_empty(), "no command");
+        let mut request = Request::default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the time")?;
+        request.record("time", format!("{}.{:09}", now.as_secs(), now.subsec_nanos()));
+        request.record("seed", seed()?);
+        request.record("folder", env::current_dir().context("find the working folder")?);
+        request.record(
+            "modules",
+            fs::canonicalize(snapshot.kernel.modules()).context("find the kernel's modules")?,
+        );
+        if self.stdin {
+            request.record("stdin", "");
+        }
+        outs.iter().for_each(|folder| request.record("out", folder));
+        for path in &self.stage {
+            let path = fs::canonicalize(path).with_context(|| format!("stage {}", path.display()))?;
+            request.record("stage", path);
+        }
+        command.iter().for_each(|word| request.record("arg", word));
+        let own = env::vars_os().filter(|(key, _)| !self.env.iter().any(|(set, _)| set == key));
+        own.chain(self.env.iter().cloned()).for_each(|(key, value)| request.env(&key, &value));
+        let request = request.finish();
+        ensure!(
+            request.len() < REQUEST_MAX,
+            "arguments and environment of {} bytes are too long",
+            request.len()
+        );
+        Ok(request)
+    }
+
+    fn say_times(&self, all: Duration, exit: &Exit, reruns: u32) {
+        if reruns > 0 {
+            eprintln!("xtask host: {reruns} of {} runs ended by the machine itself", reruns + 1);
+        }
+        if self.verbose {
+            let clock = if self.clock == Clock::Wall { "" } else { " of counted instructions" };
+            let seconds = |us: u64| us as f64 / 1e6;
+            eprintln!(
+                "xtask host: {:.2} s in all; in the machine{clock}: mounts and staging {:.3} s, command {:.3} s, sync {:.3} s",
+                all.as_secs_f64(),
+                seconds(exit.mount_us),
+                seconds(exit.command_us),
+                seconds(exit.sync_us)
+            );
+        }
+    }
+}
+
+/// Creates `folder` and returns its full name.
+fn make_folder(folder: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    fs::canonicalize(folder).with_context(|| format!("find {}", folder.display()))
+}
+
+/// Entropy, as text.
+fn seed() -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("read /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_is_what_was_asked_for() {
+        let machine = Host::new().memory(512).cpus(3).machine().unwrap();
+        assert_eq!(machine, Machine { memory_mib: 512, cpus: 3, clock: Clock::Wall });
+        assert_eq!(Host::new().clock(Clock::Instructions).machine().unwrap().cpus, 1);
+    }
+
+    #[test]
+    fn impossible_machines_are_refused() {
+        assert!(Host::new().cpus(0).machine().is_err());
+        assert!(Host::new().clock(Clock::Instructions).cpus(2).machine().is_err());
+        let many = (0..=OUT_SLOTS).fold(Host::new(), |host, index| host.out(format!("/tmp/{index}")));
+        assert!(many.machine().is_err());
+    }
+
+    #[test]
+    fn log_in_a_message_is_short() {
+        let log: String = (0..100).map(|index| format!("{index}\n")).collect();
+        let last = last_lines(&log);
+        assert!(last.starts_with("70\n") && last.ends_with("\n99"));
+        assert_eq!(last_lines("\n"), "");
+    }
+}

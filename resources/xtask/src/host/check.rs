@@ -1,0 +1,203 @@
+//! `cargo xtask host --check`: proves on this machine that the emulated host does what it promises, a line for each.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+
+use super::{Clock, Host, Output, TIMED_OUT, kvm_usable};
+
+/// A program that creates a VM and times each step.
+const FLOOR_SOURCE: &str = include_str!("../../../../tests/host/floor.c");
+
+/// How far two runs on the instruction clock may be apart in a step that does not wait for anything.
+const REPEAT_WITHIN: f64 = 0.01;
+
+/// Size of the file that is staged, in bytes: more than the machine's memory holds of files anyway.
+const STAGED: usize = 32 << 20;
+
+type Check = fn(&Path) -> anyhow::Result<String>;
+
+/// Runs every check; the first that fails ends it.
+pub fn run() -> anyhow::Result<()> {
+    let own = if kvm_usable() { "can" } else { "cannot" };
+    println!("this machine's own KVM {own} be used for tests");
+    Host::new().prepare()?;
+    Host::new().clock(Clock::Instructions).prepare()?;
+    let folder = tempfile::tempdir().context("create a temporary folder")?;
+    build(FLOOR_SOURCE, &folder.path().join("floor"))?;
+    let checks: [(&str, Check); 9] = [
+        ("start", start),
+        ("exit codes", exit_codes),
+        ("streams", streams),
+        ("files", files),
+        ("stage", stage),
+        ("deadline", deadline),
+        ("end of the machine", machine_end),
+        ("kvm on the wall clock", kvm_wall),
+        ("kvm on the instruction clock", kvm_instructions),
+    ];
+    for (name, check) in checks {
+        let begin = Instant::now();
+        let said = check(folder.path()).with_context(|| format!("check of {name}"))?;
+        println!("ok  {name} ({:.1} s){said}", begin.elapsed().as_secs_f64());
+    }
+    println!("{} checks passed", checks.len());
+    Ok(())
+}
+
+fn build(source: &str, program: &Path) -> anyhow::Result<()> {
+    let mut cc = Command::new("cc");
+    cc.args(["-x", "c", "-static", "-O2", "-o"]).arg(program).arg("-").stdin(Stdio::piped());
+    let mut child = cc.spawn().context("start cc")?;
+    child.stdin.take().context("cc's input")?.write_all(source.as_bytes()).context("write to cc")?;
+    ensure!(child.wait()?.success(), "cc cannot build {}", program.display());
+    Ok(())
+}
+
+fn shell(host: &Host, script: &str) -> anyhow::Result<Output> {
+    host.output(&["sh", "-c", script])
+}
+
+/// Counts the bytes of `text` for messages, and shows its beginning.
+fn brief(text: &[u8]) -> String {
+    format!("{} bytes {:?}", text.len(), String::from_utf8_lossy(&text[..text.len().min(80)]))
+}
+
+fn start(_: &Path) -> anyhow::Result<String> {
+    let mut seconds = Vec::new();
+    for _ in 0..5 {
+        let begin = Instant::now();
+        ensure!(Host::new().output(&["true"])?.status == 0, "true is not true");
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(format!(": {:.2} s for `true`, median of 5", seconds[2]))
+}
+
+fn exit_codes(_: &Path) -> anyhow::Result<String> {
+    for (script, status) in [("exit 7", 7), ("kill -9 $$", 137), ("exit 255", 255), ("exec /no/such", 127)] {
+        let output = shell(&Host::new(), script)?;
+        ensure!(output.status == status, "{script}: {} instead of {status}", output.status);
+    }
+    for (command, status) in [("no-such-command", 127), ("/etc/passwd", 126)] {
+        let output = Host::new().output(&[command])?;
+        ensure!(output.status == status, "{command}: {} instead of {status}", output.status);
+    }
+    Ok(String::new())
+}
+
+fn streams(_: &Path) -> anyhow::Result<String> {
+    let host = Host::new().env("CHECK", "a 'b' \"c\"\n");
+    let output = shell(
+        &host,
+        r#"printf %s "$CHECK"; pwd; id -u; nproc; echo wrong >&2; readlink -f /proc/self/fd/0"#,
+    )?;
+    let folder = std::env::current_dir()?;
+    let expected = format!("a 'b' \"c\"\n{}\n0\n2\n/dev/null\n", folder.display());
+    ensure!(output.stdout == expected.as_bytes(), "stdout is {}", brief(&output.stdout));
+    ensure!(output.stderr == b"wrong\n", "stderr is {}", brief(&output.stderr));
+    let output = shell(
+        &Host::new(),
+        "yes out | head -c 8000000; yes err | head -c 4000001 >&2; (sleep 1000; echo late) &",
+    )?;
+    ensure!(output.stdout == "out\n".repeat(2_000_000).as_bytes(), "stdout is {}", brief(&output.stdout));
+    ensure!(
+        output.stderr == "err\n".repeat(1_000_001).as_bytes()[..4_000_001],
+        "stderr is {}",
+        brief(&output.stderr)
+    );
+    Ok(String::new())
+}
+
+fn files(folder: &Path) -> anyhow::Result<String> {
+    let (out, dropped) = (folder.join("out, with a comma"), folder.join("dropped"));
+    let script = format!(
+        "echo kept > '{}/file' && chmod 640 '{0}/file' && echo no > {}",
+        out.display(),
+        dropped.display()
+    );
+    let output = shell(&Host::new().out(&out), &script)?;
+    ensure!(output.status == 0, "{}", brief(&output.stderr));
+    ensure!(fs::read(out.join("file"))? == b"kept\n", "the file that was written is not there");
+    ensure!(!dropped.exists(), "a file outside of the shared folder is there");
+    Ok(String::new())
+}
+
+fn stage(folder: &Path) -> anyhow::Result<String> {
+    let staged = folder.join("staged");
+    fs::create_dir_all(staged.join("deep"))?;
+    fs::write(staged.join("deep/file"), vec![b'x'; STAGED])?;
+    let script = format!("wc -c < {}/deep/file; sed -n 's/Shmem: *//p' /proc/meminfo", staged.display());
+    let output = shell(&Host::new().stage(&staged), &script)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let size = lines.next().and_then(|line| line.parse().ok());
+    let memory_kib = lines.next().and_then(|line| line.strip_suffix(" kB")?.parse::<usize>().ok());
+    ensure!(size == Some(STAGED), "the staged file has {size:?} bytes: {}", brief(&output.stderr));
+    ensure!(memory_kib >= Some(STAGED / 1024), "the machine's memory holds {memory_kib:?} KiB of files");
+    Ok(String::new())
+}
+
+fn deadline(_: &Path) -> anyhow::Result<String> {
+    let output = shell(&Host::new().deadline(4), "echo begun; exec sleep 1000")?;
+    ensure!(
+        output.status == TIMED_OUT && output.stdout == b"begun\n",
+        "{} {}",
+        output.status,
+        brief(&output.stdout)
+    );
+    Ok(String::new())
+}
+
+fn machine_end(folder: &Path) -> anyhow::Result<String> {
+    let mark = folder.join("mark");
+    // The machine ends once, and a second time it does not.
+    let script = format!(
+        "cd {}; [ -e ended ] || {{ touch ended; sync; echo b > /proc/sysrq-trigger; sleep 9; }}",
+        mark.display()
+    );
+    let output = shell(&Host::new().out(&mark), &script)?;
+    ensure!((output.status, output.reruns) == (0, 1), "{} after {} reruns", output.status, output.reruns);
+    let error = shell(&Host::new().stdin(true), "echo b > /proc/sysrq-trigger; sleep 9").err();
+    ensure!(error.is_some(), "the machine's end is taken for the command's");
+    Ok(String::new())
+}
+
+fn floor(host: &Host, folder: &Path) -> anyhow::Result<HashMap<String, u64>> {
+    let output = host.output(&[folder.join("floor")])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status == 0, "the guest did not run: {} {}", text, brief(&output.stderr));
+    let step = |line: &str| {
+        Some((line.split_whitespace().next()?.to_string(), line.split_whitespace().nth(1)?.parse().ok()?))
+    };
+    text.lines().map(|line| step(line).with_context(|| format!("line {line:?}"))).collect()
+}
+
+fn kvm_wall(folder: &Path) -> anyhow::Result<String> {
+    let steps = floor(&Host::new(), folder)?;
+    let us = |name: &str| steps.get(name).copied().unwrap_or(0) / 1000;
+    Ok(format!(
+        ": exit to user space {} µs, to an eventfd {} µs, within the kernel {} µs",
+        us("pio"),
+        us("pio-event"),
+        us("cpuid")
+    ))
+}
+
+fn kvm_instructions(folder: &Path) -> anyhow::Result<String> {
+    let host = Host::new().clock(Clock::Instructions).stage(folder.join("floor"));
+    let (one, two) = (floor(&host, folder)?, floor(&host, folder)?);
+    for name in ["pio", "pio-event", "cpuid", "fresh-page"] {
+        let (a, b) = (one[name] as f64, two[name] as f64);
+        ensure!((a - b).abs() <= REPEAT_WITHIN * a, "{name} takes {a} instructions, and then {b}");
+    }
+    Ok(format!(
+        ": exit to user space {}, to an eventfd {}, within the kernel {}",
+        one["pio"], one["pio-event"], one["cpuid"]
+    ))
+}

@@ -1,0 +1,79 @@
+//! `cargo xtask host`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{Clock, FAILED, Host, check};
+
+/// Runs a command as root in the emulated KVM host: a machine with a working /dev/kvm that sees this machine's files
+#[derive(clap::Args)]
+pub struct HostArgs {
+    /// Share this folder for writing; created if missing (at most 4)
+    #[arg(short, long, value_name = "DIR")]
+    out: Vec<PathBuf>,
+    /// Copy this file or folder into the machine's memory before the command starts
+    #[arg(long, value_name = "PATH")]
+    stage: Vec<PathBuf>,
+    /// Memory, in MiB
+    #[arg(short, long, value_name = "MIB", default_value_t = super::MEMORY_MIB)]
+    memory: u32,
+    /// CPUs that the command may use
+    #[arg(short = 's', long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Seconds that the command may take: exit code 124 when they are over
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = super::DEADLINE.as_secs())]
+    deadline: u64,
+    /// What time is: the wall clock's, or the number of instructions run
+    #[arg(long, value_enum, default_value = "wall")]
+    clock: Clock,
+    /// Pass standard input
+    #[arg(short = 'i', long)]
+    stdin: bool,
+    /// Say how long each step took
+    #[arg(short, long)]
+    verbose: bool,
+    /// Only make the snapshot
+    #[arg(long)]
+    prepare: bool,
+    /// Prove that the machine does what it promises
+    #[arg(long)]
+    check: bool,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required_unless_present_any = ["prepare", "check"])]
+    command: Vec<OsString>,
+}
+
+/// Runs the command and hands back its exit code; 125 with one line on stderr if the machine failed.
+pub fn main(args: HostArgs) -> ExitCode {
+    match run(args) {
+        Ok(status) => {
+            ExitCode::from(u8::try_from(status).expect("a wait status has eight bits of exit code"))
+        }
+        Err(error) => {
+            eprintln!("xtask host: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(args: HostArgs) -> anyhow::Result<i32> {
+    if args.check {
+        return check::run().map(|()| 0);
+    }
+    let mut host = Host::new().memory(args.memory).clock(args.clock).deadline(args.deadline);
+    host = host.stdin(args.stdin).verbose(args.verbose);
+    if let Some(cpus) = args.cpus {
+        host = host.cpus(cpus);
+    }
+    for folder in args.out {
+        host = host.out(folder);
+    }
+    for path in args.stage {
+        host = host.stage(path);
+    }
+    if args.prepare {
+        return host.prepare().map(|()| 0);
+    }
+    host.run(&args.command)
+}

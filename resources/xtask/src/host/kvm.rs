@@ -1,0 +1,38 @@
+//! Which KVM a test is given.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::path::Path;
+
+/// Says which KVM to use, over what is found: `native` or `emulated`.
+const CHOICE: &str = "VMM_TEST_KVM";
+
+/// Whether this machine's own KVM can run an ordinary Linux guest: /dev/kvm opens and is not of the PVM kind, which
+/// emulates ring 0 and gives up on instructions that every kernel uses. `$VMM_TEST_KVM` overrides the finding.
+pub fn kvm_usable() -> bool {
+    let opens = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    decide(env::var(CHOICE).ok().as_deref(), opens, Path::new("/sys/module/kvm_pvm").exists())
+}
+
+fn decide(choice: Option<&str>, opens: bool, pvm: bool) -> bool {
+    match choice {
+        Some("native") => true,
+        Some("emulated") => false,
+        _ => opens && !pvm,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choice_goes_over_finding() {
+        assert!(decide(None, true, false));
+        assert!(!decide(None, true, true));
+        assert!(!decide(None, false, false));
+        assert!(decide(Some("native"), false, true));
+        assert!(!decide(Some("emulated"), true, false));
+        assert!(decide(Some(""), true, false));
+    }
+}

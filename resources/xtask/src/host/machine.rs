@@ -1,0 +1,182 @@
+//! The emulated machine as QEMU's command line. The machine that is restored must be the machine that was saved, so
+//! one function writes both.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// How many folders of the outer machine can be shared for writing. Fixed, because the snapshot has these devices.
+pub const OUT_SLOTS: usize = 4;
+
+/// The virtio-serial ports by number, from 1 on (port 0 can only be a console).
+pub const PORTS: [&str; 4] = ["control", "stdout", "stderr", "stdin"];
+
+/// QEMU's own control socket.
+pub const MONITOR: &str = "monitor";
+
+/// What time is in the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Clock {
+    /// Time is the outer machine's; every emulated CPU is a thread.
+    Wall,
+    /// Time is the number of instructions that L1 and its guests ran, one a nanosecond; idle time is skipped. One CPU.
+    Instructions,
+}
+
+/// What shapes the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Machine {
+    /// Memory, the file system's overlay included.
+    pub memory_mib: u32,
+    /// CPUs that the command may use.
+    pub cpus: u32,
+    /// What time is.
+    pub clock: Clock,
+}
+
+/// Where the machine's parts are on the outer side.
+pub struct Place<'a> {
+    pub kernel: &'a Path,
+    pub initramfs: &'a Path,
+    /// The file that holds the machine's memory.
+    pub ram: &'a Path,
+    /// Whether what the machine writes to its memory goes to that file.
+    pub keep_ram: bool,
+    /// What the abstract sockets of the ports begin with: `<sockets>.<port>`.
+    pub sockets: &'a str,
+    /// Folders shared for writing; at most `OUT_SLOTS`.
+    pub outs: &'a [PathBuf],
+    /// A folder for the slots that are not used.
+    pub empty: &'a Path,
+}
+
+impl Machine {
+    /// CPUs of the machine. With more than one, CPU 0 is kept free of guests (tests/host/README.md, "The one trap").
+    fn all_cpus(&self) -> u32 {
+        match self.clock {
+            Clock::Wall => self.cpus + 1,
+            Clock::Instructions => 1,
+        }
+    }
+
+    /// QEMU's arguments.
+    pub fn arguments(&self, place: &Place) -> Vec<OsString> {
+        let mut line = Arguments(Vec::new());
+        match self.clock {
+            Clock::Wall => line.plain(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            // QEMU counts every round of a `rep movsb`: without these two features nobody copies with it.
+            Clock::Instructions => line.plain(&[
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+                "-cpu",
+                "max,-erms,-fsrm",
+            ]),
+        };
+        line.plain(&["-M", "q35,memory-backend=ram", "-m", &self.memory_mib.to_string()]);
+        line.plain(&["-smp", &self.all_cpus().to_string()]);
+        line.plain(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        line.plain(&["-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"]);
+        line.plain(&["-kernel"]).0.push(place.kernel.into());
+        line.plain(&["-initrd"]).0.push(place.initramfs.into());
+        let share = if place.keep_ram { "on" } else { "off" };
+        let ram = format!("memory-backend-file,id=ram,size={}M,share={share},mem-path=", self.memory_mib);
+        line.with_path("-object", &ram, place.ram, "");
+        line.plain(&["-chardev", "stdio,id=log,signal=off", "-serial", "chardev:log"]);
+        line.plain(&["-device", &format!("virtio-serial-pci,max_ports={}", PORTS.len() + 1)]);
+        for (index, port) in PORTS.iter().enumerate() {
+            line.socket(port, place.sockets);
+            line.plain(&["-device", &format!("virtserialport,chardev={port},name={port},nr={}", index + 1)]);
+        }
+        line.socket(MONITOR, place.sockets);
+        line.plain(&["-mon", &format!("chardev={MONITOR},mode=control")]);
+        line.share("root", Path::new("/"), ",readonly=on");
+        for slot in 0..OUT_SLOTS {
+            match place.outs.get(slot) {
+                Some(folder) => line.share(&format!("out{slot}"), folder, ""),
+                None => line.share(&format!("out{slot}"), place.empty, ",readonly=on"),
+            }
+        }
+        line.0
+    }
+}
+
+/// A command line in the making.
+pub struct Arguments(pub Vec<OsString>);
+
+impl Arguments {
+    /// Appends `words`.
+    pub fn plain(&mut self, words: &[&str]) -> &mut Self {
+        self.0.extend(words.iter().map(OsString::from));
+        self
+    }
+
+    /// Appends a character device `id` on the abstract socket `<sockets>.<id>`, to which QEMU connects.
+    pub fn socket(&mut self, id: &str, sockets: &str) {
+        self.plain(&["-chardev", &format!("socket,id={id},path={sockets}.{id},abstract=on")]);
+    }
+
+    /// A folder of the outer machine as 9p tag `tag`. Several of its file systems may be below, so inode numbers are
+    /// remapped.
+    fn share(&mut self, tag: &str, folder: &Path, options: &str) {
+        let rest = format!(",security_model=none,multidevs=remap{options}");
+        self.with_path("-fsdev", &format!("local,id={tag},path="), folder, &rest);
+        self.plain(&["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
+    }
+
+    /// Appends an option whose value holds a path: QEMU splits values at commas, a doubled comma is one of the path's.
+    fn with_path(&mut self, option: &str, before: &str, path: &Path, after: &str) {
+        use std::os::unix::ffi::{OsStrExt, OsStringExt};
+        let mut value = before.as_bytes().to_vec();
+        for &byte in path.as_os_str().as_bytes() {
+            value.extend(std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));
+        }
+        value.extend_from_slice(after.as_bytes());
+        self.plain(&[option]).0.push(OsString::from_vec(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(machine: Machine, keep_ram: bool) -> Vec<String> {
+        let outs = [PathBuf::from("/a,b")];
+        let place = Place {
+            kernel: Path::new("/k"),
+            initramfs: Path::new("/i"),
+            ram: Path::new("/r"),
+            keep_ram,
+            sockets: "s",
+            outs: &outs,
+            empty: Path::new("/e"),
+        };
+        machine.arguments(&place).into_iter().map(|word| word.into_string().unwrap()).collect()
+    }
+
+    fn after<'a>(words: &'a [String], option: &str) -> &'a str {
+        &words[words.iter().position(|word| word == option).unwrap() + 1]
+    }
+
+    #[test]
+    fn wall_machine_has_a_cpu_more_than_the_command() {
+        let words = arguments(Machine { memory_mib: 512, cpus: 2, clock: Clock::Wall }, false);
+        assert_eq!(after(&words, "-smp"), "3");
+        assert_eq!(after(&words, "-object"), "memory-backend-file,id=ram,size=512M,share=off,mem-path=/r");
+        assert!(words.contains(&"local,id=out0,path=/a,,b,security_model=none,multidevs=remap".to_string()));
+        assert!(
+            words.contains(
+                &"local,id=out3,path=/e,security_model=none,multidevs=remap,readonly=on".to_string()
+            )
+        );
+        assert!(words.contains(&"socket,id=control,path=s.control,abstract=on".to_string()));
+    }
+
+    #[test]
+    fn instruction_machine_has_one_cpu() {
+        let words = arguments(Machine { memory_mib: 512, cpus: 1, clock: Clock::Instructions }, true);
+        assert_eq!(after(&words, "-smp"), "1");
+        assert_eq!(after(&words, "-icount"), "shift=0,sleep=off");
+        assert!(after(&words, "-object").contains("share=on"));
+    }
+}
