@@ -10,7 +10,6 @@ mod kernel;
 mod kvm;
 mod machine;
 mod monitor;
-mod newc;
 mod qemu;
 mod request;
 mod session;

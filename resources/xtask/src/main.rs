@@ -5,9 +5,18 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
+mod bundle;
 mod cache;
+mod check;
 mod host;
+mod initramfs;
 mod kernel;
+mod newc;
+mod program;
+mod run;
+mod steps;
+mod test;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs, tests and measures vmm")]
@@ -18,23 +27,47 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run a command in the emulated KVM host
-    Host(host::HostArgs),
+    /// Run a Debian container in a virtual machine: the main job, with all its set-up
+    Run(run::Args),
+    /// Pass the tests: checks, unit tests, whole-VM tests
+    Test(test::Args),
+    /// Measure, side by side with others
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Check format, lints, crate borders and sizes
+    Check,
+    /// Build `target/vmm`: the static program with guest kernel and agent inside
+    Build,
     /// Build the guest kernel, or find the one that is built already, and print where its files are
     Kernel,
+    /// Build the guest's agent into an initramfs and print where it is
+    Initramfs,
+    /// Run a command in the emulated KVM host
+    Host(host::HostArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Run(args) => return exit(run::run(&args)),
         Task::Host(args) => return host::main(args),
+        Task::Test(args) => test::test(&args),
+        Task::Bench(which) => bench::bench(&which),
+        Task::Check => check::check(),
+        Task::Build => program::program().map(|path| println!("{}", path.display())),
+        Task::Initramfs => initramfs::initramfs().map(|path| println!("{}", path.display())),
         Task::Kernel => kernel::kernel().map(|files| {
             for path in [files.vmlinux, files.bzimage, files.config] {
                 println!("{}", path.display());
             }
         }),
     };
+    exit(done.map(|()| 0))
+}
+
+/// Says what went wrong, once, and turns it into an exit code.
+fn exit(done: anyhow::Result<i32>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE

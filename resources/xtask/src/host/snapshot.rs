@@ -16,9 +16,9 @@ use sha2::{Digest, Sha256};
 use super::kernel::{self, Kernel, MODULES};
 use super::machine::{MONITOR, Machine, Place};
 use super::monitor::Monitor;
-use super::newc;
 use super::qemu::{Qemu, Sockets};
 use super::request::{Line, Lines};
+use crate::newc;
 use crate::{apt, cache};
 
 /// The program that is L1's PID 1.

@@ -3,9 +3,19 @@
 
 /// Appends one entry to `archive`: `mode` holds type and permissions as in stat(2). Owner is root, times are 0.
 pub fn append(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
+    entry(archive, name, mode, (0, 0), data);
+}
+
+/// Appends a device node; `device` is its major and minor number.
+pub fn append_node(archive: &mut Vec<u8>, name: &str, mode: u32, device: (usize, usize)) {
+    entry(archive, name, mode, device, &[]);
+}
+
+fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (usize, usize), data: &[u8]) {
     let inode = archive.len();
     let links = if mode & 0o170000 == 0o040000 { 2 } else { 1 };
-    let fields = [inode, mode as usize, 0, 0, links, 0, data.len(), 0, 0, 0, 0, name.len() + 1, 0];
+    let fields =
+        [inode, mode as usize, 0, 0, links, 0, data.len(), 0, 0, device.0, device.1, name.len() + 1, 0];
     archive.extend_from_slice(b"070701");
     for field in fields {
         archive.extend_from_slice(format!("{field:08x}").as_bytes());

@@ -1,0 +1,121 @@
+//! `cargo xtask bench`: measurements side by side with others, in one run.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::host::{self, Clock, Host};
+use crate::steps::{output, run, say, top};
+use crate::{apt, bundle, kernel, newc, program};
+
+mod plot;
+mod series;
+
+use series::Series;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Cold boots, beside QEMU's microvm machine and runc
+    Boot(BootArgs),
+}
+
+/// How to measure boots.
+#[derive(clap::Args)]
+pub struct BootArgs {
+    /// Which clock: seconds, or instructions (in the emulated KVM host)
+    #[arg(long, value_enum, default_value = "instructions")]
+    clock: ClockArg,
+    /// Boots of each contender
+    #[arg(long, default_value_t = 10)]
+    runs: usize,
+}
+
+/// A clock's name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ClockArg {
+    Wall,
+    Instructions,
+}
+
+/// Runs the bench, prints its table and writes JSON and a plot beside each other.
+pub fn bench(which: &Bench) -> anyhow::Result<()> {
+    match which {
+        Bench::Boot(args) => boot(args),
+    }
+}
+
+fn boot(args: &BootArgs) -> anyhow::Result<()> {
+    ensure!(args.runs > 0, "--runs 0 measures nothing");
+    apt::install(&["runc", "gcc"])?;
+    apt::install(&["qemu-system-x86"])?;
+    let program = program::program()?;
+    let bundle = bundle::busybox(&program, &["echo", "hello"])?;
+    let bench = program::static_program("tests", "boot-bench")?;
+    let words = [
+        "bash".to_owned(),
+        top().join("tests/bench/boot.sh").display().to_string(),
+        bench.display().to_string(),
+        program.display().to_string(),
+        bundle.display().to_string(),
+        kernel::kernel()?.vmlinux.display().to_string(),
+        trivial_initramfs()?,
+        args.runs.to_string(),
+    ];
+    say(&format!("booting each contender {} times in turn", args.runs));
+    let text = match args.clock {
+        ClockArg::Wall if host::kvm_usable() => output(Command::new(&words[0]).args(&words[1..]))?,
+        clock => {
+            let clock = if clock == ClockArg::Wall { Clock::Wall } else { Clock::Instructions };
+            let done = Host::new().clock(clock).memory(4096).deadline(3600).output(&words)?;
+            if done.status != 0 {
+                bail!(
+                    "the bench failed: exit code {}\n{}",
+                    done.status,
+                    String::from_utf8_lossy(&done.stderr)
+                );
+            }
+            String::from_utf8(done.stdout).context("read the bench's report")?
+        }
+    };
+    let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
+    let unit = if args.clock == ClockArg::Wall { "ms" } else { "million instructions" };
+    let series = series::read(&report)?;
+    print!("{}", series::table(&series, unit));
+    keep(&series, unit, args)
+}
+
+/// Writes the samples as JSON and the medians as a plot into the target folder.
+fn keep(series: &[Series], unit: &str, args: &BootArgs) -> anyhow::Result<()> {
+    let dir = program::target_dir().join("bench");
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let name = format!("boot-{:?}", args.clock).to_lowercase();
+    let write = |ending: &str, text: &str| {
+        let path = dir.join(format!("{name}.{ending}"));
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        println!("{}", path.display());
+        anyhow::Ok(())
+    };
+    write("json", &series::json(series, unit).to_string())?;
+    write("svg", &plot::bars(series, unit))
+}
+
+/// An initramfs whose init says one line and resets, for the other machine monitors.
+fn trivial_initramfs() -> anyhow::Result<String> {
+    let dir = program::target_dir().join("bench");
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let (init, path) = (dir.join("init"), dir.join("init.cpio"));
+    let flags = ["-static", "-nostdlib", "-O2", "-s", "-fno-stack-protector", "-o"];
+    run(Command::new("cc").args(flags).arg(&init).arg(top().join("tests/bench/init.c")))?;
+    let mut archive = Vec::new();
+    newc::append(&mut archive, "dev", 0o040_755, &[]);
+    // The kernel opens it for init's standard streams.
+    newc::append_node(&mut archive, "dev/console", 0o020_600, (5, 1));
+    newc::append(&mut archive, "init", 0o100_755, &fs::read(&init).context("read the trivial init")?);
+    newc::finish(&mut archive);
+    fs::write(&path, archive).with_context(|| format!("write {}", path.display()))?;
+    Ok(path.display().to_string())
+}

@@ -1,0 +1,94 @@
+//! Samples of one contender's milestone, and what is told of them.
+
+use std::fmt::Write;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+/// One milestone's samples.
+pub struct Series {
+    /// `contender: milestone`.
+    pub name: String,
+    /// The samples, sorted, in milliseconds or millions of instructions.
+    samples: Vec<f64>,
+}
+
+impl Series {
+    /// Returns a series over at least one sample.
+    fn new(name: &str, mut samples: Vec<f64>) -> Series {
+        samples.sort_by(f64::total_cmp);
+        Series { name: name.to_owned(), samples }
+    }
+
+    /// The middle sample, or the mean of the two in the middle.
+    pub fn median(&self) -> f64 {
+        let half = self.samples.len() / 2;
+        if self.samples.len() % 2 == 1 {
+            self.samples[half]
+        } else {
+            (self.samples[half - 1] + self.samples[half]) / 2.0
+        }
+    }
+
+    /// The smallest and the largest sample.
+    pub fn spread(&self) -> (f64, f64) {
+        (self.samples[0], self.samples[self.samples.len() - 1])
+    }
+}
+
+/// Reads the bench's report: `{"series": [{"name", "ms": [..]}]}`.
+pub fn read(report: &Value) -> anyhow::Result<Vec<Series>> {
+    let rows = report["series"].as_array().context("the report has no series")?;
+    rows.iter()
+        .map(|row| {
+            let name = row["name"].as_str().context("a series has no name")?;
+            let samples: Option<Vec<f64>> =
+                row["ms"].as_array().map(|all| all.iter().filter_map(Value::as_f64).collect());
+            let samples =
+                samples.filter(|s| !s.is_empty()).with_context(|| format!("{name} has no samples"))?;
+            Ok(Series::new(name, samples))
+        })
+        .collect()
+}
+
+/// The table that people read: median, spread, and the ratio to the first row.
+pub fn table(series: &[Series], unit: &str) -> String {
+    let mut text =
+        format!("{:<34} {:>9} {:>9} {:>9} {:>7}   ({unit})\n", "", "median", "min", "max", "ratio");
+    let base = series.first().map_or(1.0, Series::median);
+    for row in series {
+        let (min, max) = row.spread();
+        let ratio = row.median() / base;
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{:<34} {:>9.1} {min:>9.1} {max:>9.1} {ratio:>7.2}", row.name, row.median());
+    }
+    text
+}
+
+/// The same for programs, with every sample.
+pub fn json(series: &[Series], unit: &str) -> Value {
+    let rows = series.iter().map(|s| {
+        let (min, max) = s.spread();
+        json!({"name": s.name, "median": s.median(), "min": min, "max": max, "samples": s.samples})
+    });
+    json!({"unit": unit, "series": rows.collect::<Vec<_>>()})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_spread() {
+        let odd = Series::new("odd", vec![3.0, 1.0, 2.0]);
+        assert_eq!((odd.median(), odd.spread()), (2.0, (1.0, 3.0)));
+        assert_eq!(Series::new("even", vec![4.0, 1.0, 2.0, 3.0]).median(), 2.5);
+    }
+
+    #[test]
+    fn a_report_without_samples_is_refused() {
+        assert!(read(&json!({"series": [{"name": "a", "ms": []}]})).is_err());
+        assert!(read(&json!({})).is_err());
+        assert_eq!(read(&json!({"series": [{"name": "a", "ms": [1.5]}]})).unwrap()[0].median(), 1.5);
+    }
+}

@@ -1,0 +1,161 @@
+//! `cargo xtask check`: format, lints, the crates' borders and the house limits.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::steps::{cargo, output, run, say, top};
+
+/// The most lines that a source file may have above its tests; functions are clippy's to count (clippy.toml).
+const FILE_LINES_MAX: usize = 500;
+
+/// The edges between our own crates; any other is a fault. `tests` and `xtask` stand outside the product.
+const EDGES: [(&str, &[&str]); 7] = [
+    ("devices", &[]),
+    ("vmm", &["devices"]),
+    ("agent-proto", &[]),
+    ("agent", &["agent-proto"]),
+    ("runtime", &["vmm", "agent-proto"]),
+    ("tests", &["vmm", "runtime", "agent-proto"]),
+    ("xtask", &[]),
+];
+
+/// What a crate must never use directly, by the beginning of the name.
+const FORBIDDEN: [(&str, &[&str]); 5] = [
+    ("devices", &["kvm-", "linux-loader", "oci-spec", "clap"]),
+    ("vmm", &["oci-spec", "clap", "serde_json"]),
+    ("agent-proto", &["libc", "rustix", "nix", "tokio"]),
+    ("agent", &["libc", "tokio", "async-std", "smol"]),
+    ("runtime", &["kvm-", "virtio-queue", "linux-loader", "tokio"]),
+];
+
+/// The only files in which unsafe code may stand.
+const UNSAFE_FILES: [&str; 2] = ["vmm/src/kvm.rs", "tests/guest/main.rs"];
+
+/// Runs every check and fails with the first kind that found something.
+pub fn check() -> anyhow::Result<()> {
+    say("format, lints, borders, sizes");
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let mut faults = border_faults(&metadata()?)?;
+    for path in sources(&top())? {
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let name = path.strip_prefix(top()).unwrap_or(&path).to_owned();
+        faults.extend(file_faults(&name, &text));
+    }
+    if !faults.is_empty() {
+        bail!("{} faults:\n{}", faults.len(), faults.join("\n"));
+    }
+    Ok(())
+}
+
+fn metadata() -> anyhow::Result<Value> {
+    let text = output(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    serde_json::from_str(&text).context("parse cargo's metadata")
+}
+
+/// Lists every dependency that crosses a border. Development dependencies may: tests see more than the product.
+fn border_faults(metadata: &Value) -> anyhow::Result<Vec<String>> {
+    let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
+    let ours: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
+    let mut faults = Vec::new();
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
+            faults.push(format!("{name}: a crate that the design does not name"));
+            continue;
+        };
+        let forbidden = FORBIDDEN.iter().find(|(from, _)| *from == name).map_or(&[][..], |(_, to)| to);
+        let used = package["dependencies"].as_array().into_iter().flatten().filter(|d| d["kind"].is_null());
+        for to in used.filter_map(|d| d["name"].as_str()) {
+            let crosses = ours.contains(to) && !allowed.contains(&to);
+            if crosses || forbidden.iter().any(|f| to.starts_with(f)) {
+                faults.push(format!("{name} -> {to}: an edge that the design forbids"));
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// Lists what is wrong with one source file: its length, and unsafe code where none may be.
+fn file_faults(name: &Path, text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+    if lines > FILE_LINES_MAX && !name.ends_with("tests.rs") {
+        faults.push(format!("{}: {lines} lines, more than {FILE_LINES_MAX}", name.display()));
+    }
+    let opens = text.lines().any(|l| l.trim_start().starts_with("#![allow(unsafe_code)]"));
+    if opens && !UNSAFE_FILES.iter().any(|f| Path::new(f) == name) {
+        faults.push(format!("{}: unsafe code in a file not named for it", name.display()));
+    }
+    if opens && !text.contains("// UNSAFETY: ") {
+        faults.push(format!("{}: unsafe code without an UNSAFETY line", name.display()));
+    }
+    let single = text.lines().any(|l| l.trim_start().starts_with("#[allow(unsafe_code)]"));
+    if single {
+        faults.push(format!("{}: unsafe code opened for less than a named file", name.display()));
+    }
+    faults
+}
+
+/// Every Rust source below `dir`, cargo's own output left out.
+fn sources(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let path = entry.with_context(|| format!("list {}", folder.display()))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(".rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn package(name: &str, dependency: &str) -> Value {
+        json!({"packages": [
+            {"name": name, "dependencies": [{"name": dependency, "kind": null}]},
+            {"name": "runtime", "dependencies": []},
+        ]})
+    }
+
+    #[test]
+    fn a_forbidden_edge_is_a_fault() {
+        for (from, to) in
+            [("devices", "kvm-ioctls"), ("vmm", "runtime"), ("agent", "libc"), ("stray", "serde")]
+        {
+            assert_eq!(border_faults(&package(from, to)).unwrap().len(), 1, "{from} -> {to}");
+        }
+        assert!(border_faults(&package("vmm", "kvm-ioctls")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_long_file_is_a_fault_unless_its_tests_make_it_long() {
+        let long = "//\n".repeat(FILE_LINES_MAX + 1);
+        assert_eq!(file_faults(Path::new("vmm/src/a.rs"), &long).len(), 1);
+        let tested = format!("//\n#[cfg(test)]\n{long}");
+        assert!(file_faults(Path::new("vmm/src/a.rs"), &tested).is_empty());
+    }
+
+    #[test]
+    fn unsafe_code_needs_a_named_file_and_a_reason() {
+        let open = "#![allow(unsafe_code)]\n";
+        assert_eq!(file_faults(Path::new("vmm/src/a.rs"), open).len(), 2);
+        let told = format!("// UNSAFETY: ioctls\n{open}");
+        assert!(file_faults(Path::new("vmm/src/kvm.rs"), &told).is_empty());
+    }
+}

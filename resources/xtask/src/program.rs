@@ -1,0 +1,70 @@
+//! The `vmm` program: a static executable with the guest's kernel and agent in ELF sections of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use crate::steps::{cargo, run, say, top};
+use crate::{apt, initramfs, kernel};
+
+/// The target that the program is linked for; named, so that its flags reach neither build scripts nor macros.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The most that the program may weigh with kernel and agent inside.
+const PROGRAM_BYTES_MAX: u64 = 24 << 20;
+
+/// Builds kernel, agent and runtime as far as they are stale, and returns the path of the finished program.
+pub fn program() -> anyhow::Result<PathBuf> {
+    apt::install(&["binutils", "gcc", "libc6-dev"])?;
+    let kernel = kernel::kernel()?;
+    let initramfs = initramfs::initramfs()?;
+    say("building vmm");
+    let bare = static_program("runtime", "vmm")?;
+    let program = target_dir().join("vmm");
+    if !newer(&program, &[&bare, &kernel.vmlinux, &initramfs]) {
+        embed(&bare, &kernel.vmlinux, &initramfs, &program)?;
+    }
+    let bytes = fs::metadata(&program).with_context(|| format!("look at {}", program.display()))?.len();
+    ensure!(
+        bytes <= PROGRAM_BYTES_MAX,
+        "{} has {bytes} bytes, more than {PROGRAM_BYTES_MAX}",
+        program.display()
+    );
+    Ok(program)
+}
+
+/// Builds an executable of `package` that needs no library at run time, and returns its path.
+pub fn static_program(package: &str, name: &str) -> anyhow::Result<PathBuf> {
+    let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
+    run(cargo()
+        .args(["build", "--release", "--package", package, "--bin", name])
+        .args(["--target", TARGET, "--config", &flags]))?;
+    Ok(target_dir().join(TARGET).join("release").join(name))
+}
+
+/// The folder that cargo builds into.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), |dir| top().join(dir))
+}
+
+/// Writes `program`: `bare` with two page-aligned sections, which the runtime maps from its own file.
+fn embed(bare: &Path, kernel: &Path, initramfs: &Path, program: &Path) -> anyhow::Result<()> {
+    let fresh = program.with_extension("new");
+    let mut objcopy = Command::new("objcopy");
+    for (section, file) in [(".linux", kernel), (".initrd", initramfs)] {
+        objcopy.arg("--add-section").arg(format!("{section}={}", file.display()));
+        objcopy.arg("--set-section-flags").arg(format!("{section}=contents,readonly"));
+        objcopy.arg("--set-section-alignment").arg(format!("{section}=4096"));
+    }
+    run(objcopy.arg(bare).arg(&fresh))?;
+    fs::rename(&fresh, program)
+        .with_context(|| format!("rename {} to {}", fresh.display(), program.display()))
+}
+
+/// Whether `made` exists and is newer than all it is made from.
+fn newer(made: &Path, from: &[&Path]) -> bool {
+    let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    let Some(made) = time(made) else { return false };
+    from.iter().all(|path| time(path).is_some_and(|t| t < made))
+}
