@@ -1,0 +1,133 @@
+//! Boots `vmm`, QEMU's microvm machine and runc in turn and prints how long each took, as JSON.
+//!
+//! Times are of the monotonic clock from just before the program is started. In the emulated KVM host's instruction clock
+//! that clock counts instructions, one for a nanosecond.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+/// What to boot and how often: the command line, in order.
+struct Plan {
+    vmm: String,
+    bundle: String,
+    kernel: String,
+    initramfs: String,
+    runs: usize,
+}
+
+/// One contender's milestones, each with a sample a run, in milliseconds.
+type Series = Vec<(&'static str, Vec<f64>)>;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [vmm, bundle, kernel, initramfs, runs] = words.try_into().expect("VMM BUNDLE KERNEL INITRAMFS RUNS");
+    let plan = Plan { vmm, bundle, kernel, initramfs, runs: runs.parse().expect("RUNS is a number") };
+    let mut series: Series = Vec::new();
+    // The first round fills caches and is not counted.
+    for round in 0..=plan.runs {
+        let samples = [boot_vmm(&plan), boot_qemu(&plan), run_runc(&plan, round)].concat();
+        eprintln!("round {round}: {}", shown(&samples));
+        if round == 0 {
+            continue;
+        }
+        for (name, value) in samples {
+            match series.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, values)) => values.push(value),
+                None => series.push((name, vec![value])),
+            }
+        }
+    }
+    println!("{}", report(&series));
+}
+
+fn shown(samples: &[(&str, f64)]) -> String {
+    samples.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect::<Vec<_>>().join(", ")
+}
+
+fn report(series: &Series) -> Value {
+    let rows = series.iter().map(|(name, values)| json!({"name": name, "ms": values}));
+    json!({"series": rows.collect::<Vec<_>>()})
+}
+
+/// Starts `command` and returns when its first byte came and when it had ended, in milliseconds, and all it wrote.
+fn time(command: &mut Command) -> (f64, f64, Vec<u8>) {
+    let start = Instant::now();
+    let ms = || start.elapsed().as_secs_f64() * 1000.0;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("start {:?}: {error}", command.get_program()));
+    let mut stdout = child.stdout.take().expect("standard output is a pipe");
+    let mut all = vec![0];
+    stdout
+        .read_exact(&mut all)
+        .unwrap_or_else(|error| panic!("{:?} said nothing: {error}", command.get_program()));
+    let first = ms();
+    stdout.read_to_end(&mut all).expect("read standard output");
+    child.wait().expect("wait for the program");
+    (first, ms(), all)
+}
+
+/// `vmm run`: to the agent's READY by its own marks, to the container's first byte and to the end from outside.
+fn boot_vmm(plan: &Plan) -> Vec<(&'static str, f64)> {
+    let (first, end, text) = time(Command::new(&plan.vmm).args(["run", &plan.bundle]));
+    assert_eq!(text, b"hello\n");
+    let marks = "/dev/shm/marks.json";
+    let before = monotonic_ms();
+    time(Command::new(&plan.vmm).args(["run", "--marks", marks, &plan.bundle]));
+    let marks: Value =
+        serde_json::from_slice(&std::fs::read(marks).expect("read the marks")).expect("parse the marks");
+    let started = marks["startMonotonicNs"].as_f64().expect("the marks have a start") / 1e6;
+    let ready =
+        marks["marks"].as_array().expect("the marks are a list").iter().find(|m| m["name"] == "agent_ready");
+    let ready = ready.and_then(|m| m["atNs"].as_f64()).expect("the agent was ready") / 1e6;
+    vec![
+        ("vmm: agent ready", started - before + ready),
+        ("vmm: container's first output", first),
+        ("vmm: exit", end),
+    ]
+}
+
+/// The monotonic clock in milliseconds.
+fn monotonic_ms() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as f64 * 1000.0 + now.tv_nsec as f64 / 1e6
+}
+
+/// QEMU's microvm machine with the same kernel, to the first line of a trivial init.
+fn boot_qemu(plan: &Plan) -> Vec<(&'static str, f64)> {
+    let (first, end, _) = time(
+        Command::new("qemu-system-x86_64")
+            .args(["-M", "microvm,pit=off,pic=off,rtc=off,isa-serial=on", "-accel", "kvm", "-cpu", "host"])
+            .args([
+                "-m",
+                "256",
+                "-smp",
+                "1",
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args(["-serial", "stdio", "-kernel", &plan.kernel, "-initrd", &plan.initramfs])
+            .args([
+                "-append",
+                "console=ttyS0 reboot=t panic=-1 quiet tsc=reliable no_timer_check rdinit=/init",
+            ]),
+    );
+    vec![("QEMU microvm: init's first line", first), ("QEMU microvm: exit", end)]
+}
+
+/// `runc run` of the same bundle.
+fn run_runc(plan: &Plan, round: usize) -> Vec<(&'static str, f64)> {
+    let id = format!("bench-{round}");
+    let (first, end, text) = time(Command::new("runc").args(["run", "--bundle", &plan.bundle, &id]));
+    assert_eq!(text, b"hello\n");
+    std::io::stderr().flush().expect("flush");
+    vec![("runc: container's first output", first), ("runc: exit", end)]
+}
