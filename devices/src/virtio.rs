@@ -6,6 +6,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::Interrupt;
 
+pub mod fs;
 pub mod queue;
 
 pub mod mmio;

@@ -1,0 +1,208 @@
+//! Attributes: the host's `struct stat` as the guest sees it, and what the guest changes of it.
+
+use std::os::fd::AsFd;
+
+use super::errno::{Errno, Result};
+use super::inode::Inode;
+use super::server::{Node, Request, ShareServer};
+use super::share::Child;
+use super::sys::{self, Stat};
+use super::wire::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
+
+/// How long, in seconds, the guest may go by what it was told of names (also of missing ones) and attributes: the
+/// time after which it sees what the host has changed.
+pub const VALID: u64 = 1;
+
+/// Whose user and group numbers the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// The host's own: the server runs as root.
+    Host,
+    /// The server runs as this ordinary user and group, to whom all that the guest makes belongs: they are the guest's
+    /// root, and everybody else is nobody, as in a user namespace with one mapping.
+    Single(u32, u32),
+}
+
+/// The user and group of whom a single mapping knows nothing.
+const NOBODY: u32 = 65534;
+
+impl Owners {
+    /// Who the process is.
+    pub fn of_process() -> Owners {
+        match sys::effective_ids() {
+            (0, _) => Owners::Host,
+            (uid, gid) => Owners::Single(uid, gid),
+        }
+    }
+
+    fn to_guest(self, uid: u32, gid: u32) -> (u32, u32) {
+        match self {
+            Owners::Host => (uid, gid),
+            Owners::Single(our_uid, our_gid) => {
+                let map = |id, ours| if id == ours { 0 } else { NOBODY };
+                (map(uid, our_uid), map(gid, our_gid))
+            }
+        }
+    }
+}
+
+impl ShareServer {
+    /// The attributes of a host file as the guest sees them.
+    pub fn attr_of(&self, inode: &Inode, stat: &Stat) -> Attr {
+        let (uid, gid) = self.owners.to_guest(stat.st_uid, stat.st_gid);
+        // A single file lives in the virtual file system, and its number must be one of that.
+        let single = inode.is_bind_root() && !inode.is_dir();
+        Attr {
+            ino: if single { inode.bind.id } else { stat.st_ino },
+            size: stat.st_size as u64,
+            blocks: stat.st_blocks as u64,
+            atime: stat.st_atime as u64,
+            mtime: stat.st_mtime as u64,
+            ctime: stat.st_ctime as u64,
+            atimensec: stat.st_atime_nsec as u32,
+            mtimensec: stat.st_mtime_nsec as u32,
+            ctimensec: stat.st_ctime_nsec as u32,
+            mode: stat.st_mode,
+            nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            uid,
+            gid,
+            rdev: stat.st_rdev as u32,
+            blksize: stat.st_blksize as u32,
+            flags: 0,
+        }
+    }
+
+    /// The attributes of a virtual directory: nobody may write it, and its times are the epoch.
+    pub fn virtual_attr(id: u64) -> Attr {
+        Attr {
+            ino: Child::Dir(id).ino(),
+            mode: libc::S_IFDIR | 0o555,
+            nlink: 2,
+            blksize: 4096,
+            ..Attr::default()
+        }
+    }
+
+    pub(super) fn put_attr(&mut self, attr: Attr) {
+        AttrOut { attr_valid: VALID, ..Default::default() }.put(&mut self.reply);
+        attr.put(&mut self.reply);
+    }
+
+    /// Answers with an inode of which a lookup was counted. `parent_dev` is the device of the directory it was found in.
+    pub(super) fn put_entry(&mut self, inode: &Inode, stat: &Stat, parent_dev: Option<u64>) {
+        let mut attr = self.attr_of(inode, stat);
+        // Another device below, or a share below the virtual root: the guest gives it a device number of its own, so that
+        // no two files have the same pair of device and inode number.
+        if inode.is_dir() && parent_dev != Some(stat.st_dev) {
+            attr.flags = ATTR_SUBMOUNT;
+        }
+        self.put_node(inode.id, attr);
+    }
+
+    pub(super) fn put_node(&mut self, nodeid: u64, attr: Attr) {
+        EntryOut { nodeid, entry_valid: VALID, attr_valid: VALID, ..Default::default() }.put(&mut self.reply);
+        attr.put(&mut self.reply);
+    }
+
+    pub(super) fn getattr(&mut self, request: &Request) -> Result<()> {
+        let attr = match self.node(request.nodeid)? {
+            Node::Virtual(id) => {
+                self.shared.tree.lock().unwrap().names(id)?;
+                Self::virtual_attr(id)
+            }
+            Node::Host(inode) => self.attr_of(&inode, &sys::fstat(inode.fd())?),
+        };
+        self.put_attr(attr);
+        Ok(())
+    }
+
+    pub(super) fn setattr(&mut self, request: &Request) -> Result<()> {
+        let input = SetattrIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
+        let inode = self.host_node(request.nodeid, libc::EROFS)?;
+        inode.writable()?;
+        if input.valid & set::MODE != 0 {
+            // The guest's kernel has dropped set-group-ID where the caller may not set it.
+            self.credentials().keep_setid(true);
+            let mode = input.mode & 0o7777;
+            sys::chmod_magic(self.shared.proc_self_fd.as_fd(), &self.magic_link(&inode), mode)?;
+        }
+        if input.valid & (set::UID | set::GID) != 0 {
+            self.set_owner(&inode, &input)?;
+        }
+        if input.valid & set::SIZE != 0 {
+            self.set_size(&inode, &input)?;
+        }
+        if input.valid & (set::ATIME | set::MTIME) != 0 {
+            sys::utimens(inode.fd(), &times(&input)?)?;
+        }
+        let attr = self.attr_of(&inode, &sys::fstat(inode.fd())?);
+        self.put_attr(attr);
+        Ok(())
+    }
+
+    fn set_owner(&mut self, inode: &Inode, input: &SetattrIn) -> Result<()> {
+        let given = |flag, id| if input.valid & flag != 0 { id } else { u32::MAX };
+        let (uid, gid) = (given(set::UID, input.uid), given(set::GID, input.gid));
+        match self.owners {
+            Owners::Host => sys::chown(inode.fd(), uid, gid),
+            Owners::Single(our_uid, our_gid) => {
+                let map = |id, ours| match id {
+                    u32::MAX => Ok(u32::MAX),
+                    0 => Ok(ours),
+                    _ => Err(Errno(libc::EPERM)),
+                };
+                sys::chown(inode.fd(), map(uid, our_uid)?, map(gid, our_gid)?)
+            }
+        }
+    }
+
+    fn set_size(&mut self, inode: &Inode, input: &SetattrIn) -> Result<()> {
+        let len = i64::try_from(input.size).map_err(|_| Errno(libc::EFBIG))?;
+        self.credentials().keep_setid(input.valid & set::KILL_SUIDGID == 0);
+        if input.valid & set::FH != 0
+            && let Ok(handle) = self.handle(input.fh, inode.id)
+        {
+            return sys::ftruncate(handle.file.as_fd(), len);
+        }
+        let file = self.open_inode(inode, libc::O_WRONLY)?;
+        sys::ftruncate(file.as_fd(), len)
+    }
+
+    pub(super) fn statfs(&mut self, request: &Request) -> Result<()> {
+        let out = match self.node(request.nodeid)? {
+            Node::Virtual(_) => StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() },
+            Node::Host(inode) => {
+                let st = sys::statvfs(inode.fd())?;
+                StatfsOut {
+                    blocks: st.f_blocks,
+                    bfree: st.f_bfree,
+                    bavail: st.f_bavail,
+                    files: st.f_files,
+                    ffree: st.f_ffree,
+                    bsize: st.f_bsize as u32,
+                    namelen: st.f_namemax as u32,
+                    frsize: st.f_frsize as u32,
+                }
+            }
+        };
+        out.put(&mut self.reply);
+        self.reply.extend_from_slice(&[0; 28]);
+        Ok(())
+    }
+}
+
+fn times(input: &SetattrIn) -> Result<[libc::timespec; 2]> {
+    let time = |flag, now_flag, sec: u64, nsec: u32| {
+        let (tv_sec, tv_nsec) = match input.valid {
+            valid if valid & flag == 0 => (0, libc::UTIME_OMIT),
+            valid if valid & now_flag != 0 => (0, libc::UTIME_NOW),
+            _ if nsec > 999_999_999 => return Err(Errno(libc::EINVAL)),
+            _ => (sec as i64, i64::from(nsec)),
+        };
+        Ok(libc::timespec { tv_sec, tv_nsec })
+    };
+    Ok([
+        time(set::ATIME, set::ATIME_NOW, input.atime, input.atimensec)?,
+        time(set::MTIME, set::MTIME_NOW, input.mtime, input.mtimensec)?,
+    ])
+}

@@ -1,0 +1,200 @@
+//! Reading directories.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+
+use super::errno::{Errno, Result};
+use super::inode::{Handle, Inode};
+use super::server::{Node, Request, ShareServer};
+use super::share::Child;
+use super::sys;
+use super::wire::{Attr, Dirent, EntryOut, OpenOut, OutHeader, ReadIn};
+
+/// What one getdents64(2) fills: a directory that is being read costs as much, until its end is reached.
+const BUFFER_LEN: usize = 16 << 10;
+/// The longest answer to READDIR. Linux 6.1 asks for a page at a time.
+const MAX_REPLY: usize = 64 << 10;
+/// Bytes of `struct linux_dirent64` before the name: inode, offset, record length, type.
+const HOST_HEADER: usize = 19;
+
+/// Where a directory's reader is.
+#[derive(Default)]
+pub struct Cursor {
+    /// Records as getdents64(2) wrote them; those before `used` are delivered.
+    records: Vec<u8>,
+    used: usize,
+    /// The offset that the next record follows.
+    offset: u64,
+    /// There is nothing more.
+    ended: bool,
+}
+
+/// One entry as the host gives it.
+struct Record<'a> {
+    ino: u64,
+    /// Where to go on after this entry.
+    offset: u64,
+    kind: u8,
+    name: &'a CStr,
+    len: usize,
+}
+
+impl Cursor {
+    /// Goes to `offset`, which is 0 or was delivered with some entry.
+    fn seek(&mut self, file: &File, offset: u64) -> Result<()> {
+        if offset == self.offset && (offset != 0 || !self.ended) {
+            return Ok(());
+        }
+        let position = i64::try_from(offset).map_err(|_| Errno(libc::EINVAL))?;
+        sys::lseek(file.as_fd(), position, libc::SEEK_SET)?;
+        *self = Cursor { offset, ..Cursor::default() };
+        Ok(())
+    }
+
+    /// The next entry, which stays the next one until [`Self::advance`]; `None` at the end.
+    fn peek(&mut self, file: &File) -> Result<Option<Record<'_>>> {
+        if self.used == self.records.len() && !self.ended {
+            self.records.resize(BUFFER_LEN, 0);
+            let len =
+                sys::getdents(file.as_fd(), &mut self.records).inspect_err(|_| self.records = Vec::new())?;
+            self.records.truncate(len);
+            self.used = 0;
+            if len == 0 {
+                self.ended = true;
+                self.records = Vec::new();
+            }
+        }
+        let rest = &self.records[self.used..];
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        parse(rest).map(Some).ok_or(Errno(libc::EIO))
+    }
+
+    fn advance(&mut self, len: usize, offset: u64) {
+        self.used += len;
+        self.offset = offset;
+    }
+}
+
+/// Reads one `struct linux_dirent64` from the front of `bytes`.
+fn parse(bytes: &[u8]) -> Option<Record<'_>> {
+    let number = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let len = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
+    let name = CStr::from_bytes_until_nul(bytes.get(HOST_HEADER..len)?).ok()?;
+    Some(Record { ino: number(0)?, offset: number(8)?, kind: *bytes.get(18)?, name, len })
+}
+
+impl ShareServer {
+    pub(super) fn opendir(&mut self, request: &Request) -> Result<()> {
+        let fh = match self.node(request.nodeid)? {
+            Node::Virtual(id) => {
+                self.shared.tree.lock().unwrap().names(id)?;
+                0
+            }
+            Node::Host(inode) if inode.is_dir() => {
+                let file = self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY)?;
+                let handle = Handle { inode, file, cursor: Some(Mutex::default()) };
+                self.shared.table.lock().unwrap().open(handle)?
+            }
+            Node::Host(_) => return Err(Errno(libc::ENOTDIR)),
+        };
+        OpenOut { fh, ..Default::default() }.put(&mut self.reply);
+        Ok(())
+    }
+
+    pub(super) fn readdir(&mut self, request: &Request, plus: bool) -> Result<()> {
+        let input = ReadIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
+        let end = OutHeader::SIZE + (input.size as usize).min(MAX_REPLY);
+        if let Node::Virtual(id) = self.node(request.nodeid)? {
+            return self.readdir_virtual(id, input.offset, end, plus);
+        }
+        let handle = self.handle(input.fh, request.nodeid)?;
+        let mut cursor = handle.cursor.as_ref().ok_or(Errno(libc::ENOTDIR))?.lock().unwrap();
+        cursor.seek(&handle.file, input.offset)?;
+        loop {
+            let record = match cursor.peek(&handle.file) {
+                Ok(Some(record)) => record,
+                // Entries with counted lookups must reach the guest; it meets the error when it asks for more.
+                Err(_) if self.reply.len() > OutHeader::SIZE => break,
+                Ok(None) => break,
+                Err(errno) => return Err(errno),
+            };
+            let (offset, len) = (record.offset, record.len);
+            if self.reply.len() + entry_len(record.name.to_bytes(), plus) > end {
+                break;
+            }
+            self.put_record(&handle.inode, &record, plus);
+            cursor.advance(len, offset);
+        }
+        Ok(())
+    }
+
+    /// Appends one entry; with `plus`, also a lookup of it.
+    fn put_record(&mut self, dir: &Inode, record: &Record, plus: bool) {
+        let name = record.name.to_bytes();
+        let dots = name == b"." || name == b"..";
+        if plus {
+            // The guest knows the two dots, and what vanishes meanwhile it looks up itself.
+            let found = if dots { None } else { self.lookup_host(dir, record.name).ok() };
+            match found {
+                Some((inode, stat)) => self.put_entry(&inode, &stat, Some(dir.key.0)),
+                None => self.put_nothing(),
+            }
+        }
+        // What is above a share is none of the guest's business.
+        let ino = if dots { dir.key.1 } else { record.ino };
+        self.put_dirent(name, Dirent { ino, off: record.offset, namelen: 0, kind: u32::from(record.kind) });
+    }
+
+    fn readdir_virtual(&mut self, id: u64, offset: u64, end: usize, plus: bool) -> Result<()> {
+        let shared = self.shared.clone();
+        let tree = shared.tree.lock().unwrap();
+        let own = Child::Dir(id);
+        let dots = [(&b"."[..], &own), (&b".."[..], &own)];
+        let names = tree.names(id)?.iter().map(|(name, child)| (name.as_slice(), child));
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, (name, child)) in dots.into_iter().chain(names).enumerate().skip(skip) {
+            if self.reply.len() + entry_len(name, plus) > end {
+                break;
+            }
+            if plus {
+                match child {
+                    _ if index < 2 => self.put_nothing(),
+                    Child::Dir(child) => self.put_node(*child, Self::virtual_attr(*child)),
+                    Child::Bind(bind) => match shared.enter(bind) {
+                        Ok((inode, stat)) => self.put_entry(&inode, &stat, None),
+                        Err(_) => self.put_nothing(),
+                    },
+                }
+            }
+            let is_file = matches!(child, Child::Bind(bind) if !bind.is_dir);
+            let kind = if is_file { libc::DT_REG } else { libc::DT_DIR };
+            let dirent =
+                Dirent { ino: child.ino(), off: index as u64 + 1, namelen: 0, kind: u32::from(kind) };
+            self.put_dirent(name, dirent);
+        }
+        Ok(())
+    }
+
+    /// An entry of which no lookup was counted.
+    fn put_nothing(&mut self) {
+        EntryOut::default().put(&mut self.reply);
+        Attr::default().put(&mut self.reply);
+    }
+
+    fn put_dirent(&mut self, name: &[u8], dirent: Dirent) {
+        Dirent { namelen: name.len() as u32, ..dirent }.put(&mut self.reply);
+        self.reply.extend_from_slice(name);
+        let padding = name.len().next_multiple_of(8) - name.len();
+        self.reply.extend_from_slice(&[0; 8][..padding]);
+    }
+}
+
+/// Bytes of an entry in the reply.
+fn entry_len(name: &[u8], plus: bool) -> usize {
+    let entry = if plus { EntryOut::SIZE + Attr::SIZE } else { 0 };
+    entry + Dirent::SIZE + name.len().next_multiple_of(8)
+}

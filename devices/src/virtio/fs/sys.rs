@@ -1,0 +1,259 @@
+// UNSAFETY: the *at() family on O_PATH descriptors, vectored I/O on guest memory and per-thread credentials exist only
+// as raw system calls; each is wrapped here in a function that is safe to call.
+#![allow(unsafe_code)]
+//! Host system calls for the file server. Every function returns what the kernel says and decides nothing.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libc::c_int;
+use vm_memory::VolatileSlice;
+
+use super::errno::{Errno, Result};
+
+/// A `struct stat` of the host.
+pub type Stat = libc::stat64;
+
+fn last() -> Errno {
+    std::io::Error::last_os_error().into()
+}
+
+fn check(result: c_int) -> Result<()> {
+    if result < 0 { Err(last()) } else { Ok(()) }
+}
+
+fn check_len(result: isize) -> Result<usize> {
+    usize::try_from(result).map_err(|_| last())
+}
+
+/// Takes a descriptor that a system call has just returned.
+fn owned(fd: c_int) -> Result<OwnedFd> {
+    check(fd)?;
+    // SAFETY: the kernel has just returned this descriptor to us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens `name` under `dir`; always close-on-exec.
+pub fn openat(dir: BorrowedFd, name: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
+    // SAFETY: `name` ends with NUL and outlives the call.
+    owned(unsafe { libc::openat64(dir.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC, mode) })
+}
+
+/// Opens /proc/self/fd, the directory through which an O_PATH descriptor becomes a real one.
+pub fn open_proc_self_fd() -> Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the path is a literal that ends with NUL.
+    owned(unsafe { libc::open64(c"/proc/self/fd".as_ptr(), flags) })
+}
+
+/// Attributes of what `fd` refers to.
+pub fn fstat(fd: BorrowedFd) -> Result<Stat> {
+    let mut stat = MaybeUninit::<Stat>::uninit();
+    // SAFETY: the kernel fills the whole structure if it succeeds.
+    check(unsafe { libc::fstat64(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: filled by the call above, which succeeded.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// Attributes of `name` under `dir`; a symbolic link is not followed.
+pub fn stat_at(dir: BorrowedFd, name: &CStr) -> Result<Stat> {
+    let mut stat = MaybeUninit::<Stat>::uninit();
+    // SAFETY: `name` ends with NUL; the kernel fills the whole structure if it succeeds.
+    check(unsafe {
+        libc::fstatat64(dir.as_raw_fd(), name.as_ptr(), stat.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+    })?;
+    // SAFETY: filled by the call above, which succeeded.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// Makes a directory.
+pub fn mkdirat(dir: BorrowedFd, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: `name` ends with NUL and outlives the call.
+    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) })
+}
+
+/// Makes a file, FIFO, socket or device node.
+pub fn mknodat(dir: BorrowedFd, name: &CStr, mode: u32, rdev: u32) -> Result<()> {
+    // SAFETY: `name` ends with NUL and outlives the call.
+    check(unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, u64::from(rdev)) })
+}
+
+/// Makes a symbolic link to `target`.
+pub fn symlinkat(target: &CStr, dir: BorrowedFd, name: &CStr) -> Result<()> {
+    // SAFETY: both strings end with NUL and outlive the call.
+    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) })
+}
+
+/// Links what the magic link `from` under `from_dir` points to as `name` under `dir`.
+pub fn link_magic(from_dir: BorrowedFd, from: &CStr, dir: BorrowedFd, name: &CStr) -> Result<()> {
+    let (from_dir, dir) = (from_dir.as_raw_fd(), dir.as_raw_fd());
+    // SAFETY: both strings end with NUL and outlive the call.
+    check(unsafe { libc::linkat(from_dir, from.as_ptr(), dir, name.as_ptr(), libc::AT_SYMLINK_FOLLOW) })
+}
+
+/// Removes a name; `flags` is 0 or AT_REMOVEDIR.
+pub fn unlinkat(dir: BorrowedFd, name: &CStr, flags: c_int) -> Result<()> {
+    // SAFETY: `name` ends with NUL and outlives the call.
+    check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), flags) })
+}
+
+/// Renames, with `flags` of renameat2(2).
+pub fn renameat(from: BorrowedFd, old: &CStr, to: BorrowedFd, new: &CStr, flags: u32) -> Result<()> {
+    // SAFETY: both strings end with NUL and outlive the call.
+    check(unsafe { libc::renameat2(from.as_raw_fd(), old.as_ptr(), to.as_raw_fd(), new.as_ptr(), flags) })
+}
+
+/// Reads the symbolic link that `fd` refers to; returns the bytes written to `buffer`.
+pub fn readlink(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`; the empty path names `fd` itself.
+    check_len(unsafe {
+        libc::readlinkat(fd.as_raw_fd(), c"".as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+    })
+}
+
+/// Changes the mode of what the magic link `name` under `dir` points to.
+pub fn chmod_magic(dir: BorrowedFd, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: `name` ends with NUL and outlives the call.
+    check(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), mode, 0) })
+}
+
+/// Changes owner and group of what `fd` refers to; `u32::MAX` leaves one alone.
+pub fn chown(fd: BorrowedFd, uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: the empty path names `fd` itself.
+    check(unsafe { libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) })
+}
+
+/// Sets access and modification time of what `fd` refers to.
+pub fn utimens(fd: BorrowedFd, times: &[libc::timespec; 2]) -> Result<()> {
+    // SAFETY: the empty path names `fd` itself; `times` are the two structures the call reads.
+    check(unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) })
+}
+
+/// Sets a file's length.
+pub fn ftruncate(fd: BorrowedFd, len: i64) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::ftruncate64(fd.as_raw_fd(), len) })
+}
+
+/// Allocates or frees blocks: fallocate(2).
+pub fn fallocate(fd: BorrowedFd, mode: c_int, offset: i64, len: i64) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fallocate64(fd.as_raw_fd(), mode, offset, len) })
+}
+
+/// Moves a descriptor's offset; returns the new one.
+pub fn lseek(fd: BorrowedFd, offset: i64, whence: c_int) -> Result<u64> {
+    // SAFETY: no pointers.
+    u64::try_from(unsafe { libc::lseek64(fd.as_raw_fd(), offset, whence) }).map_err(|_| last())
+}
+
+/// Copies between two files in the kernel; returns the bytes copied.
+pub fn copy_file_range(from: (BorrowedFd, i64), to: (BorrowedFd, i64), len: usize) -> Result<usize> {
+    let (mut from_offset, mut to_offset) = (from.1, to.1);
+    // SAFETY: both offsets are locals that outlive the call.
+    check_len(unsafe {
+        let (from, to) = (from.0.as_raw_fd(), to.0.as_raw_fd());
+        libc::copy_file_range(from, &mut from_offset, to, &mut to_offset, len, 0)
+    })
+}
+
+/// Writes a file's data, and unless `data_only` its attributes, to disk.
+pub fn fsync(fd: BorrowedFd, data_only: bool) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { if data_only { libc::fdatasync(fd.as_raw_fd()) } else { libc::fsync(fd.as_raw_fd()) } })
+}
+
+/// Writes the whole file system of `fd` to disk.
+pub fn syncfs(fd: BorrowedFd) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syncfs(fd.as_raw_fd()) })
+}
+
+/// Size and use of the file system of `fd`.
+pub fn statvfs(fd: BorrowedFd) -> Result<libc::statvfs64> {
+    let mut stat = MaybeUninit::uninit();
+    // SAFETY: the C library fills the whole structure if the call succeeds.
+    check(unsafe { libc::fstatvfs64(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: filled by the call above, which succeeded.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// Reads the extended attribute `name` of what `path` leads to; an empty `value` asks for the length.
+pub fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize> {
+    let (pointer, len) = (value.as_mut_ptr().cast(), value.len());
+    // SAFETY: both strings end with NUL; the kernel writes at most `len` bytes to `value`.
+    check_len(unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), pointer, len) })
+}
+
+/// Lists the extended attributes of what `path` leads to, each name with its NUL.
+pub fn listxattr(path: &CStr, names: &mut [u8]) -> Result<usize> {
+    // SAFETY: `path` ends with NUL; the kernel writes at most `names.len()` bytes to `names`.
+    check_len(unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) })
+}
+
+/// Sets an extended attribute; `flags` is 0, XATTR_CREATE or XATTR_REPLACE.
+pub fn setxattr(path: &CStr, name: &CStr, value: &[u8], flags: c_int) -> Result<()> {
+    let (pointer, len) = (value.as_ptr().cast(), value.len());
+    // SAFETY: both strings end with NUL; the kernel reads `len` bytes of `value`.
+    check(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), pointer, len, flags) })
+}
+
+/// Removes an extended attribute.
+pub fn removexattr(path: &CStr, name: &CStr) -> Result<()> {
+    // SAFETY: both strings end with NUL and outlive the call.
+    check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
+}
+
+/// Fills `buffer` with `struct linux_dirent64` records; returns the bytes used, 0 at the end.
+pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
+    let (pointer, len) = (buffer.as_mut_ptr(), buffer.len());
+    // SAFETY: the kernel writes at most `len` bytes to `buffer`.
+    let count = unsafe { libc::syscall(libc::SYS_getdents64, fd.as_raw_fd(), pointer, len) };
+    usize::try_from(count).map_err(|_| last())
+}
+
+/// Guest memory as the kernel's vectored calls want it. The vector is valid as long as the mapping, that is, as `slices`.
+fn vector(slices: &[VolatileSlice]) -> Vec<libc::iovec> {
+    let piece =
+        |s: &VolatileSlice| libc::iovec { iov_base: s.ptr_guard_mut().as_ptr().cast(), iov_len: s.len() };
+    slices.iter().map(piece).collect()
+}
+
+/// Reads from a file straight into guest memory; returns the bytes read.
+pub fn preadv(file: &File, slices: &[VolatileSlice], offset: i64) -> Result<usize> {
+    let vector = vector(slices);
+    // SAFETY: each piece lies in a guest mapping that `slices` keeps borrowed; that the guest may write there at the
+    // same time is what VolatileSlice stands for, and no Rust reference to those bytes exists.
+    check_len(unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), vector.len() as c_int, offset) })
+}
+
+/// Writes to a file straight from guest memory, with `flags` of pwritev2(2); returns the bytes written.
+pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int) -> Result<usize> {
+    let vector = vector(slices);
+    let count = vector.len() as c_int;
+    // SAFETY: as in preadv(); the kernel only reads.
+    check_len(unsafe { libc::pwritev64v2(file.as_raw_fd(), vector.as_ptr(), count, offset, flags) })
+}
+
+/// How many descriptors the process may have open, after raising the soft limit to the hard one.
+pub fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills `limit`.
+    if unsafe { libc::getrlimit64(libc::RLIMIT_NOFILE, &mut limit) } < 0 {
+        return 0;
+    }
+    let raised = libc::rlimit64 { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: the kernel reads `raised`.
+    match limit.rlim_cur < limit.rlim_max && unsafe { libc::setrlimit64(libc::RLIMIT_NOFILE, &raised) } == 0 {
+        true => limit.rlim_max,
+        false => limit.rlim_cur,
+    }
+}
+
+/// The effective user and group of the process.
+pub fn effective_ids() -> (u32, u32) {
+    // SAFETY: no pointers; these calls cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}

@@ -1,0 +1,215 @@
+use std::fs;
+use std::path::Path;
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::wire::{
+    Attr, EntryOut, InHeader, OpenIn, OpenOut, OutHeader, ROOT_ID, ReadIn, WriteIn, WriteOut, op,
+};
+use super::*;
+use crate::Interrupt;
+use crate::virtio::queue::QueueLinks;
+
+const QUEUE_LEN: u16 = 64;
+/// How long a test waits for what should take microseconds.
+const DEADLINE_MS: i32 = 20_000;
+const REQUEST: u64 = 0x10_0000;
+const REPLY: u64 = 0x20_0000;
+
+/// The guest's side: one request queue in its memory.
+struct Driver<'a> {
+    memory: &'a GuestMemoryMmap,
+    queue: MockSplitQueue<'a, GuestMemoryMmap>,
+    links: QueueLinks,
+    line: Arc<EventFd>,
+    sent: u16,
+}
+
+fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap()
+}
+
+impl<'a> Driver<'a> {
+    fn new(memory: &'a GuestMemoryMmap) -> Driver<'a> {
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let links = QueueLinks {
+            memory: memory.clone(),
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+            interrupt: Interrupt::new(line.clone()),
+            gate: Default::default(),
+        };
+        Driver { memory, queue: MockSplitQueue::new(memory, QUEUE_LEN), links, line, sent: 0 }
+    }
+
+    fn activation(&self) -> Activation {
+        let hiprio = VirtQueue::new(
+            0,
+            Queue::new(QUEUE_LEN).unwrap(),
+            QueueLinks { kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()), ..self.links.clone() },
+        );
+        let requests = VirtQueue::new(1, self.queue.create_queue().unwrap(), self.links.clone());
+        Activation {
+            memory: self.memory.clone(),
+            interrupt: self.links.interrupt.clone(),
+            features: 0,
+            queues: vec![hiprio, requests],
+        }
+    }
+
+    /// Puts a request of three pieces, and room for a reply in two, into the queue.
+    fn add(&mut self, request: &[u8], room: u32) {
+        self.memory.write_slice(request, GuestAddress(REQUEST)).unwrap();
+        let (write, next) = (VRING_DESC_F_WRITE as u16, VRING_DESC_F_NEXT as u16);
+        let len = request.len() as u32;
+        let pieces = [
+            (REQUEST, 40, next),
+            (REQUEST + 40, 1, next),
+            (REQUEST + 41, len - 41, next),
+            (REPLY, 16, write | next),
+            (REPLY + 16, room - 16, write),
+        ];
+        let descriptors: Vec<_> = pieces
+            .iter()
+            .enumerate()
+            .map(|(i, (addr, len, flags))| {
+                RawDescriptor::from(Descriptor::new(*addr, *len, *flags, i as u16 + 1))
+            })
+            .collect();
+        self.queue.add_desc_chains(&descriptors, 0).unwrap();
+        self.sent += 1;
+    }
+
+    /// What the device has written for the last request.
+    fn reply(&self) -> Vec<u8> {
+        let used = self.queue.used().ring().ref_at(usize::from(self.sent - 1)).unwrap().load();
+        let mut reply = vec![0; used.len() as usize];
+        self.memory.read_slice(&mut reply, GuestAddress(REPLY)).unwrap();
+        reply
+    }
+
+    /// Sends one request to the running device and waits for its interrupt; returns the reply after its header.
+    fn call(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
+        let mut request = Vec::new();
+        let len = (InHeader::SIZE + body.len()) as u32;
+        InHeader { len, opcode, nodeid, ..Default::default() }.put(&mut request);
+        request.extend_from_slice(body);
+        self.add(&request, 1 << 20);
+        self.links.kick.write(1).unwrap();
+        let poller = Epoll::new().unwrap();
+        poller.ctl(ControlOperation::Add, self.line.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+        while u16::from_le(self.queue.used().idx().load()) != self.sent {
+            let count = poller.wait(DEADLINE_MS, &mut [EpollEvent::default()]).unwrap();
+            assert_eq!(count, 1, "no reply to request {opcode}");
+            let _ = self.line.read();
+        }
+        let reply = self.reply();
+        let header = OutHeader::parse(&reply).unwrap();
+        assert_eq!(header.error, 0, "request {opcode}");
+        reply[OutHeader::SIZE..].to_vec()
+    }
+}
+
+fn body(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut body = Vec::new();
+    put(&mut body);
+    body
+}
+
+fn share(dir: &Path) -> ShareTree {
+    let tree = ShareTree::new().unwrap();
+    tree.bind("/data", fs::File::open(dir).unwrap().into(), false).unwrap();
+    tree
+}
+
+#[test]
+fn the_configuration_is_the_tag_and_one_queue() {
+    let tree = ShareTree::new().unwrap();
+    let fs = Fs::new("share", tree.server());
+    let mut config = [0xff; 44];
+    fs.read_config(0, &mut config);
+    assert_eq!(&config[..6], b"share\0");
+    assert!(config[5..36].iter().all(|byte| *byte == 0));
+    assert_eq!(&config[36..], [1, 0, 0, 0, 0, 0, 0, 0]);
+    let mut word = [0xff; 4];
+    fs.read_config(38, &mut word);
+    assert_eq!(word, [0; 4]);
+    fs.read_config(u64::MAX, &mut word);
+    assert_eq!(word, [0; 4]);
+    let long = Fs::new(&"x".repeat(100), tree.server());
+    long.read_config(0, &mut config);
+    assert_eq!(config[..37], [&[b'x'; 36][..], &[1]].concat());
+    let info = fs.info();
+    assert_eq!((info.device_id, info.queue_sizes.len()), (26, 2));
+    assert!(info.queue_sizes.iter().all(|size| size.is_power_of_two()));
+}
+
+#[test]
+fn a_guest_reads_and_writes_through_the_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "from the host").unwrap();
+    let memory = memory();
+    let mut driver = Driver::new(&memory);
+    let mut device = Fs::new("share", share(dir.path()).server());
+    device.activate(driver.activation()).unwrap();
+
+    let data = EntryOut::parse(&driver.call(op::LOOKUP, ROOT_ID, b"data\0")).unwrap().nodeid;
+    let reply = driver.call(op::LOOKUP, data, b"file\0");
+    let (file, attr) =
+        (EntryOut::parse(&reply).unwrap().nodeid, Attr::parse(&reply[EntryOut::SIZE..]).unwrap());
+    assert_eq!(attr.size, 13);
+    let open = body(|b| OpenIn { flags: libc::O_RDWR as u32, open_flags: 0 }.put(b));
+    let fh = OpenOut::parse(&driver.call(op::OPEN, file, &open)).unwrap().fh;
+    let read = body(|b| ReadIn { fh, offset: 5, size: 4096, ..Default::default() }.put(b));
+    assert_eq!(driver.call(op::READ, file, &read), b"the host");
+    let big: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+    let write = body(|b| {
+        WriteIn { fh, offset: 13, size: big.len() as u32, ..Default::default() }.put(b);
+        b.extend_from_slice(&big);
+    });
+    assert_eq!(WriteOut::parse(&driver.call(op::WRITE, file, &write)).unwrap().size, 300_000);
+    assert_eq!(fs::read(dir.path().join("file")).unwrap()[13..], big);
+}
+
+#[test]
+fn a_second_activation_takes_the_server_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut device = Fs::new("share", share(dir.path()).server());
+    for _ in 0..2 {
+        let memory = memory();
+        let mut driver = Driver::new(&memory);
+        device.activate(driver.activation()).unwrap();
+        driver.call(op::LOOKUP, ROOT_ID, b"data\0");
+        driver.links.gate.close();
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_answered_is_completed_empty() {
+    let memory = memory();
+    let mut driver = Driver::new(&memory);
+    let mut server = ShareTree::new().unwrap().server();
+    let mut queue = driver.activation().queues.pop().unwrap();
+    driver.add(&[0xff; 60], 100);
+    serve(&mut queue, server.as_mut()).unwrap();
+    assert_eq!(driver.reply(), b"");
+    assert_eq!(queue.faults(), 1);
+}
+
+#[test]
+fn dropping_the_device_ends_its_thread_and_closes_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = memory();
+    let mut driver = Driver::new(&memory);
+    let tree = share(dir.path());
+    let mut device = Fs::new("share", tree.server());
+    device.activate(driver.activation()).unwrap();
+    driver.call(op::LOOKUP, ROOT_ID, b"data\0");
+    assert_eq!(tree.counts(), (1, 0));
+    drop(device);
+    tree.unbind("/data").unwrap();
+    assert_eq!(tree.counts(), (0, 0));
+}

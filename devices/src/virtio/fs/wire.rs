@@ -1,0 +1,209 @@
+//! The FUSE messages as they lie in memory (Linux `include/uapi/linux/fuse.h`, protocol 7.38), and nothing else.
+//!
+//! Every number is little-endian: virtio-fs (VIRTIO 1.2, 5.11.6.1) uses the guest's order, and the guest is x86_64.
+//! All structures are whole, as the kernel has them: the tests write the requests and read the replies.
+#![allow(dead_code)]
+
+/// Version of the protocol that the server speaks.
+pub const MAJOR: u32 = 7;
+/// The newest minor version that the server knows.
+pub const MINOR: u32 = 38;
+/// The oldest minor version that the server serves: below it, the replies are shorter.
+pub const MINOR_OLDEST: u32 = 27;
+
+macro_rules! messages {
+    ($($(#[$meta:meta])* $name:ident { $($field:ident: $kind:ident),* $(,)? })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name {
+            $(pub $field: $kind),*
+        }
+
+        impl $name {
+            /// Bytes on the wire.
+            pub const SIZE: usize = 0 $(+ size_of::<$kind>())*;
+
+            /// Reads the message from the front of `bytes`; what follows it is left alone.
+            pub fn parse(bytes: &[u8]) -> Option<$name> {
+                let mut rest = bytes;
+                Some($name {
+                    $($field: {
+                        let (head, tail) = rest.split_first_chunk()?;
+                        rest = tail;
+                        $kind::from_le_bytes(*head)
+                    }),*
+                }).filter(|_| rest.len() + Self::SIZE == bytes.len())
+            }
+
+            /// Appends the message to `out`.
+            pub fn put(&self, out: &mut Vec<u8>) {
+                $(out.extend_from_slice(&self.$field.to_le_bytes());)*
+            }
+        }
+    )*};
+}
+
+messages! {
+    /// Every request begins with it.
+    InHeader { len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, padding: u32 }
+    /// Every reply begins with it; `error` is 0 or a negative errno.
+    OutHeader { len: u32, error: i32, unique: u64 }
+    /// File attributes.
+    Attr {
+        ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32,
+        ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32,
+    }
+    /// The front of the reply to whatever finds or makes an inode; an [`Attr`] follows.
+    EntryOut {
+        nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32,
+        attr_valid_nsec: u32,
+    }
+    /// The front of the reply to GETATTR and SETATTR; an [`Attr`] follows.
+    AttrOut { attr_valid: u64, attr_valid_nsec: u32, dummy: u32 }
+    /// INIT; what 7.36 added is in [`InitInExt`].
+    InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32 }
+    /// Follows [`InitIn`] if its flags have INIT_EXT; eleven unused words follow.
+    InitInExt { flags2: u32 }
+    /// Reply to INIT; 7 unused words follow.
+    InitOut {
+        major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16, congestion_threshold: u16,
+        max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32,
+    }
+    ForgetIn { nlookup: u64 }
+    ForgetOne { nodeid: u64, nlookup: u64 }
+    BatchForgetIn { count: u32, dummy: u32 }
+    GetattrIn { getattr_flags: u32, dummy: u32, fh: u64 }
+    SetattrIn {
+        valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
+        atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32,
+    }
+    MknodIn { mode: u32, rdev: u32, umask: u32, padding: u32 }
+    MkdirIn { mode: u32, umask: u32 }
+    RenameIn { newdir: u64 }
+    Rename2In { newdir: u64, flags: u32, padding: u32 }
+    LinkIn { oldnodeid: u64 }
+    OpenIn { flags: u32, open_flags: u32 }
+    CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32 }
+    OpenOut { fh: u64, open_flags: u32, padding: u32 }
+    ReleaseIn { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
+    ReadIn { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    WriteOut { size: u32, padding: u32 }
+    FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
+    /// Without SETXATTR_EXT, which the server does not offer.
+    SetxattrIn { size: u32, flags: u32 }
+    GetxattrIn { size: u32, padding: u32 }
+    GetxattrOut { size: u32, padding: u32 }
+    FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
+    LseekIn { fh: u64, offset: u64, whence: u32, padding: u32 }
+    LseekOut { offset: u64 }
+    CopyFileRangeIn {
+        fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
+    }
+    /// Reply to STATFS; a padding word and 6 spare words follow.
+    StatfsOut {
+        blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
+    }
+    /// One READDIR entry; the name follows, padded to 8 bytes. READDIRPLUS puts an [`EntryOut`] and [`Attr`] before it.
+    Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
+}
+
+/// Request codes, each with the kernel's name for it.
+pub mod op {
+    pub const LOOKUP: u32 = 1;
+    pub const FORGET: u32 = 2;
+    pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
+    pub const READLINK: u32 = 5;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RMDIR: u32 = 11;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
+    pub const OPEN: u32 = 14;
+    pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
+    pub const STATFS: u32 = 17;
+    pub const RELEASE: u32 = 18;
+    pub const FSYNC: u32 = 20;
+    pub const SETXATTR: u32 = 21;
+    pub const GETXATTR: u32 = 22;
+    pub const LISTXATTR: u32 = 23;
+    pub const REMOVEXATTR: u32 = 24;
+    pub const FLUSH: u32 = 25;
+    pub const INIT: u32 = 26;
+    pub const OPENDIR: u32 = 27;
+    pub const READDIR: u32 = 28;
+    pub const RELEASEDIR: u32 = 29;
+    pub const FSYNCDIR: u32 = 30;
+    pub const GETLK: u32 = 31;
+    pub const SETLK: u32 = 32;
+    pub const SETLKW: u32 = 33;
+    pub const ACCESS: u32 = 34;
+    pub const CREATE: u32 = 35;
+    pub const INTERRUPT: u32 = 36;
+    pub const BMAP: u32 = 37;
+    pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
+    pub const POLL: u32 = 40;
+    pub const NOTIFY_REPLY: u32 = 41;
+    pub const BATCH_FORGET: u32 = 42;
+    pub const FALLOCATE: u32 = 43;
+    pub const READDIRPLUS: u32 = 44;
+    pub const RENAME2: u32 = 45;
+    pub const LSEEK: u32 = 46;
+    pub const COPY_FILE_RANGE: u32 = 47;
+    pub const SETUPMAPPING: u32 = 48;
+    pub const REMOVEMAPPING: u32 = 49;
+    pub const SYNCFS: u32 = 50;
+    pub const TMPFILE: u32 = 51;
+}
+
+/// INIT flags.
+pub mod init {
+    pub const ASYNC_READ: u64 = 1 << 0;
+    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    pub const BIG_WRITES: u64 = 1 << 5;
+    pub const DONT_MASK: u64 = 1 << 6;
+    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
+    pub const ASYNC_DIO: u64 = 1 << 15;
+    pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub const MAX_PAGES: u64 = 1 << 22;
+    pub const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub const SUBMOUNTS: u64 = 1 << 27;
+    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub const INIT_EXT: u64 = 1 << 30;
+}
+
+/// What SETATTR changes (`FATTR_*`).
+pub mod set {
+    pub const MODE: u32 = 1 << 0;
+    pub const UID: u32 = 1 << 1;
+    pub const GID: u32 = 1 << 2;
+    pub const SIZE: u32 = 1 << 3;
+    pub const ATIME: u32 = 1 << 4;
+    pub const MTIME: u32 = 1 << 5;
+    pub const FH: u32 = 1 << 6;
+    pub const ATIME_NOW: u32 = 1 << 7;
+    pub const MTIME_NOW: u32 = 1 << 8;
+    pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// `Attr::flags`: the directory is the root of a file system of its own.
+pub const ATTR_SUBMOUNT: u32 = 1 << 0;
+/// `OpenOut::open_flags`: the guest's cached pages of this file are still right.
+pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// `OpenIn::open_flags`: kill set-user-ID and set-group-ID if the open truncates.
+pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// `WriteIn::write_flags`: the guest's page cache writes back; which handle it names is a guess.
+pub const WRITE_CACHE: u32 = 1 << 0;
+/// `WriteIn::write_flags`: kill set-user-ID and set-group-ID.
+pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// `FsyncIn::fsync_flags`: data only.
+pub const FSYNC_FDATASYNC: u32 = 1 << 0;
+/// The root's inode number in the protocol.
+pub const ROOT_ID: u64 = 1;
