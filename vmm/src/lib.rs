@@ -1,1 +1,37 @@
-//! Placeholder.
+//! The virtual machine monitor: makes a KVM machine, boots a kernel in it, runs it and says how it ended.
+//!
+//! The command `vmm` is not here but in `runtime/` (its `main.rs`). This crate knows KVM, guest memory and boot
+//! protocols; it does not know containers, the agent's protocol or command lines. Read in this order: [`VmConfig`],
+//! [`Vm`], [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; last [`RunningVm`].
+
+mod boot_params;
+//pub mod check;
+mod config;
+mod cpuid;
+mod error;
+mod kvm;
+pub mod layout;
+mod loader;
+mod memory;
+mod mptable;
+mod msrs;
+mod paging;
+mod pvh;
+mod running;
+mod segments;
+mod signal;
+mod timeline;
+mod vcpu;
+mod vm;
+
+pub use devices;
+
+pub use boot_params::CmdlineError;
+pub use config::{Image, VmConfig};
+pub use error::{Error, Result};
+pub use kvm::{KvmError, PendingVm};
+pub use loader::KernelError;
+pub use memory::MemoryError;
+pub use running::{RunningVm, VmEnd};
+pub use timeline::{Mark, Timeline};
+pub use vm::Vm;

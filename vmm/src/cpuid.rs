@@ -1,0 +1,143 @@
+//! What the guest's CPUs say they are: what KVM supports here, less what cannot work in this machine, plus the
+//! topology of one package with one thread per core.
+//!
+//! Intel SDM 2A, CPUID; AMD APM 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst. An APIC id is the vCPU's
+//! index everywhere.
+
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+
+/// Leaf 1, ECX.
+const MONITOR: u32 = 1 << 3;
+const VMX: u32 = 1 << 5;
+const PDCM: u32 = 1 << 15;
+const X2APIC: u32 = 1 << 21;
+const TSC_DEADLINE: u32 = 1 << 24;
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, EDX.
+const DEBUG_STORE: u32 = 1 << 21;
+const HTT: u32 = 1 << 28;
+/// Leaf 0x8000_0001, ECX.
+const CMP_LEGACY: u32 = 1 << 1;
+const SVM: u32 = 1 << 2;
+const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
+const PERFCTR_CORE: u32 = 1 << 23;
+const PERFCTR_NB: u32 = 1 << 24;
+const PERFCTR_LLC: u32 = 1 << 28;
+const MWAITX: u32 = 1 << 29;
+
+/// Leaf 0x4000_0001 is the last that KVM answers without Hyper-V's.
+const KVM_SIGNATURE: u32 = 0x4000_0000;
+const KVM_FEATURES: u32 = 0x4000_0001;
+
+/// Level types of the extended topology leaves.
+const LEVEL_SMT: u32 = 1;
+const LEVEL_CORE: u32 = 2;
+
+/// Returns the CPUID that every vCPU shares; [`personalize`] adds what each has of its own.
+///
+/// `supported` is what KVM_GET_SUPPORTED_CPUID says; `tsc_deadline` whether KVM has the TSC deadline timer, which that
+/// ioctl leaves out because it depends on the in-kernel APIC (KVM API 4.46).
+pub fn template(supported: &[kvm_cpuid_entry2], vcpus: u8, tsc_deadline: bool) -> Vec<kvm_cpuid_entry2> {
+    let mut table: Vec<_> = supported
+        .iter()
+        .filter(|entry| !matches!(entry.function, 0x5 | 0xa | 0xb | 0x1f | 0x8000_001e | 0x8000_0022))
+        .copied()
+        .collect();
+    for entry in &mut table {
+        adapt(entry, vcpus, tsc_deadline);
+    }
+    add_topology(&mut table, supported, vcpus);
+    table
+}
+
+/// Takes out of one leaf what cannot work, and puts the topology in.
+fn adapt(entry: &mut kvm_cpuid_entry2, vcpus: u8, tsc_deadline: bool) {
+    let cpus = u32::from(vcpus);
+    match entry.function {
+        0x1 => {
+            // No nested guests, no performance counters; MWAIT would hold the host's CPU.
+            entry.ecx &= !(MONITOR | VMX | PDCM);
+            entry.edx &= !DEBUG_STORE;
+            entry.ecx |= X2APIC | HYPERVISOR;
+            set(&mut entry.ecx, TSC_DEADLINE, tsc_deadline);
+            set(&mut entry.edx, HTT, vcpus > 1);
+            entry.ebx = entry.ebx & 0x0000_ffff | cpus.min(255) << 16;
+        }
+        // Caches: the first two levels belong to one CPU, the others to all (Intel's and AMD's leaf alike).
+        0x4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
+            let level = entry.eax >> 5 & 0x7;
+            let sharing = if level < 3 { 1 } else { cpus };
+            entry.eax = entry.eax & 0x3fff | (sharing.next_power_of_two() - 1) << 14;
+            if entry.function == 0x4 {
+                entry.eax |= (cpus.next_power_of_two() - 1).min(0x3f) << 26;
+            }
+        }
+        // Energy bias and thermal interrupts have no MSRs here; an APIC timer that never stops (ARAT) stays.
+        0x6 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (entry.eax & 1 << 2, 0, 0, 0),
+        KVM_SIGNATURE => entry.eax = KVM_FEATURES,
+        0x8000_0001 => {
+            entry.ecx &= !(SVM | PERFCTR_CORE | PERFCTR_NB | PERFCTR_LLC | MWAITX);
+            let amd = entry.ecx & TOPOLOGY_EXTENSIONS != 0;
+            set(&mut entry.ecx, CMP_LEGACY, amd && vcpus > 1);
+        }
+        // AMD: number of cores less one, and the bits of an APIC id that name the core.
+        0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (cpus - 1) | id_bits(vcpus) << 12,
+        // Nested paging's own leaf goes with SVM.
+        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        _ => {}
+    }
+}
+
+/// Adds the extended topology leaves: one thread in a core, `vcpus` cores in the package.
+fn add_topology(table: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_cpuid_entry2], vcpus: u8) {
+    let highest = |leaf: u32| supported.iter().find(|e| e.function == leaf).map_or(0, |e| e.eax);
+    let (basic, extended) = (highest(0), highest(0x8000_0000));
+    for function in [0xb, 0x1f].into_iter().filter(|function| *function <= basic) {
+        let level = |index: u32, kind: u32, shift: u32, cpus: u32| kvm_cpuid_entry2 {
+            function,
+            index,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: shift,
+            ebx: cpus,
+            ecx: index | kind << 8,
+            ..Default::default()
+        };
+        table.push(level(0, LEVEL_SMT, 0, 1));
+        table.push(level(1, LEVEL_CORE, id_bits(vcpus), u32::from(vcpus)));
+        table.push(level(2, 0, 0, 0));
+    }
+    let amd = supported.iter().any(|e| e.function == 0x8000_001e || e.function == 0x8000_001d);
+    if amd && extended >= 0x8000_001e {
+        table.push(kvm_cpuid_entry2 { function: 0x8000_001e, ..Default::default() });
+    }
+}
+
+/// Writes the APIC id of vCPU `id` where its CPUID shows it.
+pub fn personalize(table: &mut [kvm_cpuid_entry2], id: u8) {
+    let id = u32::from(id);
+    for entry in table {
+        match entry.function {
+            0x1 => entry.ebx = entry.ebx & 0x00ff_ffff | id << 24,
+            0xb | 0x1f => entry.edx = id,
+            // The extended APIC id; its core; node 0 of one.
+            0x8000_001e => (entry.eax, entry.ebx) = (id, id & 0xff),
+            _ => {}
+        }
+    }
+}
+
+/// How many bits of an APIC id tell `vcpus` cores apart.
+fn id_bits(vcpus: u8) -> u32 {
+    u32::from(vcpus).next_power_of_two().trailing_zeros()
+}
+
+fn set(register: &mut u32, bit: u32, on: bool) {
+    if on {
+        *register |= bit;
+    } else {
+        *register &= !bit;
+    }
+}
+
+#[cfg(test)]
+mod tests;

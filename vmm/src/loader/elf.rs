@@ -1,0 +1,110 @@
+//! ELF kernels: `vmlinux`, and kernels with a PVH entry.
+//!
+//! System V ABI, "Object Files" and "Program Loading"; Linux's e_entry is the physical address of startup_64
+//! (arch/x86/kernel/vmlinux.lds.S). PVH: Xen public/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY.
+
+use super::{Entry, Kernel, Refusal, Segment};
+use crate::Image;
+
+pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const MACHINE_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const HEADER_LEN: usize = 64;
+const PROGRAM_HEADER_LEN: usize = 56;
+/// The most program headers; Linux has about five.
+const PROGRAM_HEADERS_MAX: u16 = 64;
+/// The longest note segment that is searched; Linux's has a few hundred bytes.
+const NOTES_MAX: u64 = 64 << 10;
+/// A note's type and name that give the PVH entry.
+const PHYS32_ENTRY: u32 = 18;
+const NOTE_NAME: &[u8] = b"Xen\0";
+/// The half of the address space where kernels live.
+const KERNEL_HALF: u64 = 1 << 63;
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// Reads the plan out of an ELF file's headers.
+pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {
+    let mut header = [0; HEADER_LEN];
+    image.read_exact_at(0, &mut header)?;
+    if header[4] != CLASS_64 || header[5] != LITTLE_ENDIAN || u16_at(&header, 18) != MACHINE_X86_64 {
+        return Err(Refusal::Not("it is an ELF file, but not for x86-64"));
+    }
+    let (count, size) = (u16_at(&header, 56), u16_at(&header, 54));
+    if count == 0 || count > PROGRAM_HEADERS_MAX || usize::from(size) != PROGRAM_HEADER_LEN {
+        return Err(Refusal::Not("its ELF program headers are missing, too many or of the wrong size"));
+    }
+    let mut table = vec![0; usize::from(count) * PROGRAM_HEADER_LEN];
+    image.read_exact_at(u64_at(&header, 32), &mut table)?;
+
+    let mut segments = Vec::new();
+    let mut in_kernel_half = false;
+    let mut pvh = None;
+    for program in table.chunks_exact(PROGRAM_HEADER_LEN) {
+        let segment = Segment {
+            at: u64_at(program, 8),
+            len: u64_at(program, 32),
+            addr: u64_at(program, 24),
+            memory_len: u64_at(program, 40),
+        };
+        match u32_at(program, 0) {
+            PT_LOAD if segment.memory_len > 0 => {
+                in_kernel_half |= u64_at(program, 16) >= KERNEL_HALF;
+                segments.push(segment);
+            }
+            PT_NOTE if pvh.is_none() => pvh = pvh_entry(image, &segment)?,
+            _ => {}
+        }
+    }
+    let entry = entry(&segments, in_kernel_half, u64_at(&header, 24), pvh)?;
+    let end = segments.iter().map(|s| s.addr.saturating_add(s.memory_len)).max().unwrap_or(0);
+    Ok(Kernel { entry, segments, end, setup: None })
+}
+
+/// Chooses the 64-bit entry if there is one, else the PVH entry.
+fn entry(segments: &[Segment], in_kernel_half: bool, start: u64, pvh: Option<u64>) -> Result<Entry, Refusal> {
+    let loaded = |addr| segments.iter().any(|s| (s.addr..s.addr.saturating_add(s.len)).contains(&addr));
+    match pvh {
+        _ if in_kernel_half && loaded(start) => Ok(Entry::Linux64(start)),
+        Some(addr) if loaded(addr) => Ok(Entry::Pvh(addr)),
+        Some(_) => Err(Refusal::Not("its PVH entry is not in the file")),
+        None if !in_kernel_half => Err(Refusal::Not("it is a user-space program")),
+        None => Err(Refusal::Not("it has neither a 64-bit entry nor a PVH entry")),
+    }
+}
+
+/// Searches a note segment for the PVH entry (ELF notes: name length, data length, type, name, data; each padded to
+/// 4 bytes).
+fn pvh_entry(image: &Image, notes: &Segment) -> Result<Option<u64>, Refusal> {
+    let mut bytes = vec![0; notes.len.min(NOTES_MAX) as usize];
+    image.read_exact_at(notes.at, &mut bytes)?;
+    let mut rest = &bytes[..];
+    while rest.len() >= 12 {
+        let padded = |at| (u32_at(rest, at) as usize).checked_next_multiple_of(4);
+        let (Some(name_len), Some(data_len)) = (padded(0), padded(4)) else { break };
+        let Some((note, next)) =
+            name_len.checked_add(data_len).and_then(|n| n.checked_add(12)).and_then(|n| rest.split_at_checked(n))
+        else {
+            break;
+        };
+        let (name, data) = note[12..].split_at(name_len);
+        if u32_at(note, 8) == PHYS32_ENTRY && name == NOTE_NAME && data.len() >= 4 {
+            return Ok(Some(u64::from(u32_at(data, 0))));
+        }
+        rest = next;
+    }
+    Ok(None)
+}

@@ -1,0 +1,245 @@
+//! Puts a machine together: memory, kernel, buses, devices, vCPUs.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use devices::mark::{MARK_PORT, MARK_PORT_LEN, MarkPort};
+use devices::reset::{RESET_PORT, RESET_PORT_LEN, ResetPort};
+use devices::serial::{SERIAL_PORT, SERIAL_PORT_LEN, Serial};
+use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
+use devices::{Bus, EventLoop, LoopHandle};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::kvm::{self, KvmVm, PendingVm};
+use crate::layout::{
+    self, DEVICES_MAX, DevicePlace, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, VCPUS_MAX,
+};
+use crate::loader::{Entry, Kernel};
+use crate::memory::GuestRam;
+use crate::running::{End, RunningVm};
+use crate::signal::VcpuThread;
+use crate::vcpu::{self, Board};
+use crate::{Error, Result, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments};
+
+/// Memory that a guest needs beside its kernel's image and its initramfs before any program of it runs.
+const WORKING_MEMORY: u64 = 16 << 20;
+
+/// A device's interrupt and its queues' notifications, which KVM learns of at the start.
+struct Wiring {
+    place: DevicePlace,
+    irq: Arc<EventFd>,
+    kicks: Vec<Arc<EventFd>>,
+}
+
+/// A machine that does not run yet: its memory and its kernel are there, devices may be attached.
+pub struct Vm {
+    pending: PendingVm,
+    ram: GuestRam,
+    ranges: Vec<RamRange>,
+    kernel: Kernel,
+    initramfs: Option<RamRange>,
+    vcpus: u8,
+    cmdline: String,
+    pio: Bus,
+    mmio: Bus,
+    serial_irq: Option<EventFd>,
+    wiring: Vec<Wiring>,
+    events: EventLoop,
+    timeline: Option<Arc<Timeline>>,
+}
+
+impl Vm {
+    /// Makes a machine with its memory, kernel and ports; `config` says all.
+    pub fn new(config: VmConfig) -> Result<Vm> {
+        Vm::with(PendingVm::start()?, config)
+    }
+
+    /// As [`Vm::new`], with the KVM side begun earlier, while the caller was still deciding on `config`.
+    pub fn with(pending: PendingVm, config: VmConfig) -> Result<Vm> {
+        check_shape(&config)?;
+        let kernel = Kernel::read(&config.kernel)?;
+        let ranges = layout::ram_ranges(config.memory_mib);
+        let initramfs = plan_initramfs(&config, &kernel, &ranges)?;
+        let ram = GuestRam::new(&ranges)?;
+        kernel.place(&config.kernel, &ram)?;
+        if let (Some(image), Some(range)) = (&config.initramfs, initramfs) {
+            ram.place(image, 0, range.start, range.len)?;
+        }
+        let events = EventLoop::start("devices").map_err(host("start the device thread"))?;
+        let mut vm = Vm {
+            pending,
+            ram,
+            ranges,
+            kernel,
+            initramfs,
+            vcpus: config.vcpus,
+            cmdline: config.cmdline,
+            pio: Bus::new(),
+            mmio: Bus::new(),
+            serial_irq: None,
+            wiring: Vec::new(),
+            events,
+            timeline: config.timeline,
+        };
+        vm.add_ports(config.serial)?;
+        Ok(vm)
+    }
+
+    /// Puts the devices that are no virtio devices on the port bus.
+    fn add_ports(&mut self, serial: Option<Box<dyn io::Write + Send>>) -> Result<()> {
+        self.pio.insert(RESET_PORT, RESET_PORT_LEN, Box::new(ResetPort))?;
+        if let Some(timeline) = self.timeline.clone() {
+            let sink = Box::new(move |byte| timeline.guest_mark(byte));
+            self.pio.insert(MARK_PORT, MARK_PORT_LEN, Box::new(MarkPort::new(sink)))?;
+        }
+        if let Some(out) = serial {
+            let irq = eventfd()?;
+            let line = irq.try_clone().map_err(host("clone an interrupt's descriptor"))?;
+            self.pio.insert(SERIAL_PORT, SERIAL_PORT_LEN, Box::new(Serial::new(line, out)))?;
+            self.serial_irq = Some(irq);
+        }
+        Ok(())
+    }
+
+    /// The devices' event loop, for devices that it serves.
+    pub fn events(&self) -> LoopHandle {
+        self.events.handle()
+    }
+
+    /// Gives the machine a virtio device; the guest finds them in the order of the calls.
+    pub fn attach(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
+        let place =
+            layout::device_place(self.wiring.len()).ok_or(Error::TooManyDevices { max: DEVICES_MAX })?;
+        let irq = Arc::new(eventfd()?);
+        let transport = MmioTransport::new(device, self.ram.memory().clone(), irq.clone())
+            .map_err(host("make a device's transport"))?;
+        let kicks = transport.kicks().to_vec();
+        self.mmio.insert(place.base, MMIO_SIZE, Box::new(transport))?;
+        self.wiring.push(Wiring { place, irq, kicks });
+        Ok(())
+    }
+
+    /// Freezes the machine and starts its vCPUs.
+    pub fn start(self) -> Result<RunningVm> {
+        self.write_tables()?;
+        let end = Arc::new(End::new().map_err(host("make a pipe"))?);
+        let vm = self.pending.wait()?;
+        mark(&self.timeline, "vm_created");
+        vm.set_memory(self.ram.memory())?;
+        wire(&vm, self.serial_irq.as_ref(), &self.wiring)?;
+        let fds = create_vcpus(&vm, self.vcpus, self.kernel.entry)?;
+        let board = Arc::new(Board {
+            pio: self.pio,
+            mmio: self.mmio,
+            memory: self.ram.memory().clone(),
+            stopping: AtomicBool::new(false),
+        });
+        let mut running = RunningVm { vcpus: Vec::new(), events: self.events, board, end, _vm: vm };
+        for (index, fd) in fds.into_iter().enumerate() {
+            let (board, end) = (running.board.clone(), running.end.clone());
+            let timeline = self.timeline.clone().filter(|_| index == 0);
+            // If one thread cannot be started, dropping `running` stops those that were.
+            let thread = VcpuThread::spawn(format!("vcpu{index}"), fd, move |fd| {
+                mark(&timeline, "vcpu_running");
+                end.report(vcpu::run(fd, &board));
+            });
+            running.vcpus.push(thread.map_err(host("start a vcpu thread"))?);
+        }
+        Ok(running)
+    }
+
+    /// Writes what the kernel and the first vCPU read at the entry.
+    fn write_tables(&self) -> Result<()> {
+        let memory = self.ram.memory();
+        let devices: Vec<_> = self.wiring.iter().map(|w| w.place).collect();
+        let cmdline = boot_params::command_line(&self.cmdline, &devices)?;
+        match self.kernel.entry {
+            Entry::Linux64(_) => {
+                boot_params::write(memory, self.kernel.setup, &cmdline, &self.ranges, self.initramfs)
+            }
+            Entry::Pvh(_) => pvh::write(memory, &cmdline, &self.ranges, self.initramfs),
+        }
+        .and_then(|()| paging::write(memory).map(drop))
+        .and_then(|()| segments::write_tables(memory, self.kernel.entry))
+        .and_then(|()| mptable::write(memory, self.vcpus))
+        .map_err(|error| host("write the boot tables")(io::Error::other(error)))
+    }
+}
+
+/// Refuses numbers that no machine can have.
+fn check_shape(config: &VmConfig) -> Result<()> {
+    if !(1..=VCPUS_MAX).contains(&config.vcpus) {
+        return Err(Error::BadVcpus { vcpus: config.vcpus, max: VCPUS_MAX });
+    }
+    if config.memory_mib > MEMORY_MIB_MAX {
+        return Err(Error::TooMuchMemory { have_mib: config.memory_mib, max_mib: MEMORY_MIB_MAX });
+    }
+    Ok(())
+}
+
+/// Finds the initramfs its place, and refuses a machine in which the kernel would run out of memory at once.
+fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Result<Option<RamRange>> {
+    let len = config.initramfs.as_ref().map_or(0, |image| image.len);
+    let need = kernel.end.saturating_add(len.next_multiple_of(PAGE_SIZE)).saturating_add(WORKING_MEMORY);
+    let too_little = || Error::TooLittleMemory {
+        kernel: config.kernel.name.clone(),
+        have_mib: config.memory_mib,
+        need_mib: need.div_ceil(1 << 20),
+    };
+    if need > ranges[0].len {
+        return Err(too_little());
+    }
+    if len == 0 {
+        return Ok(None);
+    }
+    let reach = kernel.setup.map_or(u64::from(u32::MAX), |setup| u64::from(setup.initrd_addr_max));
+    let start = boot_params::initramfs_place(ranges, reach, kernel.end, len).ok_or_else(too_little)?;
+    Ok(Some(RamRange { start, len }))
+}
+
+/// Tells KVM of every interrupt and notification.
+fn wire(vm: &KvmVm, serial_irq: Option<&EventFd>, wiring: &[Wiring]) -> Result<()> {
+    if let Some(irq) = serial_irq {
+        vm.connect_irq(irq, SERIAL_GSI)?;
+    }
+    for device in wiring {
+        vm.connect_irq(&device.irq, device.place.gsi)?;
+        for (queue, kick) in device.kicks.iter().enumerate() {
+            vm.connect_kick(kick, device.place.base + NOTIFY_OFFSET, queue as u32)?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates the vCPUs; the first starts at `entry`, the others wait for it to start them.
+fn create_vcpus(vm: &KvmVm, vcpus: u8, entry: Entry) -> Result<Vec<kvm_ioctls::VcpuFd>> {
+    let mut table = vm.cpuid(vcpus)?;
+    let mut fds = Vec::with_capacity(vcpus.into());
+    for id in 0..vcpus {
+        let fd = vm.create_vcpu(id, &mut table)?;
+        if id == 0 {
+            kvm::set_entry(&fd, entry)?;
+        }
+        fds.push(fd);
+    }
+    Ok(fds)
+}
+
+fn eventfd() -> Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))
+}
+
+fn host(step: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Host { step, source }
+}
+
+fn mark(timeline: &Option<Arc<Timeline>>, name: &'static str) {
+    if let Some(timeline) = timeline {
+        timeline.mark(name);
+    }
+}
+
+#[cfg(test)]
+mod tests;
