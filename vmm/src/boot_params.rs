@@ -8,8 +8,8 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
-    BASE_MEMORY_END, CMDLINE_MAX, CMDLINE_START, DevicePlace, HIGH_MEMORY_START, HOLE_START, PAGE_SIZE, RamRange,
-    ZERO_PAGE_START,
+    BASE_MEMORY_END, CMDLINE_MAX, CMDLINE_START, DevicePlace, HIGH_MEMORY_START, HOLE_START, PAGE_SIZE,
+    RamRange, ZERO_PAGE_START,
 };
 
 const BOOT_FLAG: u16 = 0xaa55;
@@ -87,7 +87,12 @@ pub fn initramfs_place(ranges: &[RamRange], reach: u64, kernel_end: u64, len: u6
 }
 
 /// Returns the zero page. `setup` is a bzImage's own header; a `vmlinux` has none.
-fn zero_page(setup: Option<setup_header>, cmdline_len: usize, ranges: &[RamRange], initramfs: RamRange) -> boot_params {
+fn zero_page(
+    setup: Option<setup_header>,
+    cmdline_len: usize,
+    ranges: &[RamRange],
+    initramfs: RamRange,
+) -> boot_params {
     let mut params = boot_params { hdr: setup.unwrap_or_default(), ..Default::default() };
     let hdr = &mut params.hdr;
     if setup.is_none() {

@@ -10,9 +10,6 @@ use std::sync::Arc;
 use crate::Timeline;
 
 /// A part of a file: a kernel or an initramfs, alone in its file or inside a program.
-///
-/// Whole pages of it are mapped into the guest where their place allows, so nobody may shorten or rewrite the file
-/// while the machine runs; replacing it by a new file (rename) is fine.
 #[derive(Debug)]
 pub struct Image {
     /// The file.

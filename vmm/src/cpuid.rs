@@ -90,9 +90,8 @@ fn adapt(entry: &mut kvm_cpuid_entry2, vcpus: u8, tsc_deadline: bool) {
 
 /// Adds the extended topology leaves: one thread in a core, `vcpus` cores in the package.
 fn add_topology(table: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_cpuid_entry2], vcpus: u8) {
-    let highest = |leaf: u32| supported.iter().find(|e| e.function == leaf).map_or(0, |e| e.eax);
-    let (basic, extended) = (highest(0), highest(0x8000_0000));
-    for function in [0xb, 0x1f].into_iter().filter(|function| *function <= basic) {
+    let has = |function| supported.iter().any(|entry| entry.function == function);
+    for function in [0xb, 0x1f].into_iter().filter(|function| has(*function)) {
         let level = |index: u32, kind: u32, shift: u32, cpus: u32| kvm_cpuid_entry2 {
             function,
             index,
@@ -106,8 +105,7 @@ fn add_topology(table: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_cpuid_entry2
         table.push(level(1, LEVEL_CORE, id_bits(vcpus), u32::from(vcpus)));
         table.push(level(2, 0, 0, 0));
     }
-    let amd = supported.iter().any(|e| e.function == 0x8000_001e || e.function == 0x8000_001d);
-    if amd && extended >= 0x8000_001e {
+    if has(0x8000_001e) {
         table.push(kvm_cpuid_entry2 { function: 0x8000_001e, ..Default::default() });
     }
 }

@@ -56,7 +56,8 @@ pub struct PendingVm {
 impl PendingVm {
     /// Starts to create a virtual machine.
     pub fn start() -> Result<PendingVm, KvmError> {
-        let thread = Builder::new().name("kvm-create".into()).spawn(KvmVm::create).map_err(KvmError::Thread)?;
+        let thread =
+            Builder::new().name("kvm-create".into()).spawn(KvmVm::create).map_err(KvmError::Thread)?;
         Ok(PendingVm { thread })
     }
 
@@ -121,7 +122,11 @@ impl KvmVm {
     }
 
     /// Creates vCPU `id` with its own CPUID and MSRs. All but the first wait for the guest to start them.
-    pub fn create_vcpu(&self, id: u8, table: &mut [kvm_bindings::kvm_cpuid_entry2]) -> Result<VcpuFd, KvmError> {
+    pub fn create_vcpu(
+        &self,
+        id: u8,
+        table: &mut [kvm_bindings::kvm_cpuid_entry2],
+    ) -> Result<VcpuFd, KvmError> {
         let vcpu = self.vm.create_vcpu(u64::from(id)).map_err(call("create a vcpu"))?;
         cpuid::personalize(table, id);
         let table = CpuId::from_entries(table).expect("KVM's table fits the wrapper KVM's table came in");

@@ -1,7 +1,7 @@
 //! Reads a kernel image: what of it goes where in guest memory, and where it starts.
 //!
 //! Reading makes a plan out of headers alone, so that a file that is no kernel is refused before anything is touched;
-//! placing then maps or copies the segments.
+//! loading then copies the segments.
 
 mod bzimage;
 mod elf;
@@ -129,9 +129,11 @@ impl Kernel {
             if segment.addr < free {
                 return Err(Refusal::Not("its segments overlap"));
             }
-            free = segment.addr.checked_add(segment.memory_len).filter(|end| *end <= HOLE_START).ok_or(
-                Refusal::Not("a segment lies above the memory that a kernel may be linked to"),
-            )?;
+            free = segment
+                .addr
+                .checked_add(segment.memory_len)
+                .filter(|end| *end <= HOLE_START)
+                .ok_or(Refusal::Not("a segment lies above the memory that a kernel may be linked to"))?;
         }
         if self.segments.is_empty() || self.end < free || self.end > HOLE_START {
             return Err(Refusal::Not("it has nothing to load"));
@@ -139,9 +141,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Puts the kernel into guest memory, which is all zero there.
-    pub fn place(&self, image: &Image, ram: &GuestRam) -> Result<(), MemoryError> {
-        self.segments.iter().try_for_each(|s| ram.place(image, s.at, s.addr, s.len))
+    /// Copies the kernel into guest memory, which is all zero there.
+    pub fn load(&self, image: &Image, ram: &GuestRam) -> Result<(), MemoryError> {
+        self.segments.iter().try_for_each(|s| ram.load(image, s.at, s.addr, s.len))
     }
 }
 

@@ -29,7 +29,7 @@ fn tables() -> Vec<u8> {
         words[(ENTRIES + n) as usize] = page(2 + n) | TABLE;
     }
     for n in 0..DIRECTORIES * ENTRIES {
-        words[(2 * ENTRIES + n) as usize] = n * LARGE_PAGE | LARGE;
+        words[(2 * ENTRIES + n) as usize] = (n * LARGE_PAGE) | LARGE;
     }
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

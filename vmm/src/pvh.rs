@@ -59,10 +59,16 @@ mod tests {
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!((u32_at(0), u32_at(4), u32_at(12)), (0x336e_c578, 1, 1));
-        assert_eq!((u64_at(16), u64_at(24), u64_at(40)), (PVH_INFO_START + 56, CMDLINE_START, PVH_INFO_START + 88));
+        assert_eq!(
+            (u64_at(16), u64_at(24), u64_at(40)),
+            (PVH_INFO_START + 56, CMDLINE_START, PVH_INFO_START + 88)
+        );
         assert_eq!((u64_at(56), u64_at(64)), (0x700_0000, 77));
         assert_eq!(u32_at(48), 3);
-        assert_eq!((u64_at(88 + 24), u64_at(88 + 32), u32_at(88 + 40)), (0x10_0000, 0xd000_0000 - 0x10_0000, 1));
+        assert_eq!(
+            (u64_at(88 + 24), u64_at(88 + 32), u32_at(88 + 40)),
+            (0x10_0000, 0xd000_0000 - 0x10_0000, 1)
+        );
         assert_eq!(bytes.len(), 88 + 3 * 24);
     }
 }

@@ -115,13 +115,9 @@ pub fn set_sregs(sregs: &mut kvm_sregs, entry: Entry) {
 pub fn regs(entry: Entry) -> kvm_regs {
     let regs = kvm_regs { rflags: RFLAGS, ..Default::default() };
     match entry {
-        Entry::Linux64(rip) => kvm_regs {
-            rip,
-            rsp: BOOT_STACK_TOP,
-            rbp: BOOT_STACK_TOP,
-            rsi: ZERO_PAGE_START,
-            ..regs
-        },
+        Entry::Linux64(rip) => {
+            kvm_regs { rip, rsp: BOOT_STACK_TOP, rbp: BOOT_STACK_TOP, rsi: ZERO_PAGE_START, ..regs }
+        }
         Entry::Pvh(rip) => kvm_regs { rip, rbx: PVH_INFO_START, ..regs },
     }
 }

@@ -112,7 +112,9 @@ fn describe(error: &kvm::InternalError) -> String {
 fn position(vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> String {
     let Ok(regs) = vcpu.get_regs() else { return String::new() };
     let mut text = format!(" at rip {:#x}", regs.rip);
-    let cr = vcpu.get_sregs().map(|s| format!(", cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}", s.cr0, s.cr3, s.cr4, s.efer));
+    let cr = vcpu
+        .get_sregs()
+        .map(|s| format!(", cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}", s.cr0, s.cr3, s.cr4, s.efer));
     let physical = vcpu.translate_gva(regs.rip).ok().filter(|t| t.valid != 0).map(|t| t.physical_address);
     let mut code = [0; INSTRUCTION_MAX];
     let read = physical.map(|addr| memory.read(&mut code, GuestAddress(addr)));

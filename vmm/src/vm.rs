@@ -63,9 +63,9 @@ impl Vm {
         let ranges = layout::ram_ranges(config.memory_mib);
         let initramfs = plan_initramfs(&config, &kernel, &ranges)?;
         let ram = GuestRam::new(&ranges)?;
-        kernel.place(&config.kernel, &ram)?;
+        kernel.load(&config.kernel, &ram)?;
         if let (Some(image), Some(range)) = (&config.initramfs, initramfs) {
-            ram.place(image, 0, range.start, range.len)?;
+            ram.load(image, 0, range.start, range.len)?;
         }
         let events = EventLoop::start("devices").map_err(host("start the device thread"))?;
         let mut vm = Vm {
@@ -182,7 +182,8 @@ fn check_shape(config: &VmConfig) -> Result<()> {
 /// Finds the initramfs its place, and refuses a machine in which the kernel would run out of memory at once.
 fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Result<Option<RamRange>> {
     let len = config.initramfs.as_ref().map_or(0, |image| image.len);
-    let need = kernel.end.saturating_add(len.next_multiple_of(PAGE_SIZE)).saturating_add(WORKING_MEMORY);
+    let pages = len.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
+    let need = kernel.end.saturating_add(pages).saturating_add(WORKING_MEMORY);
     let too_little = || Error::TooLittleMemory {
         kernel: config.kernel.name.clone(),
         have_mib: config.memory_mib,

@@ -47,7 +47,11 @@ pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {
         sectors => sectors,
     };
     let at = (sectors + 1) * SECTOR;
-    let len = image.len.checked_sub(at).filter(|len| *len > ENTRY_64_OFFSET).ok_or(Refusal::Not("it is cut short"))?;
+    let len = image
+        .len
+        .checked_sub(at)
+        .filter(|len| *len > ENTRY_64_OFFSET)
+        .ok_or(Refusal::Not("it is cut short"))?;
     // The kernel unpacks itself to pref_address, for which it needs init_size bytes there.
     let unpacked = { setup.pref_address }.saturating_add(u64::from(setup.init_size));
     Ok(Kernel {

@@ -95,8 +95,10 @@ fn pvh_entry(image: &Image, notes: &Segment) -> Result<Option<u64>, Refusal> {
     while rest.len() >= 12 {
         let padded = |at| (u32_at(rest, at) as usize).checked_next_multiple_of(4);
         let (Some(name_len), Some(data_len)) = (padded(0), padded(4)) else { break };
-        let Some((note, next)) =
-            name_len.checked_add(data_len).and_then(|n| n.checked_add(12)).and_then(|n| rest.split_at_checked(n))
+        let Some((note, next)) = name_len
+            .checked_add(data_len)
+            .and_then(|n| n.checked_add(12))
+            .and_then(|n| rest.split_at_checked(n))
         else {
             break;
         };
