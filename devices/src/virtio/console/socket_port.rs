@@ -53,6 +53,10 @@ impl SocketPort {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the socket's reader is too far behind"));
         }
         self.pending.extend(data);
+        if self.pending.is_empty() {
+            // A reader that was slow once does not cost its megabytes for ever.
+            self.pending = VecDeque::new();
+        }
         Ok(())
     }
 

@@ -130,6 +130,7 @@ fn a_full_socket_is_resumed_without_loss() {
         fixture.events.turn();
     }
     assert!(got == sent);
+    assert_eq!(fixture.port.lock().unwrap().pending.capacity(), 0);
     let wakes = *fixture.wakes.lock().unwrap();
     fixture.events.turn();
     assert_eq!(*fixture.wakes.lock().unwrap(), wakes, "nothing pending, nothing waited for");
