@@ -93,7 +93,7 @@ impl ShareServer {
         let mut attr = self.attr_of(inode, stat);
         // Another device below, or a share below the virtual root: the guest gives it a device number of its own, so that
         // no two files have the same pair of device and inode number.
-        if inode.is_dir() && parent_dev != Some(stat.st_dev) {
+        if self.submounts && inode.is_dir() && parent_dev != Some(stat.st_dev) {
             attr.flags = ATTR_SUBMOUNT;
         }
         self.put_node(inode.id, attr);

@@ -82,6 +82,9 @@ enum Answer {
 pub struct ShareServer {
     pub(super) shared: Arc<Shared>,
     pub(super) owners: Owners,
+    /// The guest makes a file system of its own of a directory that is marked so. One that does not, and is told all
+    /// the same, drops the directory at each revalidation.
+    pub(super) submounts: bool,
     /// Made by the first request: they belong to the thread that serves.
     credentials: Option<Credentials>,
     body: Vec<u8>,
@@ -132,6 +135,7 @@ impl ShareServer {
         ShareServer {
             shared,
             owners: Owners::of_process(),
+            submounts: false,
             credentials: None,
             body: Vec::new(),
             reply: Vec::new(),
@@ -227,6 +231,7 @@ impl ShareServer {
             theirs |= u64::from(ext.flags2) << 32;
         }
         let ours = FEATURES & theirs;
+        self.submounts = ours & init::SUBMOUNTS != 0;
         let out = InitOut {
             major: wire::MAJOR,
             minor: wire::MINOR.min(input.minor),

@@ -264,6 +264,13 @@ fn init_agrees_on_features() {
     assert_eq!(guest.call(op::INIT, 0, &old), Err(libc::EPROTO));
     let newer = body(|b| InitIn { major: 8, ..Default::default() }.put(b));
     assert_eq!(InitOut::parse(&guest.call(op::INIT, 0, &newer).unwrap()).unwrap().major, 7);
+    // A guest without submounts is not told of any.
+    let plain =
+        body(|b| InitIn { major: 7, minor: 31, flags: init::BIG_WRITES as u32, ..Default::default() }.put(b));
+    let out = InitOut::parse(&guest.call(op::INIT, 0, &plain).unwrap()).unwrap();
+    assert_eq!((out.minor, u64::from(out.flags)), (31, init::BIG_WRITES));
+    let c1 = guest.walk("c1");
+    assert_eq!(guest.lookup(c1, "rootfs").unwrap().1.flags, 0);
 }
 
 #[test]
