@@ -5,7 +5,7 @@
 //! [`Vm`], [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; last [`RunningVm`].
 
 mod boot_params;
-//pub mod check;
+pub mod check;
 mod config;
 mod cpuid;
 mod error;

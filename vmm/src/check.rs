@@ -1,0 +1,149 @@
+//! What KVM here offers, point by point, and whether it can execute a guest kernel. Nothing of this is on the way of
+//! a boot: there, a call that fails says so itself.
+
+mod trial;
+
+use std::io;
+use std::path::Path;
+
+use kvm_ioctls::{Cap, Kvm};
+
+/// The KVM API that every Linux since 2.6.22 has (KVM API 4.1).
+const API_VERSION: i32 = 12;
+
+/// What a machine needs, with the name that KVM's documentation has for it.
+const NEEDED: [(Cap, &str); 6] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// The kernel modules that drive a KVM, and what kind it is.
+const KINDS: [(&str, &str); 3] = [
+    ("kvm_intel", "Intel VT-x"),
+    ("kvm_amd", "AMD-V"),
+    ("kvm_pvm", "PVM, which runs only kernels made for it"),
+];
+
+/// One thing looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What.
+    pub what: &'static str,
+    /// Whether it is as a machine needs it.
+    pub ok: bool,
+    /// What was found, in words.
+    pub detail: String,
+}
+
+impl Finding {
+    fn ok(what: &'static str, detail: impl Into<String>) -> Finding {
+        Finding { what, ok: true, detail: detail.into() }
+    }
+
+    fn bad(what: &'static str, detail: impl Into<String>) -> Finding {
+        Finding { what, ok: false, detail: detail.into() }
+    }
+}
+
+/// Looks at this host's KVM, and runs a few kernel instructions in a machine of its own. A machine can be booted if
+/// every finding is ok; what would only repeat the cause of an earlier finding is left out.
+pub fn probe() -> Vec<Finding> {
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => return vec![no_kvm(io::Error::from_raw_os_error(error.errno()))],
+    };
+    let mut findings = vec![Finding::ok("/dev/kvm", kind().unwrap_or("of an unknown kind"))];
+    match kvm.get_api_version() {
+        API_VERSION => findings.push(Finding::ok("KVM API", "version 12")),
+        other => findings.push(Finding::bad("KVM API", format!("version {other}; it must be {API_VERSION}"))),
+    }
+    for (cap, name) in NEEDED {
+        findings.push(match kvm.check_extension(cap) {
+            true => Finding::ok(name, "there"),
+            false => Finding::bad(name, "missing"),
+        });
+    }
+    findings.push(Finding::ok(
+        "KVM_CAP_TSC_DEADLINE_TIMER",
+        match kvm.check_extension(Cap::TscDeadlineTimer) {
+            true => "there",
+            false => "missing: guests boot, but spend a while on calibrating their timer",
+        },
+    ));
+    findings.push(Finding::ok("vcpus", format!("at most {}", kvm.get_max_vcpus())));
+    if findings.iter().all(|finding| finding.ok) {
+        findings.push(guest_code());
+    }
+    findings
+}
+
+/// Says why /dev/kvm cannot be opened.
+fn no_kvm(error: io::Error) -> Finding {
+    let detail = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "not there: the host's CPU or its firmware has no virtualization to offer, or no kvm module is loaded"
+                .to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "no permission to open it for reading and writing: on most systems the group `kvm` has it".to_owned()
+        }
+        _ => format!("cannot be opened: {error}"),
+    };
+    Finding::bad("/dev/kvm", detail)
+}
+
+/// Which KVM this is, by the module that drives it.
+fn kind() -> Option<&'static str> {
+    KINDS.iter().find(|(module, _)| Path::new("/sys/module").join(module).exists()).map(|(_, kind)| *kind)
+}
+
+/// Says whether this KVM executes what a guest kernel consists of.
+fn guest_code() -> Finding {
+    const WHAT: &str = "guest kernel code";
+    match trial::run() {
+        Ok(()) => Finding::ok(WHAT, "a trial guest ran"),
+        Err(trial::TrialError::Failed { instruction, why }) => Finding::bad(
+            WHAT,
+            format!(
+                "this KVM ({}) cannot run an ordinary guest kernel: {instruction} failed: {why}",
+                kind().unwrap_or("of an unknown kind")
+            ),
+        ),
+        Err(error) => Finding::bad(WHAT, chain(&error)),
+    }
+}
+
+/// An error with all its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_kvm_says_what_to_do() {
+        let detail = |kind: io::ErrorKind| no_kvm(kind.into()).detail;
+        assert!(detail(io::ErrorKind::NotFound).starts_with("not there"));
+        assert!(detail(io::ErrorKind::PermissionDenied).contains("group `kvm`"));
+        assert!(detail(io::ErrorKind::ResourceBusy).starts_with("cannot be opened"));
+        assert!(!no_kvm(io::ErrorKind::NotFound.into()).ok);
+    }
+
+    #[test]
+    fn causes_are_told_in_one_line() {
+        let error = crate::KvmError::Call { step: "create a vcpu", source: io::Error::other("too many") };
+        assert_eq!(chain(&error), "kvm: create a vcpu: too many");
+    }
+}
