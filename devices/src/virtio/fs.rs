@@ -13,7 +13,8 @@
 //! page caches that outlive an open (KEEP_CACHE for unchanged files, which every `execve` of a shared library asks
 //! for). They also read the host's whole mount table at start and clear the process's umask.
 //!
-//! Read on in this order: [`share`], `server`, `entry`, `file`, `dir`, `attr`, `xattr`, `inode`, `credentials`.
+//! Read on in this order: [`share`], `server`, `entry`, `file`, `dir`, `attr`, `xattr`, `table`,
+//! `inode`, `credentials`.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -38,6 +39,7 @@ pub mod message;
 mod server;
 pub mod share;
 mod sys;
+mod table;
 mod wire;
 mod xattr;
 

@@ -1,9 +1,10 @@
 //! Attributes: the host's `struct stat` as the guest sees it, and what the guest changes of it.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use super::errno::{Errno, Result};
 use super::inode::Inode;
+use super::magic_link::MagicLink;
 use super::server::{Node, Request, ShareServer};
 use super::share::Child;
 use super::sys::{self, Stat};
@@ -110,7 +111,7 @@ impl ShareServer {
                 self.shared.tree.lock().unwrap().names(id)?;
                 Self::virtual_attr(id)
             }
-            Node::Host(inode) => self.attr_of(&inode, &sys::fstat(inode.fd())?),
+            Node::Host(inode) => self.attr_of(&inode, &sys::fstat(inode.fd()?.as_fd())?),
         };
         self.put_attr(attr);
         Ok(())
@@ -120,11 +121,13 @@ impl ShareServer {
         let input = SetattrIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let inode = self.host_node(request.nodeid, libc::EROFS)?;
         inode.writable()?;
+        let fd = inode.fd()?;
         if input.valid & set::MODE != 0 {
             // The guest's kernel has dropped set-group-ID where the caller may not set it.
             self.credentials().keep_setid(true);
             let mode = input.mode & 0o7777;
-            sys::chmod_magic(self.shared.proc_self_fd.as_fd(), &self.magic_link(&inode), mode)?;
+            let link = MagicLink::new("", fd.as_fd().as_raw_fd());
+            sys::chmod_magic(self.shared.proc_self_fd.as_fd(), &link, mode)?;
         }
         if input.valid & (set::UID | set::GID) != 0 {
             self.set_owner(&inode, &input)?;
@@ -133,9 +136,9 @@ impl ShareServer {
             self.set_size(&inode, &input)?;
         }
         if input.valid & (set::ATIME | set::MTIME) != 0 {
-            sys::utimens(inode.fd(), &times(&input)?)?;
+            sys::utimens(fd.as_fd(), &times(&input)?)?;
         }
-        let attr = self.attr_of(&inode, &sys::fstat(inode.fd())?);
+        let attr = self.attr_of(&inode, &sys::fstat(fd.as_fd())?);
         self.put_attr(attr);
         Ok(())
     }
@@ -144,14 +147,14 @@ impl ShareServer {
         let given = |flag, id| if input.valid & flag != 0 { id } else { u32::MAX };
         let (uid, gid) = (given(set::UID, input.uid), given(set::GID, input.gid));
         match self.owners {
-            Owners::Host => sys::chown(inode.fd(), uid, gid),
+            Owners::Host => sys::chown(inode.fd()?.as_fd(), uid, gid),
             Owners::Single(our_uid, our_gid) => {
                 let map = |id, ours| match id {
                     u32::MAX => Ok(u32::MAX),
                     0 => Ok(ours),
                     _ => Err(Errno(libc::EPERM)),
                 };
-                sys::chown(inode.fd(), map(uid, our_uid)?, map(gid, our_gid)?)
+                sys::chown(inode.fd()?.as_fd(), map(uid, our_uid)?, map(gid, our_gid)?)
             }
         }
     }
@@ -172,7 +175,7 @@ impl ShareServer {
         let out = match self.node(request.nodeid)? {
             Node::Virtual(_) => StatfsOut { bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() },
             Node::Host(inode) => {
-                let st = sys::statvfs(inode.fd())?;
+                let st = sys::statvfs(inode.fd()?.as_fd())?;
                 StatfsOut {
                     blocks: st.f_blocks,
                     bfree: st.f_bfree,

@@ -3,13 +3,14 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::errno::{Errno, Result};
-use super::inode::{Handle, Inode};
+use super::inode::Inode;
 use super::server::{Node, Request, ShareServer};
 use super::share::Child;
 use super::sys;
+use super::table::Handle;
 use super::wire::{Attr, Dirent, EntryOut, OpenOut, OutHeader, ReadIn};
 
 /// What one getdents64(2) fills: a directory that is being read costs as much, until its end is reached.
@@ -133,7 +134,7 @@ impl ShareServer {
     }
 
     /// Appends one entry; with `plus`, also a lookup of it.
-    fn put_record(&mut self, dir: &Inode, record: &Record, plus: bool) {
+    fn put_record(&mut self, dir: &Arc<Inode>, record: &Record, plus: bool) {
         let name = record.name.to_bytes();
         let dots = name == b"." || name == b"..";
         if plus {

@@ -53,27 +53,28 @@ impl ShareServer {
     }
 
     /// Looks a name up in a host directory and counts the lookup.
-    pub(super) fn lookup_host(&self, dir: &Inode, name: &CStr) -> Result<(Arc<Inode>, Stat)> {
+    pub(super) fn lookup_host(&self, dir: &Arc<Inode>, name: &CStr) -> Result<(Arc<Inode>, Stat)> {
         if !dir.is_dir() {
             return Err(Errno(libc::ENOTDIR));
         }
+        let dir_fd = dir.fd()?;
         // Where the last name was known, this one probably is, and its attributes are all that is needed.
         if dir.names_known.load(Ordering::Relaxed) {
-            let stat = sys::stat_at(dir.fd(), name)?;
+            let stat = sys::stat_at(dir_fd.as_fd(), name)?;
             let known = self.shared.table.lock().unwrap().find(&dir.bind, (stat.st_dev, stat.st_ino));
             if let Some(inode) = known {
+                inode.found_at(dir, name);
                 return Ok((inode, stat));
             }
         }
-        let fd = sys::openat(dir.fd(), name, LOOKUP_FLAGS, 0)?;
+        let fd = sys::openat(dir_fd.as_fd(), name, LOOKUP_FLAGS, 0)?;
         let stat = sys::fstat(fd.as_fd())?;
         let mut table = self.shared.table.lock().unwrap();
         let known = table.find(&dir.bind, (stat.st_dev, stat.st_ino));
         dir.names_known.store(known.is_some(), Ordering::Relaxed);
-        match known {
-            Some(inode) => Ok((inode, stat)),
-            None => Ok((table.intern(&dir.bind, fd, &stat)?, stat)),
-        }
+        let inode = known.map_or_else(|| table.intern(&dir.bind, fd, &stat), Ok)?;
+        inode.found_at(dir, name);
+        Ok((inode, stat))
     }
 
     /// Counts a lookup of a file that has just been made through `file`.
@@ -104,7 +105,7 @@ impl ShareServer {
         let name = take_name(&mut &request.body[MkdirIn::SIZE..])?;
         let dir = self.writable_dir(request.nodeid)?;
         let (creating, mode) = self.credentials().create_as(request.caller, input.umask, input.mode & 0o7777);
-        sys::mkdirat(dir.fd(), name, mode)?;
+        sys::mkdirat(dir.fd()?.as_fd(), name, mode)?;
         drop(creating);
         self.reply_entry(&dir, name)
     }
@@ -117,7 +118,7 @@ impl ShareServer {
             return Err(Errno(libc::EPERM));
         }
         let (creating, mode) = self.credentials().create_as(request.caller, input.umask, input.mode);
-        sys::mknodat(dir.fd(), name, mode, input.rdev)?;
+        sys::mknodat(dir.fd()?.as_fd(), name, mode, input.rdev)?;
         drop(creating);
         self.reply_entry(&dir, name)
     }
@@ -131,13 +132,13 @@ impl ShareServer {
             return Err(Errno(libc::ENAMETOOLONG));
         }
         let (creating, _) = self.credentials().create_as(request.caller, 0, 0);
-        sys::symlinkat(target, dir.fd(), name)?;
+        sys::symlinkat(target, dir.fd()?.as_fd(), name)?;
         drop(creating);
         self.reply_entry(&dir, name)
     }
 
     /// Answers with what is now at `name`.
-    fn reply_entry(&mut self, dir: &Inode, name: &CStr) -> Result<()> {
+    fn reply_entry(&mut self, dir: &Arc<Inode>, name: &CStr) -> Result<()> {
         let (inode, stat) = self.lookup_host(dir, name)?;
         self.put_entry(&inode, &stat, Some(dir.key.0));
         Ok(())
@@ -150,7 +151,7 @@ impl ShareServer {
         }
         let start = self.reply.len();
         self.reply.resize(start + MAX_TARGET + 1, 0);
-        let len = sys::readlink(inode.fd(), &mut self.reply[start..])?;
+        let len = sys::readlink(inode.fd()?.as_fd(), &mut self.reply[start..])?;
         self.reply.truncate(start + len);
         Ok(())
     }
@@ -158,7 +159,20 @@ impl ShareServer {
     pub(super) fn unlink(&mut self, request: &Request, flags: i32) -> Result<()> {
         let name = take_name(&mut { request.body })?;
         let dir = self.writable_dir(request.nodeid)?;
-        sys::unlinkat(dir.fd(), name, flags)
+        self.pin_at(&dir, name)?;
+        sys::unlinkat(dir.fd()?.as_fd(), name, flags)
+    }
+
+    /// Sees to it that the file at a name that is about to go keeps a descriptor.
+    fn pin_at(&self, dir: &Inode, name: &CStr) -> Result<()> {
+        if !self.shared.table.lock().unwrap().has_evicted() {
+            return Ok(());
+        }
+        match sys::stat_at(dir.fd()?.as_fd(), name) {
+            Ok(stat) => self.shared.table.lock().unwrap().pin(&dir.bind, (stat.st_dev, stat.st_ino)),
+            // The call itself will say so.
+            Err(_) => Ok(()),
+        }
     }
 
     pub(super) fn rename(&mut self, request: &Request) -> Result<()> {
@@ -179,12 +193,14 @@ impl ShareServer {
         if from.bind.id != to.bind.id {
             return Err(Errno(libc::EXDEV));
         }
+        self.pin_at(&from, old)?;
+        self.pin_at(&to, new)?;
         if flags & libc::RENAME_WHITEOUT == 0 {
-            return sys::renameat(from.fd(), old, to.fd(), new, flags);
+            return sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags);
         }
         // A whiteout is a new inode, which belongs to the caller.
         let (_creating, _) = self.credentials().create_as(request.caller, 0, 0);
-        sys::renameat(from.fd(), old, to.fd(), new, flags)
+        sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags)
     }
 
     pub(super) fn link(&mut self, request: &Request) -> Result<()> {
@@ -195,10 +211,17 @@ impl ShareServer {
         if inode.bind.id != dir.bind.id {
             return Err(Errno(libc::EXDEV));
         }
-        sys::link_magic(self.shared.proc_self_fd.as_fd(), &self.magic_link(&inode), dir.fd(), name)?;
-        let stat = sys::fstat(inode.fd())?;
-        let inode =
-            self.shared.table.lock().unwrap().find(&inode.bind, inode.key).ok_or(Errno(libc::ESTALE))?;
+        let fd = inode.fd()?;
+        let link = MagicLink::new("", fd.as_fd().as_raw_fd());
+        sys::link_magic(self.shared.proc_self_fd.as_fd(), &link, dir.fd()?.as_fd(), name)?;
+        let stat = sys::fstat(fd.as_fd())?;
+        let mut table = self.shared.table.lock().unwrap();
+        let inode = match table.find(&inode.bind, inode.key) {
+            Some(inode) => inode,
+            None => table.intern(&inode.bind, fd.as_fd().try_clone_to_owned()?, &stat)?,
+        };
+        drop(table);
+        inode.found_at(&dir, name);
         self.put_entry(&inode, &stat, Some(dir.key.0));
         Ok(())
     }

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::errno::{Errno, Result};
-use super::inode::{Handle, Inode};
+use super::inode::Inode;
 use super::message::Pieces;
 use super::server::{MAX_WRITE, Node, Request, ShareServer, take_name};
 use super::sys;
+use super::table::Handle;
 use super::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut,
     OPEN_KILL_SUIDGID, OpenIn, OpenOut, OutHeader, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
@@ -72,11 +73,12 @@ impl ShareServer {
         let access = flags & libc::O_ACCMODE;
         let (creating, mode) = self.credentials().create_as(request.caller, input.umask, input.mode & 0o7777);
         let make = access | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        let made = sys::openat(dir.fd(), name, make, mode);
+        let made = sys::openat(dir.fd()?.as_fd(), name, make, mode);
         drop(creating);
         let (inode, stat, file) = match made {
             Ok(fd) => {
                 let (inode, stat) = self.intern_open(&dir, fd.as_fd())?;
+                inode.found_at(&dir, name);
                 (inode, stat, File::from(fd))
             }
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
@@ -104,7 +106,7 @@ impl ShareServer {
         let dir = self.writable_dir(request.nodeid)?;
         let flags = input.flags as i32 & (libc::O_ACCMODE | libc::O_EXCL) | libc::O_TMPFILE;
         let (creating, mode) = self.credentials().create_as(request.caller, input.umask, input.mode & 0o7777);
-        let fd = sys::openat(dir.fd(), c".", flags, mode)?;
+        let fd = sys::openat(dir.fd()?.as_fd(), c".", flags, mode)?;
         drop(creating);
         let (inode, stat) = self.intern_open(&dir, fd.as_fd())?;
         self.put_entry(&inode, &stat, Some(dir.key.0));

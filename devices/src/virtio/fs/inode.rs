@@ -1,19 +1,76 @@
-//! The inodes that the guest knows, and the files it has open: numbers of the protocol to descriptors of the host.
+//! The inodes that the guest knows: numbers of the protocol to descriptors of the host.
 //!
 //! An inode is an O_PATH descriptor: it keeps exactly one file of the host alive, whatever happens to its name, and
 //! cannot read, write or run into a device. While it is open its (device, number) pair belongs to no other file, so the
 //! pair is the key under which a second lookup finds the same inode.
+//!
+//! A process has only so many descriptors. When they run out, files (not directories) that are not open, were not used
+//! lately and still are where the guest found them give theirs up, and are found again under that name when they are
+//! needed: [`Inode::unpin`], [`Inode::fd`]. A file that the host moves or removes meanwhile is stale, which makes the
+//! guest look its name up again. What the guest itself moves or removes is pinned before.
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::dir::Cursor;
 use super::errno::{Errno, Result};
 use super::share::Bind;
-use super::sys::Stat;
+use super::sys::{self, Birth, Stat};
+
+const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
+
+/// A place in the count of the guest's descriptors.
+pub struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    /// Takes a place.
+    pub fn take(count: &Arc<AtomicUsize>) -> Slot {
+        count.fetch_add(1, Ordering::Relaxed);
+        Slot(count.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An inode's descriptor, shared by whoever is at work with it.
+pub struct Pin {
+    fd: OwnedFd,
+    /// None for one that was opened for a single request.
+    _slot: Option<Slot>,
+}
+
+impl Pin {
+    /// Returns a descriptor that counts.
+    pub fn new(fd: OwnedFd, slot: Slot) -> Pin {
+        Pin { fd, _slot: Some(slot) }
+    }
+}
+
+impl AsFd for Pin {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Where the guest last found a file.
+struct Place {
+    dir: Arc<Inode>,
+    name: CString,
+}
+
+struct State {
+    pin: Option<Arc<Pin>>,
+    place: Option<Place>,
+    /// When the file was made, to tell it from another one with its number; known while it is not pinned.
+    birth: Birth,
+    /// What the file looked like when the guest last opened it; `None` if it could change unseen.
+    seen: Option<Version>,
+}
 
 /// A file of the host that the guest has looked up.
 pub struct Inode {
@@ -25,17 +82,89 @@ pub struct Inode {
     pub kind: u32,
     /// Device and number on the host.
     pub key: (u64, u64),
-    fd: OwnedFd,
-    /// What the file looked like when the guest last opened it; `None` if it could change unseen.
-    seen: Mutex<Option<Version>>,
+    /// Used since the table last looked for a descriptor to take.
+    pub used: AtomicBool,
     /// The last name looked up in this directory was that of a known inode.
     pub names_known: AtomicBool,
+    state: Mutex<State>,
 }
 
 impl Inode {
-    /// Its O_PATH descriptor.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// Returns the inode of the file behind `pin`.
+    pub fn new(id: u64, bind: &Arc<Bind>, pin: Pin, stat: &Stat) -> Inode {
+        Inode {
+            id,
+            bind: bind.clone(),
+            kind: stat.st_mode & libc::S_IFMT,
+            key: (stat.st_dev, stat.st_ino),
+            used: AtomicBool::new(true),
+            names_known: AtomicBool::new(false),
+            state: Mutex::new(State {
+                pin: Some(Arc::new(pin)),
+                place: None,
+                birth: Birth::default(),
+                seen: None,
+            }),
+        }
+    }
+
+    /// An O_PATH descriptor of the file: the one that pins it, else one found anew, which whoever holds it closes.
+    pub fn fd(&self) -> Result<Arc<Pin>> {
+        let state = self.state.lock().unwrap();
+        if let Some(pin) = &state.pin {
+            return Ok(pin.clone());
+        }
+        let stale = Errno(libc::ESTALE);
+        let place = state.place.as_ref().ok_or(stale)?;
+        let dir = place.dir.fd()?;
+        let fd = sys::openat(dir.as_fd(), &place.name, PIN_FLAGS, 0).map_err(|_| stale)?;
+        let (key, birth) = sys::identity(fd.as_fd(), c"").map_err(|_| stale)?;
+        if (key, birth) != (self.key, state.birth) {
+            return Err(stale);
+        }
+        Ok(Arc::new(Pin { fd, _slot: None }))
+    }
+
+    /// Notes where the guest found the file. Directories need no place: they stay pinned.
+    pub fn found_at(&self, dir: &Arc<Inode>, name: &CStr) {
+        if self.is_dir() {
+            return;
+        }
+        let mut state = self.state.lock().unwrap();
+        let same = |place: &Place| place.dir.id == dir.id && place.name.as_c_str() == name;
+        if !state.place.as_ref().is_some_and(same) {
+            state.place = Some(Place { dir: dir.clone(), name: name.to_owned() });
+        }
+    }
+
+    /// The file keeps its descriptor.
+    pub fn is_pinned(&self) -> bool {
+        self.state.lock().unwrap().pin.is_some()
+    }
+
+    /// Pins the file to a descriptor of it.
+    pub fn pin(&self, pin: Pin) {
+        self.state.lock().unwrap().pin = Some(Arc::new(pin));
+    }
+
+    /// Gives the descriptor up if the file can be found again; returns whether it did.
+    pub fn unpin(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let Some(place) = state.place.as_ref().filter(|_| state.pin.is_some()) else { return false };
+        let found = place.dir.fd().and_then(|dir| sys::identity(dir.as_fd(), &place.name));
+        match found {
+            Ok((key, birth)) if key == self.key => {
+                state.birth = birth;
+                state.pin = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// While it was not pinned, the file's number may have gone to another file: `birth` is that of the one now found.
+    pub fn is_born_at(&self, birth: Birth) -> bool {
+        self.state.lock().unwrap().birth == birth
     }
 
     /// It is a directory.
@@ -56,9 +185,9 @@ impl Inode {
     /// Notes what the file looks like as the guest opens it; returns whether it looked the same the last time.
     pub fn same_as_seen(&self, stat: &Stat, now: i64) -> bool {
         let version = Version::of(stat, now);
-        let mut seen = self.seen.lock().unwrap();
-        let same = version.is_some() && *seen == version;
-        *seen = version;
+        let mut state = self.state.lock().unwrap();
+        let same = version.is_some() && state.seen == version;
+        state.seen = version;
         same
     }
 }
@@ -83,141 +212,4 @@ impl Version {
             size: stat.st_size,
         })
     }
-}
-
-/// A file or directory that the guest has open.
-pub struct Handle {
-    /// The inode it was opened on.
-    pub inode: Arc<Inode>,
-    /// The host's open file.
-    pub file: File,
-    /// Where a directory's reader is; `None` for files.
-    pub cursor: Option<Mutex<Cursor>>,
-}
-
-struct Known {
-    inode: Arc<Inode>,
-    lookups: u64,
-}
-
-/// Every inode and handle of one guest, bounded by the descriptors the process may have.
-pub struct Table {
-    inodes: HashMap<u64, Known>,
-    by_key: HashMap<(u64, u64, u64), u64>,
-    handles: HashMap<u64, Arc<Handle>>,
-    next_inode: u64,
-    next_handle: u64,
-    limit: usize,
-}
-
-impl Table {
-    /// Returns an empty table for at most `limit` inodes and handles together.
-    pub fn new(limit: usize) -> Table {
-        Table {
-            inodes: HashMap::new(),
-            by_key: HashMap::new(),
-            handles: HashMap::new(),
-            next_inode: super::wire::ROOT_ID + 1,
-            next_handle: 1,
-            limit,
-        }
-    }
-
-    /// The inode with this number.
-    pub fn inode(&self, id: u64) -> Result<Arc<Inode>> {
-        // Linux answers ESTALE with a fresh lookup of the path, which is what a share taken away needs.
-        self.inodes.get(&id).map(|known| known.inode.clone()).ok_or(Errno(libc::ESTALE))
-    }
-
-    /// Counts a lookup of the inode with this key, if it is known.
-    pub fn find(&mut self, bind: &Bind, key: (u64, u64)) -> Option<Arc<Inode>> {
-        let known = self.inodes.get_mut(self.by_key.get(&(bind.id, key.0, key.1))?)?;
-        known.lookups = known.lookups.saturating_add(1);
-        Some(known.inode.clone())
-    }
-
-    /// Counts a lookup of the file behind `fd`: the inode known for it, else a new one that keeps `fd`.
-    pub fn intern(&mut self, bind: &Arc<Bind>, fd: OwnedFd, stat: &Stat) -> Result<Arc<Inode>> {
-        present(bind)?;
-        let key = (stat.st_dev, stat.st_ino);
-        if let Some(inode) = self.find(bind, key) {
-            return Ok(inode);
-        }
-        self.room()?;
-        let id = self.next_inode;
-        self.next_inode += 1;
-        let inode = Arc::new(Inode {
-            id,
-            bind: bind.clone(),
-            kind: stat.st_mode & libc::S_IFMT,
-            key,
-            fd,
-            seen: Mutex::new(None),
-            names_known: AtomicBool::new(false),
-        });
-        self.by_key.insert((bind.id, key.0, key.1), id);
-        self.inodes.insert(id, Known { inode: inode.clone(), lookups: 1 });
-        Ok(inode)
-    }
-
-    /// Takes `count` lookups back; with the last one the inode goes.
-    pub fn forget(&mut self, id: u64, count: u64) {
-        let Some(known) = self.inodes.get_mut(&id) else { return };
-        known.lookups = known.lookups.saturating_sub(count);
-        if known.lookups == 0 {
-            let (bind, key) = (known.inode.bind.id, known.inode.key);
-            self.by_key.remove(&(bind, key.0, key.1));
-            self.inodes.remove(&id);
-        }
-    }
-
-    /// Keeps an open file; returns its number.
-    pub fn open(&mut self, handle: Handle) -> Result<u64> {
-        present(&handle.inode.bind)?;
-        self.room()?;
-        let id = self.next_handle;
-        self.next_handle += 1;
-        self.handles.insert(id, Arc::new(handle));
-        Ok(id)
-    }
-
-    /// The open file with this number, if it was opened on `inode`.
-    pub fn handle(&self, id: u64, inode: u64) -> Result<Arc<Handle>> {
-        self.handles.get(&id).filter(|handle| handle.inode.id == inode).cloned().ok_or(Errno(libc::EBADF))
-    }
-
-    /// Gives up the open file with this number. It closes when the last one drops it.
-    pub fn close(&mut self, id: u64, inode: u64) -> Result<Arc<Handle>> {
-        let handle = self.handle(id, inode)?;
-        self.handles.remove(&id);
-        Ok(handle)
-    }
-
-    /// Closes everything that belongs to a share, and keeps requests at work from adding to it.
-    pub fn purge(&mut self, bind: &Bind) {
-        bind.revoked.store(true, Ordering::Relaxed);
-        self.handles.retain(|_, handle| handle.inode.bind.id != bind.id);
-        self.inodes.retain(|_, known| known.inode.bind.id != bind.id);
-        self.by_key.retain(|key, _| key.0 != bind.id);
-    }
-
-    /// Closes everything: the guest starts anew. Numbers are not used again.
-    pub fn clear(&mut self) {
-        self.handles = HashMap::new();
-        self.inodes = HashMap::new();
-        self.by_key = HashMap::new();
-    }
-
-    /// How many inodes and how many handles there are.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.inodes.len(), self.handles.len())
-    }
-
-    fn room(&self) -> Result<()> {
-        if self.inodes.len() + self.handles.len() < self.limit { Ok(()) } else { Err(Errno(libc::ENFILE)) }
-    }
-}
-
-fn present(bind: &Bind) -> Result<()> {
-    if bind.revoked.load(Ordering::Relaxed) { Err(Errno(libc::ESTALE)) } else { Ok(()) }
 }

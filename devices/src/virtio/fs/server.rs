@@ -16,11 +16,12 @@ use super::FileServer;
 use super::attr::Owners;
 use super::credentials::Credentials;
 use super::errno::{Errno, Result};
-use super::inode::{Handle, Inode};
+use super::inode::Inode;
 use super::magic_link::MagicLink;
 use super::message::Pieces;
 use super::share::{Shared, Tree, is_plain};
 use super::sys;
+use super::table::Handle;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, OutHeader, init, op};
 
 /// The most data of one READ or WRITE: 256 pages, the kernel's own maximum.
@@ -291,18 +292,14 @@ impl ShareServer {
         self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
     }
 
-    /// An inode's name below /proc/self/fd.
-    pub(super) fn magic_link(&self, inode: &Inode) -> MagicLink {
-        MagicLink::new("", inode.fd().as_raw_fd())
-    }
-
     /// Opens an inode for use. Only files and directories: a device would act, a FIFO would block.
     pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
         match inode.kind {
             libc::S_IFREG | libc::S_IFDIR => {
                 let flags = flags & !libc::O_NOFOLLOW;
-                sys::openat(self.shared.proc_self_fd.as_fd(), &self.magic_link(inode), flags, 0)
-                    .map(File::from)
+                let fd = inode.fd()?;
+                let link = MagicLink::new("", fd.as_fd().as_raw_fd());
+                sys::openat(self.shared.proc_self_fd.as_fd(), &link, flags, 0).map(File::from)
             }
             libc::S_IFLNK => Err(Errno(libc::ELOOP)),
             _ => Err(Errno(libc::ENXIO)),

@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex};
 
 use super::FileServer;
 use super::errno::{Errno, Result};
-use super::inode::Table;
 use super::server::ShareServer;
 use super::sys::{self, Stat};
+use super::table::Table;
 use super::wire::ROOT_ID;
 
 /// The longest name in a path, as on Linux.
@@ -31,7 +31,7 @@ pub const MAX_NAME: usize = 255;
 /// Descriptors of the process that the guest cannot use up: the monitor's own.
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// However many descriptors the process may have, a guest gets no more.
-const MAX_DESCRIPTORS: u64 = 1 << 21;
+const MAX_DESCRIPTORS: u64 = 1 << 20;
 /// Marks the number of a virtual directory.
 const VIRTUAL: u64 = 1 << 63;
 
@@ -202,7 +202,7 @@ impl ShareTree {
             step: "open /proc/self/fd".to_owned(),
             source: errno.into(),
         })?;
-        let limit = sys::raise_descriptor_limit().min(MAX_DESCRIPTORS);
+        let limit = sys::raise_descriptor_limit(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS);
         let limit = limit.saturating_sub(RESERVED_DESCRIPTORS).max(limit / 2) as usize;
         Ok(ShareTree(Arc::new(Shared {
             tree: Mutex::new(Tree { dirs: HashMap::from([(ROOT_ID, Names::new())]), next: ROOT_ID }),
@@ -266,6 +266,11 @@ impl ShareTree {
     #[cfg(test)]
     pub(super) fn set_limit(&self, limit: usize) {
         *self.0.table.lock().unwrap() = Table::new(limit);
+    }
+
+    #[cfg(test)]
+    pub(super) fn descriptors(&self) -> usize {
+        self.0.table.lock().unwrap().descriptors()
     }
 
     #[cfg(test)]

@@ -68,6 +68,24 @@ pub fn stat_at(dir: BorrowedFd, name: &CStr) -> Result<Stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// When a file was made: seconds and nanoseconds, or nothing where the file system does not keep it.
+pub type Birth = Option<(i64, u32)>;
+
+/// Device, number and birth of `name` under `dir`, or of `dir` itself if the name is empty.
+pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), Birth)> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let mask = libc::STATX_INO | libc::STATX_BTIME;
+    // SAFETY: `name` ends with NUL; the kernel fills the structure if it succeeds.
+    check(unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask, stat.as_mut_ptr()) })?;
+    // SAFETY: all zeros is a valid value, and the call above has filled it.
+    let stat = unsafe { stat.assume_init() };
+    let dev = libc::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+    let birth =
+        (stat.stx_mask & libc::STATX_BTIME != 0).then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
+    Ok(((dev, stat.stx_ino), birth))
+}
+
 /// Makes a directory.
 pub fn mkdirat(dir: BorrowedFd, name: &CStr, mode: u32) -> Result<()> {
     // SAFETY: `name` ends with NUL and outlives the call.
@@ -237,19 +255,25 @@ pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int)
     check_len(unsafe { libc::pwritev64v2(file.as_raw_fd(), vector.as_ptr(), count, offset, flags) })
 }
 
-/// How many descriptors the process may have open, after raising the soft limit to the hard one.
-pub fn raise_descriptor_limit() -> u64 {
+/// Raises the process's limit of open descriptors to `wanted`, or as near as it may; returns the limit.
+pub fn raise_descriptor_limit(wanted: u64) -> u64 {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel fills `limit`.
     if unsafe { libc::getrlimit64(libc::RLIMIT_NOFILE, &mut limit) } < 0 {
         return 0;
     }
-    let raised = libc::rlimit64 { rlim_cur: limit.rlim_max, ..limit };
-    // SAFETY: the kernel reads `raised`.
-    match limit.rlim_cur < limit.rlim_max && unsafe { libc::setrlimit64(libc::RLIMIT_NOFILE, &raised) } == 0 {
-        true => limit.rlim_max,
-        false => limit.rlim_cur,
+    // Only root may raise the hard limit, and nobody above fs.nr_open, which is 2^20 where nobody changed it.
+    let most = limit.rlim_max.max(wanted.min(1 << 20));
+    for raised in
+        [most, limit.rlim_max].map(|max| libc::rlimit64 { rlim_cur: max.min(wanted), rlim_max: max })
+    {
+        // SAFETY: the kernel reads `raised`.
+        if limit.rlim_cur < raised.rlim_cur && unsafe { libc::setrlimit64(libc::RLIMIT_NOFILE, &raised) } == 0
+        {
+            return raised.rlim_cur;
+        }
     }
+    limit.rlim_cur
 }
 
 /// The effective user and group of the process.

@@ -4,10 +4,10 @@
 //! sets `trusted.overlay.*` or a security label would act on the host's kernel, not on its own.
 
 use std::ffi::CStr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use super::errno::{Errno, Result};
-use super::inode::Inode;
+use super::inode::Pin;
 use super::magic_link::MagicLink;
 use super::server::{Request, ShareServer, take_string};
 use super::sys;
@@ -24,10 +24,10 @@ fn is_open(name: &[u8]) -> bool {
 }
 
 impl ShareServer {
-    /// The path to an inode for the calls that take only paths.
-    fn xattr_path(&mut self, inode: &Inode) -> MagicLink {
+    /// The path to a descriptor for the calls that take only paths.
+    fn xattr_path(&mut self, pin: &Pin) -> MagicLink {
         let own_fs = self.credentials().own_fs();
-        MagicLink::new(if own_fs { "" } else { "/proc/self/fd/" }, inode.fd().as_raw_fd())
+        MagicLink::new(if own_fs { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
     }
 
     pub(super) fn getxattr(&mut self, request: &Request) -> Result<()> {
@@ -37,7 +37,8 @@ impl ShareServer {
         if !is_open(name.to_bytes()) {
             return Err(Errno(libc::ENODATA));
         }
-        let path = self.xattr_path(&inode);
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
         if input.size == 0 {
             let size = sys::getxattr(&path, name, &mut [])? as u32;
             GetxattrOut { size, padding: 0 }.put(&mut self.reply);
@@ -53,7 +54,8 @@ impl ShareServer {
     pub(super) fn listxattr(&mut self, request: &Request) -> Result<()> {
         let input = GetxattrIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let inode = self.host_node(request.nodeid, libc::EOPNOTSUPP)?;
-        let path = self.xattr_path(&inode);
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
         // All names are read even if only their length is wanted: those that the guest may not see do not count.
         let len = sys::listxattr(&path, &mut [])?;
         let mut names = vec![0; len.min(MAX_VALUE)];
@@ -87,7 +89,8 @@ impl ShareServer {
         if !is_open(name.to_bytes()) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
-        let path = self.xattr_path(&inode);
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
         // An ACL is a mode, too: the guest's kernel has dropped set-group-ID where it must go.
         self.credentials().keep_setid(true);
         sys::setxattr(&path, name, value, input.flags as i32)
@@ -100,7 +103,8 @@ impl ShareServer {
         if !is_open(name.to_bytes()) {
             return Err(Errno(libc::ENODATA));
         }
-        let path = self.xattr_path(&inode);
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
         sys::removexattr(&path, name)
     }
 }

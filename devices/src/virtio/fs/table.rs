@@ -1,0 +1,233 @@
+//! Every inode and open file of one guest, by number, bounded by the descriptors the process may have.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::dir::Cursor;
+use super::errno::{Errno, Result};
+use super::inode::{Inode, Pin, Slot};
+use super::share::Bind;
+use super::sys::{self, Stat};
+
+/// How many descriptors are taken from inodes at once when they run out.
+const EVICT: usize = 32;
+/// How many inodes are looked at for that.
+const EVICT_LOOKED_AT: usize = 1024;
+
+/// A file or directory that the guest has open.
+pub struct Handle {
+    /// The inode it was opened on.
+    pub inode: Arc<Inode>,
+    /// The host's open file.
+    pub file: File,
+    /// Where a directory's reader is; `None` for files.
+    pub cursor: Option<Mutex<Cursor>>,
+}
+
+struct Known {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+/// Inodes and open files. Numbers only grow, and are never used again.
+pub struct Table {
+    inodes: BTreeMap<u64, Known>,
+    by_key: HashMap<(u64, u64, u64), u64>,
+    handles: HashMap<u64, (Arc<Handle>, Slot)>,
+    next_inode: u64,
+    next_handle: u64,
+    /// Descriptors in use.
+    descriptors: Arc<AtomicUsize>,
+    limit: usize,
+    /// Where the search for a descriptor to take goes on.
+    hand: u64,
+    /// Some inode has given its descriptor up since the table was last empty.
+    evicted: bool,
+}
+
+impl Table {
+    /// Returns an empty table for at most `limit` descriptors.
+    pub fn new(limit: usize) -> Table {
+        Table {
+            inodes: BTreeMap::new(),
+            by_key: HashMap::new(),
+            handles: HashMap::new(),
+            next_inode: super::wire::ROOT_ID + 1,
+            next_handle: 1,
+            descriptors: Arc::new(AtomicUsize::new(0)),
+            limit,
+            hand: 0,
+            evicted: false,
+        }
+    }
+
+    /// The inode with this number.
+    pub fn inode(&self, id: u64) -> Result<Arc<Inode>> {
+        // Linux answers ESTALE with a fresh lookup of the path, which is what a share taken away needs.
+        let known = self.inodes.get(&id).ok_or(Errno(libc::ESTALE))?;
+        known.inode.used.store(true, Ordering::Relaxed);
+        Ok(known.inode.clone())
+    }
+
+    /// The inode with this key, if it is known.
+    fn known(&mut self, bind: &Bind, key: (u64, u64)) -> Option<&mut Known> {
+        self.inodes.get_mut(self.by_key.get(&(bind.id, key.0, key.1))?)
+    }
+
+    /// Counts a lookup of the inode with this key, if it is known and surely the same file.
+    pub fn find(&mut self, bind: &Bind, key: (u64, u64)) -> Option<Arc<Inode>> {
+        let evicted = self.evicted;
+        let known = self.known(bind, key).filter(|known| !evicted || known.inode.is_pinned())?;
+        known.lookups = known.lookups.saturating_add(1);
+        known.inode.used.store(true, Ordering::Relaxed);
+        Some(known.inode.clone())
+    }
+
+    /// Counts a lookup of the file behind `fd`: the inode known for it, else a new one that keeps `fd`.
+    pub fn intern(&mut self, bind: &Arc<Bind>, fd: OwnedFd, stat: &Stat) -> Result<Arc<Inode>> {
+        present(bind)?;
+        let key = (stat.st_dev, stat.st_ino);
+        if let Some(inode) = self.find(bind, key) {
+            return Ok(inode);
+        }
+        self.room()?;
+        let slot = Slot::take(&self.descriptors);
+        if let Some(known) = self.known(bind, key) {
+            // It had given its descriptor up, and gets this one, if it is not another file with the same number.
+            let (_, birth) = sys::identity(fd.as_fd(), c"")?;
+            if known.inode.is_born_at(birth) && known.inode.kind == stat.st_mode & libc::S_IFMT {
+                known.lookups = known.lookups.saturating_add(1);
+                known.inode.pin(Pin::new(fd, slot));
+                return Ok(known.inode.clone());
+            }
+        }
+        let id = self.next_inode;
+        self.next_inode += 1;
+        let inode = Arc::new(Inode::new(id, bind, Pin::new(fd, slot), stat));
+        self.by_key.insert((bind.id, key.0, key.1), id);
+        self.inodes.insert(id, Known { inode: inode.clone(), lookups: 1 });
+        Ok(inode)
+    }
+
+    /// Takes `count` lookups back; with the last one the inode goes.
+    pub fn forget(&mut self, id: u64, count: u64) {
+        let Some(known) = self.inodes.get_mut(&id) else { return };
+        known.lookups = known.lookups.saturating_sub(count);
+        if known.lookups == 0 {
+            let key = (known.inode.bind.id, known.inode.key.0, known.inode.key.1);
+            // The key may have gone to a newer file.
+            if self.by_key.get(&key) == Some(&id) {
+                self.by_key.remove(&key);
+            }
+            self.inodes.remove(&id);
+        }
+    }
+
+    /// Some inodes may have no descriptor of their own: what is about to lose its name must be pinned.
+    pub fn has_evicted(&self) -> bool {
+        self.evicted
+    }
+
+    /// Pins the inode with this key, if it is known and has given its descriptor up.
+    pub fn pin(&mut self, bind: &Bind, key: (u64, u64)) -> Result<()> {
+        let Some(inode) = self.known(bind, key).map(|known| known.inode.clone()) else { return Ok(()) };
+        if inode.is_pinned() {
+            return Ok(());
+        }
+        self.room()?;
+        // One that is stale already has nothing to lose.
+        if let Ok(found) = inode.fd() {
+            let fd = found.as_fd().try_clone_to_owned()?;
+            inode.pin(Pin::new(fd, Slot::take(&self.descriptors)));
+        }
+        Ok(())
+    }
+
+    /// Keeps an open file; returns its number.
+    pub fn open(&mut self, handle: Handle) -> Result<u64> {
+        present(&handle.inode.bind)?;
+        self.room()?;
+        let id = self.next_handle;
+        self.next_handle += 1;
+        self.handles.insert(id, (Arc::new(handle), Slot::take(&self.descriptors)));
+        Ok(id)
+    }
+
+    /// The open file with this number, if it was opened on `inode`.
+    pub fn handle(&self, id: u64, inode: u64) -> Result<Arc<Handle>> {
+        let known = self.handles.get(&id).filter(|(handle, _)| handle.inode.id == inode);
+        known.map(|(handle, _)| handle.clone()).ok_or(Errno(libc::EBADF))
+    }
+
+    /// Gives up the open file with this number. It closes when the last one drops it.
+    pub fn close(&mut self, id: u64, inode: u64) -> Result<Arc<Handle>> {
+        let handle = self.handle(id, inode)?;
+        self.handles.remove(&id);
+        Ok(handle)
+    }
+
+    /// Closes everything that belongs to a share, and keeps requests at work from adding to it.
+    pub fn purge(&mut self, bind: &Bind) {
+        bind.revoked.store(true, Ordering::Relaxed);
+        self.handles.retain(|_, (handle, _)| handle.inode.bind.id != bind.id);
+        self.inodes.retain(|_, known| known.inode.bind.id != bind.id);
+        self.by_key.retain(|key, _| key.0 != bind.id);
+    }
+
+    /// Closes everything: the guest starts anew.
+    pub fn clear(&mut self) {
+        self.handles = HashMap::new();
+        self.inodes = BTreeMap::new();
+        self.by_key = HashMap::new();
+        self.evicted = false;
+    }
+
+    /// How many inodes and how many open files there are.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.inodes.len(), self.handles.len())
+    }
+
+    #[cfg(test)]
+    pub fn descriptors(&self) -> usize {
+        self.descriptors.load(Ordering::Relaxed)
+    }
+
+    /// Makes room for one more descriptor, if need be by taking some from inodes that can do without.
+    fn room(&mut self) -> Result<()> {
+        let full = |count: &AtomicUsize, limit| count.load(Ordering::Relaxed) >= limit;
+        if full(&self.descriptors, self.limit) && self.evict(false) == 0 {
+            self.evict(true);
+        }
+        if full(&self.descriptors, self.limit) { Err(Errno(libc::ENFILE)) } else { Ok(()) }
+    }
+
+    /// Takes descriptors from inodes that can do without, first from those that were not used lately; returns how many.
+    fn evict(&mut self, used_too: bool) -> usize {
+        let mut freed = 0;
+        for _ in 0..EVICT_LOOKED_AT.min(self.inodes.len() + 1) {
+            let Some((id, known)) = self.inodes.range(self.hand..).next() else {
+                self.hand = 0;
+                continue;
+            };
+            self.hand = id + 1;
+            // Whoever else holds the inode has it open or is at work with it.
+            let idle = Arc::strong_count(&known.inode) == 1;
+            let used = known.inode.used.swap(false, Ordering::Relaxed);
+            if idle && (used_too || !used) && known.inode.unpin() {
+                self.evicted = true;
+                freed += 1;
+                if freed == EVICT {
+                    break;
+                }
+            }
+        }
+        freed
+    }
+}
+
+fn present(bind: &Bind) -> Result<()> {
+    if bind.revoked.load(Ordering::Relaxed) { Err(Errno(libc::ESTALE)) } else { Ok(()) }
+}
