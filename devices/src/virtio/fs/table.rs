@@ -1,6 +1,6 @@
 //! Every inode and open file of one guest, by number, bounded by the descriptors the process may have.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use super::sys::{self, Stat};
 /// How many descriptors are taken from inodes at once when they run out.
 const EVICT: usize = 32;
 /// How many inodes are looked at for that.
-const EVICT_LOOKED_AT: usize = 1024;
+const EVICT_LOOKED_AT: usize = 4096;
 
 /// A file or directory that the guest has open.
 pub struct Handle {
@@ -34,7 +34,9 @@ struct Known {
 
 /// Inodes and open files. Numbers only grow, and are never used again.
 pub struct Table {
-    inodes: BTreeMap<u64, Known>,
+    inodes: HashMap<u64, Known>,
+    /// The files among them that have a descriptor.
+    pinned: BTreeSet<u64>,
     by_key: HashMap<(u64, u64, u64), u64>,
     handles: HashMap<u64, (Arc<Handle>, Slot)>,
     next_inode: u64,
@@ -52,7 +54,8 @@ impl Table {
     /// Returns an empty table for at most `limit` descriptors.
     pub fn new(limit: usize) -> Table {
         Table {
-            inodes: BTreeMap::new(),
+            inodes: HashMap::new(),
+            pinned: BTreeSet::new(),
             by_key: HashMap::new(),
             handles: HashMap::new(),
             next_inode: super::wire::ROOT_ID + 1,
@@ -100,14 +103,19 @@ impl Table {
             let (_, birth) = sys::identity(fd.as_fd(), c"")?;
             if known.inode.is_born_at(birth) && known.inode.kind == stat.st_mode & libc::S_IFMT {
                 known.lookups = known.lookups.saturating_add(1);
-                known.inode.pin(Pin::new(fd, slot));
-                return Ok(known.inode.clone());
+                let inode = known.inode.clone();
+                inode.pin(Pin::new(fd, slot));
+                self.pinned.insert(inode.id);
+                return Ok(inode);
             }
         }
         let id = self.next_inode;
         self.next_inode += 1;
         let inode = Arc::new(Inode::new(id, bind, Pin::new(fd, slot), stat));
         self.by_key.insert((bind.id, key.0, key.1), id);
+        if !inode.is_dir() {
+            self.pinned.insert(id);
+        }
         self.inodes.insert(id, Known { inode: inode.clone(), lookups: 1 });
         Ok(inode)
     }
@@ -123,6 +131,7 @@ impl Table {
                 self.by_key.remove(&key);
             }
             self.inodes.remove(&id);
+            self.pinned.remove(&id);
         }
     }
 
@@ -142,6 +151,7 @@ impl Table {
         if let Ok(found) = inode.fd() {
             let fd = found.as_fd().try_clone_to_owned()?;
             inode.pin(Pin::new(fd, Slot::take(&self.descriptors)));
+            self.pinned.insert(inode.id);
         }
         Ok(())
     }
@@ -174,13 +184,15 @@ impl Table {
         bind.revoked.store(true, Ordering::Relaxed);
         self.handles.retain(|_, (handle, _)| handle.inode.bind.id != bind.id);
         self.inodes.retain(|_, known| known.inode.bind.id != bind.id);
+        self.pinned.retain(|id| self.inodes.contains_key(id));
         self.by_key.retain(|key, _| key.0 != bind.id);
     }
 
     /// Closes everything: the guest starts anew.
     pub fn clear(&mut self) {
         self.handles = HashMap::new();
-        self.inodes = BTreeMap::new();
+        self.inodes = HashMap::new();
+        self.pinned = BTreeSet::new();
         self.by_key = HashMap::new();
         self.evicted = false;
     }
@@ -207,16 +219,18 @@ impl Table {
     /// Takes descriptors from inodes that can do without, first from those that were not used lately; returns how many.
     fn evict(&mut self, used_too: bool) -> usize {
         let mut freed = 0;
-        for _ in 0..EVICT_LOOKED_AT.min(self.inodes.len() + 1) {
-            let Some((id, known)) = self.inodes.range(self.hand..).next() else {
+        for _ in 0..EVICT_LOOKED_AT.min(self.pinned.len() + 1) {
+            let Some(id) = self.pinned.range(self.hand..).next().copied() else {
                 self.hand = 0;
                 continue;
             };
             self.hand = id + 1;
+            let Some(known) = self.inodes.get(&id) else { continue };
             // Whoever else holds the inode has it open or is at work with it.
             let idle = Arc::strong_count(&known.inode) == 1;
             let used = known.inode.used.swap(false, Ordering::Relaxed);
             if idle && (used_too || !used) && known.inode.unpin() {
+                self.pinned.remove(&id);
                 self.evicted = true;
                 freed += 1;
                 if freed == EVICT {
