@@ -58,6 +58,8 @@ pub const LOCAL_APIC_START: u32 = 0xfee0_0000;
 /// Three pages for KVM on an Intel host that cannot run real mode natively.
 pub const KVM_TSS_START: u64 = 0xfffb_d000;
 
+/// Interrupt of the PIT, which is not there.
+pub const TIMER_GSI: u32 = 0;
 /// Interrupt of the 16550 at 0x3f8.
 pub const SERIAL_GSI: u32 = 4;
 /// Interrupt of the first virtio-mmio device; the others follow.

@@ -5,7 +5,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::layout::{IOAPIC_START, LAST_GSI, LOCAL_APIC_START, MPTABLE_MAX, MPTABLE_START, VCPUS_MAX};
+use crate::layout::{IOAPIC_START, LOCAL_APIC_START, MPTABLE_MAX, MPTABLE_START, VCPUS_MAX};
 
 /// Version 1.4.
 const SPEC: u8 = 4;
@@ -48,7 +48,7 @@ fn floating_pointer(table: u64) -> Vec<u8> {
 }
 
 /// Appends the entries and returns how many they are.
-fn entries(bytes: &mut Vec<u8>, vcpus: u8) -> u16 {
+fn entries(bytes: &mut Vec<u8>, vcpus: u8, gsis: &[u32]) -> u16 {
     let mut count = 0;
     let mut add = |entry: &[u8]| {
         bytes.extend(entry);
@@ -67,9 +67,9 @@ fn entries(bytes: &mut Vec<u8>, vcpus: u8) -> u16 {
     let mut ioapic = vec![IOAPIC, ioapic_id(vcpus), IOAPIC_VERSION, ENABLED];
     ioapic.extend(IOAPIC_START.to_le_bytes());
     add(&ioapic);
-    // Every pin as an interrupt of the ISA bus: edge-triggered, active high, which is what an irqfd raises.
-    for gsi in 0..=LAST_GSI as u8 {
-        add(&[INTERRUPT, INT, 0, 0, 0, gsi, ioapic_id(vcpus), gsi]);
+    // Interrupts of the ISA bus: edge-triggered, active high, which is what an irqfd raises.
+    for gsi in gsis {
+        add(&[INTERRUPT, INT, 0, 0, 0, *gsi as u8, ioapic_id(vcpus), *gsi as u8]);
     }
     add(&[LOCAL_INTERRUPT, EXTINT, 0, 0, 0, 0, 0, 0]);
     add(&[LOCAL_INTERRUPT, NMI, 0, 0, 0, 0, 0xff, 1]);
@@ -77,11 +77,11 @@ fn entries(bytes: &mut Vec<u8>, vcpus: u8) -> u16 {
 }
 
 /// Returns the floating pointer and the table behind it, as they lie in memory from [`MPTABLE_START`] on.
-fn table(vcpus: u8) -> Vec<u8> {
+fn table(vcpus: u8, gsis: &[u32]) -> Vec<u8> {
     assert!((1..=VCPUS_MAX).contains(&vcpus), "vCPU counts are checked when the machine is planned");
     let mut table = b"PCMP".to_vec();
     table.resize(HEADER_LEN, 0);
-    let count = entries(&mut table, vcpus);
+    let count = entries(&mut table, vcpus, gsis);
     let len = table.len() as u16;
     table[4..6].copy_from_slice(&len.to_le_bytes());
     table[6] = SPEC;
@@ -96,21 +96,26 @@ fn table(vcpus: u8) -> Vec<u8> {
     bytes
 }
 
-/// Writes the table for `vcpus` vCPUs (1 to [`VCPUS_MAX`]) into guest memory.
-pub fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), GuestMemoryError> {
-    memory.write_slice(&table(vcpus), GuestAddress(MPTABLE_START))
+/// Writes the table for `vcpus` vCPUs (1 to [`VCPUS_MAX`]) and the interrupts `gsis` into guest memory.
+///
+/// Only pins that something is connected to are told: a kernel programs every pin it is told of, with accesses to the
+/// IOAPIC that each leave the guest.
+pub fn write(memory: &GuestMemoryMmap, vcpus: u8, gsis: &[u32]) -> Result<(), GuestMemoryError> {
+    memory.write_slice(&table(vcpus, gsis), GuestAddress(MPTABLE_START))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::LAST_GSI;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte))
     }
 
     fn check(vcpus: u8) {
-        let bytes = table(vcpus);
+        let gsis: Vec<u32> = (0..=LAST_GSI).collect();
+        let bytes = table(vcpus, &gsis);
         let (pointer, table) = bytes.split_at(16);
         assert_eq!(&pointer[..4], b"_MP_");
         assert_eq!(pointer[4..8], 0xf_0010u32.to_le_bytes());
@@ -139,15 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_cpu_boots_and_every_pin_has_its_interrupt() {
-        let table = &table(2)[16..];
+    fn only_the_first_cpu_boots_and_a_pin_has_its_interrupt() {
+        let table = &table(2, &[0, 5])[16..];
         let cpu = |n: usize| &table[HEADER_LEN + n * 20..][..4];
         assert_eq!(cpu(0), [PROCESSOR, 0, APIC_VERSION, ENABLED | BOOTSTRAP]);
         assert_eq!(cpu(1), [PROCESSOR, 1, APIC_VERSION, ENABLED]);
         let bus = HEADER_LEN + 2 * 20;
         assert_eq!(&table[bus..bus + 8], [&[BUS, 0][..], b"ISA   "].concat());
         assert_eq!(table[bus + 8..bus + 12], [IOAPIC, 2, IOAPIC_VERSION, ENABLED]);
-        let pin5 = bus + 16 + 5 * 8;
+        let pin5 = bus + 16 + 8;
         assert_eq!(table[pin5..pin5 + 8], [INTERRUPT, INT, 0, 0, 0, 5, 2, 5]);
     }
 }

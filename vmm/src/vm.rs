@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kvm::{self, KvmVm, PendingVm};
 use crate::layout::{
-    self, DEVICES_MAX, DevicePlace, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, VCPUS_MAX,
+    self, DEVICES_MAX, DevicePlace, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, TIMER_GSI, VCPUS_MAX,
 };
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
@@ -150,6 +150,12 @@ impl Vm {
         Ok(running)
     }
 
+    /// The interrupts that something may raise, and the timer's, without whose pin Linux complains.
+    fn gsis(&self) -> Vec<u32> {
+        let serial = self.serial_irq.as_ref().map(|_| SERIAL_GSI);
+        [TIMER_GSI].into_iter().chain(serial).chain(self.wiring.iter().map(|w| w.place.gsi)).collect()
+    }
+
     /// Writes what the kernel and the first vCPU read at the entry.
     fn write_tables(&self) -> Result<()> {
         let memory = self.ram.memory();
@@ -163,7 +169,7 @@ impl Vm {
         }
         .and_then(|()| paging::write(memory).map(drop))
         .and_then(|()| segments::write_tables(memory, self.kernel.entry))
-        .and_then(|()| mptable::write(memory, self.vcpus))
+        .and_then(|()| mptable::write(memory, self.vcpus, &self.gsis()))
         .map_err(|error| host("write the boot tables")(io::Error::other(error)))
     }
 }
