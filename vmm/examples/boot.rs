@@ -1,35 +1,44 @@
-//! Boots a kernel and an initramfs with a serial console on stdout, and prints the timeline on stderr.
+//! Boots a kernel and an initramfs, shows its console on stdout, and prints the timeline on stderr.
 //!
 //! ```text
-//! boot KERNEL [INITRAMFS] [--memory MIB] [--cpus N] [--cmdline WORDS] [--until TEXT]
+//! boot KERNEL [INITRAMFS] [--memory MIB] [--cpus N] [--cmdline WORDS] [--serial] [--until TEXT | --ready]
 //! ```
 //!
-//! With `--until` the machine is stopped as soon as the console has shown TEXT, which sets the mark `until`.
+//! The machine has a virtio console with two named ports and an entropy device; with `--serial` a 16550 instead of
+//! either. `--until` stops the machine as soon as the console has shown TEXT, `--ready` when the first named port has
+//! said something.
 
+use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
+use vmm::devices::virtio::console::{Console, LogPort, Port, SocketPort};
+use vmm::devices::virtio::rng::Rng;
 use vmm::{Image, PendingVm, Timeline, Vm, VmConfig, VmEnd};
 
-const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check \
+const CMDLINE: &str = "quiet reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check \
                        cryptomgr.notests random.trust_cpu=on 8250.nr_uarts=1 rdinit=/init";
 
 /// What the arguments say.
+#[derive(Default)]
 struct Options {
     files: Vec<String>,
     memory_mib: u32,
     vcpus: u8,
     cmdline: String,
+    serial: bool,
     until: Option<String>,
+    ready: bool,
 }
 
-fn options() -> Result<Options, Box<dyn std::error::Error>> {
+fn options() -> Result<Options, Box<dyn Error>> {
     let mut options =
-        Options { files: Vec::new(), memory_mib: 256, vcpus: 1, cmdline: CMDLINE.to_owned(), until: None };
+        Options { memory_mib: 256, vcpus: 1, cmdline: CMDLINE.to_owned(), ..Options::default() };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
@@ -37,7 +46,9 @@ fn options() -> Result<Options, Box<dyn std::error::Error>> {
             "--memory" => options.memory_mib = value()?.parse()?,
             "--cpus" => options.vcpus = value()?.parse()?,
             "--cmdline" => options.cmdline = value()?,
+            "--serial" => options.serial = true,
             "--until" => options.until = Some(value()?),
+            "--ready" => options.ready = true,
             _ => options.files.push(argument),
         }
     }
@@ -50,15 +61,15 @@ fn image(name: &str) -> io::Result<Image> {
     Ok(Image { file, offset: 0, len, name: name.into() })
 }
 
-/// The serial console: copies to stdout and says when it has shown a text.
-struct Console {
+/// Where the console's output goes: to stdout, and a word to the main thread when it has shown a text.
+struct Screen {
     until: Option<String>,
     seen: Vec<u8>,
     timeline: Arc<Timeline>,
     done: Sender<()>,
 }
 
-impl Write for Console {
+impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         io::stdout().write_all(bytes)?;
         self.seen.extend_from_slice(bytes);
@@ -77,31 +88,55 @@ impl Write for Console {
     }
 }
 
-fn boot(timeline: &Arc<Timeline>) -> Result<VmEnd, Box<dyn std::error::Error>> {
+/// Gives the machine its devices and returns our ends of the console's named ports.
+fn attach(vm: &mut Vm, screen: Screen) -> Result<[UnixStream; 2], Box<dyn Error>> {
+    let (control, control_port) = UnixStream::pair()?;
+    let (streams, streams_port) = UnixStream::pair()?;
+    let (log, _tail) = LogPort::new(Some(Box::new(screen)));
+    let named = |name: &str, socket: UnixStream| {
+        socket.set_nonblocking(true)?;
+        io::Result::Ok(Port { name: Some(name.to_owned()), backend: Box::new(SocketPort::new(socket)) })
+    };
+    let ports = vec![
+        Port { name: None, backend: Box::new(log) },
+        named("sh.hyper.channel.0", control_port)?,
+        named("sh.hyper.channel.1", streams_port)?,
+    ];
+    vm.attach(Box::new(Console::new(vm.events(), ports)))?;
+    vm.attach(Box::new(Rng::new(vm.events())))?;
+    Ok([control, streams])
+}
+
+fn boot(timeline: &Arc<Timeline>) -> Result<VmEnd, Box<dyn Error>> {
     let pending = PendingVm::start()?;
     let options = options()?;
     let (done, shown) = channel();
     let waits = options.until.is_some();
-    let console = Console { until: options.until, seen: Vec::new(), timeline: timeline.clone(), done };
+    let mut screen =
+        Some(Screen { until: options.until, seen: Vec::new(), timeline: timeline.clone(), done });
+    let console = if options.serial { "console=ttyS0" } else { "console=hvc0" };
+    let serial = screen.take_if(|_| options.serial);
     let config = VmConfig {
         memory_mib: options.memory_mib,
         vcpus: options.vcpus,
         kernel: image(&options.files[0])?,
         initramfs: options.files.get(1).map(|name| image(name)).transpose()?,
-        cmdline: options.cmdline,
-        serial: Some(Box::new(console)),
+        cmdline: format!("{console} {}", options.cmdline),
+        serial: serial.map(|screen| Box::new(screen) as Box<dyn Write + Send>),
         timeline: Some(timeline.clone()),
     };
-    let vm = Vm::with(pending, config)?;
+    let mut vm = Vm::with(pending, config)?;
     timeline.mark("planned");
+    let mut sockets = screen.map(|screen| attach(&mut vm, screen)).transpose()?;
     let running = vm.start()?;
     timeline.mark("started");
-    if waits {
-        // The console goes with the machine: a guest that ends first closes the channel's other end in `stop`.
+    if let (true, Some([control, _])) = (options.ready, &mut sockets) {
+        control.read_exact(&mut [0; 8])?;
+        timeline.mark("ready");
+    } else if waits {
         shown.recv()?;
     } else {
-        let mut end = File::from(running.end_fd().try_clone_to_owned()?);
-        io::Read::read_exact(&mut end, &mut [0])?;
+        File::from(running.end_fd().try_clone_to_owned()?).read_exact(&mut [0])?;
     }
     timeline.mark("ended");
     let end = running.stop();
@@ -116,13 +151,10 @@ fn main() -> ExitCode {
         eprintln!("{:>10.3} ms  {}", mark.at.as_secs_f64() * 1e3, mark.name);
     }
     match end {
-        Ok(VmEnd::Failed(why)) => {
-            eprintln!("the machine failed: {why}");
-            ExitCode::FAILURE
-        }
+        Ok(VmEnd::Failed(why)) => eprintln!("the machine failed: {why}"),
         Ok(end) => {
             eprintln!("the machine ended: {end:?}");
-            ExitCode::SUCCESS
+            return ExitCode::SUCCESS;
         }
         Err(error) => {
             eprintln!("boot: {error}");
@@ -131,7 +163,7 @@ fn main() -> ExitCode {
                 eprintln!("  because: {cause}");
                 source = cause.source();
             }
-            ExitCode::FAILURE
         }
     }
+    ExitCode::FAILURE
 }

@@ -50,7 +50,7 @@ fn call(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
 /// On many hosts KVM_CREATE_VM sleeps for milliseconds: it moves a kernel thread of the machine into the caller's
 /// cgroup, which takes an RCU grace period. The caller has better things to do meanwhile.
 pub struct PendingVm {
-    thread: JoinHandle<Result<KvmVm, KvmError>>,
+    thread: Option<JoinHandle<Result<KvmVm, KvmError>>>,
 }
 
 impl PendingVm {
@@ -58,12 +58,22 @@ impl PendingVm {
     pub fn start() -> Result<PendingVm, KvmError> {
         let thread =
             Builder::new().name("kvm-create".into()).spawn(KvmVm::create).map_err(KvmError::Thread)?;
-        Ok(PendingVm { thread })
+        Ok(PendingVm { thread: Some(thread) })
     }
 
     /// Waits for it.
-    pub fn wait(self) -> Result<KvmVm, KvmError> {
-        self.thread.join().unwrap_or_else(|_| Err(KvmError::Thread(io::Error::other("it panicked"))))
+    pub(crate) fn wait(mut self) -> Result<KvmVm, KvmError> {
+        let thread = self.thread.take().expect("only this and drop take it");
+        thread.join().unwrap_or_else(|_| Err(KvmError::Thread(io::Error::other("it panicked"))))
+    }
+}
+
+impl Drop for PendingVm {
+    /// Waits for a machine that nobody wants any more: no thread is left behind.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
