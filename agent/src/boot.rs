@@ -1,0 +1,73 @@
+//! Process 1 from its first instruction to its last.
+
+use alloc::format;
+
+use agent_proto::command::Mark;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+use rustix::system::RebootCommand;
+
+use crate::agent::{Agent, Setting, Turn};
+use crate::fault::{Fault, Step};
+use crate::{ports, sys, timeline};
+
+/// The first descriptor that is not stdin, stdout or stderr.
+const FIRST_FREE: i32 = 3;
+
+/// Runs the agent; when it ends, for whatever reason, so does the machine.
+pub fn main() -> ! {
+    sys::mark(Mark::AgentStarted);
+    if let Err(fault) = run() {
+        say(&format!("agent: {}\n", fault.text));
+    }
+    reset()
+}
+
+/// Writes to the console; if that fails there is nobody to tell.
+pub fn say(text: &str) {
+    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let console = rustix::fs::open("/dev/console", flags, Mode::empty());
+    let _ = console.and_then(|console| rustix::io::write(&console, text.as_bytes()));
+}
+
+/// Resets the machine, which the host takes for its end.
+pub fn reset() -> ! {
+    let _ = rustix::system::reboot(RebootCommand::Restart);
+    // It is not process 1, or has no right: then its own end is all it can give.
+    sys::exit(1)
+}
+
+fn run() -> Result<(), Fault> {
+    // The devices' nodes and, for the names of the ports, their attributes: nothing else is needed to say READY.
+    mount("devtmpfs", "/dev")?;
+    mount("sysfs", "/sys")?;
+    let ports = ports::open()?;
+    keep_stdio_taken(&ports.control)?;
+    let mut agent = Agent::new(ports.control, ports.streams, Setting::Guest)?;
+    // The agent's own view of processes: for kernel parameters and scores, which containers must not be trusted with.
+    mount("proc", "/proc")?;
+    timeline::copy_if_wanted();
+    while agent.run_once(None)? != Turn::PowerOff {
+        // A port that the host has not opened yet, or closed, may be opened again.
+    }
+    Ok(())
+}
+
+fn mount(kind: &str, target: &str) -> Result<(), Fault> {
+    match rustix::mount::mount(kind, target, kind, MountFlags::empty(), None) {
+        // The kernel may have mounted it itself.
+        Err(Errno::BUSY) => Ok(()),
+        other => other.step("mount", target),
+    }
+}
+
+/// The kernel gives process 1 the console as its first three descriptors. Where it has none they would go to the ports,
+/// and with them to every child.
+fn keep_stdio_taken(first: &OwnedFd) -> Result<(), Fault> {
+    if first.as_raw_fd() >= FIRST_FREE {
+        return Ok(());
+    }
+    Err(Fault::failed("start: the kernel has no console"))
+}

@@ -1,0 +1,191 @@
+//! The host's commands: one match, one call for each.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION};
+use agent_proto::control::ControlFrame;
+use agent_proto::payload::{
+    self, ContainerName, ErrorCode, ExecCommand, Extend, KillCommand, SignalCommand, WindowSize,
+};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use serde::Deserialize;
+
+use crate::agent::{Agent, Setting};
+use crate::container;
+use crate::fault::{Fault, cause};
+use crate::pod::Pod;
+use crate::process::{self, Process};
+
+/// What a command is answered.
+enum Reply {
+    /// ACK with data, now.
+    Now(Vec<u8>),
+    /// Once it is done.
+    Later,
+}
+
+const DONE: Result<Reply, Fault> = Ok(Reply::Now(Vec::new()));
+
+impl Agent {
+    /// Serves a command; `first` says that it is the link's first.
+    pub(crate) fn command(&mut self, frame: ControlFrame, first: bool) {
+        let ControlFrame { code, id, payload } = frame;
+        match self.serve(code, id, &payload, first) {
+            Ok(Reply::Now(data)) => self.control.reply(id, Ok(data), code),
+            Ok(Reply::Later) => {}
+            Err(fault) => self.control.reply(id, Err(fault), code),
+        }
+    }
+
+    fn serve(&mut self, code: u32, id: u32, payload: &[u8], first: bool) -> Result<Reply, Fault> {
+        let Some(code) = Code::from_u32(code) else {
+            return Err(Fault::new(ErrorCode::Unsupported, format!("no such command: {code}")));
+        };
+        match code {
+            Code::GetVersion => Ok(Reply::Now(API_VERSION.to_be_bytes().into())),
+            // Here a request to look for new devices: there are none to come.
+            Code::Ping | Code::Ready => DONE,
+            Code::Extend => self.extend(payload, first),
+            Code::StartPod => self.start_pod(parse(code, payload)?),
+            Code::NewContainer => self.new_container(id, &parse(code, payload)?),
+            Code::ExecCmd => self.exec(id, &parse(code, payload)?),
+            Code::KillContainer => self.kill_container(&parse(code, payload)?),
+            Code::SignalProcess => self.signal_process(&parse(code, payload)?),
+            Code::WinSize => self.resize(&parse(code, payload)?),
+            Code::RemoveContainer => self.remove_container(&parse(code, payload)?),
+            Code::DestroyPod => self.begin_destroy(id).map(|()| Reply::Later),
+            Code::WriteFile
+            | Code::ReadFile
+            | Code::OnlineCpuMem
+            | Code::SetupInterface
+            | Code::SetupRoute
+            | Code::DeleteInterface => {
+                Err(Fault::new(ErrorCode::Unsupported, format!("{code:?} is not supported")))
+            }
+            Code::GetPodDeprecated
+            | Code::StopPodDeprecated
+            | Code::RestartContainerDeprecated
+            | Code::CmdFinishedDeprecated
+            | Code::PodFinishedDeprecated => {
+                Err(Fault::new(ErrorCode::Unsupported, format!("{code:?} is abandoned")))
+            }
+            Code::Ack | Code::Error | Code::Next | Code::ProcessAsyncEvent => {
+                Err(Fault::bad_request(format!("{code:?} is no command")))
+            }
+        }
+    }
+
+    fn extend(&mut self, payload: &[u8], first: bool) -> Result<Reply, Fault> {
+        // The host does not wait for the reply, so that the form changes even where the answer is an error.
+        self.control.extend(first);
+        let wanted: Extend = parse(Code::Extend, payload)?;
+        if !first {
+            return Err(Fault::bad_request("Extend must be the first command"));
+        }
+        if wanted.extension != EXTENSION_VERSION {
+            return Err(Fault::new(
+                ErrorCode::Unsupported,
+                format!("extension {} is not supported, {EXTENSION_VERSION} is", wanted.extension),
+            ));
+        }
+        DONE
+    }
+
+    fn start_pod(&mut self, spec: payload::Pod) -> Result<Reply, Fault> {
+        if self.pod.is_some() {
+            return Err(Fault::new(ErrorCode::Exists, "the pod has been started"));
+        }
+        match Pod::start(&spec, self.setting == Setting::Guest) {
+            Ok(pod) => {
+                self.pod = Some(pod);
+                DONE
+            }
+            Err(fault) => {
+                // API 4244: without its pod the guest has no purpose. Above it the host decides.
+                self.power_off = !self.control.is_extended();
+                Err(fault)
+            }
+        }
+    }
+
+    fn kill_container(&mut self, command: &KillCommand) -> Result<Reply, Fault> {
+        let container = self.container(&command.container)?;
+        let signal = process::signal(command.signal)?;
+        let init = container.init.and_then(|key| self.processes.get(&key));
+        if command.all_processes && self.setting == Setting::Guest {
+            return sent(container.signal_all(signal));
+        }
+        if command.all_processes {
+            let own = self.processes.values().filter(|process| process.container == command.container);
+            own.for_each(|process| _ = process.signal(signal));
+            return DONE;
+        }
+        sent(init.map_or(Err(Errno::SRCH), |init| init.signal(signal)))
+    }
+
+    fn signal_process(&mut self, command: &SignalCommand) -> Result<Reply, Fault> {
+        let signal: Signal = process::signal(command.signal)?;
+        sent(self.process(&command.container, &command.process)?.signal_group(signal))
+    }
+
+    fn resize(&mut self, command: &WindowSize) -> Result<Reply, Fault> {
+        self.process(&command.container, &command.process)?.resize(command.row, command.column)?;
+        DONE
+    }
+
+    fn exec(&mut self, id: u32, command: &ExecCommand) -> Result<Reply, Fault> {
+        container::check_process(&command.process)?;
+        self.start_exec(id, command)?;
+        Ok(Reply::Later)
+    }
+
+    fn new_container(&mut self, id: u32, spec: &payload::Container) -> Result<Reply, Fault> {
+        container::check(spec)?;
+        self.start_container(id, spec)?;
+        Ok(Reply::Later)
+    }
+
+    fn remove_container(&mut self, command: &ContainerName) -> Result<Reply, Fault> {
+        let running = self.container(&command.container)?.init.is_some();
+        let busy = |process: &Process| process.container == command.container && process.pidfd.is_some();
+        if running || self.processes.values().any(busy) {
+            return Err(Fault::failed(format!("container {} is running", command.container)));
+        }
+        self.containers.retain(|container| container.id != command.container);
+        DONE
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<&container::Container, Fault> {
+        let found = self.containers.iter().find(|container| container.id == id);
+        found.ok_or_else(|| Fault::not_found("container", id))
+    }
+
+    fn process(&mut self, container: &str, id: &str) -> Result<&mut Process, Fault> {
+        let found = self
+            .processes
+            .values_mut()
+            .find(|process| process.container == container && process.id == id && !process.failed);
+        found.ok_or_else(|| {
+            let name: String = format!("{id} of container {container}");
+            Fault::not_found("process", &name)
+        })
+    }
+}
+
+/// Returns what sending a signal is answered, in API 4244's words.
+fn sent(result: Result<(), Errno>) -> Result<Reply, Fault> {
+    match result {
+        Ok(()) => DONE,
+        Err(Errno::SRCH) => Err(Fault::new(ErrorCode::NotFound, "no such process")),
+        Err(Errno::PERM) => Err(Fault::failed("no permission")),
+        Err(Errno::INVAL) => Err(Fault::bad_request("invalid signal")),
+        Err(errno) => Err(Fault::failed(format!("kill failed: {}", cause(errno)))),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(code: Code, payload: &'a [u8]) -> Result<T, Fault> {
+    serde_json::from_slice(payload).map_err(|error| Fault::bad_request(format!("{code:?}: {error}")))
+}

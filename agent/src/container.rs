@@ -1,0 +1,180 @@
+//! A container as the agent sees it: its name, its first process, its cgroup.
+
+pub mod dev;
+pub mod mounts;
+pub mod namespaces;
+pub mod rootfs;
+pub mod surroundings;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use agent_proto::payload::{self, Namespace};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
+
+use crate::fault::{Fault, Step};
+use crate::sys;
+
+/// Where the pod's cgroup tree is mounted in the agent's own tree.
+pub const CGROUPS: &str = "/run/cgroup";
+/// The name that API 4244 keeps for the guest itself.
+const RESERVED: &str = "hyperstart";
+/// The longest name, which is also a directory's.
+const NAME_MAX: usize = 255;
+/// The most of cgroup.procs that is read: some ten thousand processes.
+const PROCS_MAX: usize = 64 << 10;
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its name.
+    pub id: String,
+    /// Its first process's key in the agent's table; none once that has ended.
+    pub init: Option<u32>,
+    /// Its processes' cgroup; none in tests on a host.
+    cgroup: Option<OwnedFd>,
+    /// The kernel ends its processes together with the first: it has process ids of its own.
+    ends_itself: bool,
+}
+
+impl Container {
+    /// Returns a container that is about to start, with its cgroup if it is isolated.
+    pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
+        let cgroup = isolated.then(|| make_cgroup(&spec.id)).transpose()?;
+        Ok(Container { id: spec.id.clone(), init: None, cgroup, ends_itself: has_own_pids(spec) })
+    }
+
+    /// Returns the directory of the container's cgroup.
+    pub fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Ends what is left of the container after its first process.
+    pub fn end_rest(&self) {
+        if !self.ends_itself {
+            self.kill();
+        }
+    }
+
+    /// Kills every process of the container, whatever it has done to hide.
+    pub fn kill(&self) {
+        let Some(cgroup) = &self.cgroup else { return };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let killed = rustix::fs::openat(cgroup, "cgroup.kill", flags, Mode::empty())
+            .and_then(|file| rustix::io::write(&file, b"1"));
+        if killed.is_err() {
+            let _ = self.signal_all(Signal::KILL);
+        }
+    }
+
+    /// Signals every process that is in the container's cgroup now.
+    pub fn signal_all(&self, signal: Signal) -> Result<(), Errno> {
+        let Some(cgroup) = &self.cgroup else { return Err(Errno::SRCH) };
+        let file =
+            rustix::fs::openat(cgroup, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = Vec::new();
+        while text.len() < PROCS_MAX && sys::read_append(file.as_fd(), &mut text, 4 << 10)? > 0 {}
+        let text = String::from_utf8_lossy(&text);
+        for pid in text.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+            // One that has ended since is no failure.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if self.cgroup.take().is_some() {
+            let _ = rustix::fs::unlinkat(CWD, format!("{CGROUPS}/{}", self.id), AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+/// Returns true if the container has process ids of its own, and is not in the pod's.
+pub fn has_own_pids(spec: &payload::Container) -> bool {
+    spec.oci.as_ref().is_some_and(|oci| oci.namespaces.contains(&Namespace::Pid))
+}
+
+/// Refuses a container that cannot be, before anything is done for it.
+pub fn check(spec: &payload::Container) -> Result<(), Fault> {
+    let id = spec.id.as_str();
+    let plain =
+        !id.is_empty() && id.len() <= NAME_MAX && !id.contains(['/', '\0']) && id != "." && id != "..";
+    if !plain || id == RESERVED || id.starts_with("cgroup.") {
+        return Err(Fault::bad_request(format!("container name {id:?} cannot be")));
+    }
+    check_process(&spec.process)
+}
+
+/// Refuses a process that cannot be.
+pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
+    let complaint = if spec.args.is_empty() {
+        "has no program"
+    } else if spec.id.is_empty() {
+        "has no name"
+    } else if spec.stdio == 0 {
+        "has no stream for stdio"
+    } else if !spec.terminal && spec.stderr == 0 {
+        "has neither a terminal nor a stream for stderr"
+    } else if spec.stdio == spec.stderr {
+        "has one stream for stdio and stderr"
+    } else {
+        return Ok(());
+    };
+    Err(Fault::bad_request(format!("process {:?} {complaint}", spec.id)))
+}
+
+fn make_cgroup(id: &str) -> Result<OwnedFd, Fault> {
+    let path = format!("{CGROUPS}/{id}");
+    match rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno).step("make cgroup", &path),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path.as_str(), flags, Mode::empty()).step("open cgroup", &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> payload::Process {
+        payload::Process {
+            id: "init".into(),
+            args: vec!["sh".into()],
+            stdio: 1,
+            stderr: 2,
+            ..payload::Process::default()
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_directory_are_refused() {
+        for id in ["", ".", "..", "a/b", "a\0", "hyperstart", "cgroup.procs", &"x".repeat(256)] {
+            let spec = payload::Container { id: id.into(), process: process(), ..Default::default() };
+            assert!(check(&spec).is_err(), "{id}");
+        }
+        let spec = payload::Container { id: "c1".into(), process: process(), ..Default::default() };
+        assert_eq!(check(&spec), Ok(()));
+    }
+
+    #[test]
+    fn process_without_streams_is_refused() {
+        let check = |stdio, stderr, terminal| {
+            check_process(&payload::Process { stdio, stderr, terminal, ..process() }).is_ok()
+        };
+        assert!(check(1, 2, false) && check(1, 0, true) && check(1, 2, true));
+        assert!(!check(0, 2, false) && !check(1, 0, false) && !check(1, 1, false) && !check(1, 1, true));
+    }
+
+    #[test]
+    fn process_without_program_is_refused() {
+        let spec = payload::Process { args: vec![], ..process() };
+        assert_eq!(check_process(&spec).unwrap_err().text, "process \"init\" has no program");
+    }
+}

@@ -1,0 +1,183 @@
+//! A container's mounts, in order, and the paths that are hidden or made read-only afterwards.
+
+use alloc::ffi::CString;
+use alloc::format;
+
+use agent_proto::payload::{FsMap, Mount};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+
+use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
+use crate::fault::{Fault, Step};
+use crate::sys::{self, MountAttributes};
+
+/// mount(2)'s flags, as far as they are looked at here.
+mod ms {
+    pub(super) const RDONLY: u64 = 1;
+    pub(super) const NOSYMFOLLOW: u64 = 1 << 8;
+    pub(super) const NOATIME: u64 = 1 << 10;
+    pub(super) const NODIRATIME: u64 = 1 << 11;
+    pub(super) const BIND: u64 = 1 << 12;
+    pub(super) const REC: u64 = 1 << 14;
+    pub(super) const RELATIME: u64 = 1 << 21;
+    pub(super) const STRICTATIME: u64 = 1 << 24;
+}
+
+/// mount_setattr(2)'s attributes; the lowest four have mount(2)'s numbers.
+mod attr {
+    pub(super) const SAME_AS_MS: u64 = 0xf;
+    pub(super) const ATIME_MASK: u64 = 0x70;
+    pub(super) const NOATIME: u64 = 0x10;
+    pub(super) const STRICTATIME: u64 = 0x20;
+    pub(super) const NODIRATIME: u64 = 0x80;
+    pub(super) const NOSYMFOLLOW: u64 = 0x20_0000;
+}
+
+/// Mounts one entry of the container's list.
+pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
+    if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
+        return bind(root, share, entry);
+    }
+    // The guest has version 2 alone; what the specification calls cgroup is that.
+    let kind = if entry.kind == "cgroup" { "cgroup2" } else { entry.kind.as_str() };
+    let what = format!("{kind} on {}", entry.destination);
+    let data = CString::new(entry.data.as_str())
+        .map_err(|_| Fault::bad_request(format!("mount {what}: data with NUL")))?;
+    let target = root.make_directory(&entry.destination)?;
+    // The target is where the process stands: no path that could be changed under way.
+    rustix::process::fchdir(&target).step("enter", &entry.destination)?;
+    let flags = MountFlags::from_bits_retain(entry.flags as u32);
+    let data = (!entry.data.is_empty()).then_some(data.as_c_str());
+    let source = if entry.source.is_empty() { kind } else { entry.source.as_str() };
+    rustix::mount::mount(source, ".", kind, flags, data).step("mount", &what)?;
+    if entry.propagation == 0 {
+        return Ok(());
+    }
+    let mounted = root.find(&entry.destination).step("open", &entry.destination)?;
+    set_propagation(&mounted, entry)
+}
+
+fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
+    let source = share.find(&entry.source).step("open shared", &entry.source)?;
+    let tree =
+        bind_tree(root, &source, &entry.destination, entry.flags & ms::REC != 0, attributes(entry.flags))?;
+    if entry.propagation != 0 { set_propagation(&tree, entry) } else { Ok(()) }
+}
+
+fn set_propagation(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
+    let recursive = entry.propagation & ms::REC != 0;
+    let attributes =
+        MountAttributes { propagation: entry.propagation & !ms::REC, ..MountAttributes::default() };
+    sys::mount_setattr(mounted.as_fd(), recursive, attributes).step("set propagation of", &entry.destination)
+}
+
+/// Binds one of API 4244's shared files or directories.
+pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
+    let path = if entry.docker_volume { format!("{}/_data", entry.source) } else { entry.source.clone() };
+    let source = share.find(&path).step("open shared", &path)?;
+    let flags = if entry.read_only { ms::RDONLY } else { 0 };
+    bind_tree(root, &source, &entry.path, true, attributes(flags)).map(drop)
+}
+
+/// Binds a file of the agent's own tree.
+pub fn bind_own(root: &Root, path: &str, destination: &str) -> Result<(), Fault> {
+    let source =
+        rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)?;
+    bind_tree(root, &source, destination, false, MountAttributes::default()).map(drop)
+}
+
+/// Binds what `source` is on `destination`, which is made if it is missing: a directory for a directory, an empty file
+/// for everything else. Attributes that are not named are those of the mount that the source is in.
+pub fn bind_tree(
+    root: &Root,
+    source: &OwnedFd,
+    destination: &str,
+    recursive: bool,
+    attributes: MountAttributes,
+) -> Result<OwnedFd, Fault> {
+    let target = match kind(source) {
+        FileType::Directory => root.make_directory(destination)?,
+        _ => root.make_file(destination)?,
+    };
+    let tree = clone_tree(source.as_fd(), recursive).step("bind", destination)?;
+    if attributes != MountAttributes::default() {
+        sys::mount_setattr(tree.as_fd(), false, attributes).step("set options of", destination)?;
+    }
+    attach_tree(&tree, target.as_fd()).step("mount", destination)?;
+    Ok(tree)
+}
+
+/// Turns mount(2)'s flags into what mount_setattr takes.
+fn attributes(flags: u64) -> MountAttributes {
+    let mut set = flags & attr::SAME_AS_MS;
+    let mut clear = 0;
+    if flags & (ms::NOATIME | ms::RELATIME | ms::STRICTATIME) != 0 {
+        clear |= attr::ATIME_MASK;
+        set |= match flags {
+            flags if flags & ms::NOATIME != 0 => attr::NOATIME,
+            flags if flags & ms::STRICTATIME != 0 => attr::STRICTATIME,
+            _ => 0,
+        };
+    }
+    if flags & ms::NODIRATIME != 0 {
+        set |= attr::NODIRATIME;
+    }
+    if flags & ms::NOSYMFOLLOW != 0 {
+        set |= attr::NOSYMFOLLOW;
+    }
+    MountAttributes { set, clear, ..MountAttributes::default() }
+}
+
+/// Hides `path`: a directory behind an empty one, a file behind /dev/null. A path that is not there needs no hiding.
+pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Fault> {
+    let Some(target) = find(root, path)? else { return Ok(()) };
+    if kind(&target) == FileType::Directory {
+        rustix::process::fchdir(&target).step("enter", path)?;
+        return rustix::mount::mount("tmpfs", ".", "tmpfs", MountFlags::RDONLY, None).step("mask", path);
+    }
+    let tree = clone_tree(null.as_fd(), false).step("mask", path)?;
+    attach_tree(&tree, target.as_fd()).step("mask", path)
+}
+
+/// Makes `path` read-only, if it is there.
+pub fn set_read_only(root: &Root, path: &str) -> Result<(), Fault> {
+    let Some(target) = find(root, path)? else { return Ok(()) };
+    let tree = clone_tree(target.as_fd(), true).step("bind", path)?;
+    let attributes = MountAttributes { set: ms::RDONLY, ..MountAttributes::default() };
+    sys::mount_setattr(tree.as_fd(), false, attributes).step("make read-only", path)?;
+    attach_tree(&tree, target.as_fd()).step("make read-only", path)
+}
+
+fn find(root: &Root, path: &str) -> Result<Option<OwnedFd>, Fault> {
+    match root.find(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno).step("open", path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_flags_keep_their_numbers() {
+        let attributes = attributes(ms::RDONLY | 2 | 4 | 8 | ms::BIND | ms::REC);
+        assert_eq!(attributes, MountAttributes { set: 0xf, ..MountAttributes::default() });
+    }
+
+    #[test]
+    fn access_time_replaces_what_was_set() {
+        let expect = |set| MountAttributes { set, clear: attr::ATIME_MASK, ..MountAttributes::default() };
+        assert_eq!(attributes(ms::NOATIME), expect(0x10));
+        assert_eq!(attributes(ms::STRICTATIME), expect(0x20));
+        assert_eq!(attributes(ms::RELATIME), expect(0));
+    }
+
+    #[test]
+    fn further_flags_are_translated() {
+        assert_eq!(attributes(ms::NODIRATIME | ms::NOSYMFOLLOW).set, 0x20_0080);
+    }
+}

@@ -1,0 +1,95 @@
+//! What of the kernel a container has to itself.
+
+use agent_proto::payload::{Namespace, OciContainer};
+use rustix::fd::BorrowedFd;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::fault::{Fault, Step};
+use crate::sys::{self, namespace};
+
+/// Returns clone's flags for a container's own namespaces. A cgroup namespace is not among them: it begins at the
+/// cgroup of the one who makes it, so the child makes it itself.
+pub fn flags(oci: Option<&OciContainer>) -> u64 {
+    let own = oci.map_or(&[][..], |oci| &oci.namespaces);
+    own.iter().fold(namespace::MOUNT, |flags, own| {
+        flags
+            | match own {
+                Namespace::Pid => namespace::PID,
+                Namespace::Ipc => namespace::IPC,
+                Namespace::Uts => namespace::UTS,
+                Namespace::Network => namespace::NETWORK,
+                Namespace::Cgroup => 0,
+            }
+    })
+}
+
+/// Furnishes the namespaces that the child was made in.
+pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
+    for own in &oci.namespaces {
+        match own {
+            Namespace::Cgroup => sys::unshare_cgroup_view().step("make", "cgroup namespace")?,
+            Namespace::Network => bring_loopback_up()?,
+            Namespace::Uts => {
+                if !oci.hostname.is_empty() {
+                    rustix::system::sethostname(oci.hostname.as_bytes())
+                        .step("set host name", &oci.hostname)?;
+                }
+                if !oci.domainname.is_empty() {
+                    rustix::system::setdomainname(oci.domainname.as_bytes())
+                        .step("set domain name", &oci.domainname)?;
+                }
+            }
+            Namespace::Pid | Namespace::Ipc => {}
+        }
+    }
+    Ok(())
+}
+
+/// Brings up the loopback interface of the network that this process is in.
+pub fn bring_loopback_up() -> Result<(), Fault> {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .step("open", "socket")?;
+    sys::loopback_up(rustix::fd::AsFd::as_fd(&socket)).step("bring up", "lo")
+}
+
+/// Enters the namespaces of a container's first process; its root and working directory become the container's root.
+/// The process ids are not among them: those are chosen by who forks ([`choose_pids`]).
+pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
+    let all = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::CONTROL_GROUP
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::NETWORK;
+    move_into_thread_name_spaces(init, all).step("join", "the container's namespaces")
+}
+
+/// Makes the next children of this process members of `process`'s process ids.
+pub fn choose_pids(process: BorrowedFd<'_>) -> Result<(), Fault> {
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID).step("join", "process ids")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_container_has_its_own_mounts_alone() {
+        assert_eq!(flags(None), namespace::MOUNT);
+    }
+
+    #[test]
+    fn each_namespace_has_its_flag() {
+        let oci = OciContainer {
+            namespaces: vec![
+                Namespace::Pid,
+                Namespace::Ipc,
+                Namespace::Uts,
+                Namespace::Cgroup,
+                Namespace::Network,
+            ],
+            ..OciContainer::default()
+        };
+        assert_eq!(flags(Some(&oci)), 0x6c02_0000);
+    }
+}

@@ -1,0 +1,117 @@
+//! What a container's first process finds: its root with everything mounted in it, and nothing of the agent's.
+
+use alloc::borrow::Cow;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+
+use agent_proto::payload::{self, Mount, OciContainer};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::container::rootfs::{Root, SHARE};
+use crate::container::{dev, mounts, namespaces};
+use crate::fault::{Fault, Step};
+use crate::pod;
+use crate::process::pty::Terminal;
+
+/// A container that is to be entered.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// Its specification.
+    pub spec: &'a payload::Container,
+    /// The pod has name servers, so there is a resolv.conf.
+    pub has_resolv_conf: bool,
+}
+
+/// Furnishes the container and makes its root this process's; returns the terminal if the process has one.
+pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result<Option<Terminal>, Fault> {
+    let spec = container.spec;
+    let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(surroundings_4244()), Cow::Borrowed);
+    namespaces::furnish(&oci)?;
+    // Modes are those that are asked for here; the process's own mask is set later.
+    rustix::process::umask(Mode::empty());
+    let share = Root::open(SHARE)?;
+    let root = Root::attach(&share, &format!("{}/{}", spec.image, spec.rootfs))?;
+    for entry in &oci.mounts {
+        mounts::mount(&root, &share, entry)?;
+    }
+    dev::populate(&root, &oci.mounts)?;
+    for entry in &spec.fsmap {
+        mounts::map(&root, &share, entry)?;
+    }
+    if spec.initialize {
+        initialize(&root, container)?;
+    }
+    let terminal = process.terminal.then(|| dev::open_console(&root, process)).transpose()?;
+    // As runc does. Where it cannot be made, entering it says why.
+    let _ = root.make_directory(&process.workdir);
+    set_parameters(spec)?;
+    restrict(&root, &oci, spec.read_only)?;
+    root.become_root()?;
+    Ok(terminal)
+}
+
+/// Returns what API 4244 gives every container, but for /dev, which is the container's own here.
+fn surroundings_4244() -> OciContainer {
+    const NOSUID: u64 = 2;
+    const NODEV: u64 = 4;
+    const NOEXEC: u64 = 8;
+    let mount = |kind: &str, destination: &str, flags, data: &str| Mount {
+        destination: destination.into(),
+        kind: kind.into(),
+        source: kind.into(),
+        flags,
+        propagation: 0,
+        data: data.into(),
+    };
+    OciContainer {
+        mounts: vec![
+            mount("proc", "/proc", NOSUID | NODEV | NOEXEC, ""),
+            mount("sysfs", "/sys", NOSUID | NODEV | NOEXEC, ""),
+            mount("tmpfs", "/dev", NOSUID, "mode=755,size=65536k"),
+            mount("devpts", "/dev/pts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+            mount("tmpfs", "/dev/shm", NOSUID | NODEV | NOEXEC, "mode=1777"),
+        ],
+        ..OciContainer::default()
+    }
+}
+
+/// Makes the files of /etc that API 4244's `initialize` asks for.
+fn initialize(root: &Root, container: &Surroundings<'_>) -> Result<(), Fault> {
+    if container.has_resolv_conf {
+        mounts::bind_own(root, pod::RESOLV_CONF, "/etc/resolv.conf")?;
+    }
+    mounts::bind_own(root, pod::HOSTNAME, "/etc/hostname")?;
+    root.make_file("/etc/hosts")?;
+    let etc = root.make_directory("/etc")?;
+    match rustix::fs::symlinkat("/proc/mounts", &etc, "mtab") {
+        Ok(()) | Err(Errno::EXIST | Errno::ROFS) => Ok(()),
+        Err(errno) => Err(errno).step("link", "/etc/mtab"),
+    }
+}
+
+/// Sets kernel parameters through the agent's own /proc: which namespace's they are is decided by who writes.
+fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
+    for (name, value) in &spec.sysctl {
+        let path: String = format!("/proc/sys/{}", name.replace('.', "/"));
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty()).step("set parameter", name)?;
+        rustix::io::write(&file, value.as_bytes()).step("set parameter", name)?;
+    }
+    Ok(())
+}
+
+fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Fault> {
+    for path in &oci.readonly_paths {
+        mounts::set_read_only(root, path)?;
+    }
+    if !oci.masked_paths.is_empty() {
+        let null = dev::null()?;
+        for path in &oci.masked_paths {
+            mounts::mask(root, &null, path)?;
+        }
+    }
+    if read_only { root.set_read_only() } else { Ok(()) }
+}

@@ -1,0 +1,138 @@
+//! What a failed command answers: a code to branch on and a text of step, operand and cause.
+
+use alloc::format;
+use alloc::string::String;
+
+use agent_proto::payload::{ErrorCode, ErrorReply};
+use rustix::io::Errno;
+
+/// A failure on its way to the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What the host branches on.
+    pub code: ErrorCode,
+    /// What it shows.
+    pub text: String,
+}
+
+impl Fault {
+    /// Returns a fault of `code` with `text`.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Fault {
+        Fault { code, text: text.into() }
+    }
+
+    /// Returns a fault of the guest itself.
+    pub fn failed(text: impl Into<String>) -> Fault {
+        Fault::new(ErrorCode::Failed, text)
+    }
+
+    /// Returns the fault of a command that makes no sense.
+    pub fn bad_request(text: impl Into<String>) -> Fault {
+        Fault::new(ErrorCode::BadRequest, text)
+    }
+
+    /// Returns the fault of a name that stands for nothing.
+    pub fn not_found(what: &str, name: &str) -> Fault {
+        Fault::new(ErrorCode::NotFound, format!("no such {what}: {name}"))
+    }
+
+    /// Returns the exit code that API 4244 reports for a process which could not be started.
+    pub fn exit_code(&self) -> i32 {
+        match self.code {
+            ErrorCode::NotExecutableMissing => 127,
+            ErrorCode::NotExecutable => 126,
+            _ => 125,
+        }
+    }
+}
+
+impl From<Fault> for ErrorReply {
+    fn from(fault: Fault) -> ErrorReply {
+        ErrorReply { code: fault.code, message: fault.text }
+    }
+}
+
+/// Gives a system call's failure its step and operand.
+pub trait Step<T> {
+    /// Turns an error into the fault `verb operand: cause`.
+    fn step(self, verb: &str, operand: &str) -> Result<T, Fault>;
+}
+
+impl<T> Step<T> for rustix::io::Result<T> {
+    fn step(self, verb: &str, operand: &str) -> Result<T, Fault> {
+        self.map_err(|errno| step_failed(verb, operand, errno))
+    }
+}
+
+#[cold]
+fn step_failed(verb: &str, operand: &str, errno: Errno) -> Fault {
+    let cause = cause(errno);
+    if operand.is_empty() {
+        Fault::failed(format!("{verb}: {cause}"))
+    } else {
+        Fault::failed(format!("{verb} {operand}: {cause}"))
+    }
+}
+
+/// Returns what `errno` means, or its number.
+pub fn cause(errno: Errno) -> String {
+    CAUSES
+        .iter()
+        .find(|(known, _)| *known == errno)
+        .map_or_else(|| format!("error {}", errno.raw_os_error()), |(_, text)| (*text).into())
+}
+
+const CAUSES: &[(Errno, &str)] = &[
+    (Errno::PERM, "operation not permitted"),
+    (Errno::NOENT, "no such file or directory"),
+    (Errno::SRCH, "no such process"),
+    (Errno::IO, "input/output error"),
+    (Errno::NXIO, "no such device or address"),
+    (Errno::TOOBIG, "argument list too long"),
+    (Errno::NOEXEC, "exec format error"),
+    (Errno::BADF, "bad file descriptor"),
+    (Errno::AGAIN, "resource temporarily unavailable"),
+    (Errno::NOMEM, "cannot allocate memory"),
+    (Errno::ACCESS, "permission denied"),
+    (Errno::BUSY, "device or resource busy"),
+    (Errno::EXIST, "file exists"),
+    (Errno::XDEV, "invalid cross-device link"),
+    (Errno::NODEV, "no such device (is its driver or file system in the guest kernel?)"),
+    (Errno::NOTDIR, "not a directory"),
+    (Errno::ISDIR, "is a directory"),
+    (Errno::INVAL, "invalid argument"),
+    (Errno::MFILE, "too many open files"),
+    (Errno::TXTBSY, "text file busy"),
+    (Errno::NOSPC, "no space left on device"),
+    (Errno::ROFS, "read-only file system"),
+    (Errno::PIPE, "broken pipe"),
+    (Errno::NAMETOOLONG, "file name too long"),
+    (Errno::NOSYS, "function not in the guest kernel"),
+    (Errno::NOTEMPTY, "directory not empty"),
+    (Errno::LOOP, "too many levels of symbolic links"),
+    (Errno::OPNOTSUPP, "operation not supported"),
+    (Errno::TIMEDOUT, "timed out"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_step_operand_and_cause() {
+        let fault = Err::<(), _>(Errno::NOENT).step("mount", "/proc").unwrap_err();
+        assert_eq!(fault, Fault::failed("mount /proc: no such file or directory"));
+    }
+
+    #[test]
+    fn unknown_cause_is_its_number() {
+        assert_eq!(cause(Errno::BADMSG), "error 74");
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(Fault::new(ErrorCode::NotExecutableMissing, "").exit_code(), 127);
+        assert_eq!(Fault::new(ErrorCode::NotExecutable, "").exit_code(), 126);
+        assert_eq!(Fault::failed("").exit_code(), 125);
+    }
+}

@@ -1,0 +1,192 @@
+//! The pod: what its containers share.
+
+use alloc::format;
+use alloc::string::String;
+
+use agent_proto::payload::{self, ErrorCode};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountFlags;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit};
+
+use crate::container::CGROUPS;
+use crate::container::namespaces::{self, bring_loopback_up};
+use crate::container::rootfs::SHARE;
+use crate::fault::{Fault, Step};
+use crate::process::limits::OPEN_FILES_MAX;
+use crate::sys::{self, Fork, namespace};
+
+/// The pod's resolv.conf in the agent's own tree.
+pub const RESOLV_CONF: &str = "/run/resolv.conf";
+/// The pod's host name as a file.
+pub const HOSTNAME: &str = "/run/hostname";
+/// 9p over virtio as the kernel does it best; API 4244's original took the kernel's small defaults.
+const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000";
+
+/// A pod that has started.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its host name.
+    pub hostname: String,
+    /// It has name servers.
+    pub has_resolv_conf: bool,
+    /// The process that holds the shared process ids, once a container wants them.
+    init: Option<Init>,
+}
+
+/// The first process of the pod's shared process ids.
+#[derive(Debug)]
+struct Init {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// The agent itself, to come back to its own process ids.
+    own: OwnedFd,
+}
+
+impl Pod {
+    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
+    /// are kept.
+    pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
+        let has_resolv_conf =
+            !(spec.dns.is_empty() && spec.dns_search.is_empty() && spec.dns_options.is_empty());
+        if isolated {
+            prepare_root()?;
+            if !spec.hostname.is_empty() {
+                rustix::system::sethostname(spec.hostname.as_bytes())
+                    .step("set host name", &spec.hostname)?;
+            }
+            bring_loopback_up()?;
+            mount_share(spec)?;
+            rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), None)
+                .step("mount", "cgroup2")?;
+            if has_resolv_conf {
+                write(RESOLV_CONF, &resolv_conf(spec))?;
+            }
+            let most = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
+            setrlimit(Resource::Nofile, most).step("set", "RLIMIT_NOFILE")?;
+        }
+        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, init: None })
+    }
+
+    /// Makes the file that API 4244's containers find at /etc/hostname.
+    pub fn write_hostname(&self) -> Result<(), Fault> {
+        write(HOSTNAME, &format!("{}\n", self.hostname))
+    }
+
+    /// Returns true for the process that holds the shared process ids.
+    pub fn is_init(&self, pid: Pid) -> bool {
+        self.init.as_ref().is_some_and(|init| init.pid == pid)
+    }
+
+    /// Runs `fork` so that its child is among the pod's shared process ids.
+    pub fn with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+        if self.init.is_none() {
+            self.init = Some(Init::start()?);
+        }
+        match &self.init {
+            Some(init) => with_pids(init.pidfd.as_fd(), init.own.as_fd(), fork),
+            None => Err(Fault::failed("start the pod's first process")),
+        }
+    }
+}
+
+impl Init {
+    fn start() -> Result<Init, Fault> {
+        let own = own_pidfd()?;
+        match sys::fork(namespace::PID, None).step("start", "the pod's first process")? {
+            Fork::Child => hold_pids(),
+            Fork::Parent { pid, pidfd } => Ok(Init { pid, pidfd, own }),
+        }
+    }
+}
+
+/// Does nothing but to be process 1 of the pod's shared process ids: the kernel reaps its orphans for it.
+fn hold_pids() -> ! {
+    sys::ignore_children();
+    // The agent's pipes among them: held open here they would never end.
+    sys::close_all();
+    let _ = rustix::thread::set_name(c"pod");
+    loop {
+        rustix::event::pause();
+    }
+}
+
+/// Returns the agent's own descriptor, which names its process ids.
+pub fn own_pidfd() -> Result<OwnedFd, Fault> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "own process")
+}
+
+/// Runs `fork` so that its child is among the process ids of `process`, and comes back to those of `own`.
+pub fn with_pids<T>(
+    process: BorrowedFd<'_>,
+    own: BorrowedFd<'_>,
+    fork: impl FnOnce() -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    namespaces::choose_pids(process)?;
+    let forked = fork();
+    namespaces::choose_pids(own)?;
+    forked
+}
+
+/// Puts a mount over the initial root file system, which pivot_root(2) refuses to move (it has no parent), and makes it
+/// the agent's root. `/..` is how a path reaches what is mounted on the root itself.
+fn prepare_root() -> Result<(), Fault> {
+    rustix::mount::mount_bind_recursive("/", "/").step("bind", "/")?;
+    rustix::process::chroot("/..").step("enter", "/")
+}
+
+fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
+    let tag = spec.share_dir.as_str();
+    if tag.is_empty() {
+        return Ok(());
+    }
+    let flags = MountFlags::NODEV;
+    let mounted = match spec.share_type.as_str() {
+        "virtiofs" => rustix::mount::mount(tag, SHARE, "virtiofs", flags, None),
+        "" | "9p" => rustix::mount::mount(tag, SHARE, "9p", flags, OPTIONS_9P),
+        other => {
+            return Err(Fault::new(
+                ErrorCode::Unsupported,
+                format!("share of type {other} is not supported"),
+            ));
+        }
+    };
+    mounted.step("mount share", tag)
+}
+
+fn resolv_conf(spec: &payload::Pod) -> String {
+    let mut text = String::new();
+    for server in &spec.dns {
+        text += &format!("nameserver {server}\n");
+    }
+    for (word, list) in [("search", &spec.dns_search), ("options", &spec.dns_options)] {
+        if !list.is_empty() {
+            text += &format!("{word} {}\n", list.join(" "));
+        }
+    }
+    text
+}
+
+fn write(path: &str, text: &str) -> Result<(), Fault> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).step("write", path)?;
+    rustix::io::write(&file, text.as_bytes()).map(drop).step("write", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_has_one_line_for_each_server() {
+        let spec = payload::Pod {
+            dns: vec!["1.1.1.1".into(), "9.9.9.9".into()],
+            dns_search: vec!["a.example".into(), "b.example".into()],
+            dns_options: vec!["ndots:2".into()],
+            ..payload::Pod::default()
+        };
+        let expected =
+            "nameserver 1.1.1.1\nnameserver 9.9.9.9\nsearch a.example b.example\noptions ndots:2\n";
+        assert_eq!(resolv_conf(&spec), expected);
+    }
+}

@@ -1,0 +1,125 @@
+//! The child between fork and exec: it makes itself at home and runs its program, or says why it cannot.
+
+use core::convert::Infallible;
+
+use agent_proto::payload;
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode};
+
+use crate::container::namespaces;
+use crate::container::surroundings::{self, Surroundings};
+use crate::fault::{Fault, Step};
+use crate::process::pty::Terminal;
+use crate::process::user::{self, User};
+use crate::process::{credentials, limits, program, report};
+use crate::sys;
+
+/// The child's ends of its pipes.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// What it reads.
+    pub stdin: Option<OwnedFd>,
+    /// What it writes.
+    pub stdout: Option<OwnedFd>,
+    /// Where its errors go.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Where a child lives.
+#[derive(Debug)]
+pub enum Place<'a> {
+    /// In a container of its own, which it sets up.
+    New(Surroundings<'a>),
+    /// In a container that is there, whose first process this is.
+    Join(BorrowedFd<'a>),
+    /// Where the agent lives: only in tests on a host.
+    Here,
+}
+
+/// All that a child needs to know.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// Its specification.
+    pub spec: &'a payload::Process,
+    /// Where it lives.
+    pub place: Place<'a>,
+    /// The pod's host name, for API 4244's environment.
+    pub hostname: &'a str,
+    /// Its pipes.
+    pub stdio: Stdio,
+    /// Where it says how it goes.
+    pub report: OwnedFd,
+}
+
+/// Becomes the process that `job` describes.
+pub fn run(job: Job<'_>) -> ! {
+    let Err(fault) = start(&job);
+    report::send_fault(&job.report, &fault);
+    sys::exit(fault.exit_code())
+}
+
+fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
+    let spec = job.spec;
+    sys::reset_signals();
+    rustix::process::setsid().step("make", "session")?;
+    let terminal = settle(job)?;
+    let isolated = !matches!(job.place, Place::Here);
+    limits::apply(spec, isolated)?;
+    let exact = spec.oci.is_some();
+    let needs_home = !program::has(spec, "HOME");
+    let user = user::resolve(spec, !exact, needs_home, user::read_file)?;
+    if let Some(terminal) = &terminal {
+        terminal.take(user.uid)?;
+        report::send_terminal(&job.report, &terminal.master)?;
+    }
+    install_stdio(&job.stdio, terminal.as_ref().map(|terminal| &terminal.slave))?;
+    sys::close_others_on_exec();
+    become_user(job, &user)?;
+    let environment = if exact {
+        program::exact_environment(spec, &user)
+    } else {
+        program::environment_4244(spec, &user, job.hostname)
+    };
+    Err(program::execute(&spec.args, &environment))
+}
+
+/// Goes where the child lives and opens its terminal there.
+fn settle(job: &Job<'_>) -> Result<Option<Terminal>, Fault> {
+    let spec = job.spec;
+    match &job.place {
+        Place::New(new) => {
+            limits::apply_oom_score(spec)?;
+            surroundings::enter(new, spec)
+        }
+        Place::Join(init) => {
+            limits::apply_oom_score(spec)?;
+            namespaces::join(*init)?;
+            spec.terminal.then(|| open_terminal(spec, "/dev/pts/ptmx")).transpose()
+        }
+        Place::Here => spec.terminal.then(|| open_terminal(spec, "/dev/ptmx")).transpose(),
+    }
+}
+
+fn open_terminal(spec: &payload::Process, path: &str) -> Result<Terminal, Fault> {
+    let master = rustix::fs::openat(CWD, path, Terminal::MASTER, Mode::empty()).step("open", path)?;
+    Terminal::from_master(master, spec.rows, spec.columns)
+}
+
+fn install_stdio(stdio: &Stdio, slave: Option<&OwnedFd>) -> Result<(), Fault> {
+    let none = || Fault::bad_request("the process has no stdio");
+    let stdin = stdio.stdin.as_ref().or(slave).ok_or_else(none)?;
+    let stdout = stdio.stdout.as_ref().or(slave).ok_or_else(none)?;
+    let stderr = stdio.stderr.as_ref().or(slave).ok_or_else(none)?;
+    rustix::stdio::dup2_stdin(stdin)
+        .and_then(|()| rustix::stdio::dup2_stdout(stdout))
+        .and_then(|()| rustix::stdio::dup2_stderr(stderr))
+        .step("install", "stdio")
+}
+
+fn become_user(job: &Job<'_>, user: &User) -> Result<(), Fault> {
+    let directory = if job.spec.workdir.is_empty() { "/" } else { job.spec.workdir.as_str() };
+    if let Place::Here = job.place {
+        return rustix::process::chdir(directory).step("enter working directory", directory);
+    }
+    credentials::apply(job.spec, user, directory)
+}

@@ -1,0 +1,66 @@
+//! User, groups and capabilities of a process, in the one order that works (capabilities(7)): the bounding set while
+//! SETPCAP is there, then the user with the permitted set kept, then the sets, the ambient one last.
+
+use agent_proto::payload;
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
+    set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_gid, set_thread_groups,
+    set_thread_uid,
+};
+
+use crate::fault::{Fault, Step};
+use crate::process::user::User;
+
+/// Becomes `user`, with the process's capabilities, in `directory`.
+pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<(), Fault> {
+    let oci = spec.oci.as_ref();
+    let sets = oci.and_then(|oci| oci.capabilities);
+    if let Some(sets) = &sets {
+        drop_bounding(sets.bounding)?;
+        set_keep_capabilities(true).step("keep", "capabilities")?;
+    }
+    // Before the user is changed: root of the container may enter what the user may not, as in runc.
+    let entered = rustix::process::chdir(directory);
+    set_thread_groups(&user.groups).step("set", "groups")?;
+    set_thread_gid(user.gid).step("set", "group")?;
+    set_thread_uid(user.uid).step("set", "user")?;
+    match entered {
+        Err(Errno::ACCESS) => rustix::process::chdir(directory),
+        other => other,
+    }
+    .step("enter working directory", directory)?;
+    if let Some(sets) = &sets {
+        apply_sets(sets)?;
+    }
+    if oci.is_some_and(|oci| oci.no_new_privileges) {
+        set_no_new_privs(true).step("set", "no_new_privs")?;
+    }
+    Ok(())
+}
+
+fn drop_bounding(keep: u64) -> Result<(), Fault> {
+    for bit in (0..u64::BITS).filter(|bit| keep & (1 << bit) == 0) {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
+            // The kernel has no further capability.
+            Err(Errno::INVAL) => break,
+            other => other.step("drop", "capability")?,
+        }
+    }
+    Ok(())
+}
+
+fn apply_sets(sets: &payload::Capabilities) -> Result<(), Fault> {
+    set_keep_capabilities(false).step("keep", "capabilities")?;
+    let new = CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(sets.effective),
+        permitted: CapabilitySet::from_bits_retain(sets.permitted),
+        inheritable: CapabilitySet::from_bits_retain(sets.inheritable),
+    };
+    set_capabilities(None, new).step("set", "capabilities")?;
+    for bit in (0..u64::BITS).filter(|bit| sets.ambient & (1 << bit) != 0) {
+        configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << bit), true)
+            .step("set", "ambient capabilities")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Resource limits, file mode mask and out-of-memory score.
+
+use alloc::format;
+
+use agent_proto::payload;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, setrlimit, umask};
+
+use crate::fault::{Fault, Step};
+
+/// Open files of a process whose specification does not say: what systemd gives, and Linux programs expect.
+pub const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(OPEN_FILES_MAX) };
+/// The most that a process may raise that to.
+pub const OPEN_FILES_MAX: u64 = 512 << 10;
+/// File mode mask of a process whose specification does not say.
+const UMASK: u32 = 0o022;
+
+/// Sets the process's limits; those that it does not name stay the agent's, but for the number of open files.
+pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
+    if defaults && !spec.rlimits.iter().any(|limit| limit.kind == "RLIMIT_NOFILE") {
+        setrlimit(Resource::Nofile, OPEN_FILES).step("set", "RLIMIT_NOFILE")?;
+    }
+    for limit in &spec.rlimits {
+        let resource = resource(&limit.kind)
+            .ok_or_else(|| Fault::bad_request(format!("no such resource limit: {}", limit.kind)))?;
+        let new = Rlimit { current: bound(limit.soft), maximum: bound(limit.hard) };
+        setrlimit(resource, new).step("set", &limit.kind)?;
+    }
+    let mask = spec.oci.as_ref().and_then(|oci| oci.umask).unwrap_or(UMASK);
+    umask(Mode::from_raw_mode(mask & 0o777));
+    Ok(())
+}
+
+/// Sets the out-of-memory score through the agent's own /proc: the container's may be anything.
+pub fn apply_oom_score(spec: &payload::Process) -> Result<(), Fault> {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    let Some(score) = spec.oci.as_ref().and_then(|oci| oci.oom_score_adj) else { return Ok(()) };
+    let file = rustix::fs::open(PATH, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).step("open", PATH)?;
+    rustix::io::write(&file, format!("{score}").as_bytes()).map(drop).step("write", PATH)
+}
+
+/// Returns a limit's value; the largest number stands for none.
+fn bound(value: u64) -> Option<u64> {
+    (value != u64::MAX).then_some(value)
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name.strip_prefix("RLIMIT_")? {
+        "AS" => Resource::As,
+        "CORE" => Resource::Core,
+        "CPU" => Resource::Cpu,
+        "DATA" => Resource::Data,
+        "FSIZE" => Resource::Fsize,
+        "LOCKS" => Resource::Locks,
+        "MEMLOCK" => Resource::Memlock,
+        "MSGQUEUE" => Resource::Msgqueue,
+        "NICE" => Resource::Nice,
+        "NOFILE" => Resource::Nofile,
+        "NPROC" => Resource::Nproc,
+        "RSS" => Resource::Rss,
+        "RTPRIO" => Resource::Rtprio,
+        "RTTIME" => Resource::Rttime,
+        "SIGPENDING" => Resource::Sigpending,
+        "STACK" => Resource::Stack,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_limit_is_refused_by_name() {
+        let limit = payload::Rlimit { kind: "RLIMIT_SMELL".into(), ..payload::Rlimit::default() };
+        let spec = payload::Process { rlimits: vec![limit], ..payload::Process::default() };
+        assert_eq!(apply(&spec, false).unwrap_err().text, "no such resource limit: RLIMIT_SMELL");
+    }
+
+    #[test]
+    fn largest_number_is_no_limit() {
+        assert_eq!((bound(u64::MAX), bound(7)), (None, Some(7)));
+    }
+}

@@ -1,0 +1,161 @@
+//! The program of a process: its environment, where it is found, and running it.
+
+use alloc::borrow::ToOwned;
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use agent_proto::payload::{self, ErrorCode};
+use rustix::io::Errno;
+
+use crate::fault::{Fault, cause};
+use crate::process::user::User;
+use crate::sys;
+
+/// Where a program is searched when the environment has no PATH; API 4244's own has the working directory too.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH_4244: &str = "/usr/local/bin:/usr/bin:/bin:.";
+
+/// Returns the environment of a process of the extended form: the given one, and HOME if it has none.
+pub fn exact_environment(spec: &payload::Process, user: &User) -> Vec<String> {
+    let mut list: Vec<String> = spec.envs.iter().map(|env| format!("{}={}", env.env, env.value)).collect();
+    if !has(spec, "HOME") {
+        list.push(format!("HOME={}", user.home));
+    }
+    list
+}
+
+/// Returns the environment of a process of API 4244: its defaults, where the given one does not say otherwise.
+pub fn environment_4244(spec: &payload::Process, user: &User, hostname: &str) -> Vec<String> {
+    let relative = spec.args.first().is_some_and(|program| !program.starts_with('/'));
+    let defaults = [
+        ("HOME", user.home.as_str(), true),
+        ("USER", user.name.as_str(), !user.name.is_empty()),
+        ("HOSTNAME", hostname, !hostname.is_empty()),
+        ("TERM", "xterm", spec.terminal),
+        ("PATH", DEFAULT_PATH_4244, relative),
+    ];
+    let defaults = defaults.into_iter().filter(|(name, _, wanted)| *wanted && !has(spec, name));
+    let given = spec.envs.iter().map(|env| (env.env.as_str(), env.value.as_str()));
+    defaults
+        .map(|(name, value, _)| (name, value))
+        .chain(given)
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
+}
+
+/// Returns true if the given environment has `name`.
+pub fn has(spec: &payload::Process, name: &str) -> bool {
+    spec.envs.iter().any(|env| env.env == name)
+}
+
+/// Runs the program in this process's place; returns why that failed.
+pub fn execute(args: &[String], environment: &[String]) -> Fault {
+    match prepare(args, environment) {
+        Ok((args, envs)) => search(&args, &envs, environment),
+        Err(fault) => fault,
+    }
+}
+
+type Strings = Vec<CString>;
+
+fn prepare(args: &[String], environment: &[String]) -> Result<(Strings, Strings), Fault> {
+    let strings = |list: &[String]| -> Result<Strings, Fault> {
+        list.iter()
+            .map(|text| CString::new(text.as_str()))
+            .collect::<Result<_, _>>()
+            .map_err(|_| Fault::bad_request("arguments or environment with a NUL"))
+    };
+    Ok((strings(args)?, strings(environment)?))
+}
+
+fn search(args: &[CString], envs: &[CString], environment: &[String]) -> Fault {
+    let Some(program) = args.first() else { return Fault::bad_request("no program") };
+    let name = program.to_string_lossy();
+    if name.is_empty() {
+        return fault(&name, Errno::NOENT, "");
+    }
+    if name.contains('/') {
+        return fault(&name, sys::execve(program, args, envs), "");
+    }
+    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
+    let path = path.unwrap_or(DEFAULT_PATH);
+    let mut worst = Errno::NOENT;
+    for directory in path.split(':') {
+        let directory = if directory.is_empty() { "." } else { directory };
+        let Ok(candidate) = CString::new(format!("{directory}/{name}")) else { continue };
+        match sys::execve(&candidate, args, envs) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => worst = Errno::ACCESS,
+            other => return fault(&name, other, ""),
+        }
+    }
+    fault(&name, worst, &format!(" (searched in {path})"))
+}
+
+fn fault(name: &str, errno: Errno, note: &str) -> Fault {
+    let code = match errno {
+        Errno::NOENT | Errno::NOTDIR => ErrorCode::NotExecutableMissing,
+        _ => ErrorCode::NotExecutable,
+    };
+    Fault::new(code, format!("execute {}: {}{note}", name.to_owned(), cause(errno)))
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_proto::payload::{Env, Process};
+    use rustix::fs::{Gid, Uid};
+
+    use super::*;
+
+    fn user() -> User {
+        User {
+            uid: Uid::ROOT,
+            gid: Gid::ROOT,
+            groups: Vec::new(),
+            name: "ann".into(),
+            home: "/home/ann".into(),
+        }
+    }
+
+    fn spec(envs: &[(&str, &str)]) -> Process {
+        Process {
+            args: vec!["sh".into()],
+            envs: envs
+                .iter()
+                .map(|(env, value)| Env { env: (*env).into(), value: (*value).into() })
+                .collect(),
+            ..Process::default()
+        }
+    }
+
+    #[test]
+    fn exact_environment_adds_home_alone_and_only_if_missing() {
+        assert_eq!(exact_environment(&spec(&[("A", "b=c")]), &user()), ["A=b=c", "HOME=/home/ann"]);
+        assert_eq!(exact_environment(&spec(&[("HOME", "/x")]), &user()), ["HOME=/x"]);
+    }
+
+    #[test]
+    fn environment_4244_has_its_defaults_and_the_given_one_wins() {
+        let list = environment_4244(&spec(&[("PATH", "/p")]), &user(), "h");
+        assert_eq!(list, ["HOME=/home/ann", "USER=ann", "HOSTNAME=h", "PATH=/p"]);
+    }
+
+    #[test]
+    fn missing_program_is_127_and_says_where_it_was_searched() {
+        let fault = execute(&["no-such-program".into()], &["PATH=/nowhere".into()]);
+        assert_eq!(fault.code, ErrorCode::NotExecutableMissing);
+        assert_eq!(fault.text, "execute no-such-program: no such file or directory (searched in /nowhere)");
+    }
+
+    #[test]
+    fn directory_is_126() {
+        assert_eq!(execute(&["/proc".into()], &[]).code, ErrorCode::NotExecutable);
+    }
+
+    #[test]
+    fn nul_is_refused() {
+        assert_eq!(execute(&["a\0b".into()], &[]).code, ErrorCode::BadRequest);
+    }
+}

@@ -1,0 +1,49 @@
+//! A container's own pseudo-terminal, opened by the child in the container's devpts.
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FileType, Gid, OFlags, Uid, fstat, major, minor};
+use rustix::pty::OpenptFlags;
+
+use crate::fault::{Fault, Step};
+
+/// Both ends of a terminal.
+#[derive(Debug)]
+pub struct Terminal {
+    /// The agent's end.
+    pub master: OwnedFd,
+    /// The process's.
+    pub slave: OwnedFd,
+}
+
+impl Terminal {
+    /// Flags with which a master is opened: it must not become the opener's terminal.
+    pub const MASTER: OFlags =
+        OFlags::RDWR.union(OFlags::NOCTTY).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
+    /// Opens the other end of `master`, which comes from a container's file system: anything but the kernel's own
+    /// multiplexer is refused, since the agent will read from it.
+    pub fn from_master(master: OwnedFd, rows: u16, columns: u16) -> Result<Terminal, Fault> {
+        let stat = fstat(&master).step("stat", "ptmx")?;
+        let device = (major(stat.st_rdev), minor(stat.st_rdev));
+        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || device != (5, 2) {
+            return Err(Fault::failed("open terminal: /dev/pts/ptmx is not a terminal multiplexer"));
+        }
+        rustix::pty::unlockpt(&master).step("unlock", "terminal")?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).step("open", "terminal")?;
+        if (rows, columns) != (0, 0) {
+            rustix::termios::tcsetwinsize(&slave, super::winsize(rows, columns))
+                .step("set size of", "terminal")?;
+        }
+        Ok(Terminal { master, slave })
+    }
+
+    /// Makes the terminal this session's, and its user's.
+    pub fn take(&self, uid: Uid) -> Result<(), Fault> {
+        rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("take", "terminal")?;
+        if uid.is_root() {
+            return Ok(());
+        }
+        rustix::fs::fchown(&self.slave, Some(uid), None::<Gid>).step("give terminal to", "user")
+    }
+}

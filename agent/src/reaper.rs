@@ -1,0 +1,65 @@
+//! Ended children: the pod's own processes, and in a guest also orphans that came to process 1.
+
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+
+use crate::agent::{Agent, Setting};
+use crate::fault::{Fault, Step};
+
+impl Agent {
+    /// Takes the status of every child that has ended.
+    pub(crate) fn reap(&mut self) -> Result<(), Fault> {
+        if !core::mem::take(&mut self.children) {
+            return Ok(());
+        }
+        if self.setting == Setting::Guest {
+            while let Some((pid, status)) = ended(None)? {
+                self.ended(pid, status)?;
+            }
+            return Ok(());
+        }
+        // A test's other children are not the agent's.
+        let own: alloc::vec::Vec<Pid> = self
+            .processes
+            .values()
+            .filter(|process| process.pidfd.is_some())
+            .map(|process| process.pid)
+            .collect();
+        for pid in own {
+            if let Some((pid, status)) = ended(Some(pid))? {
+                self.ended(pid, status)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus) -> Result<(), Fault> {
+        if self.pod.as_ref().is_some_and(|pod| pod.is_init(pid)) {
+            return Err(Fault::failed("the pod's first process has ended"));
+        }
+        let known = |process: &crate::process::Process| process.pid == pid && process.pidfd.is_some();
+        let Some((key, process)) = self.processes.iter_mut().find(|(_, process)| known(process)) else {
+            return Ok(());
+        };
+        process.status = Some(status);
+        process.pidfd = None;
+        // Its report is complete now and comes before its end.
+        process.reported = true;
+        let (key, failed) = (*key, process.failed);
+        if let Some(container) = self.containers.iter_mut().find(|container| container.init == Some(key)) {
+            container.init = None;
+            container.end_rest();
+        }
+        if failed {
+            self.forget_failed(key);
+        }
+        Ok(())
+    }
+}
+
+fn ended(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Fault> {
+    match waitpid(pid, WaitOptions::NOHANG) {
+        Err(Errno::CHILD | Errno::INTR) => Ok(None),
+        other => other.step("wait for", "children"),
+    }
+}

@@ -1,0 +1,193 @@
+//! Starting processes: NEWCONTAINER's first one and EXECCMD's further ones.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use agent_proto::command::Code;
+use agent_proto::payload::{self, ErrorCode, ExecCommand};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::process::{Pid, Signal};
+
+use crate::agent::{Agent, Role, Setting};
+use crate::container::surroundings::Surroundings;
+use crate::container::{Container, has_own_pids, namespaces};
+use crate::fault::{Fault, Step};
+use crate::pod;
+use crate::process::child::{self, Job, Place};
+use crate::process::{Pending, Process, pipes, report};
+use crate::sys::{self, Fork};
+
+/// The most processes, running or not yet reported.
+const PROCESSES_MAX: usize = 1024;
+/// The most containers, running or not yet removed.
+const CONTAINERS_MAX: usize = 256;
+
+/// A process's number and descriptor.
+type Forked = Result<(Pid, OwnedFd), Fault>;
+
+impl Agent {
+    /// Starts a container; the command is answered when its program runs.
+    pub(crate) fn start_container(&mut self, id: u32, spec: &payload::Container) -> Result<(), Fault> {
+        if self.containers.iter().any(|container| container.id == spec.id) {
+            return Err(Fault::new(ErrorCode::Exists, format!("container {} is there", spec.id)));
+        }
+        if self.containers.len() >= CONTAINERS_MAX {
+            return Err(Fault::failed(format!("{CONTAINERS_MAX} containers are the most")));
+        }
+        self.check_streams(&spec.process)?;
+        let isolated = self.setting == Setting::Guest;
+        let pod = self.pod.as_mut().ok_or_else(no_pod)?;
+        if isolated && spec.initialize {
+            pod.write_hostname()?;
+        }
+        let mut container = Container::new(spec, isolated)?;
+        let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };
+        let surroundings = Surroundings { spec, has_resolv_conf: pod.has_resolv_conf };
+        let place = if isolated { Place::New(surroundings) } else { Place::Here };
+        let hostname = pod.hostname.clone();
+        let start = Start::new(&spec.process, place, &hostname)?;
+        let (ours, job) = (start.ours, start.job);
+        let fork = || fork(flags, container.cgroup(), job);
+        let shared = isolated && !has_own_pids(spec);
+        let forked = if shared { pod.with_shared_pids(fork) } else { fork() }?;
+        let key = self.add(&spec.id, &spec.process, forked, ours, (id, Code::NewContainer))?;
+        container.init = Some(key);
+        self.containers.push(container);
+        Ok(())
+    }
+
+    /// Starts a further process of a container; the command is answered when its program runs.
+    pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Fault> {
+        let spec = &command.process;
+        self.check_streams(spec)?;
+        let taken = |process: &Process| process.container == command.container && process.id == spec.id;
+        if self.processes.values().any(taken) {
+            return Err(Fault::new(ErrorCode::Exists, format!("process {} is there", spec.id)));
+        }
+        let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
+        let container = self.container(&command.container)?;
+        let init = container.init.and_then(|key| self.processes.get(&key));
+        // Before its first process runs, a container is not yet closed against the agent's own tree.
+        let init = init.filter(|init| init.pending.is_none()).and_then(Process::pidfd).ok_or_else(|| {
+            Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
+        })?;
+        let isolated = self.setting == Setting::Guest;
+        let place = if isolated { Place::Join(init) } else { Place::Here };
+        let start = Start::new(spec, place, &hostname)?;
+        let (ours, job) = (start.ours, start.job);
+        let fork = || fork(0, container.cgroup(), job);
+        let forked = if isolated { pod::with_pids(init, pod::own_pidfd()?.as_fd(), fork) } else { fork() }?;
+        self.add(&command.container, spec, forked, ours, (id, Code::ExecCmd)).map(drop)
+    }
+
+    fn check_streams(&self, spec: &payload::Process) -> Result<(), Fault> {
+        let taken = |seq| self.processes.values().any(|process| process.has_seq(seq));
+        if let Some(seq) = [spec.stdio, spec.stderr].into_iter().find(|seq| taken(*seq)) {
+            return Err(Fault::new(ErrorCode::Exists, format!("stream {seq} is taken")));
+        }
+        if self.processes.len() >= PROCESSES_MAX {
+            return Err(Fault::failed(format!("{PROCESSES_MAX} processes are the most")));
+        }
+        Ok(())
+    }
+
+    /// Takes a forked process into the table and watches it.
+    fn add(
+        &mut self,
+        container: &str,
+        spec: &payload::Process,
+        (pid, pidfd): (Pid, OwnedFd),
+        ours: Ours,
+        (id, command): (u32, Code),
+    ) -> Result<u32, Fault> {
+        let key = self.next_key;
+        self.next_key += 1;
+        let watched = self.watch_process(
+            key,
+            &[
+                (Some(pidfd.as_fd()), Role::Exit),
+                (Some(ours.report.as_fd()), Role::Report),
+                (ours.pipes.stdin.as_ref().map(AsFd::as_fd), Role::Stdin),
+                (ours.pipes.stdout.as_ref().map(AsFd::as_fd), Role::Stdout),
+                (ours.pipes.stderr.as_ref().map(AsFd::as_fd), Role::Stderr),
+            ],
+        );
+        let pending = Pending { id, command: command as u32, report: ours.report };
+        let mut process = Process::new(container, spec, pid, pidfd, pending);
+        if let Err(fault) = watched {
+            let _ = process.signal(Signal::KILL);
+            return Err(fault);
+        }
+        process.set_pipes(ours.pipes);
+        self.processes.insert(key, process);
+        Ok(key)
+    }
+
+    /// Answers a start: the program runs, or why it does not.
+    ///
+    /// API 4244 knows no reason: a program that cannot be executed has run and ended with 126 or 127 there, and so has
+    /// every further process that could not be started (125).
+    pub(crate) fn started(&mut self, key: u32, result: Result<(), Fault>) {
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        let Some(pending) = process.pending.take() else { return };
+        let extended = self.control.is_extended();
+        let first = pending.command == Code::NewContainer as u32;
+        let reply = match result {
+            Err(fault) if extended || first && fault.exit_code() == FAULT_OF_OURS => {
+                process.failed = true;
+                Err(fault)
+            }
+            _ => Ok(Vec::new()),
+        };
+        let gone = process.failed && process.pidfd.is_none();
+        self.control.reply(pending.id, reply, pending.command);
+        if gone {
+            self.forget_failed(key);
+        }
+    }
+
+    /// Forgets a container whose first process never ran and is gone.
+    pub(crate) fn forget_failed(&mut self, key: u32) {
+        let Some(process) = self.processes.get(&key) else { return };
+        let first = process.is_first;
+        if first {
+            let id = process.container.clone();
+            self.containers.retain(|container| container.id != id);
+        }
+    }
+}
+
+/// The exit code for what is neither a missing program nor one that cannot be executed.
+const FAULT_OF_OURS: i32 = 125;
+
+/// The agent's ends of what a child is given.
+struct Ours {
+    pipes: crate::process::Pipes,
+    report: OwnedFd,
+}
+
+/// A child about to be forked.
+struct Start<'a> {
+    ours: Ours,
+    job: Job<'a>,
+}
+
+impl<'a> Start<'a> {
+    fn new(spec: &'a payload::Process, place: Place<'a>, hostname: &'a str) -> Result<Start<'a>, Fault> {
+        let (ours, stdio) = pipes(spec)?;
+        let (report, theirs) = report::channel()?;
+        let job = Job { spec, place, hostname, stdio, report: theirs };
+        Ok(Start { ours: Ours { pipes: ours, report }, job })
+    }
+}
+
+fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, job: Job<'_>) -> Forked {
+    match sys::fork(flags, cgroup).step("start", "process")? {
+        Fork::Child => child::run(job),
+        Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
+    }
+}
+
+fn no_pod() -> Fault {
+    Fault::failed("there is no pod yet")
+}

@@ -1,0 +1,354 @@
+//! System calls that rustix does not have, or has only as `unsafe`.
+// UNSAFETY: raw system calls, port I/O and reads into uninitialized memory; each function is a safe face of one.
+#![allow(unsafe_code)]
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::arch::asm;
+use core::ffi::{CStr, c_char};
+use core::ptr;
+
+use agent_proto::command::{MARK_IO_PORT, Mark};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::io::{Errno, Result};
+use rustix::process::{Pid, Signal};
+use rustix::thread::UnshareFlags;
+
+/// Numbers of Linux's system calls on x86_64.
+mod number {
+    pub(super) const SIGACTION: usize = 13;
+    pub(super) const SIGPROCMASK: usize = 14;
+    pub(super) const EXECVE: usize = 59;
+    pub(super) const IOPERM: usize = 173;
+    pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const CLONE3: usize = 435;
+    pub(super) const CLOSE_RANGE: usize = 436;
+    pub(super) const MOUNT_SETATTR: usize = 442;
+}
+
+/// Makes a system call.
+///
+/// # Safety
+///
+/// The arguments must be what the call asks for; pointers must be good for as long as it uses them.
+unsafe fn syscall(number: usize, args: [usize; 5]) -> Result<usize> {
+    let value: isize;
+    // SAFETY: the kernel keeps every register but rax, rcx and r11; the caller answers for the arguments.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number as isize => value,
+            in("rdi") args[0], in("rsi") args[1], in("rdx") args[2], in("r10") args[3], in("r8") args[4],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    if (-4095..0).contains(&value) {
+        // The range fits an i32.
+        return Err(Errno::from_raw_os_error(-value as i32));
+    }
+    Ok(value as usize)
+}
+
+/// Tells the machine how far the boot is; does nothing where the mark port cannot be had.
+pub fn mark(mark: Mark) {
+    let port = usize::from(MARK_IO_PORT);
+    // SAFETY: ioperm touches no memory.
+    if unsafe { syscall(number::IOPERM, [port, 1, 1, 0, 0]) }.is_err() {
+        return;
+    }
+    // SAFETY: the port is the process's own as of the call above, and writing to it has no effect on memory.
+    unsafe {
+        asm!("out dx, al", in("dx") MARK_IO_PORT, in("al") mark as u8, options(nostack, preserves_flags))
+    };
+    // Given back, or else every process would inherit it.
+    // SAFETY: ioperm touches no memory.
+    let _ = unsafe { syscall(number::IOPERM, [port, 1, 0, 0, 0]) };
+}
+
+/// clone(2)'s flags for new namespaces.
+pub mod namespace {
+    /// Mounts.
+    pub const MOUNT: u64 = 0x0002_0000;
+    /// Host and domain name.
+    pub const UTS: u64 = 0x0400_0000;
+    /// System V IPC and message queues.
+    pub const IPC: u64 = 0x0800_0000;
+    /// Process ids.
+    pub const PID: u64 = 0x2000_0000;
+    /// Network.
+    pub const NETWORK: u64 = 0x4000_0000;
+}
+
+/// Which side of [`fork`] this is.
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The one that made it.
+    Parent {
+        /// The child's number.
+        pid: Pid,
+        /// The child's descriptor, closed on exec.
+        pidfd: OwnedFd,
+    },
+}
+
+/// clone3(2)'s argument, first version and what CLONE_INTO_CGROUP adds.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Makes a copy of this process in new `namespaces` and, if given, in `cgroup`.
+///
+/// The copy has this thread alone. The agent has no other; a test's child must not wait for locks of other threads.
+pub fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
+    const CLONE_PIDFD: u64 = 0x1000;
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    const SIGCHLD: u64 = 17;
+
+    let mut pidfd: i32 = -1;
+    let mut args = CloneArgs {
+        flags: namespaces | CLONE_PIDFD,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: SIGCHLD,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: args is a whole clone_args and its pidfd points to an int; without CLONE_VM the child runs on its own
+    // copy of memory and stack, so that both sides return from here as from fork(2).
+    let pid =
+        unsafe { syscall(number::CLONE3, [&raw const args as usize, size_of::<CloneArgs>(), 0, 0, 0]) }?;
+    // SAFETY: the kernel wrote pidfd; a volatile read because the compiler saw only its address taken.
+    let pidfd = unsafe { ptr::read_volatile(&raw const pidfd) };
+    match Pid::from_raw(pid as i32) {
+        None => Ok(Fork::Child),
+        // SAFETY: CLONE_PIDFD gave the parent this new descriptor.
+        Some(pid) => Ok(Fork::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// Runs a program in this process's place; returns only if that fails.
+pub fn execve(path: &CStr, args: &[CString], envs: &[CString]) -> Errno {
+    let pointers = |list: &[CString]| -> Vec<*const c_char> {
+        list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (args, envs) = (pointers(args), pointers(envs));
+    let call = [path.as_ptr() as usize, args.as_ptr() as usize, envs.as_ptr() as usize, 0, 0];
+    // SAFETY: a path and two lists that end with null, all of strings that end with NUL.
+    match unsafe { syscall(number::EXECVE, call) } {
+        Err(errno) => errno,
+        Ok(_) => Errno::NOSYS,
+    }
+}
+
+/// Ends this process without running anything further.
+pub fn exit(code: i32) -> ! {
+    loop {
+        // SAFETY: exit_group takes a number and does not return.
+        let _ = unsafe { syscall(number::EXIT_GROUP, [code as usize, 0, 0, 0, 0]) };
+    }
+}
+
+/// The kernel's sigaction, which differs from C's.
+#[repr(C)]
+struct SigAction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+fn set_action(signal: Signal, handler: usize) {
+    let action = SigAction { handler, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: SIG_DFL (0) and SIG_IGN (1) are the only handlers given, so that no code ever runs by it.
+    let _ = unsafe {
+        syscall(
+            number::SIGACTION,
+            [signal.as_raw() as usize, &raw const action as usize, 0, size_of::<u64>(), 0],
+        )
+    };
+}
+
+/// Gives a new program the signals it expects: none blocked, SIGPIPE as usual.
+///
+/// The agent leaves all other dispositions alone; Rust's runtime, in the tests, ignores SIGPIPE.
+pub fn reset_signals() {
+    const SIG_SETMASK: usize = 2;
+    set_action(Signal::PIPE, 0);
+    let none: u64 = 0;
+    // SAFETY: a whole kernel signal set.
+    let _ = unsafe {
+        syscall(number::SIGPROCMASK, [SIG_SETMASK, &raw const none as usize, 0, size_of::<u64>(), 0])
+    };
+}
+
+/// Makes the kernel reap this process's children.
+pub fn ignore_children() {
+    set_action(Signal::CHILD, 1);
+}
+
+/// Returns signal `number`, named or real-time.
+pub fn signal(number: i32) -> Option<Signal> {
+    const LAST: i32 = 64;
+    // SAFETY: the numbers that the kernel has; no C library here keeps some for itself.
+    (1..=LAST).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
+}
+
+/// Marks every descriptor above stderr to be closed on exec.
+pub fn close_others_on_exec() {
+    const CLOSE_RANGE_CLOEXEC: usize = 4;
+    // SAFETY: sets flags only; no descriptor is closed.
+    let _ = unsafe { syscall(number::CLOSE_RANGE, [3, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0]) };
+}
+
+/// Closes every descriptor, for a process that never uses one again.
+pub fn close_all() {
+    // SAFETY: the one caller goes on to wait for ever, so that no owner of a descriptor is ever used or dropped.
+    let _ = unsafe { syscall(number::CLOSE_RANGE, [0, u32::MAX as usize, 0, 0, 0]) };
+}
+
+/// Gives this process a view of the cgroup tree that begins at its own cgroup.
+pub fn unshare_cgroup_view() -> Result<()> {
+    // SAFETY: a cgroup namespace shares no memory or descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
+}
+
+/// mount_setattr(2)'s argument.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountAttributes {
+    /// MOUNT_ATTR_* to set.
+    pub set: u64,
+    /// MOUNT_ATTR_* to clear.
+    pub clear: u64,
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, or 0.
+    pub propagation: u64,
+    /// User namespace of an id-mapped mount: never used here.
+    pub userns_fd: u64,
+}
+
+/// Changes the mount whose root `mount` is, and with `recursive` everything below it.
+pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: MountAttributes) -> Result<()> {
+    const AT_EMPTY_PATH: usize = 0x1000;
+    const AT_RECURSIVE: usize = 0x8000;
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    let call = [
+        mount.as_raw_fd() as usize,
+        c"".as_ptr() as usize,
+        flags,
+        &raw const attributes as usize,
+        size_of::<MountAttributes>(),
+    ];
+    // SAFETY: an empty path and a whole mount_attr.
+    unsafe { syscall(number::MOUNT_SETATTR, call) }.map(drop)
+}
+
+/// ioctl(2)'s ifreq, as far as SIOCSIFFLAGS reads it.
+#[repr(C)]
+struct InterfaceFlags {
+    name: [u8; 16],
+    flags: i16,
+    pad: [u8; 22],
+}
+
+/// Brings the loopback interface of this process's network namespace up; `socket` is any IP socket of it.
+pub fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
+    const SIOCSIFFLAGS: rustix::ioctl::Opcode = 0x8914;
+    const IFF_UP: i16 = 1;
+    let mut request = InterfaceFlags { name: [0; 16], flags: IFF_UP, pad: [0; 22] };
+    request.name[..2].copy_from_slice(b"lo");
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which InterfaceFlags is as long as.
+    let setter = unsafe { rustix::ioctl::Setter::<SIOCSIFFLAGS, InterfaceFlags>::new(request) };
+    // SAFETY: as above.
+    unsafe { rustix::ioctl::ioctl(socket, setter) }
+}
+
+/// Reads at most `max` bytes and appends them to `out`; 0 is the end of the file.
+pub fn read_append(fd: BorrowedFd<'_>, out: &mut Vec<u8>, max: usize) -> Result<usize> {
+    out.reserve(max);
+    let (read, _) = rustix::io::read(fd, &mut out.spare_capacity_mut()[..max])?;
+    let count = read.len();
+    // SAFETY: the first `count` bytes of the spare capacity have just been written.
+    unsafe { out.set_len(out.len() + count) };
+    Ok(count)
+}
+
+/// Copies `len` bytes between buffers that do not overlap; the compiler calls it memcpy.
+///
+/// # Safety
+///
+/// As for memcpy.
+#[cfg(feature = "init")]
+pub(crate) unsafe fn copy_forward(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: the caller's. The direction flag is clear by the ABI. Eight bytes at a time: emulators count each step.
+    unsafe {
+        asm!(
+            "rep movsq",
+            "mov rcx, {rest}",
+            "rep movsb",
+            rest = in(reg) len & 7,
+            inout("rcx") len >> 3 => _,
+            inout("rdi") to => _,
+            inout("rsi") from => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Copies `len` bytes from the last to the first; the compiler calls it memmove where the target lies behind.
+///
+/// # Safety
+///
+/// As for memmove.
+#[cfg(feature = "init")]
+pub(crate) unsafe fn copy_backward(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: the caller's. The direction flag is set for the copy and clear again after it.
+    unsafe {
+        asm!(
+            "std",
+            "rep movsb",
+            "cld",
+            inout("rcx") len => _,
+            inout("rdi") to.wrapping_add(len).wrapping_sub(1) => _,
+            inout("rsi") from.wrapping_add(len).wrapping_sub(1) => _,
+            options(nostack),
+        );
+    }
+}
+
+/// Sets `len` bytes; the compiler calls it memset.
+///
+/// # Safety
+///
+/// As for memset.
+#[cfg(feature = "init")]
+pub(crate) unsafe fn fill(to: *mut u8, byte: u8, len: usize) {
+    // SAFETY: the caller's. The direction flag is clear by the ABI.
+    unsafe {
+        asm!(
+            "rep stosq",
+            "mov rcx, {rest}",
+            "rep stosb",
+            rest = in(reg) len & 7,
+            in("rax") u64::from(byte) * 0x0101_0101_0101_0101,
+            inout("rcx") len >> 3 => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
