@@ -403,3 +403,6 @@ pub(crate) fn watch(
     let token = u64::from(key) << 4 | role as u64;
     epoll::add(epoll, fd, EventData::new_u64(token), flags).step("watch", "descriptor")
 }
+
+#[cfg(test)]
+mod tests;

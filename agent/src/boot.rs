@@ -3,7 +3,7 @@
 use alloc::format;
 
 use agent_proto::command::Mark;
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -11,7 +11,8 @@ use rustix::system::RebootCommand;
 
 use crate::agent::{Agent, Setting, Turn};
 use crate::fault::{Fault, Step};
-use crate::{ports, sys, timeline};
+use crate::ports::{self, Ports};
+use crate::{sys, timeline};
 
 /// The first descriptor that is not stdin, stdout or stderr.
 const FIRST_FREE: i32 = 3;
@@ -43,8 +44,7 @@ fn run() -> Result<(), Fault> {
     // The devices' nodes and, for the names of the ports, their attributes: nothing else is needed to say READY.
     mount("devtmpfs", "/dev")?;
     mount("sysfs", "/sys")?;
-    let ports = ports::open()?;
-    keep_stdio_taken(&ports.control)?;
+    let ports = keep_stdio_apart(ports::open()?)?;
     let mut agent = Agent::new(ports.control, ports.streams, Setting::Guest)?;
     // The agent's own view of processes: for kernel parameters and scores, which containers must not be trusted with.
     mount("proc", "/proc")?;
@@ -63,11 +63,23 @@ fn mount(kind: &str, target: &str) -> Result<(), Fault> {
     }
 }
 
-/// The kernel gives process 1 the console as its first three descriptors. Where it has none they would go to the ports,
-/// and with them to every child.
-fn keep_stdio_taken(first: &OwnedFd) -> Result<(), Fault> {
-    if first.as_raw_fd() >= FIRST_FREE {
-        return Ok(());
+/// Keeps the first three descriptors from being anything of the agent's, which would be every child's.
+///
+/// The kernel gives process 1 the console there, unless the console's port came up later than process 1; /dev/null takes
+/// its place then.
+fn keep_stdio_apart(ports: Ports) -> Result<Ports, Fault> {
+    if ports.control.as_raw_fd() >= FIRST_FREE {
+        return Ok(ports);
     }
-    Err(Fault::failed("start: the kernel has no console"))
+    let apart = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE).step("move", "port");
+    let moved = Ports { control: apart(&ports.control)?, streams: apart(&ports.streams)? };
+    drop(ports);
+    loop {
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).step("open", "/dev/null")?;
+        if null.as_raw_fd() >= FIRST_FREE {
+            return Ok(moved);
+        }
+        // Left open for good.
+        let _ = null.into_raw_fd();
+    }
 }

@@ -1,7 +1,7 @@
 //! Ended children: the pod's own processes, and in a guest also orphans that came to process 1.
 
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 
 use crate::agent::{Agent, Setting};
 use crate::fault::{Fault, Step};
@@ -58,7 +58,12 @@ impl Agent {
 }
 
 fn ended(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Fault> {
-    match waitpid(pid, WaitOptions::NOHANG) {
+    // Without a number waitpid would mean the agent's process group; any child is what wait means.
+    let ended = match pid {
+        Some(pid) => waitpid(Some(pid), WaitOptions::NOHANG),
+        None => wait(WaitOptions::NOHANG),
+    };
+    match ended {
         Err(Errno::CHILD | Errno::INTR) => Ok(None),
         other => other.step("wait for", "children"),
     }
