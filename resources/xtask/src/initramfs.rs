@@ -1,4 +1,4 @@
-//! The guest's initramfs: the agent as `/init`, and nothing else.
+//! The guest's initramfs: the agent as `/init` and the folders that it mounts on, nothing else.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,6 +11,8 @@ use crate::steps::{cargo, run, say};
 
 /// The most that the agent may weigh: every byte is guest memory twice, in the archive and unpacked.
 const AGENT_BYTES_MAX: usize = 256 << 10;
+/// What the agent mounts on, parents first.
+const FOLDERS: [&str; 7] = ["dev", "proc", "sys", "run", "run/share", "run/root", "run/cgroup"];
 
 /// Builds the agent and packs it; returns the archive, which changes only when the agent does.
 pub fn initramfs() -> anyhow::Result<PathBuf> {
@@ -46,7 +48,9 @@ pub fn initramfs() -> anyhow::Result<PathBuf> {
 /// The archive. The kernel opens `/dev/console` for init's standard streams and complains where it is missing.
 fn archive(agent: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
-    newc::append(&mut archive, "dev", 0o040_755, &[]);
+    for folder in FOLDERS {
+        newc::append(&mut archive, folder, 0o040_755, &[]);
+    }
     newc::append_node(&mut archive, "dev/console", 0o020_600, (5, 1));
     newc::append(&mut archive, "init", 0o100_755, agent);
     newc::finish(&mut archive);
