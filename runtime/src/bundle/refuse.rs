@@ -1,0 +1,131 @@
+//! What a bundle may ask for and cannot get, field by field.
+//!
+//! Honoured because a VM implies it, and so not in the table: `linux.resources.devices` (the guest's `/dev` holds no
+//! device of the host), `linux.namespaces` of every kind but user and time (the VM is one), `linux.devices` that name
+//! what `/dev` has anyway, a root propagation of private or slave (nothing propagates out of a VM), CPU shares (weights
+//! against other containers, of which its VM has none), swap limits (it has no swap). Annotations and the sections of
+//! other platforms are skipped, as the specification says.
+
+use super::{BundleError, Result, is_bind};
+use crate::oci::{Mount, Process, Spec};
+
+/// What every container's `/dev` has (config-linux.md, "Default Devices"), and what the agent adds to it.
+const DEFAULT_DEVICES: [&str; 9] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/console",
+    "/dev/ptmx",
+    "/dev/pts/ptmx",
+];
+
+/// File systems that the guest mounts.
+const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
+
+/// Namespaces that a VM has, or that the agent makes.
+const NAMESPACES: [&str; 6] = ["pid", "network", "mount", "ipc", "uts", "cgroup"];
+
+/// Options that ask for more than mount(2) in the guest.
+const MOUNT_OPTIONS: [&str; 3] = ["idmap", "ridmap", "tmpcopyup"];
+
+/// Refuses the first thing in `spec` that cannot be honoured.
+pub fn check(spec: &Spec, process: &Process) -> Result<()> {
+    let hooks = &spec.hooks;
+    let linux = &spec.linux;
+    let resources = &linux.resources;
+    let table = [
+        ("vm", spec.vm, "the machine is set by flags and configuration file"),
+        ("hooks.prestart", hooks.prestart, "hooks"),
+        ("hooks.createRuntime", hooks.create_runtime, "hooks"),
+        ("hooks.createContainer", hooks.create_container, "hooks"),
+        ("hooks.startContainer", hooks.start_container, "hooks"),
+        ("hooks.poststart", hooks.poststart, "hooks"),
+        ("hooks.poststop", hooks.poststop, "hooks"),
+        ("process.apparmorProfile", process.apparmor_profile, "the guest has no AppArmor"),
+        ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),
+        ("process.ioPriority", process.io_priority, "I/O priorities"),
+        ("process.scheduler", process.scheduler, "scheduling classes"),
+        ("process.execCPUAffinity", process.exec_cpu_affinity, "CPU affinity"),
+        ("linux.cgroupsPath", linux.cgroups_path, "a cgroup of the host"),
+        ("linux.uidMappings", linux.uid_mappings, "user namespaces"),
+        ("linux.gidMappings", linux.gid_mappings, "user namespaces"),
+        ("linux.seccomp", linux.seccomp, "system call filters"),
+        ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
+        ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
+        ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
+        ("linux.netDevices", linux.net_devices, "devices of the host"),
+        ("linux.personality", linux.personality, "execution domains"),
+        ("linux.timeOffsets", linux.time_offsets, "time namespaces"),
+        ("linux.resources.blockIO", resources.block_io, "I/O limits"),
+        ("linux.resources.hugepageLimits", resources.hugepage_limits, "huge page limits"),
+        ("linux.resources.network", resources.network, "network classes"),
+        ("linux.resources.rdma", resources.rdma, "RDMA limits"),
+        ("linux.resources.unified", resources.unified, "cgroup files by name"),
+        (
+            "linux.resources.memory.disableOOMKiller",
+            resources.memory.disable_oom_killer,
+            "the OOM killer stays",
+        ),
+        ("linux.resources.cpu.realtimeRuntime", resources.cpu.realtime_runtime, "real-time CPU limits"),
+        ("linux.resources.cpu.cpus", resources.cpu.cpus, "CPUs of the host"),
+        ("linux.resources.cpu.mems", resources.cpu.mems, "memory nodes of the host"),
+    ];
+    if let Some((path, _, why)) = table.iter().find(|(_, field, _)| field.0) {
+        return Err(unsupported(*path, *why));
+    }
+    if resources.pids.limit > 0 {
+        return Err(unsupported("linux.resources.pids.limit", "a limit of processes"));
+    }
+    check_linux(spec)?;
+    spec.mounts.iter().enumerate().try_for_each(|(index, mount)| check_mount(index, mount))
+}
+
+fn check_linux(spec: &Spec) -> Result<()> {
+    for (index, namespace) in spec.linux.namespaces.iter().enumerate() {
+        if !NAMESPACES.contains(&namespace.kind.as_str()) {
+            return Err(unsupported(
+                format!("linux.namespaces[{index}].type"),
+                format!("a {} namespace", namespace.kind),
+            ));
+        }
+        if !namespace.path.is_empty() {
+            return Err(unsupported(
+                format!("linux.namespaces[{index}].path"),
+                "a VM cannot join a namespace of the host",
+            ));
+        }
+    }
+    for (index, device) in spec.linux.devices.iter().enumerate() {
+        if !DEFAULT_DEVICES.contains(&device.path.as_str()) {
+            return Err(unsupported(format!("linux.devices[{index}]"), format!("device {}", device.path)));
+        }
+    }
+    match spec.linux.rootfs_propagation.as_str() {
+        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
+        other => Err(unsupported("linux.rootfsPropagation", other)),
+    }
+}
+
+fn check_mount(index: usize, mount: &Mount) -> Result<()> {
+    let at = |field: &str| format!("mounts[{index}].{field}");
+    if !is_bind(mount) && !MOUNT_KINDS.contains(&mount.kind.as_str()) {
+        return Err(unsupported(at("type"), format!("file system {:?}", mount.kind)));
+    }
+    if mount.uid_mappings.0 {
+        return Err(unsupported(at("uidMappings"), "mounts with mapped ids"));
+    }
+    if mount.gid_mappings.0 {
+        return Err(unsupported(at("gidMappings"), "mounts with mapped ids"));
+    }
+    match mount.options.iter().position(|option| MOUNT_OPTIONS.contains(&option.as_str())) {
+        Some(n) => Err(unsupported(format!("mounts[{index}].options[{n}]"), mount.options[n].clone())),
+        None => Ok(()),
+    }
+}
+
+fn unsupported(path: impl Into<String>, why: impl Into<String>) -> BundleError {
+    BundleError::Unsupported { path: path.into(), why: why.into() }
+}

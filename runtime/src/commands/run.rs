@@ -1,0 +1,149 @@
+//! `vmm run`: a bundle in a machine of its own, from the first line to the container's exit code.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent_proto::command::Code;
+use anyhow::{Context, Result};
+use vmm::{PendingVm, Timeline};
+
+use crate::bundle::Bundle;
+use crate::config::RunConfig;
+use crate::console::{KernelMarks, Outputs};
+use crate::image::Images;
+use crate::link::streams::{StreamSpec, streams};
+use crate::marks::Marks;
+use crate::plan::{Plan, STDERR_STREAM, STDIO_STREAM};
+use crate::sandbox::{Parts, Sandbox};
+use crate::session::Session;
+use crate::signals::Signals;
+use crate::terminal::{self, RawTerminal};
+use crate::{exit, image};
+
+/// Runs the bundle; returns the exit code. `start` is when the process began.
+pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
+    let marks = BootMarks::new(config, start);
+    // Before the first thread, so that no other takes a signal that is ours.
+    let signals = Signals::block().context("block signals")?;
+    // KVM takes its time to make a machine; the bundle is read meanwhile.
+    let pending = PendingVm::start().map_err(vmm::Error::from)?;
+
+    let bundle = Bundle::load(&config.bundle)?;
+    let plan = Plan::new(&bundle, config, terminal::size())?;
+    marks.mark("planned");
+
+    let parts = parts(config, &plan, pending, &marks)?;
+    let mut sandbox = Sandbox::start(&plan, parts)?;
+    let pod = sandbox.link.send(Code::StartPod, "start the pod", &plan.pod)?;
+    let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
+    sandbox.link.flush()?;
+
+    let mut session = Session::new(sandbox, &signals, &config.id, plan.terminal, config.agent_timeout);
+    session.wait_ready()?;
+    marks.mark("agent_ready");
+    session.wait_reply("start the pod", pod)?;
+    marks.mark("pod_started");
+    session.wait_reply("start the container", container)?;
+    marks.mark("container_started");
+
+    let terminal =
+        if plan.terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
+    session.started()?;
+    let exit = session.wait_exit()?;
+    marks.mark("exited");
+    session.wait_output(&exit)?;
+    drop(terminal);
+
+    session.sandbox.expect_end();
+    destroy(&mut session);
+    let streams = written(&session.sandbox);
+    session.sandbox.stop();
+    marks.mark("vm_ended");
+    marks.write(config)?;
+    streams?;
+    Ok(exit::of_exit(&exit))
+}
+
+/// What the sandbox is made from: the images, the streams over our own stdin, stdout and stderr, and the outputs.
+fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks) -> Result<Parts> {
+    let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
+    let outputs =
+        Outputs::open(config.console.as_ref(), marks.kernel.clone()).context("open the console's copy")?;
+    let stdio =
+        StreamSpec { seq: STDIO_STREAM, source: Some(libc::STDIN_FILENO), sink: Some(libc::STDOUT_FILENO) };
+    let stderr = StreamSpec { seq: STDERR_STREAM, source: None, sink: Some(libc::STDERR_FILENO) };
+    let specs = if plan.terminal { &[stdio][..] } else { &[stdio, stderr][..] };
+    let timeline = marks.timeline.clone();
+    let first_output = timeline
+        .clone()
+        .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
+    let streams = streams(specs, first_output).context("open stdin, stdout and stderr")?;
+    Ok(Parts { pending, images, outputs, streams, timeline })
+}
+
+/// Ends the pod. The container has ended and its output is out: what fails here is worth a line, not its exit code.
+fn destroy(session: &mut Session<'_>) {
+    let step = "end the pod";
+    let mut end = || {
+        let command = session.sandbox.link.send_bare(Code::DestroyPod, step)?;
+        session.sandbox.link.flush()?;
+        session.wait_reply(step, command)
+    };
+    if let Err(error) = end() {
+        log::warn!("{error}");
+    }
+}
+
+/// Fails where output could not be written, with the stream's name.
+fn written(sandbox: &Sandbox) -> Result<()> {
+    for (seq, name) in [(STDIO_STREAM, "stdout"), (STDERR_STREAM, "stderr")] {
+        if let Some(error) = sandbox.streams.error(seq) {
+            return Err(error).with_context(|| format!("write {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// The boot's marks, where somebody asked for them.
+struct BootMarks {
+    timeline: Option<Arc<Timeline>>,
+    kernel: Option<KernelMarks>,
+}
+
+impl BootMarks {
+    fn new(config: &RunConfig, start: Instant) -> BootMarks {
+        let asked = config.marks.is_some();
+        let timeline = asked.then(|| Arc::new(Timeline::starting(start)));
+        if let Some(timeline) = &timeline {
+            timeline.at("start", start);
+        }
+        BootMarks { timeline, kernel: asked.then(KernelMarks::default) }
+    }
+
+    fn mark(&self, name: &'static str) {
+        if let Some(timeline) = &self.timeline {
+            timeline.mark(name);
+        }
+    }
+
+    fn write(&self, config: &RunConfig) -> Result<()> {
+        let (Some(to), Some(timeline)) = (&config.marks, &self.timeline) else { return Ok(()) };
+        let kernel = self.kernel.as_ref().map(|marks| marks.lock().unwrap().clone()).unwrap_or_default();
+        let marks = Marks { host: timeline.marks(), kernel };
+        marks.write(to, std::io::stderr()).with_context(|| format!("write marks {}", to.display()))
+    }
+}
+
+/// Says whether kernel and initramfs are inside the program, for `vmm --version`.
+pub fn embedded() -> String {
+    match image::Embedded::find() {
+        Ok(found) => {
+            let size = |part: &Option<vmm::Image>| {
+                part.as_ref()
+                    .map_or("not embedded".to_owned(), |image| format!("embedded, {} KiB", image.len >> 10))
+            };
+            format!("kernel: {}\nagent: {}", size(&found.kernel), size(&found.initramfs))
+        }
+        Err(error) => format!("kernel and agent: {error}"),
+    }
+}

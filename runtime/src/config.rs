@@ -1,0 +1,296 @@
+//! What the command line, the environment and the configuration file mean together: `Settings` of each source, merged
+//! into a [`RunConfig`] below which nobody reads any of them.
+//!
+//! A flag wins over the environment (`VMM_MEMORY`, …), that over the configuration file, that over the default. The
+//! configuration file is the first of `$XDG_CONFIG_HOME/vmm/config.json`, `~/.config/vmm/config.json` and
+//! `/etc/vmm/config.json`: a JSON object whose keys are the flags' names.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::cli::RunArgs;
+
+/// How long the agent may make no progress where a command waits for it.
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest container id; it becomes a name in the share.
+const ID_MAX: usize = 128;
+
+/// Why the configuration is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("read configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration file is not what it should be.
+    #[error("parse configuration {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A value that makes no sense.
+    #[error("{name} {value:?}: {why}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// This module's result.
+pub type Result<T, E = ConfigError> = std::result::Result<T, E>;
+
+/// What may be set in three places.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    /// Guest memory in MiB, or with a suffix M or G [default: from the memory limit, else 256]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Virtual CPUs [default: from the CPU quota, else 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<String>,
+    /// Guest kernel: an uncompressed ELF vmlinux or a bzImage [default: the embedded one]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initramfs with the agent [default: the embedded one]
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Words to add to the kernel's command line
+    #[arg(long, value_name = "WORDS")]
+    pub cmdline: Option<String>,
+    /// Show the guest's kernel log: `-` on stderr, else in a file; with `serial:` before it from the first instructions
+    #[arg(long, value_name = "[serial:]FILE|-")]
+    pub console: Option<String>,
+    /// Write the boot's timeline to a file (JSON that Perfetto opens) and a table to stderr; `-` for the table alone
+    #[arg(long, value_name = "FILE|-")]
+    pub marks: Option<PathBuf>,
+    /// Seconds without progress after which an agent that has to answer is given up; no flag.
+    #[arg(skip)]
+    pub agent_timeout: Option<String>,
+}
+
+impl Settings {
+    /// Reads the environment.
+    fn from_env(lookup: impl Fn(&str) -> Option<OsString>) -> Settings {
+        // A text that is not UTF-8 is shown as such by the check of its value.
+        let text = |name: &str| lookup(name).map(|value| value.to_string_lossy().into_owned());
+        Settings {
+            memory: text("VMM_MEMORY"),
+            cpus: text("VMM_CPUS"),
+            kernel: lookup("VMM_KERNEL").map(PathBuf::from),
+            initrd: lookup("VMM_INITRD").map(PathBuf::from),
+            cmdline: text("VMM_CMDLINE"),
+            console: text("VMM_CONSOLE"),
+            marks: lookup("VMM_MARKS").map(PathBuf::from),
+            agent_timeout: text("VMM_AGENT_TIMEOUT"),
+        }
+    }
+
+    /// Reads the first configuration file that is there.
+    fn from_file(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings> {
+        let user = lookup("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .or_else(|| lookup("HOME").map(|home| Path::new(&home).join(".config")));
+        for path in user.into_iter().chain([PathBuf::from("/etc")]).map(|dir| dir.join("vmm/config.json")) {
+            match fs::read(&path) {
+                Ok(text) => {
+                    return serde_json::from_slice(&text)
+                        .map_err(|source| ConfigError::Parse { path, source });
+                }
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(source) => return Err(ConfigError::Read { path, source }),
+            }
+        }
+        Ok(Settings::default())
+    }
+
+    /// Takes from `other` what is not set.
+    fn or(self, other: Settings) -> Settings {
+        Settings {
+            memory: self.memory.or(other.memory),
+            cpus: self.cpus.or(other.cpus),
+            kernel: self.kernel.or(other.kernel),
+            initrd: self.initrd.or(other.initrd),
+            cmdline: self.cmdline.or(other.cmdline),
+            console: self.console.or(other.console),
+            marks: self.marks.or(other.marks),
+            agent_timeout: self.agent_timeout.or(other.agent_timeout),
+        }
+    }
+}
+
+/// Where the guest's kernel log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Console {
+    /// The serial port is there, for what the kernel says before its drivers.
+    pub serial: bool,
+    /// A file; stderr where there is none.
+    pub to: Option<PathBuf>,
+}
+
+/// What `vmm run` is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunConfig {
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The container's id: fit to be a file's name.
+    pub id: String,
+    /// Guest memory.
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs.
+    pub vcpus: Option<u8>,
+    /// A kernel in place of the embedded one.
+    pub kernel: Option<PathBuf>,
+    /// An initramfs in place of the embedded one.
+    pub initrd: Option<PathBuf>,
+    /// Words to add to the kernel's command line.
+    pub cmdline: Option<String>,
+    /// Show the guest's kernel log.
+    pub console: Option<Console>,
+    /// Write the timeline: to this file, or for `-` as a table alone.
+    pub marks: Option<PathBuf>,
+    /// How long the agent may make no progress.
+    pub agent_timeout: Duration,
+}
+
+impl Default for RunConfig {
+    fn default() -> RunConfig {
+        RunConfig {
+            bundle: PathBuf::from("."),
+            id: "container".to_owned(),
+            memory_mib: None,
+            vcpus: None,
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            console: None,
+            marks: None,
+            agent_timeout: AGENT_TIMEOUT,
+        }
+    }
+}
+
+impl RunConfig {
+    /// Merges the sources. `lookup` reads the environment.
+    pub fn resolve(args: RunArgs, lookup: impl Fn(&str) -> Option<OsString> + Copy) -> Result<RunConfig> {
+        let settings = args.settings.or(Settings::from_env(lookup)).or(Settings::from_file(lookup)?);
+        let (bundle, id) = bundle_and_id(args.target, args.bundle)?;
+        Ok(RunConfig {
+            bundle,
+            id,
+            memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
+            vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
+            kernel: settings.kernel,
+            initrd: settings.initrd,
+            cmdline: settings.cmdline,
+            console: settings.console.map(|text| console(&text)),
+            marks: settings.marks,
+            agent_timeout: settings.agent_timeout.map_or(Ok(AGENT_TIMEOUT), |text| timeout(&text))?,
+        })
+    }
+}
+
+fn memory_mib(text: &str) -> Result<u32> {
+    let error = |why| ConfigError::Value { name: "memory", value: text.to_owned(), why };
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 1024),
+        _ => (text, 1),
+    };
+    let number: u32 = digits.parse().map_err(|_| error("not a number of MiB"))?;
+    let mib = number.checked_mul(factor).ok_or_else(|| error("too large"))?;
+    if mib < crate::plan::MIN_MEMORY_MIB {
+        return Err(error("too little for a guest: it needs 64 MiB"));
+    }
+    Ok(mib)
+}
+
+fn vcpus(text: &str) -> Result<u8> {
+    match text.parse() {
+        Ok(count @ 1..=crate::plan::MAX_VCPUS) => Ok(count),
+        _ => {
+            Err(ConfigError::Value { name: "cpus", value: text.to_owned(), why: "not a number from 1 to 32" })
+        }
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration> {
+    match text.parse() {
+        Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
+        _ => Err(ConfigError::Value {
+            name: "agent-timeout",
+            value: text.to_owned(),
+            why: "not a number of seconds",
+        }),
+    }
+}
+
+fn console(text: &str) -> Console {
+    let (serial, to) = match text.strip_prefix("serial:") {
+        Some(to) => (true, to),
+        None => (text == "serial", if text == "serial" { "-" } else { text }),
+    };
+    Console { serial, to: (to != "-").then(|| PathBuf::from(to)) }
+}
+
+/// Tells `vmm run BUNDLE` from runc's `vmm run ID`: with --bundle it is an id, a directory with a config.json is a
+/// bundle, and anything else is an id where the current directory is a bundle.
+fn bundle_and_id(target: Option<OsString>, bundle: Option<PathBuf>) -> Result<(PathBuf, String)> {
+    let is_bundle = |directory: &Path| directory.join("config.json").exists();
+    let (bundle, id) = match (target, bundle) {
+        (target, Some(bundle)) => (bundle, target),
+        (None, None) => (PathBuf::from("."), None),
+        (Some(target), None) if !is_bundle(Path::new(&target)) && is_bundle(Path::new(".")) => {
+            (PathBuf::from("."), Some(target))
+        }
+        (Some(target), None) => (PathBuf::from(target), None),
+    };
+    let id = match id {
+        Some(id) => given_id(&id)?,
+        None => id_of_bundle(&bundle),
+    };
+    Ok((bundle, id))
+}
+
+fn given_id(id: &OsStr) -> Result<String> {
+    let why = "an id has 1 to 128 letters, digits and _+-. and does not begin with a dot";
+    match id.to_str() {
+        Some(id) if is_id(id) => Ok(id.to_owned()),
+        _ => Err(ConfigError::Value { name: "container id", value: id.to_string_lossy().into_owned(), why }),
+    }
+}
+
+/// A bundle that nobody named is called after its directory, if that has a name that will do.
+fn id_of_bundle(bundle: &Path) -> String {
+    match bundle.file_name().and_then(OsStr::to_str) {
+        Some(name) if is_id(name) => name.to_owned(),
+        _ => RunConfig::default().id,
+    }
+}
+
+fn is_id(id: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    (1..=ID_MAX).contains(&id.len()) && !id.starts_with('.') && id.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests;

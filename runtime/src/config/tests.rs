@@ -1,0 +1,82 @@
+use super::*;
+
+fn resolve(args: RunArgs, env: &[(&str, &str)]) -> Result<RunConfig> {
+    let nowhere = [("XDG_CONFIG_HOME", "/nonexistent")];
+    RunConfig::resolve(args, |name| {
+        env.iter().chain(&nowhere).find(|(key, _)| *key == name).map(|(_, value)| value.into())
+    })
+}
+
+fn settings(settings: Settings) -> RunArgs {
+    RunArgs { settings, target: Some("c1".into()), bundle: Some("/b".into()) }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("vmm")).unwrap();
+    let file = r#"{"memory": "100", "cpus": "2", "kernel": "/file/k", "agent-timeout": "7"}"#;
+    fs::write(folder.path().join("vmm/config.json"), file).unwrap();
+    let env =
+        [("XDG_CONFIG_HOME", folder.path().to_str().unwrap()), ("VMM_CPUS", "3"), ("VMM_KERNEL", "/env/k")];
+    let flags = Settings { kernel: Some("/flag/k".into()), ..Settings::default() };
+    let config = resolve(settings(flags), &env).unwrap();
+    assert_eq!(config.memory_mib, Some(100));
+    assert_eq!(config.vcpus, Some(3));
+    assert_eq!(config.kernel, Some("/flag/k".into()));
+    assert_eq!(config.agent_timeout, Duration::from_secs(7));
+    assert_eq!(config.initrd, None);
+
+    fs::write(folder.path().join("vmm/config.json"), r#"{"memroy": "100"}"#).unwrap();
+    let error = anyhow::Error::from(resolve(settings(Settings::default()), &env).unwrap_err());
+    assert!(format!("{error:#}").contains("unknown field `memroy`"), "{error:#}");
+}
+
+#[test]
+fn sizes_counts_and_times_are_checked() {
+    for (text, mib) in [("64", Some(64)), ("512M", Some(512)), ("2g", Some(2048)), ("63", None), ("", None)] {
+        assert_eq!(memory_mib(text).ok(), mib, "{text}");
+    }
+    for text in ["G", "-1", "1.5G", "5000000G", "ä"] {
+        assert!(memory_mib(text).is_err(), "{text}");
+    }
+    for (text, count) in [("1", Some(1)), ("32", Some(32)), ("0", None), ("33", None), ("x", None)] {
+        assert_eq!(vcpus(text).ok(), count, "{text}");
+    }
+    assert!(timeout("0").is_err());
+    let error = memory_mib("10").unwrap_err().to_string();
+    assert_eq!(error, r#"memory "10": too little for a guest: it needs 64 MiB"#);
+}
+
+#[test]
+fn a_console_is_a_place_with_or_without_the_serial_port() {
+    for (text, serial, to) in [
+        ("-", false, None),
+        ("/x", false, Some("/x")),
+        ("serial", true, None),
+        ("serial:-", true, None),
+        ("serial:/x", true, Some("/x")),
+    ] {
+        assert_eq!(console(text), Console { serial, to: to.map(PathBuf::from) }, "{text}");
+    }
+}
+
+#[test]
+fn a_directory_with_a_configuration_is_a_bundle_and_anything_else_an_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("hello");
+    fs::create_dir(&bundle).unwrap();
+    fs::write(bundle.join("config.json"), "{}").unwrap();
+    let of = |target: Option<&Path>, flag: Option<&Path>| {
+        bundle_and_id(target.map(|path| path.as_os_str().to_owned()), flag.map(Path::to_owned))
+    };
+    assert_eq!(of(Some(&bundle), None).unwrap(), (bundle.clone(), "hello".into()));
+    assert_eq!(of(Some(Path::new("c1")), Some(&bundle)).unwrap(), (bundle.clone(), "c1".into()));
+    assert_eq!(of(None, Some(&bundle)).unwrap(), (bundle.clone(), "hello".into()));
+    // The tests' current directory is no bundle, so the target stays one, and is refused when it is read.
+    assert_eq!(of(Some(Path::new("c1")), None).unwrap().0, Path::new("c1"));
+    assert_eq!(of(None, None).unwrap(), (".".into(), "container".into()));
+    for id in ["", "..", "a/b", "ä", ".hidden", &"x".repeat(129)] {
+        assert!(of(Some(Path::new(id)), Some(&bundle)).is_err(), "{id}");
+    }
+}

@@ -1,0 +1,93 @@
+//! The exit codes of `vmm run`, in one table.
+//!
+//! | code | when |
+//! |---|---|
+//! | the container's | its first process ended by itself |
+//! | 128 + n | signal n killed it, or signal n ended `vmm` before the process ran |
+//! | 125 | `vmm` failed: bad command line or bundle, no KVM, a guest that panicked, output that could not be written |
+//! | 126 | the container's program is there and cannot be executed |
+//! | 127 | the container's program is not there |
+//! | 1 | `vmm check` found that no guest can run |
+//!
+//! A client of stdout that goes away (`| head`) is no failure: the container's next write fails, as on a pipe. Any other
+//! output that cannot be written (a full disk) is dropped, the container ends its work, and the code is 125: its own
+//! would say that all is well.
+
+use agent_proto::payload::{ErrorCode, Exit};
+
+use crate::link::LinkError;
+use crate::sandbox::SandboxError;
+use crate::session::SessionError;
+
+/// `vmm` itself failed.
+pub const FAILED: u8 = 125;
+/// The container's program cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// The container's program is not there.
+pub const NOT_FOUND: u8 = 127;
+
+/// Returns the exit code that stands for how the container's first process ended.
+pub fn of_exit(exit: &Exit) -> u8 {
+    match (exit.code, exit.signal) {
+        (_, Some(signal)) => of_signal(signal),
+        // An exit status has 8 bits; a guest that claims more gets what a shell would show.
+        (Some(code), None) => (code & 0xff) as u8,
+        (None, None) => FAILED,
+    }
+}
+
+/// Returns the exit code that stands for death by `signal`.
+pub fn of_signal(signal: i32) -> u8 {
+    128 + (signal & 0x7f) as u8
+}
+
+/// Returns the exit code for an error that the agent reported.
+pub fn of_agent_error(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::NotExecutableMissing => NOT_FOUND,
+        ErrorCode::NotExecutable => NOT_EXECUTABLE,
+        _ => FAILED,
+    }
+}
+
+/// Returns the exit code for an error of `vmm`, and the line that says what went wrong.
+pub fn of_error(error: &anyhow::Error) -> (u8, String) {
+    let mut message = format!("{error:#}");
+    let code = match error.downcast_ref::<SessionError>() {
+        Some(SessionError::Interrupted(signal)) => of_signal(*signal),
+        Some(SessionError::Link(LinkError::Refused { code, .. })) => of_agent_error(*code),
+        _ => FAILED,
+    };
+    if is_kvm(error) {
+        message += " (`vmm check` says what is missing)";
+    }
+    (code, message)
+}
+
+fn is_kvm(error: &anyhow::Error) -> bool {
+    let error = match error.downcast_ref::<SandboxError>() {
+        Some(SandboxError::Vm(error)) => Some(error),
+        _ => error.downcast_ref::<vmm::Error>(),
+    };
+    matches!(error, Some(vmm::Error::Kvm(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_end_has_its_code() {
+        let exit = |code, signal| Exit { code, signal, ..Exit::default() };
+        for code in 0..=255 {
+            assert_eq!(of_exit(&exit(Some(code), None)), code as u8);
+        }
+        assert_eq!(of_exit(&exit(None, Some(9))), 137);
+        assert_eq!(of_exit(&exit(None, Some(64))), 192);
+        assert_eq!(of_exit(&exit(None, None)), FAILED);
+        assert_eq!(of_exit(&exit(Some(0x1_0102), None)), 2);
+        assert_eq!(of_agent_error(ErrorCode::NotExecutableMissing), 127);
+        assert_eq!(of_agent_error(ErrorCode::NotExecutable), 126);
+        assert_eq!(of_agent_error(ErrorCode::Failed), 125);
+    }
+}

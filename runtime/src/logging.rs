@@ -1,0 +1,156 @@
+//! The program's own log: lines on stderr or in a file, as text or as the JSON objects that container engines read from
+//! runc's `--log`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+use crate::cli::LogArgs;
+
+/// Why the log cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file cannot be opened.
+    #[error("open log {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such level.
+    #[error("log level {0:?}: not off, error, warn, info, debug or trace")]
+    Level(String),
+    /// There is no such form.
+    #[error("log format {0:?}: not text or json")]
+    Format(String),
+}
+
+struct Logger {
+    /// stderr where there is none.
+    file: Option<File>,
+    json: bool,
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Starts logging. The level is the flag's, else `VMM_LOG_LEVEL`'s, else `warn`.
+pub fn start(args: &LogArgs) -> Result<(), LogError> {
+    let level = match args.log_level.clone().or_else(|| std::env::var("VMM_LOG_LEVEL").ok()) {
+        Some(text) => text.parse().map_err(|_| LogError::Level(text))?,
+        None => LevelFilter::Warn,
+    };
+    let json = match args.log_format.as_deref() {
+        None | Some("text") => false,
+        Some("json") => true,
+        Some(other) => return Err(LogError::Format(other.to_owned())),
+    };
+    let file = match &args.log {
+        Some(path) => {
+            let open = OpenOptions::new().append(true).create(true).open(path);
+            Some(open.map_err(|source| LogError::Open { path: path.clone(), source })?)
+        }
+        None => None,
+    };
+    // A second start changes nothing: the first one's logger stays.
+    if log::set_logger(LOGGER.get_or_init(|| Logger { file, json })).is_ok() {
+        log::set_max_level(level);
+    }
+    Ok(())
+}
+
+/// Says why the command failed: on stderr, and in the log where that is a file.
+pub fn failure(args: &LogArgs, message: &str) {
+    eprintln!("vmm: {message}");
+    if args.log.is_some() {
+        log::error!("{message}");
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let line = self.line(record, SystemTime::now());
+        // A log that cannot be written is nothing to fail for.
+        let _ = match &self.file {
+            Some(file) => (&mut &*file).write_all(line.as_bytes()),
+            None => io::stderr().write_all(line.as_bytes()),
+        };
+    }
+
+    fn flush(&self) {}
+}
+
+impl Logger {
+    fn line(&self, record: &Record<'_>, now: SystemTime) -> String {
+        let level = record.level().as_str().to_ascii_lowercase();
+        let time = timestamp(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        if self.json {
+            let object = serde_json::json!({"level": level, "msg": record.args().to_string(), "time": time});
+            format!("{object}\n")
+        } else if self.file.is_some() {
+            format!("{time} {level}: {}\n", record.args())
+        } else {
+            format!("vmm: {level}: {}\n", record.args())
+        }
+    }
+}
+
+/// RFC 3339, in UTC.
+fn timestamp(since_epoch: Duration) -> String {
+    let seconds = since_epoch.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01 in the proleptic Gregorian calendar, so that a leap day ends its year.
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_the_calendar_s() {
+        for (seconds, time) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_600, "2025-01-01T00:00:00Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(timestamp(Duration::from_secs(seconds)), time);
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_form_that_was_asked_for() {
+        let line = |file, json| {
+            let record = Record::builder().level(log::Level::Warn).args(format_args!("a \"b\"")).build();
+            Logger { file, json }.line(&record, UNIX_EPOCH)
+        };
+        assert_eq!(line(None, false), "vmm: warn: a \"b\"\n");
+        let file = || Some(tempfile::tempfile().unwrap());
+        assert_eq!(line(file(), false), "1970-01-01T00:00:00Z warn: a \"b\"\n");
+        let json: serde_json::Value = serde_json::from_str(&line(file(), true)).unwrap();
+        assert_eq!(json["msg"], "a \"b\"");
+        assert_eq!(json["level"], "warn");
+    }
+}

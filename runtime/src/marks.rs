@@ -1,0 +1,181 @@
+//! The boot's timeline as a file and as a table.
+//!
+//! The file is one JSON object that Perfetto and chrome://tracing open (the Trace Event Format's object form, which
+//! allows further keys): `traceEvents`, and `marks` with each milestone's name and microseconds since the start.
+//! The kernel's milestones are on the guest's clock, which begins when it is first looked at; they are shown on a track
+//! of their own, counted from the first vCPU's start.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use vmm::Mark;
+
+use crate::console::KernelMark;
+
+/// The mark from which the guest's clock is counted.
+const GUEST_START: &str = "vcpu_running";
+
+/// Every milestone, ours and the guest kernel's.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// Ours, in the order of time.
+    pub host: Vec<Mark>,
+    /// The kernel's, on the guest's clock.
+    pub kernel: Vec<KernelMark>,
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    #[serde(rename = "displayTimeUnit")]
+    unit: &'static str,
+    #[serde(rename = "traceEvents")]
+    events: Vec<Event<'a>>,
+    marks: Vec<Milestone<'a>>,
+    kernel: Vec<Milestone<'a>>,
+}
+
+#[derive(Serialize)]
+struct Milestone<'a> {
+    name: &'a str,
+    us: u64,
+}
+
+/// An event of the trace: a complete one (`X`) for the time up to a milestone, an instant (`i`), or a name (`M`).
+#[derive(Serialize)]
+struct Event<'a> {
+    name: &'a str,
+    ph: &'static str,
+    ts: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dur: Option<u64>,
+    pid: u32,
+    tid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<Name>,
+}
+
+#[derive(Serialize)]
+struct Name {
+    name: &'static str,
+}
+
+impl Marks {
+    /// Writes the file, unless it is `-`, and the table.
+    pub fn write(&self, to: &Path, mut table: impl Write) -> io::Result<()> {
+        if to != Path::new("-") {
+            fs::write(to, self.json()?)?;
+        }
+        table.write_all(self.table().as_bytes())
+    }
+
+    fn json(&self) -> io::Result<Vec<u8>> {
+        let start = self.guest_start();
+        let host: Vec<Milestone> =
+            self.host.iter().map(|mark| Milestone { name: mark.name, us: micros(mark.at) }).collect();
+        let kernel: Vec<Milestone> = self
+            .kernel
+            .iter()
+            .map(|mark| Milestone { name: &mark.name, us: micros(start + mark.at) })
+            .collect();
+        let name = |tid, name| Event {
+            name: "thread_name",
+            ph: "M",
+            ts: 0,
+            dur: None,
+            pid: 1,
+            tid,
+            args: Some(Name { name }),
+        };
+        let mut events = vec![name(1, "vmm"), name(2, "guest kernel")];
+        let mut before = 0;
+        for &Milestone { name, us } in &host {
+            events.push(Event {
+                name,
+                ph: "X",
+                ts: before,
+                dur: Some(us - before),
+                pid: 1,
+                tid: 1,
+                args: None,
+            });
+            before = us;
+        }
+        for &Milestone { name, us } in &kernel {
+            events.push(Event { name, ph: "i", ts: us, dur: None, pid: 1, tid: 2, args: None });
+        }
+        let file = File { unit: "ms", events, marks: host, kernel };
+        serde_json::to_vec_pretty(&file).map_err(io::Error::from)
+    }
+
+    fn table(&self) -> String {
+        let mut lines = String::from("        ms       +ms\n");
+        let mut before = Duration::ZERO;
+        for mark in &self.host {
+            let step = mark.at.saturating_sub(before);
+            lines += &format!("{:10.3}{:10.3}  {}\n", millis(mark.at), millis(step), mark.name);
+            before = mark.at;
+            if mark.name == GUEST_START {
+                for kernel in &self.kernel {
+                    lines +=
+                        &format!("{:>10}{:10.3}    guest kernel: {}\n", "", millis(kernel.at), kernel.name);
+                }
+            }
+        }
+        lines
+    }
+
+    fn guest_start(&self) -> Duration {
+        self.host.iter().find(|mark| mark.name == GUEST_START).map_or(Duration::ZERO, |mark| mark.at)
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks() -> Marks {
+        let mark = |name, us| Mark { name, at: Duration::from_micros(us) };
+        Marks {
+            host: vec![mark("start", 0), mark("vcpu_running", 2500), mark("agent_ready", 40_000)],
+            kernel: vec![KernelMark { at: Duration::from_micros(30_000), name: "Run /init".into() }],
+        }
+    }
+
+    #[test]
+    fn the_file_is_a_trace_and_a_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("marks.json");
+        marks().write(&path, io::sink()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        assert_eq!(json["marks"][2], serde_json::json!({"name": "agent_ready", "us": 40_000}));
+        assert_eq!(json["kernel"][0], serde_json::json!({"name": "Run /init", "us": 32_500}));
+        let events = json["traceEvents"].as_array().unwrap();
+        assert_eq!(events.len(), 6);
+        assert_eq!(events[4]["name"], "agent_ready");
+        assert_eq!((events[4]["ts"].as_u64(), events[4]["dur"].as_u64()), (Some(2500), Some(37_500)));
+        assert_eq!(events[5]["ts"], 32_500);
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each() {
+        let mut table = Vec::new();
+        marks().write(Path::new("-"), &mut table).unwrap();
+        let table = String::from_utf8(table).unwrap();
+        assert_eq!(
+            table,
+            "        ms       +ms\n     0.000     0.000  start\n     2.500     2.500  vcpu_running\n\
+            \x20             30.000    guest kernel: Run /init\n    40.000    37.500  agent_ready\n"
+        );
+    }
+}

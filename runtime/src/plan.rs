@@ -1,0 +1,260 @@
+//! Everything that `vmm run` decides, as plain data: the VM's size, its kernel's command line, what is shared, and
+//! what the agent is told. Made from the bundle and the configuration, without a look at anything else.
+
+use std::path::PathBuf;
+
+use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
+
+use crate::bundle::{Bundle, Result, invalid, is_bind};
+use crate::config::RunConfig;
+use crate::oci::{ConsoleSize, Resources};
+
+pub mod capabilities;
+pub mod mounts;
+
+use mounts::MountOptions;
+
+/// Memory of a VM that nobody gave a size.
+pub const DEFAULT_MEMORY_MIB: u32 = 256;
+/// The least memory in which the guest's kernel, the agent and a container start.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// What a VM has above a container's memory limit for the guest's kernel and the agent, beside 1/64 of the limit for
+/// the kernel's page structures.
+pub const GUEST_OVERHEAD_MIB: u64 = 32;
+/// The most vCPUs that a CPU quota gives.
+pub const MAX_VCPUS: u8 = 32;
+/// The period of a CPU quota that has none (cgroups: `cpu.cfs_period_us`).
+const DEFAULT_PERIOD_US: u64 = 100_000;
+/// The share's mount tag.
+pub const SHARE_TAG: &str = "share";
+/// Stream of the first process's stdin and stdout.
+pub const STDIO_STREAM: u64 = 1;
+/// Stream of its stderr.
+pub const STDERR_STREAM: u64 = 2;
+/// The first process's name.
+pub const INIT_PROCESS: &str = "init";
+/// The root directory's name in the container's part of the share.
+const ROOTFS: &str = "rootfs";
+
+/// Limits that an OCI process may set (getrlimit(2)).
+const RLIMITS: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+];
+
+/// A file or directory of the host in the share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareBind {
+    /// Path in the share, absolute.
+    pub path: String,
+    /// Path on the host.
+    pub host: PathBuf,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// The kernel's command line; the machine adds its devices.
+    pub cmdline: String,
+    /// What the share holds.
+    pub binds: Vec<ShareBind>,
+    /// STARTPOD.
+    pub pod: Pod,
+    /// NEWCONTAINER.
+    pub container: Container,
+    /// The first process has a terminal.
+    pub terminal: bool,
+}
+
+impl Plan {
+    /// Decides. `terminal` is the size of the terminal that `vmm` was started in, if any.
+    pub fn new(bundle: &Bundle, config: &RunConfig, terminal: Option<ConsoleSize>) -> Result<Plan> {
+        let resources = &bundle.spec.linux.resources;
+        let (mounts, binds) = mounts(bundle, &config.id);
+        let pod = Pod {
+            hostname: bundle.spec.hostname.clone(),
+            share_dir: SHARE_TAG.to_owned(),
+            share_type: "virtiofs".to_owned(),
+            ..Pod::default()
+        };
+        let container = Container {
+            id: config.id.clone(),
+            rootfs: ROOTFS.to_owned(),
+            image: config.id.clone(),
+            sysctl: bundle.spec.linux.sysctl.clone(),
+            process: process(bundle, terminal)?,
+            read_only: bundle.readonly,
+            oci: Some(OciContainer { mounts, ..oci_container(bundle) }),
+            ..Container::default()
+        };
+        Ok(Plan {
+            memory_mib: config.memory_mib.unwrap_or_else(|| memory_mib(resources)),
+            vcpus: config.vcpus.unwrap_or_else(|| vcpus(resources)),
+            cmdline: cmdline(config),
+            binds,
+            pod,
+            container,
+            terminal: bundle.process.terminal,
+        })
+    }
+}
+
+/// A memory limit is what the container may use; the guest's own needs come on top.
+fn memory_mib(resources: &Resources) -> u32 {
+    let Ok(limit @ 1..) = u64::try_from(resources.memory.limit) else { return DEFAULT_MEMORY_MIB };
+    let limit_mib = limit.div_ceil(1 << 20);
+    let mib = limit_mib + limit_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
+    u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB)
+}
+
+fn vcpus(resources: &Resources) -> u8 {
+    let Ok(quota @ 1..) = u64::try_from(resources.cpu.quota) else { return 1 };
+    let period = if resources.cpu.period == 0 { DEFAULT_PERIOD_US } else { resources.cpu.period };
+    quota.div_ceil(period).min(MAX_VCPUS.into()) as u8
+}
+
+/// The words that every boot has, each earning its place:
+/// no modules and no legacy probing, the TSC trusted without a calibration, no crypto self-tests, the CPU's random
+/// numbers trusted so that nobody waits for entropy, a panic that resets at once by a way that this machine has.
+const CMDLINE: &str = "reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check cryptomgr.notests \
+                       random.trust_cpu=on rdinit=/init";
+
+fn cmdline(config: &RunConfig) -> String {
+    let mut words = Vec::new();
+    match &config.console {
+        Some(console) if console.serial => words.push("console=ttyS0 earlyprintk=ttyS0 console=hvc0"),
+        Some(_) => words.push("console=hvc0"),
+        None => words.push("console=hvc0 quiet"),
+    }
+    words.push(CMDLINE);
+    if config.marks.is_some() {
+        words.push("vmm.marks");
+    }
+    words.extend(config.cmdline.as_deref());
+    words.join(" ")
+}
+
+fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
+    let from = &bundle.process;
+    // As with runc, the terminal that is there wins over the size in the file.
+    let size = terminal.or(from.console_size).filter(|_| from.terminal).unwrap_or_default();
+    let envs = from.env.iter().filter_map(|variable| variable.split_once('='));
+    Ok(payload::Process {
+        id: INIT_PROCESS.to_owned(),
+        user: from.user.uid.to_string(),
+        group: from.user.gid.to_string(),
+        additional_groups: from.user.additional_gids.iter().map(u32::to_string).collect(),
+        terminal: from.terminal,
+        stdio: STDIO_STREAM,
+        stderr: if from.terminal { 0 } else { STDERR_STREAM },
+        args: from.args.clone(),
+        envs: envs.map(|(env, value)| Env { env: env.to_owned(), value: value.to_owned() }).collect(),
+        workdir: from.cwd.clone(),
+        rlimits: rlimits(bundle)?,
+        rows: size.height,
+        columns: size.width,
+        oci: Some(OciProcess {
+            capabilities: Some(capabilities::masks(from.capabilities.as_ref())),
+            no_new_privileges: from.no_new_privileges,
+            umask: from.user.umask,
+            oom_score_adj: from.oom_score_adj,
+        }),
+    })
+}
+
+fn rlimits(bundle: &Bundle) -> Result<Vec<payload::Rlimit>> {
+    let limits = bundle.process.rlimits.iter().enumerate();
+    limits
+        .map(|(index, limit)| {
+            if !RLIMITS.contains(&limit.kind.as_str()) {
+                return Err(invalid(&format!("process.rlimits[{index}].type"), format!("{:?}", limit.kind)));
+            }
+            Ok(payload::Rlimit { kind: limit.kind.clone(), hard: limit.hard, soft: limit.soft })
+        })
+        .collect()
+}
+
+/// The first container of a VM needs no namespace against others: the VM's own network (a loopback alone), IPC and
+/// host name are its. It gets a PID namespace to be process 1 and not to see the agent, a cgroup namespace for its
+/// view of the tree, and a UTS namespace where a domain name has to be set.
+fn oci_container(bundle: &Bundle) -> OciContainer {
+    let spec = &bundle.spec;
+    let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
+    let mut namespaces = Vec::new();
+    if asked("pid") {
+        namespaces.push(payload::Namespace::Pid);
+    }
+    if asked("cgroup") {
+        namespaces.push(payload::Namespace::Cgroup);
+    }
+    if !spec.domainname.is_empty() {
+        namespaces.push(payload::Namespace::Uts);
+    }
+    OciContainer {
+        namespaces,
+        hostname: spec.hostname.clone(),
+        domainname: spec.domainname.clone(),
+        mounts: Vec::new(),
+        masked_paths: spec.linux.masked_paths.clone(),
+        readonly_paths: spec.linux.readonly_paths.clone(),
+    }
+}
+
+/// Returns the agent's mounts and what the share has to hold for them, the root first.
+fn mounts(bundle: &Bundle, id: &str) -> (Vec<payload::Mount>, Vec<ShareBind>) {
+    let mut binds = vec![ShareBind {
+        path: format!("/{id}/{ROOTFS}"),
+        host: bundle.rootfs.clone(),
+        read_only: bundle.readonly,
+    }];
+    let mut mounts = Vec::new();
+    for mount in &bundle.spec.mounts {
+        let mut options = MountOptions::parse(&mount.options);
+        let (kind, source) = if is_bind(mount) {
+            let path = format!("/{id}/mounts/{}", binds.len() - 1);
+            let read_only = options.read_only();
+            binds.push(ShareBind { path: path.clone(), host: bundle.bind_source(mount), read_only });
+            options.flags |= libc::MS_BIND;
+            ("bind", path)
+        } else if mount.kind == "cgroup" {
+            // A guest has the unified hierarchy alone; version 1's options mean nothing to it.
+            options.data.clear();
+            ("cgroup2", mount.source.clone())
+        } else {
+            (mount.kind.as_str(), mount.source.clone())
+        };
+        mounts.push(payload::Mount {
+            // A destination without a leading slash is relative to the root (config.md, "Mounts").
+            destination: format!("/{}", mount.destination.trim_start_matches('/')),
+            kind: kind.to_owned(),
+            source,
+            flags: options.flags,
+            propagation: options.propagation,
+            data: options.data,
+        });
+    }
+    (mounts, binds)
+}
+
+#[cfg(test)]
+mod tests;

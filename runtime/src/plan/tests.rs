@@ -1,0 +1,154 @@
+use std::path::Path;
+
+use agent_proto::payload::Namespace;
+
+use super::*;
+use crate::commands::spec::DEFAULT;
+use crate::config::Console;
+
+fn config() -> RunConfig {
+    RunConfig { id: "c1".to_owned(), ..RunConfig::default() }
+}
+
+fn plan_of(change: impl FnOnce(&mut serde_json::Value)) -> Result<Plan> {
+    plan_with(change, &config(), None)
+}
+
+fn plan_with(
+    change: impl FnOnce(&mut serde_json::Value),
+    config: &RunConfig,
+    terminal: Option<ConsoleSize>,
+) -> Result<Plan> {
+    let mut json: serde_json::Value = serde_json::from_str(DEFAULT).unwrap();
+    change(&mut json);
+    let bundle = Bundle::check(Path::new("/b"), serde_json::from_value(json).unwrap())?;
+    Plan::new(&bundle, config, terminal)
+}
+
+#[test]
+fn the_default_configuration_becomes_one_container() {
+    let plan = plan_of(|_| {}).unwrap();
+    assert_eq!((plan.memory_mib, plan.vcpus, plan.terminal), (256, 1, true));
+    assert_eq!(plan.pod.hostname, "vmm");
+    assert_eq!((plan.pod.share_dir.as_str(), plan.pod.share_type.as_str()), ("share", "virtiofs"));
+    let container = &plan.container;
+    assert_eq!(
+        (container.image.as_str(), container.rootfs.as_str(), container.read_only),
+        ("c1", "rootfs", true)
+    );
+    let bind = ShareBind { path: "/c1/rootfs".into(), host: "/b/rootfs".into(), read_only: true };
+    assert_eq!(plan.binds, [bind]);
+
+    let process = &container.process;
+    assert_eq!((process.user.as_str(), process.group.as_str()), ("0", "0"));
+    assert_eq!((process.stdio, process.stderr), (1, 0));
+    assert_eq!(process.envs[1], Env { env: "TERM".into(), value: "xterm".into() });
+    let oci = process.oci.as_ref().unwrap();
+    assert!(oci.no_new_privileges);
+    assert_eq!(oci.capabilities.unwrap().bounding, 1 << 29 | 1 << 5 | 1 << 10);
+    assert_eq!(oci.capabilities.unwrap().ambient, 0);
+
+    let oci = container.oci.as_ref().unwrap();
+    assert_eq!(oci.namespaces, [Namespace::Pid, Namespace::Cgroup]);
+    assert_eq!(oci.mounts.len(), 7);
+    assert_eq!(oci.mounts[1].data, "mode=755,size=65536k");
+    assert_eq!(oci.mounts[6].kind, "cgroup2");
+    assert_eq!(oci.readonly_paths.len(), 5);
+}
+
+#[test]
+fn limits_become_the_vm_s_size() {
+    for (limit, memory) in
+        [(-1, 256), (0, 256), (1, 64), (100 << 20, 134), ((100 << 20) + 1, 135), (4_i64 << 30, 4192)]
+    {
+        let plan = plan_of(|json| json["linux"]["resources"]["memory"]["limit"] = limit.into()).unwrap();
+        assert_eq!(plan.memory_mib, memory, "{limit}");
+    }
+    for (quota, period, vcpus) in
+        [(-1, 0, 1), (50_000, 100_000, 1), (100_000, 0, 1), (150_000, 100_000, 2), (i64::MAX, 1, 32)]
+    {
+        let cpu = serde_json::json!({"quota": quota, "period": period});
+        let plan = plan_of(|json| json["linux"]["resources"]["cpu"] = cpu).unwrap();
+        assert_eq!(plan.vcpus, vcpus, "{quota}/{period}");
+    }
+}
+
+#[test]
+fn flags_win_over_limits() {
+    let config = RunConfig { memory_mib: Some(99), vcpus: Some(3), ..config() };
+    let change =
+        |json: &mut serde_json::Value| json["linux"]["resources"]["memory"]["limit"] = (1 << 30).into();
+    let plan = plan_with(change, &config, None).unwrap();
+    assert_eq!((plan.memory_mib, plan.vcpus), (99, 3));
+}
+
+#[test]
+fn the_command_line_is_quiet_unless_asked() {
+    let line = |config: &RunConfig| plan_with(|_| {}, config, None).unwrap().cmdline;
+    assert!(line(&config()).starts_with("console=hvc0 quiet reboot=k panic=-1 "));
+    assert!(!line(&config()).contains("vmm.marks"));
+    let console = |serial| RunConfig { console: Some(Console { serial, to: None }), ..config() };
+    assert!(line(&console(false)).starts_with("console=hvc0 reboot=k"));
+    assert!(line(&console(true)).starts_with("console=ttyS0 earlyprintk=ttyS0 console=hvc0 reboot=k"));
+    let config = RunConfig { cmdline: Some("a=b c".into()), marks: Some("-".into()), ..config() };
+    assert!(line(&config).ends_with(" vmm.marks a=b c"));
+}
+
+#[test]
+fn binds_become_numbered_shares() {
+    let mounts = serde_json::json!([
+        {"destination": "proc", "type": "proc", "source": "proc"},
+        {"destination": "/data", "type": "bind", "source": "data", "options": ["rbind", "ro", "rprivate"]},
+        {"destination": "/etc/hosts", "source": "/run/hosts", "options": ["bind"]},
+    ]);
+    let plan = plan_of(|json| json["mounts"] = mounts).unwrap();
+    assert_eq!(
+        plan.binds[1..],
+        [
+            ShareBind { path: "/c1/mounts/0".into(), host: "/b/data".into(), read_only: true },
+            ShareBind { path: "/c1/mounts/1".into(), host: "/run/hosts".into(), read_only: false },
+        ]
+    );
+    let mounts = &plan.container.oci.as_ref().unwrap().mounts;
+    assert_eq!(mounts[0].destination, "/proc");
+    assert_eq!((mounts[1].kind.as_str(), mounts[1].source.as_str()), ("bind", "/c1/mounts/0"));
+    assert_eq!(mounts[1].flags, libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY);
+    assert_eq!(mounts[1].propagation, libc::MS_PRIVATE | libc::MS_REC);
+    assert_eq!((mounts[2].kind.as_str(), mounts[2].flags), ("bind", libc::MS_BIND));
+}
+
+#[test]
+fn the_terminal_that_is_there_wins_over_the_file() {
+    let size = |height, width| ConsoleSize { height, width };
+    let in_file = |json: &mut serde_json::Value| {
+        json["process"]["consoleSize"] = serde_json::json!({"height": 10, "width": 20});
+    };
+    let rows = |plan: Plan| (plan.container.process.rows, plan.container.process.columns);
+    assert_eq!(rows(plan_with(in_file, &config(), Some(size(30, 40))).unwrap()), (30, 40));
+    assert_eq!(rows(plan_with(in_file, &config(), None).unwrap()), (10, 20));
+    let no_terminal = |json: &mut serde_json::Value| json["process"]["terminal"] = false.into();
+    let plan = plan_with(no_terminal, &config(), Some(size(30, 40))).unwrap();
+    assert_eq!(plan.container.process.stderr, 2);
+    assert_eq!(rows(plan), (0, 0));
+}
+
+#[test]
+fn users_limits_and_missing_capabilities() {
+    let process = serde_json::json!({
+        "user": {"uid": 1000, "gid": 100, "umask": 0o27, "additionalGids": [5, 6]},
+        "args": ["id"], "cwd": "/tmp", "oomScoreAdj": -5,
+        "rlimits": [{"type": "RLIMIT_CORE", "hard": 18446744073709551615u64, "soft": 0}],
+    });
+    let plan = plan_of(|json| json["process"] = process).unwrap();
+    let process = plan.container.process;
+    assert_eq!((process.user.as_str(), process.group.as_str()), ("1000", "100"));
+    assert_eq!(process.additional_groups, ["5", "6"]);
+    assert_eq!((process.rlimits[0].hard, process.rlimits[0].soft), (u64::MAX, 0));
+    let oci = process.oci.unwrap();
+    assert_eq!((oci.umask, oci.oom_score_adj), (Some(0o27), Some(-5)));
+    assert_eq!(oci.capabilities, Some(payload::Capabilities::default()));
+
+    let limits = serde_json::json!([{"type": "RLIMIT_WONDER", "hard": 1, "soft": 1}]);
+    let error = plan_of(|json| json["process"]["rlimits"] = limits).unwrap_err();
+    assert_eq!(error.to_string(), r#"config.json process.rlimits[0].type: "RLIMIT_WONDER""#);
+}

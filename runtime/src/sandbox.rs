@@ -1,0 +1,156 @@
+//! A pod's virtual machine with its devices, and our ends of what leads into it.
+//!
+//! Everything is owned here and nothing outlives it: dropping a [`Sandbox`] stops the VM and joins its threads. There is
+//! nothing on the host to clean up beside, no file, no mount, no process, so that SIGKILL leaves nothing behind either.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_proto::command::{CONTROL_PORT, STREAM_PORT};
+use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
+use vmm::devices::virtio::fs::Fs;
+use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
+use vmm::devices::virtio::rng::Rng;
+use vmm::{PendingVm, RunningVm, Timeline, Vm, VmConfig, VmEnd};
+
+use crate::console::Outputs;
+use crate::image::Images;
+use crate::link::streams::{StreamHandle, StreamTable};
+use crate::link::{AgentLink, LinkError};
+use crate::plan::{Plan, SHARE_TAG, ShareBind};
+
+/// Why there is no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The VMM could not make or start the machine.
+    #[error(transparent)]
+    Vm(#[from] vmm::Error),
+    /// A host path cannot be shared.
+    #[error("share {} with the guest", path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The share does not take it.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The host refused a descriptor.
+    #[error("{step}")]
+    Host {
+        /// What for.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The control channel cannot be used.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// This module's result.
+pub type Result<T, E = SandboxError> = std::result::Result<T, E>;
+
+/// A running machine, the agent's link and the streams.
+pub struct Sandbox {
+    /// The control channel.
+    pub link: AgentLink,
+    /// The streams' counters.
+    pub streams: StreamHandle,
+    vm: RunningVm,
+    share: ShareTree,
+    console: LogTail,
+}
+
+/// What a sandbox is made from, beside the plan.
+pub struct Parts {
+    /// The KVM side, begun earlier.
+    pub pending: PendingVm,
+    /// Kernel and initramfs.
+    pub images: Images,
+    /// Where the guest's kernel log goes.
+    pub outputs: Outputs,
+    /// The streams: the devices' end and ours.
+    pub streams: (StreamTable, StreamHandle),
+    /// The boot's marks.
+    pub timeline: Option<Arc<Timeline>>,
+}
+
+impl Sandbox {
+    /// Makes the machine and starts it.
+    pub fn start(plan: &Plan, parts: Parts) -> Result<Sandbox> {
+        let (table, streams) = parts.streams;
+        let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
+        let share = share(&plan.binds)?;
+        let config = VmConfig {
+            memory_mib: plan.memory_mib,
+            vcpus: plan.vcpus,
+            kernel: parts.images.kernel,
+            initramfs: Some(parts.images.initramfs),
+            cmdline: plan.cmdline.clone(),
+            serial: parts.outputs.serial,
+            timeline: parts.timeline,
+        };
+        let mut vm = Vm::with(parts.pending, config)?;
+        let (log, console) = LogPort::new(parts.outputs.console);
+        let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
+        let ports = vec![
+            Port { name: None, backend: Box::new(log) },
+            port(CONTROL_PORT, Box::new(SocketPort::new(theirs))),
+            port(STREAM_PORT, Box::new(table)),
+        ];
+        vm.attach(Box::new(Console::new(vm.events(), ports)))?;
+        vm.attach(Box::new(Fs::new(SHARE_TAG, share.server())))?;
+        vm.attach(Box::new(Rng::new(vm.events())))?;
+        Ok(Sandbox { link: AgentLink::new(ours)?, streams, vm: vm.start()?, share, console })
+    }
+
+    /// Readable once the machine has ended.
+    pub fn end_fd(&self) -> BorrowedFd<'_> {
+        self.vm.end_fd()
+    }
+
+    /// How the machine ended, once it has.
+    pub fn end(&self) -> Option<VmEnd> {
+        self.vm.end()
+    }
+
+    /// The last of the guest's kernel log.
+    pub fn console_tail(&self) -> String {
+        self.console.tail()
+    }
+
+    /// The guest is about to go: its last sync(2) need not reach the host's disks, since what it wrote is in the
+    /// host's page cache, which outlives it.
+    pub fn expect_end(&self) {
+        self.share.set_host_sync(false);
+    }
+
+    /// Stops the machine if it still runs, and joins its threads.
+    pub fn stop(self) -> VmEnd {
+        self.vm.stop()
+    }
+}
+
+/// Opens what is shared, without access of its own (O_PATH): the server opens what the guest asks for.
+fn share(binds: &[ShareBind]) -> Result<ShareTree> {
+    let tree = ShareTree::new()?;
+    for bind in binds {
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
+        let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
+        tree.bind(&bind.path, file.into(), bind.read_only)?;
+    }
+    Ok(tree)
+}
+
+fn host(step: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
+    move |source| SandboxError::Host { step, source }
+}

@@ -1,0 +1,194 @@
+// UNSAFETY: signalfd, poll, terminal settings and flags of single system calls that std has no face for.
+#![allow(unsafe_code)]
+//! The system calls that the runtime needs and std does not have, each with a safe face.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Returns `result`, or the error that it stands for.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Returns the number of bytes, or the error that it stands for.
+fn check_len(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Waits until one of `fds` is ready for its events (POLLIN, POLLOUT), broken, or at its end; `None` waits for ever.
+/// Returns which ones are; none where a signal came first.
+pub fn poll<const N: usize>(
+    fds: [(BorrowedFd<'_>, i16); N],
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 });
+    let ms = timeout.map_or(-1, |time| time.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
+    // SAFETY: `polled` is an array of N initialized pollfds that the kernel writes back to.
+    match check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, ms) }) {
+        Ok(_) => Ok(polled.map(|fd| fd.revents != 0)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether `fd` is ready for `events` (POLLIN, POLLOUT) now.
+pub fn is_ready(fd: BorrowedFd<'_>, events: i16) -> bool {
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: `polled` is one initialized pollfd that the kernel writes back to.
+    unsafe { libc::poll(&mut polled, 1, 0) > 0 }
+}
+
+/// Returns a new non-blocking eventfd with count 0.
+pub fn eventfd() -> io::Result<File> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the kernel has just made `fd` for us alone.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Blocks `signals` in this thread (and those that it starts) and returns a non-blocking signalfd for them.
+pub fn signalfd(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initializes the whole set, which is ours.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in signals {
+        // SAFETY: the set is initialized; a number that is no signal is refused and changes nothing.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: the set is initialized, and the old mask is not asked for.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    // SAFETY: the set is initialized.
+    let fd = check(unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+    // SAFETY: the kernel has just made `fd` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes one signal's number from a signalfd.
+pub fn next_signal(signalfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+    let size = size_of::<libc::signalfd_siginfo>();
+    // SAFETY: `info` has `size` bytes to write to.
+    match check_len(unsafe { libc::read(signalfd.as_raw_fd(), info.as_mut_ptr().cast(), size) }) {
+        // SAFETY: it was zeroed and every bit pattern is a signalfd_siginfo.
+        Ok(n) if n == size => Ok(Some(unsafe { info.assume_init() }.ssi_signo as i32)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the largest real-time signal's number.
+pub fn sigrtmax() -> i32 {
+    libc::SIGRTMAX()
+}
+
+/// Duplicates `fd`, close-on-exec and above stderr.
+pub fn duplicate(fd: RawFd) -> io::Result<File> {
+    // SAFETY: no memory is involved; a number that is no descriptor is refused.
+    let fd = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made `fd` for us alone.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Receives what a socket has, without waiting and whatever its flags say.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let pointer = buffer.as_mut_ptr().cast();
+    // SAFETY: `buffer` is ours for its whole length.
+    check_len(unsafe { libc::recv(socket.as_raw_fd(), pointer, buffer.len(), libc::MSG_DONTWAIT) })
+}
+
+/// Sends what a socket takes, without waiting, whatever its flags say, and without SIGPIPE.
+pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `data` can be read for its whole length.
+    check_len(unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags) })
+}
+
+/// Returns a terminal's rows and columns; `None` where `fd` is no terminal or does not know.
+pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
+    (result == 0 && size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
+/// A terminal's settings.
+#[derive(Clone, Copy)]
+pub struct Settings(libc::termios);
+
+/// Returns the settings of the terminal `fd`.
+pub fn terminal_settings(fd: BorrowedFd<'_>) -> io::Result<Settings> {
+    let mut settings = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: tcgetattr fills the whole of it when it succeeds.
+    check(unsafe { libc::tcgetattr(fd.as_raw_fd(), settings.as_mut_ptr()) })?;
+    // SAFETY: it succeeded.
+    Ok(Settings(unsafe { settings.assume_init() }))
+}
+
+/// Gives the terminal `fd` these settings.
+pub fn set_terminal(fd: BorrowedFd<'_>, settings: &Settings) -> io::Result<()> {
+    // SAFETY: the settings are initialized.
+    check(unsafe { libc::tcsetattr(fd.as_raw_fd(), libc::TCSANOW, &settings.0) }).map(drop)
+}
+
+impl Settings {
+    /// Returns these settings with every byte passed on as it is (cfmakeraw(3)).
+    pub fn raw(&self) -> Settings {
+        let mut settings = self.0;
+        // SAFETY: the settings are initialized, and ours.
+        unsafe { libc::cfmakeraw(&mut settings) };
+        Settings(settings)
+    }
+}
+
+/// What [`restore_now`] gives back, written before [`ARMED`] is set and never while it is.
+static mut SAVED: MaybeUninit<(RawFd, libc::termios)> = MaybeUninit::uninit();
+static ARMED: AtomicBool = AtomicBool::new(false);
+
+/// Signals that end the process without unwinding and that nobody forwards.
+const CRASHES: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+
+/// Has the terminal's settings given back when the process crashes. `fd` stays open until the process ends.
+///
+/// For the main thread, before it changes the settings; a second call changes nothing.
+pub fn restore_on_crash(fd: RawFd, settings: &Settings) {
+    if ARMED.load(Ordering::Acquire) {
+        return;
+    }
+    // SAFETY: nobody reads SAVED before ARMED is set, and only the main thread writes it, once.
+    unsafe { (&raw mut SAVED).write(MaybeUninit::new((fd, settings.0))) };
+    ARMED.store(true, Ordering::Release);
+    for signal in CRASHES {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: a zeroed sigaction is valid; the handler only calls async-signal-safe functions.
+        unsafe {
+            (*action.as_mut_ptr()).sa_sigaction = crashed as *const () as usize;
+            (*action.as_mut_ptr()).sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER;
+            libc::sigaction(signal, action.as_ptr(), std::ptr::null_mut());
+        }
+    }
+}
+
+/// Gives the settings back, if there are any to give back. Async-signal-safe.
+pub fn restore_now() {
+    if ARMED.load(Ordering::Acquire) {
+        // SAFETY: ARMED says that SAVED is written, and it never changes again; tcsetattr is async-signal-safe.
+        unsafe {
+            let (fd, settings) = (&raw const SAVED).read().assume_init();
+            libc::tcsetattr(fd, libc::TCSANOW, &settings);
+        }
+    }
+}
+
+extern "C" fn crashed(signal: libc::c_int) {
+    restore_now();
+    // SAFETY: the handler was reset to the default, so this ends the process as the signal would have.
+    unsafe { libc::raise(signal) };
+}
