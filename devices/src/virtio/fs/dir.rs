@@ -97,7 +97,7 @@ impl ShareServer {
             }
             Node::Host(inode) if inode.is_dir() => {
                 let file = self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY)?;
-                let handle = Handle { inode, file, cursor: Some(Mutex::default()) };
+                let handle = Handle::new(&inode, file, Some(Mutex::default()));
                 self.shared.table.lock().unwrap().open(handle)?
             }
             Node::Host(_) => return Err(Errno(libc::ENOTDIR)),

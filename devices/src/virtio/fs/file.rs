@@ -58,7 +58,7 @@ impl ShareServer {
     fn put_open(&mut self, inode: &Arc<Inode>, file: File) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let same = inode.same_as_seen(&sys::fstat(file.as_fd())?, now);
-        let handle = Handle { inode: inode.clone(), file, cursor: None };
+        let handle = Handle::new(inode, file, None);
         let fh = self.shared.table.lock().unwrap().open(handle)?;
         let open_flags = if same { FOPEN_KEEP_CACHE } else { 0 };
         OpenOut { fh, open_flags, padding: 0 }.put(&mut self.reply);

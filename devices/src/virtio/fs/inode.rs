@@ -4,10 +4,10 @@
 //! cannot read, write or run into a device. While it is open its (device, number) pair belongs to no other file, so the
 //! pair is the key under which a second lookup finds the same inode.
 //!
-//! A process has only so many descriptors. When they run out, files (not directories) that are not open, were not used
-//! lately and still are where the guest found them give theirs up, and are found again under that name when they are
-//! needed: [`Inode::unpin`], [`Inode::fd`]. A file that the host moves or removes meanwhile is stale, which makes the
-//! guest look its name up again. What the guest itself moves or removes is pinned before.
+//! A process has only so many descriptors. When they run out, inodes that are not open, were not used lately and still
+//! are where the guest found them give theirs up, and are found again under that name when they are needed:
+//! [`Inode::unpin`], [`Inode::fd`]. A file that the host moves or removes meanwhile is stale, which makes the guest look
+//! its name up again. What the guest itself moves or removes is pinned before.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,7 +57,11 @@ impl AsFd for Pin {
     }
 }
 
+/// Directories above that are found again one from the other, at most.
+const MAX_DEPTH: usize = 256;
+
 /// Where the guest last found a file.
+#[derive(Clone)]
 struct Place {
     dir: Arc<Inode>,
     name: CString,
@@ -82,6 +86,8 @@ pub struct Inode {
     pub kind: u32,
     /// Device and number on the host.
     pub key: (u64, u64),
+    /// How many open files and directories the guest has of it.
+    pub open: AtomicUsize,
     /// Used since the table last looked for a descriptor to take.
     pub used: AtomicBool,
     /// The last name looked up in this directory was that of a known inode.
@@ -97,6 +103,7 @@ impl Inode {
             bind: bind.clone(),
             kind: stat.st_mode & libc::S_IFMT,
             key: (stat.st_dev, stat.st_ino),
+            open: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             names_known: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -110,31 +117,40 @@ impl Inode {
 
     /// An O_PATH descriptor of the file: the one that pins it, else one found anew, which whoever holds it closes.
     pub fn fd(&self) -> Result<Arc<Pin>> {
-        let state = self.state.lock().unwrap();
-        if let Some(pin) = &state.pin {
-            return Ok(pin.clone());
-        }
+        self.fd_within(MAX_DEPTH)
+    }
+
+    fn fd_within(&self, depth: usize) -> Result<Arc<Pin>> {
         let stale = Errno(libc::ESTALE);
-        let place = state.place.as_ref().ok_or(stale)?;
-        let dir = place.dir.fd()?;
+        // The lock is not held on the way up: places may be out of date and lead round in a circle.
+        let (place, birth) = {
+            let state = self.state.lock().unwrap();
+            match &state.pin {
+                Some(pin) => return Ok(pin.clone()),
+                None => (state.place.clone().ok_or(stale)?, state.birth),
+            }
+        };
+        let dir = place.dir.fd_within(depth.checked_sub(1).ok_or(stale)?)?;
         let fd = sys::openat(dir.as_fd(), &place.name, PIN_FLAGS, 0).map_err(|_| stale)?;
-        let (key, birth) = sys::identity(fd.as_fd(), c"").map_err(|_| stale)?;
-        if (key, birth) != (self.key, state.birth) {
+        let found = sys::identity(fd.as_fd(), c"").map_err(|_| stale)?;
+        if found != (self.key, birth) {
             return Err(stale);
         }
         Ok(Arc::new(Pin { fd, _slot: None }))
     }
 
-    /// Notes where the guest found the file. Directories need no place: they stay pinned.
+    /// Notes where the guest found the file.
     pub fn found_at(&self, dir: &Arc<Inode>, name: &CStr) {
-        if self.is_dir() {
-            return;
-        }
         let mut state = self.state.lock().unwrap();
         let same = |place: &Place| place.dir.id == dir.id && place.name.as_c_str() == name;
         if !state.place.as_ref().is_some_and(same) {
             state.place = Some(Place { dir: dir.clone(), name: name.to_owned() });
         }
+    }
+
+    /// Forgets where it was found: the guest knows the file no more. Places in a circle would keep each other alive.
+    pub fn lose_place(&self) {
+        self.state.lock().unwrap().place = None;
     }
 
     /// The file keeps its descriptor.
@@ -149,17 +165,13 @@ impl Inode {
 
     /// Gives the descriptor up if the file can be found again; returns whether it did.
     pub fn unpin(&self) -> bool {
-        let mut state = self.state.lock().unwrap();
-        let Some(place) = state.place.as_ref().filter(|_| state.pin.is_some()) else { return false };
+        let place = self.state.lock().unwrap().place.clone();
+        let Some(place) = place.filter(|_| self.open.load(Ordering::Relaxed) == 0) else { return false };
         let found = place.dir.fd().and_then(|dir| sys::identity(dir.as_fd(), &place.name));
-        match found {
-            Ok((key, birth)) if key == self.key => {
-                state.birth = birth;
-                state.pin = None;
-                true
-            }
-            _ => false,
-        }
+        let Some((_, birth)) = found.ok().filter(|(key, _)| *key == self.key) else { return false };
+        let mut state = self.state.lock().unwrap();
+        state.birth = birth;
+        state.pin.take().is_some()
     }
 
     /// While it was not pinned, the file's number may have gone to another file: `birth` is that of the one now found.

@@ -27,6 +27,20 @@ pub struct Handle {
     pub cursor: Option<Mutex<Cursor>>,
 }
 
+impl Handle {
+    /// Returns an open file, of which its inode knows.
+    pub fn new(inode: &Arc<Inode>, file: File, cursor: Option<Mutex<Cursor>>) -> Handle {
+        inode.open.fetch_add(1, Ordering::Relaxed);
+        Handle { inode: inode.clone(), file, cursor }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inode.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 struct Known {
     inode: Arc<Inode>,
     lookups: u64,
@@ -35,7 +49,7 @@ struct Known {
 /// Inodes and open files. Numbers only grow, and are never used again.
 pub struct Table {
     inodes: HashMap<u64, Known>,
-    /// The files among them that have a descriptor.
+    /// Those among them that have a descriptor.
     pinned: BTreeSet<u64>,
     by_key: HashMap<(u64, u64, u64), u64>,
     handles: HashMap<u64, (Arc<Handle>, Slot)>,
@@ -113,9 +127,7 @@ impl Table {
         self.next_inode += 1;
         let inode = Arc::new(Inode::new(id, bind, Pin::new(fd, slot), stat));
         self.by_key.insert((bind.id, key.0, key.1), id);
-        if !inode.is_dir() {
-            self.pinned.insert(id);
-        }
+        self.pinned.insert(id);
         self.inodes.insert(id, Known { inode: inode.clone(), lookups: 1 });
         Ok(inode)
     }
@@ -130,6 +142,7 @@ impl Table {
             if self.by_key.get(&key) == Some(&id) {
                 self.by_key.remove(&key);
             }
+            known.inode.lose_place();
             self.inodes.remove(&id);
             self.pinned.remove(&id);
         }
@@ -183,7 +196,13 @@ impl Table {
     pub fn purge(&mut self, bind: &Bind) {
         bind.revoked.store(true, Ordering::Relaxed);
         self.handles.retain(|_, (handle, _)| handle.inode.bind.id != bind.id);
-        self.inodes.retain(|_, known| known.inode.bind.id != bind.id);
+        self.inodes.retain(|_, known| {
+            let keep = known.inode.bind.id != bind.id;
+            if !keep {
+                known.inode.lose_place();
+            }
+            keep
+        });
         self.pinned.retain(|id| self.inodes.contains_key(id));
         self.by_key.retain(|key, _| key.0 != bind.id);
     }
@@ -191,6 +210,7 @@ impl Table {
     /// Closes everything: the guest starts anew.
     pub fn clear(&mut self) {
         self.handles = HashMap::new();
+        self.inodes.values().for_each(|known| known.inode.lose_place());
         self.inodes = HashMap::new();
         self.pinned = BTreeSet::new();
         self.by_key = HashMap::new();
@@ -226,10 +246,8 @@ impl Table {
             };
             self.hand = id + 1;
             let Some(known) = self.inodes.get(&id) else { continue };
-            // Whoever else holds the inode has it open or is at work with it.
-            let idle = Arc::strong_count(&known.inode) == 1;
             let used = known.inode.used.swap(false, Ordering::Relaxed);
-            if idle && (used_too || !used) && known.inode.unpin() {
+            if (used_too || !used) && known.inode.unpin() {
                 self.pinned.remove(&id);
                 self.evicted = true;
                 freed += 1;

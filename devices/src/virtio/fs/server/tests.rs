@@ -951,6 +951,44 @@ fn a_guest_may_know_more_files_than_there_are_descriptors() {
 }
 
 #[test]
+fn directories_are_found_again_too() {
+    let mut guest = Guest::new();
+    guest.tree.set_limit(20);
+    let rootfs = guest.rootfs();
+    let mut dirs = vec![rootfs];
+    for n in 0..60 {
+        let path = guest.path(&vec!["d"; n + 1].join("/"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), "").unwrap();
+        dirs.push(guest.lookup(dirs[n], "d").unwrap().0.nodeid);
+    }
+    assert!(guest.tree.descriptors() <= 20);
+    for dir in &dirs[1..] {
+        guest.lookup(*dir, "file").unwrap();
+        assert_eq!(guest.attr(*dir).mode & libc::S_IFMT, libc::S_IFDIR);
+    }
+    // Moving one in the middle moves what is below.
+    guest.rename((dirs[29], "d"), (rootfs, "moved"), 0).unwrap();
+    guest.attr(dirs[60]);
+    // The host makes what was below be above: out-of-date places lead round, and nowhere.
+    let (a, b) = (guest.path("a"), guest.path("a/b"));
+    fs::create_dir_all(&b).unwrap();
+    let a_node = guest.lookup(rootfs, "a").unwrap().0.nodeid;
+    let b_node = guest.lookup(a_node, "b").unwrap().0.nodeid;
+    fs::rename(&b, guest.path("b")).unwrap();
+    fs::rename(&a, guest.path("b/a")).unwrap();
+    assert_eq!(guest.lookup(b_node, "a").unwrap().0.nodeid, a_node);
+    for dir in &dirs {
+        guest.call(op::GETATTR, *dir, &[0; 16]).unwrap();
+        guest.call(op::LOOKUP, *dir, &string("file")).unwrap();
+    }
+    let _ = guest.call(op::GETATTR, a_node, &[0; 16]);
+    let _ = guest.call(op::GETATTR, b_node, &[0; 16]);
+    guest.tree.unbind("/c1/rootfs").unwrap();
+    assert_eq!(guest.tree.descriptors(), 0);
+}
+
+#[test]
 fn what_the_guest_moves_and_removes_is_not_lost_without_a_descriptor() {
     let (mut guest, rootfs, nodes) = crowded();
     guest.call(op::UNLINK, rootfs, &string("f0")).unwrap();
