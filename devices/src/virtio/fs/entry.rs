@@ -195,12 +195,26 @@ impl ShareServer {
         }
         self.pin_at(&from, old)?;
         self.pin_at(&to, new)?;
-        if flags & libc::RENAME_WHITEOUT == 0 {
-            return sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags);
+        // A whiteout is a new inode, which belongs to the caller; nothing else is made.
+        let caller = if flags & libc::RENAME_WHITEOUT == 0 { (0, 0) } else { request.caller };
+        let (creating, _) = self.credentials().create_as(caller, 0, 0);
+        sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags)?;
+        drop(creating);
+        self.note_place(&to, new);
+        if flags & libc::RENAME_EXCHANGE != 0 {
+            self.note_place(&from, old);
         }
-        // A whiteout is a new inode, which belongs to the caller.
-        let (_creating, _) = self.credentials().create_as(request.caller, 0, 0);
-        sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags)
+        Ok(())
+    }
+
+    /// Notes where a file is after a move: one whose place is out of date cannot give its descriptor up.
+    fn note_place(&self, dir: &Arc<Inode>, name: &CStr) {
+        if !self.shared.table.lock().unwrap().is_crowded() {
+            return;
+        }
+        if let Ok(stat) = dir.fd().and_then(|fd| sys::stat_at(fd.as_fd(), name)) {
+            self.shared.table.lock().unwrap().moved((stat.st_dev, stat.st_ino), dir, name);
+        }
     }
 
     pub(super) fn link(&mut self, request: &Request) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Every inode and open file of one guest, by number, bounded by the descriptors the process may have.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -151,6 +152,18 @@ impl Table {
     /// Some inodes may have no descriptor of their own: what is about to lose its name must be pinned.
     pub fn has_evicted(&self) -> bool {
         self.evicted
+    }
+
+    /// Descriptors will soon have to be taken from inodes.
+    pub fn is_crowded(&self) -> bool {
+        self.descriptors.load(Ordering::Relaxed) > self.limit / 2
+    }
+
+    /// Notes the place of the inode with this key, if it is known.
+    pub fn moved(&mut self, key: (u64, u64), dir: &Arc<Inode>, name: &CStr) {
+        if let Some(known) = self.known(&dir.bind, key) {
+            known.inode.found_at(dir, name);
+        }
     }
 
     /// Pins the inode with this key, if it is known and has given its descriptor up.
