@@ -22,11 +22,11 @@ const NEEDED: [(Cap, &str); 6] = [
 ];
 
 /// The kernel modules that drive a KVM, and what kind it is.
-const KINDS: [(&str, &str); 3] = [
-    ("kvm_intel", "Intel VT-x"),
-    ("kvm_amd", "AMD-V"),
-    ("kvm_pvm", "PVM, which runs only kernels made for it"),
-];
+const KINDS: [(&str, &str); 3] =
+    [("kvm_intel", "Intel VT-x"), ("kvm_amd", "AMD-V"), (FOREIGN_MODULE, FOREIGN_KIND)];
+/// A KVM without hardware virtualization: it runs user mode natively, and of kernel mode only what it emulates.
+const FOREIGN_MODULE: &str = "kvm_pvm";
+const FOREIGN_KIND: &str = "of the PVM kind, which cannot run an ordinary guest kernel";
 
 /// One thing looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,17 @@ fn no_kvm(error: io::Error) -> Finding {
 
 /// Which KVM this is, by the module that drives it.
 fn kind() -> Option<&'static str> {
-    KINDS.iter().find(|(module, _)| Path::new("/sys/module").join(module).exists()).map(|(_, kind)| *kind)
+    KINDS.iter().find(|(module, _)| is_loaded(module)).map(|(_, kind)| *kind)
+}
+
+fn is_loaded(module: &str) -> bool {
+    Path::new("/sys/module").join(module).exists()
+}
+
+/// What to say of a KVM that cannot run an ordinary guest kernel, if this host's is one. A look at one file: it is
+/// cheap enough for every boot, where the trial guest is not.
+pub(crate) fn foreign_kind() -> Option<&'static str> {
+    is_loaded(FOREIGN_MODULE).then_some(FOREIGN_KIND)
 }
 
 /// Says whether this KVM executes what a guest kernel consists of.
@@ -108,10 +118,7 @@ fn guest_code() -> Finding {
         Ok(()) => Finding::ok(WHAT, "a trial guest ran"),
         Err(trial::TrialError::Failed { instruction, why }) => Finding::bad(
             WHAT,
-            format!(
-                "this KVM ({}) cannot run an ordinary guest kernel: {instruction} failed: {why}",
-                kind().unwrap_or("of an unknown kind")
-            ),
+            format!("this KVM, {}, failed on {instruction}: {why}", kind().unwrap_or("of an unknown kind")),
         ),
         Err(error) => Finding::bad(WHAT, chain(&error)),
     }

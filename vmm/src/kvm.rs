@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
-use crate::{cpuid, msrs, segments};
+use crate::{check, cpuid, msrs, segments};
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,12 @@ pub enum KvmError {
     /// There is no KVM for this process.
     #[error("open /dev/kvm")]
     Open(#[source] io::Error),
+    /// This KVM is made for guests that know it.
+    #[error("/dev/kvm is {kind}")]
+    Foreign {
+        /// Which it is.
+        kind: &'static str,
+    },
     /// A call failed.
     #[error("kvm: {step}")]
     Call {
@@ -56,8 +62,11 @@ pub struct PendingVm {
 impl PendingVm {
     /// Starts to create a virtual machine.
     pub fn start() -> Result<PendingVm, KvmError> {
-        let thread =
-            Builder::new().name("kvm-create".into()).spawn(KvmVm::create).map_err(KvmError::Thread)?;
+        let create = || match check::foreign_kind() {
+            Some(kind) => Err(KvmError::Foreign { kind }),
+            None => KvmVm::create(),
+        };
+        let thread = Builder::new().name("kvm-create".into()).spawn(create).map_err(KvmError::Thread)?;
         Ok(PendingVm { thread: Some(thread) })
     }
 
