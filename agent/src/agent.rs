@@ -214,7 +214,7 @@ impl Agent {
     fn serve_commands(&mut self) -> Result<bool, Fault> {
         let mut moved = false;
         while !self.is_held() {
-            match self.control.next()? {
+            match self.control.take()? {
                 Some((frame, first)) => {
                     self.command(frame, first);
                     moved = true;
@@ -250,21 +250,27 @@ impl Agent {
         Ok(!reported.is_empty())
     }
 
-    fn take_report(&mut self, key: u32) -> Result<(), Fault> {
+    pub(crate) fn take_report(&mut self, key: u32) -> Result<(), Fault> {
         loop {
             let Some(process) = self.processes.get_mut(&key) else { return Ok(()) };
-            let Some(pending) = &process.pending else { return Ok(()) };
-            match report::receive(&pending.report) {
+            let Some(report) = process.pending.as_ref().and_then(|pending| pending.report.as_ref()) else {
+                process.reported = false;
+                return Ok(());
+            };
+            match report::receive(report) {
                 Report::Nothing => {
                     process.reported = false;
                     return Ok(());
                 }
                 Report::Terminal(master) => match process.set_terminal(master) {
                     Ok(master) => watch(&self.epoll, master.as_fd(), key, Role::Terminal, EDGES)?,
-                    Err(fault) => self.started(key, Err(fault)),
+                    Err(fault) => process.fail(fault),
                 },
-                Report::Fault(fault) => self.started(key, Err(fault)),
-                Report::Started => self.started(key, Ok(())),
+                Report::Fault(fault) => process.fail(fault),
+                Report::Started => {
+                    process.close_report();
+                    self.answer_start(key);
+                }
             }
         }
     }
@@ -300,7 +306,7 @@ impl Agent {
             [(Bound::Included(self.first), Bound::Unbounded), (Bound::Unbounded, Bound::Excluded(self.first))]
         {
             for (key, process) in self.processes.range_mut(range) {
-                let errors_first = self.first % 2 == 0;
+                let errors_first = self.first.is_multiple_of(2);
                 if pump_process(process, &mut self.streams, extended, errors_first) {
                     moved = true;
                     self.first = *key;
@@ -356,6 +362,10 @@ impl Agent {
 
 /// Queues a frame of each of a process's outputs, and their ends; returns true if something moved.
 fn pump_process(process: &mut Process, streams: &mut Streams, extended: bool, errors_first: bool) -> bool {
+    // Before the host knows whether the program runs, nothing of its streams is told, not even their ends.
+    if process.pending.is_some() {
+        return false;
+    }
     let exited = process.status.is_some();
     let mut moved = false;
     let mut outputs = [&mut process.stdout, &mut process.stderr];
@@ -369,7 +379,7 @@ fn pump_process(process: &mut Process, streams: &mut Streams, extended: bool, er
             streams.end(output.seq);
         }
     }
-    if exited && process.drained_at.is_none() && process.pending.is_none() && process.is_drained() {
+    if exited && process.drained_at.is_none() && process.is_drained() {
         moved = true;
         if !extended && !process.failed {
             streams.end(process.seqs.0);

@@ -159,7 +159,7 @@ impl Control {
     }
 
     /// Takes the host's next message; true with it says that it is the link's first.
-    pub fn next(&mut self) -> Result<Option<(ControlFrame, bool)>, Fault> {
+    pub fn take(&mut self) -> Result<Option<(ControlFrame, bool)>, Fault> {
         if self.port.unsent() > CONTROL_OUT_MAX {
             return Ok(None);
         }
@@ -213,9 +213,9 @@ impl Control {
             Ok(data) => self.send(Code::Ack, id, data),
             Err(fault) if self.is_extended() => self.send(Code::Error, id, json(&ErrorReply::from(fault))),
             Err(fault) if command == Code::KillContainer as u32 => {
-                let mut text = fault.text.into_bytes();
-                text.push(0);
-                self.send(Code::Error, id, text);
+                // API 4244's texts have no operand.
+                let text = fault.text.split(':').next().unwrap_or_default();
+                self.send(Code::Error, id, [text.as_bytes(), &[0]].concat());
             }
             Err(_) => self.send(Code::Error, id, Vec::new()),
         }

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit};
 
 use crate::container::CGROUPS;
 use crate::container::namespaces::{self, bring_loopback_up};
-use crate::container::rootfs::SHARE;
+use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::sys::{self, Fork, namespace};
@@ -93,16 +93,24 @@ impl Pod {
 impl Init {
     fn start() -> Result<Init, Fault> {
         let own = own_pidfd()?;
-        match sys::fork(namespace::PID, None).step("start", "the pod's first process")? {
+        match sys::fork(namespace::PID | namespace::MOUNT, None).step("start", "the pod's first process")? {
             Fork::Child => hold_pids(),
             Fork::Parent { pid, pidfd } => Ok(Init { pid, pidfd, own }),
         }
     }
 }
 
-/// Does nothing but to be process 1 of the pod's shared process ids: the kernel reaps its orphans for it.
+/// Does nothing but to be process 1 of the pod's shared process ids: the kernel reaps its orphans for it. Containers see
+/// it, so that it has an empty directory for its root, and nothing else of the agent's.
 fn hold_pids() -> ! {
     sys::ignore_children();
+    let hidden = rustix::mount::mount("tmpfs", ROOT, "tmpfs", MountFlags::RDONLY, None)
+        .step("mount", ROOT)
+        .and_then(|()| Root::open(ROOT))
+        .and_then(Root::become_root);
+    if hidden.is_err() {
+        sys::exit(1);
+    }
     // The agent's pipes among them: held open here they would never end.
     sys::close_all();
     let _ = rustix::thread::set_name(c"pod");

@@ -33,8 +33,10 @@ pub struct Pending {
     pub id: u32,
     /// The command's code.
     pub command: u32,
-    /// The child's report on its set-up.
-    pub report: OwnedFd,
+    /// Where the child reports on its set-up; none once it has said all.
+    pub report: Option<OwnedFd>,
+    /// Why its program does not run.
+    pub fault: Option<Fault>,
 }
 
 /// A process and its streams.
@@ -133,6 +135,20 @@ impl Process {
         self.stdout = Some(Output::new(self.seqs.0, master.clone()));
         self.terminal = Some(master.clone());
         Ok(master)
+    }
+
+    /// Takes note why the program does not run.
+    pub fn fail(&mut self, fault: Fault) {
+        if let Some(pending) = &mut self.pending {
+            pending.fault = Some(fault);
+        }
+    }
+
+    /// Takes note that the child has said all.
+    pub fn close_report(&mut self) {
+        if let Some(pending) = &mut self.pending {
+            pending.report = None;
+        }
     }
 
     /// Gives the terminal a size.

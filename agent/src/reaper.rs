@@ -43,16 +43,13 @@ impl Agent {
         };
         process.status = Some(status);
         process.pidfd = None;
-        // Its report is complete now and comes before its end.
-        process.reported = true;
-        let (key, failed) = (*key, process.failed);
+        let key = *key;
         if let Some(container) = self.containers.iter_mut().find(|container| container.init == Some(key)) {
             container.init = None;
             container.end_rest();
         }
-        if failed {
-            self.forget_failed(key);
-        }
+        self.take_report(key)?;
+        self.answer_start(key);
         Ok(())
     }
 }

@@ -112,7 +112,7 @@ impl Agent {
                 (ours.pipes.stderr.as_ref().map(AsFd::as_fd), Role::Stderr),
             ],
         );
-        let pending = Pending { id, command: command as u32, report: ours.report };
+        let pending = Pending { id, command: command as u32, report: Some(ours.report), fault: None };
         let mut process = Process::new(container, spec, pid, pidfd, pending);
         if let Err(fault) = watched {
             let _ = process.signal(Signal::KILL);
@@ -123,37 +123,31 @@ impl Agent {
         Ok(key)
     }
 
-    /// Answers a start: the program runs, or why it does not.
+    /// Answers a start once the child has said all: the program runs, or why it does not. An error is answered when
+    /// nothing of the attempt is left, so that the host may try again at once.
     ///
     /// API 4244 knows no reason: a program that cannot be executed has run and ended with 126 or 127 there, and so has
     /// every further process that could not be started (125).
-    pub(crate) fn started(&mut self, key: u32, result: Result<(), Fault>) {
-        let Some(process) = self.processes.get_mut(&key) else { return };
-        let Some(pending) = process.pending.take() else { return };
+    pub(crate) fn answer_start(&mut self, key: u32) {
         let extended = self.control.is_extended();
-        let first = pending.command == Code::NewContainer as u32;
-        let reply = match result {
-            Err(fault) if extended || first && fault.exit_code() == FAULT_OF_OURS => {
-                process.failed = true;
-                Err(fault)
-            }
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        let first = process.is_first;
+        let ended = process.status.is_some();
+        let answerable =
+            |pending: &mut Pending| pending.report.is_none() && (pending.fault.is_none() || ended);
+        let Some(pending) = process.pending.take_if(answerable) else { return };
+        let reply = match pending.fault {
+            Some(fault) if extended || first && fault.exit_code() == FAULT_OF_OURS => Err(fault),
             _ => Ok(Vec::new()),
         };
-        let gone = process.failed && process.pidfd.is_none();
+        if reply.is_err() {
+            process.failed = true;
+            if first {
+                let id = process.container.clone();
+                self.containers.retain(|container| container.id != id);
+            }
+        }
         self.control.reply(pending.id, reply, pending.command);
-        if gone {
-            self.forget_failed(key);
-        }
-    }
-
-    /// Forgets a container whose first process never ran and is gone.
-    pub(crate) fn forget_failed(&mut self, key: u32) {
-        let Some(process) = self.processes.get(&key) else { return };
-        let first = process.is_first;
-        if first {
-            let id = process.container.clone();
-            self.containers.retain(|container| container.id != id);
-        }
     }
 }
 

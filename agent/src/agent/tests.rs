@@ -34,6 +34,8 @@ struct Host {
     output: BTreeMap<u64, (Vec<u8>, bool)>,
     credit: BTreeMap<u64, u64>,
     gives_credit: bool,
+    /// What the stream channel has not taken yet.
+    waiting: Vec<u8>,
     turn: Turn,
 }
 
@@ -60,6 +62,7 @@ impl Host {
             output: BTreeMap::new(),
             credit: BTreeMap::new(),
             gives_credit: true,
+            waiting: Vec::new(),
             turn: Turn::Continue,
         };
         let ready = host.frame(|frame| frame.code == Code::Ready as u32);
@@ -94,6 +97,8 @@ impl Host {
 
     /// Lets the agent work once and takes what it sent.
     fn turn(&mut self) {
+        let taken = rustix::io::write(&self.streams, &self.waiting).unwrap_or(0);
+        self.waiting.drain(..taken);
         let turn = self.agent.run_once(Some(Duration::from_millis(200))).unwrap();
         if turn != Turn::Continue {
             self.turn = turn;
@@ -131,15 +136,11 @@ impl Host {
     }
 
     fn give_credit(&mut self, seq: u64, bytes: u32) {
-        let mut out = Vec::new();
-        Credit::encode(&[Credit { seq, bytes }], &mut out);
-        assert_eq!(rustix::io::write(&self.streams, &out), Ok(out.len()));
+        Credit::encode(&[Credit { seq, bytes }], &mut self.waiting);
     }
 
     fn input(&mut self, seq: u64, data: &[u8]) {
-        let mut out = Vec::new();
-        StreamFrame { seq, data: data.to_vec() }.encode(&mut out);
-        assert_eq!(rustix::io::write(&self.streams, &out), Ok(out.len()));
+        StreamFrame { seq, data: data.to_vec() }.encode(&mut self.waiting);
     }
 
     /// Works until `until` says so.
@@ -222,4 +223,318 @@ fn output_ends_and_exit_are_told_in_this_order_with_their_bytes() {
     let exit = event.exit.unwrap();
     assert_eq!((exit.code, exit.signal, exit.stdout_bytes, exit.stderr_bytes), (Some(7), None, 6, 5));
     assert_eq!((event.container.as_str(), event.event.as_str(), event.status), ("c1", "finished", 7));
+}
+
+#[test]
+fn death_by_signal_is_its_number() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("kill -TERM $$"));
+    let exit = host.exit("init").exit.unwrap();
+    assert_eq!((exit.code, exit.signal), (None, Some(15)));
+}
+
+#[test]
+fn stdin_reaches_the_process_and_its_end_too() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("cat"));
+    host.input(1, b"through ");
+    host.input(1, b"cat");
+    host.input(1, b"");
+    host.exit("init");
+    assert_eq!(host.output(1), b"through cat");
+    assert_eq!(host.credit[&1], 11);
+}
+
+#[test]
+fn output_stops_at_the_window_and_goes_on_with_credit() {
+    let mut host = Host::extended();
+    host.gives_credit = false;
+    host.ok(Code::NewContainer, &container("head -c 1000000 /dev/zero; echo end >&2"));
+    host.work(|host| host.output(1).len() == STREAM_WINDOW as usize);
+    // Another stream is not held up by it.
+    host.ok(Code::ExecCmd, &ExecCommand { container: "c1".into(), process: shell("e1", "echo free", 3, 4) });
+    host.exit("e1");
+    assert_eq!(host.output(3), b"free\n");
+    assert_eq!(host.output(1).len(), STREAM_WINDOW as usize);
+    host.gives_credit = true;
+    host.give_credit(1, STREAM_WINDOW);
+    let exit = host.exit("init").exit.unwrap();
+    assert_eq!((exit.stdout_bytes, host.output(1).len()), (1_000_000, 1_000_000));
+    assert_eq!(host.output(2), b"end\n");
+}
+
+#[test]
+fn background_child_that_keeps_stdout_open_does_not_hold_back_the_exit() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("sleep 1000 & echo $!; exit 3"));
+    assert_eq!(host.exit("init").exit.unwrap().code, Some(3));
+    assert!(host.has_ended(1));
+    let sleeper = std::str::from_utf8(host.output(1)).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(sleeper).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+}
+
+#[test]
+fn missing_program_is_told_and_leaves_nothing() {
+    let mut host = Host::extended();
+    let mut spec = container("");
+    spec.process.args = vec!["no-such-program".into()];
+    let error = host.refused(Code::NewContainer, &spec);
+    assert_eq!(error.code, ErrorCode::NotExecutableMissing);
+    assert!(error.message.starts_with("execute no-such-program: no such file"), "{}", error.message);
+    host.ok(Code::NewContainer, &container("exit 0"));
+    assert_eq!(host.exit("init").status, 0);
+    assert!(host.frames.is_empty());
+}
+
+#[test]
+fn directory_is_not_executable() {
+    let mut host = Host::extended();
+    let mut spec = container("");
+    spec.process.args = vec!["/proc".into()];
+    assert_eq!(host.refused(Code::NewContainer, &spec).code, ErrorCode::NotExecutable);
+}
+
+#[test]
+fn missing_working_directory_is_said() {
+    let mut host = Host::extended();
+    let mut spec = container("");
+    spec.process.workdir = "/no/such/place".into();
+    let error = host.refused(Code::NewContainer, &spec);
+    assert_eq!(error.message, "enter working directory /no/such/place: no such file or directory");
+}
+
+#[test]
+fn terminal_echoes_has_its_size_and_takes_the_end_of_file() {
+    let mut host = Host::extended();
+    let mut spec = container("stty size; read line; stty size; echo got $line; cat; echo over");
+    spec.process = payload::Process { terminal: true, stderr: 0, rows: 30, columns: 100, ..spec.process };
+    host.ok(Code::NewContainer, &spec);
+    host.work(|host| host.output(1).ends_with(b"30 100\r\n"));
+    host.ok(
+        Code::WinSize,
+        &WindowSize { container: "c1".into(), process: "init".into(), row: 40, column: 120 },
+    );
+    host.input(1, b"hey\n");
+    host.work(|host| host.output(1).ends_with(b"got hey\r\n"));
+    host.input(1, b"half");
+    host.input(1, b"");
+    assert_eq!(host.exit("init").exit.unwrap().code, Some(0));
+    let text = String::from_utf8(host.output(1).to_vec()).unwrap();
+    assert_eq!(text, "30 100\r\nhey\r\n40 120\r\ngot hey\r\nhalfhalfover\r\n");
+}
+
+#[test]
+fn ctrl_c_on_the_terminal_is_a_signal() {
+    let mut host = Host::extended();
+    let mut spec = container("echo ready; exec sleep 1000");
+    spec.process = payload::Process { terminal: true, stderr: 0, ..spec.process };
+    host.ok(Code::NewContainer, &spec);
+    host.work(|host| host.output(1).ends_with(b"ready\r\n"));
+    host.input(1, &[3]);
+    assert_eq!(host.exit("init").exit.unwrap().signal, Some(2));
+}
+
+#[test]
+fn signals_reach_the_process_and_its_group() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("echo ready; exec sleep 1000"));
+    host.work(|host| host.output(1) == b"ready\n");
+    host.ok(
+        Code::ExecCmd,
+        &ExecCommand { container: "c1".into(), process: shell("e1", "echo ready; sleep 1000; true", 3, 4) },
+    );
+    host.work(|host| host.output(3) == b"ready\n");
+    host.ok(Code::SignalProcess, &SignalCommand { container: "c1".into(), process: "e1".into(), signal: 15 });
+    assert_eq!(host.exit("e1").exit.unwrap().signal, Some(15));
+    assert_eq!(host.refused(Code::KillContainer, &killed(0)).message, "invalid signal");
+    assert_eq!(host.refused(Code::KillContainer, &killed(65)).code, ErrorCode::BadRequest);
+    host.ok(Code::KillContainer, &killed(9));
+    assert_eq!(host.exit("init").exit.unwrap().signal, Some(9));
+    assert_eq!(host.refused(Code::KillContainer, &killed(9)).message, "no such process");
+}
+
+#[test]
+fn container_is_removed_only_once_it_has_ended() {
+    let mut host = Host::extended();
+    let name = ContainerName { container: "c1".into() };
+    host.ok(Code::NewContainer, &container("cat"));
+    assert_eq!(host.refused(Code::RemoveContainer, &name).message, "container c1 is running");
+    assert_eq!(host.refused(Code::NewContainer, &container("true")).code, ErrorCode::Exists);
+    host.input(1, b"");
+    host.exit("init");
+    host.ok(Code::RemoveContainer, &name);
+    assert_eq!(host.refused(Code::RemoveContainer, &name).code, ErrorCode::NotFound);
+    let spec = ExecCommand { container: "c1".into(), process: shell("e1", "true", 3, 4) };
+    assert_eq!(host.refused(Code::ExecCmd, &spec).code, ErrorCode::NotFound);
+}
+
+#[test]
+fn streams_belong_to_one_process() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("cat"));
+    for (stdio, stderr) in [(1, 5), (5, 2), (5, 5), (0, 6), (6, 0)] {
+        let process = shell("e1", "true", stdio, stderr);
+        host.refused(Code::ExecCmd, &ExecCommand { container: "c1".into(), process });
+    }
+    host.input(1, b"");
+    host.exit("init");
+}
+
+#[test]
+fn unknown_abandoned_and_coming_commands_are_refused_by_name() {
+    let mut host = Host::extended();
+    for (code, text) in [
+        (99, "no such command: 99"),
+        (2, "GetPodDeprecated is abandoned"),
+        (9, "Ack is no command"),
+        (15, "WriteFile is not supported"),
+        (20, "SetupInterface is not supported"),
+    ] {
+        let id = host.send_raw(code, Vec::new());
+        let error: ErrorReply = serde_json::from_slice(&host.reply(id).unwrap_err()).unwrap();
+        assert_eq!(error.message, text);
+    }
+    let id = host.send_raw(Code::StartPod as u32, b"{\"hostnam\":1}".to_vec());
+    let error: ErrorReply = serde_json::from_slice(&host.reply(id).unwrap_err()).unwrap();
+    assert!(error.message.starts_with("StartPod: unknown field `hostnam`"), "{}", error.message);
+    assert_eq!(host.refused(Code::StartPod, &Pod::default()).code, ErrorCode::Exists);
+}
+
+#[test]
+fn extend_is_refused_when_it_is_late_or_of_another_version() {
+    let mut host = Host::base();
+    host.send(Code::Extend, &Extend { extension: 7 });
+    host.extended = true;
+    host.codec.set_extended(true);
+    let frame = host.frame(|_| true);
+    let error: ErrorReply = serde_json::from_slice(&frame.payload).unwrap();
+    assert_eq!(error.message, "extension 7 is not supported, 1 is");
+    let mut host = Host::extended();
+    assert_eq!(
+        host.refused(Code::Extend, &Extend { extension: 1 }).message,
+        "Extend must be the first command"
+    );
+}
+
+#[test]
+fn destroy_ends_everything_and_then_the_machine() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("trap '' TERM; echo ready; while :; do sleep 1000; done"));
+    host.work(|host| host.output(1) == b"ready\n");
+    host.ok(Code::DestroyPod, &());
+    host.work(|host| host.turn == Turn::PowerOff);
+    assert!(host.agent.processes.values().all(|process| process.pidfd.is_none()));
+}
+
+#[test]
+fn host_that_goes_away_is_noticed() {
+    let mut host = Host::extended();
+    rustix::net::shutdown(&host.control, rustix::net::Shutdown::Write).unwrap();
+    host.work(|host| host.turn == Turn::HostGone);
+}
+
+#[test]
+fn broken_framing_ends_the_agent() {
+    let mut host = Host::extended();
+    rustix::io::write(&host.control, &[0xff; 12]).unwrap();
+    let fault = host.agent.run_once(None).unwrap_err();
+    assert!(fault.text.starts_with("control channel: frame of"), "{}", fault.text);
+}
+
+#[test]
+fn base_session_is_api_4244s() {
+    let mut host = Host::base();
+    let next = |bytes: u32| ControlFrame { code: 14, id: 0, payload: bytes.to_be_bytes().into() };
+    let ack = |payload: &[u8]| ControlFrame { code: 9, id: 0, payload: payload.into() };
+    host.send_raw(0, Vec::new());
+    assert_eq!(host.frame(|_| true), next(8));
+    assert_eq!(host.frame(|_| true), ack(&4244u32.to_be_bytes()));
+    let pod = br#"{"hostname":"h","dns":["1.1.1.1"],"shareDir":"share_dir","restartPolicy":"never"}"#;
+    host.send_raw(1, pod.to_vec());
+    assert_eq!(host.frame(|_| true), next(8 + pod.len() as u32));
+    assert_eq!(host.frame(|_| true), ack(b""));
+    let spec =
+        br#"{"id":"c1","rootfs":"rootfs","image":"c1","process":{"id":"init","terminal":false,"stdio":1,
+        "stderr":2,"args":["sh","-c","cat; echo $A; echo oops >&2; exit 5"],"envs":[{"env":"A","value":"b"}],
+        "workdir":"/"},"restartPolicy":"never","initialize":true,"readOnly":false}"#;
+    host.send_raw(17, spec.to_vec());
+    assert_eq!(host.frame(|frame| frame.code != 14), ack(b""));
+    host.input(1, b"in ");
+    host.input(1, b"");
+    let event = host.frame(|frame| frame.code == 23);
+    assert_eq!(event.payload, br#"{"container":"c1","process":"init","event":"finished","status":5}"#);
+    assert_eq!((host.output(1), host.output(2)), (&b"in b\n"[..], &b"oops\n"[..]));
+    // One end for the whole process, on stdio's stream.
+    assert!(host.has_ended(1) && !host.has_ended(2));
+    host.send_raw(4, Vec::new());
+    assert_eq!(host.frame(|frame| frame.code != 14), ack(b""));
+    host.work(|host| host.turn == Turn::PowerOff);
+}
+
+#[test]
+fn base_form_reports_a_missing_program_as_exit_127_and_a_signal_as_0() {
+    let mut host = Host::base();
+    host.send(Code::StartPod, &Pod::default());
+    assert_eq!(host.frame(|frame| frame.code != 14).code, 9);
+    let mut spec = container("");
+    spec.process.args = vec!["no-such-program".into()];
+    host.send(Code::NewContainer, &spec);
+    assert_eq!(host.frame(|frame| frame.code != 14).code, 9);
+    assert_eq!(host.exit("init").status, 127);
+    host.send(Code::RemoveContainer, &ContainerName { container: "c1".into() });
+    assert_eq!(host.frame(|frame| frame.code != 14).code, 9);
+    host.output.clear();
+    host.send(Code::NewContainer, &container("kill -9 $$"));
+    assert_eq!(host.frame(|frame| frame.code != 14).code, 9);
+    assert_eq!(host.exit("init").status, 0);
+    host.send(Code::KillContainer, &KillCommand { container: "x".into(), ..killed(9) });
+    let frame = host.frame(|frame| frame.code != 14);
+    assert_eq!((frame.code, frame.payload.as_slice()), (10, &b"no such container\0"[..]));
+}
+
+#[test]
+fn base_form_answers_input_for_nobody_with_its_end() {
+    let mut host = Host::base();
+    host.input(77, b"anyone?");
+    host.work(|host| host.has_ended(77));
+}
+
+#[test]
+fn base_commands_in_one_write_are_answered_in_order() {
+    let mut host = Host::base();
+    let mut bytes = Vec::new();
+    ControlFrame { code: 1, id: 0, payload: b"{}".to_vec() }.encode(false, &mut bytes);
+    let spec = serde_json::to_vec(&container("exit 0")).unwrap();
+    ControlFrame { code: 17, id: 0, payload: spec }.encode(false, &mut bytes);
+    ControlFrame { code: 0, id: 0, payload: Vec::new() }.encode(false, &mut bytes);
+    rustix::io::write(&host.control, &bytes).unwrap();
+    let payloads: Vec<usize> =
+        (0..3).map(|_| host.frame(|frame| frame.code == 9 || frame.code == 10).payload.len()).collect();
+    assert_eq!(payloads, [0, 0, 4]);
+}
+
+#[test]
+fn much_input_is_taken_as_the_process_takes_it() {
+    const TOTAL: usize = 4 << 20;
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("cat"));
+    let (mut made, mut credit) = (0, STREAM_WINDOW as usize);
+    host.work(|host| {
+        credit += host.credit.remove(&1).unwrap_or(0) as usize;
+        while made < TOTAL && credit >= 16_000 {
+            let data: Vec<u8> = (made..made + 16_000.min(TOTAL - made)).map(|at| (at % 251) as u8).collect();
+            made += data.len();
+            credit -= data.len();
+            host.input(1, &data);
+        }
+        made == TOTAL
+    });
+    host.input(1, b"");
+    host.exit("init");
+    assert_eq!(host.output(1).len(), TOTAL);
+    assert!(host.output(1).iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
 }
