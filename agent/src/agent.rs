@@ -393,8 +393,8 @@ fn pump_process(process: &mut Process, streams: &mut Streams, extended: bool, er
 fn deliver(processes: &mut BTreeMap<u32, Process>, inbound: Inbound<'_>) -> bool {
     let (Inbound::Data(seq, _) | Inbound::End(seq)) = inbound else {
         if let Inbound::Credit(credit) = inbound {
-            let output = processes.values_mut().find_map(|process| process.output(credit.seq));
-            output.into_iter().for_each(|output| output.add_credit(credit.bytes));
+            let process = processes.values_mut().find(|process| process.has_seq(credit.seq));
+            process.into_iter().for_each(|process| process.credit(credit));
         }
         return true;
     };

@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 
 use agent_proto::command::{Code, STREAM_WINDOW};
 use agent_proto::payload::{self, Exit};
+use agent_proto::stream::Credit;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -190,6 +191,20 @@ impl Process {
     /// Returns the output stream `seq`.
     pub fn output(&mut self, seq: u64) -> Option<&mut Output> {
         [&mut self.stdout, &mut self.stderr].into_iter().flatten().find(|output| output.seq == seq)
+    }
+
+    /// Takes credit for an output; none at all says that the host's client reads no more, and so does the agent: the
+    /// process's next write fails, or its terminal hangs up.
+    pub fn credit(&mut self, credit: Credit) {
+        let Some(output) = self.output(credit.seq) else { return };
+        if credit.bytes > 0 {
+            output.add_credit(credit.bytes);
+            return;
+        }
+        output.close();
+        if self.terminal.take().is_some() {
+            self.stdin = None;
+        }
     }
 
     /// Returns true once no output can come any more.

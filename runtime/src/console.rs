@@ -14,7 +14,7 @@ const MARK: &str = "vmm.mark ";
 /// The longest line that is looked at.
 const LINE_MAX: usize = 256;
 /// The most milestones kept.
-const MARKS_MAX: usize = 256;
+const MARKS_MAX: usize = 1024;
 
 /// One of the guest kernel's milestones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ mod tests {
         let mut reader = MarkReader::new(marks.clone(), None);
         reader.write_all(&[b'x'; 100_000]).unwrap();
         assert_eq!(reader.line.len(), LINE_MAX);
-        reader.write_all("\nvmm.mark 1 m".repeat(1000).as_bytes()).unwrap();
+        reader.write_all("\nvmm.mark 1 m".repeat(2000).as_bytes()).unwrap();
         assert_eq!(marks.lock().unwrap().len(), MARKS_MAX);
     }
 

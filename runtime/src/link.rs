@@ -305,3 +305,6 @@ pub fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod pair_tests;

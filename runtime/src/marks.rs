@@ -18,6 +18,11 @@ use crate::console::KernelMark;
 /// The mark from which the guest's clock is counted.
 const GUEST_START: &str = "vcpu_running";
 
+/// How many of the guest kernel's steps the table shows, the longest ones; the file has all.
+const KERNEL_STEPS: usize = 8;
+/// How much of the kernel's words the table shows.
+const KERNEL_WIDTH: usize = 60;
+
 /// Every milestone, ours and the guest kernel's.
 #[derive(Debug, Default)]
 pub struct Marks {
@@ -118,13 +123,24 @@ impl Marks {
             lines += &format!("{:10.3}{:10.3}  {}\n", millis(mark.at), millis(step), mark.name);
             before = mark.at;
             if mark.name == GUEST_START {
-                for kernel in &self.kernel {
-                    lines +=
-                        &format!("{:>10}{:10.3}    guest kernel: {}\n", "", millis(kernel.at), kernel.name);
-                }
+                self.longest_steps(&mut lines);
             }
         }
         lines
+    }
+
+    /// Adds the guest kernel's longest steps, each with what it said before it.
+    fn longest_steps(&self, lines: &mut String) {
+        let ends = self.kernel.iter().skip(1).map(|mark| mark.at);
+        let mut steps: Vec<(Duration, &KernelMark)> =
+            ends.zip(&self.kernel).map(|(end, mark)| (end.saturating_sub(mark.at), mark)).collect();
+        steps.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+        steps.truncate(KERNEL_STEPS);
+        steps.sort_by_key(|(_, mark)| mark.at);
+        for (step, mark) in steps {
+            let name: String = mark.name.chars().take(KERNEL_WIDTH).collect();
+            *lines += &format!("{:20}{:10.3}  after: {name}\n", "", millis(step));
+        }
     }
 
     fn guest_start(&self) -> Duration {
@@ -148,7 +164,9 @@ mod tests {
         let mark = |name, us| Mark { name, at: Duration::from_micros(us) };
         Marks {
             host: vec![mark("start", 0), mark("vcpu_running", 2500), mark("agent_ready", 40_000)],
-            kernel: vec![KernelMark { at: Duration::from_micros(30_000), name: "Run /init".into() }],
+            kernel: (0..20)
+                .map(|n| KernelMark { at: Duration::from_micros(1000 * n * n), name: format!("step {n}") })
+                .collect(),
         }
     }
 
@@ -159,23 +177,24 @@ mod tests {
         marks().write(&path, io::sink()).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         assert_eq!(json["marks"][2], serde_json::json!({"name": "agent_ready", "us": 40_000}));
-        assert_eq!(json["kernel"][0], serde_json::json!({"name": "Run /init", "us": 32_500}));
+        assert_eq!(json["kernel"][2], serde_json::json!({"name": "step 2", "us": 6500}));
         let events = json["traceEvents"].as_array().unwrap();
-        assert_eq!(events.len(), 6);
+        assert_eq!(events.len(), 25);
         assert_eq!(events[4]["name"], "agent_ready");
         assert_eq!((events[4]["ts"].as_u64(), events[4]["dur"].as_u64()), (Some(2500), Some(37_500)));
-        assert_eq!(events[5]["ts"], 32_500);
+        assert_eq!(events[6]["ts"], 3500);
     }
 
     #[test]
-    fn the_table_has_a_line_for_each() {
+    fn the_table_has_our_marks_and_the_kernel_s_longest_steps() {
         let mut table = Vec::new();
         marks().write(Path::new("-"), &mut table).unwrap();
         let table = String::from_utf8(table).unwrap();
-        assert_eq!(
-            table,
-            "        ms       +ms\n     0.000     0.000  start\n     2.500     2.500  vcpu_running\n\
-            \x20             30.000    guest kernel: Run /init\n    40.000    37.500  agent_ready\n"
-        );
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 4 + KERNEL_STEPS);
+        assert_eq!(lines[2], "     2.500     2.500  vcpu_running");
+        assert_eq!(lines[3], "                        23.000  after: step 11");
+        assert_eq!(lines[10], "                        37.000  after: step 18");
+        assert_eq!(lines[11], "    40.000    37.500  agent_ready");
     }
 }
