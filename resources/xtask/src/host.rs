@@ -10,6 +10,7 @@ mod kernel;
 mod kvm;
 mod machine;
 mod monitor;
+mod opened;
 mod qemu;
 mod request;
 mod session;
@@ -28,6 +29,7 @@ pub use cli::{HostArgs, main};
 pub use kvm::kvm_usable;
 pub use machine::Clock;
 use machine::{Machine, OUT_SLOTS};
+use opened::Opened;
 use request::{Exit, REQUEST_MAX, Request};
 use session::{Ending, Session, Sink, silence_max};
 use snapshot::Snapshot;
@@ -58,6 +60,7 @@ pub struct Host {
     clock: Clock,
     deadline: Duration,
     stdin: bool,
+    stage_opened: bool,
     verbose: bool,
 }
 
@@ -85,6 +88,7 @@ impl Default for Host {
             clock: Clock::Wall,
             deadline: DEADLINE,
             stdin: false,
+            stage_opened: false,
             verbose: false,
         }
     }
@@ -105,6 +109,12 @@ impl Host {
     /// Copies the file or folder `path` into the machine's memory before the command starts.
     pub fn stage(mut self, path: impl Into<PathBuf>) -> Host {
         self.stage.push(path.into());
+        self
+    }
+
+    /// Runs the command once before, in a machine that is thrown away, and stages every file that it opened.
+    pub fn stage_opened(mut self, first: bool) -> Host {
+        self.stage_opened = first;
         self
     }
 
@@ -184,18 +194,38 @@ impl Host {
     ) -> anyhow::Result<(i32, u32)> {
         let machine = self.machine()?;
         let outs = self.outs.iter().map(|folder| make_folder(folder)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut stage = self.stage.iter().map(|path| find(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        if self.stage_opened {
+            ensure!(!self.stdin, "a command that reads standard input cannot be run twice");
+            let opened = Opened::default();
+            let drop_output = || [Sink::Keep(Arc::default()), Sink::Keep(Arc::default())];
+            let request = Parts { machine, outs: &outs, stage: &stage, opened: Some(&opened) };
+            self.rerun(&request, command, drop_output)?;
+            stage.extend(opened.finish(&outs));
+        }
+        self.rerun(&Parts { machine, outs: &outs, stage: &stage, opened: None }, command, sinks)
+    }
+
+    /// Runs `command`, again where the machine itself ended or stalled; returns its exit code and how often again.
+    fn rerun<S: AsRef<OsStr>>(
+        &self,
+        parts: &Parts,
+        command: &[S],
+        sinks: impl Fn() -> [Sink; 2],
+    ) -> anyhow::Result<(i32, u32)> {
         let mut reruns = 0;
         loop {
-            let snapshot = Snapshot::get(&machine)?;
+            let snapshot = Snapshot::get(&parts.machine)?;
             let begin = Instant::now();
             let session = Session {
-                arguments: &|sockets| snapshot.arguments(&machine, sockets, &outs),
+                arguments: &|sockets| snapshot.arguments(&parts.machine, sockets, parts.outs),
                 state: &snapshot.state(),
-                request: &self.request(&snapshot, &outs, command)?,
+                request: &self.request(&snapshot, parts, command)?,
                 stdin: self.stdin,
                 sinks: sinks(),
                 deadline: self.deadline,
                 silence_max: silence_max(self.clock),
+                opened: &|path| parts.opened.iter().for_each(|opened| opened.add(path.clone())),
             };
             let (ending, log) = session.run()?;
             match ending {
@@ -237,7 +267,7 @@ impl Host {
     fn request<S: AsRef<OsStr>>(
         &self,
         snapshot: &Snapshot,
-        outs: &[PathBuf],
+        parts: &Parts,
         command: &[S],
     ) -> anyhow::Result<Vec<u8>> {
         ensure!(!command.is_empty(), "no command");
@@ -246,27 +276,20 @@ impl Host {
         request.record("time", format!("{}.{:09}", now.as_secs(), now.subsec_nanos()));
         request.record("seed", seed()?);
         request.record("folder", env::current_dir().context("find the working folder")?);
-        request.record(
-            "modules",
-            fs::canonicalize(snapshot.kernel.modules()).context("find the kernel's modules")?,
-        );
+        request.record("modules", find(&snapshot.kernel.modules())?);
         if self.stdin {
             request.record("stdin", "");
         }
-        outs.iter().for_each(|folder| request.record("out", folder));
-        for path in &self.stage {
-            let path = fs::canonicalize(path).with_context(|| format!("stage {}", path.display()))?;
-            request.record("stage", path);
+        if parts.opened.is_some() {
+            request.record("trace", "");
         }
+        parts.outs.iter().for_each(|folder| request.record("out", folder));
+        parts.stage.iter().for_each(|path| request.record("stage", path));
         command.iter().for_each(|word| request.record("arg", word));
         let own = env::vars_os().filter(|(key, _)| !self.env.iter().any(|(set, _)| set == key));
         own.chain(self.env.iter().cloned()).for_each(|(key, value)| request.env(&key, &value));
         let request = request.finish();
-        ensure!(
-            request.len() < REQUEST_MAX,
-            "arguments and environment of {} bytes are too long",
-            request.len()
-        );
+        ensure!(request.len() < REQUEST_MAX, "a request of {} bytes is too long", request.len());
         Ok(request)
     }
 
@@ -288,10 +311,24 @@ impl Host {
     }
 }
 
+/// What a run of the machine is made from, with full names.
+struct Parts<'a> {
+    machine: Machine,
+    outs: &'a [PathBuf],
+    stage: &'a [PathBuf],
+    /// Where to note what the command opens.
+    opened: Option<&'a Opened>,
+}
+
 /// Creates `folder` and returns its full name.
 fn make_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    fs::canonicalize(folder).with_context(|| format!("find {}", folder.display()))
+    find(folder)
+}
+
+/// The full name of `path`.
+fn find(path: &Path) -> anyhow::Result<PathBuf> {
+    fs::canonicalize(path).with_context(|| format!("find {}", path.display()))
 }
 
 /// Entropy, as text.

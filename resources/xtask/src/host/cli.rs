@@ -15,6 +15,9 @@ pub struct HostArgs {
     /// Copy this file or folder into the machine's memory before the command starts
     #[arg(long, value_name = "PATH")]
     stage: Vec<PathBuf>,
+    /// Run the command once before, in a machine that is thrown away, and stage every file that it opened
+    #[arg(long)]
+    stage_opened: bool,
     /// Memory, in MiB
     #[arg(short, long, value_name = "MIB", default_value_t = super::MEMORY_MIB)]
     memory: u32,
@@ -62,7 +65,7 @@ fn run(args: HostArgs) -> anyhow::Result<i32> {
         return check::run().map(|()| 0);
     }
     let mut host = Host::new().memory(args.memory).clock(args.clock).deadline(args.deadline);
-    host = host.stdin(args.stdin).verbose(args.verbose);
+    host = host.stdin(args.stdin).stage_opened(args.stage_opened).verbose(args.verbose);
     if let Some(cpus) = args.cpus {
         host = host.cpus(cpus);
     }

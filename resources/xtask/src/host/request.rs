@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 /// The most that PID 1 takes, in bytes.
 pub const REQUEST_MAX: usize = 4 << 20;
@@ -44,6 +45,8 @@ pub enum Line {
     Ready,
     /// The machine is alive: sent once a second.
     Beat,
+    /// A file was opened.
+    Opened(PathBuf),
     /// The machine could not do what the request asks for.
     Fail(String),
     /// The command ended.
@@ -74,6 +77,7 @@ impl Line {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "ready" => Some(Line::Ready),
+            "opened" => Some(Line::Opened(rest.into())),
             "fail" => Some(Line::Fail(rest.to_string())),
             "exit" => {
                 let numbers: Option<Vec<u64>> = rest.split(' ').map(|word| word.parse().ok()).collect();
@@ -134,6 +138,7 @@ mod tests {
         assert_eq!(Line::parse("ready"), Some(Line::Ready));
         assert_eq!(Line::parse(""), Some(Line::Beat));
         assert_eq!(Line::parse("fail /a b: No such file"), Some(Line::Fail("/a b: No such file".into())));
+        assert_eq!(Line::parse("opened /a b"), Some(Line::Opened("/a b".into())));
         for wrong in ["exit", "exit 1", "exit 1 2 3 4 5 x", "exit 1 2 3 4 5 6 7", "hello"] {
             assert_eq!(Line::parse(wrong), None, "{wrong}");
         }

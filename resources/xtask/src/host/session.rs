@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -104,8 +104,12 @@ pub struct Session<'a> {
     pub stdin: bool,
     /// Of stdout and stderr.
     pub sinks: [Sink; 2],
+    /// Of the whole run.
     pub deadline: Duration,
+    /// How long the machine may be silent.
     pub silence_max: Duration,
+    /// What to do with each file that was opened, if the request asks for them.
+    pub opened: &'a dyn Fn(PathBuf),
 }
 
 impl Session<'_> {
@@ -186,6 +190,7 @@ impl Session<'_> {
             while let Some(line) = lines.next() {
                 match line {
                     Ok(Line::Beat | Line::Ready) => {}
+                    Ok(Line::Opened(path)) => (self.opened)(path),
                     Ok(Line::Exit(exit)) => return Ok(Ending::Exited(exit)),
                     Ok(Line::Fail(what)) => return Ok(Ending::Refused(what)),
                     Err(text) => return machine(format!("the machine says {text:?}"), restored),
@@ -240,6 +245,7 @@ mod tests {
             sinks: [Sink::Keep(Arc::default()), Sink::Keep(Arc::default())],
             deadline,
             silence_max: Duration::from_millis(200),
+            opened: &|_| (),
         };
         if deadline > Duration::from_secs(100) {
             drop(theirs.shutdown(Shutdown::Write));

@@ -3,11 +3,11 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
@@ -21,8 +21,13 @@ use super::request::{Line, Lines};
 use crate::newc;
 use crate::{apt, cache};
 
-/// The program that is L1's PID 1.
-const INIT_SOURCE: &str = include_str!("../../../../tests/host/init.c");
+/// The program that is L1's PID 1, as file names and contents.
+const INIT_SOURCES: [(&str, &str); 4] = [
+    ("init.h", include_str!("../../../../tests/host/init.h")),
+    ("init.c", include_str!("../../../../tests/host/init.c")),
+    ("machine.c", include_str!("../../../../tests/host/machine.c")),
+    ("command.c", include_str!("../../../../tests/host/command.c")),
+];
 
 /// The oldest QEMU that works: earlier ones lack `file:` as a place for a snapshot.
 const QEMU_MAJOR: u32 = 10;
@@ -126,9 +131,18 @@ fn key(machine: &Machine, kernel: &Kernel) -> anyhow::Result<String> {
     };
     let mut hash = Sha256::new();
     hash.update(format!("{} {} {}\n", qemu.display(), meta.len(), meta.mtime_nsec() + meta.mtime()));
+    // L1's clock is calibrated against this machine's time stamp counter.
+    hash.update(processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()));
     hash.update(format!("{} {MODULES:?}\n{:?}\n", kernel.release, machine.arguments(&place)));
-    hash.update(INIT_SOURCE);
+    INIT_SOURCES.iter().for_each(|(_, text)| hash.update(text));
     Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The model and the rounded speed of the first processor in /proc/cpuinfo's `text`.
+fn processor(text: &str) -> String {
+    let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
+    let speed: f64 = field("bogomips").and_then(|value| value.trim().parse().ok()).unwrap_or_default();
+    format!("{} {}", field("model name").unwrap_or_default().trim(), (speed / 100.0).round())
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
@@ -200,15 +214,17 @@ fn make(machine: &Machine, kernel: &Kernel, folder: &Path) -> anyhow::Result<()>
 
 /// PID 1, built here, and the modules it loads; no shell, no other program.
 fn build_initramfs(kernel: &Kernel, folder: &Path) -> anyhow::Result<Vec<u8>> {
-    let program = folder.join("init");
+    let work = tempfile::tempdir_in(folder).context("create a folder for PID 1")?;
+    for (name, text) in INIT_SOURCES {
+        fs::write(work.path().join(name), text).with_context(|| format!("write {name}"))?;
+    }
+    let program = work.path().join("init");
+    let sources = INIT_SOURCES.iter().map(|(name, _)| *name).filter(|name| name.ends_with(".c"));
     let mut cc = Command::new("cc");
-    cc.args(["-x", "c", "-static", "-O2", "-s", "-o"]).arg(&program).arg("-").stdin(Stdio::piped());
-    let mut child = cc.spawn().context("start cc")?;
-    child.stdin.take().context("cc's input")?.write_all(INIT_SOURCE.as_bytes()).context("write to cc")?;
-    ensure!(child.wait()?.success(), "cc cannot build tests/host/init.c");
+    cc.current_dir(work.path()).args(["-static", "-O2", "-s", "-o"]).arg(&program).args(sources);
+    kernel::run(&mut cc).context("build tests/host/init.c")?;
     let mut archive = Vec::new();
     newc::append(&mut archive, "init", 0o100755, &fs::read(&program)?);
-    fs::remove_file(&program)?;
     for folder in ["dev", "modules"] {
         newc::append(&mut archive, folder, 0o040755, &[]);
     }
@@ -249,6 +265,14 @@ mod tests {
         assert_eq!(parse_qemu_major("QEMU emulator version 10.0.2 (Debian 1:10.0.2)\n"), Some(10));
         assert_eq!(parse_qemu_major("something else"), None);
         assert!(parse_qemu_major("") < Some(QEMU_MAJOR));
+    }
+
+    #[test]
+    fn processor_is_model_and_speed() {
+        let text =
+            "processor\t: 0\nmodel name\t: Some CPU\nflags : x\nbogomips\t: 4199.98\n\nmodel name\t: Other\n";
+        assert_eq!(processor(text), "Some CPU 42");
+        assert_eq!(processor(""), " 0");
     }
 
     #[test]
