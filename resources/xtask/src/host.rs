@@ -200,7 +200,10 @@ impl Host {
             let opened = Opened::default();
             let drop_output = || [Sink::Keep(Arc::default()), Sink::Keep(Arc::default())];
             let request = Parts { machine, outs: &outs, stage: &stage, opened: Some(&opened) };
-            self.rerun(&request, command, drop_output)?;
+            let (status, reruns) = self.rerun(&request, command, drop_output)?;
+            if status == TIMED_OUT {
+                return Ok((status, reruns));
+            }
             stage.extend(opened.finish(&outs));
         }
         self.rerun(&Parts { machine, outs: &outs, stage: &stage, opened: None }, command, sinks)

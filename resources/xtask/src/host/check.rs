@@ -30,12 +30,13 @@ pub fn run() -> anyhow::Result<()> {
     Host::new().clock(Clock::Instructions).prepare()?;
     let folder = tempfile::tempdir().context("create a temporary folder")?;
     build(FLOOR_SOURCE, &folder.path().join("floor"))?;
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 10] = [
         ("start", start),
         ("exit codes", exit_codes),
         ("streams", streams),
         ("files", files),
         ("stage", stage),
+        ("stage what is opened", stage_opened),
         ("deadline", deadline),
         ("end of the machine", machine_end),
         ("kvm on the wall clock", kvm_wall),
@@ -141,6 +142,20 @@ fn stage(folder: &Path) -> anyhow::Result<String> {
     ensure!(size == Some(STAGED), "the staged file has {size:?} bytes: {}", brief(&output.stderr));
     ensure!(memory_kib >= Some(STAGED / 1024), "the machine's memory holds {memory_kib:?} KiB of files");
     Ok(String::new())
+}
+
+/// Counts what is asked of the outer machine while a command runs for the second time.
+fn stage_opened(_: &Path) -> anyhow::Result<String> {
+    let script = r#"
+        requests() { sed -n 's/^ *[0-9]*: *\([0-9]*\) .*virtio1-requests/\1/p' /proc/interrupts; }
+        for round in 1 2 3; do /bin/true; begin=$(requests); /bin/true; end=$(requests); done
+        echo $((end - begin))"#;
+    let host = Host::new().clock(Clock::Instructions);
+    let plain = shell(&host, script)?;
+    let staged = shell(&host.stage_opened(true), script)?;
+    ensure!(plain.stdout != b"0\n", "without staging nothing is asked: the count is wrong");
+    ensure!(staged.stdout == b"0\n", "{} requests {}", brief(&staged.stdout), brief(&staged.stderr));
+    Ok(format!(": 0 instead of {} requests", String::from_utf8_lossy(&plain.stdout).trim()))
 }
 
 fn deadline(_: &Path) -> anyhow::Result<String> {

@@ -234,7 +234,7 @@ mod tests {
         assert!(!progress.wait([5, 1]), "a stream at its end carries no more");
     }
 
-    fn watch(said: &[u8], deadline: Duration) -> Ending {
+    fn watch(said: &[u8], deadline: Duration, silence_max: Duration) -> Ending {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(said).unwrap();
         let session = Session {
@@ -244,35 +244,36 @@ mod tests {
             stdin: false,
             sinks: [Sink::Keep(Arc::default()), Sink::Keep(Arc::default())],
             deadline,
-            silence_max: Duration::from_millis(200),
+            silence_max,
             opened: &|_| (),
         };
-        if deadline > Duration::from_secs(100) {
-            drop(theirs.shutdown(Shutdown::Write));
+        if deadline == LONG && silence_max == LONG {
+            theirs.shutdown(Shutdown::Write).unwrap();
         }
         session.watch(ours).unwrap()
     }
 
     const LONG: Duration = Duration::from_secs(1000);
+    const SHORT: Duration = Duration::from_millis(20);
 
     #[test]
     fn exit_is_the_commands() {
-        let ending = watch(b"\n\nexit 3 1 2 4 5 6\n", LONG);
+        let ending = watch(b"\n\nexit 3 1 2 4 5 6\n", LONG, LONG);
         let Ending::Exited(exit) = ending else { panic!("{ending:?}") };
         assert_eq!((exit.status, exit.bytes), (3, [1, 2]));
     }
 
     #[test]
     fn end_of_machine_is_told_from_its_refusal() {
-        assert!(matches!(watch(b"\n", LONG), Ending::Machine { restored: true, .. }));
-        assert!(matches!(watch(b"", LONG), Ending::Machine { restored: false, .. }));
-        assert!(matches!(watch(b"\nfail /x: No such file\n", LONG), Ending::Refused(_)));
-        assert!(matches!(watch(b"\nnonsense\n", LONG), Ending::Machine { .. }));
+        assert!(matches!(watch(b"\n", LONG, LONG), Ending::Machine { restored: true, .. }));
+        assert!(matches!(watch(b"", LONG, LONG), Ending::Machine { restored: false, .. }));
+        assert!(matches!(watch(b"\nfail /x: No such file\n", LONG, LONG), Ending::Refused(_)));
+        assert!(matches!(watch(b"\nnonsense\n", LONG, LONG), Ending::Machine { .. }));
     }
 
     #[test]
     fn silence_is_a_stall_before_it_is_a_deadline() {
-        assert!(matches!(watch(b"\n", Duration::from_secs(90)), Ending::Machine { .. }));
-        assert!(matches!(watch(b"\n", Duration::from_millis(20)), Ending::Deadline));
+        assert!(matches!(watch(b"\n", LONG, SHORT), Ending::Machine { .. }));
+        assert!(matches!(watch(b"\n", SHORT, LONG), Ending::Deadline));
     }
 }
