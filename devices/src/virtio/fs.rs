@@ -6,12 +6,12 @@
 //! console.
 //!
 //! The server is our own and not fuse-backend-rs's passthrough with its Vfs, for what those cannot do as they are:
-//! serve single files; refuse changes to a read-only share; take a directory that is already open (they take paths) and
-//! be confined afterwards; take a share away again, with every descriptor of it; give each share a device number of its
-//! own (FUSE_SUBMOUNTS), so that `tar` and `find -xdev` work; run without privileges, where a per-request change of
-//! user fails; SYNCFS, COPY_FILE_RANGE and TMPFILE; set-group-ID directories and default ACLs with the caller's umask;
-//! page caches that outlive an open (KEEP_CACHE for unchanged files, which every `execve` of a shared library asks
-//! for). They also read the host's whole mount table at start and clear the process's umask.
+//! serve single files; refuse changes to a read-only share; take an open descriptor instead of a path; take a share
+//! away again, with every descriptor of it; give each share a device number of its own (FUSE_SUBMOUNTS), so that
+//! `tar` and `find -xdev` work; run without privileges, where a per-request change of user fails; SYNCFS,
+//! COPY_FILE_RANGE and TMPFILE; set-group-ID directories and default ACLs with the caller's umask; page caches that
+//! outlive an open (KEEP_CACHE for unchanged files, which every `execve` of a shared library asks for). They also
+//! clear the whole process's umask.
 //!
 //! Read on in this order: [`share`], `server`, `entry`, `file`, `dir`, `attr`, `xattr`, `table`,
 //! `inode`, `credentials`.

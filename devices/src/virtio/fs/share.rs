@@ -74,7 +74,7 @@ pub enum ShareError {
 }
 
 /// A name of the share, bound to a file or directory of the host.
-pub struct Bind {
+pub(super) struct Bind {
     /// Which one.
     pub id: u64,
     /// Changes are refused.
@@ -90,7 +90,7 @@ pub struct Bind {
 
 /// What a name in a virtual directory stands for.
 #[derive(Clone)]
-pub enum Child {
+pub(super) enum Child {
     /// Another virtual directory, by its number in the protocol.
     Dir(u64),
     /// Something of the host.
@@ -110,7 +110,7 @@ impl Child {
 type Names = BTreeMap<Vec<u8>, Child>;
 
 /// The virtual directories by number.
-pub struct Tree {
+pub(super) struct Tree {
     dirs: HashMap<u64, Names>,
     next: u64,
 }
@@ -179,7 +179,7 @@ impl Tree {
 }
 
 /// What all servers and handles of one tree share.
-pub struct Shared {
+pub(super) struct Shared {
     /// The virtual directories.
     pub tree: Mutex<Tree>,
     /// Inodes and open files. Whoever locks both locks the tree first.
@@ -315,7 +315,7 @@ fn components(path: &str) -> std::result::Result<Vec<&[u8]>, ShareError> {
 }
 
 /// A name that stands for an entry of its directory and nothing else.
-pub fn is_plain(name: &[u8]) -> bool {
+pub(super) fn is_plain(name: &[u8]) -> bool {
     !(name.is_empty()
         || name.len() > MAX_NAME
         || name == b"."
