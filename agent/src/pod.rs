@@ -148,7 +148,7 @@ fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
     if tag.is_empty() {
         return Ok(());
     }
-    let flags = MountFlags::NODEV;
+    let flags = MountFlags::empty();
     let mounted = match spec.share_type.as_str() {
         "virtiofs" => rustix::mount::mount(tag, SHARE, "virtiofs", flags, None),
         "" | "9p" => rustix::mount::mount(tag, SHARE, "9p", flags, OPTIONS_9P),

@@ -209,11 +209,24 @@ pub fn signal(number: i32) -> Option<Signal> {
     (1..=LAST).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
-/// Marks every descriptor above stderr to be closed on exec.
-pub fn close_others_on_exec() {
-    const CLOSE_RANGE_CLOEXEC: usize = 4;
-    // SAFETY: sets flags only; no descriptor is closed.
-    let _ = unsafe { syscall(number::CLOSE_RANGE, [3, u32::MAX as usize, CLOSE_RANGE_CLOEXEC, 0, 0]) };
+/// Closes every descriptor but stdin, stdout, stderr and those of `keep`, for a child that has not run its program yet.
+///
+/// What owns the others in the child's copy of memory must never be used or dropped: the child ends by exec or exit.
+pub fn close_others(keep: [Option<BorrowedFd<'_>>; 2]) {
+    let mut keep = keep.map(|fd| fd.map_or(usize::MAX, |fd| fd.as_raw_fd() as usize));
+    keep.sort_unstable();
+    let mut first = 3;
+    for kept in keep {
+        // A range that is empty or has the wrong way round is refused by the kernel and closes nothing.
+        let last = kept.min(u32::MAX as usize + 1) - 1;
+        // SAFETY: closes descriptors of this process, which the caller answers for.
+        let _ = unsafe { syscall(number::CLOSE_RANGE, [first, last, 0, 0, 0]) };
+        first = kept.saturating_add(1);
+    }
+    if first <= u32::MAX as usize {
+        // SAFETY: as above.
+        let _ = unsafe { syscall(number::CLOSE_RANGE, [first, u32::MAX as usize, 0, 0, 0]) };
+    }
 }
 
 /// Closes every descriptor, for a process that never uses one again.

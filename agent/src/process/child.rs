@@ -3,8 +3,9 @@
 use core::convert::Infallible;
 
 use agent_proto::payload;
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::container::namespaces;
 use crate::container::surroundings::{self, Surroundings};
@@ -62,6 +63,13 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     let spec = job.spec;
     sys::reset_signals();
     rustix::process::setsid().step("make", "session")?;
+    let Stdio { stdin, stdout, stderr } = &job.stdio;
+    install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
+    // The child meets the container's processes before it runs its program: the agent's descriptors must be gone by
+    // then, and its memory closed to them.
+    let joined = if let Place::Join(init) = &job.place { Some(*init) } else { None };
+    sys::close_others([Some(job.report.as_fd()), joined]);
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide", "process")?;
     let terminal = settle(job)?;
     let isolated = !matches!(job.place, Place::Here);
     limits::apply(spec, isolated)?;
@@ -71,9 +79,9 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     if let Some(terminal) = &terminal {
         terminal.take(user.uid)?;
         report::send_terminal(&job.report, &terminal.master)?;
+        let errors = stderr.is_none().then_some(&terminal.slave);
+        install_stdio(Some(&terminal.slave), Some(&terminal.slave), errors)?;
     }
-    install_stdio(&job.stdio, terminal.as_ref().map(|terminal| &terminal.slave))?;
-    sys::close_others_on_exec();
     become_user(job, &user)?;
     let environment = if exact {
         program::exact_environment(spec, &user)
@@ -105,14 +113,15 @@ fn open_terminal(spec: &payload::Process, path: &str) -> Result<Terminal, Fault>
     Terminal::from_master(master, spec.rows, spec.columns)
 }
 
-fn install_stdio(stdio: &Stdio, slave: Option<&OwnedFd>) -> Result<(), Fault> {
-    let none = || Fault::bad_request("the process has no stdio");
-    let stdin = stdio.stdin.as_ref().or(slave).ok_or_else(none)?;
-    let stdout = stdio.stdout.as_ref().or(slave).ok_or_else(none)?;
-    let stderr = stdio.stderr.as_ref().or(slave).ok_or_else(none)?;
-    rustix::stdio::dup2_stdin(stdin)
-        .and_then(|()| rustix::stdio::dup2_stdout(stdout))
-        .and_then(|()| rustix::stdio::dup2_stderr(stderr))
+fn install_stdio(
+    stdin: Option<&OwnedFd>,
+    stdout: Option<&OwnedFd>,
+    stderr: Option<&OwnedFd>,
+) -> Result<(), Fault> {
+    stdin
+        .map_or(Ok(()), rustix::stdio::dup2_stdin)
+        .and_then(|()| stdout.map_or(Ok(()), rustix::stdio::dup2_stdout))
+        .and_then(|()| stderr.map_or(Ok(()), rustix::stdio::dup2_stderr))
         .step("install", "stdio")
 }
 
