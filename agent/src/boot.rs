@@ -26,11 +26,12 @@ pub fn main() -> ! {
     reset()
 }
 
-/// Writes to the console; if that fails there is nobody to tell.
+/// Writes to the console, or where there is none to the kernel's log; if that fails there is nobody to tell.
 pub fn say(text: &str) {
     let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let console = rustix::fs::open("/dev/console", flags, Mode::empty());
-    let _ = console.and_then(|console| rustix::io::write(&console, text.as_bytes()));
+    let open = |path| rustix::fs::open(path, flags, Mode::empty());
+    let out = open(c"/dev/console").or_else(|_| open(c"/dev/kmsg"));
+    let _ = out.and_then(|out| rustix::io::write(&out, text.as_bytes()));
 }
 
 /// Resets the machine, which the host takes for its end.

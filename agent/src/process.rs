@@ -180,7 +180,7 @@ impl Process {
 
     /// Returns true while no more input may be taken.
     pub fn is_full(&self) -> bool {
-        self.early.len() >= STREAM_WINDOW as usize || self.stdin.as_ref().is_some_and(Stdin::is_full)
+        self.early.len() > STREAM_WINDOW as usize || self.stdin.as_ref().is_some_and(Stdin::is_full)
     }
 
     /// Returns true for a stream number that is the process's own.

@@ -192,9 +192,10 @@ impl Stdin {
         self.writable = true;
     }
 
-    /// Returns true while no more input may be taken.
+    /// Returns true while no more input may be taken. A host that keeps to the window never gets here: the channel
+    /// carries other streams' credit too, and must not stop for this one.
     pub fn is_full(&self) -> bool {
-        self.buffer.len() >= STREAM_WINDOW as usize
+        self.buffer.len() > STREAM_WINDOW as usize
     }
 
     /// Takes input; what comes after the end is dropped, as is all once the process has closed its side.
@@ -256,6 +257,8 @@ impl Stdin {
     }
 }
 
+/// Bytes that may still be on their way through a terminal when its process has ended, above those that it tells of.
+const TERMINAL_SLACK: u64 = 64 << 10;
 /// Bytes of buffer that an idle stdin keeps.
 const KEEP: usize = 4 << 10;
 /// The end-of-file character of a terminal whose settings cannot be read.
@@ -272,12 +275,14 @@ pub struct Output {
     credit: u64,
     /// Bytes that the stream carried.
     pub bytes: u64,
+    /// Bytes that are still taken of a process which has ended; set when it has.
+    left: Option<u64>,
 }
 
 impl Output {
     /// Returns the host's end of a process's output.
     pub fn new(seq: u64, fd: Rc<OwnedFd>) -> Output {
-        Output { seq, fd: Some(fd), readable: true, credit: u64::from(STREAM_WINDOW), bytes: 0 }
+        Output { seq, fd: Some(fd), readable: true, credit: u64::from(STREAM_WINDOW), bytes: 0, left: None }
     }
 
     /// Takes note that there may be output.
@@ -301,42 +306,52 @@ impl Output {
         self.fd = None;
     }
 
-    /// Queues one frame of output. `exited` says that the process has ended: what it wrote is all there then, and an
-    /// empty pipe that something else still holds open ends the stream.
+    /// Queues one frame of output. `exited` says that the process has ended: what it wrote is all there then, and in the
+    /// extended form it is all that is taken, should something else still hold the stream open or go on writing.
     pub fn pump(&mut self, streams: &mut Streams, extended: bool, exited: bool) -> Pump {
         let Some(fd) = &self.fd else { return Pump::Idle };
+        let last = extended && exited;
+        let left = match (&mut self.left, last) {
+            (_, false) => u64::MAX,
+            (Some(left), true) => *left,
+            (none, true) => {
+                let there = rustix::io::ioctl_fionread(fd.as_ref()).unwrap_or(0);
+                *none.insert(there + TERMINAL_SLACK)
+            }
+        };
         let room = streams.room();
-        let max = if extended { room.min(usize::try_from(self.credit).unwrap_or(room)) } else { room };
-        if !(self.readable || exited) || max == 0 {
+        let most = if extended { left.min(self.credit) } else { left };
+        let max = usize::try_from(most).map_or(room, |most| most.min(room));
+        if left > 0 && (!(self.readable || exited) || max == 0) {
             return Pump::Idle;
         }
-        match streams.forward(self.seq, fd, max) {
-            // EIO is a terminal whose last process has closed it.
-            Ok(0) | Err(Errno::IO) => {
-                self.close();
-                return Pump::Ended;
+        let read = if left == 0 { Ok(0) } else { streams.forward(self.seq, fd, max) };
+        match read {
+            Ok(count) if count > 0 => {
+                self.took(count as u64, extended);
+                Pump::Moved
             }
-            Ok(count) => {
-                self.bytes += count as u64;
-                if extended {
-                    self.credit -= count as u64;
-                }
-            }
-            Err(Errno::INTR) => {}
-            Err(_) if exited && extended => {
-                self.close();
-                return Pump::Ended;
-            }
-            Err(Errno::AGAIN) => {
+            Err(Errno::INTR) => Pump::Moved,
+            Err(Errno::AGAIN) if !last => {
                 self.readable = false;
-                return Pump::Idle;
+                Pump::Idle
             }
-            Err(_) => {
+            // The end of a pipe; EIO of a terminal whose last process has closed it; nothing more of one that ended.
+            _ => {
                 self.close();
-                return Pump::Ended;
+                Pump::Ended
             }
         }
-        Pump::Moved
+    }
+
+    fn took(&mut self, count: u64, extended: bool) {
+        self.bytes += count;
+        if extended {
+            self.credit -= count;
+        }
+        if let Some(left) = &mut self.left {
+            *left -= count;
+        }
     }
 }
 

@@ -18,8 +18,8 @@
 //! end-of-file character).
 //!
 //! In the extended form a process's exit is reported once its output is drained: until every writer has closed it, or,
-//! when a background child still holds it open after the process has ended, until nothing is left in it. The exit event
-//! is sent after the last byte of output, and says how many bytes each stream carried.
+//! when a background child still holds it open after the process has ended, until what was in it by then is taken. The
+//! exit event is sent after the last byte of output, and says how many bytes each stream carried.
 
 /// API 4244: both sides must say exactly this.
 pub const API_VERSION: u32 = 4244;

@@ -278,6 +278,34 @@ fn background_child_that_keeps_stdout_open_does_not_hold_back_the_exit() {
 }
 
 #[test]
+fn background_child_that_goes_on_writing_does_not_hold_back_the_exit() {
+    let mut host = Host::extended();
+    host.ok(Code::NewContainer, &container("yes & echo $! >&2; exit 3"));
+    let exit = host.exit("init").exit.unwrap();
+    assert_eq!((exit.code, exit.stdout_bytes), (Some(3), host.output(1).len() as u64));
+    // Nothing reads it any more, so that the writer is told so and ends.
+}
+
+#[test]
+fn full_stdin_does_not_stop_the_credit_of_others() {
+    let mut host = Host::extended();
+    host.gives_credit = false;
+    host.ok(Code::NewContainer, &container("sleep 1000"));
+    let exec = ExecCommand { container: "c1".into(), process: shell("e1", "head -c 600000 /dev/zero", 3, 4) };
+    host.ok(Code::ExecCmd, &exec);
+    host.work(|host| host.output(3).len() == STREAM_WINDOW as usize);
+    for _ in 0..STREAM_WINDOW / 1024 {
+        host.input(1, &[b'x'; 1024]);
+    }
+    host.gives_credit = true;
+    host.give_credit(3, STREAM_WINDOW);
+    host.exit("e1");
+    assert_eq!(host.output(3).len(), 600_000);
+    host.ok(Code::KillContainer, &killed(9));
+    host.exit("init");
+}
+
+#[test]
 fn missing_program_is_told_and_leaves_nothing() {
     let mut host = Host::extended();
     let mut spec = container("");
