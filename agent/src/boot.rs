@@ -12,7 +12,7 @@ use rustix::system::RebootCommand;
 use crate::agent::{Agent, Setting, Turn};
 use crate::fault::{Fault, Step};
 use crate::ports::{self, Ports};
-use crate::{sys, timeline};
+use crate::sys;
 
 /// The first descriptor that is not stdin, stdout or stderr.
 const FIRST_FREE: i32 = 3;
@@ -49,7 +49,6 @@ fn run() -> Result<(), Fault> {
     let mut agent = Agent::new(ports.control, ports.streams, Setting::Guest)?;
     // The agent's own view of processes: for kernel parameters and scores, which containers must not be trusted with.
     mount("proc", "/proc")?;
-    timeline::copy_if_wanted();
     while agent.run_once(None)? != Turn::PowerOff {
         // A port that the host has not opened yet, or closed, may be opened again.
     }

@@ -14,6 +14,7 @@ use rustix::time::{
 
 use crate::agent::{Agent, Role, Setting, watch};
 use crate::fault::{Fault, Step};
+use crate::timeline;
 
 /// Seconds that processes have between SIGTERM and SIGKILL.
 const GRACE_SECONDS: i64 = 10;
@@ -73,6 +74,8 @@ impl Agent {
         }
         let Some(destroy) = self.destroy.take() else { return false };
         if self.setting == Setting::Guest {
+            // At the end, so that it is in the way of nothing that is measured.
+            timeline::copy_if_wanted();
             rustix::fs::sync();
         }
         self.control.reply(destroy.id, Ok(alloc::vec::Vec::new()), Code::DestroyPod as u32);
