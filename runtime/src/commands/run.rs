@@ -56,6 +56,7 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
 
     session.sandbox.expect_end();
     destroy(&mut session);
+    marks.mark("pod_ended");
     let streams = written(&session.sandbox);
     session.sandbox.stop();
     marks.mark("vm_ended");
