@@ -52,7 +52,7 @@ pub fn of_agent_error(code: ErrorCode) -> u8 {
 
 /// Returns the exit code for an error of `vmm`, and the line that says what went wrong.
 pub fn of_error(error: &anyhow::Error) -> (u8, String) {
-    let mut message = format!("{error:#}");
+    let mut message = without_numbers(&format!("{error:#}"));
     let code = match error.downcast_ref::<SessionError>() {
         Some(SessionError::Interrupted(signal)) => of_signal(*signal),
         Some(SessionError::Link(LinkError::Refused { code, .. })) => of_agent_error(*code),
@@ -62,6 +62,22 @@ pub fn of_error(error: &anyhow::Error) -> (u8, String) {
         message += " (`vmm check` says what is missing)";
     }
     (code, message)
+}
+
+/// Takes out the numbers that the standard library adds to the system's own words: the words say it all.
+fn without_numbers(message: &str) -> String {
+    let mut words = message.split(" (os error ");
+    let mut plain = words.next().unwrap_or_default().to_owned();
+    for rest in words {
+        match rest.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|b| b.is_ascii_digit()) => plain += rest,
+            _ => {
+                plain += " (os error ";
+                plain += rest;
+            }
+        }
+    }
+    plain
 }
 
 fn is_kvm(error: &anyhow::Error) -> bool {
@@ -75,6 +91,14 @@ fn is_kvm(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_systems_words_stand_without_their_numbers() {
+        let check = |given: &str, wanted: &str| assert_eq!(without_numbers(given), wanted);
+        check("open /x: No such file or directory (os error 2)", "open /x: No such file or directory");
+        check("a (os error 2), b (os error 13)!", "a, b!");
+        check("a file called (os error x) and (os error 2", "a file called (os error x) and (os error 2");
+    }
 
     #[test]
     fn every_way_to_end_has_its_code() {

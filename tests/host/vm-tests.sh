@@ -10,6 +10,6 @@ truncate -s 3G "$image"
 mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=1,nodiscard "$image"
 mkdir -p /mnt/tests
 mount -o loop "$image" /mnt/tests
-cp "$program" /dev/shm/vmm
-export TMPDIR=/mnt/tests VMM_PROGRAM=/dev/shm/vmm VMM_TEST_GUEST=$guest VMM_TEST_DEBIAN=$debian
+cp "$program" /mnt/tests/vmm
+export TMPDIR=/mnt/tests VMM_PROGRAM=/mnt/tests/vmm VMM_TEST_GUEST=$guest VMM_TEST_DEBIAN=$debian
 exec "$@"

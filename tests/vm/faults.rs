@@ -28,7 +28,7 @@ fn a_missing_or_wrong_root() {
     let bundle = Bundle::sh("true").with(|c| c["root"]["path"] = json!("no-such-root"));
     bundle.run().code(125).says(&["no-such-root", "No such file or directory"]);
     let bundle = Bundle::sh("true").with(|c| c["root"]["path"] = json!("config.json"));
-    bundle.run().code(125).says(&["config.json", "Not a directory"]);
+    bundle.run().code(125).says(&["config.json", "not a directory"]);
 }
 
 #[test]
