@@ -44,8 +44,8 @@ const MAKE: &[&str] = &[
     "KBUILD_BUILD_USER=vmm",
     "KBUILD_BUILD_HOST=vmm",
     "KBUILD_BUILD_VERSION=1",
-    // GCC 12 would clear and copy larger things with an inline `rep stosb`, a byte at a time on processors without fast
-    // strings; the functions choose by what the processor can do. Linux itself does so since 6.16.
+    // GCC 12 clears and copies things of unknown size with an inline `rep stosb`, a byte at a time on processors without
+    // fast strings; the kernel's own functions choose by what the processor can do.
     concat!(
         "KCFLAGS=-mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign",
         " -mmemcpy-strategy=unrolled_loop:256:noalign,libcall:-1:noalign"
