@@ -4,7 +4,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::thread::{Builder, JoinHandle};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::{self, Builder, JoinHandle};
+use std::time::Duration;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_run, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -14,6 +17,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
 use crate::{check, cpuid, msrs, segments};
+
+/// How long the maker of a pending machine steps aside for it.
+const HEAD_START: Duration = Duration::from_micros(300);
+/// How long the kernel takes a read-copy-update domain for busy after its last grace period (srcutree.exp_holdoff is
+/// 25 µs), and a bit: past it the next one is quick, within it it takes milliseconds.
+const HOLDOFF: Duration = Duration::from_micros(50);
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +69,23 @@ pub struct PendingVm {
 }
 
 impl PendingVm {
-    /// Starts to create a virtual machine.
+    /// Starts to create a virtual machine, and steps aside until that waits, at most [`HEAD_START`].
+    ///
+    /// Where there is one CPU to run on, a new thread comes to run only when its maker sleeps or has used up its time
+    /// slice, and so does the kernel thread that KVM starts; the grace period would begin when the maker is done.
     pub fn start() -> Result<PendingVm, KvmError> {
-        let create = || match check::foreign_kind() {
-            Some(kind) => Err(KvmError::Foreign { kind }),
-            None => KvmVm::create(),
+        let (over, ended) = channel::<()>();
+        let create = move || {
+            let vm = match check::foreign_kind() {
+                Some(kind) => Err(KvmError::Foreign { kind }),
+                None => KvmVm::create(),
+            };
+            drop(over);
+            vm
         };
         let thread = Builder::new().name("kvm-create".into()).spawn(create).map_err(KvmError::Thread)?;
+        // Nothing is ever sent: this ends with the thread's work or with the time.
+        let _ = ended.recv_timeout(HEAD_START);
         Ok(PendingVm { thread: Some(thread) })
     }
 
@@ -90,6 +109,8 @@ impl Drop for PendingVm {
 pub struct KvmVm {
     kvm: Kvm,
     vm: VmFd,
+    /// Interrupts that are connected.
+    irqs: Vec<(Arc<EventFd>, u32)>,
 }
 
 impl KvmVm {
@@ -100,7 +121,7 @@ impl KvmVm {
         let vm = kvm.create_vm().map_err(call("create a virtual machine"))?;
         vm.set_tss_address(KVM_TSS_START as usize).map_err(call("place the TSS pages"))?;
         vm.create_irq_chip().map_err(call("create the interrupt controllers"))?;
-        Ok(KvmVm { kvm, vm })
+        Ok(KvmVm { kvm, vm, irqs: Vec::new() })
     }
 
     /// Makes guest memory what the guest sees.
@@ -122,8 +143,10 @@ impl KvmVm {
     }
 
     /// Makes `irq` raise interrupt `gsi`, by KVM's own routing: every GSI is its pin of the IOAPIC.
-    pub fn connect_irq(&self, irq: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.vm.register_irqfd(irq, gsi).map_err(call("connect an interrupt"))
+    pub fn connect_irq(&mut self, irq: &Arc<EventFd>, gsi: u32) -> Result<(), KvmError> {
+        self.vm.register_irqfd(irq, gsi).map_err(call("connect an interrupt"))?;
+        self.irqs.push((irq.clone(), gsi));
+        Ok(())
     }
 
     /// Makes a write of `value` (32 bits) to guest address `addr` signal `kick` instead of stopping the vCPU.
@@ -156,6 +179,21 @@ impl KvmVm {
         match boot.get(taken) {
             Some(msr) => Err(KvmError::Msr { index: msr.index }),
             None => Ok(vcpu),
+        }
+    }
+}
+
+impl Drop for KvmVm {
+    /// Disconnects the interrupts one by one. The end of each takes a grace period of the machine's own; left to the
+    /// end of the machine they come at once, which costs 8 million instructions more than with a pause between.
+    fn drop(&mut self) {
+        for (n, (irq, gsi)) in self.irqs.iter().enumerate() {
+            if n > 0 {
+                thread::sleep(HOLDOFF);
+            }
+            if let Err(error) = self.vm.unregister_irqfd(irq, *gsi) {
+                log::warn!("kvm: disconnect interrupt {gsi}: {error}");
+            }
         }
     }
 }

@@ -51,7 +51,7 @@ pub struct RunningVm {
     pub(crate) events: EventLoop,
     pub(crate) board: Arc<Board>,
     pub(crate) end: Arc<End>,
-    /// Held until the threads are joined: the devices' interrupts need it.
+    /// Held until the threads are joined.
     pub(crate) _vm: KvmVm,
 }
 
@@ -95,5 +95,23 @@ impl RunningVm {
 impl Drop for RunningVm {
     fn drop(&mut self) {
         self.halt();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_first_end_counts_and_is_signalled() {
+        let end = End::new().unwrap();
+        end.report(VmEnd::Reset);
+        end.report(VmEnd::Failed("later".to_owned()));
+        assert_eq!(end.reason.get(), Some(&VmEnd::Reset));
+        let mut byte = [7];
+        (&end.reader).read_exact(&mut byte).unwrap();
+        assert_eq!(byte, [0]);
     }
 }

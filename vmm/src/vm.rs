@@ -44,7 +44,7 @@ pub struct Vm {
     cmdline: String,
     pio: Bus,
     mmio: Bus,
-    serial_irq: Option<EventFd>,
+    serial_irq: Option<Arc<EventFd>>,
     wiring: Vec<Wiring>,
     events: EventLoop,
     timeline: Option<Arc<Timeline>>,
@@ -98,7 +98,7 @@ impl Vm {
             let irq = eventfd()?;
             let line = irq.try_clone().map_err(host("clone an interrupt's descriptor"))?;
             self.pio.insert(SERIAL_PORT, SERIAL_PORT_LEN, Box::new(Serial::new(line, out)))?;
-            self.serial_irq = Some(irq);
+            self.serial_irq = Some(Arc::new(irq));
         }
         Ok(())
     }
@@ -125,10 +125,10 @@ impl Vm {
     pub fn start(self) -> Result<RunningVm> {
         self.write_tables()?;
         let end = Arc::new(End::new().map_err(host("make a pipe"))?);
-        let vm = self.pending.wait()?;
+        let mut vm = self.pending.wait()?;
         mark(&self.timeline, "vm_created");
         vm.set_memory(self.ram.memory())?;
-        wire(&vm, self.serial_irq.as_ref(), &self.wiring)?;
+        wire(&mut vm, self.serial_irq.as_ref(), &self.wiring)?;
         let fds = create_vcpus(&vm, self.vcpus, self.kernel.entry)?;
         let board = Arc::new(Board {
             pio: self.pio,
@@ -207,7 +207,7 @@ fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Re
 }
 
 /// Tells KVM of every interrupt and notification.
-fn wire(vm: &KvmVm, serial_irq: Option<&EventFd>, wiring: &[Wiring]) -> Result<()> {
+fn wire(vm: &mut KvmVm, serial_irq: Option<&Arc<EventFd>>, wiring: &[Wiring]) -> Result<()> {
     if let Some(irq) = serial_irq {
         vm.connect_irq(irq, SERIAL_GSI)?;
     }
