@@ -151,6 +151,9 @@ fn main() -> ExitCode {
     for mark in timeline.marks() {
         eprintln!("{:>10.3} ms  {}", mark.at.as_secs_f64() * 1e3, mark.name);
     }
+    if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+        status.lines().filter(|line| line.starts_with("VmHWM")).for_each(|line| eprintln!("{line}"));
+    }
     match end {
         Ok(VmEnd::Failed(why)) => eprintln!("the machine failed: {why}"),
         Ok(end) => {

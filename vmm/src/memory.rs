@@ -13,7 +13,9 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Mma
 use crate::Image;
 use crate::layout::RamRange;
 
-/// Host alignment of guest memory: where the host has a 2 MiB page at hand it can back 2 MiB of the guest with it.
+/// Host alignment of guest memory: where the host has a 2 MiB page at hand it backs 2 MiB of the guest with it. A boot
+/// takes 30 million instructions longer in 4 KiB pages (75 instead of 45 from the first instruction to init), each of
+/// which is a fault; the price is 10 MB that the guest only touches the edges of (38 instead of 28 MB at agent ready).
 const ALIGNMENT: usize = 2 << 20;
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
