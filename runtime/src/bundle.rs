@@ -155,7 +155,7 @@ fn check_process(process: &Process) -> Result<()> {
 fn directory_at(what: &str, path: &Path) -> Result<()> {
     let error = |source| BundleError::Source { what: what.to_owned(), path: path.to_owned(), source };
     let metadata = fs::metadata(path).map_err(error)?;
-    if metadata.is_dir() { Ok(()) } else { Err(error(io::ErrorKind::NotADirectory.into())) }
+    if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
 /// Refuses what would not be the same thing in a guest: a socket's or a device's other end is in the host's kernel.

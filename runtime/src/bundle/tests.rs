@@ -123,7 +123,7 @@ fn what_is_missing_on_the_host_is_named() {
     fs::write(at.join("config.json"), DEFAULT).unwrap();
     assert!(load().unwrap_err().contains("open root.path"), "{:?}", load());
     fs::write(at.join("rootfs"), "").unwrap();
-    assert!(load().unwrap_err().ends_with("not a directory"), "{:?}", load());
+    assert!(load().unwrap_err().ends_with("Not a directory (os error 20)"), "{:?}", load());
     fs::remove_file(at.join("rootfs")).unwrap();
     fs::create_dir(at.join("rootfs")).unwrap();
     load().unwrap();

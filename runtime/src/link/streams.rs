@@ -1,21 +1,23 @@
 //! The stream channel's host side: output from the guest's frames straight into the clients' descriptors, and their
-//! input into the guest's buffers.
+//! input into the guest's frames.
 //!
 //! A [`StreamTable`] runs in the devices thread behind the port `sh.hyper.channel.1`; [`StreamHandle`] is the main
 //! thread's end of it. A client that is slow fills its own stream's window and stops that stream alone.
 //!
 //! * A frame is never gathered: each piece is written as it comes, and only what the client does not take is kept.
-//! * Input is read from the client's descriptor into the guest's own buffer, and only with credit.
+//! * Input is read from the client's descriptor only with credit, a frame at a time: the guest's buffers are a page
+//!   each, and one read for many of them costs less than the copy.
 //! * A client that goes away closes its stream: the guest hears it and the process's next write fails.
 //! * Output that cannot be written for any other reason (a full disk) is dropped, counted, and reported at the end.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use agent_proto::command::{CREDIT_SEQ, STREAM_HEADER};
+use agent_proto::command::{CREDIT_SEQ, STREAM_FRAME_MAX};
 use agent_proto::stream::{Credit, CreditDecoder, Piece, StreamSplitter};
 
 use crate::sys;
@@ -33,8 +35,6 @@ use source::Source;
 const WAKE: u16 = 0;
 /// The most streams at a time; two for each process.
 const STREAMS_MAX: usize = 1024;
-/// Room for a frame of input where the guest's buffer is too small for one.
-const SMALL_FRAME: usize = STREAM_HEADER + 256;
 
 /// How often a guest's faults are logged.
 const COMPLAINTS_MAX: u32 = 16;
@@ -183,6 +183,41 @@ pub enum Watch {
 /// Registers a descriptor with whatever watches them. An error of EPERM says that it is always ready.
 pub type Watcher<'a> = dyn FnMut(RawFd, u16, Watch) -> io::Result<()> + 'a;
 
+/// Frames on their way to the guest: at most one of input, and one of credits, of which each goes out whole before
+/// anything else.
+#[derive(Default)]
+struct Pending {
+    credits: Vec<u8>,
+    /// Room for the longest frame, once there was one.
+    input: Vec<u8>,
+    /// Which part of `input` is left.
+    left: Range<usize>,
+}
+
+impl Pending {
+    /// Moves what fits to `buffer`; returns how much.
+    fn take(&mut self, buffer: &mut [u8]) -> usize {
+        let input = self.left.len().min(buffer.len());
+        buffer[..input].copy_from_slice(&self.input[self.left.start..self.left.start + input]);
+        self.left.start += input;
+        if !self.left.is_empty() {
+            return input;
+        }
+        let credits = self.credits.len().min(buffer.len() - input);
+        buffer[input..input + credits].copy_from_slice(&self.credits[..credits]);
+        self.credits.drain(..credits);
+        input + credits
+    }
+
+    /// Has `read` make a frame; there is none left.
+    fn input(&mut self, read: impl FnOnce(&mut [u8]) -> usize) {
+        if self.input.is_empty() {
+            self.input = vec![0; STREAM_FRAME_MAX];
+        }
+        self.left = 0..read(&mut self.input);
+    }
+}
+
 struct Stream {
     seq: u64,
     source: Option<Source>,
@@ -197,8 +232,8 @@ pub struct StreamTable {
     streams: Vec<Stream>,
     /// Credit that the guest has not been given.
     owed: Vec<Credit>,
-    /// Whole frames that the guest's buffers had no room for.
-    pending: Vec<u8>,
+    /// Frames on their way to the guest.
+    pending: Pending,
     /// The guest's frames make no sense any more: its bytes are dropped.
     lost: bool,
     /// What was logged about the guest.
@@ -237,7 +272,7 @@ pub fn streams(
         credits: CreditDecoder::default(),
         streams,
         owed: Vec::new(),
-        pending: Vec::new(),
+        pending: Pending::default(),
         lost: false,
         complaints: 0,
         first_output,
@@ -270,25 +305,19 @@ impl StreamTable {
     pub fn fill(&mut self, buffer: &mut [u8]) -> usize {
         let mut filled = 0;
         loop {
-            let count = self.pending.len().min(buffer.len() - filled);
-            buffer[filled..filled + count].copy_from_slice(&self.pending[..count]);
-            self.pending.drain(..count);
-            filled += count;
+            filled += self.pending.take(&mut buffer[filled..]);
             if filled == buffer.len() {
                 return filled;
             }
             if !self.owed.is_empty() {
                 let count = self.owed.len().min(Credit::FRAME_MAX);
-                Credit::encode(&self.owed[..count], &mut self.pending);
+                Credit::encode(&self.owed[..count], &mut self.pending.credits);
                 self.owed.drain(..count);
                 continue;
             }
-            let Some(index) =
-                self.streams.iter().position(|s| s.source.as_ref().is_some_and(Source::has_more))
-            else {
-                return filled;
-            };
-            filled += self.fill_from(index, &mut buffer[filled..]);
+            let mut sources = self.streams.iter_mut().filter_map(|stream| stream.source.as_mut());
+            let Some(source) = sources.find(|source| source.has_more()) else { return filled };
+            self.pending.input(|frame| source.frame(frame));
         }
     }
 
@@ -377,18 +406,6 @@ impl StreamTable {
             Owed::Credit(bytes) => self.owed.push(Credit { seq: *seq, bytes }),
             Owed::Closed => self.owed.push(Credit { seq: *seq, bytes: 0 }),
         }
-    }
-
-    /// Puts a frame of stream `index` into `buffer`; one that does not fit goes to `pending` first.
-    fn fill_from(&mut self, index: usize, buffer: &mut [u8]) -> usize {
-        let Some(source) = &mut self.streams[index].source else { return 0 };
-        if buffer.len() > STREAM_HEADER {
-            return source.frame(buffer);
-        }
-        let mut small = [0; SMALL_FRAME];
-        let count = source.frame(&mut small);
-        self.pending.extend_from_slice(&small[..count]);
-        0
     }
 
     /// Logs what the guest does wrong; a guest that goes on is not heard for ever.
