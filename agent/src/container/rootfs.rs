@@ -4,11 +4,11 @@
 //! (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link leads out of it.
 
 use alloc::borrow::ToOwned;
-use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
@@ -25,6 +25,41 @@ const LINKS_MAX: usize = 40;
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 /// MOUNT_ATTR_RDONLY.
 const READ_ONLY: u64 = 1;
+
+/// What is done about a name that is not there.
+#[derive(Clone, Copy, Debug)]
+enum Missing {
+    /// Nothing.
+    Fails,
+    /// It is made a directory.
+    IsDirectory,
+    /// The last name is made a file, those before it directories.
+    IsFile,
+}
+
+impl Missing {
+    fn make(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
+        match self {
+            Missing::Fails => Err(Errno::NOENT),
+            Missing::IsFile if last => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+            }
+            Missing::IsDirectory | Missing::IsFile => mkdirat(parent, name, DIRECTORY),
+        }
+    }
+}
+
+/// Puts the names of `path` on the stack `names`, the first on top.
+fn push_names(names: &mut Vec<String>, path: &str) {
+    let parts = path.split('/').filter(|name| !name.is_empty() && *name != ".");
+    names.extend(parts.rev().map(ToOwned::to_owned));
+}
+
+/// Opens one name, a link itself included.
+fn open_name(parent: &OwnedFd, name: &str) -> IoResult<OwnedFd> {
+    openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
 
 /// A directory that nothing opened through it leaves.
 #[derive(Debug)]
@@ -52,7 +87,11 @@ impl Root {
 
     /// Opens `path` without reading or writing it.
     pub fn find(&self, path: &str) -> IoResult<OwnedFd> {
-        self.open_in(path, OFlags::PATH, Mode::empty())
+        match self.open_in(path, OFlags::PATH, Mode::empty()) {
+            // openat2(2): the kernel could not rule out that a mount or a rename came between while it went up.
+            Err(Errno::AGAIN) => self.walk(path, Missing::Fails),
+            found => found,
+        }
     }
 
     /// Opens `path` with `flags`.
@@ -65,7 +104,7 @@ impl Root {
     pub fn make_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
         match self.find(path) {
             Ok(found) => Ok(found),
-            Err(Errno::NOENT) => self.make_path(path, LINKS_MAX).step("make directory", path),
+            Err(Errno::NOENT) => self.walk(path, Missing::IsDirectory).step("make directory", path),
             Err(errno) => Err(errno).step("open", path),
         }
     }
@@ -73,42 +112,50 @@ impl Root {
     /// Opens file `path`, and makes it and the directories above it where they are missing.
     pub fn make_file(&self, path: &str) -> Result<OwnedFd, Fault> {
         match self.find(path) {
-            Ok(found) => return Ok(found),
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno).step("open", path),
+            Ok(found) => Ok(found),
+            Err(Errno::NOENT) => self.walk(path, Missing::IsFile).step("make file", path),
+            Err(errno) => Err(errno).step("open", path),
         }
-        let trimmed = path.trim_end_matches('/');
-        self.make_directory(trimmed.rsplit_once('/').map_or("", |(parent, _)| parent))?;
-        let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        self.open_in(trimmed, flags, Mode::from_raw_mode(0o644)).step("make file", path)?;
-        self.find(trimmed).step("open", path)
     }
 
-    /// Makes every missing directory of `path` and opens the last. A dangling link on the way is followed to what it
-    /// names.
-    fn make_path(&self, path: &str, links: usize) -> IoResult<OwnedFd> {
-        let mut done = String::new();
-        let mut parent = self.find("")?;
-        for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
-            let above = done.clone();
-            done = format!("{done}/{name}");
-            parent = match self.find(&done) {
-                Ok(found) => found,
-                Err(Errno::NOENT) => match mkdirat(&parent, name, DIRECTORY) {
-                    Ok(()) => self.find(&done)?,
-                    Err(Errno::EXIST) if links > 0 => {
-                        let target = readlinkat(&parent, name, alloc::vec::Vec::new())?;
-                        let target = target.to_str().map_err(|_| Errno::INVAL)?.to_owned();
-                        done = if target.starts_with('/') { target } else { format!("{above}/{target}") };
-                        self.make_path(&done, links - 1)?
-                    }
-                    Err(Errno::EXIST) => return Err(Errno::LOOP),
-                    Err(errno) => return Err(errno),
-                },
-                Err(errno) => return Err(errno),
+    /// Opens `path` a name at a time, as if this were the top of everything: a link is followed where it leads in here, also
+    /// one that dangles, and `..` goes back the way it came.
+    fn walk(&self, path: &str, missing: Missing) -> IoResult<OwnedFd> {
+        let mut names = Vec::new();
+        push_names(&mut names, path);
+        let mut links = 0;
+        let mut above = Vec::new();
+        let mut here = self.open_in("", OFlags::PATH, Mode::empty())?;
+        while let Some(name) = names.pop() {
+            if name == ".." {
+                here = above.pop().unwrap_or(here);
+                continue;
+            }
+            let found = match open_name(&here, &name) {
+                Err(Errno::NOENT) => {
+                    missing.make(&here, &name, names.is_empty())?;
+                    open_name(&here, &name)?
+                }
+                found => found?,
             };
+            match kind(&found) {
+                FileType::Symlink if links == LINKS_MAX => return Err(Errno::LOOP),
+                FileType::Symlink => {
+                    links += 1;
+                    let target = readlinkat(&found, "", Vec::new())?;
+                    let target = target.to_str().map_err(|_| Errno::INVAL)?;
+                    if target.starts_with('/') {
+                        above.clear();
+                        here = self.open_in("", OFlags::PATH, Mode::empty())?;
+                    }
+                    push_names(&mut names, target);
+                }
+                FileType::Directory => above.push(core::mem::replace(&mut here, found)),
+                _ if names.is_empty() => return Ok(found),
+                _ => return Err(Errno::NOTDIR),
+            }
         }
-        Ok(parent)
+        Ok(here)
     }
 
     /// Makes the root mount read-only; what is mounted in it stays as it is.
