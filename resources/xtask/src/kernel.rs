@@ -78,9 +78,13 @@ impl KernelFiles {
 pub fn kernel() -> anyhow::Result<KernelFiles> {
     let requests = requests()?;
     let cache = cache::dir("kernel");
-    let _lock = lock(&cache.join("lock"))?;
     let source = Source::newest()?;
     let folder = cache.join(key(&requests, &source.version));
+    // A finished kernel is never changed: only who builds one has to wait for another who does.
+    if folder.is_dir() {
+        return Ok(KernelFiles::in_folder(&folder));
+    }
+    let _lock = lock(&cache.join("lock"))?;
     if !folder.is_dir() {
         let staged = cache.join("staged");
         build(&requests, &source, &cache, &staged)?;
