@@ -117,6 +117,9 @@ impl Settings {
                 }
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                // A home of somebody else's, as under setpriv or sudo: whoever may not look into it has no file there.
+                Err(error)
+                    if error.kind() == io::ErrorKind::PermissionDenied && !path.starts_with("/etc") => {}
                 Err(source) => return Err(ConfigError::Read { path, source }),
             }
         }
