@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 /// Entries in the large directory: several readdir replies' worth.
-const MANY: usize = 5000;
+const MANY: usize = 1500;
 
 fn main() {
     let check = std::env::args().nth(1).unwrap_or_default();

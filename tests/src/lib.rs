@@ -17,6 +17,24 @@ mod terminal;
 pub use process::{Finished, Running, check_output};
 pub use terminal::Terminal;
 
+/// What container engines give a container that asks for nothing.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
 /// Returns the program under test.
 pub fn program() -> PathBuf {
     PathBuf::from(std::env::var_os("VMM_PROGRAM").expect("VMM_PROGRAM names the program under test"))
@@ -70,6 +88,9 @@ impl Bundle {
         config["process"]["terminal"] = json!(false);
         config["process"]["args"] = json!(args);
         config["root"]["readonly"] = json!(false);
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(CAPABILITIES);
+        }
         Bundle { dir, config, flags: Vec::new() }
     }
 

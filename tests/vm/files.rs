@@ -97,10 +97,10 @@ fn a_full_disk_is_the_containers_error() {
     let mounted = dir.path().join("small");
     fs::create_dir(&mounted).unwrap();
     check_output(Command::new("truncate").args(["-s", "8M"]).arg(&image));
-    check_output(Command::new("mkfs.ext4").arg("-q").arg(&image));
+    check_output(Command::new("mkfs.ext4").args(["-q", "-b", "4096"]).arg(&image));
     check_output(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
     let bundle = Bundle::sh(
-        "head -c 20000000 /dev/zero > /srv/big; echo $?; rm /srv/big; echo small > /srv/f && cat /srv/f",
+        "dd if=/dev/zero of=/srv/big bs=64k count=300; echo $?; rm /srv/big; echo small > /srv/f && cat /srv/f",
     )
     .mount(
         serde_json::json!({"destination": "/srv", "type": "bind", "source": mounted, "options": ["bind"]}),

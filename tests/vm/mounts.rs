@@ -121,7 +121,7 @@ fn the_standard_mounts_are_there() {
 #[test]
 fn device_nodes_work() {
     let script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c \
-                  && (echo x > /dev/full) 2>&1 | grep -c 'No space'; readlink /dev/fd /dev/stdin /dev/ptmx";
+                  && (echo x > /dev/full) 2>&1 | grep -c 'No space'; for l in fd stdin ptmx; do readlink /dev/$l; done";
     Bundle::sh(script).run().code(0).stdout("4\n4\n1\n/proc/self/fd\n/proc/self/fd/0\npts/ptmx\n");
 }
 

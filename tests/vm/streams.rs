@@ -37,7 +37,8 @@ fn ten_mebibytes_through_stdin_to_stdout() {
 #[test]
 fn a_hundred_mebibytes_to_a_slow_reader() {
     const BYTES: usize = 100 << 20;
-    let bundle = Bundle::sh(&format!("head -c {BYTES} /dev/zero; echo end >&2"));
+    let bundle =
+        Bundle::sh(&format!("dd if=/dev/zero bs=64k count={} 2>/dev/null; echo end >&2", BYTES >> 16));
     let mut run = bundle.start();
     let mut stdout = run.take_stdout();
     let reader = std::thread::spawn(move || {
@@ -45,7 +46,7 @@ fn a_hundred_mebibytes_to_a_slow_reader() {
         loop {
             // A reader that does other work between two reads, as a terminal or a log driver does.
             let busy =
-                (0..200_000_u32).fold(0_u32, |a, b| std::hint::black_box(a.wrapping_mul(31).wrapping_add(b)));
+                (0..20_000_u32).fold(0_u32, |a, b| std::hint::black_box(a.wrapping_mul(31).wrapping_add(b)));
             std::hint::black_box(busy);
             match stdout.read(&mut piece).unwrap() {
                 0 => return total,
@@ -72,7 +73,7 @@ fn input_that_nobody_reads_does_not_block() {
 
 #[test]
 fn output_after_the_reader_has_gone_does_not_block() {
-    let bundle = Bundle::sh("head -c 10000000 /dev/zero; echo end >&2");
+    let bundle = Bundle::sh("dd if=/dev/zero bs=64k count=150 2>/dev/null; echo end >&2");
     let mut run = bundle.start();
     drop(run.take_stdout());
     let run = run.finish();
