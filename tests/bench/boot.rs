@@ -112,7 +112,7 @@ fn boot_qemu(plan: &Plan) -> Vec<(&'static str, f64)> {
             .args(["-serial", "stdio", "-kernel", &plan.kernel, "-initrd", &plan.initramfs])
             .args([
                 "-append",
-                "console=ttyS0 reboot=t panic=-1 quiet tsc=reliable no_timer_check rdinit=/init",
+                "console=ttyS0 8250.nr_uarts=1 reboot=t panic=-1 quiet tsc=reliable no_timer_check rdinit=/init",
             ]),
     );
     vec![("QEMU microvm: init's first line", first), ("QEMU microvm: exit", end)]
