@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 
+#define BEAT_US 1000000
+
 static void step(struct stream *s, int drain)
 {
 	while (s->from >= 0 || s->length) {
@@ -168,7 +170,7 @@ int run(struct stream streams[3])
 	int opened = trace();
 	pid_t command = start(streams);
 	int status = 0, ended = 0;
-	long pause = request.beat ? atol(request.beat) : 1000000, beat = now_us() + pause;
+	long beat = now_us() + BEAT_US;
 	for (;;) {
 		if (opened >= 0)
 			say_opened(opened);
@@ -186,7 +188,7 @@ int run(struct stream streams[3])
 		poll(wait, 5, left > 0 ? left / 1000 + 1 : 0);
 		if (now_us() >= beat) {
 			say("\n");
-			beat = now_us() + pause;
+			beat = now_us() + BEAT_US;
 		}
 		struct signalfd_siginfo info;
 		while (read(deaths, &info, sizeof info) > 0)

@@ -7,7 +7,7 @@
  *
  * Ports (virtio-serial, /dev/vport0pN):  1 control, 2 stdout, 3 stderr, 4 stdin.
  * Control, inwards:   records `KEY VALUE\0`, ended by an empty record (keys: see `struct request`).
- * Control, outwards:  lines. `ready`; an empty line every so often (the heartbeat); `opened PATH`; `fail TEXT`;
+ * Control, outwards:  lines. `ready`; an empty line once a second (the heartbeat); `opened PATH`; `fail TEXT`;
  *                     `exit STATUS STDOUT_BYTES STDERR_BYTES MOUNT_US COMMAND_US SYNC_US`.
  */
 #include "init.h"
@@ -75,7 +75,7 @@ static void take_record(char *record)
 		{ "time", &request.time, NULL }, { "seed", &request.seed, NULL }, { "folder", &request.folder, NULL },
 		{ "modules", &request.modules, NULL }, { "stdin", &request.stdin_, NULL }, { "trace", &request.trace, NULL },
 		{ "out", NULL, &request.out }, { "stage", NULL, &request.stage }, { "arg", NULL, &request.arg },
-		{ "env", NULL, &request.env }, { "beat", &request.beat, NULL },
+		{ "env", NULL, &request.env },
 	};
 	for (unsigned i = 0; i < sizeof keys / sizeof *keys; i++) {
 		if (strcmp(record, keys[i].key))

@@ -28,7 +28,6 @@ struct request {
 	char *seed;               /* any text, stirred into the kernel's random numbers */
 	char *folder;             /* working directory of the command */
 	char *modules;            /* folder of this kernel's modules, on the outer machine; its last part is the release */
-	char *beat;               /* microseconds between heartbeats */
 	char *stdin_;             /* present: port 4 feeds standard input, else it is /dev/null */
 	char *trace;              /* present: every file that is opened is reported */
 	struct list out;          /* folders of the outer machine shared for writing; entry N has the 9p tag `outN` */

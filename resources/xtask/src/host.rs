@@ -31,7 +31,7 @@ pub use machine::Clock;
 use machine::{Machine, OUT_SLOTS};
 use opened::Opened;
 use request::{Exit, REQUEST_MAX, Request};
-use session::{Ending, SILENCE_MAX, Session, Sink, beat};
+use session::{Ending, Session, Sink, silence_max};
 use snapshot::Snapshot;
 
 /// Exit code of a run whose deadline came.
@@ -227,7 +227,7 @@ impl Host {
                 stdin: self.stdin,
                 sinks: sinks(),
                 deadline: self.deadline,
-                silence_max: SILENCE_MAX,
+                silence_max: silence_max(self.clock),
                 opened: &|path| parts.opened.iter().for_each(|opened| opened.add(path.clone())),
             };
             let (ending, log) = session.run()?;
@@ -280,7 +280,6 @@ impl Host {
         request.record("seed", seed()?);
         request.record("folder", env::current_dir().context("find the working folder")?);
         request.record("modules", find(&snapshot.kernel.modules())?);
-        request.record("beat", beat(self.clock).as_micros().to_string());
         if self.stdin {
             request.record("stdin", "");
         }

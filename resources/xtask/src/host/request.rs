@@ -43,7 +43,7 @@ impl Request {
 pub enum Line {
     /// The machine has booted and waits for a request.
     Ready,
-    /// The machine is alive.
+    /// The machine is alive: sent once a second.
     Beat,
     /// A file was opened.
     Opened(PathBuf),
