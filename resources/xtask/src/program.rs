@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::steps::{cargo, run, say, top};
+use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, initramfs, kernel};
 
 /// The target that the program is linked for; named, so that its flags reach neither build scripts nor macros.
@@ -37,9 +37,16 @@ pub fn program() -> anyhow::Result<PathBuf> {
 /// Builds an executable of `package` that needs no library at run time, and returns its path.
 pub fn static_program(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
-    run(cargo()
-        .args(["build", "--release", "--package", package, "--bin", name])
-        .args(["--target", TARGET, "--config", &flags]))?;
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", package, "--bin", name]);
+    build.args(["--target", TARGET, "--config", &flags]);
+    // `vmm --version` says it. Without git, as from an archive, it says that it does not know.
+    if let Ok(commit) = output(
+        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).current_dir(top()),
+    ) {
+        build.env("VMM_COMMIT", commit.trim());
+    }
+    run(&mut build)?;
     Ok(target_dir().join(TARGET).join("release").join(name))
 }
 
