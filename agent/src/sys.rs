@@ -184,12 +184,15 @@ fn set_action(signal: Signal, handler: usize) {
     };
 }
 
-/// Gives a new program the signals it expects: none blocked, SIGPIPE as usual.
+/// Gives a new program the signals it expects: none blocked, none ignored.
 ///
-/// The agent leaves all other dispositions alone; Rust's runtime, in the tests, ignores SIGPIPE.
+/// As process 1 the agent ignores none. In a test it does: Rust's runtime ignores SIGPIPE, nohup(1) SIGHUP, and a shell
+/// without job control SIGINT and SIGQUIT for what it runs in the background.
 pub fn reset_signals() {
     const SIG_SETMASK: usize = 2;
-    set_action(Signal::PIPE, 0);
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::PIPE] {
+        set_action(signal, 0);
+    }
     let none: u64 = 0;
     // SAFETY: a whole kernel signal set.
     let _ = unsafe {
