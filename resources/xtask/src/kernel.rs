@@ -78,13 +78,21 @@ impl KernelFiles {
 pub fn kernel() -> anyhow::Result<KernelFiles> {
     let requests = requests()?;
     let cache = cache::dir("kernel");
-    let source = Source::newest()?;
-    let folder = cache.join(key(&requests, &source.version));
+    let folder_of = |source: &Source| cache.join(key(&requests, &source.version));
     // A finished kernel is never changed: only who builds one has to wait for another who does.
+    let folder = folder_of(&Source::newest()?);
     if folder.is_dir() {
         return Ok(KernelFiles::in_folder(&folder));
     }
     let _lock = lock(&cache.join("lock"))?;
+    // Apt's lists may be as old as the machine's image. Whatever refreshes them next would bring a newer version and
+    // have this kernel built again, so they are refreshed before the minutes are spent. Without a network the old ones
+    // do: the source may be here already.
+    if let Err(error) = apt::update() {
+        eprintln!("kernel: going on with apt's lists as they are: {error:#}");
+    }
+    let source = Source::newest()?;
+    let folder = folder_of(&source);
     if !folder.is_dir() {
         let staged = cache.join("staged");
         build(&requests, &source, &cache, &staged)?;
