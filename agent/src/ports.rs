@@ -48,19 +48,20 @@ pub fn open() -> Result<Ports, Fault> {
     }
 }
 
+/// Opens both ports if both have their names. Neither is opened before: to close one again would throw away what the host
+/// has sent to it in the meantime, its first commands.
 fn find() -> Result<Option<Ports>, Fault> {
     let (mut control, mut streams) = (None, None);
     for number in 1..=NUMBER_MAX {
         let mut buffer = [0; NAME_MAX];
         let Some(name) = name(number, &mut buffer) else { continue };
         if name == CONTROL_PORT.as_bytes() {
-            control = Some(device(number)?);
+            control = Some(number);
         } else if name == STREAM_PORT.as_bytes() {
-            streams = Some(device(number)?);
+            streams = Some(number);
         }
-        match (control, streams) {
-            (Some(control), Some(streams)) => return Ok(Some(Ports { control, streams })),
-            incomplete => (control, streams) = incomplete,
+        if let (Some(control), Some(streams)) = (control, streams) {
+            return Ok(Some(Ports { control: device(control)?, streams: device(streams)? }));
         }
     }
     Ok(None)
