@@ -119,6 +119,11 @@ fn the_standard_mounts_are_there() {
 }
 
 #[test]
+fn the_root_is_one_mount() {
+    Bundle::sh("awk '$5 == \"/\"' /proc/self/mountinfo | wc -l").run().code(0).stdout("1\n");
+}
+
+#[test]
 fn device_nodes_work() {
     let script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c \
                   && (echo x > /dev/full) 2>&1 | grep -c 'No space'; for l in fd stdin ptmx; do readlink /dev/$l; done";

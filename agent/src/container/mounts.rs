@@ -60,7 +60,7 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
 }
 
 fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
-    let source = share.find(&entry.source).step("open shared", &entry.source)?;
+    let source = share.find_shared(&entry.source).step("open shared", &entry.source)?;
     let tree =
         bind_tree(root, &source, &entry.destination, entry.flags & ms::REC != 0, attributes(entry.flags))?;
     if entry.propagation != 0 { set_propagation(&tree, entry) } else { Ok(()) }
@@ -76,7 +76,7 @@ fn set_propagation(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
 /// Binds one of API 4244's shared files or directories.
 pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
     let path = if entry.docker_volume { format!("{}/_data", entry.source) } else { entry.source.clone() };
-    let source = share.find(&path).step("open shared", &path)?;
+    let source = share.find_shared(&path).step("open shared", &path)?;
     let flags = if entry.read_only { ms::RDONLY } else { 0 };
     bind_tree(root, &source, &entry.path, true, attributes(flags)).map(drop)
 }

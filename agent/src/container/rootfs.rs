@@ -76,7 +76,7 @@ impl Root {
 
     /// Mounts the share's directory `path` where a container's root is prepared, and returns it.
     pub fn attach(share: &Root, path: &str) -> Result<Root, Fault> {
-        let source = share.find(path).step("open root", path)?;
+        let source = share.find_shared(path).step("open root", path)?;
         if kind(&source) != FileType::Directory {
             return Err(Errno::NOTDIR).step("open root", path);
         }
@@ -90,6 +90,15 @@ impl Root {
         match self.open_in(path, OFlags::PATH, Mode::empty()) {
             // openat2(2): the kernel could not rule out that a mount or a rename came between while it went up.
             Err(Errno::AGAIN) => self.walk(path, Missing::Fails),
+            found => found,
+        }
+    }
+
+    /// Opens what the host shares as `path`. Each directory of the share that is a file system of its own on the host is one
+    /// here too, which the kernel mounts when somebody enters it: now, or else on top of the container's root.
+    pub fn find_shared(&self, path: &str) -> IoResult<OwnedFd> {
+        match self.open_in(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+            Err(Errno::NOTDIR) => self.find(path),
             found => found,
         }
     }
