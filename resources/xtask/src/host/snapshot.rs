@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::kernel::{self, Kernel, MODULES};
 use super::machine::{MONITOR, Machine, Place};
@@ -36,7 +37,10 @@ const QEMU_MAJOR: u32 = 10;
 const UNUSED_MAX: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// How long L1 may take to boot. It takes some five seconds, and may have to share the machine.
-const BOOT_MAX: Duration = Duration::from_secs(300);
+const BOOT_MAX: Duration = Duration::from_secs(120);
+
+/// How often it is booted before its failure is taken for one that will come again.
+const ATTEMPTS: u32 = 3;
 
 /// A folder in the cache that holds a booted machine.
 pub struct Snapshot {
@@ -67,12 +71,26 @@ impl Snapshot {
         };
         prune(&home)?;
         eprintln!("xtask: booting the emulated host for its snapshot");
-        let work =
-            tempfile::Builder::new().prefix("making-").tempdir_in(&home).context("create a snapshot")?;
-        make(machine, &kernel, work.path()).context("make the emulated host's snapshot")?;
+        let work = Self::make(&home, machine, &kernel)?;
         let folder = home.join(name(&key(machine, &kernel)?));
         fs::rename(work.path(), &folder).context("name the snapshot")?;
         Ok(Snapshot { folder, kernel })
+    }
+
+    /// Boots the machine in a folder of its own below `home` and saves it there; a machine that ends or stalls by itself is
+    /// booted again, and each time is told.
+    fn make(home: &Path, machine: &Machine, kernel: &Kernel) -> anyhow::Result<TempDir> {
+        let mut attempt = 1;
+        loop {
+            let work =
+                tempfile::Builder::new().prefix("making-").tempdir_in(home).context("create a snapshot")?;
+            match make(machine, kernel, work.path()).context("make the emulated host's snapshot") {
+                Ok(()) => return Ok(work),
+                Err(error) if attempt == ATTEMPTS => return Err(error),
+                Err(error) => eprintln!("xtask: attempt {attempt} of {ATTEMPTS}: {error:#}"),
+            }
+            attempt += 1;
+        }
     }
 
     fn find(home: &Path, machine: &Machine) -> Option<Snapshot> {
