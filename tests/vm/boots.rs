@@ -96,6 +96,17 @@ fn vmm_holds_no_more_memory_than_it_may() {
 }
 
 #[test]
+fn the_guest_itself_takes_little_memory() {
+    let text = Bundle::new(&["cat", "/proc/meminfo"]).flag("--memory").flag("256").run().code(0).text();
+    let free = text.lines().find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next());
+    let free: u64 = free.expect("meminfo has a line MemFree").parse().unwrap();
+    // Everything that is not free: kernel, page structures, agent, and what `cat` needs.
+    let taken = (256 << 10) - free;
+    println!("the guest takes {taken} KiB");
+    assert!(taken <= 24 << 10, "the guest takes {taken} KiB");
+}
+
+#[test]
 fn the_timeline_is_written() {
     let bundle = Bundle::sh("echo hi");
     let file = bundle.path().join("marks.json");
