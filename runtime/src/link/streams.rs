@@ -2,7 +2,8 @@
 //! input into the guest's frames.
 //!
 //! A [`StreamTable`] runs in the devices thread behind the port `sh.hyper.channel.1`; [`StreamHandle`] is the main
-//! thread's end of it. A client that is slow fills its own stream's window and stops that stream alone.
+//! thread's end of it, which opens and closes streams as processes come and go. A client that is slow fills its own
+//! stream's window and stops that stream alone.
 //!
 //! * A frame is never gathered: each piece is written as it comes, and only what the client does not take is kept.
 //! * Input is read from the client's descriptor only with credit, a frame at a time: the guest's buffers are a page
@@ -10,164 +11,34 @@
 //! * A client that goes away closes its stream: the guest hears it and the process's next write fails.
 //! * Output that cannot be written for any other reason (a full disk) is dropped, counted, and reported at the end.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use agent_proto::command::{CREDIT_SEQ, STREAM_FRAME_MAX};
 use agent_proto::stream::{Credit, CreditDecoder, Piece, StreamSplitter};
 
-use crate::sys;
-
 pub mod descriptor;
+mod handle;
 mod port;
 pub mod sink;
 pub mod source;
 
 use descriptor::{Descriptor, Use};
+pub use handle::{Delivery, StreamHandle, StreamSpec, StreamState};
+use handle::{Order, Shared};
 use sink::{Owed, Sink};
 use source::Source;
 
 /// The table's own descriptor, by which the main thread wakes it.
 const WAKE: u16 = 0;
-/// The most streams at a time; two for each process.
-const STREAMS_MAX: usize = 1024;
-
+/// Added to a stream's place twice: its source's token.
+const SOURCE: u16 = 1;
+/// Its sink's.
+const SINK: u16 = 2;
 /// How often a guest's faults are logged.
 const COMPLAINTS_MAX: u32 = 16;
-
-/// What a stream is tied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamSpec {
-    /// The stream's number, not 0.
-    pub seq: u64,
-    /// Descriptor of this process to read.
-    pub source: Option<RawFd>,
-    /// Descriptor of this process to write.
-    pub sink: Option<RawFd>,
-}
-
-/// A stream's counters, shared with the main thread.
-#[derive(Debug)]
-pub struct StreamState {
-    /// Bytes that came from the guest.
-    received: AtomicU64,
-    /// Bytes that have left to the client or were dropped.
-    delivered: AtomicU64,
-    /// The main thread waits for this many.
-    target: AtomicU64,
-    /// The error that ended delivery; 0 for none.
-    error: AtomicI32,
-    /// Wakes the main thread.
-    notify: Arc<File>,
-}
-
-impl StreamState {
-    fn new(notify: Arc<File>) -> StreamState {
-        StreamState {
-            received: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            target: AtomicU64::new(u64::MAX),
-            error: AtomicI32::new(0),
-            notify,
-        }
-    }
-
-    fn received(&self, bytes: usize) {
-        self.received.fetch_add(bytes as u64, Ordering::SeqCst);
-    }
-
-    /// Counts, and wakes the main thread when it has waited for these bytes.
-    fn delivered(&self, bytes: usize) {
-        let before = self.delivered.fetch_add(bytes as u64, Ordering::SeqCst);
-        let target = self.target.load(Ordering::SeqCst);
-        if before < target && before + bytes as u64 >= target {
-            wake(&self.notify);
-        }
-    }
-
-    fn failed(&self, number: i32) {
-        self.error.store(number, Ordering::SeqCst);
-    }
-}
-
-/// Where a stream's output stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// Every byte is with the client.
-    Done,
-    /// The client has to take what is here.
-    Client,
-    /// The guest has not sent all of it.
-    Guest,
-}
-
-enum Order {
-    /// The process is there: its stream's source may be read, with this window.
-    Start(u64, u32),
-}
-
-/// What both threads hold.
-struct Shared {
-    orders: Mutex<Vec<Order>>,
-    wake: File,
-    notify: Arc<File>,
-}
-
-/// The main thread's end.
-pub struct StreamHandle {
-    shared: Arc<Shared>,
-    states: Vec<(u64, Arc<StreamState>)>,
-}
-
-impl StreamHandle {
-    /// Readable when a stream that is waited for may be complete.
-    pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.notify.as_fd()
-    }
-
-    /// Takes a notification.
-    pub fn acknowledge(&self) {
-        let mut count = [0; 8];
-        // Nothing there to take is no error: the notification was taken before.
-        let _ = io::Read::read(&mut &*self.shared.notify, &mut count);
-    }
-
-    /// The process of stream `seq` is there, and takes `window` bytes of input at a time.
-    pub fn start(&self, seq: u64, window: u32) {
-        self.shared.orders.lock().unwrap().push(Order::Start(seq, window));
-        wake(&self.shared.wake);
-    }
-
-    /// Says whether `total` bytes of stream `seq` have reached the client, and asks for a notification when they do.
-    pub fn delivery(&self, seq: u64, total: u64) -> Delivery {
-        let Some((_, state)) = self.states.iter().find(|(known, _)| *known == seq) else {
-            return Delivery::Done;
-        };
-        // The target is set before the count is read, and the table counts before it reads the target, so that one
-        // of the two sees the other.
-        state.target.store(total, Ordering::SeqCst);
-        if state.delivered.load(Ordering::SeqCst) >= total {
-            Delivery::Done
-        } else if state.received.load(Ordering::SeqCst) >= total {
-            Delivery::Client
-        } else {
-            Delivery::Guest
-        }
-    }
-
-    /// The error that kept stream `seq`'s output from its client; a client that went away is none.
-    pub fn error(&self, seq: u64) -> Option<io::Error> {
-        let (_, state) = self.states.iter().find(|(known, _)| *known == seq)?;
-        match state.error.load(Ordering::SeqCst) {
-            0 => None,
-            number => Some(io::Error::from_raw_os_error(number)),
-        }
-    }
-}
 
 /// How a descriptor is to be watched; always by edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +92,29 @@ impl Pending {
 struct Stream {
     seq: u64,
     source: Option<Source>,
+    /// The source's descriptor is registered.
+    watched: bool,
     sink: Option<Sink>,
+}
+
+impl Stream {
+    fn open(spec: &StreamSpec, state: Arc<StreamState>) -> io::Result<Stream> {
+        let source = spec.source.map(|fd| Descriptor::open(fd, Use::Source)).transpose()?;
+        let sink = spec.sink.map(|fd| Descriptor::open(fd, Use::Sink)).transpose()?;
+        Ok(Stream {
+            seq: spec.seq,
+            source: source.map(|descriptor| Source::new(spec.seq, descriptor)),
+            watched: false,
+            sink: sink.map(|descriptor| Sink::new(descriptor, state)),
+        })
+    }
+
+    /// The descriptors that are registered, with what tells their tokens apart.
+    fn registered(&self) -> impl Iterator<Item = (RawFd, u16)> {
+        let source = self.source.as_ref().filter(|_| self.watched).map(|source| source.descriptor().raw());
+        let sink = self.sink.as_ref().and_then(Sink::blocked).map(Descriptor::raw);
+        source.map(|fd| (fd, SOURCE)).into_iter().chain(sink.map(|fd| (fd, SINK)))
+    }
 }
 
 /// The devices thread's end: every stream, and what is to go to the guest.
@@ -229,7 +122,10 @@ pub struct StreamTable {
     shared: Arc<Shared>,
     splitter: StreamSplitter,
     credits: CreditDecoder,
-    streams: Vec<Stream>,
+    /// By place; a place that is free is taken again.
+    streams: Vec<Option<Stream>>,
+    /// The highest number of a stream so far: what is not above it and not there has been closed.
+    newest: u64,
     /// Credit that the guest has not been given.
     owed: Vec<Credit>,
     /// Frames on their way to the guest.
@@ -247,37 +143,24 @@ pub fn streams(
     specs: &[StreamSpec],
     first_output: Option<Box<dyn FnOnce() + Send>>,
 ) -> io::Result<(StreamTable, StreamHandle)> {
-    assert!(specs.len() <= STREAMS_MAX, "the tables are made by this program");
-    let shared = Arc::new(Shared {
-        orders: Mutex::new(Vec::new()),
-        wake: sys::eventfd()?,
-        notify: Arc::new(sys::eventfd()?),
-    });
-    let mut streams = Vec::new();
-    let mut states = Vec::new();
-    for spec in specs {
-        let state = Arc::new(StreamState::new(shared.notify.clone()));
-        let source = spec.source.map(|fd| Descriptor::open(fd, Use::Source)).transpose()?;
-        let sink = spec.sink.map(|fd| Descriptor::open(fd, Use::Sink)).transpose()?;
-        streams.push(Stream {
-            seq: spec.seq,
-            source: source.map(|descriptor| Source::new(spec.seq, descriptor)),
-            sink: sink.map(|descriptor| Sink::new(descriptor, state.clone())),
-        });
-        states.push((spec.seq, state));
-    }
-    let table = StreamTable {
-        shared: shared.clone(),
+    let shared = Arc::new(Shared::new()?);
+    let mut handle = StreamHandle::new(shared.clone());
+    let mut table = StreamTable {
+        shared,
         splitter: StreamSplitter::new(),
         credits: CreditDecoder::default(),
-        streams,
+        streams: Vec::new(),
+        newest: 0,
         owed: Vec::new(),
         pending: Pending::default(),
         lost: false,
         complaints: 0,
         first_output,
     };
-    Ok((table, StreamHandle { shared, states }))
+    for spec in specs {
+        table.add(handle.make(spec)?);
+    }
+    Ok((table, handle))
 }
 
 impl StreamTable {
@@ -315,7 +198,7 @@ impl StreamTable {
                 self.owed.drain(..count);
                 continue;
             }
-            let mut sources = self.streams.iter_mut().filter_map(|stream| stream.source.as_mut());
+            let mut sources = self.streams.iter_mut().flatten().filter_map(|stream| stream.source.as_mut());
             let Some(source) = sources.find(|source| source.has_more()) else { return filled };
             self.pending.input(|frame| source.frame(frame));
         }
@@ -327,7 +210,7 @@ impl StreamTable {
             return self.take_orders(watch);
         }
         let (index, is_sink) = (usize::from(token - 1) / 2, token.is_multiple_of(2));
-        let Some(stream) = self.streams.get_mut(index) else { return };
+        let Some(Some(stream)) = self.streams.get_mut(index) else { return };
         if let (Some(sink), true) = (&mut stream.sink, is_sink) {
             let watched = sink.blocked().map(Descriptor::raw);
             sink.flush();
@@ -341,24 +224,60 @@ impl StreamTable {
         let mut count = [0; 8];
         // Nothing there to take is no error: the orders are looked at all the same.
         let _ = io::Read::read(&mut &self.shared.wake, &mut count);
-        for Order::Start(seq, window) in self.shared.orders.lock().unwrap().drain(..) {
-            let found = self.streams.iter_mut().enumerate().find(|(_, stream)| stream.seq == seq);
-            let Some((index, Stream { source: Some(source), .. })) = found else { continue };
-            if source.start(window)
-                && let Err(error) = watch(source.descriptor().raw(), 2 * index as u16 + 1, Watch::In)
-            {
-                // A file or /dev/null: it never has to be waited for.
-                log::debug!("stdin is not watched: {error}");
+        let orders = std::mem::take(&mut *self.shared.orders.lock().unwrap());
+        for order in orders {
+            match order {
+                Order::Open(stream) => self.add(stream),
+                Order::Start(seq, window) => self.start(seq, window, watch),
+                Order::Close(seq) => self.remove(seq, watch),
             }
         }
+    }
+
+    fn add(&mut self, stream: Stream) {
+        self.newest = self.newest.max(stream.seq);
+        match self.streams.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(stream),
+            None => self.streams.push(Some(stream)),
+        }
+    }
+
+    fn start(&mut self, seq: u64, window: u32, watch: &mut Watcher<'_>) {
+        let Some((index, stream)) = self.find(seq) else { return };
+        let Some(source) = &mut stream.source else { return };
+        if source.start(window) {
+            match watch(source.descriptor().raw(), token(index, SOURCE), Watch::In) {
+                Ok(()) => stream.watched = true,
+                // A file or /dev/null: it never has to be waited for.
+                Err(error) => log::debug!("stdin is not watched: {error}"),
+            }
+        }
+    }
+
+    fn remove(&mut self, seq: u64, watch: &mut Watcher<'_>) {
+        let Some((index, _)) = self.find(seq) else { return };
+        let Some(stream) = self.streams[index].take() else { return };
+        for (fd, which) in stream.registered() {
+            if let Err(error) = watch(fd, token(index, which), Watch::Stop) {
+                log::debug!("stream {seq}: stop watching: {error}");
+            }
+        }
+    }
+
+    fn find(&mut self, seq: u64) -> Option<(usize, &mut Stream)> {
+        let mut streams = self.streams.iter_mut().enumerate();
+        streams.find_map(|(index, stream)| Some((index, stream.as_mut().filter(|stream| stream.seq == seq)?)))
     }
 
     fn take_credit(&mut self, piece: Piece<'_>) {
         let mut data = piece.data;
         while let Some(credit) = self.credits.next(&mut data, piece.end) {
-            let stream = self.streams.iter_mut().find(|stream| stream.seq == credit.seq);
-            match stream.and_then(|stream| stream.source.as_mut()) {
+            let newest = self.newest;
+            let source = self.find(credit.seq).and_then(|(_, stream)| stream.source.as_mut());
+            match source {
                 Some(source) => source.give(credit.bytes),
+                // It was on its way when the stream was closed.
+                None if credit.seq <= newest => {}
                 None => self.complain(format_args!("credit for stream {}, which has no input", credit.seq)),
             }
         }
@@ -370,9 +289,16 @@ impl StreamTable {
         {
             first_output();
         }
-        let found = self.streams.iter_mut().enumerate().find(|(_, stream)| stream.seq == piece.seq);
-        let Some((index, Stream { sink: Some(sink), .. })) = found else {
-            return self.complain(format_args!("output of stream {}, which nobody has opened", piece.seq));
+        if piece.seq > self.newest {
+            // It was opened before its process was asked for, and this end has not been woken since.
+            self.take_orders(watch);
+        }
+        let newest = self.newest;
+        let Some((index, Stream { sink: Some(sink), .. })) = self.find(piece.seq) else {
+            if piece.seq > newest {
+                self.complain(format_args!("output of stream {}, which nobody has opened", piece.seq));
+            }
+            return;
         };
         let watched = sink.blocked().map(Descriptor::raw);
         let taken = sink.take(piece.data);
@@ -385,8 +311,8 @@ impl StreamTable {
     /// Notes the credit that a sink owes, and watches its descriptor as long as something waits for it. `watched` is
     /// the descriptor that something waited for before.
     fn settle(&mut self, index: usize, watched: Option<RawFd>, watch: &mut Watcher<'_>) {
-        let Stream { seq, sink: Some(sink), .. } = &mut self.streams[index] else { return };
-        let token = 2 * index as u16 + 2;
+        let Some(Stream { seq, sink: Some(sink), .. }) = &mut self.streams[index] else { return };
+        let token = token(index, SINK);
         match (watched, sink.blocked().map(Descriptor::raw)) {
             (None, Some(fd)) => {
                 if let Err(error) = watch(fd, token, Watch::Out) {
@@ -417,9 +343,9 @@ impl StreamTable {
     }
 }
 
-/// Adds one to an eventfd; a full one is as good as woken.
-fn wake(mut eventfd: &File) {
-    let _ = eventfd.write(&1_u64.to_ne_bytes());
+/// The token of a stream's source or sink.
+fn token(index: usize, which: u16) -> u16 {
+    2 * index as u16 + which
 }
 
 #[cfg(test)]

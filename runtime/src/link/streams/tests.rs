@@ -1,10 +1,12 @@
-use std::io::{PipeReader, PipeWriter, Read, pipe};
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 
 use agent_proto::command::STREAM_WINDOW;
 use agent_proto::stream::{StreamCodec, StreamFrame, encode_header};
 use proptest::prelude::*;
 
 use super::*;
+use crate::sys;
 
 const PIPE_SIZE: usize = 64 << 10;
 
@@ -301,4 +303,52 @@ proptest! {
         prop_assert!(fixture.table.pending.left.is_empty() && fixture.table.pending.credits.is_empty());
         prop_assert!(fixture.table.complaints <= COMPLAINTS_MAX);
     }
+}
+
+#[test]
+fn a_stream_that_is_opened_later_is_known_to_its_first_byte() {
+    let mut fixture = Fixture::new(&[]);
+    let (mut reader, writer) = pipe().unwrap();
+    fixture.handle.open(&StreamSpec { seq: 3, source: None, sink: Some(writer.as_raw_fd()) }).unwrap();
+    // Nobody has woken the table.
+    fixture.output(3, b"early");
+    assert_eq!(read_all(&mut reader, 5), b"early");
+    assert_eq!(fixture.handle.delivery(3, 5), Delivery::Done);
+    assert_eq!(fixture.table.complaints, 0);
+}
+
+#[test]
+fn a_closed_stream_lets_its_descriptors_go_and_its_place_is_taken_again() {
+    let mut fixture = Fixture::new(&[]);
+    for seq in (1..100).step_by(2) {
+        let (mut out, out_writer) = pipe().unwrap();
+        let (in_reader, mut into) = pipe().unwrap();
+        let spec = StreamSpec {
+            seq,
+            source: Some(in_reader.as_raw_fd()),
+            sink: Some(out_writer.as_raw_fd()),
+        };
+        fixture.handle.open(&spec).unwrap();
+        drop((in_reader, out_writer));
+        fixture.handle.start(seq, 100);
+        fixture.ready(WAKE);
+        fixture.output(seq, &[7; 2 * PIPE_SIZE]);
+        fixture.watched.clear();
+        fixture.handle.close(seq);
+        fixture.ready(WAKE);
+        assert_eq!(fixture.watched, [(SOURCE, Watch::Stop), (SINK, Watch::Stop)]);
+        assert_eq!(fixture.table.streams.len(), 1);
+        // Both descriptors are gone, and what comes late is no fault.
+        let mut all = Vec::new();
+        out.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), PIPE_SIZE);
+        assert_eq!(into.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        fixture.output(seq, b"late");
+        let mut late = Vec::new();
+        Credit::encode(&[Credit { seq, bytes: 4 }], &mut late);
+        fixture.take(&late);
+    }
+    assert_eq!(fixture.table.complaints, 0);
+    fixture.output(100, b"never opened");
+    assert_eq!(fixture.table.complaints, 1);
 }
