@@ -2,7 +2,8 @@
 //!
 //! The only crate that knows containers, virtual machines and descriptors alike: policy is here. It reads a bundle
 //! ([`bundle`], [`oci`]) and the configuration ([`cli`], [`config`]), decides ([`plan`]), makes the machine
-//! ([`sandbox`], [`image`]), and talks to the agent ([`link`], [`session`]). Start at [`commands::run`], which reads as
+//! ([`sandbox`], [`image`]), and talks to the agent ([`link`], [`session`],
+//! [`foreground`]). Start at [`commands::run`], which reads as
 //! the story of a run. The binary is `vmm`; the crate of that name is the virtual machine monitor below.
 
 pub mod bundle;
@@ -11,6 +12,7 @@ pub mod commands;
 pub mod config;
 pub mod console;
 pub mod exit;
+pub mod foreground;
 pub mod image;
 pub mod link;
 pub mod logging;

@@ -1,19 +1,15 @@
-//! The main thread's wait: one poll over the agent, the signals, the machine's end and the streams, until what it waits
-//! for is there.
+//! The main thread's wait: one poll over the agent, the machine's end, the streams and whatever else its owner looks
+//! after, [`vmm run`](crate::foreground) or a pod.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use agent_proto::command::Code;
-use agent_proto::payload::{Exit, KillCommand, WindowSize};
 use vmm::VmEnd;
 
-use crate::link::streams::Delivery;
-use crate::link::{CommandId, LinkError, printable};
-use crate::plan::{INIT_PROCESS, STDERR_STREAM, STDIO_STREAM};
+use crate::link::{LinkError, printable};
 use crate::sandbox::Sandbox;
-use crate::signals::{Asked, Signals, asks_for_an_end};
-use crate::{sys, terminal};
+use crate::sys;
 
 /// How many of the console's last lines an error shows.
 const TAIL_LINES: usize = 20;
@@ -70,136 +66,66 @@ pub enum SessionError {
 /// This module's result.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
-/// A sandbox, and what happens around it meanwhile.
-pub struct Session<'a> {
+/// A sandbox, and the wait for what comes out of it.
+pub struct Session {
     /// The sandbox.
     pub sandbox: Sandbox,
-    signals: &'a Signals,
-    /// The container.
-    container: String,
-    /// It has a terminal.
-    terminal: bool,
     /// How long the agent may make no progress.
     patience: Duration,
     /// Since when the agent has owed something and made no progress.
     owes_since: Option<Instant>,
-    /// Its first process is there: signals go to it.
-    started: bool,
-    /// Signals that came before it.
-    held: Vec<i32>,
+    /// The machine has ended, and what it left was there to be looked at.
+    over: bool,
 }
 
-impl<'a> Session<'a> {
-    /// Returns a session whose container is not started.
-    pub fn new(
-        sandbox: Sandbox,
-        signals: &'a Signals,
-        container: &str,
-        terminal: bool,
-        patience: Duration,
-    ) -> Session<'a> {
-        let container = container.to_owned();
-        let (owes_since, started, held) = (None, false, Vec::new());
-        Session { sandbox, signals, container, terminal, patience, owes_since, started, held }
+impl Session {
+    /// Returns a session in which the agent may make no progress for as long as `patience`.
+    pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
+        Session { sandbox, patience, owes_since: None, over: false }
     }
 
-    /// Waits for READY.
-    pub fn wait_ready(&mut self) -> Result<()> {
-        self.wait("wait for the agent", true, |sandbox| sandbox.link.ready().map(|_| Ok(())))
+    /// The agent has time from now on again.
+    pub fn begin(&mut self) {
+        self.owes_since = None;
     }
 
-    /// Waits for a command's reply.
-    pub fn wait_reply(&mut self, step: &'static str, command: CommandId) -> Result<Vec<u8>> {
-        self.wait(step, true, |sandbox| {
-            sandbox.link.reply(command).map(|reply| reply.map_err(SessionError::Link))
-        })
-    }
-
-    /// The container's first process is there: it gets its input, and the signals that have come for it.
-    pub fn started(&mut self) -> Result<()> {
-        self.started = true;
-        let window = self.sandbox.link.ready().map_or(0, |ready| ready.window);
-        self.sandbox.streams.start(STDIO_STREAM, window);
-        for signal in std::mem::take(&mut self.held) {
-            self.forward(signal)?;
-        }
-        Ok(())
-    }
-
-    /// Waits for the report that the container's first process has ended.
-    pub fn wait_exit(&mut self) -> Result<Exit> {
-        let container = self.container.clone();
-        self.wait("run the container", false, |sandbox| {
-            while let Some(event) = sandbox.link.event() {
-                if event.container == container && event.process == INIT_PROCESS && event.event == "finished"
-                {
-                    let plain = Exit { code: Some(event.status), ..Exit::default() };
-                    return Some(Ok(event.exit.unwrap_or(plain)));
-                }
-                log::debug!("agent: {event:?}");
-            }
-            None
-        })
-    }
-
-    /// Waits until all output that the report counts is with the clients.
-    pub fn wait_output(&mut self, exit: &Exit) -> Result<()> {
-        for (stream, bytes) in [(STDIO_STREAM, exit.stdout_bytes), (STDERR_STREAM, exit.stderr_bytes)] {
-            // A client may take its time; the guest has to have sent what it says it has.
-            let mut owed = true;
-            while owed {
-                owed = self.wait("wait for the container's output", true, |sandbox| {
-                    match sandbox.streams.delivery(stream, bytes) {
-                        Delivery::Guest => None,
-                        Delivery::Client => Some(Ok(true)),
-                        Delivery::Done => Some(Ok(false)),
-                    }
-                })?;
-                if owed {
-                    owed = self.wait("write the container's output", false, |sandbox| {
-                        (sandbox.streams.delivery(stream, bytes) == Delivery::Done).then_some(Ok(false))
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until `ready` has something. `owed` says that it is the agent who has to bring it.
-    fn wait<T>(
+    /// Sleeps until something happens, at the longest until `until`, and takes what the agent has sent. `owed` says that
+    /// it is the agent who has to bring what `step` waits for. Returns which of `others` are ready.
+    ///
+    /// # Errors
+    ///
+    /// The agent is silent or makes no sense, or the machine has ended; once that was so, what came before the end can
+    /// be looked at, and the next turn is the error.
+    pub fn turn(
         &mut self,
         step: &'static str,
         owed: bool,
-        mut ready: impl FnMut(&mut Sandbox) -> Option<Result<T>>,
-    ) -> Result<T> {
-        self.owes_since = None;
-        loop {
-            if let Some(result) = ready(&mut self.sandbox) {
-                return result;
-            }
-            let timeout = self.timeout(step, owed)?;
-            let link = &self.sandbox.link;
-            let fds = [
-                (link.fd(), link.interest()),
-                (self.signals.fd(), libc::POLLIN),
-                (self.sandbox.end_fd(), libc::POLLIN),
-                (self.sandbox.streams.notify_fd(), libc::POLLIN),
-            ];
-            let [agent, signal, end, streams] = sys::poll(fds, timeout).map_err(host("poll"))?;
-            if streams {
-                self.sandbox.streams.acknowledge();
-            }
-            if signal {
-                self.take_signals()?;
-            }
-            if agent || end {
-                self.take_agent(step)?;
-            }
-            if end {
-                // What the agent sent before the machine's end counts.
-                return ready(&mut self.sandbox).unwrap_or_else(|| Err(self.ended(step)));
-            }
+        others: &[(BorrowedFd<'_>, i16)],
+        until: Option<Instant>,
+    ) -> Result<Vec<bool>> {
+        if self.over {
+            return Err(self.ended(step));
         }
+        let timeout = self.timeout(step, owed)?;
+        let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let timeout = [timeout, rest].into_iter().flatten().min();
+        let (sandbox, link) = (&self.sandbox, &self.sandbox.link);
+        let own = [
+            (link.fd(), link.interest()),
+            (sandbox.end_fd(), libc::POLLIN),
+            (sandbox.streams.notify_fd(), libc::POLLIN),
+        ];
+        let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(host("poll"))?;
+        let others = ready.split_off(own.len());
+        let (agent, end, streams) = (ready[0], ready[1], ready[2]);
+        if streams {
+            self.sandbox.streams.acknowledge();
+        }
+        if agent || end {
+            self.take_agent(step)?;
+        }
+        self.over = end;
+        Ok(others)
     }
 
     fn take_agent(&mut self, step: &'static str) -> Result<()> {
@@ -236,39 +162,6 @@ impl<'a> Session<'a> {
                 Err(SessionError::Silent { step, after: self.patience, tail })
             }
         }
-    }
-
-    fn take_signals(&mut self) -> Result<()> {
-        while let Some(asked) = self.signals.next().map_err(host("read a signal"))? {
-            match asked {
-                Asked::Resize if self.terminal && self.started => self.resize()?,
-                Asked::Resize => {}
-                Asked::Forward(signal) if self.started => self.forward(signal)?,
-                Asked::Forward(signal) if asks_for_an_end(signal) => {
-                    return Err(SessionError::Interrupted(signal));
-                }
-                Asked::Forward(signal) => self.held.push(signal),
-            }
-        }
-        Ok(())
-    }
-
-    fn forward(&mut self, signal: i32) -> Result<()> {
-        let command = KillCommand { container: self.container.clone(), signal, all_processes: false };
-        self.sandbox.link.notify(Code::KillContainer, "forward a signal", &command)?;
-        Ok(self.sandbox.link.flush()?)
-    }
-
-    fn resize(&mut self) -> Result<()> {
-        let Some(size) = terminal::size() else { return Ok(()) };
-        let command = WindowSize {
-            container: self.container.clone(),
-            process: INIT_PROCESS.to_owned(),
-            row: size.height,
-            column: size.width,
-        };
-        self.sandbox.link.notify(Code::WinSize, "resize the terminal", &command)?;
-        Ok(self.sandbox.link.flush()?)
     }
 
     /// Says why the machine ended.
@@ -313,7 +206,7 @@ fn tail(console: &str) -> &str {
     &console[start..]
 }
 
-fn host(step: &'static str) -> impl FnOnce(io::Error) -> SessionError {
+pub(crate) fn host(step: &'static str) -> impl FnOnce(io::Error) -> SessionError {
     move |source| SessionError::Host { step, source }
 }
 

@@ -26,12 +26,28 @@ pub fn poll<const N: usize>(
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 });
+    poll_raw(&mut polled, timeout)?;
+    Ok(polled.map(|fd| fd.revents != 0))
+}
+
+/// Waits like [`poll`] for as many as there are.
+pub fn poll_all<'a>(
+    fds: impl Iterator<Item = &'a (BorrowedFd<'a>, i16)>,
+    timeout: Option<Duration>,
+) -> io::Result<Vec<bool>> {
+    let polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events: *events, revents: 0 });
+    let mut polled: Vec<libc::pollfd> = polled.collect();
+    poll_raw(&mut polled, timeout)?;
+    Ok(polled.iter().map(|fd| fd.revents != 0).collect())
+}
+
+/// Waits; none is ready where a signal came first.
+fn poll_raw(polled: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let ms = timeout.map_or(-1, |time| time.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
-    // SAFETY: `polled` is an array of N initialized pollfds that the kernel writes back to.
-    match check(unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, ms) }) {
-        Ok(_) => Ok(polled.map(|fd| fd.revents != 0)),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
-        Err(error) => Err(error),
+    // SAFETY: `polled` is a slice of initialized pollfds that the kernel writes back to.
+    match check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, ms) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ use vmm::{PendingVm, Timeline};
 use crate::bundle::Bundle;
 use crate::config::RunConfig;
 use crate::console::{KernelMarks, Outputs};
+use crate::foreground::Foreground;
 use crate::image::Images;
 use crate::link::streams::{StreamSpec, streams};
 use crate::marks::Marks;
@@ -38,27 +39,28 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
     sandbox.link.flush()?;
 
-    let mut session = Session::new(sandbox, &signals, &config.id, plan.terminal, config.agent_timeout);
-    session.wait_ready()?;
+    let session = Session::new(sandbox, config.agent_timeout);
+    let mut running = Foreground::new(session, &signals, &config.id, plan.terminal);
+    running.wait_ready()?;
     marks.mark("agent_ready");
-    session.wait_reply("start the pod", pod)?;
+    running.wait_reply("start the pod", pod)?;
     marks.mark("pod_started");
-    session.wait_reply("start the container", container)?;
+    running.wait_reply("start the container", container)?;
     marks.mark("container_started");
 
     let terminal =
         if plan.terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
-    session.started()?;
-    let exit = session.wait_exit()?;
+    running.started()?;
+    let exit = running.wait_exit()?;
     marks.mark("exited");
-    session.wait_output(&exit)?;
+    running.wait_output(&exit)?;
     drop(terminal);
 
-    session.sandbox.expect_end();
-    destroy(&mut session);
+    running.session.sandbox.expect_end();
+    destroy(&mut running);
     marks.mark("pod_ended");
-    let streams = written(&session.sandbox);
-    session.sandbox.stop();
+    let streams = written(&running.session.sandbox);
+    running.session.sandbox.stop();
     marks.mark("vm_ended");
     marks.write(config)?;
     streams?;
@@ -83,12 +85,12 @@ fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks)
 }
 
 /// Ends the pod. The container has ended and its output is out: what fails here is worth a line, not its exit code.
-fn destroy(session: &mut Session<'_>) {
+fn destroy(running: &mut Foreground<'_>) {
     let step = "end the pod";
     let mut end = || {
-        let command = session.sandbox.link.send_bare(Code::DestroyPod, step)?;
-        session.sandbox.link.flush()?;
-        session.wait_reply(step, command)
+        let command = running.session.sandbox.link.send_bare(Code::DestroyPod, step)?;
+        running.session.sandbox.link.flush()?;
+        running.wait_reply(step, command)
     };
     if let Err(error) = end() {
         log::warn!("{error}");

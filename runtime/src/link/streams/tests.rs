@@ -323,11 +323,8 @@ fn a_closed_stream_lets_its_descriptors_go_and_its_place_is_taken_again() {
     for seq in (1..100).step_by(2) {
         let (mut out, out_writer) = pipe().unwrap();
         let (in_reader, mut into) = pipe().unwrap();
-        let spec = StreamSpec {
-            seq,
-            source: Some(in_reader.as_raw_fd()),
-            sink: Some(out_writer.as_raw_fd()),
-        };
+        let spec =
+            StreamSpec { seq, source: Some(in_reader.as_raw_fd()), sink: Some(out_writer.as_raw_fd()) };
         fixture.handle.open(&spec).unwrap();
         drop((in_reader, out_writer));
         fixture.handle.start(seq, 100);
