@@ -290,7 +290,8 @@ fn id_of_bundle(bundle: &Path) -> String {
     }
 }
 
-fn is_id(id: &str) -> bool {
+/// Whether `id` is fit to be a file's name.
+pub(crate) fn is_id(id: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
     (1..=ID_MAX).contains(&id.len()) && !id.starts_with('.') && id.bytes().all(fits)
 }

@@ -19,6 +19,7 @@ pub mod logging;
 pub mod marks;
 pub mod oci;
 pub mod plan;
+pub mod pod;
 pub mod sandbox;
 pub mod session;
 pub mod signals;

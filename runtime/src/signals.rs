@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys;
 
+pub mod name;
+
 const FORWARDED: [i32; 14] = [
     libc::SIGHUP,
     libc::SIGINT,

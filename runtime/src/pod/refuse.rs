@@ -1,0 +1,371 @@
+//! What is wrong with a podfile, by its path: names, values that make no sense, and fields that cannot be honoured.
+
+use std::collections::BTreeSet;
+
+use super::podfile::{Container, File, Log, Podfile, PodfileError, Result, Volume, invalid, unsupported};
+use crate::config::is_id;
+use crate::oci::Given;
+use crate::signals::name::signal_of;
+
+/// The most containers of one pod; the agent's own maximum is higher.
+pub const CONTAINERS_MAX: usize = 128;
+/// The longest host name (RFC 1123: a label).
+const HOSTNAME_MAX: usize = 63;
+/// What an id or a container's name may be.
+const NAME_RULE: &str = "has to have 1 to 128 letters, digits and _+-. and not to begin with a dot";
+
+/// Checks a whole podfile, without a look at the host.
+pub fn check(pod: &Podfile) -> Result<()> {
+    if !pod.id.is_empty() && !is_id(&pod.id) {
+        return Err(invalid("id", format!("{:?} {NAME_RULE}", pod.id)));
+    }
+    if !matches!(pod.kind.as_str(), "" | "pod") {
+        return Err(unsupported("type", format!("{:?}", pod.kind)));
+    }
+    if !pod.hostname.is_empty() && !is_label(&pod.hostname) {
+        let why = format!(
+            "{:?} is no host name: 1 to {HOSTNAME_MAX} letters, digits and hyphens, none of those at an end",
+            pod.hostname
+        );
+        return Err(invalid("hostname", why));
+    }
+    refuse(&[
+        (pod.interfaces, "interfaces", "a pod has a loopback interface alone"),
+        (pod.services, "services", "a pod has a loopback interface alone"),
+        (pod.portmappings, "portmappings", "a pod has a loopback interface alone"),
+        (pod.portmapping_white_lists, "portmappingWhiteLists", "a pod has a loopback interface alone"),
+    ])?;
+    check_log("log", &pod.log)?;
+    for (index, file) in pod.files.iter().enumerate() {
+        let at = format!("files[{index}]");
+        named(&at, &file.name)?;
+        check_file(&at, file)?;
+    }
+    unique("files", "name", pod.files.iter().map(|file| file.name.as_str()))?;
+    for (index, volume) in pod.volumes.iter().enumerate() {
+        let at = format!("volumes[{index}]");
+        named(&at, &volume.name)?;
+        check_volume(&at, volume)?;
+    }
+    unique("volumes", "name", pod.volumes.iter().map(|volume| volume.name.as_str()))?;
+    if pod.containers.len() > CONTAINERS_MAX {
+        return Err(invalid("containers", format!("{CONTAINERS_MAX} are the most")));
+    }
+    for (index, container) in pod.containers.iter().enumerate() {
+        check_container(&format!("containers[{index}]"), container)?;
+    }
+    unique("containers", "name", pod.containers.iter().map(|container| container.name.as_str()))
+}
+
+/// Checks one container; `at` is its path.
+pub fn check_container(at: &str, container: &Container) -> Result<()> {
+    let fields = [
+        (container.id, "id", "a container is known by its name"),
+        (container.ports, "ports", "a pod has a loopback interface alone"),
+        (container.cache, "cache", "a container's root is a directory of the host"),
+    ];
+    for (given, field, why) in fields {
+        refuse(&[(given, &format!("{at}.{field}"), why)])?;
+    }
+    if !is_id(&container.name) {
+        return Err(invalid(format!("{at}.name"), format!("{:?} {NAME_RULE}", container.name)));
+    }
+    if container.image.is_empty() {
+        return Err(invalid(format!("{at}.image"), "missing"));
+    }
+    let workdir = container.workdir.as_deref().unwrap_or("/");
+    absolute(&format!("{at}.workdir"), workdir)?;
+    check_words(at, container)?;
+    if !container.stop_signal.is_empty() && signal_of(&container.stop_signal).is_none() {
+        let why = format!("{:?} is no signal", container.stop_signal);
+        return Err(invalid(format!("{at}.StopSignal"), why));
+    }
+    check_mounts(at, container)
+}
+
+fn check_words(at: &str, container: &Container) -> Result<()> {
+    for (index, env) in container.envs.iter().enumerate() {
+        if env.env.is_empty() || env.env.contains('=') {
+            return Err(invalid(format!("{at}.envs[{index}].env"), format!("{:?} is no name", env.env)));
+        }
+    }
+    unique(&format!("{at}.envs"), "env", container.envs.iter().map(|env| env.env.as_str()))?;
+    let ulimits = container.ulimits.iter().map(|limit| limit.name.as_str());
+    unique(&format!("{at}.ulimits"), "Name", ulimits)?;
+    for (index, limit) in container.ulimits.iter().enumerate() {
+        if limit.hard >= 0 && (limit.soft < 0 || limit.soft > limit.hard) {
+            return Err(invalid(format!("{at}.ulimits[{index}].Soft"), "above Hard"));
+        }
+    }
+    let envs = container.envs.iter().flat_map(|env| [("envs", &env.env), ("envs", &env.value)]);
+    let command = container.command.iter().map(|word| ("command", word));
+    let entrypoint = container.entrypoint.iter().map(|word| ("entrypoint", word));
+    match envs.chain(command).chain(entrypoint).find(|(_, word)| word.contains('\0')) {
+        Some((field, word)) => Err(invalid(format!("{at}.{field}"), format!("{word:?} holds a NUL"))),
+        None => Ok(()),
+    }
+}
+
+fn check_mounts(at: &str, container: &Container) -> Result<()> {
+    for (index, mount) in container.volumes.iter().enumerate() {
+        let at = format!("{at}.volumes[{index}]");
+        absolute(&format!("{at}.path"), &mount.path)?;
+        match &mount.detail {
+            Some(volume) => check_volume(&format!("{at}.detail"), volume)?,
+            None if mount.volume.is_empty() => return Err(invalid(format!("{at}.volume"), "missing")),
+            None => {}
+        }
+    }
+    for (index, mount) in container.files.iter().enumerate() {
+        let at = format!("{at}.files[{index}]");
+        absolute(&format!("{at}.path"), &mount.path)?;
+        mode(&at, &mount.perm)?;
+        owner(&format!("{at}.user"), &mount.user)?;
+        owner(&format!("{at}.group"), &mount.group)?;
+        match &mount.detail {
+            Some(file) => check_file(&format!("{at}.detail"), file)?,
+            None if mount.filename.is_empty() => return Err(invalid(format!("{at}.filename"), "missing")),
+            None => {}
+        }
+    }
+    let volumes = container.volumes.iter().map(|mount| mount.path.trim_end_matches('/'));
+    let files = container.files.iter().map(|mount| mount.path.as_str());
+    let mut seen = BTreeSet::new();
+    match volumes.chain(files).find(|path| !seen.insert(*path)) {
+        Some(path) => Err(invalid(at, format!("two things are mounted on {path}"))),
+        None => Ok(()),
+    }
+}
+
+/// Returns a file's mode: octal digits, and 0755 where there are none, as in the format.
+pub fn mode(at: &str, perm: &str) -> Result<u32> {
+    if perm.is_empty() {
+        return Ok(0o755);
+    }
+    match u32::from_str_radix(perm, 8) {
+        Ok(mode @ 0..=0o7777) if perm.bytes().all(|byte| byte.is_ascii_digit()) => Ok(mode),
+        _ => Err(invalid(format!("{at}.perm"), format!("{perm:?} is no mode in octal digits"))),
+    }
+}
+
+/// Returns an owner's number. Names are the container's own, and the host does not look into its files for them.
+pub fn owner(at: &str, name: &str) -> Result<u32> {
+    match name {
+        "" | "root" => Ok(0),
+        name => name
+            .parse()
+            .map_err(|_| unsupported(at, format!("{name:?}: a file's owner is a number or \"root\""))),
+    }
+}
+
+fn check_file(at: &str, file: &File) -> Result<()> {
+    if !matches!(file.encoding.as_str(), "" | "raw" | "base64") {
+        return Err(invalid(
+            format!("{at}.encoding"),
+            format!("{:?} is neither raw nor base64", file.encoding),
+        ));
+    }
+    if file.uri.is_empty() {
+        return Ok(());
+    }
+    if !file.content.is_empty() {
+        return Err(invalid(format!("{at}.uri"), "beside content"));
+    }
+    match file.uri.strip_prefix("file://") {
+        Some(path) => absolute(&format!("{at}.uri"), path),
+        None => Err(unsupported(format!("{at}.uri"), format!("{:?}: only file:// is read", file.uri))),
+    }
+}
+
+fn check_volume(at: &str, volume: &Volume) -> Result<()> {
+    if !matches!(volume.format.as_str(), "" | "vfs") {
+        return Err(unsupported(format!("{at}.format"), format!("{:?}: only vfs is", volume.format)));
+    }
+    for (given, field) in [(volume.option, "option"), (volume.fstype, "fstype"), (volume.cache, "cache")] {
+        refuse(&[(given, &format!("{at}.{field}"), "a volume is a path on the host")])?;
+    }
+    if volume.source.is_empty() {
+        return Err(invalid(format!("{at}.source"), "missing: a path on the host"));
+    }
+    Ok(())
+}
+
+/// Checks where output is to go.
+pub fn check_log(at: &str, log: &Log) -> Result<()> {
+    if !matches!(log.kind.as_str(), "" | "json-file" | "none") {
+        return Err(unsupported(format!("{at}.type"), format!("{:?}: json-file and none are", log.kind)));
+    }
+    match log.config.keys().find(|key| !matches!(key.as_str(), "max-size" | "max-file")) {
+        Some(key) => Err(unsupported(format!("{at}.config.{key}"), "max-size and max-file are")),
+        None => Ok(()),
+    }
+}
+
+fn refuse(fields: &[(Given, &str, &str)]) -> Result<()> {
+    match fields.iter().find(|(given, ..)| given.0) {
+        Some((_, path, why)) => Err(unsupported(*path, *why)),
+        None => Ok(()),
+    }
+}
+
+fn unique<'a>(at: &str, field: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for (index, name) in names.enumerate() {
+        if !seen.insert(name) {
+            return Err(invalid(format!("{at}[{index}].{field}"), format!("{name:?} again")));
+        }
+    }
+    Ok(())
+}
+
+fn named(at: &str, name: &str) -> Result<()> {
+    if name.is_empty() { Err(invalid(format!("{at}.name"), "missing")) } else { Ok(()) }
+}
+
+fn absolute(at: &str, path: &str) -> Result<(), PodfileError> {
+    if path.starts_with('/') { Ok(()) } else { Err(invalid(at, format!("{path:?} is not absolute"))) }
+}
+
+/// Whether `name` can be a host name.
+pub fn is_label(name: &str) -> bool {
+    (1..=HOSTNAME_MAX).contains(&name.len())
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn error(pod: Value) -> String {
+        let pod = serde_json::from_value(pod).unwrap();
+        check(&pod).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    fn of_container(fields: Value) -> String {
+        let mut container = json!({"name": "a", "image": "i"});
+        container.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        error(json!({"containers": [container]}))
+    }
+
+    #[test]
+    fn a_pod_without_anything_is_one() {
+        assert_eq!(error(json!({})), "");
+        assert_eq!(of_container(json!({})), "");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pod_has_its_path() {
+        for (pod, wanted) in [
+            (json!({"id": "../x"}), "podfile id: \"../x\" has to have"),
+            (json!({"type": "kubernetes"}), "podfile type: not supported: \"kubernetes\""),
+            (json!({"hostname": "a.b"}), "podfile hostname: \"a.b\" is no host name"),
+            (json!({"hostname": "-a"}), "podfile hostname: "),
+            (json!({"hostname": "x".repeat(64)}), "podfile hostname: "),
+            (json!({"interfaces": [{"ip": "1.2.3.4"}]}), "podfile interfaces: not supported: "),
+            (json!({"services": [{"servicePort": 1}]}), "podfile services: not supported: "),
+            (json!({"portmappings": [{"hostPort": "1"}]}), "podfile portmappings: not supported: "),
+            (
+                json!({"portmappingWhiteLists": {"internalNetworks": ["1"]}}),
+                "podfile portmappingWhiteLists: ",
+            ),
+            (json!({"log": {"type": "syslog"}}), "podfile log.type: not supported: \"syslog\""),
+            (json!({"log": {"config": {"tag": "x"}}}), "podfile log.config.tag: not supported: "),
+            (json!({"files": [{"content": "x"}]}), "podfile files[0].name: missing"),
+            (json!({"files": [{"name": "a"}, {"name": "a"}]}), "podfile files[1].name: \"a\" again"),
+            (json!({"files": [{"name": "a", "encoding": "hex"}]}), "podfile files[0].encoding: \"hex\" is"),
+            (json!({"files": [{"name": "a", "uri": "http://x/y"}]}), "podfile files[0].uri: not supported: "),
+            (
+                json!({"files": [{"name": "a", "uri": "file://x"}]}),
+                "podfile files[0].uri: \"x\" is not absolute",
+            ),
+            (
+                json!({"files": [{"name": "a", "uri": "file:///x", "content": "y"}]}),
+                "podfile files[0].uri: beside",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "source": "/s", "format": "qcow2"}]}),
+                "podfile volumes[0].format: not",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "source": "/s", "cache": "none"}]}),
+                "podfile volumes[0].cache: not",
+            ),
+            (json!({"volumes": [{"name": "v"}]}), "podfile volumes[0].source: missing"),
+            (
+                json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}),
+                "podfile containers[1].name: \"a\" again",
+            ),
+            (
+                json!({"containers": vec![json!({"name": "a", "image": "i"}); 129]}),
+                "podfile containers: 128 are",
+            ),
+        ] {
+            let error = error(pod);
+            assert!(error.starts_with(wanted), "{error:?} {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_container_has_its_path() {
+        for (fields, wanted) in [
+            (json!({"name": ""}), "podfile containers[0].name: "),
+            (json!({"name": "a/b"}), "podfile containers[0].name: "),
+            (json!({"image": ""}), "podfile containers[0].image: missing"),
+            (json!({"id": "x"}), "podfile containers[0].id: not supported: "),
+            (json!({"ports": [{"hostPort": 1}]}), "podfile containers[0].ports: not supported: "),
+            (json!({"cache": "none"}), "podfile containers[0].cache: not supported: "),
+            (json!({"workdir": "a"}), "podfile containers[0].workdir: \"a\" is not absolute"),
+            (json!({"StopSignal": "WONDER"}), "podfile containers[0].StopSignal: \"WONDER\" is no signal"),
+            (json!({"envs": [{"env": "A=B"}]}), "podfile containers[0].envs[0].env: \"A=B\" is no name"),
+            (json!({"envs": [{"env": "A"}, {"env": "A"}]}), "podfile containers[0].envs[1].env: \"A\" again"),
+            (json!({"command": ["a\0"]}), "podfile containers[0].command: \"a\\0\" holds a NUL"),
+            (
+                json!({"ulimits": [{"Name": "nofile", "Soft": 2, "Hard": 1}]}),
+                "podfile containers[0].ulimits[0].Soft: ",
+            ),
+            (
+                json!({"ulimits": [{"Name": "a"}, {"Name": "a"}]}),
+                "podfile containers[0].ulimits[1].Name: \"a\" again",
+            ),
+            (
+                json!({"volumes": [{"path": "x", "volume": "v"}]}),
+                "podfile containers[0].volumes[0].path: \"x\" is",
+            ),
+            (json!({"volumes": [{"path": "/x"}]}), "podfile containers[0].volumes[0].volume: missing"),
+            (
+                json!({"volumes": [{"path": "/x", "detail": {"format": "rbd", "source": "/y"}}]}),
+                "podfile containers[0].volumes[0].detail.format: not supported: ",
+            ),
+            (
+                json!({"files": [{"path": "/x", "filename": "f", "perm": "9"}]}),
+                "podfile containers[0].files[0].perm: ",
+            ),
+            (
+                json!({"files": [{"path": "/x", "filename": "f", "user": "ann"}]}),
+                "podfile containers[0].files[0].user: ",
+            ),
+            (json!({"files": [{"path": "/x"}]}), "podfile containers[0].files[0].filename: missing"),
+            (
+                json!({"files": [{"path": "/x", "filename": "f"}], "volumes": [{"path": "/x/", "volume": "v"}]}),
+                "podfile containers[0]: two things are mounted on /x",
+            ),
+        ] {
+            let error = of_container(fields);
+            assert!(error.starts_with(wanted), "{error:?} {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        for (perm, wanted) in [("", 0o755), ("0644", 0o644), ("4755", 0o4755), ("0", 0)] {
+            assert_eq!(mode("f", perm).unwrap(), wanted, "{perm}");
+        }
+        for perm in ["8", "+7", "0x1", "10000", " 7"] {
+            assert!(mode("f", perm).is_err(), "{perm}");
+        }
+    }
+}
