@@ -37,7 +37,7 @@ pub const INIT_PROCESS: &str = "init";
 const ROOTFS: &str = "rootfs";
 
 /// Limits that an OCI process may set (getrlimit(2)).
-const RLIMITS: [&str; 16] = [
+pub(crate) const RLIMITS: [&str; 16] = [
     "RLIMIT_CPU",
     "RLIMIT_FSIZE",
     "RLIMIT_DATA",
@@ -91,12 +91,6 @@ impl Plan {
     pub fn new(bundle: &Bundle, config: &RunConfig, terminal: Option<ConsoleSize>) -> Result<Plan> {
         let resources = &bundle.spec.linux.resources;
         let (mounts, binds) = mounts(bundle, &config.id);
-        let pod = Pod {
-            hostname: bundle.spec.hostname.clone(),
-            share_dir: SHARE_TAG.to_owned(),
-            share_type: "virtiofs".to_owned(),
-            ..Pod::default()
-        };
         let container = Container {
             id: config.id.clone(),
             rootfs: ROOTFS.to_owned(),
@@ -110,12 +104,29 @@ impl Plan {
         Ok(Plan {
             memory_mib: config.memory_mib.unwrap_or_else(|| memory_mib(resources)),
             vcpus: config.vcpus.unwrap_or_else(|| vcpus(resources)),
-            cmdline: cmdline(config),
             binds,
-            pod,
             container,
             terminal: bundle.process.terminal,
+            ..Plan::empty(config, &bundle.spec.hostname)
         })
+    }
+
+    /// Decides for a machine without a container: those of a pod come while it runs.
+    pub fn empty(config: &RunConfig, hostname: &str) -> Plan {
+        Plan {
+            memory_mib: config.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+            vcpus: config.vcpus.unwrap_or(1),
+            cmdline: cmdline(config),
+            binds: Vec::new(),
+            pod: Pod {
+                hostname: hostname.to_owned(),
+                share_dir: SHARE_TAG.to_owned(),
+                share_type: "virtiofs".to_owned(),
+                ..Pod::default()
+            },
+            container: Container::default(),
+            terminal: false,
+        }
     }
 }
 

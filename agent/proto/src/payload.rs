@@ -160,13 +160,16 @@ pub enum Namespace {
     Network,
 }
 
+/// The kind of a mount that binds what the pod's containers share: its source is not looked at.
+pub const POD_SHM: &str = "podshm";
+
 /// One mount of an OCI container, its options already turned into mount(2)'s arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: String,
-    /// File-system type; `bind` for a bind mount.
+    /// File-system type; `bind` for a bind mount, [`POD_SHM`] for the pod's own /dev/shm.
     #[serde(rename = "type")]
     pub kind: String,
     /// For a bind: the path in the share (`/<container>/mounts/0`). Otherwise the device's name.

@@ -1,0 +1,402 @@
+//! What a podfile comes to, as plain data: the machine, and for each container what the share holds and what the agent is
+//! told. A container goes the way of a bundle: [`Plan`] turns it into the agent's words, and what a pod has of its own is
+//! laid over them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use agent_proto::payload::{self, Env};
+
+use super::podfile::{
+    Container, File, Log, Podfile, PodfileError, RestartPolicy, Result, Volume, invalid, unsupported,
+};
+use super::{base64, refuse};
+use crate::bundle::{Bundle, BundleError};
+use crate::config::RunConfig;
+use crate::oci::{self, Spec};
+use crate::plan::{MAX_VCPUS, MIN_MEMORY_MIB, Plan, ShareBind};
+use crate::signals::name::signal_of;
+
+/// What Docker gives a container that asks for nothing; the root is the directory itself.
+const CONTAINER: &str = include_str!("container.json");
+/// The largest file that is given to a container.
+const FILE_MAX: u64 = 4 << 20;
+
+/// A file that is made for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Path in the share.
+    pub path: String,
+    /// What is in it.
+    pub bytes: Vec<u8>,
+    /// Its mode.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
+}
+
+/// A container that can be started.
+#[derive(Debug)]
+pub struct ContainerPlan {
+    /// Its name.
+    pub name: String,
+    /// For whoever lists containers.
+    pub labels: BTreeMap<String, String>,
+    /// NEWCONTAINER; the streams' numbers are those of one start and not in it yet.
+    pub container: payload::Container,
+    /// What the share holds of the host.
+    pub binds: Vec<ShareBind>,
+    /// What the share holds beside.
+    pub contents: Vec<Content>,
+    /// What is done when it ends.
+    pub restart: RestartPolicy,
+    /// What it is asked to end with.
+    pub stop_signal: i32,
+    /// Where its output is kept; the pod's place where there is none.
+    pub log_path: Option<PathBuf>,
+}
+
+/// A pod as it is before its containers.
+#[derive(Debug)]
+pub struct PodPlan {
+    /// Its name.
+    pub id: String,
+    /// Its host name.
+    pub hostname: String,
+    /// The machine.
+    pub machine: Plan,
+    /// Where output is kept.
+    pub log: Log,
+    /// The podfile, which further containers refer to.
+    file: Podfile,
+    /// What paths in it are relative to.
+    base: PathBuf,
+    resolv_conf: Vec<u8>,
+}
+
+impl PodPlan {
+    /// Decides; `id` is the pod's where the podfile has none. Returns the plan of its containers, too.
+    pub fn new(
+        file: Podfile,
+        base: &Path,
+        id: &str,
+        config: &RunConfig,
+    ) -> Result<(PodPlan, Vec<ContainerPlan>)> {
+        refuse::check(&file)?;
+        let id = if file.id.is_empty() { id.to_owned() } else { file.id.clone() };
+        let hostname = match file.hostname.as_str() {
+            "" if refuse::is_label(&id) => id.clone(),
+            "" => "pod".to_owned(),
+            given => given.to_owned(),
+        };
+        let machine = Plan::empty(&sized(&file, config)?, &hostname);
+        let resolv_conf = resolv_conf(&file);
+        let log = file.log.clone();
+        let pod = PodPlan { id, hostname, machine, log, file, base: base.to_owned(), resolv_conf };
+        let containers = pod.file.containers.iter().enumerate();
+        let plans = containers
+            .map(|(index, container)| pod.container(&format!("containers[{index}]"), container, base))
+            .collect::<Result<_>>()?;
+        Ok((pod, plans))
+    }
+
+    /// Labels of the pod.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.file.labels
+    }
+
+    /// Decides for one container, whose path is `at` and whose paths are relative to `base`.
+    pub fn container(&self, at: &str, container: &Container, base: &Path) -> Result<ContainerPlan> {
+        refuse::check_container(at, container)?;
+        let bundle = self.bundle(at, container, base)?;
+        let config = RunConfig { id: container.name.clone(), ..RunConfig::default() };
+        let plan = Plan::new(&bundle, &config, None).map_err(|error| of_bundle(at, &error))?;
+        let signal = Some(container.stop_signal.as_str()).filter(|name| !name.is_empty());
+        let mut planned = ContainerPlan {
+            name: container.name.clone(),
+            labels: container.labels.clone(),
+            container: plan.container,
+            binds: plan.binds,
+            contents: Vec::new(),
+            restart: container.restart_policy.or(self.file.restart_policy).unwrap_or_default(),
+            stop_signal: signal.and_then(signal_of).unwrap_or(libc::SIGTERM),
+            log_path: Some(&container.log_path).filter(|path| !path.is_empty()).map(|path| base.join(path)),
+        };
+        let user = &container.user;
+        let process = &mut planned.container.process;
+        // Names are the container's own: the agent looks them up in its files.
+        for (field, given) in [(&mut process.user, &user.name), (&mut process.group, &user.group)] {
+            if !given.is_empty() {
+                field.clone_from(given);
+            }
+        }
+        if !user.name.is_empty() && user.group.is_empty() {
+            process.group.clear();
+        }
+        process.additional_groups.extend(user.additional_groups.iter().cloned());
+        share_shm(&mut planned.container);
+        self.add_files(at, container, &mut planned)?;
+        Ok(planned)
+    }
+
+    /// The container as a bundle: that of its image, or a plain one over the image's directory.
+    fn bundle(&self, at: &str, container: &Container, base: &Path) -> Result<Bundle> {
+        let image = base.join(&container.image);
+        if !fs::metadata(&image).is_ok_and(|metadata| metadata.is_dir()) {
+            let why = format!(
+                "{}: no directory; a root file system or an OCI bundle has to be there",
+                image.display()
+            );
+            return Err(unsupported(format!("{at}.image"), why));
+        }
+        let mut bundle = if image.join("config.json").exists() {
+            Bundle::load(&image).map_err(|error| of_bundle(&format!("{at}.image"), &error))?
+        } else {
+            plain_bundle(at, container, &image)?
+        };
+        bundle.readonly |= container.read_only;
+        bundle.process.terminal = container.tty.unwrap_or(self.file.tty);
+        let namespaces = &mut bundle.spec.linux.namespaces;
+        namespaces.retain(|namespace| namespace.kind == "cgroup");
+        if container.own_pids {
+            namespaces.push(oci::Namespace { kind: "pid".to_owned(), path: String::new() });
+        }
+        (bundle.spec.hostname, bundle.spec.domainname) = (String::new(), String::new());
+        bundle.spec.linux.sysctl.extend(container.sysctl.clone());
+        change_process(at, container, &mut bundle.process)?;
+        for (index, mount) in container.volumes.iter().enumerate() {
+            let at = format!("{at}.volumes[{index}]");
+            let (at, volume) = match &mount.detail {
+                Some(volume) => (format!("{at}.detail.source"), volume),
+                None => (format!("{at}.volume"), self.volume(&format!("{at}.volume"), &mount.volume)?),
+            };
+            // The pod's volumes are relative to the podfile, a container's own to its file.
+            let from = if mount.detail.is_some() { base } else { &self.base };
+            let source = from.join(&volume.source);
+            check_source(&at, &source)?;
+            let access = if mount.read_only { "ro" } else { "rw" };
+            bundle.spec.mounts.retain(|other| other.destination != mount.path);
+            bundle.spec.mounts.push(oci::Mount {
+                destination: mount.path.clone(),
+                kind: "bind".to_owned(),
+                source: source.to_string_lossy().into_owned(),
+                options: vec!["rbind".to_owned(), access.to_owned()],
+                ..oci::Mount::default()
+            });
+        }
+        Ok(bundle)
+    }
+
+    fn volume(&self, at: &str, name: &str) -> Result<&Volume> {
+        let found = self.file.volumes.iter().find(|volume| volume.name == name);
+        found.ok_or_else(|| invalid(at, format!("the pod has no volume {name:?}")))
+    }
+
+    /// Gives the container its files, and those of /etc that a container finds everywhere.
+    fn add_files(&self, at: &str, container: &Container, plan: &mut ContainerPlan) -> Result<()> {
+        for (index, mount) in container.files.iter().enumerate() {
+            let at = format!("{at}.files[{index}]");
+            let file = match &mount.detail {
+                Some(file) => file,
+                None => {
+                    let found = self.file.files.iter().find(|file| file.name == mount.filename);
+                    let why = || format!("the pod has no file {:?}", mount.filename);
+                    found.ok_or_else(|| invalid(format!("{at}.filename"), why()))?
+                }
+            };
+            let owner = (
+                refuse::owner(&format!("{at}.user"), &mount.user)?,
+                refuse::owner(&format!("{at}.group"), &mount.group)?,
+            );
+            add_content(plan, &mount.path, contents(&at, file)?, refuse::mode(&at, &mount.perm)?, owner);
+        }
+        let hosts = format!(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\t{}\n",
+            self.hostname
+        );
+        let etc = [
+            ("/etc/hosts", hosts.into_bytes()),
+            ("/etc/hostname", format!("{}\n", self.hostname).into_bytes()),
+            ("/etc/resolv.conf", self.resolv_conf.clone()),
+        ];
+        for (path, bytes) in etc {
+            let taken = |mount: &payload::Mount| mount.destination == path || mount.destination == "/etc";
+            if !plan.container.oci.iter().any(|oci| oci.mounts.iter().any(taken)) {
+                add_content(plan, path, bytes, 0o644, (0, 0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The machine has the podfile's size, unless the command line has another.
+fn sized(file: &Podfile, config: &RunConfig) -> Result<RunConfig> {
+    let resource = &file.resource;
+    if let Some(memory) = resource.memory.filter(|memory| *memory < MIN_MEMORY_MIB) {
+        let why = format!("{memory} MB are too little for a guest: it needs {MIN_MEMORY_MIB}");
+        return Err(invalid("resource.memory", why));
+    }
+    if let Some(vcpus) = resource.vcpu.filter(|vcpus| !(1..=MAX_VCPUS).contains(vcpus)) {
+        return Err(invalid("resource.vcpu", format!("{vcpus} is not from 1 to {MAX_VCPUS}")));
+    }
+    let mut config = config.clone();
+    config.memory_mib = config.memory_mib.or(resource.memory);
+    config.vcpus = config.vcpus.or(resource.vcpu);
+    Ok(config)
+}
+
+fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle> {
+    let mut spec: Spec = serde_json::from_str(CONTAINER).expect("the program's own text is good");
+    let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
+    if args.is_empty() {
+        return Err(invalid(format!("{at}.command"), "no program, and the image is no bundle that has one"));
+    }
+    let unprivileged = !matches!(container.user.name.as_str(), "" | "0" | "root");
+    if let Some(process) = &mut spec.process {
+        process.args = args;
+        // As with Docker, whoever is not root may gain capabilities, and has none.
+        if let Some(capabilities) = process.capabilities.as_mut().filter(|_| unprivileged) {
+            capabilities.effective.clear();
+            capabilities.permitted.clear();
+        }
+    }
+    Bundle::check(image, spec).map_err(|error| of_bundle(at, &error))
+}
+
+/// Lays the podfile's words over the image's.
+fn change_process(at: &str, container: &Container, process: &mut oci::Process) -> Result<()> {
+    let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
+    if !args.is_empty() {
+        process.args = args;
+    }
+    for env in &container.envs {
+        process.env.retain(|old| old.split_once('=').is_none_or(|(name, _)| name != env.env));
+        process.env.push(format!("{}={}", env.env, env.value));
+    }
+    if process.terminal && !process.env.iter().any(|variable| variable.starts_with("TERM=")) {
+        process.env.push("TERM=xterm".to_owned());
+    }
+    if let Some(workdir) = &container.workdir {
+        process.cwd.clone_from(workdir);
+    }
+    for (index, limit) in container.ulimits.iter().enumerate() {
+        let name = limit.name.to_ascii_uppercase();
+        let kind = if name.starts_with("RLIMIT_") { name } else { format!("RLIMIT_{name}") };
+        if !crate::plan::RLIMITS.contains(&kind.as_str()) {
+            return Err(invalid(
+                format!("{at}.ulimits[{index}].Name"),
+                format!("{:?} is no limit", limit.name),
+            ));
+        }
+        let number = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+        process.rlimits.retain(|other| other.kind != kind);
+        process.rlimits.push(oci::Rlimit { kind, hard: number(limit.hard), soft: number(limit.soft) });
+    }
+    Ok(())
+}
+
+/// What is on /dev/shm is the pod's: every container sees the same.
+fn share_shm(container: &mut payload::Container) {
+    let mounts = container.oci.iter_mut().flat_map(|oci| &mut oci.mounts);
+    for mount in mounts.filter(|mount| mount.destination == "/dev/shm" && mount.kind == "tmpfs") {
+        *mount = payload::Mount {
+            destination: "/dev/shm".to_owned(),
+            kind: payload::POD_SHM.to_owned(),
+            ..payload::Mount::default()
+        };
+    }
+}
+
+fn add_content(plan: &mut ContainerPlan, path: &str, bytes: Vec<u8>, mode: u32, owner: (u32, u32)) {
+    let in_share = format!("/{}/files/{}", plan.name, plan.contents.len());
+    plan.contents.push(Content { path: in_share.clone(), bytes, mode, owner });
+    plan.container.oci.get_or_insert_default().mounts.push(payload::Mount {
+        destination: path.to_owned(),
+        kind: "bind".to_owned(),
+        source: in_share,
+        flags: libc::MS_BIND,
+        ..payload::Mount::default()
+    });
+}
+
+fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
+    let bytes = match file.uri.strip_prefix("file://") {
+        Some(path) => {
+            let path = Path::new(path);
+            let what = || format!("{at}.uri");
+            let error = |source| PodfileError::Source { what: what(), path: path.to_owned(), source };
+            check_source(&what(), path)?;
+            let mut bytes = Vec::new();
+            let opened = fs::File::open(path).map_err(error)?;
+            opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(error)?;
+            bytes
+        }
+        None => file.content.clone().into_bytes(),
+    };
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(invalid(at, format!("more than {FILE_MAX} bytes")));
+    }
+    if file.encoding != "base64" {
+        return Ok(bytes);
+    }
+    let text = std::str::from_utf8(&bytes).ok();
+    text.and_then(base64::decode).ok_or_else(|| invalid(format!("{at}.content"), "not base64"))
+}
+
+/// Refuses what would not be the same thing in a guest.
+fn check_source(at: &str, path: &Path) -> Result<()> {
+    let error =
+        |source: io::Error| PodfileError::Source { what: at.to_owned(), path: path.to_owned(), source };
+    let metadata = fs::metadata(path).map_err(error)?;
+    if metadata.is_dir() || metadata.is_file() {
+        return Ok(());
+    }
+    Err(unsupported(at, format!("{} is neither a directory nor a file", path.display())))
+}
+
+/// The podfile's own, or else the host's.
+fn resolv_conf(file: &Podfile) -> Vec<u8> {
+    let mut text: String = file.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (word, list) in [("search", &file.dns_search), ("options", &file.dns_options)] {
+        if !list.is_empty() {
+            text += &format!("{word} {}\n", list.join(" "));
+        }
+    }
+    if text.is_empty() { host_resolv_conf() } else { text.into_bytes() }
+}
+
+fn host_resolv_conf() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A host without one has no name servers to give.
+    let read = fs::File::open("/etc/resolv.conf").map(|file| file.take(FILE_MAX).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        log::debug!("read /etc/resolv.conf: {error}");
+    }
+    bytes
+}
+
+/// Says what is wrong with an image's configuration, with the podfile's path before it.
+fn of_bundle(at: &str, error: &BundleError) -> PodfileError {
+    let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(": {cause}"));
+    invalid(at, format!("{error}{cause}"))
+}
+
+/// Returns a further process of a container: its first one's surroundings with other words.
+pub fn further_process(
+    container: &payload::Container,
+    id: &str,
+    args: Vec<String>,
+    envs: &[(String, String)],
+) -> payload::Process {
+    let mut process = payload::Process { id: id.to_owned(), args, ..container.process.clone() };
+    for (name, value) in envs {
+        process.envs.retain(|env| env.env != *name);
+        process.envs.push(Env { env: name.clone(), value: value.clone() });
+    }
+    process
+}
+
+#[cfg(test)]
+mod tests;
