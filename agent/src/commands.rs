@@ -56,6 +56,11 @@ impl Agent {
             Code::SignalProcess => self.signal_process(&parse(code, payload)?),
             Code::WinSize => self.resize(&parse(code, payload)?),
             Code::RemoveContainer => self.remove_container(&parse(code, payload)?),
+            Code::Stats => self.usage(&name(code, payload)?).map(Reply::Now),
+            Code::Processes => self.process_list(&name(code, payload)?).map(Reply::Now),
+            Code::Pause | Code::Resume => {
+                self.freeze(&name(code, payload)?, code == Code::Pause).map(Reply::Now)
+            }
             Code::DestroyPod => self.begin_destroy(id).map(|()| Reply::Later),
             Code::WriteFile
             | Code::ReadFile
@@ -184,6 +189,10 @@ fn sent(result: Result<(), Errno>) -> Result<Reply, Fault> {
         Err(Errno::INVAL) => Err(Fault::bad_request("invalid signal")),
         Err(errno) => Err(Fault::failed(format!("kill failed: {}", cause(errno)))),
     }
+}
+
+fn name(code: Code, payload: &[u8]) -> Result<String, Fault> {
+    parse(code, payload).map(|name: ContainerName| name.container)
 }
 
 fn parse<'a, T: Deserialize<'a>>(code: Code, payload: &'a [u8]) -> Result<T, Fault> {

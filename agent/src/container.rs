@@ -73,17 +73,26 @@ impl Container {
 
     /// Signals every process that is in the container's cgroup now.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Errno> {
+        for pid in self.members()?.into_iter().filter_map(Pid::from_raw) {
+            // One that has ended since is no failure.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Returns the numbers of the processes that are in the container's cgroup now.
+    pub fn pids(&self) -> Vec<i32> {
+        self.members().unwrap_or_default()
+    }
+
+    fn members(&self) -> Result<Vec<i32>, Errno> {
         let Some(cgroup) = &self.cgroup else { return Err(Errno::SRCH) };
         let file =
             rustix::fs::openat(cgroup, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let mut text = Vec::new();
         while text.len() < PROCS_MAX && sys::read_append(file.as_fd(), &mut text, 4 << 10)? > 0 {}
         let text = String::from_utf8_lossy(&text);
-        for pid in text.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
-            // One that has ended since is no failure.
-            let _ = rustix::process::kill_process(pid, signal);
-        }
-        Ok(())
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 }
 
@@ -98,6 +107,11 @@ impl Drop for Container {
 /// Returns true if the container has process ids of its own, and is not in the pod's.
 pub fn has_own_pids(spec: &payload::Container) -> bool {
     spec.oci.as_ref().is_some_and(|oci| oci.namespaces.contains(&Namespace::Pid))
+}
+
+/// Returns true if the container has the pod's /dev/shm.
+pub fn shares_shm(spec: &payload::Container) -> bool {
+    spec.oci.iter().flat_map(|oci| &oci.mounts).any(|mount| mount.kind == payload::POD_SHM)
 }
 
 /// Refuses a container that cannot be, before anything is done for it.

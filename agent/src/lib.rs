@@ -32,3 +32,4 @@ pub mod start;
 pub mod streams;
 pub mod sys;
 pub mod timeline;
+pub mod usage;

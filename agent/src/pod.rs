@@ -6,6 +6,7 @@ use alloc::string::String;
 use agent_proto::payload::{self, ErrorCode};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit};
 
@@ -15,11 +16,14 @@ use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::sys::{self, Fork, namespace};
+use crate::usage;
 
 /// The pod's resolv.conf in the agent's own tree.
 pub const RESOLV_CONF: &str = "/run/resolv.conf";
 /// The pod's host name as a file.
 pub const HOSTNAME: &str = "/run/hostname";
+/// The pod's /dev/shm.
+pub const SHM: &str = "/run/shm";
 /// 9p over virtio as the kernel does it best; API 4244's original took the kernel's small defaults.
 const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000";
 
@@ -30,6 +34,8 @@ pub struct Pod {
     pub hostname: String,
     /// It has name servers.
     pub has_resolv_conf: bool,
+    /// The shared /dev/shm is there.
+    has_shm: bool,
     /// The process that holds the shared process ids, once a container wants them.
     init: Option<Init>,
 }
@@ -59,18 +65,35 @@ impl Pod {
             mount_share(spec)?;
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), None)
                 .step("mount", "cgroup2")?;
+            if spec.accounting {
+                usage::account()?;
+            }
             if has_resolv_conf {
                 write(RESOLV_CONF, &resolv_conf(spec))?;
             }
             let most = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
             setrlimit(Resource::Nofile, most).step("set", "RLIMIT_NOFILE")?;
         }
-        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, init: None })
+        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, init: None })
     }
 
     /// Makes the file that API 4244's containers find at /etc/hostname.
     pub fn write_hostname(&self) -> Result<(), Fault> {
         write(HOSTNAME, &format!("{}\n", self.hostname))
+    }
+
+    /// Makes what containers find at /dev/shm that share it.
+    pub fn make_shm(&mut self) -> Result<(), Fault> {
+        if !self.has_shm {
+            match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno).step("make", SHM),
+            }
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            rustix::mount::mount("shm", SHM, "tmpfs", flags, Some(c"mode=1777")).step("mount", SHM)?;
+            self.has_shm = true;
+        }
+        Ok(())
     }
 
     /// Returns true for the process that holds the shared process ids.

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::agent::{Agent, Role, Setting};
 use crate::container::surroundings::Surroundings;
-use crate::container::{Container, has_own_pids, namespaces};
+use crate::container::{Container, has_own_pids, namespaces, shares_shm};
 use crate::fault::{Fault, Step};
 use crate::pod;
 use crate::process::child::{self, Job, Place};
@@ -39,6 +39,9 @@ impl Agent {
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
         if isolated && spec.initialize {
             pod.write_hostname()?;
+        }
+        if isolated && shares_shm(spec) {
+            pod.make_shm()?;
         }
         let mut container = Container::new(spec, isolated)?;
         let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };

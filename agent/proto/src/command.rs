@@ -124,4 +124,14 @@ codes! {
     DeleteInterface = 25,
     /// Extension. Host to guest, [`Extend`](crate::payload::Extend): the extended form begins.
     Extend = 64,
+    /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName); the reply's data is a list of
+    /// [`ContainerUsage`](crate::payload::usage::ContainerUsage).
+    Stats = 65,
+    /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName); the reply's data is a list of
+    /// [`ContainerProcesses`](crate::payload::usage::ContainerProcesses).
+    Processes = 66,
+    /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName): its processes stop where they are.
+    Pause = 67,
+    /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName): they go on.
+    Resume = 68,
 }

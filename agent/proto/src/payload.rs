@@ -2,6 +2,8 @@
 //! left out when empty, so that a peer of API 4244 alone never sees one. A command with a key that is not here is refused,
 //! as API 4244 does: what cannot be honoured is not ignored.
 
+pub mod usage;
+
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -79,6 +81,9 @@ pub struct Pod {
     /// Ignored, as API 4244 does.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub restart_policy: String,
+    /// Extension: the kernel counts what each container uses, for STATS.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub accounting: bool,
 }
 
 /// NEWCONTAINER.

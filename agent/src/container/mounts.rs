@@ -3,7 +3,7 @@
 use alloc::ffi::CString;
 use alloc::format;
 
-use agent_proto::payload::{FsMap, Mount};
+use agent_proto::payload::{self, FsMap, Mount};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use rustix::mount::MountFlags;
 
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
 use crate::fault::{Fault, Step};
+use crate::pod;
 use crate::sys::{self, MountAttributes};
 
 /// mount(2)'s flags, as far as they are looked at here.
@@ -37,6 +38,9 @@ mod attr {
 
 /// Mounts one entry of the container's list.
 pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
+    if entry.kind == payload::POD_SHM {
+        return bind_own(root, pod::SHM, &entry.destination);
+    }
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);
     }

@@ -91,7 +91,8 @@ impl PodPlan {
             "" => "pod".to_owned(),
             given => given.to_owned(),
         };
-        let machine = Plan::empty(&sized(&file, config)?, &hostname);
+        let mut machine = Plan::empty(&sized(&file, config)?, &hostname);
+        machine.pod.accounting = true;
         let resolv_conf = resolv_conf(&file);
         let log = file.log.clone();
         let pod = PodPlan { id, hostname, machine, log, file, base: base.to_owned(), resolv_conf };

@@ -1,0 +1,153 @@
+//! What the pod's containers use, and whether they run at all: their cgroups and processes, looked at when the host asks.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage, ProcessEntry};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::agent::Agent;
+use crate::channel::json;
+use crate::container::{CGROUPS, Container};
+use crate::fault::{Fault, Step};
+use crate::sys;
+
+/// The most of one of the kernel's files that is read.
+const FILE_MAX: usize = 4 << 10;
+/// The most processes of one container that are told.
+const PROCESSES_MAX: usize = 1024;
+/// The longest command that is told.
+const COMMAND_MAX: usize = 256;
+
+/// Has the kernel count what containers made from here on use.
+pub fn account() -> Result<(), Fault> {
+    let path = format!("{CGROUPS}/cgroup.subtree_control");
+    let file = rustix::fs::openat(CWD, path.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", &path)?;
+    // One at a time: a kernel that lacks one has the others.
+    for controller in ["+memory", "+pids", "+cpu"] {
+        let _ = rustix::io::write(&file, controller.as_bytes());
+    }
+    Ok(())
+}
+
+impl Agent {
+    /// STATS.
+    pub(crate) fn usage(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
+        let all: Vec<ContainerUsage> = self.wanted(wanted)?.map(usage_of).collect();
+        Ok(json(&all))
+    }
+
+    /// PROCESSES.
+    pub(crate) fn process_list(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
+        let list = |container: &Container| ContainerProcesses {
+            container: container.id.clone(),
+            processes: container.pids().iter().take(PROCESSES_MAX).filter_map(|pid| entry(*pid)).collect(),
+        };
+        let all: Vec<ContainerProcesses> = self.wanted(wanted)?.map(list).collect();
+        Ok(json(&all))
+    }
+
+    /// PAUSE and RESUME: the kernel stops, or goes on with, every process of a container, those to come included. It may
+    /// take a moment after the answer.
+    pub(crate) fn freeze(&self, wanted: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
+        for container in self.wanted(wanted)? {
+            let Some(cgroup) = container.cgroup() else { continue };
+            rustix::fs::openat(cgroup, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|file| rustix::io::write(&file, if frozen { b"1" } else { b"0" }))
+                .step(if frozen { "pause" } else { "resume" }, &container.id)?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// The container of this name, or all for none.
+    fn wanted(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Fault> {
+        if !name.is_empty() {
+            self.container(name)?;
+        }
+        Ok(self.containers.iter().filter(move |container| name.is_empty() || container.id == name))
+    }
+}
+
+fn usage_of(container: &Container) -> ContainerUsage {
+    let read = |name: &str| container.cgroup().map_or(String::new(), |cgroup| read(cgroup, name));
+    let number = |name: &str| read(name).trim().parse().ok();
+    let cpu = read("cpu.stat");
+    ContainerUsage {
+        container: container.id.clone(),
+        memory: number("memory.current"),
+        memory_peak: number("memory.peak"),
+        cpu: field(&cpu, "usage_usec"),
+        cpu_user: field(&cpu, "user_usec"),
+        cpu_system: field(&cpu, "system_usec"),
+        pids: number("pids.current"),
+        oom_kills: field(&read("memory.events"), "oom_kill"),
+    }
+}
+
+/// The number after `name` in a file of such lines.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// What is known of a process; nothing if it has ended meanwhile.
+fn entry(pid: i32) -> Option<ProcessEntry> {
+    let status = read(CWD, &format!("/proc/{pid}/status"));
+    let command = read(CWD, &format!("/proc/{pid}/cmdline"));
+    parse(&status, &command)
+}
+
+fn parse(status: &str, command: &str) -> Option<ProcessEntry> {
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+    let words = command.trim_end_matches('\0');
+    // A kernel's name for it in brackets, as ps(1) has it: a zombie has no arguments any more.
+    let command = if words.is_empty() { format!("[{}]", line("Name")?) } else { words.replace('\0', " ") };
+    Some(ProcessEntry {
+        pid: line("NSpid")?.split_ascii_whitespace().last()?.parse().ok()?,
+        uid: line("Uid")?.split_ascii_whitespace().next()?.parse().ok()?,
+        state: line("State")?.chars().take(1).collect(),
+        command: command.chars().take(COMMAND_MAX).collect(),
+    })
+}
+
+fn read(directory: BorrowedFd<'_>, path: &str) -> String {
+    let Ok(file) = rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    else {
+        return String::new();
+    };
+    let mut bytes = Vec::new();
+    while bytes.len() < FILE_MAX && sys::read_append(file.as_fd(), &mut bytes, FILE_MAX).unwrap_or(0) > 0 {}
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_a_whole_name() {
+        let text = "usage_usec 12\nuser_usec 7\nx usage_usec 9\n";
+        assert_eq!(field(text, "usage_usec"), Some(12));
+        assert_eq!(field(text, "user_usec"), Some(7));
+        assert_eq!(field(text, "usage"), None);
+    }
+
+    #[test]
+    fn a_process_is_told_as_its_container_sees_it() {
+        let status = "Name:\tcat\nState:\tS (sleeping)\nPid:\t70\nNSpid:\t70\t2\nUid:\t5\t0\t0\t0\n";
+        let mut entry = ProcessEntry { pid: 2, uid: 5, state: "S".into(), command: "cat a b".into() };
+        assert_eq!(parse(status, "cat\0a b\0"), Some(entry.clone()));
+        entry.command = "[cat]".into();
+        assert_eq!(parse(status, ""), Some(entry));
+        assert_eq!(parse(status, &"x".repeat(1000)).unwrap().command.len(), COMMAND_MAX);
+        assert_eq!(parse("", ""), None);
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        assert_eq!(entry(own).unwrap().pid, own as u32);
+    }
+}
