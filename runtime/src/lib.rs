@@ -11,6 +11,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod exit;
 pub mod foreground;
 pub mod image;
@@ -23,6 +24,7 @@ pub mod pod;
 pub mod sandbox;
 pub mod session;
 pub mod signals;
+pub mod state;
 mod sys;
 pub mod terminal;
 

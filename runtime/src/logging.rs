@@ -104,8 +104,14 @@ impl Logger {
     }
 }
 
+/// RFC 3339, in UTC, to the nanosecond.
+pub(crate) fn timestamp_exact(since_epoch: Duration) -> String {
+    let seconds = timestamp(since_epoch);
+    format!("{}.{:09}Z", seconds.trim_end_matches('Z'), since_epoch.subsec_nanos())
+}
+
 /// RFC 3339, in UTC.
-fn timestamp(since_epoch: Duration) -> String {
+pub(crate) fn timestamp(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Days since 0000-03-01 in the proleptic Gregorian calendar, so that a leap day ends its year.

@@ -127,6 +127,129 @@ pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags) })
 }
 
+/// The most descriptors that come with one message.
+pub const FDS_MAX: usize = 3;
+/// Bytes of a control message with that many.
+const CONTROL_LEN: usize = 64;
+
+/// Room for a control message, aligned as its header has to be.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_LEN]);
+
+/// Sends some of `data` over a socket, and `fds`, at most [`FDS_MAX`], with its first byte. Waits as the socket does.
+pub fn send_with_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut control = Control([0; CONTROL_LEN]);
+    let numbers: Vec<RawFd> = fds.iter().take(FDS_MAX).map(AsRawFd::as_raw_fd).collect();
+    let mut vector = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    // SAFETY: a zeroed msghdr is valid: no address, no vectors, no control message.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
+    if !numbers.is_empty() {
+        let bytes = size_of_val(numbers.as_slice()) as u32;
+        // SAFETY: these compute sizes; the control buffer is large enough for FDS_MAX descriptors and aligned, so that
+        // its first header and the data after it lie inside it.
+        unsafe {
+            message.msg_control = (&raw mut control.0).cast();
+            message.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+            std::ptr::copy_nonoverlapping(numbers.as_ptr().cast(), libc::CMSG_DATA(header), bytes as usize);
+        }
+    }
+    // SAFETY: the message names `data`, which can be read, and the control buffer.
+    check_len(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
+}
+
+/// Receives what a socket has, and the descriptors that come with it, close-on-exec. Those above [`FDS_MAX`] are closed by
+/// the kernel. Waits as the socket does.
+pub fn receive_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut control = Control([0; CONTROL_LEN]);
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a zeroed msghdr is valid.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
+    message.msg_control = (&raw mut control.0).cast();
+    // SAFETY: it computes a size, which is below the buffer's.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE((FDS_MAX * size_of::<RawFd>()) as u32) } as usize;
+    // SAFETY: the message names `buffer` and the control buffer, both ours to write.
+    let count =
+        check_len(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) })?;
+    // SAFETY: the kernel filled the control buffer as far as msg_controllen says now; headers are walked by its macros,
+    // and the descriptors in an SCM_RIGHTS message are new and ours.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let bytes = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let data: *const RawFd = libc::CMSG_DATA(header).cast();
+                for index in 0..bytes / size_of::<RawFd>() {
+                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    Ok(count)
+}
+
+/// Returns a new, empty file in memory.
+pub fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
+    // SAFETY: `name` is a string that ends.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: the kernel has just made `fd` for us alone.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Returns a descriptor that is readable when something in the directory `path` has changed.
+pub fn watch_directory(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) })?;
+    // SAFETY: the kernel has just made `fd` for us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mask = libc::IN_MODIFY | libc::IN_CREATE | libc::IN_MOVED_TO;
+    // SAFETY: `path` is a string that ends.
+    check(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) })?;
+    Ok(fd)
+}
+
+/// Returns the effective user's number.
+pub fn effective_user() -> u32 {
+    // SAFETY: it cannot fail and touches no memory.
+    unsafe { libc::geteuid() }
+}
+
+/// Makes a copy of this process, in a session of its own and with `output` for its standard output and error and nothing
+/// to read. Returns true in the copy.
+///
+/// # Errors
+///
+/// Also where there is a second thread: the copy would not have it, but whatever it holds locked.
+pub fn fork_detached(output: &File) -> io::Result<bool> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("there is more than one thread"));
+    }
+    let null = File::open("/dev/null")?;
+    // SAFETY: the process has one thread, so that the copy is as whole as it.
+    if check(unsafe { libc::fork() })? != 0 {
+        return Ok(false);
+    }
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::setsid() })?;
+    for (from, to) in
+        [(&null, libc::STDIN_FILENO), (output, libc::STDOUT_FILENO), (output, libc::STDERR_FILENO)]
+    {
+        // SAFETY: no memory is involved; the standard descriptors are the process's own to change.
+        check(unsafe { libc::dup2(from.as_raw_fd(), to) })?;
+    }
+    Ok(true)
+}
+
 /// Returns a terminal's rows and columns; `None` where `fd` is no terminal or does not know.
 pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };

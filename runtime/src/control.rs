@@ -1,0 +1,291 @@
+//! The pod's own socket: what other processes ask of a living pod.
+//!
+//! A message is `u32 length` (big-endian, without itself) and JSON. A client's descriptors come with the first byte of its
+//! request. Requests of one connection are answered in order; a connection that had an exec started carries its signals and
+//! window sizes afterwards, and ends with its exit code. Who may connect is a question of the directory's mode.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::state::PodState;
+use crate::sys;
+
+/// The largest message, to the pod and from it.
+pub const MESSAGE_MAX: usize = 4 << 20;
+/// The most descriptors that wait for their request.
+const FDS_MAX: usize = sys::FDS_MAX;
+/// Bytes taken from a connection at a time.
+const READ_SIZE: usize = 16 << 10;
+/// The most bytes that wait for a client who does not read.
+const OUTGOING_MAX: usize = 2 * MESSAGE_MAX;
+
+/// What went wrong on a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It cannot be used.
+    #[error("{step} the pod's socket")]
+    Socket {
+        /// Read or write.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A message is too large.
+    #[error("a message of {0} bytes on the pod's socket")]
+    TooLong(usize),
+    /// A message makes no sense.
+    #[error("parse a message on the pod's socket")]
+    Parse(#[source] serde_json::Error),
+    /// There are more descriptors than any request has.
+    #[error("more than {FDS_MAX} descriptors on the pod's socket")]
+    Descriptors,
+    /// The pod has ended.
+    #[error("the pod ended before it answered")]
+    Ended,
+    /// The client does not read.
+    #[error("a client of the pod's socket does not read its answers")]
+    Stalled,
+}
+
+/// This module's result.
+pub type Result<T, E = ControlError> = std::result::Result<T, E>;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// What the pod is.
+    Status,
+    /// To be told when a container will not run again.
+    Wait {
+        /// Which.
+        container: String,
+    },
+    /// A further process over the descriptors that come along: stdin, stdout, and without a terminal stderr.
+    Exec(ExecRequest),
+    /// A signal for the connection's process.
+    Signal(i32),
+    /// Another size for its terminal: rows and columns.
+    Resize(u16, u16),
+    /// A signal for a container's first process, or for all.
+    Kill {
+        /// Which; every one where it is empty.
+        container: String,
+        /// Number.
+        signal: i32,
+        /// All its processes.
+        all: bool,
+    },
+    /// The pod's end: each container's stop signal, and SIGKILL after `grace` seconds.
+    Stop {
+        /// Seconds.
+        grace: u64,
+    },
+    /// A further container.
+    Add {
+        /// What its paths are relative to, absolute.
+        base: String,
+        /// As in a podfile.
+        container: serde_json::Value,
+    },
+    /// A container less.
+    Remove {
+        /// Which.
+        container: String,
+        /// Killed if it runs.
+        force: bool,
+    },
+    /// What containers use.
+    Stats,
+    /// Their processes.
+    Processes,
+    /// They stop where they are, or go on.
+    Pause {
+        /// Which; every one where it is empty.
+        container: String,
+        /// They stop.
+        paused: bool,
+    },
+}
+
+/// A further process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ExecRequest {
+    /// In which container.
+    pub container: String,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Variables above the container's.
+    pub envs: Vec<(String, String)>,
+    /// Working directory; the container's where it is empty.
+    pub workdir: String,
+    /// User and group by name or number; the container's where it is empty.
+    pub user: String,
+    /// It has a terminal.
+    pub terminal: bool,
+    /// The terminal's rows and columns.
+    pub size: Option<(u16, u16)>,
+}
+
+/// What a pod answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// What the pod is.
+    Status(PodState),
+    /// The connection's process runs.
+    Started,
+    /// The connection's process, or the container that was waited for, has ended with this code.
+    Exited(u8),
+    /// What containers use.
+    Stats(Vec<ContainerUsage>),
+    /// Their processes.
+    Processes(Vec<ContainerProcesses>),
+    /// It was not done.
+    Failed {
+        /// The exit code that stands for it.
+        code: u8,
+        /// Why.
+        message: String,
+    },
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    socket: UnixStream,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Connection {
+    /// Takes a connection, for a pod without ever waiting for it, for a client with waits.
+    pub fn new(socket: UnixStream, waits: bool) -> Result<Connection> {
+        socket.set_nonblocking(!waits).map_err(failed("open"))?;
+        Ok(Connection { socket, incoming: Vec::new(), outgoing: Vec::new(), fds: Vec::new() })
+    }
+
+    /// The descriptor to wait for.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// What it is to be polled for.
+    pub fn interest(&self) -> i16 {
+        if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT }
+    }
+
+    /// Takes what has come, one read of it. Returns false at the other side's end.
+    pub fn receive(&mut self) -> Result<bool> {
+        let mut buffer = [0; READ_SIZE];
+        match sys::receive_with_fds(self.socket.as_fd(), &mut buffer, &mut self.fds) {
+            Ok(0) => return Ok(false),
+            Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
+            Err(error) if is_passing(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+            Err(source) => return Err(failed("read")(source)),
+        }
+        if self.fds.len() > FDS_MAX { Err(ControlError::Descriptors) } else { Ok(true) }
+    }
+
+    /// Takes the next whole message and the descriptors that have come.
+    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>> {
+        let Some(header) = self.incoming.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*header) as usize;
+        if length > MESSAGE_MAX {
+            return Err(ControlError::TooLong(length));
+        }
+        let Some(message) = self.incoming.get(4..4 + length) else { return Ok(None) };
+        let parsed = serde_json::from_slice(message).map_err(ControlError::Parse);
+        self.incoming.drain(..4 + length);
+        Ok(Some((parsed?, std::mem::take(&mut self.fds))))
+    }
+
+    /// Queues a message; [`flush`](Self::flush) writes it.
+    pub fn send(&mut self, message: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_vec(message).map_err(ControlError::Parse)?;
+        if text.len() > MESSAGE_MAX {
+            return Err(ControlError::TooLong(text.len()));
+        }
+        if self.outgoing.len() + text.len() > OUTGOING_MAX {
+            return Err(ControlError::Stalled);
+        }
+        self.outgoing.extend_from_slice(&(text.len() as u32).to_be_bytes());
+        self.outgoing.extend_from_slice(&text);
+        Ok(())
+    }
+
+    /// Writes what is queued, as far as the socket takes it.
+    pub fn flush(&mut self) -> Result<()> {
+        self.flush_with(&[])
+    }
+
+    /// Whether anything is queued.
+    pub fn is_flushed(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
+    fn flush_with(&mut self, mut fds: &[BorrowedFd<'_>]) -> Result<()> {
+        while !self.outgoing.is_empty() {
+            match sys::send_with_fds(self.socket.as_fd(), &self.outgoing, fds) {
+                Ok(count) => {
+                    self.outgoing.drain(..count);
+                    fds = &[];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(source) => return Err(failed("write")(source)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A client's whole question: sends `request` with `fds` and waits for the answer.
+    pub fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
+        self.send(request)?;
+        self.flush_with(fds)?;
+        self.wait()
+    }
+
+    /// Waits for the next answer.
+    pub fn wait(&mut self) -> Result<Reply> {
+        loop {
+            if let Some((reply, _)) = self.next()? {
+                return Ok(reply);
+            }
+            if !self.receive()? {
+                return Err(ControlError::Ended);
+            }
+        }
+    }
+
+    /// Waits until the pod has closed the connection, as it does with its end.
+    pub fn wait_for_end(&mut self) -> Result<()> {
+        self.socket.flush().map_err(failed("write"))?;
+        while self.receive()? {
+            while self.next::<serde_json::Value>()?.is_some() {}
+        }
+        Ok(())
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ControlError {
+    move |source| ControlError::Socket { step, source }
+}
+
+#[cfg(test)]
+mod tests;

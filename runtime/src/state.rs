@@ -1,0 +1,365 @@
+//! What is known of the pods on this host: a directory for each, below `--root`.
+//!
+//! ```text
+//! <root>/<pod>/state.json     what the pod was when it was last written, atomically replaced
+//!              sandbox.sock   the pod itself: whoever wants the truth asks there
+//!              logs/          what its containers wrote
+//! ```
+//!
+//! A pod lives as long as its process, and its process listens on the socket. A directory whose socket answers nobody is
+//! what is left of one: it can be read, and removed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::is_id;
+use crate::sys;
+
+/// The largest state that is read.
+const STATE_MAX: u64 = 4 << 20;
+const STATE: &str = "state.json";
+const SOCKET: &str = "sandbox.sock";
+const LOGS: &str = "logs";
+
+/// Why the state cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The host refused it.
+    #[error("{step} {}", path.display())]
+    Host {
+        /// What was attempted.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such pod.
+    #[error("there is no pod {0:?}")]
+    Unknown(String),
+    /// There is one of that name.
+    #[error("pod {id:?} is there already{}", if *living { "" } else { "; it has ended, `vmm pod rm` removes it" })]
+    Exists {
+        /// Its name.
+        id: String,
+        /// It runs.
+        living: bool,
+    },
+    /// The pod does not run.
+    #[error("pod {0:?} is not running")]
+    Stopped(String),
+    /// The pod runs.
+    #[error("pod {0:?} is running")]
+    Running(String),
+    /// The file makes no sense.
+    #[error("parse {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// This module's result.
+pub type Result<T, E = StateError> = std::result::Result<T, E>;
+
+/// A pod as the last state of it says, or as it says itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodState {
+    /// Its name.
+    pub id: String,
+    /// `starting`, `running`, `stopping`, `stopped`.
+    pub status: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Its labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Its containers, in the podfile's order.
+    pub containers: Vec<ContainerState>,
+}
+
+/// A container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerState {
+    /// Its name.
+    pub name: String,
+    /// `waiting`, `starting`, `running`, `paused`, `stopped`.
+    pub status: String,
+    /// How it ended last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// Why it could not be started.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub error: String,
+    /// Where its output is; nowhere where it is not kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<PathBuf>,
+    /// Its labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where the pods' directories are.
+#[derive(Clone, Debug)]
+pub struct StateRoot(PathBuf);
+
+impl StateRoot {
+    /// Returns the given directory, or else `/run/vmm` for root and `vmm` in the runtime directory of anybody else.
+    pub fn new(given: Option<PathBuf>, lookup: impl Fn(&str) -> Option<OsString>) -> StateRoot {
+        StateRoot(given.unwrap_or_else(|| {
+            let user = sys::effective_user();
+            match lookup("XDG_RUNTIME_DIR").filter(|_| user != 0) {
+                Some(directory) => Path::new(&directory).join("vmm"),
+                None if user == 0 => PathBuf::from("/run/vmm"),
+                None => PathBuf::from(format!("/run/user/{user}/vmm")),
+            }
+        }))
+    }
+
+    /// Makes a pod's directory; there must be none of its name.
+    pub fn create(&self, id: &str) -> Result<StateDir> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        let make = |path: &Path| builder.create(path).map_err(host("make", path));
+        make(&self.0)?;
+        let path = self.0.join(id);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let living = self.open(id)?.is_living();
+                return Err(StateError::Exists { id: id.to_owned(), living });
+            }
+            Err(error) => return Err(host("make", &path)(error)),
+        }
+        let directory = StateDir { id: id.to_owned(), path };
+        make(&directory.path.join(LOGS))?;
+        Ok(directory)
+    }
+
+    /// Returns a pod's directory.
+    pub fn open(&self, id: &str) -> Result<StateDir> {
+        let path = self.0.join(id);
+        if is_id(id) && path.is_dir() {
+            Ok(StateDir { id: id.to_owned(), path })
+        } else {
+            Err(StateError::Unknown(id.to_owned()))
+        }
+    }
+
+    /// Returns every pod's directory, by name.
+    pub fn list(&self) -> Result<Vec<StateDir>> {
+        let entries = match fs::read_dir(&self.0) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(host("list", &self.0)(error)),
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut found: Vec<StateDir> = names.filter_map(|id| self.open(&id).ok()).collect();
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
+    }
+}
+
+/// A pod's directory.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    /// The pod.
+    pub id: String,
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// Listens as the pod.
+    pub fn listen(&self) -> Result<UnixListener> {
+        let listener =
+            self.at_socket(|path| UnixListener::bind(path)).map_err(host("listen in", &self.path))?;
+        listener.set_nonblocking(true).map_err(host("listen in", &self.path))?;
+        Ok(listener)
+    }
+
+    /// Connects to the pod.
+    pub fn connect(&self) -> Result<UnixStream> {
+        match self.at_socket(|path| UnixStream::connect(path)) {
+            Ok(stream) => Ok(stream),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
+            {
+                Err(StateError::Stopped(self.id.clone()))
+            }
+            Err(error) => Err(host("connect to the pod in", &self.path)(error)),
+        }
+    }
+
+    /// Whether the pod's process is there.
+    pub fn is_living(&self) -> bool {
+        self.connect().is_ok()
+    }
+
+    /// A socket's address is short, and a path need not be: the directory is named by a descriptor.
+    fn at_socket<T>(&self, call: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
+        let directory = File::open(&self.path)?;
+        call(PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd())))
+    }
+
+    /// Where a container's output is kept.
+    pub fn log(&self, container: &str) -> PathBuf {
+        self.path.join(LOGS).join(format!("{container}-json.log"))
+    }
+
+    /// Opens what the pod's own process says when nobody listens.
+    pub fn own_log(&self) -> Result<File> {
+        let path = self.path.join("vmm.log");
+        File::options().append(true).create(true).open(&path).map_err(host("open", &path))
+    }
+
+    /// Writes the state, whole or not at all.
+    pub fn write(&self, state: &PodState) -> Result<()> {
+        let (path, next) = (self.path.join(STATE), self.path.join("state.json.next"));
+        let text = serde_json::to_vec(state).map_err(|error| host("write", &path)(error.into()))?;
+        fs::write(&next, text).map_err(host("write", &next))?;
+        fs::rename(&next, &path).map_err(host("replace", &path))
+    }
+
+    /// Reads the state. Of a pod that has ended it says so, whatever it was when it was written.
+    pub fn read(&self) -> Result<PodState> {
+        use std::io::Read;
+        let path = self.path.join(STATE);
+        let mut text = Vec::new();
+        let state = match File::open(&path).and_then(|file| file.take(STATE_MAX).read_to_end(&mut text)) {
+            Ok(_) => serde_json::from_slice(&text).map_err(|source| StateError::Parse { path, source })?,
+            // The process ended before it had one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => PodState::default(),
+            Err(error) => return Err(host("read", &path)(error)),
+        };
+        Ok(PodState { id: self.id.clone(), ..state })
+    }
+
+    /// What the state says of a pod whose process is gone.
+    pub fn read_stopped(&self) -> Result<PodState> {
+        let mut state = self.read()?;
+        "stopped".clone_into(&mut state.status);
+        for container in &mut state.containers {
+            "stopped".clone_into(&mut container.status);
+        }
+        Ok(state)
+    }
+
+    /// Nobody listens any more.
+    pub fn close(&self) {
+        // Whoever comes finds a socket that answers nobody, which says the same.
+        let _ = fs::remove_file(self.path.join(SOCKET));
+    }
+
+    /// Removes the directory with everything in it.
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.path).map_err(host("remove", &self.path))
+    }
+}
+
+fn host(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Host { step, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, StateRoot) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = StateRoot::new(Some(folder.path().join("deep/er")), |_| None);
+        (folder, root)
+    }
+
+    fn state(status: &str) -> PodState {
+        let container =
+            ContainerState { name: "a".into(), status: status.into(), ..ContainerState::default() };
+        PodState {
+            id: "p".into(),
+            status: status.into(),
+            pid: 7,
+            containers: vec![container],
+            ..PodState::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_that_listens_lives_and_its_name_is_taken() {
+        let (_folder, root) = root();
+        assert!(root.list().unwrap().is_empty());
+        let directory = root.create("p").unwrap();
+        let listener = directory.listen().unwrap();
+        assert!(directory.is_living());
+        assert!(matches!(root.create("p"), Err(StateError::Exists { living: true, .. })));
+        drop(listener);
+        // As after SIGKILL: the socket's file is still there.
+        assert!(!directory.is_living());
+        assert!(matches!(directory.connect(), Err(StateError::Stopped(_))));
+        let error = root.create("p").unwrap_err().to_string();
+        assert_eq!(error, "pod \"p\" is there already; it has ended, `vmm pod rm` removes it");
+        directory.remove().unwrap();
+        assert!(matches!(root.open("p"), Err(StateError::Unknown(_))));
+        root.create("p").unwrap();
+    }
+
+    #[test]
+    fn a_state_is_replaced_whole_and_is_the_last_one_s_when_its_process_is_gone() {
+        let (folder, root) = root();
+        let directory = root.create("p").unwrap();
+        assert_eq!(directory.read().unwrap(), PodState { id: "p".into(), ..PodState::default() });
+        for status in ["starting", "running"] {
+            directory.write(&state(status)).unwrap();
+            assert_eq!(directory.read().unwrap(), state(status));
+        }
+        assert_eq!(directory.read_stopped().unwrap(), state("stopped"));
+        let files = fs::read_dir(folder.path().join("deep/er/p")).unwrap();
+        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["logs", "state.json"]);
+        fs::write(folder.path().join("deep/er/p/state.json"), "{").unwrap();
+        assert!(matches!(directory.read(), Err(StateError::Parse { .. })));
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        let (folder, root) = root();
+        fs::create_dir_all(folder.path().join("deep/x")).unwrap();
+        for name in ["../x", "..", "", ".", "a/b"] {
+            assert!(matches!(root.open(name), Err(StateError::Unknown(_))), "{name}");
+        }
+        root.create("b").unwrap();
+        root.create("a").unwrap();
+        fs::write(folder.path().join("deep/er/file"), "").unwrap();
+        let names: Vec<_> = root.list().unwrap().into_iter().map(|directory| directory.id).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_long_root_has_a_socket_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = StateRoot::new(Some(folder.path().join("x".repeat(200))), |_| None);
+        let directory = root.create("p").unwrap();
+        let _listener = directory.listen().unwrap();
+        assert!(directory.is_living());
+        directory.close();
+        assert!(!directory.is_living());
+    }
+}
