@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Settings;
 
+pub mod pod;
+
 /// Runs OCI containers, each in a micro virtual machine of its own.
 #[derive(Debug, Parser)]
 #[command(name = "vmm", disable_version_flag = true, arg_required_else_help = true)]
@@ -41,6 +43,8 @@ pub struct LogArgs {
 pub enum Command {
     /// Run a bundle and end with its exit code
     Run(Box<RunArgs>),
+    /// Run several containers in one virtual machine, and look after them
+    Pod(pod::PodArgs),
     /// Write a config.json to start from
     Spec(SpecArgs),
     /// Say whether this machine's KVM can run a guest, and if not what is missing

@@ -1,5 +1,6 @@
 //! One file for each subcommand.
 
 pub mod check;
+pub mod pod;
 pub mod run;
 pub mod spec;

@@ -199,7 +199,7 @@ impl Connection {
     }
 
     /// Takes the next whole message and the descriptors that have come.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>> {
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>> {
         let Some(header) = self.incoming.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
         if length > MESSAGE_MAX {
@@ -260,7 +260,7 @@ impl Connection {
     /// Waits for the next answer.
     pub fn wait(&mut self) -> Result<Reply> {
         loop {
-            if let Some((reply, _)) = self.next()? {
+            if let Some((reply, _)) = self.take()? {
                 return Ok(reply);
             }
             if !self.receive()? {
@@ -273,7 +273,7 @@ impl Connection {
     pub fn wait_for_end(&mut self) -> Result<()> {
         self.socket.flush().map_err(failed("write"))?;
         while self.receive()? {
-            while self.next::<serde_json::Value>()?.is_some() {}
+            while self.take::<serde_json::Value>()?.is_some() {}
         }
         Ok(())
     }

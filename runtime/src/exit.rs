@@ -7,6 +7,7 @@
 //! | 125 | `vmm` failed: bad command line or bundle, no KVM, a guest that panicked, output that could not be written |
 //! | 126 | the container's program is there and cannot be executed |
 //! | 127 | the container's program is not there |
+//! | the first failed container's | `vmm pod run`: that of the first in the podfile's order that did not end with 0, else 0 |
 //! | 1 | `vmm check` found that no guest can run |
 //!
 //! A client of stdout that goes away (`| head`) is no failure: the container's next write fails, as on a pipe. Any other
@@ -18,6 +19,16 @@ use agent_proto::payload::{ErrorCode, Exit};
 use crate::link::LinkError;
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
+
+/// An error with the exit code that stands for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CodedError {
+    /// The exit code.
+    pub code: u8,
+    /// What went wrong.
+    pub message: String,
+}
 
 /// `vmm` itself failed.
 pub const FAILED: u8 = 125;
@@ -53,6 +64,9 @@ pub fn of_agent_error(code: ErrorCode) -> u8 {
 /// Returns the exit code for an error of `vmm`, and the line that says what went wrong.
 pub fn of_error(error: &anyhow::Error) -> (u8, String) {
     let mut message = without_numbers(&format!("{error:#}"));
+    if let Some(CodedError { code, .. }) = error.downcast_ref() {
+        return (*code, message);
+    }
     let code = match error.downcast_ref::<SessionError>() {
         Some(SessionError::Interrupted(signal)) => of_signal(*signal),
         Some(SessionError::Link(LinkError::Refused { code, .. })) => of_agent_error(*code),

@@ -19,8 +19,8 @@ pub mod streams;
 
 /// Bytes taken from the channel at a time.
 const READ_SIZE: usize = 16 << 10;
-/// The most commands without a reply.
-const OUTSTANDING_MAX: usize = 64;
+/// The most commands without a reply: several for each of a pod's containers.
+const OUTSTANDING_MAX: usize = 1024;
 /// The most events that wait to be looked at.
 const EVENTS_MAX: usize = 1024;
 /// The most of an error's text that is shown.
@@ -209,6 +209,11 @@ impl AgentLink {
     /// Whether a reply is missing.
     pub fn is_waiting(&self) -> bool {
         self.commands.iter().any(|command| command.reply.is_none())
+    }
+
+    /// How many commands have no reply yet, or one that nobody has taken.
+    pub fn outstanding(&self) -> usize {
+        self.commands.len()
     }
 
     /// Takes the next event.

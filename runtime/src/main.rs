@@ -42,6 +42,7 @@ fn execute(command: Command, start: Instant) -> Result<u8> {
         Command::Run(args) => {
             commands::run::run(&RunConfig::resolve(*args, |name| std::env::var_os(name))?, start)
         }
+        Command::Pod(args) => commands::pod::pod(args),
         Command::Spec(args) => commands::spec::spec(&args.bundle).map(|()| 0),
         Command::Check => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
     }

@@ -5,7 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -23,6 +23,7 @@ use crate::image::Images;
 use crate::link::streams::{StreamHandle, StreamTable};
 use crate::link::{AgentLink, LinkError};
 use crate::plan::{Plan, SHARE_TAG, ShareBind};
+use crate::pod::Guest;
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +90,8 @@ impl Sandbox {
     pub fn start(plan: &Plan, parts: Parts) -> Result<Sandbox> {
         let (table, streams) = parts.streams;
         let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
-        let share = share(&plan.binds)?;
+        let share = ShareTree::new()?;
+        plan.binds.iter().try_for_each(|bind| open_and_bind(&share, bind))?;
         let config = VmConfig {
             memory_mib: plan.memory_mib,
             vcpus: plan.vcpus,
@@ -134,6 +136,26 @@ impl Sandbox {
         self.share.set_host_sync(false);
     }
 
+    /// What leads into the guest.
+    pub fn guest(&mut self) -> Guest<'_> {
+        Guest { link: &mut self.link, streams: &mut self.streams }
+    }
+
+    /// Shares a further file or directory with the guest.
+    pub fn bind(&self, bind: &ShareBind) -> Result<()> {
+        open_and_bind(&self.share, bind)
+    }
+
+    /// Shares an open file with the guest.
+    pub fn bind_file(&self, path: &str, file: OwnedFd) -> Result<()> {
+        Ok(self.share.bind(path, file, false)?)
+    }
+
+    /// Takes a file or directory away from the guest.
+    pub fn unbind(&self, path: &str) -> Result<()> {
+        Ok(self.share.unbind(path)?)
+    }
+
     /// Stops the machine if it still runs, and joins its threads.
     pub fn stop(self) -> VmEnd {
         self.vm.stop()
@@ -141,14 +163,10 @@ impl Sandbox {
 }
 
 /// Opens what is shared, without access of its own (O_PATH): the server opens what the guest asks for.
-fn share(binds: &[ShareBind]) -> Result<ShareTree> {
-    let tree = ShareTree::new()?;
-    for bind in binds {
-        let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
-        let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
-        tree.bind(&bind.path, file.into(), bind.read_only)?;
-    }
-    Ok(tree)
+fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
+    let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
+    Ok(tree.bind(&bind.path, file.into(), bind.read_only)?)
 }
 
 fn host(step: &'static str) -> impl FnOnce(io::Error) -> SandboxError {

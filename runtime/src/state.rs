@@ -189,15 +189,14 @@ pub struct StateDir {
 impl StateDir {
     /// Listens as the pod.
     pub fn listen(&self) -> Result<UnixListener> {
-        let listener =
-            self.at_socket(|path| UnixListener::bind(path)).map_err(host("listen in", &self.path))?;
+        let listener = self.at_socket(UnixListener::bind).map_err(host("listen in", &self.path))?;
         listener.set_nonblocking(true).map_err(host("listen in", &self.path))?;
         Ok(listener)
     }
 
     /// Connects to the pod.
     pub fn connect(&self) -> Result<UnixStream> {
-        match self.at_socket(|path| UnixStream::connect(path)) {
+        match self.at_socket(UnixStream::connect) {
             Ok(stream) => Ok(stream),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>

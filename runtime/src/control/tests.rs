@@ -13,7 +13,7 @@ fn pair() -> (Connection, Connection) {
 
 fn take(pod: &mut Connection) -> Option<(Request, Vec<OwnedFd>)> {
     while pod.receive().unwrap() {
-        if let Some(found) = pod.next().unwrap() {
+        if let Some(found) = pod.take().unwrap() {
             return Some(found);
         }
         if !sys::is_ready(pod.fd(), libc::POLLIN) {
@@ -64,12 +64,12 @@ fn a_request_has_its_limits() {
     let (mut pod, client) = pair();
     (&client.socket).write_all(&(MESSAGE_MAX as u32 + 1).to_be_bytes()).unwrap();
     assert!(pod.receive().unwrap());
-    assert!(matches!(pod.next::<Request>(), Err(ControlError::TooLong(_))));
+    assert!(matches!(pod.take::<Request>(), Err(ControlError::TooLong(_))));
 
     let (mut pod, client) = pair();
     (&client.socket).write_all(b"\0\0\0\x02{}").unwrap();
     assert!(pod.receive().unwrap());
-    assert!(matches!(pod.next::<Request>(), Err(ControlError::Parse(_))));
+    assert!(matches!(pod.take::<Request>(), Err(ControlError::Parse(_))));
 
     let (mut pod, client) = pair();
     let null = File::open("/dev/null").unwrap();
@@ -100,7 +100,7 @@ proptest! {
         (&client.socket).write_all(&bytes).unwrap();
         drop(client);
         while pod.receive().unwrap() {
-            while let Ok(Some(_)) = pod.next::<Request>() {}
+            while let Ok(Some(_)) = pod.take::<Request>() {}
         }
     }
 }

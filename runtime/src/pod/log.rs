@@ -101,6 +101,11 @@ impl LogFile {
         Ok(LogFile { path: path.to_owned(), limits, file, size, broken: false })
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Writes a line or a part of one. What cannot be written is lost, and that is told once.
     pub fn write(&mut self, text: &[u8], stream: Stream, now: SystemTime) {
         let time = logging::timestamp_exact(now.duration_since(UNIX_EPOCH).unwrap_or_default());

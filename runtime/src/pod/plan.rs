@@ -58,6 +58,24 @@ pub struct ContainerPlan {
     pub log_path: Option<PathBuf>,
 }
 
+impl ContainerPlan {
+    /// Gives what it has in the share a place of its own, where no container before it was.
+    pub fn place(&mut self, number: u64) {
+        let (old, new) = (format!("/{}/", self.container.image), format!("{number}-{}", self.name));
+        let moved = |path: &str| match path.strip_prefix(&old) {
+            Some(rest) => format!("/{new}/{rest}"),
+            None => path.to_owned(),
+        };
+        let binds = self.binds.iter_mut().map(|bind| &mut bind.path);
+        binds
+            .chain(self.contents.iter_mut().map(|content| &mut content.path))
+            .for_each(|path| *path = moved(path));
+        let mounts = self.container.oci.iter_mut().flat_map(|oci| &mut oci.mounts);
+        mounts.for_each(|mount| mount.source = moved(&mount.source));
+        self.container.image = new;
+    }
+}
+
 /// A pod as it is before its containers.
 #[derive(Debug)]
 pub struct PodPlan {

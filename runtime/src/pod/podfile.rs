@@ -304,9 +304,9 @@ pub fn read(path: &Path) -> Result<Podfile> {
     read_as(path)
 }
 
-/// Reads one container, to be added to a pod.
-pub fn read_container(path: &Path) -> Result<Container> {
-    read_as(path)
+/// Reads one container, to be added to a pod, as it is written; that it is one is seen at once.
+pub fn read_value(path: &Path) -> Result<serde_json::Value> {
+    read_as::<Container>(path).and_then(|_| read_as(path))
 }
 
 fn read_as<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {

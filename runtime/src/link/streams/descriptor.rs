@@ -66,6 +66,11 @@ impl Descriptor {
         }
     }
 
+    /// The descriptor itself.
+    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// The number to watch.
     pub fn raw(&self) -> RawFd {
         self.file.as_raw_fd()

@@ -1,0 +1,154 @@
+//! `vmm pod run`: the process that is the pod.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use vmm::PendingVm;
+
+use super::print;
+use crate::cli::RunArgs;
+use crate::cli::pod::PodRunArgs;
+use crate::config::RunConfig;
+use crate::console;
+use crate::exit::{self, CodedError};
+use crate::image::Images;
+use crate::link::streams::streams;
+use crate::pod::output::Outputs;
+use crate::pod::plan::{ContainerPlan, PodPlan};
+use crate::pod::podfile;
+use crate::pod::supervisor::{self, Supervisor};
+use crate::sandbox::{Parts, Sandbox};
+use crate::session::Session;
+use crate::signals::Signals;
+use crate::state::{StateDir, StateRoot};
+use crate::sys;
+
+/// What a pod in the background tells whoever started it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Report {
+    code: u8,
+    message: String,
+}
+
+/// A pod that is about to run.
+struct Start {
+    config: RunConfig,
+    pod: PodPlan,
+    containers: Vec<ContainerPlan>,
+    state: StateDir,
+}
+
+/// Runs a podfile; returns the pod's exit code, or in the background 0 once every container runs.
+pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
+    let settings = RunArgs { target: None, bundle: Some(".".into()), settings: args.settings };
+    let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
+    let file = podfile::read(&args.podfile)?;
+    let path = args.podfile.canonicalize().with_context(|| format!("open {}", args.podfile.display()))?;
+    let base = path.parent().unwrap_or(Path::new("/"));
+    let (pod, containers) = PodPlan::new(file, base, &new_id()?, &config)?;
+    let state = root.create(&pod.id)?;
+    let start = Start { config, pod, containers, state };
+    if args.detach { detach(start, args.rm) } else { foreground(start) }
+}
+
+fn foreground(start: Start) -> Result<u8> {
+    let state = start.state.clone();
+    let outputs = Outputs::foreground().context("open stdout and stderr");
+    let ended = outputs.and_then(|outputs| live(start, outputs, Box::new(|| ())));
+    let removed = state.remove();
+    let code = ended?;
+    removed?;
+    Ok(code)
+}
+
+/// Goes on in a process of its own; this one waits until it has said how the start went.
+fn detach(start: Start, remove: bool) -> Result<u8> {
+    let state = start.state.clone();
+    let forked = state.own_log().context("detach").and_then(|log| {
+        let (reader, writer) = pipe().context("make a pipe")?;
+        let own = sys::fork_detached(&log).context("detach")?;
+        Ok((own, reader, writer))
+    });
+    match forked {
+        Ok((true, reader, writer)) => {
+            drop(reader);
+            background(start, writer, remove)
+        }
+        Ok((false, reader, writer)) => {
+            drop(writer);
+            let report = wait_for(reader).with_context(|| format!("start pod {:?}", state.id))?;
+            if report.code != 0 {
+                return Err(CodedError { code: report.code, message: report.message }.into());
+            }
+            print(&format!("{}\n", state.id)).map(|()| 0)
+        }
+        Err(error) => {
+            state.remove()?;
+            Err(error)
+        }
+    }
+}
+
+fn wait_for(mut reader: PipeReader) -> Result<Report> {
+    let mut text = Vec::new();
+    reader.read_to_end(&mut text).context("read its report")?;
+    if text.is_empty() {
+        anyhow::bail!("its process ended before it had started; vmm.log in its directory says why");
+    }
+    serde_json::from_slice(&text).context("parse its report")
+}
+
+/// The pod in the background. Whoever started it hears how the start went; what fails later is in the pod's own log.
+fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
+    let state = start.state.clone();
+    let writer = Rc::new(Cell::new(Some(writer)));
+    let told = writer.clone();
+    let result = live(start, Outputs::default(), Box::new(move || report(told.take(), 0, "")));
+    let unstarted = writer.take();
+    if remove || unstarted.is_some() {
+        state.remove()?;
+    }
+    if let Err(error) = &result {
+        let (code, message) = exit::of_error(error);
+        report(unstarted, code, &message);
+    }
+    result
+}
+
+fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
+    let report = Report { code, message: message.to_owned() };
+    let text = serde_json::to_vec(&report).unwrap_or_default();
+    // Nobody is left to tell where it cannot be written.
+    let _ = writer.map(|mut writer| writer.write_all(&text));
+}
+
+/// The pod's life, from its machine to its last container's end.
+fn live(start: Start, outputs: Outputs, started: Box<dyn FnOnce()>) -> Result<u8> {
+    let Start { config, pod, containers, state } = start;
+    // Before the first thread, so that no other takes a signal that is ours.
+    let signals = Signals::block().context("block signals")?;
+    let pending = PendingVm::start().map_err(vmm::Error::from)?;
+    let listener = state.listen()?;
+    let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
+    let console = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
+    let streams = streams(&[], None).context("make the streams")?;
+    let parts = Parts { pending, images, outputs: console, streams, timeline: None };
+    let sandbox = Sandbox::start(&pod.machine, parts)?;
+    let session = Session::new(sandbox, config.agent_timeout);
+    let parts = supervisor::Parts { session, signals, pod, containers, state, listener, outputs };
+    Supervisor::start(parts, started)?.run()
+}
+
+/// A name that no other pod has.
+fn new_id() -> Result<String> {
+    let mut bytes = [0; 6];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("read /dev/urandom")?;
+    Ok(bytes.iter().fold("pod-".to_owned(), |id, byte| id + &format!("{byte:02x}")))
+}

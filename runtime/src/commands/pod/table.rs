@@ -1,0 +1,106 @@
+//! What pods, containers and processes are shown as: columns, or JSON.
+
+use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::print;
+use crate::link::printable;
+use crate::state::PodState;
+
+/// Pods, one a line.
+pub fn pods(states: &[PodState], json: bool) -> Result<()> {
+    let row = |state: &PodState| {
+        let running = state.containers.iter().filter(|container| container.status == "running").count();
+        let pid = if state.status == "stopped" { "-".to_owned() } else { state.pid.to_string() };
+        [state.id.clone(), state.status.clone(), pid, format!("{running}/{}", state.containers.len())]
+    };
+    show(["POD", "STATUS", "PID", "RUNNING"], states, row, json)
+}
+
+/// A pod's containers, one a line.
+pub fn containers(state: &PodState, json: bool) -> Result<()> {
+    let row = |container: &crate::state::ContainerState| {
+        let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
+        let error = printable(&container.error).replace('\n', " ");
+        [container.name.clone(), container.status.clone(), code, container.restarts.to_string(), error]
+    };
+    show(["CONTAINER", "STATUS", "EXIT", "RESTARTS", "ERROR"], &state.containers, row, json)
+}
+
+/// Processes, one a line. The guest's words are made harmless.
+pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
+    if json {
+        return print_json(all);
+    }
+    let rows = all.iter().flat_map(|container| {
+        container.processes.iter().map(|process| {
+            [
+                printable(&container.container),
+                process.pid.to_string(),
+                process.uid.to_string(),
+                printable(&process.state),
+                printable(&process.command).replace('\n', " "),
+            ]
+        })
+    });
+    print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows))
+}
+
+/// What containers use, one a line.
+pub fn usage(all: &[ContainerUsage], json: bool) -> Result<()> {
+    let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
+    let kib = |value: Option<u64>| number(value.map(|bytes| bytes >> 10));
+    let ms = |value: Option<u64>| number(value.map(|us| us / 1000));
+    let row = |usage: &ContainerUsage| {
+        [
+            printable(&usage.container),
+            kib(usage.memory),
+            kib(usage.memory_peak),
+            ms(usage.cpu),
+            number(usage.pids),
+            number(usage.oom_kills),
+        ]
+    };
+    show(["CONTAINER", "MEMORY KiB", "PEAK KiB", "CPU ms", "PIDS", "OOM KILLS"], all, row, json)
+}
+
+fn show<T: Serialize, const N: usize>(
+    head: [&str; N],
+    all: &[T],
+    row: impl Fn(&T) -> [String; N],
+    json: bool,
+) -> Result<()> {
+    if json { print_json(all) } else { print(&columns(head, all.iter().map(row))) }
+}
+
+fn print_json(all: &(impl Serialize + ?Sized)) -> Result<()> {
+    print(&(serde_json::to_string_pretty(all).context("encode the answer")? + "\n"))
+}
+
+/// Columns as wide as their widest word.
+fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, word) in widths.iter_mut().zip(row) {
+            *width = word.chars().count().max(*width);
+        }
+    }
+    let line = |row: &[String; N]| {
+        let words = row.iter().zip(widths).map(|(word, width)| format!("{word:width$}"));
+        format!("{}\n", words.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_word() {
+        let rows = [["a".to_owned(), "long word".to_owned()], ["longer".to_owned(), String::new()]];
+        assert_eq!(columns(["X", "Y"], rows.into_iter()), "X       Y\na       long word\nlonger\n");
+    }
+}

@@ -1,0 +1,446 @@
+//! The containers of a pod and their further processes: what the agent is asked for them, what it answers, and what comes of
+//! it. Descriptors of clients, the machine and the share are the supervisor's; what concerns it is returned.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use agent_proto::command::Code;
+use agent_proto::payload::ContainerName;
+
+use super::exec::{self, Exec};
+use super::log::LogFile;
+use super::member::{Ending, Member, Phase, StartError};
+use super::plan::{ContainerPlan, further_process};
+use super::{Asker, Guest};
+use crate::control::{ExecRequest, Reply};
+use crate::exit;
+use crate::link::{CommandId, LinkError};
+
+mod replies;
+
+/// The most containers that are started at once: each start is a fork of the agent's, and a command without its reply.
+const STARTS_MAX: usize = 16;
+/// The most further processes at a time.
+const EXECS_MAX: usize = 256;
+/// The most questions about the guest that wait for their answers.
+const QUESTIONS_MAX: usize = 16;
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Happened {
+    /// Somebody has an answer.
+    Answer(Asker, Reply),
+    /// A client's process has ended: its connection ends with this answer.
+    Last(Asker, Reply),
+    /// A container could not be started the first time.
+    StartFailed {
+        /// The exit code that stands for it.
+        code: u8,
+        /// Which, and why.
+        message: String,
+    },
+    /// A container has left the pod: the share need not hold it any more.
+    Left(Box<ContainerPlan>),
+    /// What is told of the pod has changed.
+    Changed,
+}
+
+/// Whose reply a command's is.
+#[derive(Debug)]
+enum Awaited {
+    Start(String),
+    Clear(String),
+    Exec(String),
+    Stats(Asker),
+    Processes(Asker),
+    Pause { asker: Asker, container: String, paused: bool },
+}
+
+/// This module's result: what fails it is the link.
+pub type Result<T, E = LinkError> = std::result::Result<T, E>;
+
+/// The containers and their further processes.
+#[derive(Debug)]
+pub struct Crew {
+    /// The containers, in the podfile's order.
+    pub members: Vec<Member>,
+    execs: Vec<Exec>,
+    awaited: Vec<(CommandId, Awaited)>,
+    /// Who waits for a container's end.
+    waiters: Vec<(String, Asker)>,
+    next_seq: u64,
+    next_exec: u64,
+    null: File,
+    /// When containers that were asked to end are killed.
+    patience: Option<Instant>,
+    stopping: bool,
+}
+
+impl Crew {
+    /// Returns a pod's crew without any container.
+    pub fn new() -> io::Result<Crew> {
+        Ok(Crew {
+            members: Vec::new(),
+            execs: Vec::new(),
+            awaited: Vec::new(),
+            waiters: Vec::new(),
+            next_seq: 1,
+            next_exec: 1,
+            null: File::open("/dev/null")?,
+            patience: None,
+            stopping: false,
+        })
+    }
+
+    /// Adds a container that is to be started.
+    pub fn add(&mut self, plan: ContainerPlan, log: Option<LogFile>, adder: Option<Asker>) {
+        let mut member = Member::new(plan, log, Instant::now());
+        member.adder = adder;
+        self.members.push(member);
+    }
+
+    /// Takes what has come from the agent, and does what is due.
+    pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Happened>> {
+        let mut happened = Vec::new();
+        self.take_replies(guest, now, &mut happened)?;
+        while let Some(event) = guest.link.event() {
+            self.take_event(event, &mut happened);
+        }
+        self.advance_execs(guest, &mut happened);
+        self.advance_members(guest, now, &mut happened)?;
+        self.start_members(guest, now, &mut happened)?;
+        self.dismiss(&mut happened);
+        guest.link.flush()?;
+        Ok(happened)
+    }
+
+    /// When [`step`](Self::step) has something to do though nothing comes.
+    pub fn deadline(&self) -> Option<Instant> {
+        let starting = self.members.iter().filter(|member| member.phase == Phase::Starting).count();
+        let starts = self.members.iter().filter_map(|member| match member.phase {
+            Phase::Waiting(at) if starting < STARTS_MAX => Some(at),
+            _ => None,
+        });
+        let asked = |member: &&Member| member.phase == Phase::Running && member.ending < Ending::Killed;
+        let killing =
+            self.patience.filter(|_| self.stopping && self.members.iter().any(|member| asked(&member)));
+        starts.chain(killing).min()
+    }
+
+    /// Whether the guest owes output that it says it has sent.
+    pub fn is_owed(&self, guest: &Guest<'_>) -> bool {
+        self.members.iter().any(|member| member.is_owed(guest))
+            || self.execs.iter().any(|exec| exec.is_owed(guest))
+    }
+
+    /// Whether there are containers, or were to be, and every one has ended for good.
+    pub fn is_over(&self) -> bool {
+        (self.stopping || !self.members.is_empty())
+            && self.members.iter().all(|member| member.phase == Phase::Ended)
+    }
+
+    /// Whether every container has been started.
+    pub fn is_started(&self) -> bool {
+        self.members.iter().all(|member| member.has_run || member.phase == Phase::Ended)
+    }
+
+    /// The pod's exit code: that of the first container, in the podfile's order, that did not end with 0.
+    pub fn exit_code(&self) -> u8 {
+        let mut codes = self.members.iter().filter_map(|member| member.exit);
+        codes.find(|code| *code != 0).unwrap_or(0)
+    }
+
+    /// Has every container end: with its stop signal, and with SIGKILL at `patience`.
+    pub fn stop(&mut self, patience: Instant) {
+        self.stopping = true;
+        self.patience = Some(self.patience.map_or(patience, |earlier| earlier.min(patience)));
+        for member in self.members.iter_mut().filter(|member| member.ending == Ending::Unasked) {
+            member.ending = Ending::Wanted;
+        }
+    }
+
+    /// Sends a signal to the container `name`, or to every one that runs.
+    pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
+        let running = |member: &&Member| member.phase == Phase::Running && is_meant(name, member);
+        if !self.members.iter().any(|member| running(&member)) {
+            return Ok(self.not_running(name));
+        }
+        for member in self.members.iter().filter(running) {
+            member.signal(guest, signal, all)?;
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Removes a container, which ends first if it runs and `force` says so.
+    pub fn remove(&mut self, name: &str, force: bool, asker: Asker) -> Option<Reply> {
+        let Some(member) = self.members.iter_mut().find(|member| member.plan.name == name) else {
+            return Some(unknown(name));
+        };
+        if member.phase != Phase::Ended && !force {
+            return Some(refused(format!("container {name:?} is running")));
+        }
+        member.leaves = true;
+        member.ending = member.ending.max(Ending::Wanted);
+        member.removers.push(asker);
+        None
+    }
+
+    /// Tells `asker` when the container will not run again.
+    pub fn wait(&mut self, name: &str, asker: Asker) -> Option<Reply> {
+        match self.members.iter().find(|member| member.plan.name == name) {
+            None => Some(unknown(name)),
+            Some(member) if member.phase == Phase::Ended => Some(Reply::Exited(member.exit.unwrap_or(0))),
+            Some(_) => {
+                self.waiters.push((name.to_owned(), asker));
+                None
+            }
+        }
+    }
+
+    /// Asks about every container, or has the container `name` pause or go on.
+    pub fn ask(&mut self, guest: &mut Guest<'_>, asker: Asker, question: &Question) -> Result<Option<Reply>> {
+        let asked = |what: &&(CommandId, Awaited)| {
+            matches!(what.1, Awaited::Stats(_) | Awaited::Processes(_) | Awaited::Pause { .. })
+        };
+        if self.awaited.iter().filter(asked).count() >= QUESTIONS_MAX {
+            return Ok(Some(refused(format!("{QUESTIONS_MAX} questions wait for the guest's answer"))));
+        }
+        let container = ContainerName { container: question.container().to_owned() };
+        let (code, awaited) = match question {
+            Question::Stats => (Code::Stats, Awaited::Stats(asker)),
+            Question::Processes => (Code::Processes, Awaited::Processes(asker)),
+            Question::Pause { container, paused } => {
+                let known = |member: &Member| member.phase == Phase::Running && is_meant(container, member);
+                if !self.members.iter().any(known) {
+                    return Ok(Some(self.not_running(container)));
+                }
+                let code = if *paused { Code::Pause } else { Code::Resume };
+                (code, Awaited::Pause { asker, container: container.clone(), paused: *paused })
+            }
+        };
+        let command = guest.link.send(code, "ask the guest", &container)?;
+        self.awaited.push((command, awaited));
+        Ok(None)
+    }
+
+    /// Starts a further process over the client's descriptors.
+    pub fn exec(
+        &mut self,
+        guest: &mut Guest<'_>,
+        client: Asker,
+        request: &ExecRequest,
+        fds: &[OwnedFd],
+    ) -> Result<Option<Reply>> {
+        let found = self.members.iter().find(|member| member.plan.name == request.container);
+        let Some(member) = found else { return Ok(Some(unknown(&request.container))) };
+        if member.phase != Phase::Running || member.paused {
+            return Ok(Some(self.not_running(&request.container)));
+        }
+        if self.execs.iter().any(|exec| exec.client == Some(client)) {
+            return Ok(Some(refused("exec: the connection has a process already".to_owned())));
+        }
+        if request.args.is_empty() {
+            return Ok(Some(refused("exec: no program".to_owned())));
+        }
+        if fds.len() != if request.terminal { 2 } else { 3 } {
+            return Ok(Some(refused("exec: the client's descriptors are not there".to_owned())));
+        }
+        if self.execs.len() >= EXECS_MAX {
+            return Ok(Some(refused(format!("exec: {EXECS_MAX} processes are the most"))));
+        }
+        let name = format!("exec-{}", self.next_exec);
+        let mut process = further_process(&member.plan.container, &name, request.args.clone(), &request.envs);
+        process.terminal = request.terminal;
+        (process.rows, process.columns) = request.size.unwrap_or_default();
+        if !request.workdir.is_empty() {
+            process.workdir.clone_from(&request.workdir);
+        }
+        if let Some((user, group)) = split_user(&request.user) {
+            (process.user, process.group) = (user.to_owned(), group.to_owned());
+            process.additional_groups.clear();
+        }
+        let seq = self.next_seq;
+        match Exec::start(guest, client, &request.container, process, (seq, fds)) {
+            Ok((exec, command)) => {
+                self.awaited.push((command, Awaited::Exec(exec.process.clone())));
+                self.execs.push(exec);
+                self.next_exec += 1;
+                self.next_seq += 2;
+                Ok(None)
+            }
+            Err(StartError::Host(error)) => {
+                Ok(Some(refused(format!("exec: open the client's streams: {error}"))))
+            }
+            Err(StartError::Link(error)) => Err(error),
+        }
+    }
+
+    /// A client's process.
+    pub fn exec_of(&mut self, client: Asker) -> Option<&mut Exec> {
+        self.execs.iter_mut().find(|exec| exec.client == Some(client))
+    }
+
+    /// A client is gone.
+    pub fn forget(&mut self, guest: &mut Guest<'_>, client: Asker) -> Result<()> {
+        self.waiters.retain(|(_, waiter)| *waiter != client);
+        self.exec_of(client).map_or(Ok(()), |exec| exec.abandon(guest))
+    }
+
+    fn advance_execs(&mut self, guest: &mut Guest<'_>, happened: &mut Vec<Happened>) {
+        let mut index = 0;
+        while let Some(exec) = self.execs.get(index) {
+            if !exec.is_delivered(guest) {
+                index += 1;
+                continue;
+            }
+            let mut exec = self.execs.remove(index);
+            let failed = exec.close(guest);
+            let exec::Phase::Draining(exit) = exec.phase else { continue };
+            let reply = match failed {
+                Some((name, error)) => refused(format!("write {name}: {error}")),
+                None => Reply::Exited(exit::of_exit(&exit)),
+            };
+            happened.extend(exec.client.map(|client| Happened::Last(client, reply)));
+        }
+    }
+
+    fn advance_members(
+        &mut self,
+        guest: &mut Guest<'_>,
+        now: Instant,
+        happened: &mut Vec<Happened>,
+    ) -> Result<()> {
+        for member in &mut self.members {
+            // Who leaves by force is not asked first.
+            let patience = self.patience.filter(|_| self.stopping);
+            let kill = patience.is_some_and(|patience| patience <= now) || member.leaves;
+            if member.ending > Ending::Unasked {
+                member.end(guest, kill)?;
+            }
+            // The agent keeps a container as long as one of its processes is there.
+            let lives = |exec: &Exec| !matches!(exec.phase, exec::Phase::Draining(_));
+            let busy = self.execs.iter().any(|exec| lives(exec) && exec.container == member.plan.name);
+            if !busy && member.is_drained(guest, now) {
+                let name = ContainerName { container: member.plan.name.clone() };
+                let command = guest.link.send(Code::RemoveContainer, "remove the container", &name)?;
+                self.awaited.push((command, Awaited::Clear(name.container)));
+                happened.push(Happened::Changed);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_members(
+        &mut self,
+        guest: &mut Guest<'_>,
+        now: Instant,
+        happened: &mut Vec<Happened>,
+    ) -> Result<()> {
+        let mut starting = self.members.iter().filter(|member| member.phase == Phase::Starting).count();
+        for member in &mut self.members {
+            let due = matches!(member.phase, Phase::Waiting(at) if at <= now);
+            if !due || starting >= STARTS_MAX {
+                continue;
+            }
+            match member.start(guest, self.next_seq, &self.null) {
+                Ok(command) => {
+                    self.next_seq += 2;
+                    starting += 1;
+                    self.awaited.push((command, Awaited::Start(member.plan.name.clone())));
+                }
+                Err(StartError::Link(error)) => return Err(error),
+                Err(StartError::Host(error)) => {
+                    start_failed(guest, member, exit::FAILED, format!("open its output: {error}"), happened);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells who waits for those that have ended, and lets go of those that leave.
+    fn dismiss(&mut self, happened: &mut Vec<Happened>) {
+        for member in self.members.iter().filter(|member| member.phase == Phase::Ended) {
+            let reply = Reply::Exited(member.exit.unwrap_or(0));
+            let told = self.waiters.extract_if(.., |(name, _)| *name == member.plan.name);
+            happened.extend(told.map(|(_, asker)| Happened::Answer(asker, reply.clone())));
+        }
+        let leaves = |member: &mut Member| member.leaves && member.phase == Phase::Ended;
+        for member in self.members.extract_if(.., leaves) {
+            happened.extend(member.removers.iter().map(|asker| Happened::Answer(*asker, Reply::Done)));
+            happened.push(Happened::Left(Box::new(member.plan)));
+        }
+    }
+
+    fn not_running(&self, name: &str) -> Reply {
+        match self.members.iter().find(|member| member.plan.name == name) {
+            Some(member) => refused(format!("container {name:?} is {}, not running", member.state().status)),
+            None if name.is_empty() => refused("no container is running".to_owned()),
+            None => unknown(name),
+        }
+    }
+}
+
+/// What is asked about the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// What containers use.
+    Stats,
+    /// Their processes.
+    Processes,
+    /// They stop where they are, or go on.
+    Pause {
+        /// Which; every one where it is empty.
+        container: String,
+        /// They stop.
+        paused: bool,
+    },
+}
+
+impl Question {
+    fn container(&self) -> &str {
+        if let Question::Pause { container, .. } = self { container } else { "" }
+    }
+}
+
+fn is_meant(name: &str, member: &Member) -> bool {
+    name.is_empty() || member.plan.name == name
+}
+
+/// A container that never ran fails its pod, or whoever added it; one that had run has ended.
+fn start_failed(
+    guest: &mut Guest<'_>,
+    member: &mut Member,
+    code: u8,
+    message: String,
+    happened: &mut Vec<Happened>,
+) {
+    member.failed(guest, code, message.clone());
+    let message = format!("start container {:?}: {message}", member.plan.name);
+    match member.adder.take() {
+        Some(adder) => {
+            member.leaves = true;
+            happened.push(Happened::Answer(adder, Reply::Failed { code, message }));
+        }
+        None if member.has_run => log::warn!("{message}"),
+        None => happened.push(Happened::StartFailed { code, message }),
+    }
+}
+
+/// Returns the answer that says why something is not done.
+pub fn refused(message: String) -> Reply {
+    Reply::Failed { code: exit::FAILED, message }
+}
+
+fn unknown(name: &str) -> Reply {
+    refused(format!("the pod has no container {name:?}"))
+}
+
+/// `user` or `user:group`.
+fn split_user(text: &str) -> Option<(&str, &str)> {
+    (!text.is_empty()).then(|| text.split_once(':').unwrap_or((text, "")))
+}
+
+#[cfg(test)]
+mod tests;

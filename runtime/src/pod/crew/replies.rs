@@ -1,0 +1,160 @@
+//! What comes from the agent: the replies to what it was asked, and its events.
+
+use std::time::Instant;
+
+use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
+use agent_proto::payload::{Exit, ProcessEvent};
+use serde::de::DeserializeOwned;
+
+use super::{Awaited, Crew, Happened, Result, is_meant, refused, start_failed};
+use crate::control::Reply;
+use crate::exit;
+use crate::link::LinkError;
+use crate::plan::INIT_PROCESS;
+use crate::pod::exec::Phase as ExecPhase;
+use crate::pod::member::{Member, Phase};
+use crate::pod::{Asker, Guest};
+
+impl Crew {
+    pub(super) fn take_replies(
+        &mut self,
+        guest: &mut Guest<'_>,
+        now: Instant,
+        happened: &mut Vec<Happened>,
+    ) -> Result<()> {
+        let mut index = 0;
+        while let Some((command, _)) = self.awaited.get(index) {
+            let Some(reply) = guest.link.reply(*command) else {
+                index += 1;
+                continue;
+            };
+            let (_, awaited) = self.awaited.remove(index);
+            match awaited {
+                Awaited::Start(name) => self.take_start(guest, &name, reply, now, happened)?,
+                Awaited::Clear(name) => self.take_clear(&name, reply, happened)?,
+                Awaited::Exec(name) => self.take_exec(guest, &name, reply, happened)?,
+                Awaited::Stats(asker) => {
+                    happened.push(answer::<Vec<ContainerUsage>>(asker, reply, Reply::Stats)?);
+                }
+                Awaited::Processes(asker) => {
+                    happened.push(answer::<Vec<ContainerProcesses>>(asker, reply, Reply::Processes)?);
+                }
+                Awaited::Pause { asker, container, paused } => {
+                    let reply = match reply {
+                        Ok(_) => {
+                            let running = |member: &&mut Member| member.phase == Phase::Running;
+                            let meant = self.members.iter_mut().filter(|member| is_meant(&container, member));
+                            meant.filter(running).for_each(|member| member.paused = paused);
+                            Reply::Done
+                        }
+                        Err(error) => failed(error)?,
+                    };
+                    happened.extend([Happened::Answer(asker, reply), Happened::Changed]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_start(
+        &mut self,
+        guest: &mut Guest<'_>,
+        name: &str,
+        reply: Result<Vec<u8>>,
+        now: Instant,
+        happened: &mut Vec<Happened>,
+    ) -> Result<()> {
+        let Some(member) = self.members.iter_mut().find(|member| member.plan.name == name) else {
+            return Ok(());
+        };
+        happened.push(Happened::Changed);
+        let (code, message) = match reply {
+            Ok(_) => {
+                member.began(guest, now);
+                happened.extend(member.adder.take().map(|adder| Happened::Answer(adder, Reply::Done)));
+                return Ok(());
+            }
+            Err(LinkError::Refused { code, message, .. }) => (exit::of_agent_error(code), message),
+            Err(error) => return Err(error),
+        };
+        start_failed(guest, member, code, message, happened);
+        Ok(())
+    }
+
+    fn take_clear(&mut self, name: &str, reply: Result<Vec<u8>>, happened: &mut Vec<Happened>) -> Result<()> {
+        match reply {
+            Ok(_) => {}
+            Err(error @ LinkError::Refused { .. }) => log::warn!("container {name}: {error}"),
+            Err(error) => return Err(error),
+        }
+        if let Some(member) = self.members.iter_mut().find(|member| member.plan.name == name) {
+            member.cleared();
+            happened.push(Happened::Changed);
+        }
+        Ok(())
+    }
+
+    fn take_exec(
+        &mut self,
+        guest: &mut Guest<'_>,
+        name: &str,
+        reply: Result<Vec<u8>>,
+        happened: &mut Vec<Happened>,
+    ) -> Result<()> {
+        let Some(index) = self.execs.iter().position(|exec| exec.process == name) else { return Ok(()) };
+        match reply {
+            Ok(_) => {
+                self.execs[index].began(guest)?;
+                happened
+                    .extend(self.execs[index].client.map(|client| Happened::Answer(client, Reply::Started)));
+            }
+            Err(error) => {
+                let mut exec = self.execs.remove(index);
+                exec.close(guest);
+                let reply = failed(error)?;
+                happened.extend(exec.client.map(|client| Happened::Last(client, reply)));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_event(&mut self, event: ProcessEvent, happened: &mut Vec<Happened>) {
+        let exit = event.exit.unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
+        if event.event != "finished" {
+            log::debug!("agent: {} of {} {}", event.process, event.container, event.event);
+        } else if event.process == INIT_PROCESS {
+            let found = self.members.iter_mut().find(|member| member.plan.name == event.container);
+            if let Some(member) = found {
+                member.exited(exit);
+            }
+            happened.push(Happened::Changed);
+        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.process == event.process) {
+            exec.phase = ExecPhase::Draining(exit);
+        }
+    }
+}
+
+fn answer<T: DeserializeOwned>(
+    asker: Asker,
+    reply: Result<Vec<u8>>,
+    shape: impl FnOnce(T) -> Reply,
+) -> Result<Happened> {
+    let reply = match reply {
+        Ok(data) => match serde_json::from_slice(&data) {
+            Ok(data) => shape(data),
+            Err(error) => refused(format!("the guest's answer cannot be read: {error}")),
+        },
+        Err(error) => failed(error)?,
+    };
+    Ok(Happened::Answer(asker, reply))
+}
+
+/// What the agent refused is its asker's trouble; anything else is everybody's.
+fn failed(error: LinkError) -> Result<Reply> {
+    match error {
+        LinkError::Refused { code, message, .. } => {
+            Ok(Reply::Failed { code: exit::of_agent_error(code), message })
+        }
+        error => Err(error),
+    }
+}

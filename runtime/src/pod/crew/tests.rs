@@ -1,0 +1,476 @@
+//! A crew against the agent's own code, over two socket pairs: no VM, no root. A container there is a plain process.
+
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use agent::agent::{Agent, Setting, Turn};
+use agent_proto::payload::{Container, Env, OciProcess, Pod, Process};
+
+use super::*;
+use crate::link::AgentLink;
+use crate::link::streams::{StreamHandle, StreamTable, streams};
+use crate::plan::INIT_PROCESS;
+use crate::pod::log::reader::{LogReader, Wanted};
+use crate::pod::log::{Limits, Stream};
+use crate::pod::output::Outputs;
+use crate::pod::podfile::RestartPolicy;
+
+/// How long a step may take; a test that waits longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Further processes in a row: each must leave nothing behind.
+const EXECS: usize = 200;
+/// Containers of a full pod.
+const CONTAINERS: usize = 64;
+
+/// Both sides, driven in turns by one thread.
+struct Rig {
+    agent: Agent,
+    link: AgentLink,
+    table: StreamTable,
+    handle: StreamHandle,
+    channel: UnixStream,
+    crew: Crew,
+    outputs: Outputs,
+    unsent: Vec<u8>,
+    turn: Turn,
+    happened: Vec<Happened>,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let (control, agent_control) = UnixStream::pair().unwrap();
+        let (channel, agent_channel) = UnixStream::pair().unwrap();
+        for socket in [&agent_control, &agent_channel, &channel] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let (table, handle) = streams(&[], None).unwrap();
+        let agent = Agent::new(agent_control.into(), agent_channel.into(), Setting::Host).unwrap();
+        let mut link = AgentLink::new(control).unwrap();
+        link.notify(Code::StartPod, "start the pod", &Pod::default()).unwrap();
+        Rig {
+            agent,
+            link,
+            table,
+            handle,
+            channel,
+            crew: Crew::new().unwrap(),
+            outputs: Outputs::default(),
+            unsent: Vec::new(),
+            turn: Turn::Continue,
+            happened: Vec::new(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// A rig with a container that runs `script`.
+    fn running(script: &str) -> Rig {
+        let mut rig = Rig::new();
+        rig.add("a", script, RestartPolicy::Never);
+        rig.until(|rig| rig.member("a").phase == Phase::Running);
+        rig
+    }
+
+    fn add(&mut self, name: &str, script: &str, restart: RestartPolicy) {
+        let process = Process {
+            id: INIT_PROCESS.into(),
+            args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+            envs: vec![Env { env: "PATH".into(), value: "/usr/bin:/bin".into() }],
+            workdir: "/".into(),
+            oci: Some(OciProcess::default()),
+            ..Process::default()
+        };
+        let plan = ContainerPlan {
+            name: name.into(),
+            labels: Default::default(),
+            container: Container { id: name.into(), process, ..Container::default() },
+            binds: Vec::new(),
+            contents: Vec::new(),
+            restart,
+            stop_signal: libc::SIGTERM,
+            log_path: None,
+        };
+        let log = LogFile::open(&self.folder.path().join(name), Limits { size: 1 << 20, files: 2 }).unwrap();
+        self.crew.add(plan, Some(log), None);
+    }
+
+    fn member(&self, name: &str) -> &Member {
+        self.crew.members.iter().find(|member| member.plan.name == name).unwrap()
+    }
+
+    /// Gives both sides their turns until `done` says so.
+    #[track_caller]
+    fn until(&mut self, mut done: impl FnMut(&mut Rig) -> bool) {
+        let start = Instant::now();
+        loop {
+            self.link.receive().unwrap();
+            let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
+            let happened = self.crew.step(&mut guest, Instant::now()).unwrap();
+            self.happened.extend(happened);
+            let outputs = &mut self.outputs;
+            let mut all = std::iter::repeat(true);
+            self.crew.members.iter_mut().for_each(|member| member.read_output(outputs, true, &mut all));
+            if done(self) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "no progress: {:?} {:?}", self.crew, self.happened);
+            if self.turn != Turn::PowerOff {
+                self.turn = self.agent.run_once(Some(Duration::from_millis(1))).unwrap();
+            }
+            self.carry();
+        }
+    }
+
+    /// Does what the devices' thread does: carries the stream channel's bytes, and looks after every descriptor.
+    fn carry(&mut self) {
+        let mut buffer = vec![0; 8192];
+        while let Ok(count @ 1..) = self.channel.read(&mut buffer) {
+            self.table.take(&buffer[..count], &mut |_, _, _| Ok(()));
+        }
+        for token in 0..64 {
+            self.table.ready(token, &mut |_, _, _| Ok(()));
+        }
+        loop {
+            if self.unsent.is_empty() {
+                let count = self.table.fill(&mut buffer);
+                self.unsent.extend_from_slice(&buffer[..count]);
+            }
+            match self.channel.write(&self.unsent) {
+                Ok(count @ 1..) => drop(self.unsent.drain(..count)),
+                _ => return,
+            }
+        }
+    }
+
+    fn exec(&mut self, client: Asker, script: &str) -> Client {
+        let (stdin_reader, stdin) = pipe().unwrap();
+        let (stdout, stdout_writer) = pipe().unwrap();
+        let (stderr, stderr_writer) = pipe().unwrap();
+        let fds: [OwnedFd; 3] = [stdin_reader.into(), stdout_writer.into(), stderr_writer.into()];
+        let request = ExecRequest {
+            container: "a".into(),
+            args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+            envs: vec![("VALUE".into(), "given".into())],
+            ..ExecRequest::default()
+        };
+        let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
+        assert_eq!(self.crew.exec(&mut guest, client, &request, &fds).unwrap(), None);
+        Client { stdin: Some(stdin), stdout, stderr }
+    }
+
+    /// The client's last answer.
+    #[track_caller]
+    fn last(&mut self, client: Asker) -> Reply {
+        let mut found = None;
+        self.until(|rig| {
+            let of =
+                |happened: &mut Happened| matches!(happened, Happened::Last(asker, _) if *asker == client);
+            if let Some(Happened::Last(_, reply)) = rig.happened.extract_if(.., of).next() {
+                found = Some(reply);
+            }
+            found.is_some()
+        });
+        // The table lets go of the client's descriptors.
+        self.carry();
+        found.unwrap()
+    }
+
+    fn logged(&self, name: &str) -> Vec<(Stream, String)> {
+        let (_, lines) = LogReader::open(&self.folder.path().join(name), &Wanted::default()).unwrap();
+        lines.into_iter().map(|line| (line.stream, line.log)).collect()
+    }
+}
+
+/// Our ends of an exec's descriptors.
+struct Client {
+    stdin: Option<PipeWriter>,
+    stdout: PipeReader,
+    stderr: PipeReader,
+}
+
+impl Client {
+    fn output(&mut self) -> (String, String) {
+        let (mut out, mut err) = (String::new(), String::new());
+        self.stdout.read_to_string(&mut out).unwrap();
+        self.stderr.read_to_string(&mut err).unwrap();
+        (out, err)
+    }
+}
+
+/// How many descriptors this process has open.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn two_containers_run_side_by_side_and_their_output_is_logged() {
+    let mut rig = Rig::new();
+    rig.add("a", "echo from a; exit 3", RestartPolicy::Never);
+    rig.add("b", "echo from b >&2", RestartPolicy::Never);
+    rig.until(|rig| rig.crew.is_over());
+    assert_eq!(rig.logged("a"), [(Stream::Stdout, "from a\n".to_owned())]);
+    assert_eq!(rig.logged("b"), [(Stream::Stderr, "from b\n".to_owned())]);
+    assert_eq!((rig.member("a").exit, rig.member("b").exit, rig.crew.exit_code()), (Some(3), Some(0), 3));
+    assert!(rig.crew.is_started());
+}
+
+#[test]
+fn a_container_s_input_is_at_its_end() {
+    let mut rig = Rig::new();
+    rig.add("a", "cat; echo end", RestartPolicy::Never);
+    rig.until(|rig| rig.crew.is_over());
+    assert_eq!(rig.logged("a"), [(Stream::Stdout, "end\n".to_owned())]);
+}
+
+#[test]
+fn a_policy_restarts_until_it_is_content() {
+    let mut rig = Rig::new();
+    let count = rig.folder.path().join("count").display().to_string();
+    let script = format!("echo x >> {count}; echo run; [ $(wc -l < {count}) -ge 3 ]");
+    rig.add("a", &script, RestartPolicy::OnFailure);
+    rig.until(|rig| rig.crew.is_over());
+    let state = rig.member("a").state();
+    assert_eq!((state.exit_code, state.restarts, state.status.as_str()), (Some(0), 2, "stopped"));
+    assert_eq!(rig.logged("a").len(), 3);
+    assert_eq!(rig.crew.exit_code(), 0);
+}
+
+#[test]
+fn a_container_that_always_runs_ends_when_the_pod_is_stopped() {
+    let mut rig = Rig::new();
+    rig.add("a", "true", RestartPolicy::Always);
+    rig.add("b", "trap 'exit 7' TERM; while :; do sleep 0.01; done", RestartPolicy::Always);
+    rig.until(|rig| rig.member("a").state().restarts >= 2 && rig.member("b").phase == Phase::Running);
+    rig.crew.stop(Instant::now() + PATIENCE);
+    rig.until(|rig| rig.crew.is_over());
+    assert_eq!((rig.member("a").exit, rig.member("b").exit), (Some(0), Some(7)));
+}
+
+#[test]
+fn who_does_not_heed_its_stop_signal_is_killed_when_patience_ends() {
+    let mut rig = Rig::running("trap '' TERM; echo ready; while :; do sleep 0.01; done");
+    rig.until(|rig| !rig.logged("a").is_empty());
+    rig.crew.stop(Instant::now() + Duration::from_millis(50));
+    rig.until(|rig| rig.crew.is_over());
+    assert_eq!(rig.member("a").exit, Some(137));
+    assert!(rig.crew.deadline().is_none());
+}
+
+#[test]
+fn an_exec_has_its_client_s_streams_and_every_exit_code_comes_back() {
+    let mut rig = Rig::running("exec sleep 1000");
+    let mut client = rig.exec(1, "cat; echo $VALUE >&2; exit 9");
+    let mut stdin = client.stdin.take().unwrap();
+    stdin.write_all(b"typed").unwrap();
+    drop(stdin);
+    assert_eq!(rig.last(1), Reply::Exited(9));
+    assert_eq!(client.output(), ("typed".to_owned(), "given\n".to_owned()));
+    for code in 0..=255 {
+        rig.exec(2, &format!("exit {code}"));
+        assert_eq!(rig.last(2), Reply::Exited(code));
+    }
+    rig.exec(3, "kill -9 $$");
+    assert_eq!(rig.last(3), Reply::Exited(137));
+}
+
+#[test]
+fn an_exec_that_cannot_be_is_told_why() {
+    let mut rig = Rig::running("exec sleep 1000");
+    let mut exec = |request: ExecRequest, fds: &[OwnedFd]| {
+        let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+        rig.crew.exec(&mut guest, 1, &request, fds).unwrap()
+    };
+    let request = |container: &str, args: &[&str]| ExecRequest {
+        container: container.into(),
+        args: args.iter().map(|arg| arg.to_string()).collect(),
+        ..ExecRequest::default()
+    };
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let message = |reply: Option<Reply>| match reply {
+        Some(Reply::Failed { code: 125, message }) => message,
+        other => panic!("{other:?}"),
+    };
+    let three = [null(), null(), null()];
+    assert_eq!(message(exec(request("x", &["true"]), &three)), "the pod has no container \"x\"");
+    assert_eq!(message(exec(request("a", &[]), &three)), "exec: no program");
+    assert_eq!(message(exec(request("a", &["true"]), &[])), "exec: the client's descriptors are not there");
+    assert_eq!(exec(request("a", &["/nonexistent"]), &three), None);
+    assert_eq!(message(exec(request("a", &["true"]), &three)), "exec: the connection has a process already");
+    let Reply::Failed { code: 127, message } = rig.last(1) else { panic!() };
+    assert!(message.contains("/nonexistent"), "{message}");
+}
+
+#[test]
+fn a_client_s_signals_reach_its_process_even_before_it_runs() {
+    let mut rig = Rig::running("exec sleep 1000");
+    rig.exec(1, "exec sleep 1000");
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    rig.crew.exec_of(1).unwrap().signal(&mut guest, libc::SIGTERM).unwrap();
+    assert_eq!(rig.last(1), Reply::Exited(143));
+}
+
+#[test]
+fn a_client_that_vanishes_takes_its_process_with_it() {
+    let mut rig = Rig::running("exec sleep 1000");
+    drop(rig.exec(1, "exec sleep 1000"));
+    rig.until(|rig| rig.crew.execs[0].phase == exec::Phase::Running);
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    rig.crew.forget(&mut guest, 1).unwrap();
+    rig.until(|rig| rig.crew.execs.is_empty());
+    assert!(!rig.happened.iter().any(|happened| matches!(happened, Happened::Last(..))));
+}
+
+#[test]
+fn many_execs_in_a_row_leave_nothing_behind() {
+    let mut rig = Rig::running("exec sleep 1000");
+    let run = |rig: &mut Rig, count: usize| {
+        for client in 0..count as u64 {
+            let mut ours = rig.exec(client, "echo out; echo err >&2");
+            assert_eq!(rig.last(client), Reply::Exited(0));
+            assert_eq!(ours.output(), ("out\n".to_owned(), "err\n".to_owned()));
+        }
+        rig.until(|rig| rig.link.outstanding() == 0);
+        rig.carry();
+    };
+    run(&mut rig, 1);
+    let before = descriptors();
+    run(&mut rig, EXECS);
+    // Other tests of this process open and close theirs meanwhile: a leak would be several for each exec.
+    assert!(descriptors() < before + EXECS, "{before} descriptors became {}", descriptors());
+    assert!(rig.crew.execs.is_empty() && rig.crew.awaited.is_empty());
+}
+
+#[test]
+fn a_reader_that_stalls_stops_no_other_stream() {
+    const STREAMS: u64 = 8;
+    const LINES: usize = 40_000;
+    let mut rig = Rig::running("exec sleep 1000");
+    let script = format!("seq {LINES}; echo end >&2");
+    let mut stalled = rig.exec(0, &script);
+    let readers: Vec<_> = (1..STREAMS)
+        .map(|client| {
+            let mut ours = rig.exec(client, &script);
+            std::thread::spawn(move || ours.output())
+        })
+        .collect();
+    for client in 1..STREAMS {
+        assert_eq!(rig.last(client), Reply::Exited(0));
+    }
+    for reader in readers {
+        let (out, err) = reader.join().unwrap();
+        assert_eq!((out.lines().count(), err.as_str()), (LINES, "end\n"));
+    }
+    assert!(!rig.happened.iter().any(|happened| matches!(happened, Happened::Last(0, _))));
+    let reader = std::thread::spawn(move || stalled.output());
+    assert_eq!(rig.last(0), Reply::Exited(0));
+    assert_eq!(reader.join().unwrap().0.lines().count(), LINES);
+}
+
+#[test]
+fn a_pod_has_many_containers() {
+    let mut rig = Rig::new();
+    for number in 0..CONTAINERS {
+        rig.add(&format!("c{number}"), &format!("echo {number}"), RestartPolicy::Never);
+    }
+    rig.until(|rig| rig.crew.is_over());
+    for number in 0..CONTAINERS {
+        assert_eq!(rig.logged(&format!("c{number}")), [(Stream::Stdout, format!("{number}\n"))]);
+    }
+    assert_eq!(rig.crew.exit_code(), 0);
+}
+
+#[test]
+fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
+    let mut rig = Rig::running("exec sleep 1000");
+    rig.add("b", "exec sleep 1000", RestartPolicy::Always);
+    rig.until(|rig| rig.member("b").phase == Phase::Running);
+    let refused = rig.crew.remove("b", false, 1);
+    assert_eq!(refused, Some(super::refused("container \"b\" is running".to_owned())));
+    assert_eq!(rig.crew.wait("b", 2), None);
+    assert_eq!(rig.crew.remove("b", true, 1), None);
+    let answered = |rig: &Rig, client: Asker, reply: &Reply| {
+        rig.happened
+            .iter()
+            .any(|happened| matches!(happened, Happened::Answer(a, r) if *a == client && r == reply))
+    };
+    rig.until(|rig| rig.crew.members.len() == 1);
+    assert!(answered(&rig, 1, &Reply::Done) && answered(&rig, 2, &Reply::Exited(137)));
+    assert!(rig.happened.iter().any(|happened| matches!(happened, Happened::Left(plan) if plan.name == "b")));
+    rig.add("b", "echo again", RestartPolicy::Never);
+    rig.until(|rig| rig.member("b").phase == Phase::Ended);
+    assert_eq!(rig.logged("b"), [(Stream::Stdout, "again\n".to_owned())]);
+    // The last one may leave, too: an empty pod lives on.
+    assert_eq!(rig.crew.remove("b", false, 3), None);
+    assert_eq!(rig.crew.remove("a", true, 4), None);
+    rig.until(|rig| rig.crew.members.is_empty());
+    assert!(!rig.crew.is_over());
+    rig.crew.stop(Instant::now());
+    assert!(rig.crew.is_over());
+}
+
+#[test]
+fn a_container_that_cannot_start_fails_its_pod_or_whoever_added_it() {
+    let mut rig = Rig::running("exec sleep 1000");
+    rig.add("b", "", RestartPolicy::Always);
+    rig.crew.members[1].plan.container.process.args = vec!["/nonexistent".into()];
+    rig.until(|rig| rig.happened.iter().any(|happened| matches!(happened, Happened::StartFailed { .. })));
+    let failed = rig.happened.iter().find_map(|happened| match happened {
+        Happened::StartFailed { code, message } => Some((*code, message.clone())),
+        _ => None,
+    });
+    let (code, message) = failed.unwrap();
+    assert!(code == 127 && message.starts_with("start container \"b\": "), "{message}");
+    rig.add("c", "", RestartPolicy::Never);
+    rig.crew.members[2].plan.container.process.args = vec!["/etc/passwd".into()];
+    rig.crew.members[2].adder = Some(5);
+    let told = |happened: &Happened| matches!(happened, Happened::Answer(5, Reply::Failed { code: 126, .. }));
+    rig.until(|rig| rig.happened.iter().any(told));
+    rig.until(|rig| !rig.crew.members.iter().any(|member| member.plan.name == "c"));
+}
+
+#[test]
+fn signals_go_to_one_container_or_to_all() {
+    let mut rig = Rig::running("exec sleep 1000");
+    rig.add("b", "exec sleep 1000", RestartPolicy::Never);
+    rig.until(|rig| rig.member("b").phase == Phase::Running);
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let unknown = rig.crew.kill(&mut guest, "x", 15, false).unwrap();
+    assert_eq!(unknown, super::refused("the pod has no container \"x\"".to_owned()));
+    assert_eq!(rig.crew.kill(&mut guest, "b", libc::SIGINT, false).unwrap(), Reply::Done);
+    rig.until(|rig| rig.member("b").phase == Phase::Ended);
+    assert_eq!((rig.member("b").exit, rig.member("a").exit), (Some(130), None));
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    assert_eq!(rig.crew.kill(&mut guest, "", libc::SIGUSR1, false).unwrap(), Reply::Done);
+    rig.until(|rig| rig.crew.is_over());
+    assert_eq!(rig.crew.exit_code(), 138);
+}
+
+#[test]
+fn the_guest_is_asked_about_its_containers() {
+    let mut rig = Rig::running("exec sleep 1000");
+    for (client, question) in [(1, Question::Stats), (2, Question::Processes)] {
+        let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+        assert_eq!(rig.crew.ask(&mut guest, client, &question).unwrap(), None);
+    }
+    let (mut stats, mut processes) = (false, false);
+    rig.until(|rig| {
+        for happened in rig.happened.drain(..) {
+            match happened {
+                Happened::Answer(1, Reply::Stats(all)) => stats = all[0].container == "a",
+                Happened::Answer(2, Reply::Processes(all)) => processes = all[0].container == "a",
+                _ => {}
+            }
+        }
+        stats && processes
+    });
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let pause = |paused| Question::Pause { container: "a".into(), paused };
+    assert_eq!(rig.crew.ask(&mut guest, 3, &pause(true)).unwrap(), None);
+    rig.until(|rig| rig.member("a").paused);
+    assert_eq!(rig.member("a").state().status, "paused");
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    assert_eq!(rig.crew.ask(&mut guest, 3, &pause(false)).unwrap(), None);
+    rig.until(|rig| !rig.member("a").paused);
+}

@@ -1,0 +1,154 @@
+//! A foreground pod's own standard output and error: what its containers write, with the container's name before each line
+//! where there are several. Nobody waits for whoever reads it: what is not taken is kept, and with enough of it kept the
+//! containers' own pipes fill up.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::log::Stream;
+use crate::link::streams::descriptor::{Descriptor, Use};
+
+/// Bytes that wait, above which no more are taken from the containers.
+const WAITING_MAX: usize = 256 << 10;
+
+/// One of our own outputs.
+#[derive(Debug)]
+struct Own {
+    descriptor: Descriptor,
+    waiting: VecDeque<u8>,
+    /// Whoever read it is gone, or it cannot be written: the containers go on, their logs have it all.
+    gone: bool,
+}
+
+/// Both outputs; nothing of a pod in the background.
+#[derive(Debug, Default)]
+pub struct Outputs(Vec<Own>);
+
+impl Outputs {
+    /// Returns outputs that go to our own stdout and stderr.
+    pub fn foreground() -> io::Result<Outputs> {
+        let open = |fd| {
+            let descriptor = Descriptor::open(fd, Use::Sink)?;
+            Ok(Own { descriptor, waiting: VecDeque::new(), gone: false })
+        };
+        let both: io::Result<Vec<Own>> =
+            [libc::STDOUT_FILENO, libc::STDERR_FILENO].into_iter().map(open).collect();
+        both.map(Outputs)
+    }
+
+    /// Writes bytes as they are.
+    pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        if let Some(own) = self.own(stream) {
+            own.waiting.extend(bytes);
+            own.flush();
+        }
+    }
+
+    /// Writes a line with the name of the container that it is from.
+    pub fn write_line(&mut self, stream: Stream, name: &str, line: &[u8]) {
+        let Some(own) = self.own(stream) else { return };
+        own.waiting.extend(name.as_bytes());
+        own.waiting.extend(b" | ");
+        own.waiting.extend(line);
+        if !line.ends_with(b"\n") {
+            own.waiting.push_back(b'\n');
+        }
+        own.flush();
+    }
+
+    /// Whether so much waits that nothing should be added to it.
+    pub fn is_full(&self) -> bool {
+        self.0.iter().any(|own| own.waiting.len() >= WAITING_MAX)
+    }
+
+    /// Whether all has been taken.
+    pub fn is_flushed(&self) -> bool {
+        self.0.iter().all(|own| own.waiting.is_empty())
+    }
+
+    /// The descriptors that are waited for.
+    pub fn blocked(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().filter(|own| !own.waiting.is_empty()).map(|own| own.descriptor.as_fd())
+    }
+
+    /// Writes what waits.
+    pub fn flush(&mut self) {
+        self.0.iter_mut().for_each(Own::flush);
+    }
+
+    fn own(&mut self, stream: Stream) -> Option<&mut Own> {
+        self.0.get_mut(stream as usize).filter(|own| !own.gone)
+    }
+}
+
+impl Own {
+    fn flush(&mut self) {
+        while !self.waiting.is_empty() {
+            match self.descriptor.write(self.waiting.as_slices().0) {
+                Ok(count @ 1..) => drop(self.waiting.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                end => {
+                    if let Err(error) = end {
+                        log::debug!("write the containers' output: {error}");
+                    }
+                    self.gone = true;
+                    self.waiting.clear();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, Read, pipe};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    fn outputs() -> (Outputs, PipeReader, PipeReader) {
+        let ((out, out_writer), (err, err_writer)) = (pipe().unwrap(), pipe().unwrap());
+        let own = [out_writer, err_writer].map(|writer| Own {
+            descriptor: Descriptor::open(writer.as_raw_fd(), Use::Sink).unwrap(),
+            waiting: VecDeque::new(),
+            gone: false,
+        });
+        (Outputs(own.into_iter().collect()), out, err)
+    }
+
+    #[test]
+    fn lines_have_their_container_s_name() {
+        let (mut outputs, mut out, mut err) = outputs();
+        outputs.write_line(Stream::Stdout, "a", b"one\n");
+        outputs.write_line(Stream::Stderr, "b", b"two");
+        outputs.write(Stream::Stdout, b"plain");
+        assert!(outputs.is_flushed());
+        drop(outputs);
+        let mut text = String::new();
+        out.read_to_string(&mut text).unwrap();
+        err.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "a | one\nplainb | two\n");
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_or_leaves_stops_nobody() {
+        let (mut outputs, mut out, err) = outputs();
+        let mut written = 0;
+        while !outputs.is_full() {
+            outputs.write(Stream::Stdout, &[7; 10_000]);
+            written += 10_000;
+        }
+        assert_eq!(outputs.blocked().count(), 1);
+        let mut taken = vec![0; written];
+        for part in taken.chunks_mut(4096) {
+            out.read_exact(part).unwrap();
+            outputs.flush();
+        }
+        assert!(outputs.is_flushed());
+        drop(err);
+        outputs.write(Stream::Stderr, b"nobody");
+        outputs.write(Stream::Stderr, b"nobody");
+        assert!(outputs.is_flushed());
+    }
+}

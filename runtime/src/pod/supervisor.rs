@@ -1,0 +1,387 @@
+//! The pod's process: the machine, the containers, and whoever asks on the pod's socket, in one loop on the main thread.
+
+use std::fs::Permissions;
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{PermissionsExt, fchown};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agent_proto::command::Code;
+use anyhow::{Context, Result};
+
+use super::clients::Clients;
+use super::crew::{Crew, Happened, refused};
+use super::log::{Limits, LogFile};
+use super::output::Outputs;
+use super::plan::{ContainerPlan, Content, PodPlan};
+use super::podfile::Container;
+use super::refuse::CONTAINERS_MAX;
+use super::{Asker, Guest};
+use crate::control::Reply;
+use crate::exit::CodedError;
+use crate::link::CommandId;
+use crate::session::Session;
+use crate::signals::{Asked, Signals, asks_for_an_end};
+use crate::state::{PodState, StateDir};
+use crate::{exit, sys};
+
+/// How long containers have between their stop signal and SIGKILL when a signal ends the pod.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// Commands without a reply above which clients wait.
+const BUSY: usize = 256;
+/// How long whoever reads our output may take for the rest of it after the pod's end.
+const LAST_OUTPUT: Duration = Duration::from_secs(10);
+
+/// What a pod's process is made from.
+pub struct Parts {
+    /// The machine, which has just been started.
+    pub session: Session,
+    /// Our signals.
+    pub signals: Signals,
+    /// What the pod is.
+    pub pod: PodPlan,
+    /// Its containers.
+    pub containers: Vec<ContainerPlan>,
+    /// Its directory.
+    pub state: StateDir,
+    /// Its socket.
+    pub listener: UnixListener,
+    /// Where output goes beside the logs.
+    pub outputs: Outputs,
+}
+
+/// A pod's process.
+pub struct Supervisor {
+    session: Session,
+    signals: Signals,
+    pod: PodPlan,
+    crew: Crew,
+    clients: Clients,
+    outputs: Outputs,
+    /// A container's name stands before its lines.
+    named: bool,
+    limits: Option<Limits>,
+    state: StateDir,
+    created: u64,
+    /// Containers so far: each has a name in the share that none had before.
+    shared: u64,
+    /// STARTPOD, until it is answered.
+    starting: Option<CommandId>,
+    /// Told once that every container was started.
+    started: Option<Box<dyn FnOnce()>>,
+    /// A second signal is not patient.
+    stopping: bool,
+    /// What is told of the pod has changed since it was written.
+    changed: bool,
+}
+
+impl Supervisor {
+    /// Asks the guest for the pod and its containers. `started` is called once all of them run.
+    pub fn start(parts: Parts, started: Box<dyn FnOnce()>) -> Result<Supervisor> {
+        let Parts { mut session, signals, pod, containers, state, listener, outputs } = parts;
+        let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
+        let limits = Limits::of(&pod.log)?;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut supervisor = Supervisor {
+            named: containers.len() != 1,
+            crew: Crew::new().context("open /dev/null")?,
+            clients: Clients::new(listener),
+            starting: Some(command),
+            started: Some(started),
+            shared: 0,
+            stopping: false,
+            changed: true,
+            session,
+            signals,
+            pod,
+            outputs,
+            limits,
+            state,
+            created,
+        };
+        for container in containers {
+            supervisor.add(container, None)?;
+        }
+        Ok(supervisor)
+    }
+
+    /// Runs the pod to its end; returns its exit code.
+    pub fn run(&mut self) -> Result<u8> {
+        let result = self.live();
+        let ended = self.end();
+        // What went wrong first says more.
+        let code = result?;
+        ended.map(|()| code)
+    }
+
+    /// Lives until every container has ended, or the pod was asked to.
+    fn live(&mut self) -> Result<u8> {
+        loop {
+            self.step()?;
+            if self.crew.is_over() {
+                return Ok(self.crew.exit_code());
+            }
+            self.wait("run the pod", self.crew.deadline())?;
+        }
+    }
+
+    /// Does everything that can be done now.
+    fn step(&mut self) -> Result<()> {
+        let link = &mut self.session.sandbox.link;
+        if let Some(reply) = self.starting.and_then(|command| link.reply(command)) {
+            reply?;
+            (self.starting, self.changed) = (None, true);
+        }
+        let mut guest = Guest { link, streams: &mut self.session.sandbox.streams };
+        let happened = self.crew.step(&mut guest, Instant::now())?;
+        for happened in happened {
+            self.take(happened)?;
+        }
+        if self.starting.is_none()
+            && self.crew.is_started()
+            && let Some(started) = self.started.take()
+        {
+            self.write_state()?;
+            started();
+        }
+        if self.changed {
+            self.write_state()?;
+        }
+        self.flush_clients()
+    }
+
+    fn flush_clients(&mut self) -> Result<()> {
+        for asker in self.clients.flush() {
+            self.crew.forget(&mut self.session.sandbox.guest(), asker)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, happened: Happened) -> Result<()> {
+        match happened {
+            Happened::Answer(asker, reply) => self.clients.answer(asker, &reply),
+            Happened::Last(asker, reply) => self.clients.answer_last(asker, &reply),
+            Happened::Changed => self.changed = true,
+            Happened::Left(plan) => {
+                self.unshare(&plan);
+                self.changed = true;
+            }
+            // A pod whose containers do not all start has not started.
+            Happened::StartFailed { code, message } => return Err(CodedError { code, message }.into()),
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something happens, and takes what is not the guest's.
+    fn wait(&mut self, step: &'static str, until: Option<Instant>) -> Result<()> {
+        let sandbox = &mut self.session.sandbox;
+        let owed = self.starting.is_some()
+            || self.crew.is_owed(&Guest { link: &mut sandbox.link, streams: &mut sandbox.streams });
+        let busy = self.session.sandbox.link.outstanding() >= BUSY;
+        let taps = !self.outputs.is_full();
+        let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
+        others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));
+        if taps {
+            let taps = self.crew.members.iter().flat_map(|member| member.taps());
+            others.extend(taps.filter_map(|tap| Some((tap.fd()?, libc::POLLIN))));
+        }
+        let (askers, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy).into_iter().unzip();
+        others.extend(fds);
+        let mut ready = self.session.turn(step, owed, &others, until)?.into_iter();
+        if ready.next() == Some(true) {
+            self.take_signals()?;
+        }
+        let blocked = self.outputs.blocked().count();
+        let mut ready = ready.skip(blocked);
+        self.outputs.flush();
+        if taps {
+            let (outputs, named) = (&mut self.outputs, self.named);
+            self.crew.members.iter_mut().for_each(|member| member.read_output(outputs, named, &mut ready));
+        }
+        let askers = askers.into_iter().zip(ready).filter_map(|(asker, ready)| asker.filter(|_| ready));
+        let askers: Vec<_> = askers.collect();
+        if busy { Ok(()) } else { self.serve_clients(&askers) }
+    }
+
+    fn take_signals(&mut self) -> Result<()> {
+        while let Some(asked) = self.signals.next().context("read a signal")? {
+            match asked {
+                Asked::Forward(signal) if asks_for_an_end(signal) => {
+                    let grace = if self.stopping { Duration::ZERO } else { GRACE };
+                    self.stop(grace);
+                }
+                other => log::debug!("a pod does nothing about {other:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the pod's end.
+    pub(super) fn stop(&mut self, grace: Duration) {
+        (self.stopping, self.changed) = (true, true);
+        self.crew.stop(Instant::now() + grace);
+    }
+
+    fn serve_clients(&mut self, ready: &[Asker]) -> Result<()> {
+        self.clients.accept();
+        for &asker in ready {
+            if !self.clients.receive(asker) {
+                self.crew.forget(&mut self.session.sandbox.guest(), asker)?;
+                continue;
+            }
+            while let Some(request) = self.clients.next(asker) {
+                if let Some(reply) = self.serve(asker, request)? {
+                    self.clients.answer(asker, &reply);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The containers, with what leads into the guest.
+    pub(super) fn crew(&mut self) -> (&mut Crew, Guest<'_>) {
+        (&mut self.crew, self.session.sandbox.guest())
+    }
+
+    /// Whether the pod is about to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Adds a container that a client sent.
+    pub(super) fn add_sent(
+        &mut self,
+        asker: Asker,
+        base: &str,
+        container: serde_json::Value,
+    ) -> Option<Reply> {
+        let added = serde_json::from_value::<Container>(container)
+            .context("parse the container")
+            .and_then(|container| Ok(self.pod.container("container", &container, Path::new(base))?))
+            .and_then(|plan| self.add(plan, Some(asker)));
+        added.err().map(|error| {
+            let (_, message) = exit::of_error(&error);
+            refused(message)
+        })
+    }
+
+    /// Shares what a container needs and has it started.
+    fn add(&mut self, mut plan: ContainerPlan, adder: Option<Asker>) -> Result<()> {
+        if self.crew.members.iter().any(|member| member.plan.name == plan.name) {
+            anyhow::bail!("the pod has a container {:?}", plan.name);
+        }
+        if self.crew.members.len() >= CONTAINERS_MAX {
+            anyhow::bail!("{CONTAINERS_MAX} containers are the most");
+        }
+        self.shared += 1;
+        plan.place(self.shared);
+        let log = match (self.limits, &plan.log_path) {
+            (None, _) => None,
+            (Some(limits), path) => {
+                let path = path.clone().unwrap_or_else(|| self.state.log(&plan.name));
+                Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
+            }
+        };
+        if let Err(error) = self.share(&plan) {
+            self.unshare(&plan);
+            return Err(error);
+        }
+        self.changed = true;
+        self.crew.add(plan, log, adder);
+        Ok(())
+    }
+
+    fn share(&self, plan: &ContainerPlan) -> Result<()> {
+        let sandbox = &self.session.sandbox;
+        plan.binds.iter().try_for_each(|bind| sandbox.bind(bind))?;
+        for content in &plan.contents {
+            let file = content_file(content).with_context(|| format!("make {}", content.path))?;
+            sandbox.bind_file(&content.path, file.into())?;
+        }
+        Ok(())
+    }
+
+    fn unshare(&self, plan: &ContainerPlan) {
+        let contents = plan.contents.iter().map(|content| content.path.as_str());
+        for path in plan.binds.iter().map(|bind| bind.path.as_str()).chain(contents) {
+            // What was not shared is no loss.
+            if let Err(error) = self.session.sandbox.unbind(path) {
+                log::debug!("{error}");
+            }
+        }
+    }
+
+    /// What the pod is.
+    pub(super) fn state(&self) -> PodState {
+        let status = match (self.stopping, self.started.is_some()) {
+            (true, _) => "stopping",
+            (false, true) => "starting",
+            (false, false) => "running",
+        };
+        PodState {
+            id: self.pod.id.clone(),
+            status: status.to_owned(),
+            pid: std::process::id(),
+            created: self.created,
+            labels: self.pod.labels().clone(),
+            containers: self.crew.members.iter().map(|member| member.state()).collect(),
+        }
+    }
+
+    fn write_state(&mut self) -> Result<()> {
+        self.changed = false;
+        Ok(self.state.write(&self.state())?)
+    }
+
+    /// Ends the machine, and with it whatever still runs; leaves the last state.
+    fn end(&mut self) -> Result<()> {
+        self.stopping = true;
+        self.session.sandbox.expect_end();
+        if let Err(error) = self.destroy() {
+            log::warn!("{error:#}");
+        }
+        let mut state = self.state();
+        "stopped".clone_into(&mut state.status);
+        self.state.write(&state)?;
+        self.state.close();
+        let patience = Instant::now() + LAST_OUTPUT;
+        while !self.outputs.is_flushed() && Instant::now() < patience {
+            let blocked: Vec<_> = self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)).collect();
+            sys::poll_all(blocked.iter(), Some(patience - Instant::now())).context("poll")?;
+            self.outputs.flush();
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        let command = self.session.sandbox.link.send_bare(Code::DestroyPod, "end the pod")?;
+        self.session.begin();
+        loop {
+            let happened = self.crew.step(&mut self.session.sandbox.guest(), Instant::now())?;
+            for happened in happened {
+                // A container that could not be started has been told of.
+                self.take(happened).unwrap_or_else(|error| log::debug!("{error:#}"));
+            }
+            self.flush_clients()?;
+            if let Some(reply) = self.session.sandbox.link.reply(command) {
+                reply?;
+                return Ok(());
+            }
+            self.wait("end the pod", None)?;
+        }
+    }
+}
+
+/// Returns a file of its own with what is in `content`.
+fn content_file(content: &Content) -> io::Result<std::fs::File> {
+    let mut file = sys::memory_file(c"vmm-content")?;
+    file.write_all(&content.bytes)?;
+    file.set_permissions(Permissions::from_mode(content.mode))?;
+    // Without privilege everything is ours, as in an image.
+    if content.owner != (0, 0) || sys::effective_user() == 0 {
+        fchown(&file, Some(content.owner.0), Some(content.owner.1))?;
+    }
+    Ok(file)
+}

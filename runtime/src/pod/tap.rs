@@ -1,0 +1,86 @@
+//! A container's output on its way to its log and to ours: a pipe that the streams write and the main thread reads.
+
+use std::io::{self, PipeWriter, pipe};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::log::{Lines, Stream};
+use crate::link::streams::descriptor::{Descriptor, Use};
+
+/// Bytes taken from a pipe at a time.
+const READ_SIZE: usize = 64 << 10;
+
+/// One output of a container.
+#[derive(Debug)]
+pub struct Tap {
+    /// Which one.
+    pub stream: Stream,
+    descriptor: Descriptor,
+    lines: Lines,
+    ended: bool,
+}
+
+impl Tap {
+    /// Returns a tap and the end that is to be written, which may be closed once it was duplicated.
+    pub fn new(stream: Stream) -> io::Result<(Tap, PipeWriter)> {
+        let (reader, writer) = pipe()?;
+        let descriptor = Descriptor::open(reader.as_raw_fd(), Use::Source)?;
+        Ok((Tap { stream, descriptor, lines: Lines::default(), ended: false }, writer))
+    }
+
+    /// The descriptor to wait for, until the end has been read.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        (!self.ended).then(|| self.descriptor.as_fd())
+    }
+
+    /// Whether everything was read that will ever come.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads once; hands over the bytes, and the lines that are whole with them.
+    pub fn read(&mut self, mut bytes: impl FnMut(&[u8]), mut line: impl FnMut(&[u8])) {
+        if self.ended {
+            return;
+        }
+        let mut buffer = vec![0; READ_SIZE];
+        match self.descriptor.read(&mut buffer) {
+            Ok(count @ 1..) => {
+                bytes(&buffer[..count]);
+                self.lines.push(&buffer[..count], line);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            end => {
+                if let Err(error) = end {
+                    log::warn!("read a container's output: {error}");
+                }
+                self.ended = true;
+                self.lines.finish(&mut line);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::sys;
+
+    #[test]
+    fn bytes_come_as_they_are_and_lines_whole() {
+        let (mut tap, mut writer) = Tap::new(Stream::Stdout).unwrap();
+        let (mut bytes, mut lines) = (Vec::new(), Vec::new());
+        for (piece, ready) in [("a\nb", true), ("", false), ("c\nd", true)] {
+            writer.write_all(piece.as_bytes()).unwrap();
+            assert_eq!(sys::is_ready(tap.fd().unwrap(), libc::POLLIN), ready);
+            tap.read(|piece| bytes.extend_from_slice(piece), |line| lines.push(line.to_vec()));
+        }
+        assert_eq!((bytes.as_slice(), lines.len()), (&b"a\nbc\nd"[..], 2));
+        assert!(!tap.is_ended());
+        drop(writer);
+        tap.read(|_| panic!(), |line| lines.push(line.to_vec()));
+        assert!(tap.is_ended() && tap.fd().is_none());
+        assert_eq!(lines, [b"a\n".to_vec(), b"bc\n".to_vec(), b"d".to_vec()]);
+    }
+}
