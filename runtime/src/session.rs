@@ -14,6 +14,10 @@ use crate::sys;
 /// How many of the console's last lines an error shows.
 const TAIL_LINES: usize = 20;
 
+/// The longest sleep that counts as silence at once. Of a longer one this program missed the rest itself: it was stopped, by
+/// job control or a debugger, and the guest with it.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+
 /// How long a machine may take to end after its guest has closed the control channel.
 const END_GRACE: Duration = Duration::from_secs(2);
 
@@ -66,14 +70,36 @@ pub enum SessionError {
 /// This module's result.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
+/// How long the agent may owe something and make no progress.
+#[derive(Debug)]
+struct Patience {
+    whole: Duration,
+    spent: Duration,
+}
+
+impl Patience {
+    /// The agent has all of it again.
+    fn renew(&mut self) {
+        self.spent = Duration::ZERO;
+    }
+
+    /// How long to sleep at the most; nothing when it is at its end.
+    fn next(&self) -> Option<Duration> {
+        let left = self.whole.saturating_sub(self.spent);
+        (!left.is_zero()).then_some(left.min(SILENCE_MAX))
+    }
+
+    /// Takes off a sleep in which the agent made no progress.
+    fn spend(&mut self, slept: Duration) {
+        self.spent += slept.min(SILENCE_MAX);
+    }
+}
+
 /// A sandbox, and the wait for what comes out of it.
 pub struct Session {
     /// The sandbox.
     pub sandbox: Sandbox,
-    /// How long the agent may make no progress.
-    patience: Duration,
-    /// Since when the agent has owed something and made no progress.
-    owes_since: Option<Instant>,
+    patience: Patience,
     /// The machine has ended, and what it left was there to be looked at.
     over: bool,
 }
@@ -81,12 +107,13 @@ pub struct Session {
 impl Session {
     /// Returns a session in which the agent may make no progress for as long as `patience`.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
-        Session { sandbox, patience, owes_since: None, over: false }
+        let patience = Patience { whole: patience, spent: Duration::ZERO };
+        Session { sandbox, patience, over: false }
     }
 
     /// The agent has time from now on again.
     pub fn begin(&mut self) {
-        self.owes_since = None;
+        self.patience.renew();
     }
 
     /// Sleeps until something happens, at the longest until `until`, and takes what the agent has sent. `owed` says that
@@ -106,16 +133,20 @@ impl Session {
         if self.over {
             return Err(self.ended(step));
         }
-        let timeout = self.timeout(step, owed)?;
+        let patience = self.timeout(step, owed)?;
         let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout = [timeout, rest].into_iter().flatten().min();
+        let timeout = [patience, rest].into_iter().flatten().min();
         let (sandbox, link) = (&self.sandbox, &self.sandbox.link);
         let own = [
             (link.fd(), link.interest()),
             (sandbox.end_fd(), libc::POLLIN),
             (sandbox.streams.notify_fd(), libc::POLLIN),
         ];
+        let asleep = Instant::now();
         let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(host("poll"))?;
+        if patience.is_some() {
+            self.patience.spend(asleep.elapsed());
+        }
         let others = ready.split_off(own.len());
         let (agent, end, streams) = (ready[0], ready[1], ready[2]);
         if streams {
@@ -131,7 +162,7 @@ impl Session {
     fn take_agent(&mut self, step: &'static str) -> Result<()> {
         match self.sandbox.link.receive() {
             Ok(true) => {
-                self.owes_since = None;
+                self.patience.renew();
                 Ok(())
             }
             Ok(false) => Ok(()),
@@ -151,17 +182,14 @@ impl Session {
     /// How long to wait: for ever, unless the agent owes something.
     fn timeout(&mut self, step: &'static str, owed: bool) -> Result<Option<Duration>> {
         if !owed && !self.sandbox.link.is_waiting() {
-            self.owes_since = None;
+            self.patience.renew();
             return Ok(None);
         }
-        let since = *self.owes_since.get_or_insert_with(Instant::now);
-        match self.patience.checked_sub(since.elapsed()) {
-            Some(left) if !left.is_zero() => Ok(Some(left)),
-            _ => {
-                let tail = indented(&self.sandbox.console_tail());
-                Err(SessionError::Silent { step, after: self.patience, tail })
-            }
-        }
+        self.patience.next().map(Some).ok_or_else(|| SessionError::Silent {
+            step,
+            after: self.patience.whole,
+            tail: indented(&self.sandbox.console_tail()),
+        })
     }
 
     /// Says why the machine ended.
@@ -224,6 +252,19 @@ mod tests {
              init!\n  guest: [0.3] CPU: 0"
         );
         assert_eq!(panic_of("all is well"), None);
+    }
+
+    #[test]
+    fn patience_is_not_spent_while_this_program_is_stopped() {
+        let mut patience = Patience { whole: Duration::from_millis(2500), spent: Duration::ZERO };
+        assert_eq!(patience.next(), Some(SILENCE_MAX));
+        patience.spend(Duration::from_secs(3600));
+        patience.spend(Duration::from_millis(900));
+        assert_eq!(patience.next(), Some(Duration::from_millis(600)));
+        patience.spend(Duration::from_millis(600));
+        assert_eq!(patience.next(), None);
+        patience.renew();
+        assert_eq!(patience.next(), Some(SILENCE_MAX));
     }
 
     #[test]
