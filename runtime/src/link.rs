@@ -41,6 +41,9 @@ pub enum LinkError {
     /// The agent's bytes are no frames.
     #[error("read the agent's control channel")]
     Frame(#[source] FrameError),
+    /// The agent's bytes are no frames there either.
+    #[error("read the agent's stream channel")]
+    Streams(#[source] FrameError),
     /// The agent's frames make no sense.
     #[error("the agent's control channel: {0}")]
     Protocol(String),

@@ -151,6 +151,9 @@ impl Session {
         let (agent, end, streams) = (ready[0], ready[1], ready[2]);
         if streams {
             self.sandbox.streams.acknowledge();
+            if let Some(error) = self.sandbox.streams.lost() {
+                return Err(LinkError::Streams(error).into());
+            }
         }
         if agent || end {
             self.take_agent(step)?;

@@ -177,8 +177,8 @@ impl StreamTable {
                 Ok(Some(piece)) => self.take_output(piece, watch),
                 Ok(None) => return,
                 Err(error) => {
-                    log::error!("stream channel: {error}; nothing more is taken from it");
                     self.lost = true;
+                    self.shared.lose(error);
                 }
             }
         }
@@ -329,7 +329,14 @@ impl StreamTable {
         }
         match sink.take_owed() {
             Owed::Nothing => {}
-            Owed::Credit(bytes) => self.owed.push(Credit { seq: *seq, bytes }),
+            Owed::Credit(bytes) => {
+                // A guest that takes no input has one record of each stream waiting, however much it sends.
+                let record = self.owed.iter_mut().find(|record| record.seq == *seq && record.bytes > 0);
+                match record {
+                    Some(record) => record.bytes = record.bytes.saturating_add(bytes),
+                    None => self.owed.push(Credit { seq: *seq, bytes }),
+                }
+            }
             Owed::Closed => self.owed.push(Credit { seq: *seq, bytes: 0 }),
         }
     }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use agent_proto::FrameError;
 
 use super::Stream;
 use crate::sys;
@@ -93,6 +95,7 @@ pub(super) struct Shared {
     pub(super) orders: Mutex<Vec<Order>>,
     pub(super) wake: File,
     notify: Arc<File>,
+    lost: OnceLock<FrameError>,
 }
 
 impl Shared {
@@ -101,7 +104,15 @@ impl Shared {
             orders: Mutex::new(Vec::new()),
             wake: sys::eventfd()?,
             notify: Arc::new(sys::eventfd()?),
+            lost: OnceLock::new(),
         })
+    }
+
+    /// The guest's frames make no sense any more.
+    pub(super) fn lose(&self, error: FrameError) {
+        // The first error says why; the table takes nothing after it.
+        let _ = self.lost.set(error);
+        wake(&self.notify);
     }
 }
 
@@ -116,7 +127,13 @@ impl StreamHandle {
         StreamHandle { shared, states: Vec::new() }
     }
 
-    /// Readable when a stream that is waited for may be complete.
+    /// Why nothing more comes out of any stream, if that is so: a length that no frame can have, after which nobody knows
+    /// where the next frame begins.
+    pub fn lost(&self) -> Option<FrameError> {
+        self.shared.lost.get().copied()
+    }
+
+    /// Readable when a stream that is waited for may be complete, or all are lost.
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
         self.shared.notify.as_fd()
     }

@@ -349,3 +349,27 @@ fn a_closed_stream_lets_its_descriptors_go_and_its_place_is_taken_again() {
     fixture.output(100, b"never opened");
     assert_eq!(fixture.table.complaints, 1);
 }
+
+#[test]
+fn a_length_that_cannot_be_ends_all_streams_and_says_why() {
+    let (mut fixture, mut reader) = Fixture::stdout();
+    fixture.output(1, b"before");
+    assert_eq!(fixture.handle.lost(), None);
+    fixture.take(&[0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]);
+    fixture.output(1, b"after");
+    assert!(matches!(fixture.handle.lost(), Some(agent_proto::FrameError::TooLong { length: u32::MAX, .. })));
+    assert!(sys::is_ready(fixture.handle.notify_fd(), libc::POLLIN));
+    assert_eq!(read_all(&mut reader, 6), b"before");
+    drop(fixture);
+    assert_eq!(reader.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn a_guest_that_takes_no_input_has_one_credit_of_a_stream_waiting() {
+    let null = File::options().write(true).open("/dev/null").unwrap();
+    let mut fixture = Fixture::new(&[StreamSpec { seq: 1, source: None, sink: Some(null.as_raw_fd()) }]);
+    for _ in 0..64 {
+        fixture.output(1, &[0; STREAM_WINDOW as usize]);
+    }
+    assert_eq!(fixture.credits(), [Credit { seq: 1, bytes: 64 * STREAM_WINDOW }]);
+}
