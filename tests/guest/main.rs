@@ -1,6 +1,7 @@
 //! Runs inside the container: does what programs do to files and asserts what they rely on.
 //!
-//! `guest CHECK` works in the current folder and prints `ok`; a broken expectation panics with its line.
+//! `guest CHECK` works in the current folder and prints `ok`; a broken expectation panics with its line. `guest hostile
+//! SCENARIO` takes the agent's place.
 // UNSAFETY: mmap(2), whose shared mappings are what one of the checks is about.
 #![allow(unsafe_code)]
 
@@ -10,6 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
+
+mod hostile;
 
 /// Entries in the large directory: several readdir replies' worth.
 const MANY: usize = 1500;
@@ -26,6 +29,7 @@ fn main() {
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
+        "hostile" => hostile::run(&std::env::args().nth(2).unwrap_or_default()),
         _ => panic!("no check {check:?}"),
     }
     println!("ok");

@@ -11,9 +11,11 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod initrd;
 mod process;
 mod terminal;
 
+pub use initrd::Initrd;
 pub use process::{Finished, Running, check_output};
 pub use terminal::Terminal;
 

@@ -1,10 +1,11 @@
 //! What bad input gets: one line that names step, operand and cause, exit code 125, and nothing left behind.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
-use tests::{Bundle, Running, check_output, program};
+use tests::{Bundle, Initrd, Running, check_output, program};
 
 #[test]
 fn no_configuration() {
@@ -74,19 +75,9 @@ fn a_guest_that_panics_shows_its_last_words() {
 
 #[test]
 fn an_agent_that_never_answers_meets_the_deadline() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let root = dir.path().join("root");
-    fs::create_dir_all(root.join("dev")).unwrap();
-    check_output(Command::new("/bin/busybox").args(["cp", "/bin/busybox"]).arg(root.join("sleep")));
-    let initrd = dir.path().join("initrd");
     // An init that is no agent: busybox under the name of its applet, which sleeps.
-    let script = format!(
-        "cd {} && ln sleep init && find . | cpio --quiet -o -H newc > {}",
-        root.display(),
-        initrd.display()
-    );
-    check_output(Command::new("sh").args(["-c", &script]));
-    let bundle = Bundle::sh("true").flag("--initrd").flag(initrd.to_str().unwrap());
+    let initrd = Initrd::new(Path::new("/bin/busybox"), "sleep");
+    let bundle = Bundle::sh("true").flag("--initrd").flag(initrd.path());
     let bundle = bundle.flag("--cmdline").flag("rdinit=/sleep -- 1000");
     let mut command = bundle.command();
     command.env("VMM_AGENT_TIMEOUT", "10");

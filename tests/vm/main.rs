@@ -3,6 +3,7 @@
 mod boots;
 mod faults;
 mod files;
+mod hostile;
 mod identity;
 mod mounts;
 mod process;

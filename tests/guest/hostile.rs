@@ -1,0 +1,176 @@
+//! An agent that means no good: process 1 of the guest, with the real agent's ports.
+//!
+//! `guest hostile SCENARIO` does its worst and then does nothing more: how the run ends is the host's to say.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+
+use agent_proto::command::{
+    API_VERSION, CONTROL_PORT, Code, EXTENSION_VERSION, STREAM_FRAME_MAX, STREAM_HEADER, STREAM_PORT,
+    STREAM_WINDOW,
+};
+use agent_proto::control::{ControlCodec, ControlFrame};
+use agent_proto::payload::{Container, Exit, ProcessEvent, Ready};
+use agent_proto::stream::encode_header;
+use rustix::mount::{MountFlags, mount};
+
+/// The first process's name.
+const PROCESS: &str = "init";
+/// The stream of the first process's standard output.
+const STDOUT: u64 = 1;
+
+/// Plays `scenario` to its end, and then stays silent.
+pub fn run(scenario: &str) -> ! {
+    for (kind, target) in [("devtmpfs", "/dev"), ("sysfs", "/sys")] {
+        fs::create_dir_all(target).expect("make a mount point");
+        // The kernel may have mounted it itself.
+        let _ = mount(kind, target, kind, MountFlags::empty(), None);
+    }
+    let mut peer =
+        Peer { control: port(CONTROL_PORT), streams: port(STREAM_PORT), codec: ControlCodec::new() };
+    peer.play(scenario);
+    loop {
+        rustix::event::pause();
+    }
+}
+
+/// Opens the port called `name`, once it is there.
+fn port(name: &str) -> File {
+    loop {
+        for number in 1..16 {
+            let path = format!("/sys/class/virtio-ports/vport0p{number}/name");
+            if fs::read_to_string(path).is_ok_and(|found| found.trim_end() == name) {
+                let device = format!("/dev/vport0p{number}");
+                return OpenOptions::new().read(true).write(true).open(device).expect("open the port");
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+struct Peer {
+    control: File,
+    streams: File,
+    codec: ControlCodec,
+}
+
+impl Peer {
+    fn play(&mut self, scenario: &str) {
+        let mut noise = Noise(0x2545_f491_4f6c_dd1d);
+        match scenario {
+            "noise" => self.say(&noise.bytes(64 << 10)),
+            "noise-after-ready" => {
+                self.ready();
+                self.say(&noise.bytes(64 << 10));
+            }
+            "length" => {
+                self.ready();
+                self.say(&[0, 0, 0, 9, 0xff, 0xff, 0xff, 0xff]);
+            }
+            "order" => {
+                self.ready();
+                self.frame(Code::Ack, 4711, b"");
+            }
+            "half-a-frame" => {
+                self.ready();
+                self.say(&[0, 0, 0, 9, 0, 1]);
+            }
+            "flood" => {
+                self.ready();
+                let event = event("nobody", Exit::default());
+                loop {
+                    self.frame(Code::ProcessAsyncEvent, 0, &event);
+                }
+            }
+            "stream-noise" => {
+                drop(self.obey());
+                let bytes = noise.bytes(1 << 20);
+                self.streams.write_all(&bytes).expect("write to the stream port");
+            }
+            "endless-output" => {
+                drop(self.obey());
+                let data = vec![b'x'; STREAM_FRAME_MAX - STREAM_HEADER];
+                loop {
+                    self.streams.write_all(&encode_header(STDOUT, data.len())).expect("write a header");
+                    self.streams.write_all(&data).expect("write to the stream port");
+                }
+            }
+            "owed-output" => {
+                let container = self.obey();
+                let exit = Exit { code: Some(0), stdout_bytes: u64::MAX, ..Exit::default() };
+                self.frame(Code::ProcessAsyncEvent, 0, &event(&container, exit));
+            }
+            other => panic!("no scenario {other:?}"),
+        }
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        self.control.write_all(bytes).expect("write to the control port");
+    }
+
+    fn ready(&mut self) {
+        let offer = Ready { api: API_VERSION, extension: EXTENSION_VERSION, window: STREAM_WINDOW };
+        self.frame(Code::Ready, 0, &serde_json::to_vec(&offer).expect("print the offer"));
+        self.codec.set_extended(true);
+    }
+
+    fn frame(&mut self, code: Code, id: u32, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        let frame = ControlFrame { code: code as u32, id, payload: payload.to_vec() };
+        frame.encode(self.codec.is_extended(), &mut bytes);
+        self.say(&bytes);
+    }
+
+    /// Says that all is well until the container is said to run, and returns its name.
+    fn obey(&mut self) -> String {
+        self.ready();
+        // The host's first frame, EXTEND, is in the base form.
+        self.codec.set_extended(false);
+        loop {
+            let frame = self.next();
+            self.codec.set_extended(true);
+            self.frame(Code::Ack, frame.id, b"");
+            if frame.code == Code::NewContainer as u32 {
+                let spec: Container = serde_json::from_slice(&frame.payload).expect("parse the container");
+                return spec.id;
+            }
+        }
+    }
+
+    fn next(&mut self) -> ControlFrame {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(frame) = self.codec.next().expect("the host sends frames") {
+                return frame;
+            }
+            let count = self.control.read(&mut buffer).expect("read the control port");
+            self.codec.push(&buffer[..count]);
+        }
+    }
+}
+
+fn event(container: &str, exit: Exit) -> Vec<u8> {
+    let event = ProcessEvent {
+        container: container.to_owned(),
+        process: PROCESS.to_owned(),
+        event: "finished".to_owned(),
+        status: 0,
+        exit: Some(exit),
+    };
+    serde_json::to_vec(&event).expect("print an event")
+}
+
+/// Xorshift: the same noise in every run.
+struct Noise(u64);
+
+impl Noise {
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut next = || {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 as u8
+        };
+        (0..len).map(|_| next()).collect()
+    }
+}
