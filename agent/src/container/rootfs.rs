@@ -8,6 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::Timespec;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
@@ -21,6 +22,10 @@ pub const SHARE: &str = "/run/share";
 pub const ROOT: &str = "/run/root";
 /// Symbolic links that are followed while a path is made.
 const LINKS_MAX: usize = 40;
+/// Milliseconds for which a missing name may be taken for missing, and some more.
+const STALE_MS: i64 = 1500;
+/// Milliseconds between two looks.
+const PAUSE_MS: i64 = 10;
 /// Mode of directories that are made on the way.
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 /// MOUNT_ATTR_RDONLY.
@@ -59,6 +64,20 @@ fn push_names(names: &mut Vec<String>, path: &str) {
 /// Opens one name, a link itself included.
 fn open_name(parent: &OwnedFd, name: &str) -> IoResult<OwnedFd> {
     openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens a name that was missing a moment ago and that somebody else has made since: another container of the same image.
+/// The kernel may believe it missing for as long as the host said that it could.
+fn open_new_name(parent: &OwnedFd, name: &str) -> IoResult<OwnedFd> {
+    for _ in 0..STALE_MS / PAUSE_MS {
+        match open_name(parent, name) {
+            Err(Errno::NOENT) => {}
+            found => return found,
+        }
+        let pause = Timespec { tv_sec: 0, tv_nsec: PAUSE_MS * 1_000_000 };
+        let _ = rustix::thread::nanosleep(&pause);
+    }
+    open_name(parent, name)
 }
 
 /// A directory that nothing opened through it leaves.
@@ -141,10 +160,11 @@ impl Root {
                 continue;
             }
             let found = match open_name(&here, &name) {
-                Err(Errno::NOENT) => {
-                    missing.make(&here, &name, names.is_empty())?;
-                    open_name(&here, &name)?
-                }
+                Err(Errno::NOENT) => match missing.make(&here, &name, names.is_empty()) {
+                    Ok(()) => open_name(&here, &name)?,
+                    Err(Errno::EXIST) => open_new_name(&here, &name)?,
+                    Err(errno) => return Err(errno),
+                },
                 found => found?,
             };
             match kind(&found) {
