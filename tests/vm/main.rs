@@ -6,6 +6,7 @@ mod files;
 mod hostile;
 mod identity;
 mod mounts;
+mod pods;
 mod process;
 mod streams;
 mod terminal;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cli::pod::{MeantArgs, PodArgs, PodCommand};
-use crate::control::{Connection, Reply, Request};
+use crate::control::{Connection, ControlError, Reply, Request};
 use crate::exit::CodedError;
 use crate::pod::podfile;
 use crate::signals::name::signal_of;
@@ -81,9 +81,12 @@ fn unexpected<T>(reply: &Reply) -> Result<T> {
 /// What a pod is: as it says itself, or as its last state does.
 fn state(directory: &StateDir) -> Result<PodState> {
     match directory.connect() {
-        Ok(socket) => match checked(Connection::new(socket, true)?.ask(&Request::Status, &[])?)? {
-            Reply::Status(state) => Ok(state),
-            other => unexpected(&other),
+        Ok(socket) => match Connection::new(socket, true)?.ask(&Request::Status, &[]) {
+            Ok(Reply::Status(state)) => Ok(state),
+            Ok(other) => unexpected(&checked(other)?),
+            // It ended this moment.
+            Err(ControlError::Ended) => Ok(directory.read_stopped()?),
+            Err(error) => Err(error.into()),
         },
         Err(StateError::Stopped(_)) => Ok(directory.read_stopped()?),
         Err(error) => Err(error.into()),

@@ -128,3 +128,69 @@ impl Client {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Clients of a socket in a folder, one of whom has come.
+    fn one() -> (tempfile::TempDir, Clients, Connection, Asker) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut clients = Clients::new(listener);
+        let client = Connection::new(UnixStream::connect(&path).unwrap(), true).unwrap();
+        clients.accept();
+        let asker = clients.interests(false)[0].0.unwrap();
+        (folder, clients, client, asker)
+    }
+
+    #[test]
+    fn a_client_is_heard_and_answered() {
+        let (_folder, mut clients, mut client, asker) = one();
+        client.send(&Request::Stats).unwrap();
+        client.flush().unwrap();
+        assert!(clients.receive(asker));
+        assert_eq!(clients.next(asker).unwrap().0, Request::Stats);
+        assert!(clients.next(asker).is_none());
+        clients.answer(asker, &Reply::Done);
+        assert!(clients.flush().is_empty());
+        assert_eq!(client.wait().unwrap(), Reply::Done);
+        clients.answer_last(asker, &Reply::Exited(1));
+        assert!(clients.flush().is_empty());
+        assert_eq!(client.wait().unwrap(), Reply::Exited(1));
+        assert!(matches!(client.wait(), Err(ControlError::Ended)));
+        // Nobody is there any more to be answered.
+        clients.answer(asker, &Reply::Done);
+    }
+
+    #[test]
+    fn who_makes_no_sense_or_goes_is_let_go() {
+        let (_folder, mut clients, client, asker) = one();
+        drop(client);
+        assert!(!clients.receive(asker));
+        assert_eq!(clients.interests(false).len(), 1);
+        let path = _folder.path().join("s");
+        for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x01x"] {
+            let mut socket = UnixStream::connect(&path).unwrap();
+            socket.write_all(bytes).unwrap();
+            clients.accept();
+            let asker = clients.interests(false)[0].0.unwrap();
+            assert!(clients.receive(asker));
+            assert!(clients.next(asker).is_none());
+            assert_eq!(clients.flush(), [asker]);
+        }
+    }
+
+    #[test]
+    fn a_busy_pod_hears_nobody_and_answers_all_the_same() {
+        let (_folder, mut clients, _client, asker) = one();
+        assert_eq!(clients.interests(true).len(), 0);
+        clients.answer(asker, &Reply::Done);
+        assert_eq!(clients.interests(true)[0].1.1, libc::POLLOUT);
+    }
+}

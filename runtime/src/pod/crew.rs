@@ -117,10 +117,11 @@ impl Crew {
     }
 
     /// When [`step`](Self::step) has something to do though nothing comes.
-    pub fn deadline(&self) -> Option<Instant> {
-        let starting = self.members.iter().filter(|member| member.phase == Phase::Starting).count();
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        // What is due and waits for another one's start is looked at again when that is answered.
+        let starting = self.members.iter().any(|member| member.phase == Phase::Starting);
         let starts = self.members.iter().filter_map(|member| match member.phase {
-            Phase::Waiting(at) if starting < STARTS_MAX => Some(at),
+            Phase::Waiting(at) if !starting || at > now => Some(at),
             _ => None,
         });
         let asked = |member: &&Member| member.phase == Phase::Running && member.ending < Ending::Killed;
@@ -339,11 +340,18 @@ impl Crew {
         happened: &mut Vec<Happened>,
     ) -> Result<()> {
         let mut starting = self.members.iter().filter(|member| member.phase == Phase::Starting).count();
+        // One after the other where an image has several: each makes what the image lacks, and the guest's views of it are
+        // apart for a while.
+        let root = |member: &Member| member.plan.binds.first().map(|bind| bind.host.clone());
+        let is_starting = |member: &&Member| member.phase == Phase::Starting;
+        let mut roots: Vec<_> = self.members.iter().filter(is_starting).filter_map(root).collect();
         for member in &mut self.members {
             let due = matches!(member.phase, Phase::Waiting(at) if at <= now);
-            if !due || starting >= STARTS_MAX {
+            let root = root(member);
+            if !due || starting >= STARTS_MAX || root.as_ref().is_some_and(|root| roots.contains(root)) {
                 continue;
             }
+            roots.extend(root);
             match member.start(guest, self.next_seq, &self.null) {
                 Ok(command) => {
                     self.next_seq += 2;

@@ -110,7 +110,9 @@ impl Supervisor {
     /// Runs the pod to its end; returns its exit code.
     pub fn run(&mut self) -> Result<u8> {
         let result = self.live();
-        let ended = self.end();
+        // A guest that cannot be talked to any more is not asked for its end.
+        let answers = result.as_ref().map_or_else(|error| error.is::<CodedError>(), |_| true);
+        let ended = self.end(answers);
         // What went wrong first says more.
         let code = result?;
         ended.map(|()| code)
@@ -123,7 +125,7 @@ impl Supervisor {
             if self.crew.is_over() {
                 return Ok(self.crew.exit_code());
             }
-            self.wait("run the pod", self.crew.deadline())?;
+            self.wait("run the pod", self.crew.deadline(Instant::now()))?;
         }
     }
 
@@ -336,10 +338,10 @@ impl Supervisor {
     }
 
     /// Ends the machine, and with it whatever still runs; leaves the last state.
-    fn end(&mut self) -> Result<()> {
+    fn end(&mut self, answers: bool) -> Result<()> {
         self.stopping = true;
         self.session.sandbox.expect_end();
-        if let Err(error) = self.destroy() {
+        if answers && let Err(error) = self.destroy() {
             log::warn!("{error:#}");
         }
         let mut state = self.state();

@@ -255,7 +255,7 @@ fn who_does_not_heed_its_stop_signal_is_killed_when_patience_ends() {
     rig.crew.stop(Instant::now() + Duration::from_millis(50));
     rig.until(|rig| rig.crew.is_over());
     assert_eq!(rig.member("a").exit, Some(137));
-    assert!(rig.crew.deadline().is_none());
+    assert!(rig.crew.deadline(Instant::now()).is_none());
 }
 
 #[test]

@@ -1,0 +1,457 @@
+//! Pods: several containers in one machine, and everything that is asked of a living one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests::{Bundle, Running, Terminal, check_output, program};
+
+/// Further processes in a row in one pod.
+const EXECS: usize = 200;
+/// Containers of a full pod.
+const CONTAINERS: usize = 64;
+/// Descriptors that may be on their way out when they are counted.
+const FEW: usize = 8;
+/// Memory that a pod's process may have more after many execs: what its allocator keeps.
+const GROWTH_KIB: u64 = 2048;
+
+/// A pod with a state directory of its own; what of it still runs goes with it.
+struct Pod {
+    dir: TempDir,
+    /// Its image.
+    image: Bundle,
+}
+
+impl Pod {
+    fn new() -> Pod {
+        let image = Bundle::new(&["true"]);
+        // A plain root file system, not a bundle.
+        Pod { dir: TempDir::new().expect("make a folder"), image }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A container of the image that runs `script`.
+    fn container(&self, name: &str, script: &str, more: Value) -> Value {
+        let mut container = json!({
+            "name": name, "image": self.image.rootfs(), "command": ["sh", "-c", script],
+            "envs": [{"env": "PATH", "value": "/bin"}]
+        });
+        container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        container
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.args(["pod", "--root"]).arg(self.root()).args(words);
+        command
+    }
+
+    fn write(&self, name: &str, value: &Value) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, serde_json::to_vec(value).unwrap()).expect("write a podfile");
+        path.display().to_string()
+    }
+
+    /// Runs the pod in the foreground.
+    fn run(&self, pod: Value) -> Running {
+        let path = self.write("pod.json", &pod);
+        Running::start(self.command(&["run", &path]))
+    }
+
+    /// Runs the pod in the background, and returns once all its containers run.
+    #[track_caller]
+    fn detach(&self, mut pod: Value) {
+        pod["id"] = json!("p");
+        let path = self.write("pod.json", &pod);
+        assert_eq!(self.out(&["run", "--detach", &path]), "p\n");
+    }
+
+    /// The output of a command that succeeds.
+    #[track_caller]
+    fn out(&self, words: &[&str]) -> String {
+        check_output(self.command(words).stdin(Stdio::null()))
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        self.command(words).stdin(Stdio::null()).output().expect("start the program under test")
+    }
+
+    /// The error of a command that fails with `code`.
+    #[track_caller]
+    fn error(&self, code: i32, words: &[&str]) -> String {
+        let output = self.output(words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
+        text
+    }
+
+    fn exec(&self, container: &str, script: &str) -> Output {
+        self.output(&["exec", "p", container, "sh", "-c", script])
+    }
+
+    #[track_caller]
+    fn exec_out(&self, container: &str, script: &str) -> String {
+        self.out(&["exec", "p", container, "sh", "-c", script])
+    }
+
+    fn state(&self) -> Value {
+        let all: Value = serde_json::from_str(&self.out(&["list", "--json"])).unwrap();
+        all[0].clone()
+    }
+
+    fn of_container(&self, name: &str) -> Value {
+        let state = self.state();
+        let all = state["containers"].as_array().unwrap();
+        all.iter().find(|container| container["name"] == name).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Follows the logs until every container has ended.
+    #[track_caller]
+    fn wait(&self, container: &str) -> String {
+        self.out(&["logs", "--follow", "p", container])
+    }
+
+    fn pid(&self) -> u64 {
+        self.state()["pid"].as_u64().unwrap()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // A test that has failed may have left one.
+        let _ = self.command(&["rm", "--force", "p"]).output();
+    }
+}
+
+fn lines(text: &[u8]) -> Vec<String> {
+    let mut lines: Vec<String> = String::from_utf8_lossy(text).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+/// README's example: one talks to another, one sees the others' processes, one is started again.
+#[test]
+fn the_example_s_containers_talk_see_each_other_and_are_started_again() {
+    let pod = Pod::new();
+    let bin = pod.dir.path().join("rootfs/bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/pods/three.yaml");
+    let podfile = pod.dir.path().join("three.yaml");
+    fs::copy(example, &podfile).unwrap();
+    let run = Running::start(pod.command(&["run", &podfile.display().to_string()])).finish().code(0);
+    let wanted = ["client | answer 1", "client | answer 2", "watcher | the server is there"];
+    assert_eq!(lines(&run.stdout), wanted, "{run}");
+    // Nothing is left of a pod in the foreground.
+    assert_eq!(pod.out(&["list", "--json"]), "[]\n");
+    assert_eq!(fs::read_dir(pod.root()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_pod_shares_all_but_its_mounts_and_what_it_is_told_not_to() {
+    let pod = Pod::new();
+    let show = "for n in net ipc uts pid mnt; do readlink /proc/self/ns/$n; done; hostname";
+    pod.detach(json!({"hostname": "shared", "containers": [
+        pod.container("a", "echo here >/dev/shm/f; exec sleep 10000", json!({})),
+        pod.container("b", "exec sleep 10000", json!({})),
+        pod.container("c", "exec sleep 10000", json!({"ownPids": true})),
+    ]}));
+    let [a, b, c] = ["a", "b", "c"].map(|name| {
+        let text = pod.exec_out(name, show);
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    });
+    assert_eq!((a[..3].to_vec(), a[5].as_str()), (b[..3].to_vec(), "shared"));
+    assert_eq!(a[3], b[3]);
+    assert_ne!(a[4], b[4]);
+    assert_eq!((&c[..3], &c[5]), (&a[..3], &a[5]));
+    assert_ne!(c[3], a[3]);
+    assert_eq!(pod.exec_out("b", "cat /dev/shm/f"), "here\n");
+    assert_eq!(pod.exec_out("c", "cat /dev/shm/f; cat /proc/1/comm"), "here\nsleep\n");
+    assert_eq!(
+        pod.exec_out("a", "cat /proc/1/comm; ls /proc/1/root/ 2>/dev/null | wc -l; cat /etc/hostname"),
+        "pod\n0\nshared\n"
+    );
+    // Processes of the other containers are there, the agent is not.
+    assert_eq!(pod.exec_out("a", "ps -o args | grep -c '^sleep'"), "2\n");
+}
+
+#[test]
+fn an_exec_is_the_process_that_it_runs() {
+    let pod = Pod::new();
+    pod.detach(
+        json!({"containers": [pod.container("a", "exec sleep 10000", json!({"user": {"name": "ann"}}))]}),
+    );
+    for code in [0, 1, 2, 42, 125, 126, 127, 128, 200, 255] {
+        assert_eq!(pod.exec("a", &format!("exit {code}")).status.code(), Some(code));
+    }
+    assert_eq!(pod.exec("a", "kill -TERM $$").status.code(), Some(143));
+    assert!(pod.error(127, &["exec", "p", "a", "wonder"]).starts_with("vmm: exec"));
+    assert!(pod.error(125, &["exec", "p", "b", "true"]).contains("no container \"b\""));
+    let words = [
+        "exec",
+        "-e",
+        "A=b c",
+        "-w",
+        "/tmp",
+        "-u",
+        "root",
+        "p",
+        "a",
+        "sh",
+        "-c",
+        "echo $A; pwd; id -u; echo e >&2",
+    ];
+    let output = pod.output(&words);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "b c\n/tmp\n0\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "e\n");
+    assert_eq!(pod.exec_out("a", "id -un; id -Gn"), "ann\nann\n");
+    // Input goes through, and its end.
+    let cat = Running::start(pod.command(&["exec", "p", "a", "cat"]));
+    cat.feed(b"typed").finish().code(0).stdout("typed");
+    // A signal to the stub is the process's.
+    let script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut run = Running::start(pod.command(&["exec", "p", "a", "sh", "-c", script]));
+    run.wait_for("ready\n");
+    run.signal("TERM");
+    run.finish().code(3).stdout("caught\n");
+}
+
+#[test]
+fn many_execs_in_a_row_leave_nothing_behind() {
+    let pod = Pod::new();
+    pod.detach(json!({"containers": [pod.container("a", "exec sleep 10000", json!({}))]}));
+    let pid = pod.pid();
+    let seen = || {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        let anonymous: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
+        let guest = pod.exec_out("a", "ls /proc | grep -c '^[0-9]'; ls /proc/1/fd 2>/dev/null | wc -l");
+        (descriptors, anonymous, guest)
+    };
+    for _ in 0..20 {
+        assert_eq!(pod.exec_out("a", "echo x"), "x\n");
+    }
+    let before = seen();
+    for _ in 0..EXECS {
+        assert_eq!(pod.exec_out("a", "echo x"), "x\n");
+    }
+    let after = seen();
+    assert_eq!(before.2, after.2);
+    let grew = after.0 > before.0 + FEW || after.1 > before.1 + GROWTH_KIB;
+    assert!(!grew, "{before:?} became {after:?}");
+}
+
+#[test]
+fn a_full_pod() {
+    let pod = Pod::new();
+    let names: Vec<String> = (0..CONTAINERS).map(|number| format!("c{number}")).collect();
+    let containers: Vec<Value> =
+        names.iter().map(|name| pod.container(name, &format!("echo {name}"), json!({}))).collect();
+    let run = pod.run(json!({"resource": {"memory": 512}, "containers": containers})).finish().code(0);
+    let mut wanted: Vec<String> = names.iter().map(|name| format!("{name} | {name}")).collect();
+    wanted.sort();
+    assert_eq!(lines(&run.stdout), wanted, "{run}");
+}
+
+#[test]
+fn a_stalled_reader_stops_its_own_stream_alone() {
+    const STREAMS: usize = 8;
+    const BYTES: usize = 4 << 20;
+    let pod = Pod::new();
+    pod.detach(json!({"containers": [pod.container("a", "exec sleep 10000", json!({}))]}));
+    let script = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null", BYTES >> 16);
+    let start = || Running::start(pod.command(&["exec", "p", "a", "sh", "-c", &script]));
+    let stalled = start();
+    let others: Vec<Running> = (1..STREAMS).map(|_| start()).collect();
+    for other in others {
+        assert_eq!(other.finish().code(0).stdout.len(), BYTES);
+    }
+    assert_eq!(stalled.finish().code(0).stdout.len(), BYTES);
+}
+
+#[test]
+fn containers_come_and_go() {
+    let pod = Pod::new();
+    pod.detach(json!({"containers": []}));
+    assert_eq!(pod.state()["status"], "running");
+    let shared = pod.dir.path().join("data");
+    fs::create_dir(&shared).unwrap();
+    for turn in ["first", "second"] {
+        fs::write(shared.join("f"), turn).unwrap();
+        let volume = json!({"volumes": [{"path": "/data", "detail": {"source": "data"}}]});
+        let path = pod.write("c.json", &pod.container("late", "exec sleep 10000", volume));
+        pod.out(&["add", "p", &path]);
+        assert_eq!(pod.exec_out("late", "cat /data/f; echo back >/data/g"), turn);
+        assert_eq!(fs::read_to_string(shared.join("g")).unwrap(), "back\n");
+        assert!(pod.error(125, &["add", "p", &path]).contains("has a container \"late\""));
+        assert!(pod.error(125, &["remove", "p", "late"]).contains("is running"));
+        pod.out(&["remove", "--force", "p", "late"]);
+        assert_eq!(pod.of_container("late"), Value::Null);
+    }
+    let path =
+        pod.write("c.json", &json!({"name": "bad", "image": pod.image.rootfs(), "command": ["wonder"]}));
+    assert!(pod.error(127, &["add", "p", &path]).contains("start container \"bad\""));
+    assert_eq!(pod.of_container("bad"), Value::Null);
+    let path = pod.write("c.json", &json!({"name": "bad", "image": "busybox"}));
+    assert!(pod.error(125, &["add", "p", &path]).contains("container.image: not supported"));
+    // A pod without containers lives until it is told to end.
+    pod.out(&["stop", "p"]);
+    assert_eq!(pod.state()["status"], "stopped");
+}
+
+#[test]
+fn a_podfile_s_files_volumes_limits_and_names_are_what_the_container_finds() {
+    let pod = Pod::new();
+    let host = pod.dir.path().join("host");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("f"), "host").unwrap();
+    let script = "cat /text /etc/resolv.conf; stat -c '%a %u %g' /text; cat /v/f; touch /v/x 2>&1 | grep -c Read-only; \
+                  ulimit -n; cat /proc/sys/net/ipv4/ip_default_ttl; grep CapEff /proc/self/status; touch /x 2>&1 | grep -c Read-only; \
+                  cat /proc/kcore | wc -c; (echo 1 >/proc/sys/kernel/panic) 2>&1 | grep -c Read-only; grep pp /etc/hosts";
+    let run = pod.run(json!({
+        "hostname": "pp", "dns": ["9.9.9.9"],
+        "files": [{"name": "t", "encoding": "base64", "content": "dGV4dAo="}],
+        "volumes": [{"name": "v", "source": "host", "format": "vfs"}],
+        "containers": [pod.container("a", script, json!({
+            "files": [{"path": "/text", "filename": "t", "perm": "0640", "user": "5", "group": "6"}],
+            "volumes": [{"path": "/v", "volume": "v", "readOnly": true}],
+            "ulimits": [{"Name": "nofile", "Soft": 77, "Hard": 88}], "sysctl": {"net.ipv4.ip_default_ttl": "77"}
+        }))]
+    }));
+    let run = run.finish().code(0);
+    let wanted = "text\nnameserver 9.9.9.9\n640 5 6\nhost1\n77\n77\nCapEff:\t00000000a80425fb\n0\n0\n1\n127.0.0.1\tpp\n";
+    assert_eq!(String::from_utf8_lossy(&run.stdout), wanted, "{run}");
+}
+
+#[test]
+fn logs_are_kept_and_the_state_says_how_it_ended() {
+    let pod = Pod::new();
+    pod.detach(json!({"labels": {"tier": "test"}, "containers": [
+        pod.container("a", "for i in 1 2 3; do echo out$i; done; echo err >&2; exit 4", json!({})),
+        pod.container("b", "until [ -e /dev/shm/go ]; do sleep 0.1; done; echo b", json!({})),
+    ]}));
+    let followed = Running::start(pod.command(&["logs", "-f", "p"]));
+    assert_eq!(pod.wait("a"), "out1\nout2\nout3\n");
+    assert_eq!(pod.of_container("a")["exitCode"], 4);
+    assert_eq!(pod.exec("b", "touch /dev/shm/go").status.code(), Some(0));
+    let followed = followed.finish().code(0);
+    assert_eq!(lines(&followed.stdout), ["a | out1", "a | out2", "a | out3", "b | b"]);
+    assert_eq!(lines(&followed.stderr), ["a | err"]);
+    // Every container has ended, and with them the pod.
+    let state = pod.state();
+    assert_eq!((&state["status"], &state["labels"]["tier"]), (&json!("stopped"), &json!("test")));
+    let tail = pod.output(&["logs", "--tail", "2", "p", "a"]);
+    assert_eq!(lines(&tail.stdout).len() + lines(&tail.stderr).len(), 2);
+    let line = pod.out(&["logs", "--timestamps", "p", "a"]);
+    assert!(line.starts_with("20") && line.contains("Z out3\n"), "{line}");
+    assert!(pod.error(125, &["exec", "p", "a", "true"]).contains("is not running"));
+    assert!(pod.out(&["ps", "p"]).contains("stopped  4"));
+    pod.out(&["rm", "p"]);
+    assert!(pod.error(125, &["ps", "p"]).contains("there is no pod \"p\""));
+}
+
+#[test]
+fn a_stop_signal_comes_before_the_end_and_the_end_all_the_same() {
+    let pod = Pod::new();
+    let heeds = "trap 'echo heard; exit 0' INT; echo up; while :; do sleep 0.1; done";
+    let ignores = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+    pod.detach(json!({"restartPolicy": "always", "containers": [
+        pod.container("a", heeds, json!({"StopSignal": "INT"})),
+        pod.container("b", ignores, json!({})),
+    ]}));
+    // Both have their traps once they say so.
+    for name in ["a", "b"] {
+        let mut up = Running::start(pod.command(&["logs", "-f", "p", name]));
+        up.wait_for("up");
+        up.signal("KILL");
+        up.finish();
+    }
+    let stats: Value = serde_json::from_str(&pod.out(&["stats", "--json", "p"])).unwrap();
+    assert!(stats[0]["memory"].as_u64().unwrap() > 0 && stats[1]["cpu"].as_u64().unwrap() > 0, "{stats}");
+    let processes = pod.out(&["ps", "--processes", "p"]);
+    assert!(processes.contains("trap 'echo heard"), "{processes}");
+    pod.out(&["pause", "p", "a"]);
+    assert_eq!(pod.of_container("a")["status"], "paused");
+    assert!(pod.error(125, &["exec", "p", "a", "true"]).contains("is paused"));
+    pod.out(&["resume", "p", "a"]);
+    assert_eq!(pod.exec_out("a", "echo on"), "on\n");
+    pod.out(&["stop", "--time", "1", "p"]);
+    let state = pod.state();
+    let codes = [&state["containers"][0]["exitCode"], &state["containers"][1]["exitCode"]];
+    assert_eq!((&state["status"], codes), (&json!("stopped"), [&json!(0), &json!(137)]));
+    assert_eq!(pod.out(&["logs", "--tail", "1", "p", "a"]), "heard\n");
+}
+
+#[test]
+fn a_pod_that_is_killed_leaves_a_directory_that_can_be_removed() {
+    let pod = Pod::new();
+    pod.detach(json!({"containers": [pod.container("a", "echo said; exec sleep 10000", json!({}))]}));
+    assert!(pod.error(125, &["rm", "p"]).contains("is running"));
+    let pid = pod.pid().to_string();
+    let mut exec = Running::start(pod.command(&["exec", "p", "a", "sh", "-c", "echo in; exec sleep 10000"]));
+    exec.wait_for("in");
+    check_output(Command::new("/bin/busybox").args(["kill", "-s", "KILL", &pid]));
+    exec.finish().code(125).says(&["the pod ended before it answered"]);
+    assert_eq!(pod.state()["status"], "stopped");
+    assert_eq!(pod.out(&["logs", "p"]), "said\n");
+    let path = pod.dir.path().join("pod.json").display().to_string();
+    assert!(pod.error(125, &["run", "-d", &path]).contains("vmm pod rm"));
+    pod.out(&["rm", "p"]);
+    assert_eq!(fs::read_dir(pod.root()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_pod_that_cannot_start_leaves_nothing_and_says_why() {
+    let pod = Pod::new();
+    let path = pod.write(
+        "pod.json",
+        &json!({"id": "p", "containers": [
+            pod.container("a", "exec sleep 10000", json!({})),
+            {"name": "b", "image": pod.image.rootfs(), "command": ["wonder"]},
+        ]}),
+    );
+    for words in [&["run", &path][..], &["run", "-d", &path]] {
+        let error = pod.error(127, words);
+        assert!(error.contains("start container \"b\"") && error.contains("wonder"), "{error}");
+        assert_eq!(pod.out(&["list", "--json"]), "[]\n");
+    }
+    let path = pod.write(
+        "bad.json",
+        &json!({"containers": [pod.container("a", "", json!({"ports": [{"hostPort": 1}]}))]}),
+    );
+    assert!(pod.error(125, &["run", &path]).contains("containers[0].ports: not supported"));
+}
+
+#[test]
+fn a_signal_ends_a_pod_in_the_foreground() {
+    let pod = Pod::new();
+    let script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done";
+    let mut run = pod.run(json!({"id": "p", "containers": [pod.container("a", script, json!({}))]}));
+    run.wait_for("up");
+    run.signal("INT");
+    run.finish().code(5);
+    assert_eq!(pod.out(&["list", "--json"]), "[]\n");
+}
+
+#[test]
+fn a_terminal_of_an_exec_is_the_client_s() {
+    let pod = Pod::new();
+    pod.detach(json!({"containers": [pod.container("a", "exec sleep 10000", json!({}))]}));
+    let script =
+        "trap 'stty size; exit 6' WINCH; stty size; tty; read a; echo got:$a; while :; do sleep 0.1; done";
+    let mut terminal = Terminal::start(&pod.command(&["exec", "-t", "p", "a", "sh", "-c", script]), 33, 101);
+    terminal.wait_for("33 101");
+    terminal.wait_for("/dev/pts/");
+    terminal.type_keys("hello\n");
+    terminal.wait_for("got:hello");
+    terminal.resize(44, 99);
+    terminal.wait_for("44 99");
+    assert_eq!(terminal.finish().code(), Some(6));
+    assert!(terminal.is_cooked(), "the terminal was left raw");
+}
