@@ -44,7 +44,8 @@ pub enum Command {
     /// Run a bundle and end with its exit code
     Run(Box<RunArgs>),
     /// Run several containers in one virtual machine, and look after them
-    Pod(pod::PodArgs),
+    #[command(disable_help_flag = true)]
+    Pod(pod::PodWords),
     /// Write a config.json to start from
     Spec(SpecArgs),
     /// Say whether this machine's KVM can run a guest, and if not what is missing

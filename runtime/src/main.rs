@@ -6,26 +6,24 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use runtime::cli::{Cli, Command};
+use runtime::cli::pod::PodArgs;
+use runtime::cli::{Cli, Command, LogArgs};
 use runtime::config::RunConfig;
 use runtime::{OCI_VERSION, commands, exit, logging};
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (log, asked) = match parse() {
+        Ok(asked) => asked,
         Err(error) => {
             // Nobody is left to tell if this fails.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS };
         }
     };
-    let log = cli.log;
-    let result = match (cli.version, cli.command) {
-        (true, _) | (_, None) => version(),
-        (false, Some(command)) => {
-            logging::start(&log).map_err(Into::into).and_then(|()| execute(command, start))
-        }
+    let result = match asked {
+        None => version(),
+        Some(asked) => logging::start(&log).map_err(Into::into).and_then(|()| execute(asked, start)),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -37,14 +35,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command, start: Instant) -> Result<u8> {
-    match command {
-        Command::Run(args) => {
+/// What was typed: a command, or one of `vmm pod`'s.
+enum Asked {
+    Command(Command),
+    Pod(Box<PodArgs>),
+}
+
+/// Reads the command line; without a command the version is asked for.
+fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
+    let mut cli = Cli::try_parse()?;
+    match cli.command {
+        Some(Command::Pod(words)) if !cli.version => {
+            let mut args = words.parse(cli.log)?;
+            cli.log = std::mem::take(&mut args.log);
+            Ok((cli.log, Some(Asked::Pod(Box::new(args)))))
+        }
+        command => Ok((cli.log, command.filter(|_| !cli.version).map(Asked::Command))),
+    }
+}
+
+fn execute(asked: Asked, start: Instant) -> Result<u8> {
+    match asked {
+        Asked::Pod(args) => commands::pod::pod(*args),
+        Asked::Command(Command::Run(args)) => {
             commands::run::run(&RunConfig::resolve(*args, |name| std::env::var_os(name))?, start)
         }
-        Command::Pod(args) => commands::pod::pod(args),
-        Command::Spec(args) => commands::spec::spec(&args.bundle).map(|()| 0),
-        Command::Check => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
+        Asked::Command(Command::Spec(args)) => commands::spec::spec(&args.bundle).map(|()| 0),
+        Asked::Command(Command::Check) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
+        Asked::Command(Command::Pod(_)) => unreachable!("read by its own parser"),
     }
 }
 

@@ -1,14 +1,44 @@
 //! `vmm pod` as it was typed.
+//!
+//! It is read by a parser of its own, made when the command is `pod`: to define this many commands costs as much as to read
+//! the whole line of a `vmm run`, which must not pay for it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::cli::LogArgs;
 use crate::config::Settings;
 
-/// `vmm pod`.
+/// What follows `vmm pod`, unread.
 #[derive(Debug, Args)]
+pub struct PodWords {
+    /// A command and its arguments; --help lists them
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}
+
+impl PodWords {
+    /// Reads it. What is said of the log before `pod` holds where nothing is said after it.
+    pub fn parse(self, log: LogArgs) -> Result<PodArgs, clap::Error> {
+        let mut args = PodArgs::try_parse_from([OsString::from("vmm pod")].into_iter().chain(self.words))?;
+        args.log = LogArgs {
+            log: args.log.log.or(log.log),
+            log_level: args.log.log_level.or(log.log_level),
+            log_format: args.log.log_format.or(log.log_format),
+        };
+        Ok(args)
+    }
+}
+
+/// Run several containers in one virtual machine, and look after them
+#[derive(Debug, Parser)]
+#[command(name = "vmm pod", bin_name = "vmm pod", disable_version_flag = true, arg_required_else_help = true)]
 pub struct PodArgs {
+    /// Settings of the program's own log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// Where the state of pods is [default: /run/vmm, or vmm in the user's runtime directory]
     #[arg(long, global = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
@@ -174,4 +204,47 @@ pub struct MeantArgs {
     pub pod: String,
     /// One container alone
     pub container: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(line: &str) -> Result<PodArgs, clap::Error> {
+        let cli = Cli::try_parse_from(line.split(' '))?;
+        let Some(Command::Pod(words)) = cli.command else { panic!("{line}") };
+        words.parse(cli.log)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        PodArgs::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_before_and_after_the_command() {
+        for line in [
+            "vmm --log-level debug pod --root /r exec -t p c sh -c -x --root",
+            "vmm pod --log-level debug exec --root /r --tty p c sh -c -x --root",
+            "vmm pod --root=/r exec -t --log-level debug p c sh -c -x --root",
+        ] {
+            let args = parse(line).unwrap();
+            assert_eq!((args.root.unwrap(), args.log.log_level.unwrap().as_str()), ("/r".into(), "debug"));
+            let PodCommand::Exec(exec) = args.command else { panic!("{line}") };
+            assert!(exec.tty);
+            assert_eq!(exec.args, ["sh", "-c", "-x", "--root"]);
+        }
+    }
+
+    #[test]
+    fn help_is_of_the_pod_s_commands() {
+        let help = parse("vmm pod --help").unwrap_err().to_string();
+        assert!(help.contains("Usage: vmm pod [OPTIONS] <COMMAND>") && help.contains("  exec "), "{help}");
+        let help = parse("vmm pod exec --help").unwrap_err().to_string();
+        assert!(help.contains("Usage: vmm pod exec [OPTIONS] <POD>"), "{help}");
+        assert!(parse("vmm pod").is_err() && parse("vmm pod wonder").is_err());
+    }
 }
