@@ -6,8 +6,8 @@
 //!
 //! What it does not do: resource limits of containers (the machine is the limit), seccomp, network set-up, files.
 //!
-//! Reading order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]. The library knows
-//! nothing of being process 1 but in [`boot`], so that its tests, and its peer's, run it on a host.
+//! Reading order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`], [`usage`]. The
+//! library knows nothing of being process 1 but in [`boot`], so that its tests, and its peer's, run it on a host.
 #![no_std]
 
 extern crate alloc;

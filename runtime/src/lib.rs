@@ -2,9 +2,9 @@
 //!
 //! The only crate that knows containers, virtual machines and descriptors alike: policy is here. It reads a bundle
 //! ([`bundle`], [`oci`]) and the configuration ([`cli`], [`config`]), decides ([`plan`]), makes the machine
-//! ([`sandbox`], [`image`]), and talks to the agent ([`link`], [`session`],
-//! [`foreground`]). Start at [`commands::run`], which reads as
-//! the story of a run. The binary is `vmm`; the crate of that name is the virtual machine monitor below.
+//! ([`sandbox`], [`image`]), and talks to the agent ([`link`], [`session`], [`foreground`]). Start at [`commands::run`],
+//! which reads as the story of a run. Pods ([`pod`]) are more of the same in one machine, and have a directory ([`state`])
+//! and a socket ([`control`]). The binary is `vmm`; the crate of that name is the virtual machine monitor below.
 
 pub mod bundle;
 pub mod cli;

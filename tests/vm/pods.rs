@@ -176,6 +176,8 @@ fn a_pod_shares_all_but_its_mounts_and_what_it_is_told_not_to() {
         pod.exec_out("a", "cat /proc/1/comm; ls /proc/1/root/ 2>/dev/null | wc -l; cat /etc/hostname"),
         "pod\n0\nshared\n"
     );
+    // Whoever is orphaned is not left a zombie.
+    assert_eq!(pod.exec_out("a", "(true & exec true); sleep 1; ps -o stat | grep -c Z; true"), "0\n");
     // Processes of the other containers are there, the agent is not.
     assert_eq!(pod.exec_out("a", "ps -o args | grep -c '^sleep'"), "2\n");
 }
@@ -219,6 +221,12 @@ fn an_exec_is_the_process_that_it_runs() {
     run.wait_for("ready\n");
     run.signal("TERM");
     run.finish().code(3).stdout("caught\n");
+    // A stub that is killed takes its process with it.
+    let mut run = Running::start(pod.command(&["exec", "p", "a", "sh", "-c", "echo ready; exec sleep 4321"]));
+    run.wait_for("ready\n");
+    run.signal("KILL");
+    run.finish();
+    pod.exec_out("a", "while ps -o args | grep -q '^sleep 4321'; do sleep 0.1; done");
 }
 
 #[test]

@@ -62,6 +62,15 @@ impl Outputs {
         self.0.iter().any(|own| own.waiting.len() >= WAITING_MAX)
     }
 
+    /// Nothing more is written where something waits.
+    pub fn abandon(&mut self) {
+        for own in self.0.iter_mut().filter(|own| !own.waiting.is_empty()) {
+            log::warn!("{} bytes of output were not read", own.waiting.len());
+            own.gone = true;
+            own.waiting.clear();
+        }
+    }
+
     /// Whether all has been taken.
     pub fn is_flushed(&self) -> bool {
         self.0.iter().all(|own| own.waiting.is_empty())
@@ -146,6 +155,12 @@ mod tests {
             outputs.flush();
         }
         assert!(outputs.is_flushed());
+        while !outputs.is_full() {
+            outputs.write(Stream::Stdout, &[7; 10_000]);
+        }
+        outputs.abandon();
+        outputs.write(Stream::Stdout, b"nobody");
+        assert!(outputs.is_flushed() && !outputs.is_full());
         drop(err);
         outputs.write(Stream::Stderr, b"nobody");
         outputs.write(Stream::Stderr, b"nobody");

@@ -73,6 +73,8 @@ pub struct Supervisor {
     started: Option<Box<dyn FnOnce()>>,
     /// A second signal is not patient.
     stopping: bool,
+    /// When whoever reads our output has had time enough: an end does not wait for it for ever.
+    last_output: Option<Instant>,
     /// What is told of the pod has changed since it was written.
     changed: bool,
 }
@@ -92,6 +94,7 @@ impl Supervisor {
             started: Some(started),
             shared: 0,
             stopping: false,
+            last_output: None,
             changed: true,
             session,
             signals,
@@ -125,7 +128,9 @@ impl Supervisor {
             if self.crew.is_over() {
                 return Ok(self.crew.exit_code());
             }
-            self.wait("run the pod", self.crew.deadline(Instant::now()))?;
+            let output = self.last_output.filter(|_| self.outputs.is_full());
+            let until = [self.crew.deadline(Instant::now()), output].into_iter().flatten().min();
+            self.wait("run the pod", until)?;
         }
     }
 
@@ -150,6 +155,9 @@ impl Supervisor {
         }
         if self.changed {
             self.write_state()?;
+        }
+        if self.last_output.is_some_and(|last| last <= Instant::now()) {
+            self.outputs.abandon();
         }
         self.flush_clients()
     }
@@ -223,7 +231,10 @@ impl Supervisor {
     /// Begins the pod's end.
     pub(super) fn stop(&mut self, grace: Duration) {
         (self.stopping, self.changed) = (true, true);
-        self.crew.stop(Instant::now() + grace);
+        let patience = Instant::now() + grace;
+        self.crew.stop(patience);
+        let last = patience + LAST_OUTPUT;
+        self.last_output = Some(self.last_output.map_or(last, |earlier| earlier.min(last)));
     }
 
     fn serve_clients(&mut self, ready: &[Asker]) -> Result<()> {

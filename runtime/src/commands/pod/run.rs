@@ -47,6 +47,9 @@ struct Start {
 pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let settings = RunArgs { target: None, bundle: Some(".".into()), settings: args.settings };
     let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
+    if config.marks.is_some() {
+        anyhow::bail!("--marks: the timeline is of one container's boot, and a pod has none");
+    }
     let file = podfile::read(&args.podfile)?;
     let path = args.podfile.canonicalize().with_context(|| format!("open {}", args.podfile.display()))?;
     let base = path.parent().unwrap_or(Path::new("/"));
