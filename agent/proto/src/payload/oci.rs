@@ -1,0 +1,101 @@
+//! What an OCI container and its processes have above API 4244's: all of it the extension's.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+/// What an OCI container has above API 4244's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct OciContainer {
+    /// The container's own namespaces; what is not here is the pod's. A mount namespace there is always.
+    pub namespaces: Vec<Namespace>,
+    /// The container's host name, where it has a UTS namespace of its own.
+    pub hostname: String,
+    /// The container's domain name, likewise.
+    pub domainname: String,
+    /// Every mount in order; none is added to them but `/dev`'s nodes and links.
+    pub mounts: Vec<Mount>,
+    /// Absolute paths hidden behind /dev/null or an empty read-only tmpfs.
+    pub masked_paths: Vec<String>,
+    /// Absolute paths remounted read-only.
+    pub readonly_paths: Vec<String>,
+}
+
+/// A namespace that a container may have of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Namespace {
+    /// Process ids.
+    Pid,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host and domain name.
+    Uts,
+    /// The view of the cgroup tree.
+    Cgroup,
+    /// Network: one with only a loopback interface.
+    Network,
+}
+
+/// The kind of a mount that binds what the pod's containers share: its source is not looked at.
+pub const POD_SHM: &str = "podshm";
+
+/// One mount of an OCI container, its options already turned into mount(2)'s arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Mount {
+    /// Absolute path in the container.
+    pub destination: String,
+    /// File-system type; `bind` for a bind mount, [`POD_SHM`] for the pod's own /dev/shm.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// For a bind: the path in the share (`/<container>/mounts/0`). Otherwise the device's name.
+    pub source: String,
+    /// MS_* flags of mount(2), propagation flags not included.
+    pub flags: u64,
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE with MS_REC or not; 0 for none. Applied after mounting.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub propagation: u64,
+    /// The file system's own options.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub data: String,
+}
+
+/// What an OCI process has above API 4244's. With it the environment is exactly the given one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct OciProcess {
+    /// Capability sets, one bit each as in capability.h; `None` keeps them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privileges: bool,
+    /// File mode creation mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
+    /// /proc/self/oom_score_adj.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+}
+
+/// The five capability sets as bit masks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Capabilities {
+    /// Limits what execve can give.
+    pub bounding: u64,
+    /// What the kernel checks.
+    pub effective: u64,
+    /// Kept over execve by file capabilities.
+    pub inheritable: u64,
+    /// What effective may be raised to.
+    pub permitted: u64,
+    /// Kept over execve of a plain file.
+    pub ambient: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
