@@ -177,5 +177,9 @@ pub(crate) fn invalid(path: &str, why: impl Into<String>) -> BundleError {
     BundleError::Invalid { path: path.to_owned(), why: why.into() }
 }
 
+pub(crate) fn unsupported(path: impl Into<String>, why: impl Into<String>) -> BundleError {
+    BundleError::Unsupported { path: path.into(), why: why.into() }
+}
+
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+pub mod seccomp;
+
+use seccomp::Seccomp;
+
 /// The whole configuration.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -199,8 +203,8 @@ pub struct Linux {
     pub uid_mappings: Given,
     /// Not honoured.
     pub gid_mappings: Given,
-    /// Not honoured.
-    pub seccomp: Given,
+    /// What the container's processes may ask of their kernel.
+    pub seccomp: Option<Seccomp>,
     /// Not honoured.
     pub mount_label: Given,
     /// Not honoured.

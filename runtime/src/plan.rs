@@ -11,6 +11,7 @@ use crate::oci::{ConsoleSize, Resources};
 
 pub mod capabilities;
 pub mod mounts;
+pub mod seccomp;
 
 use mounts::MountOptions;
 
@@ -189,6 +190,7 @@ fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Pr
             no_new_privileges: from.no_new_privileges,
             umask: from.user.umask,
             oom_score_adj: from.oom_score_adj,
+            seccomp: bundle.spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?,
         }),
     })
 }

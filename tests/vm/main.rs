@@ -8,5 +8,6 @@ mod identity;
 mod mounts;
 mod pods;
 mod process;
+mod seccomp;
 mod streams;
 mod terminal;

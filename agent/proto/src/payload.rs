@@ -2,6 +2,7 @@
 //! left out when empty, so that a peer of API 4244 alone never sees one. A command with a key that is not here is refused,
 //! as API 4244 does: what cannot be honoured is not ignored.
 
+mod filter;
 mod oci;
 pub mod usage;
 
@@ -11,6 +12,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+pub use filter::{FILTER_MAX, Filter, Program, instruction};
 pub use oci::{Capabilities, Mount, Namespace, OciContainer, OciProcess, POD_SHM};
 
 /// READY's payload: what the agent offers above API 4244.

@@ -10,6 +10,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use crate::container::namespaces;
 use crate::container::surroundings::{self, Surroundings};
 use crate::fault::{Fault, Step};
+use crate::process::program::Program;
 use crate::process::pty::Terminal;
 use crate::process::user::{self, User};
 use crate::process::{credentials, limits, program, report};
@@ -88,7 +89,11 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     } else {
         program::environment_4244(spec, &user, job.hostname)
     };
-    Err(program::execute(&spec.args, &environment))
+    let program = Program::new(&spec.args, &environment)?;
+    if isolated {
+        credentials::apply_last(spec)?;
+    }
+    Err(program.execute())
 }
 
 /// Goes where the child lives and opens its terminal there.

@@ -1,7 +1,11 @@
 //! User, groups and capabilities of a process, in the one order that works (capabilities(7)): the bounding set while
 //! SETPCAP is there, then the user with the permitted set kept, then the sets, the ambient one last.
+//!
+//! A filter of system calls comes last of all, so that it needs to allow as little as may be. But only a process that can
+//! gain no privileges may have one without SYS_ADMIN: another gets its filter first, and that has to allow the calls
+//! that are made here. (As with runc.)
 
-use agent_proto::payload;
+use agent_proto::payload::{self, Filter, OciProcess};
 use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
@@ -11,10 +15,14 @@ use rustix::thread::{
 
 use crate::fault::{Fault, Step};
 use crate::process::user::User;
+use crate::sys;
 
 /// Becomes `user`, with the process's capabilities, in `directory`.
 pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<(), Fault> {
     let oci = spec.oci.as_ref();
+    if let Some(OciProcess { no_new_privileges: false, seccomp: Some(filter), .. }) = oci {
+        install(filter)?;
+    }
     let sets = oci.and_then(|oci| oci.capabilities);
     if let Some(sets) = &sets {
         drop_bounding(sets.bounding)?;
@@ -37,6 +45,18 @@ pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<()
         set_no_new_privs(true).step("set", "no_new_privs")?;
     }
     Ok(())
+}
+
+/// Installs the filter that [`apply`] has left for the end.
+pub fn apply_last(spec: &payload::Process) -> Result<(), Fault> {
+    match &spec.oci {
+        Some(OciProcess { no_new_privileges: true, seccomp: Some(filter), .. }) => install(filter),
+        _ => Ok(()),
+    }
+}
+
+fn install(filter: &Filter) -> Result<(), Fault> {
+    sys::install_filter(&filter.program.0, filter.flags).step("install", "system call filter")
 }
 
 fn drop_bounding(keep: u64) -> Result<(), Fault> {

@@ -4,6 +4,7 @@ use alloc::borrow::ToOwned;
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use agent_proto::payload::{self, ErrorCode};
@@ -50,48 +51,59 @@ pub fn has(spec: &payload::Process, name: &str) -> bool {
     spec.envs.iter().any(|env| env.env == name)
 }
 
-/// Runs the program in this process's place; returns why that failed.
-pub fn execute(args: &[String], environment: &[String]) -> Fault {
-    match prepare(args, environment) {
-        Ok((args, envs)) => search(&args, &envs, environment),
-        Err(fault) => fault,
-    }
+/// A program with all that execve(2) asks for: nothing else is needed from here on.
+#[derive(Debug)]
+pub struct Program {
+    /// Where it may be, in the order of search.
+    candidates: Strings,
+    args: Strings,
+    envs: Strings,
+    /// What a failed search adds to its fault.
+    note: String,
 }
 
 type Strings = Vec<CString>;
 
-fn prepare(args: &[String], environment: &[String]) -> Result<(Strings, Strings), Fault> {
-    let strings = |list: &[String]| -> Result<Strings, Fault> {
-        list.iter()
-            .map(|text| CString::new(text.as_str()))
-            .collect::<Result<_, _>>()
-            .map_err(|_| Fault::bad_request("arguments or environment with a NUL"))
-    };
-    Ok((strings(args)?, strings(environment)?))
+impl Program {
+    /// Takes a program's arguments and environment, and finds out where it is to be searched.
+    pub fn new(args: &[String], environment: &[String]) -> Result<Program, Fault> {
+        let args = strings(args)?;
+        let envs = strings(environment)?;
+        let Some(program) = args.first() else { return Err(Fault::bad_request("no program")) };
+        let name = program.to_string_lossy();
+        if name.is_empty() || name.contains('/') {
+            return Ok(Program { candidates: vec![program.clone()], args, envs, note: String::new() });
+        }
+        let path = environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
+        let path = path.unwrap_or(DEFAULT_PATH);
+        let candidates = path.split(':').filter_map(|directory| {
+            let directory = if directory.is_empty() { "." } else { directory };
+            CString::new(format!("{directory}/{name}")).ok()
+        });
+        let candidates = candidates.collect();
+        Ok(Program { candidates, note: format!(" (searched in {path})"), args, envs })
+    }
+
+    /// Runs the program in this process's place; returns why that failed.
+    pub fn execute(&self) -> Fault {
+        let name = self.args[0].to_string_lossy();
+        let mut worst = Errno::NOENT;
+        for candidate in &self.candidates {
+            match sys::execve(candidate, &self.args, &self.envs) {
+                Errno::NOENT | Errno::NOTDIR if !self.note.is_empty() => {}
+                Errno::ACCESS => worst = Errno::ACCESS,
+                other => return fault(&name, other, ""),
+            }
+        }
+        fault(&name, worst, &self.note)
+    }
 }
 
-fn search(args: &[CString], envs: &[CString], environment: &[String]) -> Fault {
-    let Some(program) = args.first() else { return Fault::bad_request("no program") };
-    let name = program.to_string_lossy();
-    if name.is_empty() {
-        return fault(&name, Errno::NOENT, "");
-    }
-    if name.contains('/') {
-        return fault(&name, sys::execve(program, args, envs), "");
-    }
-    let path = environment.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
-    let path = path.unwrap_or(DEFAULT_PATH);
-    let mut worst = Errno::NOENT;
-    for directory in path.split(':') {
-        let directory = if directory.is_empty() { "." } else { directory };
-        let Ok(candidate) = CString::new(format!("{directory}/{name}")) else { continue };
-        match sys::execve(&candidate, args, envs) {
-            Errno::NOENT | Errno::NOTDIR => {}
-            Errno::ACCESS => worst = Errno::ACCESS,
-            other => return fault(&name, other, ""),
-        }
-    }
-    fault(&name, worst, &format!(" (searched in {path})"))
+fn strings(list: &[String]) -> Result<Strings, Fault> {
+    list.iter()
+        .map(|text| CString::new(text.as_str()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| Fault::bad_request("arguments or environment with a NUL"))
 }
 
 fn fault(name: &str, errno: Errno, note: &str) -> Fault {
@@ -140,6 +152,10 @@ mod tests {
     fn environment_4244_has_its_defaults_and_the_given_one_wins() {
         let list = environment_4244(&spec(&[("PATH", "/p")]), &user(), "h");
         assert_eq!(list, ["HOME=/home/ann", "USER=ann", "HOSTNAME=h", "PATH=/p"]);
+    }
+
+    fn execute(args: &[String], environment: &[String]) -> Fault {
+        Program::new(args, environment).map_or_else(|fault| fault, |program| program.execute())
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! against other containers, of which its VM has none), swap limits (it has no swap). Annotations and the sections of
 //! other platforms are skipped, as the specification says.
 
-use super::{BundleError, Result, is_bind};
+use super::{Result, is_bind, unsupported};
 use crate::oci::{Mount, Process, Spec};
 
 /// What every container's `/dev` has (config-linux.md, "Default Devices"), and what the agent adds to it.
@@ -52,7 +52,6 @@ pub fn check(spec: &Spec, process: &Process) -> Result<()> {
         ("linux.cgroupsPath", linux.cgroups_path, "a cgroup of the host"),
         ("linux.uidMappings", linux.uid_mappings, "user namespaces"),
         ("linux.gidMappings", linux.gid_mappings, "user namespaces"),
-        ("linux.seccomp", linux.seccomp, "system call filters"),
         ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
         ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
         ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
@@ -124,8 +123,4 @@ fn check_mount(index: usize, mount: &Mount) -> Result<()> {
         Some(n) => Err(unsupported(format!("mounts[{index}].options[{n}]"), mount.options[n].clone())),
         None => Ok(()),
     }
-}
-
-fn unsupported(path: impl Into<String>, why: impl Into<String>) -> BundleError {
-    BundleError::Unsupported { path: path.into(), why: why.into() }
 }

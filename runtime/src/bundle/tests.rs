@@ -32,7 +32,6 @@ fn the_default_configuration_runs() {
 #[test]
 fn what_cannot_be_honoured_is_refused_by_its_path() {
     for (change, path) in [
-        (r#"{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}}}"#, "linux.seccomp"),
         (r#"{"hooks":{"poststart":[{"path":"/bin/true"}]}}"#, "hooks.poststart"),
         (r#"{"hooks":{"createRuntime":[{"path":"/bin/true"}]}}"#, "hooks.createRuntime"),
         (r#"{"vm":{"kernel":{"path":"/k"}}}"#, "vm"),

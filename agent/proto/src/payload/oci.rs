@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use super::filter::Filter;
+
 /// What an OCI container has above API 4244's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -78,6 +80,9 @@ pub struct OciProcess {
     /// /proc/self/oom_score_adj.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
+    /// What it may ask of its kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Filter>,
 }
 
 /// The five capability sets as bit masks.
