@@ -9,6 +9,7 @@ mod bench;
 mod bundle;
 mod cache;
 mod check;
+mod fuzz;
 mod host;
 mod initramfs;
 mod kernel;
@@ -34,6 +35,8 @@ enum Task {
     /// Measure, side by side with others
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Fuzz what a guest or a bundle says
+    Fuzz(fuzz::Args),
     /// Check format, lints, crate borders and sizes
     Check,
     /// Build `target/vmm`: the static program with guest kernel and agent inside
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Host(args) => return host::main(args),
         Task::Test(args) => test::test(&args),
         Task::Bench(which) => bench::bench(&which),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Check => check::check(),
         Task::Build => program::program().map(|path| println!("{}", path.display())),
         Task::Initramfs => initramfs::initramfs().map(|path| println!("{}", path.display())),

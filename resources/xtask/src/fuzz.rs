@@ -1,0 +1,64 @@
+//! `cargo xtask fuzz`: the targets of tests/fuzz, each for a while.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::ensure;
+
+use crate::program::target_dir;
+use crate::steps::{cargo, run, say, top};
+use crate::{apt, cache};
+
+/// The version of cargo-fuzz that is installed where there is none.
+const CARGO_FUZZ: &str = "0.13.2";
+/// Every target, as tests/fuzz/Cargo.toml names them.
+const TARGETS: [&str; 7] =
+    ["control_frames", "stream_frames", "agent_link", "stream_table", "registers", "fuse", "bundle"];
+
+/// What to fuzz.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The target; without one, each of them in turn
+    target: Option<String>,
+    /// How long each may take
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+}
+
+/// Fuzzes until the time is over or something is found, which is kept below tests/fuzz/artifacts.
+pub fn fuzz(args: &Args) -> anyhow::Result<()> {
+    let targets: Vec<&str> = match &args.target {
+        Some(name) => {
+            ensure!(TARGETS.contains(&name.as_str()), "no target {name:?}; there are {}", TARGETS.join(", "));
+            vec![name]
+        }
+        None => TARGETS.to_vec(),
+    };
+    apt::install(&["g++"])?;
+    let program = cargo_fuzz()?;
+    for target in targets {
+        say(&format!("fuzzing {target} for {} s", args.seconds));
+        run(Command::new(&program)
+            .args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", target, "--"])
+            .arg(format!("-max_total_time={}", args.seconds))
+            .args(["-rss_limit_mb=1024", "-timeout=20", "-print_final_stats=1", "-verbosity=0"])
+            .current_dir(top())
+            .env("CARGO_TARGET_DIR", target_dir().join("fuzz"))
+            // The instrumentation's flags are not stable; the compiler is the one that builds everything else.
+            .env("RUSTC_BOOTSTRAP", "1"))?;
+    }
+    Ok(())
+}
+
+/// Returns cargo-fuzz, installed in the cache if it is not there.
+fn cargo_fuzz() -> anyhow::Result<PathBuf> {
+    let root = cache::dir("tools");
+    let program = root.join("bin/cargo-fuzz");
+    if !program.exists() {
+        say("installing cargo-fuzz");
+        run(cargo()
+            .args(["install", "cargo-fuzz", "--locked", "--version", CARGO_FUZZ, "--root"])
+            .arg(&root))?;
+    }
+    Ok(program)
+}

@@ -1,0 +1,86 @@
+//! The file server under a guest that sends anything: requests of its own making to a share of two folders and a file,
+//! one of them read-only.
+//!
+//! An input is a list of requests: two bytes of length, an opcode, a node, and the rest as it is. The server really does
+//! what it is asked, as far as the share goes; FALLOCATE alone is left out, which would fill the disk.
+#![no_main]
+
+use std::fs::{self, File};
+use std::sync::OnceLock;
+
+use devices::virtio::fs::{Pieces, ShareTree};
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+use vm_memory::VolatileSlice;
+
+/// FUSE_INIT's opcode.
+const INIT: u32 = 26;
+/// FUSE_FALLOCATE's.
+const FALLOCATE: u32 = 43;
+/// Opcodes up to a little above the last one that there is.
+const OPCODES: u32 = 56;
+/// Node numbers that are likely to be known.
+const NODES: u64 = 16;
+
+fn scratch() -> &'static TempDir {
+    static SCRATCH: OnceLock<TempDir> = OnceLock::new();
+    SCRATCH.get_or_init(|| tempfile::tempdir().unwrap())
+}
+
+fn tree() -> ShareTree {
+    let dir = scratch().path();
+    for name in ["open", "closed"] {
+        // What an earlier input has done to them.
+        let _ = fs::remove_dir_all(dir.join(name));
+        fs::create_dir_all(dir.join(name).join("d")).unwrap();
+        fs::write(dir.join(name).join("f"), "text").unwrap();
+    }
+    fs::write(dir.join("file"), "alone").unwrap();
+    let tree = ShareTree::new().unwrap();
+    tree.bind("/a/open", File::open(dir.join("open")).unwrap().into(), false).unwrap();
+    tree.bind("/a/closed", File::open(dir.join("closed")).unwrap().into(), true).unwrap();
+    tree.bind("/b", File::open(dir.join("file")).unwrap().into(), false).unwrap();
+    tree
+}
+
+fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40 + body.len());
+    bytes.extend_from_slice(&((40 + body.len()) as u32).to_le_bytes());
+    bytes.extend_from_slice(&opcode.to_le_bytes());
+    for word in [1, node, 0, 0] {
+        bytes.extend_from_slice(&u64::to_le_bytes(word));
+    }
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fuzz_target!(|data: &[u8]| {
+    let tree = tree();
+    let mut server = tree.server();
+    let mut reply = vec![0; (64 << 10) + 16];
+    let mut call = |mut bytes: Vec<u8>| {
+        if bytes.get(4..8) == Some(&FALLOCATE.to_le_bytes()) {
+            return;
+        }
+        let request = Pieces::new(vec![VolatileSlice::from(bytes.as_mut_slice())]);
+        let room = reply.len();
+        let reply = Pieces::new(vec![VolatileSlice::from(reply.as_mut_slice())]);
+        if let Ok(written) = server.handle(request, reply) {
+            assert!(written <= room);
+        }
+    };
+    let mut init = [0; 64];
+    init[..4].copy_from_slice(&7u32.to_le_bytes());
+    init[4..8].copy_from_slice(&38u32.to_le_bytes());
+    init[8..12].copy_from_slice(&(128u32 << 10).to_le_bytes());
+    call(request(INIT, 0, &init));
+    let mut rest = data;
+    while let [low, high, opcode, node, tail @ ..] = rest {
+        let len = usize::from(u16::from_le_bytes([*low, *high]) % 512).min(tail.len());
+        let (body, after) = tail.split_at(len);
+        rest = after;
+        call(request(u32::from(*opcode) % OPCODES, u64::from(*node) % NODES, body));
+    }
+    // A header of the guest's own making, too.
+    call(data.to_vec());
+});
