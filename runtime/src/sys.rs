@@ -250,6 +250,20 @@ pub fn fork_detached(output: &File) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Gives up this process's controlling terminal, if it has one that is not its session's to keep: reading a client's
+/// terminal is nobody's job control then. Keys go on to signal the process group.
+pub fn leave_terminal() {
+    // SAFETY: neither touches memory.
+    let leads = unsafe { libc::getsid(0) == libc::getpid() };
+    if leads {
+        return;
+    }
+    if let Ok(terminal) = File::open("/dev/tty") {
+        // SAFETY: TIOCNOTTY takes no argument. Where it fails there is nothing to give up.
+        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
+    }
+}
+
 /// Returns a terminal's rows and columns; `None` where `fd` is no terminal or does not know.
 pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };

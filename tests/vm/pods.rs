@@ -463,3 +463,24 @@ fn a_terminal_of_an_exec_is_the_client_s() {
     assert_eq!(terminal.finish().code(), Some(6));
     assert!(terminal.is_cooked(), "the terminal was left raw");
 }
+
+/// The pod is a job in the background of the terminal on which its client reads.
+#[test]
+fn a_pod_in_the_background_of_its_client_s_terminal_reads_it_all_the_same() {
+    let pod = Pod::new();
+    let container = pod.container("a", "exec sleep 10000", json!({}));
+    let path = pod.write("pod.json", &json!({"id": "p", "containers": [container]}));
+    let vmm = format!("{} pod --root {}", program().display(), pod.root().display());
+    let script = format!(
+        "{vmm} run {path} & until {vmm} exec p a true 2>/dev/null; do sleep 0.2; done; \
+         {vmm} exec -t p a sh -c 'echo ready; read x; echo got:$x'; {vmm} stop p; wait; echo over"
+    );
+    let mut command = Command::new("/bin/busybox");
+    command.args(["sh", "-m", "-c", &script]);
+    let mut terminal = Terminal::start(&command, 24, 80);
+    terminal.wait_for("ready");
+    terminal.type_keys("hello\n");
+    terminal.wait_for("got:hello");
+    terminal.wait_for("over");
+    assert_eq!(terminal.finish().code(), Some(0));
+}

@@ -133,6 +133,8 @@ fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
 /// The pod's life, from its machine to its last container's end.
 fn live(start: Start, outputs: Outputs, started: Box<dyn FnOnce()>) -> Result<u8> {
     let Start { config, pod, containers, state } = start;
+    // A client's terminal may be the one that we were started in, with us in its background.
+    sys::leave_terminal();
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
