@@ -1,5 +1,6 @@
 //! A container as the agent sees it: its name, its first process, its cgroup.
 
+pub mod copy_up;
 pub mod dev;
 pub mod mounts;
 pub mod namespaces;

@@ -231,11 +231,24 @@ pub struct Namespace {
 }
 
 /// A device node.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Device {
     /// Absolute path in the container.
     pub path: String,
+    /// `c`, `u`, `b` or `p`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Device number.
+    pub major: i64,
+    /// Device number.
+    pub minor: i64,
+    /// Permissions; 0666 where there are none.
+    pub file_mode: Option<u32>,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 /// Limits. `devices` is not read: a VM's `/dev` holds nothing of the host.

@@ -10,6 +10,7 @@ use crate::config::RunConfig;
 use crate::oci::{ConsoleSize, Resources};
 
 pub mod capabilities;
+pub mod devices;
 pub mod mounts;
 pub mod seccomp;
 
@@ -66,6 +67,8 @@ pub struct ShareBind {
     pub host: PathBuf,
     /// The guest cannot write to it.
     pub read_only: bool,
+    /// All the same it may make what is missing to mount something on, until the container runs.
+    pub mount_points: bool,
 }
 
 /// What is to be done.
@@ -99,7 +102,7 @@ impl Plan {
             sysctl: bundle.spec.linux.sysctl.clone(),
             process: process(bundle, terminal)?,
             read_only: bundle.readonly,
-            oci: Some(OciContainer { mounts, ..oci_container(bundle) }),
+            oci: Some(OciContainer { mounts, ..oci_container(bundle)? }),
             ..Container::default()
         };
         Ok(Plan {
@@ -210,7 +213,7 @@ fn rlimits(bundle: &Bundle) -> Result<Vec<payload::Rlimit>> {
 /// The first container of a VM needs no namespace against others: the VM's own network (a loopback alone), IPC and
 /// host name are its. It gets a PID namespace to be process 1 and not to see the agent, a cgroup namespace for its
 /// view of the tree, and a UTS namespace where a domain name has to be set.
-fn oci_container(bundle: &Bundle) -> OciContainer {
+fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
     let spec = &bundle.spec;
     let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
     let mut namespaces = Vec::new();
@@ -223,14 +226,16 @@ fn oci_container(bundle: &Bundle) -> OciContainer {
     if !spec.domainname.is_empty() {
         namespaces.push(payload::Namespace::Uts);
     }
-    OciContainer {
+    Ok(OciContainer {
         namespaces,
         hostname: spec.hostname.clone(),
         domainname: spec.domainname.clone(),
         mounts: Vec::new(),
         masked_paths: spec.linux.masked_paths.clone(),
         readonly_paths: spec.linux.readonly_paths.clone(),
-    }
+        devices: devices::nodes(&spec.linux.devices)?,
+        root_propagation: mounts::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
+    })
 }
 
 /// Returns the agent's mounts and what the share has to hold for them, the root first.
@@ -239,6 +244,7 @@ fn mounts(bundle: &Bundle, id: &str) -> (Vec<payload::Mount>, Vec<ShareBind>) {
         path: format!("/{id}/{ROOTFS}"),
         host: bundle.rootfs.clone(),
         read_only: bundle.readonly,
+        mount_points: bundle.readonly,
     }];
     let mut mounts = Vec::new();
     for mount in &bundle.spec.mounts {
@@ -246,7 +252,8 @@ fn mounts(bundle: &Bundle, id: &str) -> (Vec<payload::Mount>, Vec<ShareBind>) {
         let (kind, source) = if is_bind(mount) {
             let path = format!("/{id}/mounts/{}", binds.len() - 1);
             let read_only = options.read_only();
-            binds.push(ShareBind { path: path.clone(), host: bundle.bind_source(mount), read_only });
+            let host = bundle.bind_source(mount);
+            binds.push(ShareBind { path: path.clone(), host, read_only, mount_points: false });
             options.flags |= libc::MS_BIND;
             ("bind", path)
         } else if mount.kind == "cgroup" {
@@ -263,6 +270,9 @@ fn mounts(bundle: &Bundle, id: &str) -> (Vec<payload::Mount>, Vec<ShareBind>) {
             source,
             flags: options.flags,
             propagation: options.propagation,
+            recursive_set: options.recursive_set,
+            recursive_clear: options.recursive_clear,
+            copy_up: options.copy_up,
             data: options.data,
         });
     }

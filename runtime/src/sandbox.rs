@@ -130,6 +130,12 @@ impl Sandbox {
         self.console.tail()
     }
 
+    /// The container runs: nothing more can be made in what it has read-only, whatever becomes of its kernel.
+    pub fn seal(&self, binds: &[ShareBind]) -> Result<()> {
+        let mut open = binds.iter().filter(|bind| bind.mount_points);
+        Ok(open.try_for_each(|bind| self.share.allow_mount_points(&bind.path, false))?)
+    }
+
     /// The guest is about to go: its last sync(2) need not reach the host's disks, since what it wrote is in the
     /// host's page cache, which outlives it.
     pub fn expect_end(&self) {
@@ -166,7 +172,8 @@ impl Sandbox {
 fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
     let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
     let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
-    Ok(tree.bind(&bind.path, file.into(), bind.read_only)?)
+    tree.bind(&bind.path, file.into(), bind.read_only)?;
+    Ok(tree.allow_mount_points(&bind.path, bind.mount_points)?)
 }
 
 fn host(step: &'static str) -> impl FnOnce(io::Error) -> SandboxError {

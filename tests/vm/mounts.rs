@@ -151,3 +151,131 @@ fn a_links_target_outside_the_root_is_not_followed() {
     bundle.run();
     assert!(bundle.rootfs().join("tmp/deep").is_dir(), "the link did not resolve inside the root");
 }
+
+#[test]
+fn a_read_only_root_gets_the_mount_points_that_it_misses() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let script =
+        "echo x > /a/b/f; echo x > /srv/data/f; cat /etc/new/conf; touch /a/x /etc/new/y; mkdir /a/b/c";
+    let file = dir.path().join("conf");
+    fs::write(&file, "conf\n").unwrap();
+    let bundle = Bundle::sh(script)
+        .with(|c| c["root"]["readonly"] = json!(true))
+        .mount(json!({"destination": "/a/b", "type": "tmpfs", "source": "tmpfs"}))
+        .mount(json!({"destination": "/srv/data", "type": "bind", "source": dir.path(), "options": ["rbind"]}))
+        .mount(json!({"destination": "/etc/new/conf", "type": "bind", "source": file, "options": ["rbind", "ro"]}));
+    let run = bundle.run().code(0).stdout("conf\n");
+    let errors = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(errors.matches("Read-only file system").count(), 2, "{run}");
+    assert_eq!(fs::read_to_string(dir.path().join("f")).unwrap(), "x\n");
+    assert!(bundle.rootfs().join("a/b").is_dir() && bundle.rootfs().join("etc/new/conf").is_file());
+    assert!(!bundle.rootfs().join("a/b/f").exists() && !bundle.rootfs().join("a/x").exists());
+}
+
+#[test]
+fn a_read_only_tmpfs_gets_the_mount_points_that_it_misses() {
+    let options =
+        |words: &[&str]| json!({"destination": "/t", "type": "tmpfs", "source": "t", "options": words});
+    Bundle::sh("echo x > /t/in/f && cat /t/in/f; touch /t/x")
+        .mount(options(&["ro", "nosuid"]))
+        .mount(json!({"destination": "/t/in", "type": "tmpfs", "source": "in"}))
+        .run()
+        .code(1)
+        .stdout("x\n")
+        .stderr("touch: /t/x: Read-only file system\n");
+}
+
+#[test]
+fn a_tmpfs_may_begin_with_what_it_hides() {
+    let bundle = Bundle::sh(
+        "cat /etc/passwd | wc -l; readlink /etc/l; stat -c %a /etc /etc/d/f; rm -r /etc/d; ls /etc",
+    )
+    .mount(json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+    let etc = bundle.rootfs().join("etc");
+    fs::create_dir(etc.join("d")).unwrap();
+    fs::write(etc.join("d/f"), "f").unwrap();
+    fs::set_permissions(etc.join("d/f"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::set_permissions(&etc, fs::Permissions::from_mode(0o711)).unwrap();
+    std::os::unix::fs::symlink("/nowhere", etc.join("l")).unwrap();
+    bundle.run().code(0).stdout("2\n/nowhere\n711\n4751\ngroup\nl\npasswd\n").stderr("");
+    assert!(etc.join("d/f").exists());
+}
+
+#[test]
+fn mount_options_are_in_force() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let bind = |destination: &str, words: &[&str]| json!({"destination": destination, "type": "bind", "source": dir.path(), "options": words});
+    let script = "awk '$5 ~ \"^/mnt/\" {print $5, $6, $7}' /proc/self/mountinfo; touch /mnt/b/f";
+    let run = Bundle::sh(script)
+        .mount(bind("/mnt/a", &["rbind", "nosuid", "nodev", "noexec", "noatime", "rslave"]))
+        .mount(bind("/mnt/b", &["rbind", "rro", "rnosuid", "rnoexec", "rshared"]))
+        .mount(bind("/mnt/c", &["bind", "nodiratime", "nosymfollow", "unbindable"]))
+        .mount(json!({"destination": "/mnt/t", "type": "tmpfs", "source": "t",
+                      "options": ["strictatime", "rnodev", "size=1m", "private"]}))
+        .run()
+        .code(1);
+    let text = run.text();
+    let lines: Vec<&str> = text.lines().collect();
+    let expect = [
+        ("/mnt/a", "rw,nosuid,nodev,noexec,noatime", "-"),
+        ("/mnt/b", "ro,nosuid,noexec,relatime", "shared:"),
+        ("/mnt/c", "rw,relatime,nodiratime,nosymfollow", "unbindable"),
+        ("/mnt/t", "rw,nodev", "-"),
+    ];
+    assert_eq!(lines.len(), expect.len(), "{run}");
+    for (line, (path, options, propagation)) in lines.iter().zip(expect) {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let sorted = |list: &str| {
+            let mut words: Vec<String> = list.split(',').map(str::to_owned).collect();
+            words.sort();
+            words
+        };
+        assert_eq!((fields[0], sorted(fields[1])), (path, sorted(options)), "{run}");
+        assert!(fields[2].starts_with(propagation), "{run}");
+    }
+    assert!(!dir.path().join("f").exists());
+}
+
+#[test]
+fn the_root_s_propagation() {
+    for (word, tag) in
+        [("private", "-"), ("shared", "shared:"), ("rslave", "-"), ("unbindable", "unbindable")]
+    {
+        let bundle = Bundle::sh("awk '$5 == \"/\" {print $7}' /proc/self/mountinfo")
+            .with(|c| c["linux"]["rootfsPropagation"] = json!(word));
+        let run = bundle.run().code(0);
+        assert!(run.text().starts_with(tag), "{word}: {run}");
+    }
+}
+
+#[test]
+fn devices_of_the_guest_are_made() {
+    let bundle = Bundle::sh("stat -c '%n %F %a %u %g %t:%T' /dev/fuse /dev/zero /dev/pipe /opt/null; echo x > /opt/null")
+        .with(|c| {
+            c["linux"]["devices"] = json!([
+                {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 5, "gid": 6},
+                {"path": "/dev/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600},
+                {"path": "/dev/pipe", "type": "p"},
+                {"path": "/opt/null", "type": "c", "major": 1, "minor": 3},
+            ]);
+        })
+        .mount(json!({"destination": "/opt", "type": "tmpfs", "source": "tmpfs"}));
+    bundle
+        .run()
+        .code(0)
+        .stdout(
+            "/dev/fuse character special file 640 5 6 a:e5\n/dev/zero character special file 600 0 0 1:5\n\
+             /dev/pipe fifo 666 0 0 0:0\n/opt/null character special file 666 0 0 1:3\n",
+        )
+        .stderr("");
+}
+
+#[test]
+fn a_device_that_the_guest_does_not_have_is_refused() {
+    let bundle = Bundle::sh("true").with(|c| {
+        c["linux"]["devices"] = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
+    });
+    let message =
+        "vmm: config.json linux.devices[0]: not supported: /dev/kvm: the guest has no device c 10:232\n";
+    bundle.run().code(125).stderr(message);
+}

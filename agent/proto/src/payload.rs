@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 pub use filter::{FILTER_MAX, Filter, Program, instruction};
-pub use oci::{Capabilities, Mount, Namespace, OciContainer, OciProcess, POD_SHM};
+pub use oci::{Capabilities, Device, Mount, Namespace, OciContainer, OciProcess, POD_SHM};
 
 /// READY's payload: what the agent offers above API 4244.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

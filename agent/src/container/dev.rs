@@ -1,10 +1,10 @@
 //! A container's /dev: its nodes, its links and its console (OCI runtime specification, "Default Devices").
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, symlinkat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, statat, symlinkat};
 use rustix::io::Errno;
 
-use agent_proto::payload::{Mount, Process};
+use agent_proto::payload::{Device, Mount, OciContainer, Process};
 
 use crate::container::mounts::{bind_own, bind_tree};
 use crate::container::rootfs::Root;
@@ -23,13 +23,14 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Makes the nodes and links in /dev, unless /dev is bound from outside and so somebody else's.
-pub fn populate(root: &Root, mounts: &[Mount]) -> Result<(), Fault> {
-    let bound =
-        mounts.iter().any(|mount| mount.destination.trim_end_matches('/') == "/dev" && mount.kind == "bind");
-    if bound {
+/// Makes the given nodes, and those and the links that every /dev has, unless /dev is bound from outside and so somebody
+/// else's.
+pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
+    let is_dev = |mount: &Mount| mount.destination.trim_end_matches('/') == "/dev" && mount.kind == "bind";
+    if oci.mounts.iter().any(is_dev) {
         return Ok(());
     }
+    oci.devices.iter().try_for_each(|device| make(root, device).step("make device", &device.path))?;
     let dev = root.make_directory("/dev")?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
@@ -46,6 +47,24 @@ pub fn populate(root: &Root, mounts: &[Mount]) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// Makes one node; that it is there already is no fault.
+fn make(root: &Root, device: &Device) -> rustix::io::Result<()> {
+    let (parent, name) = device.path.rsplit_once('/').ok_or(Errno::INVAL)?;
+    let directory = root.make_directory_at(parent)?;
+    let kind = FileType::from_raw_mode(device.mode);
+    let number = makedev(device.major, device.minor);
+    match mknodat(&directory, name, kind, Mode::from_raw_mode(device.mode), number) {
+        Err(Errno::EXIST) => {
+            let found = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same = FileType::from_raw_mode(found.st_mode) == kind && found.st_rdev == number;
+            return if same { Ok(()) } else { Err(Errno::EXIST) };
+        }
+        made => made?,
+    }
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    chownat(&directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Opens the first process's terminal in the container's devpts and binds it on /dev/console.

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
+use crate::container::copy_up;
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
 use crate::fault::{Fault, Step};
 use crate::pod;
@@ -52,29 +53,48 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     let target = root.make_directory(&entry.destination)?;
     // The target is where the process stands: no path that could be changed under way.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
-    let flags = MountFlags::from_bits_retain(entry.flags as u32);
+    let later = if is_read_only_later(entry) { ms::RDONLY } else { 0 };
+    let flags = MountFlags::from_bits_retain((entry.flags & !later) as u32);
     let data = (!entry.data.is_empty()).then_some(data.as_c_str());
     let source = if entry.source.is_empty() { kind } else { entry.source.as_str() };
     rustix::mount::mount(source, ".", kind, flags, data).step("mount", &what)?;
-    if entry.propagation == 0 {
-        return Ok(());
-    }
     let mounted = root.find(&entry.destination).step("open", &entry.destination)?;
-    set_propagation(&mounted, entry)
+    if entry.copy_up {
+        copy_up::copy(&target, &mounted).step("copy up", &entry.destination)?;
+    }
+    finish(&mounted, entry)
+}
+
+/// Whether a mount is made read-only when everything is mounted: what is mounted in a tmpfs has its mount points made there.
+pub fn is_read_only_later(entry: &Mount) -> bool {
+    entry.kind == "tmpfs" && entry.flags & ms::RDONLY != 0
+}
+
+/// Does what is done to a mount that is in its place.
+fn finish(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
+    if entry.recursive_set | entry.recursive_clear != 0 {
+        let (set, clear) = (entry.recursive_set, entry.recursive_clear);
+        let attributes = MountAttributes { set, clear, ..MountAttributes::default() };
+        sys::mount_setattr(mounted.as_fd(), true, attributes).step("set options of", &entry.destination)?;
+    }
+    match entry.propagation {
+        0 => Ok(()),
+        propagation => set_propagation(mounted, &entry.destination, propagation),
+    }
 }
 
 fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     let source = share.find_shared(&entry.source).step("open shared", &entry.source)?;
     let tree =
         bind_tree(root, &source, &entry.destination, entry.flags & ms::REC != 0, attributes(entry.flags))?;
-    if entry.propagation != 0 { set_propagation(&tree, entry) } else { Ok(()) }
+    finish(&tree, entry)
 }
 
-fn set_propagation(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
-    let recursive = entry.propagation & ms::REC != 0;
-    let attributes =
-        MountAttributes { propagation: entry.propagation & !ms::REC, ..MountAttributes::default() };
-    sys::mount_setattr(mounted.as_fd(), recursive, attributes).step("set propagation of", &entry.destination)
+/// Sets the propagation of what is mounted at `path`.
+pub fn set_propagation(mounted: &impl AsFd, path: &str, propagation: u64) -> Result<(), Fault> {
+    let recursive = propagation & ms::REC != 0;
+    let attributes = MountAttributes { propagation: propagation & !ms::REC, ..MountAttributes::default() };
+    sys::mount_setattr(mounted.as_fd(), recursive, attributes).step("set propagation of", path)
 }
 
 /// Binds one of API 4244's shared files or directories.

@@ -8,8 +8,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::Timespec;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat};
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, fstat, mkdirat, mknodat, openat, openat2, readlinkat,
+};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
@@ -28,6 +29,8 @@ const STALE_MS: i64 = 1500;
 const PAUSE_MS: i64 = 10;
 /// Mode of directories that are made on the way.
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
+/// Mode of files that are made to be mounted on.
+const FILE: Mode = Mode::from_raw_mode(0o644);
 /// MOUNT_ATTR_RDONLY.
 const READ_ONLY: u64 = 1;
 
@@ -46,10 +49,8 @@ impl Missing {
     fn make(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
         match self {
             Missing::Fails => Err(Errno::NOENT),
-            Missing::IsFile if last => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
-            }
+            // Not with open(2): a read-only share lets nobody open what may be written.
+            Missing::IsFile if last => mknodat(parent, name, FileType::RegularFile, FILE, 0),
             Missing::IsDirectory | Missing::IsFile => mkdirat(parent, name, DIRECTORY),
         }
     }
@@ -130,20 +131,24 @@ impl Root {
 
     /// Opens directory `path`, and makes it and those above it where they are missing.
     pub fn make_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
+        self.make_directory_at(path).step("make directory", path)
+    }
+
+    /// The same for who has a word of his own for what failed.
+    pub fn make_directory_at(&self, path: &str) -> IoResult<OwnedFd> {
         match self.find(path) {
-            Ok(found) => Ok(found),
-            Err(Errno::NOENT) => self.walk(path, Missing::IsDirectory).step("make directory", path),
-            Err(errno) => Err(errno).step("open", path),
+            Err(Errno::NOENT) => self.walk(path, Missing::IsDirectory),
+            found => found,
         }
     }
 
     /// Opens file `path`, and makes it and the directories above it where they are missing.
     pub fn make_file(&self, path: &str) -> Result<OwnedFd, Fault> {
         match self.find(path) {
-            Ok(found) => Ok(found),
-            Err(Errno::NOENT) => self.walk(path, Missing::IsFile).step("make file", path),
-            Err(errno) => Err(errno).step("open", path),
+            Err(Errno::NOENT) => self.walk(path, Missing::IsFile),
+            found => found,
         }
+        .step("make file", path)
     }
 
     /// Opens `path` a name at a time, as if this were the top of everything: a link is followed where it leads in here, also
@@ -187,10 +192,12 @@ impl Root {
         Ok(here)
     }
 
-    /// Makes the root mount read-only; what is mounted in it stays as it is.
-    pub fn set_read_only(&self) -> Result<(), Fault> {
+    /// Makes the mount that is at `path` read-only; what is mounted in it stays as it is.
+    pub fn set_read_only(&self, path: &str) -> Result<(), Fault> {
         let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
-        sys::mount_setattr(self.fd.as_fd(), false, attributes).step("remount read-only", "/")
+        self.find(path)
+            .and_then(|mounted| sys::mount_setattr(mounted.as_fd(), false, attributes))
+            .step("remount read-only", path)
     }
 
     /// Makes this the process's root and takes the old one, the agent's, out of its sight.

@@ -36,7 +36,7 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
     for entry in &oci.mounts {
         mounts::mount(&root, &share, entry)?;
     }
-    dev::populate(&root, &oci.mounts)?;
+    dev::populate(&root, &oci)?;
     for entry in &spec.fsmap {
         mounts::map(&root, &share, entry)?;
     }
@@ -49,6 +49,9 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
     set_parameters(spec)?;
     restrict(&root, &oci, spec.read_only)?;
     root.become_root()?;
+    if oci.root_propagation != 0 {
+        mounts::set_propagation(&Root::open("/")?, "/", oci.root_propagation)?;
+    }
     Ok(terminal)
 }
 
@@ -62,8 +65,8 @@ fn surroundings_4244() -> OciContainer {
         kind: kind.into(),
         source: kind.into(),
         flags,
-        propagation: 0,
         data: data.into(),
+        ..Mount::default()
     };
     OciContainer {
         mounts: vec![
@@ -113,5 +116,9 @@ fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Faul
             mounts::mask(root, &null, path)?;
         }
     }
-    if read_only { root.set_read_only() } else { Ok(()) }
+    // Last, when every mount point below is there.
+    for entry in oci.mounts.iter().filter(|entry| mounts::is_read_only_later(entry)) {
+        root.set_read_only(&entry.destination)?;
+    }
+    if read_only { root.set_read_only("/") } else { Ok(()) }
 }

@@ -1,26 +1,13 @@
 //! What a bundle may ask for and cannot get, field by field.
 //!
 //! Honoured because a VM implies it, and so not in the table: `linux.resources.devices` (the guest's `/dev` holds no
-//! device of the host), `linux.namespaces` of every kind but user and time (the VM is one), `linux.devices` that name
-//! what `/dev` has anyway, a root propagation of private or slave (nothing propagates out of a VM), CPU shares (weights
-//! against other containers, of which its VM has none), swap limits (it has no swap). Annotations and the sections of
-//! other platforms are skipped, as the specification says.
+//! device of the host), `linux.namespaces` of every kind but user and time (the VM is one), CPU shares (weights against
+//! other containers, of which its VM has none), swap limits (it has no swap). Annotations and the sections of other
+//! platforms are skipped, as the specification says. Filters and devices are judged where they are translated (`plan/`).
 
-use super::{Result, is_bind, unsupported};
+use super::{Result, invalid, is_bind, unsupported};
 use crate::oci::{Mount, Process, Spec};
-
-/// What every container's `/dev` has (config-linux.md, "Default Devices"), and what the agent adds to it.
-const DEFAULT_DEVICES: [&str; 9] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-    "/dev/pts/ptmx",
-];
+use crate::plan::mounts;
 
 /// File systems that the guest mounts.
 const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
@@ -29,7 +16,7 @@ const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "c
 const NAMESPACES: [&str; 6] = ["pid", "network", "mount", "ipc", "uts", "cgroup"];
 
 /// Options that ask for more than mount(2) in the guest.
-const MOUNT_OPTIONS: [&str; 3] = ["idmap", "ridmap", "tmpcopyup"];
+const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 
 /// Refuses the first thing in `spec` that cannot be honoured.
 pub fn check(spec: &Spec, process: &Process) -> Result<()> {
@@ -97,14 +84,10 @@ fn check_linux(spec: &Spec) -> Result<()> {
             ));
         }
     }
-    for (index, device) in spec.linux.devices.iter().enumerate() {
-        if !DEFAULT_DEVICES.contains(&device.path.as_str()) {
-            return Err(unsupported(format!("linux.devices[{index}]"), format!("device {}", device.path)));
-        }
-    }
     match spec.linux.rootfs_propagation.as_str() {
-        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
-        other => Err(unsupported("linux.rootfsPropagation", other)),
+        "" => Ok(()),
+        word if mounts::propagation(word).is_some() => Ok(()),
+        other => Err(invalid("linux.rootfsPropagation", format!("{other:?}"))),
     }
 }
 
@@ -119,8 +102,14 @@ fn check_mount(index: usize, mount: &Mount) -> Result<()> {
     if mount.gid_mappings.0 {
         return Err(unsupported(at("gidMappings"), "mounts with mapped ids"));
     }
-    match mount.options.iter().position(|option| MOUNT_OPTIONS.contains(&option.as_str())) {
-        Some(n) => Err(unsupported(format!("mounts[{index}].options[{n}]"), mount.options[n].clone())),
+    // A bind has no file system of its own that would know a further word; mount(2) would skip it in silence.
+    let refused = |option: &&str| {
+        MOUNT_OPTIONS.contains(option)
+            || is_bind(mount) && !mounts::is_known(option)
+            || *option == mounts::COPY_UP && mount.kind != "tmpfs"
+    };
+    match mount.options.iter().map(String::as_str).enumerate().find(|(_, option)| refused(option)) {
+        Some((n, option)) => Err(unsupported(at(&format!("options[{n}]")), option)),
         None => Ok(()),
     }
 }

@@ -39,13 +39,11 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
         (r#"{"process":{"scheduler":{"policy":"SCHED_FIFO"}}}"#, "process.scheduler"),
         (r#"{"linux":{"uidMappings":[{"containerID":0,"hostID":1,"size":1}]}}"#, "linux.uidMappings"),
-        (r#"{"linux":{"devices":[{"path":"/dev/null"},{"path":"/dev/fuse"}]}}"#, "linux.devices[1]"),
         (r#"{"linux":{"namespaces":[{"type":"user"}]}}"#, "linux.namespaces[0].type"),
         (
             r#"{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}"#,
             "linux.namespaces[0].path",
         ),
-        (r#"{"linux":{"rootfsPropagation":"shared"}}"#, "linux.rootfsPropagation"),
         (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
         (r#"{"linux":{"resources":{"pids":{"limit":5}}}}"#, "linux.resources.pids.limit"),
         (r#"{"linux":{"resources":{"cpu":{"cpus":"0-1"}}}}"#, "linux.resources.cpu.cpus"),
@@ -53,7 +51,11 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),
         (r#"{"mounts":[{"destination":"/n","source":"/x"}]}"#, "mounts[0].type"),
         (
-            r#"{"mounts":[{"destination":"/n","type":"tmpfs","options":["ro","tmpcopyup"]}]}"#,
+            r#"{"mounts":[{"destination":"/n","type":"proc","options":["ro","tmpcopyup"]}]}"#,
+            "mounts[0].options[1]",
+        ),
+        (
+            r#"{"mounts":[{"destination":"/n","type":"bind","source":"/","options":["bind","size=1m"]}]}"#,
             "mounts[0].options[1]",
         ),
         (
@@ -78,7 +80,8 @@ fn what_asks_for_nothing_or_for_what_a_vm_implies_is_taken() {
         r#"{"hooks":{"prestart":[]}}"#,
         r#"{"linux":{"seccomp":null}}"#,
         r#"{"linux":{"rootfsPropagation":"rslave"}}"#,
-        r#"{"linux":{"devices":[{"path":"/dev/null","type":"c","major":1,"minor":3}]}}"#,
+        r#"{"linux":{"rootfsPropagation":"shared"}}"#,
+        r#"{"mounts":[{"destination":"/n","type":"tmpfs","options":["ro","tmpcopyup","size=1m"]}]}"#,
         r#"{"linux":{"resources":{"cpu":{"shares":512},"pids":{"limit":-1},"blockIO":{"weight":0}}}}"#,
         r#"{"linux":{"resources":{"memory":{"limit":1000000,"swap":1000000,"swappiness":3}}}}"#,
         r#"{"annotations":{"a":"b"},"windows":{"x":1},"unheardOf":true}"#,
@@ -101,6 +104,7 @@ fn what_the_specification_forbids_is_named() {
         ),
         (r#"{"mounts":[{"type":"proc"}]}"#, "config.json mounts[0].destination: missing"),
         (r#"{"mounts":[{"destination":"/x","type":"bind"}]}"#, "config.json mounts[0].source: missing"),
+        (r#"{"linux":{"rootfsPropagation":"open"}}"#, r#"config.json linux.rootfsPropagation: "open""#),
         (r#"{"root":null}"#, "config.json root: missing"),
         (r#"{"process":null}"#, "config.json process: missing"),
     ] {

@@ -47,6 +47,7 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     marks.mark("pod_started");
     running.wait_reply("start the container", container)?;
     marks.mark("container_started");
+    running.session.sandbox.seal(&plan.binds)?;
 
     let terminal =
         if plan.terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };

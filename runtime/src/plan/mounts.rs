@@ -16,13 +16,18 @@ pub struct MountOptions {
     pub flags: u64,
     /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with MS_REC or not; 0 for none.
     pub propagation: u64,
+    /// MOUNT_ATTR_* to set on the mount and everything below it.
+    pub recursive_set: u64,
+    /// MOUNT_ATTR_* to clear there.
+    pub recursive_clear: u64,
+    /// The directory's content is copied into the mount.
+    pub copy_up: bool,
     /// The file system's own options, joined with commas.
     pub data: String,
 }
 
-/// Words that set (`true`) or clear flags. The recursive words (`rro`) of a bind are the plain ones here: a host
-/// directory is one mount in the guest, whatever is mounted below it on the host.
-const FLAGS: [(&str, bool, u64); 47] = [
+/// Words that set (`true`) or clear flags.
+const FLAGS: [(&str, bool, u64); 35] = [
     ("acl", true, MS_POSIXACL),
     ("async", false, MS_SYNCHRONOUS),
     ("atime", false, MS_NOATIME),
@@ -52,24 +57,49 @@ const FLAGS: [(&str, bool, u64); 47] = [
     ("relatime", true, MS_RELATIME),
     ("remount", true, MS_REMOUNT),
     ("ro", true, MS_RDONLY),
-    ("ratime", false, MS_NOATIME),
-    ("rdev", false, MS_NODEV),
-    ("rdiratime", false, MS_NODIRATIME),
-    ("rexec", false, MS_NOEXEC),
-    ("rnoatime", true, MS_NOATIME),
-    ("rnodev", true, MS_NODEV),
-    ("rnodiratime", true, MS_NODIRATIME),
-    ("rnoexec", true, MS_NOEXEC),
-    ("rnosuid", true, MS_NOSUID),
-    ("rrelatime", true, MS_RELATIME),
-    ("rro", true, MS_RDONLY),
-    ("rrw", false, MS_RDONLY),
-    ("rsuid", false, MS_NOSUID),
     ("rw", false, MS_RDONLY),
     ("silent", true, MS_SILENT),
     ("strictatime", true, MS_STRICTATIME),
     ("suid", false, MS_NOSUID),
+    ("symfollow", false, MS_NOSYMFOLLOW),
     ("sync", true, MS_SYNCHRONOUS),
+];
+
+/// mount_setattr(2)'s attributes.
+mod attr {
+    pub(super) const RDONLY: u64 = 1;
+    pub(super) const NOSUID: u64 = 2;
+    pub(super) const NODEV: u64 = 4;
+    pub(super) const NOEXEC: u64 = 8;
+    /// The three below share these bits.
+    pub(super) const ACCESS_TIME: u64 = 0x70;
+    pub(super) const RELATIME: u64 = 0;
+    pub(super) const NOATIME: u64 = 0x10;
+    pub(super) const STRICTATIME: u64 = 0x20;
+    pub(super) const NODIRATIME: u64 = 0x80;
+    pub(super) const NOSYMFOLLOW: u64 = 0x20_0000;
+}
+
+/// Words that set or clear attributes of a mount and of all that are below it.
+const RECURSIVE: [(&str, bool, u64); 18] = [
+    ("ratime", false, attr::ACCESS_TIME),
+    ("rdev", false, attr::NODEV),
+    ("rdiratime", false, attr::NODIRATIME),
+    ("rexec", false, attr::NOEXEC),
+    ("rnoatime", true, attr::NOATIME),
+    ("rnodev", true, attr::NODEV),
+    ("rnodiratime", true, attr::NODIRATIME),
+    ("rnoexec", true, attr::NOEXEC),
+    ("rnorelatime", false, attr::ACCESS_TIME),
+    ("rnostrictatime", false, attr::ACCESS_TIME),
+    ("rnosuid", true, attr::NOSUID),
+    ("rnosymfollow", true, attr::NOSYMFOLLOW),
+    ("rrelatime", true, attr::RELATIME),
+    ("rro", true, attr::RDONLY),
+    ("rrw", false, attr::RDONLY),
+    ("rstrictatime", true, attr::STRICTATIME),
+    ("rsuid", false, attr::NOSUID),
+    ("rsymfollow", false, attr::NOSYMFOLLOW),
 ];
 
 const PROPAGATION: [(&str, u64); 8] = [
@@ -83,6 +113,21 @@ const PROPAGATION: [(&str, u64); 8] = [
     ("unbindable", MS_UNBINDABLE),
 ];
 
+/// The word for a tmpfs that begins with what was in its place.
+pub const COPY_UP: &str = "tmpcopyup";
+
+/// Whether a word is the specification's, and not the file system's own.
+pub fn is_known(word: &str) -> bool {
+    FLAGS.iter().chain(&RECURSIVE).any(|(name, ..)| *name == word)
+        || word == COPY_UP
+        || propagation(word).is_some()
+}
+
+/// Returns the flags of mount propagation that `word` stands for.
+pub fn propagation(word: &str) -> Option<u64> {
+    PROPAGATION.iter().find(|(name, _)| *name == word).map(|(_, flags)| *flags)
+}
+
 impl MountOptions {
     /// Reads `words` in order: a later word wins over an earlier one, as in mount(8).
     pub fn parse(words: &[String]) -> MountOptions {
@@ -90,8 +135,12 @@ impl MountOptions {
         for word in words {
             if let Some(&(_, set, flags)) = FLAGS.iter().find(|(name, ..)| name == word) {
                 options.flags = if set { options.flags | flags } else { options.flags & !flags };
-            } else if let Some(&(_, propagation)) = PROPAGATION.iter().find(|(name, _)| name == word) {
-                options.propagation = propagation;
+            } else if let Some(&(_, set, attribute)) = RECURSIVE.iter().find(|(name, ..)| name == word) {
+                options.change(set, attribute);
+            } else if let Some(flags) = propagation(word) {
+                options.propagation = flags;
+            } else if word == COPY_UP {
+                options.copy_up = true;
             } else {
                 if !options.data.is_empty() {
                     options.data.push(',');
@@ -102,9 +151,23 @@ impl MountOptions {
         options
     }
 
+    fn change(&mut self, set: bool, attribute: u64) {
+        // Access times are one choice of several: another can only replace the one before.
+        let access_time = attribute & !attr::ACCESS_TIME == 0;
+        let bits = if access_time { attr::ACCESS_TIME } else { attribute };
+        self.recursive_set &= !bits;
+        self.recursive_clear &= !bits;
+        if set {
+            self.recursive_set |= attribute;
+        }
+        if access_time || !set {
+            self.recursive_clear |= bits;
+        }
+    }
+
     /// Whether the mount is read-only.
     pub fn read_only(&self) -> bool {
-        self.flags & MS_RDONLY != 0
+        self.flags & MS_RDONLY != 0 || self.recursive_set & attr::RDONLY != 0
     }
 }
 
@@ -126,15 +189,50 @@ mod tests {
             ("ro rw", 0, 0, ""),
             ("rw ro", MS_RDONLY, 0, ""),
             ("rbind rprivate ro", MS_BIND | MS_REC | MS_RDONLY, MS_PRIVATE | MS_REC, ""),
-            ("bind rro slave", MS_BIND | MS_RDONLY, MS_SLAVE, ""),
+            ("bind slave", MS_BIND, MS_SLAVE, ""),
             ("newinstance ptmxmode=0666 gid=5", 0, 0, "newinstance,ptmxmode=0666,gid=5"),
             ("noatime atime defaults sync async dirsync", MS_DIRSYNC, 0, ""),
             ("nosuid suid nodev dev noexec exec", 0, 0, ""),
             ("relatime nodiratime remount", MS_RELATIME | MS_NODIRATIME | MS_REMOUNT, 0, ""),
         ] {
             let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
-            let expected = MountOptions { flags, propagation, data: data.to_owned() };
+            let data = data.to_owned();
+            let expected = MountOptions { flags, propagation, data, ..MountOptions::default() };
             assert_eq!(MountOptions::parse(&words), expected, "{words:?}");
         }
+    }
+
+    #[test]
+    fn recursive_words_become_attributes() {
+        for (words, set, clear) in [
+            ("rro", 1, 0),
+            ("rro rrw", 0, 1),
+            ("rrw rro", 1, 0),
+            ("rnosuid rnodev rnoexec", 0xe, 0),
+            ("rsuid rdev rexec rdiratime rsymfollow", 0, 0x20_008e),
+            ("rnoatime", 0x10, 0x70),
+            ("rnoatime ratime", 0, 0x70),
+            ("rnoatime rstrictatime rnodiratime", 0xa0, 0x70),
+            ("rrelatime", 0, 0x70),
+        ] {
+            let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+            let expected = MountOptions { recursive_set: set, recursive_clear: clear, ..Default::default() };
+            assert_eq!(MountOptions::parse(&words), expected, "{words:?}");
+            assert_eq!(expected.read_only(), set & 1 != 0);
+        }
+    }
+
+    /// config.md, "Linux mount options": the table's words in its order, but for idmap and ridmap.
+    #[test]
+    fn every_word_of_the_specification_is_known() {
+        let words = "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev \
+            nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow private ratime \
+            rbind rdev rdiratime relatime remount rexec rnoatime rnodiratime rnoexec rnorelatime rnostrictatime rnosuid \
+            rnosymfollow ro rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared \
+            silent slave strictatime suid sync tmpcopyup unbindable";
+        for word in words.split_whitespace() {
+            assert!(is_known(word), "{word}");
+        }
+        assert!(!is_known("size=1m") && !is_known("idmap"));
     }
 }

@@ -25,6 +25,10 @@ fn plan_with(
     Plan::new(&bundle, config, terminal)
 }
 
+fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBind {
+    ShareBind { path: path.into(), host: host.into(), read_only, mount_points }
+}
+
 #[test]
 fn the_default_configuration_becomes_one_container() {
     let plan = plan_of(|_| {}).unwrap();
@@ -36,8 +40,7 @@ fn the_default_configuration_becomes_one_container() {
         (container.image.as_str(), container.rootfs.as_str(), container.read_only),
         ("c1", "rootfs", true)
     );
-    let bind = ShareBind { path: "/c1/rootfs".into(), host: "/b/rootfs".into(), read_only: true };
-    assert_eq!(plan.binds, [bind]);
+    assert_eq!(plan.binds, [bind("/c1/rootfs", "/b/rootfs", true, true)]);
 
     let process = &container.process;
     assert_eq!((process.user.as_str(), process.group.as_str()), ("0", "0"));
@@ -104,10 +107,7 @@ fn binds_become_numbered_shares() {
     let plan = plan_of(|json| json["mounts"] = mounts).unwrap();
     assert_eq!(
         plan.binds[1..],
-        [
-            ShareBind { path: "/c1/mounts/0".into(), host: "/b/data".into(), read_only: true },
-            ShareBind { path: "/c1/mounts/1".into(), host: "/run/hosts".into(), read_only: false },
-        ]
+        [bind("/c1/mounts/0", "/b/data", true, false), bind("/c1/mounts/1", "/run/hosts", false, false),]
     );
     let mounts = &plan.container.oci.as_ref().unwrap().mounts;
     assert_eq!(mounts[0].destination, "/proc");

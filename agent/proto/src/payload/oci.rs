@@ -23,6 +23,12 @@ pub struct OciContainer {
     pub masked_paths: Vec<String>,
     /// Absolute paths remounted read-only.
     pub readonly_paths: Vec<String>,
+    /// Device nodes beside those that every `/dev` has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// The root mount's propagation, as [`Mount::propagation`].
+    #[serde(skip_serializing_if = "is_zero")]
+    pub root_propagation: u64,
 }
 
 /// A namespace that a container may have of its own.
@@ -60,9 +66,36 @@ pub struct Mount {
     /// MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE with MS_REC or not; 0 for none. Applied after mounting.
     #[serde(skip_serializing_if = "is_zero")]
     pub propagation: u64,
+    /// MOUNT_ATTR_* of mount_setattr(2) to set on the mount and everything below it, and those to clear.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub recursive_set: u64,
+    /// See `recursive_set`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub recursive_clear: u64,
+    /// The directory's content is copied into what is mounted on it.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub copy_up: bool,
     /// The file system's own options.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub data: String,
+}
+
+/// A device node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Device {
+    /// Absolute path in the container.
+    pub path: String,
+    /// File type and permissions, as mknod(2) takes them.
+    pub mode: u32,
+    /// Device number.
+    pub major: u32,
+    /// Device number.
+    pub minor: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 /// What an OCI process has above API 4244's. With it the environment is exactly the given one.

@@ -103,7 +103,7 @@ impl ShareServer {
     pub(super) fn mkdir(&mut self, request: &Request) -> Result<()> {
         let input = MkdirIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let name = take_name(&mut &request.body[MkdirIn::SIZE..])?;
-        let dir = self.writable_dir(request.nodeid)?;
+        let dir = self.growable_dir(request.nodeid)?;
         let (creating, mode) = self.credentials().create_as(request.caller, input.umask, input.mode & 0o7777);
         sys::mkdirat(dir.fd()?.as_fd(), name, mode)?;
         drop(creating);
@@ -113,7 +113,10 @@ impl ShareServer {
     pub(super) fn mknod(&mut self, request: &Request) -> Result<()> {
         let input = MknodIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let name = take_name(&mut &request.body[MknodIn::SIZE..])?;
-        let dir = self.writable_dir(request.nodeid)?;
+        let dir = match input.mode & libc::S_IFMT {
+            libc::S_IFREG => self.growable_dir(request.nodeid)?,
+            _ => self.writable_dir(request.nodeid)?,
+        };
         if input.mode & libc::S_IFMT == libc::S_IFDIR {
             return Err(Errno(libc::EPERM));
         }

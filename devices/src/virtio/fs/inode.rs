@@ -194,6 +194,11 @@ impl Inode {
         if self.bind.read_only { Err(Errno(libc::EROFS)) } else { Ok(()) }
     }
 
+    /// Refuses a new directory or empty file, unless mount points may be made in the share.
+    pub fn growable(&self) -> Result<()> {
+        if self.bind.mount_points.load(Ordering::Relaxed) { Ok(()) } else { self.writable() }
+    }
+
     /// Notes what the file looks like as the guest opens it; returns whether it looked the same the last time.
     pub fn same_as_seen(&self, stat: &Stat, now: i64) -> bool {
         let version = Version::of(stat, now);

@@ -274,11 +274,18 @@ impl ShareServer {
 
     /// The directory in which a request makes, moves or removes a name.
     pub(super) fn writable_dir(&self, nodeid: u64) -> Result<Arc<Inode>> {
+        let inode = self.growable_dir(nodeid)?;
+        inode.writable()?;
+        Ok(inode)
+    }
+
+    /// The directory in which a request makes what may be a mount point.
+    pub(super) fn growable_dir(&self, nodeid: u64) -> Result<Arc<Inode>> {
         let inode = self.host_node(nodeid, libc::EROFS)?;
         if !inode.is_dir() {
             return Err(Errno(libc::ENOTDIR));
         }
-        inode.writable()?;
+        inode.growable()?;
         Ok(inode)
     }
 

@@ -79,6 +79,8 @@ pub(super) struct Bind {
     pub id: u64,
     /// Changes are refused.
     pub read_only: bool,
+    /// Empty directories and files may be made all the same.
+    pub mount_points: AtomicBool,
     /// Device and number on the host.
     pub key: (u64, u64),
     /// A directory, not a single file.
@@ -152,6 +154,18 @@ impl Tree {
             };
         }
         Some(id)
+    }
+
+    /// What is bound at a path.
+    fn find(&self, names: &[&[u8]]) -> Option<&Arc<Bind>> {
+        let (last, parents) = names.split_last()?;
+        let mut id = ROOT_ID;
+        for name in parents {
+            let Child::Dir(next) = self.dirs.get(&id)?.get(*name)? else { return None };
+            id = *next;
+        }
+        let Child::Bind(bind) = self.dirs.get(&id)?.get(*last)? else { return None };
+        Some(bind)
     }
 
     /// Takes a bound name away, and every virtual directory that is empty without it.
@@ -230,6 +244,7 @@ impl ShareTree {
         let bind = Bind {
             id: tree.number(),
             read_only,
+            mount_points: AtomicBool::new(false),
             key: (stat.st_dev, stat.st_ino),
             is_dir: kind == libc::S_IFDIR,
             revoked: AtomicBool::new(false),
@@ -249,6 +264,16 @@ impl ShareTree {
         let mut tree = self.0.tree.lock().unwrap();
         let bind = tree.remove(&names).ok_or_else(|| ShareError::Unbound { path: path.to_owned() })?;
         self.0.table.lock().unwrap().purge(&bind);
+        Ok(())
+    }
+
+    /// Says whether the guest may make directories and empty files in a read-only share, for what is to be mounted there;
+    /// it can change nothing else. Not at first.
+    pub fn allow_mount_points(&self, path: &str, on: bool) -> std::result::Result<(), ShareError> {
+        let names = components(path)?;
+        let tree = self.0.tree.lock().unwrap();
+        let bind = tree.find(&names).ok_or_else(|| ShareError::Unbound { path: path.to_owned() })?;
+        bind.mount_points.store(on, Ordering::Relaxed);
         Ok(())
     }
 

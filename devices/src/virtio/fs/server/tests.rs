@@ -593,20 +593,21 @@ fn a_directory_can_be_read_again_and_from_the_middle() {
     assert_eq!(guest.call(op::READDIR, rootfs, &body(|b| input.put(b))), Err(libc::EINVAL));
 }
 
-#[test]
-fn a_read_only_share_refuses_every_change() {
-    let mut guest = Guest::new();
+/// Shares the directory at /ro too; returns that, a file and a directory in it.
+fn share_read_only(guest: &mut Guest) -> (u64, u64, u64) {
     fs::write(guest.path("a"), "a").unwrap();
     fs::create_dir(guest.path("d")).unwrap();
     guest.tree.bind("/ro", open_path(&guest.path("")), true).unwrap();
-    let ro = guest.walk("ro");
-    let (file, dir) = (guest.walk("ro/a"), guest.walk("ro/d"));
+    (guest.walk("ro"), guest.walk("ro/a"), guest.walk("ro/d"))
+}
+
+/// Neither what is there nor a name of it can be changed, and what is new is refused but for directories and empty files.
+fn assert_no_change(guest: &mut Guest, ro: u64, file: u64, dir: u64) {
     let refused = Err(libc::EROFS);
     for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
         assert_eq!(guest.open(file, flags), Err(libc::EROFS));
     }
     let named = |len: usize| [vec![0; len], string("new")].concat();
-    assert_eq!(guest.call(op::MKDIR, ro, &named(8)), refused);
     assert_eq!(guest.call(op::MKNOD, ro, &named(16)), refused);
     assert_eq!(guest.call(op::CREATE, ro, &named(16)), refused);
     assert_eq!(guest.call(op::TMPFILE, ro, &named(16)), refused);
@@ -624,6 +625,41 @@ fn a_read_only_share_refuses_every_change() {
     let fh = guest.open(file, libc::O_RDONLY).unwrap().fh;
     assert_eq!(guest.read(file, fh, 0, 9).unwrap(), b"a");
     assert_eq!(guest.write(file, WriteIn { fh, ..Default::default() }, b"x"), Err(libc::EBADF));
+}
+
+#[test]
+fn a_read_only_share_takes_mount_points_as_long_as_it_is_let() {
+    let mut guest = Guest::new();
+    let (ro, file, dir) = share_read_only(&mut guest);
+    let mkdir = |name: &str| [vec![0; 8], string(name)].concat();
+    let mknod = |name: &str| {
+        body(|b| {
+            MknodIn { mode: libc::S_IFREG | 0o644, ..Default::default() }.put(b);
+            b.extend_from_slice(&string(name));
+        })
+    };
+    assert_eq!(guest.call(op::MKNOD, ro, &mknod("f")), Err(libc::EROFS));
+
+    guest.tree.allow_mount_points("/ro", true).unwrap();
+    let made = entry(&guest.call(op::MKNOD, ro, &mknod("f")).unwrap()).0.nodeid;
+    assert_eq!(guest.open(made, libc::O_WRONLY).unwrap_err(), libc::EROFS);
+    guest.call(op::MKDIR, ro, &mkdir("new")).unwrap();
+    assert_eq!(guest.call(op::MKNOD, ro, &mknod("a")), Err(libc::EEXIST));
+    assert_no_change(&mut guest, ro, file, dir);
+
+    guest.tree.allow_mount_points("/ro", false).unwrap();
+    assert_eq!(guest.call(op::MKNOD, ro, &mknod("g")), Err(libc::EROFS));
+    assert_eq!(guest.call(op::MKDIR, ro, &mkdir("later")), Err(libc::EROFS));
+    assert!(guest.tree.allow_mount_points("/ro/d", true).is_err());
+    assert!(guest.tree.allow_mount_points("/c1", true).is_err());
+}
+
+#[test]
+fn a_read_only_share_refuses_every_change() {
+    let mut guest = Guest::new();
+    let (ro, file, dir) = share_read_only(&mut guest);
+    assert_eq!(guest.call(op::MKDIR, ro, &[vec![0; 8], string("new")].concat()), Err(libc::EROFS));
+    assert_no_change(&mut guest, ro, file, dir);
     // The same directory through the other share is another file system, and writable.
     let rootfs = guest.rootfs();
     assert_ne!(guest.lookup(rootfs, "a").unwrap().0.nodeid, file);

@@ -1,0 +1,137 @@
+//! `linux.devices` to nodes that the agent makes. A node is a number, and what the number stands for is the guest's: only
+//! what the guest's kernel has may be asked for.
+
+use agent_proto::payload;
+
+use crate::bundle::{Result, invalid, unsupported};
+use crate::oci::Device;
+
+/// Types of a node as mknod(2) takes them.
+const CHARACTER: u32 = libc::S_IFCHR;
+const BLOCK: u32 = libc::S_IFBLK;
+const FIFO: u32 = libc::S_IFIFO;
+
+/// Devices of the guest: type, major number, minor numbers (Linux, Documentation/admin-guide/devices.txt).
+///
+/// Not among them though they are there: the guest's console and the agent's ports, which are nobody else's.
+const DEVICES: [(u32, u32, std::ops::RangeInclusive<u32>); 10] = [
+    // null, zero, full, random, urandom, kmsg.
+    (CHARACTER, 1, 3..=3),
+    (CHARACTER, 1, 5..=5),
+    (CHARACTER, 1, 7..=9),
+    (CHARACTER, 1, 11..=11),
+    // tty, ptmx.
+    (CHARACTER, 5, 0..=0),
+    (CHARACTER, 5, 2..=2),
+    // tun, fuse, loop-control.
+    (CHARACTER, 10, 200..=200),
+    (CHARACTER, 10, 229..=229),
+    (CHARACTER, 10, 237..=237),
+    // loop0 and its fellows.
+    (BLOCK, 7, 0..=255),
+];
+
+/// Paths at which the agent has something of the container's own.
+const OWN: [&str; 3] = ["/dev/console", "/dev/ptmx", "/dev/pts/ptmx"];
+
+/// Permissions of a node whose specification does not say.
+const MODE: u32 = 0o666;
+
+/// Returns the nodes, but for those at a path where the agent has the container's own.
+pub fn nodes(devices: &[Device]) -> Result<Vec<payload::Device>> {
+    let nodes = devices.iter().enumerate().filter(|(_, device)| !OWN.contains(&device.path.as_str()));
+    nodes.map(|(index, device)| node(&format!("linux.devices[{index}]"), device)).collect()
+}
+
+fn node(at: &str, device: &Device) -> Result<payload::Device> {
+    if !device.path.starts_with('/') {
+        return Err(invalid(&format!("{at}.path"), format!("{:?} is not absolute", device.path)));
+    }
+    let kind = match device.kind.as_str() {
+        "c" | "u" => CHARACTER,
+        "b" => BLOCK,
+        "p" => FIFO,
+        other => return Err(invalid(&format!("{at}.type"), format!("{other:?}"))),
+    };
+    let (major, minor) =
+        if kind == FIFO { (Some(0), Some(0)) } else { (number(device.major), number(device.minor)) };
+    let (Some(major), Some(minor)) = (major, minor) else { return Err(missing(at, device)) };
+    let there = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
+        (*of, *first) == (kind, major) && rest.contains(&minor)
+    };
+    if kind != FIFO && !DEVICES.iter().any(there) {
+        return Err(missing(at, device));
+    }
+    let mode = kind | device.file_mode.unwrap_or(MODE) & 0o7777;
+    Ok(payload::Device { path: device.path.clone(), mode, major, minor, uid: device.uid, gid: device.gid })
+}
+
+fn number(given: i64) -> Option<u32> {
+    u32::try_from(given).ok()
+}
+
+fn missing(at: &str, device: &Device) -> crate::bundle::BundleError {
+    let Device { path, kind, major, minor, .. } = device;
+    unsupported(at, format!("{path}: the guest has no device {kind} {major}:{minor}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(path: &str, kind: &str, major: i64, minor: i64) -> Device {
+        Device { path: path.to_owned(), kind: kind.to_owned(), major, minor, ..Device::default() }
+    }
+
+    #[test]
+    fn what_the_guest_has_becomes_a_node() {
+        let fuse = Device { file_mode: Some(0o100_640), uid: 5, gid: 6, ..device("/dev/fuse", "u", 10, 229) };
+        let pipe = device("/run/p", "p", 0, 0);
+        let made = nodes(&[fuse, pipe, device("/dev/loop7", "b", 7, 7)]).unwrap();
+        let expected = |path: &str, mode, major, minor| payload::Device {
+            path: path.to_owned(),
+            mode,
+            major,
+            minor,
+            ..Default::default()
+        };
+        assert_eq!(made[0], payload::Device { uid: 5, gid: 6, ..expected("/dev/fuse", 0o20640, 10, 229) });
+        assert_eq!(made[1..], [expected("/run/p", 0o10666, 0, 0), expected("/dev/loop7", 0o60666, 7, 7)]);
+    }
+
+    #[test]
+    fn the_container_s_own_terminals_are_left_to_the_agent() {
+        assert_eq!(nodes(&[device("/dev/console", "c", 5, 1), device("/dev/ptmx", "c", 5, 2)]).unwrap(), []);
+    }
+
+    #[test]
+    fn other_devices_are_refused_by_name() {
+        for (device, message) in [
+            (
+                device("/dev/kvm", "c", 10, 232),
+                "linux.devices[1]: not supported: /dev/kvm: the guest has no device c 10:232",
+            ),
+            (
+                device("/dev/mem", "c", 1, 1),
+                "linux.devices[1]: not supported: /dev/mem: the guest has no device c 1:1",
+            ),
+            (
+                device("/dev/x", "c", 5, 1),
+                "linux.devices[1]: not supported: /dev/x: the guest has no device c 5:1",
+            ),
+            (
+                device("/dev/x", "b", 1, 3),
+                "linux.devices[1]: not supported: /dev/x: the guest has no device b 1:3",
+            ),
+            (
+                device("/dev/x", "c", -1, 3),
+                "linux.devices[1]: not supported: /dev/x: the guest has no device c -1:3",
+            ),
+            (device("/dev/x", "s", 1, 3), r#"linux.devices[1].type: "s""#),
+            (device("x", "c", 1, 3), r#"linux.devices[1].path: "x" is not absolute"#),
+        ] {
+            let error = nodes(&[self::device("/dev/null", "c", 1, 3), device]).unwrap_err();
+            assert_eq!(error.to_string(), format!("config.json {message}"));
+        }
+    }
+}
