@@ -1,5 +1,6 @@
 //! A container as the agent sees it: its name, its first process, its cgroup.
 
+pub mod cgroup;
 pub mod copy_up;
 pub mod dev;
 pub mod mounts;
@@ -7,6 +8,7 @@ pub mod namespaces;
 pub mod rootfs;
 pub mod surroundings;
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -17,11 +19,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
-use crate::fault::{Fault, Step};
+use crate::container::cgroup::CGROUPS;
+use crate::fault::Fault;
 use crate::sys;
 
-/// Where the pod's cgroup tree is mounted in the agent's own tree.
-pub const CGROUPS: &str = "/run/cgroup";
 /// The name that API 4244 keeps for the guest itself.
 const RESERVED: &str = "hyperstart";
 /// The longest name, which is also a directory's.
@@ -45,8 +46,19 @@ pub struct Container {
 impl Container {
     /// Returns a container that is about to start, with its cgroup if it is isolated.
     pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
-        let cgroup = isolated.then(|| make_cgroup(&spec.id)).transpose()?;
-        Ok(Container { id: spec.id.clone(), init: None, cgroup, ends_itself: has_own_pids(spec) })
+        let mut container =
+            Container { id: spec.id.clone(), init: None, cgroup: None, ends_itself: has_own_pids(spec) };
+        if isolated {
+            container.cgroup = Some(cgroup::make(&spec.id)?);
+            spec.oci.iter().try_for_each(|oci| container.limit(&oci.cgroup))?;
+        }
+        Ok(container)
+    }
+
+    /// Sets limits: files of the cgroup and what is written to them.
+    pub fn limit(&self, files: &BTreeMap<String, String>) -> Result<(), Fault> {
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        files.iter().try_for_each(|(file, value)| cgroup::limit(cgroup, file, value))
     }
 
     /// Returns the directory of the container's cgroup.
@@ -142,16 +154,6 @@ pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
         return Ok(());
     };
     Err(Fault::bad_request(format!("process {:?} {complaint}", spec.id)))
-}
-
-fn make_cgroup(id: &str) -> Result<OwnedFd, Fault> {
-    let path = format!("{CGROUPS}/{id}");
-    match rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(errno).step("make cgroup", &path),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path.as_str(), flags, Mode::empty()).step("open cgroup", &path)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit};
 
-use crate::container::CGROUPS;
+use crate::container::cgroup::CGROUPS;
 use crate::container::namespaces::{self, bring_loopback_up};
 use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
@@ -63,7 +63,8 @@ impl Pod {
             }
             bring_loopback_up()?;
             mount_share(spec)?;
-            rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), None)
+            // A container's view of the tree ends its power over it: it cannot change its own limits.
+            rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
                 .step("mount", "cgroup2")?;
             if spec.accounting {
                 usage::account()?;

@@ -10,7 +10,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::agent::Agent;
 use crate::channel::json;
-use crate::container::{CGROUPS, Container};
+use crate::container::Container;
+use crate::container::cgroup::CGROUPS;
 use crate::fault::{Fault, Step};
 use crate::sys;
 

@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+pub mod resources;
 pub mod seccomp;
 
+use resources::Resources;
 use seccomp::Seccomp;
 
 /// The whole configuration.
@@ -249,64 +251,6 @@ pub struct Device {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-}
-
-/// Limits. `devices` is not read: a VM's `/dev` holds nothing of the host.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Resources {
-    /// Memory.
-    pub memory: Memory,
-    /// CPU time.
-    pub cpu: Cpu,
-    /// Number of processes.
-    pub pids: Pids,
-    /// Not honoured.
-    #[serde(rename = "blockIO")]
-    pub block_io: Given,
-    /// Not honoured.
-    pub hugepage_limits: Given,
-    /// Not honoured.
-    pub network: Given,
-    /// Not honoured.
-    pub rdma: Given,
-    /// Not honoured.
-    pub unified: Given,
-}
-
-/// Memory limits. A reservation and a swappiness are hints, and a VM without swap keeps every swap limit.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Memory {
-    /// Bytes; none where it is 0 or less.
-    pub limit: i64,
-    /// Not honoured.
-    #[serde(rename = "disableOOMKiller")]
-    pub disable_oom_killer: Given,
-}
-
-/// CPU limits. `shares` and `idle` weigh against other containers; there is none beside this one in its VM.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Cpu {
-    /// Microseconds of CPU time in a period; no limit where it is 0 or less.
-    pub quota: i64,
-    /// Microseconds; 100 000 where it is 0.
-    pub period: u64,
-    /// Not honoured.
-    pub realtime_runtime: Given,
-    /// Not honoured.
-    pub cpus: Given,
-    /// Not honoured.
-    pub mems: Given,
-}
-
-/// The limit of processes.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Pids {
-    /// No limit where it is 0 or less.
-    pub limit: i64,
 }
 
 /// Whether a field was given with something in it: null, false, 0, and whatever is empty or holds only such, is nothing.

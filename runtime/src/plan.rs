@@ -7,10 +7,11 @@ use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
 use crate::config::RunConfig;
-use crate::oci::{ConsoleSize, Resources};
+use crate::oci::ConsoleSize;
 
 pub mod capabilities;
 pub mod devices;
+pub mod limits;
 pub mod mounts;
 pub mod seccomp;
 
@@ -23,10 +24,8 @@ pub const MIN_MEMORY_MIB: u32 = 64;
 /// What a VM has above a container's memory limit for the guest's kernel and the agent, beside 1/64 of the limit for
 /// the kernel's page structures.
 pub const GUEST_OVERHEAD_MIB: u64 = 32;
-/// The most vCPUs that a CPU quota gives.
+/// The most vCPUs that a CPU quota or set gives.
 pub const MAX_VCPUS: u8 = 32;
-/// The period of a CPU quota that has none (cgroups: `cpu.cfs_period_us`).
-const DEFAULT_PERIOD_US: u64 = 100_000;
 /// The share's mount tag.
 pub const SHARE_TAG: &str = "share";
 /// Stream of the first process's stdin and stdout.
@@ -95,6 +94,7 @@ impl Plan {
     pub fn new(bundle: &Bundle, config: &RunConfig, terminal: Option<ConsoleSize>) -> Result<Plan> {
         let resources = &bundle.spec.linux.resources;
         let (mounts, binds) = mounts(bundle, &config.id);
+        let vcpus = config.vcpus.map_or_else(|| limits::vcpus(resources), Ok)?;
         let container = Container {
             id: config.id.clone(),
             rootfs: ROOTFS.to_owned(),
@@ -102,12 +102,12 @@ impl Plan {
             sysctl: bundle.spec.linux.sysctl.clone(),
             process: process(bundle, terminal)?,
             read_only: bundle.readonly,
-            oci: Some(OciContainer { mounts, ..oci_container(bundle)? }),
+            oci: Some(OciContainer { mounts, ..oci_container(bundle, vcpus)? }),
             ..Container::default()
         };
         Ok(Plan {
-            memory_mib: config.memory_mib.unwrap_or_else(|| memory_mib(resources)),
-            vcpus: config.vcpus.unwrap_or_else(|| vcpus(resources)),
+            memory_mib: config.memory_mib.unwrap_or_else(|| limits::memory_mib(resources)),
+            vcpus,
             binds,
             container,
             terminal: bundle.process.terminal,
@@ -132,20 +132,6 @@ impl Plan {
             terminal: false,
         }
     }
-}
-
-/// A memory limit is what the container may use; the guest's own needs come on top.
-fn memory_mib(resources: &Resources) -> u32 {
-    let Ok(limit @ 1..) = u64::try_from(resources.memory.limit) else { return DEFAULT_MEMORY_MIB };
-    let limit_mib = limit.div_ceil(1 << 20);
-    let mib = limit_mib + limit_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
-    u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB)
-}
-
-fn vcpus(resources: &Resources) -> u8 {
-    let Ok(quota @ 1..) = u64::try_from(resources.cpu.quota) else { return 1 };
-    let period = if resources.cpu.period == 0 { DEFAULT_PERIOD_US } else { resources.cpu.period };
-    quota.div_ceil(period).min(MAX_VCPUS.into()) as u8
 }
 
 /// The words that every boot has, each earning its place:
@@ -213,7 +199,7 @@ fn rlimits(bundle: &Bundle) -> Result<Vec<payload::Rlimit>> {
 /// The first container of a VM needs no namespace against others: the VM's own network (a loopback alone), IPC and
 /// host name are its. It gets a PID namespace to be process 1 and not to see the agent, a cgroup namespace for its
 /// view of the tree, and a UTS namespace where a domain name has to be set.
-fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
+fn oci_container(bundle: &Bundle, vcpus: u8) -> Result<OciContainer> {
     let spec = &bundle.spec;
     let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
     let mut namespaces = Vec::new();
@@ -233,6 +219,7 @@ fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
         mounts: Vec::new(),
         masked_paths: spec.linux.masked_paths.clone(),
         readonly_paths: spec.linux.readonly_paths.clone(),
+        cgroup: limits::files(&spec.linux.resources, vcpus)?,
         devices: devices::nodes(&spec.linux.devices)?,
         root_propagation: mounts::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
     })

@@ -5,6 +5,8 @@ mod faults;
 mod files;
 mod hostile;
 mod identity;
+mod isolation;
+mod limits;
 mod mounts;
 mod pods;
 mod process;

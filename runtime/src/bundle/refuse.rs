@@ -1,9 +1,9 @@
 //! What a bundle may ask for and cannot get, field by field.
 //!
 //! Honoured because a VM implies it, and so not in the table: `linux.resources.devices` (the guest's `/dev` holds no
-//! device of the host), `linux.namespaces` of every kind but user and time (the VM is one), CPU shares (weights against
-//! other containers, of which its VM has none), swap limits (it has no swap). Annotations and the sections of other
-//! platforms are skipped, as the specification says. Filters and devices are judged where they are translated (`plan/`).
+//! device of the host), `linux.namespaces` of every kind but user and time (the VM is one), swap limits (the guest has no
+//! swap). Annotations and the sections of other platforms are skipped, as the specification says. Filters, devices and
+//! limits are judged where they are translated (`plan/`).
 
 use super::{Result, invalid, is_bind, unsupported};
 use crate::oci::{Mount, Process, Spec};
@@ -45,25 +45,20 @@ pub fn check(spec: &Spec, process: &Process) -> Result<()> {
         ("linux.netDevices", linux.net_devices, "devices of the host"),
         ("linux.personality", linux.personality, "execution domains"),
         ("linux.timeOffsets", linux.time_offsets, "time namespaces"),
-        ("linux.resources.blockIO", resources.block_io, "I/O limits"),
+        ("linux.resources.blockIO", resources.block_io, "the guest has no block device of the host"),
         ("linux.resources.hugepageLimits", resources.hugepage_limits, "huge page limits"),
         ("linux.resources.network", resources.network, "network classes"),
         ("linux.resources.rdma", resources.rdma, "RDMA limits"),
-        ("linux.resources.unified", resources.unified, "cgroup files by name"),
         (
             "linux.resources.memory.disableOOMKiller",
             resources.memory.disable_oom_killer,
             "the OOM killer stays",
         ),
         ("linux.resources.cpu.realtimeRuntime", resources.cpu.realtime_runtime, "real-time CPU limits"),
-        ("linux.resources.cpu.cpus", resources.cpu.cpus, "CPUs of the host"),
-        ("linux.resources.cpu.mems", resources.cpu.mems, "memory nodes of the host"),
+        ("linux.resources.cpu.realtimePeriod", resources.cpu.realtime_period, "real-time CPU limits"),
     ];
     if let Some((path, _, why)) = table.iter().find(|(_, field, _)| field.0) {
         return Err(unsupported(*path, *why));
-    }
-    if resources.pids.limit > 0 {
-        return Err(unsupported("linux.resources.pids.limit", "a limit of processes"));
     }
     check_linux(spec)?;
     spec.mounts.iter().enumerate().try_for_each(|(index, mount)| check_mount(index, mount))

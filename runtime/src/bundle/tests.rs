@@ -45,8 +45,6 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
             "linux.namespaces[0].path",
         ),
         (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
-        (r#"{"linux":{"resources":{"pids":{"limit":5}}}}"#, "linux.resources.pids.limit"),
-        (r#"{"linux":{"resources":{"cpu":{"cpus":"0-1"}}}}"#, "linux.resources.cpu.cpus"),
         (r#"{"linux":{"resources":{"blockIO":{"weight":10}}}}"#, "linux.resources.blockIO"),
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),
         (r#"{"mounts":[{"destination":"/n","source":"/x"}]}"#, "mounts[0].type"),

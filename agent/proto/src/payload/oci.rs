@@ -1,5 +1,6 @@
 //! What an OCI container and its processes have above API 4244's: all of it the extension's.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -26,6 +27,9 @@ pub struct OciContainer {
     /// Device nodes beside those that every `/dev` has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+    /// Files of the container's cgroup (version 2) and what is written to them, `memory.max` to `1048576`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cgroup: BTreeMap<String, String>,
     /// The root mount's propagation, as [`Mount::propagation`].
     #[serde(skip_serializing_if = "is_zero")]
     pub root_propagation: u64,

@@ -1,0 +1,240 @@
+//! `linux.resources` to the VM's size and to what is written to the container's cgroup in the guest.
+//!
+//! The VM is as large as its container may become and somewhat larger; the cgroup keeps the container at its limit, so that
+//! it is the one who pays for going over it, not the agent or the guest's kernel. CPUs and memory nodes are the guest's: those
+//! of the host are the host's own to give.
+
+use std::collections::BTreeMap;
+
+use super::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::bundle::{BundleError, Result, invalid, unsupported};
+use crate::oci::resources::{Cpu, Memory, Resources};
+
+/// The period of a CPU quota that has none (cgroups: `cpu.cfs_period_us`).
+const DEFAULT_PERIOD_US: u64 = 100_000;
+/// Controllers that the guest's kernel has.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// Files of a cgroup that belong to no controller and limit something.
+const LIMITS_OF_CGROUPS: [&str; 2] = ["cgroup.max.depth", "cgroup.max.descendants"];
+/// The JSON path of a set of CPUs.
+const CPUS: &str = "linux.resources.cpu.cpus";
+
+/// Returns the guest's memory: what the container may use, and the guest's own needs on top.
+pub fn memory_mib(resources: &Resources) -> u32 {
+    let Some(limit) = positive(resources.memory.limit) else { return DEFAULT_MEMORY_MIB };
+    let limit_mib = limit.div_ceil(1 << 20);
+    let mib = limit_mib + limit_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
+    u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB)
+}
+
+/// Returns the number of CPUs that a quota can keep busy, and at least those that a set names.
+pub fn vcpus(resources: &Resources) -> Result<u8> {
+    let cpu = &resources.cpu;
+    let of_quota = positive(cpu.quota).map_or(1, |quota| quota.div_ceil(period(cpu)));
+    let of_set = last_of(CPUS, &cpu.cpus)?.map_or(0, |last| u64::from(last) + 1);
+    if of_set > MAX_VCPUS.into() {
+        return Err(too_few_cpus(of_set - 1, MAX_VCPUS));
+    }
+    Ok(of_quota.min(MAX_VCPUS.into()).max(of_set) as u8)
+}
+
+/// Returns the cgroup's files and their content, for a machine of `vcpus` CPUs.
+pub fn files(resources: &Resources, vcpus: u8) -> Result<BTreeMap<String, String>> {
+    let mut files = BTreeMap::new();
+    memory(&mut files, &resources.memory)?;
+    cpu(&mut files, &resources.cpu, vcpus)?;
+    if let Some(limit) = positive(resources.pids.limit) {
+        files.insert("pids.max".to_owned(), limit.to_string());
+    }
+    // What is named itself wins over what stands for it.
+    for (name, value) in &resources.unified {
+        files.insert(unified(name)?, value.clone());
+    }
+    Ok(files)
+}
+
+fn memory(files: &mut BTreeMap<String, String>, memory: &Memory) -> Result<()> {
+    let limit = positive(memory.limit);
+    if let Some(swap) = positive(memory.swap)
+        && limit.is_none_or(|limit| limit > swap)
+    {
+        return Err(invalid("linux.resources.memory.swap", "less than the limit of memory alone"));
+    }
+    if let Some(limit) = limit {
+        files.insert("memory.max".to_owned(), limit.to_string());
+    }
+    if let Some(reservation) = positive(memory.reservation) {
+        files.insert("memory.low".to_owned(), reservation.to_string());
+    }
+    Ok(())
+}
+
+fn cpu(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Result<()> {
+    if cpu.shares != 0 {
+        files.insert("cpu.weight".to_owned(), weight(cpu.shares).to_string());
+    }
+    match positive(cpu.quota) {
+        Some(quota) => files.insert("cpu.max".to_owned(), format!("{quota} {}", period(cpu))),
+        None if cpu.period != 0 => files.insert("cpu.max".to_owned(), format!("max {}", cpu.period)),
+        None => None,
+    };
+    if let Some(burst) = cpu.burst {
+        files.insert("cpu.max.burst".to_owned(), burst.to_string());
+    }
+    if let Some(idle) = cpu.idle {
+        files.insert("cpu.idle".to_owned(), idle.to_string());
+    }
+    if let Some(last) = last_of(CPUS, &cpu.cpus)? {
+        if last >= vcpus.into() {
+            return Err(too_few_cpus(last.into(), vcpus));
+        }
+        files.insert("cpuset.cpus".to_owned(), cpu.cpus.clone());
+    }
+    if let Some(last) = last_of("linux.resources.cpu.mems", &cpu.mems)? {
+        if last > 0 {
+            return Err(unsupported(
+                "linux.resources.cpu.mems",
+                format!("the guest has no memory node {last}"),
+            ));
+        }
+        files.insert("cpuset.mems".to_owned(), cpu.mems.clone());
+    }
+    Ok(())
+}
+
+fn period(cpu: &Cpu) -> u64 {
+    if cpu.period == 0 { DEFAULT_PERIOD_US } else { cpu.period }
+}
+
+/// Version 1's shares (2, 1024, 262144) to version 2's weights (1, 100, 10000): the smallest, what is given to who asks for
+/// nothing, and the largest become each other, and what lies between goes by the parabola through these, as in runc and crun.
+fn weight(shares: u64) -> u64 {
+    let log = (shares.clamp(2, 1 << 18) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    // The three points themselves are hit but for the last bits of a float.
+    (10_f64.powf(exponent) - 1e-6).ceil() as u64
+}
+
+/// Returns the largest number of a list such as `0-2,5`; none of an empty one.
+fn last_of(path: &str, list: &str) -> Result<Option<u32>> {
+    let wrong = || invalid(path, format!("{list:?} is no list of numbers"));
+    if list.is_empty() {
+        return Ok(None);
+    }
+    let mut most = 0;
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first = first.trim().parse::<u32>().map_err(|_| wrong())?;
+        let last = last.trim().parse::<u32>().map_err(|_| wrong())?;
+        if first > last {
+            return Err(wrong());
+        }
+        most = last.max(most);
+    }
+    Ok(Some(most))
+}
+
+fn unified(name: &str) -> Result<String> {
+    let path = format!("linux.resources.unified[{name:?}]");
+    let Some((controller, _)) = name.split_once('.').filter(|_| !name.contains('/')) else {
+        return Err(invalid(&path, "not the name of a cgroup's file"));
+    };
+    if CONTROLLERS.contains(&controller) || LIMITS_OF_CGROUPS.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(unsupported(path, "the guest has nothing that it would limit"))
+}
+
+fn too_few_cpus(asked: u64, vcpus: u8) -> BundleError {
+    unsupported(CPUS, format!("CPU {asked} of a machine of {vcpus}"))
+}
+
+fn positive(value: i64) -> Option<u64> {
+    u64::try_from(value).ok().filter(|value| *value != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn files_of(resources: Value) -> Result<Vec<(String, String)>> {
+        let resources: Resources = serde_json::from_value(resources).unwrap();
+        let vcpus = vcpus(&resources)?;
+        files(&resources, vcpus).map(|files| files.into_iter().collect())
+    }
+
+    #[test]
+    fn limits_become_files() {
+        for (resources, expected) in [
+            (json!({}), &[][..]),
+            (json!({"memory": {"limit": -1, "reservation": 0, "swap": -1, "swappiness": 5}}), &[]),
+            (
+                json!({"memory": {"limit": 4096, "reservation": 1024, "swap": 4096}}),
+                &[("memory.low", "1024"), ("memory.max", "4096")],
+            ),
+            (json!({"pids": {"limit": 7}}), &[("pids.max", "7")]),
+            (json!({"pids": {"limit": -1}}), &[]),
+            (
+                json!({"cpu": {"shares": 1024, "quota": 50000, "burst": 10, "idle": 1, "cpus": "0-1,3", "mems": "0"}}),
+                &[
+                    ("cpu.idle", "1"),
+                    ("cpu.max", "50000 100000"),
+                    ("cpu.max.burst", "10"),
+                    ("cpu.weight", "100"),
+                    ("cpuset.cpus", "0-1,3"),
+                    ("cpuset.mems", "0"),
+                ],
+            ),
+            (json!({"cpu": {"quota": -1, "period": 5000}}), &[("cpu.max", "max 5000")]),
+            (
+                json!({"pids": {"limit": 7}, "unified": {"pids.max": "9", "memory.oom.group": "1", "cgroup.max.depth": "3"}}),
+                &[("cgroup.max.depth", "3"), ("memory.oom.group", "1"), ("pids.max", "9")],
+            ),
+        ] {
+            let expected: Vec<_> =
+                expected.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            assert_eq!(files_of(resources.clone()).unwrap(), expected, "{resources}");
+        }
+    }
+
+    #[test]
+    fn what_the_guest_does_not_have_is_refused_by_name() {
+        for (resources, message) in [
+            (json!({"cpu": {"cpus": "0-32"}}), "cpu.cpus: not supported: CPU 32 of a machine of 32"),
+            (json!({"cpu": {"mems": "0,1"}}), "cpu.mems: not supported: the guest has no memory node 1"),
+            (json!({"cpu": {"cpus": "1-"}}), r#"cpu.cpus: "1-" is no list of numbers"#),
+            (json!({"cpu": {"cpus": "3-1"}}), r#"cpu.cpus: "3-1" is no list of numbers"#),
+            (json!({"memory": {"limit": 2, "swap": 1}}), "memory.swap: less than the limit of memory alone"),
+            (json!({"memory": {"swap": 1}}), "memory.swap: less than the limit of memory alone"),
+            (
+                json!({"unified": {"hugetlb.2MB.max": "0"}}),
+                r#"unified["hugetlb.2MB.max"]: not supported: the guest has nothing that it would limit"#,
+            ),
+            (
+                json!({"unified": {"cgroup.kill": "1"}}),
+                r#"unified["cgroup.kill"]: not supported: the guest has nothing that it would limit"#,
+            ),
+            (
+                json!({"unified": {"memory/x.max": "1"}}),
+                r#"unified["memory/x.max"]: not the name of a cgroup's file"#,
+            ),
+        ] {
+            let error = files_of(resources.clone()).unwrap_err();
+            assert_eq!(error.to_string(), format!("config.json linux.resources.{message}"), "{resources}");
+        }
+        let one = serde_json::from_value(json!({"cpu": {"cpus": "1"}})).unwrap();
+        let message = "config.json linux.resources.cpu.cpus: not supported: CPU 1 of a machine of 1";
+        assert_eq!(files(&one, 1).unwrap_err().to_string(), message);
+    }
+
+    #[test]
+    fn shares_become_weights() {
+        for (shares, expected) in
+            [(1, 1), (2, 1), (3, 2), (1024, 100), (2048, 174), (262_144, 10_000), (u64::MAX, 10_000)]
+        {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+    }
+}
