@@ -41,6 +41,8 @@ pub enum Happened {
         /// Which, and why.
         message: String,
     },
+    /// A container runs: what it has read-only is to be closed for good.
+    Runs(String),
     /// A container has left the pod: the share need not hold it any more.
     Left(Box<ContainerPlan>),
     /// What is told of the pod has changed.

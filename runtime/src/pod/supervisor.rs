@@ -174,6 +174,10 @@ impl Supervisor {
             Happened::Answer(asker, reply) => self.clients.answer(asker, &reply),
             Happened::Last(asker, reply) => self.clients.answer_last(asker, &reply),
             Happened::Changed => self.changed = true,
+            Happened::Runs(name) => {
+                let member = self.crew.members.iter().find(|member| member.plan.name == name);
+                member.map_or(Ok(()), |member| self.session.sandbox.seal(&member.plan.binds))?;
+            }
             Happened::Left(plan) => {
                 self.unshare(&plan);
                 self.changed = true;

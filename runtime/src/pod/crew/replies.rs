@@ -71,6 +71,7 @@ impl Crew {
         let (code, message) = match reply {
             Ok(_) => {
                 member.began(guest, now);
+                happened.push(Happened::Runs(name.to_owned()));
                 happened.extend(member.adder.take().map(|adder| Happened::Answer(adder, Reply::Done)));
                 return Ok(());
             }
