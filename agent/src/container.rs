@@ -7,13 +7,14 @@ pub mod mounts;
 pub mod namespaces;
 pub mod rootfs;
 pub mod surroundings;
+pub mod user_namespace;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use agent_proto::payload::{self, Namespace};
+use agent_proto::payload::{self, IdMaps, Namespace};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -37,6 +38,8 @@ pub struct Container {
     pub id: String,
     /// Its first process's key in the agent's table; none once that has ended.
     pub init: Option<u32>,
+    /// The ids of its user namespace, if it has one.
+    pub maps: Option<IdMaps>,
     /// Its processes' cgroup; none in tests on a host.
     cgroup: Option<OwnedFd>,
     /// The kernel ends its processes together with the first: it has process ids of its own.
@@ -46,8 +49,9 @@ pub struct Container {
 impl Container {
     /// Returns a container that is about to start, with its cgroup if it is isolated.
     pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
-        let mut container =
-            Container { id: spec.id.clone(), init: None, cgroup: None, ends_itself: has_own_pids(spec) };
+        let maps = spec.oci.as_ref().and_then(|oci| oci.user_namespace.clone());
+        let ends_itself = has_own_pids(spec);
+        let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, ends_itself };
         if isolated {
             container.cgroup = Some(cgroup::make(&spec.id)?);
             spec.oci.iter().try_for_each(|oci| container.limit(&oci.cgroup))?;

@@ -75,7 +75,7 @@ impl Agent {
             Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
         })?;
         let isolated = self.setting == Setting::Guest;
-        let place = if isolated { Place::Join(init) } else { Place::Here };
+        let place = if isolated { Place::Join(init, container.maps.as_ref()) } else { Place::Here };
         let start = Start::new(spec, place, &hostname)?;
         let (ours, job) = (start.ours, start.job);
         let fork = || fork(0, container.cgroup(), job);

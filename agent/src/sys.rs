@@ -9,6 +9,7 @@ use core::ffi::{CStr, c_char};
 use core::ptr;
 
 use agent_proto::command::{MARK_IO_PORT, Mark};
+use agent_proto::payload::Scheduler;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, Signal};
@@ -19,8 +20,11 @@ mod number {
     pub(super) const SIGACTION: usize = 13;
     pub(super) const SIGPROCMASK: usize = 14;
     pub(super) const EXECVE: usize = 59;
+    pub(super) const PERSONALITY: usize = 135;
     pub(super) const IOPERM: usize = 173;
     pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const IOPRIO_SET: usize = 251;
+    pub(super) const SCHED_SETATTR: usize = 314;
     pub(super) const SECCOMP: usize = 317;
     pub(super) const CLONE3: usize = 435;
     pub(super) const CLOSE_RANGE: usize = 436;
@@ -203,6 +207,41 @@ fn set_action(signal: Signal, handler: usize) {
     };
 }
 
+/// struct sched_attr, its first version.
+#[repr(C)]
+struct SchedulerAttributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Gives this process a scheduling class.
+pub fn set_scheduler(new: &Scheduler) -> Result<()> {
+    let &Scheduler { policy, flags, nice, priority, runtime, deadline, period } = new;
+    let size = size_of::<SchedulerAttributes>() as u32;
+    let new = SchedulerAttributes { size, policy, flags, nice, priority, runtime, deadline, period };
+    // SAFETY: a whole sched_attr that says how long it is.
+    unsafe { syscall(number::SCHED_SETATTR, [0, &raw const new as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Gives this process an I/O priority, its class in the upper bits.
+pub fn set_io_priority(new: u16) -> Result<()> {
+    const WHO_PROCESS: usize = 1;
+    // SAFETY: ioprio_set takes numbers.
+    unsafe { syscall(number::IOPRIO_SET, [WHO_PROCESS, 0, usize::from(new), 0, 0]) }.map(drop)
+}
+
+/// Gives this process an execution domain.
+pub fn set_personality(new: u32) -> Result<()> {
+    // SAFETY: personality takes a number.
+    unsafe { syscall(number::PERSONALITY, [new as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// Gives a new program the signals it expects: none blocked, none ignored.
 ///
 /// As process 1 the agent ignores none. In a test it does: Rust's runtime ignores SIGPIPE, nohup(1) SIGHUP, and a shell
@@ -261,6 +300,12 @@ pub fn close_all() {
 pub fn unshare_cgroup_view() -> Result<()> {
     // SAFETY: a cgroup namespace shares no memory or descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
+}
+
+/// Gives this process users and groups of its own.
+pub fn unshare_users() -> Result<()> {
+    // SAFETY: a user namespace shares no memory or descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
 }
 
 /// mount_setattr(2)'s argument.

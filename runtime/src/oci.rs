@@ -11,9 +11,11 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 pub mod resources;
+pub mod scheduling;
 pub mod seccomp;
 
 use resources::Resources;
+use scheduling::{IoPriority, Personality, Scheduler};
 use seccomp::Seccomp;
 
 /// The whole configuration.
@@ -70,14 +72,14 @@ pub struct Process {
     pub no_new_privileges: bool,
     /// How willingly the guest's kernel kills it when memory is short.
     pub oom_score_adj: Option<i32>,
-    /// Not honoured.
-    pub apparmor_profile: Given,
+    /// Not honoured, but for `unconfined`, which asks for nothing.
+    pub apparmor_profile: String,
     /// Not honoured.
     pub selinux_label: Given,
-    /// Not honoured.
-    pub io_priority: Given,
-    /// Not honoured.
-    pub scheduler: Given,
+    /// Its I/O priority.
+    pub io_priority: Option<IoPriority>,
+    /// Its scheduling class.
+    pub scheduler: Option<Scheduler>,
     /// Not honoured.
     #[serde(rename = "execCPUAffinity")]
     pub exec_cpu_affinity: Given,
@@ -201,10 +203,10 @@ pub struct Linux {
     pub readonly_paths: Vec<String>,
     /// Not honoured.
     pub cgroups_path: Given,
-    /// Not honoured.
-    pub uid_mappings: Given,
-    /// Not honoured.
-    pub gid_mappings: Given,
+    /// Users of a user namespace.
+    pub uid_mappings: Vec<IdMapping>,
+    /// Groups of a user namespace.
+    pub gid_mappings: Vec<IdMapping>,
     /// What the container's processes may ask of their kernel.
     pub seccomp: Option<Seccomp>,
     /// Not honoured.
@@ -215,10 +217,24 @@ pub struct Linux {
     pub memory_policy: Given,
     /// Not honoured.
     pub net_devices: Given,
-    /// Not honoured.
-    pub personality: Given,
+    /// The execution domain of the container's processes.
+    pub personality: Option<Personality>,
     /// Not honoured.
     pub time_offsets: Given,
+}
+
+/// A range of users or groups of a user namespace.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct IdMapping {
+    /// The first in the container.
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    /// The first in the guest, and so in the files that are shared with it.
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    /// How many.
+    pub size: u32,
 }
 
 /// A namespace.

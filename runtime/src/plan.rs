@@ -13,7 +13,9 @@ pub mod capabilities;
 pub mod devices;
 pub mod limits;
 pub mod mounts;
+pub mod scheduling;
 pub mod seccomp;
+pub mod users;
 
 use mounts::MountOptions;
 
@@ -93,8 +95,13 @@ impl Plan {
     /// Decides. `terminal` is the size of the terminal that `vmm` was started in, if any.
     pub fn new(bundle: &Bundle, config: &RunConfig, terminal: Option<ConsoleSize>) -> Result<Plan> {
         let resources = &bundle.spec.linux.resources;
-        let (mounts, binds) = mounts(bundle, &config.id);
         let vcpus = config.vcpus.map_or_else(|| limits::vcpus(resources), Ok)?;
+        let (mut mounts, binds) = mounts(bundle, &config.id);
+        let mut oci = oci_container(bundle, vcpus)?;
+        if let Some(maps) = &oci.user_namespace {
+            users::translate_mounts(maps, &mut mounts)?;
+            users::translate_devices(maps, &mut oci.devices)?;
+        }
         let container = Container {
             id: config.id.clone(),
             rootfs: ROOTFS.to_owned(),
@@ -102,7 +109,7 @@ impl Plan {
             sysctl: bundle.spec.linux.sysctl.clone(),
             process: process(bundle, terminal)?,
             read_only: bundle.readonly,
-            oci: Some(OciContainer { mounts, ..oci_container(bundle, vcpus)? }),
+            oci: Some(OciContainer { mounts, ..oci }),
             ..Container::default()
         };
         Ok(Plan {
@@ -179,6 +186,9 @@ fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Pr
             no_new_privileges: from.no_new_privileges,
             umask: from.user.umask,
             oom_score_adj: from.oom_score_adj,
+            scheduler: from.scheduler.as_ref().map(scheduling::scheduler).transpose()?,
+            io_priority: from.io_priority.as_ref().map(scheduling::io_priority).transpose()?,
+            personality: bundle.spec.linux.personality.as_ref().map(scheduling::personality).transpose()?,
             seccomp: bundle.spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?,
         }),
     })
@@ -219,6 +229,7 @@ fn oci_container(bundle: &Bundle, vcpus: u8) -> Result<OciContainer> {
         mounts: Vec::new(),
         masked_paths: spec.linux.masked_paths.clone(),
         readonly_paths: spec.linux.readonly_paths.clone(),
+        user_namespace: users::maps(&spec.linux)?,
         cgroup: limits::files(&spec.linux.resources, vcpus)?,
         devices: devices::nodes(&spec.linux.devices)?,
         root_propagation: mounts::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),

@@ -95,6 +95,20 @@ fn oom_score() {
 }
 
 #[test]
+fn scheduling_and_execution_domain() {
+    let script = "awk '{print $19, $41}' /proc/self/stat; ionice -p $$; uname -m";
+    let bundle = Bundle::sh(script).with(|c| {
+        c["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+        c["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+        c["linux"]["personality"] = json!({"domain": "LINUX32"});
+    });
+    bundle.run().code(0).stdout("5 3\nbest-effort: prio 6\ni686\n");
+    let bundle = Bundle::sh("awk '{print $40, $41}' /proc/self/stat")
+        .with(|c| c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 3}));
+    bundle.run().code(0).stdout("3 1\n");
+}
+
+#[test]
 fn kernel_parameters() {
     let bundle = Bundle::sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni").with(|c| {
         c["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "111"});

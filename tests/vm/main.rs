@@ -13,3 +13,4 @@ mod process;
 mod seccomp;
 mod streams;
 mod terminal;
+mod users;

@@ -13,7 +13,9 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 pub use filter::{FILTER_MAX, Filter, Program, instruction};
-pub use oci::{Capabilities, Device, Mount, Namespace, OciContainer, OciProcess, POD_SHM};
+pub use oci::{
+    Capabilities, Device, IdMap, IdMaps, Mount, Namespace, OciContainer, OciProcess, POD_SHM, Scheduler,
+};
 
 /// READY's payload: what the agent offers above API 4244.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -108,7 +108,9 @@ mod tests {
     }
 
     fn copy_in(top: &std::path::Path) -> Result<()> {
-        let open = |name: &str| rustix::fs::open(top.join(name), DIRECTORY, Mode::empty()).unwrap();
+        let open = |name: &str| {
+            rustix::fs::open(top.join(name).to_str().unwrap(), DIRECTORY, Mode::empty()).unwrap()
+        };
         copy(&open("from"), &open("to"))
     }
 

@@ -1,14 +1,15 @@
 //! The child between fork and exec: it makes itself at home and runs its program, or says why it cannot.
 
+use alloc::format;
 use core::convert::Infallible;
 
-use agent_proto::payload;
+use agent_proto::payload::{self, IdMap, IdMaps};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Mode, Uid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::container::namespaces;
 use crate::container::surroundings::{self, Surroundings};
+use crate::container::{namespaces, user_namespace};
 use crate::fault::{Fault, Step};
 use crate::process::program::Program;
 use crate::process::pty::Terminal;
@@ -32,10 +33,30 @@ pub struct Stdio {
 pub enum Place<'a> {
     /// In a container of its own, which it sets up.
     New(Surroundings<'a>),
-    /// In a container that is there, whose first process this is.
-    Join(BorrowedFd<'a>),
+    /// In a container that is there, whose first process this is, and whose ids these are.
+    Join(BorrowedFd<'a>, Option<&'a IdMaps>),
     /// Where the agent lives: only in tests on a host.
     Here,
+}
+
+impl<'a> Place<'a> {
+    /// Returns the ids of the container's user namespace.
+    fn maps(&self) -> Option<&'a IdMaps> {
+        match self {
+            Place::New(new) => new.spec.oci.as_ref()?.user_namespace.as_ref(),
+            Place::Join(_, maps) => *maps,
+            Place::Here => None,
+        }
+    }
+}
+
+/// Returns what a user of the container is outside of its user namespace.
+fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
+    let Some(maps) = maps else { return Ok(uid) };
+    let outside = IdMap::outside(&maps.users, uid.as_raw());
+    let unknown =
+        || Fault::bad_request(format!("user {} is in no range of the user namespace", uid.as_raw()));
+    outside.map(Uid::from_raw).ok_or_else(unknown)
 }
 
 /// All that a child needs to know.
@@ -68,20 +89,28 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
     // The child meets the container's processes before it runs its program: the agent's descriptors must be gone by
     // then, and its memory closed to them.
-    let joined = if let Place::Join(init) = &job.place { Some(*init) } else { None };
+    let joined = if let Place::Join(init, _) = &job.place { Some(*init) } else { None };
     sys::close_others([Some(job.report.as_fd()), joined]);
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide", "process")?;
+    let maps = job.place.maps();
+    let folder = maps.map(|_| user_namespace::own_folder()).transpose()?;
     let terminal = settle(job)?;
     let isolated = !matches!(job.place, Place::Here);
     limits::apply(spec, isolated)?;
+    limits::apply_scheduling(spec)?;
     let exact = spec.oci.is_some();
     let needs_home = !program::has(spec, "HOME");
     let user = user::resolve(spec, !exact, needs_home, user::read_file)?;
     if let Some(terminal) = &terminal {
-        terminal.take(user.uid)?;
+        terminal.take(outside(maps, user.uid)?)?;
         report::send_terminal(&job.report, &terminal.master)?;
         let errors = stderr.is_none().then_some(&terminal.slave);
         install_stdio(Some(&terminal.slave), Some(&terminal.slave), errors)?;
+    }
+    match (&job.place, maps, &folder) {
+        (Place::New(_), Some(maps), Some(folder)) => user_namespace::make(maps, folder)?,
+        (Place::Join(init, _), Some(_), _) => user_namespace::join(*init)?,
+        _ => {}
     }
     become_user(job, &user)?;
     let environment = if exact {
@@ -104,7 +133,7 @@ fn settle(job: &Job<'_>) -> Result<Option<Terminal>, Fault> {
             limits::apply_oom_score(spec)?;
             surroundings::enter(new, spec)
         }
-        Place::Join(init) => {
+        Place::Join(init, _) => {
             limits::apply_oom_score(spec)?;
             namespaces::join(*init)?;
             spec.terminal.then(|| open_terminal(spec, "/dev/pts/ptmx")).transpose()

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, setrlimit, umask};
 
 use crate::fault::{Fault, Step};
+use crate::sys;
 
 /// Open files of a process whose specification does not say: what systemd gives, and Linux programs expect.
 pub const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(OPEN_FILES_MAX) };
@@ -29,6 +30,18 @@ pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
     let mask = spec.oci.as_ref().and_then(|oci| oci.umask).unwrap_or(UMASK);
     umask(Mode::from_raw_mode(mask & 0o777));
     Ok(())
+}
+
+/// Sets what the kernel asks when it chooses who runs, and what it is to look like; before the privileges for it are gone.
+pub fn apply_scheduling(spec: &payload::Process) -> Result<(), Fault> {
+    let Some(oci) = &spec.oci else { return Ok(()) };
+    if let Some(scheduler) = &oci.scheduler {
+        sys::set_scheduler(scheduler).step("set", "scheduler")?;
+    }
+    if let Some(priority) = oci.io_priority {
+        sys::set_io_priority(priority).step("set", "I/O priority")?;
+    }
+    oci.personality.map_or(Ok(()), |domain| sys::set_personality(domain).step("set", "personality"))
 }
 
 /// Sets the out-of-memory score through the agent's own /proc: the container's may be anything.

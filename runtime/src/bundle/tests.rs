@@ -37,9 +37,7 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (r#"{"vm":{"kernel":{"path":"/k"}}}"#, "vm"),
         (r#"{"process":{"apparmorProfile":"docker-default"}}"#, "process.apparmorProfile"),
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
-        (r#"{"process":{"scheduler":{"policy":"SCHED_FIFO"}}}"#, "process.scheduler"),
-        (r#"{"linux":{"uidMappings":[{"containerID":0,"hostID":1,"size":1}]}}"#, "linux.uidMappings"),
-        (r#"{"linux":{"namespaces":[{"type":"user"}]}}"#, "linux.namespaces[0].type"),
+        (r#"{"linux":{"namespaces":[{"type":"time"}]}}"#, "linux.namespaces[0].type"),
         (
             r#"{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}"#,
             "linux.namespaces[0].path",
@@ -77,6 +75,7 @@ fn what_asks_for_nothing_or_for_what_a_vm_implies_is_taken() {
     for change in [
         r#"{"hooks":{"prestart":[]}}"#,
         r#"{"linux":{"seccomp":null}}"#,
+        r#"{"process":{"apparmorProfile":"unconfined"}}"#,
         r#"{"linux":{"rootfsPropagation":"rslave"}}"#,
         r#"{"linux":{"rootfsPropagation":"shared"}}"#,
         r#"{"mounts":[{"destination":"/n","type":"tmpfs","options":["ro","tmpcopyup","size=1m"]}]}"#,

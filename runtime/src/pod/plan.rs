@@ -178,7 +178,7 @@ impl PodPlan {
         bundle.readonly |= container.read_only;
         bundle.process.terminal = container.tty.unwrap_or(self.file.tty);
         let namespaces = &mut bundle.spec.linux.namespaces;
-        namespaces.retain(|namespace| namespace.kind == "cgroup");
+        namespaces.retain(|namespace| matches!(namespace.kind.as_str(), "cgroup" | "user" | "time"));
         if container.own_pids {
             namespaces.push(oci::Namespace { kind: "pid".to_owned(), path: String::new() });
         }

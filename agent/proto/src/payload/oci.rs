@@ -30,9 +30,42 @@ pub struct OciContainer {
     /// Files of the container's cgroup (version 2) and what is written to them, `memory.max` to `1048576`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub cgroup: BTreeMap<String, String>,
+    /// The container's user namespace, where it has one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<IdMaps>,
     /// The root mount's propagation, as [`Mount::propagation`].
     #[serde(skip_serializing_if = "is_zero")]
     pub root_propagation: u64,
+}
+
+/// What the users and groups of a user namespace are outside of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IdMaps {
+    /// Users.
+    pub users: Vec<IdMap>,
+    /// Groups.
+    pub groups: Vec<IdMap>,
+}
+
+/// A range of ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IdMap {
+    /// The first inside.
+    pub inside: u32,
+    /// The first outside.
+    pub outside: u32,
+    /// How many.
+    pub size: u32,
+}
+
+impl IdMap {
+    /// Returns what `id` of the inside is outside, by the first range that has it.
+    pub fn outside(maps: &[IdMap], id: u32) -> Option<u32> {
+        let there = |map: &&IdMap| id.checked_sub(map.inside).is_some_and(|at| at < map.size);
+        maps.iter().find(there).and_then(|map| map.outside.checked_add(id - map.inside))
+    }
 }
 
 /// A namespace that a container may have of its own.
@@ -117,9 +150,38 @@ pub struct OciProcess {
     /// /proc/self/oom_score_adj.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
+    /// Its scheduling class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// ioprio_set(2)'s class and priority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<u16>,
+    /// personality(2)'s execution domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personality: Option<u32>,
     /// What it may ask of its kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Filter>,
+}
+
+/// sched_setattr(2)'s argument.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scheduler {
+    /// SCHED_*.
+    pub policy: u32,
+    /// SCHED_FLAG_*.
+    pub flags: u64,
+    /// For SCHED_OTHER and SCHED_BATCH.
+    pub nice: i32,
+    /// For SCHED_FIFO and SCHED_RR.
+    pub priority: u32,
+    /// Nanoseconds, for SCHED_DEADLINE.
+    pub runtime: u64,
+    /// Likewise.
+    pub deadline: u64,
+    /// Likewise.
+    pub period: u64,
 }
 
 /// The five capability sets as bit masks.

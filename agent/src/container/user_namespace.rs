@@ -1,0 +1,92 @@
+//! A container's user namespace.
+//!
+//! Everything is mounted and made before a process enters it, by the guest's root: the container's other namespaces belong to
+//! the guest, and what the container's root may do to mounts, network and host name, it may not do here. Its capabilities are
+//! good for files, processes and ids of its own.
+
+use alloc::format;
+use alloc::string::String;
+
+use agent_proto::payload::{IdMap, IdMaps};
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, Result as IoResult};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::fault::{Fault, Step, cause};
+use crate::sys::{self, Fork};
+
+/// Opens this process's own folder in the agent's /proc, which it will need when that is out of sight.
+pub fn own_folder() -> Result<OwnedFd, Fault> {
+    const PATH: &str = "/proc/self";
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(PATH, flags, Mode::empty()).step("open", PATH)
+}
+
+/// Moves this process into a new user namespace. Only somebody outside of it may say what its ids are there: a child that
+/// stays behind for that.
+pub fn make(maps: &IdMaps, folder: &OwnedFd) -> Result<(), Fault> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+    let child = match sys::fork(0, None).step("start", "process")? {
+        Fork::Child => {
+            drop(write);
+            stay_behind(maps, folder, &read);
+        }
+        Fork::Parent { pidfd, .. } => pidfd,
+    };
+    let made = sys::unshare_users();
+    if made.is_ok() {
+        rustix::io::write(&write, b"1").step("write", "pipe")?;
+    }
+    drop(write);
+    let status = waitid(WaitId::PidFd(rustix::fd::AsFd::as_fd(&child)), WaitIdOptions::EXITED);
+    made.step("make", "user namespace")?;
+    match status.step("wait for", "process")?.and_then(|status| status.exit_status()) {
+        Some(0) => Ok(()),
+        code => {
+            let why = cause(Errno::from_raw_os_error(code.unwrap_or(0)));
+            Err(Fault::failed(format!("write the ids of the user namespace: {why}")))
+        }
+    }
+}
+
+/// Moves this process into the user namespace of a container's first process.
+pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
+    move_into_thread_name_spaces(init, ThreadNameSpaceType::USER).step("join", "user namespace")
+}
+
+/// Writes the ids once there is something on the pipe, and ends with what went wrong for its code.
+fn stay_behind(maps: &IdMaps, folder: &OwnedFd, go: &OwnedFd) -> ! {
+    let mut byte = [0];
+    let written = match rustix::io::read(go, &mut byte) {
+        Ok(1) => write_maps(maps, folder),
+        other => other.map(drop),
+    };
+    sys::exit(written.map_or_else(Errno::raw_os_error, |()| 0));
+}
+
+fn write_maps(maps: &IdMaps, folder: &OwnedFd) -> IoResult<()> {
+    for (name, ranges) in [("uid_map", &maps.users), ("gid_map", &maps.groups)] {
+        let file = rustix::fs::openat(folder, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&file, text(ranges).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn text(ranges: &[IdMap]) -> String {
+    ranges.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.size)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_the_kernel_s_lines() {
+        let ranges =
+            [IdMap { inside: 0, outside: 1000, size: 1 }, IdMap { inside: 1, outside: 100_000, size: 9 }];
+        assert_eq!(text(&ranges), "0 1000 1\n1 100000 9\n");
+    }
+}
