@@ -49,7 +49,7 @@ fn a_user_of_the_container_is_another_outside() {
         c["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [10]});
     });
     give(&bundle.rootfs().join("tmp"), ROOT + 1000);
-    bundle.run().code(0).stdout("uid=1000(ann) gid=1000(ann) groups=1000(ann),10(wheel)\nalive\n").stderr("");
+    bundle.run().code(0).stdout("uid=1000(ann) gid=1000(ann) groups=10(wheel)\nalive\n").stderr("");
     assert_eq!(fs::metadata(bundle.rootfs().join("tmp/f")).unwrap().uid(), ROOT + 1000);
 }
 
