@@ -302,6 +302,12 @@ pub fn unshare_cgroup_view() -> Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
 }
 
+/// Makes a time namespace for this process's future children, and for itself once it enters it.
+pub fn unshare_time() -> Result<()> {
+    // SAFETY: a time namespace shares no memory or descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) }
+}
+
 /// Gives this process users and groups of its own.
 pub fn unshare_users() -> Result<()> {
     // SAFETY: a user namespace shares no memory or descriptors.

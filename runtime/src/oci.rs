@@ -219,8 +219,8 @@ pub struct Linux {
     pub net_devices: Given,
     /// The execution domain of the container's processes.
     pub personality: Option<Personality>,
-    /// Not honoured.
-    pub time_offsets: Given,
+    /// What a time namespace adds to its clocks, by their names.
+    pub time_offsets: BTreeMap<String, TimeOffset>,
 }
 
 /// A range of users or groups of a user namespace.
@@ -235,6 +235,16 @@ pub struct IdMapping {
     pub host_id: u32,
     /// How many.
     pub size: u32,
+}
+
+/// What is added to a clock.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    /// Seconds.
+    pub secs: i64,
+    /// Nanoseconds.
+    pub nanosecs: u32,
 }
 
 /// A namespace.

@@ -7,7 +7,7 @@ use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
 use crate::config::RunConfig;
-use crate::oci::ConsoleSize;
+use crate::oci::{ConsoleSize, Linux};
 
 pub mod capabilities;
 pub mod devices;
@@ -219,6 +219,9 @@ fn oci_container(bundle: &Bundle, vcpus: u8) -> Result<OciContainer> {
     if asked("cgroup") {
         namespaces.push(payload::Namespace::Cgroup);
     }
+    if asked("time") {
+        namespaces.push(payload::Namespace::Time);
+    }
     if !spec.domainname.is_empty() {
         namespaces.push(payload::Namespace::Uts);
     }
@@ -229,11 +232,23 @@ fn oci_container(bundle: &Bundle, vcpus: u8) -> Result<OciContainer> {
         mounts: Vec::new(),
         masked_paths: spec.linux.masked_paths.clone(),
         readonly_paths: spec.linux.readonly_paths.clone(),
+        time_offsets: time_offsets(&spec.linux)?,
         user_namespace: users::maps(&spec.linux)?,
         cgroup: limits::files(&spec.linux.resources, vcpus)?,
         devices: devices::nodes(&spec.linux.devices)?,
         root_propagation: mounts::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
     })
+}
+
+/// Returns the kernel's lines for the clocks of a time namespace (time_namespaces(7)).
+fn time_offsets(linux: &Linux) -> Result<String> {
+    let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "time");
+    let lines = linux.time_offsets.iter().map(|(clock, offset)| match clock.as_str() {
+        _ if !asked => Err(invalid("linux.timeOffsets", "without a time namespace")),
+        "monotonic" | "boottime" => Ok(format!("{clock} {} {}\n", offset.secs, offset.nanosecs)),
+        other => Err(invalid("linux.timeOffsets", format!("{other:?} is no clock that has one"))),
+    });
+    lines.collect()
 }
 
 /// Returns the agent's mounts and what the share has to hold for them, the root first.

@@ -109,6 +109,17 @@ fn scheduling_and_execution_domain() {
 }
 
 #[test]
+fn clocks_of_its_own() {
+    let bundle = Bundle::sh("cut -d . -f 1 /proc/uptime").with(|c| {
+        c["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+        c["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000}, "monotonic": {"secs": 5}});
+    });
+    let run = bundle.run().code(0);
+    let up: u64 = run.text().parse().unwrap();
+    assert!((1_000_000..1_001_000).contains(&up), "{run}");
+}
+
+#[test]
 fn kernel_parameters() {
     let bundle = Bundle::sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni").with(|c| {
         c["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "111"});

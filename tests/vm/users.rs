@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
 
 use serde_json::json;
-use tests::Bundle;
+use tests::{Bundle, Terminal};
 
 /// The container's root outside.
 const ROOT: u32 = 100_000;
@@ -71,4 +71,17 @@ fn a_user_that_is_in_no_range_is_named() {
     let bundle = mapped("true").with(|c| c["process"]["user"]["uid"] = json!(70_000));
     let run = bundle.run().code(125);
     assert!(String::from_utf8_lossy(&run.stderr).contains("set user: invalid argument"), "{run}");
+}
+
+#[test]
+fn the_terminal_belongs_to_the_user() {
+    let script = "stat -c 'owner %u %g' $(tty); echo written > $(tty)";
+    let bundle = mapped(script).with(|c| {
+        c["process"]["terminal"] = json!(true);
+        c["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    });
+    let mut terminal = Terminal::start(&bundle.command(), 24, 80);
+    terminal.wait_for("owner 1000 5");
+    terminal.wait_for("written");
+    assert_eq!(terminal.finish().code(), Some(0));
 }

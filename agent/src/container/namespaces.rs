@@ -1,15 +1,18 @@
 //! What of the kernel a container has to itself.
 
 use agent_proto::payload::{Namespace, OciContainer};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
 
 use crate::fault::{Fault, Step};
 use crate::sys::{self, namespace};
 
-/// Returns clone's flags for a container's own namespaces. A cgroup namespace is not among them: it begins at the
-/// cgroup of the one who makes it, so the child makes it itself.
+/// Returns clone's flags for a container's own namespaces. Two are not among them: a cgroup namespace begins at the cgroup of
+/// the one who makes it, and a time namespace gets its offsets before anybody is in it. The child makes them itself.
 pub fn flags(oci: Option<&OciContainer>) -> u64 {
     let own = oci.map_or(&[][..], |oci| &oci.namespaces);
     own.iter().fold(namespace::MOUNT, |flags, own| {
@@ -19,7 +22,7 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
                 Namespace::Ipc => namespace::IPC,
                 Namespace::Uts => namespace::UTS,
                 Namespace::Network => namespace::NETWORK,
-                Namespace::Cgroup => 0,
+                Namespace::Cgroup | Namespace::Time => 0,
             }
     })
 }
@@ -30,6 +33,7 @@ pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
         match own {
             Namespace::Cgroup => sys::unshare_cgroup_view().step("make", "cgroup namespace")?,
             Namespace::Network => bring_loopback_up()?,
+            Namespace::Time => make_time(&oci.time_offsets)?,
             Namespace::Uts => {
                 if !oci.hostname.is_empty() {
                     rustix::system::sethostname(oci.hostname.as_bytes())
@@ -46,11 +50,26 @@ pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Moves this process into a time namespace with these offsets.
+fn make_time(offsets: &str) -> Result<(), Fault> {
+    const OFFSETS: &str = "/proc/self/timens_offsets";
+    const NAMESPACE: &str = "/proc/self/ns/time_for_children";
+    sys::unshare_time().step("make", "time namespace")?;
+    if !offsets.is_empty() {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(OFFSETS, flags, Mode::empty()).step("open", OFFSETS)?;
+        rustix::io::write(&file, offsets.as_bytes()).step("set", "time offsets")?;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let made = rustix::fs::open(NAMESPACE, flags, Mode::empty()).step("open", NAMESPACE)?;
+    move_into_link_name_space(made.as_fd(), Some(LinkNameSpaceType::Time)).step("enter", "time namespace")
+}
+
 /// Brings up the loopback interface of the network that this process is in.
 pub fn bring_loopback_up() -> Result<(), Fault> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .step("open", "socket")?;
-    sys::loopback_up(rustix::fd::AsFd::as_fd(&socket)).step("bring up", "lo")
+    sys::loopback_up(socket.as_fd()).step("bring up", "lo")
 }
 
 /// Enters the namespaces of a container's first process; its root and working directory become the container's root.
@@ -60,7 +79,8 @@ pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::NETWORK;
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::TIME;
     move_into_thread_name_spaces(init, all).step("join", "the container's namespaces")
 }
 
@@ -87,6 +107,7 @@ mod tests {
                 Namespace::Uts,
                 Namespace::Cgroup,
                 Namespace::Network,
+                Namespace::Time,
             ],
             ..OciContainer::default()
         };

@@ -1,7 +1,7 @@
 //! What a bundle may ask for and cannot get, field by field.
 //!
 //! Honoured because a VM implies it, and so not in the table: `linux.resources.devices` (the guest's `/dev` holds no
-//! device of the host), `linux.namespaces` of every kind but time (the VM is one), swap limits (the guest has no
+//! device of the host), `linux.namespaces` (the VM is one), swap limits (the guest has no
 //! swap). Annotations and the sections of other platforms are skipped, as the specification says. Filters, devices and
 //! limits are judged where they are translated (`plan/`).
 
@@ -13,7 +13,7 @@ use crate::plan::mounts;
 const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
 
 /// Namespaces that a VM has, or that the agent makes.
-const NAMESPACES: [&str; 7] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user"];
+const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user", "time"];
 
 /// Options that ask for more than mount(2) in the guest.
 const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
@@ -42,7 +42,6 @@ pub fn check(spec: &Spec, process: &Process) -> Result<()> {
         ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
         ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
         ("linux.netDevices", linux.net_devices, "devices of the host"),
-        ("linux.timeOffsets", linux.time_offsets, "time namespaces"),
         ("linux.resources.blockIO", resources.block_io, "the guest has no block device of the host"),
         ("linux.resources.hugepageLimits", resources.hugepage_limits, "huge page limits"),
         ("linux.resources.network", resources.network, "network classes"),

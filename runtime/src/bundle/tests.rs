@@ -37,7 +37,7 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (r#"{"vm":{"kernel":{"path":"/k"}}}"#, "vm"),
         (r#"{"process":{"apparmorProfile":"docker-default"}}"#, "process.apparmorProfile"),
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
-        (r#"{"linux":{"namespaces":[{"type":"time"}]}}"#, "linux.namespaces[0].type"),
+        (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
         (
             r#"{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}"#,
             "linux.namespaces[0].path",

@@ -152,3 +152,24 @@ fn users_limits_and_missing_capabilities() {
     let error = plan_of(|json| json["process"]["rlimits"] = limits).unwrap_err();
     assert_eq!(error.to_string(), r#"config.json process.rlimits[0].type: "RLIMIT_WONDER""#);
 }
+
+#[test]
+fn clocks_of_a_time_namespace() {
+    let offsets = |namespaces: serde_json::Value, offsets: serde_json::Value| {
+        plan_of(|json| {
+            json["linux"]["namespaces"] = namespaces;
+            json["linux"]["timeOffsets"] = offsets;
+        })
+        .map(|plan| plan.container.oci.unwrap().time_offsets)
+        .map_err(|error| error.to_string())
+    };
+    let time = || serde_json::json!([{"type": "time"}]);
+    let both = serde_json::json!({"monotonic": {"secs": -5, "nanosecs": 7}, "boottime": {"secs": 86400}});
+    assert_eq!(offsets(time(), both.clone()).unwrap(), "boottime 86400 0\nmonotonic -5 7\n");
+    assert_eq!(offsets(time(), serde_json::json!({})).unwrap(), "");
+    let message = "config.json linux.timeOffsets: without a time namespace";
+    assert_eq!(offsets(serde_json::json!([]), both).unwrap_err(), message);
+    let other = serde_json::json!({"realtime": {"secs": 1}});
+    let message = r#"config.json linux.timeOffsets: "realtime" is no clock that has one"#;
+    assert_eq!(offsets(time(), other).unwrap_err(), message);
+}

@@ -33,6 +33,9 @@ pub struct OciContainer {
     /// The container's user namespace, where it has one of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<IdMaps>,
+    /// What is written to /proc/self/timens_offsets, where the container has a time namespace of its own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub time_offsets: String,
     /// The root mount's propagation, as [`Mount::propagation`].
     #[serde(skip_serializing_if = "is_zero")]
     pub root_propagation: u64,
@@ -82,6 +85,8 @@ pub enum Namespace {
     Cgroup,
     /// Network: one with only a loopback interface.
     Network,
+    /// The clocks that count from the boot.
+    Time,
 }
 
 /// The kind of a mount that binds what the pod's containers share: its source is not looked at.
