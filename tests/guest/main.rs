@@ -2,7 +2,7 @@
 //!
 //! `guest CHECK` works in the current folder and prints `ok`; a broken expectation panics with its line. `guest hostile
 //! SCENARIO` takes the agent's place.
-// UNSAFETY: mmap(2), whose shared mappings are what one of the checks is about.
+// UNSAFETY: mmap(2), whose shared mappings are what one of the checks is about, and ioperm(2), which no crate here has.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
@@ -30,9 +30,30 @@ fn main() {
         "appended" => appended(),
         "locked" => locked(),
         "hostile" => hostile::run(&std::env::args().nth(2).unwrap_or_default()),
+        "ports" => ports(),
         _ => panic!("no check {check:?}"),
     }
     println!("ok");
+}
+
+/// The machine's I/O ports, among them the one that tells the host how far the boot is, are nobody's without SYS_RAWIO.
+fn ports() {
+    const IOPERM: isize = 173;
+    const EPERM: isize = 1;
+    for port in [0x6e0, 0x64, 0x3f8] {
+        let result: isize;
+        // SAFETY: ioperm touches no memory.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inlateout("rax") IOPERM => result,
+                in("rdi") port, in("rsi") 1, in("rdx") 1,
+                lateout("rcx") _, lateout("r11") _,
+                options(nostack),
+            );
+        }
+        assert_eq!(result, -EPERM, "port {port:#x}");
+    }
 }
 
 fn open_new(name: &str) -> File {

@@ -101,6 +101,15 @@ impl Bundle {
         Bundle::new(&["sh", "-c", script])
     }
 
+    /// A bundle that runs one check of the program in `tests/guest`, in a folder of the share.
+    pub fn guest(check: &str) -> Bundle {
+        let bundle = Bundle::sh(&format!("cd /mnt && exec /bin/guest {check}"));
+        let guest =
+            std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest");
+        fs::copy(guest, bundle.rootfs().join("bin/guest")).expect("copy the program for the guest");
+        bundle
+    }
+
     /// Changes `config.json`.
     pub fn with(mut self, change: impl FnOnce(&mut Value)) -> Bundle {
         change(&mut self.config);

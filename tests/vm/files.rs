@@ -5,13 +5,9 @@ use std::process::Command;
 
 use tests::{Bundle, check_output};
 
-/// Runs one check of the program in `tests/guest` in a folder of the share.
 #[track_caller]
 fn check(name: &str) {
-    let bundle = Bundle::sh(&format!("cd /mnt && exec /bin/guest {name}"));
-    let guest = std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest");
-    fs::copy(guest, bundle.rootfs().join("bin/guest")).unwrap();
-    bundle.run().code(0).stdout("ok\n");
+    Bundle::guest(name).run().code(0).stdout("ok\n");
 }
 
 #[test]

@@ -46,6 +46,11 @@ fn the_machine_s_memory_and_ports_have_no_device() {
 }
 
 #[test]
+fn the_machine_s_ports_are_not_a_container_s() {
+    Bundle::guest("ports").run().code(0).stdout("ok\n");
+}
+
+#[test]
 fn process_1_s_root_is_the_container_s_own_or_nobody_s() {
     let script = "ls /proc/1/root/run 2>&1; cat /proc/1/comm; ls -A /proc/1/root/ | wc -l; \
                   for p in /proc/[0-9]*; do readlink $p/exe; done | sort -u; ls -d /proc/[0-9]*/root/init 2>/dev/null";
