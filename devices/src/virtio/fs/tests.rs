@@ -1,18 +1,23 @@
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::wire::{
     Attr, EntryOut, InHeader, OpenIn, OpenOut, OutHeader, ROOT_ID, ReadIn, WriteIn, WriteOut, op,
 };
+use super::worker::serve;
 use super::*;
 use crate::Interrupt;
-use crate::virtio::queue::QueueLinks;
+use crate::virtio::queue::{QueueLinks, VirtQueue};
 
 const QUEUE_LEN: u16 = 64;
 /// How long a test waits for what should take microseconds.

@@ -1,0 +1,161 @@
+//! 9P2000.L on the wire (Linux `include/net/9p/9p.h`; the message list of diod's protocol description), and nothing else.
+//!
+//! A message is `size[4] type[1] tag[2]` and its fields, every number little-endian; a string is `len[2]` and its bytes
+//! without a NUL; a qid is `type[1] version[4] path[8]`.
+
+use std::ffi::CString;
+
+use crate::virtio::fs::errno::{Errno, Result};
+use crate::virtio::fs::share::MAX_NAME;
+
+/// Bytes of `size[4] type[1] tag[2]`.
+pub const HEADER: usize = 7;
+/// Bytes before the data in the replies to READ and READDIR: the header and `count[4]`.
+pub const DATA_HEADER: usize = HEADER + 4;
+/// Bytes of a WRITE before its data: the header, `fid[4] offset[8] count[4]`.
+pub const WRITE_HEADER: usize = HEADER + 16;
+/// No fid: the authentication file of a guest that has none.
+pub const NO_FID: u32 = u32::MAX;
+/// Names in one WALK (MAXWELEM).
+pub const MAX_WALK: u16 = 16;
+/// The longest string that is no name: a symbolic link's target.
+const MAX_STRING: usize = 4095;
+
+/// What a message is.
+pub mod kind {
+    pub const RLERROR: u8 = 7;
+    pub const STATFS: u8 = 8;
+    pub const LOPEN: u8 = 12;
+    pub const LCREATE: u8 = 14;
+    pub const SYMLINK: u8 = 16;
+    pub const MKNOD: u8 = 18;
+    pub const RENAME: u8 = 20;
+    pub const READLINK: u8 = 22;
+    pub const GETATTR: u8 = 24;
+    pub const SETATTR: u8 = 26;
+    pub const XATTRWALK: u8 = 30;
+    pub const XATTRCREATE: u8 = 32;
+    pub const READDIR: u8 = 40;
+    pub const FSYNC: u8 = 50;
+    pub const LOCK: u8 = 52;
+    pub const GETLOCK: u8 = 54;
+    pub const LINK: u8 = 70;
+    pub const MKDIR: u8 = 72;
+    pub const RENAMEAT: u8 = 74;
+    pub const UNLINKAT: u8 = 76;
+    pub const VERSION: u8 = 100;
+    pub const AUTH: u8 = 102;
+    pub const ATTACH: u8 = 104;
+    pub const FLUSH: u8 = 108;
+    pub const WALK: u8 = 110;
+    pub const READ: u8 = 116;
+    pub const WRITE: u8 = 118;
+    pub const CLUNK: u8 = 120;
+    pub const REMOVE: u8 = 122;
+}
+
+/// What SETATTR changes (`P9_ATTR_*`).
+pub mod set {
+    pub const MODE: u32 = 1 << 0;
+    pub const UID: u32 = 1 << 1;
+    pub const GID: u32 = 1 << 2;
+    pub const SIZE: u32 = 1 << 3;
+    pub const ATIME: u32 = 1 << 4;
+    pub const MTIME: u32 = 1 << 5;
+    pub const ATIME_SET: u32 = 1 << 7;
+    pub const MTIME_SET: u32 = 1 << 8;
+}
+
+/// `Rgetattr::valid`: everything that stat(2) has (P9_STATS_BASIC).
+pub const STATS_BASIC: u64 = 0x7ff;
+/// `Rstatfs::type` (V9FS_MAGIC).
+pub const STATFS_TYPE: u32 = 0x0102_1997;
+/// The kind of lock that says there is none (P9_LOCK_TYPE_UNLCK).
+pub const UNLOCKED: u8 = 2;
+/// `Rlock::status` of a lock that is held now.
+pub const LOCK_SUCCESS: u8 = 0;
+
+/// A file as the guest tells it from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Qid {
+    /// QTDIR, QTSYMLINK or QTFILE.
+    pub kind: u8,
+    /// The file's number, no other file's in this server.
+    pub path: u64,
+}
+
+impl Qid {
+    /// The kind of a file with this mode.
+    pub fn kind_of(mode: u32) -> u8 {
+        match mode & libc::S_IFMT {
+            libc::S_IFDIR => 0x80,
+            libc::S_IFLNK => 0x02,
+            _ => 0,
+        }
+    }
+
+    /// Appends it. Version 0 says that nobody may go by it: newer guests then keep no data of the file in their cache.
+    pub fn put(self, reply: &mut Vec<u8>) {
+        reply.push(self.kind);
+        reply.extend_from_slice(&[0; 4]);
+        reply.extend_from_slice(&self.path.to_le_bytes());
+    }
+}
+
+/// Takes a message's fields from the front.
+pub struct Fields<'a>(pub &'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let (field, rest) = self.0.split_at_checked(len).ok_or(Errno(libc::EINVAL))?;
+        self.0 = rest;
+        Ok(field)
+    }
+
+    pub fn u8(&mut self) -> Result<u8> {
+        Ok(self.take(1)?[0])
+    }
+
+    pub fn u16(&mut self) -> Result<u16> {
+        self.take(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
+    }
+
+    pub fn u32(&mut self) -> Result<u32> {
+        self.take(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    pub fn u64(&mut self) -> Result<u64> {
+        let (low, high) = (self.u32()?, self.u32()?);
+        Ok(u64::from(high) << 32 | u64::from(low))
+    }
+
+    /// A string's bytes, whatever they are.
+    pub fn bytes(&mut self) -> Result<&'a [u8]> {
+        let len = self.u16()?.into();
+        self.take(len)
+    }
+
+    /// A string without a NUL in it.
+    pub fn string(&mut self) -> Result<CString> {
+        match self.bytes()? {
+            bytes if bytes.len() > MAX_STRING => Err(Errno(libc::ENAMETOOLONG)),
+            bytes => CString::new(bytes).map_err(|_| Errno(libc::EINVAL)),
+        }
+    }
+
+    /// A string that is not too long for a name; that it is a plain one is for the server below to say.
+    pub fn name(&mut self) -> Result<CString> {
+        match self.string()? {
+            name if name.count_bytes() > MAX_NAME => Err(Errno(libc::ENAMETOOLONG)),
+            name => Ok(name),
+        }
+    }
+}
+
+/// Appends a string.
+pub fn put_bytes(reply: &mut Vec<u8>, bytes: &[u8]) {
+    // No string of ours is longer: names, and what came in a string.
+    let len = bytes.len().min(u16::MAX.into());
+    reply.extend_from_slice(&(len as u16).to_le_bytes());
+    reply.extend_from_slice(&bytes[..len]);
+}
