@@ -12,6 +12,7 @@ pub mod queue;
 pub mod mmio;
 
 pub mod console;
+pub mod p9;
 pub mod rng;
 
 #[cfg(test)]

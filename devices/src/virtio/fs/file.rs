@@ -14,8 +14,8 @@ use super::sys;
 use super::table::Handle;
 use super::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut,
-    OPEN_KILL_SUIDGID, OpenIn, OpenOut, OutHeader, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID,
-    WriteIn, WriteOut,
+    OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
+    WriteOut,
 };
 
 /// The most that one COPY_FILE_RANGE copies; the guest asks again for the rest.
@@ -127,12 +127,11 @@ impl ShareServer {
         }
     }
 
-    /// READ: the host's kernel writes into guest memory, right behind the place of the reply's header.
-    pub(super) fn read(&mut self, request: &Request, output: &mut Pieces) -> Result<usize> {
+    /// READ: the host's kernel writes into guest memory.
+    pub(super) fn read(&mut self, request: &Request, mut data: Pieces) -> Result<usize> {
         let input = ReadIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let handle = self.handle(input.fh, request.nodeid)?;
         let offset = offset(input.offset)?;
-        let mut data = output.tail(OutHeader::SIZE);
         data.truncate(input.size.min(MAX_WRITE) as usize);
         if data.is_empty() {
             return Ok(0);

@@ -148,6 +148,11 @@ impl Inode {
         }
     }
 
+    /// Where the guest last found it.
+    pub fn place(&self) -> Option<(Arc<Inode>, CString)> {
+        self.state.lock().unwrap().place.as_ref().map(|place| (place.dir.clone(), place.name.clone()))
+    }
+
     /// Forgets where it was found: the guest knows the file no more. Places in a circle would keep each other alive.
     pub fn lose_place(&self) {
         self.state.lock().unwrap().place = None;

@@ -105,8 +105,7 @@ impl FileServer for ShareServer {
             })?;
         request.truncate(header.len as usize - InHeader::SIZE);
 
-        self.reply.clear();
-        self.reply.resize(OutHeader::SIZE, 0);
+        self.begin_reply();
         let mut body = std::mem::take(&mut self.body);
         let answer = self.serve(&header, &mut request, &mut body, &mut reply);
         self.body = body;
@@ -160,7 +159,7 @@ impl ShareServer {
         input.read(body);
         let request = Request { nodeid: header.nodeid, caller: (header.uid, header.gid), body };
         match header.opcode {
-            op::READ => return self.read(&request, output).map(Answer::Data),
+            op::READ => return self.read(&request, output.tail(OutHeader::SIZE)).map(Answer::Data),
             op::WRITE => self.write(&request, input)?,
             op::FORGET | op::BATCH_FORGET => {
                 self.forget(header.opcode, &request);
@@ -174,7 +173,7 @@ impl ShareServer {
     }
 
     /// Every request that has a reply without data.
-    fn dispatch(&mut self, opcode: u32, request: &Request) -> Result<()> {
+    pub(super) fn dispatch(&mut self, opcode: u32, request: &Request) -> Result<()> {
         match opcode {
             op::INIT => self.init(request),
             op::DESTROY => self.destroy(),

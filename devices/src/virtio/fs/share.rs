@@ -74,7 +74,7 @@ pub enum ShareError {
 }
 
 /// A name of the share, bound to a file or directory of the host.
-pub(super) struct Bind {
+pub(in crate::virtio) struct Bind {
     /// Which one.
     pub id: u64,
     /// Changes are refused.
@@ -306,6 +306,11 @@ impl ShareTree {
     /// Returns a server of this tree, for one thread.
     pub fn server(&self) -> Box<dyn FileServer> {
         Box::new(ShareServer::new(self.0.clone()))
+    }
+
+    /// Returns the lower half of a server of this tree, for another protocol than FUSE.
+    pub(in crate::virtio) fn operations(&self) -> ShareServer {
+        ShareServer::new(self.0.clone())
     }
 }
 

@@ -104,6 +104,13 @@ impl Table {
         Some(known.inode.clone())
     }
 
+    /// Counts one more lookup of an inode that the guest has.
+    pub fn hold(&mut self, id: u64) -> Result<()> {
+        let known = self.inodes.get_mut(&id).ok_or(Errno(libc::ESTALE))?;
+        known.lookups = known.lookups.saturating_add(1);
+        Ok(())
+    }
+
     /// Counts a lookup of the file behind `fd`: the inode known for it, else a new one that keeps `fd`.
     pub fn intern(&mut self, bind: &Arc<Bind>, fd: OwnedFd, stat: &Stat) -> Result<Arc<Inode>> {
         present(bind)?;

@@ -18,7 +18,7 @@ pub const MAX_VALUE: usize = 64 << 10;
 const MAX_NAME: usize = 255;
 
 /// The name is the guest's to use.
-fn is_open(name: &[u8]) -> bool {
+pub(super) fn is_open(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
 }

@@ -115,6 +115,7 @@ impl Fids {
         *self = Fids::default();
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.known.len()
     }

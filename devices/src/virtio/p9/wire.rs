@@ -102,12 +102,15 @@ impl Qid {
     }
 }
 
+/// The answer to a message whose bytes make no sense.
+pub const MALFORMED: Errno = Errno(libc::EPROTO);
+
 /// Takes a message's fields from the front.
 pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8]> {
-        let (field, rest) = self.0.split_at_checked(len).ok_or(Errno(libc::EINVAL))?;
+        let (field, rest) = self.0.split_at_checked(len).ok_or(MALFORMED)?;
         self.0 = rest;
         Ok(field)
     }

@@ -1,0 +1,211 @@
+//! The 9P2000.L server: one message in, one reply out.
+//!
+//! The guest is hostile: it sends any bytes. A message too short for its header is refused to the queue; any other gets
+//! a reply, if only an error number, and one whose fields make no sense is counted. What bounds it: [`MSIZE_MAX`] for a
+//! message, [`MAX_BODY`] for what is copied out of one, [`super::wire::MAX_WALK`] for names, [`super::fids`]' maxima, and
+//! the file server's own for everything below. A name is a single component there, so that `..` is refused: Linux never
+//! asks for it.
+
+use std::io;
+
+use super::fids::Fids;
+use super::numbers::Numbers;
+use super::wire::{DATA_HEADER, Fields, HEADER, MALFORMED, Qid, WRITE_HEADER, kind, put_bytes};
+use crate::faults::GuestFaults;
+use crate::virtio::fs::errno::{Errno, Result};
+use crate::virtio::fs::operations::Key;
+use crate::virtio::fs::server::{MAX_WRITE, Request, ShareServer};
+use crate::virtio::fs::wire::{Attr, EntryOut, op};
+use crate::virtio::fs::{FileServer, Pieces, ShareTree};
+
+/// The longest message: the most data of a READ or WRITE, and its header.
+pub const MSIZE_MAX: u32 = MAX_WRITE + 4096;
+/// Linux refuses a server with shorter messages.
+const MSIZE_MIN: u32 = 4096;
+/// The longest message without its data: a SYMLINK or WALK takes less than 5 KiB.
+const MAX_BODY: usize = 16 << 10;
+/// The only version there is to agree on.
+const VERSION: &[u8] = b"9P2000.L";
+
+/// Returns a server of `tree` that speaks 9P2000.L.
+pub fn server(tree: &ShareTree) -> Box<dyn FileServer> {
+    Box::new(P9Server::new(tree))
+}
+
+/// A server of one share tree, for one thread.
+pub(super) struct P9Server {
+    pub fs: ShareServer,
+    pub fids: Fids,
+    pub numbers: Numbers,
+    /// The longest message, as agreed.
+    pub msize: u32,
+    /// The reply under construction, header included.
+    pub reply: Vec<u8>,
+    pub faults: GuestFaults,
+    body: Vec<u8>,
+    /// What the file server is asked.
+    question: Vec<u8>,
+}
+
+impl FileServer for P9Server {
+    fn handle(&mut self, mut request: Pieces, mut reply: Pieces) -> io::Result<usize> {
+        let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text);
+        let mut header = [0; HEADER];
+        if request.read(&mut header) < HEADER || reply.len() < DATA_HEADER {
+            return Err(invalid("no room for a message's header"));
+        }
+        let mut fields = Fields(&header);
+        let (size, what) = (fields.u32()?, fields.u8()?);
+        self.reply.clear();
+        self.reply.resize(HEADER, 0);
+        let answer = match self.serve(what, size as usize, &mut request, &mut reply) {
+            Ok(_) if self.reply.len() > reply.len() => Err(Errno(libc::ERANGE)),
+            answer => answer,
+        };
+        let data = answer.unwrap_or_else(|Errno(error)| {
+            if Errno(error) == MALFORMED {
+                self.faults.note("fs0", format_args!("message {what} of {size} bytes makes no sense"));
+            }
+            self.reply.truncate(HEADER);
+            self.reply.extend_from_slice(&(error as u32).to_le_bytes());
+            0
+        });
+        let len = self.reply.len() + data;
+        self.reply[..4].copy_from_slice(&(len as u32).to_le_bytes());
+        self.reply[4] = if answer.is_ok() { what + 1 } else { kind::RLERROR };
+        self.reply[5..HEADER].copy_from_slice(&header[5..]);
+        reply.write(&self.reply);
+        Ok(len)
+    }
+}
+
+impl P9Server {
+    pub(super) fn new(tree: &ShareTree) -> P9Server {
+        P9Server {
+            fs: tree.operations(),
+            fids: Fids::default(),
+            numbers: Numbers::default(),
+            msize: MSIZE_MIN,
+            reply: Vec::new(),
+            faults: GuestFaults::default(),
+            body: Vec::new(),
+            question: Vec::new(),
+        }
+    }
+
+    /// Reads the body and has the message done; returns how many bytes of data are in guest memory already.
+    fn serve(&mut self, what: u8, size: usize, input: &mut Pieces, output: &mut Pieces) -> Result<usize> {
+        // Older guests leave the data out of a WRITE's size.
+        let fits = size >= HEADER && size - HEADER <= input.len() && size <= MSIZE_MAX as usize;
+        let len = match what {
+            kind::WRITE => WRITE_HEADER - HEADER,
+            _ => size.saturating_sub(HEADER),
+        };
+        if !fits || len > input.len() {
+            return Err(MALFORMED);
+        }
+        if len > MAX_BODY {
+            return Err(Errno(libc::E2BIG));
+        }
+        let mut body = std::mem::take(&mut self.body);
+        body.resize(len, 0);
+        input.read(&mut body);
+        let mut fields = Fields(&body);
+        let answer = match what {
+            kind::READ => self.read(&mut fields, output),
+            kind::WRITE => self.write(&mut fields, input).map(|()| 0),
+            _ => self.dispatch(what, &mut fields).map(|()| 0),
+        };
+        self.body = body;
+        answer
+    }
+
+    /// Every message without data.
+    fn dispatch(&mut self, what: u8, fields: &mut Fields) -> Result<()> {
+        match what {
+            kind::VERSION => self.version(fields),
+            kind::ATTACH => self.attach(fields),
+            kind::WALK => self.walk(fields),
+            kind::CLUNK => self.clunk(fields),
+            kind::LOPEN => self.lopen(fields),
+            kind::LCREATE => self.lcreate(fields),
+            kind::READDIR => self.readdir(fields),
+            kind::FSYNC => self.fsync(fields),
+            kind::LOCK => self.lock(fields),
+            kind::GETLOCK => self.getlock(fields),
+            kind::GETATTR => self.getattr(fields),
+            kind::SETATTR => self.setattr(fields),
+            kind::STATFS => self.statfs(fields),
+            kind::XATTRWALK => self.xattrwalk(fields),
+            kind::XATTRCREATE => self.xattrcreate(fields),
+            kind::MKDIR => self.mkdir(fields),
+            kind::MKNOD => self.mknod(fields),
+            kind::SYMLINK => self.symlink(fields),
+            kind::READLINK => self.readlink(fields),
+            kind::LINK => self.link(fields),
+            kind::RENAME => self.rename(fields),
+            kind::RENAMEAT => self.renameat(fields),
+            kind::UNLINKAT => self.unlinkat(fields),
+            kind::REMOVE => self.remove(fields),
+            // Nothing that the server does waits for long: the message it names has been answered.
+            kind::FLUSH => fields.u16().map(drop),
+            // Whoever has the queue is the guest.
+            kind::AUTH => Err(Errno(libc::EOPNOTSUPP)),
+            _ => Err(Errno(libc::EOPNOTSUPP)),
+        }
+    }
+
+    /// Begins a session: nothing of the one before is left.
+    fn version(&mut self, fields: &mut Fields) -> Result<()> {
+        let (msize, version) = (fields.u32()?, fields.bytes()?);
+        if msize < MSIZE_MIN {
+            return Err(Errno(libc::EMSGSIZE));
+        }
+        self.fids.clear();
+        self.ask(op::DESTROY, 0, (0, 0), |_| ())?;
+        self.msize = msize.min(MSIZE_MAX);
+        self.reply.extend_from_slice(&self.msize.to_le_bytes());
+        put_bytes(&mut self.reply, if version == VERSION { VERSION } else { b"unknown" });
+        Ok(())
+    }
+
+    /// Has the file server do something with `node` as `caller`; `put` writes the request's body.
+    pub(super) fn ask(
+        &mut self,
+        opcode: u32,
+        node: u64,
+        caller: (u32, u32),
+        put: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<&[u8]> {
+        self.question.clear();
+        put(&mut self.question);
+        self.fs.perform(opcode, &Request { nodeid: node, caller, body: &self.question })
+    }
+
+    /// The same for whatever finds or makes a file; returns its node, of which a lookup was counted, and what follows.
+    pub(super) fn ask_entry(
+        &mut self,
+        opcode: u32,
+        node: u64,
+        caller: (u32, u32),
+        put: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(u64, Vec<u8>)> {
+        let reply = self.ask(opcode, node, caller, put)?;
+        let found = EntryOut::parse(reply).ok_or(Errno(libc::EIO))?.nodeid;
+        let rest = reply.get(EntryOut::SIZE + Attr::SIZE..).unwrap_or_default().to_vec();
+        if found == 0 { Err(Errno(libc::ENOENT)) } else { Ok((found, rest)) }
+    }
+
+    /// What the guest tells a node from others by.
+    pub(super) fn qid(&mut self, node: u64) -> Result<Qid> {
+        let (key, mode) = self.fs.identify(node)?;
+        let path = match key {
+            Key::Virtual(number) => Numbers::of_virtual(number),
+            Key::Host(key) => self.numbers.of_host(key)?,
+        };
+        Ok(Qid { kind: Qid::kind_of(mode), path })
+    }
+}
+
+#[cfg(test)]
+mod tests;
