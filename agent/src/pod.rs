@@ -24,8 +24,10 @@ pub const RESOLV_CONF: &str = "/run/resolv.conf";
 pub const HOSTNAME: &str = "/run/hostname";
 /// The pod's /dev/shm.
 pub const SHM: &str = "/run/shm";
-/// 9p over virtio as the kernel does it best; API 4244's original took the kernel's small defaults.
-const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000";
+/// 9p over virtio as the kernel does it best; API 4244's original took the kernel's small defaults. `cache=mmap` caches
+/// pages for mappings alone: without it the kernel refuses writable shared ones, and with more of it (`loose`) it would
+/// never look at what the host changes.
+const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 
 /// A pod that has started.
 #[derive(Debug)]
