@@ -79,6 +79,9 @@ pub struct Settings {
     /// Show the guest's kernel log: `-` on stderr, else in a file; with `serial:` before it from the first instructions
     #[arg(long, value_name = "[serial:]FILE|-")]
     pub console: Option<String>,
+    /// The file server's protocol: virtiofs, or 9p for a kernel without it [default: virtiofs]
+    #[arg(long, value_name = "virtiofs|9p")]
+    pub share: Option<String>,
     /// Write the boot's timeline to a file (JSON that Perfetto opens) and a table to stderr; `-` for the table alone
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
@@ -99,6 +102,7 @@ impl Settings {
             initrd: lookup("VMM_INITRD").map(PathBuf::from),
             cmdline: text("VMM_CMDLINE"),
             console: text("VMM_CONSOLE"),
+            share: text("VMM_SHARE"),
             marks: lookup("VMM_MARKS").map(PathBuf::from),
             agent_timeout: text("VMM_AGENT_TIMEOUT"),
         }
@@ -135,6 +139,7 @@ impl Settings {
             initrd: self.initrd.or(other.initrd),
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
+            share: self.share.or(other.share),
             marks: self.marks.or(other.marks),
             agent_timeout: self.agent_timeout.or(other.agent_timeout),
         }
@@ -148,6 +153,26 @@ pub struct Console {
     pub serial: bool,
     /// A file; stderr where there is none.
     pub to: Option<PathBuf>,
+}
+
+/// By which protocol the guest reaches the host's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShareType {
+    /// virtio-fs.
+    #[default]
+    VirtioFs,
+    /// virtio-9p, which older guests know.
+    P9,
+}
+
+impl ShareType {
+    /// The file system's name in the guest.
+    pub fn name(self) -> &'static str {
+        match self {
+            ShareType::VirtioFs => "virtiofs",
+            ShareType::P9 => "9p",
+        }
+    }
 }
 
 /// What `vmm run` is to do.
@@ -169,6 +194,8 @@ pub struct RunConfig {
     pub cmdline: Option<String>,
     /// Show the guest's kernel log.
     pub console: Option<Console>,
+    /// The file server's protocol.
+    pub share: ShareType,
     /// Write the timeline: to this file, or for `-` as a table alone.
     pub marks: Option<PathBuf>,
     /// How long the agent may make no progress.
@@ -186,6 +213,7 @@ impl Default for RunConfig {
             initrd: None,
             cmdline: None,
             console: None,
+            share: ShareType::default(),
             marks: None,
             agent_timeout: AGENT_TIMEOUT,
         }
@@ -206,6 +234,7 @@ impl RunConfig {
             initrd: settings.initrd,
             cmdline: settings.cmdline,
             console: settings.console.map(|text| console(&text)),
+            share: settings.share.map_or(Ok(ShareType::default()), |text| share(&text))?,
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(AGENT_TIMEOUT), |text| timeout(&text))?,
         })
@@ -234,6 +263,15 @@ fn vcpus(text: &str) -> Result<u8> {
             Err(ConfigError::Value { name: "cpus", value: text.to_owned(), why: "not a number from 1 to 32" })
         }
     }
+}
+
+fn share(text: &str) -> Result<ShareType> {
+    let all = [ShareType::VirtioFs, ShareType::P9];
+    all.into_iter().find(|share| share.name() == text).ok_or_else(|| ConfigError::Value {
+        name: "share",
+        value: text.to_owned(),
+        why: "neither virtiofs nor 9p",
+    })
 }
 
 fn timeout(text: &str) -> Result<Duration> {

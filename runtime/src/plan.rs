@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
-use crate::config::RunConfig;
+use crate::config::{RunConfig, ShareType};
 use crate::oci::{ConsoleSize, Linux};
 
 pub mod capabilities;
@@ -81,6 +81,8 @@ pub struct Plan {
     pub vcpus: u8,
     /// The kernel's command line; the machine adds its devices.
     pub cmdline: String,
+    /// By which protocol the share is served.
+    pub share: ShareType,
     /// What the share holds.
     pub binds: Vec<ShareBind>,
     /// STARTPOD.
@@ -128,11 +130,12 @@ impl Plan {
             memory_mib: config.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
             vcpus: config.vcpus.unwrap_or(1),
             cmdline: cmdline(config),
+            share: config.share,
             binds: Vec::new(),
             pod: Pod {
                 hostname: hostname.to_owned(),
                 share_dir: SHARE_TAG.to_owned(),
-                share_type: "virtiofs".to_owned(),
+                share_type: config.share.name().to_owned(),
                 ..Pod::default()
             },
             container: Container::default(),

@@ -15,9 +15,11 @@ use agent_proto::command::{CONTROL_PORT, STREAM_PORT};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::Fs;
 use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
+use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
 use vmm::{PendingVm, RunningVm, Timeline, Vm, VmConfig, VmEnd};
 
+use crate::config::ShareType;
 use crate::console::Outputs;
 use crate::image::Images;
 use crate::link::streams::{StreamHandle, StreamTable};
@@ -110,7 +112,10 @@ impl Sandbox {
             port(STREAM_PORT, Box::new(table)),
         ];
         vm.attach(Box::new(Console::new(vm.events(), ports)))?;
-        vm.attach(Box::new(Fs::new(SHARE_TAG, share.server())))?;
+        match plan.share {
+            ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, share.server())))?,
+            ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
+        }
         vm.attach(Box::new(Rng::new(vm.events())))?;
         Ok(Sandbox { link: AgentLink::new(ours)?, streams, vm: vm.start()?, share, console })
     }

@@ -11,6 +11,7 @@ mod mounts;
 mod pods;
 mod process;
 mod seccomp;
+mod share_9p;
 mod streams;
 mod terminal;
 mod users;

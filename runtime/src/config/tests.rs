@@ -49,6 +49,15 @@ fn sizes_counts_and_times_are_checked() {
 }
 
 #[test]
+fn a_share_is_one_of_two() {
+    let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
+    assert_eq!(config(&[]).unwrap().share, ShareType::VirtioFs);
+    assert_eq!(config(&[("VMM_SHARE", "9p")]).unwrap().share, ShareType::P9);
+    let error = config(&[("VMM_SHARE", "nfs")]).unwrap_err().to_string();
+    assert_eq!(error, r#"share "nfs": neither virtiofs nor 9p"#);
+}
+
+#[test]
 fn a_console_is_a_place_with_or_without_the_serial_port() {
     for (text, serial, to) in [
         ("-", false, None),
