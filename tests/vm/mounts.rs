@@ -17,11 +17,13 @@ fn a_read_only_root_cannot_be_written() {
     assert!(!bundle.rootfs().join("tmp/new").exists());
 }
 
-#[test]
-fn writes_are_on_the_host_with_owner_and_mode() {
+/// Makes a directory, a file, a link and a FIFO in the guest, and looks at them on the host.
+#[track_caller]
+pub fn check_writes_on_the_host(flag: &str) {
     let bundle = Bundle::sh(
         "umask 0; mkdir /mnt/d; chmod 2750 /mnt/d; echo hi > /mnt/d/f; chown 1000:10 /mnt/d/f; chmod 640 /mnt/d/f; ln -s f /mnt/d/l; mkfifo -m 600 /mnt/d/p",
-    );
+    )
+    .flag(flag);
     bundle.run().code(0).stderr("");
     let d = bundle.rootfs().join("mnt/d");
     assert_eq!(fs::metadata(&d).unwrap().permissions().mode() & 0o7777, 0o2750);
@@ -30,6 +32,11 @@ fn writes_are_on_the_host_with_owner_and_mode() {
     assert_eq!(fs::read_to_string(d.join("f")).unwrap(), "hi\n");
     assert_eq!(fs::read_link(d.join("l")).unwrap().to_str(), Some("f"));
     assert_eq!(fs::symlink_metadata(d.join("p")).unwrap().mode() & 0o170_000, 0o010_000);
+}
+
+#[test]
+fn writes_are_on_the_host_with_owner_and_mode() {
+    check_writes_on_the_host("--share=virtiofs");
 }
 
 #[test]

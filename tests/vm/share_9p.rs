@@ -27,16 +27,7 @@ fn a_container_runs_from_9p() {
 
 #[test]
 fn writes_over_9p_are_on_the_host_with_owner_and_mode() {
-    let bundle = sh("umask 0; mkdir /mnt/d; chmod 2750 /mnt/d; echo hi > /mnt/d/f; chown 1000:10 /mnt/d/f; \
-                     chmod 640 /mnt/d/f; ln -s f /mnt/d/l; mkfifo -m 600 /mnt/d/p");
-    bundle.run().code(0).stderr("");
-    let d = bundle.rootfs().join("mnt/d");
-    assert_eq!(fs::metadata(&d).unwrap().permissions().mode() & 0o7777, 0o2750);
-    let f = fs::metadata(d.join("f")).unwrap();
-    assert_eq!((f.uid(), f.gid(), f.mode() & 0o7777), (1000, 10, 0o640));
-    assert_eq!(fs::read_to_string(d.join("f")).unwrap(), "hi\n");
-    assert_eq!(fs::read_link(d.join("l")).unwrap().to_str(), Some("f"));
-    assert_eq!(fs::symlink_metadata(d.join("p")).unwrap().mode() & 0o170_000, 0o010_000);
+    crate::mounts::check_writes_on_the_host("--share=9p");
 }
 
 #[test]
