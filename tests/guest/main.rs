@@ -22,7 +22,8 @@ fn main() {
     match check.as_str() {
         "unlinked" => unlinked(),
         "renamed-over" => renamed_over(),
-        "mapped" => mapped(),
+        "mapped" => mapped(false),
+        "mapped-synced" => mapped(true),
         "linked" => linked(),
         "xattrs" => xattrs(),
         "sparse" => sparse(),
@@ -106,7 +107,8 @@ fn renamed_over() {
 }
 
 /// Databases, rpm, ldconfig: memory and file are one.
-fn mapped() {
+/// With `synced`, what was written to the mapping is synced before it is read.
+fn mapped(synced: bool) {
     const LEN: usize = 1 << 20;
     let file = open_new("m");
     file.set_len(LEN as u64).unwrap();
@@ -118,6 +120,10 @@ fn mapped() {
         std::slice::from_raw_parts_mut(at.unwrap().cast::<u8>(), LEN)
     };
     bytes[5000..5005].copy_from_slice(b"hello");
+    if synced {
+        // SAFETY: the mapping above, whole.
+        unsafe { rustix::mm::msync(bytes.as_mut_ptr().cast(), LEN, MsyncFlags::SYNC).unwrap() };
+    }
     let mut piece = [0; 5];
     file.read_exact_at(&mut piece, 5000).unwrap();
     assert_eq!(&piece, b"hello");

@@ -5,6 +5,10 @@
 //! touches the host exists once: the same tree, inode table, credentials, rules for names and read-only shares. The
 //! thread is [`super::fs::worker`]'s, too.
 //!
+//! Weaker than virtio-fs by the protocol: locks are the guest's alone, as there, but whoever writes loses set-user-ID bits,
+//! privileged or not; no fallocate, SEEK_HOLE or renameat2 flags; the original RENAME and REMOVE, of a file with several
+//! names, act on the one last found.
+//!
 //! Read on in this order: `server`, `names`, `files`, `attributes`, `fids`, `numbers`, `wire`.
 
 use std::io;
