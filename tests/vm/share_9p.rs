@@ -82,3 +82,19 @@ fn three_hundred_files_over_9p() {
     bundle.run().code(0).stdout("300\n299\n189\n").stderr("");
     assert_eq!(fs::read_dir(bundle.rootfs().join("mnt/t")).unwrap().count(), 189);
 }
+
+#[test]
+fn what_the_host_changes_is_seen_at_once_over_9p() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("f");
+    fs::write(&file, "before\n").unwrap();
+    let bundle = sh("cat /srv/f; echo ready; read a; cat /srv/f; ls /srv")
+        .mount(json!({"destination": "/srv", "type": "bind", "source": dir.path(), "options": ["bind"]}));
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    fs::write(&file, "after, and longer\n").unwrap();
+    fs::write(dir.path().join("g"), "").unwrap();
+    run.write(b"\n");
+    let run = run.finish().code(0);
+    assert_eq!(run.text(), "after, and longer\nf\ng", "{run}");
+}
