@@ -3,14 +3,14 @@
 //! A turn waits for events and then goes round until nothing moves: commands, input, output, ends, and what the ports
 //! take. Ports and process streams are edge-triggered; what is ready is remembered where it is used.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use core::ops::Bound;
 use core::time::Duration;
 
 use agent_proto::command::Code;
-use agent_proto::payload::ProcessEvent;
+use agent_proto::payload::{self, ProcessEvent};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -86,6 +86,8 @@ pub struct Agent {
     pub(crate) streams: Streams,
     pub(crate) pod: Option<Pod>,
     pub(crate) containers: Vec<Container>,
+    /// Containers that STARTPOD brought and that are not started yet.
+    pub(crate) to_start: VecDeque<payload::Container>,
     pub(crate) processes: BTreeMap<u32, Process>,
     pub(crate) destroy: Option<Destroy>,
     /// The host is to be told what it was told, and then the machine reset.
@@ -115,6 +117,7 @@ impl Agent {
             streams,
             pod: None,
             containers: Vec::new(),
+            to_start: VecDeque::new(),
             processes: BTreeMap::new(),
             destroy: None,
             power_off: false,

@@ -19,6 +19,10 @@ const CONTROL_OUT_MAX: usize = 64 << 10;
 /// Bytes of output buffer that an idle port keeps.
 const KEEP: usize = 64 << 10;
 
+/// What API 4244 says of a KILLCONTAINER that failed.
+const KILL_TEXTS: [&str; 5] =
+    ["no such container", "invalid signal", "no permission", "no such process", "kill failed"];
+
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -213,8 +217,9 @@ impl Control {
             Ok(data) => self.send(Code::Ack, id, data),
             Err(fault) if self.is_extended() => self.send(Code::Error, id, json(&ErrorReply::from(fault))),
             Err(fault) if command == Code::KillContainer as u32 => {
-                // API 4244's texts have no operand.
-                let text = fault.text.split(':').next().unwrap_or_default();
+                // API 4244's texts have no operand, and there are no others.
+                let text = fault.text.split(':').next().filter(|text| KILL_TEXTS.contains(text));
+                let text = text.unwrap_or(KILL_TEXTS[4]);
                 self.send(Code::Error, id, [text.as_bytes(), &[0]].concat());
             }
             Err(_) => self.send(Code::Error, id, Vec::new()),

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION};
 use agent_proto::control::ControlFrame;
 use agent_proto::payload::{
-    self, ContainerName, ErrorCode, ExecCommand, Extend, KillCommand, SignalCommand, WindowSize,
+    self, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Routes, SignalCommand,
+    WindowSize,
 };
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -18,6 +19,7 @@ use crate::container;
 use crate::fault::{Fault, cause};
 use crate::pod::Pod;
 use crate::process::{self, Process};
+use crate::{hotplug, network};
 
 /// What a command is answered.
 enum Reply {
@@ -46,10 +48,14 @@ impl Agent {
         };
         match code {
             Code::GetVersion => Ok(Reply::Now(API_VERSION.to_be_bytes().into())),
-            // Here a request to look for new devices: there are none to come.
-            Code::Ping | Code::Ready => DONE,
+            Code::Ping => DONE,
+            // Here a request to look for new devices.
+            Code::Ready => self.in_guest(|| {
+                network::look_for_devices();
+                Ok(())
+            }),
             Code::Extend => self.extend(payload, first),
-            Code::StartPod => self.start_pod(parse(code, payload)?),
+            Code::StartPod => self.start_pod(id, parse(code, payload)?),
             Code::NewContainer => self.new_container(id, &parse(code, payload)?),
             Code::ExecCmd => self.exec(id, &parse(code, payload)?),
             Code::KillContainer => self.kill_container(&parse(code, payload)?),
@@ -62,14 +68,12 @@ impl Agent {
                 self.freeze(&name(code, payload)?, code == Code::Pause).map(Reply::Now)
             }
             Code::DestroyPod => self.begin_destroy(id).map(|()| Reply::Later),
-            Code::WriteFile
-            | Code::ReadFile
-            | Code::OnlineCpuMem
-            | Code::SetupInterface
-            | Code::SetupRoute
-            | Code::DeleteInterface => {
-                Err(Fault::new(ErrorCode::Unsupported, format!("{code:?} is not supported")))
-            }
+            Code::WriteFile => self.write_file(payload).and(DONE),
+            Code::ReadFile => self.read_file(&parse(code, payload)?).map(Reply::Now),
+            Code::OnlineCpuMem => self.in_guest(hotplug::begin),
+            Code::SetupInterface => self.set_up_interface(&parse(code, payload)?),
+            Code::SetupRoute => self.add_routes(&parse(code, payload)?),
+            Code::DeleteInterface => self.delete_interface(&parse(code, payload)?),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated
@@ -99,21 +103,45 @@ impl Agent {
         DONE
     }
 
-    fn start_pod(&mut self, spec: payload::Pod) -> Result<Reply, Fault> {
+    fn start_pod(&mut self, id: u32, spec: payload::Pod) -> Result<Reply, Fault> {
         if self.pod.is_some() {
             return Err(Fault::new(ErrorCode::Exists, "the pod has been started"));
         }
-        match Pod::start(&spec, self.setting == Setting::Guest) {
-            Ok(pod) => {
-                self.pod = Some(pod);
-                DONE
-            }
-            Err(fault) => {
-                // API 4244: without its pod the guest has no purpose. Above it the host decides.
-                self.power_off = !self.control.is_extended();
-                Err(fault)
-            }
+        let started = Pod::start(&spec, self.setting == Setting::Guest);
+        match started.and_then(|pod| self.fill_pod(id, pod, spec.containers)) {
+            Ok(true) => DONE,
+            Ok(false) => Ok(Reply::Later),
+            Err(fault) => Err(self.pod_failed(fault)),
         }
+    }
+
+    /// API 4244: without its pod the guest has no purpose. Above it the host decides.
+    pub(crate) fn pod_failed(&mut self, fault: Fault) -> Fault {
+        self.power_off = !self.control.is_extended();
+        fault
+    }
+
+    fn set_up_interface(&self, wanted: &Interface) -> Result<Reply, Fault> {
+        network::check(wanted)?;
+        self.in_guest(|| network::set_up(wanted))
+    }
+
+    fn add_routes(&self, wanted: &Routes) -> Result<Reply, Fault> {
+        wanted.routes.iter().try_for_each(|route| network::check_route(route).map(drop))?;
+        self.in_guest(|| wanted.routes.iter().try_for_each(network::add_route))
+    }
+
+    fn delete_interface(&self, unwanted: &Interface) -> Result<Reply, Fault> {
+        network::check(unwanted)?;
+        self.in_guest(|| network::delete(unwanted))
+    }
+
+    /// Does what changes the machine itself; a test's host stays as it is.
+    fn in_guest(&self, change: impl FnOnce() -> Result<(), Fault>) -> Result<Reply, Fault> {
+        if self.setting == Setting::Guest {
+            change()?;
+        }
+        DONE
     }
 
     fn kill_container(&mut self, command: &KillCommand) -> Result<Reply, Fault> {
@@ -148,19 +176,22 @@ impl Agent {
     }
 
     fn new_container(&mut self, id: u32, spec: &payload::Container) -> Result<Reply, Fault> {
-        container::check(spec)?;
-        self.start_container(id, spec)?;
+        self.start_container((id, Code::NewContainer), spec)?;
         Ok(Reply::Later)
     }
 
     fn remove_container(&mut self, command: &ContainerName) -> Result<Reply, Fault> {
-        let running = self.container(&command.container)?.init.is_some();
-        let busy = |process: &Process| process.container == command.container && process.pidfd.is_some();
-        if running || self.processes.values().any(busy) {
+        self.container(&command.container)?;
+        if self.is_running(&command.container) {
             return Err(Fault::failed(format!("container {} is running", command.container)));
         }
         self.containers.retain(|container| container.id != command.container);
         DONE
+    }
+
+    /// Returns true while a process of container `id` runs.
+    pub(crate) fn is_running(&self, id: &str) -> bool {
+        self.processes.values().any(|process| process.container == id && process.pidfd.is_some())
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<&container::Container, Fault> {

@@ -14,7 +14,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use agent_proto::payload::{self, IdMaps, Namespace};
+use agent_proto::payload::{self, ErrorCode, IdMaps, Namespace};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -25,7 +25,7 @@ use crate::fault::Fault;
 use crate::sys;
 
 /// The name that API 4244 keeps for the guest itself.
-const RESERVED: &str = "hyperstart";
+pub const GUEST: &str = "hyperstart";
 /// The longest name, which is also a directory's.
 const NAME_MAX: usize = 255;
 /// The most of cgroup.procs that is read: some ten thousand processes.
@@ -136,8 +136,17 @@ pub fn check(spec: &payload::Container) -> Result<(), Fault> {
     let id = spec.id.as_str();
     let plain =
         !id.is_empty() && id.len() <= NAME_MAX && !id.contains(['/', '\0']) && id != "." && id != "..";
-    if !plain || id == RESERVED || id.starts_with("cgroup.") {
+    if !plain || id == GUEST || id.starts_with("cgroup.") {
         return Err(Fault::bad_request(format!("container name {id:?} cannot be")));
+    }
+    let refused = [
+        (!spec.addr.is_empty(), "addr: there are no block devices"),
+        (!spec.fstype.is_empty(), "fstype: there are no block devices"),
+        (!spec.volumes.is_empty(), "volumes: there are no block devices"),
+        (!spec.ports.is_empty(), "ports: the guest maps no ports"),
+    ];
+    if let Some((_, why)) = refused.iter().find(|(asked, _)| *asked) {
+        return Err(Fault::new(ErrorCode::Unsupported, format!("container {id}: {why}")));
     }
     check_process(&spec.process)
 }
@@ -182,6 +191,26 @@ mod tests {
         }
         let spec = payload::Container { id: "c1".into(), process: process(), ..Default::default() };
         assert_eq!(check(&spec), Ok(()));
+    }
+
+    #[test]
+    fn block_devices_and_port_mapping_are_refused_by_name() {
+        let spec = |change: fn(&mut payload::Container)| {
+            let mut spec = payload::Container { id: "c1".into(), process: process(), ..Default::default() };
+            change(&mut spec);
+            check(&spec).unwrap_err().text
+        };
+        let no_disks = "there are no block devices";
+        assert_eq!(spec(|spec| spec.addr = "0:1".into()), format!("container c1: addr: {no_disks}"));
+        assert_eq!(spec(|spec| spec.fstype = "ext4".into()), format!("container c1: fstype: {no_disks}"));
+        assert_eq!(
+            spec(|spec| spec.volumes = vec![payload::Present]),
+            format!("container c1: volumes: {no_disks}")
+        );
+        assert_eq!(
+            spec(|spec| spec.ports = vec![payload::Present]),
+            "container c1: ports: the guest maps no ports"
+        );
     }
 
     #[test]

@@ -111,6 +111,9 @@ const CAUSES: &[(Errno, &str)] = &[
     (Errno::NOTEMPTY, "directory not empty"),
     (Errno::LOOP, "too many levels of symbolic links"),
     (Errno::OPNOTSUPP, "operation not supported"),
+    (Errno::ADDRNOTAVAIL, "cannot assign requested address"),
+    (Errno::NETUNREACH, "network is unreachable"),
+    (Errno::HOSTUNREACH, "no route to host"),
     (Errno::TIMEDOUT, "timed out"),
 ];
 

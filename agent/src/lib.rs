@@ -4,10 +4,11 @@
 //! their streams, tells of their ends. One thread, one loop ([`agent`]), no globals, nothing allocated that the host could
 //! size without a named maximum.
 //!
-//! What it does not do: resource limits of containers (the machine is the limit), seccomp, network set-up, files.
+//! What it does not do: resource limits of containers (the machine is the limit), seccomp, port mapping, block devices.
 //!
-//! Reading order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`], [`usage`]. The
-//! library knows nothing of being process 1 but in [`boot`], so that its tests, and its peer's, run it on a host.
+//! Reading order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; beside them
+//! [`network`], [`files`], [`hotplug`], [`usage`]. The library knows nothing of being process 1 but in [`boot`], so that
+//! its tests, and its peer's, run it on a host.
 #![no_std]
 
 extern crate alloc;
@@ -22,8 +23,11 @@ pub mod commands;
 pub mod container;
 pub mod destroy;
 pub mod fault;
+pub mod files;
+pub mod hotplug;
 #[cfg(feature = "init")]
 pub mod memory;
+pub mod network;
 pub mod pod;
 pub mod ports;
 pub mod process;

@@ -14,6 +14,7 @@ use crate::container::cgroup::CGROUPS;
 use crate::container::namespaces::{self, bring_loopback_up};
 use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
+use crate::network;
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::sys::{self, Fork, namespace};
 use crate::usage;
@@ -55,6 +56,10 @@ impl Pod {
     /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
     /// are kept.
     pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
+        if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
+            let why = "portmappingWhiteLists: the guest maps no ports";
+            return Err(Fault::new(ErrorCode::Unsupported, why));
+        }
         let has_resolv_conf =
             !(spec.dns.is_empty() && spec.dns_search.is_empty() && spec.dns_options.is_empty());
         if isolated {
@@ -64,6 +69,8 @@ impl Pod {
                     .step("set host name", &spec.hostname)?;
             }
             bring_loopback_up()?;
+            spec.interfaces.iter().try_for_each(network::set_up)?;
+            spec.routes.iter().try_for_each(network::add_route)?;
             mount_share(spec)?;
             // A container's view of the tree ends its power over it: it cannot change its own limits.
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")

@@ -95,7 +95,7 @@ impl Process {
             id: spec.id.clone(),
             pid,
             pidfd: Some(pidfd),
-            is_first: pending.command == Code::NewContainer as u32,
+            is_first: pending.command != Code::ExecCmd as u32,
             pending: Some(pending),
             reported: false,
             failed: false,

@@ -10,9 +10,9 @@ use rustix::process::{Pid, Signal};
 
 use crate::agent::{Agent, Role, Setting};
 use crate::container::surroundings::Surroundings;
-use crate::container::{Container, has_own_pids, namespaces, shares_shm};
+use crate::container::{self, Container, has_own_pids, namespaces, shares_shm};
 use crate::fault::{Fault, Step};
-use crate::pod;
+use crate::pod::{self, Pod};
 use crate::process::child::{self, Job, Place};
 use crate::process::{Pending, Process, pipes, report};
 use crate::sys::{self, Fork};
@@ -26,8 +26,33 @@ const CONTAINERS_MAX: usize = 256;
 type Forked = Result<(Pid, OwnedFd), Fault>;
 
 impl Agent {
+    /// Takes a pod that has started, and starts the first of the containers that come with it; returns true if there
+    /// are none.
+    pub(crate) fn fill_pod(
+        &mut self,
+        id: u32,
+        pod: Pod,
+        containers: Vec<payload::Container>,
+    ) -> Result<bool, Fault> {
+        self.pod = Some(pod);
+        self.to_start = containers.into();
+        self.start_next(id)
+    }
+
+    /// Starts the next of the pod's first containers; returns true if all have been started.
+    fn start_next(&mut self, id: u32) -> Result<bool, Fault> {
+        let Some(spec) = self.to_start.pop_front() else { return Ok(true) };
+        self.start_container((id, Code::StartPod), &spec).map(|()| false)
+    }
+
     /// Starts a container; the command is answered when its program runs.
-    pub(crate) fn start_container(&mut self, id: u32, spec: &payload::Container) -> Result<(), Fault> {
+    pub(crate) fn start_container(
+        &mut self,
+        command: (u32, Code),
+        spec: &payload::Container,
+    ) -> Result<(), Fault> {
+        container::check(spec)?;
+        self.forget_ended(&spec.id);
         if self.containers.iter().any(|container| container.id == spec.id) {
             return Err(Fault::new(ErrorCode::Exists, format!("container {} is there", spec.id)));
         }
@@ -53,10 +78,23 @@ impl Agent {
         let fork = || fork(flags, container.cgroup(), job);
         let shared = isolated && !has_own_pids(spec);
         let forked = if shared { pod.with_shared_pids(fork) } else { fork() }?;
-        let key = self.add(&spec.id, &spec.process, forked, ours, (id, Code::NewContainer))?;
+        let key = self.add(&spec.id, &spec.process, forked, ours, command)?;
         container.init = Some(key);
         self.containers.push(container);
         Ok(())
+    }
+
+    /// API 4244 forgets containers that have ended, and its hosts rely on it; above it the host says when. Here they are
+    /// remembered for as long as nothing else wants their place, so that a late command is told what became of them.
+    fn forget_ended(&mut self, id: &str) {
+        if self.control.is_extended() {
+            return;
+        }
+        let all = self.containers.len() >= CONTAINERS_MAX;
+        let processes = &self.processes;
+        let runs =
+            |id: &str| processes.values().any(|process| process.container == id && process.pidfd.is_some());
+        self.containers.retain(|container| runs(&container.id) || !(all || container.id == id));
     }
 
     /// Starts a further process of a container; the command is answered when its program runs.
@@ -68,6 +106,12 @@ impl Agent {
             return Err(Fault::new(ErrorCode::Exists, format!("process {} is there", spec.id)));
         }
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
+        if command.container == container::GUEST {
+            // The guest itself: what API 4244's hosts ran their tools in.
+            let start = Start::new(spec, Place::Here, &hostname)?;
+            let forked = fork(0, None, start.job)?;
+            return self.add(container::GUEST, spec, forked, start.ours, (id, Code::ExecCmd)).map(drop);
+        }
         let container = self.container(&command.container)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
         // Before its first process runs, a container is not yet closed against the agent's own tree.
@@ -150,7 +194,24 @@ impl Agent {
                 self.containers.retain(|container| container.id != id);
             }
         }
-        self.control.reply(pending.id, reply, pending.command);
+        if pending.command == Code::StartPod as u32 {
+            self.go_on_with_pod(pending.id, reply);
+        } else {
+            self.control.reply(pending.id, reply, pending.command);
+        }
+    }
+
+    /// One of the pod's first containers runs, or could not be started.
+    fn go_on_with_pod(&mut self, id: u32, started: Result<Vec<u8>, Fault>) {
+        let reply = match started.and_then(|_| self.start_next(id)) {
+            Ok(false) => return,
+            Ok(true) => Ok(Vec::new()),
+            Err(fault) => {
+                self.to_start.clear();
+                Err(self.pod_failed(fault))
+            }
+        };
+        self.control.reply(id, reply, Code::StartPod as u32);
     }
 }
 

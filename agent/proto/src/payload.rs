@@ -1,6 +1,9 @@
 //! The control channel's JSON. The names are the wire's; keys that API 4244 does not have are the extension's and are
-//! left out when empty, so that a peer of API 4244 alone never sees one. A command with a key that is not here is refused,
-//! as API 4244 does: what cannot be honoured is not ignored.
+//! left out when empty, so that a peer of API 4244 alone never sees one.
+//!
+//! A key that is not here is ignored in API 4244's own objects: every host of it has sent some of its own, and the agent
+//! has no way to say in the base form what displeased it. It is refused in the extension's objects (`oci`, EXTEND): their
+//! version says which keys there are, and a container must not run without a restriction that its host believes in.
 
 mod filter;
 mod oci;
@@ -10,7 +13,12 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub mod network;
+
+pub use network::{Interface, IpAddress, Route, Routes};
 
 pub use filter::{FILTER_MAX, Filter, Program, instruction};
 pub use oci::{
@@ -67,7 +75,7 @@ pub enum ErrorCode {
 
 /// STARTPOD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Pod {
     /// The pod's host name.
     pub hostname: String,
@@ -85,6 +93,19 @@ pub struct Pod {
     /// Extension: the share's file system, `virtiofs` or `9p`; 9p where it is not given.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub share_type: String,
+    /// Interfaces that are set up with the pod; SETUPINTERFACE does the same later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
+    /// Routes, likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Containers that are started with the pod, in this order; NEWCONTAINER does the same later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<Container>,
+    /// The networks that reach the pod's ports (`internalNetworks`, `externalNetworks`): refused unless all lists are empty,
+    /// the guest maps no ports.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub portmapping_white_lists: BTreeMap<String, Vec<String>>,
     /// Ignored, as API 4244 does.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub restart_policy: String,
@@ -95,7 +116,7 @@ pub struct Pod {
 
 /// NEWCONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Container {
     /// The container's name, unique in the pod.
     pub id: String,
@@ -106,6 +127,18 @@ pub struct Container {
     /// Files and directories of the share that are bound into the container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fsmap: Vec<FsMap>,
+    /// A block device's SCSI address: refused, the machine has none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub addr: String,
+    /// The file system of a block device that is the root: refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fstype: String,
+    /// Block devices that are mounted: refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Present>,
+    /// Mapped ports: refused, the guest maps none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Present>,
     /// Kernel parameters, `a.b.c` to value.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,
@@ -125,7 +158,7 @@ pub struct Container {
 
 /// A file or directory of the share that is bound into a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct FsMap {
     /// Path in the share.
     pub source: String,
@@ -138,9 +171,19 @@ pub struct FsMap {
     pub docker_volume: bool,
 }
 
+/// Something of which it only matters that it is there: it is refused whatever it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Present;
+
+impl<'de> Deserialize<'de> for Present {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Present, D::Error> {
+        IgnoredAny::deserialize(from).map(|_| Present)
+    }
+}
+
 /// A process: NEWCONTAINER's first and EXECCMD's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Process {
     /// Name, unique in the container.
     pub id: String,
@@ -181,7 +224,6 @@ pub struct Process {
 
 /// An environment variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Env {
     /// Name.
     pub env: String,
@@ -191,7 +233,6 @@ pub struct Env {
 
 /// A resource limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
@@ -204,7 +245,6 @@ pub struct Rlimit {
 
 /// EXECCMD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExecCommand {
     /// The container to run in.
     pub container: String,
@@ -214,7 +254,6 @@ pub struct ExecCommand {
 
 /// WINSIZE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct WindowSize {
     /// The container.
     pub container: String,
@@ -228,7 +267,7 @@ pub struct WindowSize {
 
 /// KILLCONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct KillCommand {
     /// The container.
     pub container: String,
@@ -241,7 +280,6 @@ pub struct KillCommand {
 
 /// SIGNALPROCESS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SignalCommand {
     /// The container.
     pub container: String,
@@ -253,7 +291,6 @@ pub struct SignalCommand {
 
 /// REMOVECONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ContainerName {
     /// The container.
     pub container: String,
@@ -261,12 +298,18 @@ pub struct ContainerName {
 
 /// WRITEFILE and READFILE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct FileCommand {
     /// The container.
     pub container: String,
     /// Path in the container.
     pub file: String,
+    /// Extension: where in the file the data begin. A file is written as a whole, from nothing, where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// Extension: the most bytes that READFILE answers; fewer are there only at the file's end. All of it where it is not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
 }
 
 /// PROCESSASYNCEVENT.
@@ -299,6 +342,10 @@ pub struct Exit {
     pub stdout_bytes: u64,
     /// Bytes that its stderr stream carried.
     pub stderr_bytes: u64,
+}
+
+fn is_zero_u32(value: &u32) -> bool {
+    *value == 0
 }
 
 fn is_zero_u16(value: &u16) -> bool {

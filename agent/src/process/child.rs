@@ -35,7 +35,7 @@ pub enum Place<'a> {
     New(Surroundings<'a>),
     /// In a container that is there, whose first process this is, and whose ids these are.
     Join(BorrowedFd<'a>, Option<&'a IdMaps>),
-    /// Where the agent lives: only in tests on a host.
+    /// Where the agent lives: in the guest itself, or in tests on a host.
     Here,
 }
 

@@ -1,0 +1,147 @@
+//! WRITEFILE and READFILE: files of a container, reached through its first process's root.
+//!
+//! Every path is resolved inside that root; only regular files are opened, so that no device and no named pipe of the
+//! container's can make the agent wait or act.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use agent_proto::command::{CONTROL_FRAME_MAX, CONTROL_HEADER, Code};
+use agent_proto::control::CONTROL_ID;
+use agent_proto::payload::{ErrorCode, FileCommand};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::agent::{Agent, Setting};
+use crate::container::rootfs::{Root, kind};
+use crate::fault::{Fault, Step};
+
+/// The most bytes of a file that one reply carries.
+pub const READ_MAX: usize = CONTROL_FRAME_MAX - CONTROL_HEADER - CONTROL_ID;
+/// Bytes that are read at a time: a file of /proc says nothing of its size.
+const STEP: usize = 64 << 10;
+
+impl Agent {
+    /// Writes the data behind the command's JSON: without an offset they become the whole file, with one they are put
+    /// there. A file that is not there is made, and so are the directories above it.
+    pub(crate) fn write_file(&mut self, payload: &[u8]) -> Result<(), Fault> {
+        let (command, data) = split(payload)?;
+        let root = self.root_of(&command.container)?;
+        let path = command.file.as_str();
+        let found = root.make_file(path)?;
+        let flags = if command.offset.is_some() { OFlags::WRONLY } else { OFlags::WRONLY | OFlags::TRUNC };
+        let file = open_regular(&found, flags).step("open", path)?;
+        let mut at = command.offset.unwrap_or(0);
+        let mut rest = data;
+        while !rest.is_empty() {
+            match rustix::io::pwrite(&file, rest, at) {
+                Ok(0) => return Err(Errno::NOSPC).step("write", path),
+                Ok(count) => {
+                    rest = &rest[count..];
+                    at += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).step("write", path),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the file, or the part of it that is asked for.
+    pub(crate) fn read_file(&mut self, command: &FileCommand) -> Result<Vec<u8>, Fault> {
+        let root = self.root_of(&command.container)?;
+        let path = command.file.as_str();
+        let file =
+            root.find(path).and_then(|found| open_regular(&found, OFlags::RDONLY)).step("open", path)?;
+        let wanted =
+            command.length.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let start = command.offset.unwrap_or(0);
+        let mut data = Vec::new();
+        while data.len() < wanted {
+            // One byte more than a reply holds tells a file that fits from one that does not.
+            let room = (READ_MAX + 1 - data.len()).min(STEP).min(wanted - data.len());
+            if room == 0 {
+                return Err(too_long(path));
+            }
+            let filled = data.len();
+            data.resize(filled + room, 0);
+            let read = rustix::io::pread(&file, &mut data[filled..], start + filled as u64);
+            let count = match read {
+                Err(Errno::INTR) => 0,
+                other => other.step("read", path)?,
+            };
+            data.truncate(filled + count);
+            if read == Ok(0) {
+                break;
+            }
+        }
+        if data.len() > READ_MAX { Err(too_long(path)) } else { Ok(data) }
+    }
+
+    fn root_of(&self, id: &str) -> Result<Root, Fault> {
+        let container = self.container(id)?;
+        let init = container.init.and_then(|key| self.processes.get(&key));
+        // Before its first process runs its root is the agent's.
+        let init = init.filter(|init| init.pending.is_none() && init.pidfd.is_some());
+        let init =
+            init.ok_or_else(|| Fault::new(ErrorCode::NotFound, format!("container {id} is not running")))?;
+        match self.setting {
+            Setting::Guest => Root::open(&format!("/proc/{}/root", init.pid.as_raw_nonzero())),
+            Setting::Host => Root::open("/"),
+        }
+    }
+}
+
+/// Splits WRITEFILE's payload: a JSON object, and the data right behind it.
+fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Fault> {
+    let code = Code::WriteFile;
+    let mut objects = serde_json::Deserializer::from_slice(payload).into_iter::<FileCommand>();
+    match objects.next() {
+        Some(Ok(command)) => {
+            let data = &payload[objects.byte_offset()..];
+            Ok((command, data))
+        }
+        Some(Err(error)) => Err(Fault::bad_request(format!("{code:?}: {error}"))),
+        None => Err(Fault::bad_request(format!("{code:?}: no JSON"))),
+    }
+}
+
+/// Opens what `found` is, if it is a regular file. The kernel's own link leads to that very file, whatever its name means
+/// by now.
+fn open_regular(found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    match kind(found) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(Errno::ISDIR),
+        _ => return Err(Errno::OPNOTSUPP),
+    }
+    let path: String = format!("/proc/self/fd/{}", found.as_raw_fd());
+    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+}
+
+fn too_long(path: &str) -> Fault {
+    Fault::failed(format!("read {path}: it has more than the {READ_MAX} bytes of one reply"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_begin_behind_the_object_whatever_its_names_hold() {
+        let (command, data) = split(br#"{"container":"c","file":"/a}\"{b"}} {data"#).unwrap();
+        assert_eq!((command.file.as_str(), data), ("/a}\"{b", &b"} {data"[..]));
+        let (_, data) = split(br#"{"container":"c","file":"/a"}"#).unwrap();
+        assert_eq!(data, b"");
+        let (_, data) = split(b"{\"container\":\"c\",\"file\":\"/a\"}\xff\0").unwrap();
+        assert_eq!(data, [0xff, 0]);
+    }
+
+    #[test]
+    fn what_has_no_object_is_refused() {
+        assert_eq!(split(b"").unwrap_err().text, "WriteFile: no JSON");
+        assert!(split(br#"{"container":"c"}data"#).unwrap_err().text.contains("missing field `file`"));
+        assert!(split(b"data").is_err());
+    }
+}

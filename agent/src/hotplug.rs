@@ -1,0 +1,64 @@
+//! ONLINECPUMEM: processors and memory that the host has added are put to use.
+
+use alloc::format;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Result as IoResult;
+
+use crate::fault::{Fault, Step};
+use crate::sys::{self, Fork};
+
+/// Where the kernel lists them.
+const DEVICES: &str = "/sys/devices/system";
+/// The most processors.
+const CPUS_MAX: u32 = 256;
+/// The most pieces of memory, of 128 MiB or more each: 512 GiB.
+const MEMORY_MAX: u32 = 4096;
+
+/// Begins to bring everything up. Memory takes its time, so that a child does it, whose end nobody waits for.
+pub fn begin() -> Result<(), Fault> {
+    match sys::fork(0, None).step("start", "a process that brings up processors and memory")? {
+        Fork::Child => {
+            bring_up(DEVICES);
+            sys::exit(0)
+        }
+        Fork::Parent { .. } => Ok(()),
+    }
+}
+
+/// Brings up each processor and each piece of memory below `devices`, but for the first, which always are. Their numbers
+/// may have gaps.
+fn bring_up(devices: &str) {
+    for (kind, most) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
+        for number in 1..most {
+            // One that is not there, or is up, or cannot be, is as it was.
+            let _ = write_one(&format!("{devices}/{kind}/{kind}{number}/online"));
+        }
+    }
+}
+
+fn write_one(path: &str) -> IoResult<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"1").map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn everything_but_the_first_is_brought_up() {
+        let tree = std::env::temp_dir().join(format!("agent-hotplug-{}", std::process::id()));
+        for name in ["cpu/cpu0", "cpu/cpu1", "cpu/cpufreq", "memory/memory0", "memory/memory12"] {
+            fs::create_dir_all(tree.join(name)).unwrap();
+            fs::write(tree.join(name).join("online"), "0").unwrap();
+        }
+        bring_up(tree.to_str().unwrap());
+        let online = |name: &str| fs::read_to_string(tree.join(name).join("online")).unwrap();
+        let states = ["cpu/cpu0", "cpu/cpu1", "cpu/cpufreq", "memory/memory0", "memory/memory12"].map(online);
+        fs::remove_dir_all(&tree).unwrap();
+        assert_eq!(states, ["0", "1", "0", "0", "1"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! The pod's network: interfaces, their addresses, and routes, set over rtnetlink (rtnetlink(7)).
+//!
+//! What is set is set again without complaint: a host that repeats itself gets what it asked for.
+
+pub mod address;
+pub mod message;
+pub mod netlink;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use agent_proto::payload::{Interface, Route};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::fault::{Fault, Step};
+use address::Network;
+use netlink::{Link, Netlink};
+
+/// An address that an interface is given or loses.
+struct Change<'a> {
+    text: &'a str,
+    network: Network,
+    removed: bool,
+}
+
+/// Returns what is wanted of an interface's addresses.
+fn changes(wanted: &Interface) -> Result<Vec<Change<'_>>, Fault> {
+    let list = wanted.ip_addresses.iter().map(|entry| (entry.ip_address.as_str(), entry.net_mask.as_str()));
+    list.chain([(wanted.ip_address.as_str(), wanted.net_mask.as_str())])
+        .filter(|(address, _)| !address.is_empty())
+        .map(|(address, mask)| {
+            let text = address.trim_start_matches('-');
+            let network = Network::with_mask(text, mask)?;
+            Ok(Change { text, network, removed: text.len() < address.len() })
+        })
+        .collect()
+}
+
+/// Refuses an interface that cannot be, before anything is done for it.
+pub fn check(wanted: &Interface) -> Result<(), Fault> {
+    if wanted.device.is_empty() && wanted.mac_addr.is_empty() {
+        return Err(Fault::bad_request("an interface without a name"));
+    }
+    changes(wanted).map(drop)
+}
+
+/// Sets an interface up: its name, its largest packet, its addresses, and then it is up.
+pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
+    check(wanted)?;
+    look_for_devices();
+    let mut netlink = Netlink::open()?;
+    let link = find(&mut netlink, wanted)?;
+    let mut name = link.name.as_str();
+    let new_name = wanted.new_device_name.as_str();
+    if !new_name.is_empty() && new_name != name {
+        // A link that is up keeps its name.
+        netlink.request(&message::link_state(link.index, false)).step("take down interface", name)?;
+        netlink.request(&message::link_name(link.index, new_name)).step("rename interface", name)?;
+        name = new_name;
+    }
+    if wanted.mtu > 0 {
+        netlink.request(&message::link_mtu(link.index, wanted.mtu)).step("set mtu of interface", name)?;
+    }
+    for change in changes(wanted)? {
+        let step = if change.removed { "remove address" } else { "add address" };
+        let message = message::address(link.index, &change.network, change.removed);
+        netlink.request(&message).step(step, &entry_name(change.text, name))?;
+    }
+    netlink.request(&message::link_state(link.index, true)).step("bring up interface", name)
+}
+
+fn entry_name(address: &str, interface: &str) -> String {
+    format!("{address} of interface {interface}")
+}
+
+/// Returns a route's destination and gateway, or why it cannot be.
+pub fn check_route(wanted: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
+    let gateway = (!wanted.gateway.is_empty()).then(|| address::parse(&wanted.gateway)).transpose()?;
+    let destination = Network::destination(&wanted.dest, gateway)?;
+    if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.address.is_ipv4()) {
+        return Err(Fault::bad_request(format!(
+            "route to {} over {}: one is IPv4, the other IPv6",
+            wanted.dest, wanted.gateway
+        )));
+    }
+    Ok((destination, gateway))
+}
+
+/// Makes a route.
+pub fn add_route(wanted: &Route) -> Result<(), Fault> {
+    let (destination, gateway) = check_route(wanted)?;
+    let mut netlink = Netlink::open()?;
+    let device = if wanted.device.is_empty() {
+        None
+    } else {
+        Some(find(&mut netlink, &Interface { device: wanted.device.clone(), ..Interface::default() })?.index)
+    };
+    netlink.request(&message::route(&destination, gateway, device)).step("add route to", &wanted.dest)
+}
+
+/// Takes an interface away: a virtual one is deleted, and of another the device is removed or, where its bus cannot do
+/// that, taken from its driver.
+pub fn delete(unwanted: &Interface) -> Result<(), Fault> {
+    check(unwanted)?;
+    let mut netlink = Netlink::open()?;
+    let link = find(&mut netlink, unwanted)?;
+    match netlink.request(&message::link_deletion(link.index)) {
+        Err(Errno::OPNOTSUPP) => release(&link.name),
+        other => other,
+    }
+    .step("delete interface", &link.name)
+}
+
+fn release(name: &str) -> Result<(), Errno> {
+    let device = format!("/sys/class/net/{name}/device");
+    match write(&format!("{device}/../remove"), b"1") {
+        Err(Errno::NOENT) => {}
+        other => return other,
+    }
+    let target = rustix::fs::readlink(device.as_str(), Vec::new())?;
+    let target = target.to_bytes();
+    let start = target.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    write(&format!("{device}/driver/unbind"), &target[start..])
+}
+
+/// Has the kernel look for devices that the host has plugged in. A machine without PCI has none.
+pub fn look_for_devices() {
+    let _ = write("/sys/bus/pci/rescan", b"1");
+}
+
+fn write(path: &str, text: &[u8]) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, text).map(drop)
+}
+
+/// Finds an interface by its hardware address if that is given, else by its name.
+fn find(netlink: &mut Netlink, wanted: &Interface) -> Result<Link, Fault> {
+    let by_address = !wanted.mac_addr.is_empty();
+    let name = if by_address { &wanted.mac_addr } else { &wanted.device };
+    let mut links = netlink.links().step("list", "interfaces")?.into_iter();
+    let found = links
+        .find(|link| if by_address { link.address.eq_ignore_ascii_case(name) } else { link.name == *name });
+    found.ok_or_else(|| Fault::not_found("interface", name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! The kernel's own answers, in a network of the test's own.
+
+use agent_proto::payload::IpAddress;
+
+use super::*;
+use crate::sys::{self, Fork, namespace};
+
+/// Runs `test` in a child in a network of its own; returns what it says went wrong. Where the kernel lets nobody make
+/// one there is nothing to see.
+fn in_own_network(test: impl FnOnce() -> Result<(), Fault>) {
+    const USER: u64 = 0x1000_0000;
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    match sys::fork(USER | namespace::NETWORK, None) {
+        Ok(Fork::Child) => {
+            let said = test().err().map_or_else(|| "well".into(), |fault| fault.text);
+            let _ = rustix::io::write(&write, said.as_bytes());
+            sys::exit(0)
+        }
+        Ok(Fork::Parent { pid, .. }) => {
+            drop(write);
+            let mut said = [0; 512];
+            let count = rustix::io::read(&read, &mut said).unwrap();
+            assert_eq!(str::from_utf8(&said[..count]), Ok("well"));
+            rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+        }
+        Err(Errno::PERM | Errno::NOSPC | Errno::NOSYS) => {
+            std::eprintln!("user namespaces are not to be had here");
+        }
+        Err(errno) => panic!("{errno}"),
+    }
+}
+
+fn expect(is: bool, what: &str) -> Result<(), Fault> {
+    if is { Ok(()) } else { Err(Fault::failed(format!("expected: {what}"))) }
+}
+
+fn interface(addresses: &[(&str, &str)]) -> Interface {
+    let entry = |(address, mask): &(&str, &str)| IpAddress {
+        ip_address: (*address).into(),
+        net_mask: (*mask).into(),
+    };
+    Interface {
+        device: "lo".into(),
+        ip_addresses: addresses.iter().map(entry).collect(),
+        ..Interface::default()
+    }
+}
+
+fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
+    add_route(&Route { dest: dest.into(), gateway: gateway.into(), device: device.into() })
+}
+
+#[test]
+fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
+    in_own_network(|| {
+        let twice = Interface {
+            mtu: 9000,
+            ip_address: "10.7.0.1".into(),
+            net_mask: "255.255.0.0".into(),
+            ..interface(&[("10.5.0.2", "24"), ("fd00:5::2", "64")])
+        };
+        set_up(&twice)?;
+        set_up(&twice)?;
+        route("default", "10.5.0.1", "lo")?;
+        route("10.9.0.0/16", "", "lo")?;
+        route("fd00:9::/48", "", "lo")?;
+        route("all", "10.7.0.9", "")?;
+        let far = route("10.8.0.0/16", "192.168.1.1", "lo");
+        expect(far.is_err_and(|fault| fault.text.starts_with("add route to 10.8.0.0/16: ")), "no such way")?;
+        set_up(&interface(&[("-10.5.0.2", "24"), ("-fd00:5::2", "64")]))?;
+        let gone = set_up(&interface(&[("-10.5.0.2", "24")])).unwrap_err();
+        let text = "remove address 10.5.0.2 of interface lo: cannot assign requested address";
+        expect(gone.text == text, &gone.text)
+    });
+}
+
+#[test]
+fn interface_is_renamed_and_found_by_its_hardware_address() {
+    in_own_network(|| {
+        set_up(&Interface { new_device_name: "inner".into(), ..interface(&[]) })?;
+        let missing = set_up(&interface(&[])).unwrap_err();
+        expect(missing.text == "no such interface: lo", &missing.text)?;
+        set_up(&Interface {
+            mac_addr: "00:00:00:00:00:00".into(),
+            new_device_name: "lo".into(),
+            ..Interface::default()
+        })?;
+        set_up(&interface(&[]))?;
+        let kept = delete(&interface(&[])).unwrap_err();
+        expect(kept.text.starts_with("delete interface lo: "), &kept.text)
+    });
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name() {
+    let text = |result: Result<(), Fault>| result.unwrap_err().text;
+    assert_eq!(
+        text(route("10.0.0.0/8", "fd00::1", "lo")),
+        "route to 10.0.0.0/8 over fd00::1: one is IPv4, the other IPv6"
+    );
+    assert_eq!(text(route("nowhere", "", "lo")), "\"nowhere\" is no address");
+    assert_eq!(text(route("default", "", "no-such-link")), "no such interface: no-such-link");
+    assert_eq!(text(set_up(&Interface::default())), "an interface without a name");
+}
