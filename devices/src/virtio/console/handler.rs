@@ -22,6 +22,8 @@ struct LivePort {
     backend: Box<dyn PortBackend>,
     /// The backend's descriptors in the event loop.
     registered: Vec<RawFd>,
+    /// Output waits in the queue until the backend takes it.
+    held: bool,
 }
 
 /// Owns a started console's queues and ports.
@@ -41,7 +43,7 @@ impl Handler {
             control: Control::new(ports.iter().map(|port| port.name.clone())),
             ports: ports
                 .into_iter()
-                .map(|port| LivePort { backend: port.backend, registered: Vec::new() })
+                .map(|port| LivePort { backend: port.backend, registered: Vec::new(), held: false })
                 .collect(),
             queues: activation.queues.into_iter().map(Some).collect(),
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
@@ -99,9 +101,14 @@ impl Handler {
     /// Hands a port's backend what the guest sent.
     fn take_output(&mut self, port: usize, ops: &mut EventOps) {
         let Handler { ports, queues, scratch, .. } = self;
-        let Some(LivePort { backend, registered }) = ports.get_mut(port) else { return };
+        let Some(LivePort { backend, registered, held }) = ports.get_mut(port) else { return };
         let queue = receive_queue(port) + 1;
+        *held = false;
         let result = serve(&mut queues[queue], |mut reader, _| {
+            if !backend.takes_output() {
+                *held = true;
+                return Ok(Served::Later);
+            }
             if !(1..=MAX_OUTPUT).contains(&reader.available_bytes()) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "no output, or too much at once"));
             }
@@ -170,7 +177,7 @@ impl Handler {
     }
 
     fn start_backend(&mut self, port: usize, ops: &mut EventOps) {
-        let LivePort { backend, registered } = &mut self.ports[port];
+        let LivePort { backend, registered, .. } = &mut self.ports[port];
         if let Err(error) = backend.start(&mut PortEvents::new(port as u16, registered, ops)) {
             self.interrupt.needs_reset(format_args!("start port {port}: {error}"));
         }
@@ -203,11 +210,16 @@ impl MutEventSubscriber for Handler {
                 Role::Receive(port) => self.pump(port, ops),
             },
             Source::Backend { port, token } => {
-                let Some(LivePort { backend, registered }) = self.ports.get_mut(usize::from(port)) else {
+                let Some(LivePort { backend, registered, held }) = self.ports.get_mut(usize::from(port))
+                else {
                     return;
                 };
                 backend.ready(token, events.event_set(), &mut PortEvents::new(port, registered, ops));
-                self.pump(port.into(), ops);
+                if *held && backend.takes_output() {
+                    self.take_output(port.into(), ops);
+                } else {
+                    self.pump(port.into(), ops);
+                }
             }
         }
     }

@@ -18,8 +18,14 @@ pub struct Port {
 pub trait PortBackend: Send {
     /// Registers the backend's own descriptors.
     fn start(&mut self, events: &mut PortEvents) -> io::Result<()>;
-    /// Takes all of `data`, which the guest sent; what bounds it is the protocol above.
+    /// Takes all of `data`, which the guest sent; what bounds it is the protocol above, or
+    /// [`takes_output`](Self::takes_output).
     fn output(&mut self, data: &[u8], events: &mut PortEvents);
+    /// What the guest sends is taken now. Asked before each of its buffers, which otherwise stays where it is, and again
+    /// after [`ready`](Self::ready).
+    fn takes_output(&self) -> bool {
+        true
+    }
     /// Fills `buffer` with bytes for the guest and returns how many; 0 if there is nothing now. Asked again after
     /// every other call, and not while the guest has no room.
     fn input(&mut self, buffer: &mut [u8]) -> usize;

@@ -24,6 +24,8 @@ struct Record {
     input: VecDeque<u8>,
     opened: Vec<bool>,
     closed: bool,
+    /// Takes no output.
+    full: bool,
     readies: Vec<u16>,
 }
 
@@ -50,6 +52,10 @@ impl PortBackend for Fake {
         if self.echo {
             record.input.extend(data);
         }
+    }
+
+    fn takes_output(&self) -> bool {
+        !self.record.lock().unwrap().full
     }
 
     fn input(&mut self, buffer: &mut [u8]) -> usize {
@@ -201,6 +207,26 @@ fn output_reaches_its_port_in_order() {
     assert_eq!(outputs[0], b"console");
     assert_eq!(outputs[1], [&b"one two "[..], &[b'x'; BUFFER_LEN as usize]].concat());
     assert_eq!(outputs[2], b"other");
+}
+
+#[test]
+fn output_waits_in_its_queue_while_the_backend_takes_none() {
+    let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let fake = Fake { wake: Some(wake.clone()), ..Fake::default() };
+    let mut guest = Guest::with_fakes(&[&Fake::default(), &fake]);
+    fake.record.lock().unwrap().full = true;
+    guest.queues[5].send(b"one ");
+    guest.queues[5].send(b"two");
+    guest.kick(5);
+    wake.write(1).unwrap();
+    guest.events.turn();
+    assert_eq!(fake.record.lock().unwrap().output, b"");
+    assert!(guest.queues[5].completed().is_empty());
+    fake.record.lock().unwrap().full = false;
+    wake.write(1).unwrap();
+    guest.events.turn();
+    assert_eq!(fake.record.lock().unwrap().output, b"one two");
+    assert_eq!(guest.queues[5].completed().len(), 2);
 }
 
 #[test]
