@@ -15,6 +15,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::cli::RunArgs;
+use crate::link::Peer;
 
 /// How long the agent may make no progress where a command waits for it.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,6 +74,9 @@ pub struct Settings {
     /// Initramfs with the agent [default: the embedded one]
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// Speak to the agent in hyperstart's API 4244 alone: `api-4244`; what it cannot do is left out, and said
+    #[arg(long, value_name = "PROTOCOL")]
+    pub agent: Option<String>,
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "WORDS")]
     pub cmdline: Option<String>,
@@ -100,6 +104,7 @@ impl Settings {
             cpus: text("VMM_CPUS"),
             kernel: lookup("VMM_KERNEL").map(PathBuf::from),
             initrd: lookup("VMM_INITRD").map(PathBuf::from),
+            agent: text("VMM_AGENT"),
             cmdline: text("VMM_CMDLINE"),
             console: text("VMM_CONSOLE"),
             share: text("VMM_SHARE"),
@@ -137,6 +142,7 @@ impl Settings {
             cpus: self.cpus.or(other.cpus),
             kernel: self.kernel.or(other.kernel),
             initrd: self.initrd.or(other.initrd),
+            agent: self.agent.or(other.agent),
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
             share: self.share.or(other.share),
@@ -190,6 +196,8 @@ pub struct RunConfig {
     pub kernel: Option<PathBuf>,
     /// An initramfs in place of the embedded one.
     pub initrd: Option<PathBuf>,
+    /// Whose agent it is.
+    pub peer: Peer,
     /// Words to add to the kernel's command line.
     pub cmdline: Option<String>,
     /// Show the guest's kernel log.
@@ -211,6 +219,7 @@ impl Default for RunConfig {
             vcpus: None,
             kernel: None,
             initrd: None,
+            peer: Peer::Own,
             cmdline: None,
             console: None,
             share: ShareType::default(),
@@ -225,16 +234,18 @@ impl RunConfig {
     pub fn resolve(args: RunArgs, lookup: impl Fn(&str) -> Option<OsString> + Copy) -> Result<RunConfig> {
         let settings = args.settings.or(Settings::from_env(lookup)).or(Settings::from_file(lookup)?);
         let (bundle, id) = bundle_and_id(args.target, args.bundle)?;
+        let peer = peer(settings.agent.as_deref(), settings.initrd.is_some())?;
         Ok(RunConfig {
             bundle,
             id,
             memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
             vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
             kernel: settings.kernel,
+            peer,
             initrd: settings.initrd,
             cmdline: settings.cmdline,
             console: settings.console.map(|text| console(&text)),
-            share: settings.share.map_or(Ok(ShareType::default()), |text| share(&text))?,
+            share: share(settings.share, peer)?,
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(AGENT_TIMEOUT), |text| timeout(&text))?,
         })
@@ -256,6 +267,20 @@ fn memory_mib(text: &str) -> Result<u32> {
     Ok(mib)
 }
 
+/// What is in an initramfs that was named is not known before it says so.
+fn peer(agent: Option<&str>, named: bool) -> Result<Peer> {
+    match agent {
+        Some("api-4244") => Ok(Peer::Base),
+        Some(other) => Err(ConfigError::Value {
+            name: "agent",
+            value: other.to_owned(),
+            why: "the one protocol that may be chosen is api-4244",
+        }),
+        None if named => Ok(Peer::Foreign),
+        None => Ok(Peer::Own),
+    }
+}
+
 fn vcpus(text: &str) -> Result<u8> {
     match text.parse() {
         Ok(count @ 1..=crate::plan::MAX_VCPUS) => Ok(count),
@@ -265,13 +290,18 @@ fn vcpus(text: &str) -> Result<u8> {
     }
 }
 
-fn share(text: &str) -> Result<ShareType> {
+/// API 4244's agent mounts 9p whatever the share is.
+fn share(given: Option<String>, peer: Peer) -> Result<ShareType> {
+    let Some(value) = given else {
+        return Ok(if peer == Peer::Base { ShareType::P9 } else { ShareType::default() });
+    };
+    let error = |why| ConfigError::Value { name: "share", value: value.clone(), why };
     let all = [ShareType::VirtioFs, ShareType::P9];
-    all.into_iter().find(|share| share.name() == text).ok_or_else(|| ConfigError::Value {
-        name: "share",
-        value: text.to_owned(),
-        why: "neither virtiofs nor 9p",
-    })
+    match all.into_iter().find(|share| share.name() == value) {
+        None => Err(error("neither virtiofs nor 9p")),
+        Some(ShareType::VirtioFs) if peer == Peer::Base => Err(error("an agent of API 4244 knows 9p alone")),
+        Some(share) => Ok(share),
+    }
 }
 
 fn timeout(text: &str) -> Result<Duration> {

@@ -3,6 +3,7 @@
 use agent_proto::command::Code;
 use agent_proto::payload::{Exit, KillCommand, WindowSize};
 
+use crate::link::base::InputPace;
 use crate::link::streams::Delivery;
 use crate::link::{CommandId, LinkError};
 use crate::plan::{INIT_PROCESS, STDERR_STREAM, STDIO_STREAM};
@@ -24,13 +25,26 @@ pub struct Foreground<'a> {
     started: bool,
     /// Signals that came before it.
     held: Vec<i32>,
+    /// The pace of its input, where the agent gives no credit.
+    pace: Option<InputPace>,
+    /// It was told that nobody reads its output.
+    hung_up: bool,
 }
 
 impl<'a> Foreground<'a> {
     /// Returns a session whose container is not started.
     pub fn new(session: Session, signals: &'a Signals, container: &str, terminal: bool) -> Foreground<'a> {
         let container = container.to_owned();
-        Foreground { session, signals, container, terminal, started: false, held: Vec::new() }
+        Foreground {
+            session,
+            signals,
+            container,
+            terminal,
+            started: false,
+            held: Vec::new(),
+            pace: None,
+            hung_up: false,
+        }
     }
 
     /// Waits for READY.
@@ -50,6 +64,13 @@ impl<'a> Foreground<'a> {
         self.started = true;
         let window = self.session.sandbox.link.ready().map_or(0, |ready| ready.window);
         self.session.sandbox.streams.start(STDIO_STREAM, window);
+        if self.session.sandbox.link.is_base() {
+            self.pace = Some(InputPace::new(STDIO_STREAM));
+            if self.terminal {
+                // API 4244's process comes without a size of its terminal.
+                self.resize()?;
+            }
+        }
         for signal in std::mem::take(&mut self.held) {
             self.forward(signal)?;
         }
@@ -70,6 +91,37 @@ impl<'a> Foreground<'a> {
             }
             None
         })
+    }
+
+    /// In the base form the report counts nothing: waits for the end of the process's output, which the agent sends on
+    /// stdio's stream when all of both streams is sent, and counts what came before it.
+    pub fn wait_end(&mut self, exit: Exit) -> Result<Exit> {
+        // What is not read any more need not be paced.
+        self.pace = None;
+        if !self.session.sandbox.link.is_base() {
+            return Ok(exit);
+        }
+        let step = "wait for the end of the container's output";
+        loop {
+            // While a client is slow nothing is taken of the guest, and it owes nothing.
+            let behind = |sandbox: &Sandbox| {
+                [STDIO_STREAM, STDERR_STREAM].into_iter().any(|stream| {
+                    let streams = &sandbox.streams;
+                    streams.delivery(stream, streams.received(stream)) != Delivery::Done
+                })
+            };
+            let ended = self.wait(step, true, |sandbox| match sandbox.streams.is_ended(STDIO_STREAM) {
+                true => Some(Ok(true)),
+                false => behind(sandbox).then_some(Ok(false)),
+            })?;
+            if ended {
+                let streams = &self.session.sandbox.streams;
+                let (stdout_bytes, stderr_bytes) =
+                    (streams.received(STDIO_STREAM), streams.received(STDERR_STREAM));
+                return Ok(Exit { stdout_bytes, stderr_bytes, ..exit });
+            }
+            self.wait("write the container's output", false, |sandbox| (!behind(sandbox)).then_some(Ok(())))?;
+        }
     }
 
     /// Waits until all output that the report counts is with the clients.
@@ -106,6 +158,15 @@ impl<'a> Foreground<'a> {
         loop {
             if let Some(result) = ready(&mut self.session.sandbox) {
                 return result;
+            }
+            if let Some(pace) = &mut self.pace {
+                pace.turn(&mut self.session.sandbox.link, &self.session.sandbox.streams)?;
+            }
+            let gone = |stream| self.session.sandbox.streams.is_hung_up(stream);
+            if self.started && !self.hung_up && [STDIO_STREAM, STDERR_STREAM].into_iter().any(gone) {
+                // API 4244 has no other way to say what a pipe without a reader says.
+                self.hung_up = true;
+                self.forward(libc::SIGPIPE)?;
             }
             let signals = (self.signals.fd(), libc::POLLIN);
             if self.session.turn(step, owed, &[signals], None)?[0] {

@@ -1,8 +1,10 @@
 //! The control channel's host side: commands to the agent, their replies, and its events.
 //!
 //! An [`AgentLink`] belongs to the main thread and never waits: [`send`](AgentLink::send) queues a command,
-//! [`receive`](AgentLink::receive) takes what has come. So commands are written back to back without a look at READY:
-//! EXTEND says that everything after it is in the extended form, and the replies are asked for in order.
+//! [`receive`](AgentLink::receive) takes what has come. So commands for our own agent are written back to back without a
+//! look at READY: EXTEND says that everything after it is in the extended form, and the replies are asked for in order.
+//! Nothing is written to an agent of somebody else's before its READY, and to one of API 4244 alone ([`base`]) no more
+//! than it asks for.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -12,10 +14,13 @@ use std::os::unix::net::UnixStream;
 use agent_proto::FrameError;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, STREAM_WINDOW};
 use agent_proto::control::{ControlCodec, ControlFrame};
-use agent_proto::payload::{ErrorCode, ErrorReply, Extend, ProcessEvent, Ready};
+use agent_proto::payload::{ErrorCode, ErrorReply, Extend, FileCommand, ProcessEvent, Ready};
 use serde::Serialize;
 
+pub mod base;
 pub mod streams;
+
+use base::Pace;
 
 /// Bytes taken from the channel at a time.
 const READ_SIZE: usize = 16 << 10;
@@ -48,7 +53,10 @@ pub enum LinkError {
     #[error("the agent's control channel: {0}")]
     Protocol(String),
     /// The agent is not one that this program can use.
-    #[error("the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION}")]
+    #[error(
+        "the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION} (--agent api-4244 runs one \
+         without, and what it cannot do is left out)"
+    )]
     Version(String),
     /// The agent did not do what it was told.
     #[error("{step}: {message}")]
@@ -77,14 +85,41 @@ struct Command {
     step: &'static str,
     /// None until it has come.
     reply: Option<Result<Vec<u8>>>,
-    /// Nobody asks for the reply: a failure is logged.
-    unattended: bool,
+    reader: Reader,
+}
+
+/// Who reads a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// Whoever sent the command.
+    Sender,
+    /// Nobody: a failure is logged.
+    Log,
+    /// The link itself: without the extension nothing that follows EXTEND means anything.
+    Extend,
+    /// The link itself: GETVERSION's data.
+    Version,
+}
+
+/// Whose agent it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peer {
+    /// Our own, which is known to have the extension.
+    #[default]
+    Own,
+    /// One that was named: it must offer the extension before anything is written.
+    Foreign,
+    /// One that is spoken to in API 4244 alone, whatever it offers.
+    Base,
 }
 
 /// The control channel.
 pub struct AgentLink {
     socket: UnixStream,
     codec: ControlCodec,
+    peer: Peer,
+    /// The commands' pace in the base form.
+    pace: Pace,
     /// What the socket has not taken.
     outgoing: Vec<u8>,
     next_id: u32,
@@ -94,22 +129,33 @@ pub struct AgentLink {
 }
 
 impl AgentLink {
-    /// Takes the channel; the first frame on it is EXTEND.
-    pub fn new(socket: UnixStream) -> Result<AgentLink> {
+    /// Takes the channel to `peer`; the first frame on it is EXTEND, or in the base form GETVERSION.
+    pub fn new(socket: UnixStream, peer: Peer) -> Result<AgentLink> {
         socket.set_nonblocking(true).map_err(|source| LinkError::Channel { step: "open", source })?;
         let mut link = AgentLink {
             socket,
             codec: ControlCodec::new(),
+            peer,
+            pace: Pace::default(),
             outgoing: Vec::new(),
             next_id: 1,
             commands: VecDeque::new(),
             events: VecDeque::new(),
             ready: None,
         };
-        let payload = encode(&Extend { extension: EXTENSION_VERSION })?;
-        ControlFrame { code: Code::Extend as u32, id: 0, payload }.encode(false, &mut link.outgoing);
-        link.await_reply(CommandId(0), "EXTEND", true)?;
+        let (code, payload, reader) = if link.is_base() {
+            (Code::GetVersion, Vec::new(), Reader::Version)
+        } else {
+            (Code::Extend, encode(&Extend { extension: EXTENSION_VERSION })?, Reader::Extend)
+        };
+        ControlFrame { code: code as u32, id: 0, payload }.encode(false, &mut link.outgoing);
+        link.await_reply(CommandId(0), "agree on the protocol", reader)?;
         Ok(link)
+    }
+
+    /// Whether API 4244 alone is spoken.
+    pub fn is_base(&self) -> bool {
+        self.peer == Peer::Base
     }
 
     /// Readable when [`receive`](Self::receive) has something to do.
@@ -119,22 +165,39 @@ impl AgentLink {
 
     /// What [`fd`](Self::fd) is to be polled for.
     pub fn interest(&self) -> i16 {
-        if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT }
+        if self.writable() == 0 { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT }
+    }
+
+    /// How much of what is queued may be written now.
+    fn writable(&self) -> usize {
+        match self.peer {
+            Peer::Own => self.outgoing.len(),
+            Peer::Foreign | Peer::Base if self.ready.is_none() => 0,
+            Peer::Foreign => self.outgoing.len(),
+            Peer::Base => self.outgoing.len().min(self.pace.room()),
+        }
     }
 
     /// Queues a command; `step` is what messages call it. [`flush`](Self::flush) writes it.
     pub fn send(&mut self, code: Code, step: &'static str, payload: &impl Serialize) -> Result<CommandId> {
-        self.queue(code, step, encode(payload)?, false)
+        self.queue(code, step, encode(payload)?, Reader::Sender)
     }
 
     /// Queues a command whose reply nobody asks for: that it failed is logged.
     pub fn notify(&mut self, code: Code, step: &'static str, payload: &impl Serialize) -> Result<()> {
-        self.queue(code, step, encode(payload)?, true).map(drop)
+        self.queue(code, step, encode(payload)?, Reader::Log).map(drop)
+    }
+
+    /// Queues WRITEFILE, whose data stand behind its JSON.
+    pub fn send_file(&mut self, step: &'static str, command: &FileCommand, data: &[u8]) -> Result<CommandId> {
+        let mut payload = encode(command)?;
+        payload.extend_from_slice(data);
+        self.queue(Code::WriteFile, step, payload, Reader::Sender)
     }
 
     /// Queues a command that has no payload.
     pub fn send_bare(&mut self, code: Code, step: &'static str) -> Result<CommandId> {
-        self.queue(code, step, Vec::new(), false)
+        self.queue(code, step, Vec::new(), Reader::Sender)
     }
 
     fn queue(
@@ -142,29 +205,35 @@ impl AgentLink {
         code: Code,
         step: &'static str,
         payload: Vec<u8>,
-        unattended: bool,
+        reader: Reader,
     ) -> Result<CommandId> {
         let id = CommandId(self.next_id);
         // 0 is an event's.
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
-        self.await_reply(id, step, unattended)?;
-        ControlFrame { code: code as u32, id: id.0, payload }.encode(true, &mut self.outgoing);
+        self.await_reply(id, step, reader)?;
+        let extended = !self.is_base();
+        ControlFrame { code: code as u32, id: id.0, payload }.encode(extended, &mut self.outgoing);
         Ok(id)
     }
 
-    fn await_reply(&mut self, id: CommandId, step: &'static str, unattended: bool) -> Result<()> {
+    fn await_reply(&mut self, id: CommandId, step: &'static str, reader: Reader) -> Result<()> {
         if self.commands.len() >= OUTSTANDING_MAX {
             return Err(LinkError::Protocol(format!("{OUTSTANDING_MAX} commands wait for their replies")));
         }
-        self.commands.push_back(Command { id, step, reply: None, unattended });
+        self.commands.push_back(Command { id, step, reply: None, reader });
         Ok(())
     }
 
     /// Writes what is queued, as far as the channel takes it; [`receive`](Self::receive) goes on with it.
     pub fn flush(&mut self) -> Result<()> {
-        while !self.outgoing.is_empty() {
-            match self.socket.write(&self.outgoing) {
-                Ok(count) => drop(self.outgoing.drain(..count)),
+        while let count @ 1.. = self.writable() {
+            match self.socket.write(&self.outgoing[..count]) {
+                Ok(count) => {
+                    self.outgoing.drain(..count);
+                    if self.is_base() {
+                        self.pace.wrote(count);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(source) => return Err(LinkError::Channel { step: "write", source }),
@@ -192,7 +261,10 @@ impl AgentLink {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // READY or NEXT may have let more be written.
+                    return self.flush().map(|()| any);
+                }
                 Err(source) => return Err(LinkError::Channel { step: "read", source }),
             }
         }
@@ -230,13 +302,22 @@ impl AgentLink {
             (Some(Code::Ready), false) => self.take_ready(&frame.payload),
             (_, false) => Err(LinkError::Protocol(format!("code {} before READY", frame.code))),
             (Some(Code::Ack), true) => self.take_reply(frame.id, |_| Ok(frame.payload)),
-            (Some(Code::Error), true) => self.take_reply(frame.id, |step| Err(refusal(step, &frame.payload))),
+            (Some(Code::Error), true) => {
+                let refusal = if self.is_base() { base::refusal } else { refusal };
+                self.take_reply(frame.id, |step| Err(refusal(step, &frame.payload)))
+            }
+            (Some(Code::Next), true) if self.is_base() => self.pace.next(&frame.payload),
             (Some(Code::ProcessAsyncEvent), true) => self.take_event(&frame.payload),
             (_, true) => Err(LinkError::Protocol(format!("code {} is no reply and no event", frame.code))),
         }
     }
 
     fn take_ready(&mut self, payload: &[u8]) -> Result<()> {
+        if self.is_base() {
+            // What it offers above API 4244 is not asked for.
+            self.ready = Some(Ready { api: API_VERSION, extension: 0, window: base::INPUT_WINDOW });
+            return Ok(());
+        }
         let Ok(ready) = serde_json::from_slice::<Ready>(payload) else {
             return Err(LinkError::Version(match payload {
                 [] => format!("API {API_VERSION} alone"),
@@ -256,27 +337,31 @@ impl AgentLink {
     }
 
     fn take_reply(&mut self, id: u32, reply: impl FnOnce(&'static str) -> Result<Vec<u8>>) -> Result<()> {
-        let waiting =
-            self.commands.iter_mut().position(|command| command.id.0 == id && command.reply.is_none());
-        let Some(index) = waiting else {
+        // API 4244 has no ids: its replies come in the order of the commands.
+        let base = self.is_base();
+        let waiting = |command: &Command| command.reply.is_none() && (base || command.id.0 == id);
+        let Some(index) = self.commands.iter().position(waiting) else {
             return Err(LinkError::Protocol(format!("a reply to command {id}, which waits for none")));
         };
         let command = &mut self.commands[index];
         let reply = reply(command.step);
-        if !command.unattended {
+        let reader = command.reader;
+        if reader == Reader::Sender {
             command.reply = Some(reply);
             return Ok(());
         }
-        let extend = id == 0;
         self.commands.remove(index);
-        match reply {
-            // Without the extension nothing that follows means anything.
-            Err(error) if extend => Err(error),
-            Err(error) => {
+        match (reader, reply) {
+            (Reader::Version, Ok(data)) if data != API_VERSION.to_be_bytes() => {
+                let version = data.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+                Err(LinkError::Protocol(format!("it speaks API {version}, not {API_VERSION}")))
+            }
+            (Reader::Version | Reader::Extend, Err(error)) => Err(error),
+            (_, Err(error)) => {
                 log::warn!("{error}");
                 Ok(())
             }
-            Ok(_) => Ok(()),
+            (_, Ok(_)) => Ok(()),
         }
     }
 

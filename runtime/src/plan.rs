@@ -7,8 +7,10 @@ use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
 use crate::config::{RunConfig, ShareType};
+use crate::link::Peer;
 use crate::oci::{ConsoleSize, Linux};
 
+pub mod base;
 pub mod capabilities;
 pub mod devices;
 pub mod limits;
@@ -83,6 +85,8 @@ pub struct Plan {
     pub cmdline: String,
     /// By which protocol the share is served.
     pub share: ShareType,
+    /// Whose agent it is.
+    pub peer: Peer,
     /// What the share holds.
     pub binds: Vec<ShareBind>,
     /// STARTPOD.
@@ -114,14 +118,19 @@ impl Plan {
             oci: Some(OciContainer { mounts, ..oci }),
             ..Container::default()
         };
-        Ok(Plan {
+        let mut plan = Plan {
             memory_mib: config.memory_mib.unwrap_or_else(|| limits::memory_mib(resources)),
             vcpus,
             binds,
             container,
             terminal: bundle.process.terminal,
             ..Plan::empty(config, &bundle.spec.hostname)
-        })
+        };
+        if plan.peer == Peer::Base {
+            let left_out = base::reduce(&mut plan)?;
+            log::warn!("API 4244: the container runs without {}", left_out.join(", "));
+        }
+        Ok(plan)
     }
 
     /// Decides for a machine without a container: those of a pod come while it runs.
@@ -131,6 +140,7 @@ impl Plan {
             vcpus: config.vcpus.unwrap_or(1),
             cmdline: cmdline(config),
             share: config.share,
+            peer: config.peer,
             binds: Vec::new(),
             pod: Pod {
                 hostname: hostname.to_owned(),

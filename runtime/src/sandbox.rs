@@ -117,7 +117,7 @@ impl Sandbox {
             ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;
-        Ok(Sandbox { link: AgentLink::new(ours)?, streams, vm: vm.start()?, share, console })
+        Ok(Sandbox { link: AgentLink::new(ours, plan.peer)?, streams, vm: vm.start()?, share, console })
     }
 
     /// Readable once the machine has ended.

@@ -12,6 +12,7 @@ use crate::config::RunConfig;
 use crate::console::{KernelMarks, Outputs};
 use crate::foreground::Foreground;
 use crate::image::Images;
+use crate::link::Peer;
 use crate::link::streams::{StreamSpec, streams};
 use crate::marks::Marks;
 use crate::plan::{Plan, STDERR_STREAM, STDIO_STREAM};
@@ -54,6 +55,7 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     running.started()?;
     let exit = running.wait_exit()?;
     marks.mark("exited");
+    let exit = running.wait_end(exit)?;
     running.wait_output(&exit)?;
     drop(terminal);
 
@@ -81,7 +83,9 @@ fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks)
     let first_output = timeline
         .clone()
         .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
-    let streams = streams(specs, first_output).context("open stdin, stdout and stderr")?;
+    let (table, handle) = streams(specs, first_output).context("open stdin, stdout and stderr")?;
+    let table = if plan.peer == Peer::Base { table.without_credit() } else { table };
+    let streams = (table, handle);
     Ok(Parts { pending, images, outputs, streams, timeline })
 }
 

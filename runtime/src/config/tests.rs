@@ -89,3 +89,33 @@ fn a_directory_with_a_configuration_is_a_bundle_and_anything_else_an_id() {
         assert!(of(Some(Path::new(id)), Some(&bundle)).is_err(), "{id}");
     }
 }
+
+#[test]
+fn agent_that_was_named_is_waited_for_and_api_4244_is_chosen_by_name() {
+    let peer = |agent: Option<&str>, initrd: Option<&str>| {
+        let settings = Settings {
+            agent: agent.map(str::to_owned),
+            initrd: initrd.map(PathBuf::from),
+            ..Settings::default()
+        };
+        resolve(self::settings(settings), &[]).map(|config| config.peer)
+    };
+    assert_eq!(peer(None, None).unwrap(), Peer::Own);
+    assert_eq!(peer(None, Some("/i")).unwrap(), Peer::Foreign);
+    assert_eq!(peer(Some("api-4244"), Some("/i")).unwrap(), Peer::Base);
+    let error = peer(Some("api-4242"), None).unwrap_err().to_string();
+    assert_eq!(error, "agent \"api-4242\": the one protocol that may be chosen is api-4244");
+    let share = |share: Option<&str>| {
+        let settings = Settings {
+            agent: Some("api-4244".to_owned()),
+            share: share.map(str::to_owned),
+            ..Settings::default()
+        };
+        resolve(self::settings(settings), &[]).map(|config| config.share).map_err(|error| error.to_string())
+    };
+    assert_eq!(share(None).unwrap(), ShareType::P9);
+    assert_eq!(
+        share(Some("virtiofs")).unwrap_err(),
+        "share \"virtiofs\": an agent of API 4244 knows 9p alone"
+    );
+}

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use agent::agent::{Agent, Setting, Turn};
-use agent_proto::payload::{Container, Env, Exit, KillCommand, OciProcess, Pod, Process};
+use agent_proto::payload::{
+    Container, Env, Exit, Interface, KillCommand, OciProcess, Pod, Process, Route, Routes,
+};
 
 use super::streams::{Delivery, StreamHandle, StreamSpec, StreamTable, streams};
 use super::*;
@@ -45,7 +47,7 @@ impl Pair {
         let (table, handle) = streams(&specs, None).unwrap();
         let agent =
             Agent::new(OwnedFd::from(agent_control), OwnedFd::from(agent_channel), Setting::Host).unwrap();
-        let link = AgentLink::new(control).unwrap();
+        let link = AgentLink::new(control, Peer::Own).unwrap();
         let (unsent, turn, stdin) = (Vec::new(), Turn::Continue, Some(stdin));
         Pair { agent, link, table, handle, channel, unsent, turn, stdin, stdout, stderr }
     }
@@ -204,4 +206,65 @@ fn a_client_that_goes_away_ends_a_process_that_writes_on() {
     drop(std::mem::replace(&mut pair.stdout, empty));
     let exit = pair.exit();
     assert!(exit.signal == Some(libc::SIGPIPE) || exit.code == Some(1), "{exit:?}");
+}
+
+#[test]
+fn each_command_of_the_extended_form_is_answered_while_a_slow_one_runs() {
+    let mut pair = Pair::running("exec cat");
+    let interface = Interface { device: "eth0".into(), ..Interface::default() };
+    let route = Route { dest: "default".into(), ..Route::default() };
+    let file =
+        FileCommand { container: "c1".into(), file: "/proc/self/stat".into(), ..FileCommand::default() };
+    let (link, step) = (&mut pair.link, "call");
+    let mut ids = vec![
+        link.send(Code::SetupInterface, step, &interface).unwrap(),
+        link.send(Code::DeleteInterface, step, &interface).unwrap(),
+        link.send(Code::SetupRoute, step, &Routes { routes: vec![route] }).unwrap(),
+        link.send(Code::ReadFile, step, &file).unwrap(),
+    ];
+    for code in [Code::GetVersion, Code::Ready, Code::Ping, Code::OnlineCpuMem] {
+        ids.push(link.send_bare(code, step).unwrap());
+    }
+    link.flush().unwrap();
+    for id in ids {
+        pair.until(|pair| pair.link.reply(id)).unwrap();
+    }
+}
+
+#[test]
+fn file_is_written_and_read_back_and_an_error_has_its_text() {
+    let mut pair = Pair::running("exec cat");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a } name").to_str().unwrap().to_owned();
+    let file = FileCommand { container: "c1".into(), file: path.clone(), ..FileCommand::default() };
+    let data: Vec<u8> = (0..300_000).map(|n| n as u8).collect();
+    let written = pair.link.send_file("write", &file, &data).unwrap();
+    let read = pair.link.send(Code::ReadFile, "read", &file).unwrap();
+    pair.link.flush().unwrap();
+    pair.until(|pair| pair.link.reply(written)).unwrap();
+    assert!(pair.until(|pair| pair.link.reply(read)).unwrap() == data);
+    std::fs::remove_file(&path).unwrap();
+    let missing = pair.link.send(Code::ReadFile, "read", &file).unwrap();
+    pair.link.flush().unwrap();
+    let error = pair.until(|pair| pair.link.reply(missing)).unwrap_err().to_string();
+    assert_eq!(error, format!("read: open {path}: no such file or directory"));
+}
+
+#[test]
+fn child_in_the_background_does_not_hold_back_the_exit() {
+    let mut pair = Pair::running("sleep 1000 & echo $!; exit 5");
+    let exit = pair.exit();
+    assert_eq!(exit.code, Some(5));
+    pair.delivered(&exit);
+    let child = Pair::read(&mut pair.stdout, exit.stdout_bytes);
+    // It is not the container's any more: a host's test ends it itself.
+    assert_eq!(std::process::Command::new("kill").arg(child.trim()).status().unwrap().code(), Some(0));
+}
+
+#[test]
+fn damaged_frame_of_the_host_ends_the_agent_with_a_reason() {
+    let mut pair = Pair::new();
+    pair.link.socket.write_all(&[0, 0, 0, 12, 0, 0, 0, 7, 0, 0, 0, 9]).unwrap();
+    let fault = pair.agent.run_once(Some(Duration::from_millis(100))).unwrap_err();
+    assert_eq!(fault.text, "control channel: frame of 7 bytes is shorter than its header of 8");
 }

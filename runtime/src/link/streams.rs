@@ -9,6 +9,8 @@
 //! * Input is read from the client's descriptor only with credit, a frame at a time: the guest's buffers are a page
 //!   each, and one read for many of them costs less than the copy.
 //! * A client that goes away closes its stream: the guest hears it and the process's next write fails.
+//! * An agent of API 4244 alone knows no credit: its port is not read while any client is slow, and its input is given
+//!   credit by the main thread.
 //! * Output that cannot be written for any other reason (a full disk) is dropped, counted, and reported at the end.
 
 use std::io;
@@ -16,7 +18,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use agent_proto::command::{CREDIT_SEQ, STREAM_FRAME_MAX};
+use agent_proto::command::{CREDIT_SEQ, STREAM_FRAME_MAX, STREAM_HEADER};
 use agent_proto::stream::{Credit, CreditDecoder, Piece, StreamSplitter};
 
 pub mod descriptor;
@@ -63,6 +65,8 @@ struct Pending {
     input: Vec<u8>,
     /// Which part of `input` is left.
     left: Range<usize>,
+    /// Where the frame's data are counted once it is gone, and how many they are.
+    counted: Option<(Arc<StreamState>, usize)>,
 }
 
 impl Pending {
@@ -73,6 +77,9 @@ impl Pending {
         self.left.start += input;
         if !self.left.is_empty() {
             return input;
+        }
+        if let Some((state, bytes)) = self.counted.take() {
+            state.sent(bytes);
         }
         let credits = self.credits.len().min(buffer.len() - input);
         buffer[input..input + credits].copy_from_slice(&self.credits[..credits]);
@@ -95,6 +102,7 @@ struct Stream {
     /// The source's descriptor is registered.
     watched: bool,
     sink: Option<Sink>,
+    state: Arc<StreamState>,
 }
 
 impl Stream {
@@ -105,7 +113,8 @@ impl Stream {
             seq: spec.seq,
             source: source.map(|descriptor| Source::new(spec.seq, descriptor)),
             watched: false,
-            sink: sink.map(|descriptor| Sink::new(descriptor, state)),
+            sink: sink.map(|descriptor| Sink::new(descriptor, state.clone())),
+            state,
         })
     }
 
@@ -132,6 +141,8 @@ pub struct StreamTable {
     pending: Pending,
     /// The guest's frames make no sense any more: its bytes are dropped.
     lost: bool,
+    /// The guest speaks API 4244 alone: there is no credit.
+    base: bool,
     /// What was logged about the guest.
     complaints: u32,
     /// Called at the first byte of output.
@@ -154,6 +165,7 @@ pub fn streams(
         owed: Vec::new(),
         pending: Pending::default(),
         lost: false,
+        base: false,
         complaints: 0,
         first_output,
     };
@@ -164,6 +176,18 @@ pub fn streams(
 }
 
 impl StreamTable {
+    /// Returns the table for a guest that speaks API 4244 alone.
+    pub fn without_credit(self) -> StreamTable {
+        StreamTable { base: true, ..self }
+    }
+
+    /// Whether the guest's output is taken now. Without credit the guest sends what it has, so that it stays where it is
+    /// while any client is slow.
+    pub fn takes_output(&self) -> bool {
+        let mut sinks = self.streams.iter().flatten().filter_map(|stream| stream.sink.as_ref());
+        !self.base || sinks.all(|sink| sink.blocked().is_none())
+    }
+
     /// Registers the table's own descriptor.
     pub fn begin(&mut self, watch: &mut Watcher<'_>) -> io::Result<()> {
         watch(self.shared.wake.as_raw_fd(), WAKE, Watch::In)
@@ -173,7 +197,7 @@ impl StreamTable {
     pub fn take(&mut self, mut data: &[u8], watch: &mut Watcher<'_>) {
         while !self.lost {
             match self.splitter.split(&mut data) {
-                Ok(Some(piece)) if piece.seq == CREDIT_SEQ => self.take_credit(piece),
+                Ok(Some(piece)) if piece.seq == CREDIT_SEQ && !self.base => self.take_credit(piece),
                 Ok(Some(piece)) => self.take_output(piece, watch),
                 Ok(None) => return,
                 Err(error) => {
@@ -198,9 +222,15 @@ impl StreamTable {
                 self.owed.drain(..count);
                 continue;
             }
-            let mut sources = self.streams.iter_mut().flatten().filter_map(|stream| stream.source.as_mut());
-            let Some(source) = sources.find(|source| source.has_more()) else { return filled };
+            let mut sources = self
+                .streams
+                .iter_mut()
+                .flatten()
+                .filter_map(|stream| Some((stream.source.as_mut()?, &stream.state)));
+            let Some((source, state)) = sources.find(|(source, _)| source.has_more()) else { return filled };
             self.pending.input(|frame| source.frame(frame));
+            let bytes = self.pending.left.len().saturating_sub(STREAM_HEADER);
+            self.pending.counted = (self.base && bytes > 0).then(|| (state.clone(), bytes));
         }
     }
 
@@ -229,6 +259,13 @@ impl StreamTable {
             match order {
                 Order::Open(stream) => self.add(stream),
                 Order::Start(seq, window) => self.start(seq, window, watch),
+                Order::Give(seq, bytes) => {
+                    let stream = self.find(seq).map(|(_, stream)| stream);
+                    stream
+                        .and_then(|stream| stream.source.as_mut())
+                        .into_iter()
+                        .for_each(|source| source.give(bytes));
+                }
                 Order::Close(seq) => self.remove(seq, watch),
             }
         }
@@ -293,13 +330,18 @@ impl StreamTable {
             // It was opened before its process was asked for, and this end has not been woken since.
             self.take_orders(watch);
         }
-        let newest = self.newest;
-        let Some((index, Stream { sink: Some(sink), .. })) = self.find(piece.seq) else {
+        let (newest, base) = (self.newest, self.base);
+        let Some((index, Stream { sink: Some(sink), state, .. })) = self.find(piece.seq) else {
             if piece.seq > newest {
                 self.complain(format_args!("output of stream {}, which nobody has opened", piece.seq));
             }
             return;
         };
+        if piece.data.is_empty() {
+            // In the extended form the exit report says as much.
+            state.ended(base);
+            return;
+        }
         let watched = sink.blocked().map(Descriptor::raw);
         let taken = sink.take(piece.data);
         self.settle(index, watched, watch);
@@ -311,7 +353,7 @@ impl StreamTable {
     /// Notes the credit that a sink owes, and watches its descriptor as long as something waits for it. `watched` is
     /// the descriptor that something waited for before.
     fn settle(&mut self, index: usize, watched: Option<RawFd>, watch: &mut Watcher<'_>) {
-        let Some(Stream { seq, sink: Some(sink), .. }) = &mut self.streams[index] else { return };
+        let Some(Stream { seq, sink: Some(sink), state, .. }) = &mut self.streams[index] else { return };
         let token = token(index, SINK);
         match (watched, sink.blocked().map(Descriptor::raw)) {
             (None, Some(fd)) => {
@@ -329,6 +371,8 @@ impl StreamTable {
         }
         match sink.take_owed() {
             Owed::Nothing => {}
+            Owed::Credit(_) if self.base => {}
+            Owed::Closed if self.base => state.hung_up(),
             Owed::Credit(bytes) => {
                 // A guest that takes no input has one record of each stream waiting, however much it sends.
                 let record = self.owed.iter_mut().find(|record| record.seq == *seq && record.bytes > 0);

@@ -3,20 +3,20 @@ use proptest::prelude::*;
 use super::*;
 
 /// The agent's end of a channel, played by hand.
-struct Peer {
+struct Agent {
     socket: UnixStream,
     codec: ControlCodec,
 }
 
-impl Peer {
-    fn pair() -> (AgentLink, Peer) {
+impl Agent {
+    fn pair() -> (AgentLink, Agent) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (AgentLink::new(ours).unwrap(), Peer { socket: theirs, codec: ControlCodec::new() })
+        (AgentLink::new(ours, Peer::Own).unwrap(), Agent { socket: theirs, codec: ControlCodec::new() })
     }
 
     /// A pair after READY and EXTEND.
-    fn extended() -> (AgentLink, Peer) {
-        let (mut link, mut peer) = Peer::pair();
+    fn extended() -> (AgentLink, Agent) {
+        let (mut link, mut peer) = Agent::pair();
         peer.ready(EXTENSION_VERSION, STREAM_WINDOW);
         link.flush().unwrap();
         assert_eq!(peer.command().code, Code::Extend as u32);
@@ -58,7 +58,7 @@ impl Peer {
 
 #[test]
 fn commands_are_written_before_ready_and_their_replies_come_in_any_order() {
-    let (mut link, mut peer) = Peer::pair();
+    let (mut link, mut peer) = Agent::pair();
     let pod = link.send(Code::StartPod, "start the pod", &"pod").unwrap();
     let container = link.send(Code::NewContainer, "start the container", &"container").unwrap();
     link.flush().unwrap();
@@ -81,7 +81,7 @@ fn commands_are_written_before_ready_and_their_replies_come_in_any_order() {
 
 #[test]
 fn an_error_of_the_agent_has_its_code_and_a_harmless_text() {
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     let id = link.send_bare(Code::Ping, "ping").unwrap();
     let reply =
         ErrorReply { code: ErrorCode::NotExecutableMissing, message: "exec \x1b[2Jx: not found".into() };
@@ -94,7 +94,7 @@ fn an_error_of_the_agent_has_its_code_and_a_harmless_text() {
 
 #[test]
 fn events_queue_up_and_a_reply_that_nobody_asks_for_is_no_failure() {
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     link.notify(Code::KillContainer, "forward a signal", &"x").unwrap();
     let event = ProcessEvent { container: "c".into(), process: "init".into(), ..ProcessEvent::default() };
     peer.say(Code::ProcessAsyncEvent, 0, &serde_json::to_vec(&event).unwrap());
@@ -107,30 +107,36 @@ fn events_queue_up_and_a_reply_that_nobody_asks_for_is_no_failure() {
 
 #[test]
 fn a_peer_that_cannot_be_used_is_named() {
-    let fails = |peer: &mut Peer, link: &mut AgentLink, message: &str| {
+    let fails = |peer: &mut Agent, link: &mut AgentLink, message: &str| {
         let error = link.receive().unwrap_err().to_string();
         assert_eq!(error, message);
         let _ = peer;
     };
-    let (mut link, mut peer) = Peer::pair();
+    let needs = |offer: &str| {
+        format!(
+            "the agent offers {offer}, not API 4244 with extension 1 (--agent api-4244 runs one without, and what it \
+             cannot do is left out)"
+        )
+    };
+    let (mut link, mut peer) = Agent::pair();
     peer.socket.write_all(&[0, 0, 0, 8, 0, 0, 0, 8]).unwrap();
-    fails(&mut peer, &mut link, "the agent offers API 4244 alone, not API 4244 with extension 1");
-    let (mut link, mut peer) = Peer::pair();
+    fails(&mut peer, &mut link, &needs("API 4244 alone"));
+    let (mut link, mut peer) = Agent::pair();
     peer.ready(0, 1);
-    fails(&mut peer, &mut link, "the agent offers API 4244 with extension 0, not API 4244 with extension 1");
-    let (mut link, mut peer) = Peer::pair();
+    fails(&mut peer, &mut link, &needs("API 4244 with extension 0"));
+    let (mut link, mut peer) = Agent::pair();
     peer.ready(1, STREAM_WINDOW + 1);
     fails(&mut peer, &mut link, "the agent's control channel: READY: a window of 262145 bytes");
-    let (mut link, mut peer) = Peer::pair();
+    let (mut link, mut peer) = Agent::pair();
     peer.socket.write_all(&[0, 0, 0, 9, 0, 0, 0, 8]).unwrap();
     fails(&mut peer, &mut link, "the agent's control channel: code 9 before READY");
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     peer.say(Code::Ack, 77, b"");
     fails(&mut peer, &mut link, "the agent's control channel: a reply to command 77, which waits for none");
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     peer.say(Code::Ping, 0, b"");
     fails(&mut peer, &mut link, "the agent's control channel: code 12 is no reply and no event");
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     peer.say(Code::ProcessAsyncEvent, 0, b"{");
     assert!(link.receive().unwrap_err().to_string().contains("an event that cannot be read"));
     drop(peer);
@@ -138,18 +144,18 @@ fn a_peer_that_cannot_be_used_is_named() {
 
 #[test]
 fn a_refused_extension_and_a_closed_channel_end_the_link() {
-    let (mut link, mut peer) = Peer::pair();
+    let (mut link, mut peer) = Agent::pair();
     peer.ready(EXTENSION_VERSION, 1);
     peer.say(Code::Error, 0, b"no");
-    assert_eq!(link.receive().unwrap_err().to_string(), "EXTEND: no");
-    let (mut link, peer) = Peer::extended();
+    assert_eq!(link.receive().unwrap_err().to_string(), "agree on the protocol: no");
+    let (mut link, peer) = Agent::extended();
     drop(peer);
     assert!(matches!(link.receive(), Err(LinkError::Channel { step: "read", .. })));
 }
 
 #[test]
 fn a_command_that_the_channel_does_not_take_at_once_goes_out_in_the_end() {
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     let long = "x".repeat(3 << 20);
     link.send(Code::NewContainer, "start the container", &long).unwrap();
     link.flush().unwrap();
@@ -170,7 +176,7 @@ fn a_command_that_the_channel_does_not_take_at_once_goes_out_in_the_end() {
 
 #[test]
 fn commands_without_replies_and_events_without_readers_are_bounded() {
-    let (mut link, mut peer) = Peer::extended();
+    let (mut link, mut peer) = Agent::extended();
     for _ in 0..OUTSTANDING_MAX {
         link.send_bare(Code::Ping, "ping").unwrap();
     }
@@ -190,7 +196,7 @@ proptest! {
         frames in prop::collection::vec((0u32..30, 0u32..4, ".{0,40}"), 0..20),
         ready: bool,
     ) {
-        let (mut link, mut peer) = if ready { Peer::extended() } else { Peer::pair() };
+        let (mut link, mut peer) = if ready { Agent::extended() } else { Agent::pair() };
         link.send_bare(Code::Ping, "ping").unwrap();
         for (code, id, text) in frames {
             let mut out = Vec::new();

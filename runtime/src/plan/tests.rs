@@ -173,3 +173,37 @@ fn clocks_of_a_time_namespace() {
     let message = r#"config.json linux.timeOffsets: "realtime" is no clock that has one"#;
     assert_eq!(offsets(time(), other).unwrap_err(), message);
 }
+
+#[test]
+fn api_4244_gets_its_own_words_alone_and_the_rest_is_named() {
+    let config = RunConfig { peer: Peer::Base, ..config() };
+    let change = |json: &mut serde_json::Value| {
+        let mounts = json["mounts"].as_array_mut().unwrap();
+        mounts.push(
+            serde_json::json!({"destination": "/data", "type": "bind", "source": "/d", "options": ["ro"]}),
+        );
+        mounts.push(serde_json::json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"}));
+    };
+    let mut plan = plan_with(change, &config, Some(ConsoleSize { height: 24, width: 80 })).unwrap();
+    let json = serde_json::to_string(&(&plan.pod, &plan.container)).unwrap();
+    for word in ["oci", "shareType", "rlimits", "rows", "columns", "accounting"] {
+        assert!(!json.contains(&format!("\"{word}\"")), "{word} in {json}");
+    }
+    let bound = payload::FsMap {
+        source: "c1/mounts/0".into(),
+        path: "/data".into(),
+        read_only: true,
+        docker_volume: false,
+    };
+    assert_eq!(plan.container.fsmap, [bound]);
+    assert!(plan.container.read_only);
+
+    plan = plan_with(change, &self::config(), None).unwrap();
+    let left_out = base::reduce(&mut plan).unwrap();
+    for name in
+        ["the tmpfs at /scratch", "capabilities", "namespaces", "noNewPrivileges", "rlimits", "maskedPaths"]
+    {
+        assert!(left_out.iter().any(|left| left == name), "{name} in {left_out:?}");
+    }
+    assert!(!left_out.iter().any(|left| left.contains("/proc") || left == "hostname" || left == "umask"));
+}

@@ -17,6 +17,7 @@ use crate::config::RunConfig;
 use crate::console;
 use crate::exit::{self, CodedError};
 use crate::image::Images;
+use crate::link::Peer;
 use crate::link::streams::streams;
 use crate::pod::output::Outputs;
 use crate::pod::plan::{ContainerPlan, PodPlan};
@@ -49,6 +50,11 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
     if config.marks.is_some() {
         anyhow::bail!("--marks: the timeline is of one container's boot, and a pod has none");
+    }
+    if config.peer == Peer::Base {
+        anyhow::bail!(
+            "--agent api-4244: a pod's containers are paused, counted and restarted by the extension"
+        );
     }
     let file = podfile::read(&args.podfile)?;
     let path = args.podfile.canonicalize().with_context(|| format!("open {}", args.podfile.display()))?;

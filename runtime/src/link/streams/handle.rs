@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use agent_proto::FrameError;
@@ -36,6 +36,12 @@ pub struct StreamState {
     target: AtomicU64,
     /// The error that ended delivery; 0 for none.
     error: AtomicI32,
+    /// Bytes of input that went to the guest; counted where there is no credit.
+    sent: AtomicU64,
+    /// The guest has ended the stream.
+    ended: AtomicBool,
+    /// The client is gone, and the guest cannot be told.
+    hung_up: AtomicBool,
     /// Wakes the main thread.
     notify: Arc<File>,
 }
@@ -47,6 +53,9 @@ impl StreamState {
             delivered: AtomicU64::new(0),
             target: AtomicU64::new(u64::MAX),
             error: AtomicI32::new(0),
+            sent: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            hung_up: AtomicBool::new(false),
             notify,
         }
     }
@@ -62,6 +71,26 @@ impl StreamState {
         if before < target && before + bytes as u64 >= target {
             wake(&self.notify);
         }
+    }
+
+    /// Counts input, and wakes the main thread, which finds out when it is taken.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::SeqCst);
+        wake(&self.notify);
+    }
+
+    /// Takes note of the stream's end, and wakes the main thread if nothing else tells it.
+    pub(super) fn ended(&self, tell: bool) {
+        self.ended.store(true, Ordering::SeqCst);
+        if tell {
+            wake(&self.notify);
+        }
+    }
+
+    /// Takes note that the client is gone, and wakes the main thread, which has to tell the process.
+    pub(super) fn hung_up(&self) {
+        self.hung_up.store(true, Ordering::SeqCst);
+        wake(&self.notify);
     }
 
     pub(super) fn failed(&self, number: i32) {
@@ -86,6 +115,8 @@ pub(super) enum Order {
     Open(Stream),
     /// The process is there: its stream's source may be read, with this window.
     Start(u64, u32),
+    /// So many bytes of the stream's input have been taken.
+    Give(u64, u32),
     /// Nothing more of this stream is wanted.
     Close(u64),
 }
@@ -95,6 +126,7 @@ pub(super) struct Shared {
     pub(super) orders: Mutex<Vec<Order>>,
     pub(super) wake: File,
     notify: Arc<File>,
+    /// Why nothing more comes.
     lost: OnceLock<FrameError>,
 }
 
@@ -172,6 +204,36 @@ impl StreamHandle {
         wake(&self.shared.wake);
     }
 
+    /// Says that `bytes` more of stream `seq`'s input have been taken, where the guest does not say so itself.
+    pub fn give(&self, seq: u64, bytes: u32) {
+        self.order(Order::Give(seq, bytes));
+        wake(&self.shared.wake);
+    }
+
+    /// Bytes of stream `seq`'s input that went to the guest, where it gives no credit.
+    pub fn sent(&self, seq: u64) -> u64 {
+        self.state(seq).map_or(0, |state| state.sent.load(Ordering::SeqCst))
+    }
+
+    /// Bytes that came of stream `seq`.
+    pub fn received(&self, seq: u64) -> u64 {
+        self.state(seq).map_or(0, |state| state.received.load(Ordering::SeqCst))
+    }
+
+    /// Whether the guest has ended stream `seq`.
+    pub fn is_ended(&self, seq: u64) -> bool {
+        self.state(seq).is_none_or(|state| state.ended.load(Ordering::SeqCst))
+    }
+
+    /// Whether stream `seq`'s client is gone, where the guest cannot be told.
+    pub fn is_hung_up(&self, seq: u64) -> bool {
+        self.state(seq).is_some_and(|state| state.hung_up.load(Ordering::SeqCst))
+    }
+
+    fn state(&self, seq: u64) -> Option<&StreamState> {
+        self.states.iter().find(|(known, _)| *known == seq).map(|(_, state)| &**state)
+    }
+
     /// Lets go of stream `seq`: its descriptors are closed, what its client has not taken is dropped.
     pub fn close(&mut self, seq: u64) {
         self.states.retain(|(known, _)| *known != seq);
@@ -185,9 +247,7 @@ impl StreamHandle {
 
     /// Says whether `total` bytes of stream `seq` have reached the client, and asks for a notification when they do.
     pub fn delivery(&self, seq: u64, total: u64) -> Delivery {
-        let Some((_, state)) = self.states.iter().find(|(known, _)| *known == seq) else {
-            return Delivery::Done;
-        };
+        let Some(state) = self.state(seq) else { return Delivery::Done };
         // The target is set before the count is read, and the table counts before it reads the target, so that one
         // of the two sees the other.
         state.target.store(total, Ordering::SeqCst);
@@ -202,8 +262,7 @@ impl StreamHandle {
 
     /// The error that kept stream `seq`'s output from its client; a client that went away is none.
     pub fn error(&self, seq: u64) -> Option<io::Error> {
-        let (_, state) = self.states.iter().find(|(known, _)| *known == seq)?;
-        match state.error.load(Ordering::SeqCst) {
+        match self.state(seq)?.error.load(Ordering::SeqCst) {
             0 => None,
             number => Some(io::Error::from_raw_os_error(number)),
         }

@@ -27,6 +27,10 @@ impl PortBackend for StreamTable {
         self.take(data, &mut |fd, token, what| watch(events, fd, token, what));
     }
 
+    fn takes_output(&self) -> bool {
+        StreamTable::takes_output(self)
+    }
+
     fn input(&mut self, buffer: &mut [u8]) -> usize {
         self.fill(buffer)
     }

@@ -48,7 +48,7 @@ impl Rig {
         }
         let (table, handle) = streams(&[], None).unwrap();
         let agent = Agent::new(agent_control.into(), agent_channel.into(), Setting::Host).unwrap();
-        let mut link = AgentLink::new(control).unwrap();
+        let mut link = AgentLink::new(control, crate::link::Peer::Own).unwrap();
         link.notify(Code::StartPod, "start the pod", &Pod::default()).unwrap();
         Rig {
             agent,
