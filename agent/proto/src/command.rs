@@ -17,6 +17,16 @@
 //! of its own; stdin's empty frame, from the host, closes the process's stdin (on a terminal it types the
 //! end-of-file character).
 //!
+//! The base form is API 4244's own, for a host without EXTEND or an agent with a bare READY. Control frames have no id and
+//! replies come in the order of the commands, so that the agent begins none while a reply is owed. The agent answers each
+//! read of the control channel with NEXT and the number of bytes it took; the host has at most 512 bytes on their way that
+//! NEXT has not told of. ERROR has no payload, but for KILLCONTAINER's short text and its NUL. Streams have no credit: who
+//! cannot take more does not read the channel. An empty frame from the host closes stdin; one from the agent on stdio's
+//! stream ends stdout and stderr together, and stderr's has no end of its own. The exit report has the exit code alone (0
+//! where a signal ended the process), comes when everything that holds the process's output has closed it, and travels on
+//! another channel than the end of the output: the host waits for both. A program that cannot be executed has run and ended
+//! with 125, 126 or 127.
+//!
 //! In the extended form a process's exit is reported once its output is drained: until every writer has closed it, or,
 //! when a background child still holds it open after the process has ended, until what was in it by then is taken. The
 //! exit event is sent after the last byte of output, and says how many bytes each stream carried.
