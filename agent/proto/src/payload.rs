@@ -6,6 +6,8 @@
 //! version says which keys there are, and a container must not run without a restriction that its host believes in.
 
 mod filter;
+pub mod network;
+mod object;
 mod oci;
 pub mod usage;
 
@@ -16,11 +18,9 @@ use alloc::vec::Vec;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub mod network;
-
-pub use network::{Interface, IpAddress, Route, Routes};
-
 pub use filter::{FILTER_MAX, Filter, Program, instruction};
+pub use network::{Interface, IpAddress, Route, Routes};
+use object::object;
 pub use oci::{
     Capabilities, Device, IdMap, IdMaps, Mount, Namespace, OciContainer, OciProcess, POD_SHM, Scheduler,
 };
@@ -74,8 +74,8 @@ pub enum ErrorCode {
 }
 
 /// STARTPOD.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Pod {
     /// The pod's host name.
     pub hostname: String,
@@ -114,9 +114,24 @@ pub struct Pod {
     pub accounting: bool,
 }
 
+object!(Pod, Ignored, {
+    "hostname": hostname,
+    "dns": dns,
+    "dnsSearch": dns_search,
+    "dnsOptions": dns_options,
+    "shareDir": share_dir,
+    "shareType": share_type,
+    "interfaces": interfaces,
+    "routes": routes,
+    "containers": containers,
+    "portmappingWhiteLists": portmapping_white_lists,
+    "restartPolicy": restart_policy,
+    "accounting": accounting,
+});
+
 /// NEWCONTAINER.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Container {
     /// The container's name, unique in the pod.
     pub id: String,
@@ -156,9 +171,26 @@ pub struct Container {
     pub oci: Option<OciContainer>,
 }
 
+object!(Container, Ignored, {
+    "id": id,
+    "rootfs": rootfs,
+    "image": image,
+    "fsmap": fsmap,
+    "addr": addr,
+    "fstype": fstype,
+    "volumes": volumes,
+    "ports": ports,
+    "sysctl": sysctl,
+    "process": process,
+    "restartPolicy": restart_policy,
+    "initialize": initialize,
+    "readOnly": read_only,
+    "oci": oci,
+});
+
 /// A file or directory of the share that is bound into a container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FsMap {
     /// Path in the share.
     pub source: String,
@@ -171,6 +203,13 @@ pub struct FsMap {
     pub docker_volume: bool,
 }
 
+object!(FsMap, Ignored, {
+    "source": source,
+    "path": path,
+    "readOnly": read_only,
+    "dockerVolume": docker_volume,
+});
+
 /// Something of which it only matters that it is there: it is refused whatever it says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Present;
@@ -182,8 +221,8 @@ impl<'de> Deserialize<'de> for Present {
 }
 
 /// A process: NEWCONTAINER's first and EXECCMD's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Name, unique in the container.
     pub id: String,
@@ -222,8 +261,25 @@ pub struct Process {
     pub oci: Option<OciProcess>,
 }
 
+object!(Process, Ignored, {
+    "id": id,
+    "user": user,
+    "group": group,
+    "additionalGroups": additional_groups,
+    "terminal": terminal,
+    "stdio": stdio,
+    "stderr": stderr,
+    "args": args,
+    "envs": envs,
+    "workdir": workdir,
+    "rlimits": rlimits,
+    "rows": rows,
+    "columns": columns,
+    "oci": oci,
+});
+
 /// An environment variable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Env {
     /// Name.
     pub env: String,
@@ -231,8 +287,13 @@ pub struct Env {
     pub value: String,
 }
 
+object!(Env, Ignored, {
+    "env": env,
+    "value": value,
+});
+
 /// A resource limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
@@ -242,6 +303,12 @@ pub struct Rlimit {
     /// The limit in force.
     pub soft: u64,
 }
+
+object!(Rlimit, Ignored, {
+    "type": kind,
+    "hard": hard,
+    "soft": soft,
+});
 
 /// EXECCMD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,11 +3,13 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+
+use super::object::object;
 
 /// SETUPINTERFACE, DELETEINTERFACE, and one of STARTPOD's interfaces.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Interface {
     /// The interface's name; may be empty where `mac_addr` says which one it is.
     pub device: String,
@@ -31,9 +33,19 @@ pub struct Interface {
     pub net_mask: String,
 }
 
+object!(Interface, Ignored, {
+    "device": device,
+    "newDeviceName": new_device_name,
+    "ipAddresses": ip_addresses,
+    "mtu": mtu,
+    "macAddr": mac_addr,
+    "ipAddress": ip_address,
+    "netMask": net_mask,
+});
+
 /// An address of an interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct IpAddress {
     /// IPv4 or IPv6; with a leading `-` it is taken away.
     pub ip_address: String,
@@ -41,17 +53,24 @@ pub struct IpAddress {
     pub net_mask: String,
 }
 
+object!(IpAddress, Ignored, {
+    "ipAddress": ip_address,
+    "netMask": net_mask,
+});
+
 /// SETUPROUTE.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Routes {
     /// The routes, in the order in which they are made.
     pub routes: Vec<Route>,
 }
 
+object!(Routes, Ignored, {
+    "routes": routes,
+});
+
 /// One route.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Route {
     /// `default`, `any`, `all`, an address, or a network as `address/bits`.
     pub dest: String,
@@ -62,3 +81,9 @@ pub struct Route {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub device: String,
 }
+
+object!(Route, Ignored, {
+    "dest": dest,
+    "gateway": gateway,
+    "device": device,
+});

@@ -6,11 +6,13 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use super::object::object;
+
 use super::filter::Filter;
 
 /// What an OCI container has above API 4244's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OciContainer {
     /// The container's own namespaces; what is not here is the pod's. A mount namespace there is always.
     pub namespaces: Vec<Namespace>,
@@ -41,9 +43,22 @@ pub struct OciContainer {
     pub root_propagation: u64,
 }
 
+object!(OciContainer, Refused, {
+    "namespaces": namespaces,
+    "hostname": hostname,
+    "domainname": domainname,
+    "mounts": mounts,
+    "maskedPaths": masked_paths,
+    "readonlyPaths": readonly_paths,
+    "devices": devices,
+    "cgroup": cgroup,
+    "userNamespace": user_namespace,
+    "timeOffsets": time_offsets,
+    "rootPropagation": root_propagation,
+});
+
 /// What the users and groups of a user namespace are outside of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IdMaps {
     /// Users.
     pub users: Vec<IdMap>,
@@ -51,9 +66,13 @@ pub struct IdMaps {
     pub groups: Vec<IdMap>,
 }
 
+object!(IdMaps, Refused, {
+    "users": users,
+    "groups": groups,
+});
+
 /// A range of ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IdMap {
     /// The first inside.
     pub inside: u32,
@@ -62,6 +81,12 @@ pub struct IdMap {
     /// How many.
     pub size: u32,
 }
+
+object!(IdMap, Refused, {
+    "inside": inside,
+    "outside": outside,
+    "size": size,
+});
 
 impl IdMap {
     /// Returns what `id` of the inside is outside, by the first range that has it.
@@ -93,8 +118,8 @@ pub enum Namespace {
 pub const POD_SHM: &str = "podshm";
 
 /// One mount of an OCI container, its options already turned into mount(2)'s arguments.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: String,
@@ -122,9 +147,21 @@ pub struct Mount {
     pub data: String,
 }
 
+object!(Mount, Refused, {
+    "destination": destination,
+    "type": kind,
+    "source": source,
+    "flags": flags,
+    "propagation": propagation,
+    "recursiveSet": recursive_set,
+    "recursiveClear": recursive_clear,
+    "copyUp": copy_up,
+    "data": data,
+});
+
 /// A device node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Device {
     /// Absolute path in the container.
     pub path: String,
@@ -140,9 +177,18 @@ pub struct Device {
     pub gid: u32,
 }
 
+object!(Device, Refused, {
+    "path": path,
+    "mode": mode,
+    "major": major,
+    "minor": minor,
+    "uid": uid,
+    "gid": gid,
+});
+
 /// What an OCI process has above API 4244's. With it the environment is exactly the given one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OciProcess {
     /// Capability sets, one bit each as in capability.h; `None` keeps them all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,9 +215,19 @@ pub struct OciProcess {
     pub seccomp: Option<Filter>,
 }
 
+object!(OciProcess, Refused, {
+    "capabilities": capabilities,
+    "noNewPrivileges": no_new_privileges,
+    "umask": umask,
+    "oomScoreAdj": oom_score_adj,
+    "scheduler": scheduler,
+    "ioPriority": io_priority,
+    "personality": personality,
+    "seccomp": seccomp,
+});
+
 /// sched_setattr(2)'s argument.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Scheduler {
     /// SCHED_*.
     pub policy: u32,
@@ -189,9 +245,19 @@ pub struct Scheduler {
     pub period: u64,
 }
 
+object!(Scheduler, Refused, {
+    "policy": policy,
+    "flags": flags,
+    "nice": nice,
+    "priority": priority,
+    "runtime": runtime,
+    "deadline": deadline,
+    "period": period,
+});
+
 /// The five capability sets as bit masks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Capabilities {
     /// Limits what execve can give.
     pub bounding: u64,
@@ -204,6 +270,14 @@ pub struct Capabilities {
     /// Kept over execve of a plain file.
     pub ambient: u64,
 }
+
+object!(Capabilities, Refused, {
+    "bounding": bounding,
+    "effective": effective,
+    "inheritable": inheritable,
+    "permitted": permitted,
+    "ambient": ambient,
+});
 
 fn is_zero(value: &u64) -> bool {
     *value == 0
