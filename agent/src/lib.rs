@@ -4,7 +4,7 @@
 //! their streams, tells of their ends. One thread, one loop ([`agent`]), no globals, nothing allocated that the host could
 //! size without a named maximum.
 //!
-//! What it does not do: resource limits of containers (the machine is the limit), seccomp, port mapping, block devices.
+//! What it does not do: port mapping and block devices, which are refused by name.
 //!
 //! Reading order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; beside them
 //! [`network`], [`files`], [`hotplug`], [`usage`]. The library knows nothing of being process 1 but in [`boot`], so that
