@@ -156,9 +156,10 @@ impl Plan {
 
 /// The words that every boot has, each earning its place:
 /// no modules and no legacy probing, the TSC trusted without a calibration, no crypto self-tests, the CPU's random
-/// numbers trusted so that nobody waits for entropy, a panic that resets at once by a way that this machine has.
+/// numbers trusted so that nobody waits for entropy, no 64 MiB set aside above 4 GiB for devices that cannot reach
+/// there, a panic that resets at once by a way that this machine has.
 const CMDLINE: &str = "reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check cryptomgr.notests \
-                       random.trust_cpu=on rdinit=/init";
+                       random.trust_cpu=on swiotlb=noforce rdinit=/init";
 
 fn cmdline(config: &RunConfig) -> String {
     let mut words = Vec::new();
