@@ -48,7 +48,7 @@ fn shown(samples: &[(&str, f64)]) -> String {
 }
 
 fn report(series: &Series) -> Value {
-    let rows = series.iter().map(|(name, values)| json!({"name": name, "ms": values}));
+    let rows = series.iter().map(|(name, values)| json!({"name": name, "samples": values}));
     json!({"series": rows.collect::<Vec<_>>()})
 }
 

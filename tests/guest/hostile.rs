@@ -100,6 +100,14 @@ impl Peer {
                 let exit = Exit { code: Some(0), stdout_bytes: u64::MAX, ..Exit::default() };
                 self.frame(Code::ProcessAsyncEvent, 0, &event(&container, exit));
             }
+            // No worse than a mirror: what the bench of round trips compares the agent with.
+            "echo" => {
+                let mut buffer = [0; 4096];
+                loop {
+                    let count = self.streams.read(&mut buffer).expect("read the stream port");
+                    self.streams.write_all(&buffer[..count]).expect("write to the stream port");
+                }
+            }
             other => panic!("no scenario {other:?}"),
         }
     }

@@ -13,14 +13,18 @@ use crate::{apt, bundle, kernel, newc, program};
 
 mod plot;
 mod series;
+mod streams;
 
 use series::Series;
+use streams::StreamsArgs;
 
 /// What to measure.
 #[derive(Subcommand)]
 pub enum Bench {
     /// Cold boots, beside QEMU's microvm machine and runc
     Boot(BootArgs),
+    /// Bytes, messages and further processes, beside pipes and runc
+    Streams(StreamsArgs),
 }
 
 /// How to measure boots.
@@ -45,6 +49,7 @@ enum ClockArg {
 pub fn bench(which: &Bench) -> anyhow::Result<()> {
     match which {
         Bench::Boot(args) => boot(args),
+        Bench::Streams(args) => streams::streams(args),
     }
 }
 
@@ -90,19 +95,21 @@ fn boot(args: &BootArgs) -> anyhow::Result<()> {
     keep(&series, unit, args)
 }
 
-/// Writes the samples as JSON and the medians as a plot into the target folder.
+/// Writes the samples as JSON and the medians as a plot.
 fn keep(series: &[Series], unit: &str, args: &BootArgs) -> anyhow::Result<()> {
+    let name = format!("boot-{:?}", args.clock).to_lowercase();
+    write_report(&format!("{name}.json"), &series::json(series, unit).to_string())?;
+    write_report(&format!("{name}.svg"), &plot::bars(series, unit))
+}
+
+/// Writes one of a bench's files into the target folder, and says where.
+fn write_report(name: &str, text: &str) -> anyhow::Result<()> {
     let dir = program::target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    let name = format!("boot-{:?}", args.clock).to_lowercase();
-    let write = |ending: &str, text: &str| {
-        let path = dir.join(format!("{name}.{ending}"));
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        println!("{}", path.display());
-        anyhow::Ok(())
-    };
-    write("json", &series::json(series, unit).to_string())?;
-    write("svg", &plot::bars(series, unit))
+    let path = dir.join(name);
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
 }
 
 /// An initramfs whose init says one line and resets, for the other machine monitors.

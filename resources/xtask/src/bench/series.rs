@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 pub struct Series {
     /// `contender: milestone`.
     pub name: String,
-    /// The samples, sorted, in milliseconds or millions of instructions.
+    /// The samples, sorted.
     samples: Vec<f64>,
 }
 
@@ -36,14 +36,14 @@ impl Series {
     }
 }
 
-/// Reads the bench's report: `{"series": [{"name", "ms": [..]}]}`.
+/// Reads a bench's report: `{"series": [{"name", "samples": [..]}]}`.
 pub fn read(report: &Value) -> anyhow::Result<Vec<Series>> {
     let rows = report["series"].as_array().context("the report has no series")?;
     rows.iter()
         .map(|row| {
             let name = row["name"].as_str().context("a series has no name")?;
             let samples: Option<Vec<f64>> =
-                row["ms"].as_array().map(|all| all.iter().filter_map(Value::as_f64).collect());
+                row["samples"].as_array().map(|all| all.iter().filter_map(Value::as_f64).collect());
             let samples =
                 samples.filter(|s| !s.is_empty()).with_context(|| format!("{name} has no samples"))?;
             Ok(Series::new(name, samples))
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn a_report_without_samples_is_refused() {
-        assert!(read(&json!({"series": [{"name": "a", "ms": []}]})).is_err());
+        assert!(read(&json!({"series": [{"name": "a", "samples": []}]})).is_err());
         assert!(read(&json!({})).is_err());
-        assert_eq!(read(&json!({"series": [{"name": "a", "ms": [1.5]}]})).unwrap()[0].median(), 1.5);
+        assert_eq!(read(&json!({"series": [{"name": "a", "samples": [1.5]}]})).unwrap()[0].median(), 1.5);
     }
 }

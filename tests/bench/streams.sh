@@ -1,0 +1,12 @@
+#!/bin/bash
+# streams.sh BENCH ROUND_TRIPS VMM BUNDLE KERNEL AGENT ECHO MIB RUNS COUNT: runs the two benches of the link to the agent, and
+# prints the report of each on a line.
+set -euo pipefail
+bench=$1 round_trips=$2 vmm=$3 bundle=$4 kernel=$5 agent=$6 echo=$7 mib=$8 runs=$9 count=${10}
+dir=$(mktemp -d /dev/shm/streams.XXXXXX)
+trap 'rm -rf "$dir"' EXIT
+cp "$vmm" "$dir/vmm"
+cp -a "$bundle" "$dir/bundle"
+mkdir "$dir/work"
+"$round_trips" "$kernel" "$agent" "$echo" "$dir/bundle/rootfs" "$count"
+"$bench" "$dir/vmm" "$dir/bundle" "$dir/work" "$mib" "$runs"
