@@ -39,6 +39,8 @@ const MULTIPORT: u64 = 1 << 1;
 pub const MAX_PORTS: usize = 64;
 
 const PORT_QUEUE_SIZE: u16 = 16;
+/// The last port's queues: the one that carries much. Linux's driver gives its receive queue a page for each place.
+const LAST_PORT_QUEUE_SIZE: u16 = 64;
 const CONTROL_RECEIVE_SIZE: u16 = 16;
 /// Linux's driver sends one control message and waits for it.
 const CONTROL_TRANSMIT_SIZE: u16 = 4;
@@ -76,6 +78,7 @@ impl Console {
 impl VirtioDevice for Console {
     fn info(&self) -> DeviceInfo {
         let mut queue_sizes = vec![PORT_QUEUE_SIZE; 2 * (self.port_count + 1)];
+        queue_sizes.iter_mut().rev().take(2).for_each(|size| *size = LAST_PORT_QUEUE_SIZE);
         queue_sizes[CONTROL_QUEUE] = CONTROL_RECEIVE_SIZE;
         queue_sizes[CONTROL_QUEUE + 1] = CONTROL_TRANSMIT_SIZE;
         DeviceInfo { device_id: VIRTIO_ID_CONSOLE, features: MULTIPORT, queue_sizes }
@@ -89,6 +92,7 @@ impl VirtioDevice for Console {
         for queue in activation.queues.iter_mut().step_by(2) {
             // Linux's driver fills the receive queues first: no kick is needed before there is something to receive.
             queue.quiet();
+            queue.kick_in_batches();
         }
         let ports = self.ports.take().ok_or_else(|| io::Error::other("a console's ports start only once"))?;
         self.events.add(Box::new(Handler::new(ports, activation)))

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -131,12 +131,16 @@ pub struct VirtQueue {
     queue: Queue,
     links: QueueLinks,
     faults: u64,
+    /// The driver is asked for kicks in batches.
+    batched: bool,
+    /// The most requests that waited at once.
+    capacity: u16,
 }
 
 impl VirtQueue {
     /// Returns the device's queue number `index`. One that is not ready never has a request.
     pub fn new(index: u16, queue: Queue, links: QueueLinks) -> VirtQueue {
-        VirtQueue { index, queue, links, faults: 0 }
+        VirtQueue { index, queue, links, faults: 0, batched: false, capacity: 0 }
     }
 
     /// The driver's notification, to register in a poller (level-triggered) and to drain with [`Self::take_kick`].
@@ -168,10 +172,8 @@ impl VirtQueue {
         }
         let memory = &self.links.memory;
         let result = if self.queue.event_idx_enabled() {
-            // VIRTIO 1.2, 2.7.10: the driver kicks when its index passes avail_event, which this one has passed.
-            let at = self.queue.used_ring() + 4 + 8 * u64::from(self.queue.size());
-            let event = self.queue.next_avail().wrapping_sub(1).to_le();
-            memory.store(event, GuestAddress(at), Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)
+            // One that it has passed already.
+            set_avail_event(&self.queue, memory, u16::MAX)
         } else {
             self.queue.disable_notification(memory)
         };
@@ -179,6 +181,13 @@ impl VirtQueue {
             // Serving the queue meets the same error and gives the queue up.
             self.links.interrupt.fault(format_args!("queue {}: {error}", self.index));
         }
+    }
+
+    /// When the queue has been served empty, asks for the next kick only after half as many requests as have ever waited at
+    /// once. For buffers that the driver adds again as soon as it has read them: with a kick for each, a large transfer
+    /// would go on buffer by buffer. Takes effect with VIRTIO_F_EVENT_IDX alone, which has a way to say it.
+    pub fn kick_in_batches(&mut self) {
+        self.batched = self.queue.event_idx_enabled();
     }
 
     /// How many malformed requests there were.
@@ -224,15 +233,20 @@ impl VirtQueue {
         &mut self,
         mut op: impl FnMut(&GuestMemoryMmap, Chain) -> io::Result<Served>,
     ) -> Result<bool, virtio_queue::Error> {
-        let VirtQueue { index, queue, links, faults } = self;
+        let VirtQueue { index, queue, links, faults, batched, capacity } = self;
         let memory = &links.memory;
         // Four times round the ring is as much as an honest driver adds while the device works.
         let mut budget = 4 * u32::from(queue.size());
         let mut untold = false;
+        if *batched {
+            let waiting = queue.avail_idx(memory, Ordering::Relaxed)?.0.wrapping_sub(queue.next_avail());
+            *capacity = waiting.min(queue.size()).max(*capacity);
+        }
         queue.disable_notification(memory)?;
         loop {
             let Some(chain) = next_chain(queue, memory)? else {
-                if queue.enable_notification(memory)? {
+                let batch = if *batched { (*capacity / 2).max(1) } else { 1 };
+                if ask_for_kick(queue, memory, batch)? {
                     queue.disable_notification(memory)?;
                     continue;
                 }
@@ -277,6 +291,30 @@ impl VirtQueue {
             }
         }
     }
+}
+
+/// Asks for a kick once `batch` more requests are there. Returns whether there is one already.
+fn ask_for_kick(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    batch: u16,
+) -> Result<bool, virtio_queue::Error> {
+    let there = queue.enable_notification(memory)?;
+    if there || batch <= 1 {
+        return Ok(there);
+    }
+    set_avail_event(queue, memory, batch - 1)?;
+    // Requests that came before the driver could see it had no kick.
+    fence(Ordering::SeqCst);
+    Ok(queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail())
+}
+
+/// Sets avail_event to the request that comes after so many more: the driver kicks when its index passes it (VIRTIO 1.2,
+/// 2.7.10).
+fn set_avail_event(queue: &Queue, memory: &GuestMemoryMmap, more: u16) -> Result<(), virtio_queue::Error> {
+    let at = queue.used_ring() + 4 + 8 * u64::from(queue.size());
+    let event = queue.next_avail().wrapping_add(more).to_le();
+    memory.store(event, GuestAddress(at), Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)
 }
 
 /// Interrupts if the driver wants to know of the requests completed since it was last told.

@@ -13,8 +13,8 @@ use crate::Interrupt;
 use crate::virtio::Activation;
 use crate::virtio::queue::{QueueError, Reader, Served, VirtQueue, Writer};
 
-/// How many bytes go to or come from a backend in one call.
-const SCRATCH_LEN: usize = 64 * 1024;
+/// How many bytes go to or come from a backend in one call: what a pipe holds, with something before it.
+const SCRATCH_LEN: usize = 68 * 1024;
 /// The longest request of a transmit queue. Linux writes at most 32 KiB, and splices at most a pipe.
 const MAX_OUTPUT: usize = 16 * 1024 * 1024;
 

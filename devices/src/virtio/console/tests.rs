@@ -149,7 +149,7 @@ fn the_configuration_says_how_many_ports() {
     let events = Loop::new();
     let ports = (0..3).map(|_| Port { name: None, backend: Box::new(Fake::default()) }).collect();
     let console = Console::new(events.handle(), ports);
-    assert_eq!(console.info().queue_sizes, [16, 16, 16, 4, 16, 16, 16, 16]);
+    assert_eq!(console.info().queue_sizes, [16, 16, 16, 4, 16, 16, 64, 64]);
     let mut config = [0xff; 14];
     console.read_config(0, &mut config);
     assert_eq!(config, [0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);

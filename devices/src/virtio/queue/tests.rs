@@ -320,6 +320,32 @@ fn a_quiet_queue_wants_no_kick_until_it_has_been_empty() {
 }
 
 #[test]
+fn kicks_in_batches_come_after_half_of_what_the_driver_had() {
+    let (_, mut queue, mut ring) = ring(true);
+    queue.kick_in_batches();
+    ring.fill(8);
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    // The index that a kick is wanted for is the last one of the batch.
+    assert_eq!(ring.kick_wanted_at(), SIZE + SIZE / 2 - 1);
+    assert_eq!(ring.completed().len(), usize::from(SIZE));
+    // A request that is there all the same is not waited for, and does not make the batch smaller.
+    ring.send(b"1");
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert_eq!((ring.kick_wanted_at(), ring.completed().len()), (SIZE + SIZE / 2, 1));
+
+    let (_, mut queue, mut single) = self::ring(true);
+    queue.kick_in_batches();
+    single.send(b"1");
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert_eq!(single.kick_wanted_at(), 1, "a driver with one buffer kicks for it");
+    let (_, mut queue, mut plain) = self::ring(false);
+    queue.kick_in_batches();
+    plain.fill(8);
+    queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert_eq!(plain.used_flags(), 0);
+}
+
+#[test]
 fn a_request_that_comes_while_the_device_works_is_served() {
     let (_, mut queue, mut ring) = ring(true);
     ring.send(b"1");
