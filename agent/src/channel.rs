@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::fault::{Fault, Step};
+use crate::relay::Relay;
 use crate::sys;
 
 /// Bytes of the control channel that are read at a time.
@@ -40,6 +41,8 @@ pub struct Port {
     fd: OwnedFd,
     readable: bool,
     writable: bool,
+    /// A large frame, which goes before `out`.
+    relay: Option<Relay>,
     out: Vec<u8>,
     sent: usize,
 }
@@ -47,7 +50,7 @@ pub struct Port {
 impl Port {
     /// Returns a port over a non-blocking descriptor.
     pub fn new(fd: OwnedFd) -> Port {
-        Port { fd, readable: true, writable: true, out: Vec::new(), sent: 0 }
+        Port { fd, readable: true, writable: true, relay: None, out: Vec::new(), sent: 0 }
     }
 
     /// Takes note of an event.
@@ -85,23 +88,44 @@ impl Port {
 
     /// Returns the number of bytes that wait to be sent.
     pub fn unsent(&self) -> usize {
-        self.out.len() - self.sent
+        self.out.len() - self.sent + self.relay.as_ref().map_or(0, Relay::left)
+    }
+
+    /// Queues a frame of at most `max` bytes that the pipe `from` has, without copying them; returns their number. Nothing
+    /// may be queued before it.
+    pub fn relay(&mut self, seq: u64, from: &OwnedFd, max: usize) -> rustix::io::Result<usize> {
+        let relay = match &mut self.relay {
+            Some(relay) => relay,
+            none => none.insert(Relay::new()?),
+        };
+        relay.load(seq, from, max)
     }
 
     /// Sends what the host takes now; returns true if that was something.
     pub fn flush(&mut self) -> Result<bool, Fault> {
-        let before = self.sent;
-        while self.writable && self.sent < self.out.len() {
-            match rustix::io::write(&self.fd, &self.out[self.sent..]) {
-                Ok(count) => self.sent += count,
+        let mut progress = false;
+        while self.writable && self.unsent() > 0 {
+            let relay = self.relay.as_mut().filter(|relay| relay.left() > 0);
+            let relayed = relay.is_some();
+            let sent = match relay {
+                Some(relay) => relay.send(&self.fd),
+                None => rustix::io::write(&self.fd, &self.out[self.sent..]),
+            };
+            match sent {
+                Ok(count) => {
+                    progress = true;
+                    self.sent += if relayed { 0 } else { count };
+                }
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
                 // Nobody is there to read it: what happens next is the reading side's to say.
-                Err(Errno::PIPE | Errno::CONNRESET) => self.sent = self.out.len(),
+                Err(Errno::PIPE | Errno::CONNRESET) => {
+                    self.relay = None;
+                    self.sent = self.out.len();
+                }
                 Err(errno) => return Err(errno).step("write", "port"),
             }
         }
-        let progress = self.sent > before;
         if self.sent == self.out.len() {
             self.sent = 0;
             self.out.clear();

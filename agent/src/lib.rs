@@ -32,6 +32,7 @@ pub mod pod;
 pub mod ports;
 pub mod process;
 pub mod reaper;
+pub mod relay;
 pub mod start;
 pub mod streams;
 pub mod sys;

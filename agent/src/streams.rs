@@ -14,18 +14,22 @@ use rustix::io::Errno;
 
 use crate::channel::{Input, Port};
 use crate::fault::Fault;
+use crate::relay::RELAY_MAX;
 use crate::sys;
 
 /// Bytes of a frame, header included: what the kernel's port driver takes in one write.
 const FRAME: usize = 32 << 10;
 /// The least room in the port's buffer for which a frame is begun.
 const ROOM_MIN: usize = 4 << 10;
-/// Bytes that are read from the channel at a time.
-const READ: usize = 16 << 10;
+/// Bytes that are read from the channel in one round: the port gives a page at a time, and what a process reads should not
+/// be cut into pages.
+const READ: usize = 64 << 10;
+/// Bytes that are asked for at a time.
+const READ_STEP: usize = 16 << 10;
 /// Bytes of unsent output at which the channel is not read: the host does not read it.
 const OUT_MAX: usize = 64 << 10;
-/// Input that a process has taken is told to the host when it is this much, or when there is no more.
-const CREDIT_BATCH: u32 = STREAM_WINDOW / 4;
+/// Input that a process has taken is told to the host when it is this much: the host has the other half to go on with.
+const CREDIT_BATCH: u32 = STREAM_WINDOW / 2;
 
 /// What the host sent for one stream.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,7 +83,7 @@ impl Streams {
         }
         let mut scratch = core::mem::take(&mut self.scratch);
         scratch.clear();
-        let read = self.port.read(&mut scratch, READ)?;
+        let read = self.read(&mut scratch)?;
         let mut input = scratch.as_slice();
         loop {
             let piece = self.splitter.split(&mut input);
@@ -103,10 +107,42 @@ impl Streams {
         Ok(read)
     }
 
+    /// Reads until there is no more or the round has enough.
+    fn read(&mut self, scratch: &mut Vec<u8>) -> Result<Input, Fault> {
+        loop {
+            let read = self.port.read(scratch, READ_STEP)?;
+            let more = matches!(read, Input::Data(_)) && scratch.len() < READ;
+            match read {
+                _ if more => {}
+                _ if !scratch.is_empty() => {
+                    if read == Input::Closed {
+                        // What came before the end is looked at first.
+                        self.port.woken();
+                    }
+                    return Ok(Input::Data(scratch.len()));
+                }
+                read => return Ok(read),
+            }
+        }
+    }
+
     /// Returns the bytes of data that a frame may have now; 0 when the port's buffer has no room for one.
     pub fn room(&self) -> usize {
         let room = FRAME.saturating_sub(self.port.unsent());
         if room < ROOM_MIN { 0 } else { room - STREAM_HEADER }
+    }
+
+    /// Queues a frame of at most `max` bytes that the pipe `fd` has, without copying them; returns their number, and none
+    /// where something is queued already.
+    fn relay(&mut self, seq: u64, fd: &OwnedFd, max: usize) -> Option<rustix::io::Result<usize>> {
+        if self.port.unsent() > 0 {
+            return None;
+        }
+        let relayed = self.port.relay(seq, fd, max);
+        if let Ok(count @ 1..) = relayed {
+            self.queued += (STREAM_HEADER + count) as u64;
+        }
+        Some(relayed)
     }
 
     /// Queues a frame of at most `max` bytes that `fd` has; returns their number.
@@ -240,14 +276,13 @@ impl Stdin {
                 }
             }
         }
-        if !self.buffer.is_empty() {
-            return (self.taken >= CREDIT_BATCH).then(|| core::mem::take(&mut self.taken));
+        if self.buffer.is_empty() {
+            self.buffer.shrink_to(KEEP);
+            if self.ended && !self.terminal {
+                self.close();
+            }
         }
-        self.buffer.shrink_to(KEEP);
-        if self.ended && !self.terminal {
-            self.close();
-        }
-        (self.taken > 0).then(|| core::mem::take(&mut self.taken))
+        (self.taken >= CREDIT_BATCH).then(|| core::mem::take(&mut self.taken))
     }
 
     /// Closes the process's input and drops what it has not taken.
@@ -277,12 +312,35 @@ pub struct Output {
     pub bytes: u64,
     /// Bytes that are still taken of a process which has ended; set when it has.
     left: Option<u64>,
+    way: Way,
 }
+
+/// How output gets into frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It is copied, as long as it comes in small pieces.
+    Copied,
+    /// Its pages are moved.
+    Relayed,
+    /// It is copied, because it cannot be moved.
+    CopiedAlways,
+}
+
+/// Bytes in one piece from which on output is moved in place of being copied.
+const PIECE_LARGE: usize = 16 << 10;
 
 impl Output {
     /// Returns the host's end of a process's output.
     pub fn new(seq: u64, fd: Rc<OwnedFd>) -> Output {
-        Output { seq, fd: Some(fd), readable: true, credit: u64::from(STREAM_WINDOW), bytes: 0, left: None }
+        Output {
+            seq,
+            fd: Some(fd),
+            readable: true,
+            credit: u64::from(STREAM_WINDOW),
+            bytes: 0,
+            left: None,
+            way: Way::Copied,
+        }
     }
 
     /// Takes note that there may be output.
@@ -325,7 +383,10 @@ impl Output {
         if left > 0 && (!(self.readable || exited) || max == 0) {
             return Pump::Idle;
         }
-        let read = if left == 0 { Ok(0) } else { streams.forward(self.seq, fd, max) };
+        let read = match left {
+            0 => Ok(0),
+            _ => forward(&mut self.way, streams, (self.seq, fd), (most, max)),
+        };
         match read {
             Ok(count) if count > 0 => {
                 self.took(count as u64, extended);
@@ -353,6 +414,40 @@ impl Output {
             *left -= count;
         }
     }
+}
+
+/// Queues a frame of at most `most` bytes if they can be moved, otherwise of at most `max`.
+fn forward(
+    way: &mut Way,
+    streams: &mut Streams,
+    (seq, fd): (u64, &OwnedFd),
+    (most, max): (u64, usize),
+) -> rustix::io::Result<usize> {
+    if *way == Way::Relayed {
+        // Whoever writes much goes on writing: a frame for each of its writes would be several times as many.
+        if rustix::io::ioctl_fionread(fd).is_ok_and(|there| there < RELAY_MAX as u64 / 2) {
+            rustix::thread::sched_yield();
+        }
+        match streams.relay(seq, fd, usize::try_from(most).unwrap_or(usize::MAX)) {
+            Some(Ok(count)) => {
+                if count < PIECE_LARGE {
+                    *way = Way::Copied;
+                }
+                return Ok(count);
+            }
+            Some(Err(errno @ (Errno::AGAIN | Errno::INTR))) => return Err(errno),
+            // No pipe, or no more descriptors.
+            Some(Err(_)) => *way = Way::CopiedAlways,
+            None => {}
+        }
+    }
+    let read = streams.forward(seq, fd, max);
+    if *way == Way::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
+        *way = Way::Relayed;
+        // Where it may not be larger it stays what it is.
+        let _ = rustix::pipe::fcntl_setpipe_size(fd, RELAY_MAX);
+    }
+    read
 }
 
 /// What [`Output::pump`] did.

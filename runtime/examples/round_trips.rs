@@ -6,7 +6,7 @@
 //! ```
 //!
 //! AGENT and ECHO are initramfs images. ECHO's process 1 sends what comes on the port of streams back. AGENT has `/busybox`
-//! beside the agent, which reads the agent's `/proc/1/status` for us: a process in "hyperstart" is one of the guest itself
+//! beside the agent, which reads the agent's `/proc/1/smaps_rollup` for us: a process in "hyperstart" is one of the guest itself
 //! (API 4244), so nothing of the agent has to be there for this measurement.
 
 use std::error::Error;
@@ -157,7 +157,7 @@ impl Agent {
     /// KiB of the agent's resident memory.
     fn resident(&mut self, number: u32) -> Result<f64> {
         let process =
-            process(&format!("status{number}"), &["/busybox", "cat", "/proc/1/status"], 2 * number + 1);
+            process(&format!("memory{number}"), &["/busybox", "cat", "/proc/1/smaps_rollup"], 2 * number + 1);
         self.call(Code::ExecCmd, &json!({"container": "hyperstart", "process": process}))?;
         let mut splitter = StreamSplitter::new();
         let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
@@ -168,7 +168,7 @@ impl Agent {
                 text.extend_from_slice(piece.data);
             }
             let text = String::from_utf8_lossy(&text);
-            let line = text.lines().find(|line| line.starts_with("VmRSS:"));
+            let line = text.lines().find(|line| line.starts_with("Rss:"));
             // A line that is whole has its unit.
             if let Some(line) = line.filter(|line| line.ends_with("kB")) {
                 return Ok(line.split_ascii_whitespace().nth(1).ok_or("no number")?.parse()?);

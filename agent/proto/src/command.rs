@@ -42,12 +42,12 @@ pub const STREAM_HEADER: usize = 12;
 /// The largest control frame, header included. The largest message is a container with a long environment and a
 /// seccomp program; a peer that claims more is broken.
 pub const CONTROL_FRAME_MAX: usize = 4 << 20;
-/// The largest stream frame, header included; a longer run of output goes out as several frames.
-pub const STREAM_FRAME_MAX: usize = 64 << 10;
+/// The largest stream frame, header included: what a pipe holds. A longer run of output goes out as several frames.
+pub const STREAM_FRAME_MAX: usize = (256 << 10) + STREAM_HEADER;
 /// The stream number that carries credit in the extended form; API 4244 never uses it.
 pub const CREDIT_SEQ: u64 = 0;
 /// Bytes that a sender may have outstanding in one stream.
-pub const STREAM_WINDOW: u32 = 256 << 10;
+pub const STREAM_WINDOW: u32 = 512 << 10;
 /// Port name of the control channel.
 pub const CONTROL_PORT: &str = "sh.hyper.channel.0";
 /// Port name of the stream channel.

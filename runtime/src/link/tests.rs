@@ -126,7 +126,7 @@ fn a_peer_that_cannot_be_used_is_named() {
     fails(&mut peer, &mut link, &needs("API 4244 with extension 0"));
     let (mut link, mut peer) = Agent::pair();
     peer.ready(1, STREAM_WINDOW + 1);
-    fails(&mut peer, &mut link, "the agent's control channel: READY: a window of 262145 bytes");
+    fails(&mut peer, &mut link, "the agent's control channel: READY: a window of 524289 bytes");
     let (mut link, mut peer) = Agent::pair();
     peer.socket.write_all(&[0, 0, 0, 9, 0, 0, 0, 8]).unwrap();
     fails(&mut peer, &mut link, "the agent's control channel: code 9 before READY");

@@ -89,7 +89,7 @@ fn reference_session_has_the_bytes_of_api_4244() {
     let (heard, got, turn) = (Vec::new(), Vec::new(), Turn::Continue);
     let mut wire = Wire { agent, control, streams, heard, got, turn };
     // READY's payload is the offer of the extension, which a host of API 4244 skips by its length.
-    let offer = br#"{"api":4244,"extension":1,"window":262144}"#;
+    let offer = br#"{"api":4244,"extension":1,"window":524288}"#;
     let ready = [&[0, 0, 0, 8, 0, 0, 0, 8 + offer.len() as u8][..], offer].concat();
     let ended = event(r#"{"container":"c1","process":"init","event":"finished","status":0}"#);
     let exec_ended = event(r#"{"container":"c1","process":"e1","event":"finished","status":3}"#);

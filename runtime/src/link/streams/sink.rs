@@ -8,9 +8,9 @@ use agent_proto::command::STREAM_WINDOW;
 use super::StreamState;
 use super::descriptor::Descriptor;
 
-/// Bytes that have left before the guest is given credit: a quarter of the window, so that a sender whose client keeps
-/// up never waits, and a short output costs no credit at all.
-const CREDIT_STEP: u32 = STREAM_WINDOW / 4;
+/// Bytes that have left before the guest is given credit: half of the window, so that a sender whose client keeps up
+/// never waits, and a short output costs no credit at all.
+const CREDIT_STEP: u32 = STREAM_WINDOW / 2;
 
 /// What the guest has to be told about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -129,11 +129,11 @@ fn output_goes_to_its_own_client() {
 #[test]
 fn a_slow_client_stops_nobody_and_loses_nothing() {
     let (mut fixture, mut reader) = Fixture::stdout();
-    let data: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+    let data: Vec<u8> = (0..500_000u32).map(|n| n as u8).collect();
     fixture.output(1, &data);
     assert_eq!(fixture.watched, [(2, Watch::Out)]);
     assert_eq!(fixture.handle.delivery(1, data.len() as u64), Delivery::Client);
-    assert_eq!(fixture.credits(), [Credit { seq: 1, bytes: PIPE_SIZE as u32 }]);
+    assert!(fixture.credits().is_empty(), "less than half of the window has left");
     assert!(!fixture.notified());
     let mut got = Vec::new();
     while got.len() < data.len() {
@@ -146,8 +146,8 @@ fn a_slow_client_stops_nobody_and_loses_nothing() {
     assert_eq!(fixture.handle.delivery(1, data.len() as u64), Delivery::Done);
     // What has left since the last credit is less than a step.
     assert!(
-        fixture.credits().iter().map(|credit| credit.bytes).sum::<u32>() as usize + 2 * PIPE_SIZE
-            > data.len()
+        fixture.credits().iter().map(|credit| credit.bytes).sum::<u32>() + STREAM_WINDOW / 2
+            > data.len() as u32
     );
 }
 
@@ -371,5 +371,7 @@ fn a_guest_that_takes_no_input_has_one_credit_of_a_stream_waiting() {
     for _ in 0..64 {
         fixture.output(1, &[0; STREAM_WINDOW as usize]);
     }
-    assert_eq!(fixture.credits(), [Credit { seq: 1, bytes: 64 * STREAM_WINDOW }]);
+    let [credit] = fixture.credits()[..] else { panic!("one record") };
+    // What has left since the last credit is less than a step.
+    assert!(credit.seq == 1 && credit.bytes > 64 * STREAM_WINDOW - STREAM_WINDOW / 2);
 }
