@@ -267,20 +267,25 @@ fn a_full_pod() {
     assert_eq!(lines(&run.stdout), wanted, "{run}");
 }
 
+/// A hundred MiB each way over eight streams at once, each its own bytes, one of which nobody reads until the others are done.
 #[test]
 fn a_stalled_reader_stops_its_own_stream_alone() {
     const STREAMS: usize = 8;
-    const BYTES: usize = 4 << 20;
+    const BYTES: usize = (100 << 20) / STREAMS;
     let pod = Pod::new();
     pod.detach(json!({"containers": [pod.container("a", "exec sleep 10000", json!({}))]}));
-    let script = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null", BYTES >> 16);
-    let start = || Running::start(pod.command(&["exec", "p", "a", "sh", "-c", &script]));
-    let stalled = start();
-    let others: Vec<Running> = (1..STREAMS).map(|_| start()).collect();
-    for other in others {
-        assert_eq!(other.finish().code(0).stdout.len(), BYTES);
+    let input = |stream: usize| -> Vec<u8> {
+        (0..BYTES as u64)
+            .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 ^ stream as u8)
+            .collect()
+    };
+    let start = |stream| Running::start(pod.command(&["exec", "p", "a", "cat"])).feed(&input(stream));
+    let stalled = start(0);
+    let others: Vec<Running> = (1..STREAMS).map(start).collect();
+    for (stream, other) in (1..).zip(others) {
+        assert!(other.finish().code(0).stdout == input(stream), "stream {stream}");
     }
-    assert_eq!(stalled.finish().code(0).stdout.len(), BYTES);
+    assert!(stalled.finish().code(0).stdout == input(0));
 }
 
 #[test]

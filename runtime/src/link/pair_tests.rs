@@ -12,6 +12,8 @@ use agent_proto::payload::{
 use super::streams::{Delivery, StreamHandle, StreamSpec, StreamTable, streams};
 use super::*;
 
+mod endurance;
+
 /// How long a step may take; a test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
