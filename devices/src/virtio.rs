@@ -12,8 +12,10 @@ pub mod queue;
 pub mod mmio;
 
 pub mod console;
+pub mod net;
 pub mod p9;
 pub mod rng;
+mod vectored;
 
 #[cfg(test)]
 mod driver;

@@ -13,11 +13,12 @@ use super::VirtioDevice;
 use super::mmio::MmioTransport;
 use crate::{BusDevice, LoopHandle, Subscriber};
 
-const MEMORY_LEN: usize = 8 << 20;
-const QUEUE_STRIDE: u64 = 0x2_0000;
-const AVAIL: u64 = 0x800;
-const USED: u64 = 0xa00;
-const BUFFERS: u64 = 0x1000;
+const MEMORY_LEN: usize = 64 << 20;
+const QUEUE_STRIDE: u64 = 0x20_0000;
+/// Where the rings lie behind a table of at most 256 descriptors.
+pub const AVAIL: u64 = 0x1000;
+pub const USED: u64 = 0x1800;
+const BUFFERS: u64 = 0x3000;
 /// The length of each of a queue's buffers.
 pub const BUFFER_LEN: u32 = 0x1000;
 

@@ -17,6 +17,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Interrupt;
 
+mod room;
+
+pub use room::{Demand, Received, Room};
+
 /// Reads a request's device-readable bytes.
 pub type Reader<'a> = virtio_queue::Reader<'a, ()>;
 /// Writes a request's device-writable bytes.

@@ -113,7 +113,7 @@ impl<'a> Pieces<'a> {
 }
 
 /// Splits a checked descriptor chain into what the guest says and where it wants the answer.
-pub(super) fn split<'a>(
+pub(in crate::virtio) fn split<'a>(
     memory: &'a GuestMemoryMmap,
     chain: Chain<'_>,
 ) -> io::Result<(Pieces<'a>, Pieces<'a>)> {

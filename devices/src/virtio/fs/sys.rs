@@ -12,6 +12,7 @@ use libc::c_int;
 use vm_memory::VolatileSlice;
 
 use super::errno::{Errno, Result};
+use crate::virtio::vectored::vector;
 
 /// A `struct stat` of the host.
 pub type Stat = libc::stat64;
@@ -230,13 +231,6 @@ pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes at most `len` bytes to `buffer`.
     let count = unsafe { libc::syscall(libc::SYS_getdents64, fd.as_raw_fd(), pointer, len) };
     usize::try_from(count).map_err(|_| last())
-}
-
-/// Guest memory as the kernel's vectored calls want it. The vector is valid as long as the mapping, that is, as `slices`.
-fn vector(slices: &[VolatileSlice]) -> Vec<libc::iovec> {
-    let piece =
-        |s: &VolatileSlice| libc::iovec { iov_base: s.ptr_guard_mut().as_ptr().cast(), iov_len: s.len() };
-    slices.iter().map(piece).collect()
 }
 
 /// Reads from a file straight into guest memory; returns the bytes read.

@@ -7,7 +7,7 @@ use virtio_queue::mock::MockSplitQueue;
 use std::io::{Read, Write};
 
 use super::*;
-use crate::virtio::driver::{self, DriverQueue};
+use crate::virtio::driver::{self, AVAIL, DriverQueue, USED};
 
 const SIZE: u16 = 16;
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -205,8 +205,8 @@ fn ring(event_idx: bool) -> (GuestMemoryMmap, VirtQueue, DriverQueue) {
     let ring = DriverQueue::new(memory.clone(), base, SIZE, event_idx);
     let mut queue = Queue::new(SIZE).unwrap();
     queue.set_desc_table_address(Some(base as u32), None);
-    queue.set_avail_ring_address(Some(base as u32 + 0x800), None);
-    queue.set_used_ring_address(Some(base as u32 + 0xa00), None);
+    queue.set_avail_ring_address(Some(base as u32 + AVAIL as u32), None);
+    queue.set_used_ring_address(Some(base as u32 + USED as u32), None);
     queue.set_event_idx(event_idx);
     queue.set_ready(true);
     (memory.clone(), VirtQueue::new(0, queue, links(&memory)), ring)
@@ -405,7 +405,7 @@ proptest! {
     #[test]
     fn no_ring_does_harm(
         descriptors in prop::collection::vec(
-            (prop::sample::select(vec![0, DATA, DATA + 0x1000, 8 << 20, (8 << 20) - 4, u64::MAX]),
+            (prop::sample::select(vec![0, DATA, DATA + 0x1000, 64 << 20, (64 << 20) - 4, u64::MAX]),
              prop::sample::select(vec![0, 1, 16, 32, 0x1000, u32::MAX]),
              0u16..8, 0u16..20), 16),
         heads in prop::collection::vec(0u16..20, 0..16),
@@ -422,8 +422,8 @@ proptest! {
         }
         let mut queue = Queue::new(SIZE).unwrap();
         queue.set_desc_table_address(Some(0x2_0000), None);
-        queue.set_avail_ring_address(Some(0x2_0800), None);
-        queue.set_used_ring_address(Some(0x2_0a00), None);
+        queue.set_avail_ring_address(Some(0x2_0000 + AVAIL as u32), None);
+        queue.set_used_ring_address(Some(0x2_0000 + USED as u32), None);
         queue.set_event_idx(true);
         queue.set_ready(true);
         let mut queue = VirtQueue::new(0, queue, links(&memory));

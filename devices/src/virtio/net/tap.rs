@@ -1,0 +1,116 @@
+// UNSAFETY: vectored I/O on guest memory and an ioctl exist only as raw system calls; each is wrapped here in a function
+// that is safe to call.
+#![allow(unsafe_code)]
+//! A tap's descriptor: packets, each with its header, to and from guest memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use libc::c_uint;
+use virtio_bindings::virtio_net::*;
+use vm_memory::VolatileSlice;
+
+use crate::virtio::vectored::vector;
+
+/// TUNSETOFFLOAD and its flags (linux/if_tun.h).
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+const TUN_F_CSUM: c_uint = 0x01;
+const TUN_F_TSO4: c_uint = 0x02;
+const TUN_F_TSO6: c_uint = 0x04;
+const TUN_F_TSO_ECN: c_uint = 0x08;
+
+/// A tap.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    /// There is nothing to tell a socket that stands for one in a test.
+    is_tap: bool,
+}
+
+impl Tap {
+    /// Returns a tap over `fd`, which is non-blocking and has packets with headers of [`HEADER_LEN`](super::HEADER_LEN)
+    /// bytes and nothing else (IFF_NO_PI, IFF_VNET_HDR).
+    pub fn new(fd: OwnedFd) -> Tap {
+        Tap { file: fd.into(), is_tap: true }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_socket(fd: OwnedFd) -> Tap {
+        Tap { file: fd.into(), is_tap: false }
+    }
+
+    pub(super) fn try_clone(&self) -> io::Result<Tap> {
+        Ok(Tap { file: self.file.try_clone()?, is_tap: self.is_tap })
+    }
+
+    /// Tells the host what the guest takes, by the device's features that its driver accepted.
+    pub(super) fn set_offloads(&self, features: u64) -> io::Result<()> {
+        if !self.is_tap {
+            return Ok(());
+        }
+        let flags = offloads(features);
+        // SAFETY: TUNSETOFFLOAD takes its flags by value.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD as _, flags as libc::c_ulong) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Reads one packet. Returns its bytes, more than there is room for where it does not fit.
+    pub(super) fn read(&self, pieces: &[VolatileSlice]) -> io::Result<usize> {
+        let mut rest = 0u8;
+        let mut vector = vector(pieces);
+        vector.push(libc::iovec { iov_base: (&raw mut rest).cast(), iov_len: 1 });
+        // SAFETY: each piece lies in a guest mapping that `pieces` keeps borrowed; that the guest may write there at the
+        // same time is what VolatileSlice stands for, and no Rust reference to those bytes exists. The last is ours.
+        let len = unsafe { libc::readv(self.file.as_raw_fd(), vector.as_ptr(), vector.len() as libc::c_int) };
+        usize::try_from(len).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes one packet.
+    pub(super) fn write(&self, pieces: &[VolatileSlice]) -> io::Result<()> {
+        let vector = vector(pieces);
+        // SAFETY: as in read(); the kernel only reads.
+        let len =
+            unsafe { libc::writev(self.file.as_raw_fd(), vector.as_ptr(), vector.len() as libc::c_int) };
+        if len < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Features to flags. Whoever computes no checksums takes nothing that is still to be cut, either (5.1.3.1).
+fn offloads(features: u64) -> c_uint {
+    let flag = |feature: u32, flag: c_uint| if features & 1 << feature != 0 { flag } else { 0 };
+    let segments = flag(VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4) | flag(VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6);
+    let ecn = if segments != 0 { flag(VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN) } else { 0 };
+    match flag(VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM) {
+        0 => 0,
+        checksum => checksum | segments | ecn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tap_cuts_what_the_guest_does_not_take() {
+        let bits = |bits: &[u32]| bits.iter().map(|bit| 1 << bit).sum();
+        for (features, flags) in [
+            (0, 0),
+            (u64::MAX, 0xf),
+            (bits(&[VIRTIO_NET_F_GUEST_CSUM]), 0x1),
+            (bits(&[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_ECN]), 0),
+            (bits(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN]), 0x1),
+            (bits(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO6]), 0x5),
+        ] {
+            assert_eq!(offloads(features), flags, "{features:#x}");
+        }
+    }
+}
