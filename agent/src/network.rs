@@ -11,30 +11,35 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use agent_proto::payload::{Interface, Route};
+use agent_proto::payload::{Interface, Neighbour, Route};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::fault::{Fault, Step};
 use address::Network;
+use message::Way;
 use netlink::{Link, Netlink};
 
 /// An address that an interface is given or loses.
 struct Change<'a> {
     text: &'a str,
     network: Network,
+    no_prefix_route: bool,
     removed: bool,
 }
 
 /// Returns what is wanted of an interface's addresses.
 fn changes(wanted: &Interface) -> Result<Vec<Change<'_>>, Fault> {
-    let list = wanted.ip_addresses.iter().map(|entry| (entry.ip_address.as_str(), entry.net_mask.as_str()));
-    list.chain([(wanted.ip_address.as_str(), wanted.net_mask.as_str())])
-        .filter(|(address, _)| !address.is_empty())
-        .map(|(address, mask)| {
+    let list = wanted
+        .ip_addresses
+        .iter()
+        .map(|entry| (entry.ip_address.as_str(), entry.net_mask.as_str(), entry.no_prefix_route));
+    list.chain([(wanted.ip_address.as_str(), wanted.net_mask.as_str(), false)])
+        .filter(|(address, ..)| !address.is_empty())
+        .map(|(address, mask, no_prefix_route)| {
             let text = address.trim_start_matches('-');
             let network = Network::with_mask(text, mask)?;
-            Ok(Change { text, network, removed: text.len() < address.len() })
+            Ok(Change { text, network, no_prefix_route, removed: text.len() < address.len() })
         })
         .collect()
 }
@@ -64,12 +69,24 @@ pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
     if wanted.mtu > 0 {
         netlink.request(&message::link_mtu(link.index, wanted.mtu)).step("set mtu of interface", name)?;
     }
+    if wanted.no_link_local {
+        let step = "keep to the addresses of interface";
+        netlink.request(&message::no_link_local(link.index)).step(step, name)?;
+    }
     for change in changes(wanted)? {
         let step = if change.removed { "remove address" } else { "add address" };
-        let message = message::address(link.index, &change.network, change.removed);
+        let message = message::address(link.index, &change.network, change.no_prefix_route, change.removed);
         netlink.request(&message).step(step, &entry_name(change.text, name))?;
     }
-    netlink.request(&message::link_state(link.index, true)).step("bring up interface", name)
+    netlink.request(&message::link_state(link.index, true)).step("bring up interface", name)?;
+    wanted.neighbours.iter().try_for_each(|neighbour| add_neighbour(&mut netlink, link.index, neighbour))
+}
+
+fn add_neighbour(netlink: &mut Netlink, link: u32, wanted: &Neighbour) -> Result<(), Fault> {
+    let address = address::parse(&wanted.ip_address)?;
+    let link_address = address::parse_link(&wanted.mac_addr)?;
+    let message = message::neighbour(link, address, &link_address);
+    netlink.request(&message).step("add neighbour", &wanted.ip_address)
 }
 
 fn entry_name(address: &str, interface: &str) -> String {
@@ -98,7 +115,10 @@ pub fn add_route(wanted: &Route) -> Result<(), Fault> {
     } else {
         Some(find(&mut netlink, &Interface { device: wanted.device.clone(), ..Interface::default() })?.index)
     };
-    netlink.request(&message::route(&destination, gateway, device)).step("add route to", &wanted.dest)
+    let source = (!wanted.source.is_empty()).then(|| address::parse(&wanted.source)).transpose()?;
+    let Route { on_link, metric, mtu, .. } = *wanted;
+    let way = Way { destination, gateway, device, on_link, source, metric, mtu };
+    netlink.request(&message::route(&way)).step("add route to", &wanted.dest)
 }
 
 /// Takes an interface away: a virtual one is deleted, and of another the device is removed or, where its bus cannot do

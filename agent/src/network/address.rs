@@ -1,6 +1,7 @@
 //! Addresses and networks as API 4244 writes them.
 
 use alloc::format;
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::fault::Fault;
@@ -58,6 +59,14 @@ pub fn parse(text: &str) -> Result<IpAddr, Fault> {
     text.parse().map_err(|_| Fault::bad_request(format!("{text:?} is no address")))
 }
 
+/// Returns the hardware address that `text` is: bytes in base 16 with colons between them.
+pub fn parse_link(text: &str) -> Result<Vec<u8>, Fault> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    bytes
+        .collect::<Result<_, _>>()
+        .map_err(|_| Fault::bad_request(format!("{text:?} is no hardware address")))
+}
+
 fn width(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -100,6 +109,8 @@ mod tests {
         let fault = Network::with_mask("fd00::2", "255.255.0.0").unwrap_err();
         assert_eq!(fault.text, "address fd00::2: \"255.255.0.0\" is no mask for it");
         assert_eq!(parse("10.0.0").unwrap_err().text, "\"10.0.0\" is no address");
+        assert_eq!(parse_link("02:x").unwrap_err().text, "\"02:x\" is no hardware address");
+        assert_eq!(parse_link("02:fF").unwrap(), [2, 0xff]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod kind {
     pub(super) const NEW_ADDRESS: u16 = 20;
     pub(super) const DELETE_ADDRESS: u16 = 21;
     pub(super) const NEW_ROUTE: u16 = 24;
+    pub(super) const NEW_NEIGHBOUR: u16 = 28;
 }
 
 /// Types of attributes.
@@ -27,11 +28,19 @@ pub mod attribute {
     /// A link's name.
     pub const LINK_NAME: u16 = 3;
     pub(super) const LINK_MTU: u16 = 4;
+    pub(super) const LINK_FAMILIES: u16 = 26;
     pub(super) const ADDRESS: u16 = 1;
     pub(super) const ADDRESS_LOCAL: u16 = 2;
+    pub(super) const ADDRESS_FLAGS: u16 = 8;
     pub(super) const ROUTE_DESTINATION: u16 = 1;
     pub(super) const ROUTE_DEVICE: u16 = 4;
     pub(super) const ROUTE_GATEWAY: u16 = 5;
+    pub(super) const ROUTE_METRIC: u16 = 6;
+    pub(super) const ROUTE_SOURCE: u16 = 7;
+    pub(super) const ROUTE_METRICS: u16 = 8;
+    pub(super) const ROUTE_METRICS_MTU: u16 = 2;
+    pub(super) const NEIGHBOUR_ADDRESS: u16 = 1;
+    pub(super) const NEIGHBOUR_LINK_ADDRESS: u16 = 2;
 }
 
 const REQUEST: u16 = 0x1;
@@ -71,10 +80,21 @@ pub fn link_deletion(index: u32) -> Vec<u8> {
     finished(begun(kind::DELETE_LINK, REQUEST | ACK, &link(index, 0, 0)))
 }
 
+/// Has IPv6 make no address for a link by itself.
+pub fn no_link_local(index: u32) -> Vec<u8> {
+    // IFLA_INET6_ADDR_GEN_MODE with IN6_ADDR_GEN_MODE_NONE, inside AF_INET6.
+    const NONE_OF_IPV6: [u8; 12] = [12, 0, AF_INET6, 0, 5, 0, 8, 0, 1, 0, 0, 0];
+    let mut message = begun(kind::SET_LINK, REQUEST | ACK, &link(index, 0, 0));
+    push(&mut message, attribute::LINK_FAMILIES, &NONE_OF_IPV6);
+    finished(message)
+}
+
 /// Gives a link an address, or takes it away.
-pub fn address(index: u32, address: &Network, removed: bool) -> Vec<u8> {
+pub fn address(index: u32, address: &Network, no_prefix_route: bool, removed: bool) -> Vec<u8> {
     /// IFA_F_NODAD: the address is good at once; nobody else chose it.
     const NO_DETECTION: u8 = 2;
+    /// IFA_F_NOPREFIXROUTE, which has no place in the fixed part.
+    const NO_PREFIX_ROUTE: u32 = 0x200;
     let flags = if address.address.is_ipv6() { NO_DETECTION } else { 0 };
     let [a, b, c, d] = index.to_ne_bytes();
     let body = [family(address.address), address.bits, flags, 0, a, b, c, d];
@@ -82,35 +102,85 @@ pub fn address(index: u32, address: &Network, removed: bool) -> Vec<u8> {
     let mut message = begun(kind, REQUEST | ACK | how, &body);
     push_address(&mut message, attribute::ADDRESS_LOCAL, address.address);
     push_address(&mut message, attribute::ADDRESS, address.address);
+    if no_prefix_route {
+        let flags = NO_PREFIX_ROUTE | u32::from(flags);
+        push(&mut message, attribute::ADDRESS_FLAGS, &flags.to_ne_bytes());
+    }
     finished(message)
 }
 
+/// A route of the main table.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Where it leads.
+    pub destination: Network,
+    /// The next hop.
+    pub gateway: Option<IpAddr>,
+    /// The interface.
+    pub device: Option<u32>,
+    /// The next hop is on the link.
+    pub on_link: bool,
+    /// The address that packets come from.
+    pub source: Option<IpAddr>,
+    /// Lower ones win; 0: the kernel's own.
+    pub metric: u32,
+    /// Bytes of the largest packet; 0: the interface's.
+    pub mtu: u32,
+}
+
 /// Makes a route in the main table.
-pub fn route(destination: &Network, gateway: Option<IpAddr>, device: Option<u32>) -> Vec<u8> {
+pub fn route(way: &Way) -> Vec<u8> {
     const TABLE_MAIN: u8 = 254;
     const PROTOCOL_BOOT: u8 = 3;
     const SCOPE_UNIVERSE: u8 = 0;
     const SCOPE_LINK: u8 = 253;
     const UNICAST: u8 = 1;
+    // RTNH_F_ONLINK.
+    const ON_LINK: u8 = 4;
+    let Way { destination, gateway, .. } = way;
     let scope = if gateway.is_some() || destination.address.is_ipv6() { SCOPE_UNIVERSE } else { SCOPE_LINK };
     let family = family(destination.address);
-    let body = [family, destination.bits, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, scope, UNICAST, 0, 0, 0, 0];
+    let flags = if way.on_link { ON_LINK } else { 0 };
+    let body = [family, destination.bits, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, scope, UNICAST, flags, 0, 0, 0];
     let mut message = begun(kind::NEW_ROUTE, REQUEST | ACK | PUT, &body);
     if destination.bits > 0 {
         push_address(&mut message, attribute::ROUTE_DESTINATION, destination.address);
     }
-    if let Some(gateway) = gateway {
+    if let Some(gateway) = *gateway {
         push_address(&mut message, attribute::ROUTE_GATEWAY, gateway);
     }
-    if let Some(device) = device {
+    if let Some(device) = way.device {
         push(&mut message, attribute::ROUTE_DEVICE, &device.to_ne_bytes());
+    }
+    if let Some(source) = way.source {
+        push_address(&mut message, attribute::ROUTE_SOURCE, source);
+    }
+    if way.metric > 0 {
+        push(&mut message, attribute::ROUTE_METRIC, &way.metric.to_ne_bytes());
+    }
+    if way.mtu > 0 {
+        let mut metrics = Vec::new();
+        push(&mut metrics, attribute::ROUTE_METRICS_MTU, &way.mtu.to_ne_bytes());
+        push(&mut message, attribute::ROUTE_METRICS, &metrics);
     }
     finished(message)
 }
 
+/// Makes a neighbour known for good.
+pub fn neighbour(index: u32, address: IpAddr, link_address: &[u8]) -> Vec<u8> {
+    const PERMANENT: u8 = 0x80;
+    let [a, b, c, d] = index.to_ne_bytes();
+    let body = [family(address), 0, 0, 0, a, b, c, d, PERMANENT, 0, 0, 0];
+    let mut message = begun(kind::NEW_NEIGHBOUR, REQUEST | ACK | PUT, &body);
+    push_address(&mut message, attribute::NEIGHBOUR_ADDRESS, address);
+    push(&mut message, attribute::NEIGHBOUR_LINK_ADDRESS, link_address);
+    finished(message)
+}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
 fn family(address: IpAddr) -> u8 {
-    const AF_INET: u8 = 2;
-    const AF_INET6: u8 = 10;
     if address.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
@@ -166,19 +236,19 @@ mod tests {
     fn address_is_the_kernels_to_the_byte() {
         let network = Network::with_mask("10.0.0.2", "24").unwrap();
         #[rustfmt::skip]
-        assert_eq!(address(3, &network, false), [
+        assert_eq!(address(3, &network, false, false), [
             40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 24, 0, 0, 3, 0, 0, 0,
             8, 0, 2, 0, 10, 0, 0, 2,
             8, 0, 1, 0, 10, 0, 0, 2,
         ]);
-        let deleted = address(3, &network, true);
+        let deleted = address(3, &network, false, true);
         assert_eq!(&deleted[4..8], [21, 0, 5, 0]);
     }
 
     #[test]
     fn address_of_ipv6_is_not_searched_for_doubles() {
-        let message = address(2, &Network::with_mask("fd00::2", "64").unwrap(), false);
+        let message = address(2, &Network::with_mask("fd00::2", "64").unwrap(), false, false);
         assert_eq!(&message[16..24], [10, 64, 2, 0, 2, 0, 0, 0]);
         assert_eq!(&message[24..28], [20, 0, 2, 0]);
         assert_eq!(message.len(), 64);
@@ -186,16 +256,51 @@ mod tests {
 
     #[test]
     fn route_has_its_gateway_and_its_device() {
-        let all = Network::destination("default", None).unwrap();
+        let way = |to: &str, gateway: Option<&str>, device| Way {
+            destination: Network::destination(to, None).unwrap(),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            device: Some(device),
+            on_link: false,
+            source: None,
+            metric: 0,
+            mtu: 0,
+        };
         #[rustfmt::skip]
-        assert_eq!(route(&all, Some("10.0.0.1".parse().unwrap()), Some(7)), [
+        assert_eq!(route(&way("default", Some("10.0.0.1"), 7)), [
             44, 0, 0, 0, 24, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0,
             8, 0, 5, 0, 10, 0, 0, 1,
             8, 0, 4, 0, 7, 0, 0, 0,
         ]);
-        let near = route(&Network::destination("10.9.0.0/16", None).unwrap(), None, Some(1));
+        let near = route(&way("10.9.0.0/16", None, 1));
         assert_eq!(&near[16..28], [2, 16, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0]);
+        let more = Way {
+            on_link: true,
+            source: Some("10.0.0.2".parse().unwrap()),
+            metric: 9,
+            mtu: 1300,
+            ..way("default", Some("10.0.0.1"), 7)
+        };
+        let more = route(&more);
+        assert_eq!(&more[24..28], [4, 0, 0, 0]);
+        #[rustfmt::skip]
+        assert_eq!(&more[44..], [
+            8, 0, 7, 0, 10, 0, 0, 2,
+            8, 0, 6, 0, 9, 0, 0, 0,
+            12, 0, 8, 0, 8, 0, 2, 0, 20, 5, 0, 0,
+        ]);
+    }
+
+    #[test]
+    fn neighbour_is_permanent() {
+        let message = neighbour(3, "10.0.0.9".parse().unwrap(), &[2, 0, 0, 0, 0, 1]);
+        #[rustfmt::skip]
+        assert_eq!(&message[4..], [
+            28, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+            2, 0, 0, 0, 3, 0, 0, 0, 0x80, 0, 0, 0,
+            8, 0, 1, 0, 10, 0, 0, 9,
+            10, 0, 2, 0, 2, 0, 0, 0, 0, 1, 0, 0,
+        ]);
     }
 
     #[test]

@@ -38,6 +38,7 @@ fn interface(addresses: &[(&str, &str)]) -> Interface {
     let entry = |(address, mask): &(&str, &str)| IpAddress {
         ip_address: (*address).into(),
         net_mask: (*mask).into(),
+        ..IpAddress::default()
     };
     Interface {
         device: "lo".into(),
@@ -47,7 +48,12 @@ fn interface(addresses: &[(&str, &str)]) -> Interface {
 }
 
 fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
-    add_route(&Route { dest: dest.into(), gateway: gateway.into(), device: device.into() })
+    add_route(&Route {
+        dest: dest.into(),
+        gateway: gateway.into(),
+        device: device.into(),
+        ..Route::default()
+    })
 }
 
 #[test]

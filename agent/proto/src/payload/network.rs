@@ -31,6 +31,12 @@ pub struct Interface {
     /// The mask of `ip_address`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub net_mask: String,
+    /// Extension: who is where on its link.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<Neighbour>,
+    /// Extension: it has no address beside these, not even the one that IPv6 makes for a link.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub no_link_local: bool,
 }
 
 object!(Interface, Ignored, {
@@ -41,6 +47,8 @@ object!(Interface, Ignored, {
     "macAddr": mac_addr,
     "ipAddress": ip_address,
     "netMask": net_mask,
+    "neighbours": neighbours,
+    "noLinkLocal": no_link_local,
 });
 
 /// An address of an interface.
@@ -51,11 +59,30 @@ pub struct IpAddress {
     pub ip_address: String,
     /// A number of bits, for IPv4 also dotted.
     pub net_mask: String,
+    /// Extension: the address makes no route to its network.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub no_prefix_route: bool,
 }
 
 object!(IpAddress, Ignored, {
     "ipAddress": ip_address,
     "netMask": net_mask,
+    "noPrefixRoute": no_prefix_route,
+});
+
+/// Extension: a neighbour that is known for good.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Neighbour {
+    /// IPv4 or IPv6.
+    pub ip_address: String,
+    /// Its hardware address, `aa:bb:cc:dd:ee:ff`.
+    pub mac_addr: String,
+}
+
+object!(Neighbour, Refused, {
+    "ipAddress": ip_address,
+    "macAddr": mac_addr,
 });
 
 /// SETUPROUTE.
@@ -71,6 +98,7 @@ object!(Routes, Ignored, {
 
 /// One route.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Route {
     /// `default`, `any`, `all`, an address, or a network as `address/bits`.
     pub dest: String,
@@ -80,10 +108,26 @@ pub struct Route {
     /// The interface's name; the gateway's where it is empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub device: String,
+    /// Extension: the gateway is on the interface's link, whatever its addresses say.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub on_link: bool,
+    /// Extension: the address that packets come from.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
+    /// Extension: lower ones win; the kernel's own where it is 0.
+    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    pub metric: u32,
+    /// Extension: bytes of the largest packet on this way; the interface's where it is 0.
+    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    pub mtu: u32,
 }
 
 object!(Route, Ignored, {
     "dest": dest,
     "gateway": gateway,
     "device": device,
+    "onLink": on_link,
+    "source": source,
+    "metric": metric,
+    "mtu": mtu,
 });

@@ -157,7 +157,11 @@ fn network_commands_are_done_or_refused_by_name_in_both_forms() {
         let mut host = if extended { Host::extended() } else { Host::base() };
         let interface = |address: &str, mask: &str| Interface {
             device: "eth0".into(),
-            ip_addresses: vec![IpAddress { ip_address: address.into(), net_mask: mask.into() }],
+            ip_addresses: vec![IpAddress {
+                ip_address: address.into(),
+                net_mask: mask.into(),
+                ..IpAddress::default()
+            }],
             ..Interface::default()
         };
         let routes = |dest: &str| Routes { routes: vec![Route { dest: dest.into(), ..Route::default() }] };

@@ -124,7 +124,11 @@ fn reference_session_has_the_bytes_of_api_4244() {
     let interface = Interface {
         device: "eth0".into(),
         new_device_name: "eth0".into(),
-        ip_addresses: vec![IpAddress { ip_address: "10.0.0.2".into(), net_mask: "24".into() }],
+        ip_addresses: vec![IpAddress {
+            ip_address: "10.0.0.2".into(),
+            net_mask: "24".into(),
+            ..IpAddress::default()
+        }],
         mtu: 1500,
         ..Interface::default()
     };
@@ -133,7 +137,12 @@ fn reference_session_has_the_bytes_of_api_4244() {
         &interface,
         r#"{"device":"eth0","newDeviceName":"eth0","ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],"mtu":1500}"#,
     );
-    let route = Route { dest: "default".into(), gateway: "10.0.0.1".into(), device: "eth0".into() };
+    let route = Route {
+        dest: "default".into(),
+        gateway: "10.0.0.1".into(),
+        device: "eth0".into(),
+        ..Route::default()
+    };
     agent.plays(
         Code::SetupRoute,
         &Routes { routes: vec![route] },
