@@ -115,6 +115,13 @@ impl Bundle {
         Ok(Bundle { directory: directory.to_owned(), spec, process, rootfs, readonly: root.readonly })
     }
 
+    /// The network namespace of the host that the container is in, if it names one.
+    pub fn network(&self) -> Option<&Path> {
+        let namespaces = &self.spec.linux.namespaces;
+        let network = namespaces.iter().find(|it| it.kind == "network" && !it.path.is_empty())?;
+        Some(Path::new(&network.path))
+    }
+
     /// Returns the path on the host that `mount` binds.
     pub fn bind_source(&self, mount: &Mount) -> PathBuf {
         self.directory.join(&mount.source)

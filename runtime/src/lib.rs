@@ -18,6 +18,7 @@ pub mod image;
 pub mod link;
 pub mod logging;
 pub mod marks;
+pub mod network;
 pub mod oci;
 pub mod plan;
 pub mod pod;

@@ -1,13 +1,14 @@
 //! Everything that `vmm run` decides, as plain data: the VM's size, its kernel's command line, what is shared, and
 //! what the agent is told. Made from the bundle and the configuration, without a look at anything else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
 use crate::config::{RunConfig, ShareType};
 use crate::link::Peer;
+use crate::network::Network;
 use crate::oci::{ConsoleSize, Linux};
 
 pub mod base;
@@ -89,6 +90,8 @@ pub struct Plan {
     pub peer: Peer,
     /// What the share holds.
     pub binds: Vec<ShareBind>,
+    /// The network namespace whose interfaces are the guest's; none: it has its loopback alone.
+    pub network: Option<PathBuf>,
     /// STARTPOD.
     pub pod: Pod,
     /// NEWCONTAINER.
@@ -122,6 +125,7 @@ impl Plan {
             memory_mib: config.memory_mib.unwrap_or_else(|| limits::memory_mib(resources)),
             vcpus,
             binds,
+            network: bundle.network().map(Path::to_owned),
             container,
             terminal: bundle.process.terminal,
             ..Plan::empty(config, &bundle.spec.hostname)
@@ -133,6 +137,17 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Tells the guest of its network.
+    pub fn connect(&mut self, network: &Network) {
+        network.describe(&mut self.pod);
+        if self.peer == Peer::Base {
+            let left_out = base::reduce_network(&mut self.pod);
+            if !left_out.is_empty() {
+                log::warn!("API 4244: the network is without {}", left_out.join(", "));
+            }
+        }
+    }
+
     /// Decides for a machine without a container: those of a pod come while it runs.
     pub fn empty(config: &RunConfig, hostname: &str) -> Plan {
         Plan {
@@ -142,6 +157,7 @@ impl Plan {
             share: config.share,
             peer: config.peer,
             binds: Vec::new(),
+            network: None,
             pod: Pod {
                 hostname: hostname.to_owned(),
                 share_dir: SHARE_TAG.to_owned(),

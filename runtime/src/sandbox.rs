@@ -15,6 +15,7 @@ use agent_proto::command::{CONTROL_PORT, STREAM_PORT};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::Fs;
 use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
+use vmm::devices::virtio::net::{Net, Tap};
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
 use vmm::{PendingVm, RunningVm, Timeline, Vm, VmConfig, VmEnd};
@@ -24,6 +25,7 @@ use crate::console::Outputs;
 use crate::image::Images;
 use crate::link::streams::{StreamHandle, StreamTable};
 use crate::link::{AgentLink, LinkError};
+use crate::network::Nic;
 use crate::plan::{Plan, SHARE_TAG, ShareBind};
 use crate::pod::Guest;
 
@@ -83,6 +85,8 @@ pub struct Parts {
     pub outputs: Outputs,
     /// The streams: the devices' end and ours.
     pub streams: (StreamTable, StreamHandle),
+    /// The NICs.
+    pub nics: Vec<Nic>,
     /// The boot's marks.
     pub timeline: Option<Arc<Timeline>>,
 }
@@ -117,6 +121,9 @@ impl Sandbox {
             ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;
+        for nic in parts.nics {
+            vm.attach(Box::new(Net::new(vm.events(), Tap::new(nic.tap), nic.mac, nic.mtu)))?;
+        }
         Ok(Sandbox { link: AgentLink::new(ours, plan.peer)?, streams, vm: vm.start()?, share, console })
     }
 

@@ -69,10 +69,10 @@ fn check_linux(spec: &Spec) -> Result<()> {
                 format!("a {} namespace", namespace.kind),
             ));
         }
-        if !namespace.path.is_empty() {
+        if !namespace.path.is_empty() && namespace.kind != "network" {
             return Err(unsupported(
                 format!("linux.namespaces[{index}].path"),
-                "a VM cannot join a namespace of the host",
+                "of the host's namespaces a VM can join a network alone",
             ));
         }
     }

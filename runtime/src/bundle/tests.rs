@@ -38,10 +38,7 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (r#"{"process":{"apparmorProfile":"docker-default"}}"#, "process.apparmorProfile"),
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
         (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
-        (
-            r#"{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}"#,
-            "linux.namespaces[0].path",
-        ),
+        (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "linux.namespaces[0].path"),
         (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
         (r#"{"linux":{"resources":{"blockIO":{"weight":10}}}}"#, "linux.resources.blockIO"),
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),

@@ -15,6 +15,7 @@ use crate::image::Images;
 use crate::link::Peer;
 use crate::link::streams::{StreamSpec, streams};
 use crate::marks::Marks;
+use crate::network::Network;
 use crate::plan::{Plan, STDERR_STREAM, STDIO_STREAM};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
@@ -31,10 +32,14 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
 
     let bundle = Bundle::load(&config.bundle)?;
-    let plan = Plan::new(&bundle, config, terminal::size())?;
+    let mut plan = Plan::new(&bundle, config, terminal::size())?;
     marks.mark("planned");
 
-    let parts = parts(config, &plan, pending, &marks)?;
+    // Before the machine's threads, so that they are in the namespace, too. It lasts longer than the machine.
+    let mut network = plan.network.as_deref().map(Network::join).transpose()?.unwrap_or_default();
+    plan.connect(&network);
+    let nics = std::mem::take(&mut network.nics);
+    let parts = Parts { nics, ..parts(config, &plan, pending, &marks)? };
     let mut sandbox = Sandbox::start(&plan, parts)?;
     let pod = sandbox.link.send(Code::StartPod, "start the pod", &plan.pod)?;
     let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
@@ -86,7 +91,7 @@ fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks)
     let (table, handle) = streams(specs, first_output).context("open stdin, stdout and stderr")?;
     let table = if plan.peer == Peer::Base { table.without_credit() } else { table };
     let streams = (table, handle);
-    Ok(Parts { pending, images, outputs, streams, timeline })
+    Ok(Parts { pending, images, outputs, streams, nics: Vec::new(), timeline })
 }
 
 /// Ends the pod. The container has ended and its output is out: what fails here is worth a line, not its exit code.

@@ -1,6 +1,8 @@
 //! What is left of a plan for an agent that speaks API 4244 alone.
 
-use agent_proto::payload::{FsMap, Mount};
+use std::mem::take;
+
+use agent_proto::payload::{FsMap, Mount, Pod};
 use serde_json::Value;
 
 use super::Plan;
@@ -31,12 +33,36 @@ pub fn reduce(plan: &mut Plan) -> Result<Vec<String>> {
     if let Some(oci) = process.oci.take() {
         left_out.extend(asked(&oci, &[])?);
     }
-    if !std::mem::take(&mut process.rlimits).is_empty() {
+    if !take(&mut process.rlimits).is_empty() {
         left_out.push("rlimits".to_owned());
     }
     // The terminal's size is told once it is there.
     (process.rows, process.columns) = (0, 0);
     Ok(left_out)
+}
+
+/// Takes out of the pod's network what API 4244 has no words for, and returns what that was.
+pub fn reduce_network(pod: &mut Pod) -> Vec<&'static str> {
+    let mut left_out = Vec::new();
+    let mut leave = |given: bool, name| {
+        if given && !left_out.contains(&name) {
+            left_out.push(name);
+        }
+    };
+    for interface in &mut pod.interfaces {
+        interface.no_link_local = false;
+        leave(!take(&mut interface.neighbours).is_empty(), "neighbours");
+        for address in &mut interface.ip_addresses {
+            leave(take(&mut address.no_prefix_route), "addresses without a route");
+        }
+    }
+    for route in &mut pod.routes {
+        leave(take(&mut route.on_link), "gateways that no address leads to");
+        leave(!take(&mut route.source).is_empty(), "routes' source addresses");
+        leave(take(&mut route.metric) > 0, "routes' metrics");
+        leave(take(&mut route.mtu) > 0, "routes' largest packets");
+    }
+    left_out
 }
 
 fn bound(mount: &Mount) -> FsMap {
@@ -61,4 +87,38 @@ fn asked(extension: &impl serde::Serialize, known: &[&str]) -> Result<Vec<String
     };
     let asked = keys.into_iter().filter(|(name, value)| !known.contains(&name.as_str()) && !nothing(value));
     Ok(asked.map(|(name, _)| name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_proto::payload::{Interface, IpAddress, Neighbour, Route};
+
+    use super::*;
+
+    #[test]
+    fn a_network_is_left_with_the_words_of_api_4244() {
+        let plain = Pod {
+            interfaces: vec![Interface { ip_addresses: vec![IpAddress::default()], ..Interface::default() }],
+            routes: vec![Route { dest: "default".into(), gateway: "10.0.0.1".into(), ..Route::default() }],
+            ..Pod::default()
+        };
+        let mut pod = plain.clone();
+        let interface = &mut pod.interfaces[0];
+        interface.no_link_local = true;
+        interface.neighbours.push(Neighbour::default());
+        interface.ip_addresses[0].no_prefix_route = true;
+        let route = &mut pod.routes[0];
+        (route.on_link, route.source, route.metric, route.mtu) = (true, "10.0.0.2".into(), 7, 1300);
+        let names = [
+            "neighbours",
+            "addresses without a route",
+            "gateways that no address leads to",
+            "routes' source addresses",
+            "routes' metrics",
+            "routes' largest packets",
+        ];
+        assert_eq!(reduce_network(&mut pod), names);
+        assert_eq!(pod, plain);
+        assert!(reduce_network(&mut pod).is_empty());
+    }
 }

@@ -175,6 +175,10 @@ impl PodPlan {
         } else {
             plain_bundle(at, container, &image)?
         };
+        if let Some(network) = bundle.network() {
+            let why = format!("{}: its config.json names a network of its own", network.display());
+            return Err(unsupported(format!("{at}.image"), why));
+        }
         bundle.readonly |= container.read_only;
         bundle.process.terminal = container.tty.unwrap_or(self.file.tty);
         let namespaces = &mut bundle.spec.linux.namespaces;
