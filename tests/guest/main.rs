@@ -1,7 +1,7 @@
 //! Runs inside the container: does what programs do to files and asserts what they rely on.
 //!
 //! `guest CHECK` works in the current folder and prints `ok`; a broken expectation panics with its line. `guest hostile
-//! SCENARIO` takes the agent's place.
+//! SCENARIO` takes the agent's place. `guest echo`, `datagrams`, `drain` and `pour` are ends of connections.
 // UNSAFETY: mmap(2), whose shared mappings are what one of the checks is about, and ioperm(2), which no crate here has.
 #![allow(unsafe_code)]
 
@@ -13,12 +13,14 @@ use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 mod hostile;
+mod network;
 
 /// Entries in the large directory: several readdir replies' worth.
 const MANY: usize = 1500;
 
 fn main() {
-    let check = std::env::args().nth(1).unwrap_or_default();
+    let word = |at| std::env::args().nth(at).unwrap_or_default();
+    let check = word(1);
     match check.as_str() {
         "unlinked" => unlinked(),
         "renamed-over" => renamed_over(),
@@ -30,7 +32,11 @@ fn main() {
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
-        "hostile" => hostile::run(&std::env::args().nth(2).unwrap_or_default()),
+        "hostile" => hostile::run(&word(2)),
+        "echo" => network::echo(&word(2)),
+        "datagrams" => network::datagrams(&word(2)),
+        "drain" => network::drain(&word(2), &word(3)),
+        "pour" => network::pour(&word(2), &word(3)),
         "ports" => ports(),
         _ => panic!("no check {check:?}"),
     }

@@ -8,6 +8,7 @@ mod identity;
 mod isolation;
 mod limits;
 mod mounts;
+mod network;
 mod pods;
 mod process;
 mod seccomp;

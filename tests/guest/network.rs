@@ -1,0 +1,83 @@
+//! Both ends of a connection: one runs in a guest, the other on its host.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// The longest that a datagram is waited for; one may be lost.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How often one that is lost is sent again.
+const ATTEMPTS: usize = 20;
+
+/// Sends every datagram back to where it came from, for ever.
+pub fn echo(address: &str) {
+    let socket = UdpSocket::bind(address).unwrap();
+    println!("ready");
+    let mut datagram = vec![0; 1 << 16];
+    loop {
+        let (len, from) = socket.recv_from(&mut datagram).unwrap();
+        socket.send_to(&datagram[..len], from).unwrap();
+    }
+}
+
+/// Sends datagrams of many lengths, some of them longer than a packet, and expects each back.
+pub fn datagrams(address: &str) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect(address).unwrap();
+    socket.set_read_timeout(Some(ANSWER)).unwrap();
+    let mut answer = vec![0; 1 << 16];
+    for len in [1, 17, 1000, 1372, 1373, 4000, 30_000, 65_507] {
+        let datagram: Vec<u8> = (0..len).map(|at| (at * 7 % 251) as u8).collect();
+        let arrived = (0..ATTEMPTS).any(|_| {
+            socket.send(&datagram).unwrap();
+            socket.recv(&mut answer).is_ok_and(|count| answer[..count] == datagram)
+        });
+        assert!(arrived, "a datagram of {len} bytes");
+    }
+}
+
+/// Bytes of a block: a number, and then what repeats only in the next one.
+const BLOCK: usize = 1 << 18;
+
+/// Makes `block` the `number`-th of a load.
+fn number(block: &mut [u8], number: u64) {
+    block[..8].copy_from_slice(&number.to_le_bytes());
+}
+
+fn block() -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..BLOCK).map(|_| next()).collect()
+}
+
+/// Takes the load of one connection, expects it to the byte, and says how long it took.
+pub fn drain(address: &str, mib: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    println!("ready");
+    let (mut stream, _) = listener.accept().unwrap();
+    let (start, mut expected, mut arrived) = (Instant::now(), block(), vec![0; BLOCK]);
+    for at in 0..blocks(mib) {
+        number(&mut expected, at);
+        stream.read_exact(&mut arrived).unwrap();
+        assert!(arrived == expected, "block {at} is another");
+    }
+    assert_eq!(stream.read(&mut arrived).unwrap(), 0, "more than was expected");
+    println!("{mib} MiB in {} ms", start.elapsed().as_millis());
+}
+
+/// Sends a load over one connection.
+pub fn pour(address: &str, mib: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let mut block = block();
+    for at in 0..blocks(mib) {
+        number(&mut block, at);
+        stream.write_all(&block).unwrap();
+    }
+}
+
+fn blocks(mib: &str) -> u64 {
+    mib.parse::<u64>().unwrap() * (1 << 20) / BLOCK as u64
+}

@@ -1,0 +1,256 @@
+//! A bundle that is joined to a network namespace of the host: what its guest has of it, and what is left on the host.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::json;
+use tests::{Bundle, Running, check_output};
+
+/// What goes through a connection, in MiB.
+const LOAD_MIB: &str = "20";
+
+/// A network namespace for a pod, and one for whom it speaks to.
+struct Nets {
+    pod: String,
+    peer: String,
+}
+
+impl Nets {
+    /// Two empty namespaces.
+    fn new() -> Nets {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let nets = Nets { pod: format!("pod-{name}"), peer: format!("peer-{name}") };
+        for net in [&nets.pod, &nets.peer] {
+            ip(&["netns", "add", net]);
+            ip(&["-n", net, "link", "set", "lo", "up"]);
+        }
+        nets
+    }
+
+    /// Two namespaces with an interface `eth0` each: 10.9.0.2 and fd09::2 are the pod's, .1 and ::1 its peer's.
+    fn joined() -> Nets {
+        let nets = Nets::new();
+        nets.link("eth0", "02:00:00:00:09:02", 1400);
+        nets.pod(&["addr", "add", "10.9.0.2/24", "dev", "eth0"]);
+        nets.pod(&["addr", "add", "fd09::2/64", "dev", "eth0", "nodad"]);
+        nets.peer(&["addr", "add", "10.9.0.1/24", "dev", "eth0"]);
+        nets.peer(&["addr", "add", "fd09::1/64", "dev", "eth0", "nodad"]);
+        nets
+    }
+
+    /// Makes a pair of interfaces called `name`, one in each.
+    fn link(&self, name: &str, mac: &str, mtu: u32) {
+        let mtu = mtu.to_string();
+        let pair = ["link", "add", name, "netns", &self.pod, "address", mac, "mtu", &mtu, "type", "veth"];
+        ip(&[&pair[..], &["peer", "name", name, "netns", &self.peer, "mtu", &mtu]].concat());
+        self.pod(&["link", "set", name, "up"]);
+        self.peer(&["link", "set", name, "up"]);
+    }
+
+    fn pod(&self, words: &[&str]) {
+        ip(&[&["-n", &self.pod], words].concat());
+    }
+
+    fn peer(&self, words: &[&str]) {
+        ip(&[&["-n", &self.peer], words].concat());
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.pod)
+    }
+
+    /// A bundle that runs `script` in the pod's namespace.
+    fn bundle(&self, script: &str) -> Bundle {
+        in_namespace(Bundle::sh(script), self.path().to_str().unwrap())
+    }
+
+    /// A bundle that runs an end of a connection in the pod's namespace.
+    fn guest(&self, check: &str) -> Bundle {
+        in_namespace(Bundle::guest(check), self.path().to_str().unwrap())
+    }
+
+    /// The other end, in the peer's.
+    fn end(&self, words: &[&str]) -> Running {
+        let program = std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the guest's program");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.peer]).arg(program).args(words);
+        Running::start(command)
+    }
+
+    /// A command of busybox in the peer's namespace.
+    fn at_peer(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.peer, "/bin/busybox"]).args(words);
+        command
+    }
+
+    /// Taps and queueing disciplines that are in the pod's namespace.
+    fn traces(&self) -> String {
+        let list = |tool: &str, words: &[&str]| {
+            let mut command = Command::new("ip");
+            check_output(command.args(["netns", "exec", &self.pod, tool]).args(words))
+        };
+        let links = list("ip", &["-o", "link"]);
+        let disciplines = list("tc", &["qdisc"]);
+        let all = links.lines().filter(|line| line.contains("vmm"));
+        all.chain(disciplines.lines().filter(|line| line.contains("ingress"))).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Nets {
+    fn drop(&mut self) {
+        for net in [&self.pod, &self.peer] {
+            let _ = Command::new("ip").args(["netns", "del", net]).status();
+        }
+    }
+}
+
+fn ip(words: &[&str]) {
+    check_output(Command::new("ip").args(words));
+}
+
+fn in_namespace(bundle: Bundle, path: &str) -> Bundle {
+    bundle.share("network").with(|c| {
+        let all = c["linux"]["namespaces"].as_array_mut().unwrap();
+        all.push(json!({"type": "network", "path": path}));
+    })
+}
+
+#[test]
+fn the_guest_has_what_the_interface_has() {
+    let nets = Nets::joined();
+    nets.pod(&["addr", "add", "10.9.1.2/32", "dev", "eth0"]);
+    nets.pod(&["route", "add", "default", "via", "10.9.0.1"]);
+    nets.pod(&["route", "add", "10.77.0.0/16", "via", "192.168.7.1", "dev", "eth0", "onlink", "metric", "7"]);
+    nets.pod(&["route", "add", "10.78.0.0/16", "dev", "eth0", "src", "10.9.1.2", "mtu", "1300"]);
+    nets.pod(&["-6", "route", "add", "default", "via", "fd09::1"]);
+    nets.pod(&["neigh", "add", "10.9.0.77", "lladdr", "02:00:00:00:00:77", "dev", "eth0"]);
+    let script = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; \
+                  ip -o addr show dev eth0 | awk '{print $3, $4}'; \
+                  ip route; ip -6 route | grep -v -e fe80 -e ff00 | cut -d ' ' -f -5; ip neigh | cut -d ' ' -f -5";
+    let run = nets.bundle(script).run().code(0).stderr("");
+    let text = run.text();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let expected = [
+        "02:00:00:00:09:02",
+        "1400",
+        "inet 10.9.0.2/24",
+        "inet 10.9.1.2/32",
+        "inet6 fd09::2/64",
+        "inet6 fe80::ff:fe00:902/64",
+        "default via 10.9.0.1 dev eth0",
+        "10.9.0.0/24 dev eth0 scope link  src 10.9.0.2",
+        "10.77.0.0/16 via 192.168.7.1 dev eth0  metric 7 onlink",
+        "10.78.0.0/16 dev eth0 scope link  src 10.9.1.2",
+        "fd09::/64 dev eth0  metric",
+        "default via fd09::1 dev eth0",
+        "10.9.0.77 dev eth0 lladdr 02:00:00:00:00:77",
+    ];
+    assert_eq!(lines, expected, "{run}");
+    assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn both_sides_reach_each_other_over_ipv4_and_ipv6() {
+    let nets = Nets::joined();
+    let script =
+        "ping -c 1 -W 20 10.9.0.1 >/dev/null && ping -6 -c 1 -W 20 fd09::1 > /dev/null && echo out; read go";
+    let bundle = nets.bundle(script);
+    let mut run = bundle.start();
+    run.wait_for("out");
+    for address in ["10.9.0.2", "fd09::2"] {
+        check_output(&mut nets.at_peer(&["ping", "-c", "1", "-W", "20", address]));
+    }
+    run.write(b"\n");
+    run.finish().code(0).stderr("");
+}
+
+#[test]
+fn a_load_goes_out_to_the_byte() {
+    let nets = Nets::joined();
+    let mut server = nets.end(&["drain", "[fd09::1]:5001", LOAD_MIB]);
+    server.wait_for("ready");
+    nets.guest(&format!("pour [fd09::1]:5001 {LOAD_MIB}")).run().code(0).stdout("ok\n").stderr("");
+    let run = server.finish().code(0).stderr("");
+    assert!(run.text().contains("MiB in"), "{run}");
+    assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn a_load_comes_in_to_the_byte() {
+    let nets = Nets::joined();
+    let bundle = nets.guest(&format!("drain 0.0.0.0:5001 {LOAD_MIB}"));
+    let mut run = bundle.start();
+    run.wait_for("ready");
+    nets.end(&["pour", "10.9.0.2:5001", LOAD_MIB]).finish().code(0).stdout("ok\n").stderr("");
+    let run = run.finish().code(0).stderr("");
+    assert!(run.text().contains("MiB in"), "{run}");
+    assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn datagrams_go_both_ways() {
+    let nets = Nets::joined();
+    let mut server = nets.end(&["echo", "10.9.0.1:7"]);
+    server.wait_for("ready");
+    nets.guest("datagrams 10.9.0.1:7").run().code(0).stdout("ok\n").stderr("");
+    server.signal("KILL");
+    server.finish();
+}
+
+#[test]
+fn two_interfaces_keep_their_names() {
+    let nets = Nets::new();
+    // Made in the other order, and one with a name that no kernel gives.
+    nets.link("eth1", "02:00:00:00:00:01", 1500);
+    nets.link("lan", "02:00:00:00:00:02", 1500);
+    nets.link("eth0", "02:00:00:00:00:03", 9000);
+    nets.pod(&["addr", "add", "10.9.2.2/24", "dev", "lan"]);
+    let script = "for i in eth0 eth1 lan; do cat /sys/class/net/$i/address; done; \
+                  ip -o -4 addr | awk '{print $2, $4}'; cat /sys/class/net/eth0/mtu";
+    let expected =
+        "02:00:00:00:00:03\n02:00:00:00:00:01\n02:00:00:00:00:02\nlo 127.0.0.1/8\nlan 10.9.2.2/24\n9000\n";
+    nets.bundle(script).run().code(0).stdout(expected).stderr("");
+    assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn a_namespace_with_its_loopback_alone_gives_no_interface() {
+    let nets = Nets::new();
+    nets.bundle("ls /sys/class/net").run().code(0).stdout("lo\n").stderr("");
+}
+
+#[test]
+fn the_hosts_own_network_is_refused() {
+    let run = in_namespace(Bundle::sh("true"), "/proc/1/ns/net").run().code(125);
+    run.says(&["join network namespace /proc/1/ns/net: the host's own network cannot be the guest's"]);
+    let run = in_namespace(Bundle::sh("true"), "/run/netns/none").run().code(125);
+    run.says(&["join network namespace /run/netns/none: no such file"]);
+}
+
+#[test]
+fn what_a_killed_process_left_is_no_obstacle() {
+    let nets = Nets::joined();
+    let bundle = nets.bundle("echo up; read go");
+    let mut run = bundle.start();
+    run.wait_for("up");
+    assert!(nets.traces().contains("vmm"), "{}", nets.traces());
+    run.signal("KILL");
+    run.finish();
+    assert!(!nets.traces().contains("vmm"), "{}", nets.traces());
+    nets.bundle("ping -c 1 -W 20 10.9.0.1 | grep -c ttl").run().code(0).stdout("1\n").stderr("");
+    assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn a_second_machine_in_the_namespace_is_refused_and_harms_nobody() {
+    let nets = Nets::joined();
+    let bundle = nets.bundle("echo up; read go; ping -c 1 -W 20 10.9.0.1 | grep -c ttl");
+    let mut run = bundle.start();
+    run.wait_for("up");
+    nets.bundle("true").run().code(125).says(&["another virtual machine is in this namespace"]);
+    run.write(b"\n");
+    run.finish().code(0).stdout("\n1\n");
+}
