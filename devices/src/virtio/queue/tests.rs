@@ -400,23 +400,41 @@ fn a_closed_gate_ends_the_queue() {
     assert!(error.is_reset() && gate.is_idle());
 }
 
-proptest! {
-    /// Whatever the rings hold, serving ends, and what the device sees lies in memory.
-    #[test]
-    fn no_ring_does_harm(
-        descriptors in prop::collection::vec(
-            (prop::sample::select(vec![0, DATA, DATA + 0x1000, 64 << 20, (64 << 20) - 4, u64::MAX]),
-             prop::sample::select(vec![0, 1, 16, 32, 0x1000, u32::MAX]),
-             0u16..8, 0u16..20), 16),
-        heads in prop::collection::vec(0u16..20, 0..16),
-        table in prop::collection::vec((any::<u32>(), 0u32..64, 0u16..8, 0u16..4), 4),
-    ) {
+/// What a hostile driver writes: a table of descriptors, an indirect one, and heads of chains.
+#[derive(Debug)]
+struct Hostile {
+    descriptors: Vec<(u64, u32, u16, u16)>,
+    table: Vec<(u32, u32, u16, u16)>,
+    heads: Vec<u16>,
+}
+
+impl Hostile {
+    fn any() -> impl Strategy<Value = Hostile> {
+        let descriptors = prop::collection::vec(
+            (
+                prop::sample::select(vec![0, DATA, DATA + 0x1000, 64 << 20, (64 << 20) - 4, u64::MAX]),
+                prop::sample::select(vec![0, 1, 16, 32, 0x1000, u32::MAX]),
+                0u16..8,
+                0u16..20,
+            ),
+            16,
+        );
+        let table = prop::collection::vec((any::<u32>(), 0u32..64, 0u16..8, 0u16..4), 4);
+        let heads = prop::collection::vec(0u16..20, 0..16);
+        (descriptors, table, heads).prop_map(|(descriptors, table, heads)| Hostile {
+            descriptors,
+            table,
+            heads,
+        })
+    }
+
+    fn queue(&self) -> VirtQueue {
         let memory = driver::memory();
         let mut ring = DriverQueue::new(memory.clone(), 0x2_0000, SIZE, true);
-        for (index, descriptor) in (0..).zip(&descriptors) {
+        for (index, descriptor) in (0..).zip(&self.descriptors) {
             ring.put_descriptor(index, *descriptor);
         }
-        for (index, (address, len, flags, next)) in (0..).zip(&table) {
+        for (index, (address, len, flags, next)) in (0..).zip(&self.table) {
             let descriptor = raw((u64::from(*address) >> 8, *len, *flags, *next));
             memory.write_obj(descriptor, GuestAddress(DATA + 16 * index)).unwrap();
         }
@@ -426,17 +444,57 @@ proptest! {
         queue.set_used_ring_address(Some(0x2_0000 + USED as u32), None);
         queue.set_event_idx(true);
         queue.set_ready(true);
-        let mut queue = VirtQueue::new(0, queue, links(&memory));
-        let outside = heads.iter().filter(|head| **head >= SIZE).count();
-        for head in &heads {
+        for head in &self.heads {
             ring.make_available(*head);
         }
+        VirtQueue::new(0, queue, links(&memory))
+    }
+
+    /// How many heads are descriptors.
+    fn inside(&self) -> usize {
+        self.heads.iter().filter(|head| **head < SIZE).count()
+    }
+}
+
+proptest! {
+    /// Whatever the rings hold, serving ends, and what the device sees lies in memory.
+    #[test]
+    fn no_ring_does_harm(hostile in Hostile::any()) {
+        let mut queue = hostile.queue();
         queue.serve(|mut request, mut reply| {
             io::copy(&mut request, &mut io::sink())?;
             let room = reply.available_bytes();
             reply.write_all(&vec![0; room.min(0x1_0000)])?;
             Ok(Served::Done(0))
         }).unwrap();
-        prop_assert_eq!(usize::from(queue.queue.next_used()), heads.len() - outside);
+        prop_assert_eq!(usize::from(queue.queue.next_used()), hostile.inside());
+    }
+
+    /// As well while it receives; what no message reached stays in the ring for the next time.
+    #[test]
+    fn no_ring_does_harm_to_what_comes_in(
+        hostile in Hostile::any(),
+        demand in (1usize..40, 0usize..100),
+        messages in prop::collection::vec(1usize..5000, 0..20),
+    ) {
+        let mut queue = hostile.queue();
+        let demand = Demand { buffer: demand.0, message: demand.0 + demand.1 };
+        let mut messages = messages.into_iter();
+        queue.receive(demand, |room| {
+            let Some(len) = messages.next() else { return Received::Nothing };
+            let zeros = vec![0; len];
+            room.write(0, &zeros);
+            assert!(room.buffers_for(len) >= 1 && room.pieces().iter().all(|piece| !piece.is_empty()));
+            if len > room.len() { Received::Lost } else { Received::Message(len) }
+        }).unwrap();
+        let used = usize::from(queue.queue.next_used());
+        prop_assert!(used <= hostile.inside());
+        let mut left = 0;
+        queue.serve(|_, _| {
+            left += 1;
+            Ok(Served::Done(0))
+        }).unwrap();
+        prop_assert_eq!(usize::from(queue.queue.next_used()), hostile.inside());
+        prop_assert!(used + left <= hostile.inside());
     }
 }
