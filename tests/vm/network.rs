@@ -201,6 +201,28 @@ fn datagrams_go_both_ways() {
 }
 
 #[test]
+fn a_gateway_outside_of_every_network_is_reached_and_ipv4_alone_stays_alone() {
+    let nets = Nets::new();
+    nets.link("eth0", "02:00:00:00:09:05", 1500);
+    nets.pod(&["addr", "add", "10.9.5.2/32", "dev", "eth0"]);
+    nets.pod(&["route", "add", "169.254.1.1", "dev", "eth0", "scope", "link"]);
+    nets.pod(&["route", "add", "default", "via", "169.254.1.1"]);
+    nets.pod(&["-6", "addr", "flush", "dev", "eth0"]);
+    nets.peer(&["addr", "add", "169.254.1.1/32", "dev", "eth0"]);
+    nets.peer(&["addr", "add", "10.99.0.1/32", "dev", "lo"]);
+    nets.peer(&["route", "add", "10.9.5.2", "dev", "eth0"]);
+    let script = "ping -c 1 -W 20 10.99.0.1 | grep -c ttl; ip -6 addr show dev eth0";
+    nets.bundle(script).run().code(0).stdout("1\n").stderr("");
+}
+
+#[test]
+fn a_machine_that_does_not_start_leaves_nothing() {
+    let nets = Nets::joined();
+    nets.bundle("true").flag("--kernel").flag("/bin/busybox").run().code(125);
+    assert_eq!(nets.traces(), "");
+}
+
+#[test]
 fn two_interfaces_keep_their_names() {
     let nets = Nets::new();
     // Made in the other order, and one with a name that no kernel gives.
