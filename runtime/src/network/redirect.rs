@@ -49,7 +49,9 @@ pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     if !is_ours(netlink, from)? {
         return Err(io::Error::other("it has an ingress queueing discipline of somebody else's"));
     }
-    netlink.request(Message::change(kind::DELETE_QDISC, &place(from, INGRESS, AT_INGRESS, 0)))
+    // Named, so that a clsact in the same place, whose filters are not in this list, is never taken for it.
+    let discipline = Message::change(kind::DELETE_QDISC, &place(from, INGRESS, AT_INGRESS, 0));
+    netlink.request(discipline.with(KIND, b"ingress\0"))
 }
 
 fn filter(from: u32, to: u32) -> Message {

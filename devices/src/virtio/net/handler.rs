@@ -125,10 +125,15 @@ fn take_packet(tap: &Tap, room: &mut Room, interrupt: &Interrupt) -> Received {
             Received::Message(len)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
-        Err(error) => {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EIO)) => {
             // Somebody took the tap away, or its link down. It wakes us if it comes back.
             log::warn!("read a packet: {error}");
             Received::Nothing
+        }
+        Err(error) => {
+            // One that the tap cannot put into words is gone, and those behind it are not.
+            interrupt.fault(format_args!("read a packet: {error}"));
+            Received::Lost
         }
     }
 }

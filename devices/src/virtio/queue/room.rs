@@ -178,7 +178,7 @@ impl VirtQueue {
     }
 
     fn fill(&mut self, demand: Demand, mut op: impl FnMut(&mut Room) -> Received) -> Result<(), Error> {
-        let VirtQueue { index, queue, links, faults } = self;
+        let VirtQueue { index, queue, links, faults, .. } = self;
         let memory = &links.memory;
         let mut refuse = |head: u16, fault: &str| {
             *faults = faults.saturating_add(1);
