@@ -110,7 +110,7 @@ impl Bundle {
                 return Err(invalid(&format!("mounts[{index}].source"), "missing"));
             }
         }
-        refuse::check(&spec, &process)?;
+        refuse::check(&spec)?;
         let rootfs = directory.join(root.path);
         Ok(Bundle { directory: directory.to_owned(), spec, process, rootfs, readonly: root.readonly })
     }
@@ -133,7 +133,8 @@ pub fn is_bind(mount: &Mount) -> bool {
     mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
-fn check_process(process: &Process) -> Result<()> {
+/// Refuses a process that cannot be started as it is wanted.
+pub fn check_process(process: &Process) -> Result<()> {
     if process.args.first().is_none_or(String::is_empty) {
         return Err(invalid("process.args", "no program"));
     }
@@ -156,7 +157,7 @@ fn check_process(process: &Process) -> Result<()> {
             return Err(invalid(&format!("process.rlimits[{index}].type"), format!("{} again", limit.kind)));
         }
     }
-    Ok(())
+    refuse::check_process(process)
 }
 
 fn directory_at(what: &str, path: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! One file for each subcommand.
 
 pub mod check;
+pub mod container;
 pub mod pod;
 pub mod run;
 pub mod spec;

@@ -230,6 +230,11 @@ impl Default for RunConfig {
 }
 
 impl RunConfig {
+    /// Returns the container's id that a command line gives.
+    pub fn named(args: &RunArgs) -> Result<String> {
+        bundle_and_id(args.target.clone(), args.bundle.clone()).map(|(_, id)| id)
+    }
+
     /// Merges the sources. `lookup` reads the environment.
     pub fn resolve(args: RunArgs, lookup: impl Fn(&str) -> Option<OsString> + Copy) -> Result<RunConfig> {
         let settings = args.settings.or(Settings::from_env(lookup)).or(Settings::from_file(lookup)?);

@@ -62,6 +62,11 @@ pub type Result<T, E = ControlError> = std::result::Result<T, E>;
 pub enum Request {
     /// What the pod is.
     Status,
+    /// The start of a container that waits for it.
+    Start {
+        /// Which.
+        container: String,
+    },
     /// To be told when a container will not run again.
     Wait {
         /// Which.
@@ -132,6 +137,12 @@ pub struct ExecRequest {
     pub terminal: bool,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
+    /// A whole process as in config.json, in place of all that is said above but container and terminal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<serde_json::Value>,
+    /// A paused container is no reason to refuse it: it starts when the container goes on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_paused: bool,
 }
 
 /// What a pod answers.
@@ -141,7 +152,7 @@ pub enum Reply {
     /// It was done.
     Done,
     /// What the pod is.
-    Status(PodState),
+    Status(Box<PodState>),
     /// The connection's process runs.
     Started,
     /// The connection's process, or the container that was waited for, has ended with this code.

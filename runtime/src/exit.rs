@@ -8,7 +8,8 @@
 //! | 126 | the container's program is there and cannot be executed |
 //! | 127 | the container's program is not there |
 //! | the first failed container's | `vmm pod run`: that of the first in the podfile's order that did not end with 0, else 0 |
-//! | 1 | `vmm check` found that no guest can run |
+//! | 1 | `vmm check` found that no guest can run; `vmm create`, `start` and so on failed, as runc's do |
+//! | 255 | `vmm exec` could not start the program, as with runc |
 //!
 //! A client of stdout that goes away (`| head`) is no failure: the container's next write fails, as on a pipe. Any other
 //! output that cannot be written (a full disk) is dropped, the container ends its work, and the code is 125: its own
@@ -32,6 +33,10 @@ pub struct CodedError {
 
 /// `vmm` itself failed.
 pub const FAILED: u8 = 125;
+/// A command of an OCI container's life failed, as with runc.
+pub const OCI_FAILED: u8 = 1;
+/// `vmm exec` could not start the program, as with runc.
+pub const EXEC_FAILED: u8 = 255;
 /// The container's program cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
 /// The container's program is not there.

@@ -72,6 +72,14 @@ pub fn failure(args: &LogArgs, message: &str) {
     }
 }
 
+/// Says why this process, which nobody waits for, failed: in the log, which may be stderr.
+pub fn failed(message: &str) {
+    if LOGGER.get().is_some_and(|logger| logger.file.is_some()) {
+        eprintln!("vmm: {message}");
+    }
+    log::error!("{message}");
+}
+
 impl Log for Logger {
     fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
         true

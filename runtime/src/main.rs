@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use runtime::cli::container::ContainerCommand;
 use runtime::cli::pod::PodArgs;
-use runtime::cli::{Cli, Command, LogArgs};
+use runtime::cli::{Cli, Command, GlobalArgs, LogArgs};
 use runtime::config::RunConfig;
+use runtime::state::StateRoot;
 use runtime::{OCI_VERSION, commands, exit, logging};
 
 fn main() -> ExitCode {
@@ -35,34 +37,55 @@ fn main() -> ExitCode {
     }
 }
 
-/// What was typed: a command, or one of `vmm pod`'s.
+/// What was typed: a command, one of `vmm pod`'s, or one of an OCI container's life.
 enum Asked {
-    Command(Command),
+    Command(Command, GlobalArgs),
     Pod(Box<PodArgs>),
+    Container(Box<ContainerCommand>, StateRoot),
 }
 
 /// Reads the command line; without a command the version is asked for.
 fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
     let mut cli = Cli::try_parse()?;
+    if cli.global.debug {
+        cli.log.log_level.get_or_insert_with(|| "debug".to_owned());
+    }
     match cli.command {
         Some(Command::Pod(words)) if !cli.version => {
-            let mut args = words.parse(cli.log)?;
+            let mut args = PodArgs::read(words, cli.log, cli.global.root)?;
             cli.log = std::mem::take(&mut args.log);
             Ok((cli.log, Some(Asked::Pod(Box::new(args)))))
         }
-        command => Ok((cli.log, command.filter(|_| !cli.version).map(Asked::Command))),
+        Some(command) if !cli.version => {
+            let (log, global) = (cli.log, cli.global);
+            let asked = match ContainerCommand::read(command)? {
+                Ok(command) => {
+                    let root = StateRoot::new(global.root, |name| std::env::var_os(name));
+                    Asked::Container(Box::new(command), root)
+                }
+                Err(command) => Asked::Command(*command, global),
+            };
+            Ok((log, Some(asked)))
+        }
+        _ => Ok((cli.log, None)),
     }
 }
 
 fn execute(asked: Asked, start: Instant) -> Result<u8> {
     match asked {
         Asked::Pod(args) => commands::pod::pod(*args),
-        Asked::Command(Command::Run(args)) => {
+        Asked::Container(command, root) => commands::container::execute(&root, *command),
+        Asked::Command(Command::Run(args), global) if args.detach => {
+            let root = StateRoot::new(global.root, |name| std::env::var_os(name));
+            commands::container::run_detached(&root, *args)
+        }
+        Asked::Command(Command::Run(args), _) => {
+            commands::container::check_run(&args.engine)?;
             commands::run::run(&RunConfig::resolve(*args, |name| std::env::var_os(name))?, start)
         }
-        Asked::Command(Command::Spec(args)) => commands::spec::spec(&args.bundle).map(|()| 0),
-        Asked::Command(Command::Check) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
-        Asked::Command(Command::Pod(_)) => unreachable!("read by its own parser"),
+        Asked::Command(Command::Spec(args), _) => commands::spec::spec(&args.bundle).map(|()| 0),
+        Asked::Command(Command::Check, _) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
+        Asked::Command(..) => unreachable!("read by parsers of their own"),
     }
 }
 

@@ -46,6 +46,9 @@ pub struct Spec {
     /// A virtual machine's parameters.
     #[serde(default)]
     pub vm: Given,
+    /// What whoever made the container keeps with it.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// The container's first process.
@@ -165,22 +168,36 @@ pub struct Mount {
     pub gid_mappings: Given,
 }
 
-/// Programs to run on the host: none is honoured.
+/// Programs to run on the host, in their order.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Hooks {
-    /// Not honoured.
-    pub prestart: Given,
-    /// Not honoured.
-    pub create_runtime: Given,
-    /// Not honoured.
-    pub create_container: Given,
-    /// Not honoured.
-    pub start_container: Given,
-    /// Not honoured.
-    pub poststart: Given,
-    /// Not honoured.
-    pub poststop: Given,
+    /// Before the container is made.
+    pub prestart: Vec<Hook>,
+    /// Before the container is made, after those.
+    pub create_runtime: Vec<Hook>,
+    /// Before the container is made, after those.
+    pub create_container: Vec<Hook>,
+    /// Before its program starts.
+    pub start_container: Vec<Hook>,
+    /// After that.
+    pub poststart: Vec<Hook>,
+    /// After the container is deleted.
+    pub poststop: Vec<Hook>,
+}
+
+/// A program to run on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Hook {
+    /// The program, absolute.
+    pub path: PathBuf,
+    /// Its arguments, its name the first.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Seconds that it may take.
+    pub timeout: Option<u64>,
 }
 
 /// What is Linux's own.

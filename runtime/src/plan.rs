@@ -9,7 +9,7 @@ use crate::bundle::{Bundle, Result, invalid, is_bind};
 use crate::config::{RunConfig, ShareType};
 use crate::link::Peer;
 use crate::network::Network;
-use crate::oci::{ConsoleSize, Linux};
+use crate::oci::{self, ConsoleSize, Linux};
 
 pub mod base;
 pub mod capabilities;
@@ -192,8 +192,18 @@ fn cmdline(config: &RunConfig) -> String {
     words.join(" ")
 }
 
+/// Returns the agent's words for a bundle's first process.
 fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
-    let from = &bundle.process;
+    let linux = &bundle.spec.linux;
+    let mut process = process_of(&bundle.process, terminal)?;
+    let oci = process.oci.get_or_insert_default();
+    oci.personality = linux.personality.as_ref().map(scheduling::personality).transpose()?;
+    oci.seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    Ok(process)
+}
+
+/// Returns the agent's words for a process as it is in config.json; what its container has for all is not in them.
+pub fn process_of(from: &oci::Process, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
     // As with runc, the terminal that is there wins over the size in the file.
     let size = terminal.or(from.console_size).filter(|_| from.terminal).unwrap_or_default();
     let envs = from.env.iter().filter_map(|variable| variable.split_once('='));
@@ -208,7 +218,7 @@ fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Pr
         args: from.args.clone(),
         envs: envs.map(|(env, value)| Env { env: env.to_owned(), value: value.to_owned() }).collect(),
         workdir: from.cwd.clone(),
-        rlimits: rlimits(bundle)?,
+        rlimits: rlimits(from)?,
         rows: size.height,
         columns: size.width,
         oci: Some(OciProcess {
@@ -218,14 +228,13 @@ fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Pr
             oom_score_adj: from.oom_score_adj,
             scheduler: from.scheduler.as_ref().map(scheduling::scheduler).transpose()?,
             io_priority: from.io_priority.as_ref().map(scheduling::io_priority).transpose()?,
-            personality: bundle.spec.linux.personality.as_ref().map(scheduling::personality).transpose()?,
-            seccomp: bundle.spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?,
+            ..OciProcess::default()
         }),
     })
 }
 
-fn rlimits(bundle: &Bundle) -> Result<Vec<payload::Rlimit>> {
-    let limits = bundle.process.rlimits.iter().enumerate();
+fn rlimits(from: &oci::Process) -> Result<Vec<payload::Rlimit>> {
+    let limits = from.rlimits.iter().enumerate();
     limits
         .map(|(index, limit)| {
             if !RLIMITS.contains(&limit.kind.as_str()) {

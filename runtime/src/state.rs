@@ -1,17 +1,19 @@
-//! What is known of the pods on this host: a directory for each, below `--root`.
+//! What is known of the pods on this host: a directory for each, below `--root`. An OCI container is a pod of one.
 //!
 //! ```text
-//! <root>/<pod>/state.json     what the pod was when it was last written, atomically replaced
+//! <root>/<pod>/lock           held by the pod's process
+//!              state.json     what the pod was when it was last written, atomically replaced
 //!              sandbox.sock   the pod itself: whoever wants the truth asks there
 //!              logs/          what its containers wrote
 //! ```
 //!
 //! A pod lives as long as its process, and its process listens on the socket. A directory whose socket answers nobody is
-//! what is left of one: it can be read, and removed.
+//! what is left of one: it can be read, and removed. Before it listens an OCI container's process holds the lock: it is
+//! creating it, and a directory without a state whose lock nobody holds is in nobody's way.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -27,6 +29,9 @@ use crate::sys;
 const STATE_MAX: u64 = 4 << 20;
 const STATE: &str = "state.json";
 const SOCKET: &str = "sandbox.sock";
+const LOCK: &str = "lock";
+/// Held below the root while a directory is made or its owner is found out; no container's name begins with a dot.
+const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 
 /// Why the state cannot be had.
@@ -54,6 +59,12 @@ pub enum StateError {
         /// It runs.
         living: bool,
     },
+    /// There is a container of that id.
+    #[error("container with id exists: {0}")]
+    ContainerExists(String),
+    /// There is no container of that id.
+    #[error("container does not exist: {0}")]
+    NoContainer(String),
     /// The pod does not run.
     #[error("pod {0:?} is not running")]
     Stopped(String),
@@ -91,6 +102,29 @@ pub struct PodState {
     pub labels: BTreeMap<String, String>,
     /// Its containers, in the podfile's order.
     pub containers: Vec<ContainerState>,
+    /// Processes of the host that stand for further processes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stubs: Vec<u32>,
+    /// What an OCI container has beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciState>,
+}
+
+/// What is known of an OCI container from its bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OciState {
+    /// The bundle's directory, absolute.
+    pub bundle: PathBuf,
+    /// The root file system, absolute.
+    pub rootfs: PathBuf,
+    /// When it was made: RFC 3339, to the nanosecond.
+    pub created: String,
+    /// Who had it made, by number.
+    pub owner: u32,
+    /// The bundle's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A container.
@@ -154,6 +188,40 @@ impl StateRoot {
         Ok(directory)
     }
 
+    /// Makes an OCI container's directory and takes its lock, which a copy of this process holds, too. What is left of a
+    /// creation that was cut short is no container.
+    pub fn claim(&self, id: &str) -> Result<(StateDir, File)> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("make", &self.0))?;
+        let path = self.0.join(id);
+        let root = self.lock()?;
+        let directory = StateDir { id: id.to_owned(), path: path.clone() };
+        if path.exists() {
+            if path.join(STATE).exists() || directory.is_held() {
+                return Err(StateError::ContainerExists(id.to_owned()));
+            }
+            directory.remove()?;
+        }
+        DirBuilder::new().mode(0o700).create(&path).map_err(host("make", &path))?;
+        let path = path.join(LOCK);
+        let held =
+            File::create(&path).and_then(|file| file.try_lock().map_err(io::Error::from).map(|()| file));
+        let held = held.map_err(host("lock", &path))?;
+        drop(root);
+        Ok((directory, held))
+    }
+
+    /// Takes the root's lock.
+    fn lock(&self) -> Result<File> {
+        let path = self.0.join(ROOT_LOCK);
+        let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
+        file.map_err(host("lock", &path))
+    }
+
+    /// Returns an OCI container's directory.
+    pub fn container(&self, id: &str) -> Result<StateDir> {
+        self.open(id).map_err(|_| StateError::NoContainer(id.to_owned()))
+    }
+
     /// Returns a pod's directory.
     pub fn open(&self, id: &str) -> Result<StateDir> {
         let path = self.0.join(id);
@@ -210,6 +278,23 @@ impl StateDir {
     /// Whether the pod's process is there.
     pub fn is_living(&self) -> bool {
         self.connect().is_ok()
+    }
+
+    /// Whether an OCI container's process is there, though it may not listen yet.
+    pub fn is_held(&self) -> bool {
+        match File::open(self.path.join(LOCK)) {
+            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+            Err(_) => false,
+        }
+    }
+
+    /// Waits until an OCI container's process is gone.
+    pub fn wait_until_released(&self) -> Result<()> {
+        let path = self.path.join(LOCK);
+        match File::open(&path).and_then(|file| file.lock_shared()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(host("lock", &path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// A socket's address is short, and a path need not be: the directory is named by a descriptor.
@@ -269,6 +354,13 @@ impl StateDir {
 
     /// Removes the directory with everything in it.
     pub fn remove(&self) -> Result<()> {
+        // The state goes first: a directory without one is what is left of a container, and no container.
+        match fs::remove_file(self.path.join(STATE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(host("remove", &self.path)(error));
+            }
+            _ => {}
+        }
         fs::remove_dir_all(&self.path).map_err(host("remove", &self.path))
     }
 }
@@ -335,6 +427,28 @@ mod tests {
         assert_eq!(names, ["logs", "state.json"]);
         fs::write(folder.path().join("deep/er/p/state.json"), "{").unwrap();
         assert!(matches!(directory.read(), Err(StateError::Parse { .. })));
+    }
+
+    #[test]
+    fn a_container_s_id_is_taken_once_and_what_a_crash_left_is_in_nobody_s_way() {
+        let (_folder, root) = root();
+        let (directory, held) = root.claim("c").unwrap();
+        assert!(directory.is_held());
+        let exists = || root.claim("c").unwrap_err().to_string();
+        assert_eq!(exists(), "container with id exists: c");
+        // Killed before it had a state.
+        drop(held);
+        assert!(!directory.is_held());
+        let (directory, held) = root.claim("c").unwrap();
+        directory.write(&state("created")).unwrap();
+        drop(held);
+        // Killed after it: it is there until it is deleted.
+        assert_eq!(exists(), "container with id exists: c");
+        directory.wait_until_released().unwrap();
+        directory.remove().unwrap();
+        assert_eq!(root.container("c").unwrap_err().to_string(), "container does not exist: c");
+        assert!(root.list().unwrap().is_empty());
+        root.claim("c").unwrap();
     }
 
     #[test]

@@ -129,6 +129,32 @@ pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags) })
 }
 
+/// Returns the process that connected a socket, or that listens where it leads.
+pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: SO_PEERCRED writes one ucred.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut peer).cast(), &raw mut size)
+    })?;
+    Ok(peer.pid as u32)
+}
+
+/// Ends this process at once, with everything in it.
+pub fn end_now() -> ! {
+    // SAFETY: it does not return, and touches no memory.
+    unsafe { libc::_exit(1) }
+}
+
+/// Kills a process.
+pub fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
+    let (signal, info): (_, *const libc::siginfo_t) = (libc::SIGKILL, std::ptr::null());
+    // SAFETY: no memory is involved.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };
+    check(sent as libc::c_int).map(drop)
+}
+
 /// The most descriptors that come with one message.
 pub const FDS_MAX: usize = 3;
 /// Bytes of a control message with that many.
@@ -274,30 +300,77 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Makes a copy of this process, in a session of its own and with `output` for its standard output and error and nothing
-/// to read. Returns true in the copy.
+/// Makes a copy of this process, in a session of its own. With `output` that is its standard output and error, and it has
+/// nothing to read; without, these three stay what they are. Returns the copy's number, and 0 in the copy.
 ///
 /// # Errors
 ///
 /// Also where there is a second thread: the copy would not have it, but whatever it holds locked.
-pub fn fork_detached(output: &File) -> io::Result<bool> {
+pub fn fork_detached(output: Option<&File>) -> io::Result<u32> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("there is more than one thread"));
     }
     let null = File::open("/dev/null")?;
     // SAFETY: the process has one thread, so that the copy is as whole as it.
-    if check(unsafe { libc::fork() })? != 0 {
-        return Ok(false);
+    let copy = check(unsafe { libc::fork() })?;
+    if copy != 0 {
+        return Ok(copy as u32);
     }
     // SAFETY: no memory is involved.
     check(unsafe { libc::setsid() })?;
-    for (from, to) in
-        [(&null, libc::STDIN_FILENO), (output, libc::STDOUT_FILENO), (output, libc::STDERR_FILENO)]
-    {
+    if let Some(output) = output {
+        set_standard([&null, output, output])?;
+    }
+    Ok(0)
+}
+
+/// Makes duplicates of these the standard input, output and error.
+pub fn set_standard(from: [&impl AsRawFd; 3]) -> io::Result<()> {
+    for (from, to) in from.iter().zip([libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO]) {
         // SAFETY: no memory is involved; the standard descriptors are the process's own to change.
         check(unsafe { libc::dup2(from.as_raw_fd(), to) })?;
     }
-    Ok(true)
+    Ok(())
+}
+
+/// Returns a descriptor of the process `pid`, readable once it has ended.
+pub fn process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    let fd = check(fd as libc::c_int)?;
+    // SAFETY: the kernel has just made `fd` for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives this process a network namespace of its own, in which there is nothing but a loopback that is down.
+pub fn new_network() -> io::Result<()> {
+    // SAFETY: no memory is involved, and no descriptor changes.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Returns a new pseudo-terminal's controller and its number below /dev/pts.
+pub fn open_terminal() -> io::Result<(File, u32)> {
+    let controller = File::options().read(true).write(true).open("/dev/ptmx")?;
+    let (unlocked, mut number): (libc::c_int, libc::c_uint) = (0, 0);
+    // SAFETY: TIOCSPTLCK reads one int and TIOCGPTN writes one unsigned int.
+    unsafe {
+        check(libc::ioctl(controller.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked))?;
+        check(libc::ioctl(controller.as_raw_fd(), libc::TIOCGPTN, &raw mut number))?;
+    }
+    Ok((controller, number))
+}
+
+/// Gives a terminal another size.
+pub fn set_window_size(fd: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// Makes `fd` the controlling terminal of this process, which leads a session without one.
+pub fn control_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes a number.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
 
 /// Gives up this process's controlling terminal, if it has one that is not its session's to keep: reading a client's

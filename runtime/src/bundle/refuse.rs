@@ -19,25 +19,11 @@ const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup"
 const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 
 /// Refuses the first thing in `spec` that cannot be honoured.
-pub fn check(spec: &Spec, process: &Process) -> Result<()> {
-    let hooks = &spec.hooks;
+pub fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let resources = &linux.resources;
-    // "If the runtime is unable to create the environment specified in the config.json, it MUST generate an error"
-    // (runtime.md): a profile or label without its module is one, unless it asks for nothing.
-    let apparmor = Given(!["", "unconfined"].contains(&process.apparmor_profile.as_str()));
     let table = [
         ("vm", spec.vm, "the machine is set by flags and configuration file"),
-        ("hooks.prestart", hooks.prestart, "hooks"),
-        ("hooks.createRuntime", hooks.create_runtime, "hooks"),
-        ("hooks.createContainer", hooks.create_container, "hooks"),
-        ("hooks.startContainer", hooks.start_container, "hooks"),
-        ("hooks.poststart", hooks.poststart, "hooks"),
-        ("hooks.poststop", hooks.poststop, "hooks"),
-        ("process.apparmorProfile", apparmor, "the guest has no AppArmor"),
-        ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),
-        ("process.execCPUAffinity", process.exec_cpu_affinity, "CPU affinity"),
-        ("linux.cgroupsPath", linux.cgroups_path, "a cgroup of the host"),
         ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
         ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
         ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
@@ -59,6 +45,55 @@ pub fn check(spec: &Spec, process: &Process) -> Result<()> {
     }
     check_linux(spec)?;
     spec.mounts.iter().enumerate().try_for_each(|(index, mount)| check_mount(index, mount))
+}
+
+/// Refuses the first thing in `process`, a container's first or a further one, that cannot be honoured.
+pub fn check_process(process: &Process) -> Result<()> {
+    // "If the runtime is unable to create the environment specified in the config.json, it MUST generate an error"
+    // (runtime.md): a profile or label without its module is one, unless it asks for nothing.
+    let apparmor = Given(!["", "unconfined"].contains(&process.apparmor_profile.as_str()));
+    let table = [
+        ("process.apparmorProfile", apparmor, "the guest has no AppArmor"),
+        ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),
+        ("process.execCPUAffinity", process.exec_cpu_affinity, "CPU affinity"),
+    ];
+    match table.iter().find(|(_, field, _)| field.0) {
+        Some((path, _, why)) => Err(unsupported(*path, *why)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what takes more than the one command that runs a container in the foreground: whoever made the container
+/// has something done on the host for it.
+pub fn check_foreground(spec: &Spec) -> Result<()> {
+    let hooks = &spec.hooks;
+    let table = [
+        ("hooks.prestart", &hooks.prestart),
+        ("hooks.createRuntime", &hooks.create_runtime),
+        ("hooks.createContainer", &hooks.create_container),
+        ("hooks.startContainer", &hooks.start_container),
+        ("hooks.poststart", &hooks.poststart),
+        ("hooks.poststop", &hooks.poststop),
+    ];
+    if let Some((path, _)) = table.iter().find(|(_, hooks)| !hooks.is_empty()) {
+        return Err(unsupported(*path, "hooks, without `vmm create`"));
+    }
+    if spec.linux.cgroups_path.0 {
+        return Err(unsupported("linux.cgroupsPath", "a cgroup of the host"));
+    }
+    Ok(())
+}
+
+/// Refuses what the foreground gives and an engine means differently: without a network namespace a container has the
+/// network of its host.
+pub fn check_engine(spec: &Spec) -> Result<()> {
+    match spec.linux.namespaces.iter().any(|namespace| namespace.kind == "network") {
+        true => Ok(()),
+        false => Err(unsupported(
+            "linux.namespaces",
+            "no network namespace: the host's own network cannot be the guest's",
+        )),
+    }
 }
 
 fn check_linux(spec: &Spec) -> Result<()> {

@@ -32,14 +32,11 @@ fn the_default_configuration_runs() {
 #[test]
 fn what_cannot_be_honoured_is_refused_by_its_path() {
     for (change, path) in [
-        (r#"{"hooks":{"poststart":[{"path":"/bin/true"}]}}"#, "hooks.poststart"),
-        (r#"{"hooks":{"createRuntime":[{"path":"/bin/true"}]}}"#, "hooks.createRuntime"),
         (r#"{"vm":{"kernel":{"path":"/k"}}}"#, "vm"),
         (r#"{"process":{"apparmorProfile":"docker-default"}}"#, "process.apparmorProfile"),
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
         (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
         (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "linux.namespaces[0].path"),
-        (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
         (r#"{"linux":{"resources":{"blockIO":{"weight":10}}}}"#, "linux.resources.blockIO"),
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),
         (r#"{"mounts":[{"destination":"/n","source":"/x"}]}"#, "mounts[0].type"),
@@ -65,6 +62,26 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
             other => panic!("{change}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn what_others_do_on_the_host_is_refused_in_the_foreground_alone() {
+    for (change, path) in [
+        (r#"{"hooks":{"poststart":[{"path":"/bin/true"}]}}"#, "hooks.poststart"),
+        (r#"{"hooks":{"createRuntime":[{"path":"/bin/true"}]}}"#, "hooks.createRuntime"),
+        (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
+        (
+            r#"{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}"#,
+            "linux.namespaces[0].path",
+        ),
+    ] {
+        let bundle = check_with(change).unwrap();
+        match refuse::check_foreground(&bundle.spec) {
+            Err(BundleError::Unsupported { path: found, .. }) => assert_eq!(found, path, "{change}"),
+            other => panic!("{change}: {other:?}"),
+        }
+    }
+    refuse::check_foreground(&check_with("{}").unwrap().spec).unwrap();
 }
 
 #[test]

@@ -8,26 +8,19 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cli::LogArgs;
+use crate::cli::{LogArgs, Words};
 use crate::config::Settings;
 
-/// What follows `vmm pod`, unread.
-#[derive(Debug, Args)]
-pub struct PodWords {
-    /// A command and its arguments; --help lists them
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub words: Vec<OsString>,
-}
-
-impl PodWords {
-    /// Reads it. What is said of the log before `pod` holds where nothing is said after it.
-    pub fn parse(self, log: LogArgs) -> Result<PodArgs, clap::Error> {
-        let mut args = PodArgs::try_parse_from([OsString::from("vmm pod")].into_iter().chain(self.words))?;
+impl PodArgs {
+    /// Reads what follows `vmm pod`. What is said before `pod` holds where nothing is said after it.
+    pub fn read(words: Words, log: LogArgs, root: Option<PathBuf>) -> Result<PodArgs, clap::Error> {
+        let mut args = PodArgs::try_parse_from([OsString::from("vmm pod")].into_iter().chain(words.words))?;
         args.log = LogArgs {
             log: args.log.log.or(log.log),
             log_level: args.log.log_level.or(log.log_level),
             log_format: args.log.log_format.or(log.log_format),
         };
+        args.root = args.root.or(root);
         Ok(args)
     }
 }
@@ -216,7 +209,7 @@ mod tests {
     fn parse(line: &str) -> Result<PodArgs, clap::Error> {
         let cli = Cli::try_parse_from(line.split(' '))?;
         let Some(Command::Pod(words)) = cli.command else { panic!("{line}") };
-        words.parse(cli.log)
+        PodArgs::read(words, cli.log, cli.global.root)
     }
 
     #[test]

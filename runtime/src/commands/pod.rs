@@ -58,31 +58,34 @@ fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Reply> {
     checked(connect(&root.open(pod)?)?.ask(request, &[])?)
 }
 
-fn connect(directory: &StateDir) -> Result<Connection> {
+/// Connects to a living pod.
+pub fn connect(directory: &StateDir) -> Result<Connection> {
     Ok(Connection::new(directory.connect()?, true)?)
 }
 
 /// An answer that says that something was not done is an error with the exit code that stands for it.
-fn checked(reply: Reply) -> Result<Reply> {
+pub fn checked(reply: Reply) -> Result<Reply> {
     match reply {
         Reply::Failed { code, message } => Err(CodedError { code, message }.into()),
         reply => Ok(reply),
     }
 }
 
-fn done(reply: Reply) -> Result<()> {
+/// Whatever is not the word that it was done is an error.
+pub fn done(reply: Reply) -> Result<()> {
     if reply == Reply::Done { Ok(()) } else { unexpected(&reply) }
 }
 
-fn unexpected<T>(reply: &Reply) -> Result<T> {
+/// Says that an answer was another than what was asked for.
+pub fn unexpected<T>(reply: &Reply) -> Result<T> {
     anyhow::bail!("the pod's answer was not expected: {reply:?}")
 }
 
 /// What a pod is: as it says itself, or as its last state does.
-fn state(directory: &StateDir) -> Result<PodState> {
+pub fn state(directory: &StateDir) -> Result<PodState> {
     match directory.connect() {
         Ok(socket) => match Connection::new(socket, true)?.ask(&Request::Status, &[]) {
-            Ok(Reply::Status(state)) => Ok(state),
+            Ok(Reply::Status(state)) => Ok(*state),
             Ok(other) => unexpected(&checked(other)?),
             // It ended this moment.
             Err(ControlError::Ended) => Ok(directory.read_stopped()?),
@@ -143,7 +146,7 @@ fn pause(root: &StateRoot, meant: MeantArgs, paused: bool) -> Result<()> {
 }
 
 /// Prints a line to stdout; whoever reads it may have left.
-fn print(text: &str) -> Result<()> {
+pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write stdout"),

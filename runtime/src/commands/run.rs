@@ -7,7 +7,7 @@ use agent_proto::command::Code;
 use anyhow::{Context, Result};
 use vmm::{PendingVm, Timeline};
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, refuse};
 use crate::config::RunConfig;
 use crate::console::{KernelMarks, Outputs};
 use crate::foreground::Foreground;
@@ -32,6 +32,7 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
 
     let bundle = Bundle::load(&config.bundle)?;
+    refuse::check_foreground(&bundle.spec)?;
     let mut plan = Plan::new(&bundle, config, terminal::size())?;
     marks.mark("planned");
 

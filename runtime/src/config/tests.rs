@@ -8,7 +8,7 @@ fn resolve(args: RunArgs, env: &[(&str, &str)]) -> Result<RunConfig> {
 }
 
 fn settings(settings: Settings) -> RunArgs {
-    RunArgs { settings, target: Some("c1".into()), bundle: Some("/b".into()) }
+    RunArgs { settings, target: Some("c1".into()), bundle: Some("/b".into()), ..RunArgs::default() }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use super::Asker;
 use crate::control::{Connection, ControlError, Reply, Request};
+use crate::sys;
 
 /// The most clients at a time.
 const CLIENTS_MAX: usize = 512;
@@ -79,6 +80,12 @@ impl Clients {
             self.clients.remove(index);
         }
         there
+    }
+
+    /// The process behind a connection, as long as it is there.
+    pub fn process(&self, asker: Asker) -> Option<u32> {
+        let client = self.clients.iter().find(|client| client.asker == asker && !client.closed)?;
+        sys::peer_process(client.connection.fd()).ok()
     }
 
     /// Takes a client's next request.

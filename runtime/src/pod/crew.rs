@@ -12,11 +12,12 @@ use agent_proto::payload::ContainerName;
 use super::exec::{self, Exec};
 use super::log::LogFile;
 use super::member::{Ending, Member, Phase, StartError};
-use super::plan::{ContainerPlan, further_process};
+use super::plan::ContainerPlan;
 use super::{Asker, Guest};
 use crate::control::{ExecRequest, Reply};
 use crate::exit;
 use crate::link::{CommandId, LinkError};
+use crate::oci::ConsoleSize;
 
 mod replies;
 
@@ -103,6 +104,26 @@ impl Crew {
         self.members.push(member);
     }
 
+    /// Adds the container that this process stands for.
+    pub fn add_standing(&mut self, plan: ContainerPlan) {
+        self.members.push(Member::standing(plan));
+    }
+
+    /// Starts a container that waits for it; `asker` is told how it went.
+    pub fn start(&mut self, name: &str, asker: Asker) -> Option<Reply> {
+        match self.members.iter_mut().find(|member| member.plan.name == name) {
+            Some(member) if member.phase == Phase::Created => {
+                (member.phase, member.adder) = (Phase::Waiting(Instant::now()), Some(asker));
+                None
+            }
+            Some(member) if member.phase == Phase::Ended => {
+                Some(refused("cannot start a container that has stopped".to_owned()))
+            }
+            Some(_) => Some(refused("cannot start an already running container".to_owned())),
+            None => Some(unknown(name)),
+        }
+    }
+
     /// Takes what has come from the agent, and does what is due.
     pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Happened>> {
         let mut happened = Vec::new();
@@ -146,7 +167,8 @@ impl Crew {
 
     /// Whether every container has been started.
     pub fn is_started(&self) -> bool {
-        self.members.iter().all(|member| member.has_run || member.phase == Phase::Ended)
+        let settled = |member: &Member| matches!(member.phase, Phase::Created | Phase::Ended);
+        self.members.iter().all(|member| member.has_run || settled(member))
     }
 
     /// The pod's exit code: that of the first container, in the podfile's order, that did not end with 0.
@@ -166,6 +188,11 @@ impl Crew {
 
     /// Sends a signal to the container `name`, or to every one that runs.
     pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
+        if let Some(member) = self.members.iter_mut().find(|member| is_meant(name, member))
+            && member.hold(signal, all)
+        {
+            return Ok(Reply::Done);
+        }
         let running = |member: &&Member| member.phase == Phase::Running && is_meant(name, member);
         if !self.members.iter().any(|member| running(&member)) {
             return Ok(self.not_running(name));
@@ -174,6 +201,18 @@ impl Crew {
             member.signal(guest, signal, all)?;
         }
         Ok(Reply::Done)
+    }
+
+    /// Gives a container's terminal another size.
+    pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
+        let mut running = self.members.iter().filter(|member| member.phase == Phase::Running);
+        let meant = running.find(|member| member.plan.name == name && member.plan.container.process.terminal);
+        meant.map_or(Ok(()), |member| member.resize(guest, size))
+    }
+
+    /// Who waits for a further process of theirs.
+    pub fn askers(&self) -> impl Iterator<Item = Asker> {
+        self.execs.iter().filter_map(|exec| exec.client)
     }
 
     /// Removes a container, which ends first if it runs and `force` says so.
@@ -238,13 +277,13 @@ impl Crew {
     ) -> Result<Option<Reply>> {
         let found = self.members.iter().find(|member| member.plan.name == request.container);
         let Some(member) = found else { return Ok(Some(unknown(&request.container))) };
-        if member.phase != Phase::Running || member.paused {
+        if member.phase != Phase::Running || member.paused && !request.ignore_paused {
             return Ok(Some(self.not_running(&request.container)));
         }
         if self.execs.iter().any(|exec| exec.client == Some(client)) {
             return Ok(Some(refused("exec: the connection has a process already".to_owned())));
         }
-        if request.args.is_empty() {
+        if request.args.is_empty() && request.process.is_none() {
             return Ok(Some(refused("exec: no program".to_owned())));
         }
         if fds.len() != if request.terminal { 2 } else { 3 } {
@@ -254,19 +293,15 @@ impl Crew {
             return Ok(Some(refused(format!("exec: {EXECS_MAX} processes are the most"))));
         }
         let name = format!("exec-{}", self.next_exec);
-        let mut process = further_process(&member.plan.container, &name, request.args.clone(), &request.envs);
-        process.terminal = request.terminal;
-        (process.rows, process.columns) = request.size.unwrap_or_default();
-        if !request.workdir.is_empty() {
-            process.workdir.clone_from(&request.workdir);
-        }
-        if let Some((user, group)) = split_user(&request.user) {
-            (process.user, process.group) = (user.to_owned(), group.to_owned());
-            process.additional_groups.clear();
-        }
+        let process = match exec::wanted(&member.plan.container, &name, request) {
+            Ok(process) => process,
+            Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
+        };
+        let program = process.args.first().filter(|_| request.process.is_some()).cloned();
         let seq = self.next_seq;
         match Exec::start(guest, client, &request.container, process, (seq, fds)) {
-            Ok((exec, command)) => {
+            Ok((mut exec, command)) => {
+                exec.program = program;
                 self.awaited.push((command, Awaited::Exec(exec.process.clone())));
                 self.execs.push(exec);
                 self.next_exec += 1;
@@ -427,10 +462,13 @@ fn start_failed(
     happened: &mut Vec<Happened>,
 ) {
     member.failed(guest, code, message.clone());
-    let message = format!("start container {:?}: {message}", member.plan.name);
+    let message = match member.stands {
+        true => message,
+        false => format!("start container {:?}: {message}", member.plan.name),
+    };
     match member.adder.take() {
         Some(adder) => {
-            member.leaves = true;
+            member.leaves = !member.stands;
             happened.push(Happened::Answer(adder, Reply::Failed { code, message }));
         }
         None if member.has_run => log::warn!("{message}"),
@@ -445,11 +483,6 @@ pub fn refused(message: String) -> Reply {
 
 fn unknown(name: &str) -> Reply {
     refused(format!("the pod has no container {name:?}"))
-}
-
-/// `user` or `user:group`.
-fn split_user(text: &str) -> Option<(&str, &str)> {
-    (!text.is_empty()).then(|| text.split_once(':').unwrap_or((text, "")))
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use agent_proto::command::Code;
-use agent_proto::payload::{ExecCommand, Exit, Process, SignalCommand, WindowSize};
+use agent_proto::payload::{Container, ExecCommand, Exit, Process, SignalCommand, WindowSize};
 
 use super::member::StartError;
+use super::plan::{further_process, whole_process};
 use super::{Asker, Guest};
+use crate::control::ExecRequest;
 use crate::link::streams::{Delivery, StreamSpec};
 use crate::link::{CommandId, LinkError};
 
@@ -33,6 +35,8 @@ pub struct Exec {
     pub process: String,
     /// Where it stands.
     pub phase: Phase,
+    /// Its program, where whoever asked for it is to hear of it in an engine's words.
+    pub program: Option<String>,
     /// Signals that came before it ran.
     held: Vec<i32>,
     streams: Vec<u64>,
@@ -60,6 +64,7 @@ impl Exec {
             container: container.clone(),
             process: name,
             phase: Phase::Starting,
+            program: None,
             held: Vec::new(),
             streams: Vec::new(),
         };
@@ -134,4 +139,29 @@ impl Exec {
         }
         failed
     }
+}
+
+/// Returns what an exec asks for, in its container's surroundings.
+pub fn wanted(container: &Container, name: &str, request: &ExecRequest) -> Result<Process, String> {
+    let mut process = match &request.process {
+        Some(whole) => whole_process(container, name, whole)?,
+        None => further_process(container, name, request.args.clone(), &request.envs),
+    };
+    process.terminal = request.terminal;
+    if let Some((rows, columns)) = request.size {
+        (process.rows, process.columns) = (rows, columns);
+    }
+    if !request.workdir.is_empty() {
+        process.workdir.clone_from(&request.workdir);
+    }
+    if let Some((user, group)) = split_user(&request.user) {
+        (process.user, process.group) = (user.to_owned(), group.to_owned());
+        process.additional_groups.clear();
+    }
+    Ok(process)
+}
+
+/// `user` or `user:group`.
+fn split_user(text: &str) -> Option<(&str, &str)> {
+    (!text.is_empty()).then(|| text.split_once(':').unwrap_or((text, "")))
 }

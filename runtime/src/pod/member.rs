@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Instant, SystemTime};
 
 use agent_proto::command::Code;
-use agent_proto::payload::{ContainerName, Exit, KillCommand};
+use agent_proto::payload::{ContainerName, Exit, KillCommand, WindowSize};
 
 use super::log::{LogFile, Stream};
 use super::output::Outputs;
@@ -17,11 +17,17 @@ use super::{Asker, Guest};
 use crate::exit;
 use crate::link::streams::{Delivery, StreamSpec};
 use crate::link::{CommandId, LinkError};
+use crate::oci::ConsoleSize;
+use crate::plan::INIT_PROCESS;
+use crate::signals::asks_for_an_end;
 use crate::state::ContainerState;
+use crate::terminal;
 
 /// Where a container stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// It is to be started when somebody asks for it.
+    Created,
     /// It is to be started at this time.
     Waiting(Instant),
     /// The agent was asked to start it.
@@ -77,6 +83,10 @@ pub struct Member {
     streams: Vec<u64>,
     taps: Vec<Tap>,
     log: Option<LogFile>,
+    /// Its streams are this process's own, which stands for it.
+    pub stands: bool,
+    /// Signals that came before its first process, and whether they are for all of its processes.
+    held: Vec<(i32, bool)>,
 }
 
 impl Member {
@@ -98,7 +108,14 @@ impl Member {
             taps: Vec::new(),
             plan,
             log,
+            stands: false,
+            held: Vec::new(),
         }
+    }
+
+    /// Returns a container that this process stands for: it waits for its start, and has our standard streams.
+    pub fn standing(plan: ContainerPlan) -> Member {
+        Member { phase: Phase::Created, stands: true, ..Member::new(plan, None, Instant::now()) }
     }
 
     /// Asks the agent to start it, with streams from number `seq` on.
@@ -112,6 +129,11 @@ impl Member {
             outputs.push((Stream::Stderr, seq + 1));
         }
         for (stream, seq) in outputs {
+            if self.stands {
+                guest.streams.open(&own_stream(stream, seq))?;
+                self.streams.push(seq);
+                continue;
+            }
             let (tap, writer) = Tap::new(stream)?;
             // Nobody types: a program that reads finds the end, one on a terminal waits.
             let source = (stream == Stream::Stdout && !terminal).then(|| null.as_raw_fd());
@@ -124,11 +146,17 @@ impl Member {
     }
 
     /// Its first process runs.
-    pub fn began(&mut self, guest: &mut Guest<'_>, now: Instant) {
+    pub fn began(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<(), LinkError> {
         (self.phase, self.started, self.has_run) = (Phase::Running, now, true);
         if let Some(seq) = self.streams.first() {
             guest.streams.start(*seq, guest.window());
         }
+        if let Some(size) = terminal::size().filter(|_| self.stands && self.plan.container.process.terminal) {
+            // It may have changed since the container was made.
+            self.resize(guest, size)?;
+        }
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().try_for_each(|(signal, all)| self.signal(guest, signal, all))
     }
 
     /// It could not be started: it has ended with `code`.
@@ -154,6 +182,11 @@ impl Member {
             return false;
         }
         let code = exit::of_exit(exit);
+        for (seq, name) in self.streams.iter().zip(["stdout", "stderr"]) {
+            if let Some(error) = guest.streams.error(*seq).filter(|_| self.stands) {
+                log::warn!("write {name}: {error}");
+            }
+        }
         self.close(guest);
         if !self.taps.iter().all(Tap::is_ended) {
             return false;
@@ -185,7 +218,7 @@ impl Member {
     pub fn end(&mut self, guest: &mut Guest<'_>, kill: bool) -> Result<(), LinkError> {
         match self.phase {
             // What was to be started again is not.
-            Phase::Waiting(_) => self.phase = Phase::Ended,
+            Phase::Waiting(_) | Phase::Created => self.phase = Phase::Ended,
             Phase::Running if kill && self.ending < Ending::Killed => {
                 self.ending = Ending::Killed;
                 self.signal(guest, libc::SIGKILL, true)?;
@@ -207,6 +240,28 @@ impl Member {
     pub fn signal(&self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
         let command = KillCommand { container: self.plan.name.clone(), signal, all_processes: all };
         guest.link.notify(Code::KillContainer, "signal the container", &command)
+    }
+
+    /// Takes a signal for a container that this process stands for and whose first process is not there: one that asks for
+    /// an end is its end before it was asked to start, and is kept after that. Returns false for any other container.
+    pub fn hold(&mut self, signal: i32, all: bool) -> bool {
+        match self.phase {
+            _ if !self.stands => return false,
+            Phase::Created if signal == libc::SIGKILL || asks_for_an_end(signal) => {
+                (self.phase, self.exit) = (Phase::Ended, Some(exit::of_signal(signal)));
+            }
+            Phase::Created => {}
+            Phase::Waiting(_) | Phase::Starting => self.held.push((signal, all)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Gives its terminal another size.
+    pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
+        let (container, process) = (self.plan.name.clone(), INIT_PROCESS.to_owned());
+        let command = WindowSize { container, process, row: size.height, column: size.width };
+        guest.link.notify(Code::WinSize, "resize the terminal", &command)
     }
 
     /// The taps that are to be waited for.
@@ -251,6 +306,7 @@ impl Member {
     /// What is told of it.
     pub fn state(&self) -> ContainerState {
         let status = match self.phase {
+            Phase::Created => "created",
             Phase::Waiting(_) | Phase::Clearing(Some(_)) => "waiting",
             Phase::Starting => "starting",
             Phase::Running if self.paused => "paused",
@@ -266,6 +322,16 @@ impl Member {
             log: self.log.as_ref().map(|log| log.path().to_owned()),
             labels: self.plan.labels.clone(),
         }
+    }
+}
+
+/// Our own stream for one of its outputs, and for its input.
+fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
+    match stream {
+        Stream::Stdout => {
+            StreamSpec { seq, source: Some(libc::STDIN_FILENO), sink: Some(libc::STDOUT_FILENO) }
+        }
+        Stream::Stderr => StreamSpec { seq, source: None, sink: Some(libc::STDERR_FILENO) },
     }
 }
 

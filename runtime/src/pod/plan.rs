@@ -8,15 +8,16 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Env};
+use serde::Deserialize;
 
 use super::podfile::{
     Container, File, Log, Podfile, PodfileError, RestartPolicy, Result, Volume, invalid, unsupported,
 };
 use super::{base64, refuse};
-use crate::bundle::{Bundle, BundleError};
+use crate::bundle::{Bundle, BundleError, check_process};
 use crate::config::RunConfig;
 use crate::oci::{self, Spec};
-use crate::plan::{MAX_VCPUS, MIN_MEMORY_MIB, Plan, ShareBind};
+use crate::plan::{MAX_VCPUS, MIN_MEMORY_MIB, Plan, ShareBind, process_of};
 use crate::signals::name::signal_of;
 
 /// What Docker gives a container that asks for nothing; the root is the directory itself.
@@ -119,6 +120,32 @@ impl PodPlan {
             .map(|(index, container)| pod.container(&format!("containers[{index}]"), container, base))
             .collect::<Result<_>>()?;
         Ok((pod, plans))
+    }
+
+    /// Returns the pod of one container that a bundle's plan is.
+    pub fn of_bundle(id: &str, mut plan: Plan) -> (PodPlan, ContainerPlan) {
+        let container = ContainerPlan {
+            name: id.to_owned(),
+            labels: BTreeMap::new(),
+            container: std::mem::take(&mut plan.container),
+            binds: std::mem::take(&mut plan.binds),
+            contents: Vec::new(),
+            restart: RestartPolicy::Never,
+            stop_signal: libc::SIGTERM,
+            log_path: None,
+        };
+        plan.pod.accounting = true;
+        let pod = PodPlan {
+            id: id.to_owned(),
+            hostname: plan.pod.hostname.clone(),
+            machine: plan,
+            // What it writes is its engine's to keep.
+            log: Log { kind: "none".to_owned(), ..Log::default() },
+            file: Podfile::default(),
+            base: PathBuf::new(),
+            resolv_conf: Vec::new(),
+        };
+        (pod, container)
     }
 
     /// Labels of the pod.
@@ -404,6 +431,22 @@ fn host_resolv_conf() -> Vec<u8> {
 fn of_bundle(at: &str, error: &BundleError) -> PodfileError {
     let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(": {cause}"));
     invalid(at, format!("{error}{cause}"))
+}
+
+/// Returns a further process of a container as config.json has one, with what the container has for all of its processes.
+pub fn whole_process(
+    container: &payload::Container,
+    id: &str,
+    whole: &serde_json::Value,
+) -> Result<payload::Process, String> {
+    let wanted = oci::Process::deserialize(whole).map_err(|error| format!("parse its process: {error}"))?;
+    let planned = check_process(&wanted).and_then(|()| process_of(&wanted, None));
+    let mut process = planned.map_err(|error| error.to_string())?;
+    process.id = id.to_owned();
+    if let (Some(oci), Some(of_all)) = (&mut process.oci, &container.process.oci) {
+        (oci.seccomp, oci.personality) = (of_all.seccomp.clone(), of_all.personality);
+    }
+    Ok(process)
 }
 
 /// Returns a further process of a container: its first one's surroundings with other words.

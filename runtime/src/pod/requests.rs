@@ -23,11 +23,12 @@ impl Supervisor {
         let stopping = self.is_stopping();
         let (crew, mut guest) = self.crew();
         let reply = match request {
-            Request::Status => Some(Reply::Status(self.state())),
+            Request::Status => Some(Reply::Status(Box::new(self.state()))),
             Request::Wait { container } => crew.wait(&container, asker),
-            Request::Exec(_) | Request::Add { .. } if stopping => {
+            Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if stopping => {
                 Some(refused("the pod is ending".to_owned()))
             }
+            Request::Start { container } => crew.start(&container, asker),
             Request::Exec(exec) => crew.exec(&mut guest, asker, &exec, &fds)?,
             Request::Signal(signal) => {
                 // A process that has ended meanwhile needs none.

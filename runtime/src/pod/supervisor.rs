@@ -24,8 +24,8 @@ use crate::exit::CodedError;
 use crate::link::CommandId;
 use crate::session::Session;
 use crate::signals::{Asked, Signals, asks_for_an_end};
-use crate::state::{PodState, StateDir};
-use crate::{exit, sys};
+use crate::state::{OciState, PodState, StateDir};
+use crate::{exit, sys, terminal};
 
 /// How long containers have between their stop signal and SIGKILL when a signal ends the pod.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -50,6 +50,8 @@ pub struct Parts {
     pub listener: UnixListener,
     /// Where output goes beside the logs.
     pub outputs: Outputs,
+    /// It is an OCI container: the process stands for it, and it waits for its start.
+    pub oci: Option<OciState>,
 }
 
 /// A pod's process.
@@ -67,6 +69,7 @@ pub struct Supervisor {
     created: u64,
     /// Containers so far: each has a name in the share that none had before.
     shared: u64,
+    oci: Option<OciState>,
     /// STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// Told once that every container was started.
@@ -82,7 +85,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// Asks the guest for the pod and its containers. `started` is called once all of them run.
     pub fn start(parts: Parts, started: Box<dyn FnOnce()>) -> Result<Supervisor> {
-        let Parts { mut session, signals, pod, containers, state, listener, outputs } = parts;
+        let Parts { mut session, signals, pod, containers, state, listener, outputs, oci } = parts;
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
         let limits = Limits::of(&pod.log)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -103,6 +106,7 @@ impl Supervisor {
             limits,
             state,
             created,
+            oci,
         };
         for container in containers {
             supervisor.add(container, None)?;
@@ -221,7 +225,18 @@ impl Supervisor {
 
     fn take_signals(&mut self) -> Result<()> {
         while let Some(asked) = self.signals.next().context("read a signal")? {
+            let container = &self.pod.id;
             match asked {
+                Asked::Forward(signal) if self.oci.is_some() => {
+                    let guest = &mut self.session.sandbox.guest();
+                    let reply = self.crew.kill(guest, container, signal, false)?;
+                    log::debug!("signal {signal}: {reply:?}");
+                }
+                Asked::Resize if self.oci.is_some() => {
+                    let guest = &mut self.session.sandbox.guest();
+                    let size = terminal::size();
+                    size.map_or(Ok(()), |size| self.crew.resize(guest, container, size))?;
+                }
                 Asked::Forward(signal) if asks_for_an_end(signal) => {
                     let grace = if self.stopping { Duration::ZERO } else { GRACE };
                     self.stop(grace);
@@ -306,7 +321,10 @@ impl Supervisor {
             return Err(error);
         }
         self.changed = true;
-        self.crew.add(plan, log, adder);
+        match &self.oci {
+            Some(_) => self.crew.add_standing(plan),
+            None => self.crew.add(plan, log, adder),
+        }
         Ok(())
     }
 
@@ -344,6 +362,8 @@ impl Supervisor {
             created: self.created,
             labels: self.pod.labels().clone(),
             containers: self.crew.members.iter().map(|member| member.state()).collect(),
+            stubs: self.crew.askers().filter_map(|asker| self.clients.process(asker)).collect(),
+            oci: self.oci.clone(),
         }
     }
 

@@ -46,11 +46,12 @@ fn request(args: ExecArgs) -> Result<ExecRequest> {
         user: args.user.unwrap_or_default(),
         terminal: args.tty,
         size: terminal::size().filter(|_| args.tty).map(|size| (size.height, size.width)),
+        ..ExecRequest::default()
     })
 }
 
 /// Waits for the process's end, and hands on what comes for it.
-fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> Result<u8> {
+pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> Result<u8> {
     loop {
         if let Some((reply, _)) = connection.take()? {
             return match checked(reply)? {

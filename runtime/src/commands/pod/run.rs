@@ -2,12 +2,11 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::io::{PipeWriter, Read, pipe};
 use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use vmm::PendingVm;
 
 use super::print;
@@ -27,14 +26,7 @@ use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::state::{StateDir, StateRoot};
-use crate::sys;
-
-/// What a pod in the background tells whoever started it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Report {
-    code: u8,
-    message: String,
-}
+use crate::{report, sys};
 
 /// A pod that is about to run.
 struct Start {
@@ -46,7 +38,7 @@ struct Start {
 
 /// Runs a podfile; returns the pod's exit code, or in the background 0 once every container runs.
 pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
-    let settings = RunArgs { target: None, bundle: Some(".".into()), settings: args.settings };
+    let settings = RunArgs { bundle: Some(".".into()), settings: args.settings, ..RunArgs::default() };
     let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
     if config.marks.is_some() {
         anyhow::bail!("--marks: the timeline is of one container's boot, and a pod has none");
@@ -80,19 +72,21 @@ fn detach(start: Start, remove: bool) -> Result<u8> {
     let state = start.state.clone();
     let forked = state.own_log().context("detach").and_then(|log| {
         let (reader, writer) = pipe().context("make a pipe")?;
-        let own = sys::fork_detached(&log).context("detach")?;
+        let own = sys::fork_detached(Some(&log)).context("detach")?;
         Ok((own, reader, writer))
     });
     match forked {
-        Ok((true, reader, writer)) => {
+        Ok((0, reader, writer)) => {
             drop(reader);
             background(start, writer, remove)
         }
-        Ok((false, reader, writer)) => {
+        Ok((_, reader, writer)) => {
             drop(writer);
-            let report = wait_for(reader).with_context(|| format!("start pod {:?}", state.id))?;
-            if report.code != 0 {
-                return Err(CodedError { code: report.code, message: report.message }.into());
+            let silent = "its process ended before it had started; vmm.log in its directory says why";
+            if let Err(error) = report::wait(reader, silent) {
+                // What it says itself says where.
+                let own = error.is::<CodedError>();
+                return Err(if own { error } else { error.context(format!("start pod {:?}", state.id)) });
             }
             print(&format!("{}\n", state.id)).map(|()| 0)
         }
@@ -101,15 +95,6 @@ fn detach(start: Start, remove: bool) -> Result<u8> {
             Err(error)
         }
     }
-}
-
-fn wait_for(mut reader: PipeReader) -> Result<Report> {
-    let mut text = Vec::new();
-    reader.read_to_end(&mut text).context("read its report")?;
-    if text.is_empty() {
-        anyhow::bail!("its process ended before it had started; vmm.log in its directory says why");
-    }
-    serde_json::from_slice(&text).context("parse its report")
 }
 
 /// The pod in the background. Whoever started it hears how the start went; what fails later is in the pod's own log.
@@ -130,10 +115,8 @@ fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
 }
 
 fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
-    let report = Report { code, message: message.to_owned() };
-    let text = serde_json::to_vec(&report).unwrap_or_default();
     // Nobody is left to tell where it cannot be written.
-    let _ = writer.map(|mut writer| writer.write_all(&text));
+    let _ = writer.map(|writer| report::send(writer, code, message));
 }
 
 /// The pod's life, from its machine to its last container's end.
@@ -151,7 +134,7 @@ fn live(start: Start, outputs: Outputs, started: Box<dyn FnOnce()>) -> Result<u8
     let parts = Parts { pending, images, outputs: console, streams, nics: Vec::new(), timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
-    let parts = supervisor::Parts { session, signals, pod, containers, state, listener, outputs };
+    let parts = supervisor::Parts { session, signals, pod, containers, state, listener, outputs, oci: None };
     Supervisor::start(parts, started)?.run()
 }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
-use agent_proto::payload::{Exit, ProcessEvent};
+use agent_proto::payload::{ErrorCode, Exit, ProcessEvent};
 use serde::de::DeserializeOwned;
 
 use super::{Awaited, Crew, Happened, Result, is_meant, refused, start_failed};
@@ -70,12 +70,16 @@ impl Crew {
         happened.push(Happened::Changed);
         let (code, message) = match reply {
             Ok(_) => {
-                member.began(guest, now);
+                member.began(guest, now)?;
                 happened.push(Happened::Runs(name.to_owned()));
                 happened.extend(member.adder.take().map(|adder| Happened::Answer(adder, Reply::Done)));
                 return Ok(());
             }
-            Err(LinkError::Refused { code, message, .. }) => (exit::of_agent_error(code), message),
+            Err(LinkError::Refused { code, message, .. }) => {
+                let program = member.plan.container.process.args.first();
+                let message = if member.stands { explain(code, message, program) } else { message };
+                (exit::of_agent_error(code), message)
+            }
             Err(error) => return Err(error),
         };
         start_failed(guest, member, code, message, happened);
@@ -112,7 +116,13 @@ impl Crew {
             Err(error) => {
                 let mut exec = self.execs.remove(index);
                 exec.close(guest);
-                let reply = failed(error)?;
+                let reply = match error {
+                    LinkError::Refused { code, message, .. } if exec.program.is_some() => Reply::Failed {
+                        code: exit::of_agent_error(code),
+                        message: explain(code, message, exec.program.as_ref()),
+                    },
+                    error => failed(error)?,
+                };
                 happened.extend(exec.client.map(|client| Happened::Last(client, reply)));
             }
         }
@@ -132,6 +142,18 @@ impl Crew {
         } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.process == event.process) {
             exec.phase = ExecPhase::Draining(exit);
         }
+    }
+}
+
+/// Says why a program could not be executed in the words by which engines know it from any other failure.
+pub(super) fn explain(code: ErrorCode, message: String, program: Option<&String>) -> String {
+    let Some(program) = program else { return message };
+    match code {
+        ErrorCode::NotExecutableMissing if !program.contains('/') => {
+            format!("exec: {program:?}: executable file not found in $PATH")
+        }
+        ErrorCode::NotExecutableMissing | ErrorCode::NotExecutable => format!("exec: {program:?}: {message}"),
+        _ => message,
     }
 }
 

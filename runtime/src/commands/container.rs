@@ -1,0 +1,280 @@
+//! The life of an OCI container, with runc's words: `create` makes the process that is it, and everything else is asked of
+//! that process behind its socket, or read from what it left.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::pod::{checked, connect, done, print, state as ask_state};
+use crate::OCI_VERSION;
+use crate::cli::container::{ContainerCommand, CreateArgs, DeleteArgs, KillArgs};
+use crate::cli::{EngineArgs, RunArgs};
+use crate::config::RunConfig;
+use crate::control::Request;
+use crate::exit::{self, CodedError};
+use crate::hooks;
+use crate::oci::{Hook, Hooks};
+use crate::signals::name::signal_of;
+use crate::state::{PodState, StateDir, StateError, StateRoot};
+use crate::sys;
+
+pub mod create;
+pub mod exec;
+pub mod list;
+
+/// Does what was asked; a failure has the code that runc's has.
+pub fn execute(root: &StateRoot, command: ContainerCommand) -> Result<u8> {
+    let failed =
+        if matches!(command, ContainerCommand::Exec(_)) { exit::EXEC_FAILED } else { exit::OCI_FAILED };
+    let done = match command {
+        ContainerCommand::Create(CreateArgs { id, bundle, engine }) => {
+            let args = RunArgs { target: Some(id), bundle: Some(bundle), engine, ..RunArgs::default() };
+            create::create(root, args)
+        }
+        ContainerCommand::Start(args) => start(root, &args.id),
+        ContainerCommand::State(args) => state(root, &args.id),
+        ContainerCommand::Kill(args) => kill(root, &args),
+        ContainerCommand::Delete(args) => delete(root, &args),
+        ContainerCommand::Exec(args) => exec::exec(root, *args),
+        ContainerCommand::List(args) => list::list(root, &args),
+        ContainerCommand::Ps(args) => list::ps(root, &args),
+        ContainerCommand::Pause(args) => pause(root, &args.id, true),
+        ContainerCommand::Resume(args) => pause(root, &args.id, false),
+    };
+    done.map_err(|error| {
+        let (_, message) = exit::of_error(&error);
+        CodedError { code: failed, message }.into()
+    })
+}
+
+/// `vmm run --detach`: the container is made and started.
+pub fn run_detached(root: &StateRoot, args: RunArgs) -> Result<u8> {
+    let id = RunConfig::named(&args)?;
+    let process = std::process::id();
+    let code = create::create(root, args)?;
+    // The container's own process has come to its end.
+    if std::process::id() != process {
+        return Ok(code);
+    }
+    start(root, &id)
+}
+
+/// Refuses what a container in the foreground has no use for.
+pub fn check_run(engine: &EngineArgs) -> Result<()> {
+    refuse_descriptors(engine.preserve_fds)?;
+    check_console(false, engine.console_socket.as_deref(), false)?;
+    engine.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, std::process::id()))
+}
+
+/// Says what a container is: as it says itself, or as its last state does.
+fn look(directory: &StateDir) -> Result<PodState> {
+    if !directory.is_held() {
+        return Ok(directory.read_stopped()?);
+    }
+    let written = directory.read()?;
+    // While its process runs hooks it answers nobody.
+    if status(&written) == "creating" { Ok(written) } else { ask_state(directory) }
+}
+
+/// A container's status in the specification's words.
+fn status(state: &PodState) -> &str {
+    match state.containers.first().map(|container| container.status.as_str()) {
+        _ if state.status == "creating" || state.status == "stopped" => &state.status,
+        Some("waiting" | "starting") => "created",
+        Some(status) => status,
+        None => "creating",
+    }
+}
+
+/// Returns a container's state as the runtime specification has it (`runtime.md`, "State"), and runc's additions.
+pub fn state_json(state: &PodState) -> Value {
+    let oci = state.oci.clone().unwrap_or_default();
+    let status = status(state);
+    json!({
+        "ociVersion": OCI_VERSION,
+        "id": state.id,
+        "pid": if status == "stopped" { 0 } else { state.pid },
+        "status": status,
+        "bundle": oci.bundle,
+        "rootfs": oci.rootfs,
+        "created": oci.created,
+        "annotations": oci.annotations,
+        "owner": list::owner(oci.owner),
+    })
+}
+
+/// `vmm state`.
+pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
+    let state = look(&root.container(id)?)?;
+    let text = serde_json::to_string_pretty(&state_json(&state)).context("print the state")?;
+    print(&format!("{text}\n")).map(|()| 0)
+}
+
+/// `vmm start`: the hooks that belong to it are run here, so that the container's process answers meanwhile.
+pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
+    let directory = root.container(id)?;
+    let state = look(&directory)?;
+    match status(&state) {
+        "created" => {}
+        "stopped" => bail!("cannot start a container that has stopped"),
+        "creating" => bail!("cannot start a container that is not created"),
+        _ => bail!("cannot start an already running container"),
+    }
+    let hooks = hooks_of(&state)?;
+    let run = || -> Result<()> {
+        hooks::run("startContainer", &hooks.start_container, &bytes_of(&state))?;
+        let container = id.to_owned();
+        done(checked(connect(&directory)?.ask(&Request::Start { container }, &[])?)?)?;
+        if hooks.poststart.is_empty() {
+            return Ok(());
+        }
+        Ok(hooks::run("poststart", &hooks.poststart, &bytes_of(&look(&directory)?))?)
+    };
+    if let Err(error) = run() {
+        // A container that did not start as it should does not stay.
+        if let Err(error) = end(&directory) {
+            log::warn!("{error:#}");
+        }
+        return Err(error);
+    }
+    Ok(0)
+}
+
+/// `vmm kill`.
+pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
+    let directory = root.container(&args.id)?;
+    let signal = signal_of(&args.signal).with_context(|| format!("unknown signal {:?}", args.signal))?;
+    match status(&look(&directory)?) {
+        "stopped" => bail!("container not running"),
+        // Its process runs hooks and listens to nobody.
+        "creating" => end(&directory)?,
+        _ => {
+            let request = Request::Kill { container: args.id.clone(), signal, all: args.all };
+            done(checked(connect(&directory)?.ask(&request, &[])?)?)?;
+        }
+    }
+    Ok(0)
+}
+
+/// `vmm pause` and `vmm resume`.
+pub fn pause(root: &StateRoot, id: &str, paused: bool) -> Result<u8> {
+    let directory = root.container(id)?;
+    match (status(&look(&directory)?), paused) {
+        ("running", true) | ("paused", false) => {}
+        (_, true) => bail!("container not running"),
+        (_, false) => bail!("container not paused"),
+    }
+    let request = Request::Pause { container: id.to_owned(), paused };
+    done(checked(connect(&directory)?.ask(&request, &[])?)?).map(|()| 0)
+}
+
+/// `vmm delete`.
+pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
+    let directory = match root.container(&args.id) {
+        Err(StateError::NoContainer(_)) if args.force => return Ok(0),
+        found => found?,
+    };
+    let state = look(&directory)?;
+    match status(&state) {
+        "stopped" => {}
+        "created" => end(&directory)?,
+        _ if args.force => end(&directory)?,
+        status => bail!("cannot delete container {} that is not stopped: {status}", args.id),
+    }
+    // Its process may still be about to go.
+    directory.wait_until_released()?;
+    let state = directory.read_stopped().unwrap_or(state);
+    let hooks = hooks_of(&state).unwrap_or_else(|error| {
+        log::warn!("{error:#}");
+        Hooks::default()
+    });
+    directory.remove()?;
+    // "If any poststop hook fails, the runtime MUST log a warning, but the remaining hooks and lifecycle continue"
+    // (runtime.md, "Lifecycle").
+    for hook in &hooks.poststop {
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(&state)) {
+            log::warn!("{:#}", anyhow::Error::from(error));
+        }
+    }
+    Ok(0)
+}
+
+/// Ends a container's process with everything in it, whatever it does.
+fn end(directory: &StateDir) -> Result<()> {
+    let pid = directory.read()?.pid;
+    let kill = || {
+        let process = sys::process(pid)?;
+        // The number is that of a process that holds the lock, now that it cannot become another's.
+        if directory.is_held() { sys::kill(process.as_fd()) } else { Ok(()) }
+    };
+    match if pid == 0 { Ok(()) } else { kill() } {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            return Err(error).with_context(|| format!("kill process {pid}"));
+        }
+        _ => {}
+    }
+    Ok(directory.wait_until_released()?)
+}
+
+/// Reads the hooks of a container's bundle.
+fn hooks_of(state: &PodState) -> Result<Hooks> {
+    #[derive(Deserialize)]
+    struct Whole {
+        #[serde(default)]
+        hooks: Hooks,
+    }
+    let path = state.oci.clone().unwrap_or_default().bundle.join("config.json");
+    let text = fs::read(&path).with_context(|| format!("read bundle {}", path.display()))?;
+    let whole: Whole = serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    Ok(whole.hooks)
+}
+
+/// The state as hooks read it.
+fn bytes_of(state: &PodState) -> Vec<u8> {
+    state_json(state).to_string().into_bytes()
+}
+
+/// Runs those of `hooks` that come before a container is made.
+fn run_first(hooks: &Hooks, state: &PodState) -> Result<(), hooks::HookError> {
+    let all: [(_, &[Hook]); 3] = [
+        ("prestart", &hooks.prestart),
+        ("createRuntime", &hooks.create_runtime),
+        ("createContainer", &hooks.create_container),
+    ];
+    all.into_iter().try_for_each(|(kind, hooks)| hooks::run(kind, hooks, &bytes_of(state)))
+}
+
+/// Writes a process's number to a file, whole or not at all.
+fn write_pid(path: &Path, pid: u32) -> Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().with_context(|| format!("write {}: not a file", path.display()))?);
+    let next: PathBuf = path.with_file_name(name);
+    fs::write(&next, pid.to_string())
+        .and_then(|()| fs::rename(&next, path))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// Refuses descriptors that would have to be known in the guest.
+fn refuse_descriptors(count: u32) -> Result<()> {
+    if count > 0 {
+        bail!("--preserve-fds {count}: not supported: a descriptor of the host leads nowhere in a guest");
+    }
+    Ok(())
+}
+
+/// Returns whether a terminal is to be sent to `socket`; refuses one without the other as runc does.
+fn check_console(terminal: bool, socket: Option<&Path>, detach: bool) -> Result<()> {
+    match (terminal, socket) {
+        (true, None) if detach => {
+            bail!("cannot allocate tty if runc will detach without setting console socket")
+        }
+        (_, Some(_)) if !(terminal && detach) => {
+            bail!("cannot use console socket if runc will not detach or allocate tty")
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,161 @@
+//! `vmm create`: makes the process that is the container, and returns once that waits for its start.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{PipeWriter, pipe};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use vmm::PendingVm;
+
+use super::{check_console, refuse_descriptors, run_first, write_pid};
+use crate::bundle::{Bundle, refuse};
+use crate::cli::{EngineArgs, RunArgs};
+use crate::config::RunConfig;
+use crate::console;
+use crate::exit;
+use crate::image::Images;
+use crate::link::streams::streams;
+use crate::network::Network;
+use crate::plan::Plan;
+use crate::pod::output::Outputs;
+use crate::pod::plan::PodPlan;
+use crate::pod::supervisor::{self, Supervisor};
+use crate::sandbox::{Parts, Sandbox};
+use crate::session::Session;
+use crate::signals::Signals;
+use crate::state::{OciState, PodState, StateDir, StateRoot};
+use crate::{logging, report, surroundings, sys, terminal};
+
+/// What is said where the container's process could say nothing.
+const SILENT: &str = "the container's process ended before the container was created";
+
+/// A container that is about to be made.
+struct Start {
+    config: RunConfig,
+    bundle: Bundle,
+    state: StateDir,
+    /// The directory's lock: let go of with the process.
+    held: File,
+    console_socket: Option<PathBuf>,
+}
+
+/// Makes a container; returns 0 once it is there, and in its own process its exit code at its end.
+pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
+    let engine = args.engine;
+    let args = RunArgs { engine: EngineArgs::default(), ..args };
+    refuse_descriptors(engine.preserve_fds)?;
+    let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
+    config.bundle = std::path::absolute(&config.bundle)
+        .with_context(|| format!("open bundle {}", config.bundle.display()))?;
+    let bundle = Bundle::load(&config.bundle)?;
+    refuse::check_engine(&bundle.spec)?;
+    check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
+    let (state, held) = root.claim(&config.id)?;
+    let left = state.clone();
+    let start = Start { config, bundle, state, held, console_socket: engine.console_socket };
+    let made = make(start, engine.pid_file.as_deref());
+    if made.is_err() {
+        super::end(&left).and_then(|()| Ok(left.remove()?)).unwrap_or_else(|error| log::warn!("{error:#}"));
+    }
+    made
+}
+
+fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
+    let (reader, writer) = pipe().context("make a pipe")?;
+    match sys::fork_detached(None).context("make the container's process")? {
+        0 => {
+            drop(reader);
+            Ok(container(start, writer))
+        }
+        pid => {
+            drop(writer);
+            // The lock is the container's alone now.
+            drop(start);
+            report::wait(reader, SILENT)?;
+            pid_file.map_or(Ok(()), |path| write_pid(path, pid)).map(|()| 0)
+        }
+    }
+}
+
+/// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
+fn container(start: Start, writer: PipeWriter) -> u8 {
+    let writer = Rc::new(Cell::new(Some(writer)));
+    let told = writer.clone();
+    let result = live(
+        start,
+        Box::new(move || {
+            if told.take().is_some_and(|writer| report::send(writer, 0, "").is_err()) {
+                // Whoever wanted it is gone, and with it whoever would delete it.
+                sys::end_now();
+            }
+        }),
+    );
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            let (code, message) = exit::of_error(&error);
+            match writer.take() {
+                Some(writer) => drop(report::send(writer, exit::OCI_FAILED, &message)),
+                None => logging::failed(&message),
+            }
+            code
+        }
+    }
+}
+
+/// The container's life, from what it has of the host to its end.
+fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
+    let Start { config, bundle, state, held, console_socket } = start;
+    let oci = oci_state(&config, &bundle);
+    let creating = PodState {
+        id: config.id.clone(),
+        status: "creating".to_owned(),
+        pid: std::process::id(),
+        oci: Some(oci.clone()),
+        ..PodState::default()
+    };
+    state.write(&creating)?;
+    if let Some(socket) = &console_socket {
+        surroundings::open_terminal(socket, bundle.process.console_size)?;
+    }
+    let entered = surroundings::enter_network(&bundle.spec.linux)?;
+    // Before the signals are blocked, which a hook would inherit, and before there is a machine: what hooks do to
+    // the network namespace is there when its devices are made.
+    run_first(&bundle.spec.hooks, &creating)?;
+
+    let signals = Signals::block().context("block signals")?;
+    let pending = PendingVm::start().map_err(vmm::Error::from)?;
+    // It lasts longer than the machine.
+    let mut network = if entered { Network::of_this_namespace()? } else { Network::default() };
+    let mut plan = Plan::new(&bundle, &config, terminal::size())?;
+    plan.connect(&network);
+    let (pod, container) = PodPlan::of_bundle(&config.id, plan);
+    let listener = state.listen()?;
+    let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
+    let outputs = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
+    let streams = streams(&[], None).context("make the streams")?;
+    let nics = std::mem::take(&mut network.nics);
+    let parts = Parts { pending, images, outputs, streams, nics, timeline: None };
+    let sandbox = Sandbox::start(&pod.machine, parts)?;
+    let session = Session::new(sandbox, config.agent_timeout);
+    let (containers, outputs) = (vec![container], Outputs::default());
+    let parts =
+        supervisor::Parts { session, signals, pod, containers, state, listener, outputs, oci: Some(oci) };
+    let code = Supervisor::start(parts, created)?.run();
+    drop(held);
+    code
+}
+
+fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    OciState {
+        bundle: config.bundle.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: logging::timestamp_exact(now),
+        owner: sys::effective_user(),
+        annotations: bundle.spec.annotations.clone(),
+    }
+}

@@ -1,0 +1,138 @@
+//! `vmm list` and `vmm ps`, in runc's forms.
+
+use std::ffi::OsString;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{look, print, state_json, status};
+use crate::cli::container::{Format, ListArgs, PsArgs};
+use crate::state::StateRoot;
+
+/// The least that a column takes, and the space after its longest cell.
+const COLUMN_MIN: usize = 12;
+const COLUMN_SPACE: usize = 3;
+
+/// `vmm list`.
+pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
+    let mut states = Vec::new();
+    for directory in root.list()? {
+        match look(&directory) {
+            Ok(state) if state.oci.is_some() => states.push(state_json(&state)),
+            Ok(_) => {}
+            // One that goes this moment, or whose state is damaged, is no reason not to list the others.
+            Err(error) => log::warn!("container {}: {error:#}", directory.id),
+        }
+    }
+    let text = match (args.quiet, args.format) {
+        (true, _) => states.iter().map(|state| format!("{}\n", word(&state["id"]))).collect(),
+        (false, Format::Json) if states.is_empty() => "null".to_owned(),
+        (false, Format::Json) => Value::Array(states).to_string(),
+        (false, Format::Table) => table(&states),
+    };
+    print(&text).map(|()| 0)
+}
+
+/// Returns the table that runc prints.
+fn table(states: &[Value]) -> String {
+    let names = ["id", "pid", "status", "bundle", "created", "owner"];
+    let mut rows = vec![names.map(str::to_uppercase)];
+    rows.extend(states.iter().map(|state| names.map(|name| word(&state[name]))));
+    let longest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..names.len()).map(|n| COLUMN_MIN.max(longest(n) + COLUMN_SPACE)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let (last, cells) = row.split_last().expect("a row has columns");
+        for (cell, width) in cells.iter().zip(&widths) {
+            text += &format!("{cell:width$}");
+        }
+        text += last;
+        text.push('\n');
+    }
+    text
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Returns a user's name, or the number behind `#` where it has none.
+pub fn owner(uid: u32) -> String {
+    let text = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    name_in(&text, uid).unwrap_or_else(|| format!("#{uid}"))
+}
+
+fn name_in(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+/// `vmm ps`: the processes of the host, as runc lists them; what runs in the guest is not among them.
+pub fn ps(root: &StateRoot, args: &PsArgs) -> Result<u8> {
+    let state = look(&root.container(&args.id)?)?;
+    let mut pids = Vec::new();
+    if status(&state) != "stopped" {
+        pids.push(state.pid);
+        pids.extend(&state.stubs);
+    }
+    if args.format == Format::Json {
+        let text = serde_json::to_string(&pids).context("print the list")?;
+        return print(&text).map(|()| 0);
+    }
+    let default = [OsString::from("-ef")];
+    let options = if args.options.is_empty() { &default[..] } else { &args.options[..] };
+    let output = Command::new("ps").args(options).output().context("run ps")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!("run ps: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    print(&lines_of(&text, &pids)?).map(|()| 0)
+}
+
+/// Returns ps(1)'s heading and its lines for these processes.
+fn lines_of(text: &str, pids: &[u32]) -> Result<String> {
+    let mut lines = text.lines();
+    let heading = lines.next().unwrap_or_default();
+    let column = heading.split_whitespace().position(|name| name == "PID");
+    let column = column.context("run ps: no PID among its columns")?;
+    let is_meant = |line: &&str| {
+        let pid = line.split_whitespace().nth(column).and_then(|word| word.parse().ok());
+        pid.is_some_and(|pid| pids.contains(&pid))
+    };
+    Ok([heading].into_iter().chain(lines.filter(is_meant)).map(|line| format!("{line}\n")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_table_has_runc_s_columns() {
+        let state = json!({
+            "id": "a-container", "pid": 7, "status": "running", "bundle": "/b", "created": "now", "owner": "root"
+        });
+        let wanted = "ID             PID         STATUS      BUNDLE      CREATED     OWNER\n\
+                      a-container   7           running     /b          now         root\n";
+        assert_eq!(table(&[state]), wanted.replacen("ID  ", "ID ", 1));
+    }
+
+    #[test]
+    fn ps_shows_the_container_s_lines_alone() {
+        let text = "UID   PID  CMD\nroot    1  init\nroot   12  vmm 13\nroot   13  sh\n";
+        assert_eq!(lines_of(text, &[12]).unwrap(), "UID   PID  CMD\nroot   12  vmm 13\n");
+        assert!(lines_of("X\n", &[1]).is_err());
+    }
+
+    #[test]
+    fn an_owner_has_a_name_or_a_number() {
+        assert_eq!(name_in("root:x:0:0::/:/bin/sh\nann:x:7:8::/:/bin/sh\n", 7).as_deref(), Some("ann"));
+        assert_eq!(name_in("root:x:0:0::/:/bin/sh\n", 9), None);
+    }
+}
