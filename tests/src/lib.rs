@@ -17,7 +17,7 @@ mod terminal;
 
 pub use initrd::Initrd;
 pub use process::{Finished, Running, check_output};
-pub use terminal::Terminal;
+pub use terminal::{Terminal, receive_terminal, resize_terminal};
 
 /// What container engines give a container that asks for nothing.
 const CAPABILITIES: [&str; 14] = [

@@ -1,14 +1,17 @@
 //! A program on a pseudo-terminal whose other end the test holds.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
@@ -107,6 +110,26 @@ impl Terminal {
         let _ = self.child.kill();
         panic!("{what}; the terminal shows {:?}", self.seen);
     }
+}
+
+/// Takes the controller of a terminal that is sent over a socket.
+pub fn receive_terminal(socket: &UnixStream) -> File {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 64];
+    let data = &mut [IoSliceMut::new(&mut name)];
+    let received = recvmsg(socket, data, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("receive");
+    assert!(name[..received.bytes].starts_with(b"/dev/pts/"), "{:?}", &name[..received.bytes]);
+    let sent = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    File::from(sent.expect("a descriptor comes along"))
+}
+
+/// Changes a terminal's size.
+pub fn resize_terminal(controller: &File, rows: u16, columns: u16) {
+    tcsetwinsize(controller, size(rows, columns)).expect("size the terminal");
 }
 
 fn size(rows: u16, columns: u16) -> Winsize {

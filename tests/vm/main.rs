@@ -6,6 +6,7 @@ mod files;
 mod hostile;
 mod identity;
 mod isolation;
+mod lifecycle;
 mod limits;
 mod mounts;
 mod network;
