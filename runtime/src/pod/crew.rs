@@ -420,6 +420,8 @@ impl Crew {
 
     fn not_running(&self, name: &str) -> Reply {
         match self.members.iter().find(|member| member.plan.name == name) {
+            // The words by which engines know that there was nobody to signal.
+            Some(member) if member.stands => refused("container not running".to_owned()),
             Some(member) => refused(format!("container {name:?} is {}, not running", member.state().status)),
             None if name.is_empty() => refused("no container is running".to_owned()),
             None => unknown(name),

@@ -17,6 +17,8 @@ use crate::pod::log::{Limits, Stream};
 use crate::pod::output::Outputs;
 use crate::pod::podfile::RestartPolicy;
 
+mod standing;
+
 /// How long a step may take; a test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Further processes in a row: each must leave nothing behind.
@@ -74,6 +76,12 @@ impl Rig {
     }
 
     fn add(&mut self, name: &str, script: &str, restart: RestartPolicy) {
+        let plan = self.plan(name, script, restart);
+        let log = LogFile::open(&self.folder.path().join(name), Limits { size: 1 << 20, files: 2 }).unwrap();
+        self.crew.add(plan, Some(log), None);
+    }
+
+    fn plan(&self, name: &str, script: &str, restart: RestartPolicy) -> ContainerPlan {
         let process = Process {
             id: INIT_PROCESS.into(),
             args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
@@ -82,7 +90,7 @@ impl Rig {
             oci: Some(OciProcess::default()),
             ..Process::default()
         };
-        let plan = ContainerPlan {
+        ContainerPlan {
             name: name.into(),
             labels: Default::default(),
             container: Container { id: name.into(), process, ..Container::default() },
@@ -91,9 +99,7 @@ impl Rig {
             restart,
             stop_signal: libc::SIGTERM,
             log_path: None,
-        };
-        let log = LogFile::open(&self.folder.path().join(name), Limits { size: 1 << 20, files: 2 }).unwrap();
-        self.crew.add(plan, Some(log), None);
+        }
     }
 
     fn member(&self, name: &str) -> &Member {
