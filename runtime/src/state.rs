@@ -196,7 +196,9 @@ impl StateRoot {
         let root = self.lock()?;
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
         if path.exists() {
-            if path.join(STATE).exists() || directory.is_held() {
+            // A process that came no further made no container.
+            let unmade = |state: PodState| matches!(state.status.as_str(), "" | "creating" | "starting");
+            if directory.is_held() || !directory.read().is_ok_and(unmade) {
                 return Err(StateError::ContainerExists(id.to_owned()));
             }
             directory.remove()?;
@@ -439,6 +441,10 @@ mod tests {
         // Killed before it had a state.
         drop(held);
         assert!(!directory.is_held());
+        let (directory, held) = root.claim("c").unwrap();
+        directory.write(&state("creating")).unwrap();
+        // Killed before it was one.
+        drop(held);
         let (directory, held) = root.claim("c").unwrap();
         directory.write(&state("created")).unwrap();
         drop(held);

@@ -193,14 +193,18 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
         Hooks::default()
     });
     directory.remove()?;
-    // "If any poststop hook fails, the runtime MUST log a warning, but the remaining hooks and lifecycle continue"
-    // (runtime.md, "Lifecycle").
-    for hook in &hooks.poststop {
-        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(&state)) {
+    run_last(&hooks.poststop, &state);
+    Ok(0)
+}
+
+/// Runs the hooks that come after a container. "If any poststop hook fails, the runtime MUST log a warning, but the
+/// remaining hooks and lifecycle continue" (runtime.md, "Lifecycle").
+fn run_last(hooks: &[Hook], state: &PodState) {
+    for hook in hooks {
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state)) {
             log::warn!("{:#}", anyhow::Error::from(error));
         }
     }
-    Ok(0)
 }
 
 /// Ends a container's process with everything in it, whatever it does.

@@ -7,18 +7,20 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use vmm::PendingVm;
 
-use super::{check_console, refuse_descriptors, run_first, write_pid};
+use super::{check_console, end, refuse_descriptors, run_first, run_last, write_pid};
 use crate::bundle::{Bundle, refuse};
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console;
 use crate::exit;
 use crate::image::Images;
+use crate::link::Peer;
 use crate::link::streams::streams;
 use crate::network::Network;
+use crate::oci::Hook;
 use crate::plan::Plan;
 use crate::pod::output::Outputs;
 use crate::pod::plan::PodPlan;
@@ -50,17 +52,32 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     config.bundle = std::path::absolute(&config.bundle)
         .with_context(|| format!("open bundle {}", config.bundle.display()))?;
+    if config.marks.is_some() {
+        bail!("--marks: the timeline is of a container's boot in the foreground");
+    }
+    if config.peer == Peer::Base {
+        bail!("--agent api-4244: a container in the background is asked about by the extension");
+    }
     let bundle = Bundle::load(&config.bundle)?;
     refuse::check_engine(&bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
     let (state, held) = root.claim(&config.id)?;
-    let left = state.clone();
+    let (left, poststop) = (state.clone(), bundle.spec.hooks.poststop.clone());
     let start = Start { config, bundle, state, held, console_socket: engine.console_socket };
     let made = make(start, engine.pid_file.as_deref());
     if made.is_err() {
-        super::end(&left).and_then(|()| Ok(left.remove()?)).unwrap_or_else(|error| log::warn!("{error:#}"));
+        clear(&left, &poststop).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
     made
+}
+
+/// Takes away what there is of a container that could not be made: what its first hooks did has its end, too.
+fn clear(directory: &StateDir, poststop: &[Hook]) -> Result<()> {
+    end(directory)?;
+    let state = directory.read_stopped()?;
+    directory.remove()?;
+    run_last(poststop, &state);
+    Ok(())
 }
 
 fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
@@ -83,12 +100,14 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
 /// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
 fn container(start: Start, writer: PipeWriter) -> u8 {
     let writer = Rc::new(Cell::new(Some(writer)));
-    let told = writer.clone();
+    let (told, own) = (writer.clone(), start.state.clone());
+    let gone = own.clone();
     let result = live(
         start,
         Box::new(move || {
             if told.take().is_some_and(|writer| report::send(writer, 0, "").is_err()) {
                 // Whoever wanted it is gone, and with it whoever would delete it.
+                abandon(&own);
                 sys::end_now();
             }
         }),
@@ -97,12 +116,19 @@ fn container(start: Start, writer: PipeWriter) -> u8 {
         Ok(code) => code,
         Err(error) => {
             let (code, message) = exit::of_error(&error);
-            match writer.take() {
-                Some(writer) => drop(report::send(writer, exit::OCI_FAILED, &message)),
+            match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
+                Some(Err(_)) => abandon(&gone),
+                Some(Ok(())) => {}
                 None => logging::failed(&message),
             }
             code
         }
+    }
+}
+
+fn abandon(directory: &StateDir) {
+    if let Err(error) = directory.remove() {
+        log::warn!("{:#}", anyhow::Error::from(error));
     }
 }
 
