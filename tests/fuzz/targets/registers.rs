@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::BusDevice;
 use devices::virtio::mmio::MmioTransport;
-use devices::virtio::queue::{Served, VirtQueue};
+use devices::virtio::queue::{Demand, Received, Served, VirtQueue};
 use devices::virtio::{Activation, DeviceInfo, VirtioDevice};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -82,6 +82,21 @@ fn serve(queues: &Mutex<Vec<VirtQueue>>) {
     });
 }
 
+/// Has two messages come in, the second of them too long for some drivers' buffers.
+fn receive(queues: &Mutex<Vec<VirtQueue>>) {
+    queues.lock().unwrap().retain_mut(|queue| {
+        let mut messages = [60, 9000].into_iter();
+        let demand = Demand { buffer: 12, message: REQUEST_MAX };
+        let received = queue.receive(demand, |room| {
+            let Some(len) = messages.next() else { return Received::Nothing };
+            room.write(0, &vec![7; len]);
+            room.write(10, &(room.buffers_for(len) as u16).to_le_bytes());
+            if len > room.len() { Received::Lost } else { Received::Message(len) }
+        });
+        received.is_ok()
+    });
+}
+
 fuzz_target!(|data: &[u8]| {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
     let queues = Arc::new(Mutex::new(Vec::new()));
@@ -91,7 +106,7 @@ fuzz_target!(|data: &[u8]| {
     for step in data.chunks_exact(9) {
         let number = |at: usize| u32::from_le_bytes([step[at], step[at + 1], step[at + 2], step[at + 3]]);
         let (a, b) = (number(1), number(5));
-        match step[0] % 6 {
+        match step[0] % 7 {
             0 => set_up(&mut transport, a & 1 == 1),
             1 => write(&mut transport, u64::from(a % 0x120), b),
             2 => {
@@ -101,6 +116,7 @@ fuzz_target!(|data: &[u8]| {
             3 => drop(transport.write(u64::from(a), &step[5..5 + (b as usize % 5)])),
             // Rings and descriptors lie in the first pages.
             4 => memory.write_slice(&b.to_le_bytes(), GuestAddress(u64::from(a) % 0x9000)).unwrap(),
+            5 => receive(&queues),
             _ => serve(&queues),
         }
     }
