@@ -100,6 +100,8 @@ pub struct Session {
     /// The sandbox.
     pub sandbox: Sandbox,
     patience: Patience,
+    /// What the agent waits for itself stands still because we wanted it to.
+    held: bool,
     /// The machine has ended, and what it left was there to be looked at.
     over: bool,
 }
@@ -108,12 +110,17 @@ impl Session {
     /// Returns a session in which the agent may make no progress for as long as `patience`.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
         let patience = Patience { whole: patience, spent: Duration::ZERO };
-        Session { sandbox, patience, over: false }
+        Session { sandbox, patience, held: false, over: false }
     }
 
     /// The agent has time from now on again.
     pub fn begin(&mut self) {
         self.patience.renew();
+    }
+
+    /// As long as `held` the agent owes nothing: a process that it starts in a paused container runs when that goes on.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     /// Sleeps until something happens, at the longest until `until`, and takes what the agent has sent. `owed` says that
@@ -184,7 +191,7 @@ impl Session {
 
     /// How long to wait: for ever, unless the agent owes something.
     fn timeout(&mut self, step: &'static str, owed: bool) -> Result<Option<Duration>> {
-        if !owed && !self.sandbox.link.is_waiting() {
+        if self.held || !owed && !self.sandbox.link.is_waiting() {
             self.patience.renew();
             return Ok(None);
         }

@@ -198,7 +198,7 @@ impl StateRoot {
         if path.exists() {
             // A process that came no further made no container.
             let unmade = |state: PodState| matches!(state.status.as_str(), "" | "creating" | "starting");
-            if directory.is_held() || !directory.read().is_ok_and(unmade) {
+            if !directory.is_container() || directory.is_held() || !directory.read().is_ok_and(unmade) {
                 return Err(StateError::ContainerExists(id.to_owned()));
             }
             directory.remove()?;
@@ -219,9 +219,10 @@ impl StateRoot {
         file.map_err(host("lock", &path))
     }
 
-    /// Returns an OCI container's directory.
+    /// Returns an OCI container's directory. A pod's is none: it has no lock to say whether its process lives.
     pub fn container(&self, id: &str) -> Result<StateDir> {
-        self.open(id).map_err(|_| StateError::NoContainer(id.to_owned()))
+        let found = self.open(id).ok().filter(StateDir::is_container);
+        found.ok_or_else(|| StateError::NoContainer(id.to_owned()))
     }
 
     /// Returns a pod's directory.
@@ -280,6 +281,12 @@ impl StateDir {
     /// Whether the pod's process is there.
     pub fn is_living(&self) -> bool {
         self.connect().is_ok()
+    }
+
+    /// Whether it is an OCI container's, if only its beginning.
+    fn is_container(&self) -> bool {
+        let empty = || fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none());
+        self.path.join(LOCK).exists() || empty()
     }
 
     /// Whether an OCI container's process is there, though it may not listen yet.
@@ -455,6 +462,18 @@ mod tests {
         assert_eq!(root.container("c").unwrap_err().to_string(), "container does not exist: c");
         assert!(root.list().unwrap().is_empty());
         root.claim("c").unwrap();
+    }
+
+    #[test]
+    fn a_pod_s_directory_is_no_container_s() {
+        let (_folder, root) = root();
+        let directory = root.create("p").unwrap();
+        for status in ["", "starting", "running"] {
+            directory.write(&state(status)).unwrap();
+            assert_eq!(root.claim("p").unwrap_err().to_string(), "container with id exists: p", "{status}");
+            assert_eq!(root.container("p").unwrap_err().to_string(), "container does not exist: p");
+        }
+        assert!(directory.log("a").parent().unwrap().exists());
     }
 
     #[test]

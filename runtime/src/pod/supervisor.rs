@@ -194,6 +194,7 @@ impl Supervisor {
 
     /// Sleeps until something happens, and takes what is not the guest's.
     fn wait(&mut self, step: &'static str, until: Option<Instant>) -> Result<()> {
+        self.session.hold(self.crew.members.iter().any(|member| member.paused));
         let sandbox = &mut self.session.sandbox;
         let owed = self.starting.is_some()
             || self.crew.is_owed(&Guest { link: &mut sandbox.link, streams: &mut sandbox.streams });
