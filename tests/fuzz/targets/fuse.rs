@@ -5,13 +5,11 @@
 //! what it is asked, as far as the share goes; FALLOCATE alone is left out, which would fill the disk.
 #![no_main]
 
-use std::fs::{self, File};
-use std::sync::OnceLock;
-
-use devices::virtio::fs::{Pieces, ShareTree};
+use devices::virtio::fs::Pieces;
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
 use vm_memory::VolatileSlice;
+
+mod scratch;
 
 /// FUSE_INIT's opcode.
 const INIT: u32 = 26;
@@ -21,27 +19,6 @@ const FALLOCATE: u32 = 43;
 const OPCODES: u32 = 56;
 /// Node numbers that are likely to be known.
 const NODES: u64 = 16;
-
-fn scratch() -> &'static TempDir {
-    static SCRATCH: OnceLock<TempDir> = OnceLock::new();
-    SCRATCH.get_or_init(|| tempfile::tempdir().unwrap())
-}
-
-fn tree() -> ShareTree {
-    let dir = scratch().path();
-    for name in ["open", "closed"] {
-        // What an earlier input has done to them.
-        let _ = fs::remove_dir_all(dir.join(name));
-        fs::create_dir_all(dir.join(name).join("d")).unwrap();
-        fs::write(dir.join(name).join("f"), "text").unwrap();
-    }
-    fs::write(dir.join("file"), "alone").unwrap();
-    let tree = ShareTree::new().unwrap();
-    tree.bind("/a/open", File::open(dir.join("open")).unwrap().into(), false).unwrap();
-    tree.bind("/a/closed", File::open(dir.join("closed")).unwrap().into(), true).unwrap();
-    tree.bind("/b", File::open(dir.join("file")).unwrap().into(), false).unwrap();
-    tree
-}
 
 fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40 + body.len());
@@ -55,7 +32,7 @@ fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let tree = tree();
+    let tree = scratch::tree();
     let mut server = tree.server();
     let mut reply = vec![0; (64 << 10) + 16];
     let mut call = |mut bytes: Vec<u8>| {

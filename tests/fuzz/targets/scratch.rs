@@ -1,0 +1,29 @@
+//! A share of two folders and a file, one of the folders read-only, as both of its protocols' targets have it.
+
+use std::fs::{self, File};
+use std::sync::OnceLock;
+
+use devices::virtio::fs::ShareTree;
+use tempfile::TempDir;
+
+fn scratch() -> &'static TempDir {
+    static SCRATCH: OnceLock<TempDir> = OnceLock::new();
+    SCRATCH.get_or_init(|| tempfile::tempdir().unwrap())
+}
+
+/// Makes the share anew.
+pub fn tree() -> ShareTree {
+    let dir = scratch().path();
+    for name in ["open", "closed"] {
+        // What an earlier input has done to them.
+        let _ = fs::remove_dir_all(dir.join(name));
+        fs::create_dir_all(dir.join(name).join("d")).unwrap();
+        fs::write(dir.join(name).join("f"), "text").unwrap();
+    }
+    fs::write(dir.join("file"), "alone").unwrap();
+    let tree = ShareTree::new().unwrap();
+    tree.bind("/a/open", File::open(dir.join("open")).unwrap().into(), false).unwrap();
+    tree.bind("/a/closed", File::open(dir.join("closed")).unwrap().into(), true).unwrap();
+    tree.bind("/b", File::open(dir.join("file")).unwrap().into(), false).unwrap();
+    tree
+}
