@@ -1,7 +1,8 @@
 //! The host's end of the control channel against an agent that says anything at any time.
 //!
 //! The first byte of each step says what happens: the agent's bytes come, or the host asks, looks for replies, or for
-//! events. Every second input begins with a proper READY, so that what is behind it is reached.
+//! events. Every second input begins with a proper READY, so that what is behind it is reached; whose agent it is comes
+//! from the input, too, with API 4244's alone among them.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -10,19 +11,31 @@ use std::os::unix::net::UnixStream;
 use agent_proto::command::Code;
 use agent_proto::control::ControlFrame;
 use libfuzzer_sys::fuzz_target;
-use runtime::link::AgentLink;
+use runtime::link::{AgentLink, Peer};
 
 const READY: &[u8] = br#"{"api":4244,"extension":1,"window":262144}"#;
+/// What GETVERSION is answered with.
+const VERSION: [u8; 4] = 4244u32.to_be_bytes();
 
 fuzz_target!(|data: &[u8]| {
     let Some((&seed, mut data)) = data.split_first() else { return };
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let mut link = AgentLink::new(ours).unwrap();
+    let peer = [Peer::Own, Peer::Foreign, Peer::Base][usize::from(seed >> 1) % 3];
+    let mut link = AgentLink::new(ours, peer).unwrap();
+    let base = peer == Peer::Base;
+    let say = |mut to: &UnixStream, code: Code, payload: &[u8]| {
+        let mut frame = Vec::new();
+        ControlFrame { code: code as u32, id: 0, payload: payload.to_vec() }.encode(false, &mut frame);
+        to.write_all(&frame).is_ok()
+    };
     if seed & 1 == 1 {
-        let mut ready = Vec::new();
-        ControlFrame { code: Code::Ready as u32, id: 0, payload: READY.to_vec() }.encode(false, &mut ready);
-        theirs.write_all(&ready).unwrap();
+        say(&theirs, Code::Ready, if base { &[] } else { READY });
+        link.receive().unwrap();
+        if base {
+            say(&theirs, Code::Ack, &VERSION);
+            link.receive().unwrap();
+        }
     }
     let mut asked = Vec::new();
     let mut sink = [0; 4096];
@@ -48,7 +61,14 @@ fuzz_target!(|data: &[u8]| {
         if link.flush().is_err() {
             return;
         }
-        while theirs.read(&mut sink).is_ok_and(|count| count > 0) {}
+        let mut taken = 0;
+        while let Ok(count @ 1..) = theirs.read(&mut sink) {
+            taken += count as u32;
+        }
+        // An agent of API 4244 tells of what it reads, so that more is written.
+        if base && taken > 0 && what & 4 == 0 && !say(&theirs, Code::Next, &taken.to_be_bytes()) {
+            return;
+        }
     }
     assert!(link.outstanding() <= asked.len() + 1, "more replies are waited for than commands were sent");
 });
