@@ -70,10 +70,6 @@ fn what_others_do_on_the_host_is_refused_in_the_foreground_alone() {
         (r#"{"hooks":{"poststart":[{"path":"/bin/true"}]}}"#, "hooks.poststart"),
         (r#"{"hooks":{"createRuntime":[{"path":"/bin/true"}]}}"#, "hooks.createRuntime"),
         (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
-        (
-            r#"{"linux":{"namespaces":[{"type":"network","path":"/proc/1/ns/net"}]}}"#,
-            "linux.namespaces[0].path",
-        ),
     ] {
         let bundle = check_with(change).unwrap();
         match refuse::check_foreground(&bundle.spec) {
@@ -82,6 +78,16 @@ fn what_others_do_on_the_host_is_refused_in_the_foreground_alone() {
         }
     }
     refuse::check_foreground(&check_with("{}").unwrap().spec).unwrap();
+}
+
+#[test]
+fn an_engine_s_container_without_a_network_of_its_own_is_refused() {
+    let judged = |change: &str| refuse::check_engine(&check_with(change).unwrap().spec);
+    judged(r#"{"linux":{"namespaces":[{"type":"network","path":"/run/netns/a"}]}}"#).unwrap();
+    match judged(r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#) {
+        Err(BundleError::Unsupported { path, .. }) => assert_eq!(path, "linux.namespaces"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
