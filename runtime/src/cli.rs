@@ -104,6 +104,8 @@ pub enum Command {
     Spec(SpecArgs),
     /// Say whether this machine's KVM can run a guest, and if not what is missing
     Check,
+    /// Print what of a config.json is honoured (OCI runtime specification, features.md)
+    Features,
 }
 
 /// What follows a command that has a parser of its own, unread: to define these costs as much as to read the whole line of a

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod container;
+pub mod features;
 pub mod pod;
 pub mod run;
 pub mod spec;

@@ -85,6 +85,7 @@ fn execute(asked: Asked, start: Instant) -> Result<u8> {
         }
         Asked::Command(Command::Spec(args), _) => commands::spec::spec(&args.bundle).map(|()| 0),
         Asked::Command(Command::Check, _) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
+        Asked::Command(Command::Features, _) => commands::features::features(io::stdout().lock()).map(|()| 0),
         Asked::Command(..) => unreachable!("read by parsers of their own"),
     }
 }

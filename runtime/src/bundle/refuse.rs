@@ -13,10 +13,10 @@ use crate::plan::mounts;
 const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
 
 /// Namespaces that a VM has, or that the agent makes.
-const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user", "time"];
+pub(crate) const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user", "time"];
 
 /// Options that ask for more than mount(2) in the guest.
-const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
+pub(crate) const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 
 /// Refuses the first thing in `spec` that cannot be honoured.
 pub fn check(spec: &Spec) -> Result<()> {

@@ -49,6 +49,11 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
+/// Every name that is known.
+pub fn names() -> impl Iterator<Item = String> {
+    NAMES.iter().map(|name| format!("CAP_{name}"))
+}
+
 /// Returns the five masks. A process without `capabilities` gets none, as with runc.
 pub fn masks(sets: Option<&Capabilities>) -> Masks {
     let Some(sets) = sets else { return Masks::default() };

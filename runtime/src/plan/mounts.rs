@@ -118,9 +118,13 @@ pub const COPY_UP: &str = "tmpcopyup";
 
 /// Whether a word is the specification's, and not the file system's own.
 pub fn is_known(word: &str) -> bool {
-    FLAGS.iter().chain(&RECURSIVE).any(|(name, ..)| *name == word)
-        || word == COPY_UP
-        || propagation(word).is_some()
+    words().any(|known| known == word)
+}
+
+/// Every such word.
+pub fn words() -> impl Iterator<Item = &'static str> {
+    let words = FLAGS.iter().chain(&RECURSIVE).map(|(name, ..)| *name);
+    words.chain(PROPAGATION.iter().map(|(name, _)| *name)).chain([COPY_UP])
 }
 
 /// Returns the flags of mount propagation that `word` stands for.

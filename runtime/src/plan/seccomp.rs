@@ -22,7 +22,7 @@ mod rules;
 use rules::Rules;
 
 /// Architectures of the specification.
-const ARCHITECTURES: [&str; 22] = [
+pub(crate) const ARCHITECTURES: [&str; 22] = [
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
     "SCMP_ARCH_X32",
@@ -72,6 +72,21 @@ pub fn compile(profile: &Seccomp) -> Result<Filter> {
     }
     let program = program::of(&Rules::of(profile)?)?;
     Ok(Filter { program, flags: flags(profile.flags.as_deref())? })
+}
+
+/// The actions that are honoured, by their names.
+pub fn actions() -> impl Iterator<Item = &'static str> {
+    rules::ACTIONS.iter().map(|(name, _)| *name)
+}
+
+/// Likewise the operators.
+pub fn operators() -> impl Iterator<Item = &'static str> {
+    rules::OPERATORS.iter().map(|(name, _)| *name)
+}
+
+/// Likewise the flags.
+pub fn flag_names() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().map(|(name, _)| *name)
 }
 
 /// Why nobody outside of the machine can decide.

@@ -135,18 +135,36 @@ fn names_one_twice(conditions: &[Condition]) -> bool {
         .any(|(n, one)| conditions[..n].iter().any(|other| other.argument == one.argument))
 }
 
-/// Returns the kernel's word for an action, without the number that some have.
+/// The actions that a filter knows, without the number that some have.
+pub(super) const ACTIONS: [(&str, u32); 8] = [
+    ("SCMP_ACT_ALLOW", answer::ALLOW),
+    ("SCMP_ACT_ERRNO", answer::ERRNO),
+    ("SCMP_ACT_KILL", answer::KILL_THREAD),
+    ("SCMP_ACT_KILL_PROCESS", answer::KILL_PROCESS),
+    ("SCMP_ACT_KILL_THREAD", answer::KILL_THREAD),
+    ("SCMP_ACT_LOG", answer::LOG),
+    ("SCMP_ACT_TRACE", answer::TRACE),
+    ("SCMP_ACT_TRAP", answer::TRAP),
+];
+
+/// How an argument may be compared. The last compares with the second value what the first one's bits leave.
+pub(super) const OPERATORS: [(&str, Operator); 7] = [
+    ("SCMP_CMP_EQ", Operator::Equal),
+    ("SCMP_CMP_GE", Operator::GreaterOrEqual),
+    ("SCMP_CMP_GT", Operator::Greater),
+    ("SCMP_CMP_LE", Operator::LessOrEqual),
+    ("SCMP_CMP_LT", Operator::Less),
+    ("SCMP_CMP_NE", Operator::NotEqual),
+    (MASKED, Operator::Equal),
+];
+const MASKED: &str = "SCMP_CMP_MASKED_EQ";
+
+/// Returns the kernel's word for an action.
 fn answer(path: &str, action: &str) -> Result<u32> {
-    match action {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Ok(answer::KILL_THREAD),
-        "SCMP_ACT_KILL_PROCESS" => Ok(answer::KILL_PROCESS),
-        "SCMP_ACT_TRAP" => Ok(answer::TRAP),
-        "SCMP_ACT_ERRNO" => Ok(answer::ERRNO),
-        "SCMP_ACT_TRACE" => Ok(answer::TRACE),
-        "SCMP_ACT_LOG" => Ok(answer::LOG),
-        "SCMP_ACT_ALLOW" => Ok(answer::ALLOW),
-        "SCMP_ACT_NOTIFY" => Err(unsupported(path, LISTENER)),
-        other => Err(invalid(path, format!("{other:?}"))),
+    match ACTIONS.iter().find(|(name, _)| *name == action) {
+        Some((_, answer)) => Ok(*answer),
+        None if action == "SCMP_ACT_NOTIFY" => Err(unsupported(path, LISTENER)),
+        None => Err(invalid(path, format!("{action:?}"))),
     }
 }
 
@@ -172,15 +190,9 @@ fn condition(path: &str, from: &Argument) -> Result<Condition> {
             format!("{} is more than {}", from.index, ARGUMENTS - 1),
         ));
     }
-    let (operator, value, mask) = match from.op.as_str() {
-        "SCMP_CMP_NE" => (Operator::NotEqual, from.value, u64::MAX),
-        "SCMP_CMP_LT" => (Operator::Less, from.value, u64::MAX),
-        "SCMP_CMP_LE" => (Operator::LessOrEqual, from.value, u64::MAX),
-        "SCMP_CMP_EQ" => (Operator::Equal, from.value, u64::MAX),
-        "SCMP_CMP_GE" => (Operator::GreaterOrEqual, from.value, u64::MAX),
-        "SCMP_CMP_GT" => (Operator::Greater, from.value, u64::MAX),
-        "SCMP_CMP_MASKED_EQ" => (Operator::Equal, from.value_two, from.value),
-        other => return Err(invalid(&format!("{path}.op"), format!("{other:?}"))),
+    let Some((name, operator)) = OPERATORS.iter().find(|(name, _)| *name == from.op) else {
+        return Err(invalid(&format!("{path}.op"), format!("{:?}", from.op)));
     };
-    Ok(Condition { argument: from.index, operator, value, mask })
+    let (value, mask) = if *name == MASKED { (from.value_two, from.value) } else { (from.value, u64::MAX) };
+    Ok(Condition { argument: from.index, operator: *operator, value, mask })
 }
