@@ -192,6 +192,8 @@ pub struct RunConfig {
     pub memory_mib: Option<u32>,
     /// Virtual CPUs.
     pub vcpus: Option<u8>,
+    /// `linux.cgroupsPath` is in systemd's form.
+    pub systemd_cgroup: bool,
     /// A kernel in place of the embedded one.
     pub kernel: Option<PathBuf>,
     /// An initramfs in place of the embedded one.
@@ -216,6 +218,7 @@ impl Default for RunConfig {
             bundle: PathBuf::from("."),
             id: "container".to_owned(),
             memory_mib: None,
+            systemd_cgroup: false,
             vcpus: None,
             kernel: None,
             initrd: None,
@@ -244,6 +247,7 @@ impl RunConfig {
             bundle,
             id,
             memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
+            systemd_cgroup: false,
             vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
             kernel: settings.kernel,
             peer,

@@ -7,6 +7,7 @@
 //! and a socket ([`control`]). The binary is `vmm`; the crate of that name is the virtual machine monitor below.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -218,8 +218,8 @@ pub struct Linux {
     pub masked_paths: Vec<String>,
     /// Paths that are read-only.
     pub readonly_paths: Vec<String>,
-    /// Not honoured.
-    pub cgroups_path: Given,
+    /// Where the machine's cgroup is on the host; there is none where it is empty.
+    pub cgroups_path: String,
     /// Users of a user namespace.
     pub uid_mappings: Vec<IdMapping>,
     /// Groups of a user namespace.

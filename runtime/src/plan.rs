@@ -1,11 +1,14 @@
 //! Everything that `vmm run` decides, as plain data: the VM's size, its kernel's command line, what is shared, and
 //! what the agent is told. Made from the bundle and the configuration, without a look at anything else.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
+use crate::cgroup::Wanted;
+use crate::cgroup::path::CgroupPath;
 use crate::config::{RunConfig, ShareType};
 use crate::link::Peer;
 use crate::network::Network;
@@ -20,6 +23,7 @@ pub mod scheduling;
 pub mod seccomp;
 pub mod users;
 
+use limits::Sets;
 use mounts::MountOptions;
 
 /// Memory of a VM that nobody gave a size.
@@ -88,6 +92,8 @@ pub struct Plan {
     pub share: ShareType,
     /// Whose agent it is.
     pub peer: Peer,
+    /// The machine's cgroup on the host; it stays in ours where there is none.
+    pub cgroup: Option<Wanted>,
     /// What the share holds.
     pub binds: Vec<ShareBind>,
     /// The network namespace whose interfaces are the guest's; none: it has its loopback alone.
@@ -104,9 +110,12 @@ impl Plan {
     /// Decides. `terminal` is the size of the terminal that `vmm` was started in, if any.
     pub fn new(bundle: &Bundle, config: &RunConfig, terminal: Option<ConsoleSize>) -> Result<Plan> {
         let resources = &bundle.spec.linux.resources;
-        let vcpus = config.vcpus.map_or_else(|| limits::vcpus(resources), Ok)?;
+        let cgroup = host_cgroup(bundle, config)?;
+        let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
+        let vcpus = config.vcpus.map_or_else(|| limits::vcpus(resources, sets), Ok)?;
         let (mut mounts, binds) = mounts(bundle, &config.id);
-        let mut oci = oci_container(bundle, vcpus)?;
+        let mut oci = oci_container(bundle)?;
+        oci.cgroup = limits::files(resources, vcpus, sets)?;
         if let Some(maps) = &oci.user_namespace {
             users::translate_mounts(maps, &mut mounts)?;
             users::translate_devices(maps, &mut oci.devices)?;
@@ -124,6 +133,7 @@ impl Plan {
         let mut plan = Plan {
             memory_mib: config.memory_mib.unwrap_or_else(|| limits::memory_mib(resources)),
             vcpus,
+            cgroup,
             binds,
             network: bundle.network().map(Path::to_owned),
             container,
@@ -156,6 +166,7 @@ impl Plan {
             cmdline: cmdline(config),
             share: config.share,
             peer: config.peer,
+            cgroup: None,
             binds: Vec::new(),
             network: None,
             pod: Pod {
@@ -248,7 +259,7 @@ fn rlimits(from: &oci::Process) -> Result<Vec<payload::Rlimit>> {
 /// The first container of a VM needs no namespace against others: the VM's own network (a loopback alone), IPC and
 /// host name are its. It gets a PID namespace to be process 1 and not to see the agent, a cgroup namespace for its
 /// view of the tree, and a UTS namespace where a domain name has to be set.
-fn oci_container(bundle: &Bundle, vcpus: u8) -> Result<OciContainer> {
+fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
     let spec = &bundle.spec;
     let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
     let mut namespaces = Vec::new();
@@ -273,10 +284,19 @@ fn oci_container(bundle: &Bundle, vcpus: u8) -> Result<OciContainer> {
         readonly_paths: spec.linux.readonly_paths.clone(),
         time_offsets: time_offsets(&spec.linux)?,
         user_namespace: users::maps(&spec.linux)?,
-        cgroup: limits::files(&spec.linux.resources, vcpus)?,
-        devices: devices::nodes(&spec.linux.devices)?,
+        cgroup: BTreeMap::new(),
+        devices: devices::nodes(&spec.linux.devices, &spec.linux.resources.devices)?,
         root_propagation: mounts::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
     })
+}
+
+fn host_cgroup(bundle: &Bundle, config: &RunConfig) -> Result<Option<Wanted>> {
+    let linux = &bundle.spec.linux;
+    if linux.cgroups_path.is_empty() {
+        return Ok(None);
+    }
+    let path = CgroupPath::parse(&linux.cgroups_path, config.systemd_cgroup)?;
+    Ok(Some(Wanted { path, systemd: config.systemd_cgroup, resources: linux.resources.clone() }))
 }
 
 /// Returns the kernel's lines for the clocks of a time namespace (time_namespaces(7)).

@@ -1,6 +1,7 @@
 //! Whole-VM tests: each boots `vmm run` on a bundle of its own and looks at what a user would see.
 
 mod boots;
+mod cgroup;
 mod faults;
 mod files;
 mod hostile;

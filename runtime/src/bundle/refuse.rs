@@ -6,6 +6,7 @@
 //! limits are judged where they are translated (`plan/`).
 
 use super::{Result, invalid, is_bind, unsupported};
+use crate::oci::resources::BlockIo;
 use crate::oci::{Given, Mount, Process, Spec};
 use crate::plan::mounts;
 
@@ -15,6 +16,10 @@ const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "c
 /// Namespaces that a VM has, or that the agent makes.
 pub(crate) const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user", "time"];
 
+/// Why a limit of the host's is refused.
+const NO_CGROUP: &str =
+    "the guest has nothing that it would limit, and without linux.cgroupsPath the host neither";
+
 /// Options that ask for more than mount(2) in the guest.
 pub(crate) const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 
@@ -22,20 +27,25 @@ pub(crate) const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 pub fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let resources = &linux.resources;
+    // What a guest has nothing of is limited on the host, where there is a cgroup for it.
+    let on_host = |given: bool| Given(given && linux.cgroups_path.is_empty());
+    let io = &resources.block_io;
+    let leaf_weight = Given(io.leaf_weight.0 || io.weight_device.iter().any(|device| device.leaf_weight.0));
     let table = [
         ("vm", spec.vm, "the machine is set by flags and configuration file"),
         ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
         ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
         ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
         ("linux.netDevices", linux.net_devices, "devices of the host"),
-        ("linux.resources.blockIO", resources.block_io, "the guest has no block device of the host"),
-        ("linux.resources.hugepageLimits", resources.hugepage_limits, "huge page limits"),
-        ("linux.resources.network", resources.network, "network classes"),
-        ("linux.resources.rdma", resources.rdma, "RDMA limits"),
+        ("linux.resources.blockIO", on_host(resources.block_io != BlockIo::default()), NO_CGROUP),
+        ("linux.resources.blockIO.leafWeight", leaf_weight, "no kernel has leaf weights any more"),
+        ("linux.resources.hugepageLimits", on_host(!resources.hugepage_limits.is_empty()), NO_CGROUP),
+        ("linux.resources.network", resources.network, "packets of a machine have no class of a process"),
+        ("linux.resources.rdma", on_host(!resources.rdma.is_empty()), NO_CGROUP),
         (
             "linux.resources.memory.disableOOMKiller",
             resources.memory.disable_oom_killer,
-            "the OOM killer stays",
+            "a guest's kernel that cannot kill would stand still",
         ),
         ("linux.resources.cpu.realtimeRuntime", resources.cpu.realtime_runtime, "real-time CPU limits"),
         ("linux.resources.cpu.realtimePeriod", resources.cpu.realtime_period, "real-time CPU limits"),
@@ -77,9 +87,6 @@ pub fn check_foreground(spec: &Spec) -> Result<()> {
     ];
     if let Some((path, _)) = table.iter().find(|(_, hooks)| !hooks.is_empty()) {
         return Err(unsupported(*path, "hooks, without `vmm create`"));
-    }
-    if spec.linux.cgroups_path.0 {
-        return Err(unsupported("linux.cgroupsPath", "a cgroup of the host"));
     }
     Ok(())
 }

@@ -38,6 +38,11 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
         (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
         (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "linux.namespaces[0].path"),
         (r#"{"linux":{"resources":{"blockIO":{"weight":10}}}}"#, "linux.resources.blockIO"),
+        (r#"{"linux":{"resources":{"rdma":{"mlx5":{"hcaHandles":1}}}}}"#, "linux.resources.rdma"),
+        (
+            r#"{"linux":{"cgroupsPath":"/x","resources":{"blockIO":{"weightDevice":[{"leafWeight":10}]}}}}"#,
+            "linux.resources.blockIO.leafWeight",
+        ),
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),
         (r#"{"mounts":[{"destination":"/n","source":"/x"}]}"#, "mounts[0].type"),
         (
@@ -69,7 +74,6 @@ fn what_others_do_on_the_host_is_refused_in_the_foreground_alone() {
     for (change, path) in [
         (r#"{"hooks":{"poststart":[{"path":"/bin/true"}]}}"#, "hooks.poststart"),
         (r#"{"hooks":{"createRuntime":[{"path":"/bin/true"}]}}"#, "hooks.createRuntime"),
-        (r#"{"linux":{"cgroupsPath":"/x"}}"#, "linux.cgroupsPath"),
     ] {
         let bundle = check_with(change).unwrap();
         match refuse::check_foreground(&bundle.spec) {
@@ -100,6 +104,8 @@ fn what_asks_for_nothing_or_for_what_a_vm_implies_is_taken() {
         r#"{"linux":{"rootfsPropagation":"shared"}}"#,
         r#"{"mounts":[{"destination":"/n","type":"tmpfs","options":["ro","tmpcopyup","size=1m"]}]}"#,
         r#"{"linux":{"resources":{"cpu":{"shares":512},"pids":{"limit":-1},"blockIO":{"weight":0}}}}"#,
+        r#"{"linux":{"cgroupsPath":"/x","resources":{"blockIO":{"weight":10},"rdma":{"a":{"hcaHandles":1}}}}}"#,
+        r#"{"linux":{"resources":{"blockIO":null,"hugepageLimits":null,"rdma":null,"devices":null}}}"#,
         r#"{"linux":{"resources":{"memory":{"limit":1000000,"swap":1000000,"swappiness":3}}}}"#,
         r#"{"annotations":{"a":"b"},"windows":{"x":1},"unheardOf":true}"#,
     ] {

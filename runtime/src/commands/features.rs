@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::OCI_VERSION;
 use crate::bundle::refuse;
-use crate::oci::{Process, Spec};
+use crate::oci::Spec;
 use crate::plan::{capabilities, mounts, seccomp};
 
 /// The oldest version of the specification that a bundle may follow.
@@ -35,7 +35,7 @@ fn document() -> Value {
         "linux": {
             "namespaces": sorted(refuse::NAMESPACES.into_iter()),
             "capabilities": capabilities::names().collect::<Vec<_>>(),
-            "cgroup": { "v1": false, "v2": false, "systemd": false, "systemdUser": false, "rdma": false },
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true },
             "seccomp": {
                 "enabled": true,
                 "actions": seccomp::actions().collect::<Vec<_>>(),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use vmm::{PendingVm, Timeline};
 
 use crate::bundle::{Bundle, refuse};
+use crate::cgroup::Entered;
 use crate::config::RunConfig;
 use crate::console::{KernelMarks, Outputs};
 use crate::foreground::Foreground;
@@ -35,6 +36,8 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     refuse::check_foreground(&bundle.spec)?;
     let mut plan = Plan::new(&bundle, config, terminal::size())?;
     marks.mark("planned");
+    // Left and removed when all is done, whatever comes of it.
+    let _cgroup = plan.cgroup.as_ref().map(|wanted| Entered::enter(wanted, plan.memory_mib)).transpose()?;
 
     // Before the machine's threads, so that they are in the namespace, too. It lasts longer than the machine.
     let mut network = plan.network.as_deref().map(Network::join).transpose()?.unwrap_or_default();

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::Given;
 
-/// Limits. `devices` is not read: a VM's `/dev` holds nothing of the host.
-#[derive(Debug, Default, Deserialize)]
+/// Limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
     /// Memory.
@@ -18,19 +18,104 @@ pub struct Resources {
     pub pids: Pids,
     /// Files of the cgroup by name.
     pub unified: BTreeMap<String, String>,
-    /// Not honoured.
-    #[serde(rename = "blockIO")]
-    pub block_io: Given,
-    /// Not honoured.
-    pub hugepage_limits: Given,
+    /// Block I/O, which is the monitor's on the host.
+    #[serde(rename = "blockIO", deserialize_with = "or_nothing")]
+    pub block_io: BlockIo,
+    /// Limits of huge pages.
+    #[serde(deserialize_with = "or_nothing")]
+    pub hugepage_limits: Vec<HugepageLimit>,
     /// Not honoured.
     pub network: Given,
+    /// Limits of RDMA devices by their names.
+    #[serde(deserialize_with = "or_nothing")]
+    pub rdma: BTreeMap<String, RdmaLimit>,
+    /// Which devices may be used. There is none of the host in a guest: read for whether all are meant.
+    #[serde(deserialize_with = "or_nothing")]
+    pub devices: Vec<DeviceRule>,
+}
+
+/// Null is what engines may write for nothing.
+fn or_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+/// Block I/O limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BlockIo {
+    /// Weight against others, 10 to 1000; none where it is 0.
+    pub weight: u16,
     /// Not honoured.
-    pub rdma: Given,
+    pub leaf_weight: Given,
+    /// Weights for single devices.
+    pub weight_device: Vec<BlockDevice>,
+    /// Bytes a second.
+    pub throttle_read_bps_device: Vec<BlockDevice>,
+    /// Bytes a second.
+    pub throttle_write_bps_device: Vec<BlockDevice>,
+    /// Requests a second.
+    #[serde(rename = "throttleReadIOPSDevice")]
+    pub throttle_read_iops_device: Vec<BlockDevice>,
+    /// Requests a second.
+    #[serde(rename = "throttleWriteIOPSDevice")]
+    pub throttle_write_iops_device: Vec<BlockDevice>,
+}
+
+/// A limit of one block device of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BlockDevice {
+    /// Device number.
+    pub major: u32,
+    /// Device number.
+    pub minor: u32,
+    /// Of `weightDevice`.
+    pub weight: u16,
+    /// Not honoured.
+    pub leaf_weight: Given,
+    /// Of the others.
+    pub rate: u64,
+}
+
+/// A limit of huge pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HugepageLimit {
+    /// `2MB`, `1GB`.
+    pub page_size: String,
+    /// Bytes.
+    pub limit: u64,
+}
+
+/// A limit of an RDMA device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RdmaLimit {
+    /// Handles.
+    pub hca_handles: Option<u32>,
+    /// Objects.
+    pub hca_objects: Option<u32>,
+}
+
+/// A rule of the devices' cgroup. Later ones win.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DeviceRule {
+    /// It allows.
+    pub allow: bool,
+    /// `c`, `b`; both where it is empty or `a`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// All where there is none.
+    pub major: Option<i64>,
+    /// All where there is none.
+    pub minor: Option<i64>,
+    /// Of `rwm`; all where it is empty.
+    pub access: String,
 }
 
 /// Memory limits. A swappiness is a hint, and so are the limits of version 1's that are not here.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Memory {
     /// Bytes; none where it is 0 or less.
@@ -39,13 +124,15 @@ pub struct Memory {
     pub reservation: i64,
     /// Bytes of memory and swap; none where it is 0 or less. A guest has no swap, and so keeps every limit.
     pub swap: i64,
+    /// How willingly the host swaps, in version 1's cgroups.
+    pub swappiness: Option<u64>,
     /// Not honoured.
     #[serde(rename = "disableOOMKiller")]
     pub disable_oom_killer: Given,
 }
 
 /// CPU limits.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Cpu {
     /// Weight against other containers, 2 to 262144; none where it is 0.
@@ -56,9 +143,9 @@ pub struct Cpu {
     pub burst: Option<u64>,
     /// Microseconds; 100 000 where it is 0.
     pub period: u64,
-    /// CPUs as the guest counts them.
+    /// CPUs: of the host with a cgroup there, else as the guest counts them.
     pub cpus: String,
-    /// Memory nodes as the guest counts them: it has one.
+    /// Memory nodes likewise; the guest has one.
     pub mems: String,
     /// 1: runs only when nobody else wants to.
     pub idle: Option<i64>,
@@ -69,7 +156,7 @@ pub struct Cpu {
 }
 
 /// The limit of processes.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Pids {
     /// No limit where it is 0 or less.

@@ -3,8 +3,9 @@
 
 use agent_proto::payload;
 
-use crate::bundle::{Result, invalid, unsupported};
+use crate::bundle::{BundleError, Result, invalid, unsupported};
 use crate::oci::Device;
+use crate::oci::resources::DeviceRule;
 
 /// Types of a node as mknod(2) takes them.
 const CHARACTER: u32 = libc::S_IFCHR;
@@ -38,9 +39,36 @@ const OWN: [&str; 3] = ["/dev/console", "/dev/ptmx", "/dev/pts/ptmx"];
 const MODE: u32 = 0o666;
 
 /// Returns the nodes, but for those at a path where the agent has the container's own.
-pub fn nodes(devices: &[Device]) -> Result<Vec<payload::Device>> {
+///
+/// A container for whom everything is allowed (`--privileged`) is given a list of all that the host has; nobody means each of
+/// them, and it gets those that its own machine has.
+pub fn nodes(devices: &[Device], rules: &[DeviceRule]) -> Result<Vec<payload::Device>> {
     let nodes = devices.iter().enumerate().filter(|(_, device)| !OWN.contains(&device.path.as_str()));
-    nodes.map(|(index, device)| node(&format!("linux.devices[{index}]"), device)).collect()
+    let nodes = nodes.map(|(index, device)| (device, node(&format!("linux.devices[{index}]"), device)));
+    if !allows_all(rules) {
+        return nodes.map(|(_, node)| node).collect();
+    }
+    let (mut made, mut left_out) = (Vec::new(), Vec::new());
+    for (device, node) in nodes {
+        match node {
+            Err(BundleError::Unsupported { .. }) => left_out.push(device.path.as_str()),
+            node => made.push(node?),
+        }
+    }
+    if !left_out.is_empty() {
+        log::info!("linux.devices: the guest does not have {}", left_out.join(", "));
+    }
+    Ok(made)
+}
+
+/// Whether the last rule about all devices allows them.
+fn allows_all(rules: &[DeviceRule]) -> bool {
+    let of_all = |rule: &&DeviceRule| {
+        let number = |number: Option<i64>| number.is_none_or(|number| number < 0);
+        ["", "a"].contains(&rule.kind.as_str()) && number(rule.major) && number(rule.minor)
+    };
+    let every = |access: &str| access.is_empty() || "rwm".chars().all(|letter| access.contains(letter));
+    rules.iter().rfind(of_all).is_some_and(|rule| rule.allow && every(&rule.access))
 }
 
 fn node(at: &str, device: &Device) -> Result<payload::Device> {
@@ -70,7 +98,7 @@ fn number(given: i64) -> Option<u32> {
     u32::try_from(given).ok()
 }
 
-fn missing(at: &str, device: &Device) -> crate::bundle::BundleError {
+fn missing(at: &str, device: &Device) -> BundleError {
     let Device { path, kind, major, minor, .. } = device;
     unsupported(at, format!("{path}: the guest has no device {kind} {major}:{minor}"))
 }
@@ -87,7 +115,7 @@ mod tests {
     fn what_the_guest_has_becomes_a_node() {
         let fuse = Device { file_mode: Some(0o100_640), uid: 5, gid: 6, ..device("/dev/fuse", "u", 10, 229) };
         let pipe = device("/run/p", "p", 0, 0);
-        let made = nodes(&[fuse, pipe, device("/dev/loop7", "b", 7, 7)]).unwrap();
+        let made = nodes(&[fuse, pipe, device("/dev/loop7", "b", 7, 7)], &[]).unwrap();
         let expected = |path: &str, mode, major, minor| payload::Device {
             path: path.to_owned(),
             mode,
@@ -101,7 +129,36 @@ mod tests {
 
     #[test]
     fn the_container_s_own_terminals_are_left_to_the_agent() {
-        assert_eq!(nodes(&[device("/dev/console", "c", 5, 1), device("/dev/ptmx", "c", 5, 2)]).unwrap(), []);
+        assert_eq!(
+            nodes(&[device("/dev/console", "c", 5, 1), device("/dev/ptmx", "c", 5, 2)], &[]).unwrap(),
+            []
+        );
+    }
+
+    #[test]
+    fn who_may_use_all_gets_those_that_are_there() {
+        let rule = |allow, kind: &str, access: &str| DeviceRule {
+            allow,
+            kind: kind.to_owned(),
+            access: access.to_owned(),
+            ..DeviceRule::default()
+        };
+        let devices = [device("/dev/kvm", "c", 10, 232), device("/dev/fuse", "c", 10, 229)];
+        for rules in [&[rule(true, "", "rwm")][..], &[rule(false, "a", ""), rule(true, "a", "")]] {
+            let made = nodes(&devices, rules).unwrap();
+            assert_eq!(made.len(), 1, "{rules:?}");
+            assert_eq!(made[0].path, "/dev/fuse");
+        }
+        let wrong = nodes(&[device("x", "c", 1, 3)], &[rule(true, "", "rwm")]).unwrap_err();
+        assert!(matches!(wrong, BundleError::Invalid { .. }));
+        for rules in [
+            &[rule(false, "", "rwm")][..],
+            &[rule(true, "", "rwm"), rule(false, "", "rwm")],
+            &[rule(true, "c", "rwm")],
+            &[rule(true, "", "r")],
+        ] {
+            assert!(nodes(&devices, rules).is_err(), "{rules:?}");
+        }
     }
 
     #[test]
@@ -130,7 +187,7 @@ mod tests {
             (device("/dev/x", "s", 1, 3), r#"linux.devices[1].type: "s""#),
             (device("x", "c", 1, 3), r#"linux.devices[1].path: "x" is not absolute"#),
         ] {
-            let error = nodes(&[self::device("/dev/null", "c", 1, 3), device]).unwrap_err();
+            let error = nodes(&[self::device("/dev/null", "c", 1, 3), device], &[]).unwrap_err();
             assert_eq!(error.to_string(), format!("config.json {message}"));
         }
     }

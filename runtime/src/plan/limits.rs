@@ -1,13 +1,15 @@
 //! `linux.resources` to the VM's size and to what is written to the container's cgroup in the guest.
 //!
 //! The VM is as large as its container may become and somewhat larger; the cgroup keeps the container at its limit, so that
-//! it is the one who pays for going over it, not the agent or the guest's kernel. CPUs and memory nodes are the guest's: those
-//! of the host are the host's own to give.
+//! it is the one who pays for going over it, not the agent or the guest's kernel. CPUs and memory nodes are the
+//! host's where the machine has a cgroup there, else the guest's.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use crate::bundle::{BundleError, Result, invalid, unsupported};
+use crate::cgroup;
 use crate::oci::resources::{Cpu, Memory, Resources};
 
 /// The period of a CPU quota that has none (cgroups: `cpu.cfs_period_us`).
@@ -27,27 +29,52 @@ pub fn memory_mib(resources: &Resources) -> u32 {
     u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB)
 }
 
-/// Returns the number of CPUs that a quota can keep busy, and at least those that a set names.
-pub fn vcpus(resources: &Resources) -> Result<u8> {
+/// Whose CPUs and memory nodes a set names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sets {
+    /// The guest's.
+    Guest,
+    /// The host's, whose cgroup keeps the machine there.
+    Host,
+}
+
+/// Returns the number of CPUs that a quota can keep busy, and at least those that a set of the guest's names; of the host's
+/// as many as the quota lets be busy, or else all.
+pub fn vcpus(resources: &Resources, sets: Sets) -> Result<u8> {
     let cpu = &resources.cpu;
-    let of_quota = positive(cpu.quota).map_or(1, |quota| quota.div_ceil(period(cpu)));
-    let of_set = last_of(CPUS, &cpu.cpus)?.map_or(0, |last| u64::from(last) + 1);
+    let quota = positive(cpu.quota).map(|quota| quota.div_ceil(period(cpu)));
+    let of_set = match sets {
+        Sets::Guest => last_of(CPUS, &cpu.cpus)?.map_or(0, |last| u64::from(last) + 1),
+        Sets::Host => {
+            let most = u64::from(MAX_VCPUS);
+            let all = ranges(CPUS, &cpu.cpus)?
+                .iter()
+                .map(|range| u64::from(range.end() - range.start()) + 1)
+                .sum::<u64>();
+            let busy = quota.unwrap_or(all.max(1));
+            return Ok(busy.min(if all == 0 { most } else { all }).min(most) as u8);
+        }
+    };
     if of_set > MAX_VCPUS.into() {
         return Err(too_few_cpus(of_set - 1, MAX_VCPUS));
     }
-    Ok(of_quota.min(MAX_VCPUS.into()).max(of_set) as u8)
+    Ok(quota.unwrap_or(1).min(MAX_VCPUS.into()).max(of_set) as u8)
 }
 
 /// Returns the cgroup's files and their content, for a machine of `vcpus` CPUs.
-pub fn files(resources: &Resources, vcpus: u8) -> Result<BTreeMap<String, String>> {
+pub fn files(resources: &Resources, vcpus: u8, sets: Sets) -> Result<BTreeMap<String, String>> {
     let mut files = BTreeMap::new();
     memory(&mut files, &resources.memory)?;
-    cpu(&mut files, &resources.cpu, vcpus)?;
+    cpu(&mut files, &resources.cpu);
+    if sets == Sets::Guest {
+        cpu_sets(&mut files, &resources.cpu, vcpus)?;
+    }
     if let Some(limit) = positive(resources.pids.limit) {
         files.insert("pids.max".to_owned(), limit.to_string());
     }
     // What is named itself wins over what stands for it.
-    for (name, value) in &resources.unified {
+    let of_host = |name: &str| sets == Sets::Host && cgroup::limits::is_of_host(name);
+    for (name, value) in resources.unified.iter().filter(|(name, _)| !of_host(name)) {
         files.insert(unified(name)?, value.clone());
     }
     Ok(files)
@@ -69,7 +96,7 @@ fn memory(files: &mut BTreeMap<String, String>, memory: &Memory) -> Result<()> {
     Ok(())
 }
 
-fn cpu(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Result<()> {
+fn cpu(files: &mut BTreeMap<String, String>, cpu: &Cpu) {
     if cpu.shares != 0 {
         files.insert("cpu.weight".to_owned(), weight(cpu.shares).to_string());
     }
@@ -84,6 +111,9 @@ fn cpu(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Result<()>
     if let Some(idle) = cpu.idle {
         files.insert("cpu.idle".to_owned(), idle.to_string());
     }
+}
+
+fn cpu_sets(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Result<()> {
     if let Some(last) = last_of(CPUS, &cpu.cpus)? {
         if last >= vcpus.into() {
             return Err(too_few_cpus(last.into(), vcpus));
@@ -102,13 +132,13 @@ fn cpu(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Result<()>
     Ok(())
 }
 
-fn period(cpu: &Cpu) -> u64 {
+pub(crate) fn period(cpu: &Cpu) -> u64 {
     if cpu.period == 0 { DEFAULT_PERIOD_US } else { cpu.period }
 }
 
 /// Version 1's shares (2, 1024, 262144) to version 2's weights (1, 100, 10000): the smallest, what is given to who asks for
 /// nothing, and the largest become each other, and what lies between goes by the parabola through these, as in runc and crun.
-fn weight(shares: u64) -> u64 {
+pub(crate) fn weight(shares: u64) -> u64 {
     let log = (shares.clamp(2, 1 << 18) as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     // The three points themselves are hit but for the last bits of a float.
@@ -117,21 +147,21 @@ fn weight(shares: u64) -> u64 {
 
 /// Returns the largest number of a list such as `0-2,5`; none of an empty one.
 fn last_of(path: &str, list: &str) -> Result<Option<u32>> {
+    Ok(ranges(path, list)?.iter().map(|range| *range.end()).max())
+}
+
+/// Reads a list such as `0-2,5`.
+fn ranges(path: &str, list: &str) -> Result<Vec<RangeInclusive<u32>>> {
     let wrong = || invalid(path, format!("{list:?} is no list of numbers"));
-    if list.is_empty() {
-        return Ok(None);
-    }
-    let mut most = 0;
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let first = first.trim().parse::<u32>().map_err(|_| wrong())?;
-        let last = last.trim().parse::<u32>().map_err(|_| wrong())?;
-        if first > last {
-            return Err(wrong());
-        }
-        most = last.max(most);
-    }
-    Ok(Some(most))
+    let parts = list.split(',').filter(|_| !list.is_empty());
+    parts
+        .map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first = first.trim().parse::<u32>().map_err(|_| wrong())?;
+            let last = last.trim().parse::<u32>().map_err(|_| wrong())?;
+            if first > last { Err(wrong()) } else { Ok(first..=last) }
+        })
+        .collect()
 }
 
 fn unified(name: &str) -> Result<String> {
@@ -149,7 +179,7 @@ fn too_few_cpus(asked: u64, vcpus: u8) -> BundleError {
     unsupported(CPUS, format!("CPU {asked} of a machine of {vcpus}"))
 }
 
-fn positive(value: i64) -> Option<u64> {
+pub(crate) fn positive(value: i64) -> Option<u64> {
     u64::try_from(value).ok().filter(|value| *value != 0)
 }
 
@@ -161,8 +191,8 @@ mod tests {
 
     fn files_of(resources: Value) -> Result<Vec<(String, String)>> {
         let resources: Resources = serde_json::from_value(resources).unwrap();
-        let vcpus = vcpus(&resources)?;
-        files(&resources, vcpus).map(|files| files.into_iter().collect())
+        let vcpus = vcpus(&resources, Sets::Guest)?;
+        files(&resources, vcpus, Sets::Guest).map(|files| files.into_iter().collect())
     }
 
     #[test]
@@ -226,7 +256,27 @@ mod tests {
         }
         let one = serde_json::from_value(json!({"cpu": {"cpus": "1"}})).unwrap();
         let message = "config.json linux.resources.cpu.cpus: not supported: CPU 1 of a machine of 1";
-        assert_eq!(files(&one, 1).unwrap_err().to_string(), message);
+        assert_eq!(files(&one, 1, Sets::Guest).unwrap_err().to_string(), message);
+    }
+
+    #[test]
+    fn a_set_of_the_host_s_gives_the_machine_its_size_and_is_kept_there() {
+        for (resources, expected) in [
+            (json!({"cpu": {"cpus": "3,8-9"}}), 3),
+            (json!({"cpu": {"cpus": "3,8-9", "quota": 150_000}}), 2),
+            (json!({"cpu": {"cpus": "7", "quota": 150_000}}), 1),
+            (json!({"cpu": {"cpus": "0-4000000000"}}), MAX_VCPUS),
+            (json!({"cpu": {"quota": 150_000, "mems": "1"}}), 2),
+            (json!({}), 1),
+        ] {
+            let parsed: Resources = serde_json::from_value(resources.clone()).unwrap();
+            assert_eq!(vcpus(&parsed, Sets::Host).unwrap(), expected, "{resources}");
+            assert!(!files(&parsed, 1, Sets::Host).unwrap().contains_key("cpuset.cpus"));
+        }
+        let unified =
+            json!({"unified": {"io.max": "8:0 rbps=1", "hugetlb.2MB.max": "0", "memory.high": "5"}});
+        let files = files(&serde_json::from_value(unified).unwrap(), 1, Sets::Host).unwrap();
+        assert_eq!(files.into_iter().collect::<Vec<_>>(), [("memory.high".to_owned(), "5".to_owned())]);
     }
 
     #[test]

@@ -159,6 +159,11 @@ impl PodPlan {
         let bundle = self.bundle(at, container, base)?;
         let config = RunConfig { id: container.name.clone(), ..RunConfig::default() };
         let plan = Plan::new(&bundle, &config, None).map_err(|error| of_bundle(at, &error))?;
+        if plan.cgroup.is_some() {
+            let why = "the machine is the pod's and no container's".to_owned();
+            let error = BundleError::Unsupported { path: "linux.cgroupsPath".to_owned(), why };
+            return Err(of_bundle(at, &error));
+        }
         let signal = Some(container.stop_signal.as_str()).filter(|name| !name.is_empty());
         let mut planned = ContainerPlan {
             name: container.name.clone(),

@@ -1,0 +1,344 @@
+//! A machine's cgroup on the host: the monitor with all its threads is in it, so that what the machine uses is counted and
+//! limited where engines look for it.
+//!
+//! Version 2's tree, version 1's trees, or both where a host has both. Own code: the well-kept library for it (cgroups-rs)
+//! brings ninety crates along, a D-Bus client and an async runtime among them, for what is a dozen files to write.
+//! systemd's names are honoured as paths: the cgroup is made where systemd would have its scope, and systemd is not told.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::resources::Resources;
+
+pub mod hierarchies;
+pub mod limits;
+pub mod path;
+pub mod usage;
+
+use hierarchies::{Hierarchies, Hierarchy};
+use path::CgroupPath;
+
+/// How long the kernel may take to let processes go that have ended.
+const REMOVAL: Duration = Duration::from_secs(2);
+/// The first wait between two attempts; each is twice as long as the one before.
+const REMOVAL_STEP: Duration = Duration::from_millis(1);
+/// Where systemd says that it runs (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// Why a cgroup cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The host refused it.
+    #[error("{step} cgroup {}", path.display())]
+    Host {
+        /// What was attempted.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody is in it.
+    #[error("cgroup {} has processes already", .0.display())]
+    Busy(PathBuf),
+    /// The host's kernel has no such limit, or does not count it here.
+    #[error("config.json {at}: not supported: the host has no {file} in {}", directory.display())]
+    Missing {
+        /// JSON path.
+        at: String,
+        /// The file.
+        file: String,
+        /// The cgroup.
+        directory: PathBuf,
+    },
+    /// The host's kernel does not take the value.
+    #[error("config.json {at}: write {value:?} to {}", path.display())]
+    Setting {
+        /// JSON path.
+        at: String,
+        /// What was written.
+        value: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no systemd whose names could be meant.
+    #[error("--systemd-cgroup: systemd does not run on this host")]
+    NoSystemd,
+}
+
+/// This module's result.
+pub type Result<T, E = CgroupError> = std::result::Result<T, E>;
+
+/// Whose files are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// A tree for each controller.
+    One,
+    /// One tree.
+    Two,
+}
+
+/// Something that is written to the first of some files that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// JSON path of what is asked for.
+    pub at: String,
+    /// Files and what is written to them.
+    pub files: Vec<(String, String)>,
+}
+
+/// What a plan wants of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where it is.
+    pub path: CgroupPath,
+    /// It is in systemd's form.
+    pub systemd: bool,
+    /// What is limited.
+    pub resources: Resources,
+}
+
+/// A cgroup: a directory in each tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup(Vec<Directory>);
+
+/// A cgroup's directory in one tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Directory {
+    path: PathBuf,
+    /// The tree's controllers in version 1; none in version 2.
+    controllers: Vec<String>,
+}
+
+impl Cgroup {
+    /// Makes the cgroup with its limits, for a machine of `memory_mib`. Nobody is in it yet.
+    pub fn make(wanted: &Wanted, memory_mib: u32) -> Result<Cgroup> {
+        if wanted.systemd && !Path::new(SYSTEMD).is_dir() {
+            return Err(CgroupError::NoSystemd);
+        }
+        Cgroup::make_in(&Hierarchies::find()?, wanted, memory_mib)
+    }
+
+    /// Likewise in these trees.
+    fn make_in(trees: &Hierarchies, wanted: &Wanted, memory_mib: u32) -> Result<Cgroup> {
+        let unified = trees.is_unified();
+        let mut cgroup = Cgroup::default();
+        let made = trees.unified.iter().chain(&trees.legacy).try_for_each(|tree| {
+            let below = wanted.path.below(tree);
+            let path = make_directory(tree, &below, unified)?;
+            cgroup.0.push(Directory { path, controllers: tree.controllers.clone() });
+            Ok(())
+        });
+        let version = if unified { Version::Two } else { Version::One };
+        let settings = limits::settings(&wanted.resources, memory_mib, version);
+        if let Err(error) = made.and_then(|()| cgroup.set(settings)) {
+            // What went wrong first says more.
+            let _ = cgroup.remove();
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    /// The cgroup in which the process `pid` is.
+    pub fn of_process(pid: u32) -> Result<Cgroup> {
+        let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
+        let own = fs::read_to_string(&path).map_err(host("read", &path))?;
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").map_err(host("read", Path::new("/proc/self")))?;
+        let trees = Hierarchies::parse(&mounts, &own);
+        let all = trees.unified.into_iter().chain(trees.legacy);
+        let directory =
+            |tree: Hierarchy| Directory { path: tree.mount.join(tree.own), controllers: tree.controllers };
+        Ok(Cgroup(all.map(directory).collect()))
+    }
+
+    /// Whether version 2's tree alone has the controllers.
+    pub fn version(&self) -> Version {
+        let legacy =
+            |directory: &Directory| directory.controllers.iter().any(|name| !name.starts_with("name="));
+        if self.0.iter().any(legacy) { Version::One } else { Version::Two }
+    }
+
+    /// Has this process be in it, with all its threads.
+    pub fn join(&self) -> Result<()> {
+        self.0.iter().try_for_each(|directory| join(&directory.path))
+    }
+
+    /// Writes limits. One may have to wait for another: a limit of memory and swap is never below that of memory.
+    pub fn set(&self, settings: Vec<Setting>) -> Result<()> {
+        let late: Vec<Setting> =
+            settings.into_iter().filter(|setting| self.write(setting).is_err()).collect();
+        late.iter().try_for_each(|setting| self.write(setting))
+    }
+
+    fn write(&self, setting: &Setting) -> Result<()> {
+        let mut missing = None;
+        for (file, value) in &setting.files {
+            let Some(directory) = self.directory_of(file) else { continue };
+            let path = directory.join(file);
+            let written =
+                OpenOptions::new().write(true).open(&path).and_then(|mut to| to.write_all(value.as_bytes()));
+            match written {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(directory),
+                Err(source) => {
+                    let (at, value) = (setting.at.clone(), value.clone());
+                    return Err(CgroupError::Setting { at, value, path, source });
+                }
+            }
+        }
+        let directory =
+            missing.or(self.0.first().map(|first| first.path.as_path())).unwrap_or(Path::new("/"));
+        let file = setting.files.last().map_or("", |(file, _)| file).to_owned();
+        Err(CgroupError::Missing { at: setting.at.clone(), file, directory: directory.to_owned() })
+    }
+
+    /// Reads a file; nothing where there is none.
+    pub fn read(&self, file: &str) -> String {
+        let path = self.directory_of(file).map(|directory| directory.join(file));
+        path.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
+    }
+
+    /// The files' names of one controller's, for those whose name depends on the host.
+    pub fn files(&self, controller: &str) -> Vec<String> {
+        let directory = self.directory_of(&format!("{controller}."));
+        let entries = directory.and_then(|path| fs::read_dir(path).ok()).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter(|name| name.split('.').next() == Some(controller)).collect()
+    }
+
+    fn directory_of(&self, file: &str) -> Option<&Path> {
+        let controller = file.split('.').next().unwrap_or(file);
+        let found = match self.version() {
+            Version::Two => self.0.iter().find(|directory| directory.controllers.is_empty()),
+            Version::One => {
+                self.0.iter().find(|directory| directory.controllers.iter().any(|name| name == controller))
+            }
+        };
+        found.map(|directory| directory.path.as_path())
+    }
+
+    /// Removes it. What is still in it ends: nobody but the machine's own was ever there.
+    pub fn remove(&self) -> Result<()> {
+        self.0.iter().try_for_each(|directory| {
+            let kill = directory.path.join("cgroup.kill");
+            // An older kernel does not have it, and mostly nobody is there.
+            let _ = OpenOptions::new().write(true).open(kill).and_then(|mut file| file.write_all(b"1"));
+            remove_directory(&directory.path)
+        })
+    }
+}
+
+/// This process in a cgroup that goes with it.
+#[derive(Debug)]
+pub struct Entered {
+    cgroup: Cgroup,
+    before: Cgroup,
+}
+
+impl Entered {
+    /// Makes the cgroup and joins it.
+    pub fn enter(wanted: &Wanted, memory_mib: u32) -> Result<Entered> {
+        let before = Cgroup::of_process(std::process::id())?;
+        let entered = Entered { cgroup: Cgroup::make(wanted, memory_mib)?, before };
+        entered.cgroup.join()?;
+        Ok(entered)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Err(error) = self.before.join().and_then(|()| self.cgroup.remove()) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn join(directory: &Path) -> Result<()> {
+    let path = directory.join("cgroup.procs");
+    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"0"));
+    written.map_err(host("join", directory))
+}
+
+/// Makes a directory in a tree with those above it, and returns its path. Nobody may be in it.
+fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<PathBuf> {
+    let mut path = tree.mount.clone();
+    for name in below.components() {
+        if unified && tree.controllers.is_empty() {
+            delegate(&path);
+        }
+        path.push(name);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(host("make", &path)(error));
+            }
+            _ => {}
+        }
+        if tree.controllers.iter().any(|name| name == "cpuset") {
+            inherit_cpuset(&path)?;
+        }
+    }
+    let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    if inside.trim().is_empty() { Ok(path) } else { Err(CgroupError::Busy(path)) }
+}
+
+/// Has the children of a cgroup have every controller that it has itself. One that cannot be had is missed where something
+/// is written to its files.
+fn delegate(path: &Path) {
+    let controllers = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+    for controller in controllers.split_whitespace() {
+        let control = OpenOptions::new().write(true).open(path.join("cgroup.subtree_control"));
+        let _ = control.and_then(|mut file| file.write_all(format!("+{controller}").as_bytes()));
+    }
+}
+
+/// Version 1: a set of CPUs begins empty, and nobody can join it so.
+fn inherit_cpuset(path: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let own = path.join(file);
+        let is_empty = fs::read_to_string(&own).is_ok_and(|set| set.trim().is_empty());
+        if is_empty && let Some(above) = path.parent() {
+            let set = fs::read_to_string(above.join(file)).map_err(host("read the CPUs of", above))?;
+            fs::write(&own, set.trim()).map_err(host("set the CPUs of", path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a cgroup with those below it, as soon as the kernel has let go of who was there.
+fn remove_directory(path: &Path) -> Result<()> {
+    let until = Instant::now() + REMOVAL;
+    let mut step = REMOVAL_STEP;
+    loop {
+        let below = fs::read_dir(path).into_iter().flatten().flatten();
+        let directories = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        for entry in directories {
+            remove_directory(&entry.path())?;
+        }
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                thread::sleep(step);
+                step *= 2;
+            }
+            other => return other.map_err(host("remove", path)),
+        }
+    }
+}
+
+fn host(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError::Host { step, path, source }
+}
+
+#[cfg(test)]
+mod tests;
