@@ -3,6 +3,8 @@ use std::os::unix::net::UnixListener;
 use super::*;
 use crate::commands::spec::DEFAULT;
 
+mod engines;
+
 /// Reads a config.json that is the default one with the object `change` laid over it, key by key.
 fn check_with(change: &str) -> Result<Bundle> {
     let mut json: serde_json::Value = serde_json::from_str(DEFAULT).unwrap();
