@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION};
 use agent_proto::control::ControlFrame;
 use agent_proto::payload::{
-    self, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Routes, SignalCommand,
-    WindowSize,
+    self, ContainerLimits, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Routes,
+    SignalCommand, WindowSize,
 };
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -67,6 +67,7 @@ impl Agent {
             Code::Pause | Code::Resume => {
                 self.freeze(&name(code, payload)?, code == Code::Pause).map(Reply::Now)
             }
+            Code::Update => self.update(&parse(code, payload)?),
             Code::DestroyPod => self.begin_destroy(id).map(|()| Reply::Later),
             Code::WriteFile => self.write_file(payload).and(DONE),
             Code::ReadFile => self.read_file(&parse(code, payload)?).map(Reply::Now),
@@ -162,6 +163,11 @@ impl Agent {
     fn signal_process(&mut self, command: &SignalCommand) -> Result<Reply, Fault> {
         let signal: Signal = process::signal(command.signal)?;
         sent(self.process(&command.container, &command.process)?.signal_group(signal))
+    }
+
+    fn update(&self, command: &ContainerLimits) -> Result<Reply, Fault> {
+        self.container(&command.container)?.limit(&command.cgroup)?;
+        DONE
     }
 
     fn resize(&mut self, command: &WindowSize) -> Result<Reply, Fault> {

@@ -79,11 +79,13 @@ fn usage_of(container: &Container) -> ContainerUsage {
     ContainerUsage {
         container: container.id.clone(),
         memory: number("memory.current"),
+        memory_limit: number("memory.max"),
         memory_peak: number("memory.peak"),
         cpu: field(&cpu, "usage_usec"),
         cpu_user: field(&cpu, "user_usec"),
         cpu_system: field(&cpu, "system_usec"),
         pids: number("pids.current"),
+        pids_limit: number("pids.max"),
         oom_kills: field(&read("memory.events"), "oom_kill"),
     }
 }

@@ -144,4 +144,6 @@ codes! {
     Pause = 67,
     /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName): they go on.
     Resume = 68,
+    /// Extension. Host to guest, [`ContainerLimits`](crate::payload::oci::ContainerLimits): other limits for it.
+    Update = 69,
 }

@@ -22,7 +22,8 @@ pub use filter::{FILTER_MAX, Filter, Program, instruction};
 pub use network::{Interface, IpAddress, Neighbour, Route, Routes};
 use object::object;
 pub use oci::{
-    Capabilities, Device, IdMap, IdMaps, Mount, Namespace, OciContainer, OciProcess, POD_SHM, Scheduler,
+    Capabilities, ContainerLimits, Device, IdMap, IdMaps, Mount, Namespace, OciContainer, OciProcess,
+    POD_SHM, Scheduler,
 };
 
 /// READY's payload: what the agent offers above API 4244.

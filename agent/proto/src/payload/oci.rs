@@ -57,6 +57,20 @@ object!(OciContainer, Refused, {
     "rootPropagation": root_propagation,
 });
 
+/// UPDATE: other limits for a container. Those that are not here stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ContainerLimits {
+    /// The container.
+    pub container: String,
+    /// As [`OciContainer::cgroup`].
+    pub cgroup: BTreeMap<String, String>,
+}
+
+object!(ContainerLimits, Refused, {
+    "container": container,
+    "cgroup": cgroup,
+});
+
 /// What the users and groups of a user namespace are outside of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IdMaps {

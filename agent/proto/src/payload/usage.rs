@@ -15,6 +15,9 @@ pub struct ContainerUsage {
     /// Bytes of memory now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// The most bytes of memory that it may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
     /// The most bytes of memory so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_peak: Option<u64>,
@@ -30,6 +33,9 @@ pub struct ContainerUsage {
     /// Processes and threads now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
+    /// The most of them that it may have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
     /// Processes that were killed because memory was short.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,
