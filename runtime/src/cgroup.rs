@@ -161,6 +161,11 @@ impl Cgroup {
         Ok(Cgroup(all.map(directory).collect()))
     }
 
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether version 2's tree alone has the controllers.
     pub fn version(&self) -> Version {
         let legacy =
@@ -252,6 +257,11 @@ impl Entered {
         let entered = Entered { cgroup: Cgroup::make(wanted, memory_mib)?, before };
         entered.cgroup.join()?;
         Ok(entered)
+    }
+
+    /// The cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 }
 

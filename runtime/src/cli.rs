@@ -9,6 +9,7 @@ use crate::config::Settings;
 
 pub mod container;
 pub mod pod;
+pub mod update;
 
 /// Runs OCI containers, each in a micro virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -62,6 +63,17 @@ pub struct GlobalArgs {
     pub rootless: Option<String>,
 }
 
+impl LogArgs {
+    /// Takes from `other` what is not said.
+    pub fn or(self, other: LogArgs) -> LogArgs {
+        LogArgs {
+            log: self.log.or(other.log),
+            log_level: self.log_level.or(other.log_level),
+            log_format: self.log_format.or(other.log_format),
+        }
+    }
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -100,6 +112,12 @@ pub enum Command {
     /// Run several containers in one virtual machine, and look after them
     #[command(disable_help_flag = true)]
     Pod(Words),
+    /// Give a running container other limits
+    #[command(disable_help_flag = true)]
+    Update(Words),
+    /// Tell what happens to a running container, and what it uses
+    #[command(disable_help_flag = true)]
+    Events(Words),
     /// Write a config.json to start from
     Spec(SpecArgs),
     /// Say whether this machine's KVM can run a guest, and if not what is missing

@@ -4,6 +4,7 @@
 //! request. Requests of one connection are answered in order; a connection that had an exec started carries its signals and
 //! window sizes afterwards, and ends with its exit code. Who may connect is a question of the directory's mode.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -116,6 +117,13 @@ pub enum Request {
         container: String,
         /// They stop.
         paused: bool,
+    },
+    /// Other limits for a container in the guest.
+    Update {
+        /// Which.
+        container: String,
+        /// Files of its cgroup and what is written to them.
+        files: BTreeMap<String, String>,
     },
 }
 

@@ -7,7 +7,9 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Parser;
 use runtime::cli::container::ContainerCommand;
+use runtime::cli::container::read;
 use runtime::cli::pod::PodArgs;
+use runtime::cli::update::{EventsArgs, UpdateArgs};
 use runtime::cli::{Cli, Command, GlobalArgs, LogArgs};
 use runtime::config::RunConfig;
 use runtime::state::StateRoot;
@@ -42,6 +44,8 @@ enum Asked {
     Command(Command, GlobalArgs),
     Pod(Box<PodArgs>),
     Container(Box<ContainerCommand>, StateRoot),
+    Update(Box<UpdateArgs>),
+    Events(Box<EventsArgs>),
 }
 
 /// Reads the command line; without a command the version is asked for.
@@ -55,6 +59,18 @@ fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
             let mut args = PodArgs::read(words, cli.log, cli.global.root)?;
             cli.log = std::mem::take(&mut args.log);
             Ok((cli.log, Some(Asked::Pod(Box::new(args)))))
+        }
+        Some(Command::Update(words)) if !cli.version => {
+            let mut args: UpdateArgs = read("update", words)?;
+            let log = std::mem::take(&mut args.log).or(cli.log);
+            args.root = args.root.or(cli.global.root);
+            Ok((log, Some(Asked::Update(Box::new(args)))))
+        }
+        Some(Command::Events(words)) if !cli.version => {
+            let mut args: EventsArgs = read("events", words)?;
+            let log = std::mem::take(&mut args.log).or(cli.log);
+            args.root = args.root.or(cli.global.root);
+            Ok((log, Some(Asked::Events(Box::new(args)))))
         }
         Some(command) if !cli.version => {
             let (log, global) = (cli.log, cli.global);
@@ -74,6 +90,8 @@ fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
 fn execute(asked: Asked, start: Instant) -> Result<u8> {
     match asked {
         Asked::Pod(args) => commands::pod::pod(*args),
+        Asked::Update(args) => commands::update::update(*args).map(|()| 0),
+        Asked::Events(args) => commands::events::events(&args).map(|()| 0),
         Asked::Container(command, root) => commands::container::execute(&root, *command),
         Asked::Command(Command::Run(args), global) if args.detach => {
             let root = StateRoot::new(global.root, |name| std::env::var_os(name));

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
 use crate::config::is_id;
 use crate::sys;
 
@@ -100,6 +101,11 @@ pub struct PodState {
     /// Its labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// The machine's memory.
+    pub memory_mib: u32,
+    /// The machine's cgroup on the host, where it has one of its own.
+    #[serde(skip_serializing_if = "Cgroup::is_none")]
+    pub cgroup: Cgroup,
     /// Its containers, in the podfile's order.
     pub containers: Vec<ContainerState>,
     /// Processes of the host that stand for further processes.

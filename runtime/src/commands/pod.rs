@@ -54,7 +54,7 @@ pub fn pod(args: PodArgs) -> Result<u8> {
 }
 
 /// Asks a living pod; what it refuses is an error.
-fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Reply> {
+pub(super) fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Reply> {
     checked(connect(&root.open(pod)?)?.ask(request, &[])?)
 }
 

@@ -11,12 +11,16 @@ use super::Given;
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
     /// Memory.
+    #[serde(deserialize_with = "or_nothing")]
     pub memory: Memory,
     /// CPU time.
+    #[serde(deserialize_with = "or_nothing")]
     pub cpu: Cpu,
     /// Number of processes.
+    #[serde(deserialize_with = "or_nothing")]
     pub pids: Pids,
     /// Files of the cgroup by name.
+    #[serde(deserialize_with = "or_nothing")]
     pub unified: BTreeMap<String, String>,
     /// Block I/O, which is the monitor's on the host.
     #[serde(rename = "blockIO", deserialize_with = "or_nothing")]

@@ -80,6 +80,32 @@ pub fn files(resources: &Resources, vcpus: u8, sets: Sets) -> Result<BTreeMap<St
     Ok(files)
 }
 
+/// Returns what is written where a container that runs is to have other limits; what is not asked for stays. A container's
+/// limit can not go above its machine, whose size was decided when it began.
+pub fn changes(resources: &Resources, memory_mib: u32, sets: Sets) -> Result<BTreeMap<String, String>> {
+    let limit = &resources.memory.limit;
+    if positive(*limit).is_some_and(|limit| limit > u64::from(memory_mib) << 20) {
+        let why =
+            format!("{limit} bytes are more than the {memory_mib} MiB of the container's virtual machine");
+        return Err(unsupported("linux.resources.memory.limit", why));
+    }
+    let cpu = &resources.cpu;
+    if cpu.period != 0 && cpu.quota == 0 {
+        return Err(invalid("linux.resources.cpu.period", "without a quota"));
+    }
+    let mut files = files(resources, MAX_VCPUS, sets)?;
+    let lifted = [
+        ("memory.max", *limit, "max".to_owned()),
+        ("memory.low", resources.memory.reservation, "0".to_owned()),
+        ("pids.max", resources.pids.limit, "max".to_owned()),
+        ("cpu.max", cpu.quota, format!("max {}", period(cpu))),
+    ];
+    for (file, _, value) in lifted.into_iter().filter(|(_, asked, _)| *asked < 0) {
+        files.insert(file.to_owned(), value);
+    }
+    Ok(files)
+}
+
 fn memory(files: &mut BTreeMap<String, String>, memory: &Memory) -> Result<()> {
     let limit = positive(memory.limit);
     if let Some(swap) = positive(memory.swap)

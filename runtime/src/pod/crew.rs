@@ -1,13 +1,14 @@
 //! The containers of a pod and their further processes: what the agent is asked for them, what it answers, and what comes of
 //! it. Descriptors of clients, the machine and the share are the supervisor's; what concerns it is returned.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use agent_proto::command::Code;
-use agent_proto::payload::ContainerName;
+use agent_proto::payload::{ContainerLimits, ContainerName};
 
 use super::exec::{self, Exec};
 use super::log::LogFile;
@@ -58,6 +59,7 @@ enum Awaited {
     Exec(String),
     Stats(Asker),
     Processes(Asker),
+    Update(Asker),
     Pause { asker: Asker, container: String, paused: bool },
 }
 
@@ -244,7 +246,10 @@ impl Crew {
     /// Asks about every container, or has the container `name` pause or go on.
     pub fn ask(&mut self, guest: &mut Guest<'_>, asker: Asker, question: &Question) -> Result<Option<Reply>> {
         let asked = |what: &&(CommandId, Awaited)| {
-            matches!(what.1, Awaited::Stats(_) | Awaited::Processes(_) | Awaited::Pause { .. })
+            matches!(
+                what.1,
+                Awaited::Stats(_) | Awaited::Processes(_) | Awaited::Update(_) | Awaited::Pause { .. }
+            )
         };
         if self.awaited.iter().filter(asked).count() >= QUESTIONS_MAX {
             return Ok(Some(refused(format!("{QUESTIONS_MAX} questions wait for the guest's answer"))));
@@ -264,6 +269,24 @@ impl Crew {
         };
         let command = guest.link.send(code, "ask the guest", &container)?;
         self.awaited.push((command, awaited));
+        Ok(None)
+    }
+
+    /// Gives a container other limits.
+    pub fn update(
+        &mut self,
+        guest: &mut Guest<'_>,
+        asker: Asker,
+        container: String,
+        cgroup: BTreeMap<String, String>,
+    ) -> Result<Option<Reply>> {
+        let known = |member: &Member| member.phase == Phase::Running && member.plan.name == container;
+        if !self.members.iter().any(known) {
+            return Ok(Some(self.not_running(&container)));
+        }
+        let limits = ContainerLimits { container, cgroup };
+        let command = guest.link.send(Code::Update, "update the container", &limits)?;
+        self.awaited.push((command, Awaited::Update(asker)));
         Ok(None)
     }
 

@@ -51,6 +51,7 @@ impl Supervisor {
             Request::Pause { container, paused } => {
                 crew.ask(&mut guest, asker, &Question::Pause { container, paused })?
             }
+            Request::Update { container, files } => crew.update(&mut guest, asker, container, files)?,
         };
         Ok(reply)
     }

@@ -19,6 +19,7 @@ use super::plan::{ContainerPlan, Content, PodPlan};
 use super::podfile::Container;
 use super::refuse::CONTAINERS_MAX;
 use super::{Asker, Guest};
+use crate::cgroup::Cgroup;
 use crate::control::Reply;
 use crate::exit::CodedError;
 use crate::link::CommandId;
@@ -362,6 +363,8 @@ impl Supervisor {
             pid: std::process::id(),
             created: self.created,
             labels: self.pod.labels().clone(),
+            memory_mib: self.pod.machine.memory_mib,
+            cgroup: Cgroup::default(),
             containers: self.crew.members.iter().map(|member| member.state()).collect(),
             stubs: self.crew.askers().filter_map(|asker| self.clients.process(asker)).collect(),
             oci: self.oci.clone(),

@@ -39,6 +39,10 @@ impl Crew {
                 Awaited::Processes(asker) => {
                     happened.push(answer::<Vec<ContainerProcesses>>(asker, reply, Reply::Processes)?);
                 }
+                Awaited::Update(asker) => {
+                    let reply = reply.map_or_else(failed, |_| Ok(Reply::Done))?;
+                    happened.push(Happened::Answer(asker, reply));
+                }
                 Awaited::Pause { asker, container, paused } => {
                     let reply = match reply {
                         Ok(_) => {

@@ -480,3 +480,16 @@ fn the_guest_is_asked_about_its_containers() {
     assert_eq!(rig.crew.ask(&mut guest, 3, &pause(false)).unwrap(), None);
     rig.until(|rig| !rig.member("a").paused);
 }
+
+#[test]
+fn a_container_that_runs_gets_other_limits() {
+    let mut rig = Rig::running("exec sleep 1000");
+    let files = BTreeMap::from([("pids.max".to_owned(), "7".to_owned())]);
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut update =
+        |container: &str| rig.crew.update(&mut guest, 1, container.to_owned(), files.clone()).unwrap();
+    assert_eq!(update("x"), Some(super::refused("the pod has no container \"x\"".to_owned())));
+    assert_eq!(update("a"), None);
+    let answered = |happened: Happened| matches!(happened, Happened::Answer(1, Reply::Done));
+    rig.until(|rig| rig.happened.drain(..).any(answered));
+}
