@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use tests::Bundle;
+use tempfile::TempDir;
+use tests::{Bundle, Running, check_output, program};
 
 /// Where the host has its tree.
 const TREE: &str = "/sys/fs/cgroup";
@@ -107,4 +109,86 @@ fn a_cgroup_with_processes_is_not_taken() {
     let run = parent.bundle("true", json!({})).run().code(125);
     assert!(String::from_utf8_lossy(&run.stderr).contains("has processes already"), "{run}");
     first.finish().code(1);
+}
+
+/// A pod of one container in the background.
+struct One {
+    dir: TempDir,
+    _image: Bundle,
+}
+
+impl One {
+    fn start() -> One {
+        let (one, image) = (TempDir::new().unwrap(), Bundle::new(&["true"]));
+        let container = json!({
+            "name": "c", "image": image.rootfs(), "command": ["sleep", "1000"],
+            "envs": [{"env": "PATH", "value": "/bin"}]
+        });
+        let pod = json!({"id": "c", "resource": {"memory": 128}, "containers": [container]});
+        fs::write(one.path().join("pod.json"), pod.to_string()).unwrap();
+        let one = One { dir: one, _image: image };
+        let file = one.dir.path().join("pod.json");
+        check_output(one.command(&["pod"]).args(["run", "-d"]).arg(file).stdin(Stdio::null()));
+        one
+    }
+
+    /// `vmm` with these words and then the state's directory.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.args(words).arg("--root").arg(self.dir.path().join("state"));
+        command
+    }
+
+    fn update(&self, words: &[&str]) -> Output {
+        self.command(&["update"]).args(words).arg("c").output().expect("start the program under test")
+    }
+
+    fn exec(&self, script: &str) -> String {
+        check_output(self.command(&["pod"]).args(["exec", "c", "c", "sh", "-c", script]).stdin(Stdio::null()))
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        let _ = self.command(&["pod"]).args(["rm", "--force", "c"]).output();
+    }
+}
+
+#[test]
+fn a_container_that_runs_gets_other_limits_and_tells_what_it_uses() {
+    let one = One::start();
+    let updated = one.update(&["--pids-limit", "9", "--memory", "32m", "--cpu-quota", "70000"]);
+    assert!(updated.status.success(), "{updated:?}");
+    let files = "cd /sys/fs/cgroup; cat pids.max memory.max cpu.max";
+    assert_eq!(one.exec(files), "9\n33554432\n70000 100000\n");
+    assert!(one.update(&["--pids-limit", "-1"]).status.success());
+    assert_eq!(one.exec(files), "max\n33554432\n70000 100000\n");
+    let refused = one.update(&["--memory", "1g"]);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("are more than the 128 MiB of the container's virtual machine"), "{text}");
+
+    let report: Value =
+        serde_json::from_str(&check_output(one.command(&["events"]).args(["--stats", "c"]))).unwrap();
+    assert_eq!((&report["type"], &report["id"]), (&json!("stats"), &json!("c")));
+    let data = &report["data"];
+    assert_eq!(data["memory"]["usage"]["limit"], 32 << 20);
+    let used = data["memory"]["usage"]["usage"].as_u64().unwrap();
+    assert!((4096..32 << 20).contains(&used), "{report}");
+    assert!(data["cpu"]["usage"]["total"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(data["pids"]["current"], 1);
+}
+
+#[test]
+fn a_container_whose_memory_was_short_is_told_of() {
+    let one = One::start();
+    assert!(one.update(&["--memory", "16m"]).status.success());
+    let mut command = one.command(&["events"]);
+    command.args(["--interval", "100ms", "c"]);
+    let mut events = Running::start(command);
+    events.wait_for("stats");
+    assert_eq!(one.exec("tail -n 1 /dev/zero; echo $?"), "137\n");
+    events.wait_for(r#"{"id":"c","type":"oom"}"#);
+    check_output(one.command(&["pod"]).args(["rm", "--force", "c"]));
+    events.finish().code(0).stderr("");
 }
