@@ -174,6 +174,9 @@ pub struct EngineArgs {
     /// Not honoured but for 0: a descriptor of the host leads nowhere in a guest
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
+    /// What was said of cgroups before the command.
+    #[arg(skip)]
+    pub systemd_cgroup: bool,
 }
 
 /// `vmm spec`.

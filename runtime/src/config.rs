@@ -247,7 +247,7 @@ impl RunConfig {
             bundle,
             id,
             memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
-            systemd_cgroup: false,
+            systemd_cgroup: args.engine.systemd_cgroup,
             vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
             kernel: settings.kernel,
             peer,

@@ -75,7 +75,10 @@ fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
         Some(command) if !cli.version => {
             let (log, global) = (cli.log, cli.global);
             let asked = match ContainerCommand::read(command)? {
-                Ok(command) => {
+                Ok(mut command) => {
+                    if let ContainerCommand::Create(args) = &mut command {
+                        args.engine.systemd_cgroup = global.systemd_cgroup;
+                    }
                     let root = StateRoot::new(global.root, |name| std::env::var_os(name));
                     Asked::Container(Box::new(command), root)
                 }
@@ -93,13 +96,15 @@ fn execute(asked: Asked, start: Instant) -> Result<u8> {
         Asked::Update(args) => commands::update::update(*args).map(|()| 0),
         Asked::Events(args) => commands::events::events(&args).map(|()| 0),
         Asked::Container(command, root) => commands::container::execute(&root, *command),
-        Asked::Command(Command::Run(args), global) if args.detach => {
-            let root = StateRoot::new(global.root, |name| std::env::var_os(name));
-            commands::container::run_detached(&root, *args)
-        }
-        Asked::Command(Command::Run(args), _) => {
+        Asked::Command(Command::Run(mut args), global) => {
+            args.engine.systemd_cgroup = global.systemd_cgroup;
+            if args.detach {
+                let root = StateRoot::new(global.root, |name| std::env::var_os(name));
+                return commands::container::run_detached(&root, *args);
+            }
             commands::container::check_run(&args.engine)?;
-            commands::run::run(&RunConfig::resolve(*args, |name| std::env::var_os(name))?, start)
+            let config = RunConfig::resolve(*args, |name| std::env::var_os(name))?;
+            commands::run::run(&config, start)
         }
         Asked::Command(Command::Spec(args), _) => commands::spec::spec(&args.bundle).map(|()| 0),
         Asked::Command(Command::Check, _) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),

@@ -322,3 +322,23 @@ fn a_program_left_behind_goes_with_the_process_that_stands_for_it() {
     container.out(&["exec", "c", "sh", "-c", "while kill -0 $(cat /tmp/pid); do :; done; touch /tmp/over"]);
     assert_eq!(reap(pid), Ok(0));
 }
+
+#[test]
+fn a_container_s_process_is_in_its_cgroup_which_goes_with_delete() {
+    let name = format!("vmm-test-life-{}", std::process::id());
+    let bundle =
+        Bundle::sh("exec sleep 100000").with(|c| c["linux"]["cgroupsPath"] = json!(format!("/{name}")));
+    let container = Container::new(bundle);
+    let pid = container.create();
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).expect("read its cgroup");
+    assert!(own.trim_end().ends_with(&format!("/{name}")), "{own}");
+    let directory = Path::new("/sys/fs/cgroup").join(&name);
+    assert!(directory.exists());
+    container.out(&["start", "c"]);
+    container.out(&["update", "--pids-limit", "50", "c"]);
+    assert_eq!(container.out(&["exec", "c", "cat", "/sys/fs/cgroup/pids.max"]), "50\n");
+    let stats: Value = serde_json::from_str(&container.out(&["events", "--stats", "c"])).expect("parse");
+    assert_eq!((stats["type"].as_str(), stats["id"].as_str()), (Some("stats"), Some("c")));
+    container.out(&["delete", "--force", "c"]);
+    assert!(!directory.exists());
+}

@@ -192,6 +192,7 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
         log::warn!("{error:#}");
         Hooks::default()
     });
+    state.cgroup.remove()?;
     directory.remove()?;
     run_last(&hooks.poststop, &state);
     Ok(0)

@@ -20,7 +20,10 @@ use crate::exit;
 use crate::link::{CommandId, LinkError};
 use crate::oci::ConsoleSize;
 
+mod happened;
 mod replies;
+
+pub use happened::Happened;
 
 /// The most containers that are started at once: each start is a fork of the agent's, and a command without its reply.
 const STARTS_MAX: usize = 16;
@@ -28,28 +31,6 @@ const STARTS_MAX: usize = 16;
 const EXECS_MAX: usize = 256;
 /// The most questions about the guest that wait for their answers.
 const QUESTIONS_MAX: usize = 16;
-
-/// What came of it.
-#[derive(Debug)]
-pub enum Happened {
-    /// Somebody has an answer.
-    Answer(Asker, Reply),
-    /// A client's process has ended: its connection ends with this answer.
-    Last(Asker, Reply),
-    /// A container could not be started the first time.
-    StartFailed {
-        /// The exit code that stands for it.
-        code: u8,
-        /// Which, and why.
-        message: String,
-    },
-    /// A container runs: what it has read-only is to be closed for good.
-    Runs(String),
-    /// A container has left the pod: the share need not hold it any more.
-    Left(Box<ContainerPlan>),
-    /// What is told of the pod has changed.
-    Changed,
-}
 
 /// Whose reply a command's is.
 #[derive(Debug)]

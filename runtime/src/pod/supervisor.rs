@@ -53,6 +53,8 @@ pub struct Parts {
     pub outputs: Outputs,
     /// It is an OCI container: the process stands for it, and it waits for its start.
     pub oci: Option<OciState>,
+    /// The machine's cgroup on the host.
+    pub cgroup: Cgroup,
 }
 
 /// A pod's process.
@@ -71,6 +73,7 @@ pub struct Supervisor {
     /// Containers so far: each has a name in the share that none had before.
     shared: u64,
     oci: Option<OciState>,
+    cgroup: Cgroup,
     /// STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// Told once that every container was started.
@@ -86,7 +89,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// Asks the guest for the pod and its containers. `started` is called once all of them run.
     pub fn start(parts: Parts, started: Box<dyn FnOnce()>) -> Result<Supervisor> {
-        let Parts { mut session, signals, pod, containers, state, listener, outputs, oci } = parts;
+        let Parts { mut session, signals, pod, containers, state, listener, outputs, oci, cgroup } = parts;
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
         let limits = Limits::of(&pod.log)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -108,6 +111,7 @@ impl Supervisor {
             state,
             created,
             oci,
+            cgroup,
         };
         for container in containers {
             supervisor.add(container, None)?;
@@ -364,7 +368,7 @@ impl Supervisor {
             created: self.created,
             labels: self.pod.labels().clone(),
             memory_mib: self.pod.machine.memory_mib,
-            cgroup: Cgroup::default(),
+            cgroup: self.cgroup.clone(),
             containers: self.crew.members.iter().map(|member| member.state()).collect(),
             stubs: self.crew.askers().filter_map(|asker| self.clients.process(asker)).collect(),
             oci: self.oci.clone(),

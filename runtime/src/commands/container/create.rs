@@ -12,6 +12,7 @@ use vmm::PendingVm;
 
 use super::{check_console, end, refuse_descriptors, run_first, run_last, write_pid};
 use crate::bundle::{Bundle, refuse};
+use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console;
@@ -58,6 +59,7 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     if config.peer == Peer::Base {
         bail!("--agent api-4244: a container in the background is asked about by the extension");
     }
+    config.systemd_cgroup = engine.systemd_cgroup;
     let bundle = Bundle::load(&config.bundle)?;
     refuse::check_engine(&bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
@@ -75,6 +77,7 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
 fn clear(directory: &StateDir, poststop: &[Hook]) -> Result<()> {
     end(directory)?;
     let state = directory.read_stopped()?;
+    state.cgroup.remove()?;
     directory.remove()?;
     run_last(poststop, &state);
     Ok(())
@@ -136,7 +139,7 @@ fn abandon(directory: &StateDir) {
 fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     let Start { config, bundle, state, held, console_socket } = start;
     let oci = oci_state(&config, &bundle);
-    let creating = PodState {
+    let mut creating = PodState {
         id: config.id.clone(),
         status: "creating".to_owned(),
         pid: std::process::id(),
@@ -147,6 +150,13 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     if let Some(socket) = &console_socket {
         surroundings::open_terminal(socket, bundle.process.console_size)?;
     }
+    let mut plan = Plan::new(&bundle, &config, terminal::size())?;
+    if let Some(wanted) = &plan.cgroup {
+        creating.cgroup = Cgroup::make(wanted, plan.memory_mib)?;
+        // Known before anybody is in it, so that whoever clears up after us finds it.
+        state.write(&creating)?;
+        creating.cgroup.join()?;
+    }
     let entered = surroundings::enter_network(&bundle.spec.linux)?;
     // Before the signals are blocked, which a hook would inherit, and before there is a machine: what hooks do to
     // the network namespace is there when its devices are made.
@@ -156,7 +166,6 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
     // It lasts longer than the machine.
     let mut network = if entered { Network::of_this_namespace()? } else { Network::default() };
-    let mut plan = Plan::new(&bundle, &config, terminal::size())?;
     plan.connect(&network);
     let (pod, container) = PodPlan::of_bundle(&config.id, plan);
     let listener = state.listen()?;
@@ -168,8 +177,17 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
     let (containers, outputs) = (vec![container], Outputs::default());
-    let parts =
-        supervisor::Parts { session, signals, pod, containers, state, listener, outputs, oci: Some(oci) };
+    let parts = supervisor::Parts {
+        session,
+        signals,
+        pod,
+        containers,
+        state,
+        listener,
+        outputs,
+        oci: Some(oci),
+        cgroup: creating.cgroup,
+    };
     let code = Supervisor::start(parts, created)?.run();
     drop(held);
     code

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use vmm::PendingVm;
 
 use super::print;
+use crate::cgroup::Cgroup;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
 use crate::config::RunConfig;
@@ -134,7 +135,9 @@ fn live(start: Start, outputs: Outputs, started: Box<dyn FnOnce()>) -> Result<u8
     let parts = Parts { pending, images, outputs: console, streams, nics: Vec::new(), timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
-    let parts = supervisor::Parts { session, signals, pod, containers, state, listener, outputs, oci: None };
+    let (oci, cgroup) = (None, Cgroup::default());
+    let parts =
+        supervisor::Parts { session, signals, pod, containers, state, listener, outputs, oci, cgroup };
     Supervisor::start(parts, started)?.run()
 }
 

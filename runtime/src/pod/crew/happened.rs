@@ -1,0 +1,27 @@
+//! What comes of a crew's work, for whoever has the machine and the clients.
+
+use crate::control::Reply;
+use crate::pod::Asker;
+use crate::pod::plan::ContainerPlan;
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Happened {
+    /// Somebody has an answer.
+    Answer(Asker, Reply),
+    /// A client's process has ended: its connection ends with this answer.
+    Last(Asker, Reply),
+    /// A container could not be started the first time.
+    StartFailed {
+        /// The exit code that stands for it.
+        code: u8,
+        /// Which, and why.
+        message: String,
+    },
+    /// A container runs: what it has read-only is to be closed for good.
+    Runs(String),
+    /// A container has left the pod: the share need not hold it any more.
+    Left(Box<ContainerPlan>),
+    /// What is told of the pod has changed.
+    Changed,
+}
