@@ -42,7 +42,7 @@ fn an_unsupported_field_is_refused_by_its_path() {
     });
     refused("linux.namespaces", |c| {
         let all = c["linux"]["namespaces"].as_array_mut().unwrap();
-        all.push(json!({"type": "network", "path": "/proc/1/ns/net"}));
+        all.push(json!({"type": "ipc", "path": "/proc/1/ns/ipc"}));
     });
     refused("mounts", |c| {
         let all = c["mounts"].as_array_mut().unwrap();
