@@ -163,7 +163,7 @@ fn lay(process: &mut Value, words: &ProcessArgs) -> Result<()> {
     if words.no_new_privs {
         process["noNewPrivileges"] = json!(true);
     }
-    extend(&mut process["env"], words.env.iter().map(|variable| json!(variable)));
+    extend(process, "env", words.env.iter().map(|variable| json!(variable)));
     if let Some(user) = &words.user {
         let (uid, gid) = user.split_once(':').map_or((user.as_str(), None), |(uid, gid)| (uid, Some(gid)));
         let number = |text: &str| text.parse::<u32>().with_context(|| format!("--user {user:?}: no number"));
@@ -172,24 +172,27 @@ fn lay(process: &mut Value, words: &ProcessArgs) -> Result<()> {
             process["user"]["gid"] = json!(number(gid)?);
         }
     }
-    extend(&mut process["user"]["additionalGids"], words.additional_gids.iter().map(|gid| json!(gid)));
+    if !words.additional_gids.is_empty() {
+        extend(&mut process["user"], "additionalGids", words.additional_gids.iter().map(|gid| json!(gid)));
+    }
     if !words.cap.is_empty() {
         for set in ["bounding", "effective", "permitted"] {
-            extend(&mut process["capabilities"][set], words.cap.iter().map(|name| json!(name)));
+            extend(&mut process["capabilities"], set, words.cap.iter().map(|name| json!(name)));
         }
     }
     Ok(())
 }
 
-/// Adds to a list that may not be there.
-fn extend(list: &mut Value, more: impl Iterator<Item = Value>) {
-    let mut more = more.peekable();
-    if more.peek().is_none() {
+/// Adds to the list `name` of `object`, which may not be there.
+fn extend(object: &mut Value, name: &str, more: impl Iterator<Item = Value>) {
+    let more: Vec<Value> = more.collect();
+    if more.is_empty() {
+        // A name that is looked for to be changed is there afterwards, if only with null.
         return;
     }
-    match list {
+    match &mut object[name] {
         Value::Array(list) => list.extend(more),
-        other => *other = more.collect(),
+        other => *other = more.into(),
     }
 }
 
@@ -221,6 +224,8 @@ mod tests {
             }
         });
         assert_eq!(process, wanted);
+        lay(&mut process, &ProcessArgs::default()).unwrap();
+        assert_eq!(process, wanted, "no word adds nothing");
         let ann = ProcessArgs { user: Some("ann".into()), ..ProcessArgs::default() };
         assert_eq!(lay(&mut process, &ann).unwrap_err().to_string(), "--user \"ann\": no number");
     }
