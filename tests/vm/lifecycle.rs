@@ -268,7 +268,9 @@ fn read_until(controller: &mut File, mark: &str) -> String {
 
 #[test]
 fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
-    let script = "trap 'stty size' WINCH; stty size; read line; echo got-$line; read line; exit 5";
+    // A read that the signal interrupts has read nothing.
+    let script = "trap 'stty size' WINCH; stty size; until read line; do :; done; echo got-$line; \
+                  until read line; do :; done; exit 5";
     let container = Container::new(Bundle::sh(script).with(|config| {
         config["process"]["terminal"] = json!(true);
         config["process"]["consoleSize"] = json!({"height": 12, "width": 34});
