@@ -61,7 +61,7 @@ pub fn check(spec: &Spec) -> Result<()> {
 pub fn check_process(process: &Process) -> Result<()> {
     // "If the runtime is unable to create the environment specified in the config.json, it MUST generate an error"
     // (runtime.md): a profile or label without its module is one, unless it asks for nothing.
-    let apparmor = Given(!["", "unconfined"].contains(&process.apparmor_profile.as_str()));
+    let apparmor = Given(!is_default_profile(&process.apparmor_profile));
     let table = [
         ("process.apparmorProfile", apparmor, "the guest has no AppArmor"),
         ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),
@@ -71,6 +71,16 @@ pub fn check_process(process: &Process) -> Result<()> {
         Some((path, _, why)) => Err(unsupported(*path, *why)),
         None => Ok(()),
     }
+}
+
+/// Whether an AppArmor profile is one that an engine gives each container unasked, to keep it from the host's own files in
+/// /proc and /sys. A guest's are the guest's, so nothing is lost without it; a profile that somebody chose is.
+fn is_default_profile(profile: &str) -> bool {
+    let of_version =
+        |prefix| profile.strip_prefix(prefix).is_some_and(|version: &str| !version.contains('/'));
+    let names =
+        ["", "unconfined", "docker-default", "cri-containerd.apparmor.d", "nerdctl-default", "crio-default"];
+    names.contains(&profile) || of_version("containers-default-")
 }
 
 /// Refuses what takes more than the one command that runs a container in the foreground: whoever made the container
@@ -91,25 +101,33 @@ pub fn check_foreground(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what the foreground gives and an engine means differently: without a network namespace a container has the
-/// network of its host.
+/// Refuses what the foreground gives and an engine means differently: a namespace that it leaves out is the host's.
 pub fn check_engine(spec: &Spec) -> Result<()> {
-    match spec.linux.namespaces.iter().any(|namespace| namespace.kind == "network") {
-        true => Ok(()),
-        false => Err(unsupported(
-            "linux.namespaces",
-            "no network namespace: the host's own network cannot be the guest's",
-        )),
+    let table = [
+        ("network", "no network namespace: the host's own network cannot be the guest's"),
+        ("pid", "no pid namespace: the host's processes are not in the guest"),
+        ("ipc", "no ipc namespace: the host's IPC objects are not in the guest"),
+    ];
+    let has = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
+    match table.iter().find(|(kind, _)| !has(kind)) {
+        Some((_, why)) => Err(unsupported("linux.namespaces", *why)),
+        None => Ok(()),
     }
 }
 
 fn check_linux(spec: &Spec) -> Result<()> {
-    for (index, namespace) in spec.linux.namespaces.iter().enumerate() {
+    let namespaces = &spec.linux.namespaces;
+    for (index, namespace) in namespaces.iter().enumerate() {
         if !NAMESPACES.contains(&namespace.kind.as_str()) {
             return Err(unsupported(
                 format!("linux.namespaces[{index}].type"),
                 format!("a {} namespace", namespace.kind),
             ));
+        }
+        // "Duplicated type namespace entries MUST generate an error" (config-linux.md, "Namespaces").
+        if namespaces[..index].iter().any(|earlier| earlier.kind == namespace.kind) {
+            let path = format!("linux.namespaces[{index}].type");
+            return Err(invalid(&path, format!("a second {} namespace", namespace.kind)));
         }
         if !namespace.path.is_empty() && namespace.kind != "network" {
             return Err(unsupported(

@@ -35,7 +35,8 @@ fn the_default_configuration_runs() {
 fn what_cannot_be_honoured_is_refused_by_its_path() {
     for (change, path) in [
         (r#"{"vm":{"kernel":{"path":"/k"}}}"#, "vm"),
-        (r#"{"process":{"apparmorProfile":"docker-default"}}"#, "process.apparmorProfile"),
+        (r#"{"process":{"apparmorProfile":"of-my-own"}}"#, "process.apparmorProfile"),
+        (r#"{"process":{"apparmorProfile":"containers-default-0/x"}}"#, "process.apparmorProfile"),
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
         (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
         (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "linux.namespaces[0].path"),
@@ -87,11 +88,29 @@ fn what_others_do_on_the_host_is_refused_in_the_foreground_alone() {
 }
 
 #[test]
-fn an_engine_s_container_without_a_network_of_its_own_is_refused() {
+fn an_engine_s_container_in_a_namespace_of_the_host_is_refused_by_its_name() {
     let judged = |change: &str| refuse::check_engine(&check_with(change).unwrap().spec);
-    judged(r#"{"linux":{"namespaces":[{"type":"network","path":"/run/netns/a"}]}}"#).unwrap();
-    match judged(r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#) {
-        Err(BundleError::Unsupported { path, .. }) => assert_eq!(path, "linux.namespaces"),
+    let (network, pid) = (r#"{"type":"network","path":"/run/netns/a"}"#, r#"{"type":"pid"}"#);
+    judged(&format!(r#"{{"linux":{{"namespaces":[{network},{pid},{{"type":"ipc"}}]}}}}"#)).unwrap();
+    for (given, named) in
+        [(pid.to_owned(), "network"), (network.to_owned(), "pid"), (format!("{network},{pid}"), "ipc")]
+    {
+        match judged(&format!(r#"{{"linux":{{"namespaces":[{given}]}}}}"#)) {
+            Err(BundleError::Unsupported { path, why }) => {
+                assert_eq!(path, "linux.namespaces");
+                assert!(why.starts_with(&format!("no {named} namespace")), "{why}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_kind_of_namespace_is_given_once() {
+    match check_with(
+        r#"{"linux":{"namespaces":[{"type":"network","path":"/a"},{"type":"network","path":"/b"}]}}"#,
+    ) {
+        Err(BundleError::Invalid { path, .. }) => assert_eq!(path, "linux.namespaces[1].type"),
         other => panic!("{other:?}"),
     }
 }
@@ -102,6 +121,8 @@ fn what_asks_for_nothing_or_for_what_a_vm_implies_is_taken() {
         r#"{"hooks":{"prestart":[]}}"#,
         r#"{"linux":{"seccomp":null}}"#,
         r#"{"process":{"apparmorProfile":"unconfined"}}"#,
+        r#"{"process":{"apparmorProfile":"docker-default"}}"#,
+        r#"{"process":{"apparmorProfile":"containers-default-0.50.1"}}"#,
         r#"{"linux":{"rootfsPropagation":"rslave"}}"#,
         r#"{"linux":{"rootfsPropagation":"shared"}}"#,
         r#"{"mounts":[{"destination":"/n","type":"tmpfs","options":["ro","tmpcopyup","size=1m"]}]}"#,
