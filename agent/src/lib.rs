@@ -33,6 +33,7 @@ pub mod ports;
 pub mod process;
 pub mod reaper;
 pub mod relay;
+pub mod resolver;
 pub mod start;
 pub mod streams;
 pub mod sys;

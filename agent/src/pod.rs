@@ -16,6 +16,7 @@ use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
 use crate::network;
 use crate::process::limits::OPEN_FILES_MAX;
+use crate::resolver;
 use crate::sys::{self, Fork, namespace};
 use crate::usage;
 
@@ -71,6 +72,9 @@ impl Pod {
             bring_loopback_up()?;
             spec.interfaces.iter().try_for_each(network::set_up)?;
             spec.routes.iter().try_for_each(network::add_route)?;
+            if !spec.resolver.is_empty() {
+                resolver::start(&spec.resolver)?;
+            }
             mount_share(spec)?;
             // A container's view of the tree ends its power over it: it cannot change its own limits.
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")

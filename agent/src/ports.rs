@@ -7,7 +7,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use agent_proto::command::{CONTROL_PORT, STREAM_PORT};
+use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -34,37 +34,49 @@ pub struct Ports {
 }
 
 /// Opens the two ports, and waits for them if they are not there yet.
+///
+/// Neither is opened before both are there: to close one again would throw away what the host has sent to it in the
+/// meantime, its first commands.
 pub fn open() -> Result<Ports, Fault> {
-    if let Some(ports) = find()? {
-        return Ok(ports);
+    let [control, streams] = await_named([CONTROL_PORT, STREAM_PORT])?;
+    Ok(Ports { control: device(control)?, streams: device(streams)? })
+}
+
+/// Opens the port of the name queries, non-blocking, and waits for it if it is not there yet.
+pub fn open_resolver() -> Result<OwnedFd, Fault> {
+    let [number] = await_named([RESOLVER_PORT])?;
+    device(number)
+}
+
+fn await_named<const N: usize>(names: [&str; N]) -> Result<[u32; N], Fault> {
+    if let Some(numbers) = find(names) {
+        return Ok(numbers);
     }
     let events = listen()?;
     // What happened before the socket was there sends no event.
     loop {
-        if let Some(ports) = find()? {
-            return Ok(ports);
+        if let Some(numbers) = find(names) {
+            return Ok(numbers);
         }
-        wait(&events)?;
+        wait(&events, names[0])?;
     }
 }
 
-/// Opens both ports if both have their names. Neither is opened before: to close one again would throw away what the host
-/// has sent to it in the meantime, its first commands.
-fn find() -> Result<Option<Ports>, Fault> {
-    let (mut control, mut streams) = (None, None);
+/// Returns the ports' numbers if all have their names.
+fn find<const N: usize>(names: [&str; N]) -> Option<[u32; N]> {
+    // Port 0 is the console's and has no name.
+    let mut numbers = [0; N];
     for number in 1..=NUMBER_MAX {
         let mut buffer = [0; NAME_MAX];
         let Some(name) = name(number, &mut buffer) else { continue };
-        if name == CONTROL_PORT.as_bytes() {
-            control = Some(number);
-        } else if name == STREAM_PORT.as_bytes() {
-            streams = Some(number);
+        if let Some(wanted) = names.iter().position(|wanted| wanted.as_bytes() == name) {
+            numbers[wanted] = number;
         }
-        if let (Some(control), Some(streams)) = (control, streams) {
-            return Ok(Some(Ports { control: device(control)?, streams: device(streams)? }));
+        if numbers.iter().all(|number| *number != 0) {
+            return Some(numbers);
         }
     }
-    Ok(None)
+    None
 }
 
 /// Returns a port's name; `None` while there is no such port or it has no name.
@@ -92,12 +104,12 @@ fn listen() -> Result<OwnedFd, Fault> {
     Ok(socket)
 }
 
-/// Waits for news of a device and forgets what they say.
-fn wait(events: &OwnedFd) -> Result<(), Fault> {
+/// Waits for news of a device, with which port `name` may have come, and forgets what they say.
+fn wait(events: &OwnedFd, name: &str) -> Result<(), Fault> {
     let patience = Timespec { tv_sec: PATIENCE_SECONDS, tv_nsec: 0 };
     let mut list = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
     match poll(&mut list, Some(&patience)) {
-        Ok(0) => return Err(Errno::TIMEDOUT).step("find", "ports sh.hyper.channel.0 and sh.hyper.channel.1"),
+        Ok(0) => return Err(Errno::TIMEDOUT).step("find port", name),
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno).step("wait for", "devices"),
     }

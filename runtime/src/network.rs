@@ -26,6 +26,7 @@ mod found;
 mod message;
 mod netlink;
 mod redirect;
+pub mod resolver;
 
 /// The most interfaces: each takes one of the machine's interrupts, and the console, the share and the entropy have three.
 pub const NICS_MAX: usize = 16;

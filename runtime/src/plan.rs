@@ -2,6 +2,8 @@
 //! what the agent is told. Made from the bundle and the configuration, without a look at anything else.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
@@ -11,8 +13,8 @@ use crate::cgroup::Wanted;
 use crate::cgroup::path::CgroupPath;
 use crate::config::{RunConfig, ShareType};
 use crate::link::Peer;
-use crate::network::Network;
-use crate::oci::{self, ConsoleSize, Linux};
+use crate::network::{Network, resolver};
+use crate::oci::{self, ConsoleSize, Linux, Spec};
 
 pub mod base;
 pub mod capabilities;
@@ -156,6 +158,14 @@ impl Plan {
                 log::warn!("API 4244: the network is without {}", left_out.join(", "));
             }
         }
+    }
+
+    /// Has the guest's name queries asked in the network namespace, which this thread is in, where the container's
+    /// resolv.conf wants a server there. Returns what the guest's port is to be tied to.
+    pub fn serve_names(&mut self, spec: &Spec) -> io::Result<Option<UnixStream>> {
+        let server = resolver::wanted(spec).filter(|_| self.peer != Peer::Base);
+        self.pod.resolver = server.map(|server| server.to_string()).unwrap_or_default();
+        server.map(resolver::serve).transpose()
     }
 
     /// Decides for a machine without a container: those of a pod come while it runs.

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_proto::command::{CONTROL_PORT, STREAM_PORT};
+use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::Fs;
 use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
@@ -87,6 +87,8 @@ pub struct Parts {
     pub streams: (StreamTable, StreamHandle),
     /// The NICs.
     pub nics: Vec<Nic>,
+    /// Where the guest's name queries go, if it is to send them.
+    pub resolver: Option<UnixStream>,
     /// The boot's marks.
     pub timeline: Option<Arc<Timeline>>,
 }
@@ -110,11 +112,12 @@ impl Sandbox {
         let mut vm = Vm::with(parts.pending, config)?;
         let (log, console) = LogPort::new(parts.outputs.console);
         let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
-        let ports = vec![
+        let mut ports = vec![
             Port { name: None, backend: Box::new(log) },
             port(CONTROL_PORT, Box::new(SocketPort::new(theirs))),
             port(STREAM_PORT, Box::new(table)),
         ];
+        ports.extend(parts.resolver.map(|socket| port(RESOLVER_PORT, Box::new(SocketPort::new(socket)))));
         vm.attach(Box::new(Console::new(vm.events(), ports)))?;
         match plan.share {
             ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, share.server())))?,

@@ -52,6 +52,8 @@ pub const STREAM_WINDOW: u32 = 512 << 10;
 pub const CONTROL_PORT: &str = "sh.hyper.channel.0";
 /// Port name of the stream channel.
 pub const STREAM_PORT: &str = "sh.hyper.channel.1";
+/// Port name of the name queries' channel; it is there for a pod with a resolver alone.
+pub const RESOLVER_PORT: &str = "sh.hyper.resolver";
 /// I/O port at which the agent tells the machine how far the boot is (one byte, [`Mark`]).
 pub const MARK_IO_PORT: u16 = 0x6e0;
 

@@ -13,6 +13,7 @@ extern crate alloc;
 
 pub mod command;
 pub mod control;
+pub mod datagram;
 pub mod payload;
 pub mod stream;
 

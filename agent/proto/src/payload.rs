@@ -113,6 +113,10 @@ pub struct Pod {
     /// Extension: the kernel counts what each container uses, for STATS.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub accounting: bool,
+    /// Extension: a loopback address at which name queries are taken for the host, over the port
+    /// [`RESOLVER_PORT`](crate::command::RESOLVER_PORT).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub resolver: String,
 }
 
 object!(Pod, Ignored, {
@@ -128,6 +132,7 @@ object!(Pod, Ignored, {
     "portmappingWhiteLists": portmapping_white_lists,
     "restartPolicy": restart_policy,
     "accounting": accounting,
+    "resolver": resolver,
 });
 
 /// NEWCONTAINER.

@@ -231,11 +231,16 @@ pub fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> IoResult<OwnedFd> 
 /// Puts a mount that [`clone_tree`] made on top of what `target` is.
 pub fn attach_tree(tree: &OwnedFd, target: BorrowedFd<'_>) -> IoResult<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(tree, "", target, "", flags)
+    let is_directory = |fd: BorrowedFd<'_>| kind(fd) == FileType::Directory;
+    match move_mount(tree, "", target, "", flags) {
+        // mount(2) has a name for a file over a directory and the other way round, move_mount(2) has none.
+        Err(Errno::INVAL) if is_directory(tree.as_fd()) != is_directory(target) => Err(Errno::NOTDIR),
+        moved => moved,
+    }
 }
 
 /// Returns what kind of file `fd` is.
-pub fn kind(fd: &OwnedFd) -> FileType {
+pub fn kind(fd: impl AsFd) -> FileType {
     fstat(fd).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
 }
 

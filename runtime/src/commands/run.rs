@@ -43,7 +43,11 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let mut network = plan.network.as_deref().map(Network::join).transpose()?.unwrap_or_default();
     plan.connect(&network);
     let nics = std::mem::take(&mut network.nics);
-    let parts = Parts { nics, ..parts(config, &plan, pending, &marks)? };
+    let resolver = match plan.network {
+        Some(_) => plan.serve_names(&bundle.spec).context("serve name queries")?,
+        None => None,
+    };
+    let parts = Parts { nics, resolver, ..parts(config, &plan, pending, &marks)? };
     let mut sandbox = Sandbox::start(&plan, parts)?;
     let pod = sandbox.link.send(Code::StartPod, "start the pod", &plan.pod)?;
     let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
@@ -95,7 +99,7 @@ fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks)
     let (table, handle) = streams(specs, first_output).context("open stdin, stdout and stderr")?;
     let table = if plan.peer == Peer::Base { table.without_credit() } else { table };
     let streams = (table, handle);
-    Ok(Parts { pending, images, outputs, streams, nics: Vec::new(), timeline })
+    Ok(Parts { pending, images, outputs, streams, nics: Vec::new(), resolver: None, timeline })
 }
 
 /// Ends the pod. The container has ended and its output is out: what fails here is worth a line, not its exit code.

@@ -167,13 +167,14 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     // It lasts longer than the machine.
     let mut network = if entered { Network::of_this_namespace()? } else { Network::default() };
     plan.connect(&network);
+    let resolver = if entered { plan.serve_names(&bundle.spec).context("serve name queries")? } else { None };
     let (pod, container) = PodPlan::of_bundle(&config.id, plan);
     let listener = state.listen()?;
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
     let outputs = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
     let streams = streams(&[], None).context("make the streams")?;
     let nics = std::mem::take(&mut network.nics);
-    let parts = Parts { pending, images, outputs, streams, nics, timeline: None };
+    let parts = Parts { pending, images, outputs, streams, nics, resolver, timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
     let (containers, outputs) = (vec![container], Outputs::default());

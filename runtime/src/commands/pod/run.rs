@@ -132,7 +132,8 @@ fn live(start: Start, outputs: Outputs, started: Box<dyn FnOnce()>) -> Result<u8
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
     let console = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
     let streams = streams(&[], None).context("make the streams")?;
-    let parts = Parts { pending, images, outputs: console, streams, nics: Vec::new(), timeline: None };
+    let (nics, resolver) = (Vec::new(), None);
+    let parts = Parts { pending, images, outputs: console, streams, nics, resolver, timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
     let (oci, cgroup) = (None, Cgroup::default());

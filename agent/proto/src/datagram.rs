@@ -1,0 +1,53 @@
+//! Datagrams on the resolver's port: `u16 length, u16 port, 4 bytes of IPv4 address, data`, big-endian, the length that of
+//! the data. Address and port are those of the program in the guest, whichever way the datagram goes.
+
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, SocketAddrV4};
+
+/// Bytes before the data.
+pub const DATAGRAM_HEADER: usize = 8;
+/// The most data: as much as UDP carries.
+pub const DATAGRAM_MAX: usize = u16::MAX as usize;
+
+/// Appends a datagram to `out`; data beyond [`DATAGRAM_MAX`] are cut off.
+pub fn encode(program: SocketAddrV4, data: &[u8], out: &mut Vec<u8>) {
+    let data = &data[..data.len().min(DATAGRAM_MAX)];
+    out.extend_from_slice(&(data.len() as u16).to_be_bytes());
+    out.extend_from_slice(&program.port().to_be_bytes());
+    out.extend_from_slice(&program.ip().octets());
+    out.extend_from_slice(data);
+}
+
+/// Takes every whole datagram off the front of `input` and hands it to `each`.
+pub fn drain(input: &mut Vec<u8>, mut each: impl FnMut(SocketAddrV4, &[u8])) {
+    let mut start = 0;
+    while let Some((header, rest)) = input[start..].split_first_chunk::<DATAGRAM_HEADER>() {
+        let [l0, l1, p0, p1, a, b, c, d] = *header;
+        let length = usize::from(u16::from_be_bytes([l0, l1]));
+        let Some(data) = rest.get(..length) else { break };
+        each(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([p0, p1])), data);
+        start += DATAGRAM_HEADER + length;
+    }
+    input.drain(..start);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_in_pieces_is_handed_on_whole() {
+        let program = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 9), 4321);
+        let mut wire = Vec::new();
+        encode(program, b"query", &mut wire);
+        encode(program, b"", &mut wire);
+        encode(program, &[7; DATAGRAM_MAX + 1], &mut wire);
+        let (mut input, mut seen) = (Vec::new(), Vec::new());
+        for piece in wire.chunks(3) {
+            input.extend_from_slice(piece);
+            drain(&mut input, |from, data| seen.push((from, data.len())));
+        }
+        assert_eq!(seen, [(program, 5), (program, 0), (program, DATAGRAM_MAX)]);
+        assert!(input.is_empty());
+    }
+}

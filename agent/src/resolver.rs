@@ -1,0 +1,91 @@
+//! Name queries for a server on the host's side of a loopback address.
+//!
+//! An engine's own name server listens on a loopback address in the network namespace on the host (Docker: 127.0.0.11), which
+//! the container's resolv.conf names. The guest's loopback is another one. So a process of its own takes the queries here
+//! and sends them through a port to the host, which asks in the namespace itself and sends the answers back.
+
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, SocketAddrV4};
+
+use agent_proto::datagram::{self, DATAGRAM_MAX};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+
+use crate::fault::{Fault, Step};
+use crate::ports;
+use crate::sys::{self, Fork};
+
+/// The domain name system's port.
+const DNS: u16 = 53;
+/// Bytes that are read from the port at a time.
+const READ: usize = 16 << 10;
+
+/// Begins to take queries at `address`. The process that does it lasts as long as the guest.
+pub fn start(address: &str) -> Result<(), Fault> {
+    let parsed: Ipv4Addr =
+        address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))?;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .step("make socket for", address)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(parsed, DNS)).step("take queries at", address)?;
+    let port = ports::open_resolver()?;
+    match sys::fork(0, None).step("start", "the resolver")? {
+        Fork::Child => {
+            sys::close_others([Some(socket.as_fd()), Some(port.as_fd())]);
+            let _ = rustix::thread::set_name(c"resolver");
+            let _ = serve(&socket, &port);
+            sys::exit(1)
+        }
+        Fork::Parent { .. } => Ok(()),
+    }
+}
+
+/// Carries datagrams until the port fails.
+fn serve(socket: &OwnedFd, port: &OwnedFd) -> Result<(), Errno> {
+    let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
+    let mut data = [0; DATAGRAM_MAX];
+    loop {
+        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(port, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        let [query, answer] = fds.map(|fd| !fd.revents().is_empty());
+        if query
+            && let Ok((_, count, Some(from))) = rustix::net::recvfrom(socket, &mut data, RecvFlags::DONTWAIT)
+            && let Ok(program) = SocketAddrV4::try_from(from)
+        {
+            datagram::encode(program, &data[..count], &mut outgoing);
+            write_all(port.as_fd(), &outgoing)?;
+            outgoing.clear();
+        }
+        if answer {
+            match sys::read_append(port.as_fd(), &mut incoming, READ) {
+                Ok(0) => return Ok(()),
+                // A program that has gone does not take its answer.
+                Ok(_) => datagram::drain(&mut incoming, |program, data| {
+                    let _ =
+                        rustix::net::sendto(socket, data, SendFlags::DONTWAIT, &SocketAddrAny::from(program));
+                }),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}
+
+fn write_all(port: BorrowedFd<'_>, mut data: &[u8]) -> Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::write(port, data) {
+            Ok(count) => data = &data[count..],
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::from_borrowed_fd(port, PollFlags::OUT)], None);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

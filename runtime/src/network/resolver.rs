@@ -1,0 +1,165 @@
+//! A guest's name queries, asked in the network namespace.
+//!
+//! Docker's own name server listens on 127.0.0.11 in the namespace; the guest's loopback is another one. The agent takes the
+//! queries there and sends them through a port of the console; here each is asked over a socket of its own, and its answer
+//! sent back. UDP alone: an answer that is too long for it comes cut off, and the guest's retry over TCP is refused.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use agent_proto::datagram::{self, DATAGRAM_MAX};
+
+use crate::oci::Spec;
+use crate::sys;
+
+/// The most queries that wait for an answer; a further one takes the place of the one that has waited longest.
+const QUERIES_MAX: usize = 64;
+/// The domain name system's port.
+const DNS: u16 = 53;
+/// Bytes that are read of the guest at a time.
+const READ: usize = 16 << 10;
+/// The most of a resolv.conf that is looked at.
+const RESOLV_CONF_MAX: u64 = 64 << 10;
+/// The UDP sockets of this thread's network namespace (proc_pid_net(5)).
+const SOCKETS: &str = "/proc/thread-self/net/udp";
+
+/// Returns the loopback address that the container's resolv.conf names and at which something listens in the namespace
+/// that this thread is in.
+pub fn wanted(spec: &Spec) -> Option<Ipv4Addr> {
+    let mount = spec.mounts.iter().rfind(|mount| mount.destination == "/etc/resolv.conf")?;
+    let mut text = String::new();
+    fs::File::open(&mount.source).ok()?.take(RESOLV_CONF_MAX).read_to_string(&mut text).ok()?;
+    let listening = listening(&fs::read_to_string(SOCKETS).ok()?);
+    name_servers(&text).find(|server| server.is_loopback() && listening.contains(server))
+}
+
+fn name_servers(resolv_conf: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let servers = resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    servers.filter_map(|server| server.trim().parse().ok())
+}
+
+/// The addresses at which UDP sockets listen: the second column, in the kernel's own byte order.
+fn listening(sockets: &str) -> Vec<Ipv4Addr> {
+    let address = |line: &str| {
+        let (address, _) = line.split_whitespace().nth(1)?.split_once(':')?;
+        Some(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes()))
+    };
+    sockets.lines().skip(1).filter_map(address).collect()
+}
+
+/// Asks the guest's queries at `server` from now on, in a thread that ends with the port. Returns the port's end.
+pub fn serve(server: Ipv4Addr) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+        if let Err(error) = carry(ours, SocketAddrV4::new(server, DNS)) {
+            log::debug!("name queries: {error}");
+        }
+    })?;
+    Ok(theirs)
+}
+
+/// A query that waits for its answer.
+struct Query {
+    socket: UdpSocket,
+    program: SocketAddrV4,
+}
+
+fn carry(mut port: UnixStream, server: SocketAddrV4) -> io::Result<()> {
+    let mut queries: VecDeque<Query> = VecDeque::new();
+    let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
+    let (mut buffer, mut answer) = (vec![0; READ], vec![0; DATAGRAM_MAX]);
+    loop {
+        let sockets = queries.iter().map(|query| (query.socket.as_fd(), libc::POLLIN));
+        let watched: Vec<_> = std::iter::once((port.as_fd(), libc::POLLIN)).chain(sockets).collect();
+        let ready = sys::poll_all(watched.iter(), None)?;
+        let mut answered = ready[1..].iter();
+        queries.retain(|query| {
+            let answered = *answered.next().unwrap_or(&false);
+            // An error is the server's refusal: the guest's program asks again or gives up, as it would there.
+            if answered && let Ok(count) = query.socket.recv(&mut answer) {
+                datagram::encode(query.program, &answer[..count], &mut outgoing);
+            }
+            !answered
+        });
+        port.write_all(&outgoing)?;
+        outgoing.clear();
+        if ready[0] {
+            let count = match port.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                other => other?,
+            };
+            incoming.extend_from_slice(&buffer[..count]);
+            datagram::drain(&mut incoming, |program, data| match ask(server, data) {
+                Ok(socket) => queries.push_back(Query { socket, program }),
+                Err(error) => log::debug!("ask {server}: {error}"),
+            });
+            queries.drain(..queries.len().saturating_sub(QUERIES_MAX));
+        }
+    }
+}
+
+/// A socket of its own for each, so that no answer is taken for another's.
+fn ask(server: SocketAddrV4, query: &[u8]) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(server)?;
+    socket.send(query)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_and_listeners_are_read() {
+        let text = "# of an engine\nsearch a\nnameserver 127.0.0.11\nnameserver ::1\nnameserver 9.9.9.9\noptions ndots:0\n";
+        assert_eq!(
+            name_servers(text).collect::<Vec<_>>(),
+            [Ipv4Addr::new(127, 0, 0, 11), Ipv4Addr::new(9, 9, 9, 9)]
+        );
+        let sockets =
+            "   sl  local_address rem_address   st\n  3: 0B00007F:9C5D 00000000:0000 07 00000000:00000000\n";
+        assert_eq!(listening(sockets), [Ipv4Addr::new(127, 0, 0, 11)]);
+    }
+
+    #[test]
+    fn queries_are_asked_and_answers_sent_back() {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let std::net::SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let carrier = thread::spawn(move || carry(ours, address));
+        let program = |number| SocketAddrV4::new(Ipv4Addr::LOCALHOST, number);
+        let mut sent = Vec::new();
+        datagram::encode(program(1), b"one", &mut sent);
+        datagram::encode(program(2), b"two", &mut sent);
+        guest.write_all(&sent).unwrap();
+        let mut query = [0; 16];
+        let mut asked = Vec::new();
+        for _ in 0..2 {
+            let (count, from) = server.recv_from(&mut query).unwrap();
+            asked.push((query[..count].to_vec(), from));
+        }
+        // The second one's answer comes first.
+        for (query, from) in asked.iter().rev() {
+            server.send_to(&[b"re: ", query.as_slice()].concat(), from).unwrap();
+        }
+        let (mut received, mut answers) = (Vec::new(), Vec::new());
+        while answers.len() < 2 {
+            let mut bytes = [0; 64];
+            let count = guest.read(&mut bytes).unwrap();
+            received.extend_from_slice(&bytes[..count]);
+            datagram::drain(&mut received, |to, data| answers.push((to.port(), data.to_vec())));
+        }
+        answers.sort();
+        assert_eq!(answers, [(1, b"re: one".to_vec()), (2, b"re: two".to_vec())]);
+        drop(guest);
+        carrier.join().unwrap().unwrap();
+    }
+}
