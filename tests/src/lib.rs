@@ -42,6 +42,24 @@ pub fn program() -> PathBuf {
     PathBuf::from(std::env::var_os("VMM_PROGRAM").expect("VMM_PROGRAM names the program under test"))
 }
 
+/// Makes a root file system of static busybox with two users, root and ann, in `rootfs`.
+pub fn busybox_rootfs(rootfs: &Path) {
+    for part in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "mnt"] {
+        fs::create_dir_all(rootfs.join(part)).expect("make the root file system");
+    }
+    fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("copy /bin/busybox");
+    let list = check_output(Command::new("/bin/busybox").arg("--list"));
+    for applet in list.lines().filter(|a| *a != "busybox") {
+        symlink("busybox", rootfs.join("bin").join(applet)).expect("link an applet");
+    }
+    fs::write(
+        rootfs.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n",
+    )
+    .expect("write passwd");
+    fs::write(rootfs.join("etc/group"), "root:x:0:\nann:x:1000:\nwheel:x:10:ann\n").expect("write group");
+}
+
 /// An OCI bundle in a folder of its own, which goes away with it.
 pub struct Bundle {
     dir: TempDir,
@@ -54,21 +72,7 @@ impl Bundle {
     /// A bundle of static busybox that runs `args`, otherwise as `vmm spec` has it without a terminal.
     pub fn new(args: &[&str]) -> Bundle {
         let dir = TempDir::new().expect("make a folder for the bundle");
-        let rootfs = dir.path().join("rootfs");
-        for part in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "mnt"] {
-            fs::create_dir_all(rootfs.join(part)).expect("make the root file system");
-        }
-        fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("copy /bin/busybox");
-        let list = check_output(Command::new("/bin/busybox").arg("--list"));
-        for applet in list.lines().filter(|a| *a != "busybox") {
-            symlink("busybox", rootfs.join("bin").join(applet)).expect("link an applet");
-        }
-        fs::write(
-            rootfs.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n",
-        )
-        .expect("write passwd");
-        fs::write(rootfs.join("etc/group"), "root:x:0:\nann:x:1000:\nwheel:x:10:ann\n").expect("write group");
+        busybox_rootfs(&dir.path().join("rootfs"));
         Bundle::over(dir, args)
     }
 

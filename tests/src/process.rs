@@ -7,8 +7,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-/// The longest that one `vmm` may take: an emulated host runs a guest at a hundredth of hardware's speed.
-const DEADLINE: Duration = Duration::from_secs(300);
+/// The longest that one program may take, or a piece of its output: an emulated host runs a guest at a hundredth of
+/// hardware's speed. `$VMM_TEST_DEADLINE`, in seconds, says otherwise.
+pub(crate) fn deadline() -> Duration {
+    let seconds =
+        std::env::var("VMM_TEST_DEADLINE").ok().map(|text| text.parse().expect("a number of seconds"));
+    Duration::from_secs(seconds.unwrap_or(300))
+}
 
 /// How a run ended.
 #[derive(Debug)]
@@ -141,6 +146,12 @@ impl Running {
         self.stdout.take().expect("standard output is open")
     }
 
+    /// Kills the program, whatever it is at.
+    pub fn stop(mut self) {
+        self.child.kill().expect("kill the program under test");
+        self.child.wait().expect("wait for the program under test");
+    }
+
     /// Closes standard input, reads both outputs to their ends and waits for the exit.
     #[track_caller]
     pub fn finish(mut self) -> Finished {
@@ -168,11 +179,12 @@ impl Running {
     /// Receives, or kills the program and fails at the deadline.
     #[track_caller]
     fn within<T>(&mut self, receive: &Receiver<T>, what: &str) -> T {
-        match receive.recv_timeout(DEADLINE) {
+        let deadline = deadline();
+        match receive.recv_timeout(deadline) {
             Ok(value) => value,
             Err(RecvTimeoutError::Timeout) => {
                 self.child.kill().expect("kill the program under test");
-                panic!("no sign of {what} after {} s", DEADLINE.as_secs());
+                panic!("no sign of {what} after {} s", deadline.as_secs());
             }
             Err(RecvTimeoutError::Disconnected) => panic!("the reader of {what} panicked"),
         }

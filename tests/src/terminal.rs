@@ -8,15 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
-/// The longest wait for a piece of output or for the end.
-const DEADLINE: Duration = Duration::from_secs(300);
+use crate::process::deadline;
 
 /// The terminal and the program that runs on it.
 pub struct Terminal {
@@ -65,7 +64,7 @@ impl Terminal {
     /// Waits until the output holds `mark` beyond what was waited for before, and returns all up to it.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         loop {
             if let Some(at) = self.seen.find(mark) {
                 let rest = self.seen.split_off(at + mark.len());
@@ -99,7 +98,7 @@ impl Terminal {
         let (send, receive) = channel();
         let mut child = std::mem::replace(&mut self.child, Command::new("true").spawn().expect("start true"));
         thread::spawn(move || drop(send.send(child.wait())));
-        match receive.recv_timeout(DEADLINE) {
+        match receive.recv_timeout(deadline()) {
             Ok(status) => status.expect("wait for the program under test"),
             Err(_) => self.fail(&format!("process {pid} does not end")),
         }

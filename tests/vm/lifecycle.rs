@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{Bundle, program};
 
+mod faults;
+
 /// The longest wait for a process's end.
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -118,7 +120,10 @@ impl Drop for Container {
 #[track_caller]
 fn reap(pid: Pid) -> Result<i32, i32> {
     let (send, receive) = channel();
-    thread::spawn(move || drop(send.send(waitpid(Some(pid), WaitOptions::empty()))));
+    thread::spawn(move || {
+        // Whoever waited may have given up.
+        send.send(waitpid(Some(pid), WaitOptions::empty())).ok();
+    });
     let waited = receive.recv_timeout(DEADLINE).expect("the process ends").expect("it is ours to reap");
     let (_, status) = waited.expect("its status");
     status.exit_status().ok_or_else(|| status.terminating_signal().expect("a signal"))

@@ -34,18 +34,23 @@ pub fn download(meta: &str, prefix: &str, folder: &Path) -> anyhow::Result<PathB
             real_package(meta, prefix)?.with_context(|| format!("apt knows no package behind {meta}"))?
         }
     };
-    let fetch = || {
-        let mut command = Command::new("apt-get");
-        // apt's own user may not be able to write here; the file is checked against the signed lists all the same.
-        command.args(["-qq", "-o", "APT::Sandbox::User=root", "download", &package]).current_dir(folder);
-        run(&mut command)
-    };
-    fetch().or_else(|_| update().and_then(|()| fetch()))?;
+    download_package(&package, folder)?;
     let found = fs::read_dir(folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     found
         .into_iter()
         .find(|path| path.extension() == Some(OsStr::new("deb")))
         .with_context(|| format!("apt-get download {package} left no file in {}", folder.display()))
+}
+
+/// Downloads `package` into `folder`. Nothing is installed.
+pub fn download_package(package: &str, folder: &Path) -> anyhow::Result<()> {
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        // apt's own user may not be able to write here; the file is checked against the signed lists all the same.
+        command.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
+        run(&mut command)
+    };
+    fetch().or_else(|_| update().and_then(|()| fetch()))
 }
 
 /// The value of `key` in /etc/os-release, such as `VERSION_CODENAME`.

@@ -5,16 +5,18 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Subcommand, ValueEnum};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::host::{self, Clock, Host};
 use crate::steps::{output, run, say, top};
 use crate::{apt, bundle, kernel, newc, program};
 
+mod docker;
 mod plot;
 mod series;
 mod streams;
 
+use docker::DockerArgs;
 use series::Series;
 use streams::StreamsArgs;
 
@@ -25,6 +27,8 @@ pub enum Bench {
     Boot(BootArgs),
     /// Bytes, messages and further processes, beside pipes and runc
     Streams(StreamsArgs),
+    /// Containers of Docker with vmm, beside runc: time, memory, files and network
+    Docker(DockerArgs),
 }
 
 /// How to measure boots.
@@ -50,6 +54,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
     match which {
         Bench::Boot(args) => boot(args),
         Bench::Streams(args) => streams::streams(args),
+        Bench::Docker(args) => docker::docker(args),
     }
 }
 
@@ -110,6 +115,19 @@ fn write_report(name: &str, text: &str) -> anyhow::Result<()> {
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     println!("{}", path.display());
     Ok(())
+}
+
+/// Prints each group of a report of several, `{"groups": [{"title", "unit", "series"}]}`, and returns what is kept of them.
+fn print_groups(report: &Value) -> anyhow::Result<Vec<Value>> {
+    let groups = report["groups"].as_array().context("the report has no groups")?;
+    let print = |group: &Value| {
+        let [title, unit] = ["title", "unit"].map(|key| group[key].as_str().unwrap_or_default());
+        let series = series::read(group)?;
+        println!("{title}");
+        print!("{}", series::table(&series, unit));
+        Ok(json!({"title": title, "report": series::json(&series, unit)}))
+    };
+    groups.iter().map(print).collect()
 }
 
 /// An initramfs whose init says one line and resets, for the other machine monitors.

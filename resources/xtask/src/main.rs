@@ -9,6 +9,7 @@ mod bench;
 mod bundle;
 mod cache;
 mod check;
+mod engines;
 mod fuzz;
 mod host;
 mod initramfs;
@@ -30,7 +31,7 @@ struct Cli {
 enum Task {
     /// Run a Debian container in a virtual machine: the main job, with all its set-up
     Run(run::Args),
-    /// Pass the tests: checks, unit tests, whole-VM tests
+    /// Pass the tests: checks, unit tests, whole-VM tests, container engines
     Test(test::Args),
     /// Measure, side by side with others
     #[command(subcommand)]

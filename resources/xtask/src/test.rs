@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::engines::{Cases, engines};
 use crate::host::{self, Host};
 use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, bundle, check, program};
@@ -22,14 +23,24 @@ pub struct Args {
     /// Only the whole-VM tests
     #[arg(long, conflicts_with = "unit")]
     vm: bool,
-    /// Only tests whose names hold this
-    filter: Option<String>,
+    /// Only the tests of Docker, Podman and containerd: all of them, with runc and with vmm
+    #[arg(long, conflicts_with_all = ["unit", "vm"])]
+    engines: bool,
+    /// Write the table of engines in the repository anew
+    #[arg(long, requires = "engines")]
+    record: bool,
+    /// Only tests whose names hold this; of the engines' several
+    filter: Vec<String>,
 }
 
-/// Runs checks, unit tests and whole-VM tests; the runners print their own closing lines.
+/// Runs checks, unit tests, whole-VM tests and the core of the engines' tests; the runners print their own closing lines.
 pub fn test(args: &Args) -> anyhow::Result<()> {
+    if args.engines {
+        return engines(&Cases { core: false, filters: &args.filter, record: args.record });
+    }
+    ensure!(args.filter.len() < 2, "one filter at a time, but for --engines");
     if !args.vm {
-        if args.filter.is_none() {
+        if args.filter.is_empty() {
             check::check()?;
         }
         unit(args)?;
@@ -37,13 +48,16 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
     if !args.unit {
         vm(args)?;
     }
+    if !args.unit && !args.vm && args.filter.is_empty() {
+        engines(&Cases { core: true, filters: &[], record: false })?;
+    }
     Ok(())
 }
 
 fn unit(args: &Args) -> anyhow::Result<()> {
     say("unit tests");
     let mut words = vec!["test", "--workspace", "--exclude", "tests"];
-    words.extend(args.filter.as_deref());
+    words.extend(args.filter.iter().map(String::as_str));
     run(cargo().args(words))
 }
 
@@ -53,55 +67,46 @@ fn vm(args: &Args) -> anyhow::Result<()> {
     let program = program::program()?;
     let debian = rootfs_archive(&bundle::debian(&program)?)?;
     say("building the whole-VM tests");
-    let tests = test_program()?;
-    let guest = program::static_program("tests", "guest")?;
+    let tests = test_program("vm")?;
+    let environment =
+        [("VMM_TEST_GUEST", program::static_program("tests", "guest")?), ("VMM_TEST_DEBIAN", debian)];
     let mut words = vec![tests.display().to_string()];
     words.extend(args.filter.clone());
     if host::kvm_usable() {
         say("whole-VM tests, on this machine's KVM");
-        return run(Command::new(&words[0])
-            .args(&words[1..])
-            .env("VMM_PROGRAM", &program)
-            .env("VMM_TEST_GUEST", &guest)
-            .env("VMM_TEST_DEBIAN", &debian));
+        return run(Command::new(&words[0]).args(&words[1..]).env("VMM_PROGRAM", &program).envs(environment));
     }
     say("whole-VM tests, in the emulated KVM host");
-    let mut command = vec![
-        "bash".to_owned(),
-        top().join("tests/host/vm-tests.sh").display().to_string(),
-        program.display().to_string(),
-        guest.display().to_string(),
-        debian.display().to_string(),
-    ];
+    let script = top().join("tests/host/tests.sh");
+    let mut command = vec!["bash".to_owned(), script.display().to_string(), program.display().to_string()];
     command.extend(words);
-    match Host::new().memory(6144).deadline(VM_TESTS_SECONDS).run(&command)? {
+    let host = Host::new().memory(6144).deadline(VM_TESTS_SECONDS);
+    match environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)? {
         0 => Ok(()),
         code => bail!("whole-VM tests: exit code {code}"),
     }
 }
 
-/// Packs the bundle's root file system, once: one file is read through a shared folder far quicker than ten thousand.
-fn rootfs_archive(bundle: &Path) -> anyhow::Result<PathBuf> {
-    let archive = bundle.join("rootfs.tar");
+/// The bundle's root file system as an archive, made once.
+fn rootfs_archive(dir: &Path) -> anyhow::Result<PathBuf> {
+    let archive = dir.join("rootfs.tar");
     if !archive.exists() {
-        let fresh = bundle.join("rootfs.tar.new");
-        run(Command::new("tar").arg("-C").arg(bundle.join("rootfs")).arg("-cf").arg(&fresh).arg("."))?;
-        std::fs::rename(&fresh, &archive).with_context(|| format!("rename {}", fresh.display()))?;
+        bundle::pack(&dir.join("rootfs"), &archive)?;
     }
     Ok(archive)
 }
 
-/// Builds the package of whole-VM tests and returns its executable.
-fn test_program() -> anyhow::Result<PathBuf> {
+/// Builds the test program `name` of the package of whole-VM tests and returns its executable.
+pub fn test_program(name: &str) -> anyhow::Result<PathBuf> {
     let lines = output(
         cargo()
-            .args(["test", "--package", "tests", "--test", "vm", "--no-run", "--message-format", "json"])
+            .args(["test", "--package", "tests", "--test", name, "--no-run", "--message-format", "json"])
             .stderr(Stdio::inherit()),
     )?;
     lines
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|m| m["target"]["name"] == "vm" && m["executable"].is_string())
+        .find(|m| m["target"]["name"] == name && m["executable"].is_string())
         .and_then(|m| m["executable"].as_str().map(PathBuf::from))
-        .context("cargo named no test program")
+        .with_context(|| format!("cargo named no test program {name}"))
 }

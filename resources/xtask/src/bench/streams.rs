@@ -4,9 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{series, write_report};
+use super::{print_groups, write_report};
 use crate::host::{self, Host};
 use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, bundle, initramfs, kernel, newc, program};
@@ -61,13 +61,7 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
     let mut kept = Vec::new();
     for line in text.lines() {
         let report: Value = serde_json::from_str(line).context("parse the bench's report")?;
-        for group in report["groups"].as_array().context("the report has no groups")? {
-            let [title, unit] = ["title", "unit"].map(|key| group[key].as_str().unwrap_or_default());
-            let series = series::read(group)?;
-            println!("{title}");
-            print!("{}", series::table(&series, unit));
-            kept.push(json!({"title": title, "report": series::json(&series, unit)}));
-        }
+        kept.extend(print_groups(&report)?);
     }
     write_report("streams.json", &Value::from(kept).to_string())
 }

@@ -1,0 +1,53 @@
+//! `cargo xtask bench docker`: what a container costs a user of Docker, with runc and with `vmm` in turn.
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use super::{ClockArg, print_groups, write_report};
+use crate::host::{Clock, Host};
+use crate::steps::{say, top};
+use crate::{apt, bundle, engines, program, test};
+
+const DEADLINE_SECONDS: u64 = 3600;
+
+/// How to measure containers of Docker.
+#[derive(clap::Args)]
+pub struct DockerArgs {
+    /// Which clock: seconds, or instructions, which counts whole runs alone
+    #[arg(long, value_enum, default_value = "wall")]
+    clock: ClockArg,
+    /// Samples of each figure
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+}
+
+/// Measures in the emulated KVM host, whatever KVM is here: the engine is started for it, with a network of its own.
+pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
+    ensure!(args.runs > 0, "--runs 0 measures nothing");
+    apt::install(&engines::PACKAGES)?;
+    apt::install(&["iperf3"])?;
+    let program = program::program()?;
+    let mut words = vec!["bash".to_owned(), top().join("tests/host/tests.sh").display().to_string()];
+    words.extend([program.display().to_string(), test::test_program("engines")?.display().to_string()]);
+    words.extend(["--bench".to_owned(), args.runs.to_string()]);
+    let counted = args.clock == ClockArg::Instructions;
+    let mut host = Host::new().memory(6144).deadline(DEADLINE_SECONDS);
+    if counted {
+        host = host.clock(Clock::Instructions).stage_opened(true);
+    } else {
+        words.push("--all".to_owned());
+        host = host.env("VMM_TEST_PROGRAMS", bundle::programs()?);
+    }
+    say(&format!("running containers of Docker, {} times each runtime in turn", args.runs));
+    let done = host.output(&words)?;
+    if done.status != 0 {
+        bail!("the bench failed: exit code {}\n{}", done.status, String::from_utf8_lossy(&done.stderr));
+    }
+    let text = String::from_utf8(done.stdout).context("read the bench's report")?;
+    let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
+    if counted {
+        say("of the instruction clock: a millisecond is a million instructions");
+    }
+    let name = format!("docker-{:?}.json", args.clock).to_lowercase();
+    write_report(&name, &Value::from(print_groups(&report)?).to_string())
+}

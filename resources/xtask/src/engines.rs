@@ -1,0 +1,119 @@
+//! `cargo xtask test --engines`: container engines end to end, with runc and with `vmm` (`tests/engines`).
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::host::{self, Host};
+use crate::steps::{run, say, top};
+use crate::{apt, bundle, cache, program, test};
+
+/// The engines, as Debian has them, and what their networks need.
+pub const PACKAGES: [&str; 13] = [
+    "aardvark-dns",
+    "busybox-static",
+    "conmon",
+    "containerd",
+    "docker.io",
+    "e2fsprogs",
+    "iproute2",
+    "iptables",
+    "netavark",
+    "podman",
+    "procps",
+    "runc",
+    "tini",
+];
+/// What all cases with both runtimes may take, seconds: several times what they do.
+const SECONDS: u64 = 5400;
+/// The longest that one command of an engine may take, seconds.
+const COMMAND_SECONDS: &str = "150";
+/// The table that the repository keeps.
+const RESULTS: &str = "tests/engines/RESULTS.md";
+
+/// Which cases.
+pub struct Cases<'a> {
+    /// Only those that every run includes, with `vmm` alone.
+    pub core: bool,
+    /// Only those whose names hold one of these.
+    pub filters: &'a [String],
+    /// Writes the repository's table anew.
+    pub record: bool,
+}
+
+/// Runs the cases where KVM is, natively or in the emulated host.
+pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
+    apt::install(&PACKAGES)?;
+    let program = program::program()?;
+    say("building the tests of engines");
+    let mut words = vec![test::test_program("engines")?.display().to_string()];
+    if cases.core {
+        words.extend(["--core", "--runtime", "vmm"].map(str::to_owned));
+    }
+    words.extend_from_slice(cases.filters);
+    let out = cache::dir("engines");
+    let table = out.join("table.md");
+    let mut environment = vec![
+        ("VMM_ENGINES_TABLE", table.clone().into_os_string()),
+        ("VMM_TEST_DEADLINE", COMMAND_SECONDS.into()),
+    ];
+    let wants_programs = cases.filters.is_empty() || cases.filters.iter().any(|f| f.starts_with("programs"));
+    if !cases.core && wants_programs {
+        environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into_os_string()));
+    }
+    let code = if host::kvm_usable() {
+        native(&program, &words, environment)?
+    } else {
+        say("tests of engines, in the emulated KVM host");
+        let script = top().join("tests/host/tests.sh");
+        let mut command =
+            vec!["bash".to_owned(), script.display().to_string(), program.display().to_string()];
+        command.extend(words);
+        let host = Host::new().memory(6144).deadline(SECONDS).out(&out);
+        environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)?
+    };
+    if cases.record {
+        record(&table)?;
+    }
+    match code {
+        0 => Ok(()),
+        code => bail!("tests of engines: exit code {code}"),
+    }
+}
+
+/// On this machine itself: it must have no Docker of its own at work, whose bridge and packet filter would be shared.
+fn native(
+    program: &Path,
+    words: &[String],
+    environment: Vec<(&str, std::ffi::OsString)>,
+) -> anyhow::Result<i32> {
+    ensure!(
+        !Path::new("/run/docker.sock").exists(),
+        "Docker is at work here: stop it, or set VMM_TEST_KVM=emulated"
+    );
+    say("tests of engines, on this machine's KVM");
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).env("VMM_PROGRAM", program).envs(environment);
+    let status = command.status().with_context(|| format!("start {}", words[0]))?;
+    Ok(status.code().unwrap_or(1))
+}
+
+/// Puts the table into the repository, with what it is above it.
+fn record(table: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(table).with_context(|| format!("read {}", table.display()))?;
+    let versions = ["docker.io", "containerd", "runc", "podman", "conmon"].map(|package| {
+        let version =
+            crate::steps::output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]));
+        version.map(|version| format!("{package} {}", version.trim()))
+    });
+    let versions = versions.into_iter().collect::<anyhow::Result<Vec<_>>>()?.join(", ");
+    let head = format!(
+        "# Engines with runc and with vmm\n\nWritten by `cargo xtask test --engines --record`. One row is one function below \
+         `tests/engines/`, run with Debian's\n{versions}, unmodified.\nA case that a virtual machine cannot have \
+         is *refused*: the row says why, and the test that the engine's user is told so.\n\n"
+    );
+    let path = top().join(RESULTS);
+    std::fs::write(&path, head + &text).with_context(|| format!("write {}", path.display()))?;
+    run(Command::new("git").current_dir(top()).args(["diff", "--stat", "--", RESULTS]))
+}

@@ -1,0 +1,218 @@
+//! An engine with one runtime, and its command line.
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tests::{Finished, Running, program};
+
+use crate::daemon::Daemon;
+use crate::{images, leftovers};
+
+/// Which engine.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// dockerd, with the containerd that it starts.
+    Docker,
+    /// Podman, which has no daemon, with conmon.
+    Podman,
+    /// containerd by itself, driven by ctr.
+    Containerd,
+}
+
+impl Kind {
+    /// As the table calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Docker => "docker",
+            Kind::Podman => "podman",
+            Kind::Containerd => "containerd",
+        }
+    }
+}
+
+/// An engine whose only, or default, runtime is the one under test; it goes with the value.
+pub struct Engine {
+    kind: Kind,
+    runtime: &'static str,
+    dir: TempDir,
+    daemon: RefCell<Option<Daemon>>,
+}
+
+impl Engine {
+    /// Starts the engine and gives it its images.
+    pub fn start(kind: Kind, runtime: &'static str) -> Engine {
+        let dir = TempDir::new().expect("make a folder for the engine");
+        let engine = Engine { kind, runtime, dir, daemon: RefCell::new(None) };
+        engine.start_daemon(&[]);
+        images::import_busybox(&engine);
+        engine
+    }
+
+    /// Whether the runtime under test is ours.
+    pub fn is_vm(&self) -> bool {
+        self.runtime == "vmm"
+    }
+
+    /// A folder that goes with the engine.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts the daemon, if the engine has one, with these flags besides its usual ones.
+    pub fn start_daemon(&self, flags: &[&str]) {
+        let (command, ready) = match self.kind {
+            Kind::Docker => (self.dockerd(), "API listen on"),
+            Kind::Podman => return,
+            Kind::Containerd => (self.containerd(), "containerd successfully booted"),
+        };
+        let mut command = command;
+        command.args(flags);
+        let daemon = Daemon::start(command, &self.dir.path().join("daemon.log"), ready);
+        self.daemon.replace(Some(daemon));
+    }
+
+    /// Ends the daemon with `signal`.
+    pub fn end_daemon(&self, signal: Signal) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.end(signal);
+    }
+
+    fn dockerd(&self) -> Command {
+        let mut command = Command::new("/usr/sbin/dockerd");
+        command.arg("--exec-root").arg(self.dir.path().join("run"));
+        command.arg("--pidfile").arg(self.dir.path().join("docker.pid"));
+        command.arg("-H").arg(format!("unix://{}", self.socket().display()));
+        command.args(["--add-runtime", &format!("vmm={}", program().display())]);
+        command.args(["--default-runtime", self.runtime]);
+        command
+    }
+
+    fn containerd(&self) -> Command {
+        let config = self.dir.path().join("containerd.toml");
+        let text = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+        fs::write(&config, text).expect("write containerd's configuration");
+        let mut command = Command::new("/usr/bin/containerd");
+        command.arg("--config").arg(config).arg("--address").arg(self.socket());
+        command.arg("--state").arg(self.dir.path().join("run"));
+        command
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("engine.sock")
+    }
+
+    /// The engine's command line with these words.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = match self.kind {
+            Kind::Docker => {
+                let mut command = Command::new("/usr/bin/docker");
+                command.arg("-H").arg(format!("unix://{}", self.socket().display()));
+                command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CONFIG", self.dir.path());
+                command
+            }
+            Kind::Podman => {
+                let mut command = Command::new("/usr/bin/podman");
+                let runtime = if self.is_vm() { program() } else { PathBuf::from("/usr/sbin/runc") };
+                command.arg("--runtime").arg(runtime).args(["--cgroup-manager", "cgroupfs"]);
+                command.args(["--events-backend", "file"]);
+                command
+            }
+            Kind::Containerd => {
+                let mut command = Command::new("/usr/bin/ctr");
+                command.arg("--address").arg(self.socket());
+                command
+            }
+        };
+        command.args(words);
+        command
+    }
+
+    /// Runs the command line to its end.
+    #[track_caller]
+    pub fn run(&self, words: &[&str]) -> Finished {
+        self.feed(words, b"")
+    }
+
+    /// Runs the command line to its end with `input` on its standard input.
+    #[track_caller]
+    pub fn feed(&self, words: &[&str], input: &[u8]) -> Finished {
+        Running::start(self.command(words)).feed(input).finish()
+    }
+
+    /// What a command line that succeeds prints, without the last line's end.
+    #[track_caller]
+    pub fn ok(&self, words: &[&str]) -> String {
+        let done = self.run(words);
+        assert!(done.status.success(), "{words:?}: {done}");
+        done.text()
+    }
+
+    /// Starts the command line with pipes.
+    pub fn start_command(&self, words: &[&str]) -> Running {
+        Running::start(self.command(words))
+    }
+
+    /// Starts a container `name` in the background and waits until it has printed `mark`.
+    #[track_caller]
+    pub fn start_container(&self, name: &str, words: &[&str], mark: &str) {
+        let mut all = vec!["run", "-d", "--name", name];
+        all.extend(words);
+        self.ok(&all);
+        self.wait_log(name, mark);
+    }
+
+    /// Waits until the log of `name` holds `mark`.
+    #[track_caller]
+    pub fn wait_log(&self, name: &str, mark: &str) {
+        let mut log = self.start_command(&["logs", "-f", name]);
+        log.wait_for(mark);
+        log.stop();
+    }
+
+    /// A field of `inspect`, such as `.State.ExitCode`.
+    #[track_caller]
+    pub fn inspect(&self, name: &str, field: &str) -> String {
+        self.ok(&["inspect", "--format", &format!("{{{{{field}}}}}"), name])
+    }
+
+    /// Makes an image `name` of an archive of a root file system, with a shell as its command.
+    pub fn import(&self, archive: &Path, name: &str) {
+        match self.kind {
+            Kind::Docker | Kind::Podman => {
+                let archive = archive.to_str().expect("the path is text");
+                self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
+            }
+            // ctr runs a root file system that is no image.
+            Kind::Containerd => {}
+        }
+    }
+
+    /// Removes every container, and asserts that nothing of the runtime's is left on the host.
+    pub fn clean(&self) {
+        match self.kind {
+            Kind::Docker | Kind::Podman => {
+                let all = self.ok(&["ps", "-aq"]);
+                if !all.is_empty() {
+                    let mut words = vec!["rm", "-f", "-v"];
+                    words.extend(all.lines());
+                    self.ok(&words);
+                }
+            }
+            Kind::Containerd => {}
+        }
+        if self.is_vm() {
+            leftovers::assert_none(self.dir.path());
+        }
+    }
+
+    /// Prints the end of the daemon's log.
+    pub fn show_log(&self) {
+        if let Some(daemon) = self.daemon.borrow().as_ref() {
+            daemon.show_log();
+        }
+    }
+}

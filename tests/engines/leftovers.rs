@@ -1,0 +1,51 @@
+//! What a runtime must not leave on the host when its containers are gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tests::{check_output, program};
+
+/// How long what was told to go may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asserts that no process of ours is left, and no state, tap or queueing discipline.
+pub fn assert_none(engine: &Path) {
+    for pid in processes() {
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let timeout = Timespec::try_from(DEADLINE).expect("the deadline is a time");
+        let ended =
+            poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).expect("wait for a process");
+        assert!(ended > 0, "process {pid:?} is left: {}", words_of(pid));
+    }
+    let states =
+        ["/run/vmm".into(), engine.join("run/runtime-vmm/moby"), "/run/containerd/runc/default".into()];
+    for state in states {
+        // A lock that all containers of a state directory share stays with it.
+        let left: Vec<String> = names(&state).into_iter().filter(|name| !name.starts_with('.')).collect();
+        assert!(left.is_empty(), "left in {}: {left:?}", state.display());
+    }
+    let links = check_output(std::process::Command::new("ip").args(["-o", "link", "show", "type", "tun"]));
+    assert_eq!(links, "", "taps are left");
+}
+
+/// The processes whose program is the one under test.
+fn processes() -> Vec<Pid> {
+    let this = program();
+    let all = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+    all.filter(|pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == this))
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+fn words_of(pid: Pid) -> String {
+    let path = PathBuf::from(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\0', " ")
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(all) = fs::read_dir(dir) else { return Vec::new() };
+    all.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}

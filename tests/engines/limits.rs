@@ -1,0 +1,85 @@
+//! Limits that the container runs into.
+
+use crate::case::{Case, case};
+use crate::engine::Engine;
+
+pub const CASES: &[Case] = &[
+    case!(memory_beyond_the_limit_kills).core(),
+    case!(processes_beyond_the_limit_fail).core(),
+    case!(cpus_are_limited),
+    case!(cpu_set_and_shares),
+    case!(memory_reservation_and_swap),
+    case!(oom_killer_cannot_be_disabled),
+    case!(block_io_weight),
+];
+
+fn memory_beyond_the_limit_kills(engine: &Engine) {
+    // Half of what is asked for is within the limit.
+    let script =
+        "head -c 24m /dev/zero | tail | wc -c; echo within; head -c 96m /dev/zero | tail | wc -c; echo $?";
+    engine.ok(&["create", "--name", "eater", "-m", "48m", "--memory-swap", "48m", "box", "sh", "-c", script]);
+    let done = engine.run(&["start", "-a", "eater"]);
+    let text = done.text();
+    assert!(text.starts_with("25165824\nwithin\n"), "{done}");
+    assert!(!text.contains("100663296"), "{done}");
+    let one = ["run", "--rm", "-m", "48m", "--memory-swap", "48m", "box", "tail", "/dev/zero"];
+    engine.run(&one).code(137);
+}
+
+fn processes_beyond_the_limit_fail(engine: &Engine) {
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 100 & done; echo unreachable";
+    let done = engine.run(&["run", "--rm", "--pids-limit", "5", "box", "sh", "-c", script]);
+    assert!(done.to_string().contains("can't fork"), "{done}");
+    assert_eq!(done.text(), "");
+}
+
+fn cpus_are_limited(engine: &Engine) {
+    let words = ["run", "--rm", "--cpus", "1.5", "box", "cat", "/sys/fs/cgroup/cpu.max"];
+    assert_eq!(engine.ok(&words), "150000 100000");
+}
+
+fn cpu_set_and_shares(engine: &Engine) {
+    let words = [
+        "run",
+        "--rm",
+        "--cpuset-cpus",
+        "1",
+        "--cpu-shares",
+        "512",
+        "box",
+        "sh",
+        "-c",
+        "cat /sys/fs/cgroup/cpu.weight; nproc",
+    ];
+    let text = engine.ok(&words);
+    // Runtimes of before 2025 turn 512 shares into a weight of 20, newer ones into 59, nearer to the half that it is.
+    assert!(["20\n1", "59\n1"].contains(&text.as_str()), "{text}");
+}
+
+fn memory_reservation_and_swap(engine: &Engine) {
+    let words = [
+        "run",
+        "--rm",
+        "-m",
+        "64m",
+        "--memory-reservation",
+        "32m",
+        "--memory-swap",
+        "64m",
+        "box",
+        "sh",
+        "-c",
+        "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.low",
+    ];
+    assert_eq!(engine.ok(&words), "67108864\n33554432");
+}
+
+fn oom_killer_cannot_be_disabled(engine: &Engine) {
+    // On cgroup version 2 nobody has it: Docker drops the flag with a warning.
+    let done = engine.run(&["run", "--rm", "-m", "64m", "--oom-kill-disable", "box", "true"]).code(0);
+    assert!(done.to_string().contains("does not support"), "{done}");
+}
+
+fn block_io_weight(engine: &Engine) {
+    engine.ok(&["run", "--rm", "--blkio-weight", "300", "box", "true"]);
+}

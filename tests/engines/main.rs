@@ -1,0 +1,153 @@
+//! Container engines end to end: each case is driven through an engine's own command line, once with `runc` and once with
+//! `vmm` in its place, and must hold for both. The engines are Debian's, unmodified, and started here.
+//!
+//! `engines [--core] [--runtime NAME] [FILTER...]` tests: `cargo xtask test --engines` runs it where KVM is. The table of
+//! results goes to `$VMM_ENGINES_TABLE` if that is set. `engines --bench RUNS [--all]` measures: `cargo xtask bench docker`.
+
+mod bench;
+mod build;
+mod case;
+mod containerd;
+mod daemon;
+mod engine;
+mod exec;
+mod faults;
+mod images;
+mod leftovers;
+mod life;
+mod limits;
+mod network;
+mod podman;
+mod programs;
+mod security;
+mod settings;
+mod streams;
+mod table;
+mod volumes;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use case::{Case, Group};
+use engine::{Engine, Kind};
+use table::{Outcome, Table};
+
+/// The runtimes that are compared.
+const RUNTIMES: [&str; 2] = ["runc", "vmm"];
+
+/// All cases, in the order in which they run and stand in the table.
+const GROUPS: &[Group] = &[
+    Group { name: "streams", engine: Kind::Docker, cases: streams::CASES },
+    Group { name: "life", engine: Kind::Docker, cases: life::CASES },
+    Group { name: "exec", engine: Kind::Docker, cases: exec::CASES },
+    Group { name: "settings", engine: Kind::Docker, cases: settings::CASES },
+    Group { name: "limits", engine: Kind::Docker, cases: limits::CASES },
+    Group { name: "security", engine: Kind::Docker, cases: security::CASES },
+    Group { name: "volumes", engine: Kind::Docker, cases: volumes::CASES },
+    Group { name: "network", engine: Kind::Docker, cases: network::CASES },
+    Group { name: "build", engine: Kind::Docker, cases: build::CASES },
+    Group { name: "faults", engine: Kind::Docker, cases: faults::CASES },
+    Group { name: "programs", engine: Kind::Docker, cases: programs::CASES },
+    Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },
+    Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
+];
+
+/// What was asked for.
+#[derive(Default)]
+struct Options {
+    core: bool,
+    runtime: Option<String>,
+    bench: Option<usize>,
+    all: bool,
+    filters: Vec<String>,
+}
+
+impl Options {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options::default();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--core" => options.core = true,
+                "--runtime" => options.runtime = Some(words.next().ok_or("--runtime wants a name")?),
+                "--bench" => {
+                    let runs = words.next().and_then(|word| word.parse().ok());
+                    options.bench = Some(runs.ok_or("--bench wants a number of runs")?);
+                }
+                "--all" => options.all = true,
+                flag if flag.starts_with("--") => return Err(format!("{flag}: no such flag")),
+                _ => options.filters.push(word),
+            }
+        }
+        Ok(options)
+    }
+
+    fn wants(&self, group: &Group, case: &Case) -> bool {
+        let name = format!("{}::{}", group.name, case.name);
+        let named = self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter));
+        named && (case.core || !self.core)
+    }
+}
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("engines: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Some(runs) = options.bench {
+        bench::bench(runs, options.all);
+        return ExitCode::SUCCESS;
+    }
+    let mut table = Table::default();
+    for kind in [Kind::Docker, Kind::Podman, Kind::Containerd] {
+        for runtime in RUNTIMES {
+            if options.runtime.as_deref().is_none_or(|only| only == runtime) {
+                run_engine(kind, runtime, &options, &mut table);
+            }
+        }
+    }
+    if let Some(path) = std::env::var_os("VMM_ENGINES_TABLE") {
+        std::fs::write(&path, table.markdown()).expect("write the table");
+    }
+    println!("{}", table.summary());
+    if table.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs what is wanted of one engine's cases with one runtime.
+fn run_engine(kind: Kind, runtime: &'static str, options: &Options, table: &mut Table) {
+    let wanted: Vec<(&Group, &Case)> = GROUPS
+        .iter()
+        .filter(|group| group.engine == kind)
+        .flat_map(|group| group.cases.iter().map(move |case| (group, case)))
+        .filter(|(group, case)| options.wants(group, case))
+        .collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let engine = Engine::start(kind, runtime);
+    for (group, case) in wanted {
+        let begun = Instant::now();
+        let outcome = run_case(&engine, case);
+        let name = format!("{}::{}", group.name, case.name);
+        println!("{} {runtime} {name} ... {outcome} ({:.1} s)", kind.name(), begun.elapsed().as_secs_f32());
+        table.add(kind, &name, case, runtime, outcome);
+    }
+}
+
+/// Runs one case; what it leaves behind counts against it.
+fn run_case(engine: &Engine, case: &Case) -> Outcome {
+    let held = catch_unwind(AssertUnwindSafe(|| (case.run)(engine)));
+    let clean = catch_unwind(AssertUnwindSafe(|| engine.clean()));
+    match (held, clean) {
+        (Err(_), _) => {
+            engine.show_log();
+            Outcome::Failed
+        }
+        (Ok(()), Err(_)) => Outcome::Failed,
+        (Ok(()), Ok(())) if case.refused.is_some() && engine.is_vm() => Outcome::Refused,
+        (Ok(()), Ok(())) => Outcome::Passed,
+    }
+}

@@ -1,0 +1,182 @@
+//! Networks.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::case::{Case, case};
+use crate::engine::Engine;
+use crate::settings::expect_refusal;
+
+pub const CASES: &[Case] = &[
+    case!(bridge_reaches_the_gateway).core(),
+    case!(none_has_a_loopback_alone),
+    case!(published_port_answers).core(),
+    case!(containers_talk_by_name).core(),
+    case!(two_networks_from_the_start),
+    case!(hardware_address_and_fixed_address),
+    case!(mtu_of_the_network),
+    case!(ipv6),
+    case!(nothing_of_the_hosts_network_changes),
+    case!(host_network_is_refused).refused("a guest has a network stack of its own"),
+    case!(network_of_another_container_is_refused).refused("two guests cannot share one interface"),
+    case!(connect_while_it_runs).refused("the machine's devices are those that it was started with"),
+];
+
+/// A web server that answers every request with `hello`.
+const SERVER: &str = "mkdir /w; echo hello >/w/index.html; httpd -h /w -p 80; echo ready; exec sleep 1000";
+
+fn bridge_reaches_the_gateway(engine: &Engine) {
+    let script = "ip -o -4 addr show eth0 | awk '{print $4}'; ip route | awk '/default/ {print $3}'; \
+                  ping -c 2 -q $(ip route | awk '/default/ {print $3}') | grep received";
+    let text = engine.ok(&["run", "--rm", "box", "sh", "-c", script]);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("172.") && lines[0].ends_with("/16"), "{text}");
+    assert!(lines[2].contains("2 packets received"), "{text}");
+}
+
+fn none_has_a_loopback_alone(engine: &Engine) {
+    let script = "ls /sys/class/net | grep -v tunl | grep -v sit; ping -c 1 -q 127.0.0.1 | grep -c '1 packets received'";
+    assert_eq!(engine.ok(&["run", "--rm", "--net", "none", "box", "sh", "-c", script]), "lo\n1");
+}
+
+/// Asks the web server behind this port of the host for its first page; the whole answer.
+pub fn fetch(port: &str) -> String {
+    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("connect to the published port");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a deadline");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read the answer");
+    answer
+}
+
+fn published_port_answers(engine: &Engine) {
+    engine.start_container("server", &["-p", "127.0.0.1:8765:80", "box", "sh", "-c", SERVER], "ready");
+    assert!(fetch("8765").ends_with("hello\n"));
+    assert_eq!(engine.ok(&["port", "server", "80"]), "127.0.0.1:8765");
+    assert!(fetch("8765").ends_with("hello\n"));
+}
+
+fn containers_talk_by_name(engine: &Engine) {
+    engine.ok(&["network", "create", "town"]);
+    engine.start_container(
+        "server",
+        &["--net", "town", "--network-alias", "web", "box", "sh", "-c", SERVER],
+        "ready",
+    );
+    let script =
+        "wget -q -O - http://server/; wget -q -O - http://web/; nslookup server 127.0.0.11 | grep -c Name";
+    assert_eq!(engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]), "hello\nhello\n1");
+    engine.ok(&["rm", "-f", "server"]);
+    engine.ok(&["network", "rm", "town"]);
+}
+
+fn two_networks_from_the_start(engine: &Engine) {
+    engine.ok(&["network", "create", "--subnet", "10.77.0.0/24", "left"]);
+    engine.ok(&["network", "create", "--subnet", "10.78.0.0/24", "right"]);
+    engine.ok(&[
+        "create",
+        "--name",
+        "both",
+        "--net",
+        "left",
+        "box",
+        "sh",
+        "-c",
+        "ip -o -4 addr | awk '{print $2, $4}' | sort",
+    ]);
+    engine.ok(&["network", "connect", "right", "both"]);
+    let done = engine.run(&["start", "-a", "both"]).code(0);
+    assert_eq!(done.text(), "eth0 10.77.0.2/24\neth1 10.78.0.2/24\nlo 127.0.0.1/8");
+    engine.ok(&["rm", "both"]);
+    engine.ok(&["network", "rm", "left", "right"]);
+}
+
+fn hardware_address_and_fixed_address(engine: &Engine) {
+    engine.ok(&["network", "create", "--subnet", "10.79.0.0/24", "fixed"]);
+    let words = [
+        "run",
+        "--rm",
+        "--net",
+        "fixed",
+        "--ip",
+        "10.79.0.99",
+        "--mac-address",
+        "02:00:00:00:12:34",
+        "box",
+        "sh",
+        "-c",
+        "cat /sys/class/net/eth0/address; ip -o -4 addr show eth0 | awk '{print $4}'",
+    ];
+    assert_eq!(engine.ok(&words), "02:00:00:00:12:34\n10.79.0.99/24");
+    engine.ok(&["network", "rm", "fixed"]);
+}
+
+fn mtu_of_the_network(engine: &Engine) {
+    engine.ok(&["network", "create", "-o", "com.docker.network.driver.mtu=1400", "narrow"]);
+    assert_eq!(
+        engine.ok(&["run", "--rm", "--net", "narrow", "box", "cat", "/sys/class/net/eth0/mtu"]),
+        "1400"
+    );
+    engine.ok(&["network", "rm", "narrow"]);
+}
+
+fn ipv6(engine: &Engine) {
+    engine.ok(&["network", "create", "--ipv6", "--subnet", "fd00:77::/64", "six"]);
+    let script = "ip -o -6 addr show eth0 scope global | awk '{print $4}'; ping6 -c 1 -q fd00:77::1 | grep -c '1 packets received'";
+    let words = [
+        "run",
+        "--rm",
+        "--net",
+        "six",
+        "--sysctl",
+        "net.ipv6.conf.all.disable_ipv6=0",
+        "box",
+        "sh",
+        "-c",
+        script,
+    ];
+    assert_eq!(engine.ok(&words), "fd00:77::2/64\n1");
+    engine.ok(&["network", "rm", "six"]);
+}
+
+/// The host's links, addresses, routes and packet filter.
+fn host_network() -> String {
+    let parts: [&[&str]; 4] =
+        [&["ip", "-o", "link"], &["ip", "-o", "addr"], &["ip", "route"], &["iptables-save"]];
+    let all = parts.map(|words| tests::check_output(std::process::Command::new(words[0]).args(&words[1..])));
+    // Counters and times of day are no settings; the bridge's state follows its ports.
+    let lines = all.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#'));
+    let lines = lines.filter(|line| !line.contains("docker0") && !line.starts_with(':'));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn nothing_of_the_hosts_network_changes(engine: &Engine) {
+    let before = host_network();
+    engine.ok(&["run", "--rm", "box", "ping", "-c", "1", "-q", "172.17.0.1"]);
+    assert_eq!(host_network(), before);
+}
+
+fn host_network_is_refused(engine: &Engine) {
+    let done = engine.run(&["run", "--rm", "--net", "host", "box", "true"]);
+    expect_refusal(engine, &done, "network");
+}
+
+fn network_of_another_container_is_refused(engine: &Engine) {
+    engine.start_container("owner", &["box", "sh", "-c", SERVER], "ready");
+    let done = engine.run(&["run", "--rm", "--net", "container:owner", "box", "true"]);
+    expect_refusal(engine, &done, "network");
+    engine.ok(&["exec", "owner", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
+}
+
+fn connect_while_it_runs(engine: &Engine) {
+    engine.ok(&["network", "create", "late"]);
+    engine.start_container("server", &["box", "sh", "-c", SERVER], "ready");
+    engine.ok(&["network", "connect", "late", "server"]);
+    let links = engine.ok(&["exec", "server", "ls", "/sys/class/net"]);
+    // Docker puts the interface into the namespace without asking the runtime, so there is nobody to refuse it.
+    assert_eq!(links.contains("eth1"), !engine.is_vm(), "{links}");
+    engine.ok(&["exec", "server", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
+    engine.ok(&["rm", "-f", "server"]);
+    engine.ok(&["network", "rm", "late"]);
+}

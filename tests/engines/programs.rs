@@ -1,0 +1,107 @@
+//! Programs that people run, from Debian's packages.
+
+use crate::case::{Case, case};
+use crate::engine::Engine;
+use crate::images;
+
+pub const CASES: &[Case] = &[
+    case!(nginx_serves_through_a_published_port),
+    case!(redis_on_a_volume_under_its_own_benchmark),
+    case!(postgres_on_a_volume_under_its_own_benchmark),
+    case!(apt_installs_a_package),
+    case!(gcc_compiles),
+    case!(python_with_threads),
+    case!(web_app_with_signals_and_restarts),
+];
+
+fn nginx_serves_through_a_published_port(engine: &Engine) {
+    images::import_programs(engine);
+    let script = "echo from nginx >/var/www/html/index.html; nginx -g 'daemon off;' & \
+                  until wget -q -O /dev/null http://127.0.0.1/; do :; done; echo ready; wait";
+    engine.start_container("nginx", &["-p", "127.0.0.1:8766:80", "programs", "sh", "-c", script], "ready");
+    assert!(crate::network::fetch("8766").ends_with("from nginx\n"));
+    engine.ok(&["stop", "-t", "1", "nginx"]);
+}
+
+fn redis_on_a_volume_under_its_own_benchmark(engine: &Engine) {
+    images::import_programs(engine);
+    let server = ["-v", "redis:/data", "-w", "/data", "programs", "redis-server", "--appendonly", "yes"];
+    engine.start_container("redis", &server, "Ready to accept connections");
+    let report =
+        engine.ok(&["exec", "redis", "redis-benchmark", "-q", "-n", "500", "-t", "set,get", "--csv"]);
+    assert!(report.contains("\"GET\""), "{report}");
+    engine.ok(&["exec", "redis", "redis-cli", "set", "key", "kept"]);
+    engine.ok(&["restart", "redis"]);
+    engine.wait_log("redis", "Ready to accept connections\n");
+    let mut value = engine.run(&["exec", "redis", "redis-cli", "get", "key"]);
+    while !value.status.success() {
+        value = engine.run(&["exec", "redis", "redis-cli", "get", "key"]);
+    }
+    assert_eq!(value.text(), "kept");
+    engine.ok(&["rm", "-f", "redis"]);
+    engine.ok(&["volume", "rm", "redis"]);
+}
+
+fn postgres_on_a_volume_under_its_own_benchmark(engine: &Engine) {
+    images::import_programs(engine);
+    let script = "set -e; PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); chown postgres /data; cd /; \
+        run() { setpriv --reuid postgres --regid postgres --clear-groups \"$@\"; }; \
+        run initdb -D /data/db >/dev/null; run pg_ctl -D /data/db -w -o '-k /tmp' -l /tmp/log start >/dev/null; \
+        run createdb -h /tmp bench; run pgbench -h /tmp -i -s 1 bench 2>/dev/null; \
+        run pgbench -h /tmp -c 2 -t 20 bench; run pg_ctl -D /data/db -w stop >/dev/null; echo stopped";
+    let text =
+        engine.ok(&["run", "--rm", "-v", "postgres:/data", "-m", "512m", "programs", "sh", "-c", script]);
+    assert!(text.contains("number of transactions actually processed: 40/40"), "{text}");
+    assert!(text.ends_with("stopped"), "{text}");
+    engine.ok(&["volume", "rm", "postgres"]);
+}
+
+fn apt_installs_a_package(engine: &Engine) {
+    images::import_programs(engine);
+    // A package source of its own, from a package that the image has as a file.
+    let script = "set -e; cd /srv/packages; dpkg-scanpackages -m . >Packages 2>/dev/null; \
+        echo 'deb [trusted=yes] file:/srv/packages ./' >/etc/apt/sources.list; rm -f /etc/apt/sources.list.d/*; \
+        apt-get -qq update; apt-get -qq -y install hello >/dev/null 2>&1; hello";
+    assert_eq!(engine.ok(&["run", "--rm", "programs", "sh", "-c", script]), "Hello, world!");
+}
+
+fn gcc_compiles(engine: &Engine) {
+    images::import_programs(engine);
+    let script = "cd /tmp && echo '#include <stdio.h>\nint main(void) { puts(\"compiled\"); return 7; }' >a.c && \
+        gcc -O2 -o a a.c && ./a";
+    engine.run(&["run", "--rm", "-m", "512m", "programs", "sh", "-c", script]).code(7).stdout("compiled\n");
+}
+
+fn python_with_threads(engine: &Engine) {
+    images::import_programs(engine);
+    let script = "import threading, hashlib\nout = []\n\
+        def work(n): out.append(hashlib.sha256(bytes([n]) * 100000).hexdigest())\n\
+        all = [threading.Thread(target=work, args=(n,)) for n in range(8)]\n\
+        [t.start() for t in all]; [t.join() for t in all]\nprint(len(set(out)))";
+    assert_eq!(engine.ok(&["run", "--rm", "programs", "python3", "-c", script]), "8");
+}
+
+fn web_app_with_signals_and_restarts(engine: &Engine) {
+    images::import_programs(engine);
+    let script = "import http.server, signal, sys, threading\n\
+        words = ['first']\n\
+        class App(http.server.BaseHTTPRequestHandler):\n\
+        \x20def do_GET(self):\n\
+        \x20 self.send_response(200); self.end_headers(); self.wfile.write((words[-1] + '\\n').encode())\n\
+        \x20def log_message(self, *_): pass\n\
+        server = http.server.ThreadingHTTPServer(('', 80), App)\n\
+        signal.signal(signal.SIGHUP, lambda *_: (words.append('reloaded'), print('reloaded', flush=True)))\n\
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())\n\
+        print('ready', flush=True)\n\
+        server.serve_forever()\nsys.exit(0)";
+    engine.start_container("app", &["-p", "127.0.0.1:8767:80", "programs", "python3", "-c", script], "ready");
+    assert!(crate::network::fetch("8767").ends_with("first\n"));
+    engine.ok(&["kill", "-s", "HUP", "app"]);
+    engine.wait_log("app", "reloaded");
+    assert!(crate::network::fetch("8767").ends_with("reloaded\n"));
+    engine.ok(&["restart", "app"]);
+    engine.wait_log("app", "ready\nreloaded\nready");
+    assert!(crate::network::fetch("8767").ends_with("first\n"));
+    engine.ok(&["stop", "app"]);
+    assert_eq!(engine.inspect("app", ".State.ExitCode"), "0");
+}

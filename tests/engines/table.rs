@@ -1,0 +1,98 @@
+//! What held, with which runtime, as a table for people.
+
+use std::fmt::{Display, Formatter, Write};
+
+use crate::case::Case;
+use crate::engine::Kind;
+
+/// How a case ended with one runtime.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// Everything held.
+    Passed,
+    /// A virtual machine cannot have it, and it was refused by name.
+    Refused,
+    /// Something did not hold, or was left behind.
+    Failed,
+}
+
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Outcome::Passed => "passes",
+            Outcome::Refused => "refused",
+            Outcome::Failed => "FAILS",
+        })
+    }
+}
+
+struct Row {
+    engine: &'static str,
+    name: String,
+    why: &'static str,
+    outcomes: Vec<(&'static str, Outcome)>,
+}
+
+/// One row per case, one column per runtime.
+#[derive(Default)]
+pub struct Table {
+    rows: Vec<Row>,
+}
+
+impl Table {
+    /// Notes how `case`, whose full name is `name`, ended with `runtime`.
+    pub fn add(&mut self, engine: Kind, name: &str, case: &Case, runtime: &'static str, outcome: Outcome) {
+        let engine = engine.name();
+        match self.rows.iter_mut().find(|row| row.engine == engine && row.name == name) {
+            Some(row) => row.outcomes.push((runtime, outcome)),
+            None => self.rows.push(Row {
+                engine,
+                name: name.to_owned(),
+                why: case.refused.unwrap_or(""),
+                outcomes: vec![(runtime, outcome)],
+            }),
+        }
+    }
+
+    /// Whether any case failed with any runtime.
+    pub fn failed(&self) -> bool {
+        self.count(Outcome::Failed, |_| true) > 0
+    }
+
+    /// The table as Markdown.
+    pub fn markdown(&self) -> String {
+        let mut text = String::from("| engine | case | runc | vmm | why |\n|---|---|---|---|---|\n");
+        for row in &self.rows {
+            let cell = |runtime| {
+                let found = row.outcomes.iter().find(|(name, _)| *name == runtime);
+                found.map_or_else(String::new, |(_, outcome)| outcome.to_string())
+            };
+            let words = row.name.replace('_', " ");
+            writeln!(text, "| {} | {words} | {} | {} | {} |", row.engine, cell("runc"), cell("vmm"), row.why)
+                .expect("write to a string");
+        }
+        text
+    }
+
+    /// One line: how many of each, and the names of those that failed.
+    pub fn summary(&self) -> String {
+        let mut text = String::from("engines:");
+        for runtime in crate::RUNTIMES {
+            let count = |outcome| self.count(outcome, |name| name == runtime);
+            let (passed, refused, failed) =
+                (count(Outcome::Passed), count(Outcome::Refused), count(Outcome::Failed));
+            write!(text, " {runtime}: {passed} passed, {refused} refused, {failed} failed;")
+                .expect("write to a string");
+        }
+        let failed = self.rows.iter().flat_map(|row| row.outcomes.iter().map(move |one| (row, one)));
+        for (row, (runtime, _)) in failed.filter(|(_, (_, outcome))| *outcome == Outcome::Failed) {
+            write!(text, "\n  {} with {runtime} fails", row.name).expect("write to a string");
+        }
+        text
+    }
+
+    fn count(&self, outcome: Outcome, of: impl Fn(&str) -> bool) -> usize {
+        let all = self.rows.iter().flat_map(|row| &row.outcomes);
+        all.filter(|(runtime, this)| of(runtime) && *this == outcome).count()
+    }
+}
