@@ -14,7 +14,7 @@ use crate::OCI_VERSION;
 use crate::cli::container::{ContainerCommand, CreateArgs, DeleteArgs, KillArgs};
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
-use crate::control::Request;
+use crate::control::{ControlError, Request};
 use crate::exit::{self, CodedError};
 use crate::hooks;
 use crate::oci::{Hook, Hooks};
@@ -154,10 +154,26 @@ pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
         "creating" => end(&directory)?,
         _ => {
             let request = Request::Kill { container: args.id.clone(), signal, all: args.all };
-            done(checked(connect(&directory)?.ask(&request, &[])?)?)?;
+            ask_running(&directory, &request)?;
         }
     }
     Ok(0)
+}
+
+/// Asks the process of a container that ran a moment ago. That it has ended meanwhile is told in the words that engines
+/// know: for whoever stops it that is as good as done.
+fn ask_running(directory: &StateDir, request: &Request) -> Result<()> {
+    let asked = connect(directory).and_then(|mut connection| Ok(connection.ask(request, &[])?));
+    match asked {
+        Ok(reply) => done(checked(reply)?),
+        Err(error) if matches!(error.downcast_ref(), Some(StateError::Stopped(_))) => {
+            bail!("container not running")
+        }
+        Err(error) if matches!(error.downcast_ref(), Some(ControlError::Ended)) => {
+            bail!("container not running")
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// `vmm pause` and `vmm resume`.
@@ -169,7 +185,7 @@ pub fn pause(root: &StateRoot, id: &str, paused: bool) -> Result<u8> {
         (_, false) => bail!("container not paused"),
     }
     let request = Request::Pause { container: id.to_owned(), paused };
-    done(checked(connect(&directory)?.ask(&request, &[])?)?).map(|()| 0)
+    ask_running(&directory, &request).map(|()| 0)
 }
 
 /// `vmm delete`.
