@@ -99,9 +99,35 @@ fn native(
     Ok(status.code().unwrap_or(1))
 }
 
-/// Puts the table into the repository, with what it is above it.
+/// The table `new` with those rows of the file `old` whose cases it does not have, behind the last of their group.
+fn merged(old: &str, new: &str) -> String {
+    // `| engine | group::case |`: the first two cells are a case's name.
+    fn name(row: &str) -> Option<(&str, &str)> {
+        let mut cells = row.split('|').map(str::trim).skip(1);
+        let (engine, case) = (cells.next()?, cells.next()?);
+        case.contains("::").then_some((engine, case))
+    }
+    fn group<'a>((engine, case): (&'a str, &'a str)) -> (&'a str, &'a str) {
+        (engine, case.split("::").next().unwrap_or(case))
+    }
+    let mut rows: Vec<&str> = new.lines().collect();
+    for row in old.lines() {
+        let Some(this) = name(row) else { continue };
+        if rows.iter().any(|other| name(other) == Some(this)) {
+            continue;
+        }
+        let last =
+            rows.iter().rposition(|other| name(other).is_some_and(|other| group(other) == group(this)));
+        rows.insert(last.map_or(rows.len(), |last| last + 1), row);
+    }
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+/// Puts the table into the repository, with what it is above it. Rows of cases that were not run stay as they are.
 fn record(table: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(table).with_context(|| format!("read {}", table.display()))?;
+    let path = top().join(RESULTS);
+    let text = merged(&std::fs::read_to_string(&path).unwrap_or_default(), &text);
     let versions = ["docker.io", "containerd", "runc", "podman", "conmon"].map(|package| {
         let version =
             crate::steps::output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]));
@@ -113,7 +139,26 @@ fn record(table: &Path) -> anyhow::Result<()> {
          `tests/engines/`, run with Debian's\n{versions}, unmodified.\nA case that a virtual machine cannot have \
          is *refused*: the row says why, and the test that the engine's user is told so.\n\n"
     );
-    let path = top().join(RESULTS);
     std::fs::write(&path, head + &text).with_context(|| format!("write {}", path.display()))?;
     run(Command::new("git").current_dir(top()).args(["diff", "--stat", "--", RESULTS]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_cases_that_were_not_run_stay() {
+        let head = "| engine | case | runc | vmm | why |\n|---|---|---|---|---|\n";
+        let old = format!(
+            "text\n\n{head}| docker | a::one | x | x |  |\n| docker | a::two | old | old |  |\n| podman | b::one | y | y |  |\n"
+        );
+        let new = format!("{head}| docker | a::one | new | new |  |\n| docker | c::one | z | z |  |\n");
+        assert_eq!(
+            merged(&old, &new),
+            format!(
+                "{head}| docker | a::one | new | new |  |\n| docker | a::two | old | old |  |\n| docker | c::one | z | z |  |\n| podman | b::one | y | y |  |\n"
+            )
+        );
+    }
 }
