@@ -18,6 +18,7 @@ mod newc;
 mod program;
 mod run;
 mod steps;
+mod suites;
 mod test;
 
 #[derive(Parser)]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::engines::{Cases, engines};
 use crate::host::{self, Host};
 use crate::steps::{cargo, output, run, say, top};
-use crate::{apt, bundle, check, program};
+use crate::{apt, bundle, check, program, suites};
 
 /// The whole-VM tests' own deadline, seconds: several times what they take, well below CI's.
 const VM_TESTS_SECONDS: u64 = 2400;
@@ -29,6 +29,12 @@ pub struct Args {
     /// Write the table of engines in the repository anew
     #[arg(long, requires = "engines")]
     record: bool,
+    /// Only the public suite of OCI runtimes whose checkout this is, with runc and vmm in turn; may be given twice
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "vm", "engines"])]
+    oci: Vec<PathBuf>,
+    /// Run none of them, and write their table anew from what they said last
+    #[arg(long, requires = "oci")]
+    table: bool,
     /// Only tests whose names hold this; of the engines' several
     filter: Vec<String>,
 }
@@ -39,6 +45,9 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
         return engines(&Cases { core: false, filters: &args.filter, record: args.record });
     }
     ensure!(args.filter.len() < 2, "one filter at a time, but for --engines");
+    if !args.oci.is_empty() {
+        return suites::run_suites(&args.oci, args.filter.first().map(String::as_str), args.table);
+    }
     if !args.vm {
         if args.filter.is_empty() {
             check::check()?;

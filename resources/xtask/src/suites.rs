@@ -1,0 +1,108 @@
+//! `cargo xtask test --oci DIR`: the public validation suites of OCI runtimes, with runc and with vmm beside each other.
+//!
+//! A suite is a checkout that the caller provides; none of it is kept here. `build` makes its programs, `tests/oci/suites.sh`
+//! runs them where KVM is, `said` reads what they said, `table` writes it down.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::host::{self, Host};
+use crate::steps::{output, run, say, top};
+use crate::{apt, program};
+
+mod build;
+mod said;
+mod table;
+
+/// Tests of one run in the emulated host: what one of them leaves in that machine's memory is gone with it.
+const PIECE: usize = 16;
+/// The deadline of such a run, seconds.
+const PIECE_SECONDS: u64 = 1800;
+
+/// A suite with its programs built.
+struct Suite {
+    /// What its tests' names begin with.
+    name: &'static str,
+    /// The folder of its programs.
+    programs: PathBuf,
+    /// The tests, without the suite's name.
+    tests: Vec<String>,
+    /// The checkout's version.
+    version: String,
+}
+
+impl Suite {
+    fn names(&self) -> impl Iterator<Item = String> {
+        self.tests.iter().map(|test| format!("{}/{test}", self.name))
+    }
+}
+
+/// Runs those tests of the suites in `checkouts` whose names hold `filter`, and writes the table: of others it keeps what was.
+pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> anyhow::Result<()> {
+    apt::install(&["runc", "e2fsprogs"])?;
+    let program = program::program()?;
+    let mut suites = Vec::new();
+    for checkout in checkouts {
+        let checkout = checkout.canonicalize().with_context(|| format!("find {}", checkout.display()))?;
+        suites.push(build::suite(&checkout)?);
+    }
+    let out = program::target_dir().join("oci/said");
+    fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
+    let chosen: Vec<String> =
+        suites.iter().flat_map(Suite::names).filter(|name| filter.is_none_or(|f| name.contains(f))).collect();
+    ensure!(!chosen.is_empty(), "no test's name holds that filter");
+    for piece in chosen.chunks(PIECE).filter(|_| !table) {
+        run_piece(&suites, &program, &out, piece)?;
+    }
+    let before = table::read()?;
+    let mut rows = Vec::new();
+    let mut missing = Vec::new();
+    for name in suites.iter().flat_map(Suite::names) {
+        let found = said::rows(&out, &name)?.unwrap_or_else(|| table::rows_of(&before, &name));
+        if found.is_empty() {
+            missing.push(name);
+        }
+        rows.extend(found);
+    }
+    let reasons = table::reasons()?;
+    print!(
+        "{}",
+        table::rows(rows.iter().filter(|row| filter.is_none_or(|f| row.name.contains(f))), &reasons)
+    );
+    let versions = suites.iter().map(|suite| format!("{} {}", suite.name, suite.version)).collect();
+    table::write(&rows, &missing, &reasons, versions)?;
+    let faults = table::faults(&rows, &reasons);
+    ensure!(faults.is_empty(), "no reason is given for: {}", faults.join(", "));
+    Ok(())
+}
+
+fn run_piece(suites: &[Suite], program: &Path, out: &Path, tests: &[String]) -> anyhow::Result<()> {
+    let programs = |name: &str| {
+        let suite = suites.iter().find(|suite| suite.name == name);
+        suite.map_or_else(String::new, |suite| suite.programs.display().to_string())
+    };
+    let script = |name: &str| top().join(name).display().to_string();
+    let mut words = vec!["bash".to_owned(), script("tests/oci/suites.sh"), out.display().to_string()];
+    words.extend([programs(build::CONTEST), programs(build::RUNTIME_TOOLS)]);
+    words.extend(tests.iter().cloned());
+    if host::kvm_usable() {
+        say(&format!("{} tests, on this machine's KVM", tests.len()));
+        return run(Command::new(&words[0]).args(&words[1..]).env("VMM_PROGRAM", program));
+    }
+    say(&format!("{} tests, in the emulated KVM host", tests.len()));
+    let mut command = vec!["bash".to_owned(), script("tests/host/tests.sh"), program.display().to_string()];
+    command.extend(words);
+    match Host::new().memory(3072).deadline(PIECE_SECONDS).out(out).run(&command)? {
+        0 => Ok(()),
+        code => bail!("tests/oci/suites.sh: exit code {code}"),
+    }
+}
+
+/// The first line of `program --version`.
+fn version(program: &Path) -> anyhow::Result<String> {
+    let text = output(Command::new(program).arg("--version"))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,99 @@
+//! Builds a suite's programs from its checkout, into the checkout's own and our target folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use super::Suite;
+use crate::steps::{cargo, output, run, say};
+use crate::{apt, program};
+
+/// youki's suite, by the name of its program.
+pub const CONTEST: &str = "contest";
+/// The suite of the Open Container Initiative.
+pub const RUNTIME_TOOLS: &str = "runtime-tools";
+/// The target of the one program that runs in containers, which may need no library.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Where Debian puts the compiler of a package that names its version.
+const GO: &str = "/usr/lib/go-1.22/bin/go";
+
+/// Builds the suite that `checkout` holds.
+pub fn suite(checkout: &Path) -> anyhow::Result<Suite> {
+    let version = output(Command::new("git").args(["describe", "--tags", "--always"]).current_dir(checkout))?;
+    let version = version.trim().to_owned();
+    if checkout.join("tests/contest").is_dir() {
+        let (programs, tests) = contest(checkout)?;
+        Ok(Suite { name: CONTEST, programs, tests, version })
+    } else if checkout.join("validation").is_dir() {
+        let (programs, tests) = runtime_tools(checkout)?;
+        Ok(Suite { name: RUNTIME_TOOLS, programs, tests, version })
+    } else {
+        bail!("{} is a checkout of neither youki nor runtime-tools", checkout.display())
+    }
+}
+
+fn contest(checkout: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
+    apt::install(&["gcc", "pkg-config", "libseccomp-dev"])?;
+    say("building contest");
+    let target = checkout.join("target");
+    let build = |program: &str| {
+        let mut cargo = cargo();
+        cargo.current_dir(checkout).args(["build", "--release", "--locked", "--bin", program]);
+        cargo.arg("--target-dir").arg(&target);
+        cargo
+    };
+    run(build("contest").args(["--package", "contest"]))?;
+    // Of a package on its own it would lack features of crates that only the others of the workspace ask for.
+    let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
+    run(build("runtimetest").args(["--target", TARGET, "--config", &flags]))?;
+    let programs = folder(CONTEST)?;
+    copy(&target.join("release/contest"), &programs.join("contest"))?;
+    copy(&target.join(TARGET).join("release/runtimetest"), &programs.join("runtimetest"))?;
+    copy(&checkout.join("tests/contest/contest/bundle.tar.gz"), &programs.join("bundle.tar.gz"))?;
+    let list = output(Command::new(programs.join("contest")).arg("list").current_dir(&programs))?;
+    Ok((programs, list.lines().map(str::to_owned).collect()))
+}
+
+fn runtime_tools(checkout: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
+    let go = go()?;
+    say("building runtime-tools");
+    let programs = folder(RUNTIME_TOOLS)?;
+    let mut build = Command::new(go);
+    build.args(["build", "-mod=vendor", "-o"]).arg(&programs).args(["./cmd/runtimetest", "./validation/..."]);
+    run(build.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").current_dir(checkout))?;
+    copy(&checkout.join("rootfs-amd64.tar.gz"), &programs.join("rootfs-amd64.tar.gz"))?;
+    let mut tests = Vec::new();
+    let validation = checkout.join("validation");
+    for entry in fs::read_dir(&validation).with_context(|| format!("list {}", validation.display()))? {
+        let name = entry.with_context(|| format!("list {}", validation.display()))?.file_name();
+        tests.extend(name.into_string().ok().filter(|name| programs.join(name).is_file()));
+    }
+    tests.sort();
+    Ok((programs, tests))
+}
+
+/// A Go compiler of version 1.21 or newer; bookworm's own is older.
+fn go() -> anyhow::Result<&'static str> {
+    if apt::os_release("VERSION_CODENAME").as_deref() != Some("bookworm") {
+        apt::install(&["golang-go"])?;
+        return Ok("go");
+    }
+    if !Path::new(GO).exists() {
+        apt::install_from("bookworm-backports", &["golang-1.22-go"])?;
+    }
+    Ok(GO)
+}
+
+fn folder(suite: &str) -> anyhow::Result<PathBuf> {
+    let folder = program::target_dir().join("oci").join(suite);
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // With the slash, go takes it for a folder.
+    Ok(folder.join(""))
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}

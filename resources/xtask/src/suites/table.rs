@@ -1,0 +1,182 @@
+//! `tests/oci/RESULTS.md`, and the reasons in it, which are kept in `tests/oci/reasons.txt`.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::said::{Row, Verdict};
+use super::version;
+use crate::program;
+use crate::steps::top;
+
+/// The table, below the checkout.
+const TABLE: &str = "tests/oci/RESULTS.md";
+
+/// Why a test does not pass with vmm: its name, or the beginning of its name with a `*`, and a sentence.
+pub struct Reason {
+    name: String,
+    why: String,
+}
+
+impl Reason {
+    fn fits(&self, name: &str) -> bool {
+        match self.name.strip_suffix('*') {
+            Some(begin) => name.starts_with(begin),
+            None => self.name == name,
+        }
+    }
+}
+
+/// Reads the reasons: lines `NAME: SENTENCE`.
+pub fn reasons() -> anyhow::Result<Vec<Reason>> {
+    let path = top().join("tests/oci/reasons.txt");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    parse(&text).with_context(|| format!("read {}", path.display()))
+}
+
+fn parse(text: &str) -> anyhow::Result<Vec<Reason>> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (name, why) = line.split_once(": ").with_context(|| format!("no ': ' in '{line}'"))?;
+            Ok(Reason { name: name.to_owned(), why: why.to_owned() })
+        })
+        .collect()
+}
+
+/// The tests that pass with runc and not with vmm, and have no reason to.
+pub fn faults(rows: &[Row], reasons: &[Reason]) -> Vec<String> {
+    let worse = |row: &&Row| row.runc == Verdict::Ok && row.vmm != Verdict::Ok;
+    let told = |row: &&Row| reasons.iter().any(|reason| reason.fits(&row.name));
+    rows.iter().filter(worse).filter(|row| !told(row)).map(|row| row.name.clone()).collect()
+}
+
+/// Reads the table as it is; there may be none.
+pub fn read() -> anyhow::Result<Vec<Row>> {
+    let path = top().join(TABLE);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(text.lines().filter_map(parse_row).collect())
+}
+
+fn parse_row(line: &str) -> Option<Row> {
+    let mut cells = line.strip_prefix("| ")?.split(" | ");
+    let (name, runc, vmm) = (cells.next()?, cells.next()?, cells.next()?);
+    Some(Row { name: name.to_owned(), runc: Verdict::parse(runc)?, vmm: Verdict::parse(vmm)? })
+}
+
+/// The rows of a test: its own, or a group's.
+pub fn rows_of(all: &[Row], test: &str) -> Vec<Row> {
+    let fits = |row: &&Row| row.name.split("::").next() == Some(test);
+    all.iter().filter(fits).cloned().collect()
+}
+
+/// Writes the table; `missing` are tests that were never run.
+pub fn write(
+    rows: &[Row],
+    missing: &[String],
+    reasons: &[Reason],
+    versions: Vec<String>,
+) -> anyhow::Result<()> {
+    let path = top().join(TABLE);
+    let runc = version(Path::new("runc"))?;
+    let vmm = version(&program::target_dir().join("vmm"))?;
+    let mut text = format!(
+        "# Public suites, with runc and with vmm\n\n\
+         Written by `cargo xtask test --oci` (see README.md here): {}; {runc}; {vmm}.\n\n\
+         | of {} tests | runc | vmm |\n|---|---|---|\n",
+        versions.join(", "),
+        rows.len(),
+    );
+    for (title, counted) in [
+        ("ok", (|verdict| *verdict == Verdict::Ok) as fn(&Verdict) -> bool),
+        ("skipped by the suite", |verdict| *verdict == Verdict::Skipped),
+        ("not ok", |verdict| !matches!(verdict, Verdict::Ok | Verdict::Skipped)),
+    ] {
+        let count = |of: fn(&Row) -> &Verdict| rows.iter().filter(|row| counted(of(row))).count();
+        text += &format!("| {title} | {} | {} |\n", count(|row| &row.runc), count(|row| &row.vmm));
+    }
+    if !missing.is_empty() {
+        text += &format!("\nNot run: {}.\n", missing.join(", "));
+    }
+    text += "\n| test | runc | vmm | why |\n|---|---|---|---|\n";
+    text += &self::rows(rows.iter(), reasons);
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+}
+
+/// The lines of a table.
+pub fn rows<'a>(rows: impl Iterator<Item = &'a Row>, reasons: &[Reason]) -> String {
+    rows.map(|row| {
+        let why = reasons.iter().find(|reason| row.vmm != Verdict::Ok && reason.fits(&row.name));
+        let why = why.map_or("", |reason| &reason.why);
+        format!("| {} | {} | {} | {why} |\n", row.name, row.runc, row.vmm)
+    })
+    .collect()
+}
+
+impl Verdict {
+    /// Reads what `Display` writes.
+    fn parse(text: &str) -> Option<Verdict> {
+        Some(match text {
+            "ok" => Verdict::Ok,
+            "skipped" => Verdict::Skipped,
+            "not ok" => Verdict::Failed { failed: 1, all: 1 },
+            other => match (other.strip_prefix("not ok: "), other.strip_prefix("no result, exit code ")) {
+                (Some(counts), _) => {
+                    let (failed, all) = counts.split_once(" of ")?;
+                    Verdict::Failed { failed: failed.parse().ok()?, all: all.parse().ok()? }
+                }
+                (None, code) => Verdict::Nothing(code?.parse().ok()?),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Ok => f.write_str("ok"),
+            Verdict::Skipped => f.write_str("skipped"),
+            Verdict::Failed { all: 1, .. } => f.write_str("not ok"),
+            Verdict::Failed { failed, all } => write!(f, "not ok: {failed} of {all}"),
+            Verdict::Nothing(code) => write!(f, "no result, exit code {code}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, runc: Verdict, vmm: Verdict) -> Row {
+        Row { name: name.to_owned(), runc, vmm }
+    }
+
+    #[test]
+    fn what_passes_with_runc_alone_needs_a_reason() {
+        let failed = Verdict::Failed { failed: 1, all: 1 };
+        let all = [
+            row("contest/a::b", Verdict::Ok, failed.clone()),
+            row("contest/c::d", Verdict::Ok, Verdict::Skipped),
+            row("contest/e::f", failed.clone(), failed),
+            row("contest/g::h", Verdict::Ok, Verdict::Ok),
+        ];
+        let reasons = parse("# a remark\n\ncontest/a::*: no such thing: here\n").unwrap();
+        assert_eq!(faults(&all, &reasons), ["contest/c::d"]);
+        let table = rows(all.iter(), &reasons);
+        assert!(table.starts_with("| contest/a::b | ok | not ok | no such thing: here |\n"), "{table}");
+        let read: Vec<Row> = table.lines().filter_map(parse_row).collect();
+        assert_eq!(read.len(), all.len());
+        assert_eq!((&read[1].name, &read[1].vmm), (&all[1].name, &Verdict::Skipped));
+        assert_eq!(rows_of(&read, "contest/e").len(), 1);
+        assert!(rows_of(&read, "contest").is_empty());
+        for verdict in [Verdict::Failed { failed: 2, all: 7 }, Verdict::Nothing(124)] {
+            assert_eq!(Verdict::parse(&verdict.to_string()), Some(verdict));
+        }
+        assert!(parse("a line without a reason").is_err());
+    }
+}
