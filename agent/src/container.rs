@@ -70,6 +70,17 @@ impl Container {
         self.cgroup.as_ref().map(AsFd::as_fd)
     }
 
+    /// Returns the cgroup of a further process, where it is not the container's own: `path` below that, or `init`'s where
+    /// the container's own takes no process.
+    pub fn cgroup_of_further(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
+        match &self.cgroup {
+            None => Ok(None),
+            Some(own) if !path.is_empty() => cgroup::below(own.as_fd(), path).map(Some),
+            Some(own) if cgroup::is_closed(own.as_fd()) => cgroup::of(init).map(Some),
+            Some(_) => Ok(None),
+        }
+    }
+
     /// Ends what is left of the container after its first process.
     pub fn end_rest(&self) {
         if !self.ends_itself {

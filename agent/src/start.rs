@@ -115,14 +115,18 @@ impl Agent {
         let container = self.container(&command.container)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
         // Before its first process runs, a container is not yet closed against the agent's own tree.
-        let init = init.filter(|init| init.pending.is_none()).and_then(Process::pidfd).ok_or_else(|| {
+        let init = init.filter(|init| init.pending.is_none());
+        let (pid, init) = init.and_then(|init| Some((init.pid, init.pidfd()?))).ok_or_else(|| {
             Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
         })?;
+        let below = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
+        let below = container.cgroup_of_further(below, pid)?;
         let isolated = self.setting == Setting::Guest;
         let place = if isolated { Place::Join(init, container.maps.as_ref()) } else { Place::Here };
         let start = Start::new(spec, place, &hostname)?;
         let (ours, job) = (start.ours, start.job);
-        let fork = || fork(0, container.cgroup(), job);
+        let cgroup = below.as_ref().map(AsFd::as_fd).or(container.cgroup());
+        let fork = || fork(0, cgroup, job);
         let forked = if isolated { pod::with_pids(init, pod::own_pidfd()?.as_fd(), fork) } else { fork() }?;
         self.add(&command.container, spec, forked, ours, (id, Code::ExecCmd)).map(drop)
     }

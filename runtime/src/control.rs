@@ -151,6 +151,9 @@ pub struct ExecRequest {
     /// A paused container is no reason to refuse it: it starts when the container goes on.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ignore_paused: bool,
+    /// Its cgroup below the container's; the container's own where it is empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroup: String,
 }
 
 /// What a pod answers.

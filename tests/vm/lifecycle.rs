@@ -349,3 +349,25 @@ fn a_container_s_process_is_in_its_cgroup_which_goes_with_delete() {
     container.out(&["delete", "--force", "c"]);
     assert!(!directory.exists());
 }
+
+#[test]
+fn a_further_process_is_in_the_cgroup_that_takes_it() {
+    let container = Container::new(Bundle::sh("exec sleep 100000").with(|c| {
+        let mounts = c["mounts"].as_array_mut().expect("the bundle has mounts");
+        let cgroup = mounts.iter_mut().find(|mount| mount["destination"] == "/sys/fs/cgroup");
+        cgroup.expect("the bundle mounts its cgroup")["options"] = json!(["rw"]);
+    }));
+    container.create();
+    container.out(&["start", "c"]);
+    let script = "mkdir /sys/fs/cgroup/a && exec cat /proc/self/cgroup";
+    assert_eq!(container.out(&["exec", "c", "sh", "-c", script]), "0::/\n");
+    assert_eq!(container.out(&["exec", "--cgroup", "/a", "c", "cat", "/proc/self/cgroup"]), "0::/a\n");
+    let error = container.error(255, &["exec", "--cgroup", "b", "c", "true"]);
+    assert!(error.contains("open the container's cgroup b: no such file or directory"), "{error}");
+    container.error(255, &["exec", "--cgroup", "..", "c", "true"]);
+    // What hands its controllers on may have no process of its own: neither the first, nor any further one.
+    let script = "cd /sys/fs/cgroup; echo 1 > a/cgroup.procs; echo $$ > a/cgroup.procs; echo +pids > cgroup.subtree_control";
+    assert_eq!(container.out(&["exec", "c", "sh", "-ec", script]), "");
+    assert_eq!(container.out(&["exec", "c", "cat", "/proc/self/cgroup"]), "0::/a\n");
+    container.out(&["delete", "--force", "c"]);
+}

@@ -1,12 +1,16 @@
 //! A container's cgroup: its limits, and a name for all its processes.
 
 use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use crate::fault::{Fault, Step};
+use crate::sys;
 
 /// Where the pod's cgroup tree is mounted in the agent's own tree.
 pub const CGROUPS: &str = "/run/cgroup";
@@ -22,6 +26,36 @@ pub fn make(id: &str) -> Result<OwnedFd, Fault> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path.as_str(), flags, Mode::empty()).step("open cgroup", &path)
+}
+
+/// Opens the cgroup `path` below `cgroup`.
+pub fn below(cgroup: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    rustix::fs::openat2(cgroup, path, flags, Mode::empty(), inside).step("open the container's cgroup", path)
+}
+
+/// Returns true if `cgroup` has handed controllers on to those below it: then it takes no process (cgroup-v2, "No Internal
+/// Process Constraint").
+pub fn is_closed(cgroup: BorrowedFd<'_>) -> bool {
+    read(&cgroup, "cgroup.subtree_control").is_ok_and(|controllers| !controllers.trim().is_empty())
+}
+
+/// Opens the cgroup that a process is in.
+pub fn of(pid: Pid) -> Result<OwnedFd, Fault> {
+    let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+    let text = read(&CWD, &path).step("read", &path)?;
+    let below = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let path = format!("{CGROUPS}{below}");
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path.as_str(), flags, Mode::empty()).step("open cgroup", &path)
+}
+
+fn read(directory: &impl AsFd, file: &str) -> Result<String, Errno> {
+    let opened = rustix::fs::openat(directory, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = Vec::new();
+    sys::read_append(opened.as_fd(), &mut text, 4 << 10)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Writes one limit. Its controller is there from then on; one that nobody needs costs the others nothing.
@@ -56,5 +90,19 @@ mod tests {
         }
         let fault = limit(&nowhere, "cgroup.max.depth", "3").unwrap_err();
         assert_eq!(fault.text, "set limit cgroup.max.depth to 3: no such file or directory");
+    }
+
+    #[test]
+    fn a_cgroup_below_another_is_nowhere_else() {
+        let top = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
+        assert!(below(top.as_fd(), "sys/kernel").is_ok());
+        for path in ["..", "sys/../..", "/proc/sys", "self/root", "nowhere", "uptime"] {
+            let fault = below(top.as_fd(), path).unwrap_err();
+            assert!(
+                fault.text.starts_with(&format!("open the container's cgroup {path}: ")),
+                "{}",
+                fault.text
+            );
+        }
     }
 }

@@ -159,6 +159,9 @@ pub struct ExecArgs {
     /// A paused container is no error: the program runs when the container goes on
     #[arg(long)]
     pub ignore_paused: bool,
+    /// A cgroup below the container's own, as the guest has it
+    #[arg(long, value_name = "PATH", default_value = "/", hide_default_value = true)]
+    pub cgroup: String,
     /// What the process is.
     #[command(flatten)]
     pub words: ProcessArgs,

@@ -154,6 +154,9 @@ pub fn wanted(container: &Container, name: &str, request: &ExecRequest) -> Resul
     if !request.workdir.is_empty() {
         process.workdir.clone_from(&request.workdir);
     }
+    if !request.cgroup.is_empty() {
+        process.oci.get_or_insert_default().cgroup.clone_from(&request.cgroup);
+    }
     if let Some((user, group)) = split_user(&request.user) {
         (process.user, process.group) = (user.to_owned(), group.to_owned());
         process.additional_groups.clear();

@@ -112,7 +112,7 @@ mod tests {
                 "scheduler": {
                     "policy": 1, "flags": 2, "nice": 3, "priority": 4, "runtime": 5, "deadline": 6, "period": 7
                 },
-                "seccomp": {"program": "0123456789abcdef", "flags": 1},
+                "seccomp": {"program": "0123456789abcdef", "flags": 1}, "cgroup": "c",
             },
         });
         let range = json!([{"inside": 1, "outside": 2, "size": 3}]);

@@ -227,6 +227,10 @@ pub struct OciProcess {
     /// What it may ask of its kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Filter>,
+    /// Of a further process: its cgroup, below the container's. Empty is the container's, or where its first process is if
+    /// that one takes no process any more.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroup: String,
 }
 
 object!(OciProcess, Refused, {
@@ -238,6 +242,7 @@ object!(OciProcess, Refused, {
     "ioPriority": io_priority,
     "personality": personality,
     "seccomp": seccomp,
+    "cgroup": cgroup,
 });
 
 /// sched_setattr(2)'s argument.

@@ -43,6 +43,7 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
         terminal,
         process: Some(process),
         ignore_paused: args.ignore_paused,
+        cgroup: cgroup(&args.cgroup)?,
         ..ExecRequest::default()
     };
     if args.detach {
@@ -140,6 +141,20 @@ fn process(args: &ExecArgs, state: &PodState) -> Result<Value> {
     Ok(process)
 }
 
+/// Returns a cgroup's path below the container's own, which is empty for that one.
+fn cgroup(path: &str) -> Result<String> {
+    if path.contains(':') {
+        bail!(
+            "--cgroup {path:?}: not supported: the guest's cgroups are of version 2, where no controller has its own path"
+        );
+    }
+    let below = path.trim_matches('/');
+    if below.split('/').any(|name| name == "..") {
+        bail!("--cgroup {path:?}: a path out of the container's cgroup");
+    }
+    Ok(below.to_owned())
+}
+
 fn read(path: &Path) -> Result<Value> {
     let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
@@ -228,5 +243,15 @@ mod tests {
         assert_eq!(process, wanted, "no word adds nothing");
         let ann = ProcessArgs { user: Some("ann".into()), ..ProcessArgs::default() };
         assert_eq!(lay(&mut process, &ann).unwrap_err().to_string(), "--user \"ann\": no number");
+    }
+
+    #[test]
+    fn a_cgroup_is_below_the_container_s() {
+        for (path, below) in [("/", ""), ("/a/b/", "a/b"), ("a..b", "a..b")] {
+            assert_eq!(cgroup(path).unwrap(), below);
+        }
+        for path in ["..", "/a/../..", "cpu:/a"] {
+            cgroup(path).unwrap_err();
+        }
     }
 }
