@@ -227,7 +227,6 @@ fn process(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Pr
 pub fn process_of(from: &oci::Process, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
     // As with runc, the terminal that is there wins over the size in the file.
     let size = terminal.or(from.console_size).filter(|_| from.terminal).unwrap_or_default();
-    let envs = from.env.iter().filter_map(|variable| variable.split_once('='));
     Ok(payload::Process {
         id: INIT_PROCESS.to_owned(),
         user: from.user.uid.to_string(),
@@ -237,7 +236,7 @@ pub fn process_of(from: &oci::Process, terminal: Option<ConsoleSize>) -> Result<
         stdio: STDIO_STREAM,
         stderr: if from.terminal { 0 } else { STDERR_STREAM },
         args: from.args.clone(),
-        envs: envs.map(|(env, value)| Env { env: env.to_owned(), value: value.to_owned() }).collect(),
+        envs: environment(&from.env),
         workdir: from.cwd.clone(),
         rlimits: rlimits(from)?,
         rows: size.height,
@@ -252,6 +251,18 @@ pub fn process_of(from: &oci::Process, terminal: Option<ConsoleSize>) -> Result<
             ..OciProcess::default()
         }),
     })
+}
+
+/// Returns the environment; of a variable that is there twice the last value holds, as with runc.
+fn environment(variables: &[String]) -> Vec<Env> {
+    let mut envs: Vec<Env> = Vec::new();
+    for (name, value) in variables.iter().filter_map(|variable| variable.split_once('=')) {
+        match envs.iter_mut().find(|known| known.env == name) {
+            Some(known) => value.clone_into(&mut known.value),
+            None => envs.push(Env { env: name.to_owned(), value: value.to_owned() }),
+        }
+    }
+    envs
 }
 
 fn rlimits(from: &oci::Process) -> Result<Vec<payload::Rlimit>> {

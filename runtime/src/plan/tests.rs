@@ -207,3 +207,10 @@ fn api_4244_gets_its_own_words_alone_and_the_rest_is_named() {
     }
     assert!(!left_out.iter().any(|left| left.contains("/proc") || left == "hostname" || left == "umask"));
 }
+
+#[test]
+fn of_a_variable_that_is_there_twice_the_last_value_holds() {
+    let variables = ["A=1", "B=2", "nonsense", "A=3=4"].map(str::to_owned);
+    let envs: Vec<_> = environment(&variables).into_iter().map(|env| (env.env, env.value)).collect();
+    assert_eq!(envs, [("A".to_owned(), "3=4".to_owned()), ("B".to_owned(), "2".to_owned())]);
+}
