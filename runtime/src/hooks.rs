@@ -80,7 +80,9 @@ fn start(hook: &Hook, state: &[u8]) -> io::Result<(Child, File)> {
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
-    command.env_clear().envs(hook.env.iter().filter_map(|variable| variable.split_once('=')));
+    if let Some(env) = &hook.env {
+        command.env_clear().envs(env.iter().filter_map(|variable| variable.split_once('=')));
+    }
     command.stdin(input).stdout(Stdio::null()).stderr(said.try_clone()?);
     Ok((command.spawn()?, said))
 }
@@ -115,7 +117,7 @@ mod tests {
 
     fn shell(script: &str, timeout: Option<u64>) -> Hook {
         let args = ["sh", "-c", script].map(str::to_owned).into();
-        Hook { path: "/bin/sh".into(), args, env: vec!["PATH=/usr/bin:/bin".into()], timeout }
+        Hook { path: "/bin/sh".into(), args, env: Some(vec!["PATH=/usr/bin:/bin".into()]), timeout }
     }
 
     #[test]
@@ -124,11 +126,19 @@ mod tests {
         let out = folder.path().join("out");
         let hook = |word: &str| {
             let mut hook = shell(&format!("read s; echo {word} $s $A >> {}", out.display()), None);
-            hook.env.push("A=b".into());
+            hook.env.get_or_insert_default().push("A=b".into());
             hook
         };
         run("prestart", &[hook("one"), hook("two")], b"state\n").unwrap();
         assert_eq!(std::fs::read_to_string(out).unwrap(), "one state b\ntwo state b\n");
+    }
+
+    #[test]
+    fn a_hook_without_an_environment_has_ours() {
+        let own = std::env::var("PATH").unwrap();
+        let script = format!("test \"$PATH\" = '{own}'");
+        run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"").unwrap();
+        run("prestart", &[Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) }], b"").unwrap();
     }
 
     #[test]

@@ -194,8 +194,8 @@ pub struct Hook {
     pub path: PathBuf,
     /// Its arguments, its name the first.
     pub args: Vec<String>,
-    /// `NAME=value`.
-    pub env: Vec<String>,
+    /// `NAME=value`; none where it has the environment of whoever runs it.
+    pub env: Option<Vec<String>>,
     /// Seconds that it may take.
     pub timeout: Option<u64>,
 }

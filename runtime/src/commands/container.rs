@@ -241,16 +241,28 @@ fn end(directory: &StateDir) -> Result<()> {
     Ok(directory.wait_until_released()?)
 }
 
-/// Reads the hooks of a container's bundle.
+/// Reads the hooks of a container's bundle. As with runc those of `startContainer` have the container's environment, unless
+/// they have their own.
 fn hooks_of(state: &PodState) -> Result<Hooks> {
     #[derive(Deserialize)]
     struct Whole {
         #[serde(default)]
         hooks: Hooks,
+        #[serde(default)]
+        process: Environment,
+    }
+    #[derive(Default, Deserialize)]
+    struct Environment {
+        #[serde(default)]
+        env: Vec<String>,
     }
     let path = state.oci.clone().unwrap_or_default().bundle.join("config.json");
     let text = fs::read(&path).with_context(|| format!("read bundle {}", path.display()))?;
-    let whole: Whole = serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    let mut whole: Whole =
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    for hook in &mut whole.hooks.start_container {
+        hook.env.get_or_insert_with(|| whole.process.env.clone());
+    }
     Ok(whole.hooks)
 }
 
