@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::oci::{Mount, Process, Spec};
 
+pub mod program;
 pub mod refuse;
 
 /// Why a bundle cannot be run.
@@ -46,6 +47,14 @@ pub enum BundleError {
         /// JSON path.
         path: String,
         /// What exactly, or why not.
+        why: String,
+    },
+    /// The container's program is not there, or none; engines know these words.
+    #[error("exec: {program:?}: {why}")]
+    Program {
+        /// As it was given.
+        program: String,
+        /// What is wrong with it.
         why: String,
     },
     /// The root file system or a bind's source cannot be used.

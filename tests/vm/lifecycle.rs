@@ -193,10 +193,17 @@ fn a_container_that_never_starts_ends_when_it_is_killed() {
 
 #[test]
 fn a_program_that_is_not_there_is_told_in_the_words_that_engines_know() {
+    let told = "exec: \"no-such-program\": executable file not found in $PATH";
     let container = Container::new(Bundle::new(&["no-such-program"]));
+    assert_eq!(container.try_create(&[]), 1);
+    assert!(container.read("stderr").contains(told), "{}", container.read("stderr"));
+    assert!(container.is_gone());
+    // Where a mount might bring it, the guest finds out.
+    let mount = json!({"destination": "/opt", "type": "tmpfs", "source": "tmpfs"});
+    let container = Container::new(Bundle::new(&["no-such-program"]).mount(mount));
     let pid = container.create();
     let error = container.error(1, &["start", "c"]);
-    assert!(error.contains("exec: \"no-such-program\": executable file not found in $PATH"), "{error}");
+    assert!(error.contains(told), "{error}");
     reap(pid).unwrap_or_default();
     assert_eq!(container.status(), "stopped");
 }

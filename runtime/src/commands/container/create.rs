@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use vmm::PendingVm;
 
 use super::{check_console, end, refuse_descriptors, run_first, run_last, write_pid};
-use crate::bundle::{Bundle, refuse};
+use crate::bundle::{Bundle, program, refuse};
 use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
@@ -161,6 +161,7 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     // Before the signals are blocked, which a hook would inherit, and before there is a machine: what hooks do to
     // the network namespace is there when its devices are made.
     run_first(&bundle.spec.hooks, &creating)?;
+    program::check(&bundle)?;
 
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
