@@ -82,7 +82,7 @@ fn a_guest_that_panics_is_a_container_that_has_stopped() {
     let bundle = Bundle::sh("echo c >/proc/sysrq-trigger; sleep 1000");
     let container = Container::new(bundle.with(|config| config["linux"]["readonlyPaths"] = json!([])));
     let pid = container.create();
-    container.error(1, &["exec", "c", "true"]);
+    container.error(255, &["exec", "c", "true"]);
     container.out(&["start", "c"]);
     assert_eq!(reap(pid), Ok(125));
     assert_eq!(container.status(), "stopped");
