@@ -35,6 +35,8 @@ fn run_words(engine: &Engine, flags: &[&str], id: &str, words: &[&str]) -> Vec<S
     let rootfs = rootfs(engine);
     let mut all = vec!["run".to_owned(), "--runc-binary".to_owned(), binary.display().to_string()];
     all.extend(flags.iter().map(ToString::to_string));
+    // What an image would say; runc looks for no program without it.
+    all.extend(["--env".to_owned(), "PATH=/bin".to_owned()]);
     all.extend(["--rootfs".to_owned(), rootfs.display().to_string(), id.to_owned()]);
     all.extend(words.iter().map(ToString::to_string));
     all

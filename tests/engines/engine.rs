@@ -98,6 +98,7 @@ impl Engine {
         let mut command = Command::new("/usr/bin/containerd");
         command.arg("--config").arg(config).arg("--address").arg(self.socket());
         command.arg("--state").arg(self.dir.path().join("run"));
+        command.arg("--root").arg(self.dir.path().join("lib"));
         command
     }
 
@@ -202,7 +203,14 @@ impl Engine {
                     self.ok(&words);
                 }
             }
-            Kind::Containerd => {}
+            Kind::Containerd => {
+                for id in self.ok(&["container", "list", "-q"]).lines() {
+                    // A case that failed may have left it at any step.
+                    self.run(&["task", "kill", "-s", "SIGKILL", id]);
+                    self.run(&["task", "delete", "-f", id]);
+                    self.ok(&["container", "delete", id]);
+                }
+            }
         }
         if self.is_vm() {
             leftovers::assert_none(self.dir.path());

@@ -20,8 +20,9 @@ pub fn assert_none(engine: &Path) {
             poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).expect("wait for a process");
         assert!(ended > 0, "process {pid:?} is left: {}", words_of(pid));
     }
-    let states =
-        ["/run/vmm".into(), engine.join("run/runtime-vmm/moby"), "/run/containerd/runc/default".into()];
+    // Docker calls the directory by the runtime's type, however it is named in its settings.
+    let of_docker = ["run/runtime-vmm/moby", "run/runtime-runc/moby"].map(|path| engine.join(path));
+    let states = of_docker.into_iter().chain(["/run/vmm".into(), "/run/containerd/runc/default".into()]);
     for state in states {
         // A lock that all containers of a state directory share stays with it.
         let left: Vec<String> = names(&state).into_iter().filter(|name| !name.starts_with('.')).collect();
