@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{Bundle, Running, Terminal, check_output, program};
@@ -352,11 +354,15 @@ fn logs_are_kept_and_the_state_says_how_it_ended() {
     let followed = Running::start(pod.command(&["logs", "-f", "p"]));
     assert_eq!(pod.wait("a"), "out1\nout2\nout3\n");
     assert_eq!(pod.of_container("a")["exitCode"], 4);
+    let process = Pid::from_raw(i32::try_from(pod.pid()).unwrap()).unwrap();
+    let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
     assert_eq!(pod.exec("b", "touch /dev/shm/go").status.code(), Some(0));
     let followed = followed.finish().code(0);
     assert_eq!(lines(&followed.stdout), ["a | out1", "a | out2", "a | out3", "b | b"]);
     assert_eq!(lines(&followed.stderr), ["a | err"]);
-    // Every container has ended, and with them the pod.
+    // Every container has ended, and with them the pod, but its logs end a little before its process.
+    let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&deadline)), Ok(1));
     let state = pod.state();
     assert_eq!((&state["status"], &state["labels"]["tier"]), (&json!("stopped"), &json!("test")));
     let tail = pod.output(&["logs", "--tail", "2", "p", "a"]);
