@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{PipeWriter, pipe};
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -138,6 +139,8 @@ fn abandon(directory: &StateDir) {
 /// The container's life, from what it has of the host to its end.
 fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     let Start { config, bundle, state, held, console_socket } = start;
+    // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
+    let _ = held.into_raw_fd();
     let oci = oci_state(&config, &bundle);
     let mut creating = PodState {
         id: config.id.clone(),
@@ -190,9 +193,7 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
         oci: Some(oci),
         cgroup: creating.cgroup,
     };
-    let code = Supervisor::start(parts, created)?.run();
-    drop(held);
-    code
+    Supervisor::start(parts, created)?.run()
 }
 
 fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
