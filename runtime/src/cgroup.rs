@@ -2,8 +2,8 @@
 //! limited where engines look for it.
 //!
 //! Version 2's tree, version 1's trees, or both where a host has both. Own code: the well-kept library for it (cgroups-rs)
-//! brings ninety crates along, a D-Bus client and an async runtime among them, for what is a dozen files to write.
-//! systemd's names are honoured as paths: the cgroup is made where systemd would have its scope, and systemd is not told.
+//! brings ninety crates along, an async runtime among them, for what is a dozen files to write. Where systemd's form of a
+//! path is used the cgroup is a scope of systemd's; its limits are written here all the same, since not all are systemd's.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -18,17 +18,17 @@ use crate::oci::resources::Resources;
 pub mod hierarchies;
 pub mod limits;
 pub mod path;
+pub mod systemd;
 pub mod usage;
 
 use hierarchies::{Hierarchies, Hierarchy};
 use path::CgroupPath;
+use systemd::{Manager, Scope, SystemdError, properties};
 
 /// How long the kernel may take to let processes go that have ended.
 const REMOVAL: Duration = Duration::from_secs(2);
 /// The first wait between two attempts; each is twice as long as the one before.
 const REMOVAL_STEP: Duration = Duration::from_millis(1);
-/// Where systemd says that it runs (sd_booted(3)).
-const SYSTEMD: &str = "/run/systemd/system";
 
 /// Why a cgroup cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +70,9 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// There is no systemd whose names could be meant.
-    #[error("--systemd-cgroup: systemd does not run on this host")]
-    NoSystemd,
+    /// systemd did not do it.
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
 }
 
 /// This module's result.
@@ -96,20 +96,32 @@ pub struct Setting {
     pub files: Vec<(String, String)>,
 }
 
+/// Where a cgroup is, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Ours, at a path.
+    Path(CgroupPath),
+    /// systemd's.
+    Scope(Scope),
+}
+
 /// What a plan wants of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Where it is.
-    pub path: CgroupPath,
-    /// It is in systemd's form.
-    pub systemd: bool,
+    pub place: Place,
     /// What is limited.
     pub resources: Resources,
 }
 
 /// A cgroup: a directory in each tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cgroup(Vec<Directory>);
+pub struct Cgroup {
+    directories: Vec<Directory>,
+    /// The unit of systemd's that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+}
 
 /// A cgroup's directory in one tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,32 +132,64 @@ struct Directory {
 }
 
 impl Cgroup {
-    /// Makes the cgroup with its limits, for a machine of `memory_mib`. Nobody is in it yet.
+    /// Makes the cgroup, for a machine of `memory_mib`. Nobody is in it, but in one of systemd's, which begins with this
+    /// process. Its limits are to follow, once it is known who takes it away.
     pub fn make(wanted: &Wanted, memory_mib: u32) -> Result<Cgroup> {
-        if wanted.systemd && !Path::new(SYSTEMD).is_dir() {
-            return Err(CgroupError::NoSystemd);
-        }
-        Cgroup::make_in(&Hierarchies::find()?, wanted, memory_mib)
+        let trees = Hierarchies::find()?;
+        let scope = match &wanted.place {
+            Place::Path(path) => return Cgroup::make_in(&trees, path),
+            Place::Scope(scope) => scope,
+        };
+        let limits = limits::settings(&wanted.resources, memory_mib, trees.version());
+        Manager::connect()?.start(scope, properties(&limits, trees.version()))?;
+        // systemd says where we are by having us there; in trees of version 1 that it leaves alone we make the same.
+        let trees = Hierarchies::find()?;
+        let own = trees.of_systemd().map_or_else(PathBuf::new, |tree| tree.own.clone());
+        let mut cgroup = Cgroup { unit: Some(scope.unit().to_owned()), ..Cgroup::default() };
+        trees.all().try_for_each(|tree| {
+            let path = make_directory(tree, &own, trees.is_unified())?;
+            cgroup.add(tree, path);
+            Ok::<(), CgroupError>(())
+        })?;
+        Ok(cgroup)
     }
 
-    /// Likewise in these trees.
-    fn make_in(trees: &Hierarchies, wanted: &Wanted, memory_mib: u32) -> Result<Cgroup> {
-        let unified = trees.is_unified();
+    /// Makes it at a path in these trees, if nobody is there.
+    fn make_in(trees: &Hierarchies, path: &CgroupPath) -> Result<Cgroup> {
         let mut cgroup = Cgroup::default();
-        let made = trees.unified.iter().chain(&trees.legacy).try_for_each(|tree| {
-            let below = wanted.path.below(tree);
-            let path = make_directory(tree, &below, unified)?;
-            cgroup.0.push(Directory { path, controllers: tree.controllers.clone() });
+        let made = trees.all().try_for_each(|tree| {
+            let path = make_directory(tree, &path.below(tree), trees.is_unified())?;
+            let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            if !inside.trim().is_empty() {
+                return Err(CgroupError::Busy(path));
+            }
+            cgroup.add(tree, path);
             Ok(())
         });
-        let version = if unified { Version::Two } else { Version::One };
-        let settings = limits::settings(&wanted.resources, memory_mib, version);
-        if let Err(error) = made.and_then(|()| cgroup.set(settings)) {
+        if let Err(error) = made {
             // What went wrong first says more.
             let _ = cgroup.remove();
             return Err(error);
         }
         Ok(cgroup)
+    }
+
+    fn add(&mut self, tree: &Hierarchy, path: PathBuf) {
+        self.directories.push(Directory { path, controllers: tree.controllers.clone() });
+    }
+
+    /// Limits a machine of `memory_mib` to `resources`.
+    pub fn limit(&self, resources: &Resources, memory_mib: u32) -> Result<()> {
+        self.set(limits::settings(resources, memory_mib, self.version()))
+    }
+
+    /// Changes the limits of a machine that runs.
+    pub fn change(&self, resources: &Resources, memory_mib: u32) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            let limits = limits::settings(resources, memory_mib, self.version());
+            Manager::connect()?.set(unit, &properties(&limits, self.version()))?;
+        }
+        self.limit(resources, memory_mib)
     }
 
     /// The cgroup in which the process `pid` is.
@@ -154,32 +198,30 @@ impl Cgroup {
         let own = fs::read_to_string(&path).map_err(host("read", &path))?;
         let mounts =
             fs::read_to_string("/proc/self/mountinfo").map_err(host("read", Path::new("/proc/self")))?;
-        let trees = Hierarchies::parse(&mounts, &own);
-        let all = trees.unified.into_iter().chain(trees.legacy);
-        let directory =
-            |tree: Hierarchy| Directory { path: tree.mount.join(tree.own), controllers: tree.controllers };
-        Ok(Cgroup(all.map(directory).collect()))
+        let mut cgroup = Cgroup::default();
+        Hierarchies::parse(&mounts, &own).all().for_each(|tree| cgroup.add(tree, tree.mount.join(&tree.own)));
+        Ok(cgroup)
     }
 
     /// Whether there is none.
     pub fn is_none(&self) -> bool {
-        self.0.is_empty()
+        self.directories.is_empty()
     }
 
     /// Whether version 2's tree alone has the controllers.
     pub fn version(&self) -> Version {
         let legacy =
             |directory: &Directory| directory.controllers.iter().any(|name| !name.starts_with("name="));
-        if self.0.iter().any(legacy) { Version::One } else { Version::Two }
+        if self.directories.iter().any(legacy) { Version::One } else { Version::Two }
     }
 
     /// Has this process be in it, with all its threads.
     pub fn join(&self) -> Result<()> {
-        self.0.iter().try_for_each(|directory| join(&directory.path))
+        self.directories.iter().try_for_each(|directory| join(&directory.path))
     }
 
-    /// Writes limits. One may have to wait for another: a limit of memory and swap is never below that of memory.
-    pub fn set(&self, settings: Vec<Setting>) -> Result<()> {
+    /// Writes limits; one may have to wait for another: a limit of memory and swap is never below that of memory.
+    fn set(&self, settings: Vec<Setting>) -> Result<()> {
         let late: Vec<Setting> =
             settings.into_iter().filter(|setting| self.write(setting).is_err()).collect();
         late.iter().try_for_each(|setting| self.write(setting))
@@ -202,7 +244,7 @@ impl Cgroup {
             }
         }
         let directory =
-            missing.or(self.0.first().map(|first| first.path.as_path())).unwrap_or(Path::new("/"));
+            missing.or(self.directories.first().map(|first| first.path.as_path())).unwrap_or(Path::new("/"));
         let file = setting.files.last().map_or("", |(file, _)| file).to_owned();
         Err(CgroupError::Missing { at: setting.at.clone(), file, directory: directory.to_owned() })
     }
@@ -224,17 +266,21 @@ impl Cgroup {
     fn directory_of(&self, file: &str) -> Option<&Path> {
         let controller = file.split('.').next().unwrap_or(file);
         let found = match self.version() {
-            Version::Two => self.0.iter().find(|directory| directory.controllers.is_empty()),
-            Version::One => {
-                self.0.iter().find(|directory| directory.controllers.iter().any(|name| name == controller))
-            }
+            Version::Two => self.directories.iter().find(|directory| directory.controllers.is_empty()),
+            Version::One => self
+                .directories
+                .iter()
+                .find(|directory| directory.controllers.iter().any(|name| name == controller)),
         };
         found.map(|directory| directory.path.as_path())
     }
 
     /// Removes it. What is still in it ends: nobody but the machine's own was ever there.
     pub fn remove(&self) -> Result<()> {
-        self.0.iter().try_for_each(|directory| {
+        if let Some(unit) = &self.unit {
+            Manager::connect()?.stop(unit)?;
+        }
+        self.directories.iter().try_for_each(|directory| {
             let kill = directory.path.join("cgroup.kill");
             // An older kernel does not have it, and mostly nobody is there.
             let _ = OpenOptions::new().write(true).open(kill).and_then(|mut file| file.write_all(b"1"));
@@ -255,6 +301,7 @@ impl Entered {
     pub fn enter(wanted: &Wanted, memory_mib: u32) -> Result<Entered> {
         let before = Cgroup::of_process(std::process::id())?;
         let entered = Entered { cgroup: Cgroup::make(wanted, memory_mib)?, before };
+        entered.cgroup.limit(&wanted.resources, memory_mib)?;
         entered.cgroup.join()?;
         Ok(entered)
     }
@@ -279,7 +326,7 @@ fn join(directory: &Path) -> Result<()> {
     written.map_err(host("join", directory))
 }
 
-/// Makes a directory in a tree with those above it, and returns its path. Nobody may be in it.
+/// Makes a directory in a tree with those above it, and returns its path.
 fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<PathBuf> {
     let mut path = tree.mount.clone();
     for name in below.components() {
@@ -297,8 +344,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<PathB
             inherit_cpuset(&path)?;
         }
     }
-    let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    if inside.trim().is_empty() { Ok(path) } else { Err(CgroupError::Busy(path)) }
+    Ok(path)
 }
 
 /// Has the children of a cgroup have every controller that it has itself. One that cannot be had is missed where something

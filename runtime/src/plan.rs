@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
 use crate::bundle::{Bundle, Result, invalid, is_bind};
-use crate::cgroup::Wanted;
 use crate::cgroup::path::CgroupPath;
+use crate::cgroup::systemd::Scope;
+use crate::cgroup::{Place, Wanted};
 use crate::config::{RunConfig, ShareType};
 use crate::link::Peer;
 use crate::network::{Network, resolver};
@@ -313,11 +314,13 @@ fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
 
 fn host_cgroup(bundle: &Bundle, config: &RunConfig) -> Result<Option<Wanted>> {
     let linux = &bundle.spec.linux;
-    if linux.cgroups_path.is_empty() {
-        return Ok(None);
-    }
-    let path = CgroupPath::parse(&linux.cgroups_path, config.systemd_cgroup)?;
-    Ok(Some(Wanted { path, systemd: config.systemd_cgroup, resources: linux.resources.clone() }))
+    let place = match (config.systemd_cgroup, linux.cgroups_path.as_str()) {
+        (false, "") => return Ok(None),
+        (false, path) => Place::Path(CgroupPath::parse(path)?),
+        (true, "") => Place::Scope(Scope::parse(&format!(":vmm:{}", config.id))?),
+        (true, path) => Place::Scope(Scope::parse(path)?),
+    };
+    Ok(Some(Wanted { place, resources: linux.resources.clone() }))
 }
 
 /// Returns the kernel's lines for the clocks of a time namespace (time_namespaces(7)).

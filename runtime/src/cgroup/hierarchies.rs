@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{CgroupError, Result};
+use super::{CgroupError, Result, Version};
 
 /// One tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,22 @@ impl Hierarchies {
         found
     }
 
+    /// Each of them.
+    pub fn all(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.unified.iter().chain(&self.legacy)
+    }
+
+    /// Whose files the controllers' are.
+    pub fn version(&self) -> Version {
+        if self.is_unified() { Version::Two } else { Version::One }
+    }
+
+    /// The tree in which systemd has its units.
+    pub fn of_systemd(&self) -> Option<&Hierarchy> {
+        let named = |tree: &&Hierarchy| tree.controllers.iter().any(|name| name == "name=systemd");
+        self.legacy.iter().find(named).or(self.unified.as_ref())
+    }
+
     /// Whether version 2's tree alone has the controllers.
     pub fn is_unified(&self) -> bool {
         self.legacy.iter().all(|tree| tree.controllers.iter().all(|name| name.starts_with("name=")))
@@ -121,6 +137,7 @@ mod tests {
                       30 22 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         let found = Hierarchies::parse(mounts, "0::/system.slice/docker.service\n");
         assert!(found.is_unified());
+        assert_eq!(found.of_systemd(), found.unified.as_ref());
         let unified = tree("/sys/fs/cgroup", &[], "system.slice/docker.service");
         assert_eq!(found, Hierarchies { unified: Some(unified), legacy: vec![] });
     }
@@ -142,6 +159,7 @@ mod tests {
             tree("/sys/fs/cgroup/my memory", &["memory"], "a"),
         ];
         assert_eq!(found.legacy, legacy);
+        assert_eq!(found.of_systemd(), Some(&legacy[0]));
     }
 
     #[test]

@@ -32,12 +32,13 @@ impl Host {
     }
 }
 
-fn wanted(resources: Value) -> Wanted {
-    Wanted {
-        path: CgroupPath::parse("/a/b", false).unwrap(),
-        systemd: false,
-        resources: serde_json::from_value(resources).unwrap(),
-    }
+fn make(trees: &Hierarchies) -> Result<Cgroup> {
+    Cgroup::make_in(trees, &CgroupPath::parse("/a/b").unwrap())
+}
+
+/// Limits it, as a machine of 64 MiB.
+fn limit(cgroup: &Cgroup, resources: Value) -> Result<()> {
+    cgroup.limit(&serde_json::from_value(resources).unwrap(), 64)
 }
 
 #[test]
@@ -48,7 +49,8 @@ fn version_2_is_made_from_the_top_with_controllers_and_limits() {
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &files)), legacy: vec![] };
     fs::write(host.path("two/cgroup.controllers"), "pids\n").unwrap();
     let limits = json!({"memory": {"limit": 1 << 20}, "cpu": {"shares": 1024}, "blockIO": {"weight": 10}});
-    let cgroup = Cgroup::make_in(&trees, &wanted(limits), 64).unwrap();
+    let cgroup = make(&trees).unwrap();
+    limit(&cgroup, limits).unwrap();
     assert_eq!(cgroup.version(), Version::Two);
     assert_eq!(host.file("two/cgroup.subtree_control"), "+pids");
     assert_eq!(host.file("two/a/b/memory.max"), limits::machine_bytes(64).to_string());
@@ -72,7 +74,8 @@ fn version_1_is_a_directory_in_each_tree_and_a_set_of_cpus_is_never_empty() {
         unified: Some(host.tree("unified", &[], &["cgroup.controllers"])),
         legacy: vec![named, memory, cpuset],
     };
-    let cgroup = Cgroup::make_in(&trees, &wanted(json!({"memory": {"limit": 1 << 20}})), 64).unwrap();
+    let cgroup = make(&trees).unwrap();
+    limit(&cgroup, json!({"memory": {"limit": 1 << 20}})).unwrap();
     assert_eq!(cgroup.version(), Version::One);
     assert_eq!(host.file("memory/a/b/memory.limit_in_bytes"), limits::machine_bytes(64).to_string());
     assert_eq!(host.file("cpuset/a/cpuset.cpus"), "0-3");
@@ -88,16 +91,18 @@ fn version_1_is_a_directory_in_each_tree_and_a_set_of_cpus_is_never_empty() {
 }
 
 #[test]
-fn what_the_host_does_not_have_is_refused_by_name_and_leaves_nothing() {
+fn what_the_host_does_not_have_is_refused_by_name() {
     let host = Host::new();
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &["x"])), legacy: vec![] };
-    let error = Cgroup::make_in(&trees, &wanted(json!({"blockIO": {"weight": 10}})), 64).unwrap_err();
+    let cgroup = make(&trees).unwrap();
+    let error = limit(&cgroup, json!({"blockIO": {"weight": 10}})).unwrap_err();
     let at = host.path("two/a/b");
     let expected = format!(
         "config.json linux.resources.blockIO.weight: not supported: the host has no io.weight in {}",
         at.display()
     );
     assert_eq!(error.to_string(), expected);
+    cgroup.remove().unwrap();
     assert!(!at.exists() && host.path("two/a").exists());
 }
 
@@ -106,7 +111,7 @@ fn a_cgroup_with_processes_is_somebody_else_s() {
     let host = Host::new();
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &["a/b/cgroup.procs"])), legacy: vec![] };
     fs::write(host.path("two/a/b/cgroup.procs"), "17\n").unwrap();
-    let error = Cgroup::make_in(&trees, &wanted(json!({})), 64).unwrap_err();
+    let error = make(&trees).unwrap_err();
     assert!(matches!(error, CgroupError::Busy(path) if path == host.path("two/a/b")));
     assert_eq!(host.file("two/a/b/cgroup.procs"), "17\n");
 }
@@ -115,7 +120,7 @@ fn a_cgroup_with_processes_is_somebody_else_s() {
 fn a_limit_may_wait_for_another() {
     let host = Host::new();
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &["a/b/second"])), legacy: vec![] };
-    let cgroup = Cgroup::make_in(&trees, &wanted(json!({})), 64).unwrap();
+    let cgroup = make(&trees).unwrap();
     // A directory refuses to be written as the kernel refuses a value.
     fs::create_dir(host.path("two/a/b/first")).unwrap();
     let setting = |file: &str| Setting { at: file.into(), files: vec![(file.into(), "1".into())] };

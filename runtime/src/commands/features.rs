@@ -35,8 +35,7 @@ fn document() -> Value {
         "linux": {
             "namespaces": sorted(refuse::NAMESPACES.into_iter()),
             "capabilities": capabilities::names().collect::<Vec<_>>(),
-            // systemd's form of a path is taken, but systemd is not told of it.
-            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
             "seccomp": {
                 "enabled": true,
                 "actions": seccomp::actions().collect::<Vec<_>>(),

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 
 use super::pod::{ask, done, state};
 use crate::bundle::unsupported;
-use crate::cgroup::limits::settings;
 use crate::cli::update::UpdateArgs;
 use crate::control::Request;
 use crate::oci::resources::{BlockIo, Resources};
@@ -37,7 +36,7 @@ pub fn update(args: UpdateArgs) -> Result<()> {
         done(ask(&root, &args.id, &Request::Update { container, files })?)?;
     }
     if sets == Sets::Host {
-        state.cgroup.set(settings(&resources, state.memory_mib, state.cgroup.version()))?;
+        state.cgroup.change(&resources, state.memory_mib)?;
     }
     Ok(())
 }

@@ -158,6 +158,7 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
         creating.cgroup = Cgroup::make(wanted, plan.memory_mib)?;
         // Known before anybody is in it, so that whoever clears up after us finds it.
         state.write(&creating)?;
+        creating.cgroup.limit(&wanted.resources, plan.memory_mib)?;
         creating.cgroup.join()?;
     }
     let entered = surroundings::enter_network(&bundle.spec.linux)?;

@@ -1,0 +1,240 @@
+//! One end of a D-Bus connection without a bus (D-Bus specification): the messages' form is the library's, the socket ours.
+//!
+//! The library's own connection waits for the answer to its credentials before it says BEGIN, and then sends a call at once.
+//! Where both reach systemd's library in one piece, that takes the call for part of the handshake and waits for more, and so
+//! do we for its reply. As its own clients do, we send all of the handshake first, and nothing until it is answered.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use rustbus::MessageType;
+use rustbus::message_builder::MarshalledMessage;
+use rustbus::wire::errors::{MarshalError, UnmarshalError};
+use rustbus::wire::marshal::marshal;
+use rustbus::wire::unmarshal::{unmarshal_dynamic_header, unmarshal_header, unmarshal_next_message};
+
+use crate::sys;
+
+/// The fixed part of a message's header with the length of its fields, bytes.
+const HEADER: usize = 16;
+/// The longest message that is read, bytes; the specification's maximum is 128 MiB.
+const MESSAGE_MAX: usize = 1 << 20;
+/// The longest line of the handshake.
+const LINE_MAX: usize = 512;
+/// The most signals that wait until somebody asks for them.
+const SIGNALS_MAX: usize = 4096;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// The socket.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The other end does not take us for who we are.
+    #[error("not admitted: {0}")]
+    Rejected(String),
+    /// A message that is none, or longer than any of ours.
+    #[error("broken message")]
+    Broken,
+    /// It does not say what it is to say.
+    #[error("unexpected message: {0:?}")]
+    Content(UnmarshalError),
+    /// Ours cannot be said.
+    #[error("message: {0:?}")]
+    Marshal(MarshalError),
+}
+
+impl From<UnmarshalError> for BusError {
+    fn from(error: UnmarshalError) -> BusError {
+        BusError::Content(error)
+    }
+}
+
+impl From<MarshalError> for BusError {
+    fn from(error: MarshalError) -> BusError {
+        BusError::Marshal(error)
+    }
+}
+
+type Result<T, E = BusError> = std::result::Result<T, E>;
+
+/// A connection.
+pub struct Bus {
+    stream: UnixStream,
+    until: Instant,
+    serial: u32,
+    signals: VecDeque<MarshalledMessage>,
+}
+
+impl Bus {
+    /// Connects to a socket, as the user who we are. Nothing is waited for beyond `until`.
+    pub fn connect(path: &Path, until: Instant) -> Result<Bus> {
+        Bus::over(UnixStream::connect(path)?, until)
+    }
+
+    fn over(stream: UnixStream, until: Instant) -> Result<Bus> {
+        let mut bus = Bus { stream, until, serial: 0, signals: VecDeque::new() };
+        let user = sys::effective_user().to_string();
+        let hex: String = user.bytes().map(|digit| format!("{digit:02x}")).collect();
+        bus.write(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            bus.read(&mut byte)?;
+            line.push(byte[0]);
+            if line.len() > LINE_MAX {
+                return Err(BusError::Broken);
+            }
+        }
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if line.starts_with("OK ") { Ok(bus) } else { Err(BusError::Rejected(line)) }
+    }
+
+    /// Sends a call and waits for its reply, which may be an error's.
+    pub fn call(&mut self, call: &MarshalledMessage) -> Result<MarshalledMessage> {
+        self.serial += 1;
+        let mut bytes = Vec::new();
+        marshal(call, self.serial, &mut bytes)?;
+        bytes.extend_from_slice(call.get_buf());
+        self.write(&bytes)?;
+        loop {
+            let message = self.next()?;
+            if message.dynheader.response_serial == Some(self.serial) {
+                return Ok(message);
+            }
+            self.keep(message)?;
+        }
+    }
+
+    /// Waits for a signal.
+    pub fn signal(&mut self) -> Result<MarshalledMessage> {
+        loop {
+            if let Some(signal) = self.signals.pop_front() {
+                return Ok(signal);
+            }
+            let message = self.next()?;
+            self.keep(message)?;
+        }
+    }
+
+    /// Keeps a signal, and lets anything else fall.
+    fn keep(&mut self, message: MarshalledMessage) -> Result<()> {
+        if matches!(message.typ, MessageType::Signal) {
+            if self.signals.len() == SIGNALS_MAX {
+                return Err(BusError::Broken);
+            }
+            self.signals.push_back(message);
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<MarshalledMessage> {
+        let mut bytes = vec![0; HEADER];
+        self.read(&mut bytes)?;
+        let number = |at: usize| {
+            let four = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+            let number = if bytes[0] == b'B' { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) };
+            number as usize
+        };
+        let (body, fields) = (number(4), number(12));
+        if body > MESSAGE_MAX || fields > MESSAGE_MAX {
+            return Err(BusError::Broken);
+        }
+        bytes.resize((HEADER + fields).next_multiple_of(8) + body, 0);
+        self.read(&mut bytes[HEADER..])?;
+        let (at, header) = unmarshal_header(&bytes, 0)?;
+        let (len, fields) = unmarshal_dynamic_header(&header, &bytes, at)?;
+        Ok(unmarshal_next_message(&header, fields, &bytes, at + len)?.1)
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.stream.set_read_timeout(Some(self.left()?))?;
+            match self.stream.read(rest) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(len) => rest = &mut rest[len..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The timeout's own kind.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        Ok(self.stream.write_all(bytes)?)
+    }
+
+    fn left(&self) -> Result<std::time::Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::Error::from(io::ErrorKind::TimedOut).into()) } else { Ok(left) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustbus::MessageBuilder;
+
+    use super::*;
+
+    /// What the other end sent before it was asked, and how we take it.
+    fn heard(bytes: &[u8]) -> (Result<Bus>, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(bytes).unwrap();
+        (Bus::over(ours, Instant::now() + Duration::from_secs(5)), theirs)
+    }
+
+    fn bytes_of(message: &MarshalledMessage, serial: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        marshal(message, serial, &mut bytes).unwrap();
+        bytes.extend_from_slice(message.get_buf());
+        bytes
+    }
+
+    #[test]
+    fn a_call_has_its_reply_and_signals_wait() {
+        let mut call = MessageBuilder::new().call("Start").on("/a").build();
+        let mut signal = MessageBuilder::new().signal("a.b", "Ended", "/a").build();
+        signal.body.push_param("x").unwrap();
+        call.dynheader.serial = Some(1);
+        let mut reply = call.dynheader.make_response();
+        reply.body.push_param(7_u32).unwrap();
+        let mut all = b"OK 0123\r\n".to_vec();
+        all.extend(bytes_of(&signal, 1));
+        all.extend(bytes_of(&reply, 2));
+        let (bus, mut theirs) = heard(&all);
+        let mut bus = bus.unwrap();
+        let said = bus.call(&call).unwrap();
+        assert_eq!(said.body.parser().get::<u32>().unwrap(), 7);
+        assert_eq!(bus.signal().unwrap().body.parser().get::<String>().unwrap(), "x");
+        drop(bus);
+        let mut sent = Vec::new();
+        theirs.read_to_end(&mut sent).unwrap();
+        assert!(sent.starts_with(b"\0AUTH EXTERNAL 3"));
+        assert!(sent.windows(7).any(|window| window == b"BEGIN\r\n"));
+        assert!(sent.ends_with(&bytes_of(&call, 1)));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        assert!(
+            matches!(heard(b"REJECTED EXTERNAL\r\n").0, Err(BusError::Rejected(line)) if line == "REJECTED EXTERNAL")
+        );
+        assert!(matches!(heard(&[b'x'; LINE_MAX + 1]).0, Err(BusError::Broken)));
+        for message in [[0xff; 64], [0; 64]] {
+            let mut bytes = b"OK 0\r\n".to_vec();
+            bytes.extend(message);
+            let (bus, theirs) = heard(&bytes);
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            bus.unwrap().signal().unwrap_err();
+        }
+    }
+}
