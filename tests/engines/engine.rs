@@ -17,6 +17,8 @@ use crate::{images, leftovers};
 pub enum Kind {
     /// dockerd, with the containerd that it starts.
     Docker,
+    /// The same as a service of systemd's, whose cgroups it uses.
+    DockerOfSystemd,
     /// Podman, which has no daemon, with conmon.
     Podman,
     /// containerd by itself, driven by ctr.
@@ -28,6 +30,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Docker => "docker",
+            Kind::DockerOfSystemd => "docker, systemd",
             Kind::Podman => "podman",
             Kind::Containerd => "containerd",
         }
@@ -66,6 +69,7 @@ impl Engine {
     pub fn start_daemon(&self, flags: &[&str]) {
         let (command, ready) = match self.kind {
             Kind::Docker => (self.dockerd(), "API listen on"),
+            Kind::DockerOfSystemd => (self.service(&self.dockerd()), "API listen on"),
             Kind::Podman => return,
             Kind::Containerd => (self.containerd(), "containerd successfully booted"),
         };
@@ -88,6 +92,28 @@ impl Engine {
         command.arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.args(["--add-runtime", &format!("vmm={}", program().display())]);
         command.args(["--default-runtime", self.runtime]);
+        if self.kind == Kind::DockerOfSystemd {
+            command.args(["--exec-opt", "native.cgroupdriver=systemd"]);
+        }
+        command
+    }
+
+    /// What runs `command` as a service of a systemd of its own.
+    fn service(&self, command: &Command) -> Command {
+        let mut service = Command::new("bash");
+        service.args(["-c", include_str!("systemd.sh"), "systemd.sh"]).arg(self.dir.path());
+        service.arg(command.get_program()).args(command.get_args());
+        service
+    }
+
+    /// A command that asks the engine's systemd.
+    pub fn systemctl(&self, words: &[&str]) -> Command {
+        let unshare = fs::read_to_string(self.dir.path().join("unshare.pid")).expect("systemd was started");
+        let unshare = unshare.trim();
+        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let systemd = children.expect("list children");
+        let mut command = Command::new("nsenter");
+        command.args(["--target", systemd.trim(), "--pid", "--mount", "--cgroup", "systemctl"]).args(words);
         command
     }
 
@@ -109,7 +135,7 @@ impl Engine {
     /// The engine's command line with these words.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = match self.kind {
-            Kind::Docker => {
+            Kind::Docker | Kind::DockerOfSystemd => {
                 let mut command = Command::new("/usr/bin/docker");
                 command.arg("-H").arg(format!("unix://{}", self.socket().display()));
                 command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CONFIG", self.dir.path());
@@ -183,7 +209,7 @@ impl Engine {
     /// Makes an image `name` of an archive of a root file system, with a shell as its command.
     pub fn import(&self, archive: &Path, name: &str) {
         match self.kind {
-            Kind::Docker | Kind::Podman => {
+            Kind::Docker | Kind::DockerOfSystemd | Kind::Podman => {
                 let archive = archive.to_str().expect("the path is text");
                 self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
             }
@@ -195,7 +221,7 @@ impl Engine {
     /// Removes every container, and asserts that nothing of the runtime's is left on the host.
     pub fn clean(&self) {
         match self.kind {
-            Kind::Docker | Kind::Podman => {
+            Kind::Docker | Kind::DockerOfSystemd | Kind::Podman => {
                 let all = self.ok(&["ps", "-aq"]);
                 if !all.is_empty() {
                     let mut words = vec!["rm", "-f", "-v"];

@@ -22,6 +22,7 @@ mod programs;
 mod security;
 mod settings;
 mod streams;
+mod systemd;
 mod table;
 mod volumes;
 
@@ -49,6 +50,7 @@ const GROUPS: &[Group] = &[
     Group { name: "build", engine: Kind::Docker, cases: build::CASES },
     Group { name: "faults", engine: Kind::Docker, cases: faults::CASES },
     Group { name: "programs", engine: Kind::Docker, cases: programs::CASES },
+    Group { name: "systemd", engine: Kind::DockerOfSystemd, cases: systemd::CASES },
     Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
 ];
@@ -102,7 +104,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut table = Table::default();
-    for kind in [Kind::Docker, Kind::Podman, Kind::Containerd] {
+    for kind in [Kind::Docker, Kind::DockerOfSystemd, Kind::Podman, Kind::Containerd] {
         for runtime in RUNTIMES {
             if options.runtime.as_deref().is_none_or(|only| only == runtime) {
                 run_engine(kind, runtime, &options, &mut table);
