@@ -143,8 +143,7 @@ impl Engine {
             }
             Kind::Podman => {
                 let mut command = Command::new("/usr/bin/podman");
-                let runtime = if self.is_vm() { program() } else { PathBuf::from("/usr/sbin/runc") };
-                command.arg("--runtime").arg(runtime).args(["--cgroup-manager", "cgroupfs"]);
+                command.arg("--runtime").arg(self.program()).args(["--cgroup-manager", "cgroupfs"]);
                 command.args(["--events-backend", "file"]);
                 command
             }
@@ -241,6 +240,21 @@ impl Engine {
         if self.is_vm() {
             leftovers::assert_none(self.dir.path());
         }
+    }
+
+    /// The runtime's program.
+    fn program(&self) -> PathBuf {
+        if self.is_vm() { program() } else { PathBuf::from("/usr/sbin/runc") }
+    }
+
+    /// Whether a process of the runtime's runs.
+    pub fn runtime_runs(&self) -> bool {
+        !leftovers::processes(&self.program()).is_empty()
+    }
+
+    /// Whether the runtime has the state of a container that Docker made.
+    pub fn has_state(&self) -> bool {
+        leftovers::states(self.dir.path()).iter().any(|path| !leftovers::names(path).is_empty())
     }
 
     /// Prints the end of the daemon's log.

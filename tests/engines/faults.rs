@@ -1,5 +1,9 @@
 //! Faults: nothing is lost, nothing is left, and the engine's own words say why.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 
 use crate::case::{Case, case};
@@ -11,12 +15,16 @@ pub const CASES: &[Case] = &[
     case!(death_of_what_stands_for_the_container).core(),
     case!(engine_restarted_with_live_restore),
     case!(engine_killed),
+    case!(engine_killed_while_a_container_is_made),
     case!(shim_killed),
     case!(root_that_cannot_be_read_is_named),
     case!(mount_that_cannot_be_made_is_named),
     case!(stop_of_many_at_once),
+    case!(full_disk_is_told),
 ];
 
+/// How long the engine may take to start the runtime.
+const DEADLINE: Duration = Duration::from_secs(120);
 const WAITER: &str = "echo ready; exec sleep 1000";
 
 fn twenty_at_once(engine: &Engine) {
@@ -74,6 +82,46 @@ fn engine_killed(engine: &Engine) {
     // Without live-restore the new daemon ends what it finds.
     engine.ok(&["start", "orphan"]);
     engine.wait_log("orphan", "ready\nready");
+}
+
+fn engine_killed_while_a_container_is_made(engine: &Engine) {
+    // As soon as the runtime has been started, and once it has a state of the container.
+    let is_there: [fn(&Engine) -> bool; 2] = [|engine| engine.runtime_runs(), |engine| engine.has_state()];
+    for (moment, is_there) in ["early", "late"].into_iter().zip(is_there) {
+        let making = engine.start_command(&["run", "-d", "--name", moment, "box", "sh", "-c", WAITER]);
+        let until = Instant::now() + DEADLINE;
+        while !is_there(engine) {
+            assert!(Instant::now() < until, "the runtime is not asked");
+            std::thread::yield_now();
+        }
+        engine.end_daemon(Signal::KILL);
+        assert!(!making.finish().status.success());
+        engine.start_daemon(&[]);
+        engine.ok(&["rm", "-f", moment]);
+        engine.clean();
+    }
+    engine.start_container("after", &["box", "sh", "-c", WAITER], "ready");
+}
+
+fn full_disk_is_told(engine: &Engine) {
+    engine.ok(&["create", "--name", "patient", "box", "sh", "-c", WAITER]);
+    let filler = engine.dir().join("filler");
+    let mut file = File::create(&filler).expect("make a file");
+    let free = rustix::fs::statvfs(engine.dir()).expect("ask for free space");
+    // All that is not kept for root, and then that.
+    let most = (free.f_bavail * free.f_frsize).saturating_sub(16 << 20);
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).expect("fill the disk");
+    file.seek(SeekFrom::End(0)).expect("go to the end");
+    let full = std::iter::repeat_with(|| file.write_all(&[0; 1 << 16])).find_map(Result::err);
+    let done = engine.run(&["start", "patient"]);
+    // Its blocks are free once nobody has it open.
+    drop(file);
+    std::fs::remove_file(&filler).expect("remove the file");
+    assert_eq!(full.expect("a disk has an end").kind(), std::io::ErrorKind::StorageFull);
+    assert!(!done.status.success(), "{done}");
+    assert!(done.to_string().to_lowercase().contains("no space left on device"), "{done}");
+    engine.ok(&["start", "patient"]);
+    engine.wait_log("patient", "ready");
 }
 
 fn shim_killed(engine: &Engine) {
