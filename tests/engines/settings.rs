@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     case!(kernel_parameters),
     case!(entrypoint_and_labels),
     case!(namespaces_of_its_own),
+    case!(host_name_of_the_host),
     case!(host_pids_are_refused).refused("a guest has its own kernel: it cannot see the host's processes"),
     case!(host_ipc_is_refused).refused("a guest has its own kernel: it cannot use the host's IPC objects"),
 ];
@@ -162,6 +163,11 @@ fn namespaces_of_its_own(engine: &Engine) {
     ];
     let text = engine.ok(&words);
     assert!(text.starts_with("1\n0::/\n"), "{text}");
+}
+
+fn host_name_of_the_host(engine: &Engine) {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("read the host's name");
+    assert_eq!(engine.ok(&["run", "--rm", "--uts", "host", "box", "hostname"]), host.trim());
 }
 
 fn host_pids_are_refused(engine: &Engine) {

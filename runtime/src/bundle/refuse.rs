@@ -61,7 +61,11 @@ pub fn check(spec: &Spec) -> Result<()> {
 pub fn check_process(process: &Process) -> Result<()> {
     // "If the runtime is unable to create the environment specified in the config.json, it MUST generate an error"
     // (runtime.md): a profile or label without its module is one, unless it asks for nothing.
-    let apparmor = Given(!is_default_profile(&process.apparmor_profile));
+    let profile = process.apparmor_profile.as_str();
+    let apparmor = Given(!is_default_profile(profile));
+    if !apparmor.0 && !matches!(profile, "" | "unconfined") {
+        log::info!("process.apparmorProfile {profile:?}: not loaded, the guest has no AppArmor");
+    }
     let table = [
         ("process.apparmorProfile", apparmor, "the guest has no AppArmor"),
         ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),

@@ -1,7 +1,7 @@
 //! `vmm create`: makes the process that is the container, and returns once that waits for its start.
 
 use std::cell::Cell;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{PipeWriter, pipe};
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::image::Images;
 use crate::link::Peer;
 use crate::link::streams::streams;
 use crate::network::Network;
-use crate::oci::Hook;
+use crate::oci::{Hook, Spec};
 use crate::plan::Plan;
 use crate::pod::output::Outputs;
 use crate::pod::plan::PodPlan;
@@ -61,8 +61,9 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
         bail!("--agent api-4244: a container in the background is asked about by the extension");
     }
     config.systemd_cgroup = engine.systemd_cgroup;
-    let bundle = Bundle::load(&config.bundle)?;
+    let mut bundle = Bundle::load(&config.bundle)?;
     refuse::check_engine(&bundle.spec)?;
+    lend_host_name(&mut bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
     let (state, held) = root.claim(&config.id)?;
     let (left, poststop) = (state.clone(), bundle.spec.hooks.poststop.clone());
@@ -72,6 +73,16 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
         clear(&left, &poststop).unwrap_or_else(|error| log::warn!("{error:#}"));
     }
     made
+}
+
+/// Without a UTS namespace of its own a container has the host's name: a guest has it as it is now.
+fn lend_host_name(spec: &mut Spec) -> Result<()> {
+    let own = spec.linux.namespaces.iter().any(|namespace| namespace.kind == "uts");
+    if !own && spec.hostname.is_empty() {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
+        name.trim_end().clone_into(&mut spec.hostname);
+    }
+    Ok(())
 }
 
 /// Takes away what there is of a container that could not be made: what its first hooks did has its end, too.
