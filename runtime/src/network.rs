@@ -13,7 +13,9 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use agent_proto::payload::{self, Interface, IpAddress, Pod};
 
@@ -117,6 +119,28 @@ pub fn enter(path: &Path) -> Result<()> {
         return Err(NetworkError::Host { path: path.to_owned() });
     }
     sys::enter_network(namespace.as_fd()).map_err(join)
+}
+
+/// Takes away what a process that was killed left on the interfaces of the namespace `path`. What a machine has that lives
+/// stays, and so does the caller's own namespace.
+pub fn clear(path: &Path) -> Result<()> {
+    let clear = || {
+        enter(path)?;
+        let mut netlink = Netlink::open().map_err(NetworkError::List)?;
+        let links = Found::list(&mut netlink).map_err(NetworkError::List)?.links;
+        let has_tap = |link: &Link| links.iter().any(|it| it.name == format!("{TAP_PREFIX}{}", link.index));
+        for link in links.iter().filter(|link| !has_tap(link)) {
+            let left = redirect::remove_left(&mut netlink, link.index);
+            left.map_err(|source| NetworkError::Interface {
+                step: "clear",
+                name: link.name.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    };
+    // A thread is in a namespace; this one is not to be.
+    thread::scope(|scope| scope.spawn(clear).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl Network {

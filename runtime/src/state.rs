@@ -116,6 +116,15 @@ pub struct PodState {
     pub oci: Option<OciState>,
 }
 
+impl PodState {
+    /// What it is once its process is gone.
+    pub fn stopped(mut self) -> PodState {
+        let all = self.containers.iter_mut().map(|container| &mut container.status);
+        all.chain([&mut self.status]).for_each(|status| "stopped".clone_into(status));
+        self
+    }
+}
+
 /// What is known of an OCI container from its bundle.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -128,6 +137,9 @@ pub struct OciState {
     pub created: String,
     /// Who had it made, by number.
     pub owner: u32,
+    /// The network namespace that it is in, if that has a path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<PathBuf>,
     /// The bundle's own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -353,12 +365,7 @@ impl StateDir {
 
     /// What the state says of a pod whose process is gone.
     pub fn read_stopped(&self) -> Result<PodState> {
-        let mut state = self.read()?;
-        "stopped".clone_into(&mut state.status);
-        for container in &mut state.containers {
-            "stopped".clone_into(&mut container.status);
-        }
-        Ok(state)
+        self.read().map(PodState::stopped)
     }
 
     /// Nobody listens any more.

@@ -21,13 +21,13 @@ mod faults;
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A container `c` with a state directory of its own; what of it still runs goes with it.
-struct Container {
+pub(crate) struct Container {
     dir: TempDir,
     bundle: Bundle,
 }
 
 impl Container {
-    fn new(bundle: Bundle) -> Container {
+    pub(crate) fn new(bundle: Bundle) -> Container {
         // Whoever `vmm create` leaves behind is ours to reap, as it is a shim's.
         set_child_subreaper(Some(rustix::process::getpid())).expect("become a subreaper");
         Container { dir: TempDir::new().expect("make a folder"), bundle }
@@ -53,7 +53,7 @@ impl Container {
 
     /// The output of a command that succeeds.
     #[track_caller]
-    fn out(&self, words: &[&str]) -> String {
+    pub(crate) fn out(&self, words: &[&str]) -> String {
         let output = self.output(words);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{words:?}: {} {error}", output.status);
@@ -80,7 +80,7 @@ impl Container {
     }
 
     #[track_caller]
-    fn create(&self) -> Pid {
+    pub(crate) fn create(&self) -> Pid {
         assert_eq!(self.try_create(&[]), 0, "{}", self.read("stderr"));
         self.pid("pid")
     }
@@ -118,7 +118,7 @@ impl Drop for Container {
 
 /// Reaps a process that was left to us; returns its exit code, or the signal that ended it.
 #[track_caller]
-fn reap(pid: Pid) -> Result<i32, i32> {
+pub(crate) fn reap(pid: Pid) -> Result<i32, i32> {
     let (send, receive) = channel();
     thread::spawn(move || {
         // Whoever waited may have given up.

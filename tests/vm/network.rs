@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use tests::{Bundle, Running, check_output};
+
+use crate::lifecycle::{Container, reap};
 
 /// What goes through a connection, in MiB.
 const LOAD_MIB: &str = "20";
@@ -264,6 +267,23 @@ fn what_a_killed_process_left_is_no_obstacle() {
     assert!(!nets.traces().contains("vmm"), "{}", nets.traces());
     nets.bundle("ping -c 1 -W 20 10.9.0.1 | grep -c ttl").run().code(0).stdout("1\n").stderr("");
     assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn what_a_killed_container_left_goes_with_it() {
+    let nets = Nets::joined();
+    let container = Container::new(nets.bundle("sleep 1000"));
+    let pid = container.create();
+    assert!(nets.traces().contains("ingress"), "{}", nets.traces());
+    kill_process(pid, Signal::KILL).expect("kill the container's process");
+    assert!(reap(pid).is_err());
+    assert!(nets.traces().contains("ingress"), "{}", nets.traces());
+    // Somebody else's is left alone.
+    nets.pod(&["link", "add", "other", "type", "dummy"]);
+    let tc = ["netns", "exec", &nets.pod, "tc", "qdisc", "add", "dev", "other", "ingress"];
+    ip(&tc);
+    container.out(&["delete", "c"]);
+    assert_eq!(nets.traces().matches("ingress").count(), 1, "{}", nets.traces());
 }
 
 #[test]

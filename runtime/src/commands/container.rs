@@ -17,6 +17,7 @@ use crate::config::RunConfig;
 use crate::control::{ControlError, Request};
 use crate::exit::{self, CodedError};
 use crate::hooks;
+use crate::network::{self, NetworkError};
 use crate::oci::{Hook, Hooks};
 use crate::signals::name::signal_of;
 use crate::state::{PodState, StateDir, StateError, StateRoot};
@@ -203,15 +204,29 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     }
     // Its process may still be about to go.
     directory.wait_until_released()?;
-    let state = directory.read_stopped().unwrap_or(state);
+    let state = directory.read().unwrap_or(state);
     let hooks = hooks_of(&state).unwrap_or_else(|error| {
         log::warn!("{error:#}");
         Hooks::default()
     });
-    state.cgroup.remove()?;
-    directory.remove()?;
-    run_last(&hooks.poststop, &state);
+    take_away(&directory, &state)?;
+    run_last(&hooks.poststop, &state.stopped());
     Ok(0)
+}
+
+/// Takes away what is left of a container whose process has ended, by itself or not.
+fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
+    let network = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
+    // One that ended by itself left nothing there.
+    if let Some(path) = network.filter(|path| state.status != "stopped" && path.exists()) {
+        match network::clear(path) {
+            // Nor did one that was refused because of it.
+            Ok(()) | Err(NetworkError::Host { .. }) => {}
+            Err(error) => log::warn!("{:#}", anyhow::Error::from(error)),
+        }
+    }
+    state.cgroup.remove()?;
+    Ok(directory.remove()?)
 }
 
 /// Runs the hooks that come after a container. "If any poststop hook fails, the runtime MUST log a warning, but the

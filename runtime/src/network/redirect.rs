@@ -54,6 +54,15 @@ pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     netlink.request(discipline.with(KIND, b"ingress\0"))
 }
 
+/// Takes away what a process left that was killed: a redirection that bears our mark, and nothing else.
+pub fn remove_left(netlink: &mut Netlink, from: u32) -> io::Result<()> {
+    let marks = marks(netlink, from)?;
+    if marks.is_empty() || marks.contains(&false) {
+        return Ok(());
+    }
+    remove_ours(netlink, from)
+}
+
 fn filter(from: u32, to: u32) -> Message {
     const MIRRED_PARAMETERS: u16 = 2;
     const MATCHALL_ACTIONS: u16 = 2;
@@ -88,13 +97,19 @@ fn place(link: u32, handle: u32, parent: u32, info: u32) -> [u8; 20] {
 
 /// Whether every filter of the ingress discipline bears our mark. It may have none: then its maker was killed early.
 fn is_ours(netlink: &mut Netlink, link: u32) -> io::Result<bool> {
+    Ok(!marks(netlink, link)?.contains(&false))
+}
+
+/// Of each filter of the ingress discipline, whether it bears our mark.
+fn marks(netlink: &mut Netlink, link: u32) -> io::Result<Vec<bool>> {
     let filters = netlink.list(Message::list(kind::GET_FILTER, &place(link, 0, INGRESS, 0)))?;
-    Ok(filters.iter().all(|(_, body)| {
+    let is_marked = |body: &[u8]| {
         let handle = number(body.get(8..).unwrap_or_default());
         let kind = attributes(body.get(20..).unwrap_or_default()).find(|(kind, _)| *kind == KIND);
         // The kernel lists a filter's head, with handle 0, before its parts.
         kind.is_some_and(|(_, name)| text(name) == "matchall") && (handle == MARK || handle == 0)
-    }))
+    };
+    Ok(filters.iter().map(|(_, body)| is_marked(body)).collect())
 }
 
 #[cfg(test)]

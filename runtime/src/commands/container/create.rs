@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use vmm::PendingVm;
 
-use super::{check_console, end, refuse_descriptors, run_first, run_last, write_pid};
+use super::{check_console, end, refuse_descriptors, run_first, run_last, take_away, write_pid};
 use crate::bundle::{Bundle, program, refuse};
 use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
@@ -88,10 +88,9 @@ fn lend_host_name(spec: &mut Spec) -> Result<()> {
 /// Takes away what there is of a container that could not be made: what its first hooks did has its end, too.
 fn clear(directory: &StateDir, poststop: &[Hook]) -> Result<()> {
     end(directory)?;
-    let state = directory.read_stopped()?;
-    state.cgroup.remove()?;
-    directory.remove()?;
-    run_last(poststop, &state);
+    let state = directory.read()?;
+    take_away(directory, &state)?;
+    run_last(poststop, &state.stopped());
     Ok(())
 }
 
@@ -215,6 +214,7 @@ fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
         rootfs: bundle.rootfs.clone(),
         created: logging::timestamp_exact(now),
         owner: sys::effective_user(),
+        network: bundle.network().map(Path::to_owned),
         annotations: bundle.spec.annotations.clone(),
     }
 }
