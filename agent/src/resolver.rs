@@ -11,14 +11,19 @@ use agent_proto::datagram::{self, DATAGRAM_MAX};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use self::connections::Connections;
 use crate::fault::{Fault, Step};
 use crate::ports;
 use crate::sys::{self, Fork};
 
+mod connections;
+
 /// The domain name system's port.
 const DNS: u16 = 53;
+/// Connections that wait to be taken.
+const BACKLOG: i32 = 16;
 /// Bytes that are read from the port at a time.
 const READ: usize = 16 << 10;
 
@@ -26,49 +31,65 @@ const READ: usize = 16 << 10;
 pub fn start(address: &str) -> Result<(), Fault> {
     let parsed: Ipv4Addr =
         address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))?;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .step("make socket for", address)?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(parsed, DNS)).step("take queries at", address)?;
+    let bound = |kind, flags| {
+        let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
+        rustix::net::bind(&socket, &SocketAddrV4::new(parsed, DNS))?;
+        Ok(socket)
+    };
+    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("take queries at", address)?;
+    let listener = bound(SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        .and_then(|socket| rustix::net::listen(&socket, BACKLOG).map(|()| socket))
+        .step("take connections at", address)?;
     let port = ports::open_resolver()?;
     match sys::fork(0, None).step("start", "the resolver")? {
         Fork::Child => {
-            sys::close_others([Some(socket.as_fd()), Some(port.as_fd())]);
+            sys::close_others([&socket, &listener, &port].map(|fd| Some(fd.as_fd())));
             let _ = rustix::thread::set_name(c"resolver");
-            let _ = serve(&socket, &port);
+            let _ = serve(&socket, &listener, &port);
             sys::exit(1)
         }
         Fork::Parent { .. } => Ok(()),
     }
 }
 
-/// Carries datagrams until the port fails.
-fn serve(socket: &OwnedFd, port: &OwnedFd) -> Result<(), Errno> {
+/// Carries queries and answers until the port fails.
+fn serve(socket: &OwnedFd, listener: &OwnedFd, port: &OwnedFd) -> Result<(), Errno> {
     let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
+    let mut connections = Connections::default();
     let mut data = [0; DATAGRAM_MAX];
     loop {
-        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(port, PollFlags::IN)];
+        let mut fds: Vec<PollFd<'_>> =
+            [socket, listener, port].map(|fd| PollFd::new(fd, PollFlags::IN)).into_iter().collect();
+        fds.extend(connections.watched());
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno),
         }
-        let [query, answer] = fds.map(|fd| !fd.revents().is_empty());
-        if query
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        if ready[0]
             && let Ok((_, count, Some(from))) = rustix::net::recvfrom(socket, &mut data, RecvFlags::DONTWAIT)
             && let Ok(program) = SocketAddrV4::try_from(from)
         {
             datagram::encode(program, &data[..count], &mut outgoing);
-            write_all(port.as_fd(), &outgoing)?;
-            outgoing.clear();
         }
-        if answer {
+        connections.take(&ready[3..], &mut outgoing);
+        if ready[1] {
+            connections.accept(listener);
+        }
+        write_all(port.as_fd(), &outgoing)?;
+        outgoing.clear();
+        if ready[2] {
             match sys::read_append(port.as_fd(), &mut incoming, READ) {
                 Ok(0) => return Ok(()),
-                // A program that has gone does not take its answer.
-                Ok(_) => datagram::drain(&mut incoming, |program, data| {
-                    let _ =
-                        rustix::net::sendto(socket, data, SendFlags::DONTWAIT, &SocketAddrAny::from(program));
-                }),
+                Ok(_) => {
+                    datagram::drain(&mut incoming, |program, data| match datagram::connection(program) {
+                        Some(number) => connections.answer(number, data),
+                        // A program that has gone does not take its answer.
+                        None => _ = rustix::net::sendto(socket, data, SendFlags::DONTWAIT, &program),
+                    })
+                }
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }

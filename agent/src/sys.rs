@@ -273,7 +273,7 @@ pub fn signal(number: i32) -> Option<Signal> {
 /// Closes every descriptor but stdin, stdout, stderr and those of `keep`, for a child that has not run its program yet.
 ///
 /// What owns the others in the child's copy of memory must never be used or dropped: the child ends by exec or exit.
-pub fn close_others(keep: [Option<BorrowedFd<'_>>; 2]) {
+pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
     let mut keep = keep.map(|fd| fd.map_or(usize::MAX, |fd| fd.as_raw_fd() as usize));
     keep.sort_unstable();
     let mut first = 3;

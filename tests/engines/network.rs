@@ -67,6 +67,12 @@ fn containers_talk_by_name(engine: &Engine) {
     let script =
         "wget -q -O - http://server/; wget -q -O - http://web/; nslookup server 127.0.0.11 | grep -c Name";
     assert_eq!(engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]), "hello\nhello\n1");
+    // A query of RFC 1035 for the addresses of `server`, behind its length, as it goes over TCP; of the answer the number,
+    // that it is one, and how many addresses it has.
+    let script = r"printf '\000\030\001\002\001\000\000\001\000\000\000\000\000\000\006server\000\000\001\000\001' |
+        nc 127.0.0.11 53 | head -c 10 | tail -c 8 | od -An -tx1";
+    let answer = engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]);
+    assert!(answer.trim().starts_with("01 02 8") && answer.ends_with("00 01 00 01"), "{answer}");
     engine.ok(&["rm", "-f", "server"]);
     engine.ok(&["network", "rm", "town"]);
 }

@@ -1,5 +1,8 @@
 //! Datagrams on the resolver's port: `u16 length, u16 port, 4 bytes of IPv4 address, data`, big-endian, the length that of
 //! the data. Address and port are those of the program in the guest, whichever way the datagram goes.
+//!
+//! A query that came over TCP has no address (0.0.0.0) and as its port the number of its connection. An answer to it without
+//! data says that there is none.
 
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -8,6 +11,16 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 pub const DATAGRAM_HEADER: usize = 8;
 /// The most data: as much as UDP carries.
 pub const DATAGRAM_MAX: usize = u16::MAX as usize;
+
+/// What stands for a program whose query came over TCP, on the connection `number`.
+pub fn of_connection(number: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, number)
+}
+
+/// The number of the connection on which a query came over TCP, if it did.
+pub fn connection(program: SocketAddrV4) -> Option<u16> {
+    program.ip().is_unspecified().then_some(program.port())
+}
 
 /// Appends a datagram to `out`; data beyond [`DATAGRAM_MAX`] are cut off.
 pub fn encode(program: SocketAddrV4, data: &[u8], out: &mut Vec<u8>) {
@@ -47,6 +60,7 @@ mod tests {
             input.extend_from_slice(piece);
             drain(&mut input, |from, data| seen.push((from, data.len())));
         }
+        assert_eq!((connection(program), connection(of_connection(7))), (None, Some(7)));
         assert_eq!(seen, [(program, 5), (program, 0), (program, DATAGRAM_MAX)]);
         assert!(input.is_empty());
     }

@@ -1,16 +1,17 @@
 //! A guest's name queries, asked in the network namespace.
 //!
 //! Docker's own name server listens on 127.0.0.11 in the namespace; the guest's loopback is another one. The agent takes the
-//! queries there and sends them through a port of the console; here each is asked over a socket of its own, and its answer
-//! sent back. UDP alone: an answer that is too long for it comes cut off, and the guest's retry over TCP is refused.
+//! queries there and sends them through a port of the console; here each is asked over a socket of its own, of the kind over
+//! which it came, and its answer sent back.
 
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use agent_proto::datagram::{self, DATAGRAM_MAX};
 
@@ -21,6 +22,8 @@ use crate::sys;
 const QUERIES_MAX: usize = 64;
 /// The domain name system's port.
 const DNS: u16 = 53;
+/// How long a server on this host may take to take a connection and a query.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes that are read of the guest at a time.
 const READ: usize = 16 << 10;
 /// The most of a resolv.conf that is looked at.
@@ -65,8 +68,72 @@ pub fn serve(server: Ipv4Addr) -> io::Result<UnixStream> {
 
 /// A query that waits for its answer.
 struct Query {
-    socket: UdpSocket,
+    socket: Socket,
     program: SocketAddrV4,
+}
+
+/// Where it was asked: a socket of its own, so that no answer is taken for another's.
+enum Socket {
+    Udp(UdpSocket),
+    /// With as much of the answer as has come: its length, and then it.
+    Tcp(TcpStream, Vec<u8>),
+}
+
+impl Query {
+    fn ask(server: SocketAddrV4, program: SocketAddrV4, query: &[u8]) -> io::Result<Query> {
+        if datagram::connection(program).is_none() {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_nonblocking(true)?;
+            socket.connect(server)?;
+            socket.send(query)?;
+            return Ok(Query { socket: Socket::Udp(socket), program });
+        }
+        let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // It is on this host.
+        let mut stream = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.write_all(&[&length.to_be_bytes(), query].concat())?;
+        stream.set_nonblocking(true)?;
+        Ok(Query { socket: Socket::Tcp(stream, Vec::new()), program })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Udp(socket) => socket.as_fd(),
+            Socket::Tcp(stream, _) => stream.as_fd(),
+        }
+    }
+
+    /// Takes what has come, and appends the answer to `out` if that is all. Returns whether there is more to come.
+    fn take(&mut self, buffer: &mut [u8], out: &mut Vec<u8>) -> bool {
+        match &mut self.socket {
+            Socket::Udp(socket) => {
+                // An error is the server's refusal: the guest's program asks again or gives up, as it would there.
+                if let Ok(count) = socket.recv(buffer) {
+                    datagram::encode(self.program, &buffer[..count], out);
+                }
+                false
+            }
+            Socket::Tcp(stream, came) => {
+                let more = match stream.read(buffer) {
+                    Ok(count) => {
+                        came.extend_from_slice(&buffer[..count]);
+                        count > 0
+                    }
+                    Err(error) => {
+                        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+                    }
+                };
+                let whole = came
+                    .split_first_chunk()
+                    .and_then(|(length, rest)| rest.get(..usize::from(u16::from_be_bytes(*length))));
+                if whole.is_some() || !more {
+                    datagram::encode(self.program, whole.unwrap_or_default(), out);
+                }
+                whole.is_none() && more
+            }
+        }
+    }
 }
 
 fn carry(mut port: UnixStream, server: SocketAddrV4) -> io::Result<()> {
@@ -74,20 +141,13 @@ fn carry(mut port: UnixStream, server: SocketAddrV4) -> io::Result<()> {
     let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
     let (mut buffer, mut answer) = (vec![0; READ], vec![0; DATAGRAM_MAX]);
     loop {
-        let sockets = queries.iter().map(|query| (query.socket.as_fd(), libc::POLLIN));
+        let sockets = queries.iter().map(|query| (query.fd(), libc::POLLIN));
         let watched: Vec<_> = std::iter::once((port.as_fd(), libc::POLLIN)).chain(sockets).collect();
         let ready = sys::poll_all(watched.iter(), None)?;
-        let mut answered = ready[1..].iter();
-        queries.retain(|query| {
-            let answered = *answered.next().unwrap_or(&false);
-            // An error is the server's refusal: the guest's program asks again or gives up, as it would there.
-            if answered && let Ok(count) = query.socket.recv(&mut answer) {
-                datagram::encode(query.program, &answer[..count], &mut outgoing);
-            }
-            !answered
+        let mut ready_queries = ready[1..].iter();
+        queries.retain_mut(|query| {
+            !ready_queries.next().is_some_and(|it| *it) || query.take(&mut answer, &mut outgoing)
         });
-        port.write_all(&outgoing)?;
-        outgoing.clear();
         if ready[0] {
             let count = match port.read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -95,26 +155,26 @@ fn carry(mut port: UnixStream, server: SocketAddrV4) -> io::Result<()> {
                 other => other?,
             };
             incoming.extend_from_slice(&buffer[..count]);
-            datagram::drain(&mut incoming, |program, data| match ask(server, data) {
-                Ok(socket) => queries.push_back(Query { socket, program }),
-                Err(error) => log::debug!("ask {server}: {error}"),
+            datagram::drain(&mut incoming, |program, data| match Query::ask(server, program, data) {
+                Ok(query) => queries.push_back(query),
+                Err(error) => {
+                    log::debug!("ask {server}: {error}");
+                    if datagram::connection(program).is_some() {
+                        datagram::encode(program, &[], &mut outgoing);
+                    }
+                }
             });
             queries.drain(..queries.len().saturating_sub(QUERIES_MAX));
         }
+        port.write_all(&outgoing)?;
+        outgoing.clear();
     }
-}
-
-/// A socket of its own for each, so that no answer is taken for another's.
-fn ask(server: SocketAddrV4, query: &[u8]) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.set_nonblocking(true)?;
-    socket.connect(server)?;
-    socket.send(query)?;
-    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -127,6 +187,46 @@ mod tests {
         let sockets =
             "   sl  local_address rem_address   st\n  3: 0B00007F:9C5D 00000000:0000 07 00000000:00000000\n";
         assert_eq!(listening(sockets), [Ipv4Addr::new(127, 0, 0, 11)]);
+    }
+
+    /// The next answer that the guest gets.
+    fn next_answer(guest: &mut UnixStream) -> (SocketAddrV4, Vec<u8>) {
+        let (mut received, mut answers) = (Vec::new(), Vec::new());
+        while answers.is_empty() {
+            let mut bytes = [0; 64];
+            let count = guest.read(&mut bytes).unwrap();
+            received.extend_from_slice(&bytes[..count]);
+            datagram::drain(&mut received, |to, data| answers.push((to, data.to_vec())));
+        }
+        answers.remove(0)
+    }
+
+    #[test]
+    fn what_came_over_tcp_is_asked_over_tcp() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let std::net::SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let carrier = thread::spawn(move || carry(ours, address));
+        let mut ask = |number| {
+            let mut sent = Vec::new();
+            datagram::encode(datagram::of_connection(number), b"query", &mut sent);
+            guest.write_all(&sent).unwrap();
+            let (mut stream, mut query) = (server.accept().unwrap().0, [0; 7]);
+            stream.read_exact(&mut query).unwrap();
+            assert_eq!(&query, b"\0\x05query");
+            (stream, guest.try_clone().unwrap())
+        };
+        let (mut stream, mut from) = ask(3);
+        // In pieces, the length's among them.
+        for piece in [&b"\0"[..], b"\x06ans", b"wer and more"] {
+            stream.write_all(piece).unwrap();
+        }
+        assert_eq!(next_answer(&mut from), (datagram::of_connection(3), b"answer".to_vec()));
+        let (stream, mut from) = ask(4);
+        drop(stream);
+        assert_eq!(next_answer(&mut from), (datagram::of_connection(4), Vec::new()));
+        from.shutdown(std::net::Shutdown::Both).unwrap();
+        carrier.join().unwrap().unwrap();
     }
 
     #[test]

@@ -1,0 +1,123 @@
+//! Queries over TCP, each behind its length and several on one connection (RFC 1035, 4.2.2).
+
+use alloc::vec::Vec;
+
+use agent_proto::datagram;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+
+use crate::sys;
+
+/// The most connections; a further one takes the place of the one that has been there longest.
+const CONNECTIONS_MAX: usize = 32;
+/// Bytes that are read from one at a time.
+const READ: usize = 4 << 10;
+
+/// A program's connection.
+#[derive(Debug)]
+struct Connection {
+    number: u16,
+    socket: OwnedFd,
+    /// The beginning of a query.
+    incoming: Vec<u8>,
+    /// Queries that have no answer yet.
+    waiting: usize,
+    /// The program asks no more, and may wait for answers.
+    ended: bool,
+}
+
+/// All of them, the oldest first.
+#[derive(Debug, Default)]
+pub struct Connections {
+    all: Vec<Connection>,
+    last: u16,
+}
+
+impl Connections {
+    /// Takes the connection that waits at `listener`.
+    pub fn accept(&mut self, listener: &OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // It may have gone by now.
+        let Ok(socket) = rustix::net::accept_with(listener, flags) else { return };
+        if self.all.len() == CONNECTIONS_MAX {
+            self.all.remove(0);
+        }
+        self.last = self.last.wrapping_add(1);
+        let (number, incoming) = (self.last, Vec::new());
+        self.all.push(Connection { number, socket, incoming, waiting: 0, ended: false });
+    }
+
+    /// What to wait for, one for each.
+    pub fn watched(&self) -> impl Iterator<Item = PollFd<'_>> {
+        self.all.iter().map(|connection| {
+            // What has come to its end could be read for ever.
+            let events = if connection.ended { PollFlags::empty() } else { PollFlags::IN };
+            PollFd::new(&connection.socket, events)
+        })
+    }
+
+    /// Takes queries from those that are `ready`, in [`watched`](Connections::watched)'s order, and appends them to `out`.
+    pub fn take(&mut self, ready: &[bool], out: &mut Vec<u8>) {
+        let mut ready = ready.iter();
+        self.all.retain_mut(|connection| !ready.next().is_some_and(|it| *it) || connection.take(out));
+    }
+
+    /// Hands an answer to the connection `number`, which may have gone.
+    pub fn answer(&mut self, number: u16, data: &[u8]) {
+        if let Some(at) = self.all.iter().position(|connection| connection.number == number)
+            && !self.all[at].answer(data)
+        {
+            self.all.remove(at);
+        }
+    }
+}
+
+impl Connection {
+    /// Returns whether it is to be kept.
+    fn take(&mut self, out: &mut Vec<u8>) -> bool {
+        if self.ended {
+            // Only that it is broken was waited for.
+            return false;
+        }
+        match sys::read_append(self.socket.as_fd(), &mut self.incoming, READ) {
+            Ok(0) => self.ended = true,
+            Ok(_) => return self.drain(out),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => return false,
+        }
+        self.waiting > 0 || !self.ended
+    }
+
+    /// Takes every whole query; returns whether each was one.
+    fn drain(&mut self, out: &mut Vec<u8>) -> bool {
+        let mut start = 0;
+        while let Some((length, rest)) = self.incoming[start..].split_first_chunk() {
+            let length = usize::from(u16::from_be_bytes(*length));
+            if length == 0 {
+                return false;
+            }
+            let Some(query) = rest.get(..length) else { break };
+            datagram::encode(datagram::of_connection(self.number), query, out);
+            self.waiting += 1;
+            start += 2 + length;
+        }
+        self.incoming.drain(..start);
+        true
+    }
+
+    /// Returns whether it is to be kept.
+    fn answer(&mut self, data: &[u8]) -> bool {
+        let Ok(length) = u16::try_from(data.len()) else { return false };
+        if length == 0 {
+            return false;
+        }
+        let mut bytes = length.to_be_bytes().to_vec();
+        bytes.extend_from_slice(data);
+        self.waiting = self.waiting.saturating_sub(1);
+        // A socket that does not take it whole is one of a program that does not read.
+        let whole = rustix::io::write(&self.socket, &bytes).is_ok_and(|count| count == bytes.len());
+        whole && (self.waiting > 0 || !self.ended)
+    }
+}
