@@ -215,6 +215,15 @@ impl Cgroup {
         if self.directories.iter().any(legacy) { Version::One } else { Version::Two }
     }
 
+    /// Microseconds of CPU time in a period; -1 where there is no limit.
+    pub fn cpu_quota(&self) -> i64 {
+        let text = match self.version() {
+            Version::One => self.read("cpu.cfs_quota_us"),
+            Version::Two => self.read("cpu.max"),
+        };
+        text.split_whitespace().next().and_then(|quota| quota.parse().ok()).unwrap_or(-1)
+    }
+
     /// Has this process be in it, with all its threads.
     pub fn join(&self) -> Result<()> {
         self.directories.iter().try_for_each(|directory| join(&directory.path))

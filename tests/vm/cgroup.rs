@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{Bundle, Running, check_output, program};
 
+use crate::lifecycle::Container;
+
 /// Where the host has its tree.
 const TREE: &str = "/sys/fs/cgroup";
 /// A container's limit, and what a machine of 64 MiB more 1 MiB for pages and 32 MiB for its kernel may take on the host.
@@ -152,6 +154,24 @@ impl Drop for One {
     fn drop(&mut self) {
         let _ = self.command(&["pod"]).args(["rm", "--force", "c"]).output();
     }
+}
+
+#[test]
+fn a_period_alone_leaves_the_quota() {
+    let parent = Parent::new("period");
+    let container = Container::new(parent.bundle("exec sleep 1000", json!({"cpu": {"quota": 70000}})));
+    container.create();
+    container.out(&["start", "c"]);
+    for (words, host) in [
+        (["--cpu-period", "50000"], "70000 50000"),
+        (["--cpu-quota", "-1"], "max 100000"),
+        (["--cpu-period", "20000"], "max 20000"),
+    ] {
+        container.out(&["update", words[0], words[1], "c"]);
+        assert_eq!(parent.read("cpu.max"), host);
+        assert_eq!(container.out(&["exec", "c", "cat", "/sys/fs/cgroup/cpu.max"]).trim(), host);
+    }
+    container.out(&["delete", "--force", "c"]);
 }
 
 #[test]

@@ -88,6 +88,15 @@ fn a_capability_that_was_not_given_is_missed() {
 }
 
 #[test]
+fn an_inheritable_capability_outside_of_the_bounding_set_is_an_error() {
+    let bundle = Bundle::sh("grep ^Cap /proc/self/status").with(|c| {
+        let set = json!(["CAP_SYS_ADMIN"]);
+        c["process"]["capabilities"] = json!({"effective": set, "inheritable": set, "permitted": set});
+    });
+    bundle.run().code(125).says(&["set capabilities: operation not permitted"]);
+}
+
+#[test]
 fn oom_score() {
     let bundle =
         Bundle::sh("cat /proc/self/oom_score_adj").with(|c| c["process"]["oomScoreAdj"] = json!(500));

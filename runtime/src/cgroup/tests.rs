@@ -60,6 +60,10 @@ fn version_2_is_made_from_the_top_with_controllers_and_limits() {
     assert_eq!(host.file("two/a/b/cgroup.procs"), "0");
     assert_eq!(cgroup.read("cpu.weight"), "100");
     assert_eq!(cgroup.files("io"), ["io.weight"]);
+    for (text, quota) in [("50000 100000\n", 50_000), ("max 100000\n", -1), ("", -1)] {
+        fs::write(host.path("two/a/b/cpu.max"), text).unwrap();
+        assert_eq!(cgroup.cpu_quota(), quota);
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ const RESOURCES_MAX: u64 = 1 << 20;
 /// Changes the limits: the guest's first, since it is the guest that may refuse them.
 pub fn update(args: UpdateArgs) -> Result<()> {
     let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
-    let resources = match &args.resources {
+    let mut resources = match &args.resources {
         Some(path) => read(path)?,
         None => of_flags(&args)?,
     };
@@ -31,6 +31,10 @@ pub fn update(args: UpdateArgs) -> Result<()> {
     let container = only_container(&state)?;
     let sets = if state.cgroup.is_none() { Sets::Guest } else { Sets::Host };
     refuse(&resources, sets)?;
+    if resources.cpu.period != 0 && resources.cpu.quota == 0 && sets == Sets::Host {
+        // The kernel takes both at once, and whoever gives the one leaves the other as it is.
+        resources.cpu.quota = state.cgroup.cpu_quota();
+    }
     let files = limits::changes(&resources, state.memory_mib, sets)?;
     if !files.is_empty() {
         done(ask(&root, &args.id, &Request::Update { container, files })?)?;

@@ -1,5 +1,7 @@
 //! Capability names to the kernel's bits (linux/capability.h).
 
+use std::collections::BTreeSet;
+
 use agent_proto::payload::Capabilities as Masks;
 
 use crate::oci::Capabilities;
@@ -54,9 +56,17 @@ pub fn names() -> impl Iterator<Item = String> {
     NAMES.iter().map(|name| format!("CAP_{name}"))
 }
 
-/// Returns the five masks. A process without `capabilities` gets none, as with runc.
+/// Returns the five masks. A process without `capabilities` gets none, as with runc. A name that the kernel does not know
+/// is logged, in the words that engines know, and left out, as the specification demands.
 pub fn masks(sets: Option<&Capabilities>) -> Masks {
     let Some(sets) = sets else { return Masks::default() };
+    let all = [&sets.bounding, &sets.effective, &sets.inheritable, &sets.permitted, &sets.ambient];
+    let unknown: BTreeSet<&str> =
+        all.into_iter().flatten().map(String::as_str).filter(|name| bit(name).is_none()).collect();
+    if !unknown.is_empty() {
+        let unknown: Vec<&str> = unknown.into_iter().collect();
+        log::warn!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
+    }
     Masks {
         bounding: mask(&sets.bounding),
         effective: mask(&sets.effective),
@@ -66,15 +76,8 @@ pub fn masks(sets: Option<&Capabilities>) -> Masks {
     }
 }
 
-/// A name that the kernel does not know is logged and left out, as the specification demands.
 fn mask(names: &[String]) -> u64 {
-    names.iter().fold(0, |mask, name| match bit(name) {
-        Some(bit) => mask | 1 << bit,
-        None => {
-            log::warn!("capability {name:?} is not known");
-            mask
-        }
-    })
+    names.iter().filter_map(|name| bit(name)).fold(0, |mask, bit| mask | 1 << bit)
 }
 
 fn bit(name: &str) -> Option<usize> {
