@@ -17,7 +17,7 @@ use crate::link::Peer;
 use crate::link::streams::{StreamSpec, streams};
 use crate::marks::Marks;
 use crate::network::Network;
-use crate::plan::{Plan, STDERR_STREAM, STDIO_STREAM};
+use crate::plan::{Plan, STDERR_STREAM, STDIO_STREAM, limits};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
@@ -53,7 +53,8 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
     sandbox.link.flush()?;
 
-    let session = Session::new(sandbox, config.agent_timeout);
+    let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
+    let session = Session::new(sandbox, patience);
     let mut running = Foreground::new(session, &signals, &config.id, plan.terminal);
     running.wait_ready()?;
     marks.mark("agent_ready");

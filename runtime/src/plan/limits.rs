@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use crate::bundle::{BundleError, Result, invalid, unsupported};
@@ -14,6 +15,8 @@ use crate::oci::resources::{Cpu, Memory, Resources};
 
 /// The period of a CPU quota that has none (cgroups: `cpu.cfs_period_us`).
 const DEFAULT_PERIOD_US: u64 = 100_000;
+/// The most times longer that a machine with little CPU time is waited for.
+const PATIENCE_MAX: u32 = 20;
 /// Controllers that the guest's kernel has.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// Files of a cgroup that belong to no controller and limit something.
@@ -158,6 +161,13 @@ fn cpu_sets(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Resul
     Ok(())
 }
 
+/// How long an answer may take of a machine that is limited to this CPU time, where a whole CPU may take `patience`: a boot and
+/// a start are the same work, whatever a machine is given to do it.
+pub fn patience(cpu: &Cpu, patience: Duration) -> Duration {
+    let quota = positive(cpu.quota).unwrap_or(u64::MAX).max(1);
+    patience * (period(cpu).div_ceil(quota) as u32).clamp(1, PATIENCE_MAX)
+}
+
 pub(crate) fn period(cpu: &Cpu) -> u64 {
     if cpu.period == 0 { DEFAULT_PERIOD_US } else { cpu.period }
 }
@@ -219,6 +229,17 @@ mod tests {
         let resources: Resources = serde_json::from_value(resources).unwrap();
         let vcpus = vcpus(&resources, Sets::Guest)?;
         files(&resources, vcpus, Sets::Guest).map(|files| files.into_iter().collect())
+    }
+
+    #[test]
+    fn little_cpu_time_is_waited_for() {
+        let second = Duration::from_secs(1);
+        for (quota, period, expected) in
+            [(0, 0, 1), (-1, 0, 1), (150_000, 0, 1), (5_000, 0, 20), (30_000, 0, 4), (1_000, 1_000_000, 20)]
+        {
+            let cpu = Cpu { quota, period, ..Cpu::default() };
+            assert_eq!(patience(&cpu, second), second * expected, "{quota} {period}");
+        }
     }
 
     #[test]

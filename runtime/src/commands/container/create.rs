@@ -23,7 +23,7 @@ use crate::link::Peer;
 use crate::link::streams::streams;
 use crate::network::Network;
 use crate::oci::{Hook, Spec};
-use crate::plan::Plan;
+use crate::plan::{Plan, limits};
 use crate::pod::output::Outputs;
 use crate::pod::plan::PodPlan;
 use crate::pod::supervisor::{self, Supervisor};
@@ -191,7 +191,8 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     let nics = std::mem::take(&mut network.nics);
     let parts = Parts { pending, images, outputs, streams, nics, resolver, timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
-    let session = Session::new(sandbox, config.agent_timeout);
+    let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
+    let session = Session::new(sandbox, patience);
     let (containers, outputs) = (vec![container], Outputs::default());
     let parts = supervisor::Parts {
         session,
