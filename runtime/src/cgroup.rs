@@ -132,46 +132,44 @@ struct Directory {
 }
 
 impl Cgroup {
-    /// Makes the cgroup, for a machine of `memory_mib`. Nobody is in it, but in one of systemd's, which begins with this
-    /// process. Its limits are to follow, once it is known who takes it away.
-    pub fn make(wanted: &Wanted, memory_mib: u32) -> Result<Cgroup> {
-        let trees = Hierarchies::find()?;
-        let scope = match &wanted.place {
-            Place::Path(path) => return Cgroup::make_in(&trees, path),
-            Place::Scope(scope) => scope,
-        };
-        let limits = limits::settings(&wanted.resources, memory_mib, trees.version());
-        Manager::connect()?.start(scope, properties(&limits, trees.version()))?;
-        // systemd says where we are by having us there; in trees of version 1 that it leaves alone we make the same.
-        let trees = Hierarchies::find()?;
-        let own = trees.of_systemd().map_or_else(PathBuf::new, |tree| tree.own.clone());
-        let mut cgroup = Cgroup { unit: Some(scope.unit().to_owned()), ..Cgroup::default() };
-        trees.all().try_for_each(|tree| {
-            let path = make_directory(tree, &own, trees.is_unified())?;
-            cgroup.add(tree, path);
-            Ok::<(), CgroupError>(())
-        })?;
-        Ok(cgroup)
+    /// Says where the cgroup will be, so that it can be written down before it is there: one at a path is nobody's so far.
+    pub fn choose(wanted: &Wanted) -> Result<Cgroup> {
+        match &wanted.place {
+            Place::Path(path) => Cgroup::at(&Hierarchies::find()?, path),
+            Place::Scope(scope) => Ok(Cgroup { unit: Some(scope.unit().to_owned()), ..Cgroup::default() }),
+        }
     }
 
-    /// Makes it at a path in these trees, if nobody is there.
-    fn make_in(trees: &Hierarchies, path: &CgroupPath) -> Result<Cgroup> {
+    /// Likewise in these trees.
+    fn at(trees: &Hierarchies, path: &CgroupPath) -> Result<Cgroup> {
         let mut cgroup = Cgroup::default();
-        let made = trees.all().try_for_each(|tree| {
-            let path = make_directory(tree, &path.below(tree), trees.is_unified())?;
+        for tree in trees.all() {
+            let path = tree.mount.join(path.below(tree));
             let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
             if !inside.trim().is_empty() {
                 return Err(CgroupError::Busy(path));
             }
             cgroup.add(tree, path);
-            Ok(())
-        });
-        if let Err(error) = made {
-            // What went wrong first says more.
-            let _ = cgroup.remove();
-            return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// Makes what was chosen, for a machine of `memory_mib`. Nobody is in it yet, but in one of systemd's, which begins with
+    /// this process. Its limits are to follow.
+    pub fn make(&mut self, wanted: &Wanted, memory_mib: u32) -> Result<()> {
+        let trees = Hierarchies::find()?;
+        match &wanted.place {
+            Place::Path(path) => make_directories(&trees, |tree| path.below(tree)),
+            Place::Scope(scope) => {
+                let limits = limits::settings(&wanted.resources, memory_mib, trees.version());
+                Manager::connect()?.start(scope, properties(&limits, trees.version()))?;
+                // systemd says where we are by having us there; in trees of version 1 that it leaves alone we make the same.
+                let trees = Hierarchies::find()?;
+                let own = trees.of_systemd().map_or_else(PathBuf::new, |tree| tree.own.clone());
+                trees.all().for_each(|tree| self.add(tree, tree.mount.join(&own)));
+                make_directories(&trees, |_| own.clone())
+            }
+        }
     }
 
     fn add(&mut self, tree: &Hierarchy, path: PathBuf) {
@@ -205,7 +203,7 @@ impl Cgroup {
 
     /// Whether there is none.
     pub fn is_none(&self) -> bool {
-        self.directories.is_empty()
+        self.directories.is_empty() && self.unit.is_none()
     }
 
     /// Whether version 2's tree alone has the controllers.
@@ -309,7 +307,8 @@ impl Entered {
     /// Makes the cgroup and joins it.
     pub fn enter(wanted: &Wanted, memory_mib: u32) -> Result<Entered> {
         let before = Cgroup::of_process(std::process::id())?;
-        let entered = Entered { cgroup: Cgroup::make(wanted, memory_mib)?, before };
+        let mut entered = Entered { cgroup: Cgroup::choose(wanted)?, before };
+        entered.cgroup.make(wanted, memory_mib)?;
         entered.cgroup.limit(&wanted.resources, memory_mib)?;
         entered.cgroup.join()?;
         Ok(entered)
@@ -335,8 +334,13 @@ fn join(directory: &Path) -> Result<()> {
     written.map_err(host("join", directory))
 }
 
-/// Makes a directory in a tree with those above it, and returns its path.
-fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<PathBuf> {
+/// Makes a cgroup's directory in each tree.
+fn make_directories(trees: &Hierarchies, below: impl Fn(&Hierarchy) -> PathBuf) -> Result<()> {
+    trees.all().try_for_each(|tree| make_directory(tree, &below(tree), trees.is_unified()))
+}
+
+/// Makes a directory in a tree with those above it.
+fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
     let mut path = tree.mount.clone();
     for name in below.components() {
         if unified && tree.controllers.is_empty() {
@@ -353,7 +357,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<PathB
             inherit_cpuset(&path)?;
         }
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Has the children of a cgroup have every controller that it has itself. One that cannot be had is missed where something

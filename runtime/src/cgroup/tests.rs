@@ -33,7 +33,9 @@ impl Host {
 }
 
 fn make(trees: &Hierarchies) -> Result<Cgroup> {
-    Cgroup::make_in(trees, &CgroupPath::parse("/a/b").unwrap())
+    let path = CgroupPath::parse("/a/b").unwrap();
+    let cgroup = Cgroup::at(trees, &path)?;
+    make_directories(trees, |tree| path.below(tree)).map(|()| cgroup)
 }
 
 /// Limits it, as a machine of 64 MiB.

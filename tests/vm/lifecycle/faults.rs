@@ -1,19 +1,26 @@
 //! Faults between create and delete: the reason is told, and nothing is left.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::time::Instant;
 
 use tests::check_output;
 
 use super::*;
 
-/// Whether no process of the container's state directory is left: the program's own, by what they were called with.
-fn no_process_is_left(container: &Container) -> bool {
+/// The processes of the container's state directory: the program's own, by what they were called with.
+fn processes(container: &Container) -> Vec<String> {
     let mark = container.path("state").display().to_string();
     let all = fs::read_dir("/proc").expect("list processes").filter_map(Result::ok);
-    !all.into_iter().any(|entry| {
+    let words = |entry: fs::DirEntry| {
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&words).contains(&mark)
-    })
+        String::from_utf8_lossy(&words).replace('\0', " ")
+    };
+    all.map(words).filter(|words| words.contains(&mark)).collect()
+}
+
+/// Whether no such process is left.
+fn no_process_is_left(container: &Container) -> bool {
+    processes(container).is_empty()
 }
 
 #[test]
@@ -35,6 +42,65 @@ fn of_two_creations_at_once_one_has_the_id() {
     assert_eq!(reap(container.pid(made)), Ok(5));
     container.out(&["delete", "c"]);
     assert!(container.is_gone() && no_process_is_left(&container));
+}
+
+/// A container with a cgroup of its own, and that cgroup.
+fn in_cgroup(name: &str) -> (Container, PathBuf) {
+    let place = format!("/vmm-test-{name}-{}", std::process::id());
+    let bundle = Bundle::sh("sleep 1000").with(|c| c["linux"]["cgroupsPath"] = json!(place));
+    (Container::new(bundle), PathBuf::from(format!("/sys/fs/cgroup{place}")))
+}
+
+/// Begins a creation, and waits until there is `step` of it in the state's directory.
+fn begin(container: &Container, step: &str) -> Child {
+    container.bundle.command();
+    let mut command = container.command(&["create", "--bundle"]);
+    command.arg(container.bundle.path()).arg("c").stdout(Stdio::null());
+    let error = File::create(container.path("stderr")).expect("make a file");
+    let create = command.stderr(error).spawn().expect("start the program under test");
+    let until = Instant::now() + DEADLINE;
+    while !container.path("state/c").join(step).exists() {
+        assert!(Instant::now() < until, "no {step}: {}", container.read("stderr"));
+        thread::yield_now();
+    }
+    create
+}
+
+#[test]
+fn a_creation_that_is_killed_leaves_nothing() {
+    for step in ["", "lock", "state.json", "sandbox.sock"] {
+        let (container, cgroup) = in_cgroup("create");
+        let mut create = begin(&container, step);
+        create.kill().expect("kill the creation");
+        create.wait().expect("wait for the creation");
+        // What an engine does then, whatever there is.
+        container.out(&["delete", "--force", "c"]);
+        assert_eq!(processes(&container), [""; 0], "{step}");
+        assert!(container.is_gone(), "{step}");
+        assert!(!cgroup.exists(), "{step}");
+    }
+}
+
+#[test]
+fn a_creation_whose_own_process_is_killed_leaves_nothing() {
+    for step in ["state.json", "sandbox.sock"] {
+        let (container, cgroup) = in_cgroup("own");
+        let mut create = begin(&container, step);
+        let state: Value =
+            serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
+        let pid = state["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        kill_process(pid.expect("a process"), Signal::KILL).expect("kill the container's process");
+        let code = create.wait().expect("wait for the creation").code();
+        if code == Some(0) {
+            // It had been made by then.
+            container.out(&["delete", "c"]);
+        } else {
+            let error = container.read("stderr");
+            assert!(error.contains("process ended before the container was created"), "{code:?} {error}");
+        }
+        assert!(container.is_gone() && no_process_is_left(&container), "{step}");
+        assert!(!cgroup.exists(), "{step}");
+    }
 }
 
 #[test]

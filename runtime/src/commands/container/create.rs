@@ -165,8 +165,10 @@ fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
     }
     let mut plan = Plan::new(&bundle, &config, terminal::size())?;
     if let Some(wanted) = &plan.cgroup {
-        creating.cgroup = Cgroup::make(wanted, plan.memory_mib)?;
-        // Known before anybody is in it, so that whoever clears up after us finds it.
+        // Known before it is there, so that whoever clears up after us finds it; systemd's directories are known after.
+        creating.cgroup = Cgroup::choose(wanted)?;
+        state.write(&creating)?;
+        creating.cgroup.make(wanted, plan.memory_mib)?;
         state.write(&creating)?;
         creating.cgroup.limit(&wanted.resources, plan.memory_mib)?;
         creating.cgroup.join()?;
