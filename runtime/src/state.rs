@@ -215,9 +215,13 @@ impl StateRoot {
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
         if path.exists() {
             // A process that came no further made no container.
-            let unmade = |state: PodState| matches!(state.status.as_str(), "" | "creating" | "starting");
-            if !directory.is_container() || directory.is_held() || !directory.read().is_ok_and(unmade) {
+            let unmade = |state: &PodState| matches!(state.status.as_str(), "" | "creating" | "starting");
+            let left = directory.read().ok().filter(unmade);
+            let Some(left) = left.filter(|_| directory.is_container() && !directory.is_held()) else {
                 return Err(StateError::ContainerExists(id.to_owned()));
+            };
+            if let Err(error) = left.cgroup.remove() {
+                log::warn!("{error}");
             }
             directory.remove()?;
         }
@@ -383,7 +387,11 @@ impl StateDir {
             }
             _ => {}
         }
-        fs::remove_dir_all(&self.path).map_err(host("remove", &self.path))
+        match fs::remove_dir_all(&self.path) {
+            // Somebody else was quicker.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(host("remove", &self.path)),
+        }
     }
 }
 

@@ -114,14 +114,12 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
 /// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
 fn container(start: Start, writer: PipeWriter) -> u8 {
     let writer = Rc::new(Cell::new(Some(writer)));
-    let (told, own) = (writer.clone(), start.state.clone());
-    let gone = own.clone();
+    let told = writer.clone();
     let result = live(
         start,
         Box::new(move || {
             if told.take().is_some_and(|writer| report::send(writer, 0, "").is_err()) {
-                // Whoever wanted it is gone, and with it whoever would delete it.
-                abandon(&own);
+                // Whoever wanted it is gone. What there is of it is written down, for whoever deletes it.
                 sys::end_now();
             }
         }),
@@ -130,19 +128,13 @@ fn container(start: Start, writer: PipeWriter) -> u8 {
         Ok(code) => code,
         Err(error) => {
             let (code, message) = exit::of_error(&error);
-            match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
-                Some(Err(_)) => abandon(&gone),
-                Some(Ok(())) => {}
+            match writer.take() {
+                // Nobody hears it where whoever wanted the container is gone.
+                Some(writer) => _ = report::send(writer, exit::OCI_FAILED, &message),
                 None => logging::failed(&message),
             }
             code
         }
-    }
-}
-
-fn abandon(directory: &StateDir) {
-    if let Err(error) = directory.remove() {
-        log::warn!("{:#}", anyhow::Error::from(error));
     }
 }
 
