@@ -16,8 +16,8 @@ mod process;
 mod terminal;
 
 pub use initrd::Initrd;
-pub use process::{Finished, Running, check_output};
-pub use terminal::{Terminal, receive_terminal, resize_terminal};
+pub use process::{Finished, Running, check_output, output, status, wait};
+pub use terminal::{ConsoleSocket, Controller, Terminal};
 
 /// What container engines give a container that asks for nothing.
 const CAPABILITIES: [&str; 14] = [

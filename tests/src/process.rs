@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The longest that one program may take, or a piece of its output: an emulated host runs a guest at a hundredth of
 /// hardware's speed. `$VMM_TEST_DEADLINE`, in seconds, says otherwise.
@@ -191,10 +193,51 @@ impl Running {
     }
 }
 
+/// Runs `command` to its end without input and reads its output; kills it and fails at the deadline.
+#[track_caller]
+pub fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("start a command");
+    let pid = child.id();
+    let (send, receive) = channel();
+    thread::spawn(move || drop(send.send(child.wait_with_output())));
+    match receive.recv_timeout(deadline()) {
+        Ok(output) => output.expect("wait for a command"),
+        Err(_) => give_up(pid),
+    }
+}
+
+/// Runs `command` to its end without its output; kills it and fails at the deadline.
+#[track_caller]
+pub fn status(command: &mut Command) -> ExitStatus {
+    let child = command.spawn().expect("start a command");
+    wait(child)
+}
+
+/// Waits for the end of `child`; kills it and fails at the deadline.
+#[track_caller]
+pub fn wait(mut child: Child) -> ExitStatus {
+    let pid = child.id();
+    let (send, receive) = channel();
+    thread::spawn(move || drop(send.send(child.wait())));
+    match receive.recv_timeout(deadline()) {
+        Ok(status) => status.expect("wait for a command"),
+        Err(_) => give_up(pid),
+    }
+}
+
+/// Ends a process that somebody else waits for, and the test.
+#[track_caller]
+fn give_up(pid: u32) -> ! {
+    let pid = Pid::from_raw(pid.try_into().expect("a process id")).expect("a process id");
+    let _ = kill_process(pid, Signal::KILL);
+    panic!("process {pid:?} has not ended after {} s", deadline().as_secs());
+}
+
 /// Runs `command`, fails if it did not succeed, and returns its standard output.
 #[track_caller]
 pub fn check_output(command: &mut Command) -> String {
-    let output = command.output().expect("start a command");
+    let output = output(command);
     assert!(
         output.status.success(),
         "{command:?}: {:?} {:?} {}",

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -17,13 +18,58 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::process::deadline;
 
-/// The terminal and the program that runs on it.
-pub struct Terminal {
-    controller: File,
-    user: OwnedFd,
-    child: Child,
+/// The end of a terminal at which people sit.
+pub struct Controller {
+    file: File,
     pieces: Receiver<Vec<u8>>,
     seen: String,
+}
+
+impl Controller {
+    fn new(file: File) -> Controller {
+        let pieces = read_pieces(file.try_clone().expect("share the terminal"));
+        Controller { file, pieces, seen: String::new() }
+    }
+
+    /// Types `keys`.
+    pub fn type_keys(&mut self, keys: &str) {
+        self.file.write_all(keys.as_bytes()).expect("type");
+    }
+
+    /// Changes the size, which the kernel tells the program with SIGWINCH.
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        tcsetwinsize(&self.file, size(rows, columns)).expect("size the terminal");
+    }
+
+    /// Waits until the output holds `mark` beyond what was waited for before, and returns all up to it.
+    #[track_caller]
+    pub fn wait_for(&mut self, mark: &str) -> String {
+        self.look_for(mark).unwrap_or_else(|what| panic!("{what}; the terminal shows {:?}", self.seen))
+    }
+
+    fn look_for(&mut self, mark: &str) -> Result<String, String> {
+        let deadline = Instant::now() + deadline();
+        loop {
+            if let Some(at) = self.seen.find(mark) {
+                let rest = self.seen.split_off(at + mark.len());
+                return Ok(std::mem::replace(&mut self.seen, rest));
+            }
+            match self.pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
+                Err(RecvTimeoutError::Timeout) => return Err(format!("no {mark:?}")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(format!("the output ended before {mark:?}"));
+                }
+            }
+        }
+    }
+}
+
+/// The terminal and the program that runs on it.
+pub struct Terminal {
+    controller: Controller,
+    user: OwnedFd,
+    child: Child,
 }
 
 impl Terminal {
@@ -46,37 +92,25 @@ impl Terminal {
             .stderr(end())
             .spawn()
             .expect("start the program under test");
-        let controller = File::from(controller);
-        let pieces = read_pieces(controller.try_clone().expect("share the terminal"));
-        Terminal { controller, user, child, pieces, seen: String::new() }
+        Terminal { controller: Controller::new(File::from(controller)), user, child }
     }
 
     /// Types `keys`.
     pub fn type_keys(&mut self, keys: &str) {
-        self.controller.write_all(keys.as_bytes()).expect("type");
+        self.controller.type_keys(keys);
     }
 
     /// Changes the size, which the kernel tells the program with SIGWINCH.
     pub fn resize(&mut self, rows: u16, columns: u16) {
-        tcsetwinsize(&self.controller, size(rows, columns)).expect("size the terminal");
+        self.controller.resize(rows, columns);
     }
 
     /// Waits until the output holds `mark` beyond what was waited for before, and returns all up to it.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
-        let deadline = Instant::now() + deadline();
-        loop {
-            if let Some(at) = self.seen.find(mark) {
-                let rest = self.seen.split_off(at + mark.len());
-                return std::mem::replace(&mut self.seen, rest);
-            }
-            match self.pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(piece) => self.seen.push_str(&String::from_utf8_lossy(&piece)),
-                Err(RecvTimeoutError::Timeout) => self.fail(&format!("no {mark:?}")),
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.fail(&format!("the output ended before {mark:?}"))
-                }
-            }
+        match self.controller.look_for(mark) {
+            Ok(seen) => seen,
+            Err(what) => self.fail(&what),
         }
     }
 
@@ -107,12 +141,34 @@ impl Terminal {
     #[track_caller]
     fn fail(&mut self, what: &str) -> ! {
         let _ = self.child.kill();
-        panic!("{what}; the terminal shows {:?}", self.seen);
+        panic!("{what}; the terminal shows {:?}", self.controller.seen);
+    }
+}
+
+/// A socket on which one terminal's controller is expected, as engines' shims have it.
+pub struct ConsoleSocket(Receiver<File>);
+
+impl ConsoleSocket {
+    /// Listens at `path`.
+    pub fn at(path: &Path) -> ConsoleSocket {
+        let listener = UnixListener::bind(path).expect("listen");
+        let (send, receive) = channel();
+        thread::spawn(move || {
+            let (socket, _) = listener.accept().expect("accept");
+            drop(send.send(receive_terminal(&socket)));
+        });
+        ConsoleSocket(receive)
+    }
+
+    /// Waits for the controller.
+    #[track_caller]
+    pub fn take(self) -> Controller {
+        Controller::new(self.0.recv_timeout(deadline()).expect("the terminal comes"))
     }
 }
 
 /// Takes the controller of a terminal that is sent over a socket.
-pub fn receive_terminal(socket: &UnixStream) -> File {
+fn receive_terminal(socket: &UnixStream) -> File {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut name = [0; 64];
@@ -124,11 +180,6 @@ pub fn receive_terminal(socket: &UnixStream) -> File {
         _ => None,
     });
     File::from(sent.expect("a descriptor comes along"))
-}
-
-/// Changes a terminal's size.
-pub fn resize_terminal(controller: &File, rows: u16, columns: u16) {
-    tcsetwinsize(controller, size(rows, columns)).expect("size the terminal");
 }
 
 fn size(rows: u16, columns: u16) -> Winsize {

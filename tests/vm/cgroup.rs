@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -130,7 +130,7 @@ impl One {
         fs::write(one.path().join("pod.json"), pod.to_string()).unwrap();
         let one = One { dir: one, _image: image };
         let file = one.dir.path().join("pod.json");
-        check_output(one.command(&["pod"]).args(["run", "-d"]).arg(file).stdin(Stdio::null()));
+        check_output(one.command(&["pod"]).args(["run", "-d"]).arg(file));
         one
     }
 
@@ -142,17 +142,17 @@ impl One {
     }
 
     fn update(&self, words: &[&str]) -> Output {
-        self.command(&["update"]).args(words).arg("c").output().expect("start the program under test")
+        tests::output(self.command(&["update"]).args(words).arg("c"))
     }
 
     fn exec(&self, script: &str) -> String {
-        check_output(self.command(&["pod"]).args(["exec", "c", "c", "sh", "-c", script]).stdin(Stdio::null()))
+        check_output(self.command(&["pod"]).args(["exec", "c", "c", "sh", "-c", script]))
     }
 }
 
 impl Drop for One {
     fn drop(&mut self) {
-        let _ = self.command(&["pod"]).args(["rm", "--force", "c"]).output();
+        tests::output(self.command(&["pod"]).args(["rm", "--force", "c"]));
     }
 }
 

@@ -2,8 +2,6 @@
 //! leaves behind.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::channel;
@@ -13,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tests::{Bundle, program};
+use tests::{Bundle, ConsoleSocket, program};
 
 mod faults;
 
@@ -48,7 +46,7 @@ impl Container {
     }
 
     fn output(&self, words: &[&str]) -> Output {
-        self.command(words).output().expect("start the program under test")
+        tests::output(&mut self.command(words))
     }
 
     /// The output of a command that succeeds.
@@ -75,8 +73,8 @@ impl Container {
         let file = |name: &str| File::create(self.path(name)).expect("make a file");
         let mut command = self.command(&["create", "--bundle"]);
         command.arg(self.bundle.path()).args(flags).arg("--pid-file").arg(self.path("pid")).arg("c");
-        let status = command.stdout(file("stdout")).stderr(file("stderr")).status();
-        status.expect("start the program under test").code().expect("it exits")
+        command.stdout(file("stdout")).stderr(file("stderr"));
+        tests::status(&mut command).code().expect("it exits")
     }
 
     #[track_caller]
@@ -237,17 +235,11 @@ fn a_hook_that_fails_fails_the_creation_and_nothing_is_left() {
         json!({"createRuntime": [{"path": "/bin/busybox", "args": ["sh", "-c", "echo no >&2; exit 4"]}]});
     let container = Container::new(Bundle::sh("true").with(|config| config["hooks"] = hook));
     let log = container.path("log");
-    let status = container
-        .command(&["--log"])
-        .arg(&log)
-        .args(["--log-format", "json", "create", "--bundle"])
-        .arg({
-            container.bundle.command();
-            container.bundle.path()
-        })
-        .arg("c")
-        .status();
-    assert_eq!(status.expect("start the program under test").code(), Some(1));
+    container.bundle.command();
+    let mut create = container.command(&["--log"]);
+    create.arg(&log).args(["--log-format", "json", "create", "--bundle"]);
+    let status = tests::status(create.arg(container.bundle.path()).arg("c"));
+    assert_eq!(status.code(), Some(1));
     let line: Value = serde_json::from_str(container.read("log").trim()).expect("a line of JSON");
     assert_eq!(line["level"], json!("error"));
     let told = line["msg"].as_str().expect("a message");
@@ -255,51 +247,28 @@ fn a_hook_that_fails_fails_the_creation_and_nothing_is_left() {
     assert!(container.is_gone());
 }
 
-/// Takes what is sent to a console socket: the terminal's controller.
-fn console(path: &Path) -> thread::JoinHandle<File> {
-    let listener = UnixListener::bind(path).expect("listen");
-    thread::spawn(move || {
-        let (socket, _) = listener.accept().expect("accept");
-        tests::receive_terminal(&socket)
-    })
-}
-
-/// Reads until `mark` has come.
-#[track_caller]
-fn read_until(controller: &mut File, mark: &str) -> String {
-    let mut seen = Vec::new();
-    let mut piece = [0; 1024];
-    while !String::from_utf8_lossy(&seen).contains(mark) {
-        match controller.read(&mut piece) {
-            Ok(count @ 1..) => seen.extend_from_slice(&piece[..count]),
-            other => panic!("{other:?} before {mark:?}: {:?}", String::from_utf8_lossy(&seen)),
-        }
-    }
-    String::from_utf8_lossy(&seen).into_owned()
-}
-
 #[test]
 fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
-    // A read that the signal interrupts has read nothing.
-    let script = "trap 'stty size' WINCH; stty size; until read line; do :; done; echo got-$line; \
-                  until read line; do :; done; exit 5";
+    // A trap runs between commands alone: a signal just before a read would wait for what is read.
+    let script = "trap 'new=1' WINCH; stty size; until [ \"$new\" ]; do :; done; stty size; \
+                  read line; echo got-$line; read line; exit 5";
     let container = Container::new(Bundle::sh(script).with(|config| {
         config["process"]["terminal"] = json!(true);
         config["process"]["consoleSize"] = json!({"height": 12, "width": 34});
     }));
     let (first, second) = (container.path("first.sock"), container.path("second.sock"));
-    let taken = console(&first);
+    let taken = ConsoleSocket::at(&first);
     assert_eq!(container.try_create(&["--console-socket", first.to_str().expect("a text")]), 0);
     let pid = container.pid("pid");
-    let mut controller = taken.join().expect("the terminal comes");
+    let mut controller = taken.take();
     container.out(&["start", "c"]);
-    read_until(&mut controller, "12 34");
-    tests::resize_terminal(&controller, 20, 50);
-    read_until(&mut controller, "20 50");
-    controller.write_all(b"key\n").expect("type");
-    read_until(&mut controller, "got-key");
+    controller.wait_for("12 34");
+    controller.resize(20, 50);
+    controller.wait_for("20 50");
+    controller.type_keys("key\n");
+    controller.wait_for("got-key");
     // A further program, left behind with a terminal of its own.
-    let taken = console(&second);
+    let taken = ConsoleSocket::at(&second);
     let process = json!({
         "terminal": true, "args": ["sh", "-c", "tty; read line; exit 6"], "cwd": "/", "env": ["PATH=/bin"],
         "user": {"uid": 0, "gid": 0}
@@ -308,13 +277,13 @@ fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
     let mut exec = container.command(&["exec", "--detach", "--process"]);
     exec.arg(container.path("process.json")).arg("--console-socket").arg(&second);
     exec.arg("--pid-file").arg(container.path("exec.pid")).arg("c");
-    assert!(exec.status().expect("start the program under test").success());
+    assert!(tests::status(&mut exec).success());
     let stub = container.pid("exec.pid");
-    let mut other = taken.join().expect("the terminal comes");
-    read_until(&mut other, "/dev/pts/");
-    other.write_all(b"\n").expect("type");
+    let mut other = taken.take();
+    other.wait_for("/dev/pts/");
+    other.type_keys("\n");
     assert_eq!(reap(stub), Ok(6));
-    controller.write_all(b"\n").expect("type");
+    controller.type_keys("\n");
     assert_eq!(reap(pid), Ok(5));
 }
 
@@ -327,7 +296,7 @@ fn a_program_left_behind_goes_with_the_process_that_stands_for_it() {
     let mut exec = container.command(&["exec", "--detach", "--pid-file"]);
     exec.arg(container.path("exec.pid")).args(["c", "sh", "-c", script]);
     exec.stdout(Stdio::null()).stderr(Stdio::null());
-    assert!(exec.status().expect("start the program under test").success());
+    assert!(tests::status(&mut exec).success());
     let stub = container.pid("exec.pid");
     let listed = container.out(&["ps", "--format", "json", "c"]);
     assert_eq!(listed, format!("[{},{}]", pid.as_raw_nonzero(), stub.as_raw_nonzero()));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -76,11 +76,11 @@ impl Pod {
     /// The output of a command that succeeds.
     #[track_caller]
     fn out(&self, words: &[&str]) -> String {
-        check_output(self.command(words).stdin(Stdio::null()))
+        check_output(&mut self.command(words))
     }
 
     fn output(&self, words: &[&str]) -> Output {
-        self.command(words).stdin(Stdio::null()).output().expect("start the program under test")
+        tests::output(&mut self.command(words))
     }
 
     /// The error of a command that fails with `code`.
@@ -126,7 +126,7 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         // A test that has failed may have left one.
-        let _ = self.command(&["rm", "--force", "p"]).output();
+        tests::output(&mut self.command(&["rm", "--force", "p"]));
     }
 }
 

@@ -86,13 +86,12 @@ fn files_as_standard_streams() {
     let path = |name: &str| bundle.path().join(name);
     fs::write(path("in"), noise(300_000)).unwrap();
     fs::write(path("out"), "kept:").unwrap();
-    let status = bundle
-        .command()
+    let mut command = bundle.command();
+    command
         .stdin(File::open(path("in")).unwrap())
         .stdout(File::options().append(true).open(path("out")).unwrap())
-        .stderr(File::create(path("err")).unwrap())
-        .status()
-        .unwrap();
+        .stderr(File::create(path("err")).unwrap());
+    let status = tests::status(&mut command);
     assert_eq!(status.code(), Some(0));
     let out = fs::read(path("out")).unwrap();
     assert!(out.strip_prefix(b"kept:").unwrap() == noise(300_000), "the bytes differ");
@@ -103,13 +102,9 @@ fn files_as_standard_streams() {
 fn one_file_for_both_outputs_keeps_what_each_wrote() {
     let bundle = Bundle::sh("i=0; while [ $i -lt 500 ]; do echo out$i; echo err$i >&2; i=$((i+1)); done");
     let file = File::create(bundle.path().join("both")).unwrap();
-    let status = bundle
-        .command()
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().unwrap())
-        .stderr(file)
-        .status()
-        .unwrap();
+    let mut command = bundle.command();
+    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+    let status = tests::status(&mut command);
     assert_eq!(status.code(), Some(0));
     let text = fs::read_to_string(bundle.path().join("both")).unwrap();
     let kept = |what: &str| text.lines().filter(|l| l.starts_with(what)).count();
@@ -120,7 +115,7 @@ fn one_file_for_both_outputs_keeps_what_each_wrote() {
 fn closed_standard_streams() {
     let bundle = Bundle::sh("cat; echo out; echo err >&2; exit 5");
     let inner = format!("{:?} <&- >&- 2>&-", bundle.command());
-    let status = Command::new("bash").args(["-c", &inner]).status().unwrap();
+    let status = tests::status(Command::new("bash").args(["-c", &inner]));
     assert_eq!(status.code(), Some(5));
 }
 

@@ -33,8 +33,7 @@ fn of_two_creations_at_once_one_has_the_id() {
         let error = File::create(container.path(&format!("{file}-error"))).expect("make a file");
         command.stdout(Stdio::null()).stderr(error).spawn().expect("start the program under test")
     };
-    let mut both = ["one", "two"].map(create);
-    let codes = both.each_mut().map(|child| child.wait().expect("wait").code());
+    let codes = ["one", "two"].map(create).map(|child| tests::wait(child).code());
     assert!(codes == [Some(0), Some(1)] || codes == [Some(1), Some(0)], "{codes:?}");
     let (made, other) = if codes[0] == Some(0) { ("one", "two-error") } else { ("two", "one-error") };
     assert!(container.read(other).contains("container with id exists: c"), "{}", container.read(other));
@@ -72,7 +71,7 @@ fn a_creation_that_is_killed_leaves_nothing() {
         let (container, cgroup) = in_cgroup("create");
         let mut create = begin(&container, step);
         create.kill().expect("kill the creation");
-        create.wait().expect("wait for the creation");
+        tests::wait(create);
         // What an engine does then, whatever there is.
         container.out(&["delete", "--force", "c"]);
         assert_eq!(processes(&container), [""; 0], "{step}");
@@ -85,12 +84,12 @@ fn a_creation_that_is_killed_leaves_nothing() {
 fn a_creation_whose_own_process_is_killed_leaves_nothing() {
     for step in ["state.json", "sandbox.sock"] {
         let (container, cgroup) = in_cgroup("own");
-        let mut create = begin(&container, step);
+        let create = begin(&container, step);
         let state: Value =
             serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
         let pid = state["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         kill_process(pid.expect("a process"), Signal::KILL).expect("kill the container's process");
-        let code = create.wait().expect("wait for the creation").code();
+        let code = tests::wait(create).code();
         if code == Some(0) {
             // It had been made by then.
             container.out(&["delete", "c"]);
@@ -136,9 +135,9 @@ fn a_full_disk_is_told_and_leaves_no_machine() {
 fn a_deletion_during_the_start_is_the_end_of_both() {
     let container = Container::sh("exec sleep 1000");
     let pid = container.create();
-    let mut start = container.command(&["start", "c"]).stderr(Stdio::null()).spawn().expect("start");
+    let start = container.command(&["start", "c"]).stderr(Stdio::null()).spawn().expect("start");
     container.out(&["delete", "--force", "c"]);
-    start.wait().expect("wait for the start");
+    tests::wait(start);
     assert!(reap(pid).is_err());
     assert!(container.is_gone() && no_process_is_left(&container));
 }
