@@ -16,7 +16,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
-use crate::channel::{Control, Input, json};
+use crate::channel::{Control, Input, Port, json};
 use crate::container::Container;
 use crate::destroy::Destroy;
 use crate::fault::{Fault, Step};
@@ -150,6 +150,12 @@ impl Agent {
     /// Returns the descriptor that is readable when there is something to do, for a loop around this one.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
+    }
+
+    /// Returns the control channel.
+    pub fn control(&mut self) -> BorrowedFd<'_> {
+        let port: &Port = self.control.port();
+        port.as_fd()
     }
 
     fn turn(&mut self) -> Turn {

@@ -3,7 +3,8 @@
 use alloc::format;
 
 use agent_proto::command::Mark;
-use rustix::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -16,6 +17,8 @@ use crate::sys;
 
 /// The first descriptor that is not stdin, stdout or stderr.
 const FIRST_FREE: i32 = 3;
+/// Seconds that the host has for reading the last reply.
+const HANG_UP_SECONDS: i64 = 2;
 
 /// Runs the agent; when it ends, for whatever reason, so does the machine.
 pub fn main() -> ! {
@@ -52,7 +55,16 @@ fn run() -> Result<(), Fault> {
     while agent.run_once(None)? != Turn::PowerOff {
         // A port that the host has not opened yet, or closed, may be opened again.
     }
+    await_hang_up(agent.control());
     Ok(())
+}
+
+/// Waits until the host has closed the control channel. The last reply is in a queue of the device now, and the reset
+/// takes back what the host has not read of it; a host that has read it as a rule ends the machine itself.
+fn await_hang_up(control: BorrowedFd<'_>) {
+    let patience = Timespec { tv_sec: HANG_UP_SECONDS, tv_nsec: 0 };
+    // Without an event to ask for it is the hang-up that is waited for.
+    let _ = poll(&mut [PollFd::from_borrowed_fd(control, PollFlags::empty())], Some(&patience));
 }
 
 fn mount(kind: &str, target: &str) -> Result<(), Fault> {

@@ -31,12 +31,12 @@ pub enum SessionError {
         tail: String,
     },
     /// The machine ended before its work was done.
-    #[error("{step}: the virtual machine ended: {reason}{tail}")]
+    #[error("{step}: the virtual machine ended: {}{tail}", reason(end))]
     Ended {
         /// What was waited for.
         step: &'static str,
         /// How it ended.
-        reason: String,
+        end: VmEnd,
         /// The console's last lines.
         tail: String,
     },
@@ -65,6 +65,14 @@ pub enum SessionError {
         #[source]
         source: io::Error,
     },
+}
+
+impl SessionError {
+    /// Whether the guest did no more than reset itself, which is how a pod ends that was asked to: the reply that says
+    /// so may be lost when the guest is faster than the thread that reads it.
+    pub fn is_reset(&self) -> bool {
+        matches!(self, SessionError::Ended { end: VmEnd::Reset, .. })
+    }
 }
 
 /// This module's result.
@@ -208,13 +216,17 @@ impl Session {
         if let Some(tail) = panic_of(&console) {
             return SessionError::Panicked { tail };
         }
-        let reason = match self.sandbox.end() {
-            Some(VmEnd::Reset) => "the guest reset itself".to_owned(),
-            Some(VmEnd::Shutdown) => "the guest switched itself off".to_owned(),
-            Some(VmEnd::Failed(reason)) => reason,
-            Some(VmEnd::Stopped) | None => "it was stopped".to_owned(),
-        };
-        SessionError::Ended { step, reason, tail: indented(&console) }
+        let end = self.sandbox.end().unwrap_or(VmEnd::Stopped);
+        SessionError::Ended { step, end, tail: indented(&console) }
+    }
+}
+
+fn reason(end: &VmEnd) -> &str {
+    match end {
+        VmEnd::Reset => "the guest reset itself",
+        VmEnd::Shutdown => "the guest switched itself off",
+        VmEnd::Failed(reason) => reason,
+        VmEnd::Stopped => "it was stopped",
     }
 }
 

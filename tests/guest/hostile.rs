@@ -100,6 +100,16 @@ impl Peer {
                 let exit = Exit { code: Some(0), stdout_bytes: u64::MAX, ..Exit::default() };
                 self.frame(Code::ProcessAsyncEvent, 0, &event(&container, exit));
             }
+            "no-farewell" => {
+                let container = self.obey();
+                self.frame(
+                    Code::ProcessAsyncEvent,
+                    0,
+                    &event(&container, Exit { code: Some(3), ..Exit::default() }),
+                );
+                while self.next().code != Code::DestroyPod as u32 {}
+                let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+            }
             // No worse than a mirror: what the bench of round trips compares the agent with.
             "echo" => {
                 let mut buffer = [0; 4096];

@@ -82,6 +82,12 @@ fn output_that_was_reported_and_never_comes_meets_the_deadline() {
     play("owed-output").code(125).says(&["the container's output", "no answer"]);
 }
 
+/// The reply may be lost in the reset; the pod has ended all the same.
+#[test]
+fn a_reset_without_a_reply_is_an_end_that_was_asked_for() {
+    play("no-farewell").code(3).stderr("");
+}
+
 #[test]
 fn output_without_end_or_credit_costs_no_memory() {
     let Play { command, _bundle, _initrd } = Play::new("endless-output");

@@ -111,8 +111,9 @@ fn destroy(running: &mut Foreground<'_>) {
         running.session.sandbox.link.flush()?;
         running.wait_reply(step, command)
     };
-    if let Err(error) = end() {
-        log::warn!("{error}");
+    match end() {
+        Err(error) if !error.is_reset() => log::warn!("{error}"),
+        _ => {}
     }
 }
 

@@ -23,7 +23,7 @@ use crate::cgroup::Cgroup;
 use crate::control::Reply;
 use crate::exit::CodedError;
 use crate::link::CommandId;
-use crate::session::Session;
+use crate::session::{Session, SessionError};
 use crate::signals::{Asked, Signals, asks_for_an_end};
 use crate::state::{OciState, PodState, StateDir};
 use crate::{exit, sys, terminal};
@@ -384,7 +384,10 @@ impl Supervisor {
     fn end(&mut self, answers: bool) -> Result<()> {
         self.stopping = true;
         self.session.sandbox.expect_end();
-        if answers && let Err(error) = self.destroy() {
+        if answers
+            && let Err(error) = self.destroy()
+            && !error.downcast_ref().is_some_and(SessionError::is_reset)
+        {
             log::warn!("{error:#}");
         }
         let mut state = self.state();
