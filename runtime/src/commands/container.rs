@@ -78,7 +78,14 @@ fn look(directory: &StateDir) -> Result<PodState> {
     }
     let written = directory.read()?;
     // While its process runs hooks it answers nobody.
-    if status(&written) == "creating" { Ok(written) } else { ask_state(directory) }
+    if status(&written) == "creating" {
+        return Ok(written);
+    }
+    match ask_state(directory) {
+        // It ended before it could answer.
+        Err(_) if !directory.is_held() => Ok(directory.read_stopped()?),
+        answer => answer,
+    }
 }
 
 /// A container's status in the specification's words.
@@ -195,7 +202,11 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
         Err(StateError::NoContainer(_)) if args.force => return Ok(0),
         found => found?,
     };
-    let state = look(&directory)?;
+    let state = match look(&directory) {
+        // One that is just ending, or does not answer for whatever reason.
+        Err(_) if args.force => directory.read()?,
+        found => found?,
+    };
     match status(&state) {
         "stopped" => {}
         "created" => end(&directory)?,
@@ -205,13 +216,18 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     // Its process may still be about to go.
     directory.wait_until_released()?;
     let state = directory.read().unwrap_or(state);
+    finish(&directory, state).map(|()| 0)
+}
+
+/// Takes away what is left of a container and does what its bundle wants done then.
+fn finish(directory: &StateDir, state: PodState) -> Result<()> {
     let hooks = hooks_of(&state).unwrap_or_else(|error| {
         log::warn!("{error:#}");
         Hooks::default()
     });
-    take_away(&directory, &state)?;
+    take_away(directory, &state)?;
     run_last(&hooks.poststop, &state.stopped());
-    Ok(0)
+    Ok(())
 }
 
 /// Takes away what is left of a container whose process has ended, by itself or not.

@@ -57,6 +57,9 @@ pub struct Parts {
     pub cgroup: Cgroup,
 }
 
+/// Tells whoever waits for a pod that it runs.
+pub type Started = Box<dyn FnOnce() -> Result<()>>;
+
 /// A pod's process.
 pub struct Supervisor {
     session: Session,
@@ -77,7 +80,7 @@ pub struct Supervisor {
     /// STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// Told once that every container was started.
-    started: Option<Box<dyn FnOnce()>>,
+    started: Option<Started>,
     /// A second signal is not patient.
     stopping: bool,
     /// When whoever reads our output has had time enough: an end does not wait for it for ever.
@@ -87,8 +90,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Asks the guest for the pod and its containers. `started` is called once all of them run.
-    pub fn start(parts: Parts, started: Box<dyn FnOnce()>) -> Result<Supervisor> {
+    /// Asks the guest for the pod and its containers. `started` is called once all of them run; if it fails, they end.
+    pub fn start(parts: Parts, started: Started) -> Result<Supervisor> {
         let Parts { mut session, signals, pod, containers, state, listener, outputs, oci, cgroup } = parts;
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
         let limits = Limits::of(&pod.log)?;
@@ -160,7 +163,7 @@ impl Supervisor {
             && let Some(started) = self.started.take()
         {
             self.write_state()?;
-            started();
+            started()?;
         }
         if self.changed {
             self.write_state()?;

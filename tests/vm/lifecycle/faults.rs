@@ -80,6 +80,24 @@ fn a_creation_that_is_killed_leaves_nothing() {
     }
 }
 
+/// An engine that ends while it has a container made may not come back to delete it.
+#[test]
+fn a_creation_that_is_killed_and_forgotten_leaves_nothing() {
+    for step in ["state.json", "sandbox.sock"] {
+        let (container, cgroup) = in_cgroup("forgotten");
+        let mut create = begin(&container, step);
+        let state: Value =
+            serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
+        let pid = state["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        create.kill().expect("kill the creation");
+        tests::wait(create);
+        let _ = reap(pid.expect("a process"));
+        assert!(container.is_gone(), "{step}: {}", container.read("stderr"));
+        assert_eq!(processes(&container), [""; 0], "{step}");
+        assert!(!cgroup.exists(), "{step}");
+    }
+}
+
 #[test]
 fn a_creation_whose_own_process_is_killed_leaves_nothing() {
     for step in ["state.json", "sandbox.sock"] {

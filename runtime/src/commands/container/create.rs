@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{PipeWriter, pipe};
 use std::os::fd::IntoRawFd;
+use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use vmm::PendingVm;
 
-use super::{check_console, end, refuse_descriptors, run_first, run_last, take_away, write_pid};
+use super::{check_console, end, finish, refuse_descriptors, run_first, run_last, take_away, write_pid};
 use crate::bundle::{Bundle, program, refuse};
 use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
@@ -26,7 +27,7 @@ use crate::oci::{Hook, Spec};
 use crate::plan::{Plan, limits};
 use crate::pod::output::Outputs;
 use crate::pod::plan::PodPlan;
-use crate::pod::supervisor::{self, Supervisor};
+use crate::pod::supervisor::{self, Started, Supervisor};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
@@ -113,33 +114,44 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
 
 /// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
 fn container(start: Start, writer: PipeWriter) -> u8 {
+    let directory = start.state.clone();
     let writer = Rc::new(Cell::new(Some(writer)));
     let told = writer.clone();
-    let result = live(
-        start,
-        Box::new(move || {
-            if told.take().is_some_and(|writer| report::send(writer, 0, "").is_err()) {
-                // Whoever wanted it is gone. What there is of it is written down, for whoever deletes it.
-                sys::end_now();
-            }
-        }),
-    );
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            let (code, message) = exit::of_error(&error);
-            match writer.take() {
-                // Nobody hears it where whoever wanted the container is gone.
-                Some(writer) => _ = report::send(writer, exit::OCI_FAILED, &message),
-                None => logging::failed(&message),
-            }
-            code
-        }
+    let created = move || match told.take().map(|writer| report::send(writer, 0, "")) {
+        Some(Err(_)) => Err(Forgotten.into()),
+        _ => Ok(()),
+    };
+    let error = match live(start, Box::new(created)) {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    let (code, message) = exit::of_error(&error);
+    match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
+        Some(Ok(())) => {}
+        Some(Err(_)) => abandon(&directory),
+        None if error.is::<Forgotten>() => abandon(&directory),
+        None => logging::failed(&message),
     }
+    code
+}
+
+/// Whoever had the container made is gone before it was.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody waits for the container any more")]
+struct Forgotten;
+
+/// Takes away what this process, a container's, has made so far: whoever wanted the container is gone, and an engine whose
+/// creation is cut short may not come to delete it. One that does ends this process first; what is still there is written
+/// down.
+fn abandon(directory: &StateDir) {
+    // Not from within its own cgroup: in that of whoever is to reap it.
+    let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
+    let taken = left.and_then(|()| finish(directory, directory.read()?));
+    taken.unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
 /// The container's life, from what it has of the host to its end.
-fn live(start: Start, created: Box<dyn FnOnce()>) -> Result<u8> {
+fn live(start: Start, created: Started) -> Result<u8> {
     let Start { config, bundle, state, held, console_socket } = start;
     // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
     let _ = held.into_raw_fd();

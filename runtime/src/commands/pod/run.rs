@@ -22,7 +22,7 @@ use crate::link::streams::streams;
 use crate::pod::output::Outputs;
 use crate::pod::plan::{ContainerPlan, PodPlan};
 use crate::pod::podfile;
-use crate::pod::supervisor::{self, Supervisor};
+use crate::pod::supervisor::{self, Started, Supervisor};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
@@ -61,7 +61,7 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
 fn foreground(start: Start) -> Result<u8> {
     let state = start.state.clone();
     let outputs = Outputs::foreground().context("open stdout and stderr");
-    let ended = outputs.and_then(|outputs| live(start, outputs, Box::new(|| ())));
+    let ended = outputs.and_then(|outputs| live(start, outputs, Box::new(|| Ok(()))));
     let removed = state.remove();
     let code = ended?;
     removed?;
@@ -103,7 +103,11 @@ fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
     let state = start.state.clone();
     let writer = Rc::new(Cell::new(Some(writer)));
     let told = writer.clone();
-    let result = live(start, Outputs::default(), Box::new(move || report(told.take(), 0, "")));
+    let started = move || {
+        report(told.take(), 0, "");
+        Ok(())
+    };
+    let result = live(start, Outputs::default(), Box::new(started));
     let unstarted = writer.take();
     if remove || unstarted.is_some() {
         state.remove()?;
@@ -121,7 +125,7 @@ fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
 }
 
 /// The pod's life, from its machine to its last container's end.
-fn live(start: Start, outputs: Outputs, started: Box<dyn FnOnce()>) -> Result<u8> {
+fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     let Start { config, pod, containers, state } = start;
     // A client's terminal may be the one that we were started in, with us in its background.
     sys::leave_terminal();
