@@ -19,6 +19,8 @@ pub enum Kind {
     Docker,
     /// The same as a service of systemd's, whose cgroups it uses.
     DockerOfSystemd,
+    /// The same where cgroups are version 1's.
+    DockerOfCgroup1,
     /// Podman, which has no daemon, with conmon.
     Podman,
     /// containerd by itself, driven by ctr.
@@ -31,6 +33,7 @@ impl Kind {
         match self {
             Kind::Docker => "docker",
             Kind::DockerOfSystemd => "docker, systemd",
+            Kind::DockerOfCgroup1 => "docker, cgroup v1",
             Kind::Podman => "podman",
             Kind::Containerd => "containerd",
         }
@@ -68,7 +71,7 @@ impl Engine {
     /// Starts the daemon, if the engine has one, with these flags besides its usual ones.
     pub fn start_daemon(&self, flags: &[&str]) {
         let (command, ready) = match self.kind {
-            Kind::Docker => (self.dockerd(), "API listen on"),
+            Kind::Docker | Kind::DockerOfCgroup1 => (self.dockerd(), "API listen on"),
             Kind::DockerOfSystemd => (self.service(&self.dockerd()), "API listen on"),
             Kind::Podman => return,
             Kind::Containerd => (self.containerd(), "containerd successfully booted"),
@@ -135,7 +138,7 @@ impl Engine {
     /// The engine's command line with these words.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = match self.kind {
-            Kind::Docker | Kind::DockerOfSystemd => {
+            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 => {
                 let mut command = Command::new("/usr/bin/docker");
                 command.arg("-H").arg(format!("unix://{}", self.socket().display()));
                 command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CONFIG", self.dir.path());
@@ -208,7 +211,7 @@ impl Engine {
     /// Makes an image `name` of an archive of a root file system, with a shell as its command.
     pub fn import(&self, archive: &Path, name: &str) {
         match self.kind {
-            Kind::Docker | Kind::DockerOfSystemd | Kind::Podman => {
+            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::Podman => {
                 let archive = archive.to_str().expect("the path is text");
                 self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
             }
@@ -220,7 +223,7 @@ impl Engine {
     /// Removes every container, and asserts that nothing of the runtime's is left on the host.
     pub fn clean(&self) {
         match self.kind {
-            Kind::Docker | Kind::DockerOfSystemd | Kind::Podman => {
+            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::Podman => {
                 let all = self.ok(&["ps", "-aq"]);
                 if !all.is_empty() {
                     let mut words = vec!["rm", "-f", "-v"];

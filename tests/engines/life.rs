@@ -61,7 +61,7 @@ fn restart_and_start_again(engine: &Engine) {
     engine.wait_log("again", "start 3");
 }
 
-fn pause_holds_it(engine: &Engine) {
+pub fn pause_holds_it(engine: &Engine) {
     engine.start_container("clock", &["box", "sh", "-c", "while :; do date +%s%N; usleep 50000; done"], "1");
     engine.ok(&["pause", "clock"]);
     assert_eq!(engine.inspect("clock", ".State.Status"), "paused");
@@ -105,7 +105,7 @@ fn copies_in_and_out(engine: &Engine) {
     assert!(archive.stdout.windows(4).any(|w| w == b"d/g\0"), "no d/g in the archive");
 }
 
-fn stats_are_of_the_container(engine: &Engine) {
+pub fn stats_are_of_the_container(engine: &Engine) {
     engine.start_container("user", &["box", "sh", "-c", "echo ready; while :; do :; done"], "ready");
     let line =
         engine.ok(&["stats", "--no-stream", "--format", "{{.CPUPerc}} {{.MemUsage}} {{.PIDs}}", "user"]);

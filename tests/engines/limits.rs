@@ -13,7 +13,7 @@ pub const CASES: &[Case] = &[
     case!(block_io_weight),
 ];
 
-fn memory_beyond_the_limit_kills(engine: &Engine) {
+pub fn memory_beyond_the_limit_kills(engine: &Engine) {
     // Half of what is asked for is within the limit.
     let script =
         "head -c 24m /dev/zero | tail | wc -c; echo within; head -c 96m /dev/zero | tail | wc -c; echo $?";

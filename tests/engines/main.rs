@@ -1,5 +1,6 @@
 //! Container engines end to end: each case is driven through an engine's own command line, once with `runc` and once with
-//! `vmm` in its place, and must hold for both. The engines are Debian's, unmodified, and started here.
+//! `vmm` in its place, and must hold for both. The engines are Debian's, unmodified, and started here. Where cgroups are
+//! version 1's it is the cases for such a host that run, and no others.
 //!
 //! `engines [--core] [--runtime NAME] [FILTER...]` tests: `cargo xtask test --engines` runs it where KVM is. The table of
 //! results goes to `$VMM_ENGINES_TABLE` if that is set. `engines --bench RUNS [--all]` measures: `cargo xtask bench docker`.
@@ -7,6 +8,7 @@
 mod bench;
 mod build;
 mod case;
+mod cgroup1;
 mod containerd;
 mod daemon;
 mod engine;
@@ -51,6 +53,7 @@ const GROUPS: &[Group] = &[
     Group { name: "faults", engine: Kind::Docker, cases: faults::CASES },
     Group { name: "programs", engine: Kind::Docker, cases: programs::CASES },
     Group { name: "systemd", engine: Kind::DockerOfSystemd, cases: systemd::CASES },
+    Group { name: "cgroup1", engine: Kind::DockerOfCgroup1, cases: cgroup1::CASES },
     Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
 ];
@@ -104,7 +107,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut table = Table::default();
-    for kind in [Kind::Docker, Kind::DockerOfSystemd, Kind::Podman, Kind::Containerd] {
+    let kinds: &[Kind] = match cgroup1::is_host() {
+        true => &[Kind::DockerOfCgroup1],
+        false => &[Kind::Docker, Kind::DockerOfSystemd, Kind::Podman, Kind::Containerd],
+    };
+    for &kind in kinds {
         for runtime in RUNTIMES {
             if options.runtime.as_deref().is_none_or(|only| only == runtime) {
                 run_engine(kind, runtime, &options, &mut table);

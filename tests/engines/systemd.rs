@@ -51,7 +51,7 @@ fn a_container_is_a_scope_with_its_limits(engine: &Engine) {
     assert_eq!(property(engine, &unit, "CPUQuotaPerSecUSec"), "1.500000s");
     // A machine has room for its monitor.
     let memory: u64 = property(engine, &unit, "MemoryMax").parse().expect("it is limited");
-    assert!(memory >= 64 << 20 && memory < 512 << 20, "{memory}");
+    assert!((64 << 20..512 << 20).contains(&memory), "{memory}");
     let processes: u64 = property(engine, &unit, "TasksMax").parse().expect("it is limited");
     assert!((50..500).contains(&processes), "{processes}");
     let inside = file(engine, &unit, "cgroup.procs");

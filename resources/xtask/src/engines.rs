@@ -32,6 +32,9 @@ const COMMAND_SECONDS: &str = "150";
 /// The table that the repository keeps.
 const RESULTS: &str = "tests/engines/RESULTS.md";
 
+/// The group of cases for a host with version 1's cgroups.
+const CGROUP1: &str = "cgroup1";
+
 /// Which cases.
 pub struct Cases<'a> {
     /// Only those that every run includes, with `vmm` alone.
@@ -40,6 +43,13 @@ pub struct Cases<'a> {
     pub filters: &'a [String],
     /// Writes the repository's table anew.
     pub record: bool,
+}
+
+impl Cases<'_> {
+    /// Whether a group is asked for by its name.
+    fn want(&self, group: &str) -> bool {
+        self.filters.iter().any(|filter| filter.starts_with(group))
+    }
 }
 
 /// Runs the cases where KVM is, natively or in the emulated host.
@@ -53,32 +63,77 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     }
     words.extend_from_slice(cases.filters);
     let out = cache::dir("engines");
-    let table = out.join("table.md");
-    let mut environment = vec![
-        ("VMM_ENGINES_TABLE", table.clone().into_os_string()),
-        ("VMM_TEST_DEADLINE", COMMAND_SECONDS.into()),
-    ];
-    let wants_programs = cases.filters.is_empty() || cases.filters.iter().any(|f| f.starts_with("programs"));
-    if !cases.core && wants_programs {
+    let mut environment = vec![("VMM_TEST_DEADLINE", COMMAND_SECONDS.into())];
+    if !cases.core && (cases.filters.is_empty() || cases.want("programs")) {
         environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into_os_string()));
     }
-    let code = if host::kvm_usable() {
-        native(&program, &words, environment)?
-    } else {
-        say("tests of engines, in the emulated KVM host");
-        let script = top().join("tests/host/tests.sh");
-        let mut command =
-            vec!["bash".to_owned(), script.display().to_string(), program.display().to_string()];
-        command.extend(words);
-        let host = Host::new().memory(6144).deadline(SECONDS).out(&out);
-        environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)?
-    };
-    if cases.record {
-        record(&table)?;
+    let mut codes = Vec::new();
+    for place in if host::kvm_usable() { &[Place::Native][..] } else { &Place::EMULATED } {
+        if !place.is_wanted(cases) {
+            continue;
+        }
+        let table = out.join("table.md");
+        let mut environment = environment.clone();
+        environment.push(("VMM_ENGINES_TABLE", table.clone().into_os_string()));
+        codes.push(match place.words(&program) {
+            None => native(&program, &words, environment)?,
+            Some(mut command) => {
+                say(&format!("tests of engines, {}", place.name()));
+                command.extend_from_slice(&words);
+                let host = Host::new().memory(6144).deadline(SECONDS).out(&out);
+                environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)?
+            }
+        });
+        if cases.record {
+            record(&table)?;
+        }
     }
-    match code {
-        0 => Ok(()),
-        code => bail!("tests of engines: exit code {code}"),
+    match codes.into_iter().find(|code| *code != 0) {
+        None => Ok(()),
+        Some(code) => bail!("tests of engines: exit code {code}"),
+    }
+}
+
+/// Where the engines are started.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// On this machine itself.
+    Native,
+    /// In the emulated host.
+    Emulated,
+    /// In the emulated host, whose cgroups are made version 1's first.
+    Cgroup1,
+}
+
+impl Place {
+    /// Both kinds of the emulated host.
+    const EMULATED: [Place; 2] = [Place::Emulated, Place::Cgroup1];
+
+    /// Whether any of the cases may be there.
+    fn is_wanted(self, cases: &Cases<'_>) -> bool {
+        let others = cases.filters.iter().any(|filter| !filter.starts_with(CGROUP1));
+        self != Place::Emulated || cases.filters.is_empty() || others
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Place::Native => "on this machine's KVM",
+            Place::Emulated => "in the emulated KVM host",
+            Place::Cgroup1 => "in the emulated KVM host with version 1's cgroups",
+        }
+    }
+
+    /// What the command line of the emulated host begins with.
+    fn words(self, program: &Path) -> Option<Vec<String>> {
+        let script = |path: &str| ["bash".to_owned(), top().join(path).display().to_string()];
+        let mut words = match self {
+            Place::Native => return None,
+            Place::Emulated => Vec::new(),
+            Place::Cgroup1 => script("tests/engines/cgroup1.sh").to_vec(),
+        };
+        words.extend(script("tests/host/tests.sh"));
+        words.push(program.display().to_string());
+        Some(words)
     }
 }
 
@@ -92,7 +147,7 @@ fn native(
         !Path::new("/run/docker.sock").exists(),
         "Docker is at work here: stop it, or set VMM_TEST_KVM=emulated"
     );
-    say("tests of engines, on this machine's KVM");
+    say(&format!("tests of engines, {}", Place::Native.name()));
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).env("VMM_PROGRAM", program).envs(environment);
     let status = command.status().with_context(|| format!("start {}", words[0]))?;
