@@ -17,6 +17,8 @@ pub const CASES: &[Case] = &[
     case!(hardware_address_and_fixed_address),
     case!(mtu_of_the_network),
     case!(ipv6),
+    case!(macvlan),
+    case!(ipvlan),
     case!(nothing_of_the_hosts_network_changes),
     case!(host_network_is_refused).refused("a guest has a network stack of its own"),
     case!(network_of_another_container_is_refused).refused("two guests cannot share one interface"),
@@ -144,6 +146,27 @@ fn ipv6(engine: &Engine) {
     ];
     assert_eq!(engine.ok(&words), "fd00:77::2/64\n1");
     engine.ok(&["network", "rm", "six"]);
+}
+
+fn macvlan(engine: &Engine) {
+    neighbours_of_one_link(engine, "macvlan");
+}
+
+fn ipvlan(engine: &Engine) {
+    neighbours_of_one_link(engine, "ipvlan");
+}
+
+/// Two containers whose interfaces are of one link of the host's, which has none of their packets itself.
+fn neighbours_of_one_link(engine: &Engine, driver: &str) {
+    engine.ok(&["network", "create", "-d", driver, "--subnet", "10.81.0.0/24", "street"]);
+    engine.start_container("server", &["--net", "street", "box", "sh", "-c", SERVER], "ready");
+    let words = ["run", "--rm", "--net", "street", "box", "wget", "-q", "-O", "-", "http://server/"];
+    assert_eq!(engine.ok(&words), "hello");
+    let address = engine.ok(&["exec", "server", "cat", "/sys/class/net/eth0/address"]);
+    let known = engine.inspect("server", ".NetworkSettings.Networks.street.MacAddress");
+    assert!(known.is_empty() || known == address, "{known} {address}");
+    engine.ok(&["rm", "-f", "server"]);
+    engine.ok(&["network", "rm", "street"]);
 }
 
 /// The host's links, addresses, routes and packet filter.
