@@ -1,6 +1,6 @@
 //! A running `vmm` with a deadline.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -198,37 +198,29 @@ impl Running {
 pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("start a command");
-    let pid = child.id();
-    let (send, receive) = channel();
-    thread::spawn(move || drop(send.send(child.wait_with_output())));
-    match receive.recv_timeout(deadline()) {
-        Ok(output) => output.expect("wait for a command"),
-        Err(_) => give_up(pid),
-    }
+    by_deadline(child.id(), move || child.wait_with_output())
 }
 
 /// Runs `command` to its end without its output; kills it and fails at the deadline.
 #[track_caller]
 pub fn status(command: &mut Command) -> ExitStatus {
-    let child = command.spawn().expect("start a command");
-    wait(child)
+    wait(command.spawn().expect("start a command"))
 }
 
 /// Waits for the end of `child`; kills it and fails at the deadline.
 #[track_caller]
 pub fn wait(mut child: Child) -> ExitStatus {
-    let pid = child.id();
-    let (send, receive) = channel();
-    thread::spawn(move || drop(send.send(child.wait())));
-    match receive.recv_timeout(deadline()) {
-        Ok(status) => status.expect("wait for a command"),
-        Err(_) => give_up(pid),
-    }
+    by_deadline(child.id(), move || child.wait())
 }
 
-/// Ends a process that somebody else waits for, and the test.
+/// Waits for a process with `wait` from a thread of its own; kills it and fails at the deadline.
 #[track_caller]
-fn give_up(pid: u32) -> ! {
+fn by_deadline<T: Send + 'static>(pid: u32, wait: impl FnOnce() -> io::Result<T> + Send + 'static) -> T {
+    let (send, receive) = channel();
+    thread::spawn(move || drop(send.send(wait())));
+    if let Ok(ended) = receive.recv_timeout(deadline()) {
+        return ended.expect("wait for a process");
+    }
     let pid = Pid::from_raw(pid.try_into().expect("a process id")).expect("a process id");
     let _ = kill_process(pid, Signal::KILL);
     panic!("process {pid:?} has not ended after {} s", deadline().as_secs());
