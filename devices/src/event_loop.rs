@@ -16,7 +16,7 @@ pub struct LoopHandle(RemoteEndpoint<Subscriber>);
 
 impl LoopHandle {
     /// Returns a handle to a loop that the test itself turns, without a thread.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "driver"))]
     pub(crate) fn of(manager: &EventManager<Subscriber>) -> LoopHandle {
         LoopHandle(manager.remote_endpoint())
     }

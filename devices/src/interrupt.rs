@@ -22,6 +22,7 @@ struct Shared {
     reasons: AtomicU32,
     generation: AtomicU32,
     broken: AtomicBool,
+    fired_elsewhere: AtomicBool,
     line: Arc<EventFd>,
     device_id: u32,
     faults: GuestFaults,
@@ -41,6 +42,7 @@ impl Interrupt {
                 reasons: AtomicU32::new(0),
                 generation: AtomicU32::new(0),
                 broken: AtomicBool::new(false),
+                fired_elsewhere: AtomicBool::new(false),
                 line,
                 device_id,
                 faults: GuestFaults::default(),
@@ -70,6 +72,17 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
+    /// The line, for somebody outside of this process who uses buffers; [`Self::share`] goes with it.
+    pub fn line(&self) -> &EventFd {
+        &self.shared.line
+    }
+
+    /// Says whether somebody else fires the line for used buffers, who cannot write InterruptStatus: as long as it is
+    /// shared, that always has this reason.
+    pub fn share(&self, shared: bool) {
+        self.shared.fired_elsewhere.store(shared, Ordering::SeqCst);
+    }
+
     /// Counts something that the driver did wrong, and logs it now and then.
     pub fn fault(&self, what: fmt::Arguments<'_>) {
         self.shared.faults.note(format_args!("virtio device {}", self.shared.device_id), what);
@@ -77,7 +90,8 @@ impl Interrupt {
 
     /// The pending reasons, as the InterruptStatus register shows them.
     pub fn status(&self) -> u32 {
-        self.shared.reasons.load(Ordering::SeqCst)
+        let shared = self.shared.fired_elsewhere.load(Ordering::SeqCst);
+        self.shared.reasons.load(Ordering::SeqCst) | if shared { VIRTIO_MMIO_INT_VRING } else { 0 }
     }
 
     /// Takes back the reasons that the driver acknowledged.
@@ -99,6 +113,7 @@ impl Interrupt {
     pub fn reset(&self) {
         self.shared.reasons.store(0, Ordering::SeqCst);
         self.shared.broken.store(false, Ordering::SeqCst);
+        self.share(false);
     }
 
     fn raise(&self, reason: u32) {
@@ -126,5 +141,15 @@ mod tests {
         assert!(interrupt.is_broken());
         interrupt.reset();
         assert_eq!((interrupt.status(), interrupt.is_broken(), interrupt.generation()), (0, false, 1));
+    }
+
+    #[test]
+    fn a_shared_line_always_says_that_there_are_used_buffers() {
+        let interrupt = Interrupt::new(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        interrupt.share(true);
+        interrupt.acknowledge(VIRTIO_MMIO_INT_VRING);
+        assert_eq!(interrupt.status(), VIRTIO_MMIO_INT_VRING);
+        interrupt.reset();
+        assert_eq!(interrupt.status(), 0);
     }
 }

@@ -17,8 +17,8 @@ pub mod p9;
 pub mod rng;
 mod vectored;
 
-#[cfg(test)]
-mod driver;
+#[cfg(any(test, feature = "driver"))]
+pub mod driver;
 
 pub use mmio::{MMIO_SIZE, MmioTransport};
 pub use queue::{Reader, Served, VirtQueue, Writer};
@@ -61,6 +61,9 @@ pub trait VirtioDevice: Send {
     /// Called again if the driver resets the device and comes back. The old queues are dead by then
     /// ([`queue::QueueError::Reset`]); a device that cannot serve twice returns an error.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
+    /// The driver resets the device, on a vCPU thread. Owners of queues in this process see that by themselves; whoever has
+    /// lent one ([`VirtQueue::lend`]) is to be woken here. Does not wait.
+    fn reset(&mut self) {}
 }
 
 /// Fills `data` from a configuration space that holds `config`; bytes outside of it are zero.

@@ -86,6 +86,9 @@ pub struct Settings {
     /// The file server's protocol: virtiofs, or 9p for a kernel without it [default: virtiofs]
     #[arg(long, value_name = "virtiofs|9p")]
     pub share: Option<String>,
+    /// Have the host's kernel pass packets on (vhost-net): where it can, or not at all, or else fail [default: auto]
+    #[arg(long, value_name = "auto|on|off")]
+    pub vhost_net: Option<String>,
     /// Write the boot's timeline to a file (JSON that Perfetto opens) and a table to stderr; `-` for the table alone
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
@@ -108,6 +111,7 @@ impl Settings {
             cmdline: text("VMM_CMDLINE"),
             console: text("VMM_CONSOLE"),
             share: text("VMM_SHARE"),
+            vhost_net: text("VMM_VHOST_NET"),
             marks: lookup("VMM_MARKS").map(PathBuf::from),
             agent_timeout: text("VMM_AGENT_TIMEOUT"),
         }
@@ -146,6 +150,7 @@ impl Settings {
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
             share: self.share.or(other.share),
+            vhost_net: self.vhost_net.or(other.vhost_net),
             marks: self.marks.or(other.marks),
             agent_timeout: self.agent_timeout.or(other.agent_timeout),
         }
@@ -181,6 +186,18 @@ impl ShareType {
     }
 }
 
+/// Who passes packets on between the guest and its taps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VhostNet {
+    /// The host's kernel where it has vhost-net and we may use it, else this process.
+    #[default]
+    Auto,
+    /// The host's kernel.
+    On,
+    /// This process.
+    Off,
+}
+
 /// What `vmm run` is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
@@ -206,6 +223,8 @@ pub struct RunConfig {
     pub console: Option<Console>,
     /// The file server's protocol.
     pub share: ShareType,
+    /// Who passes packets on.
+    pub vhost_net: VhostNet,
     /// Write the timeline: to this file, or for `-` as a table alone.
     pub marks: Option<PathBuf>,
     /// How long the agent may make no progress.
@@ -226,6 +245,7 @@ impl Default for RunConfig {
             cmdline: None,
             console: None,
             share: ShareType::default(),
+            vhost_net: VhostNet::default(),
             marks: None,
             agent_timeout: AGENT_TIMEOUT,
         }
@@ -255,6 +275,7 @@ impl RunConfig {
             cmdline: settings.cmdline,
             console: settings.console.map(|text| console(&text)),
             share: share(settings.share, peer)?,
+            vhost_net: settings.vhost_net.map(|text| vhost_net(&text)).transpose()?.unwrap_or_default(),
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(AGENT_TIMEOUT), |text| timeout(&text))?,
         })
@@ -310,6 +331,19 @@ fn share(given: Option<String>, peer: Peer) -> Result<ShareType> {
         None => Err(error("neither virtiofs nor 9p")),
         Some(ShareType::VirtioFs) if peer == Peer::Base => Err(error("an agent of API 4244 knows 9p alone")),
         Some(share) => Ok(share),
+    }
+}
+
+fn vhost_net(text: &str) -> Result<VhostNet> {
+    match text {
+        "auto" => Ok(VhostNet::Auto),
+        "on" => Ok(VhostNet::On),
+        "off" => Ok(VhostNet::Off),
+        _ => Err(ConfigError::Value {
+            name: "vhost-net",
+            value: text.to_owned(),
+            why: "neither auto nor on nor off",
+        }),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::bundle::{Bundle, Result, invalid, is_bind};
 use crate::cgroup::path::CgroupPath;
 use crate::cgroup::systemd::Scope;
 use crate::cgroup::{Place, Wanted};
-use crate::config::{RunConfig, ShareType};
+use crate::config::{RunConfig, ShareType, VhostNet};
 use crate::link::Peer;
 use crate::network::{Network, resolver};
 use crate::oci::{self, ConsoleSize, Linux, Spec};
@@ -93,6 +93,8 @@ pub struct Plan {
     pub cmdline: String,
     /// By which protocol the share is served.
     pub share: ShareType,
+    /// Who passes packets on.
+    pub vhost_net: VhostNet,
     /// Whose agent it is.
     pub peer: Peer,
     /// The machine's cgroup on the host; it stays in ours where there is none.
@@ -176,6 +178,7 @@ impl Plan {
             vcpus: config.vcpus.unwrap_or(1),
             cmdline: cmdline(config),
             share: config.share,
+            vhost_net: config.vhost_net,
             peer: config.peer,
             cgroup: None,
             binds: Vec::new(),

@@ -15,12 +15,12 @@ use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::Fs;
 use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
-use vmm::devices::virtio::net::{Net, Tap};
+use vmm::devices::virtio::net::{Net, Tap, Vhost};
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
 use vmm::{PendingVm, RunningVm, Timeline, Vm, VmConfig, VmEnd};
 
-use crate::config::ShareType;
+use crate::config::{ShareType, VhostNet};
 use crate::console::Outputs;
 use crate::image::Images;
 use crate::link::streams::{StreamHandle, StreamTable};
@@ -125,7 +125,8 @@ impl Sandbox {
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;
         for nic in parts.nics {
-            vm.attach(Box::new(Net::new(vm.events(), Tap::new(nic.tap), nic.mac, nic.mtu)))?;
+            let vhost = vhost(plan.vhost_net, &vm)?;
+            vm.attach(Box::new(Net::new(vm.events(), Tap::new(nic.tap), nic.mac, nic.mtu, vhost)))?;
         }
         Ok(Sandbox { link: AgentLink::new(ours, plan.peer)?, streams, vm: vm.start()?, share, console })
     }
@@ -180,6 +181,21 @@ impl Sandbox {
     /// Stops the machine if it still runs, and joins its threads.
     pub fn stop(self) -> VmEnd {
         self.vm.stop()
+    }
+}
+
+/// Opens the host's vhost-net for one NIC, if it is to have it.
+fn vhost(wanted: VhostNet, vm: &Vm) -> Result<Option<Vhost>> {
+    if wanted == VhostNet::Off {
+        return Ok(None);
+    }
+    match Vhost::open(vm.memory().clone()) {
+        Ok(vhost) => Ok(Some(vhost)),
+        Err(source) if wanted == VhostNet::On => Err(SandboxError::Host { step: "use vhost-net", source }),
+        Err(error) => {
+            log::info!("packets go through this process: {error}");
+            Ok(None)
+        }
     }
 }
 

@@ -5,13 +5,15 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tests::Running;
 
-use crate::engine::{Engine, Kind};
+use crate::engine::{Engine, Kind, WITHOUT_VHOST};
 use crate::{RUNTIMES, images};
 
 /// How much a file has that is written and read, MiB.
 const FILE_MIB: u32 = 64;
 /// How long each transfer over the network takes, seconds.
 const TRANSFER_SECONDS: &str = "3";
+/// Whose networks are compared.
+const NETWORKED: [&str; 3] = ["runc", "vmm", WITHOUT_VHOST];
 /// Where containers find the host on Docker's own bridge.
 const GATEWAY: &str = "172.17.0.1";
 
@@ -122,7 +124,7 @@ fn network(engine: &Engine, runs: usize) -> Measured {
     });
     server.wait_for("listening");
     for _ in 0..runs {
-        for runtime in RUNTIMES {
+        for runtime in NETWORKED {
             for (name, flag) in [("to the host", "-4"), ("from the host", "-R")] {
                 let words = [
                     "run",

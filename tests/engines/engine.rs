@@ -1,7 +1,8 @@
 //! An engine with one runtime, and its command line.
 
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +12,9 @@ use tests::{Finished, Running, program};
 
 use crate::daemon::Daemon;
 use crate::{images, leftovers};
+
+/// `vmm` told to leave the host's vhost-net alone, as a further runtime of Docker's.
+pub const WITHOUT_VHOST: &str = "vmm-without-vhost";
 
 /// Which engine.
 #[derive(Clone, Copy, PartialEq)]
@@ -94,11 +98,21 @@ impl Engine {
         command.arg("--pidfile").arg(self.dir.path().join("docker.pid"));
         command.arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.args(["--add-runtime", &format!("vmm={}", program().display())]);
+        command.args(["--add-runtime", &format!("{WITHOUT_VHOST}={}", self.without_vhost().display())]);
         command.args(["--default-runtime", self.runtime]);
         if self.kind == Kind::DockerOfSystemd {
             command.args(["--exec-opt", "native.cgroupdriver=systemd"]);
         }
         command
+    }
+
+    /// A program that is `vmm` with a setting: Docker's command line has no way to give a runtime arguments.
+    fn without_vhost(&self) -> PathBuf {
+        let path = self.dir.path().join(WITHOUT_VHOST);
+        let script = format!("#!/bin/sh\nVMM_VHOST_NET=off exec {} \"$@\"\n", program().display());
+        fs::write(&path, script).expect("write a runtime's script");
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make a script executable");
+        path
     }
 
     /// What runs `command` as a service of a systemd of its own.

@@ -18,3 +18,4 @@ mod share_9p;
 mod streams;
 mod terminal;
 mod users;
+mod vhost;

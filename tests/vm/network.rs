@@ -170,27 +170,76 @@ fn both_sides_reach_each_other_over_ipv4_and_ipv6() {
     run.finish().code(0).stderr("");
 }
 
-#[test]
-fn a_load_goes_out_to_the_byte() {
+/// A load out of a guest whose packets `vhost_net` says who passes on.
+fn load_goes_out(vhost_net: &str) {
     let nets = Nets::joined();
     let mut server = nets.end(&["drain", "[fd09::1]:5001", LOAD_MIB]);
     server.wait_for("ready");
-    nets.guest(&format!("pour [fd09::1]:5001 {LOAD_MIB}")).run().code(0).stdout("ok\n").stderr("");
+    let bundle = nets.guest(&format!("pour [fd09::1]:5001 {LOAD_MIB}")).flag("--vhost-net").flag(vhost_net);
+    bundle.run().code(0).stdout("ok\n").stderr("");
     let run = server.finish().code(0).stderr("");
     assert!(run.text().contains("MiB in"), "{run}");
     assert_eq!(nets.traces(), "");
 }
 
-#[test]
-fn a_load_comes_in_to_the_byte() {
+/// A load into such a guest.
+fn load_comes_in(vhost_net: &str) {
     let nets = Nets::joined();
-    let bundle = nets.guest(&format!("drain 0.0.0.0:5001 {LOAD_MIB}"));
+    let bundle = nets.guest(&format!("drain 0.0.0.0:5001 {LOAD_MIB}")).flag("--vhost-net").flag(vhost_net);
     let mut run = bundle.start();
     run.wait_for("ready");
     nets.end(&["pour", "10.9.0.2:5001", LOAD_MIB]).finish().code(0).stdout("ok\n").stderr("");
     let run = run.finish().code(0).stderr("");
     assert!(run.text().contains("MiB in"), "{run}");
     assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn a_load_goes_out_to_the_byte() {
+    load_goes_out("off");
+}
+
+#[test]
+fn a_load_goes_out_through_the_kernel_to_the_byte() {
+    load_goes_out("on");
+}
+
+#[test]
+fn a_load_comes_in_to_the_byte() {
+    load_comes_in("off");
+}
+
+#[test]
+fn a_load_comes_in_through_the_kernel_to_the_byte() {
+    load_comes_in("on");
+}
+
+/// Whether a worker of vhost's is there for a thread of the process `pid`. An older kernel has it as a process of its own.
+fn has_vhost_worker(pid: u32) -> bool {
+    let list = |path: String| std::fs::read_dir(path).expect("list processes").map(|entry| entry.unwrap());
+    let threads = || list(format!("/proc/{pid}/task"));
+    let wanted: Vec<String> =
+        threads().map(|thread| format!("vhost-{}\n", thread.file_name().display())).collect();
+    let mut all = list("/proc".to_owned()).chain(threads());
+    all.any(|entry| {
+        // One that has ended meanwhile has no name.
+        std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| wanted.contains(&comm))
+    })
+}
+
+#[test]
+fn the_kernel_passes_packets_on_where_it_is_to() {
+    for (vhost_net, expected) in [("auto", true), ("on", true), ("off", false)] {
+        let nets = Nets::joined();
+        let bundle = nets.bundle("ping -c 1 -W 20 10.9.0.1 >/dev/null && echo up; read go");
+        let bundle = bundle.flag("--vhost-net").flag(vhost_net);
+        let mut run = bundle.start();
+        run.wait_for("up");
+        assert_eq!(has_vhost_worker(run.pid()), expected, "{vhost_net}");
+        run.write(b"\n");
+        run.finish().code(0).stderr("");
+        assert_eq!(nets.traces(), "");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use devices::serial::{SERIAL_PORT, SERIAL_PORT_LEN, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
 use devices::{Bus, EventLoop, LoopHandle};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kvm::{self, KvmVm, PendingVm};
@@ -106,6 +107,11 @@ impl Vm {
     /// The devices' event loop, for devices that it serves.
     pub fn events(&self) -> LoopHandle {
         self.events.handle()
+    }
+
+    /// The machine's memory, for devices that somebody else than this process serves.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        self.ram.memory()
     }
 
     /// Gives the machine a virtio device; the guest finds them in the order of the calls.

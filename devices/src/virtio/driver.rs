@@ -1,5 +1,7 @@
-//! The driver's side of virtio, for tests: registers and rings as Linux's drivers use them.
+//! The driver's side of virtio, for tests here and, with the feature `driver`, elsewhere: registers and rings as Linux's
+//! drivers use them. What does not hold panics.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use event_manager::EventManager;
@@ -7,6 +9,7 @@ use virtio_bindings::virtio_config::*;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
@@ -15,13 +18,15 @@ use crate::{BusDevice, LoopHandle, Subscriber};
 
 const MEMORY_LEN: usize = 64 << 20;
 const QUEUE_STRIDE: u64 = 0x20_0000;
-/// Where the rings lie behind a table of at most 256 descriptors.
+/// Where the available ring lies behind a table of at most 256 descriptors.
 pub const AVAIL: u64 = 0x1000;
+/// Where the used ring lies.
 pub const USED: u64 = 0x1800;
 const BUFFERS: u64 = 0x3000;
 /// The length of each of a queue's buffers.
 pub const BUFFER_LEN: u32 = 0x1000;
 
+/// Returns memory for a driver.
 pub fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap()
 }
@@ -29,13 +34,28 @@ pub fn memory() -> GuestMemoryMmap {
 /// An event loop that the test turns itself.
 pub struct Loop(EventManager<Subscriber>);
 
+impl Default for Loop {
+    fn default() -> Loop {
+        Loop::new()
+    }
+}
+
 impl Loop {
+    /// Returns a loop of its own.
     pub fn new() -> Loop {
         Loop(EventManager::new().unwrap())
     }
 
+    /// Returns a handle for devices.
     pub fn handle(&self) -> LoopHandle {
         LoopHandle::of(&self.0)
+    }
+
+    /// Waits for something to be ready, and turns. Returns whether there was anything within so many milliseconds.
+    pub fn wait(&mut self, milliseconds: i32) -> bool {
+        let count = self.0.run_with_timeout(milliseconds).unwrap();
+        self.turn();
+        count > 0
     }
 
     /// Handles everything that is ready, and what becomes ready by that.
@@ -51,29 +71,39 @@ impl Loop {
 
 /// A driver of one device behind registers.
 pub struct Driver {
+    /// The registers.
     pub transport: MmioTransport,
+    /// Guest memory.
     pub memory: GuestMemoryMmap,
     irq: Arc<EventFd>,
 }
 
 impl Driver {
+    /// Returns a driver of `device` with memory of its own.
     pub fn new(device: Box<dyn VirtioDevice>) -> Driver {
-        let memory = memory();
+        Driver::with(memory(), device)
+    }
+
+    /// Returns a driver of `device` with this memory.
+    pub fn with(memory: GuestMemoryMmap, device: Box<dyn VirtioDevice>) -> Driver {
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let transport = MmioTransport::new(device, memory.clone(), irq.clone()).unwrap();
         Driver { transport, memory, irq }
     }
 
+    /// Reads a register.
     pub fn read(&mut self, register: u32) -> u32 {
         let mut data = [0xaa; 4];
         self.transport.read(register.into(), &mut data);
         u32::from_le_bytes(data)
     }
 
+    /// Writes a register.
     pub fn write(&mut self, register: u32, value: u32) {
         self.transport.write(register.into(), &value.to_le_bytes());
     }
 
+    /// The device's status.
     pub fn status(&mut self) -> u32 {
         self.read(VIRTIO_MMIO_STATUS)
     }
@@ -84,6 +114,7 @@ impl Driver {
         self.write(VIRTIO_MMIO_STATUS, status | bit);
     }
 
+    /// The features that the device offers.
     pub fn offered(&mut self) -> u64 {
         self.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
         let high = self.read(VIRTIO_MMIO_DEVICE_FEATURES);
@@ -91,6 +122,7 @@ impl Driver {
         u64::from(high) << 32 | u64::from(self.read(VIRTIO_MMIO_DEVICE_FEATURES))
     }
 
+    /// Accepts features.
     pub fn accept(&mut self, features: u64) {
         self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
         self.write(VIRTIO_MMIO_DRIVER_FEATURES, (features >> 32) as u32);
@@ -140,8 +172,17 @@ impl Driver {
         queues
     }
 
+    /// Kicks a queue.
     pub fn kick(&mut self, queue: u32) {
         self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+    }
+
+    /// Waits for an interrupt, or for so many milliseconds.
+    pub fn wait_for_interrupt(&self, milliseconds: i32) {
+        let poller = Epoll::new().unwrap();
+        let irq = self.irq.as_raw_fd();
+        poller.ctl(ControlOperation::Add, irq, EpollEvent::new(EventSet::IN, 0)).unwrap();
+        poller.wait(milliseconds, &mut [EpollEvent::default()]).unwrap();
     }
 
     /// How often the device has interrupted since the last call; acknowledges, as a handler does.
@@ -164,6 +205,7 @@ pub struct DriverQueue {
 }
 
 impl DriverQueue {
+    /// Returns a queue of `size` entries that lies at `base` in memory, which is zeroed for it.
     pub fn new(memory: GuestMemoryMmap, base: u64, size: u16, event_idx: bool) -> DriverQueue {
         let zeros = vec![0; BUFFERS as usize];
         memory.write_slice(&zeros, GuestAddress(base)).unwrap();
@@ -184,6 +226,7 @@ impl DriverQueue {
         true
     }
 
+    /// Writes a descriptor: address, length, flags and the next one's index.
     pub fn put_descriptor(&self, index: u16, (address, len, flags, next): (u64, u32, u16, u16)) {
         let at = self.base + 16 * u64::from(index);
         self.memory.write_obj(address, GuestAddress(at)).unwrap();
@@ -192,12 +235,14 @@ impl DriverQueue {
         self.memory.write_obj(next, GuestAddress(at + 14)).unwrap();
     }
 
+    /// Makes the chain that begins at descriptor `head` available.
     pub fn make_available(&mut self, head: u16) {
         let slot = self.base + AVAIL + 4 + 2 * u64::from(self.avail % self.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.set_avail(self.avail.wrapping_add(1));
     }
 
+    /// Says how many chains have been made available, true or not.
     pub fn set_avail(&mut self, avail: u16) {
         self.avail = avail;
         self.memory.write_obj(avail, GuestAddress(self.base + AVAIL + 2)).unwrap();

@@ -238,6 +238,7 @@ impl MmioTransport {
                 // A full counter is a pending kick all the same.
                 let _ = kick.write(1);
             }
+            self.device.reset();
         }
         self.resetting = true;
         self.finish_reset();

@@ -11,23 +11,28 @@
 //! serves all) and F_STATUS (the link is always up).
 //!
 //! Packets go between guest memory and the tap without a buffer in between: the header of 12 bytes that stands before
-//! each is the tap's own (IFF_VNET_HDR), and the host's kernel judges it and what it says. Both queues are served in
-//! the devices' event loop. A tap that is full and a guest without buffers stop one direction until an edge of the
-//! tap, or a kick, says that it goes on.
+//! each is the tap's own (IFF_VNET_HDR), and the host's kernel judges it and what it says. The host's kernel serves both
+//! queues where it offers to ([`Vhost`]), for the first driver and as long as it understands what it reads; else, and
+//! after that, they are served in the devices' event loop. There, a tap that is full and a guest without buffers stop
+//! one direction until an edge of the tap, or a kick, says that it goes on.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
+use vmm_sys_util::eventfd::EventFd;
 
 use self::handler::Handler;
 pub use self::tap::Tap;
+pub use self::vhost::Vhost;
 use super::queue::Demand;
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
 use crate::LoopHandle;
 
 mod handler;
 mod tap;
+mod vhost;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -61,13 +66,18 @@ pub struct Net {
     tap: Tap,
     mac: [u8; 6],
     mtu: u16,
+    /// For the first driver.
+    vhost: Option<Vhost>,
+    /// Calls the queues back that the kernel has.
+    recall: Option<Arc<EventFd>>,
 }
 
 impl Net {
     /// Returns a device with this hardware address and largest packet (without its Ethernet header), over a tap that
-    /// is served by the loop behind `events`.
-    pub fn new(events: LoopHandle, tap: Tap, mac: [u8; 6], mtu: u16) -> Net {
-        Net { events, tap, mac, mtu }
+    /// is served by the kernel, or by the loop behind `events`.
+    pub fn new(events: LoopHandle, tap: Tap, mac: [u8; 6], mtu: u16, vhost: Option<Vhost>) -> Net {
+        let recall = vhost.as_ref().map(|vhost| vhost.recall.clone());
+        Net { events, tap, mac, mtu, vhost, recall }
     }
 
     /// struct virtio_net_config: mac, status u16, max_virtqueue_pairs u16, mtu u16.
@@ -93,7 +103,15 @@ impl VirtioDevice for Net {
         activation.queues[RECEIVE].quiet();
         self.tap.set_offloads(activation.features)?;
         let demand = demand(activation.features, self.mtu);
-        self.events.add(Box::new(Handler::new(self.tap.try_clone()?, demand, activation)))
+        let handler = Handler::new(self.tap.try_clone()?, demand, self.vhost.take(), activation);
+        self.events.add(Box::new(handler))
+    }
+
+    fn reset(&mut self) {
+        if let Some(recall) = &self.recall {
+            // A full counter is a pending call all the same.
+            let _ = recall.write(1);
+        }
     }
 }
 

@@ -17,8 +17,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Interrupt;
 
+mod loan;
 mod room;
 
+pub use loan::{Loan, Rings};
 pub use room::{Demand, Received, Room};
 
 /// Reads a request's device-readable bytes.
@@ -107,6 +109,7 @@ impl Gate {
     }
 }
 
+#[derive(Debug)]
 struct Inside(Arc<Gate>);
 
 impl Drop for Inside {
@@ -156,6 +159,11 @@ impl VirtQueue {
     pub fn take_kick(&self) {
         // Nothing to read means that there was no kick: an eventfd here is non-blocking.
         let _ = self.links.kick.read();
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.links.memory
     }
 
     /// Which of the device's queues this is.

@@ -52,6 +52,9 @@ pub fn check() -> anyhow::Result<()> {
     say("format, lints, borders, sizes");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // Those that cargo does not build unless they are named.
+    let tests = ["--package", "tests", "--test", "vm", "--test", "engines"];
+    run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
     let mut faults = border_faults(&metadata()?)?;
     for path in sources(&top())? {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

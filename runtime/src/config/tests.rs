@@ -58,6 +58,17 @@ fn a_share_is_one_of_two() {
 }
 
 #[test]
+fn the_kernel_passes_packets_on_unless_it_is_told_not_to() {
+    let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
+    assert_eq!(config(&[]).unwrap().vhost_net, VhostNet::Auto);
+    for (text, expected) in [("auto", VhostNet::Auto), ("on", VhostNet::On), ("off", VhostNet::Off)] {
+        assert_eq!(config(&[("VMM_VHOST_NET", text)]).unwrap().vhost_net, expected);
+    }
+    let error = config(&[("VMM_VHOST_NET", "yes")]).unwrap_err().to_string();
+    assert_eq!(error, r#"vhost-net "yes": neither auto nor on nor off"#);
+}
+
+#[test]
 fn a_console_is_a_place_with_or_without_the_serial_port() {
     for (text, serial, to) in [
         ("-", false, None),

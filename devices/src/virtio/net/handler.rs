@@ -1,4 +1,5 @@
-//! The network device at work: both queues and the tap, in the devices' event loop.
+//! The network device at work in the devices' event loop: both queues and the tap, or what is left of them to do while the
+//! host's kernel has them.
 
 use std::io;
 
@@ -6,14 +7,19 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
 use super::tap::Tap;
+use super::vhost::{Vhost, Work};
 use super::{ETHERNET_LEN, HEADER_LEN, LONGEST, NUM_BUFFERS, RECEIVE, TRANSMIT};
 use crate::Interrupt;
 use crate::virtio::Activation;
 use crate::virtio::fs::message::split;
-use crate::virtio::queue::{Demand, QueueError, Received, Room, Served, VirtQueue};
+use crate::virtio::queue::{Demand, Loan, QueueError, Received, Room, Served, VirtQueue};
 
 /// The tap's events; a queue's are under its number.
 const TAP: u32 = 2;
+/// The kernel met a request that it does not understand.
+const FAULT: u32 = 3;
+/// The driver resets the device whose queues the kernel has.
+const RECALL: u32 = 4;
 
 /// Owns a started device's queues and a descriptor of its tap.
 pub(super) struct Handler {
@@ -22,15 +28,117 @@ pub(super) struct Handler {
     /// In the device's order; none: given up.
     queues: [Option<VirtQueue>; 2],
     interrupt: Interrupt,
+    features: u64,
     /// A packet waits in the transmit queue until the tap takes it.
     held: bool,
+    /// The kernel, until it has the queues or does not take them.
+    vhost: Option<Vhost>,
+    /// The kernel has the queues.
+    lent: Option<Lent>,
+}
+
+/// Who has the queues, and what is to be given up to have them back.
+struct Lent {
+    vhost: Vhost,
+    loans: [Loan; 2],
 }
 
 impl Handler {
-    pub fn new(tap: Tap, demand: Demand, activation: Activation) -> Handler {
-        let mut queues = activation.queues.into_iter();
+    pub fn new(tap: Tap, demand: Demand, vhost: Option<Vhost>, activation: Activation) -> Handler {
+        let Activation { queues, interrupt, features, .. } = activation;
+        let mut queues = queues.into_iter();
         let queues = [queues.next(), queues.next()];
-        Handler { tap, demand, queues, interrupt: activation.interrupt, held: false }
+        Handler { tap, demand, queues, interrupt, features, held: false, vhost, lent: None }
+    }
+
+    /// Lends the queues to the kernel. Returns whether it has them.
+    fn lend(&mut self, ops: &mut EventOps) -> bool {
+        let Some(mut vhost) = self.vhost.take() else { return false };
+        let [Some(receive), Some(transmit)] = &self.queues else { return false };
+        if !receive.is_ready() || !transmit.is_ready() {
+            return false;
+        }
+        // Without a reset there is nothing that could refuse; with one, whoever serves the queues meets it next.
+        let (Ok(from), Ok(to)) = (receive.lend(), transmit.lend()) else { return false };
+        let events = [(&vhost.fault, FAULT), (&*vhost.recall, RECALL)];
+        let added = events.map(|(fd, data)| ops.add(Events::with_data(fd, data, EventSet::IN)));
+        let started = added.into_iter().collect::<Result<(), _>>().map_err(io::Error::other).and_then(|()| {
+            self.interrupt.share(true);
+            vhost.kernel.start(&Work {
+                tap: &self.tap,
+                features: self.features,
+                queues: [(receive, &from), (transmit, &to)],
+                interrupt: &self.interrupt,
+                fault: &vhost.fault,
+            })
+        });
+        let loans = [from, to];
+        match started {
+            Ok(()) => self.lent = Some(Lent { vhost, loans }),
+            Err(error) => {
+                log::warn!("vhost-net: {error}; packets go through this process");
+                self.interrupt.share(false);
+                forget(&vhost, ops);
+            }
+        }
+        self.lent.is_some()
+    }
+
+    /// Has the kernel stop, and lets go of the queues.
+    fn recall(&mut self, ops: &mut EventOps) {
+        let Some(Lent { vhost, loans }) = self.lent.take() else { return };
+        forget(&vhost, ops);
+        // What it is closed by, it stops by.
+        drop(vhost);
+        drop(loans);
+        self.end(ops);
+    }
+
+    /// Has the kernel stop, and goes on where it was.
+    fn take_back(&mut self, ops: &mut EventOps) {
+        let Some(Lent { mut vhost, loans }) = self.lent.take() else { return };
+        forget(&vhost, ops);
+        let stopped = vhost.kernel.stop();
+        // With it the kernel's worker goes.
+        drop(vhost);
+        self.interrupt.share(false);
+        let next = match stopped {
+            Ok(next) => next,
+            Err(error) => return self.interrupt.needs_reset(format_args!("vhost-net: {error}")),
+        };
+        for ((index, loan), next) in loans.into_iter().enumerate().zip(next) {
+            let Some(queue) = &mut self.queues[index] else { continue };
+            if let Err(error) = queue.take_back(loan, next) {
+                error.report(&self.interrupt);
+                self.queues[index] = None;
+            }
+        }
+        // What the kernel fired the line for last may have come when it was shared no more.
+        self.interrupt.used_buffers();
+        self.listen(ops);
+    }
+
+    /// Waits for kicks and packets.
+    fn listen(&mut self, ops: &mut EventOps) {
+        // Edge-triggered, nothing needs to be read to be quiet again, and a tap whose packets nobody can take is quiet.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
+        let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
+        let tap = Events::with_data(&self.tap, TAP, edge | EventSet::OUT);
+        for events in kicks.chain([tap]) {
+            if let Err(error) = ops.add(events) {
+                self.interrupt.needs_reset(format_args!("wait for packets: {error}"));
+            }
+        }
+    }
+
+    /// Gives everything up, after a reset.
+    fn end(&mut self, ops: &mut EventOps) {
+        for queue in &mut self.queues {
+            give_up(queue, ops);
+        }
+        // One that could not be added cannot be removed.
+        let _ = ops.remove(Events::empty(&self.tap));
     }
 
     /// Hands the guest what the tap has, as far as there is room.
@@ -67,12 +175,7 @@ impl Handler {
     fn check(&mut self, queue: usize, result: Result<(), QueueError>, ops: &mut EventOps) {
         let Err(error) = result else { return };
         if error.is_reset() {
-            for queue in &mut self.queues {
-                give_up(queue, ops);
-            }
-            // One that could not be added cannot be removed.
-            let _ = ops.remove(Events::empty(&self.tap));
-            return;
+            return self.end(ops);
         }
         give_up(&mut self.queues[queue], ops);
         error.report(&self.interrupt);
@@ -81,22 +184,18 @@ impl Handler {
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        // Edge-triggered, nothing needs to be read to be quiet again, and a tap whose packets nobody can take is quiet.
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
-        let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
-        let tap = Events::with_data(&self.tap, TAP, edge | EventSet::OUT);
-        for events in kicks.chain([tap]) {
-            if let Err(error) = ops.add(events) {
-                self.interrupt.needs_reset(format_args!("wait for packets: {error}"));
-            }
+        if !self.lend(ops) {
+            self.listen(ops);
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        match events.data() as usize {
-            RECEIVE => self.receive(ops),
-            TRANSMIT => self.transmit(ops),
+        const QUEUES: [u32; 2] = [RECEIVE as u32, TRANSMIT as u32];
+        match events.data() {
+            FAULT => self.take_back(ops),
+            RECALL => self.recall(ops),
+            data if data == QUEUES[RECEIVE] => self.receive(ops),
+            data if data == QUEUES[TRANSMIT] => self.transmit(ops),
             _ => {
                 if self.held && events.event_set().contains(EventSet::OUT) {
                     self.transmit(ops);
@@ -142,5 +241,13 @@ fn give_up(queue: &mut Option<VirtQueue>, ops: &mut EventOps) {
     if let Some(queue) = queue.take() {
         // One that was never ready is not registered.
         let _ = ops.remove(Events::empty(queue.kick()));
+    }
+}
+
+/// Stops listening to the kernel.
+fn forget(vhost: &Vhost, ops: &mut EventOps) {
+    for fd in [&vhost.fault, &*vhost.recall] {
+        // One that could not be added cannot be removed.
+        let _ = ops.remove(Events::empty(fd));
     }
 }

@@ -35,13 +35,19 @@ impl Tap {
         Tap { file: fd.into(), is_tap: true }
     }
 
-    #[cfg(test)]
-    pub(super) fn of_socket(fd: OwnedFd) -> Tap {
+    /// With a socket that stands for a tap.
+    #[cfg(any(test, feature = "driver"))]
+    pub fn of_socket(fd: OwnedFd) -> Tap {
         Tap { file: fd.into(), is_tap: false }
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Tap> {
         Ok(Tap { file: self.file.try_clone()?, is_tap: self.is_tap })
+    }
+
+    /// The descriptor, for the kernel to use.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Tells the host what the guest takes, by the device's features that its driver accepted.

@@ -29,7 +29,7 @@ fn guest(features: u64) -> Guest {
     tap.set_nonblocking(true).unwrap();
     wire.set_nonblocking(true).unwrap();
     let mut events = Loop::new();
-    let net = Net::new(events.handle(), Tap::of_socket(OwnedFd::from(tap)), MAC, MTU);
+    let net = Net::new(events.handle(), Tap::of_socket(OwnedFd::from(tap)), MAC, MTU, None);
     let mut driver = Driver::new(Box::new(net));
     let (receive, transmit) = start(&mut driver, &mut events, features);
     Guest { events, driver, receive, transmit, wire }

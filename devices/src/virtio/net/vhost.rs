@@ -1,0 +1,165 @@
+//! vhost-net: a worker of the host's kernel serves a network device's queues, between guest memory and the tap.
+//!
+//! It is a short cut and nothing else. Whatever it does not understand it reports, gives the queues back, and the device
+//! goes on in its own event loop, which counts and answers what the guest did wrong; so a guest sees one device, whether
+//! the host has vhost-net or not.
+
+use std::io;
+use std::sync::Arc;
+
+use vhost::net::VhostNet;
+use vhost::vhost_kern::net::Net;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{MRG_RXBUF, QUEUE_SIZE, RECEIVE, TRANSMIT, Tap};
+use crate::Interrupt;
+use crate::virtio::VirtQueue;
+use crate::virtio::queue::Loan;
+
+/// What a driver may have agreed on that changes how queues are read: the kernel has to know of it. The rest is between
+/// the driver and the tap.
+const QUEUE_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX | MRG_RXBUF;
+
+/// Who serves both queues of a device.
+pub(super) trait Kernel: Send {
+    /// Begins to serve the queues, in the device's order. Where this fails nothing has been served.
+    fn start(&mut self, work: &Work) -> io::Result<()>;
+
+    /// Stops. Returns each queue's index of the first request that was not taken; those before it are completed.
+    fn stop(&mut self) -> io::Result<[u16; 2]>;
+}
+
+/// What is to be served.
+pub(super) struct Work<'a> {
+    pub tap: &'a Tap,
+    /// As the driver accepted them.
+    pub features: u64,
+    pub queues: [(&'a VirtQueue, &'a Loan); 2],
+    pub interrupt: &'a Interrupt,
+    /// To be fired where a request makes no sense.
+    pub fault: &'a EventFd,
+}
+
+/// An open /dev/vhost-net.
+pub struct Vhost {
+    pub(super) kernel: Box<dyn Kernel>,
+    /// Fires where the kernel meets what it does not understand.
+    pub(super) fault: EventFd,
+    /// Fires where the driver resets the device.
+    pub(super) recall: Arc<EventFd>,
+}
+
+impl Vhost {
+    /// Opens /dev/vhost-net for a machine with this memory. A module that is not loaded yet is loaded by that.
+    ///
+    /// # Errors
+    ///
+    /// Where the host has none (`NotFound`, or ENODEV), or does not let us use it.
+    pub fn open(memory: GuestMemoryMmap) -> io::Result<Vhost> {
+        let net = Net::new(Arc::new(memory)).map_err(host("open /dev/vhost-net"))?;
+        Vhost::of(Box::new(net))
+    }
+
+    /// With somebody else in the kernel's place.
+    pub(super) fn of(kernel: Box<dyn Kernel>) -> io::Result<Vhost> {
+        let eventfd = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        Ok(Vhost { kernel, fault: eventfd()?, recall: Arc::new(eventfd()?) })
+    }
+}
+
+impl Kernel for Net<Arc<GuestMemoryMmap>> {
+    fn start(&mut self, work: &Work) -> io::Result<()> {
+        let features = work.features & QUEUE_FEATURES;
+        let known = self.get_features().map_err(host("VHOST_GET_FEATURES"))?;
+        if features & !known != 0 {
+            let missing = format!("the kernel does not know features {:#x}", features & !known);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, missing));
+        }
+        // From here on the worker is there: one of this process's memory and cgroup.
+        self.set_owner().map_err(host("VHOST_SET_OWNER"))?;
+        self.set_features(features).map_err(host("VHOST_SET_FEATURES"))?;
+        self.set_mem_table(&regions(work.queues[RECEIVE].0.memory())).map_err(host("VHOST_SET_MEM_TABLE"))?;
+        for (index, (queue, loan)) in work.queues.iter().enumerate() {
+            set_up(self, index, queue, loan, work)?;
+        }
+        for (index, (queue, _)) in work.queues.iter().enumerate() {
+            if let Err(error) = self.set_backend(index, Some(work.tap.file())) {
+                log::warn!("vhost-net: {}", host("VHOST_NET_SET_BACKEND")(error));
+                // The other queue may have been served: as where a request makes no sense, both are taken back.
+                let _ = work.fault.write(1);
+                break;
+            }
+            // A kick that came before the kernel listened; a full counter is a pending one all the same.
+            let _ = queue.kick().write(1);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> io::Result<[u16; 2]> {
+        let mut next = [0; 2];
+        for index in [RECEIVE, TRANSMIT] {
+            // Returns when the worker has completed what it had taken.
+            self.set_backend(index, None).map_err(host("VHOST_NET_SET_BACKEND"))?;
+        }
+        for index in [RECEIVE, TRANSMIT] {
+            // A split queue's index has 16 bits.
+            next[index] = self.get_vring_base(index).map_err(host("VHOST_GET_VRING_BASE"))? as u16;
+        }
+        Ok(next)
+    }
+}
+
+/// Tells the kernel of one queue.
+fn set_up(
+    net: &impl VhostBackend,
+    index: usize,
+    queue: &VirtQueue,
+    loan: &Loan,
+    work: &Work,
+) -> io::Result<()> {
+    let rings = loan.rings;
+    let place = VringConfigData {
+        queue_max_size: QUEUE_SIZE,
+        queue_size: rings.size,
+        flags: 0,
+        desc_table_addr: rings.descriptors,
+        used_ring_addr: rings.used,
+        avail_ring_addr: rings.avail,
+        log_addr: None,
+    };
+    net.set_vring_num(index, rings.size).map_err(host("VHOST_SET_VRING_NUM"))?;
+    net.set_vring_base(index, rings.next_avail).map_err(host("VHOST_SET_VRING_BASE"))?;
+    net.set_vring_addr(index, &place).map_err(host("VHOST_SET_VRING_ADDR"))?;
+    net.set_vring_err(index, work.fault).map_err(host("VHOST_SET_VRING_ERR"))?;
+    net.set_vring_call(index, work.interrupt.line()).map_err(host("VHOST_SET_VRING_CALL"))?;
+    net.set_vring_kick(index, queue.kick()).map_err(host("VHOST_SET_VRING_KICK"))
+}
+
+/// Guest memory as the kernel finds it in this process.
+fn regions(memory: &GuestMemoryMmap) -> Vec<VhostUserMemoryRegionInfo> {
+    let region = |region: &GuestRegionMmap| VhostUserMemoryRegionInfo {
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+        ..Default::default()
+    };
+    memory.iter().map(region).collect()
+}
+
+/// Says at which step the host failed.
+fn host(step: &'static str) -> impl FnOnce(vhost::Error) -> io::Error {
+    move |error| match error {
+        vhost::Error::VhostOpen(source) | vhost::Error::IoctlError(source) => {
+            io::Error::new(source.kind(), format!("{step}: {source}"))
+        }
+        other => io::Error::other(format!("{step}: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! The device beside somebody who stands for the kernel: what is lent, and how it comes back.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Mutex;
+
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_bindings::virtio_mmio::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::virtio::driver::{Driver, DriverQueue, Loop};
+use crate::virtio::net::{Net, Tap};
+use crate::virtio::queue::Rings;
+
+/// What the double has been told, and what it is to say.
+#[derive(Default)]
+struct Script {
+    started: Option<(u64, [Rings; 2])>,
+    fault: Option<EventFd>,
+    /// It does not start.
+    refuses: bool,
+    /// Where it stops; it does not know where there is nothing.
+    next: Option<[u16; 2]>,
+    ended: bool,
+}
+
+#[derive(Clone, Default)]
+struct Double(Arc<Mutex<Script>>);
+
+impl Kernel for Double {
+    fn start(&mut self, work: &Work) -> io::Result<()> {
+        let mut script = self.0.lock().unwrap();
+        script.started = Some((work.features, work.queues.map(|(_, loan)| loan.rings)));
+        script.fault = Some(work.fault.try_clone()?);
+        if script.refuses { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+    }
+
+    fn stop(&mut self) -> io::Result<[u16; 2]> {
+        self.0.lock().unwrap().next.ok_or(io::ErrorKind::Other.into())
+    }
+}
+
+impl Drop for Double {
+    fn drop(&mut self) {
+        // The device's comes first, the test's own when nobody looks any more.
+        self.0.lock().unwrap().ended = true;
+    }
+}
+
+struct Guest {
+    events: Loop,
+    driver: Driver,
+    queues: [DriverQueue; 2],
+    wire: UnixDatagram,
+}
+
+/// A guest whose queues `kernel` is offered.
+fn guest(kernel: &Double) -> Guest {
+    let (wire, tap) = UnixDatagram::pair().unwrap();
+    tap.set_nonblocking(true).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let mut events = Loop::new();
+    let vhost = Vhost::of(Box::new(Double(kernel.0.clone()))).unwrap();
+    let tap = Tap::of_socket(OwnedFd::from(tap));
+    let mut driver = Driver::new(Box::new(Net::new(events.handle(), tap, [2; 6], 1500, Some(vhost))));
+    let queues = driver.start(u64::MAX).try_into().ok().unwrap();
+    events.turn();
+    Guest { events, driver, queues, wire }
+}
+
+impl Guest {
+    fn send(&mut self, mark: u8) {
+        let mut packet = [mark; 60];
+        packet[..12].fill(0);
+        self.queues[TRANSMIT].send(&packet);
+        self.driver.kick(TRANSMIT as u32);
+        self.events.turn();
+    }
+
+    /// The marks of the packets that went out through this process.
+    fn sent(&self) -> Vec<u8> {
+        let mut packet = [0; 60];
+        std::iter::from_fn(|| self.wire.recv(&mut packet).ok().map(|len| packet[len - 1])).collect()
+    }
+
+    /// Completes the transmit queue's first requests, as the kernel does.
+    fn complete(&self, rings: &Rings, count: u16) {
+        for index in 0..count {
+            let entry = GuestAddress(rings.used + 4 + 8 * u64::from(index));
+            let head: u16 =
+                self.driver.memory.read_obj(GuestAddress(rings.avail + 4 + 2 * u64::from(index))).unwrap();
+            self.driver.memory.write_obj(u64::from(head), entry).unwrap();
+        }
+        self.driver.memory.write_obj(count, GuestAddress(rings.used + 2)).unwrap();
+    }
+
+    fn fault(&mut self, kernel: &Double) {
+        kernel.0.lock().unwrap().fault.as_ref().unwrap().write(1).unwrap();
+        self.events.turn();
+    }
+
+    fn needs_reset(&mut self) -> bool {
+        self.driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+}
+
+#[test]
+fn the_kernel_gets_the_queues_and_the_interrupt() {
+    let kernel = Double::default();
+    let mut guest = guest(&kernel);
+    let (features, rings) = kernel.0.lock().unwrap().started.unwrap();
+    assert_eq!(features & QUEUE_FEATURES, QUEUE_FEATURES);
+    assert_eq!(rings.map(|rings| (rings.size, rings.next_avail)), [(QUEUE_SIZE, 0); 2]);
+    assert!(rings[RECEIVE].descriptors < rings[RECEIVE].avail && rings[RECEIVE].avail < rings[RECEIVE].used);
+    // Whoever handles its interrupt looks for used buffers whether or not this process has said that there are some.
+    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
+    guest.driver.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
+    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
+    guest.send(1);
+    assert_eq!((guest.sent(), guest.queues[TRANSMIT].completed().len()), (vec![], 0));
+}
+
+#[test]
+fn what_the_kernel_does_not_understand_is_answered_here_and_all_goes_on() {
+    let kernel = Double::default();
+    let mut guest = guest(&kernel);
+    let rings = kernel.0.lock().unwrap().started.unwrap().1;
+    guest.send(1);
+    guest.send(2);
+    guest.complete(&rings[TRANSMIT], 1);
+    assert_eq!(guest.queues[TRANSMIT].completed().len(), 1);
+    // A packet that is none.
+    guest.queues[TRANSMIT].send(&[0; 4]);
+    guest.send(3);
+    kernel.0.lock().unwrap().next = Some([0, 1]);
+    guest.driver.interrupts();
+    guest.fault(&kernel);
+    assert_eq!(guest.sent(), [2, 3]);
+    assert_eq!(guest.queues[TRANSMIT].completed().len(), 3);
+    assert!(guest.driver.interrupts() > 0 && !guest.needs_reset());
+    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    assert!(kernel.0.lock().unwrap().ended);
+    guest.send(4);
+    assert_eq!(guest.sent(), [4]);
+    guest.queues[RECEIVE].fill(2048);
+    guest.driver.kick(RECEIVE as u32);
+    guest.wire.send(&[0; 70]).unwrap();
+    guest.events.turn();
+    assert_eq!(guest.queues[RECEIVE].completed().len(), 1);
+}
+
+#[test]
+fn a_reset_is_complete_when_the_kernel_has_let_go() {
+    let kernel = Double::default();
+    let mut guest = guest(&kernel);
+    guest.driver.write(VIRTIO_MMIO_STATUS, 0);
+    assert_ne!(guest.driver.status(), 0);
+    assert!(!kernel.0.lock().unwrap().ended);
+    guest.events.turn();
+    assert!(kernel.0.lock().unwrap().ended);
+    assert_eq!((guest.driver.status(), guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS)), (0, 0));
+    // The next driver's queues stay here.
+    guest.queues = guest.driver.start(u64::MAX).try_into().ok().unwrap();
+    guest.events.turn();
+    guest.send(5);
+    assert_eq!(guest.sent(), [5]);
+}
+
+#[test]
+fn a_reset_before_the_loop_turns_lends_nothing() {
+    let kernel = Double::default();
+    let mut events = Loop::new();
+    let vhost = Vhost::of(Box::new(Double(kernel.0.clone()))).unwrap();
+    let (_wire, tap) = UnixDatagram::pair().unwrap();
+    let tap = Tap::of_socket(OwnedFd::from(tap));
+    let mut driver = Driver::new(Box::new(Net::new(events.handle(), tap, [2; 6], 1500, Some(vhost))));
+    driver.start(u64::MAX);
+    driver.write(VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(driver.status(), 0);
+    events.turn();
+    assert!(kernel.0.lock().unwrap().started.is_none());
+}
+
+#[test]
+fn a_kernel_that_does_not_start_leaves_the_queues_here() {
+    let kernel = Double::default();
+    kernel.0.lock().unwrap().refuses = true;
+    let mut guest = guest(&kernel);
+    assert!(kernel.0.lock().unwrap().ended);
+    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    guest.send(6);
+    assert_eq!((guest.sent(), guest.queues[TRANSMIT].completed().len()), (vec![6], 1));
+}
+
+#[test]
+fn a_kernel_that_does_not_say_where_it_was_costs_a_reset() {
+    let kernel = Double::default();
+    let mut guest = guest(&kernel);
+    guest.send(7);
+    guest.fault(&kernel);
+    assert!(guest.needs_reset());
+    assert_eq!(guest.sent(), []);
+    guest.driver.write(VIRTIO_MMIO_STATUS, 0);
+    guest.events.turn();
+    assert_eq!(guest.driver.status(), 0);
+}
