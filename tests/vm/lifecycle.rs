@@ -60,7 +60,7 @@ impl Container {
 
     /// The error of a command that fails with `code`.
     #[track_caller]
-    fn error(&self, code: i32, words: &[&str]) -> String {
+    pub(crate) fn error(&self, code: i32, words: &[&str]) -> String {
         let output = self.output(words);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");

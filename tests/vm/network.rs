@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 use serde_json::json;
 use tests::{Bundle, Running, check_output};
 
@@ -333,6 +333,23 @@ fn what_a_killed_container_left_goes_with_it() {
     ip(&tc);
     container.out(&["delete", "c"]);
     assert_eq!(nets.traces().matches("ingress").count(), 1, "{}", nets.traces());
+}
+
+/// An engine deletes a container that did not start only if it knows of its end by then.
+#[test]
+fn a_start_that_fails_returns_when_the_containers_process_has_ended() {
+    let nets = Nets::joined();
+    let mount = json!({"destination": "/etc", "type": "bind", "source": "/bin/busybox", "options": ["bind"]});
+    let bundle = nets.bundle("true").mount(mount);
+    std::fs::create_dir_all(bundle.rootfs().join("etc")).expect("make a folder");
+    let container = Container::new(bundle);
+    let pid = container.create();
+    let error = container.error(1, &["start", "c"]);
+    assert!(error.contains("mount /etc: not a directory"), "{error}");
+    let ended = waitpid(Some(pid), WaitOptions::NOHANG).expect("it is ours to reap");
+    assert!(ended.is_some());
+    container.out(&["delete", "c"]);
+    assert_eq!(nets.traces(), "");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! that process behind its socket, or read from what it left.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -258,10 +259,17 @@ fn run_last(hooks: &[Hook], state: &PodState) {
 /// Ends a container's process with everything in it, whatever it does.
 fn end(directory: &StateDir) -> Result<()> {
     let pid = directory.read()?.pid;
-    let kill = || {
+    let kill = || -> io::Result<()> {
         let process = sys::process(pid)?;
         // The number is that of a process that holds the lock, now that it cannot become another's.
-        if directory.is_held() { sys::kill(process.as_fd()) } else { Ok(()) }
+        if !directory.is_held() {
+            return Ok(());
+        }
+        sys::kill(process.as_fd())?;
+        // The lock is let go of before the kernel has taken everything down (its worker of a NIC takes a while), and only
+        // then does an engine's shim learn of the end, without which it deletes nothing.
+        while !sys::poll([(process.as_fd(), libc::POLLIN)], None)?[0] {}
+        Ok(())
     };
     match if pid == 0 { Ok(()) } else { kill() } {
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
