@@ -380,18 +380,34 @@ impl StateDir {
 
     /// Removes the directory with everything in it.
     pub fn remove(&self) -> Result<()> {
-        // The state goes first: a directory without one is what is left of a container, and no container.
-        match fs::remove_file(self.path.join(STATE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(host("remove", &self.path)(error));
-            }
-            _ => {}
-        }
-        match fs::remove_dir_all(&self.path) {
+        match self.remove_all() {
             // Somebody else was quicker.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(host("remove", &self.path)),
         }
+    }
+
+    /// Removes it in an order in which whoever goes on with it finds what can be deleted. The state goes first: a directory
+    /// without one is what is left of a container, and no container; the lock last, by which it is told from anything else.
+    fn remove_all(&self) -> io::Result<()> {
+        remove_if_there(&self.path.join(STATE))?;
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                fs::remove_dir_all(&path)?;
+            } else if !path.ends_with(LOCK) {
+                remove_if_there(&path)?;
+            }
+        }
+        remove_if_there(&self.path.join(LOCK))?;
+        fs::remove_dir(&self.path)
+    }
+}
+
+fn remove_if_there(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

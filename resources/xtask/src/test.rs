@@ -72,7 +72,7 @@ fn unit(args: &Args) -> anyhow::Result<()> {
 
 /// Builds the whole-VM tests here and runs them where KVM is: natively, or in the emulated KVM host.
 fn vm(args: &Args) -> anyhow::Result<()> {
-    apt::install(&["busybox-static", "e2fsprogs", "iproute2"])?;
+    apt::install(&["busybox-static", "e2fsprogs", "iproute2", "strace"])?;
     let program = program::program()?;
     let debian = rootfs_archive(&bundle::debian(&program)?)?;
     say("building the whole-VM tests");

@@ -123,6 +123,83 @@ fn a_creation_whose_own_process_is_killed_leaves_nothing() {
     }
 }
 
+/// System calls by which commands change what is outside of their process.
+const STEPS: [&str; 13] = [
+    "mkdir",
+    "rename",
+    "write",
+    "clone",
+    "clone3",
+    "bind",
+    "listen",
+    "connect",
+    "sendto,sendmsg",
+    "pidfd_send_signal",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+];
+
+/// `command` and what it starts, where whoever is at such a system call for the `nth` time is killed there.
+fn killed_at(step: &str, nth: u32, command: &Command) -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={step}")]);
+    strace.args(["-e", &format!("inject={step}:signal=SIGKILL:when={nth}")]);
+    strace.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
+    strace
+}
+
+/// What an engine does with a container that it gives up, and what is there of it then.
+fn delete_and_look(container: &Container, cgroup: &Path, moment: &str) {
+    container.out(&["delete", "--force", "c"]);
+    assert_eq!(processes(container), [""; 0], "{moment}");
+    assert!(container.is_gone() && !cgroup.exists(), "{moment}");
+}
+
+#[test]
+fn a_creation_killed_at_any_of_its_steps_leaves_nothing() {
+    let mut kills = 0;
+    for step in STEPS {
+        for nth in 1.. {
+            let (container, cgroup) = in_cgroup("steps");
+            container.bundle.command();
+            let mut create = container.command(&["create", "--bundle"]);
+            create.arg(container.bundle.path()).arg("--pid-file").arg(container.path("pid")).arg("c");
+            let mut create = killed_at(step, nth, &create);
+            create.stderr(File::create(container.path("stderr")).expect("make a file"));
+            let made = tests::status(&mut create).success();
+            let whole = made && container.status() == "created";
+            delete_and_look(&container, &cgroup, &format!("{step} {nth}"));
+            if whole {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills > 20, "{kills} steps");
+}
+
+#[test]
+fn a_start_or_deletion_killed_at_any_of_its_steps_leaves_nothing() {
+    let mut kills = 0;
+    for words in [&["start", "c"][..], &["delete", "--force", "c"]] {
+        for step in STEPS {
+            for nth in 1.. {
+                let (container, cgroup) = in_cgroup("later");
+                container.create();
+                let mut command = killed_at(step, nth, &container.command(words));
+                let whole = tests::status(command.stderr(Stdio::null())).success();
+                delete_and_look(&container, &cgroup, &format!("{words:?} {step} {nth}"));
+                if whole {
+                    break;
+                }
+                kills += 1;
+            }
+        }
+    }
+    assert!(kills > 5, "{kills} steps");
+}
+
 #[test]
 fn a_root_that_vanishes_before_the_start_is_told() {
     let container = Container::sh("true");
