@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::case::{Case, case};
@@ -19,6 +20,7 @@ pub const CASES: &[Case] = &[
     case!(ipv6),
     case!(macvlan),
     case!(ipvlan),
+    case!(services_of_a_swarm),
     case!(nothing_of_the_hosts_network_changes),
     case!(host_network_is_refused).refused("a guest has a network stack of its own"),
     case!(network_of_another_container_is_refused).refused("two guests cannot share one interface"),
@@ -77,6 +79,35 @@ fn containers_talk_by_name(engine: &Engine) {
     assert!(answer.trim().starts_with("01 02 8") && answer.ends_with("00 01 00 01"), "{answer}");
     engine.ok(&["rm", "-f", "server"]);
     engine.ok(&["network", "rm", "town"]);
+}
+
+/// By the addresses of its tasks, by a virtual address that the engine balances, and by a port of the host.
+fn services_of_a_swarm(engine: &Engine) {
+    const ADDRESS: &str = "10.50.0.1";
+    for words in [
+        &["link", "add", "swarm", "type", "dummy"][..],
+        &["addr", "add", "10.50.0.1/24", "dev", "swarm"],
+        &["link", "set", "swarm", "up"],
+    ] {
+        tests::check_output(Command::new("ip").args(words));
+    }
+    engine.ok(&["swarm", "init", "--advertise-addr", ADDRESS]);
+    engine.ok(&["network", "create", "-d", "overlay", "--attachable", "plain"]);
+    let port = "mode=host,published=8766,target=80";
+    for (name, flags) in
+        [("tasks", &["--endpoint-mode", "dnsrr", "--publish", port][..]), ("virtual", &["--replicas", "2"])]
+    {
+        let create = ["service", "create", "--quiet", "--no-resolve-image", "--stop-grace-period", "0s"];
+        let what = ["--network", "plain", "--name", name];
+        // It returns when the service is there.
+        engine.ok(&[&create[..], &what, flags, &["box", "sh", "-c", SERVER]].concat());
+    }
+    let script = "wget -q -O - http://tasks/; wget -q -O - http://virtual/";
+    assert_eq!(engine.ok(&["run", "--rm", "--net", "plain", "box", "sh", "-c", script]), "hello\nhello");
+    assert!(fetch("8766").ends_with("hello\n"));
+    engine.ok(&["service", "rm", "tasks", "virtual"]);
+    engine.ok(&["swarm", "leave", "--force"]);
+    tests::check_output(Command::new("ip").args(["link", "del", "swarm"]));
 }
 
 fn two_networks_from_the_start(engine: &Engine) {
