@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -206,7 +206,7 @@ impl StateRoot {
         Ok(directory)
     }
 
-    /// Makes an OCI container's directory and takes its lock, which a copy of this process holds, too. What is left of a
+    /// Makes an OCI container's directory and takes its lock, in which this process's number is. What is left of a
     /// creation that was cut short is no container.
     pub fn claim(&self, id: &str) -> Result<(StateDir, File)> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("make", &self.0))?;
@@ -227,11 +227,30 @@ impl StateRoot {
         }
         DirBuilder::new().mode(0o700).create(&path).map_err(host("make", &path))?;
         let path = path.join(LOCK);
-        let held =
-            File::create(&path).and_then(|file| file.try_lock().map_err(io::Error::from).map(|()| file));
-        let held = held.map_err(host("lock", &path))?;
+        let hold = || {
+            let mut file = File::create(&path)?;
+            file.try_lock().map_err(io::Error::from)?;
+            write!(file, "{}", std::process::id())?;
+            Ok(file)
+        };
+        let held = hold().map_err(|error| {
+            // A full disk, mostly: nobody looks for what is nobody's.
+            let _ = directory.remove();
+            host("lock", &path)(error)
+        })?;
         drop(root);
         Ok((directory, held))
+    }
+
+    /// Returns the directory of a container that the process `pid` claimed, or began to claim before it was killed.
+    pub fn claimed_by(&self, id: &str, pid: u32) -> Option<StateDir> {
+        // Nobody else is about to claim it.
+        let _root = self.lock().ok()?;
+        let claimed = |directory: &StateDir| {
+            let holder = fs::read_to_string(directory.path.join(LOCK)).unwrap_or_default();
+            holder == pid.to_string() || holder.is_empty() && directory.is_container() && !directory.is_held()
+        };
+        self.open(id).ok().filter(claimed)
     }
 
     /// Takes the root's lock.
@@ -480,6 +499,7 @@ mod tests {
         let (_folder, root) = root();
         let (directory, held) = root.claim("c").unwrap();
         assert!(directory.is_held());
+        assert!(root.claimed_by("c", std::process::id()).is_some() && root.claimed_by("c", 1).is_none());
         let exists = || root.claim("c").unwrap_err().to_string();
         assert_eq!(exists(), "container with id exists: c");
         // Killed before it had a state.

@@ -1,5 +1,6 @@
 //! Faults between create and delete: the reason is told, and nothing is left.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
@@ -167,8 +168,10 @@ fn a_creation_killed_at_any_of_its_steps_leaves_nothing() {
             create.arg(container.bundle.path()).arg("--pid-file").arg(container.path("pid")).arg("c");
             let mut create = killed_at(step, nth, &create);
             create.stderr(File::create(container.path("stderr")).expect("make a file"));
-            let made = tests::status(&mut create).success();
-            let whole = made && container.status() == "created";
+            let code = tests::status(&mut create).code();
+            // Who is not killed itself clears up, and says so.
+            assert!(code != Some(1) || container.is_gone() && !cgroup.exists(), "{step} {nth}");
+            let whole = code == Some(0) && container.status() == "created";
             delete_and_look(&container, &cgroup, &format!("{step} {nth}"));
             if whole {
                 break;
@@ -177,6 +180,23 @@ fn a_creation_killed_at_any_of_its_steps_leaves_nothing() {
         }
     }
     assert!(kills > 20, "{kills} steps");
+}
+
+/// Nobody comes to delete what the first process of a creation leaves that is killed.
+#[test]
+fn a_creation_killed_before_its_container_s_process_is_there_leaves_nothing() {
+    let (container, cgroup) = in_cgroup("first");
+    container.bundle.command();
+    let mut create = container.command(&["create", "--bundle"]);
+    create.arg(container.bundle.path()).arg("c");
+    let status = tests::status(killed_at("clone", 1, &create).stderr(Stdio::null()));
+    assert_eq!(status.signal(), Some(9));
+    let until = Instant::now() + DEADLINE;
+    while !no_process_is_left(&container) {
+        assert!(Instant::now() < until, "{:?}", processes(&container));
+        thread::yield_now();
+    }
+    assert!(container.is_gone() && !cgroup.exists());
 }
 
 #[test]

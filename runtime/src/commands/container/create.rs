@@ -1,7 +1,7 @@
 //! `vmm create`: makes the process that is the container, and returns once that waits for its start.
 
 use std::cell::Cell;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{PipeWriter, pipe};
 use std::os::fd::IntoRawFd;
 use std::os::unix::process::parent_id;
@@ -23,7 +23,7 @@ use crate::image::Images;
 use crate::link::Peer;
 use crate::link::streams::streams;
 use crate::network::Network;
-use crate::oci::{Hook, Spec};
+use crate::oci::Spec;
 use crate::plan::{Plan, limits};
 use crate::pod::output::Outputs;
 use crate::pod::plan::PodPlan;
@@ -39,11 +39,9 @@ const SILENT: &str = "the container's process ended before the container was cre
 
 /// A container that is about to be made.
 struct Start {
+    root: StateRoot,
     config: RunConfig,
     bundle: Bundle,
-    state: StateDir,
-    /// The directory's lock: let go of with the process.
-    held: File,
     console_socket: Option<PathBuf>,
 }
 
@@ -66,14 +64,8 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     refuse::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
-    let (state, held) = root.claim(&config.id)?;
-    let (left, poststop) = (state.clone(), bundle.spec.hooks.poststop.clone());
-    let start = Start { config, bundle, state, held, console_socket: engine.console_socket };
-    let made = make(start, engine.pid_file.as_deref());
-    if made.is_err() {
-        clear(&left, &poststop).unwrap_or_else(|error| log::warn!("{error:#}"));
-    }
-    made
+    let start = Start { root: root.clone(), config, bundle, console_socket: engine.console_socket };
+    make(start, engine.pid_file.as_deref())
 }
 
 /// Without a UTS namespace of its own a container has the host's name: a guest has it as it is now.
@@ -86,15 +78,18 @@ fn lend_host_name(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// Takes away what there is of a container that could not be made: what its first hooks did has its end, too.
-fn clear(directory: &StateDir, poststop: &[Hook]) -> Result<()> {
-    end(directory)?;
+/// Takes away what the process `pid` has left of a container that could not be made: what its first hooks did has its end,
+/// too. Another container of that name is none of its.
+fn clear(start: &Start, pid: u32) -> Result<()> {
+    let Some(directory) = start.root.claimed_by(&start.config.id, pid) else { return Ok(()) };
+    end(&directory)?;
     let state = directory.read()?;
-    take_away(directory, &state)?;
-    run_last(poststop, &state.stopped());
+    take_away(&directory, &state)?;
+    run_last(&start.bundle.spec.hooks.poststop, &state.stopped());
     Ok(())
 }
 
+/// Has a process of its own make the container, from its directory on: if this one is killed, that one notices.
 fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
     let (reader, writer) = pipe().context("make a pipe")?;
     match sys::fork_detached(None).context("make the container's process")? {
@@ -104,24 +99,36 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
         }
         pid => {
             drop(writer);
-            // The lock is the container's alone now.
-            drop(start);
-            report::wait(reader, SILENT)?;
-            pid_file.map_or(Ok(()), |path| write_pid(path, pid)).map(|()| 0)
+            let made = report::wait(reader, SILENT)
+                .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
+            if made.is_err() {
+                clear(&start, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
+            }
+            made.map(|()| 0)
         }
     }
 }
 
 /// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
 fn container(start: Start, writer: PipeWriter) -> u8 {
-    let directory = start.state.clone();
+    let (directory, held) = match start.root.claim(&start.config.id) {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            let (code, message) = exit::of_error(&error.into());
+            // There is nothing to take away, whether anybody hears it or not.
+            let _ = report::send(writer, exit::OCI_FAILED, &message);
+            return code;
+        }
+    };
+    // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
+    let _ = held.into_raw_fd();
     let writer = Rc::new(Cell::new(Some(writer)));
     let told = writer.clone();
     let created = move || match told.take().map(|writer| report::send(writer, 0, "")) {
         Some(Err(_)) => Err(Forgotten.into()),
         _ => Ok(()),
     };
-    let error = match live(start, Box::new(created)) {
+    let error = match live(start, directory.clone(), Box::new(created)) {
         Ok(code) => return code,
         Err(error) => error,
     };
@@ -151,10 +158,8 @@ fn abandon(directory: &StateDir) {
 }
 
 /// The container's life, from what it has of the host to its end.
-fn live(start: Start, created: Started) -> Result<u8> {
-    let Start { config, bundle, state, held, console_socket } = start;
-    // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
-    let _ = held.into_raw_fd();
+fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
+    let Start { config, bundle, console_socket, .. } = start;
     let oci = oci_state(&config, &bundle);
     let mut creating = PodState {
         id: config.id.clone(),
