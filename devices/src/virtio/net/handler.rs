@@ -88,7 +88,7 @@ impl Handler {
     fn recall(&mut self, ops: &mut EventOps) {
         let Some(Lent { vhost, loans }) = self.lent.take() else { return };
         forget(&vhost, ops);
-        // What it is closed by, it stops by.
+        // Closing it stops it.
         drop(vhost);
         drop(loans);
         self.end(ops);
