@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -265,11 +265,7 @@ fn end(directory: &StateDir) -> Result<()> {
         if !directory.is_held() {
             return Ok(());
         }
-        sys::kill(process.as_fd())?;
-        // The lock is let go of before the kernel has taken everything down (its worker of a NIC takes a while), and only
-        // then does an engine's shim learn of the end, without which it deletes nothing.
-        while !sys::poll([(process.as_fd(), libc::POLLIN)], None)?[0] {}
-        Ok(())
+        kill_and_wait(process.as_fd())
     };
     match if pid == 0 { Ok(()) } else { kill() } {
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
@@ -278,6 +274,15 @@ fn end(directory: &StateDir) -> Result<()> {
         _ => {}
     }
     Ok(directory.wait_until_released()?)
+}
+
+/// Kills a process and waits for its end.
+fn kill_and_wait(process: BorrowedFd<'_>) -> io::Result<()> {
+    sys::kill(process)?;
+    // Its locks are let go of before the kernel has taken everything down (its worker of a NIC takes a while), and only
+    // then does an engine's shim learn of the end, without which it deletes nothing.
+    while !sys::poll([(process, libc::POLLIN)], None)?[0] {}
+    Ok(())
 }
 
 /// Reads the hooks of a container's bundle. As with runc those of `startContainer` have the container's environment, unless

@@ -241,7 +241,8 @@ fn a_full_disk_is_told_and_leaves_no_machine() {
     check_output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k", "none"]).arg(&small));
     let filled = fs::write(small.join("filler"), vec![0; 64 << 10]);
     let code = container.try_create(&[]);
-    let (error, clean) = (container.read("stderr"), no_process_is_left(&container));
+    let clean = no_process_is_left(&container) && container.is_gone();
+    let error = container.read("stderr");
     check_output(Command::new("umount").arg(&small));
     assert!(filled.is_err());
     assert_eq!(code, 1, "{error}");

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{PipeWriter, pipe};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,7 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use vmm::PendingVm;
 
-use super::{check_console, end, finish, refuse_descriptors, run_first, run_last, take_away, write_pid};
+use super::{
+    check_console, end, finish, kill_and_wait, refuse_descriptors, run_first, run_last, take_away, write_pid,
+};
 use crate::bundle::{Bundle, program, refuse};
 use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
@@ -102,6 +104,9 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
             let made = report::wait(reader, SILENT)
                 .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
             if made.is_err() {
+                // It is our child: its number is nobody else's. What it has said may not have been its end.
+                let ended = sys::process(pid).and_then(|process| kill_and_wait(process.as_fd()));
+                ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
                 clear(&start, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             made.map(|()| 0)
