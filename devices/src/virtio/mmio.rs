@@ -33,6 +33,8 @@ pub const NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 const MAGIC: u32 = 0x7472_6976;
 /// Version of the modern register layout.
 const VERSION: u32 = 2;
+/// DeviceID of a place where no device is (4.2.2).
+const NO_DEVICE: u32 = 0;
 /// VendorID. No register of vendors exists; this is ours in ASCII.
 const VENDOR: u32 = u32::from_le_bytes(*b"vmm\0");
 
@@ -98,6 +100,7 @@ impl MmioTransport {
         match register {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID if !self.device.is_present() => NO_DEVICE,
             VIRTIO_MMIO_DEVICE_ID => self.info.device_id,
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => feature_word(self.offered_features(), self.device_features_select),
@@ -132,6 +135,8 @@ impl MmioTransport {
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.write_status(value)?,
             VIRTIO_MMIO_SHM_SEL => {}
+            // Linux says so of each queue after a reset, too.
+            VIRTIO_MMIO_QUEUE_READY if value == 0 && (self.resetting || self.status == 0) => {}
             VIRTIO_MMIO_QUEUE_READY if value == 0 => self.queue()?.disable(),
             VIRTIO_MMIO_QUEUE_READY => self.enable_queue()?,
             _ => self.queue()?.write(register, value)?,
@@ -230,9 +235,10 @@ impl MmioTransport {
         }
     }
 
-    /// Takes the queues back. Their owners are woken so that they let go of them.
+    /// Takes the queues back. Their owners are woken so that they let go of them, once: what is behind the device when a
+    /// driver asks again may be something else by then.
     fn reset(&mut self) {
-        if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+        if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !self.resetting {
             self.gate.close();
             for kick in &self.kicks {
                 // A full counter is a pending kick all the same.
