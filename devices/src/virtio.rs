@@ -52,6 +52,10 @@ pub struct Activation {
 pub trait VirtioDevice: Send {
     /// Returns what the device is.
     fn info(&self) -> DeviceInfo;
+    /// Whether it is there; a place for one that may come shows a driver device ID 0 until then.
+    fn is_present(&self) -> bool {
+        true
+    }
     /// Fills `data` from the device's configuration space; bytes outside of it read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Takes what the driver wrote to the configuration space; most devices have nothing to write.

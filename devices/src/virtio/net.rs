@@ -15,6 +15,8 @@
 //! queues where it offers to ([`Vhost`]), for the first driver and as long as it understands what it reads; else, and
 //! after that, they are served in the devices' event loop. There, a tap that is full and a guest without buffers stop
 //! one direction until an edge of the tap, or a kick, says that it goes on.
+//!
+//! A [`Slot`] is a place for one: what is in it may come and go while the machine runs.
 
 use std::io;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use virtio_bindings::virtio_net::*;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::handler::Handler;
+pub use self::slot::Slot;
 pub use self::tap::Tap;
 pub use self::vhost::Vhost;
 use super::queue::Demand;
@@ -31,6 +34,7 @@ use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
 use crate::LoopHandle;
 
 mod handler;
+mod slot;
 mod tap;
 mod vhost;
 
@@ -91,7 +95,7 @@ impl Net {
 
 impl VirtioDevice for Net {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { device_id: VIRTIO_ID_NET, features: FEATURES, queue_sizes: vec![QUEUE_SIZE; 2] }
+        description()
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -113,6 +117,11 @@ impl VirtioDevice for Net {
             let _ = recall.write(1);
         }
     }
+}
+
+/// What every one is.
+fn description() -> DeviceInfo {
+    DeviceInfo { device_id: VIRTIO_ID_NET, features: FEATURES, queue_sizes: vec![QUEUE_SIZE; 2] }
 }
 
 /// What a driver's buffers have to hold that agreed on `features`.

@@ -23,7 +23,8 @@ const RECALL: u32 = 4;
 
 /// Owns a started device's queues and a descriptor of its tap.
 pub(super) struct Handler {
-    tap: Tap,
+    /// None after a reset: whoever has the device decides for how long its tap lives.
+    tap: Option<Tap>,
     demand: Demand,
     /// In the device's order; none: given up.
     queues: [Option<VirtQueue>; 2],
@@ -48,13 +49,13 @@ impl Handler {
         let Activation { queues, interrupt, features, .. } = activation;
         let mut queues = queues.into_iter();
         let queues = [queues.next(), queues.next()];
-        Handler { tap, demand, queues, interrupt, features, held: false, vhost, lent: None }
+        Handler { tap: Some(tap), demand, queues, interrupt, features, held: false, vhost, lent: None }
     }
 
     /// Lends the queues to the kernel. Returns whether it has them.
     fn lend(&mut self, ops: &mut EventOps) -> bool {
         let Some(mut vhost) = self.vhost.take() else { return false };
-        let [Some(receive), Some(transmit)] = &self.queues else { return false };
+        let (Some(tap), [Some(receive), Some(transmit)]) = (&self.tap, &self.queues) else { return false };
         if !receive.is_ready() || !transmit.is_ready() {
             return false;
         }
@@ -65,7 +66,7 @@ impl Handler {
         let started = added.into_iter().collect::<Result<(), _>>().map_err(io::Error::other).and_then(|()| {
             self.interrupt.share(true);
             vhost.kernel.start(&Work {
-                tap: &self.tap,
+                tap,
                 features: self.features,
                 queues: [(receive, &from), (transmit, &to)],
                 interrupt: &self.interrupt,
@@ -124,8 +125,8 @@ impl Handler {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
         let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
-        let tap = Events::with_data(&self.tap, TAP, edge | EventSet::OUT);
-        for events in kicks.chain([tap]) {
+        let tap = self.tap.iter().map(|tap| Events::with_data(tap, TAP, edge | EventSet::OUT));
+        for events in kicks.chain(tap) {
             if let Err(error) = ops.add(events) {
                 self.interrupt.needs_reset(format_args!("wait for packets: {error}"));
             }
@@ -137,14 +138,16 @@ impl Handler {
         for queue in &mut self.queues {
             give_up(queue, ops);
         }
-        // One that could not be added cannot be removed.
-        let _ = ops.remove(Events::empty(&self.tap));
+        if let Some(tap) = self.tap.take() {
+            // One that could not be added cannot be removed.
+            let _ = ops.remove(Events::empty(&tap));
+        }
     }
 
     /// Hands the guest what the tap has, as far as there is room.
     fn receive(&mut self, ops: &mut EventOps) {
         let Handler { tap, demand, queues, interrupt, .. } = self;
-        let Some(queue) = &mut queues[RECEIVE] else { return };
+        let (Some(tap), Some(queue)) = (&*tap, &mut queues[RECEIVE]) else { return };
         let result = queue.receive(*demand, |room| take_packet(tap, room, interrupt));
         self.check(RECEIVE, result, ops);
     }
@@ -152,7 +155,7 @@ impl Handler {
     /// Hands the tap what the guest sends.
     fn transmit(&mut self, ops: &mut EventOps) {
         let Handler { tap, queues, held, .. } = self;
-        let Some(queue) = &mut queues[TRANSMIT] else { return };
+        let (Some(tap), Some(queue)) = (&*tap, &mut queues[TRANSMIT]) else { return };
         *held = false;
         let result = queue.serve_chains(|memory, chain| {
             let (packet, room) = split(memory, chain)?;

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::driver::{Driver, DriverQueue, Loop};
-use crate::virtio::net::{Net, Tap};
+use crate::virtio::net::{Net, Slot, Tap};
 use crate::virtio::queue::Rings;
 
 /// What the double has been told, and what it is to say.
@@ -55,15 +55,21 @@ struct Guest {
     wire: UnixDatagram,
 }
 
-/// A guest whose queues `kernel` is offered.
-fn guest(kernel: &Double) -> Guest {
+/// A device whose queues `kernel` is offered, and the other end of what stands for its tap.
+fn device(events: &Loop, kernel: &Double) -> (Net, UnixDatagram) {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
     wire.set_nonblocking(true).unwrap();
-    let mut events = Loop::new();
     let vhost = Vhost::of(Box::new(Double(kernel.0.clone()))).unwrap();
     let tap = Tap::of_socket(OwnedFd::from(tap));
-    let mut driver = Driver::new(Box::new(Net::new(events.handle(), tap, [2; 6], 1500, Some(vhost))));
+    (Net::new(events.handle(), tap, [2; 6], 1500, Some(vhost)), wire)
+}
+
+/// A guest whose queues `kernel` is offered.
+fn guest(kernel: &Double) -> Guest {
+    let mut events = Loop::new();
+    let (net, wire) = device(&events, kernel);
+    let mut driver = Driver::new(Box::new(net));
     let queues = driver.start(u64::MAX).try_into().ok().unwrap();
     events.turn();
     Guest { events, driver, queues, wire }
@@ -165,6 +171,29 @@ fn a_reset_is_complete_when_the_kernel_has_let_go() {
     guest.events.turn();
     guest.send(5);
     assert_eq!(guest.sent(), [5]);
+}
+
+#[test]
+fn a_device_that_takes_anothers_place_is_not_called_back_for_it() {
+    let (mut events, slot) = (Loop::new(), Slot::default());
+    let mut driver = Driver::new(Box::new(slot.clone()));
+    let kernels = [Double::default(), Double::default()];
+    for kernel in &kernels {
+        slot.plug(device(&events, kernel).0);
+        // A driver begins with a reset. The one before has not been completed by the loop then.
+        driver.write(VIRTIO_MMIO_STATUS, 0);
+        events.turn();
+        driver.start(u64::MAX);
+        events.turn();
+        assert!(kernel.0.lock().unwrap().started.is_some());
+        if kernel.0.lock().unwrap().ended {
+            panic!("the kernel does not have the queues");
+        }
+        driver.write(VIRTIO_MMIO_STATUS, 0);
+        slot.unplug();
+    }
+    events.turn();
+    assert!(kernels.iter().all(|kernel| kernel.0.lock().unwrap().ended));
 }
 
 #[test]
