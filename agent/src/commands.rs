@@ -73,7 +73,7 @@ impl Agent {
             Code::ReadFile => self.read_file(&parse(code, payload)?).map(Reply::Now),
             Code::OnlineCpuMem => self.in_guest(hotplug::begin),
             Code::SetupInterface => self.set_up_interface(&parse(code, payload)?),
-            Code::SetupRoute => self.add_routes(&parse(code, payload)?),
+            Code::SetupRoute => self.set_routes(&parse(code, payload)?),
             Code::DeleteInterface => self.delete_interface(&parse(code, payload)?),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
@@ -127,9 +127,9 @@ impl Agent {
         self.in_guest(|| network::set_up(wanted))
     }
 
-    fn add_routes(&self, wanted: &Routes) -> Result<Reply, Fault> {
+    fn set_routes(&self, wanted: &Routes) -> Result<Reply, Fault> {
         wanted.routes.iter().try_for_each(|route| network::check_route(route).map(drop))?;
-        self.in_guest(|| wanted.routes.iter().try_for_each(network::add_route))
+        self.in_guest(|| wanted.routes.iter().try_for_each(network::set_route))
     }
 
     fn delete_interface(&self, unwanted: &Interface) -> Result<Reply, Fault> {

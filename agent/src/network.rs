@@ -20,6 +20,12 @@ use address::Network;
 use message::Way;
 use netlink::{Link, Netlink};
 
+/// The driver of virtio-mmio's places, and how the kernel calls them: with their number.
+const MMIO_DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
+const MMIO_PLACE: &str = "virtio-mmio.";
+/// The most places: more than an x86 machine has interrupts for them.
+const MMIO_PLACES_MAX: u32 = 32;
+
 /// An address that an interface is given or loses.
 struct Change<'a> {
     text: &'a str,
@@ -55,9 +61,12 @@ pub fn check(wanted: &Interface) -> Result<(), Fault> {
 /// Sets an interface up: its name, its largest packet, its addresses, and then it is up.
 pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
     check(wanted)?;
-    look_for_devices();
     let mut netlink = Netlink::open()?;
-    let link = find(&mut netlink, wanted)?;
+    let link = find(&mut netlink, wanted).or_else(|_| {
+        // It may have been plugged in since the kernel looked last.
+        look_for_devices();
+        find(&mut netlink, wanted)
+    })?;
     let mut name = link.name.as_str();
     let new_name = wanted.new_device_name.as_str();
     if !new_name.is_empty() && new_name != name {
@@ -106,8 +115,8 @@ pub fn check_route(wanted: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
     Ok((destination, gateway))
 }
 
-/// Makes a route.
-pub fn add_route(wanted: &Route) -> Result<(), Fault> {
+/// Makes a route, or takes it away.
+pub fn set_route(wanted: &Route) -> Result<(), Fault> {
     let (destination, gateway) = check_route(wanted)?;
     let mut netlink = Netlink::open()?;
     let device = if wanted.device.is_empty() {
@@ -116,9 +125,13 @@ pub fn add_route(wanted: &Route) -> Result<(), Fault> {
         Some(find(&mut netlink, &Interface { device: wanted.device.clone(), ..Interface::default() })?.index)
     };
     let source = (!wanted.source.is_empty()).then(|| address::parse(&wanted.source)).transpose()?;
-    let Route { on_link, metric, mtu, .. } = *wanted;
+    let Route { on_link, metric, mtu, removed, .. } = *wanted;
     let way = Way { destination, gateway, device, on_link, source, metric, mtu };
-    netlink.request(&message::route(&way)).step("add route to", &wanted.dest)
+    match netlink.request(&message::route(&way, removed)) {
+        // It went by itself, with an address or its interface.
+        Err(Errno::SRCH) if removed => Ok(()),
+        other => other.step(if removed { "remove route to" } else { "add route to" }, &wanted.dest),
+    }
 }
 
 /// Takes an interface away: a virtual one is deleted, and of another the device is removed or, where its bus cannot do
@@ -135,20 +148,32 @@ pub fn delete(unwanted: &Interface) -> Result<(), Fault> {
 }
 
 fn release(name: &str) -> Result<(), Errno> {
-    let device = format!("/sys/class/net/{name}/device");
-    match write(&format!("{device}/../remove"), b"1") {
+    let class = format!("/sys/class/net/{name}");
+    match write(&format!("{class}/device/../remove"), b"1") {
         Err(Errno::NOENT) => {}
         other => return other,
     }
-    let target = rustix::fs::readlink(device.as_str(), Vec::new())?;
-    let target = target.to_bytes();
-    let start = target.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
-    write(&format!("{device}/driver/unbind"), &target[start..])
+    // .../<place on the bus>/<device>/net/<name>
+    let path = rustix::fs::readlink(class.as_str(), Vec::new())?;
+    let mut parts = path.to_bytes().rsplit(|byte| *byte == b'/').skip(2);
+    let (device, place) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if place.starts_with(MMIO_PLACE.as_bytes()) {
+        // The place has another driver than the device in it, and is looked at again by that one alone.
+        return write(&format!("{MMIO_DRIVER}/unbind"), place);
+    }
+    write(&format!("{class}/device/driver/unbind"), device)
 }
 
-/// Has the kernel look for devices that the host has plugged in. A machine without PCI has none.
+/// Has the kernel look for devices that the host has plugged in: on PCI, and at the places of virtio-mmio that were empty
+/// before. A machine has one or the other, and what is there already stays as it is.
 pub fn look_for_devices() {
-    let _ = write("/sys/bus/pci/rescan", b"1");
+    if write("/sys/bus/pci/rescan", b"1").is_ok() {
+        return;
+    }
+    for number in 0..MMIO_PLACES_MAX {
+        // Most are taken, empty, or not there at all.
+        let _ = write(&format!("{MMIO_DRIVER}/bind"), format!("{MMIO_PLACE}{number}").as_bytes());
+    }
 }
 
 fn write(path: &str, text: &[u8]) -> Result<(), Errno> {

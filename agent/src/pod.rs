@@ -71,7 +71,7 @@ impl Pod {
             }
             bring_loopback_up()?;
             spec.interfaces.iter().try_for_each(network::set_up)?;
-            spec.routes.iter().try_for_each(network::add_route)?;
+            spec.routes.iter().try_for_each(network::set_route)?;
             if !spec.resolver.is_empty() {
                 resolver::start(&spec.resolver)?;
             }

@@ -310,6 +310,7 @@ fn route(found: &Found, route: &found::Route) -> payload::Route {
         source: text(route.source),
         metric: route.metric,
         mtu: route.mtu,
+        removed: false,
     }
 }
 

@@ -18,6 +18,7 @@ mod kind {
     pub(super) const NEW_ADDRESS: u16 = 20;
     pub(super) const DELETE_ADDRESS: u16 = 21;
     pub(super) const NEW_ROUTE: u16 = 24;
+    pub(super) const DELETE_ROUTE: u16 = 25;
     pub(super) const NEW_NEIGHBOUR: u16 = 28;
 }
 
@@ -128,8 +129,8 @@ pub struct Way {
     pub mtu: u32,
 }
 
-/// Makes a route in the main table.
-pub fn route(way: &Way) -> Vec<u8> {
+/// Makes a route in the main table, or takes it away.
+pub fn route(way: &Way, removed: bool) -> Vec<u8> {
     const TABLE_MAIN: u8 = 254;
     const PROTOCOL_BOOT: u8 = 3;
     const SCOPE_UNIVERSE: u8 = 0;
@@ -142,7 +143,8 @@ pub fn route(way: &Way) -> Vec<u8> {
     let family = family(destination.address);
     let flags = if way.on_link { ON_LINK } else { 0 };
     let body = [family, destination.bits, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, scope, UNICAST, flags, 0, 0, 0];
-    let mut message = begun(kind::NEW_ROUTE, REQUEST | ACK | PUT, &body);
+    let (kind, how) = if removed { (kind::DELETE_ROUTE, 0) } else { (kind::NEW_ROUTE, PUT) };
+    let mut message = begun(kind, REQUEST | ACK | how, &body);
     if destination.bits > 0 {
         push_address(&mut message, attribute::ROUTE_DESTINATION, destination.address);
     }
@@ -266,13 +268,15 @@ mod tests {
             mtu: 0,
         };
         #[rustfmt::skip]
-        assert_eq!(route(&way("default", Some("10.0.0.1"), 7)), [
+        assert_eq!(route(&way("default", Some("10.0.0.1"), 7), false), [
             44, 0, 0, 0, 24, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0,
             8, 0, 5, 0, 10, 0, 0, 1,
             8, 0, 4, 0, 7, 0, 0, 0,
         ]);
-        let near = route(&way("10.9.0.0/16", None, 1));
+        let removed = route(&way("default", Some("10.0.0.1"), 7), true);
+        assert_eq!(&removed[4..8], [25, 0, 5, 0]);
+        let near = route(&way("10.9.0.0/16", None, 1), false);
         assert_eq!(&near[16..28], [2, 16, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0]);
         let more = Way {
             on_link: true,
@@ -281,7 +285,7 @@ mod tests {
             mtu: 1300,
             ..way("default", Some("10.0.0.1"), 7)
         };
-        let more = route(&more);
+        let more = route(&more, false);
         assert_eq!(&more[24..28], [4, 0, 0, 0]);
         #[rustfmt::skip]
         assert_eq!(&more[44..], [

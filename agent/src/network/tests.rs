@@ -48,7 +48,7 @@ fn interface(addresses: &[(&str, &str)]) -> Interface {
 }
 
 fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
-    add_route(&Route {
+    set_route(&Route {
         dest: dest.into(),
         gateway: gateway.into(),
         device: device.into(),
@@ -72,6 +72,15 @@ fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
         route("fd00:9::/48", "", "lo")?;
         route("all", "10.7.0.9", "")?;
         let far = route("10.8.0.0/16", "192.168.1.1", "lo");
+        let gone =
+            Route { dest: "10.9.0.0/16".into(), device: "lo".into(), removed: true, ..Route::default() };
+        let is_there = || std::fs::read_to_string("/proc/self/net/route").unwrap().contains("0000090A");
+        expect(is_there(), "a route to 10.9.0.0/16")?;
+        set_route(&Route { metric: 9, ..gone.clone() })?;
+        expect(is_there(), "the route to 10.9.0.0/16 of another metric")?;
+        set_route(&gone)?;
+        set_route(&gone)?;
+        expect(!is_there(), "no route to 10.9.0.0/16")?;
         expect(far.is_err_and(|fault| fault.text.starts_with("add route to 10.8.0.0/16: ")), "no such way")?;
         set_up(&interface(&[("-10.5.0.2", "24"), ("-fd00:5::2", "64")]))?;
         let gone = set_up(&interface(&[("-10.5.0.2", "24")])).unwrap_err();

@@ -120,6 +120,9 @@ pub struct Route {
     /// Extension: bytes of the largest packet on this way; the interface's where it is 0.
     #[serde(skip_serializing_if = "super::is_zero_u32")]
     pub mtu: u32,
+    /// Extension: it is taken away.
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub removed: bool,
 }
 
 object!(Route, Ignored, {
@@ -130,4 +133,5 @@ object!(Route, Ignored, {
     "source": source,
     "metric": metric,
     "mtu": mtu,
+    "removed": removed,
 });
