@@ -2,7 +2,8 @@
 //!
 //! For every interface there is a NIC in the guest with the same hardware address, largest packet, addresses, routes and
 //! neighbours, over a tap that traffic control joins to the interface ([`redirect`]). The interface itself keeps what it
-//! has. Nothing outside of the namespace changes, and with us the taps go.
+//! has. Nothing outside of the namespace changes, and with us the taps go. What changes in the namespace while the machine
+//! runs can be asked for ([`Network::look_again`]), and becomes [`Changes`] of the guest.
 //!
 //! The process is in the namespace itself: it enters with its main thread before the machine's threads start, which
 //! are in it then too. So whoever looks a pod's network up by its process (hooks, nsenter(1)) finds it.
@@ -10,30 +11,38 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use agent_proto::payload::{self, Interface, IpAddress, Pod};
+use agent_proto::payload::Pod;
 
-use self::found::{Found, Link};
-use self::message::{Message, Nest};
+pub use self::changes::Changes;
+pub use self::describe::mac_text;
+use self::found::Found;
+pub use self::found::Link;
 use self::netlink::Netlink;
+use self::taps::Taps;
+use self::watch::Watch;
 use crate::sys;
 
+mod changes;
+mod describe;
 mod found;
 mod message;
 mod netlink;
 mod redirect;
 pub mod resolver;
+mod taps;
+mod watch;
 
 /// The most interfaces: each takes one of the machine's interrupts, and the console, the share and the entropy have three.
 pub const NICS_MAX: usize = 16;
-/// The taps are `vmm` with the number of their interface.
-const TAP_PREFIX: &str = "vmm";
+
+/// How many may come while a machine runs: each is a place that its kernel looks at once when it boots.
+const SPARE_NICS: usize = 4;
 
 /// Why a pod cannot have its network.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +97,8 @@ pub type Result<T, E = NetworkError> = std::result::Result<T, E>;
 pub struct Nic {
     /// The tap, non-blocking, with headers.
     pub tap: OwnedFd,
+    /// The interface's number in its namespace.
+    pub link: u32,
     /// The hardware address.
     pub mac: [u8; 6],
     /// Bytes of the largest packet.
@@ -100,8 +111,10 @@ pub struct Network {
     /// In the order in which the machine gets them, so that the guest's kernel gives as many as can be their names.
     pub nics: Vec<Nic>,
     found: Found,
-    /// Kept for its end; none where nothing is redirected.
-    _redirections: Option<Redirections>,
+    /// None where nothing is joined, and nothing is to come.
+    taps: Option<Taps>,
+    /// None where changes are nobody's business.
+    watch: Option<Watch>,
 }
 
 /// Enters the network namespace `path`, for this thread and those that it starts.
@@ -128,7 +141,7 @@ pub fn clear(path: &Path) -> Result<()> {
         enter(path)?;
         let mut netlink = Netlink::open().map_err(NetworkError::List)?;
         let links = Found::list(&mut netlink).map_err(NetworkError::List)?.links;
-        let has_tap = |link: &Link| links.iter().any(|it| it.name == format!("{TAP_PREFIX}{}", link.index));
+        let has_tap = |link: &Link| links.iter().any(|it| it.name == taps::name(link.index));
         for link in links.iter().filter(|link| !has_tap(link)) {
             let left = redirect::remove_left(&mut netlink, link.index);
             left.map_err(|source| NetworkError::Interface {
@@ -155,62 +168,71 @@ impl Network {
         let mut netlink = Netlink::open().map_err(NetworkError::List)?;
         let mut found = Found::list(&mut netlink).map_err(NetworkError::List)?;
         keep_wanted(&mut found);
-        if found.links.is_empty() {
-            return Ok(Network::default());
-        }
         check(&found)?;
         in_slots(&mut found.links);
-        let mut redirections = Redirections { netlink, links: Vec::new() };
-        let nics = found.links.iter().map(|link| redirections.join(link)).collect::<Result<_>>()?;
-        Ok(Network { nics, found, _redirections: Some(redirections) })
+        let mut taps = Taps::new(netlink);
+        let nics = found.links.iter().map(|link| taps.join(link)).collect::<Result<_>>()?;
+        Ok(Network { nics, found, taps: Some(taps), watch: None })
+    }
+
+    /// As [`of_this_namespace`](Self::of_this_namespace), and hears of everything that changes there from then on.
+    pub fn followed() -> Result<Network> {
+        let watch = Watch::open().map_err(NetworkError::List)?;
+        Ok(Network { watch: Some(watch), ..Network::of_this_namespace()? })
+    }
+
+    /// How many NICs more may come while the machine runs.
+    pub fn spare_nics(&self) -> usize {
+        self.watch.as_ref().map_or(0, |_| SPARE_NICS.min(NICS_MAX.saturating_sub(self.nics.len())))
+    }
+
+    /// Readable when something may have changed.
+    pub fn changes_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(Watch::fd)
+    }
+
+    /// Looks at the namespace again, and returns in what it differs from what the guest was told.
+    ///
+    /// # Errors
+    ///
+    /// Something in it cannot be in a guest; then the guest stays with what it has.
+    pub fn look_again(&mut self) -> Result<Changes> {
+        let (Some(watch), Some(taps)) = (&self.watch, &mut self.taps) else { return Ok(Changes::default()) };
+        watch.drain();
+        let mut found = Found::list(&mut taps.netlink).map_err(NetworkError::List)?;
+        found.links.retain(|link| !taps.has(link.index));
+        keep_wanted(&mut found);
+        check(&found)?;
+        let changes = Changes::between(&self.found, &found);
+        self.found = found;
+        Ok(changes)
+    }
+
+    /// Joins an interface that has come to a tap. One for which that fails is new again at the next look.
+    pub fn add(&mut self, link: &Link) -> Result<Nic> {
+        let joined = match &mut self.taps {
+            Some(taps) => taps.join(link),
+            None => Err(NetworkError::List(io::ErrorKind::NotFound.into())),
+        };
+        joined.inspect_err(|_| self.remove(link.index))
+    }
+
+    /// Ends the redirection of an interface that is gone, or cannot be the guest's; what was found of it is forgotten.
+    pub fn remove(&mut self, link: u32) {
+        if let Some(taps) = &mut self.taps {
+            taps.part(link);
+        }
+        self.found.links.retain(|it| it.index != link);
+        keep_wanted(&mut self.found);
     }
 
     /// Says in STARTPOD what the guest's network is.
     pub fn describe(&self, pod: &mut Pod) {
-        pod.interfaces.extend(self.found.links.iter().map(|link| interface(&self.found, link)));
+        pod.interfaces.extend(self.found.links.iter().map(|link| describe::interface(&self.found, link)));
         let mut routes: Vec<_> = self.found.routes.iter().collect();
         // A gateway is reached by a route that is there already.
         routes.sort_by_key(|route| route.gateway.is_some());
-        pod.routes.extend(routes.into_iter().map(|it| route(&self.found, it)));
-    }
-}
-
-/// Interfaces that traffic control joins to taps. Dropping it parts them.
-#[derive(Debug)]
-struct Redirections {
-    netlink: Netlink,
-    links: Vec<u32>,
-}
-
-impl Redirections {
-    /// Makes the tap of one interface and redirects between them.
-    fn join(&mut self, link: &Link) -> Result<Nic> {
-        let failed = |step| move |source| NetworkError::Interface { step, name: link.name.clone(), source };
-        let unsupported =
-            |why: &str| NetworkError::Unsupported { name: link.name.clone(), why: why.to_owned() };
-        let mac = link.mac.as_slice().try_into().map_err(|_| unsupported("not an Ethernet interface"))?;
-        let mtu = link.mtu.try_into().map_err(|_| unsupported("packets longer than 65535 bytes"))?;
-        // Whoever has this tap has the interface: a second machine ends here, before it changes anything.
-        let name = format!("{TAP_PREFIX}{}", link.index);
-        let tap = sys::tap(&name).map_err(failed("make a tap for"))?;
-        let index = sys::interface_index(&name).map_err(failed("find the tap of"))?;
-        let quiet = self.netlink.request(tap_quiet(index)).or_else(without_ipv6);
-        quiet.map_err(failed("set up the tap of"))?;
-        self.netlink.request(tap_up(index, link.mtu)).map_err(failed("set up the tap of"))?;
-        self.links.push(link.index);
-        for (from, to) in [(link.index, index), (index, link.index)] {
-            redirect::redirect(&mut self.netlink, from, to).map_err(failed("redirect the packets of"))?;
-        }
-        Ok(Nic { tap, mac, mtu })
-    }
-}
-
-impl Drop for Redirections {
-    fn drop(&mut self) {
-        for link in &self.links {
-            // It may be gone, or have none if that is what failed.
-            let _ = redirect::remove_ours(&mut self.netlink, *link);
-        }
+        pod.routes.extend(routes.into_iter().map(|it| describe::route(&self.found, it)));
     }
 }
 
@@ -229,6 +251,9 @@ fn keep_wanted(found: &mut Found) {
 
 /// Refuses what cannot be the same in a guest.
 fn check(found: &Found) -> Result<()> {
+    if found.links.is_empty() {
+        return Ok(());
+    }
     if found.links.len() > NICS_MAX {
         return Err(NetworkError::TooMany(found.links.len()));
     }
@@ -237,7 +262,7 @@ fn check(found: &Found) -> Result<()> {
         |link: u32, why: String| Err(NetworkError::Unsupported { name: name(link).to_owned(), why });
     let mut macs = BTreeSet::new();
     for link in &found.links {
-        if link.driver == "tun" && link.name.starts_with(TAP_PREFIX) {
+        if link.driver == "tun" && link.name.starts_with(taps::PREFIX) {
             return unsupported(link.index, "another virtual machine is in this namespace".to_owned());
         }
         if link.hardware != libc::ARPHRD_ETHER {
@@ -274,84 +299,6 @@ fn in_slots(links: &mut Vec<Link>) {
     }
     let mut rest = rest.into_iter();
     links.extend(slots.into_iter().filter_map(|slot| slot.or_else(|| rest.next())));
-}
-
-fn interface(found: &Found, link: &Link) -> Interface {
-    let addresses = found.addresses.iter().filter(|it| it.link == link.index);
-    let neighbours = found.neighbours.iter().filter(|it| it.link == link.index);
-    Interface {
-        mac_addr: mac_text(&link.mac),
-        new_device_name: link.name.clone(),
-        mtu: link.mtu,
-        ip_addresses: addresses
-            .map(|it| IpAddress {
-                ip_address: it.address.to_string(),
-                net_mask: it.bits.to_string(),
-                no_prefix_route: it.no_prefix_route,
-            })
-            .collect(),
-        neighbours: neighbours
-            .map(|it| payload::Neighbour { ip_address: it.address.to_string(), mac_addr: mac_text(&it.mac) })
-            .collect(),
-        no_link_local: true,
-        ..Interface::default()
-    }
-}
-
-fn route(found: &Found, route: &found::Route) -> payload::Route {
-    let (address, bits) = route.destination;
-    let text = |address: Option<IpAddr>| address.map(|it| it.to_string()).unwrap_or_default();
-    let link = found.links.iter().find(|link| link.index == route.link);
-    payload::Route {
-        dest: format!("{address}/{bits}"),
-        gateway: text(route.gateway),
-        device: link.map(|link| link.name.clone()).unwrap_or_default(),
-        on_link: route.on_link,
-        source: text(route.source),
-        metric: route.metric,
-        mtu: route.mtu,
-        removed: false,
-    }
-}
-
-fn mac_text(mac: &[u8]) -> String {
-    let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    bytes.join(":")
-}
-
-/// RTM_NEWLINK, which changes one that is there.
-const NEW_LINK: u16 = 16;
-
-/// The tap has no address of its own making: its host says nothing to the guest.
-fn tap_quiet(index: u32) -> Message {
-    const AF_SPEC: u16 = 26;
-    const ADDRESS_GENERATION: u16 = 8;
-    const NONE: u8 = 1;
-    let ipv6 = Nest::default().with(ADDRESS_GENERATION, &[NONE]);
-    Message::change(NEW_LINK, &link_body(index, 0))
-        .nest(AF_SPEC, Nest::default().nest(libc::AF_INET6 as u16, ipv6))
-}
-
-/// A kernel without IPv6 makes none, either.
-fn without_ipv6(error: io::Error) -> io::Result<()> {
-    match error.raw_os_error() {
-        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),
-        _ => Err(error),
-    }
-}
-
-fn tap_up(index: u32, mtu: u32) -> Message {
-    const MTU: u16 = 4;
-    Message::change(NEW_LINK, &link_body(index, libc::IFF_UP as u32)).with(MTU, &mtu.to_ne_bytes())
-}
-
-/// ifinfomsg: flags, and which of them change.
-fn link_body(index: u32, up: u32) -> [u8; 16] {
-    let mut body = [0; 16];
-    for (at, number) in [(4, index), (8, up), (12, up)] {
-        body[at..at + 4].copy_from_slice(&number.to_ne_bytes());
-    }
-    body
 }
 
 #[cfg(test)]

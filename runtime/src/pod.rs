@@ -13,6 +13,7 @@ pub mod crew;
 pub mod exec;
 pub mod log;
 pub mod member;
+pub mod network;
 pub mod output;
 pub mod plan;
 pub mod podfile;

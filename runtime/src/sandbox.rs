@@ -15,12 +15,12 @@ use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::Fs;
 use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
-use vmm::devices::virtio::net::{Net, Tap, Vhost};
+use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
 use vmm::{PendingVm, RunningVm, Timeline, Vm, VmConfig, VmEnd};
 
-use crate::config::{ShareType, VhostNet};
+use crate::config::ShareType;
 use crate::console::Outputs;
 use crate::image::Images;
 use crate::link::streams::{StreamHandle, StreamTable};
@@ -28,6 +28,9 @@ use crate::link::{AgentLink, LinkError};
 use crate::network::Nic;
 use crate::plan::{Plan, SHARE_TAG, ShareBind};
 use crate::pod::Guest;
+use nics::Nics;
+
+mod nics;
 
 /// Why there is no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,12 @@ pub enum SandboxError {
     /// The control channel cannot be used.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The machine has no place for a further NIC.
+    #[error("a machine that runs has no place for more than {count} network interfaces")]
+    NoPlace {
+        /// How many it has places for.
+        count: usize,
+    },
 }
 
 /// This module's result.
@@ -72,6 +81,7 @@ pub struct Sandbox {
     pub streams: StreamHandle,
     vm: RunningVm,
     share: ShareTree,
+    nics: Nics,
     console: LogTail,
 }
 
@@ -87,6 +97,8 @@ pub struct Parts {
     pub streams: (StreamTable, StreamHandle),
     /// The NICs.
     pub nics: Vec<Nic>,
+    /// How many more may come while the machine runs.
+    pub spare_nics: usize,
     /// Where the guest's name queries go, if it is to send them.
     pub resolver: Option<UnixStream>,
     /// The boot's marks.
@@ -124,11 +136,12 @@ impl Sandbox {
             ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;
+        let places = parts.nics.len() + parts.spare_nics;
+        let mut nics = Nics::attach(&mut vm, places, plan.vhost_net)?;
         for nic in parts.nics {
-            let vhost = vhost(plan.vhost_net, &vm)?;
-            vm.attach(Box::new(Net::new(vm.events(), Tap::new(nic.tap), nic.mac, nic.mtu, vhost)))?;
+            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
-        Ok(Sandbox { link: AgentLink::new(ours, plan.peer)?, streams, vm: vm.start()?, share, console })
+        Ok(Sandbox { link: AgentLink::new(ours, plan.peer)?, streams, vm: vm.start()?, share, nics, console })
     }
 
     /// Readable once the machine has ended.
@@ -178,24 +191,19 @@ impl Sandbox {
         Ok(self.share.unbind(path)?)
     }
 
+    /// Gives the machine a further NIC; the guest finds it when it looks.
+    pub fn plug(&mut self, nic: Nic) -> Result<()> {
+        self.nics.plug(nic, self.vm.events(), || Vhost::open(self.vm.memory().clone()))
+    }
+
+    /// Takes the NIC of an interface out, which the guest has let go of.
+    pub fn unplug(&mut self, link: u32) {
+        self.nics.unplug(link);
+    }
+
     /// Stops the machine if it still runs, and joins its threads.
     pub fn stop(self) -> VmEnd {
         self.vm.stop()
-    }
-}
-
-/// Opens the host's vhost-net for one NIC, if it is to have it.
-fn vhost(wanted: VhostNet, vm: &Vm) -> Result<Option<Vhost>> {
-    if wanted == VhostNet::Off {
-        return Ok(None);
-    }
-    match Vhost::open(vm.memory().clone()) {
-        Ok(vhost) => Ok(Some(vhost)),
-        Err(source) if wanted == VhostNet::On => Err(SandboxError::Host { step: "use vhost-net", source }),
-        Err(error) => {
-            log::info!("packets go through this process: {error}");
-            Ok(None)
-        }
     }
 }
 

@@ -255,6 +255,16 @@ pub fn route_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has a socket of [`route_socket`] hear what the kernel tells `groups` (linux/rtnetlink.h, RTMGRP_...).
+pub fn hear_of_routes(socket: BorrowedFd<'_>, groups: u32) -> io::Result<()> {
+    // SAFETY: a zeroed sockaddr_nl is valid.
+    let mut address: libc::sockaddr_nl = unsafe { MaybeUninit::zeroed().assume_init() };
+    (address.nl_family, address.nl_groups) = (libc::AF_NETLINK as libc::sa_family_t, groups);
+    let (pointer, length) = ((&raw const address).cast(), size_of_val(&address) as libc::socklen_t);
+    // SAFETY: `address` can be read for its whole length.
+    check(unsafe { libc::bind(socket.as_raw_fd(), pointer, length) }).map(drop)
+}
+
 /// Returns the number of an interface of this thread's network namespace.
 pub fn interface_index(name: &str) -> io::Result<u32> {
     let name = CString::new(name)?;

@@ -88,7 +88,7 @@ impl Container {
         Pid::from_raw(self.read(file).parse().expect("a number")).expect("a process")
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 

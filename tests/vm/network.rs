@@ -10,6 +10,8 @@ use tests::{Bundle, Running, check_output};
 
 use crate::lifecycle::{Container, reap};
 
+mod changes;
+
 /// What goes through a connection, in MiB.
 const LOAD_MIB: &str = "20";
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use devices::{EventLoop, LoopHandle};
+use vm_memory::GuestMemoryMmap;
 
 use crate::kvm::KvmVm;
 use crate::signal::VcpuThread;
@@ -69,6 +70,11 @@ impl RunningVm {
     /// The devices' event loop.
     pub fn events(&self) -> LoopHandle {
         self.events.handle()
+    }
+
+    /// The machine's memory, as [`Vm::memory`](crate::Vm::memory).
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.board.memory
     }
 
     /// Stops the machine if it still runs, joins every thread and says how it ended.

@@ -100,7 +100,8 @@ fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks)
     let (table, handle) = streams(specs, first_output).context("open stdin, stdout and stderr")?;
     let table = if plan.peer == Peer::Base { table.without_credit() } else { table };
     let streams = (table, handle);
-    Ok(Parts { pending, images, outputs, streams, nics: Vec::new(), resolver: None, timeline })
+    let (nics, spare_nics, resolver) = (Vec::new(), 0, None);
+    Ok(Parts { pending, images, outputs, streams, nics, spare_nics, resolver, timeline })
 }
 
 /// Ends the pod. The container has ended and its output is out: what fails here is worth a line, not its exit code.

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use super::*;
 
 fn link(index: u32, name: &str) -> Link {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use super::clients::Clients;
 use super::crew::{Crew, Happened, refused};
 use super::log::{Limits, LogFile};
+use super::network::LiveNetwork;
 use super::output::Outputs;
 use super::plan::{ContainerPlan, Content, PodPlan};
 use super::podfile::Container;
@@ -55,6 +56,8 @@ pub struct Parts {
     pub oci: Option<OciState>,
     /// The machine's cgroup on the host.
     pub cgroup: Cgroup,
+    /// What its NICs lead to.
+    pub network: LiveNetwork,
 }
 
 /// Tells whoever waits for a pod that it runs.
@@ -63,6 +66,8 @@ pub type Started = Box<dyn FnOnce() -> Result<()>>;
 /// A pod's process.
 pub struct Supervisor {
     session: Session,
+    /// It lasts longer than the machine.
+    network: LiveNetwork,
     signals: Signals,
     pod: PodPlan,
     crew: Crew,
@@ -92,7 +97,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// Asks the guest for the pod and its containers. `started` is called once all of them run; if it fails, they end.
     pub fn start(parts: Parts, started: Started) -> Result<Supervisor> {
-        let Parts { mut session, signals, pod, containers, state, listener, outputs, oci, cgroup } = parts;
+        let Parts { mut session, signals, pod, containers, state, listener, outputs, oci, cgroup, network } =
+            parts;
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
         let limits = Limits::of(&pod.log)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -115,6 +121,7 @@ impl Supervisor {
             created,
             oci,
             cgroup,
+            network,
         };
         for container in containers {
             supervisor.add(container, None)?;
@@ -153,7 +160,8 @@ impl Supervisor {
             reply?;
             (self.starting, self.changed) = (None, true);
         }
-        let mut guest = Guest { link, streams: &mut self.session.sandbox.streams };
+        self.network.step(&mut self.session.sandbox);
+        let mut guest = self.session.sandbox.guest();
         let happened = self.crew.step(&mut guest, Instant::now())?;
         for happened in happened {
             self.take(happened)?;
@@ -209,6 +217,9 @@ impl Supervisor {
         let busy = self.session.sandbox.link.outstanding() >= BUSY;
         let taps = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
+        let network = self.network.fd();
+        others.extend(network.map(|fd| (fd, libc::POLLIN)));
+        let follows = network.is_some();
         others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));
         if taps {
             let taps = self.crew.members.iter().flat_map(|member| member.taps());
@@ -219,6 +230,9 @@ impl Supervisor {
         let mut ready = self.session.turn(step, owed, &others, until)?.into_iter();
         if ready.next() == Some(true) {
             self.take_signals()?;
+        }
+        if follows && ready.next() == Some(true) {
+            self.network.follow(&mut self.session.sandbox)?;
         }
         let blocked = self.outputs.blocked().count();
         let mut ready = ready.skip(blocked);

@@ -27,6 +27,7 @@ use crate::link::streams::streams;
 use crate::network::Network;
 use crate::oci::Spec;
 use crate::plan::{Plan, limits};
+use crate::pod::network::LiveNetwork;
 use crate::pod::output::Outputs;
 use crate::pod::plan::PodPlan;
 use crate::pod::supervisor::{self, Started, Supervisor};
@@ -196,7 +197,7 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
     // It lasts longer than the machine.
-    let mut network = if entered { Network::of_this_namespace()? } else { Network::default() };
+    let mut network = if entered { Network::followed()? } else { Network::default() };
     plan.connect(&network);
     let resolver = if entered { plan.serve_names(&bundle.spec).context("serve name queries")? } else { None };
     let (pod, container) = PodPlan::of_bundle(&config.id, plan);
@@ -204,8 +205,8 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
     let outputs = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
     let streams = streams(&[], None).context("make the streams")?;
-    let nics = std::mem::take(&mut network.nics);
-    let parts = Parts { pending, images, outputs, streams, nics, resolver, timeline: None };
+    let (spare_nics, nics) = (network.spare_nics(), std::mem::take(&mut network.nics));
+    let parts = Parts { pending, images, outputs, streams, nics, spare_nics, resolver, timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
     let session = Session::new(sandbox, patience);
@@ -220,6 +221,7 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
         outputs,
         oci: Some(oci),
         cgroup: creating.cgroup,
+        network: LiveNetwork::new(network),
     };
     Supervisor::start(parts, created)?.run()
 }

@@ -19,6 +19,7 @@ use crate::exit::{self, CodedError};
 use crate::image::Images;
 use crate::link::Peer;
 use crate::link::streams::streams;
+use crate::pod::network::LiveNetwork;
 use crate::pod::output::Outputs;
 use crate::pod::plan::{ContainerPlan, PodPlan};
 use crate::pod::podfile;
@@ -136,13 +137,24 @@ fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
     let console = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
     let streams = streams(&[], None).context("make the streams")?;
-    let (nics, resolver) = (Vec::new(), None);
-    let parts = Parts { pending, images, outputs: console, streams, nics, resolver, timeline: None };
+    let (nics, spare_nics, resolver) = (Vec::new(), 0, None);
+    let parts =
+        Parts { pending, images, outputs: console, streams, nics, spare_nics, resolver, timeline: None };
     let sandbox = Sandbox::start(&pod.machine, parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
-    let (oci, cgroup) = (None, Cgroup::default());
-    let parts =
-        supervisor::Parts { session, signals, pod, containers, state, listener, outputs, oci, cgroup };
+    let (oci, cgroup, network) = (None, Cgroup::default(), LiveNetwork::default());
+    let parts = supervisor::Parts {
+        session,
+        signals,
+        pod,
+        containers,
+        state,
+        listener,
+        outputs,
+        oci,
+        cgroup,
+        network,
+    };
     Supervisor::start(parts, started)?.run()
 }
 

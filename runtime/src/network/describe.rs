@@ -1,0 +1,53 @@
+//! Interfaces and routes in the words of the agent's protocol.
+
+use std::net::IpAddr;
+
+use agent_proto::payload::{self, Interface, IpAddress};
+
+use super::found::{Found, Link, Route};
+
+/// What an interface has.
+pub fn interface(found: &Found, link: &Link) -> Interface {
+    let addresses = found.addresses.iter().filter(|it| it.link == link.index);
+    let neighbours = found.neighbours.iter().filter(|it| it.link == link.index);
+    Interface {
+        mac_addr: mac_text(&link.mac),
+        new_device_name: link.name.clone(),
+        mtu: link.mtu,
+        ip_addresses: addresses
+            .map(|it| IpAddress {
+                ip_address: it.address.to_string(),
+                net_mask: it.bits.to_string(),
+                no_prefix_route: it.no_prefix_route,
+            })
+            .collect(),
+        neighbours: neighbours
+            .map(|it| payload::Neighbour { ip_address: it.address.to_string(), mac_addr: mac_text(&it.mac) })
+            .collect(),
+        no_link_local: true,
+        ..Interface::default()
+    }
+}
+
+/// A route by its interface's name.
+pub fn route(found: &Found, route: &Route) -> payload::Route {
+    let (address, bits) = route.destination;
+    let text = |address: Option<IpAddr>| address.map(|it| it.to_string()).unwrap_or_default();
+    let link = found.links.iter().find(|link| link.index == route.link);
+    payload::Route {
+        dest: format!("{address}/{bits}"),
+        gateway: text(route.gateway),
+        device: link.map(|link| link.name.clone()).unwrap_or_default(),
+        on_link: route.on_link,
+        source: text(route.source),
+        metric: route.metric,
+        mtu: route.mtu,
+        removed: false,
+    }
+}
+
+/// A hardware address as text.
+pub fn mac_text(mac: &[u8]) -> String {
+    let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}

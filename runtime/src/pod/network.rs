@@ -1,0 +1,97 @@
+//! A pod's network while it lives: what comes, goes and changes in its namespace does so in its guest.
+
+use std::os::fd::BorrowedFd;
+
+use agent_proto::command::Code;
+use agent_proto::payload::{Interface, Routes};
+
+use crate::link::{CommandId, LinkError};
+use crate::network::{Changes, Link, Network, mac_text};
+use crate::sandbox::Sandbox;
+
+/// The network, and what the guest has been asked for on its account.
+#[derive(Debug, Default)]
+pub struct LiveNetwork {
+    network: Network,
+    /// Interfaces that the guest is to let go of.
+    leaving: Vec<(CommandId, u32)>,
+}
+
+impl LiveNetwork {
+    /// Takes a network that the machine was made with.
+    pub fn new(network: Network) -> LiveNetwork {
+        LiveNetwork { network, leaving: Vec::new() }
+    }
+
+    /// Readable when [`follow`](Self::follow) has something to do.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.network.changes_fd()
+    }
+
+    /// Tells the guest what has changed. What cannot be is logged: there is nobody to refuse it to.
+    pub fn follow(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
+        let changes = match self.network.look_again() {
+            Ok(changes) => changes,
+            Err(error) => {
+                log::warn!("{:#}; the guest's network stays as it is", anyhow::Error::from(error));
+                return Ok(());
+            }
+        };
+        let Changes { gone, new, altered, mut routes } = changes;
+        for link in gone {
+            self.remove(sandbox, &link)?;
+        }
+        for (link, interface) in new {
+            if self.add(sandbox, &link) {
+                log::info!("network interface {}: given to the guest", link.name);
+                sandbox.link.notify(Code::SetupInterface, "set up a network interface", &interface)?;
+            } else {
+                routes.retain(|route| route.device != link.name);
+            }
+        }
+        for interface in altered {
+            sandbox.link.notify(Code::SetupInterface, "change a network interface", &interface)?;
+        }
+        for route in routes {
+            // One by one, so that one that cannot be does not keep others away.
+            sandbox.link.notify(Code::SetupRoute, "change a route", &Routes { routes: vec![route] })?;
+        }
+        Ok(())
+    }
+
+    /// Takes what the guest has let go of out of the machine.
+    pub fn step(&mut self, sandbox: &mut Sandbox) {
+        self.leaving.retain(|(command, link)| match sandbox.link.reply(*command) {
+            None => true,
+            Some(Ok(_)) => {
+                sandbox.unplug(*link);
+                false
+            }
+            Some(Err(error)) => {
+                // The place stays taken, so that nothing else is taken for what was in it.
+                log::warn!("{error}");
+                false
+            }
+        });
+    }
+
+    fn remove(&mut self, sandbox: &mut Sandbox, link: &Link) -> Result<(), LinkError> {
+        log::info!("network interface {}: taken from the guest", link.name);
+        self.network.remove(link.index);
+        let gone = Interface { mac_addr: mac_text(&link.mac), ..Interface::default() };
+        let command = sandbox.link.send(Code::DeleteInterface, "remove a network interface", &gone)?;
+        self.leaving.push((command, link.index));
+        Ok(())
+    }
+
+    /// Gives the machine a NIC for an interface. Returns whether it has it.
+    fn add(&mut self, sandbox: &mut Sandbox, link: &Link) -> bool {
+        let added =
+            self.network.add(link).map_err(anyhow::Error::from).and_then(|nic| Ok(sandbox.plug(nic)?));
+        if let Err(error) = &added {
+            log::warn!("network interface {}: not given to the guest: {error:#}", link.name);
+            self.network.remove(link.index);
+        }
+        added.is_ok()
+    }
+}
