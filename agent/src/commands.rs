@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION};
 use agent_proto::control::ControlFrame;
 use agent_proto::payload::{
-    self, ContainerLimits, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Routes,
-    SignalCommand, WindowSize,
+    self, ContainerLimits, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Resolver,
+    Routes, SignalCommand, WindowSize,
 };
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -19,7 +19,7 @@ use crate::container;
 use crate::fault::{Fault, cause};
 use crate::pod::Pod;
 use crate::process::{self, Process};
-use crate::{hotplug, network};
+use crate::{hotplug, network, resolver};
 
 /// What a command is answered.
 enum Reply {
@@ -75,6 +75,7 @@ impl Agent {
             Code::SetupInterface => self.set_up_interface(&parse(code, payload)?),
             Code::SetupRoute => self.set_routes(&parse(code, payload)?),
             Code::DeleteInterface => self.delete_interface(&parse(code, payload)?),
+            Code::Resolver => self.take_queries(&parse(code, payload)?),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated
@@ -135,6 +136,11 @@ impl Agent {
     fn delete_interface(&self, unwanted: &Interface) -> Result<Reply, Fault> {
         network::check(unwanted)?;
         self.in_guest(|| network::delete(unwanted))
+    }
+
+    fn take_queries(&self, wanted: &Resolver) -> Result<Reply, Fault> {
+        let address = resolver::parse(&wanted.address)?;
+        self.in_guest(|| resolver::start(address))
     }
 
     /// Does what changes the machine itself; a test's host stays as it is.

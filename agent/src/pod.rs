@@ -73,7 +73,7 @@ impl Pod {
             spec.interfaces.iter().try_for_each(network::set_up)?;
             spec.routes.iter().try_for_each(network::set_route)?;
             if !spec.resolver.is_empty() {
-                resolver::start(&spec.resolver)?;
+                resolver::start(resolver::parse(&spec.resolver)?)?;
             }
             mount_share(spec)?;
             // A container's view of the tree ends its power over it: it cannot change its own limits.

@@ -4,6 +4,7 @@
 //! the container's resolv.conf names. The guest's loopback is another one. So a process of its own takes the queries here
 //! and sends them through a port to the host, which asks in the namespace itself and sends the answers back.
 
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
 
@@ -27,19 +28,23 @@ const BACKLOG: i32 = 16;
 /// Bytes that are read from the port at a time.
 const READ: usize = 16 << 10;
 
+/// Returns the address at which queries are to be taken.
+pub fn parse(address: &str) -> Result<Ipv4Addr, Fault> {
+    address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))
+}
+
 /// Begins to take queries at `address`. The process that does it lasts as long as the guest.
-pub fn start(address: &str) -> Result<(), Fault> {
-    let parsed: Ipv4Addr =
-        address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))?;
+pub fn start(address: Ipv4Addr) -> Result<(), Fault> {
+    let name = &address.to_string();
     let bound = |kind, flags| {
         let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
-        rustix::net::bind(&socket, &SocketAddrV4::new(parsed, DNS))?;
+        rustix::net::bind(&socket, &SocketAddrV4::new(address, DNS))?;
         Ok(socket)
     };
-    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("take queries at", address)?;
+    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("take queries at", name)?;
     let listener = bound(SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         .and_then(|socket| rustix::net::listen(&socket, BACKLOG).map(|()| socket))
-        .step("take connections at", address)?;
+        .step("take connections at", name)?;
     let port = ports::open_resolver()?;
     match sys::fork(0, None).step("start", "the resolver")? {
         Fork::Child => {

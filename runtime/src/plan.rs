@@ -14,7 +14,8 @@ use crate::cgroup::systemd::Scope;
 use crate::cgroup::{Place, Wanted};
 use crate::config::{RunConfig, ShareType, VhostNet};
 use crate::link::Peer;
-use crate::network::{Network, resolver};
+use crate::network::Network;
+use crate::network::resolver::Names;
 use crate::oci::{self, ConsoleSize, Linux, Spec};
 
 pub mod base;
@@ -164,11 +165,15 @@ impl Plan {
     }
 
     /// Has the guest's name queries asked in the network namespace, which this thread is in, where the container's
-    /// resolv.conf wants a server there. Returns what the guest's port is to be tied to.
-    pub fn serve_names(&mut self, spec: &Spec) -> io::Result<Option<UnixStream>> {
-        let server = resolver::wanted(spec).filter(|_| self.peer != Peer::Base);
-        self.pod.resolver = server.map(|server| server.to_string()).unwrap_or_default();
-        server.map(resolver::serve).transpose()
+    /// resolv.conf wants a server there. Returns what the guest's port is to be tied to, and where that is not so now the
+    /// queries, which may be asked later.
+    pub fn serve_names(&mut self, spec: &Spec) -> io::Result<(Option<UnixStream>, Option<Names>)> {
+        let names = if self.peer == Peer::Base { None } else { Names::of(spec)? };
+        let Some((names, port)) = names else { return Ok((None, None)) };
+        let Some(server) = names.server() else { return Ok((Some(port), Some(names))) };
+        self.pod.resolver = server.to_string();
+        names.serve(server)?;
+        Ok((Some(port), None))
     }
 
     /// Decides for a machine without a container: those of a pod come while it runs.

@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
     case!(host_network_is_refused).refused("a guest has a network stack of its own"),
     case!(network_of_another_container_is_refused).refused("two guests cannot share one interface"),
     case!(connect_while_it_runs),
+    case!(names_of_the_first_network_that_has_them),
 ];
 
 /// A web server that answers every request with `hello`.
@@ -227,6 +228,18 @@ fn network_of_another_container_is_refused(engine: &Engine) {
     let done = engine.run(&["run", "--rm", "--net", "container:owner", "box", "true"]);
     expect_refusal(engine, &done, "network");
     engine.ok(&["exec", "owner", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
+}
+
+/// The bridge that every container is on has no name server.
+fn names_of_the_first_network_that_has_them(engine: &Engine) {
+    engine.ok(&["network", "create", "named"]);
+    engine.start_container("server", &["--net", "named", "box", "sh", "-c", SERVER], "ready");
+    engine.start_container("plain", &["box", "sh", "-c", "echo ready; exec sleep 1000"], "ready");
+    engine.ok(&["network", "connect", "named", "plain"]);
+    let fetch = "until wget -q -O - http://server/; do sleep 0.1; done";
+    assert_eq!(engine.ok(&["exec", "plain", "timeout", "60", "sh", "-c", fetch]), "hello");
+    engine.ok(&["rm", "-f", "server", "plain"]);
+    engine.ok(&["network", "rm", "named"]);
 }
 
 fn connect_while_it_runs(engine: &Engine) {

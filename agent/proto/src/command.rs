@@ -148,4 +148,6 @@ codes! {
     Resume = 68,
     /// Extension. Host to guest, [`ContainerLimits`](crate::payload::oci::ContainerLimits): other limits for it.
     Update = 69,
+    /// Extension. Host to guest, [`Resolver`](crate::payload::Resolver): name queries are taken from now on.
+    Resolver = 70,
 }

@@ -19,7 +19,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use filter::{FILTER_MAX, Filter, Program, instruction};
-pub use network::{Interface, IpAddress, Neighbour, Route, Routes};
+pub use network::{Interface, IpAddress, Neighbour, Resolver, Route, Routes};
 use object::object;
 pub use oci::{
     Capabilities, ContainerLimits, Device, IdMap, IdMaps, Mount, Namespace, OciContainer, OciProcess,

@@ -44,7 +44,11 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     plan.connect(&network);
     let nics = std::mem::take(&mut network.nics);
     let resolver = match plan.network {
-        Some(_) => plan.serve_names(&bundle.spec).context("serve name queries")?,
+        Some(_) => match plan.serve_names(&bundle.spec).context("serve name queries")? {
+            // What comes later is not looked at.
+            (_, Some(_)) => None,
+            (port, None) => port,
+        },
         None => None,
     };
     let parts = Parts { nics, resolver, ..parts(config, &plan, pending, &marks)? };

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -31,14 +32,44 @@ const RESOLV_CONF_MAX: u64 = 64 << 10;
 /// The UDP sockets of this thread's network namespace (proc_pid_net(5)).
 const SOCKETS: &str = "/proc/thread-self/net/udp";
 
-/// Returns the loopback address that the container's resolv.conf names and at which something listens in the namespace
-/// that this thread is in.
-pub fn wanted(spec: &Spec) -> Option<Ipv4Addr> {
-    let mount = spec.mounts.iter().rfind(|mount| mount.destination == "/etc/resolv.conf")?;
-    let mut text = String::new();
-    fs::File::open(&mount.source).ok()?.take(RESOLV_CONF_MAX).read_to_string(&mut text).ok()?;
-    let listening = listening(&fs::read_to_string(SOCKETS).ok()?);
-    name_servers(&text).find(|server| server.is_loopback() && listening.contains(server))
+/// A container's name queries, until somebody is found to be asked.
+#[derive(Debug)]
+pub struct Names {
+    /// The container's resolv.conf on the host.
+    resolv_conf: PathBuf,
+    /// Our end of the guest's port.
+    port: UnixStream,
+}
+
+impl Names {
+    /// Returns the queries of a container that has a resolv.conf of the host's, and the end of the guest's port.
+    pub fn of(spec: &Spec) -> io::Result<Option<(Names, UnixStream)>> {
+        let mut mounts = spec.mounts.iter();
+        let Some(mount) = mounts.rfind(|mount| mount.destination == "/etc/resolv.conf") else {
+            return Ok(None);
+        };
+        let (port, guest) = UnixStream::pair()?;
+        Ok(Some((Names { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
+    }
+
+    /// Returns the loopback address that the container's resolv.conf names now and at which something listens in the
+    /// namespace that this thread is in.
+    pub fn server(&self) -> Option<Ipv4Addr> {
+        let mut text = String::new();
+        fs::File::open(&self.resolv_conf).ok()?.take(RESOLV_CONF_MAX).read_to_string(&mut text).ok()?;
+        let listening = listening(&fs::read_to_string(SOCKETS).ok()?);
+        name_servers(&text).find(|server| server.is_loopback() && listening.contains(server))
+    }
+
+    /// Asks the guest's queries at `server` from now on, in a thread that ends with the port.
+    pub fn serve(self, server: Ipv4Addr) -> io::Result<()> {
+        thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+            if let Err(error) = carry(self.port, SocketAddrV4::new(server, DNS)) {
+                log::debug!("name queries: {error}");
+            }
+        })?;
+        Ok(())
+    }
 }
 
 fn name_servers(resolv_conf: &str) -> impl Iterator<Item = Ipv4Addr> {
@@ -53,17 +84,6 @@ fn listening(sockets: &str) -> Vec<Ipv4Addr> {
         Some(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes()))
     };
     sockets.lines().skip(1).filter_map(address).collect()
-}
-
-/// Asks the guest's queries at `server` from now on, in a thread that ends with the port. Returns the port's end.
-pub fn serve(server: Ipv4Addr) -> io::Result<UnixStream> {
-    let (ours, theirs) = UnixStream::pair()?;
-    thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-        if let Err(error) = carry(ours, SocketAddrV4::new(server, DNS)) {
-            log::debug!("name queries: {error}");
-        }
-    })?;
-    Ok(theirs)
 }
 
 /// A query that waits for its answer.

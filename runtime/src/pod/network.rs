@@ -3,9 +3,10 @@
 use std::os::fd::BorrowedFd;
 
 use agent_proto::command::Code;
-use agent_proto::payload::{Interface, Routes};
+use agent_proto::payload::{Interface, Resolver, Routes};
 
 use crate::link::{CommandId, LinkError};
+use crate::network::resolver::Names;
 use crate::network::{Changes, Link, Network, mac_text};
 use crate::sandbox::Sandbox;
 
@@ -15,12 +16,14 @@ pub struct LiveNetwork {
     network: Network,
     /// Interfaces that the guest is to let go of.
     leaving: Vec<(CommandId, u32)>,
+    /// Its name queries, while nobody is there to be asked.
+    names: Option<Names>,
 }
 
 impl LiveNetwork {
     /// Takes a network that the machine was made with.
-    pub fn new(network: Network) -> LiveNetwork {
-        LiveNetwork { network, leaving: Vec::new() }
+    pub fn new(network: Network, names: Option<Names>) -> LiveNetwork {
+        LiveNetwork { network, leaving: Vec::new(), names }
     }
 
     /// Readable when [`follow`](Self::follow) has something to do.
@@ -30,6 +33,7 @@ impl LiveNetwork {
 
     /// Tells the guest what has changed. What cannot be is logged: there is nobody to refuse it to.
     pub fn follow(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
+        self.serve_names(sandbox)?;
         let changes = match self.network.look_again() {
             Ok(changes) => changes,
             Err(error) => {
@@ -73,6 +77,17 @@ impl LiveNetwork {
                 false
             }
         });
+    }
+
+    /// An engine's name server comes with the first network that has names, and before its interface.
+    fn serve_names(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
+        let Some(server) = self.names.as_ref().and_then(Names::server) else { return Ok(()) };
+        if let Some(Err(error)) = self.names.take().map(|names| names.serve(server)) {
+            log::warn!("serve name queries: {error}");
+            return Ok(());
+        }
+        let resolver = Resolver { address: server.to_string() };
+        sandbox.link.notify(Code::Resolver, "take name queries", &resolver)
     }
 
     fn remove(&mut self, sandbox: &mut Sandbox, link: &Link) -> Result<(), LinkError> {

@@ -85,6 +85,17 @@ object!(Neighbour, Refused, {
     "macAddr": mac_addr,
 });
 
+/// RESOLVER: STARTPOD's `resolver`, while the pod runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Resolver {
+    /// A loopback address at which name queries are taken for the host.
+    pub address: String,
+}
+
+object!(Resolver, Refused, {
+    "address": address,
+});
+
 /// SETUPROUTE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Routes {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use agent_proto::payload::{FileCommand, Interface, IpAddress, Route, Routes};
+use agent_proto::payload::{FileCommand, Interface, IpAddress, Resolver, Route, Routes};
 
 use super::*;
 use crate::files::READ_MAX;
@@ -171,17 +171,21 @@ fn network_commands_are_done_or_refused_by_name_in_both_forms() {
         }
         assert_eq!(call_json(&mut host, Code::SetupRoute, &routes("default")), Ok(vec![]));
         assert_eq!(call_json(&mut host, Code::DeleteInterface, &interface("10.0.0.2", "24")), Ok(vec![]));
+        let resolver = |address: &str| Resolver { address: address.into() };
+        assert_eq!(call_json(&mut host, Code::Resolver, &resolver("127.0.0.11")), Ok(vec![]));
         let refused = [
             call_json(&mut host, Code::SetupInterface, &interface("10.0.0", "24")),
             call_json(&mut host, Code::SetupInterface, &Interface::default()),
             call_json(&mut host, Code::SetupRoute, &routes("10.0.0.0/33")),
             call_json(&mut host, Code::DeleteInterface, &Interface::default()),
+            call_json(&mut host, Code::Resolver, &resolver("::1")),
         ];
         let expected = [
             "\"10.0.0\" is no address",
             "an interface without a name",
             "address 10.0.0.0: \"33\" is no mask for it",
             "an interface without a name",
+            "resolver: not an IPv4 address",
         ];
         for (reply, expected) in refused.into_iter().zip(expected) {
             if extended {

@@ -199,7 +199,9 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
     // It lasts longer than the machine.
     let mut network = if entered { Network::followed()? } else { Network::default() };
     plan.connect(&network);
-    let resolver = if entered { plan.serve_names(&bundle.spec).context("serve name queries")? } else { None };
+    let names =
+        if entered { plan.serve_names(&bundle.spec).context("serve name queries")? } else { (None, None) };
+    let (resolver, names) = names;
     let (pod, container) = PodPlan::of_bundle(&config.id, plan);
     let listener = state.listen()?;
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
@@ -221,7 +223,7 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
         outputs,
         oci: Some(oci),
         cgroup: creating.cgroup,
-        network: LiveNetwork::new(network),
+        network: LiveNetwork::new(network, names),
     };
     Supervisor::start(parts, created)?.run()
 }
