@@ -208,16 +208,16 @@ impl Network {
         Ok(changes)
     }
 
-    /// Joins an interface that has come to a tap. One for which that fails is new again at the next look.
+    /// Joins an interface that has come to a tap. Where that fails it is to be [removed](Self::remove).
     pub fn add(&mut self, link: &Link) -> Result<Nic> {
-        let joined = match &mut self.taps {
+        match &mut self.taps {
             Some(taps) => taps.join(link),
             None => Err(NetworkError::List(io::ErrorKind::NotFound.into())),
-        };
-        joined.inspect_err(|_| self.remove(link.index))
+        }
     }
 
-    /// Ends the redirection of an interface that is gone, or cannot be the guest's; what was found of it is forgotten.
+    /// Ends the redirection of an interface that is gone, or cannot be the guest's; what was found of it is forgotten, so
+    /// that it is new again at the next look.
     pub fn remove(&mut self, link: u32) {
         if let Some(taps) = &mut self.taps {
             taps.part(link);

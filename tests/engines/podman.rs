@@ -11,6 +11,7 @@ pub const CASES: &[Case] = &[
     case!(logs_and_kill),
     case!(settings),
     case!(bridge_network),
+    case!(network_that_comes_while_it_runs),
     case!(volume),
 ];
 
@@ -81,6 +82,22 @@ fn bridge_network(engine: &Engine) {
     let script = "ping -c 1 -q $(ip route | awk '/default/ {print $3}') | grep -c '1 packets received'";
     // Podman's containers may not make packets of their own unless they are told to.
     assert_eq!(engine.ok(&["run", "--rm", "--cap-add", "NET_RAW", "box", "sh", "-c", script]), "1");
+}
+
+fn network_that_comes_while_it_runs(engine: &Engine) {
+    engine.ok(&["network", "create", "--subnet", "10.84.0.0/24", "early"]);
+    engine.ok(&["network", "create", "--subnet", "10.85.0.0/24", "late"]);
+    // As above.
+    let words = ["--net", "early", "--cap-add", "NET_RAW", "box", "sh", "-c", "echo ready; exec sleep 1000"];
+    engine.start_container("lasting", &words, "ready");
+    engine.ok(&["network", "connect", "late", "lasting"]);
+    let there = "until ip -o -4 addr | grep -q 10.85.0; do sleep 0.1; done; ping -c 1 -W 20 10.85.0.1";
+    engine.ok(&["exec", "lasting", "timeout", "60", "sh", "-c", there]);
+    engine.ok(&["network", "disconnect", "late", "lasting"]);
+    let gone = "while ip -o -4 addr | grep -q 10.85.0; do sleep 0.1; done; ping -c 1 -W 20 10.84.0.1";
+    engine.ok(&["exec", "lasting", "timeout", "60", "sh", "-c", gone]);
+    engine.ok(&["rm", "-f", "-t", "0", "lasting"]);
+    engine.ok(&["network", "rm", "early", "late"]);
 }
 
 fn volume(engine: &Engine) {
