@@ -1,0 +1,120 @@
+//! More files than the server may have open.
+
+use super::*;
+
+#[test]
+fn open_files_have_an_end() {
+    let mut guest = Guest::new();
+    guest.tree.set_limit(20);
+    let rootfs = guest.rootfs();
+    let (node, fh) = guest.make(rootfs, "a");
+    let results: Vec<_> = (0..20).map(|_| guest.open(node, 0)).collect();
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 17);
+    assert_eq!(results.last(), Some(&Err(libc::ENFILE)));
+    assert_eq!(guest.lookup(rootfs, "a").unwrap().0.nodeid, node);
+    fs::write(guest.path("b"), "").unwrap();
+    assert_eq!(guest.lookup(rootfs, "b"), Err(libc::ENFILE));
+    guest.release(node, fh).unwrap();
+    guest.lookup(rootfs, "b").unwrap();
+}
+
+/// A guest with room for 50 descriptors that knows 200 files, each with its name in it.
+fn crowded() -> (Guest, u64, Vec<u64>) {
+    let mut guest = Guest::new();
+    guest.tree.set_limit(50);
+    let rootfs = guest.rootfs();
+    let nodes = (0..200).map(|n| {
+        let name = format!("f{n}");
+        fs::write(guest.path(&name), &name).unwrap();
+        guest.lookup(rootfs, &name).unwrap().0.nodeid
+    });
+    let nodes = nodes.collect();
+    assert!(guest.tree.descriptors() <= 50);
+    (guest, rootfs, nodes)
+}
+
+#[test]
+fn a_guest_may_know_more_files_than_there_are_descriptors() {
+    let (mut guest, rootfs, nodes) = crowded();
+    for (n, node) in nodes.iter().enumerate() {
+        let name = format!("f{n}");
+        assert_eq!(guest.attr(*node).size, name.len() as u64);
+        let fh = guest.open(*node, libc::O_RDONLY).unwrap().fh;
+        assert_eq!(guest.read(*node, fh, 0, 9).unwrap(), name.as_bytes());
+        guest.release(*node, fh).unwrap();
+        assert_eq!(guest.lookup(rootfs, &name).unwrap().0.nodeid, *node);
+    }
+    assert!(guest.tree.descriptors() <= 50);
+    for node in nodes {
+        guest.forget(node, 2);
+    }
+    assert_eq!((guest.tree.counts().0, guest.tree.descriptors()), (1, 1));
+}
+
+#[test]
+fn directories_are_found_again_too() {
+    let mut guest = Guest::new();
+    guest.tree.set_limit(20);
+    let rootfs = guest.rootfs();
+    let mut dirs = vec![rootfs];
+    for n in 0..60 {
+        let path = guest.path(&vec!["d"; n + 1].join("/"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), "").unwrap();
+        dirs.push(guest.lookup(dirs[n], "d").unwrap().0.nodeid);
+    }
+    assert!(guest.tree.descriptors() <= 20);
+    for dir in &dirs[1..] {
+        guest.lookup(*dir, "file").unwrap();
+        assert_eq!(guest.attr(*dir).mode & libc::S_IFMT, libc::S_IFDIR);
+    }
+    // Moving one in the middle moves what is below.
+    guest.rename((dirs[29], "d"), (rootfs, "moved"), 0).unwrap();
+    guest.attr(dirs[60]);
+    // The host makes what was below be above: out-of-date places lead round, and nowhere.
+    let (a, b) = (guest.path("a"), guest.path("a/b"));
+    fs::create_dir_all(&b).unwrap();
+    let a_node = guest.lookup(rootfs, "a").unwrap().0.nodeid;
+    let b_node = guest.lookup(a_node, "b").unwrap().0.nodeid;
+    fs::rename(&b, guest.path("b")).unwrap();
+    fs::rename(&a, guest.path("b/a")).unwrap();
+    assert_eq!(guest.lookup(b_node, "a").unwrap().0.nodeid, a_node);
+    for dir in &dirs {
+        guest.call(op::GETATTR, *dir, &[0; 16]).unwrap();
+        guest.call(op::LOOKUP, *dir, &string("file")).unwrap();
+    }
+    let _ = guest.call(op::GETATTR, a_node, &[0; 16]);
+    let _ = guest.call(op::GETATTR, b_node, &[0; 16]);
+    guest.tree.unbind("/c1/rootfs").unwrap();
+    assert_eq!(guest.tree.descriptors(), 0);
+}
+
+#[test]
+fn what_the_guest_moves_and_removes_is_not_lost_without_a_descriptor() {
+    let (mut guest, rootfs, nodes) = crowded();
+    guest.call(op::UNLINK, rootfs, &string("f0")).unwrap();
+    assert_eq!(guest.attr(nodes[0]).nlink, 0);
+    guest.rename((rootfs, "f1"), (rootfs, "f2"), 0).unwrap();
+    assert_eq!((guest.attr(nodes[1]).nlink, guest.attr(nodes[2]).nlink), (1, 0));
+    let link = [&nodes[3].to_le_bytes()[..], &string("g3")].concat();
+    assert_eq!(entry(&guest.call(op::LINK, rootfs, &link).unwrap()).0.nodeid, nodes[3]);
+    assert!(guest.tree.descriptors() <= 50);
+}
+
+#[test]
+fn what_the_host_moves_meanwhile_is_looked_up_again() {
+    let (mut guest, rootfs, nodes) = crowded();
+    fs::rename(guest.path("f0"), guest.path("moved")).unwrap();
+    fs::remove_file(guest.path("f1")).unwrap();
+    fs::write(guest.path("f1"), "another").unwrap();
+    for node in &nodes[..2] {
+        assert_eq!(guest.call(op::GETATTR, *node, &[0; 16]), Err(libc::ESTALE));
+        assert_eq!(guest.open(*node, 0), Err(libc::ESTALE));
+    }
+    assert_eq!(guest.lookup(rootfs, "moved").unwrap().0.nodeid, nodes[0]);
+    guest.attr(nodes[0]);
+    // The host may have given the removed file's number to the new one.
+    let (another, attr) = guest.lookup(rootfs, "f1").unwrap();
+    assert_eq!(attr.size, 7);
+    assert_ne!(another.nodeid, nodes[1]);
+}

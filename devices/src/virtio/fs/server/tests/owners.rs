@@ -1,0 +1,137 @@
+//! Whose a file is, and what it may do.
+
+use super::*;
+
+#[test]
+fn extended_attributes_that_are_the_guests_pass() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, _) = guest.make(rootfs, "a");
+    if guest.setxattr(node, "user.test", b"value") == Err(libc::EOPNOTSUPP) {
+        // The test's directory is on a file system without them.
+        return;
+    }
+    let size = guest.getxattr(node, "user.test", 0).unwrap();
+    assert_eq!(GetxattrOut::parse(&size).unwrap().size, 5);
+    assert_eq!(guest.getxattr(node, "user.test", 5).unwrap(), b"value");
+    assert_eq!(guest.getxattr(node, "user.test", 4), Err(libc::ERANGE));
+    assert_eq!(guest.getxattr(node, "user.none", 4), Err(libc::ENODATA));
+    let list = |size| body(|b| GetxattrIn { size, padding: 0 }.put(b));
+    assert_eq!(guest.call(op::LISTXATTR, node, &list(100)).unwrap(), b"user.test\0");
+    let size = guest.call(op::LISTXATTR, node, &list(0)).unwrap();
+    assert_eq!(GetxattrOut::parse(&size).unwrap().size, 10);
+    assert_eq!(guest.call(op::LISTXATTR, node, &list(3)), Err(libc::ERANGE));
+    for name in ["trusted.overlay.redirect", "security.selinux", "security.ima", "system.nfs4_acl"] {
+        assert_eq!(guest.setxattr(node, name, b"x"), Err(libc::EOPNOTSUPP), "{name}");
+        assert_eq!(guest.getxattr(node, name, 9), Err(libc::ENODATA), "{name}");
+    }
+    assert_eq!(guest.setxattr(node, "user.big", &[0; MAX_BODY]), Err(libc::E2BIG));
+    guest.call(op::REMOVEXATTR, node, &string("user.test")).unwrap();
+    assert_eq!(guest.call(op::REMOVEXATTR, node, &string("user.test")), Err(libc::ENODATA));
+    // The attributes of a link are its own, not its target's.
+    let link = entry(&guest.call(op::SYMLINK, rootfs, &two_names("l", "a")).unwrap()).0.nodeid;
+    assert_eq!(guest.setxattr(link, "user.test", b"x"), Err(libc::EPERM));
+}
+
+#[test]
+fn special_files_are_never_opened_on_the_host() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    for (name, kind) in [("fifo", libc::S_IFIFO), ("socket", libc::S_IFSOCK)] {
+        let mknod = body(|b| {
+            MknodIn { mode: kind | 0o666, umask: 0o022, ..Default::default() }.put(b);
+            b.extend_from_slice(&string(name));
+        });
+        let (found, attr) = entry(&guest.call(op::MKNOD, rootfs, &mknod).unwrap());
+        assert_eq!(attr.mode, kind | 0o644);
+        assert_eq!(guest.open(found.nodeid, libc::O_RDWR), Err(libc::ENXIO));
+        let size = SetattrIn { valid: set::SIZE, ..Default::default() };
+        assert_eq!(guest.setattr(found.nodeid, size), Err(libc::ENXIO));
+    }
+    if is_root() {
+        let mknod = body(|b| {
+            MknodIn { mode: libc::S_IFCHR | 0o600, rdev: 0x103, ..Default::default() }.put(b);
+            b.extend_from_slice(&string("null"));
+        });
+        if let Ok(reply) = guest.call(op::MKNOD, rootfs, &mknod) {
+            let (found, attr) = entry(&reply);
+            assert_eq!(attr.rdev, 0x103);
+            assert!(fs::metadata(guest.path("null")).unwrap().file_type().is_char_device());
+            assert_eq!(guest.open(found.nodeid, libc::O_RDWR), Err(libc::ENXIO));
+        }
+    }
+}
+
+#[test]
+fn what_a_caller_makes_belongs_to_the_caller() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    guest.caller = (1234, 2345);
+    let (file, _) = guest.make(rootfs, "file");
+    let mkdir = body(|b| {
+        MkdirIn { mode: 0o777, umask: 0o027 }.put(b);
+        b.extend_from_slice(&string("dir"));
+    });
+    let dir = entry(&guest.call(op::MKDIR, rootfs, &mkdir).unwrap()).1;
+    guest.call(op::SYMLINK, rootfs, &two_names("link", "x")).unwrap();
+    assert_eq!(dir.mode, libc::S_IFDIR | 0o750);
+    let expected = if is_root() { (1234, 2345) } else { sys::effective_ids() };
+    for name in ["file", "dir", "link"] {
+        let meta = fs::symlink_metadata(guest.path(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), expected, "{name}");
+    }
+    let seen = guest.attr(file);
+    assert_eq!((seen.uid, seen.gid), if is_root() { (1234, 2345) } else { (0, 0) });
+    // The next one is root's again.
+    guest.caller = (0, 0);
+    guest.make(rootfs, "root");
+    assert_eq!(fs::metadata(guest.path("root")).unwrap().uid(), sys::effective_ids().0);
+}
+
+#[test]
+fn owners_change_as_far_as_the_server_may() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, _) = guest.make(rootfs, "a");
+    let root = SetattrIn { valid: set::UID | set::GID, uid: 0, gid: 0, ..Default::default() };
+    assert_eq!(guest.setattr(node, root).unwrap().uid, 0);
+    let other = SetattrIn { valid: set::UID, uid: 42, ..Default::default() };
+    match is_root() {
+        true => assert_eq!(guest.setattr(node, other).unwrap().uid, 42),
+        false => assert_eq!(guest.setattr(node, other), Err(libc::EPERM)),
+    }
+}
+
+#[test]
+fn a_set_group_id_directory_gives_its_group() {
+    if !is_root() {
+        return;
+    }
+    let mut guest = Guest::new();
+    fs::create_dir(guest.path("d")).unwrap();
+    std::os::unix::fs::chown(guest.path("d"), Some(0), Some(777)).unwrap();
+    fs::set_permissions(guest.path("d"), fs::Permissions::from_mode(0o2775)).unwrap();
+    let dir = guest.walk("c1/rootfs/d");
+    guest.caller = (1000, 1000);
+    guest.make(dir, "a");
+    let meta = fs::metadata(guest.path("d/a")).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (1000, 777));
+}
+
+#[test]
+fn writing_kills_set_user_id_if_the_guest_says_so() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, fh) = guest.make(rootfs, "a");
+    let mut mode_after = |write_flags| {
+        let set = SetattrIn { valid: set::MODE, mode: 0o4755, ..Default::default() };
+        assert_eq!(guest.setattr(node, set).unwrap().mode, 0o104755);
+        guest.write(node, WriteIn { fh, write_flags, ..Default::default() }, b"x").unwrap();
+        guest.attr(node).mode
+    };
+    assert_eq!(mode_after(WRITE_KILL_SUIDGID), 0o100755);
+    if is_root() {
+        assert_eq!(mode_after(0), 0o104755);
+    }
+    assert_eq!(mode_after(WRITE_KILL_SUIDGID), 0o100755);
+}
