@@ -130,7 +130,7 @@ impl Agent {
 
     fn set_routes(&self, wanted: &Routes) -> Result<Reply, Fault> {
         wanted.routes.iter().try_for_each(|route| network::check_route(route).map(drop))?;
-        self.in_guest(|| wanted.routes.iter().try_for_each(network::set_route))
+        self.in_guest(|| network::each(&wanted.routes, network::set_route))
     }
 
     fn delete_interface(&self, unwanted: &Interface) -> Result<Reply, Fault> {

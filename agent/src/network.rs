@@ -58,7 +58,7 @@ pub fn check(wanted: &Interface) -> Result<(), Fault> {
     changes(wanted).map(drop)
 }
 
-/// Sets an interface up: its name, its largest packet, its addresses, and then it is up.
+/// Sets an interface up: its name, its largest packet, its addresses, and then it is up, with as much of these as can be.
 pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
     check(wanted)?;
     let mut netlink = Netlink::open()?;
@@ -75,20 +75,35 @@ pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
         netlink.request(&message::link_name(link.index, new_name)).step("rename interface", name)?;
         name = new_name;
     }
-    if wanted.mtu > 0 {
-        netlink.request(&message::link_mtu(link.index, wanted.mtu)).step("set mtu of interface", name)?;
-    }
+    let mtu = match wanted.mtu {
+        0 => Ok(()),
+        mtu => netlink.request(&message::link_mtu(link.index, mtu)).step("set mtu of interface", name),
+    };
     if wanted.no_link_local {
         let step = "keep to the addresses of interface";
         netlink.request(&message::no_link_local(link.index)).step(step, name)?;
     }
-    for change in changes(wanted)? {
+    let addresses = each(changes(wanted)?, |change| {
         let step = if change.removed { "remove address" } else { "add address" };
         let message = message::address(link.index, &change.network, change.no_prefix_route, change.removed);
-        netlink.request(&message).step(step, &entry_name(change.text, name))?;
-    }
+        netlink.request(&message).step(step, &entry_name(change.text, name))
+    });
     netlink.request(&message::link_state(link.index, true)).step("bring up interface", name)?;
-    wanted.neighbours.iter().try_for_each(|neighbour| add_neighbour(&mut netlink, link.index, neighbour))
+    let neighbours = each(&wanted.neighbours, |it| add_neighbour(&mut netlink, link.index, it));
+    mtu.and(addresses).and(neighbours)
+}
+
+/// Does it for each of `all`, whatever becomes of those before; returns what failed first. One address or route that cannot
+/// be is no reason to be without the others.
+pub fn each<T>(
+    all: impl IntoIterator<Item = T>,
+    mut what: impl FnMut(T) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut first = Ok(());
+    for one in all {
+        first = first.and(what(one));
+    }
+    first
 }
 
 fn add_neighbour(netlink: &mut Netlink, link: u32, wanted: &Neighbour) -> Result<(), Fault> {

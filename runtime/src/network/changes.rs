@@ -12,7 +12,7 @@ pub struct Changes {
     pub gone: Vec<Link>,
     /// Interfaces that are new, and what they have.
     pub new: Vec<(Link, Interface)>,
-    /// What interfaces that stay lose, one thing at a time and marked as such, and then all that they have.
+    /// Interfaces that have something else: what they lose, marked as such, and all that they have now.
     pub altered: Vec<Interface>,
     /// Routes: those that are gone of interfaces that stay, marked as such, and then new ones, ways before gateways.
     pub routes: Vec<payload::Route>,
@@ -34,7 +34,7 @@ impl Changes {
         Changes {
             gone,
             new: new.into_iter().map(|link| (link.clone(), describe::interface(after, link))).collect(),
-            altered: kept.into_iter().flat_map(|link| altered(before, after, link)).collect(),
+            altered: kept.into_iter().filter_map(|link| altered(before, after, link)).collect(),
             routes,
         }
     }
@@ -46,27 +46,22 @@ fn has(found: &Found, link: &Link) -> bool {
     found.links.iter().any(same)
 }
 
-/// Of an interface that stays what it loses, and what it has; nothing where that is as it was.
-fn altered(before: &Found, after: &Found, link: &Link) -> Vec<Interface> {
-    let old = before.links.iter().find(|it| it.index == link.index).unwrap_or(link);
-    let (old, new) = (describe::interface(before, old), describe::interface(after, link));
+/// An interface that stays, if it has something else now.
+fn altered(before: &Found, after: &Found, link: &Link) -> Option<Interface> {
+    let old = before.links.iter().find(|it| it.index == link.index)?;
+    let (old, mut new) = (describe::interface(before, old), describe::interface(after, link));
     if old == new {
-        return Vec::new();
+        return None;
     }
     for neighbour in old.neighbours.iter().filter(|it| !new.neighbours.contains(it)) {
         let address = &neighbour.ip_address;
         log::warn!("network interface {}: its guest still knows the neighbour {address}", link.name);
     }
-    // One that went with another is not there any more, which is no reason to keep the rest.
     let lost = old.ip_addresses.into_iter().filter(|it| !new.ip_addresses.contains(it));
-    let without = lost.map(|it| Interface {
-        mac_addr: new.mac_addr.clone(),
-        ip_addresses: vec![payload::IpAddress { ip_address: format!("-{}", it.ip_address), ..it }],
-        ..Interface::default()
-    });
-    let mut all: Vec<Interface> = without.collect();
-    all.push(new);
-    all
+    let mut addresses: Vec<_> =
+        lost.map(|it| payload::IpAddress { ip_address: format!("-{}", it.ip_address), ..it }).collect();
+    addresses.append(&mut new.ip_addresses);
+    Some(Interface { ip_addresses: addresses, ..new })
 }
 
 #[cfg(test)]

@@ -56,9 +56,8 @@ impl LiveNetwork {
         for interface in altered {
             sandbox.link.notify(Code::SetupInterface, "change a network interface", &interface)?;
         }
-        for route in routes {
-            // One by one, so that one that cannot be does not keep others away.
-            sandbox.link.notify(Code::SetupRoute, "change a route", &Routes { routes: vec![route] })?;
+        if !routes.is_empty() {
+            sandbox.link.notify(Code::SetupRoute, "change routes", &Routes { routes })?;
         }
         Ok(())
     }

@@ -217,8 +217,8 @@ impl Supervisor {
         let busy = self.session.sandbox.link.outstanding() >= BUSY;
         let taps = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
-        // A guest that is about to end has nothing of a change.
-        let network = self.network.fd().filter(|_| !self.stopping);
+        // A guest that is about to end has nothing of a change; one that is busy is told of all at once.
+        let network = self.network.fd().filter(|_| !self.stopping && !busy);
         others.extend(network.map(|fd| (fd, libc::POLLIN)));
         let follows = network.is_some();
         others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));

@@ -130,6 +130,12 @@ fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
     // A place that is given up is the next one's.
     nets.pod(&["link", "del", "eth2"]);
     container.awaits("ls /sys/class/net", "eth5");
+    // Its driver takes packets no longer than those of its start.
+    nets.peer(&["link", "set", "eth0", "mtu", "9000"]);
+    nets.pod(&["link", "set", "eth0", "mtu", "9000"]);
+    nets.pod(&["addr", "add", "10.9.4.2/24", "dev", "eth0"]);
+    container.awaits_error("change a network interface: set mtu of interface eth0: invalid argument");
+    container.awaits("ip -o addr", "10.9.4.2");
     nets.pod(&["link", "add", "twin", "address", "02:00:00:00:09:02", "type", "dummy"]);
     nets.pod(&["link", "set", "twin", "up"]);
     container
