@@ -69,17 +69,27 @@ impl Container {
 
     /// `vmm create` with more flags, and files for standard output and error.
     fn try_create(&self, flags: &[&str]) -> i32 {
+        self.run_create(self.command(&["create"]).args(flags))
+    }
+
+    fn run_create(&self, create: &mut Command) -> i32 {
         self.bundle.command();
         let file = |name: &str| File::create(self.path(name)).expect("make a file");
-        let mut command = self.command(&["create", "--bundle"]);
-        command.arg(self.bundle.path()).args(flags).arg("--pid-file").arg(self.path("pid")).arg("c");
-        command.stdout(file("stdout")).stderr(file("stderr"));
-        tests::status(&mut command).code().expect("it exits")
+        create.arg("--bundle").arg(self.bundle.path()).arg("--pid-file").arg(self.path("pid")).arg("c");
+        create.stdout(file("stdout")).stderr(file("stderr"));
+        tests::status(create).code().expect("it exits")
     }
 
     #[track_caller]
     pub(crate) fn create(&self) -> Pid {
-        assert_eq!(self.try_create(&[]), 0, "{}", self.read("stderr"));
+        self.create_with(&[])
+    }
+
+    /// `vmm create` with a machine's settings from the environment.
+    #[track_caller]
+    pub(crate) fn create_with(&self, settings: &[(&str, &str)]) -> Pid {
+        let code = self.run_create(self.command(&["create"]).envs(settings.iter().copied()));
+        assert_eq!(code, 0, "{}", self.read("stderr"));
         self.pid("pid")
     }
 

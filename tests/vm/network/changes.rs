@@ -10,8 +10,12 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A container that does nothing, in the pod's namespace, running.
 fn running(nets: &Nets) -> Container {
+    running_with(nets, "auto")
+}
+
+fn running_with(nets: &Nets, vhost_net: &str) -> Container {
     let container = Container::new(nets.bundle("sleep 1000"));
-    container.create();
+    container.create_with(&[("VMM_VHOST_NET", vhost_net)]);
     container.out(&["start", "c"]);
     container
 }
@@ -52,10 +56,9 @@ impl Container {
 }
 
 /// More often than the machine has places for interfaces that come later.
-#[test]
-fn interfaces_come_and_go_while_the_container_runs() {
+fn come_and_go(vhost_net: &str) {
     let nets = Nets::joined();
-    let container = running(&nets);
+    let container = running_with(&nets, vhost_net);
     let traces = nets.traces();
     for round in 1..=6 {
         let (network, mac) = (format!("10.10.{round}"), format!("02:00:00:00:10:{round:02}"));
@@ -75,6 +78,16 @@ fn interfaces_come_and_go_while_the_container_runs() {
     assert_eq!(nets.traces(), traces);
     container.out(&["delete", "--force", "c"]);
     assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn interfaces_come_and_go_while_the_container_runs() {
+    come_and_go("off");
+}
+
+#[test]
+fn interfaces_that_the_kernel_serves_come_and_go() {
+    come_and_go("on");
 }
 
 #[test]
