@@ -6,7 +6,8 @@
 set -euo pipefail
 out=$1 youki=$2 tools=$3
 shift 3
-seconds=120
+# One of contest's machines has a twentieth of a CPU, in an emulated host.
+seconds=300
 work=$(mktemp -d "${TMPDIR:-/tmp}/suites.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 export TMPDIR=$work/tmp
