@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use super::*;
 
-fn link(index: u32, name: &str) -> Link {
+pub(super) fn link(index: u32, name: &str) -> Link {
     Link {
         index,
         name: name.into(),
