@@ -1,4 +1,4 @@
-//! `cargo xtask check`: format, lints, the crates' borders and the house limits.
+//! `cargo xtask check`: format, lints, the crates' borders, the house limits, and the documents' links.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,6 +8,8 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::steps::{cargo, output, run, say, top};
+
+mod links;
 
 /// The most lines that a source file may have above its tests; functions are clippy's to count (clippy.toml).
 const FILE_LINES_MAX: usize = 500;
@@ -49,18 +51,19 @@ const UNSAFE_FILES: [&str; 11] = [
 
 /// Runs every check and fails with the first kind that found something.
 pub fn check() -> anyhow::Result<()> {
-    say("format, lints, borders, sizes");
+    say("format, lints, borders, sizes, links");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // Those that cargo does not build unless they are named.
     let tests = ["--package", "tests", "--test", "vm", "--test", "engines"];
     run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
     let mut faults = border_faults(&metadata()?)?;
-    for path in sources(&top())? {
+    for path in files(&top(), ".rs")? {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let name = path.strip_prefix(top()).unwrap_or(&path).to_owned();
         faults.extend(file_faults(&name, &text));
     }
+    faults.extend(links::faults(&top(), &files(&top(), ".md")?)?);
     if !faults.is_empty() {
         bail!("{} faults:\n{}", faults.len(), faults.join("\n"));
     }
@@ -116,8 +119,8 @@ fn file_faults(name: &Path, text: &str) -> Vec<String> {
     faults
 }
 
-/// Every Rust source below `dir`, cargo's own output left out.
-fn sources(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// Every file below `dir` whose name ends with `ending`, cargo's own output left out.
+fn files(dir: &Path, ending: &str) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -126,7 +129,7 @@ fn sources(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() && name != "target" && !name.starts_with('.') {
                 folders.push(path);
-            } else if name.ends_with(".rs") {
+            } else if name.ends_with(ending) {
                 found.push(path);
             }
         }

@@ -39,7 +39,7 @@ enum Task {
     Bench(bench::Bench),
     /// Fuzz what a guest or a bundle says
     Fuzz(fuzz::Args),
-    /// Check format, lints, crate borders and sizes
+    /// Check format, lints, crate borders, sizes and the documents' links
     Check,
     /// Build `target/vmm`: the static program with guest kernel and agent inside
     Build,
