@@ -1,0 +1,44 @@
+//! The messages of rtnetlink(7) that the agent and the runtime exchange with the kernel: links, addresses, routes,
+//! neighbours, and the traffic control that joins an interface to a tap.
+//!
+//! Messages and parsers only, no I/O: each side has its own socket. A request is a [`Message`], sent as the bytes of
+//! [`Message::finish`]. What the kernel answers is read with [`replies`]; the body of an entry with the `parse` function of
+//! the type that was asked for. Nothing here panics on what the kernel sends, however short or odd it is.
+//!
+//! ```
+//! use netlink::{Link, Reply, replies};
+//!
+//! let request = Link::list_request().finish(1);
+//! assert_eq!(request.len(), 32);
+//! // The kernel's acknowledgement of request 1: NLMSG_ERROR with error number 0.
+//! let answer = [[20, 0, 0, 0, 2, 0, 0, 0], [1, 0, 0, 0, 9, 9, 0, 0], [0; 8]].concat();
+//! assert_eq!(replies(&answer[..20], 1).next(), Some(Reply::Done));
+//! ```
+//!
+//! The kernel's headers are the source of every number: `linux/netlink.h` for headers and attributes, `linux/rtnetlink.h` for
+//! kinds of messages, and for each kind the header that its module names. Numbers are in the machine's byte order unless a
+//! comment says otherwise.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod address;
+mod attributes;
+mod link;
+mod message;
+mod neighbour;
+mod reply;
+mod route;
+pub mod traffic;
+
+pub use address::Address;
+pub use attributes::Attributes;
+pub use link::{Link, LinkChange};
+pub use message::{Message, Operation};
+pub use neighbour::Neighbour;
+pub use reply::{Reply, replies};
+pub use route::Route;
+
+#[cfg(test)]
+mod tests;

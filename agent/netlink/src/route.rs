@@ -1,0 +1,251 @@
+//! Routes of the main table (linux/rtnetlink.h, `struct rtmsg`).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::attributes::{self, Attributes, Nest, kind, number};
+use crate::message::{IPV4, IPV6, Message, Object, Operation, Verb, family};
+
+/// Bytes of rtmsg.
+const FIXED: usize = 12;
+/// RT_TABLE_MAIN.
+const TABLE_MAIN: u8 = 254;
+/// RTN_UNICAST.
+const UNICAST: u8 = 1;
+/// RTNH_F_ONLINK.
+const ON_LINK: u32 = 0x4;
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The link's number; 0 where there are several, or where the kernel is to find it by the gateway.
+    pub link: u32,
+    /// The network, and its bits.
+    pub destination: (IpAddr, u8),
+    /// The next hop.
+    pub gateway: Option<IpAddr>,
+    /// The next hop is on the link, whatever the addresses say.
+    pub on_link: bool,
+    /// The address that packets come from.
+    pub source: Option<IpAddr>,
+    /// Lower ones win; 0: the kernel's own choice.
+    pub metric: u32,
+    /// Bytes of the largest packet on this route; 0: the link's.
+    pub mtu: u32,
+    /// What a parsed route has that the fields above cannot express. Requests leave it out.
+    pub beyond: Option<&'static str>,
+}
+
+impl Route {
+    /// Lists the routes of all tables.
+    pub fn list_request() -> Message {
+        Message::new(Verb::LIST, Object::Route, &[0; FIXED])
+    }
+
+    /// Makes this route, or replaces the one to the same network with the same metric ([`Operation::Put`]), or deletes it.
+    pub fn request(&self, operation: Operation) -> Message {
+        /// RTPROT_BOOT: an administrator made it.
+        const BY_BOOT: u8 = 3;
+        /// RT_SCOPE_UNIVERSE and RT_SCOPE_LINK.
+        const SCOPE_UNIVERSE: u8 = 0;
+        const SCOPE_LINK: u8 = 253;
+        let (network, bits) = self.destination;
+        let direct = self.gateway.is_none() && network.is_ipv4();
+        let scope = if direct { SCOPE_LINK } else { SCOPE_UNIVERSE };
+        let [a, b, c, d] = if self.on_link { ON_LINK } else { 0 }.to_ne_bytes();
+        let fixed = [family(network), bits, 0, 0, TABLE_MAIN, BY_BOOT, scope, UNICAST, a, b, c, d];
+        let mut message = Message::new(operation, Object::Route, &fixed);
+        if bits > 0 {
+            message = message.with_address(kind::ROUTE_DESTINATION, network);
+        }
+        if let Some(gateway) = self.gateway {
+            message = message.with_address(kind::ROUTE_GATEWAY, gateway);
+        }
+        if self.link > 0 {
+            message = message.with_number(kind::ROUTE_LINK, self.link);
+        }
+        if let Some(source) = self.source {
+            message = message.with_address(kind::ROUTE_SOURCE, source);
+        }
+        if self.metric > 0 {
+            message = message.with_number(kind::ROUTE_PRIORITY, self.metric);
+        }
+        if self.mtu > 0 {
+            let metrics = Nest::default().with(kind::ROUTE_METRICS_MTU, &self.mtu.to_ne_bytes());
+            message = message.nest(kind::ROUTE_METRICS, &metrics);
+        }
+        message
+    }
+
+    /// Parses an entry of the list; none for routes of other tables, for those that the kernel makes from addresses, and
+    /// for those that routers advertise.
+    pub fn parse(body: &[u8]) -> Option<Route> {
+        /// RTPROT_KERNEL and RTPROT_RA.
+        const BY_KERNEL: u8 = 2;
+        const BY_ADVERTISEMENT: u8 = 9;
+        /// RTM_F_CLONED.
+        const CLONED: u32 = 0x200;
+        let (fixed, rest) = body.split_first_chunk::<FIXED>()?;
+        let [family, bits, _, tos, table, protocol, _, way, ..] = *fixed;
+        let flags = number(&fixed[8..]);
+        let everything = match family {
+            IPV4 => Ipv4Addr::UNSPECIFIED.into(),
+            IPV6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        let mut table = u32::from(table);
+        let mut route = Route {
+            link: 0,
+            destination: (everything, bits),
+            gateway: None,
+            on_link: flags & ON_LINK != 0,
+            source: None,
+            metric: 0,
+            mtu: 0,
+            beyond: (tos != 0).then_some("a type of service"),
+        };
+        if way != UNICAST {
+            route.beyond = Some("another type than unicast");
+        }
+        for (attribute, data) in Attributes::new(rest) {
+            match attribute {
+                kind::ROUTE_DESTINATION => route.destination.0 = attributes::address(data)?,
+                kind::ROUTE_LINK => route.link = number(data),
+                kind::ROUTE_GATEWAY => route.gateway = attributes::address(data),
+                kind::ROUTE_PRIORITY => route.metric = number(data),
+                kind::ROUTE_SOURCE => route.source = attributes::address(data),
+                kind::ROUTE_METRICS => route.read_metrics(data),
+                kind::ROUTE_MULTIPATH => route.beyond = Some("several next hops"),
+                kind::ROUTE_TABLE => table = number(data),
+                kind::ROUTE_VIA => route.beyond = Some("a next hop of the other family"),
+                kind::ROUTE_ENCAPSULATION => route.beyond = Some("an encapsulation"),
+                _ => {}
+            }
+        }
+        let made = ![BY_KERNEL, BY_ADVERTISEMENT].contains(&protocol) && flags & CLONED == 0;
+        (made && table == u32::from(TABLE_MAIN)).then_some(route)
+    }
+
+    fn read_metrics(&mut self, data: &[u8]) {
+        for (attribute, data) in Attributes::new(data) {
+            match attribute {
+                kind::ROUTE_METRICS_MTU => self.mtu = number(data),
+                _ => self.beyond = Some("metrics"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(network: &str, bits: u8, gateway: Option<&str>, link: u32) -> Route {
+        Route {
+            link,
+            destination: (network.parse().unwrap(), bits),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            on_link: false,
+            source: None,
+            metric: 0,
+            mtu: 0,
+            beyond: None,
+        }
+    }
+
+    /// rtmsg of IPv4: bits, table, protocol, kind, flags.
+    fn rtmsg(bits: u8, table: u8, protocol: u8, kind: u8, flags: u32) -> [u8; FIXED] {
+        let [a, b, c, d] = flags.to_ne_bytes();
+        [2, bits, 0, 0, table, protocol, 0, kind, a, b, c, d]
+    }
+
+    fn parse(fixed: [u8; FIXED], rest: &Nest) -> Option<Route> {
+        Route::parse(&[&fixed, rest.bytes()].concat())
+    }
+
+    #[test]
+    fn a_route_has_its_gateway_and_its_link() {
+        let default = route("0.0.0.0", 0, Some("10.0.0.1"), 7);
+        #[rustfmt::skip]
+        assert_eq!(default.request(Operation::Put).finish(0), [
+            44, 0, 0, 0, 24, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+            2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0,
+            8, 0, 5, 0, 10, 0, 0, 1,
+            8, 0, 4, 0, 7, 0, 0, 0,
+        ]);
+        let removed = default.request(Operation::Delete).finish(0);
+        assert_eq!(&removed[4..8], [25, 0, 5, 0]);
+        let near = route("10.9.0.0", 16, None, 1).request(Operation::Put).finish(0);
+        assert_eq!(&near[16..36], [2, 16, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0, 8, 0, 1, 0, 10, 9, 0, 0]);
+        let near = route("fd00:9::", 48, None, 1).request(Operation::Put).finish(0);
+        assert_eq!(&near[16..28], [10, 48, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]);
+        assert_eq!(&Route::list_request().finish(0)[..8], [28, 0, 0, 0, 26, 0, 1, 3]);
+    }
+
+    #[test]
+    fn a_request_has_all_that_is_parsed() {
+        let more = Route {
+            on_link: true,
+            source: Some([10, 0, 0, 2].into()),
+            metric: 9,
+            mtu: 1300,
+            ..route("10.8.0.0", 16, Some("10.0.0.1"), 7)
+        };
+        let message = more.request(Operation::Put).finish(0);
+        assert_eq!(&message[24..28], [4, 0, 0, 0]);
+        let attributes = [
+            [8, 0, 1, 0, 10, 8, 0, 0],
+            [8, 0, 5, 0, 10, 0, 0, 1],
+            [8, 0, 4, 0, 7, 0, 0, 0],
+            [8, 0, 7, 0, 10, 0, 0, 2],
+            [8, 0, 6, 0, 9, 0, 0, 0],
+        ];
+        assert_eq!(message[28..68], attributes.concat());
+        assert_eq!(message[68..], [12, 0, 8, 0, 8, 0, 2, 0, 20, 5, 0, 0]);
+        assert_eq!(Route::parse(&message[16..]), Some(more));
+    }
+
+    #[test]
+    fn a_route_is_read_with_all_that_it_can_have() {
+        let rest = Nest::default()
+            .with(1, &[10, 8, 0, 0])
+            .with(4, &3u32.to_ne_bytes())
+            .with(5, &[10, 0, 0, 1])
+            .with(6, &7u32.to_ne_bytes())
+            .with(7, &[10, 0, 0, 2])
+            .nest(8, &Nest::default().with(2, &1300u32.to_ne_bytes()));
+        let expected = Route {
+            on_link: true,
+            source: Some([10, 0, 0, 2].into()),
+            metric: 7,
+            mtu: 1300,
+            ..route("10.8.0.0", 16, Some("10.0.0.1"), 3)
+        };
+        assert_eq!(parse(rtmsg(16, 254, 3, 1, 4), &rest), Some(expected));
+    }
+
+    #[test]
+    fn routes_of_the_kernel_of_routers_and_of_other_tables_are_left_out() {
+        let link = Nest::default().with(4, &3u32.to_ne_bytes());
+        for fixed in [rtmsg(0, 254, 2, 1, 0), rtmsg(0, 254, 9, 1, 0), rtmsg(0, 255, 3, 1, 0)] {
+            assert_eq!(parse(fixed, &link), None);
+        }
+        assert_eq!(parse(rtmsg(0, 254, 3, 1, 0x200), &link), None);
+        let elsewhere = Nest::default().with(15, &1000u32.to_ne_bytes());
+        assert_eq!(parse(rtmsg(0, 254, 3, 1, 0), &elsewhere), None);
+        assert_eq!(Route::parse(&[7, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn what_a_route_has_beyond_its_fields_is_named() {
+        let none = Nest::default();
+        let beyond = |fixed, rest: &Nest| parse(fixed, rest).unwrap().beyond;
+        let plain = rtmsg(0, 254, 3, 1, 0);
+        assert_eq!(beyond(plain, &none), None);
+        assert_eq!(beyond(rtmsg(0, 254, 3, 6, 0), &none), Some("another type than unicast"));
+        assert_eq!(beyond(plain, &Nest::default().with(9, &[])), Some("several next hops"));
+        assert_eq!(beyond(plain, &Nest::default().with(18, &[])), Some("a next hop of the other family"));
+        assert_eq!(beyond(plain, &Nest::default().with(22, &[])), Some("an encapsulation"));
+        let metrics = Nest::default().nest(8, &Nest::default().with(4, &[0; 4]));
+        assert_eq!(beyond(plain, &metrics), Some("metrics"));
+    }
+}
