@@ -3,7 +3,6 @@
 //! What is set is set again without complaint: a host that repeats itself gets what it asked for.
 
 pub mod address;
-pub mod message;
 pub mod netlink;
 
 use alloc::format;
@@ -11,14 +10,14 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
+use ::netlink::{Address, Link, LinkChange, Operation};
 use agent_proto::payload::{Interface, Neighbour, Route};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use self::netlink::Netlink;
 use crate::fault::{Fault, Step};
 use address::Network;
-use message::Way;
-use netlink::{Link, Netlink};
 
 /// The driver of virtio-mmio's places, and how the kernel calls them: with their number.
 const MMIO_DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
@@ -67,28 +66,31 @@ pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
         look_for_devices();
         find(&mut netlink, wanted)
     })?;
+    let change = |netlink: &mut Netlink, what| netlink.request(Link::change_request(link.index, &[what]));
     let mut name = link.name.as_str();
     let new_name = wanted.new_device_name.as_str();
     if !new_name.is_empty() && new_name != name {
         // A link that is up keeps its name.
-        netlink.request(&message::link_state(link.index, false)).step("take down interface", name)?;
-        netlink.request(&message::link_name(link.index, new_name)).step("rename interface", name)?;
+        change(&mut netlink, LinkChange::Down).step("take down interface", name)?;
+        change(&mut netlink, LinkChange::Name(new_name)).step("rename interface", name)?;
         name = new_name;
     }
     let mtu = match wanted.mtu {
         0 => Ok(()),
-        mtu => netlink.request(&message::link_mtu(link.index, mtu)).step("set mtu of interface", name),
+        mtu => change(&mut netlink, LinkChange::Mtu(mtu)).step("set mtu of interface", name),
     };
     if wanted.no_link_local {
         let step = "keep to the addresses of interface";
-        netlink.request(&message::no_link_local(link.index)).step(step, name)?;
+        change(&mut netlink, LinkChange::NoGeneratedAddress).step(step, name)?;
     }
     let addresses = each(changes(wanted)?, |change| {
-        let step = if change.removed { "remove address" } else { "add address" };
-        let message = message::address(link.index, &change.network, change.no_prefix_route, change.removed);
-        netlink.request(&message).step(step, &entry_name(change.text, name))
+        let Change { text, network: Network { address, bits }, no_prefix_route, removed } = change;
+        let address = Address { link: link.index, address, peer: None, bits, no_prefix_route };
+        let (step, operation) =
+            if removed { ("remove address", Operation::Delete) } else { ("add address", Operation::Put) };
+        netlink.request(address.request(operation)).step(step, &entry_name(text, name))
     });
-    netlink.request(&message::link_state(link.index, true)).step("bring up interface", name)?;
+    change(&mut netlink, LinkChange::Up).step("bring up interface", name)?;
     let neighbours = each(&wanted.neighbours, |it| add_neighbour(&mut netlink, link.index, it));
     mtu.and(addresses).and(neighbours)
 }
@@ -108,9 +110,9 @@ pub fn each<T>(
 
 fn add_neighbour(netlink: &mut Netlink, link: u32, wanted: &Neighbour) -> Result<(), Fault> {
     let address = address::parse(&wanted.ip_address)?;
-    let link_address = address::parse_link(&wanted.mac_addr)?;
-    let message = message::neighbour(link, address, &link_address);
-    netlink.request(&message).step("add neighbour", &wanted.ip_address)
+    let mac = address::parse_link(&wanted.mac_addr)?;
+    let neighbour = ::netlink::Neighbour { link, address, mac };
+    netlink.request(neighbour.request(Operation::Put)).step("add neighbour", &wanted.ip_address)
 }
 
 fn entry_name(address: &str, interface: &str) -> String {
@@ -134,18 +136,21 @@ pub fn check_route(wanted: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
 pub fn set_route(wanted: &Route) -> Result<(), Fault> {
     let (destination, gateway) = check_route(wanted)?;
     let mut netlink = Netlink::open()?;
-    let device = if wanted.device.is_empty() {
-        None
+    let link = if wanted.device.is_empty() {
+        0
     } else {
-        Some(find(&mut netlink, &Interface { device: wanted.device.clone(), ..Interface::default() })?.index)
+        find(&mut netlink, &Interface { device: wanted.device.clone(), ..Interface::default() })?.index
     };
     let source = (!wanted.source.is_empty()).then(|| address::parse(&wanted.source)).transpose()?;
     let Route { on_link, metric, mtu, removed, .. } = *wanted;
-    let way = Way { destination, gateway, device, on_link, source, metric, mtu };
-    match netlink.request(&message::route(&way, removed)) {
+    let destination = (destination.address, destination.bits);
+    let route = ::netlink::Route { link, destination, gateway, on_link, source, metric, mtu, beyond: None };
+    let (step, operation) =
+        if removed { ("remove route to", Operation::Delete) } else { ("add route to", Operation::Put) };
+    match netlink.request(route.request(operation)) {
         // It went by itself, with an address or its interface.
         Err(Errno::SRCH) if removed => Ok(()),
-        other => other.step(if removed { "remove route to" } else { "add route to" }, &wanted.dest),
+        other => other.step(step, &wanted.dest),
     }
 }
 
@@ -155,7 +160,7 @@ pub fn delete(unwanted: &Interface) -> Result<(), Fault> {
     check(unwanted)?;
     let mut netlink = Netlink::open()?;
     let link = find(&mut netlink, unwanted)?;
-    match netlink.request(&message::link_deletion(link.index)) {
+    match netlink.request(Link::delete_request(link.index)) {
         Err(Errno::OPNOTSUPP) => release(&link.name),
         other => other,
     }
@@ -200,9 +205,10 @@ fn write(path: &str, text: &[u8]) -> Result<(), Errno> {
 fn find(netlink: &mut Netlink, wanted: &Interface) -> Result<Link, Fault> {
     let by_address = !wanted.mac_addr.is_empty();
     let name = if by_address { &wanted.mac_addr } else { &wanted.device };
+    let mac = address::parse_link(&wanted.mac_addr).ok();
     let mut links = netlink.links().step("list", "interfaces")?.into_iter();
-    let found = links
-        .find(|link| if by_address { link.address.eq_ignore_ascii_case(name) } else { link.name == *name });
+    let found =
+        links.find(|link| if by_address { mac.as_ref() == Some(&link.mac) } else { link.name == *name });
     found.ok_or_else(|| Fault::not_found("interface", name))
 }
 
