@@ -31,7 +31,6 @@ use crate::sys;
 mod changes;
 mod describe;
 mod found;
-mod message;
 mod netlink;
 mod redirect;
 pub mod resolver;

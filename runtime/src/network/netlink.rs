@@ -3,20 +3,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::message::{self, Message};
+use netlink::{Message, Reply, replies};
+
 use crate::sys;
 
 /// The most of an answer that is read at a time; the kernel cuts a list to what is read.
 const ANSWER_MAX: usize = 32 << 10;
 /// The most entries of a list.
 const ENTRIES_MAX: usize = 4096;
-/// An error, or with number 0 that all is well.
-const ERROR: u16 = 2;
-/// The end of a list.
-const DONE: u16 = 3;
-
-/// One entry of a list: its kind and its body.
-pub type Entry = (u16, Vec<u8>);
 
 /// The socket. It stays in the network namespace in which it was opened.
 #[derive(Debug)]
@@ -33,38 +27,28 @@ impl Netlink {
 
     /// Has the kernel do one thing.
     pub fn request(&mut self, message: Message) -> io::Result<()> {
-        self.exchange(message).map(drop)
+        self.list(message, |_| None::<()>).map(drop)
     }
 
-    /// Returns a list.
-    pub fn list(&mut self, message: Message) -> io::Result<Vec<Entry>> {
-        self.exchange(message)
-    }
-
-    /// Sends a message and returns the entries of the answer before its end. The kernel has its answer ready when the
+    /// Sends a message and returns what `parse` makes of the answer's entries. The kernel has its answer ready when the
     /// message is sent, and the rest of a list when the part before has been read: nothing is waited for.
-    fn exchange(&mut self, message: Message) -> io::Result<Vec<Entry>> {
+    pub fn list<T>(&mut self, message: Message, parse: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         self.sequence += 1;
         sys::send(self.socket.as_fd(), &message.finish(self.sequence))?;
-        let mut entries = Vec::new();
+        let (mut entries, mut count) = (Vec::new(), 0);
         let mut answer = vec![0; ANSWER_MAX];
         loop {
             let length = sys::receive(self.socket.as_fd(), &mut answer)?;
-            let mut rest = &answer[..length];
-            while let Some((kind, sequence, body)) = message::next(&mut rest) {
-                match kind {
-                    _ if sequence != self.sequence => {}
-                    ERROR => {
-                        let number = message::number(body).cast_signed();
-                        let error = io::Error::from_raw_os_error(number.wrapping_neg());
-                        return if number == 0 { Ok(entries) } else { Err(error) };
-                    }
-                    DONE => return Ok(entries),
-                    _ if entries.len() == ENTRIES_MAX => {
+            for reply in replies(&answer[..length], self.sequence) {
+                match reply {
+                    Reply::Done => return Ok(entries),
+                    Reply::Failed(number) => return Err(io::Error::from_raw_os_error(number)),
+                    Reply::Entry(_) if count == ENTRIES_MAX => {
                         return Err(io::Error::other(format!("more than {ENTRIES_MAX} entries")));
                     }
-                    kind => entries.push((kind, body.to_vec())),
+                    Reply::Entry(body) => entries.extend(parse(body)),
                 }
+                count += 1;
             }
         }
     }

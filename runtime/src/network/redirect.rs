@@ -7,41 +7,23 @@
 
 use std::io;
 
-use super::message::{Message, Nest, attributes, number, text};
+use netlink::traffic::{self, Filter};
+
 use super::netlink::Netlink;
 
-/// Kinds of messages.
-mod kind {
-    pub(super) const NEW_QDISC: u16 = 36;
-    pub(super) const DELETE_QDISC: u16 = 37;
-    pub(super) const NEW_FILTER: u16 = 44;
-    pub(super) const GET_FILTER: u16 = 46;
-}
-
-/// The ingress discipline: its handle, and its place (linux/pkt_sched.h).
-const INGRESS: u32 = 0xffff_0000;
-const AT_INGRESS: u32 = 0xffff_fff1;
 /// The filter's handle, by which it is known as ours: "vmm".
 const MARK: u32 = 0x76_6d6d;
-/// Of the first priority, for every protocol (ETH_P_ALL), in network byte order.
-const FOR_ALL: u32 = 1 << 16 | 0x0003u16.to_be() as u32;
-
-/// TCA_KIND, TCA_OPTIONS; inside an action they are the same numbers.
-const KIND: u16 = 1;
-const OPTIONS: u16 = 2;
 
 /// Redirects what comes in at `from` to `to`.
 pub fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
-    let discipline =
-        || Message::create(kind::NEW_QDISC, &place(from, INGRESS, AT_INGRESS, 0)).with(KIND, b"ingress\0");
-    match netlink.request(discipline()) {
+    match netlink.request(traffic::create_ingress(from)) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
             remove_ours(netlink, from)?;
-            netlink.request(discipline())?;
+            netlink.request(traffic::create_ingress(from))?;
         }
         other => other?,
     }
-    netlink.request(filter(from, to))
+    netlink.request(traffic::create_redirection(from, to, MARK))
 }
 
 /// Takes an interface's redirection away.
@@ -49,9 +31,8 @@ pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     if !is_ours(netlink, from)? {
         return Err(io::Error::other("it has an ingress queueing discipline of somebody else's"));
     }
-    // Named, so that a clsact in the same place, whose filters are not in this list, is never taken for it.
-    let discipline = Message::change(kind::DELETE_QDISC, &place(from, INGRESS, AT_INGRESS, 0));
-    netlink.request(discipline.with(KIND, b"ingress\0"))
+    // A clsact in the same place, whose filters are not in this list, is refused by the kernel.
+    netlink.request(traffic::delete_ingress(from))
 }
 
 /// Takes away what a process left that was killed: a redirection that bears our mark, and nothing else.
@@ -63,38 +44,6 @@ pub fn remove_left(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     remove_ours(netlink, from)
 }
 
-fn filter(from: u32, to: u32) -> Message {
-    const MIRRED_PARAMETERS: u16 = 2;
-    const MATCHALL_ACTIONS: u16 = 2;
-    const FIRST: u16 = 1;
-    let options = Nest::default().with(MIRRED_PARAMETERS, &mirred(to));
-    let action = Nest::default().with(KIND, b"mirred\0").nest(OPTIONS, options);
-    let matchall = Nest::default().nest(MATCHALL_ACTIONS, Nest::default().nest(FIRST, action));
-    Message::create(kind::NEW_FILTER, &place(from, MARK, INGRESS, FOR_ALL))
-        .with(KIND, b"matchall\0")
-        .nest(OPTIONS, matchall)
-}
-
-/// tc_mirred: index, capabilities, action, two counts, what to do, interface.
-fn mirred(to: u32) -> [u8; 28] {
-    const STOLEN: u32 = 4;
-    const REDIRECT_OUT: u32 = 1;
-    let mut parameters = [0; 28];
-    for (at, number) in [(8, STOLEN), (20, REDIRECT_OUT), (24, to)] {
-        parameters[at..at + 4].copy_from_slice(&number.to_ne_bytes());
-    }
-    parameters
-}
-
-/// tcmsg: family, interface, handle, parent, info.
-fn place(link: u32, handle: u32, parent: u32, info: u32) -> [u8; 20] {
-    let mut body = [0; 20];
-    for (at, number) in [(4, link), (8, handle), (12, parent), (16, info)] {
-        body[at..at + 4].copy_from_slice(&number.to_ne_bytes());
-    }
-    body
-}
-
 /// Whether every filter of the ingress discipline bears our mark. It may have none: then its maker was killed early.
 fn is_ours(netlink: &mut Netlink, link: u32) -> io::Result<bool> {
     Ok(!marks(netlink, link)?.contains(&false))
@@ -102,14 +51,14 @@ fn is_ours(netlink: &mut Netlink, link: u32) -> io::Result<bool> {
 
 /// Of each filter of the ingress discipline, whether it bears our mark.
 fn marks(netlink: &mut Netlink, link: u32) -> io::Result<Vec<bool>> {
-    let filters = netlink.list(Message::list(kind::GET_FILTER, &place(link, 0, INGRESS, 0)))?;
-    let is_marked = |body: &[u8]| {
-        let handle = number(body.get(8..).unwrap_or_default());
-        let kind = attributes(body.get(20..).unwrap_or_default()).find(|(kind, _)| *kind == KIND);
-        // The kernel lists a filter's head, with handle 0, before its parts.
-        kind.is_some_and(|(_, name)| text(name) == "matchall") && (handle == MARK || handle == 0)
-    };
-    Ok(filters.iter().map(|(_, body)| is_marked(body)).collect())
+    // One that cannot be read is somebody else's.
+    let marked = |body: &[u8]| Some(Filter::parse(body).is_some_and(|filter| is_marked(&filter)));
+    netlink.list(traffic::list_filters(link), marked)
+}
+
+fn is_marked(filter: &Filter) -> bool {
+    // The kernel lists a filter's head, with handle 0, before its parts.
+    filter.kind == "matchall" && (filter.handle == MARK || filter.handle == 0)
 }
 
 #[cfg(test)]
@@ -117,16 +66,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filter_is_the_kernels_to_the_byte() {
-        #[rustfmt::skip]
-        assert_eq!(filter(2, 5).finish(1), [
-            112, 0, 0, 0, 44, 0, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0,
-            0, 0, 0, 0, 2, 0, 0, 0, 0x6d, 0x6d, 0x76, 0, 0, 0, 0xff, 0xff, 0, 3, 1, 0,
-            13, 0, 1, 0, b'm', b'a', b't', b'c', b'h', b'a', b'l', b'l', 0, 0, 0, 0,
-            60, 0, 2, 0, 56, 0, 2, 0, 52, 0, 1, 0,
-            11, 0, 1, 0, b'm', b'i', b'r', b'r', b'e', b'd', 0, 0,
-            36, 0, 2, 0, 32, 0, 2, 0,
-            0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0,
-        ]);
+    fn a_filter_of_another_kind_or_handle_is_somebody_elses() {
+        let marked = |handle, kind: &str| is_marked(&Filter { handle, kind: kind.into() });
+        assert!(marked(MARK, "matchall") && marked(0, "matchall"));
+        assert!(!marked(1, "matchall") && !marked(MARK, "flower") && !marked(0, ""));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::found::Link;
-use super::message::{Message, Nest};
+use netlink::{Link, LinkChange};
+
 use super::netlink::Netlink;
 use super::{NetworkError, Nic, Result, redirect};
 use crate::sys;
@@ -51,9 +51,11 @@ impl Taps {
         let name = name(link.index);
         let tap = sys::tap(&name).map_err(failed("make a tap for"))?;
         let index = sys::interface_index(&name).map_err(failed("find the tap of"))?;
-        let quiet = self.netlink.request(tap_quiet(index)).or_else(without_ipv6);
-        quiet.map_err(failed("set up the tap of"))?;
-        self.netlink.request(tap_up(index, link.mtu)).map_err(failed("set up the tap of"))?;
+        // The tap has no address of its own making: its host says nothing to the guest.
+        let quiet = Link::change_request(index, &[LinkChange::NoGeneratedAddress]);
+        self.netlink.request(quiet).or_else(without_ipv6).map_err(failed("set up the tap of"))?;
+        let up = Link::change_request(index, &[LinkChange::Up, LinkChange::Mtu(link.mtu)]);
+        self.netlink.request(up).map_err(failed("set up the tap of"))?;
         self.joined.push(Joined { link: link.index, tap: index, redirected: true });
         for (from, to) in [(link.index, index), (index, link.index)] {
             redirect::redirect(&mut self.netlink, from, to).map_err(failed("redirect the packets of"))?;
@@ -83,37 +85,10 @@ impl Drop for Taps {
     }
 }
 
-/// RTM_NEWLINK, which changes one that is there.
-const NEW_LINK: u16 = 16;
-
-/// The tap has no address of its own making: its host says nothing to the guest.
-fn tap_quiet(index: u32) -> Message {
-    const AF_SPEC: u16 = 26;
-    const ADDRESS_GENERATION: u16 = 8;
-    const NONE: u8 = 1;
-    let ipv6 = Nest::default().with(ADDRESS_GENERATION, &[NONE]);
-    Message::change(NEW_LINK, &link_body(index, 0))
-        .nest(AF_SPEC, Nest::default().nest(libc::AF_INET6 as u16, ipv6))
-}
-
 /// A kernel without IPv6 makes none, either.
 fn without_ipv6(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),
         _ => Err(error),
     }
-}
-
-fn tap_up(index: u32, mtu: u32) -> Message {
-    const MTU: u16 = 4;
-    Message::change(NEW_LINK, &link_body(index, libc::IFF_UP as u32)).with(MTU, &mtu.to_ne_bytes())
-}
-
-/// ifinfomsg: flags, and which of them change.
-fn link_body(index: u32, up: u32) -> [u8; 16] {
-    let mut body = [0; 16];
-    for (at, number) in [(4, index), (8, up), (12, up)] {
-        body[at..at + 4].copy_from_slice(&number.to_ne_bytes());
-    }
-    body
 }
