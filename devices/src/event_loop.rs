@@ -1,16 +1,20 @@
 //! The devices' event loop: one thread that serves every queue which does no blocking work.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
 /// What the loop runs: a device's handler with its queues.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
-/// Adds subscribers to a loop from any thread. Never waits for the loop, so that a vCPU thread may use it.
+/// How many subscribers of one device the loop may hold or have waiting at once. One is enough for a driver that the loop
+/// keeps up with; a driver that resets and starts its device faster than that is refused when it reaches this number.
+pub const SUBSCRIBERS_MAX: usize = 16;
+
+/// Reaches a loop from any thread. Never waits for the loop, so that a vCPU thread may use it.
 #[derive(Clone)]
 pub struct LoopHandle(RemoteEndpoint<Subscriber>);
 
@@ -21,13 +25,79 @@ impl LoopHandle {
         LoopHandle(manager.remote_endpoint())
     }
 
-    /// Hands `subscriber` to the loop; its `init` runs there. A kick that came earlier stays in its eventfd.
-    pub fn add(&self, subscriber: Subscriber) -> io::Result<()> {
-        self.0
-            .fire(move |ops: &mut dyn SubscriberOps<Subscriber = Subscriber>| {
-                ops.add_subscriber(subscriber);
-            })
-            .map_err(io::Error::other)
+    /// Returns a device's seat in the loop, with nobody in it.
+    pub fn seat(&self) -> Seat {
+        Seat { handle: self.clone(), held: None, counted: Arc::default() }
+    }
+
+    /// Has the loop's thread run `job`. Jobs run in the order in which they were sent.
+    fn send(
+        &self,
+        job: impl FnOnce(&mut dyn SubscriberOps<Subscriber = Subscriber>) + Send + 'static,
+    ) -> io::Result<()> {
+        self.0.fire(job).map_err(io::Error::other)
+    }
+}
+
+/// A device's seat in a loop: at most one subscriber sits there, and the loop drops it when the device is reset.
+///
+/// The loop does not drop a subscriber by itself, whatever becomes of its descriptors. What a driver starts is therefore
+/// put into its device's seat, and a reset clears the seat, so that drivers that come and go leave nothing behind.
+/// Dropping the seat clears it.
+pub struct Seat {
+    handle: LoopHandle,
+    held: Option<Held>,
+    /// One clone for each subscriber that the loop has not dropped.
+    counted: Arc<()>,
+}
+
+/// A subscriber that the loop has, or will have when it gets to it.
+struct Held {
+    id: Arc<Mutex<Option<SubscriberId>>>,
+    _counted: Arc<()>,
+}
+
+impl Seat {
+    /// Hands `subscriber` to the loop, in place of the one that was there; its `init` runs there. A kick that came earlier
+    /// stays in its eventfd.
+    ///
+    /// # Errors
+    ///
+    /// Where the loop has ended, or is so far behind that it has [`SUBSCRIBERS_MAX`] of this device's still to drop.
+    pub fn put(&mut self, subscriber: Subscriber) -> io::Result<()> {
+        self.clear();
+        if Arc::strong_count(&self.counted) > SUBSCRIBERS_MAX {
+            return Err(io::Error::other("the devices' thread is too far behind"));
+        }
+        let id = Arc::new(Mutex::new(None));
+        let held = Held { id: id.clone(), _counted: self.counted.clone() };
+        self.handle.send(move |ops| {
+            let added = ops.add_subscriber(subscriber);
+            *id.lock().unwrap_or_else(PoisonError::into_inner) = Some(added);
+        })?;
+        self.held = Some(held);
+        Ok(())
+    }
+
+    /// Has the loop drop the subscriber that is there. The loop gets to it after it has added it, and before it adds the
+    /// next one: descriptors that both of them wait for are free by then.
+    pub fn clear(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        // A loop that has ended has dropped its subscribers.
+        let _ = self.handle.send(move |ops| {
+            let id = held.id.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(id) = id {
+                // It is there: nobody else removes it.
+                let _ = ops.remove_subscriber(id);
+            }
+            drop(held);
+        });
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -56,7 +126,7 @@ impl EventLoop {
         Ok(EventLoop { handle, stop, thread: Some(thread) })
     }
 
-    /// Returns a handle for adding subscribers.
+    /// Returns a handle for devices.
     pub fn handle(&self) -> LoopHandle {
         self.handle.clone()
     }
@@ -66,7 +136,7 @@ impl EventLoop {
         let Some(thread) = self.thread.take() else { return };
         self.stop.store(true, Ordering::Release);
         // An empty message wakes the loop; if it is gone already there is nothing to wake.
-        let _ = self.handle.0.fire(|_: &mut dyn SubscriberOps<Subscriber = Subscriber>| {});
+        let _ = self.handle.send(|_| {});
         if thread.join().is_err() {
             log::error!("event loop: the thread panicked");
         }
@@ -113,7 +183,8 @@ mod tests {
         let events = EventLoop::start("test").unwrap();
         let (subscriber, kick, reports) = reporter();
         kick.write(5).unwrap();
-        events.handle().add(subscriber).unwrap();
+        let mut seat = events.handle().seat();
+        seat.put(subscriber).unwrap();
         assert_eq!(reports.recv().unwrap(), 5);
     }
 
@@ -121,13 +192,49 @@ mod tests {
     fn a_stopped_loop_has_dropped_its_subscribers() {
         let mut events = EventLoop::start("test").unwrap();
         let (subscriber, kick, reports) = reporter();
-        events.handle().add(subscriber).unwrap();
+        let mut seat = events.handle().seat();
+        seat.put(subscriber).unwrap();
         kick.write(1).unwrap();
         reports.recv().unwrap();
         events.stop();
         events.stop();
         assert!(reports.recv().is_err());
         let (subscriber, ..) = reporter();
-        assert!(events.handle().add(subscriber).is_err());
+        assert!(seat.put(subscriber).is_err());
+    }
+
+    #[test]
+    fn a_seat_holds_one_subscriber_and_drops_the_one_before() {
+        let events = EventLoop::start("test").unwrap();
+        let mut seat = events.handle().seat();
+        let (first, kick, reports) = reporter();
+        seat.put(first).unwrap();
+        // The next waits for the same descriptor, which is free by then.
+        let (sender, next_reports) = channel();
+        seat.put(Box::new(Reporter(kick.try_clone().unwrap(), sender))).unwrap();
+        assert!(reports.recv().is_err());
+        kick.write(3).unwrap();
+        assert_eq!(next_reports.recv().unwrap(), 3);
+        drop(seat);
+        assert!(next_reports.recv().is_err());
+    }
+
+    #[test]
+    fn a_loop_that_is_behind_has_a_bounded_number_of_subscribers() {
+        let mut manager = EventManager::<Subscriber>::new().unwrap();
+        let mut seat = LoopHandle::of(&manager).seat();
+        let mut ends = Vec::new();
+        for _ in 0..SUBSCRIBERS_MAX {
+            let (subscriber, _, reports) = reporter();
+            seat.put(subscriber).unwrap();
+            ends.push(reports);
+        }
+        for _ in 0..1000 {
+            assert!(seat.put(reporter().0).is_err());
+        }
+        // It has dropped them all when it has caught up, and takes others.
+        manager.run_with_timeout(0).unwrap();
+        assert!(ends.iter().all(|reports| reports.recv().is_err()));
+        seat.put(reporter().0).unwrap();
     }
 }

@@ -13,5 +13,5 @@ pub mod serial;
 pub mod virtio;
 
 pub use bus::{Action, Bus, BusDevice};
-pub use event_loop::{EventLoop, LoopHandle, Subscriber};
+pub use event_loop::{EventLoop, LoopHandle, Seat, Subscriber};
 pub use interrupt::Interrupt;

@@ -65,8 +65,8 @@ pub trait VirtioDevice: Send {
     /// Called again if the driver resets the device and comes back. The old queues are dead by then
     /// ([`queue::QueueError::Reset`]); a device that cannot serve twice returns an error.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
-    /// The driver resets the device, on a vCPU thread. Owners of queues in this process see that by themselves; whoever has
-    /// lent one ([`VirtQueue::lend`]) is to be woken here. Does not wait.
+    /// The driver resets the device, on a vCPU thread. No queue starts another request from here on, and what the device
+    /// has started is to be let go of, the loan of a queue ([`VirtQueue::lend`]) first of all. Does not wait.
     fn reset(&mut self) {}
 }
 

@@ -24,7 +24,7 @@ pub use self::log_port::{LOG_TAIL_MAX, LogPort, LogTail};
 pub use self::ports::{Port, PortBackend, PortEvents};
 pub use self::socket_port::{PENDING_MAX, SocketPort};
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
-use crate::LoopHandle;
+use crate::{LoopHandle, Seat};
 
 mod control;
 mod handler;
@@ -50,7 +50,7 @@ const CONTROL_QUEUE: usize = 2;
 
 /// A console device with any number of ports.
 pub struct Console {
-    events: LoopHandle,
+    seat: Seat,
     port_count: usize,
     /// Moved to the event loop by the driver's start.
     ports: Option<Vec<Port>>,
@@ -64,7 +64,7 @@ impl Console {
     /// If there is no port, or there are more than [`MAX_PORTS`]: the program decides how many, not the guest.
     pub fn new(events: LoopHandle, ports: Vec<Port>) -> Console {
         assert!((1..=MAX_PORTS).contains(&ports.len()), "a console has 1 to {MAX_PORTS} ports");
-        Console { events, port_count: ports.len(), ports: Some(ports) }
+        Console { seat: events.seat(), port_count: ports.len(), ports: Some(ports) }
     }
 
     /// struct virtio_console_config: cols u16, rows u16, max_nr_ports u32, emerg_wr u32.
@@ -95,7 +95,11 @@ impl VirtioDevice for Console {
             queue.kick_in_batches();
         }
         let ports = self.ports.take().ok_or_else(|| io::Error::other("a console's ports start only once"))?;
-        self.events.add(Box::new(Handler::new(ports, activation)))
+        self.seat.put(Box::new(Handler::new(ports, activation)))
+    }
+
+    fn reset(&mut self) {
+        self.seat.clear();
     }
 }
 

@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
-use vmm_sys_util::eventfd::EventFd;
 
 use self::handler::Handler;
 pub use self::slot::Slot;
@@ -31,7 +30,7 @@ pub use self::tap::Tap;
 pub use self::vhost::Vhost;
 use super::queue::Demand;
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
-use crate::LoopHandle;
+use crate::{LoopHandle, Seat};
 
 mod handler;
 mod slot;
@@ -66,22 +65,20 @@ const FEATURES: u64 = GUEST_TSO
 
 /// A network device. The tap stays its own, so that the driver may start it as often as it likes.
 pub struct Net {
-    events: LoopHandle,
-    tap: Tap,
+    seat: Seat,
+    /// One descriptor for every driver that comes.
+    tap: Arc<Tap>,
     mac: [u8; 6],
     mtu: u16,
     /// For the first driver.
     vhost: Option<Vhost>,
-    /// Calls the queues back that the kernel has.
-    recall: Option<Arc<EventFd>>,
 }
 
 impl Net {
     /// Returns a device with this hardware address and largest packet (without its Ethernet header), over a tap that
     /// is served by the kernel, or by the loop behind `events`.
     pub fn new(events: LoopHandle, tap: Tap, mac: [u8; 6], mtu: u16, vhost: Option<Vhost>) -> Net {
-        let recall = vhost.as_ref().map(|vhost| vhost.recall.clone());
-        Net { events, tap, mac, mtu, vhost, recall }
+        Net { seat: events.seat(), tap: Arc::new(tap), mac, mtu, vhost }
     }
 
     /// struct virtio_net_config: mac, status u16, max_virtqueue_pairs u16, mtu u16.
@@ -107,15 +104,13 @@ impl VirtioDevice for Net {
         activation.queues[RECEIVE].quiet();
         self.tap.set_offloads(activation.features)?;
         let demand = demand(activation.features, self.mtu);
-        let handler = Handler::new(self.tap.try_clone()?, demand, self.vhost.take(), activation);
-        self.events.add(Box::new(handler))
+        let handler = Handler::new(self.tap.clone(), demand, self.vhost.take(), activation);
+        self.seat.put(Box::new(handler))
     }
 
     fn reset(&mut self) {
-        if let Some(recall) = &self.recall {
-            // A full counter is a pending call all the same.
-            let _ = recall.write(1);
-        }
+        // With the handler goes what the kernel has of the queues.
+        self.seat.clear();
     }
 }
 

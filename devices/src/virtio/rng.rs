@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::queue::{Reader, Served, VirtQueue, Writer};
 use super::{Activation, DeviceInfo, VirtioDevice};
-use crate::{Interrupt, LoopHandle};
+use crate::{Interrupt, LoopHandle, Seat};
 
 /// How many bytes one request gets at most; the driver asks again. Linux asks for 64 or less.
 const MAX_ENTROPY: usize = 256;
@@ -19,13 +19,13 @@ const QUEUE_SIZE: u16 = 4;
 
 /// The entropy device. It keeps nothing, so that the driver may start it as often as it likes.
 pub struct Rng {
-    events: LoopHandle,
+    seat: Seat,
 }
 
 impl Rng {
     /// Returns an entropy device that is served by the loop behind `events`.
     pub fn new(events: LoopHandle) -> Rng {
-        Rng { events }
+        Rng { seat: events.seat() }
     }
 }
 
@@ -40,9 +40,11 @@ impl VirtioDevice for Rng {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation { queues, interrupt, .. } = activation;
-        queues.into_iter().try_for_each(|queue| {
-            self.events.add(Box::new(Handler { queue: Some(queue), interrupt: interrupt.clone() }))
-        })
+        self.seat.put(Box::new(Handler { queue: queues.into_iter().next(), interrupt }))
+    }
+
+    fn reset(&mut self) {
+        self.seat.clear();
     }
 }
 

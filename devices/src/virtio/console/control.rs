@@ -87,7 +87,7 @@ impl Control {
 
     /// The guest has the port open.
     pub fn is_guest_open(&self, port: usize) -> bool {
-        self.ports[port].guest_open
+        self.ports.get(port).is_some_and(|face| face.guest_open)
     }
 
     /// Takes a message from the driver.
@@ -136,10 +136,7 @@ impl Control {
 
     /// Tells the driver that the host's side of a port has opened or closed, if that is news.
     pub fn set_host_open(&mut self, port: usize, open: bool) {
-        let face = &mut self.ports[port];
-        if face.host_open == open {
-            return;
-        }
+        let Some(face) = self.ports.get_mut(port).filter(|face| face.host_open != open) else { return };
         face.host_open = open;
         if self.announced {
             // One that is still waiting is replaced, so that replies stay bounded.

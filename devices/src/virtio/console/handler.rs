@@ -1,7 +1,6 @@
 //! The console at work: every queue and every port, in the devices' event loop.
 
 use std::io::{self, Read, Write};
-use std::os::fd::RawFd;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
@@ -20,8 +19,6 @@ const MAX_OUTPUT: usize = 16 * 1024 * 1024;
 
 struct LivePort {
     backend: Box<dyn PortBackend>,
-    /// The backend's descriptors in the event loop.
-    registered: Vec<RawFd>,
     /// Output waits in the queue until the backend takes it.
     held: bool,
 }
@@ -41,10 +38,7 @@ impl Handler {
     pub fn new(ports: Vec<Port>, activation: Activation) -> Handler {
         Handler {
             control: Control::new(ports.iter().map(|port| port.name.clone())),
-            ports: ports
-                .into_iter()
-                .map(|port| LivePort { backend: port.backend, registered: Vec::new(), held: false })
-                .collect(),
+            ports: ports.into_iter().map(|port| LivePort { backend: port.backend, held: false }).collect(),
             queues: activation.queues.into_iter().map(Some).collect(),
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
             interrupt: activation.interrupt,
@@ -52,16 +46,16 @@ impl Handler {
         }
     }
 
-    /// The guest reads from the port. Without control messages there is no saying, so it does.
+    /// The guest reads from the port. Without control messages it has port 0 alone, and cannot say so, so it does.
     fn is_guest_open(&self, port: usize) -> bool {
-        !self.multiport || self.control.is_guest_open(port)
+        if self.multiport { self.control.is_guest_open(port) } else { port == 0 }
     }
 
     /// Takes the driver's control messages, and answers them.
     fn take_control(&mut self, ops: &mut EventOps) {
         let Handler { control, interrupt, queues, .. } = self;
         let mut opened = Vec::new();
-        let result = serve(&mut queues[CONTROL_QUEUE + 1], |mut reader, _| {
+        let result = serve(queues, CONTROL_QUEUE + 1, |mut reader, _| {
             let mut message = [0; MESSAGE_LEN];
             reader.read_exact(&mut message)?;
             match control.handle(Message::decode(message)) {
@@ -87,7 +81,7 @@ impl Handler {
         if control.reply().is_none() {
             return;
         }
-        let result = serve(&mut queues[CONTROL_QUEUE], |_, mut writer| {
+        let result = serve(queues, CONTROL_QUEUE, |_, mut writer| {
             let Some(reply) = control.reply() else { return Ok(Served::Later) };
             let written = reply.len() as u32;
             // A buffer that is too small is refused, and the message waits for the next.
@@ -101,10 +95,10 @@ impl Handler {
     /// Hands a port's backend what the guest sent.
     fn take_output(&mut self, port: usize, ops: &mut EventOps) {
         let Handler { ports, queues, scratch, .. } = self;
-        let Some(LivePort { backend, registered, held }) = ports.get_mut(port) else { return };
+        let Some(LivePort { backend, held }) = ports.get_mut(port) else { return };
         let queue = receive_queue(port) + 1;
         *held = false;
-        let result = serve(&mut queues[queue], |mut reader, _| {
+        let result = serve(queues, queue, |mut reader, _| {
             if !backend.takes_output() {
                 *held = true;
                 return Ok(Served::Later);
@@ -117,7 +111,7 @@ impl Handler {
                 if len == 0 {
                     return Ok(Served::Done(0));
                 }
-                backend.output(&scratch[..len], &mut PortEvents::new(port as u16, registered, ops));
+                backend.output(&scratch[..len], &mut PortEvents::new(port as u16, ops));
             }
         });
         self.check(queue, result, ops);
@@ -132,7 +126,7 @@ impl Handler {
         let Some(LivePort { backend, .. }) = ports.get_mut(port) else { return };
         if open {
             let queue = receive_queue(port);
-            let result = serve(&mut queues[queue], |_, mut writer| {
+            let result = serve(queues, queue, |_, mut writer| {
                 let room = writer.available_bytes().min(scratch.len());
                 if room == 0 {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "no room for input"));
@@ -154,31 +148,20 @@ impl Handler {
         }
     }
 
-    /// Gives a queue up whose rings are of no use, and everything after a reset.
+    /// Gives a queue up that is of no use: its rings make no sense, or the driver has reset the device, whose seat in the
+    /// loop is about to be cleared then.
     fn check(&mut self, queue: usize, result: Result<(), QueueError>, ops: &mut EventOps) {
         let Err(error) = result else { return };
-        if error.is_reset() {
-            return self.end(ops);
+        if let Some(queue) = self.queues.get_mut(queue).and_then(Option::take) {
+            // One that was never ready is not registered.
+            let _ = ops.remove(Events::empty(queue.kick()));
         }
-        forget_kick(&self.queues[queue], ops);
-        self.queues[queue] = None;
         error.report(&self.interrupt);
     }
 
-    /// Lets go of every queue and backend: the driver has reset the device.
-    fn end(&mut self, ops: &mut EventOps) {
-        for queue in self.queues.iter_mut().filter(|queue| queue.is_some()) {
-            forget_kick(queue, ops);
-            *queue = None;
-        }
-        for (id, mut live) in (0..).zip(self.ports.drain(..)) {
-            PortEvents::new(id, &mut live.registered, ops).remove_all();
-        }
-    }
-
     fn start_backend(&mut self, port: usize, ops: &mut EventOps) {
-        let LivePort { backend, registered, .. } = &mut self.ports[port];
-        if let Err(error) = backend.start(&mut PortEvents::new(port as u16, registered, ops)) {
+        let Some(LivePort { backend, .. }) = self.ports.get_mut(port) else { return };
+        if let Err(error) = backend.start(&mut PortEvents::new(port as u16, ops)) {
             self.interrupt.needs_reset(format_args!("start port {port}: {error}"));
         }
     }
@@ -186,7 +169,9 @@ impl Handler {
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        for (index, queue) in (0..).zip(&self.queues) {
+        // 5.3.2: without VIRTIO_CONSOLE_F_MULTIPORT there are the first two queues alone.
+        let count = if self.multiport { self.queues.len() } else { CONTROL_QUEUE };
+        for (index, queue) in (0..).zip(self.queues.iter().take(count)) {
             let Some(queue) = queue.as_ref().filter(|queue| queue.is_ready()) else { continue };
             // Edge-triggered, a kick needs no read(2) to be quiet again.
             let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
@@ -210,11 +195,10 @@ impl MutEventSubscriber for Handler {
                 Role::Receive(port) => self.pump(port, ops),
             },
             Source::Backend { port, token } => {
-                let Some(LivePort { backend, registered, held }) = self.ports.get_mut(usize::from(port))
-                else {
+                let Some(LivePort { backend, held }) = self.ports.get_mut(usize::from(port)) else {
                     return;
                 };
-                backend.ready(token, events.event_set(), &mut PortEvents::new(port, registered, ops));
+                backend.ready(token, events.event_set(), &mut PortEvents::new(port, ops));
                 if *held && backend.takes_output() {
                     self.take_output(port.into(), ops);
                 } else {
@@ -225,17 +209,11 @@ impl MutEventSubscriber for Handler {
     }
 }
 
-/// Serves a queue that has not been given up.
+/// Serves the queue at `index`, if it has not been given up.
 fn serve(
-    queue: &mut Option<VirtQueue>,
+    queues: &mut [Option<VirtQueue>],
+    index: usize,
     op: impl FnMut(Reader, Writer) -> io::Result<Served>,
 ) -> Result<(), QueueError> {
-    queue.as_mut().map_or(Ok(()), |queue| queue.serve(op))
-}
-
-fn forget_kick(queue: &Option<VirtQueue>, ops: &mut EventOps) {
-    if let Some(queue) = queue {
-        // One that was never ready is not registered.
-        let _ = ops.remove(Events::empty(queue.kick()));
-    }
+    queues.get_mut(index).and_then(Option::as_mut).map_or(Ok(()), |queue| queue.serve(op))
 }

@@ -77,20 +77,17 @@ impl Source {
 /// again when there is.
 pub struct PortEvents<'a, 'b> {
     port: u16,
-    registered: &'a mut Vec<RawFd>,
     ops: &'a mut EventOps<'b>,
 }
 
 impl<'a, 'b> PortEvents<'a, 'b> {
-    pub(super) fn new(port: u16, registered: &'a mut Vec<RawFd>, ops: &'a mut EventOps<'b>) -> Self {
-        PortEvents { port, registered, ops }
+    pub(super) fn new(port: u16, ops: &'a mut EventOps<'b>) -> Self {
+        PortEvents { port, ops }
     }
 
     /// Has [`PortBackend::ready`] called with `token` when `fd` is ready for `interest`.
     pub fn add(&mut self, fd: RawFd, token: u16, interest: EventSet) -> io::Result<()> {
-        self.ops.add(self.events(fd, token, interest)).map_err(io::Error::other)?;
-        self.registered.push(fd);
-        Ok(())
+        self.ops.add(self.events(fd, token, interest)).map_err(io::Error::other)
     }
 
     /// Changes what `fd` is waited for.
@@ -100,16 +97,7 @@ impl<'a, 'b> PortEvents<'a, 'b> {
 
     /// Forgets `fd`. To be called before it is closed.
     pub fn remove(&mut self, fd: RawFd) -> io::Result<()> {
-        self.registered.retain(|known| *known != fd);
         self.ops.remove(Events::empty_raw(fd)).map_err(io::Error::other)
-    }
-
-    /// Forgets every descriptor of the port.
-    pub(super) fn remove_all(&mut self) {
-        for fd in std::mem::take(self.registered) {
-            // One that is gone already needs no forgetting.
-            let _ = self.ops.remove(Events::empty_raw(fd));
-        }
     }
 
     fn events(&self, fd: RawFd, token: u16, interest: EventSet) -> Events {

@@ -351,6 +351,38 @@ fn a_queue_with_impossible_rings_is_given_up_alone() {
 }
 
 #[test]
+fn a_driver_without_multiport_that_resets_before_the_loop_turns_does_no_harm() {
+    let mut events = Loop::new();
+    let fakes = [Fake::default(), Fake::default(), Fake::default()];
+    let ports = fakes.iter().map(|fake| Port { name: None, backend: Box::new(fake.clone()) }).collect();
+    let mut driver = Driver::new(Box::new(Console::new(events.handle(), ports)));
+    driver.start(!MULTIPORT);
+    driver.write(VIRTIO_MMIO_STATUS, 0);
+    events.turn();
+    assert_eq!(driver.status(), 0);
+    // Every backend is gone with its port.
+    assert!(fakes.iter().all(|fake| Arc::strong_count(&fake.record) == 1));
+}
+
+#[test]
+fn a_driver_without_multiport_has_port_0_alone() {
+    let fakes = [Fake::default(), Fake::default()];
+    let backends = fakes.iter().map(|fake| Box::new(fake.clone()) as _).collect();
+    let mut guest = Guest::new(backends, !MULTIPORT);
+    for port in 0..2 {
+        fakes[port].record.lock().unwrap().input.extend(b"in");
+        guest.queues[receive_queue(port)].fill(BUFFER_LEN);
+        guest.kick(receive_queue(port));
+        guest.queues[receive_queue(port) + 1].send(b"out");
+        guest.kick(receive_queue(port) + 1);
+    }
+    assert_eq!(guest.queues[receive_queue(0)].completed(), [b"in"]);
+    assert_eq!(fakes[0].record.lock().unwrap().output, b"out");
+    assert_eq!(guest.queues[receive_queue(1)].completed(), Vec::<Vec<u8>>::new());
+    assert_eq!(fakes[1].record.lock().unwrap().output, b"");
+}
+
+#[test]
 fn a_reset_lets_go_of_queues_and_backends() {
     let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     let fake = Fake { wake: Some(wake.clone()), ..Fake::default() };

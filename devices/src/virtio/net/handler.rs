@@ -2,6 +2,7 @@
 //! host's kernel has them.
 
 use std::io;
+use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
@@ -18,13 +19,10 @@ use crate::virtio::queue::{Demand, Loan, QueueError, Received, Room, Served, Vir
 const TAP: u32 = 2;
 /// The kernel met a request that it does not understand.
 const FAULT: u32 = 3;
-/// The driver resets the device whose queues the kernel has.
-const RECALL: u32 = 4;
 
-/// Owns a started device's queues and a descriptor of its tap.
+/// Owns a started device's queues, and shares its tap.
 pub(super) struct Handler {
-    /// None after a reset: whoever has the device decides for how long its tap lives.
-    tap: Option<Tap>,
+    tap: Arc<Tap>,
     demand: Demand,
     /// In the device's order; none: given up.
     queues: [Option<VirtQueue>; 2],
@@ -38,35 +36,35 @@ pub(super) struct Handler {
     lent: Option<Lent>,
 }
 
-/// Who has the queues, and what is to be given up to have them back.
+/// Who has the queues, and what is to be given up to have them back. Dropped in this order: closing the kernel's side stops
+/// it, and only then are the queues nobody's.
 struct Lent {
     vhost: Vhost,
     loans: [Loan; 2],
 }
 
 impl Handler {
-    pub fn new(tap: Tap, demand: Demand, vhost: Option<Vhost>, activation: Activation) -> Handler {
+    pub fn new(tap: Arc<Tap>, demand: Demand, vhost: Option<Vhost>, activation: Activation) -> Handler {
         let Activation { queues, interrupt, features, .. } = activation;
         let mut queues = queues.into_iter();
         let queues = [queues.next(), queues.next()];
-        Handler { tap: Some(tap), demand, queues, interrupt, features, held: false, vhost, lent: None }
+        Handler { tap, demand, queues, interrupt, features, held: false, vhost, lent: None }
     }
 
     /// Lends the queues to the kernel. Returns whether it has them.
     fn lend(&mut self, ops: &mut EventOps) -> bool {
         let Some(mut vhost) = self.vhost.take() else { return false };
-        let (Some(tap), [Some(receive), Some(transmit)]) = (&self.tap, &self.queues) else { return false };
+        let [Some(receive), Some(transmit)] = &self.queues else { return false };
         if !receive.is_ready() || !transmit.is_ready() {
             return false;
         }
         // Without a reset there is nothing that could refuse; with one, whoever serves the queues meets it next.
         let (Ok(from), Ok(to)) = (receive.lend(), transmit.lend()) else { return false };
-        let events = [(&vhost.fault, FAULT), (&*vhost.recall, RECALL)];
-        let added = events.map(|(fd, data)| ops.add(Events::with_data(fd, data, EventSet::IN)));
-        let started = added.into_iter().collect::<Result<(), _>>().map_err(io::Error::other).and_then(|()| {
+        let added = ops.add(Events::with_data(&vhost.fault, FAULT, EventSet::IN));
+        let started = added.map_err(io::Error::other).and_then(|()| {
             self.interrupt.share(true);
             vhost.kernel.start(&Work {
-                tap,
+                tap: &self.tap,
                 features: self.features,
                 queues: [(receive, &from), (transmit, &to)],
                 interrupt: &self.interrupt,
@@ -83,16 +81,6 @@ impl Handler {
             }
         }
         self.lent.is_some()
-    }
-
-    /// Has the kernel stop, and lets go of the queues.
-    fn recall(&mut self, ops: &mut EventOps) {
-        let Some(Lent { vhost, loans }) = self.lent.take() else { return };
-        forget(&vhost, ops);
-        // Closing it stops it.
-        drop(vhost);
-        drop(loans);
-        self.end(ops);
     }
 
     /// Has the kernel stop, and goes on where it was.
@@ -125,29 +113,18 @@ impl Handler {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
         let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
-        let tap = self.tap.iter().map(|tap| Events::with_data(tap, TAP, edge | EventSet::OUT));
-        for events in kicks.chain(tap) {
+        let tap = Events::with_data(&*self.tap, TAP, edge | EventSet::OUT);
+        for events in kicks.chain([tap]) {
             if let Err(error) = ops.add(events) {
                 self.interrupt.needs_reset(format_args!("wait for packets: {error}"));
             }
         }
     }
 
-    /// Gives everything up, after a reset.
-    fn end(&mut self, ops: &mut EventOps) {
-        for queue in &mut self.queues {
-            give_up(queue, ops);
-        }
-        if let Some(tap) = self.tap.take() {
-            // One that could not be added cannot be removed.
-            let _ = ops.remove(Events::empty(&tap));
-        }
-    }
-
     /// Hands the guest what the tap has, as far as there is room.
     fn receive(&mut self, ops: &mut EventOps) {
         let Handler { tap, demand, queues, interrupt, .. } = self;
-        let (Some(tap), Some(queue)) = (&*tap, &mut queues[RECEIVE]) else { return };
+        let Some(queue) = &mut queues[RECEIVE] else { return };
         let result = queue.receive(*demand, |room| take_packet(tap, room, interrupt));
         self.check(RECEIVE, result, ops);
     }
@@ -155,7 +132,7 @@ impl Handler {
     /// Hands the tap what the guest sends.
     fn transmit(&mut self, ops: &mut EventOps) {
         let Handler { tap, queues, held, .. } = self;
-        let (Some(tap), Some(queue)) = (&*tap, &mut queues[TRANSMIT]) else { return };
+        let Some(queue) = &mut queues[TRANSMIT] else { return };
         *held = false;
         let result = queue.serve_chains(|memory, chain| {
             let (packet, room) = split(memory, chain)?;
@@ -174,12 +151,10 @@ impl Handler {
         self.check(TRANSMIT, result, ops);
     }
 
-    /// Gives a queue up whose rings are of no use, and everything after a reset.
+    /// Gives a queue up that is of no use: its rings make no sense, or the driver has reset the device, whose seat in the
+    /// loop is about to be cleared then.
     fn check(&mut self, queue: usize, result: Result<(), QueueError>, ops: &mut EventOps) {
         let Err(error) = result else { return };
-        if error.is_reset() {
-            return self.end(ops);
-        }
         give_up(&mut self.queues[queue], ops);
         error.report(&self.interrupt);
     }
@@ -196,7 +171,6 @@ impl MutEventSubscriber for Handler {
         const QUEUES: [u32; 2] = [RECEIVE as u32, TRANSMIT as u32];
         match events.data() {
             FAULT => self.take_back(ops),
-            RECALL => self.recall(ops),
             data if data == QUEUES[RECEIVE] => self.receive(ops),
             data if data == QUEUES[TRANSMIT] => self.transmit(ops),
             _ => {
@@ -249,8 +223,6 @@ fn give_up(queue: &mut Option<VirtQueue>, ops: &mut EventOps) {
 
 /// Stops listening to the kernel.
 fn forget(vhost: &Vhost, ops: &mut EventOps) {
-    for fd in [&vhost.fault, &*vhost.recall] {
-        // One that could not be added cannot be removed.
-        let _ = ops.remove(Events::empty(fd));
-    }
+    // One that could not be added cannot be removed.
+    let _ = ops.remove(Events::empty(&vhost.fault));
 }

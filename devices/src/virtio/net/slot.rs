@@ -20,15 +20,12 @@ impl Slot {
         *self.inside() = Some(net);
     }
 
-    /// Takes the device out. Its driver should have let go of it before; until it does, packets go on where this process
-    /// passes them on, and not where the kernel did.
+    /// Takes the device out. Its driver should have let go of it before; one that has not keeps queues that nobody serves,
+    /// and nothing of the tap.
     pub fn unplug(&self) {
-        // Dropped without the lock: the end of a tap takes its time.
         let net = self.inside().take();
-        if let Some(mut net) = net {
-            // Later there is nobody to call the queues back from the kernel.
-            net.reset();
-        }
+        // Dropped without the lock: the end of a tap takes its time.
+        drop(net);
     }
 
     /// The lock is held for no longer than a register access takes.

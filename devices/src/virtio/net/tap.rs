@@ -41,10 +41,6 @@ impl Tap {
         Tap { file: fd.into(), is_tap: false }
     }
 
-    pub(super) fn try_clone(&self) -> io::Result<Tap> {
-        Ok(Tap { file: self.file.try_clone()?, is_tap: self.is_tap })
-    }
-
     /// The descriptor, for the kernel to use.
     pub(super) fn file(&self) -> &File {
         &self.file

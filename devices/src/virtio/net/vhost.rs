@@ -50,8 +50,6 @@ pub struct Vhost {
     pub(super) kernel: Box<dyn Kernel>,
     /// Fires where the kernel meets what it does not understand.
     pub(super) fault: EventFd,
-    /// Fires where the driver resets the device.
-    pub(super) recall: Arc<EventFd>,
 }
 
 impl Vhost {
@@ -67,8 +65,7 @@ impl Vhost {
 
     /// With somebody else in the kernel's place.
     pub(super) fn of(kernel: Box<dyn Kernel>) -> io::Result<Vhost> {
-        let eventfd = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        Ok(Vhost { kernel, fault: eventfd()?, recall: Arc::new(eventfd()?) })
+        Ok(Vhost { kernel, fault: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)? })
     }
 }
 

@@ -3,6 +3,7 @@ use std::io::ErrorKind;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 
 use super::*;
+use crate::Seat;
 use crate::virtio::driver::Loop;
 
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,6 @@ use std::sync::{Arc, Mutex};
 /// Stands in for the console: hands the port's events on, and takes its input while the guest has room.
 struct Host {
     port: Arc<Mutex<SocketPort>>,
-    registered: Vec<std::os::fd::RawFd>,
     orders: std::sync::mpsc::Receiver<Vec<u8>>,
     poke: vmm_sys_util::eventfd::EventFd,
     wakes: Arc<Mutex<u32>>,
@@ -19,12 +19,12 @@ struct Host {
 impl MutEventSubscriber for Host {
     fn init(&mut self, ops: &mut EventOps) {
         ops.add(Events::with_data(&self.poke, u32::MAX, EventSet::IN | EventSet::EDGE_TRIGGERED)).unwrap();
-        self.port.lock().unwrap().start(&mut PortEvents::new(0, &mut self.registered, ops)).unwrap();
+        self.port.lock().unwrap().start(&mut PortEvents::new(0, ops)).unwrap();
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let mut port = self.port.lock().unwrap();
-        let mut port_events = PortEvents::new(0, &mut self.registered, ops);
+        let mut port_events = PortEvents::new(0, ops);
         if events.data() == u32::MAX {
             self.orders.try_iter().for_each(|data| port.output(&data, &mut port_events));
         } else {
@@ -36,6 +36,7 @@ impl MutEventSubscriber for Host {
 
 struct Fixture {
     events: Loop,
+    _seat: Seat,
     port: Arc<Mutex<SocketPort>>,
     peer: UnixStream,
     orders: std::sync::mpsc::Sender<Vec<u8>>,
@@ -54,14 +55,14 @@ impl Fixture {
         let mut events = Loop::new();
         let host = Host {
             port: port.clone(),
-            registered: Vec::new(),
             orders: received,
             poke: poke.try_clone().unwrap(),
             wakes: Arc::clone(&wakes),
         };
-        events.handle().add(Box::new(host)).unwrap();
+        let mut seat = events.handle().seat();
+        seat.put(Box::new(host)).unwrap();
         events.turn();
-        Fixture { events, port, peer, orders, poke, wakes }
+        Fixture { events, _seat: seat, port, peer, orders, poke, wakes }
     }
 
     /// The guest writes.
