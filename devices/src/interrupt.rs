@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
@@ -11,9 +11,12 @@ use crate::faults::GuestFaults;
 
 /// Raises a virtio-mmio device's interrupt (VIRTIO 1.2, 4.2.2, InterruptStatus). Clones share one line.
 ///
-/// It lives as long as the device, across resets, and so it also counts what the device's driver does wrong.
+/// It lives as long as the device, across resets, and so it also counts what the device's driver does wrong. A clone belongs
+/// to the session in which it was made: the time from one reset to the next. What a thread says of a session that is over
+/// by then is not taken for the next one's.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
+    session: u64,
     shared: Arc<Shared>,
 }
 
@@ -21,7 +24,10 @@ pub struct Interrupt {
 struct Shared {
     reasons: AtomicU32,
     generation: AtomicU32,
-    broken: AtomicBool,
+    /// The session that there is.
+    session: AtomicU64,
+    /// The last one that asked for a reset; 0 if none has.
+    broken: AtomicU64,
     fired_elsewhere: AtomicBool,
     line: Arc<EventFd>,
     device_id: u32,
@@ -38,10 +44,12 @@ impl Interrupt {
     /// Returns the interrupt of a device of type `device_id` (VIRTIO 1.2, 5), which its log lines name.
     pub fn of_device(device_id: u32, line: Arc<EventFd>) -> Interrupt {
         Interrupt {
+            session: 1,
             shared: Arc::new(Shared {
                 reasons: AtomicU32::new(0),
                 generation: AtomicU32::new(0),
-                broken: AtomicBool::new(false),
+                session: AtomicU64::new(1),
+                broken: AtomicU64::new(0),
                 fired_elsewhere: AtomicBool::new(false),
                 line,
                 device_id,
@@ -68,8 +76,10 @@ impl Interrupt {
         self.shared
             .breakdowns
             .note(format_args!("virtio device {} needs a reset", self.shared.device_id), why);
-        self.shared.broken.store(true, Ordering::SeqCst);
-        self.raise(VIRTIO_MMIO_INT_CONFIG);
+        self.shared.broken.fetch_max(self.session, Ordering::SeqCst);
+        if self.is_broken() {
+            self.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
     }
 
     /// The line, for somebody outside of this process who uses buffers; [`Self::share`] goes with it.
@@ -106,13 +116,13 @@ impl Interrupt {
 
     /// The device has asked for a reset.
     pub fn is_broken(&self) -> bool {
-        self.shared.broken.load(Ordering::SeqCst)
+        self.shared.broken.load(Ordering::SeqCst) == self.shared.session.load(Ordering::SeqCst)
     }
 
-    /// Forgets what is pending, as a reset does.
-    pub fn reset(&self) {
+    /// Forgets what is pending, as a reset does, and begins a new session: this clone's and that of those made from it.
+    pub fn reset(&mut self) {
+        self.session = self.shared.session.fetch_add(1, Ordering::SeqCst) + 1;
         self.shared.reasons.store(0, Ordering::SeqCst);
-        self.shared.broken.store(false, Ordering::SeqCst);
         self.share(false);
     }
 
@@ -130,7 +140,7 @@ mod tests {
     #[test]
     fn reasons_add_up_until_they_are_acknowledged() {
         let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let interrupt = Interrupt::new(line.clone());
+        let mut interrupt = Interrupt::new(line.clone());
         interrupt.used_buffers();
         interrupt.clone().config_changed();
         assert_eq!((interrupt.status(), interrupt.generation()), (3, 1));
@@ -144,8 +154,23 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_is_over_breaks_no_other() {
+        let mut interrupt = Interrupt::new(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        let late = interrupt.clone();
+        interrupt.reset();
+        late.needs_reset(format_args!("test"));
+        assert_eq!((interrupt.is_broken(), interrupt.status()), (false, 0));
+        let current = interrupt.clone();
+        current.needs_reset(format_args!("test"));
+        late.needs_reset(format_args!("test"));
+        assert!(interrupt.is_broken());
+        interrupt.reset();
+        assert!(!interrupt.is_broken());
+    }
+
+    #[test]
     fn a_shared_line_always_says_that_there_are_used_buffers() {
-        let interrupt = Interrupt::new(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        let mut interrupt = Interrupt::new(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
         interrupt.share(true);
         interrupt.acknowledge(VIRTIO_MMIO_INT_VRING);
         assert_eq!(interrupt.status(), VIRTIO_MMIO_INT_VRING);

@@ -166,6 +166,11 @@ impl VirtQueue {
         &self.links.memory
     }
 
+    /// Tells the driver and the log that the queue is of no more use, unless it is so after a reset.
+    pub fn break_down(&self, error: &QueueError) {
+        error.report(&self.links.interrupt);
+    }
+
     /// Which of the device's queues this is.
     pub fn index(&self) -> u16 {
         self.index

@@ -369,8 +369,8 @@ fn a_driver_without_multiport_has_port_0_alone() {
     let fakes = [Fake::default(), Fake::default()];
     let backends = fakes.iter().map(|fake| Box::new(fake.clone()) as _).collect();
     let mut guest = Guest::new(backends, !MULTIPORT);
-    for port in 0..2 {
-        fakes[port].record.lock().unwrap().input.extend(b"in");
+    for (port, fake) in fakes.iter().enumerate() {
+        fake.record.lock().unwrap().input.extend(b"in");
         guest.queues[receive_queue(port)].fill(BUFFER_LEN);
         guest.kick(receive_queue(port));
         guest.queues[receive_queue(port) + 1].send(b"out");

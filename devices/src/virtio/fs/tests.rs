@@ -193,6 +193,34 @@ fn a_second_activation_takes_the_server_over() {
 }
 
 #[test]
+fn a_thread_that_does_not_start_leaves_the_server_to_the_next_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut device = Fs::new("share", share(dir.path()).server());
+    let memory = memory();
+    let mut driver = Driver::new(&memory);
+    let mut broken = driver.activation();
+    // A descriptor that is waited for twice stands for any that the host refuses.
+    broken.queues.push(driver.activation().queues.pop().unwrap());
+    assert!(device.activate(broken).is_err());
+    device.activate(driver.activation()).unwrap();
+    driver.call(op::LOOKUP, ROOT_ID, b"data\0");
+}
+
+#[test]
+fn rings_that_make_no_sense_ask_for_a_reset() {
+    let memory = memory();
+    let driver = Driver::new(&memory);
+    let mut device = Fs::new("share", ShareTree::new().unwrap().server());
+    driver.queue.avail().idx().store(u16::to_le(QUEUE_LEN + 1));
+    device.activate(driver.activation()).unwrap();
+    driver.links.kick.write(1).unwrap();
+    let poller = Epoll::new().unwrap();
+    poller.ctl(ControlOperation::Add, driver.line.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    assert_eq!(poller.wait(DEADLINE_MS, &mut [EpollEvent::default()]).unwrap(), 1);
+    assert!(driver.links.interrupt.is_broken());
+}
+
+#[test]
 fn a_request_that_cannot_be_answered_is_completed_empty() {
     let memory = memory();
     let mut driver = Driver::new(&memory);

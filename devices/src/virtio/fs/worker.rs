@@ -4,10 +4,11 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::message::{self, Pieces};
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
@@ -34,7 +35,7 @@ pub struct Worker {
 /// The thread that serves, and the event that ends it.
 struct Running {
     stop: Arc<EventFd>,
-    thread: JoinHandle<Box<dyn FileServer>>,
+    thread: JoinHandle<Option<Box<dyn FileServer>>>,
 }
 
 impl Worker {
@@ -45,12 +46,23 @@ impl Worker {
 
     /// Starts the thread with the device's queues.
     pub fn serve(&mut self, queues: Vec<VirtQueue>) -> io::Result<()> {
-        // A driver that starts anew after a reset finds the thread of the last time still there.
+        // A driver that starts anew after a reset finds the thread of the last time still there. It is at work on nothing:
+        // a reset is complete only when no request is.
         self.stop();
-        let server = self.server.take().ok_or_else(|| io::Error::other("the file server is gone"))?;
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        if self.server.is_none() {
+            return Err(io::Error::other("the file server is gone"));
+        }
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let poller = poller(&stop, &queues)?;
-        let thread = Builder::new().name(self.name.to_owned()).spawn(move || run(&poller, queues, server))?;
+        // The server goes to a thread that is there. A guest may have used up the host's descriptors by now; when they are
+        // back, the next driver finds the server still here.
+        let (give, take) = channel();
+        let thread = Builder::new().name(self.name.to_owned());
+        let thread = thread.spawn(move || take.recv().ok().map(|server| run(&poller, queues, server)))?;
+        if let Some(server) = self.server.take() {
+            // The thread waits for it.
+            let _ = give.send(server);
+        }
         self.running = Some(Running { stop, thread });
         Ok(())
     }
@@ -61,7 +73,7 @@ impl Worker {
         // A counter that is full has woken the thread already.
         let _ = running.stop.write(1);
         match running.thread.join() {
-            Ok(server) => self.server = Some(server),
+            Ok(server) => self.server = server,
             Err(_) => log::error!("{}: the thread panicked", self.name),
         }
     }
@@ -105,9 +117,9 @@ fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, mut server: Box<dyn FileServe
                 continue;
             };
             if let Err(error) = serve(&mut queues[at], server.as_mut()) {
-                // The driver took its memory back, or its rings make no sense. The queue's kick goes with it.
-                log::debug!("give queue {at} up: {error}");
-                queues.remove(at);
+                // The driver took its memory back, or its rings make no sense. Its kick is edge-triggered, and wakes
+                // nobody for long.
+                queues.remove(at).break_down(&error);
             }
         }
     }
