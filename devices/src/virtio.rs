@@ -19,6 +19,8 @@ mod vectored;
 
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
+#[cfg(any(test, feature = "driver"))]
+pub mod hostile;
 
 pub use mmio::{MMIO_SIZE, MmioTransport};
 pub use queue::{Reader, Served, VirtQueue, Writer};

@@ -60,12 +60,12 @@ impl Loop {
 
     /// Handles everything that is ready, and what becomes ready by that.
     pub fn turn(&mut self) {
-        for _ in 0..1000 {
-            if self.0.run_with_timeout(0).unwrap() == 0 {
-                return;
-            }
-        }
-        panic!("the loop does not come to rest");
+        assert!(self.turn_at_most(1000), "the loop does not come to rest");
+    }
+
+    /// The same, but so many times at most. Returns whether nothing is left.
+    pub fn turn_at_most(&mut self, times: usize) -> bool {
+        (0..times).any(|_| self.0.run_with_timeout(0).unwrap() == 0)
     }
 }
 
@@ -145,7 +145,8 @@ impl Driver {
     pub fn set_up_queue(&mut self, index: u32, event_idx: bool) -> DriverQueue {
         self.write(VIRTIO_MMIO_QUEUE_SEL, index);
         assert_eq!(self.read(VIRTIO_MMIO_QUEUE_READY), 0);
-        let size = self.read(VIRTIO_MMIO_QUEUE_NUM_MAX) as u16;
+        // As many as the table has room for.
+        let size = self.read(VIRTIO_MMIO_QUEUE_NUM_MAX).min(256) as u16;
         let base = QUEUE_STRIDE * u64::from(index + 1);
         self.write(VIRTIO_MMIO_QUEUE_NUM, size.into());
         for (low, high, address) in [

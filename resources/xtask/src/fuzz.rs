@@ -12,8 +12,17 @@ use crate::{apt, cache};
 /// The version of cargo-fuzz that is installed where there is none.
 const CARGO_FUZZ: &str = "0.13.2";
 /// Every target, as tests/fuzz/Cargo.toml names them.
-const TARGETS: [&str; 8] =
-    ["control_frames", "stream_frames", "agent_link", "stream_table", "registers", "fuse", "p9", "bundle"];
+const TARGETS: [&str; 9] = [
+    "control_frames",
+    "stream_frames",
+    "agent_link",
+    "stream_table",
+    "registers",
+    "devices",
+    "fuse",
+    "p9",
+    "bundle",
+];
 
 /// What to fuzz.
 #[derive(clap::Args)]
