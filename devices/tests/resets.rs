@@ -20,8 +20,8 @@ use devices::virtio::rng::Rng;
 const ROUNDS: usize = 10_000;
 /// Rounds before the first count: allocators and tables grow to what they need.
 const WARM_UP: usize = 500;
-/// What the process may have grown by, in pages: 420 bytes left behind by each driver would be more.
-const SLACK_PAGES: usize = 1024;
+/// What the process may have grown by, in pages: a hundred bytes left behind by each driver would be more.
+const SLACK_PAGES: usize = 240;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 const STATUS: u32 = 0x70;

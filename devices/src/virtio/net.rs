@@ -16,6 +16,9 @@
 //! after that, they are served in the devices' event loop. There, a tap that is full and a guest without buffers stop
 //! one direction until an edge of the tap, or a kick, says that it goes on.
 //!
+//! A device may be held to its interface's addresses ([`SourceFilter`]): what leaves with others is refused and counted. Then
+//! its queues stay here, and the beginning of each packet is copied.
+//!
 //! A [`Slot`] is a place for one: what is in it may come and go while the machine runs.
 
 use std::io;
@@ -24,7 +27,8 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
-use self::handler::Handler;
+pub use self::filter::{SourceFilter, Sources};
+use self::handler::{Handler, Outlet};
 pub use self::slot::Slot;
 pub use self::tap::Tap;
 pub use self::vhost::Vhost;
@@ -32,6 +36,7 @@ use super::queue::Demand;
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
 use crate::{LoopHandle, Seat};
 
+mod filter;
 mod handler;
 mod slot;
 mod tap;
@@ -72,13 +77,19 @@ pub struct Net {
     mtu: u16,
     /// For the first driver.
     vhost: Option<Vhost>,
+    filter: Option<SourceFilter>,
 }
 
 impl Net {
     /// Returns a device with this hardware address and largest packet (without its Ethernet header), over a tap that
     /// is served by the kernel, or by the loop behind `events`.
     pub fn new(events: LoopHandle, tap: Tap, mac: [u8; 6], mtu: u16, vhost: Option<Vhost>) -> Net {
-        Net { seat: events.seat(), tap: Arc::new(tap), mac, mtu, vhost }
+        Net { seat: events.seat(), tap: Arc::new(tap), mac, mtu, vhost, filter: None }
+    }
+
+    /// Lets packets out only from the sources that `filter` has. The kernel does not get the queues: it would not ask.
+    pub fn held_to(self, filter: SourceFilter) -> Net {
+        Net { filter: Some(filter), vhost: None, ..self }
     }
 
     /// struct virtio_net_config: mac, status u16, max_virtqueue_pairs u16, mtu u16.
@@ -104,7 +115,8 @@ impl VirtioDevice for Net {
         activation.queues[RECEIVE].quiet();
         self.tap.set_offloads(activation.features)?;
         let demand = demand(activation.features, self.mtu);
-        let handler = Handler::new(self.tap.clone(), demand, self.vhost.take(), activation);
+        let tap = Outlet { tap: self.tap.clone(), filter: self.filter.clone() };
+        let handler = Handler::new(tap, demand, self.vhost.take(), activation);
         self.seat.put(Box::new(handler))
     }
 

@@ -1,6 +1,7 @@
 //! What is in a network namespace: interfaces, addresses, routes, neighbours.
 
 use std::io;
+use std::net::IpAddr;
 
 pub use netlink::{Address, Link, Neighbour, Route};
 

@@ -1,18 +1,20 @@
 //! The network device at work in the devices' event loop: both queues and the tap, or what is left of them to do while the
 //! host's kernel has them.
 
-use std::io;
 use std::sync::Arc;
+use std::{io, iter};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
 
+use super::filter::{HEAD_MAX, SourceFilter};
 use super::tap::Tap;
 use super::vhost::{Vhost, Work};
 use super::{ETHERNET_LEN, HEADER_LEN, LONGEST, NUM_BUFFERS, RECEIVE, TRANSMIT};
 use crate::Interrupt;
 use crate::virtio::Activation;
-use crate::virtio::fs::message::split;
+use crate::virtio::fs::message::{Pieces, split};
 use crate::virtio::queue::{Demand, Loan, QueueError, Received, Room, Served, VirtQueue};
 
 /// The tap's events; a queue's are under its number.
@@ -20,9 +22,32 @@ const TAP: u32 = 2;
 /// The kernel met a request that it does not understand.
 const FAULT: u32 = 3;
 
+/// Where packets go, and come from.
+pub(super) struct Outlet {
+    pub tap: Arc<Tap>,
+    /// What may go there; anything where there is none.
+    pub filter: Option<SourceFilter>,
+}
+
+impl Outlet {
+    /// Sends a packet, unless it says that it is from somebody else.
+    fn send(&self, mut packet: Pieces) -> io::Result<()> {
+        let Some(filter) = &self.filter else { return self.tap.write(packet.slices()) };
+        // What is judged is what is sent: the guest may change its memory meanwhile.
+        let mut head = [0; HEAD_MAX];
+        let len = packet.read(&mut head);
+        filter.check(&head[..len]).map_err(|what| {
+            io::Error::new(io::ErrorKind::PermissionDenied, format!("a packet that may not leave: {what}"))
+        })?;
+        let head = VolatileSlice::from(&mut head[..len]);
+        let pieces: Vec<_> = iter::once(head).chain(packet.slices().iter().copied()).collect();
+        self.tap.write(&pieces)
+    }
+}
+
 /// Owns a started device's queues, and shares its tap.
 pub(super) struct Handler {
-    tap: Arc<Tap>,
+    outlet: Outlet,
     demand: Demand,
     /// In the device's order; none: given up.
     queues: [Option<VirtQueue>; 2],
@@ -44,11 +69,11 @@ struct Lent {
 }
 
 impl Handler {
-    pub fn new(tap: Arc<Tap>, demand: Demand, vhost: Option<Vhost>, activation: Activation) -> Handler {
+    pub fn new(outlet: Outlet, demand: Demand, vhost: Option<Vhost>, activation: Activation) -> Handler {
         let Activation { queues, interrupt, features, .. } = activation;
         let mut queues = queues.into_iter();
         let queues = [queues.next(), queues.next()];
-        Handler { tap, demand, queues, interrupt, features, held: false, vhost, lent: None }
+        Handler { outlet, demand, queues, interrupt, features, held: false, vhost, lent: None }
     }
 
     /// Lends the queues to the kernel. Returns whether it has them.
@@ -64,7 +89,7 @@ impl Handler {
         let started = added.map_err(io::Error::other).and_then(|()| {
             self.interrupt.share(true);
             vhost.kernel.start(&Work {
-                tap: &self.tap,
+                tap: &self.outlet.tap,
                 features: self.features,
                 queues: [(receive, &from), (transmit, &to)],
                 interrupt: &self.interrupt,
@@ -113,7 +138,7 @@ impl Handler {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
         let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
-        let tap = Events::with_data(&*self.tap, TAP, edge | EventSet::OUT);
+        let tap = Events::with_data(&*self.outlet.tap, TAP, edge | EventSet::OUT);
         for events in kicks.chain([tap]) {
             if let Err(error) = ops.add(events) {
                 self.interrupt.needs_reset(format_args!("wait for packets: {error}"));
@@ -123,15 +148,15 @@ impl Handler {
 
     /// Hands the guest what the tap has, as far as there is room.
     fn receive(&mut self, ops: &mut EventOps) {
-        let Handler { tap, demand, queues, interrupt, .. } = self;
+        let Handler { outlet, demand, queues, interrupt, .. } = self;
         let Some(queue) = &mut queues[RECEIVE] else { return };
-        let result = queue.receive(*demand, |room| take_packet(tap, room, interrupt));
+        let result = queue.receive(*demand, |room| take_packet(&outlet.tap, room, interrupt));
         self.check(RECEIVE, result, ops);
     }
 
     /// Hands the tap what the guest sends.
     fn transmit(&mut self, ops: &mut EventOps) {
-        let Handler { tap, queues, held, .. } = self;
+        let Handler { outlet, queues, held, .. } = self;
         let Some(queue) = &mut queues[TRANSMIT] else { return };
         *held = false;
         let result = queue.serve_chains(|memory, chain| {
@@ -139,7 +164,7 @@ impl Handler {
             if !room.is_empty() || !(HEADER_LEN + ETHERNET_LEN..=LONGEST).contains(&packet.len()) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "no packet, or one that is too long"));
             }
-            match tap.write(packet.slices()) {
+            match outlet.send(packet) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *held = true;
                     Ok(Served::Later)
@@ -202,8 +227,9 @@ fn take_packet(tap: &Tap, room: &mut Room, interrupt: &Interrupt) -> Received {
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
         Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EIO)) => {
-            // Somebody took the tap away, or its link down. It wakes us if it comes back.
-            log::warn!("read a packet: {error}");
+            // Somebody took the tap away, or its link down. It wakes us if it comes back. Counted, since each of the guest's
+            // kicks leads here.
+            interrupt.fault(format_args!("read a packet: {error}"));
             Received::Nothing
         }
         Err(error) => {

@@ -285,6 +285,39 @@ fn broken_rings_ask_for_a_reset_which_starts_anew_on_the_same_tap() {
 }
 
 #[test]
+fn a_device_that_is_held_to_its_addresses_sends_nothing_from_others() {
+    let (wire, tap) = UnixDatagram::pair().unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let mut events = Loop::new();
+    let filter = SourceFilter::new(Sources { mac: MAC, addresses: vec![[10, 9, 0, 2].into()] });
+    let net = Net::new(events.handle(), Tap::of_socket(OwnedFd::from(tap)), MAC, MTU, None);
+    let mut driver = Driver::new(Box::new(net.held_to(filter.clone())));
+    let (receive, transmit) = start(&mut driver, &mut events, u64::MAX);
+    let mut guest = Guest { events, driver, receive, transmit, wire };
+    let from = |last: u8, len: usize| {
+        let mut frame = packet(len);
+        frame[HEADER_LEN + 6..][..6].copy_from_slice(&MAC);
+        frame[HEADER_LEN + 12..][..3].copy_from_slice(&[8, 0, 0x45]);
+        frame[HEADER_LEN + ETHERNET_LEN + 12..][..4].copy_from_slice(&[10, 9, 0, last]);
+        frame
+    };
+    // Also one that is longer than what is judged.
+    for len in [60, 1412] {
+        guest.send(&from(2, len));
+        assert_eq!(guest.next_on_wire(), Some(from(2, len)));
+        guest.send(&from(3, len));
+        assert_eq!(guest.next_on_wire(), None);
+    }
+    // Each is answered, whether it left or not.
+    assert_eq!(guest.transmit.completed().len(), 4);
+    filter.set_addresses(vec![[10, 9, 0, 3].into()]);
+    guest.send(&from(2, 60));
+    guest.send(&from(3, 60));
+    assert_eq!((guest.next_on_wire(), guest.next_on_wire()), (Some(from(3, 60)), None));
+    assert_eq!(guest.driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+}
+
+#[test]
 fn memory_behind_a_buffer_is_the_guests_own() {
     let mut guest = guest(u64::MAX);
     guest.driver.memory.write_slice(&[0xee; 4096], GuestAddress(0x10_0000)).unwrap();
