@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::resume_unwind;
@@ -102,6 +103,8 @@ pub struct Nic {
     pub mac: [u8; 6],
     /// Bytes of the largest packet.
     pub mtu: u16,
+    /// The interface's addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The interfaces of the process's network namespace, joined to taps until it is dropped.
@@ -170,7 +173,8 @@ impl Network {
         check(&found)?;
         in_slots(&mut found.links);
         let mut taps = Taps::new(netlink);
-        let nics = found.links.iter().map(|link| taps.join(link)).collect::<Result<_>>()?;
+        let join = |link: &Link| taps.join(link, found.addresses_of(link.index));
+        let nics = found.links.iter().map(join).collect::<Result<_>>()?;
         Ok(Network { nics, found, taps: Some(taps), watch: None })
     }
 
@@ -207,10 +211,15 @@ impl Network {
         Ok(changes)
     }
 
+    /// The addresses of each interface, as they were found last.
+    pub fn addresses(&self) -> impl Iterator<Item = (u32, Vec<IpAddr>)> {
+        self.found.links.iter().map(|link| (link.index, self.found.addresses_of(link.index)))
+    }
+
     /// Joins an interface that has come to a tap. Where that fails it is to be [removed](Self::remove).
     pub fn add(&mut self, link: &Link) -> Result<Nic> {
         match &mut self.taps {
-            Some(taps) => taps.join(link),
+            Some(taps) => taps.join(link, self.found.addresses_of(link.index)),
             None => Err(NetworkError::List(io::ErrorKind::NotFound.into())),
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
 
-use crate::bundle::{Bundle, Result, invalid, is_bind};
+use crate::bundle::{Bundle, Result, invalid, is_bind, unsupported};
 use crate::cgroup::path::CgroupPath;
 use crate::cgroup::systemd::Scope;
 use crate::cgroup::{Place, Wanted};
@@ -96,6 +96,8 @@ pub struct Plan {
     pub share: ShareType,
     /// Who passes packets on.
     pub vhost_net: VhostNet,
+    /// A NIC sends from its interface's addresses alone.
+    pub network_filter: bool,
     /// Whose agent it is.
     pub peer: Peer,
     /// The machine's cgroup on the host; it stays in ours where there is none.
@@ -142,6 +144,7 @@ impl Plan {
             cgroup,
             binds,
             network: bundle.network().map(Path::to_owned),
+            network_filter: network_filter(&bundle.spec, config.vhost_net)?,
             container,
             terminal: bundle.process.terminal,
             ..Plan::empty(config, &bundle.spec.hostname)
@@ -184,6 +187,7 @@ impl Plan {
             cmdline: cmdline(config),
             share: config.share,
             vhost_net: config.vhost_net,
+            network_filter: false,
             peer: config.peer,
             cgroup: None,
             binds: Vec::new(),
@@ -197,6 +201,22 @@ impl Plan {
             container: Container::default(),
             terminal: false,
         }
+    }
+}
+
+/// The annotation that holds a container's network interfaces to their addresses.
+const NETWORK_FILTER: &str = "vmm.network.filter";
+
+/// Whether a NIC is to send from its interface's addresses alone.
+fn network_filter(spec: &Spec, vhost_net: VhostNet) -> Result<bool> {
+    let path = format!("annotations[{NETWORK_FILTER:?}]");
+    match spec.annotations.get(NETWORK_FILTER).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") if vhost_net == VhostNet::On => {
+            Err(unsupported(path, "with vhost-net, which is asked for, packets do not pass the filter"))
+        }
+        Some("true") => Ok(true),
+        Some(other) => Err(invalid(&path, format!("{other:?} is neither \"true\" nor \"false\""))),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -137,7 +138,7 @@ impl Sandbox {
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;
         let places = parts.nics.len() + parts.spare_nics;
-        let mut nics = Nics::attach(&mut vm, places, plan.vhost_net)?;
+        let mut nics = Nics::attach(&mut vm, places, plan)?;
         for nic in parts.nics {
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
@@ -194,6 +195,11 @@ impl Sandbox {
     /// Gives the machine a further NIC; the guest finds it when it looks.
     pub fn plug(&mut self, nic: Nic) -> Result<()> {
         self.nics.plug(nic, self.vm.events(), || Vhost::open(self.vm.memory().clone()))
+    }
+
+    /// Has the NIC of an interface send from these addresses, if it is held to some.
+    pub fn set_addresses(&self, link: u32, addresses: Vec<IpAddr>) {
+        self.nics.set_addresses(link, addresses);
     }
 
     /// Takes the NIC of an interface out, which the guest has let go of.

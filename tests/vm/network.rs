@@ -172,6 +172,47 @@ fn both_sides_reach_each_other_over_ipv4_and_ipv6() {
     run.finish().code(0).stderr("");
 }
 
+/// Holds a bundle's interfaces to their addresses, and lets it change them.
+fn filtered(bundle: Bundle) -> Bundle {
+    may_change(bundle).with(|c| c["annotations"]["vmm.network.filter"] = json!("true"))
+}
+
+fn may_change(bundle: Bundle) -> Bundle {
+    bundle.with(|c| {
+        for set in ["bounding", "effective", "permitted"] {
+            c["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_NET_ADMIN"));
+        }
+    })
+}
+
+/// Says from which of its own and of others' addresses a guest gets an answer.
+const SENDERS: &str = "try() { ping -c 1 -W $1 -I $2 $3 >/dev/null 2>&1 && echo $2; }
+    try 20 10.9.0.2 10.9.0.1; try 20 fd09::2 fd09::1
+    ip addr add 10.9.0.66/24 dev eth0; try 3 10.9.0.66 10.9.0.1
+    ip -6 addr add fd09::66/64 dev eth0 nodad; try 3 fd09::66 fd09::1
+    ip link set eth0 down; ip link set eth0 address 02:00:00:00:66:66; ip link set eth0 up
+    ping -c 1 -W 3 10.9.0.1 >/dev/null 2>&1 && echo another mac
+    ip link set eth0 down; ip link set eth0 address 02:00:00:00:09:02; ip link set eth0 up
+    try 20 10.9.0.2 10.9.0.1";
+
+#[test]
+fn an_interface_that_is_held_to_its_addresses_sends_from_no_others() {
+    let nets = Nets::joined();
+    let run = filtered(nets.bundle(SENDERS)).run().code(0);
+    assert_eq!(run.text(), "10.9.0.2\nfd09::2\n10.9.0.2", "{run}");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("a packet that may not leave"), "{run}");
+    // The peer has not heard of them.
+    let neighbours = check_output(Command::new("ip").args(["-n", &nets.peer, "neigh"]));
+    assert!(neighbours.contains("10.9.0.2 ") && !neighbours.contains("66"), "{neighbours}");
+}
+
+#[test]
+fn an_interface_that_is_not_may_send_from_any() {
+    let nets = Nets::joined();
+    let run = may_change(nets.bundle(SENDERS)).run().code(0).stderr("");
+    assert_eq!(run.text(), "10.9.0.2\nfd09::2\n10.9.0.66\nfd09::66\nanother mac\n10.9.0.2", "{run}");
+}
+
 /// A load out of a guest whose packets `vhost_net` says who passes on.
 fn load_goes_out(vhost_net: &str) {
     let nets = Nets::joined();

@@ -30,4 +30,9 @@ impl Found {
             neighbours: netlink.list(Neighbour::list_request(), Neighbour::parse)?,
         })
     }
+
+    /// The addresses of an interface.
+    pub fn addresses_of(&self, link: u32) -> Vec<IpAddr> {
+        self.addresses.iter().filter(|it| it.link == link).map(|it| it.address).collect()
+    }
 }

@@ -1,6 +1,7 @@
 //! The taps behind a machine's NICs, each joined to an interface of the namespace by traffic control.
 
 use std::io;
+use std::net::IpAddr;
 
 use netlink::{Link, LinkChange};
 
@@ -39,9 +40,9 @@ impl Taps {
         Taps { netlink, joined: Vec::new() }
     }
 
-    /// Makes the tap of one interface and redirects between them. Where that fails, dropping this clears up, or
+    /// Makes the tap of one interface, which has `addresses`, and redirects between them. Where that fails, dropping this clears up, or
     /// [`part`](Self::part).
-    pub fn join(&mut self, link: &Link) -> Result<Nic> {
+    pub fn join(&mut self, link: &Link, addresses: Vec<IpAddr>) -> Result<Nic> {
         let failed = |step| move |source| NetworkError::Interface { step, name: link.name.clone(), source };
         let unsupported =
             |why: &str| NetworkError::Unsupported { name: link.name.clone(), why: why.to_owned() };
@@ -60,7 +61,7 @@ impl Taps {
         for (from, to) in [(link.index, index), (index, link.index)] {
             redirect::redirect(&mut self.netlink, from, to).map_err(failed("redirect the packets of"))?;
         }
-        Ok(Nic { tap, link: link.index, mac, mtu })
+        Ok(Nic { tap, link: link.index, mac, mtu, addresses })
     }
 
     /// Ends an interface's redirection. Its tap is known as ours for as long as somebody holds it.

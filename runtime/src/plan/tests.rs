@@ -30,6 +30,22 @@ fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBin
 }
 
 #[test]
+fn an_annotation_holds_interfaces_to_their_addresses() {
+    let with = |value: &str, vhost_net| {
+        let config = RunConfig { vhost_net, ..config() };
+        let change = |json: &mut serde_json::Value| json["annotations"]["vmm.network.filter"] = value.into();
+        plan_with(change, &config, None).map(|plan| plan.network_filter).map_err(|error| error.to_string())
+    };
+    assert!(!plan_of(|_| {}).unwrap().network_filter);
+    assert_eq!(with("true", VhostNet::Auto), Ok(true));
+    assert_eq!(with("false", VhostNet::On), Ok(false));
+    for (value, vhost_net) in [("true", VhostNet::On), ("yes", VhostNet::Auto), ("", VhostNet::Auto)] {
+        let error = with(value, vhost_net).unwrap_err();
+        assert!(error.contains(r#"annotations["vmm.network.filter"]"#), "{error}");
+    }
+}
+
+#[test]
 fn the_default_configuration_becomes_one_container() {
     let plan = plan_of(|_| {}).unwrap();
     assert_eq!((plan.memory_mib, plan.vcpus, plan.terminal), (256, 1, true));

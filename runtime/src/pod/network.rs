@@ -41,6 +41,10 @@ impl LiveNetwork {
                 return Ok(());
             }
         };
+        // Before the guest hears of them, so that it is not refused what it has.
+        for (link, addresses) in self.network.addresses() {
+            sandbox.set_addresses(link, addresses);
+        }
         let Changes { gone, new, altered, mut routes } = changes;
         for link in gone {
             self.remove(sandbox, &link)?;

@@ -126,6 +126,38 @@ fn addresses_and_routes_change_while_the_container_runs() {
     container.says("ping -c 1 -W 20 fd09::1 && ping -c 1 -W 20 10.9.3.1");
 }
 
+#[test]
+fn what_an_interface_may_send_from_follows_its_addresses() {
+    let nets = Nets::joined();
+    let container = Container::new(super::filtered(nets.bundle("sleep 1000")));
+    container.create_with(&[]);
+    container.out(&["start", "c"]);
+    let answered = |from: &str, to: &str, seconds: u32| {
+        container
+            .says(&format!("ping -c 1 -W {seconds} -I {from} {to} >/dev/null 2>&1 && echo yes || echo no"))
+    };
+    assert_eq!(answered("10.9.0.2", "10.9.0.1", 20), "yes\n");
+    container.says("ip addr add 10.9.0.66/24 dev eth0");
+    assert_eq!(answered("10.9.0.66", "10.9.0.1", 3), "no\n");
+    // What the host gives it may be used, and no more when it is taken.
+    nets.peer(&["addr", "add", "10.9.3.1/24", "dev", "eth0"]);
+    nets.pod(&["addr", "add", "10.9.3.2/24", "dev", "eth0"]);
+    container.awaits("ip -o addr", "10.9.3.2/24");
+    assert_eq!(answered("10.9.3.2", "10.9.3.1", 20), "yes\n");
+    nets.pod(&["addr", "del", "10.9.3.2/24", "dev", "eth0"]);
+    container.awaits_no("ip -o addr", "10.9.3.2/24");
+    container.says("ip addr add 10.9.3.2/24 dev eth0");
+    assert_eq!(answered("10.9.3.2", "10.9.3.1", 3), "no\n");
+    // An interface that comes is held to its own, too.
+    nets.link("eth1", "02:00:00:00:10:01", 1400);
+    nets.peer(&["addr", "add", "10.10.1.1/24", "dev", "eth1"]);
+    nets.pod(&["addr", "add", "10.10.1.2/24", "dev", "eth1"]);
+    container.awaits("ip -o addr show dev eth1 2>/dev/null", "10.10.1.2/24");
+    assert_eq!(answered("10.10.1.2", "10.10.1.1", 20), "yes\n");
+    container.says("ip addr add 10.10.1.66/24 dev eth1");
+    assert_eq!(answered("10.10.1.66", "10.10.1.1", 3), "no\n");
+}
+
 /// There is nobody to refuse it to but whoever reads the log.
 #[test]
 fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
