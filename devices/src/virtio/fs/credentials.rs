@@ -43,8 +43,10 @@ struct CapabilitySet {
 /// The credentials of the server's thread. It belongs to the thread that made it.
 pub struct Credentials {
     privileged: bool,
-    /// umask and working directory are this thread's own.
-    own_fs: bool,
+    /// The umask is this thread's own.
+    own_umask: bool,
+    /// The working directory is /proc/self/fd, and this thread's own.
+    in_proc_self_fd: bool,
     umask: u32,
     fsetid: bool,
     capabilities: [CapabilitySet; 2],
@@ -54,12 +56,15 @@ impl Credentials {
     /// Makes this thread ready: own umask and working directory (which becomes `proc_self_fd`), capabilities that stay.
     pub fn take_over(proc_self_fd: BorrowedFd) -> Credentials {
         // SAFETY: no pointers; detaches this thread's umask and working directory from the other threads'.
-        let own_fs = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
-        if own_fs {
-            // SAFETY: no pointers; /proc/self/fd can be entered, else names below it are not found later.
-            unsafe { libc::fchdir(proc_self_fd.as_raw_fd()) };
-        } else {
+        let own_umask = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
+        if !own_umask {
             log::debug!("file server: no umask of its own: {}", std::io::Error::last_os_error());
+        }
+        // Where this fails, the number of a descriptor would name a file in whatever directory the process is in.
+        // SAFETY: no pointers; changes the directory of this thread alone, which has just left the others'.
+        let in_proc_self_fd = own_umask && unsafe { libc::fchdir(proc_self_fd.as_raw_fd()) } == 0;
+        if own_umask && !in_proc_self_fd {
+            log::debug!("file server: enter /proc/self/fd: {}", std::io::Error::last_os_error());
         }
         // Where the umask is the whole process's it is cleared once, and callers' umasks are applied here.
         set_umask(0);
@@ -80,12 +85,19 @@ impl Credentials {
                 );
             }
         }
-        Credentials { privileged, own_fs, umask: 0, fsetid: has(CAP_FSETID), capabilities }
+        Credentials {
+            privileged,
+            own_umask,
+            in_proc_self_fd,
+            umask: 0,
+            fsetid: has(CAP_FSETID),
+            capabilities,
+        }
     }
 
-    /// umask and working directory are this thread's own.
-    pub fn own_fs(&self) -> bool {
-        self.own_fs
+    /// The working directory is /proc/self/fd: a descriptor's number is a path to what it refers to.
+    pub fn in_proc_self_fd(&self) -> bool {
+        self.in_proc_self_fd
     }
 
     /// Acts as the guest's `uid` and `gid` with `umask` until the guard goes; returns `mode` as to be asked for.
@@ -93,8 +105,8 @@ impl Credentials {
         // The guest's kernel has dropped set-group-ID from the mode where it must.
         self.keep_setid(true);
         let umask = umask & 0o777;
-        let mode = if self.own_fs { mode } else { mode & !umask };
-        if self.own_fs && umask != self.umask {
+        let mode = if self.own_umask { mode } else { mode & !umask };
+        if self.own_umask && umask != self.umask {
             set_umask(umask);
             self.umask = umask;
         }
@@ -161,4 +173,24 @@ fn capabilities() -> [CapabilitySet; 2] {
     // SAFETY: version 3 fills the two sets; pid 0 is this thread. A failure leaves them empty.
     unsafe { libc::syscall(libc::SYS_capget, &header, sets.as_mut_ptr()) };
     sets
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_entered_is_not_taken_for_the_working_directory() {
+        let file = tempfile::tempfile().unwrap();
+        let directory = File::open("/proc/self/fd").unwrap();
+        for (fd, entered) in [(file.as_fd(), false), (directory.as_fd(), true)] {
+            // In a thread of its own: the working directory stays changed.
+            let taken =
+                std::thread::scope(|scope| scope.spawn(|| Credentials::take_over(fd)).join().unwrap());
+            assert_eq!(taken.in_proc_self_fd(), entered);
+        }
+    }
 }

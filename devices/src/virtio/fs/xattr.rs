@@ -26,8 +26,8 @@ pub(super) fn is_open(name: &[u8]) -> bool {
 impl ShareServer {
     /// The path to a descriptor for the calls that take only paths.
     fn xattr_path(&mut self, pin: &Pin) -> MagicLink {
-        let own_fs = self.credentials().own_fs();
-        MagicLink::new(if own_fs { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
+        let short = self.credentials().in_proc_self_fd();
+        MagicLink::new(if short { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
     }
 
     pub(super) fn getxattr(&mut self, request: &Request) -> Result<()> {
