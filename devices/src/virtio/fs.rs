@@ -13,7 +13,7 @@
 //! clear the whole process's umask.
 //!
 //! Read on in this order: [`share`], `server`, `entry`, `file`, `dir`, `attr`, `xattr`, `table`,
-//! `inode`, `credentials`.
+//! `inode`, `identity`, `credentials`.
 
 use std::io;
 
@@ -25,6 +25,7 @@ mod dir;
 mod entry;
 pub(super) mod errno;
 mod file;
+mod identity;
 mod inode;
 mod magic_link;
 pub mod message;

@@ -61,7 +61,7 @@ impl ShareServer {
         // Where the last name was known, this one probably is, and its attributes are all that is needed.
         if dir.names_known.load(Ordering::Relaxed) {
             let stat = sys::stat_at(dir_fd.as_fd(), name)?;
-            let known = self.shared.table.lock().unwrap().find(&dir.bind, (stat.st_dev, stat.st_ino));
+            let known = self.shared.table.lock().unwrap().find(&dir.bind, &stat);
             if let Some(inode) = known {
                 inode.found_at(dir, name);
                 return Ok((inode, stat));
@@ -70,7 +70,7 @@ impl ShareServer {
         let fd = sys::openat(dir_fd.as_fd(), name, LOOKUP_FLAGS, 0)?;
         let stat = sys::fstat(fd.as_fd())?;
         let mut table = self.shared.table.lock().unwrap();
-        let known = table.find(&dir.bind, (stat.st_dev, stat.st_ino));
+        let known = table.find(&dir.bind, &stat);
         dir.names_known.store(known.is_some(), Ordering::Relaxed);
         let inode = known.map_or_else(|| table.intern(&dir.bind, fd, &stat), Ok)?;
         inode.found_at(dir, name);
@@ -166,13 +166,14 @@ impl ShareServer {
         sys::unlinkat(dir.fd()?.as_fd(), name, flags)
     }
 
-    /// Sees to it that the file at a name that is about to go keeps a descriptor.
+    /// Sees to it that the file at a name that is about to go keeps a descriptor, in whatever share the guest knows it:
+    /// its number would be free for another file.
     fn pin_at(&self, dir: &Inode, name: &CStr) -> Result<()> {
         if !self.shared.table.lock().unwrap().has_evicted() {
             return Ok(());
         }
         match sys::stat_at(dir.fd()?.as_fd(), name) {
-            Ok(stat) => self.shared.table.lock().unwrap().pin(&dir.bind, (stat.st_dev, stat.st_ino)),
+            Ok(stat) => self.shared.table.lock().unwrap().pin((stat.st_dev, stat.st_ino)),
             // The call itself will say so.
             Err(_) => Ok(()),
         }
@@ -233,7 +234,7 @@ impl ShareServer {
         sys::link_magic(self.shared.proc_self_fd.as_fd(), &link, dir.fd()?.as_fd(), name)?;
         let stat = sys::fstat(fd.as_fd())?;
         let mut table = self.shared.table.lock().unwrap();
-        let inode = match table.find(&inode.bind, inode.key) {
+        let inode = match table.find(&inode.bind, &stat) {
             Some(inode) => inode,
             None => table.intern(&inode.bind, fd.as_fd().try_clone_to_owned()?, &stat)?,
         };

@@ -57,7 +57,9 @@ impl ShareServer {
     /// Keeps an open file and answers with its number, and with whether the guest's cached pages are still right.
     fn put_open(&mut self, inode: &Arc<Inode>, file: File) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let same = inode.same_as_seen(&sys::fstat(file.as_fd())?, now);
+        let stat = sys::fstat(file.as_fd())?;
+        inode.check_kind(&stat)?;
+        let same = inode.same_as_seen(&stat, now);
         let handle = Handle::new(inode, file, None);
         let fh = self.shared.table.lock().unwrap().open(handle)?;
         let open_flags = if same { FOPEN_KEEP_CACHE } else { 0 };

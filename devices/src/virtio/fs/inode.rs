@@ -6,8 +6,9 @@
 //!
 //! A process has only so many descriptors. When they run out, inodes that are not open, were not used lately and still
 //! are where the guest found them give theirs up, and are found again under that name when they are needed:
-//! [`Inode::unpin`], [`Inode::fd`]. A file that the host moves or removes meanwhile is stale, which makes the guest look
-//! its name up again. What the guest itself moves or removes is pinned before.
+//! [`Inode::unpin`], [`Inode::fd`]. What is found there must be the same file ([`Identity`]): one that the host, or
+//! another machine, has moved, removed or replaced meanwhile is stale, which makes the guest look its name up again.
+//! What the guest itself moves or removes is pinned before.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,8 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::errno::{Errno, Result};
+use super::identity::Identity;
 use super::share::Bind;
-use super::sys::{self, Birth, Stat};
+use super::sys::{self, Stat};
 
 const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
@@ -41,13 +43,18 @@ impl Drop for Slot {
 pub struct Pin {
     fd: OwnedFd,
     /// None for one that was opened for a single request.
-    _slot: Option<Slot>,
+    slot: Option<Slot>,
 }
 
 impl Pin {
     /// Returns a descriptor that counts.
     pub fn new(fd: OwnedFd, slot: Slot) -> Pin {
-        Pin { fd, _slot: Some(slot) }
+        Pin { fd, slot: Some(slot) }
+    }
+
+    /// It was opened for a single request.
+    pub fn is_found_anew(&self) -> bool {
+        self.slot.is_none()
     }
 }
 
@@ -70,8 +77,8 @@ struct Place {
 struct State {
     pin: Option<Arc<Pin>>,
     place: Option<Place>,
-    /// When the file was made, to tell it from another one with its number; known while it is not pinned.
-    birth: Birth,
+    /// What tells the file from others; known once it has not been pinned.
+    identity: Option<Identity>,
     /// What the file looked like when the guest last opened it; `None` if it could change unseen.
     seen: Option<Version>,
 }
@@ -106,12 +113,7 @@ impl Inode {
             open: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             names_known: AtomicBool::new(false),
-            state: Mutex::new(State {
-                pin: Some(Arc::new(pin)),
-                place: None,
-                birth: Birth::default(),
-                seen: None,
-            }),
+            state: Mutex::new(State { pin: Some(Arc::new(pin)), place: None, identity: None, seen: None }),
         }
     }
 
@@ -123,20 +125,20 @@ impl Inode {
     fn fd_within(&self, depth: usize) -> Result<Arc<Pin>> {
         let stale = Errno(libc::ESTALE);
         // The lock is not held on the way up: places may be out of date and lead round in a circle.
-        let (place, birth) = {
+        let (place, identity) = {
             let state = self.state.lock().unwrap();
             match &state.pin {
                 Some(pin) => return Ok(pin.clone()),
-                None => (state.place.clone().ok_or(stale)?, state.birth),
+                None => (state.place.clone().ok_or(stale)?, state.identity.clone().ok_or(stale)?),
             }
         };
         let dir = place.dir.fd_within(depth.checked_sub(1).ok_or(stale)?)?;
         let fd = sys::openat(dir.as_fd(), &place.name, PIN_FLAGS, 0).map_err(|_| stale)?;
-        let found = sys::identity(fd.as_fd(), c"").map_err(|_| stale)?;
-        if found != (self.key, birth) {
+        let found = Identity::of(fd.as_fd(), c"").map_err(|_| stale)?;
+        if found != identity || !self.can_be(&found) {
             return Err(stale);
         }
-        Ok(Arc::new(Pin { fd, _slot: None }))
+        Ok(Arc::new(Pin { fd, slot: None }))
     }
 
     /// Notes where the guest found the file.
@@ -170,18 +172,44 @@ impl Inode {
 
     /// Gives the descriptor up if the file can be found again; returns whether it did.
     pub fn unpin(&self) -> bool {
-        let place = self.state.lock().unwrap().place.clone();
-        let Some(place) = place.filter(|_| self.open.load(Ordering::Relaxed) == 0) else { return false };
-        let found = place.dir.fd().and_then(|dir| sys::identity(dir.as_fd(), &place.name));
-        let Some((_, birth)) = found.ok().filter(|(key, _)| *key == self.key) else { return false };
+        let (pin, place) = {
+            let state = self.state.lock().unwrap();
+            let (Some(pin), Some(place)) = (&state.pin, &state.place) else { return false };
+            (pin.clone(), place.clone())
+        };
+        if self.open.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        let Ok(own) = Identity::of(pin.as_fd(), c"") else { return false };
+        let found = place.dir.fd().and_then(|dir| Identity::of(dir.as_fd(), &place.name));
+        if !self.can_be(&own) || found != Ok(own.clone()) {
+            return false;
+        }
         let mut state = self.state.lock().unwrap();
-        state.birth = birth;
+        state.identity = Some(own);
         state.pin.take().is_some()
     }
 
-    /// While it was not pinned, the file's number may have gone to another file: `birth` is that of the one now found.
-    pub fn is_born_at(&self, birth: Birth) -> bool {
-        self.state.lock().unwrap().birth == birth
+    /// What the guest was told of the file is true of this one, whatever is remembered beside.
+    fn can_be(&self, found: &Identity) -> bool {
+        (found.key, found.kind) == (self.key, self.kind)
+    }
+
+    /// The file that is now found with its number is the one that it stands for, and not another to which the number has
+    /// gone while it was not pinned.
+    pub fn is(&self, found: &Identity) -> bool {
+        self.state.lock().unwrap().identity.as_ref() == Some(found)
+    }
+
+    /// Has it remember another file, as if that were the same by all that the file system tells.
+    #[cfg(test)]
+    pub fn remember(&self, other: Identity) {
+        self.state.lock().unwrap().identity = Some(other);
+    }
+
+    /// Refuses what is not of its kind.
+    pub fn check_kind(&self, stat: &Stat) -> Result<()> {
+        if stat.st_mode & libc::S_IFMT == self.kind { Ok(()) } else { Err(Errno(libc::ESTALE)) }
     }
 
     /// It is a directory.

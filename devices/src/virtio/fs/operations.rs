@@ -66,8 +66,8 @@ impl ShareServer {
     pub fn place(&self, node: u64) -> Result<(u64, CString)> {
         let inode = self.host_node(node, libc::EROFS)?;
         let (dir, name) = inode.place().ok_or(Errno(libc::EBUSY))?;
-        let (key, _) = sys::identity(dir.fd()?.as_fd(), &name)?;
-        if key == inode.key { Ok((dir.id, name)) } else { Err(Errno(libc::ESTALE)) }
+        let (key, kind, _) = sys::identity(dir.fd()?.as_fd(), &name)?;
+        if (key, kind) == (inode.key, inode.kind) { Ok((dir.id, name)) } else { Err(Errno(libc::ESTALE)) }
     }
 
     /// Refuses an extended attribute that the guest may not set on this node.

@@ -298,14 +298,20 @@ impl ShareServer {
         self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
     }
 
-    /// Opens an inode for use. Only files and directories: a device would act, a FIFO would block.
+    /// Opens an inode for use. Only files and directories: a device would act, a FIFO would block. The inode's kind is
+    /// that of the file behind its descriptor, which [`Inode::fd`] has made sure of.
     pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
         match inode.kind {
             libc::S_IFREG | libc::S_IFDIR => {
                 let flags = flags & !libc::O_NOFOLLOW;
-                let fd = inode.fd()?;
-                let link = MagicLink::new("", fd.as_fd().as_raw_fd());
-                sys::openat(self.shared.proc_self_fd.as_fd(), &link, flags, 0).map(File::from)
+                let pin = inode.fd()?;
+                let link = MagicLink::new("", pin.as_fd().as_raw_fd());
+                let file = File::from(sys::openat(self.shared.proc_self_fd.as_fd(), &link, flags, 0)?);
+                // Should a file that was found by its name be another one after all, nothing is done with it.
+                if pin.is_found_anew() {
+                    inode.check_kind(&sys::fstat(file.as_fd())?)?;
+                }
+                Ok(file)
             }
             libc::S_IFLNK => Err(Errno(libc::ELOOP)),
             _ => Err(Errno(libc::ENXIO)),

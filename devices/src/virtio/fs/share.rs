@@ -23,7 +23,7 @@ use super::FileServer;
 use super::errno::{Errno, Result};
 use super::server::ShareServer;
 use super::sys::{self, Stat};
-use super::table::Table;
+use super::table::{MAX_INODES, Table};
 use super::wire::ROOT_ID;
 
 /// The longest name in a path, as on Linux.
@@ -220,7 +220,7 @@ impl ShareTree {
         let limit = limit.saturating_sub(RESERVED_DESCRIPTORS).max(limit / 2) as usize;
         Ok(ShareTree(Arc::new(Shared {
             tree: Mutex::new(Tree { dirs: HashMap::from([(ROOT_ID, Names::new())]), next: ROOT_ID }),
-            table: Mutex::new(Table::new(limit)),
+            table: Mutex::new(Table::new(limit, MAX_INODES)),
             host_sync: AtomicBool::new(true),
             proc_self_fd,
         })))
@@ -290,7 +290,12 @@ impl ShareTree {
 
     #[cfg(test)]
     pub(super) fn set_limit(&self, limit: usize) {
-        *self.0.table.lock().unwrap() = Table::new(limit);
+        *self.0.table.lock().unwrap() = Table::new(limit, MAX_INODES);
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_max_inodes(&self, max: usize) {
+        *self.0.table.lock().unwrap() = Table::new(1 << 10, max);
     }
 
     #[cfg(test)]

@@ -72,11 +72,11 @@ pub fn stat_at(dir: BorrowedFd, name: &CStr) -> Result<Stat> {
 /// When a file was made: seconds and nanoseconds, or nothing where the file system does not keep it.
 pub type Birth = Option<(i64, u32)>;
 
-/// Device, number and birth of `name` under `dir`, or of `dir` itself if the name is empty.
-pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), Birth)> {
+/// Device and number, S_IFMT bits and birth of `name` under `dir`, or of `dir` itself if the name is empty.
+pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), u32, Birth)> {
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
-    let mask = libc::STATX_INO | libc::STATX_BTIME;
+    let mask = libc::STATX_TYPE | libc::STATX_INO | libc::STATX_BTIME;
     // SAFETY: `name` ends with NUL; the kernel fills the structure if it succeeds.
     check(unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask, stat.as_mut_ptr()) })?;
     // SAFETY: all zeros is a valid value, and the call above has filled it.
@@ -84,7 +84,48 @@ pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), Birth)> {
     let dev = libc::makedev(stat.stx_dev_major, stat.stx_dev_minor);
     let birth =
         (stat.stx_mask & libc::STATX_BTIME != 0).then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
-    Ok(((dev, stat.stx_ino), birth))
+    Ok(((dev, stat.stx_ino), u32::from(stat.stx_mode) & libc::S_IFMT, birth))
+}
+
+/// The most bytes of a file system's handle (MAX_HANDLE_SZ of linux/exportfs.h).
+const MAX_HANDLE: usize = 128;
+/// Asks for a handle by which a file can be told from others, though not opened (Linux 6.5; the number is that of
+/// AT_REMOVEDIR).
+const AT_HANDLE_FID: c_int = 0x200;
+
+/// What a file system knows one of its files by: the kind of handle, and its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHandle(c_int, Box<[u8]>);
+
+#[repr(C)]
+struct RawHandle {
+    len: u32,
+    kind: c_int,
+    bytes: [u8; MAX_HANDLE],
+}
+
+/// The handle of `name` under `dir`, or of `dir` itself if the name is empty; `None` where the file system has none.
+pub fn file_handle(dir: BorrowedFd, name: &CStr) -> Result<Option<FileHandle>> {
+    for more in [0, AT_HANDLE_FID] {
+        let mut handle = RawHandle { len: MAX_HANDLE as u32, kind: 0, bytes: [0; MAX_HANDLE] };
+        let (mut mount, flags) = (0 as c_int, libc::AT_EMPTY_PATH | more);
+        let (pointer, mount_id) = (&raw mut handle, &raw mut mount);
+        // SAFETY: `name` ends with NUL; the kernel writes at most `len` bytes behind the header, and the mount's number.
+        let result = check_len(unsafe {
+            let number = libc::SYS_name_to_handle_at;
+            libc::syscall(number, dir.as_raw_fd(), name.as_ptr(), pointer, mount_id, flags) as isize
+        });
+        match result {
+            Ok(_) => {
+                let len = (handle.len as usize).min(MAX_HANDLE);
+                return Ok(Some(FileHandle(handle.kind, handle.bytes[..len].into())));
+            }
+            // EINVAL: a kernel that does not know the flag.
+            Err(Errno(libc::EOPNOTSUPP | libc::EOVERFLOW | libc::EINVAL | libc::ENOSYS)) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(None)
 }
 
 /// Makes a directory.

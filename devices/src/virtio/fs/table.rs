@@ -9,10 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use super::dir::Cursor;
 use super::errno::{Errno, Result};
+use super::identity::Identity;
 use super::inode::{Inode, Pin, Slot};
 use super::share::Bind;
-use super::sys::{self, Stat};
+use super::sys::Stat;
 
+/// The most inodes that a guest may know. One takes half a kilobyte of the host's memory, and at least as much of the
+/// guest's; those with descriptors are fewer.
+pub const MAX_INODES: usize = 1 << 22;
 /// How many descriptors are taken from inodes at once when they run out.
 const EVICT: usize = 32;
 /// How many inodes are looked at for that.
@@ -53,12 +57,15 @@ pub struct Table {
     /// Those among them that have a descriptor.
     pinned: BTreeSet<u64>,
     by_key: HashMap<(u64, u64, u64), u64>,
+    /// The shares of which an inode is known, or was.
+    binds: BTreeSet<u64>,
     handles: HashMap<u64, (Arc<Handle>, Slot)>,
     next_inode: u64,
     next_handle: u64,
     /// Descriptors in use.
     descriptors: Arc<AtomicUsize>,
     limit: usize,
+    max_inodes: usize,
     /// Where the search for a descriptor to take goes on.
     hand: u64,
     /// Some inode has given its descriptor up since the table was last empty.
@@ -66,17 +73,19 @@ pub struct Table {
 }
 
 impl Table {
-    /// Returns an empty table for at most `limit` descriptors.
-    pub fn new(limit: usize) -> Table {
+    /// Returns an empty table for at most `limit` descriptors and `max_inodes` inodes.
+    pub fn new(limit: usize, max_inodes: usize) -> Table {
         Table {
             inodes: HashMap::new(),
             pinned: BTreeSet::new(),
             by_key: HashMap::new(),
+            binds: BTreeSet::new(),
             handles: HashMap::new(),
             next_inode: super::wire::ROOT_ID + 1,
             next_handle: 1,
             descriptors: Arc::new(AtomicUsize::new(0)),
             limit,
+            max_inodes,
             hand: 0,
             evicted: false,
         }
@@ -95,10 +104,14 @@ impl Table {
         self.inodes.get_mut(self.by_key.get(&(bind.id, key.0, key.1))?)
     }
 
-    /// Counts a lookup of the inode with this key, if it is known and surely the same file.
-    pub fn find(&mut self, bind: &Bind, key: (u64, u64)) -> Option<Arc<Inode>> {
+    /// Counts a lookup of the inode of this file, if it is known and surely the same.
+    pub fn find(&mut self, bind: &Bind, stat: &Stat) -> Option<Arc<Inode>> {
         let evicted = self.evicted;
-        let known = self.known(bind, key).filter(|known| !evicted || known.inode.is_pinned())?;
+        let known = self.known(bind, (stat.st_dev, stat.st_ino))?;
+        // Some file systems give one number to several files.
+        if evicted && !known.inode.is_pinned() || known.inode.kind != stat.st_mode & libc::S_IFMT {
+            return None;
+        }
         known.lookups = known.lookups.saturating_add(1);
         known.inode.used.store(true, Ordering::Relaxed);
         Some(known.inode.clone())
@@ -114,16 +127,15 @@ impl Table {
     /// Counts a lookup of the file behind `fd`: the inode known for it, else a new one that keeps `fd`.
     pub fn intern(&mut self, bind: &Arc<Bind>, fd: OwnedFd, stat: &Stat) -> Result<Arc<Inode>> {
         present(bind)?;
-        let key = (stat.st_dev, stat.st_ino);
-        if let Some(inode) = self.find(bind, key) {
+        if let Some(inode) = self.find(bind, stat) {
             return Ok(inode);
         }
         self.room()?;
+        let key = (stat.st_dev, stat.st_ino);
         let slot = Slot::take(&self.descriptors);
-        if let Some(known) = self.known(bind, key) {
+        if let Some(known) = self.known(bind, key).filter(|known| !known.inode.is_pinned()) {
             // It had given its descriptor up, and gets this one, if it is not another file with the same number.
-            let (_, birth) = sys::identity(fd.as_fd(), c"")?;
-            if known.inode.is_born_at(birth) && known.inode.kind == stat.st_mode & libc::S_IFMT {
+            if known.inode.is(&Identity::of(fd.as_fd(), c"")?) {
                 known.lookups = known.lookups.saturating_add(1);
                 let inode = known.inode.clone();
                 inode.pin(Pin::new(fd, slot));
@@ -131,10 +143,14 @@ impl Table {
                 return Ok(inode);
             }
         }
+        if self.inodes.len() >= self.max_inodes {
+            return Err(Errno(libc::ENFILE));
+        }
         let id = self.next_inode;
         self.next_inode += 1;
         let inode = Arc::new(Inode::new(id, bind, Pin::new(fd, slot), stat));
         self.by_key.insert((bind.id, key.0, key.1), id);
+        self.binds.insert(bind.id);
         self.pinned.insert(id);
         self.inodes.insert(id, Known { inode: inode.clone(), lookups: 1 });
         Ok(inode)
@@ -166,25 +182,35 @@ impl Table {
         self.descriptors.load(Ordering::Relaxed) > self.limit / 2
     }
 
-    /// Notes the place of the inode with this key, if it is known.
+    /// The inode of a file in one share, if it is known.
+    fn inode_in(&self, bind: u64, key: (u64, u64)) -> Option<Arc<Inode>> {
+        let known = self.inodes.get(self.by_key.get(&(bind, key.0, key.1))?)?;
+        Some(known.inode.clone())
+    }
+
+    /// Notes that the file with this key is now at `name` in `dir`, in every share that knows both.
     pub fn moved(&mut self, key: (u64, u64), dir: &Arc<Inode>, name: &CStr) {
-        if let Some(known) = self.known(&dir.bind, key) {
-            known.inode.found_at(dir, name);
+        for bind in &self.binds {
+            let own = *bind == dir.bind.id;
+            let there = if own { Some(dir.clone()) } else { self.inode_in(*bind, dir.key) };
+            if let (Some(inode), Some(there)) = (self.inode_in(*bind, key), there) {
+                inode.found_at(&there, name);
+            }
         }
     }
 
-    /// Pins the inode with this key, if it is known and has given its descriptor up.
-    pub fn pin(&mut self, bind: &Bind, key: (u64, u64)) -> Result<()> {
-        let Some(inode) = self.known(bind, key).map(|known| known.inode.clone()) else { return Ok(()) };
-        if inode.is_pinned() {
-            return Ok(());
-        }
-        self.room()?;
-        // One that is stale already has nothing to lose.
-        if let Ok(found) = inode.fd() {
-            let fd = found.as_fd().try_clone_to_owned()?;
-            inode.pin(Pin::new(fd, Slot::take(&self.descriptors)));
-            self.pinned.insert(inode.id);
+    /// Pins the inodes of the file with this key that have given their descriptors up. Directories overlap where one is
+    /// bound twice or lies below another: each share has an inode of its own for the file.
+    pub fn pin(&mut self, key: (u64, u64)) -> Result<()> {
+        let inodes: Vec<_> = self.binds.iter().filter_map(|bind| self.inode_in(*bind, key)).collect();
+        for inode in inodes.into_iter().filter(|inode| !inode.is_pinned()) {
+            self.room()?;
+            // One that is stale already has nothing to lose.
+            if let Ok(found) = inode.fd() {
+                let fd = found.as_fd().try_clone_to_owned()?;
+                inode.pin(Pin::new(fd, Slot::take(&self.descriptors)));
+                self.pinned.insert(inode.id);
+            }
         }
         Ok(())
     }
@@ -225,6 +251,7 @@ impl Table {
         });
         self.pinned.retain(|id| self.inodes.contains_key(id));
         self.by_key.retain(|key, _| key.0 != bind.id);
+        self.binds.remove(&bind.id);
     }
 
     /// Closes everything: the guest starts anew.
@@ -234,6 +261,7 @@ impl Table {
         self.inodes = HashMap::new();
         self.pinned = BTreeSet::new();
         self.by_key = HashMap::new();
+        self.binds = BTreeSet::new();
         self.evicted = false;
     }
 

@@ -1,6 +1,7 @@
 //! More files than the server may have open.
 
 use super::*;
+use crate::virtio::fs::identity::Identity;
 
 #[test]
 fn open_files_have_an_end() {
@@ -117,4 +118,107 @@ fn what_the_host_moves_meanwhile_is_looked_up_again() {
     let (another, attr) = guest.lookup(rootfs, "f1").unwrap();
     assert_eq!(attr.size, 7);
     assert_ne!(another.nodeid, nodes[1]);
+}
+
+/// What a guest that knows a directory twice has: the second share's root, beside [`crowded`]'s.
+fn crowded_twice() -> (Guest, [u64; 2], Vec<u64>) {
+    let (mut guest, rootfs, nodes) = crowded();
+    guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), false).unwrap();
+    let second = guest.walk("c1/mounts/0");
+    for node in &nodes[..8] {
+        assert!(!guest.tree.inode(*node).is_pinned());
+    }
+    (guest, [rootfs, second], nodes)
+}
+
+#[test]
+fn what_goes_in_one_share_is_not_lost_in_another() {
+    let (mut guest, [rootfs, second], nodes) = crowded_twice();
+    guest.call(op::UNLINK, second, &string("f0")).unwrap();
+    guest.rename((second, "f1"), (second, "f2"), 0).unwrap();
+    guest.rename((second, "f3"), (second, "f4"), libc::RENAME_EXCHANGE).unwrap();
+    let links: Vec<u32> = nodes[..5].iter().map(|node| guest.attr(*node).nlink).collect();
+    assert_eq!(links, [0, 1, 0, 1, 1]);
+    for (name, node) in [("f2", nodes[1]), ("f4", nodes[3]), ("f3", nodes[4])] {
+        assert_eq!(guest.lookup(rootfs, name).unwrap().0.nodeid, node);
+    }
+    assert!(guest.tree.descriptors() <= 50);
+}
+
+#[test]
+fn a_directory_that_goes_in_one_share_is_not_lost_in_another() {
+    let mut guest = Guest::new();
+    guest.tree.set_limit(20);
+    let rootfs = guest.rootfs();
+    guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), false).unwrap();
+    let second = guest.walk("c1/mounts/0");
+    let mut look_up = |name: String| {
+        fs::create_dir(guest.path(&name)).unwrap();
+        guest.lookup(rootfs, &name).unwrap().0.nodeid
+    };
+    let dirs: Vec<u64> = (0..60).map(|n| look_up(format!("d{n}"))).collect();
+    assert!(!guest.tree.inode(dirs[0]).is_pinned());
+    guest.call(op::RMDIR, second, &string("d0")).unwrap();
+    assert_eq!(guest.attr(dirs[0]).nlink, 0);
+}
+
+#[test]
+fn a_number_that_went_to_a_fifo_is_not_opened() {
+    for kind_too in [false, true] {
+        let (mut guest, _, nodes) = crowded();
+        let inode = guest.tree.inode(nodes[0]);
+        assert!(!inode.is_pinned());
+        fs::remove_file(guest.path("f0")).unwrap();
+        let dir = open_path(guest.dir.path());
+        sys::mknodat(dir.as_fd(), c"f0", libc::S_IFIFO | 0o600, 0).unwrap();
+        // Whoever opens a FIFO waits for its other end.
+        let _end = fs::OpenOptions::new().read(true).write(true).open(guest.path("f0")).unwrap();
+        // As where the file system gives the number again, has a coarse clock and no handles.
+        let fifo = Identity::of(dir.as_fd(), c"f0").unwrap();
+        let kind = if kind_too { fifo.kind } else { libc::S_IFREG };
+        inode.remember(Identity { kind, ..fifo });
+        assert_eq!(guest.open(nodes[0], libc::O_RDONLY), Err(libc::ESTALE));
+        assert_eq!(
+            guest.setattr(nodes[0], SetattrIn { valid: set::SIZE, ..Default::default() }),
+            Err(libc::ESTALE)
+        );
+    }
+}
+
+/// On a file system that gives numbers again (ext4, xfs) most of the new files have the old one's.
+#[test]
+fn a_file_with_the_number_of_a_removed_one_is_another_file() {
+    let (mut guest, rootfs, nodes) = crowded();
+    for (n, node) in nodes[..100].iter().enumerate() {
+        let name = format!("f{n}");
+        let path = guest.path(&name);
+        if guest.tree.inode(*node).is_pinned() {
+            continue;
+        }
+        fs::remove_file(&path).unwrap();
+        if n % 2 == 0 {
+            fs::write(&path, "another").unwrap();
+        } else {
+            let dir = open_path(guest.dir.path());
+            let name = std::ffi::CString::new(name.clone()).unwrap();
+            sys::mknodat(dir.as_fd(), &name, libc::S_IFIFO | 0o600, 0).unwrap();
+        }
+        assert_eq!(guest.open(*node, libc::O_RDONLY), Err(libc::ESTALE), "{name}");
+        assert_ne!(guest.lookup(rootfs, &name).unwrap().0.nodeid, *node, "{name}");
+    }
+}
+
+#[test]
+fn inodes_have_an_end() {
+    let mut guest = Guest::new();
+    guest.tree.set_max_inodes(10);
+    let rootfs = guest.rootfs();
+    for n in 0..10 {
+        fs::write(guest.path(&format!("f{n}")), "").unwrap();
+    }
+    let results: Vec<_> = (0..10).map(|n| guest.lookup(rootfs, &format!("f{n}"))).collect();
+    assert!(results[..9].iter().all(|result| result.is_ok()));
+    assert_eq!(results[9], Err(libc::ENFILE));
+    guest.forget(results[0].unwrap().0.nodeid, 1);
+    guest.lookup(rootfs, "f9").unwrap();
 }
