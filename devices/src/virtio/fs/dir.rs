@@ -1,9 +1,10 @@
 //! Reading directories.
 
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::errno::{Errno, Result};
 use super::inode::Inode;
@@ -15,6 +16,9 @@ use super::wire::{Attr, Dirent, EntryOut, OpenOut, OutHeader, ReadIn};
 
 /// What one getdents64(2) fills: a directory that is being read costs as much, until its end is reached.
 const BUFFER_LEN: usize = 16 << 10;
+/// How many directories keep it between two requests: 1 MiB in all, however many the guest has open. One that has lost
+/// it is read again from where its reader is.
+pub const MAX_BUFFERS: usize = 64;
 /// The longest answer to READDIR. Linux 6.1 asks for a page at a time.
 const MAX_REPLY: usize = 64 << 10;
 /// Bytes of `struct linux_dirent64` before the name: inode, offset, record length, type.
@@ -30,6 +34,27 @@ pub struct Cursor {
     offset: u64,
     /// There is nothing more.
     ended: bool,
+    /// It is among those that keep their records.
+    keeps: bool,
+    /// It is no more: the host's file is further than `offset`.
+    lost: bool,
+}
+
+/// The directories that keep their records between two requests, the longest first.
+#[derive(Default)]
+pub struct Buffers(VecDeque<Weak<Handle>>);
+
+impl Buffers {
+    /// Lets a directory keep its records, and the one that has kept them longest lose them if they are too many.
+    fn keep(&mut self, handle: &Arc<Handle>) {
+        self.0.push_back(Arc::downgrade(handle));
+        if self.0.len() > MAX_BUFFERS
+            && let Some(oldest) = self.0.pop_front().and_then(|handle| handle.upgrade())
+            && let Some(cursor) = &oldest.cursor
+        {
+            cursor.lock().unwrap().lose();
+        }
+    }
 }
 
 /// One entry as the host gives it.
@@ -45,13 +70,27 @@ struct Record<'a> {
 impl Cursor {
     /// Goes to `offset`, which is 0 or was delivered with some entry.
     fn seek(&mut self, file: &File, offset: u64) -> Result<()> {
-        if offset == self.offset && (offset != 0 || !self.ended) {
+        if offset == self.offset && !self.lost && (offset != 0 || !self.ended) {
             return Ok(());
         }
         let position = i64::try_from(offset).map_err(|_| Errno(libc::EINVAL))?;
         sys::lseek(file.as_fd(), position, libc::SEEK_SET)?;
-        *self = Cursor { offset, ..Cursor::default() };
+        *self = Cursor { offset, keeps: self.keeps, ..Cursor::default() };
         Ok(())
+    }
+
+    /// Gives the records up; what was not delivered of them is read again.
+    fn lose(&mut self) {
+        self.lost |= self.used < self.records.len();
+        self.records = Vec::new();
+        self.used = 0;
+        self.keeps = false;
+    }
+
+    /// Bytes of the host's memory that it takes.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.records.capacity()
     }
 
     /// The next entry, which stays the next one until [`Self::advance`]; `None` at the end.
@@ -129,6 +168,12 @@ impl ShareServer {
             }
             self.put_record(&handle.inode, &record, plus);
             cursor.advance(len, offset);
+        }
+        let begins_to_keep = cursor.records.capacity() != 0 && !cursor.keeps;
+        cursor.keeps |= begins_to_keep;
+        drop(cursor);
+        if begins_to_keep {
+            self.buffers.keep(&handle);
         }
         Ok(())
     }

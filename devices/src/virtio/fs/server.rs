@@ -2,8 +2,8 @@
 //!
 //! The guest is hostile: it sends any bytes. A request that is too short for its header is refused to the queue; any
 //! other gets a reply, if only an error number. What bounds it: [`MAX_BODY`] for what is copied out of a request,
-//! [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`super::dir`]'s buffers, and the table's limit for inodes and
-//! open files. Names are single components ([`super::share::is_plain`]), looked up with O_NOFOLLOW in a directory that
+//! [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`super::dir::MAX_BUFFERS`] for directories that are being
+//! read, and the table's limits for inodes and open files. Names are single components ([`super::share::is_plain`]), looked up with O_NOFOLLOW in a directory that
 //! an O_PATH descriptor pins: no path is ever resolved, so none leaves its share.
 
 use std::ffi::CStr;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::FileServer;
 use super::attr::Owners;
 use super::credentials::Credentials;
+use super::dir::Buffers;
 use super::errno::{Errno, Result};
 use super::inode::Inode;
 use super::magic_link::MagicLink;
@@ -88,6 +89,8 @@ pub struct ShareServer {
     pub(super) submounts: bool,
     /// Made by the first request: they belong to the thread that serves.
     credentials: Option<Credentials>,
+    /// The directories that are being read.
+    pub(super) buffers: Buffers,
     body: Vec<u8>,
     /// The reply under construction, header included.
     pub(super) reply: Vec<u8>,
@@ -137,6 +140,7 @@ impl ShareServer {
             owners: Owners::of_process(),
             submounts: false,
             credentials: None,
+            buffers: Buffers::default(),
             body: Vec::new(),
             reply: Vec::new(),
         }

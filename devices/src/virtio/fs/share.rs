@@ -304,6 +304,11 @@ impl ShareTree {
     }
 
     #[cfg(test)]
+    pub(super) fn listing_bytes(&self) -> usize {
+        self.0.table.lock().unwrap().listing_bytes()
+    }
+
+    #[cfg(test)]
     pub(super) fn inode(&self, nodeid: u64) -> Arc<super::inode::Inode> {
         self.0.table.lock().unwrap().inode(nodeid).unwrap()
     }

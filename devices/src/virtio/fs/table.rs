@@ -270,6 +270,13 @@ impl Table {
         (self.inodes.len(), self.handles.len())
     }
 
+    /// What directories that are being read take of memory.
+    #[cfg(test)]
+    pub fn listing_bytes(&self) -> usize {
+        let cursors = self.handles.values().filter_map(|(handle, _)| handle.cursor.as_ref());
+        cursors.map(|cursor| cursor.lock().unwrap().bytes()).sum()
+    }
+
     #[cfg(test)]
     pub fn descriptors(&self) -> usize {
         self.descriptors.load(Ordering::Relaxed)

@@ -1,6 +1,7 @@
 //! More files than the server may have open.
 
 use super::*;
+use crate::virtio::fs::dir;
 use crate::virtio::fs::identity::Identity;
 
 #[test]
@@ -221,4 +222,40 @@ fn inodes_have_an_end() {
     assert_eq!(results[9], Err(libc::ENFILE));
     guest.forget(results[0].unwrap().0.nodeid, 1);
     guest.lookup(rootfs, "f9").unwrap();
+}
+
+#[test]
+fn directories_that_are_being_read_take_a_bounded_amount_of_memory() {
+    const OPEN: usize = 600;
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    for n in 0..20 {
+        fs::write(guest.path(&format!("f{n:02}")), "").unwrap();
+    }
+    let expected = guest.list(rootfs, op::READDIR, 4096);
+    let open = |guest: &mut Guest| {
+        let reply = guest.call(op::OPENDIR, rootfs, &body(|b| OpenIn::default().put(b))).unwrap();
+        OpenOut::parse(&reply).unwrap().fh
+    };
+    let handles: Vec<u64> = (0..OPEN).map(|_| open(&mut guest)).collect();
+    // One entry has room in the reply to each request.
+    let mut next = |fh, offset| {
+        let input = ReadIn { fh, offset, size: 32, ..Default::default() };
+        let reply = guest.call(op::READDIR, rootfs, &body(|b| input.put(b))).unwrap();
+        let dirent = Dirent::parse(&reply)?;
+        let name = reply[Dirent::SIZE..][..dirent.namelen as usize].to_vec();
+        assert!(guest.tree.listing_bytes() <= dir::MAX_BUFFERS * (16 << 10));
+        Some((String::from_utf8(name).unwrap(), dirent.off))
+    };
+    let first: Vec<_> = handles.iter().map(|fh| next(*fh, 0).unwrap()).collect();
+    // Those that have lost what the host gave for them go on behind the first entry, each at its own place.
+    for at in [0, 1, OPEN - 1] {
+        let (mut names, mut offset) = (vec![first[at].0.clone()], first[at].1);
+        while let Some((name, off)) = next(handles[at], offset) {
+            names.push(name);
+            offset = off;
+        }
+        names.sort();
+        assert!(names.iter().eq(expected.iter().map(|(name, ..)| name)), "{names:?}");
+    }
 }
