@@ -20,6 +20,7 @@ use crate::oci::{self, ConsoleSize, Linux, Spec};
 
 pub mod base;
 pub mod capabilities;
+pub mod device_rules;
 pub mod devices;
 pub mod limits;
 pub mod mounts;
