@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 
-use devices::virtio::fs::{FileServer, ShareTree};
+use devices::virtio::fs::{FileServer, ShareTree, Terms};
 use devices::virtio::hostile::{Machine, STEP_LEN, Subject};
 use devices::virtio::p9;
 
@@ -32,7 +32,7 @@ fn drive(subject: Subject) {
         fs::create_dir_all(root.join("d")).unwrap();
         fs::write(root.join("f"), "text").unwrap();
         let tree = ShareTree::new().unwrap();
-        tree.bind("/a", File::open(&root).unwrap().into(), false).unwrap();
+        tree.bind("/a", File::open(&root).unwrap().into(), Terms::default()).unwrap();
         let server = || -> Box<dyn FileServer> {
             if subject == Subject::P9 { p9::server(&tree) } else { tree.server() }
         };

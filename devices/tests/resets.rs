@@ -12,7 +12,7 @@ use devices::EventLoop;
 use devices::virtio::VirtioDevice;
 use devices::virtio::console::{Console, LogPort, Port};
 use devices::virtio::driver::Driver;
-use devices::virtio::fs::{Fs, ShareTree};
+use devices::virtio::fs::{Fs, ShareTree, Terms};
 use devices::virtio::net::{Net, Slot, Tap, Vhost};
 use devices::virtio::p9::{self, P9};
 use devices::virtio::rng::Rng;
@@ -119,7 +119,7 @@ fn ten_thousand_drivers_leave_nothing_behind() {
     let events = EventLoop::start("devices").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let tree = ShareTree::new().unwrap();
-    tree.bind("/a", File::open(dir.path()).unwrap().into(), false).unwrap();
+    tree.bind("/a", File::open(dir.path()).unwrap().into(), Terms::default()).unwrap();
 
     drive("rng", Box::new(Rng::new(events.handle())), true);
 

@@ -22,7 +22,7 @@ use agent_proto::stream::StreamSplitter;
 use serde_json::{Value, json};
 use vmm::devices::virtio::console::{Console, LogPort, Port, SocketPort};
 use vmm::devices::virtio::fs::Fs;
-use vmm::devices::virtio::fs::share::ShareTree;
+use vmm::devices::virtio::fs::share::{ShareTree, Terms};
 use vmm::{Image, PendingVm, RunningVm, Vm, VmConfig};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -66,7 +66,7 @@ impl Machine {
             let share = ShareTree::new()?;
             for number in 0..CONTAINERS {
                 let dir = File::options().read(true).custom_flags(libc::O_PATH).open(rootfs)?;
-                share.bind(&format!("/c{number}/rootfs"), dir.into(), false)?;
+                share.bind(&format!("/c{number}/rootfs"), dir.into(), Terms::default())?;
             }
             vm.attach(Box::new(Fs::new("share", share.server())))?;
         }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Container, Env, OciContainer, OciProcess, Pod};
+use vmm::devices::virtio::fs::NodePolicy;
 
 use crate::bundle::{Bundle, Result, invalid, is_bind, unsupported};
 use crate::cgroup::path::CgroupPath;
@@ -82,6 +83,10 @@ pub struct ShareBind {
     pub read_only: bool,
     /// All the same it may make what is missing to mount something on, until the container runs.
     pub mount_points: bool,
+    /// The device nodes that the guest may make.
+    pub nodes: NodePolicy,
+    /// What the host mounts there while the machine runs is in it.
+    pub later_mounts: bool,
 }
 
 /// What is to be done.
@@ -122,8 +127,11 @@ impl Plan {
         let cgroup = host_cgroup(bundle, config)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
         let vcpus = config.vcpus.map_or_else(|| limits::vcpus(resources, sets), Ok)?;
-        let (mut mounts, binds) = mounts(bundle, &config.id);
+        let rules = device_rules::rules(&resources.devices)?;
+        let nodes = devices::policy(&rules, bundle.process.capabilities.as_ref());
+        let (mut mounts, mut binds) = mounts(bundle, &config.id, nodes);
         let mut oci = oci_container(bundle)?;
+        devices::allow_made(&mut binds[0].nodes, &oci.devices, &bundle.spec.mounts);
         oci.cgroup = limits::files(resources, vcpus, sets)?;
         if let Some(maps) = &oci.user_namespace {
             users::translate_mounts(maps, &mut mounts)?;
@@ -364,12 +372,14 @@ fn time_offsets(linux: &Linux) -> Result<String> {
 }
 
 /// Returns the agent's mounts and what the share has to hold for them, the root first.
-fn mounts(bundle: &Bundle, id: &str) -> (Vec<payload::Mount>, Vec<ShareBind>) {
+fn mounts(bundle: &Bundle, id: &str, nodes: NodePolicy) -> (Vec<payload::Mount>, Vec<ShareBind>) {
     let mut binds = vec![ShareBind {
         path: format!("/{id}/{ROOTFS}"),
         host: bundle.rootfs.clone(),
         read_only: bundle.readonly,
         mount_points: bundle.readonly,
+        nodes: nodes.clone(),
+        later_mounts: false,
     }];
     let mut mounts = Vec::new();
     for mount in &bundle.spec.mounts {
@@ -377,8 +387,14 @@ fn mounts(bundle: &Bundle, id: &str) -> (Vec<payload::Mount>, Vec<ShareBind>) {
         let (kind, source) = if is_bind(mount) {
             let path = format!("/{id}/mounts/{}", binds.len() - 1);
             let read_only = options.read_only();
-            let host = bundle.bind_source(mount);
-            binds.push(ShareBind { path: path.clone(), host, read_only, mount_points: false });
+            binds.push(ShareBind {
+                path: path.clone(),
+                host: bundle.bind_source(mount),
+                read_only,
+                mount_points: false,
+                nodes: nodes.clone(),
+                later_mounts: options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0,
+            });
             options.flags |= libc::MS_BIND;
             ("bind", path)
         } else if mount.kind == "cgroup" {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::Fs;
-use vmm::devices::virtio::fs::share::{ShareError, ShareTree};
+use vmm::devices::virtio::fs::share::{ShareError, ShareTree, Terms};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
@@ -184,7 +184,7 @@ impl Sandbox {
 
     /// Shares an open file with the guest.
     pub fn bind_file(&self, path: &str, file: OwnedFd) -> Result<()> {
-        Ok(self.share.bind(path, file, false)?)
+        Ok(self.share.bind(path, file, Terms::default())?)
     }
 
     /// Takes a file or directory away from the guest.
@@ -217,7 +217,9 @@ impl Sandbox {
 fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
     let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
     let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
-    tree.bind(&bind.path, file.into(), bind.read_only)?;
+    let terms =
+        Terms { read_only: bind.read_only, nodes: bind.nodes.clone(), later_mounts: bind.later_mounts };
+    tree.bind(&bind.path, file.into(), terms)?;
     Ok(tree.allow_mount_points(&bind.path, bind.mount_points)?)
 }
 

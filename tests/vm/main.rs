@@ -15,6 +15,7 @@ mod pods;
 mod process;
 mod seccomp;
 mod share_9p;
+mod shares;
 mod streams;
 mod terminal;
 mod users;

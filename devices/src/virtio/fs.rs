@@ -12,7 +12,7 @@
 //! outlive an open (KEEP_CACHE for unchanged files, which every `execve` of a shared library asks for). They also
 //! clear the whole process's umask.
 //!
-//! Read on in this order: [`share`], `server`, `entry`, `file`, `dir`, `attr`, `xattr`, `table`,
+//! Read on in this order: [`share`], `server`, `entry`, [`nodes`], `file`, `dir`, `attr`, `xattr`, `table`,
 //! `inode`, `identity`, `credentials`.
 
 use std::io;
@@ -29,6 +29,7 @@ mod identity;
 mod inode;
 mod magic_link;
 pub mod message;
+pub mod nodes;
 pub(super) mod operations;
 pub(super) mod server;
 pub mod share;
@@ -39,7 +40,8 @@ pub mod worker;
 pub(super) mod xattr;
 
 pub use message::Pieces;
-pub use share::{ShareError, ShareTree};
+pub use nodes::{NodeKind, NodePolicy, NodeRule};
+pub use share::{ShareError, ShareTree, Terms};
 pub use worker::FileServer;
 use worker::Worker;
 

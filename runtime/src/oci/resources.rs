@@ -33,7 +33,7 @@ pub struct Resources {
     /// Limits of RDMA devices by their names.
     #[serde(deserialize_with = "or_nothing")]
     pub rdma: BTreeMap<String, RdmaLimit>,
-    /// Which devices may be used. There is none of the host in a guest: read for whether all are meant.
+    /// Which devices may be used, and which nodes made in what is shared with the host.
     #[serde(deserialize_with = "or_nothing")]
     pub devices: Vec<DeviceRule>,
 }

@@ -1,11 +1,14 @@
 //! `linux.devices` to nodes that the agent makes. A node is a number, and what the number stands for is the guest's: only
-//! what the guest's kernel has may be asked for.
+//! what the guest's kernel has may be asked for. And the nodes that may be made in the share, where the number stands for
+//! a device of the host.
 
 use agent_proto::payload;
+use vmm::devices::virtio::fs::{NodeKind, NodePolicy, NodeRule};
 
 use crate::bundle::{BundleError, Result, invalid, unsupported};
-use crate::oci::Device;
 use crate::oci::resources::DeviceRule;
+use crate::oci::{Capabilities, Device, Mount};
+use crate::plan::device_rules::{Kind, Rule, access};
 
 /// Types of a node as mknod(2) takes them.
 const CHARACTER: u32 = libc::S_IFCHR;
@@ -71,6 +74,40 @@ fn allows_all(rules: &[DeviceRule]) -> bool {
     rules.iter().rfind(of_all).is_some_and(|rule| rule.allow && every(&rule.access))
 }
 
+/// Returns the nodes that a container may make in what it shares with the host: those that the rules let it make, if its
+/// processes may have CAP_MKNOD at all.
+pub fn policy(rules: &[Rule], capabilities: Option<&Capabilities>) -> NodePolicy {
+    let bounding = capabilities.map_or(&[][..], |sets| &sets.bounding);
+    if !bounding.iter().any(|name| name == "CAP_MKNOD") {
+        return NodePolicy::default();
+    }
+    let about_making = rules.iter().filter(|rule| rule.access & access::MAKE != 0);
+    NodePolicy(about_making.map(node_rule).collect())
+}
+
+fn node_rule(rule: &Rule) -> NodeRule {
+    let kind = rule.kind.map(|kind| match kind {
+        Kind::Character => NodeKind::Character,
+        Kind::Block => NodeKind::Block,
+    });
+    NodeRule { allow: rule.allow, kind, major: rule.major, minor: rule.minor }
+}
+
+/// Lets the agent make the bundle's own nodes in the root directory, where nothing is mounted at their places.
+pub fn allow_made(policy: &mut NodePolicy, made: &[payload::Device], mounts: &[Mount]) {
+    let hidden = |path: &str| {
+        let below = |mount: &Mount| path.starts_with(&format!("/{}/", mount.destination.trim_matches('/')));
+        mounts.iter().any(below)
+    };
+    let kinds = [(CHARACTER, NodeKind::Character), (BLOCK, NodeKind::Block)];
+    for device in made.iter().filter(|device| !hidden(&device.path)) {
+        if let Some((_, kind)) = kinds.iter().find(|(mode, _)| device.mode & libc::S_IFMT == *mode) {
+            let (major, minor) = (Some(device.major), Some(device.minor));
+            policy.0.push(NodeRule { allow: true, kind: Some(*kind), major, minor });
+        }
+    }
+}
+
 fn node(at: &str, device: &Device) -> Result<payload::Device> {
     if !device.path.starts_with('/') {
         return Err(invalid(&format!("{at}.path"), format!("{:?} is not absolute", device.path)));
@@ -106,6 +143,7 @@ fn missing(at: &str, device: &Device) -> BundleError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::device_rules;
 
     fn device(path: &str, kind: &str, major: i64, minor: i64) -> Device {
         Device { path: path.to_owned(), kind: kind.to_owned(), major, minor, ..Device::default() }
@@ -158,6 +196,50 @@ mod tests {
             &[rule(true, "", "r")],
         ] {
             assert!(nodes(&devices, rules).is_err(), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_in_the_share_need_the_capability_and_a_rule() {
+        let given = [DeviceRule {
+            allow: true,
+            kind: "b".to_owned(),
+            major: Some(7),
+            access: "rm".to_owned(),
+            ..DeviceRule::default()
+        }];
+        let rules = device_rules::rules(&given).unwrap();
+        let may = |names: &[&str]| Capabilities {
+            bounding: names.iter().map(|name| name.to_string()).collect(),
+            ..Capabilities::default()
+        };
+        assert_eq!(policy(&rules, None), NodePolicy::default());
+        assert_eq!(policy(&rules, Some(&may(&["CAP_CHOWN"]))), NodePolicy::default());
+        let policy = policy(&rules, Some(&may(&["CAP_CHOWN", "CAP_MKNOD"])));
+        for (mode, rdev, allowed) in [
+            (libc::S_IFBLK, 0x703, true),
+            (libc::S_IFBLK, 0x800, false),
+            (libc::S_IFCHR, 0x703, false),
+            (libc::S_IFCHR, 0x103, true),
+            (libc::S_IFCHR, 0x101, false),
+        ] {
+            assert_eq!(policy.check(mode, rdev).is_ok(), allowed, "{mode:o} {rdev:x}");
+        }
+    }
+
+    #[test]
+    fn the_bundle_s_nodes_may_be_made_where_nothing_is_mounted() {
+        let mount = |destination: &str| Mount { destination: destination.to_owned(), ..Mount::default() };
+        let made = nodes(&[device("/dev/fuse", "c", 10, 229), device("/run/p", "p", 0, 0)], &[]).unwrap();
+        for (mounts, allowed) in [
+            (&[mount("/devices"), mount("/proc")][..], true),
+            (&[mount("/dev/pts")], true),
+            (&[mount("/proc"), mount("dev/")], false),
+        ] {
+            let mut policy = NodePolicy::default();
+            allow_made(&mut policy, &made, mounts);
+            assert_eq!(policy.check(libc::S_IFCHR, 0xae5).is_ok(), allowed, "{mounts:?}");
+            assert!(policy.check(libc::S_IFBLK, 0xae5).is_err());
         }
     }
 

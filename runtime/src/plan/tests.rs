@@ -26,7 +26,8 @@ fn plan_with(
 }
 
 fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBind {
-    ShareBind { path: path.into(), host: host.into(), read_only, mount_points }
+    let (path, host, nodes) = (path.into(), host.into(), NodePolicy::default());
+    ShareBind { path, host, read_only, mount_points, nodes, later_mounts: false }
 }
 
 #[test]
@@ -131,6 +132,32 @@ fn binds_become_numbered_shares() {
     assert_eq!(mounts[1].flags, libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY);
     assert_eq!(mounts[1].propagation, libc::MS_PRIVATE | libc::MS_REC);
     assert_eq!((mounts[2].kind.as_str(), mounts[2].flags), ("bind", libc::MS_BIND));
+}
+
+#[test]
+fn a_share_s_terms_are_the_bundle_s() {
+    let plan = plan_of(|json| {
+        json["process"]["capabilities"] = serde_json::json!({"bounding": ["CAP_MKNOD"]});
+        json["linux"]["devices"] =
+            serde_json::json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+        json["linux"]["resources"] =
+            serde_json::json!({"devices": [{"allow": true, "type": "b", "major": 8}]});
+        json["mounts"] = serde_json::json!([
+            {"destination": "/a", "type": "bind", "source": "a", "options": ["rbind", "rslave"]},
+            {"destination": "/b", "type": "bind", "source": "b", "options": ["rbind", "rprivate"]},
+            {"destination": "/c", "type": "bind", "source": "c", "options": ["rbind"]},
+            {"destination": "/d", "type": "bind", "source": "d", "options": ["rbind", "shared"]},
+        ]);
+    })
+    .unwrap();
+    let later: Vec<bool> = plan.binds.iter().map(|bind| bind.later_mounts).collect();
+    assert_eq!(later, [false, true, false, false, true]);
+    for (index, bind) in plan.binds.iter().enumerate() {
+        assert!(bind.nodes.check(libc::S_IFBLK, 0x800).is_ok());
+        assert!(bind.nodes.check(libc::S_IFBLK, 0x900).is_err());
+        // There is no mount at /dev: the agent makes the bundle's nodes in the root directory, and nowhere else.
+        assert_eq!(bind.nodes.check(libc::S_IFCHR, 0xae5).is_ok(), index == 0);
+    }
 }
 
 #[test]

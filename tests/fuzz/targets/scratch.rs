@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::sync::OnceLock;
 
-use devices::virtio::fs::ShareTree;
+use devices::virtio::fs::{ShareTree, Terms};
 use tempfile::TempDir;
 
 fn scratch() -> &'static TempDir {
@@ -22,8 +22,8 @@ pub fn tree() -> ShareTree {
     }
     fs::write(dir.join("file"), "alone").unwrap();
     let tree = ShareTree::new().unwrap();
-    tree.bind("/a/open", File::open(dir.join("open")).unwrap().into(), false).unwrap();
-    tree.bind("/a/closed", File::open(dir.join("closed")).unwrap().into(), true).unwrap();
-    tree.bind("/b", File::open(dir.join("file")).unwrap().into(), false).unwrap();
+    tree.bind("/a/open", File::open(dir.join("open")).unwrap().into(), Terms::default()).unwrap();
+    tree.bind("/a/closed", File::open(dir.join("closed")).unwrap().into(), Terms::read_only()).unwrap();
+    tree.bind("/b", File::open(dir.join("file")).unwrap().into(), Terms::default()).unwrap();
     tree
 }

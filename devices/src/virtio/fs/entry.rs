@@ -120,6 +120,7 @@ impl ShareServer {
         if input.mode & libc::S_IFMT == libc::S_IFDIR {
             return Err(Errno(libc::EPERM));
         }
+        dir.bind.nodes.check(input.mode, input.rdev)?;
         let (creating, mode) = self.credentials().create_as(request.caller, input.umask, input.mode);
         sys::mknodat(dir.fd()?.as_fd(), name, mode, input.rdev)?;
         drop(creating);

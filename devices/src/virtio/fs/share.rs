@@ -9,7 +9,12 @@
 //!         └── 1          bound to a single file
 //! ```
 //!
-//! Nothing is mounted on the host, so nothing is left there. A [`ShareTree`] is a handle: its clones see one tree, and
+//! A directory is served on a mount of its own, a detached copy of the host's without devices and set-user-ID, so that
+//! no fault of the server can open a device; what the host mounts there later is not in it. The kernel makes one for a
+//! process with CAP_SYS_ADMIN in its mount namespace. Without one, and where it is asked for later mounts, the server
+//! has the host's own mount, and its checks of a file's kind stand alone.
+//!
+//! Nothing is mounted where others see it, so nothing is left on the host. A [`ShareTree`] is a handle: its clones see one tree, and
 //! what one of them binds or unbinds the guest sees at once (or when its negative lookup runs out, within
 //! [`super::attr::VALID`]). After [`ShareTree::unbind`] the server holds no descriptor of the share, except those of a
 //! request that is at work that moment.
@@ -21,6 +26,7 @@ use std::sync::{Arc, Mutex};
 
 use super::FileServer;
 use super::errno::{Errno, Result};
+use super::nodes::NodePolicy;
 use super::server::ShareServer;
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, Table};
@@ -73,12 +79,32 @@ pub enum ShareError {
     },
 }
 
+/// On whose terms a guest uses what is bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Changes are refused.
+    pub read_only: bool,
+    /// The device nodes that it may make.
+    pub nodes: NodePolicy,
+    /// What the host mounts below a directory later belongs to it. This takes the host's own mount.
+    pub later_mounts: bool,
+}
+
+impl Terms {
+    /// Changes are refused.
+    pub fn read_only() -> Terms {
+        Terms { read_only: true, ..Terms::default() }
+    }
+}
+
 /// A name of the share, bound to a file or directory of the host.
 pub(in crate::virtio) struct Bind {
     /// Which one.
     pub id: u64,
     /// Changes are refused.
     pub read_only: bool,
+    /// The device nodes that may be made.
+    pub nodes: NodePolicy,
     /// Empty directories and files may be made all the same.
     pub mount_points: AtomicBool,
     /// Device and number on the host.
@@ -229,7 +255,7 @@ impl ShareTree {
     /// Binds `path` (absolute, in the share) to the directory or regular file behind `fd`, best an O_PATH descriptor.
     ///
     /// Missing parents become virtual directories. What the host has mounted below a directory is part of the share.
-    pub fn bind(&self, path: &str, fd: OwnedFd, read_only: bool) -> std::result::Result<(), ShareError> {
+    pub fn bind(&self, path: &str, fd: OwnedFd, terms: Terms) -> std::result::Result<(), ShareError> {
         let names = components(path)?;
         let host = |errno: Errno| ShareError::Host { step: format!("share {path:?}"), source: errno.into() };
         let stat = sys::fstat(fd.as_fd()).map_err(host)?;
@@ -237,16 +263,21 @@ impl ShareTree {
         if kind != libc::S_IFDIR && kind != libc::S_IFREG {
             return Err(ShareError::Kind { path: path.to_owned() });
         }
+        // A file is what its descriptor refers to, whatever becomes of its name: only names below a directory can lead
+        // to a device.
+        let is_dir = kind == libc::S_IFDIR;
+        let fd = if is_dir && !terms.later_mounts { own_mount(path, fd).map_err(host)? } else { fd };
         let taken = || ShareError::Taken { path: path.to_owned() };
         let mut tree = self.0.tree.lock().unwrap();
         let (name, parents) = names.split_last().ok_or_else(taken)?;
         let dir = tree.make_dirs(parents).ok_or_else(taken)?;
         let bind = Bind {
             id: tree.number(),
-            read_only,
+            read_only: terms.read_only,
+            nodes: terms.nodes,
             mount_points: AtomicBool::new(false),
             key: (stat.st_dev, stat.st_ino),
-            is_dir: kind == libc::S_IFDIR,
+            is_dir,
             revoked: AtomicBool::new(false),
             fd,
         };
@@ -344,6 +375,18 @@ impl Bind {
     /// The descriptor it was bound to.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Returns a directory on a mount of its own, or as it is where the kernel makes none: for a process without the right
+/// (EPERM), for a mount that cannot be bound or is another namespace's (EINVAL), before Linux 5.12 (ENOSYS).
+fn own_mount(path: &str, fd: OwnedFd) -> Result<OwnedFd> {
+    match sys::clone_mount(fd.as_fd()) {
+        Err(errno @ Errno(libc::EPERM | libc::EINVAL | libc::ENOSYS)) => {
+            log::debug!("share {path:?} on the host's mount: {}", std::io::Error::from(errno));
+            Ok(fd)
+        }
+        cloned => cloned,
     }
 }
 

@@ -126,7 +126,7 @@ fn body(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 fn share(dir: &Path) -> ShareTree {
     let tree = ShareTree::new().unwrap();
-    tree.bind("/data", fs::File::open(dir).unwrap().into(), false).unwrap();
+    tree.bind("/data", fs::File::open(dir).unwrap().into(), Terms::default()).unwrap();
     tree
 }
 

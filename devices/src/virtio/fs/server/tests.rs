@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::virtio::fs::share::ShareTree;
+use crate::virtio::fs::nodes::{NodeKind, NodePolicy, NodeRule};
+use crate::virtio::fs::share::{ShareTree, Terms};
 use crate::virtio::fs::wire::*;
 
 mod descriptors;
@@ -44,7 +45,7 @@ impl Guest {
         // A guest served by this thread before may have left its umask.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let tree = ShareTree::new().unwrap();
-        tree.bind("/c1/rootfs", open_path(dir.path()), false).unwrap();
+        tree.bind("/c1/rootfs", open_path(dir.path()), Terms::default()).unwrap();
         let mut guest = Guest { server: tree.server(), tree, caller: (0, 0), dir };
         guest.init();
         guest

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 
 use super::*;
+use crate::virtio::fs::Terms;
 use crate::virtio::p9::fids::MAX_XATTR_BYTES;
 use crate::virtio::p9::wire::{NO_FID, set};
 
@@ -75,7 +76,7 @@ impl Guest {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let tree = ShareTree::new().unwrap();
-        tree.bind("/c1/rootfs", open_path(dir.path()), read_only).unwrap();
+        tree.bind("/c1/rootfs", open_path(dir.path()), Terms { read_only, ..Terms::default() }).unwrap();
         let mut guest = Guest { server: P9Server::new(&tree), tree, dir };
         let version = guest.call(kind::VERSION, body().u32(512_000).text("9P2000.L")).unwrap();
         assert_eq!(version, body().u32(512_000).text("9P2000.L").0);
@@ -385,7 +386,7 @@ fn a_read_only_share_refuses_every_change() {
 fn a_single_file_is_shared_alone() {
     let mut guest = Guest::new(false);
     fs::write(guest.path("hosts"), "127.0.0.1").unwrap();
-    guest.tree.bind("/c1/mounts/0", open_path(&guest.path("hosts")), false).unwrap();
+    guest.tree.bind("/c1/mounts/0", open_path(&guest.path("hosts")), Terms::default()).unwrap();
     guest.walk(ROOT, 2, &["c1", "mounts", "0"]).unwrap();
     assert_eq!(guest.walk(2, 3, &["hosts"]), Err(libc::ENOTDIR));
     guest.open(2, libc::O_RDWR).unwrap();
@@ -443,4 +444,15 @@ proptest! {
             guest.send(&bytes, 64);
         }
     }
+}
+
+#[test]
+fn a_device_node_is_refused_as_over_virtio_fs() {
+    let mut guest = Guest::new(false);
+    let mut make = |name: &str, mode: u32, major, minor| {
+        guest.call(kind::MKNOD, body().u32(TOP).text(name).u32(mode | 0o600).u32(major).u32(minor).u32(0))
+    };
+    assert_eq!(make("null", libc::S_IFCHR, 1, 3), Err(libc::EPERM));
+    assert_eq!(make("disk", libc::S_IFBLK, 8, 0), Err(libc::EPERM));
+    make("fifo", libc::S_IFIFO, 0, 0).unwrap();
 }

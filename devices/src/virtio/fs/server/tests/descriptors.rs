@@ -124,7 +124,7 @@ fn what_the_host_moves_meanwhile_is_looked_up_again() {
 /// What a guest that knows a directory twice has: the second share's root, beside [`crowded`]'s.
 fn crowded_twice() -> (Guest, [u64; 2], Vec<u64>) {
     let (mut guest, rootfs, nodes) = crowded();
-    guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), false).unwrap();
+    guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), Terms::default()).unwrap();
     let second = guest.walk("c1/mounts/0");
     for node in &nodes[..8] {
         assert!(!guest.tree.inode(*node).is_pinned());
@@ -151,7 +151,7 @@ fn a_directory_that_goes_in_one_share_is_not_lost_in_another() {
     let mut guest = Guest::new();
     guest.tree.set_limit(20);
     let rootfs = guest.rootfs();
-    guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), false).unwrap();
+    guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), Terms::default()).unwrap();
     let second = guest.walk("c1/mounts/0");
     let mut look_up = |name: String| {
         fs::create_dir(guest.path(&name)).unwrap();

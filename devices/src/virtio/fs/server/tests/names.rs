@@ -44,7 +44,7 @@ fn renames_replace_exchange_and_refuse() {
     guest.call(op::RENAME, rootfs, &plain).unwrap();
     assert!(guest.path("d").exists());
     let other = tempfile::tempdir().unwrap();
-    guest.tree.bind("/c1/mounts/0", open_path(other.path()), false).unwrap();
+    guest.tree.bind("/c1/mounts/0", open_path(other.path()), Terms::default()).unwrap();
     let mount = guest.walk("c1/mounts/0");
     assert_eq!(guest.rename((rootfs, "d"), (mount, "d"), 0), Err(libc::EXDEV));
     let node = guest.walk("c1/rootfs/d");

@@ -48,17 +48,36 @@ fn special_files_are_never_opened_on_the_host() {
         let size = SetattrIn { valid: set::SIZE, ..Default::default() };
         assert_eq!(guest.setattr(found.nodeid, size), Err(libc::ENXIO));
     }
-    if is_root() {
+}
+
+#[test]
+fn a_device_node_is_made_where_the_share_says_so_and_never_opened() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let rule = NodeRule { allow: true, kind: Some(NodeKind::Character), major: Some(1), minor: Some(3) };
+    let terms = Terms { nodes: NodePolicy(vec![rule]), ..Terms::default() };
+    guest.tree.bind("/c1/mounts/0", open_path(&guest.path("")), terms).unwrap();
+    let allowed = guest.walk("c1/mounts/0");
+    let mut make = |dir, name: &str, mode, rdev| {
         let mknod = body(|b| {
-            MknodIn { mode: libc::S_IFCHR | 0o600, rdev: 0x103, ..Default::default() }.put(b);
-            b.extend_from_slice(&string("null"));
+            MknodIn { mode: mode | 0o600, rdev, ..Default::default() }.put(b);
+            b.extend_from_slice(&string(name));
         });
-        if let Ok(reply) = guest.call(op::MKNOD, rootfs, &mknod) {
-            let (found, attr) = entry(&reply);
-            assert_eq!(attr.rdev, 0x103);
-            assert!(fs::metadata(guest.path("null")).unwrap().file_type().is_char_device());
-            assert_eq!(guest.open(found.nodeid, libc::O_RDWR), Err(libc::ENXIO));
-        }
+        guest.call(op::MKNOD, dir, &mknod)
+    };
+    let refused = Err(libc::EPERM);
+    assert_eq!(make(rootfs, "null", libc::S_IFCHR, 0x103), refused);
+    assert_eq!(make(allowed, "zero", libc::S_IFCHR, 0x105), refused);
+    assert_eq!(make(allowed, "disk", libc::S_IFBLK, 0x103), refused);
+    let made = [make(rootfs, "whiteout", libc::S_IFCHR, 0), make(allowed, "null", libc::S_IFCHR, 0x103)];
+    // Only root makes device nodes, and not in every sandbox.
+    if let [Ok(_), Ok(reply)] = made {
+        let (found, attr) = entry(&reply);
+        assert_eq!(attr.rdev, 0x103);
+        assert!(fs::metadata(guest.path("null")).unwrap().file_type().is_char_device());
+        assert_eq!(guest.open(found.nodeid, libc::O_RDWR), Err(libc::ENXIO));
+    } else {
+        assert!(!is_root() || made == [refused.clone(), refused], "{made:?}");
     }
 }
 

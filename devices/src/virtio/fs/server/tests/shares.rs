@@ -7,7 +7,7 @@ fn the_virtual_root_is_read_only_and_lists_its_shares() {
     let mut guest = Guest::new();
     fs::write(guest.path("single"), "x").unwrap();
     let single = open_path(&guest.path("single"));
-    guest.tree.bind("/c1/mounts/0", single, true).unwrap();
+    guest.tree.bind("/c1/mounts/0", single, Terms::read_only()).unwrap();
     let root = guest.attr(ROOT_ID);
     assert_eq!((root.mode, root.ino), (libc::S_IFDIR | 0o555, 1));
     let c1 = guest.walk("c1");
@@ -37,7 +37,7 @@ fn a_single_file_is_shared_alone() {
     let mut guest = Guest::new();
     fs::write(guest.path("hosts"), "127.0.0.1").unwrap();
     let file = open_path(&guest.path("hosts"));
-    guest.tree.bind("/c1/mounts/0", file, false).unwrap();
+    guest.tree.bind("/c1/mounts/0", file, Terms::default()).unwrap();
     let mounts = guest.walk("c1/mounts");
     let (found, attr) = guest.lookup(mounts, "0").unwrap();
     assert_eq!((attr.mode & libc::S_IFMT, attr.flags, attr.size), (libc::S_IFREG, 0, 9));
@@ -78,7 +78,7 @@ fn names_that_lead_elsewhere_are_refused() {
 fn share_read_only(guest: &mut Guest) -> (u64, u64, u64) {
     fs::write(guest.path("a"), "a").unwrap();
     fs::create_dir(guest.path("d")).unwrap();
-    guest.tree.bind("/ro", open_path(&guest.path("")), true).unwrap();
+    guest.tree.bind("/ro", open_path(&guest.path("")), Terms::read_only()).unwrap();
     (guest.walk("ro"), guest.walk("ro/a"), guest.walk("ro/d"))
 }
 
@@ -160,6 +160,6 @@ fn unbinding_closes_everything_at_once() {
     assert_eq!(guest.read(node, fh, 0, 1), Err(libc::EBADF));
     assert_eq!(guest.lookup(ROOT_ID, "c1"), Err(libc::ENOENT));
     // What comes there later is something else.
-    guest.tree.bind("/c1/rootfs", open_path(&guest.path("")), false).unwrap();
+    guest.tree.bind("/c1/rootfs", open_path(&guest.path("")), Terms::default()).unwrap();
     assert_ne!(guest.rootfs(), rootfs);
 }
