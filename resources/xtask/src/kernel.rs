@@ -1,8 +1,9 @@
-//! The guest kernel: Debian's `linux-source` with the fragments of `resources/kernel/`, built once and cached by
+//! The guest kernel: Debian's `linux-source` with the patches and fragments of `resources/kernel/`, built once and cached by
 //! what it is made of. `resources/kernel/README.md` says how the configuration was chosen.
 
 mod fragments;
 mod image;
+mod patches;
 mod progress;
 mod source;
 
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{apt, cache};
 use fragments::Request;
+use patches::Patches;
 use source::Source;
 
 /// What compiling the kernel needs.
@@ -31,6 +33,7 @@ const TOOLS: &[&str] = &[
     "libelf-dev",
     "libssl-dev",
     "make",
+    "patch",
     "rsync",
     "xz-utils",
     "zstd",
@@ -77,8 +80,9 @@ impl KernelFiles {
 /// time wait for each other. An option that a fragment asks for and the configuration does not have is an error.
 pub fn kernel() -> anyhow::Result<KernelFiles> {
     let requests = requests()?;
+    let patches = Patches::read(&fragment_folder().join("patches"))?;
     let cache = cache::dir("kernel");
-    let folder_of = |source: &Source| cache.join(key(&requests, &source.version));
+    let folder_of = |source: &Source| cache.join(key(&requests, &patches, &source.version));
     // A finished kernel is never changed: only who builds one has to wait for another who does.
     let folder = folder_of(&Source::newest()?);
     if folder.is_dir() {
@@ -95,7 +99,10 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
     let folder = folder_of(&source);
     if !folder.is_dir() {
         let staged = cache.join("staged");
-        build(&requests, &source, &cache, &staged)?;
+        apt::install(TOOLS)?;
+        let tree = source.unpack(&cache, &patches)?;
+        eprintln!("kernel: compiling {}", source.version);
+        build(&requests, &tree, &cache, &staged)?;
         fs::rename(&staged, &folder).with_context(|| format!("rename to {}", folder.display()))?;
     }
     Ok(KernelFiles::in_folder(&folder))
@@ -124,8 +131,9 @@ fn requests() -> anyhow::Result<BTreeMap<String, Request>> {
 }
 
 /// Names a build: equal keys are equal kernels. Comments and the order of the fragments' lines do not matter.
-fn key(requests: &BTreeMap<String, Request>, version: &str) -> String {
-    let text = format!("{RECIPE}\n{}\n{version}\n{}", MAKE.join("\n"), fragments::render(requests));
+fn key(requests: &BTreeMap<String, Request>, patches: &Patches, version: &str) -> String {
+    let (make, patches, options) = (MAKE.join("\n"), patches.digest(), fragments::render(requests));
+    let text = format!("{RECIPE}\n{make}\n{version}\n{patches}\n{options}");
     Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -146,16 +154,14 @@ fn lock(path: &Path) -> anyhow::Result<File> {
 
 fn build(
     requests: &BTreeMap<String, Request>,
-    source: &Source,
+    tree: &Path,
     cache: &Path,
     staged: &Path,
 ) -> anyhow::Result<()> {
-    apt::install(TOOLS)?;
-    let tree = source.unpack(cache)?;
     let objects = cache.join("objects");
-    configure(requests, &tree, &objects)?;
-    eprintln!("kernel: compiling {} (log: {})", source.version, objects.join("log").display());
-    let mut make = make(&tree, &objects);
+    configure(requests, tree, &objects)?;
+    eprintln!("kernel: the log is {}", objects.join("log").display());
+    let mut make = make(tree, &objects);
     make.arg(format!("-j{}", available_parallelism().map_or(1, usize::from))).args(["vmlinux", "bzImage"]);
     progress::run(&mut make, &objects.join("log"))?;
 
@@ -201,14 +207,15 @@ mod tests {
 
     #[test]
     fn key_ignores_comments_and_follows_values() {
+        let patches = Patches::read(&fragment_folder().join("patches")).unwrap();
         let of = |text: &str| {
             let mut all = BTreeMap::new();
             fragments::add(&mut all, "a.config", text).unwrap();
-            key(&all, "6.1.1-1")
+            key(&all, &patches, "6.1.1-1")
         };
         assert_eq!(of("CONFIG_A=y\nCONFIG_B=y\n"), of("# why\nCONFIG_B=y\n\nCONFIG_A=y\n"));
         assert_ne!(of("CONFIG_A=y\n"), of("CONFIG_A=n\n"));
-        assert_ne!(of("CONFIG_A=y\n"), key(&BTreeMap::new(), "6.1.1-1"));
+        assert_ne!(of("CONFIG_A=y\n"), key(&BTreeMap::new(), &patches, "6.1.1-1"));
     }
 
     #[test]

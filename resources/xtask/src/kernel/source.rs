@@ -1,11 +1,12 @@
-//! The kernel's source: Debian's package, downloaded with apt (which checks its signature) and unpacked.
+//! The kernel's source: Debian's package, downloaded with apt (which checks its signature), unpacked and patched.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use super::patches::Patches;
 use crate::apt;
 
 /// The package; its version follows Debian's security updates.
@@ -38,19 +39,35 @@ impl Source {
         Ok(Source { version })
     }
 
-    /// Returns the folder of the unpacked tree, below `cache`; downloads and unpacks it if it is not there.
-    pub fn unpack(&self, cache: &Path) -> anyhow::Result<PathBuf> {
+    /// Returns the folder of the patched tree, below `cache`; downloads and unpacks it if it is not there.
+    pub fn unpack(&self, cache: &Path, patches: &Patches) -> anyhow::Result<PathBuf> {
         let tree = cache.join("source");
         let mark = tree.join(".version");
-        if fs::read_to_string(&mark).is_ok_and(|version| version == self.version) {
-            return Ok(tree);
+        let patched = format!("{} {}", self.version, patches.digest());
+        match fs::read_to_string(&mark) {
+            Ok(found) if found == patched => return Ok(tree),
+            Ok(found) if found == self.version => {}
+            _ => self.unpack_anew(cache, &tree, &mark)?,
         }
+        // A tree that is patched in part has no mark.
+        fs::remove_file(&mark).with_context(|| format!("remove {}", mark.display()))?;
+        for patch in &patches.files {
+            eprintln!("kernel: applying {}", patch.display());
+            let text = File::open(patch).with_context(|| format!("open {}", patch.display()))?;
+            run(Command::new("patch").arg("-d").arg(&tree).args(["-p1", "--forward"]).stdin(text))?;
+        }
+        fs::write(&mark, patched)?;
+        Ok(tree)
+    }
+
+    /// Unpacks the tree as Debian has it.
+    fn unpack_anew(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
         for folder in ["source", "objects"] {
             remove(&cache.join(folder))?;
         }
         let package = self.download(cache)?;
         eprintln!("kernel: unpacking {PACKAGE} {}", self.version);
-        fs::create_dir(&tree).with_context(|| format!("create {}", tree.display()))?;
+        fs::create_dir(tree).with_context(|| format!("create {}", tree.display()))?;
         let unpacked = cache.join("package");
         remove(&unpacked)?;
         run(Command::new("dpkg-deb").arg("-x").args([&package, &unpacked]))?;
@@ -58,13 +75,13 @@ impl Source {
         let excludes = LEFT_OUT.iter().map(|pattern| format!("--exclude={pattern}"));
         run(Command::new("tar")
             .arg("-C")
-            .arg(&tree)
+            .arg(tree)
             .args(excludes)
             .args(["--strip-components=1", "-xf"])
             .arg(archive))?;
         remove(&unpacked)?;
-        fs::write(&mark, &self.version)?;
-        Ok(tree)
+        fs::write(mark, &self.version)?;
+        Ok(())
     }
 
     /// Returns the package's file below `cache`; earlier versions are removed.

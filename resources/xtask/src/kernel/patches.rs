@@ -1,0 +1,64 @@
+//! The patches that the kernel's source gets: `resources/kernel/patches/*.patch`, in the order of their names.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+/// The patches of this checkout.
+pub struct Patches {
+    /// Their files.
+    pub files: Vec<PathBuf>,
+    /// What they change, one behind the other, without the reasons before it.
+    changes: String,
+}
+
+impl Patches {
+    /// Reads the patches in `folder`.
+    pub fn read(folder: &Path) -> anyhow::Result<Patches> {
+        let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
+        let mut files: Vec<PathBuf> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
+            .collect();
+        files.sort();
+        let mut changes = String::new();
+        for file in &files {
+            let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+            let start = text.find("\n--- ").with_context(|| format!("{} changes nothing", file.display()))?;
+            changes += &text[start..];
+        }
+        Ok(Patches { files, changes })
+    }
+
+    /// Names what the patches change. Equal digests are equal sources.
+    pub fn digest(&self) -> String {
+        Sha256::digest(&self.changes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_have_an_order_and_a_digest_of_what_they_change() {
+        let folder = std::env::temp_dir().join(format!("xtask-patches-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let read = |files: &[(&str, &str)]| {
+            for (name, text) in files {
+                fs::write(folder.join(name), text).unwrap();
+            }
+            Patches::read(&folder).unwrap()
+        };
+        let first = read(&[("b.patch", "why\n--- b\n"), ("a.patch", "why\n--- a\n"), ("README.md", "x")]);
+        assert_eq!(first.files, [folder.join("a.patch"), folder.join("b.patch")]);
+        assert_eq!(first.changes, "\n--- a\n\n--- b\n");
+        assert_eq!(first.digest(), read(&[("b.patch", "because\n--- b\n"), ("README.md", "y")]).digest());
+        assert_ne!(first.digest(), read(&[("b.patch", "why\n--- c\n")]).digest());
+        fs::write(folder.join("c.patch"), "why\n").unwrap();
+        assert!(Patches::read(&folder).is_err());
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
