@@ -53,8 +53,11 @@ impl Container {
         let ends_itself = has_own_pids(spec);
         let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, ends_itself };
         if isolated {
-            container.cgroup = Some(cgroup::make(&spec.id)?);
-            spec.oci.iter().try_for_each(|oci| container.limit(&oci.cgroup))?;
+            let cgroup = container.cgroup.insert(cgroup::make(&spec.id)?);
+            if let Some(oci) = &spec.oci {
+                cgroup::filter_devices(cgroup, &oci.device_rules)?;
+                container.limit(&oci.cgroup)?;
+            }
         }
         Ok(container)
     }

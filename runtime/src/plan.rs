@@ -21,6 +21,7 @@ use crate::oci::{self, ConsoleSize, Linux, Spec};
 
 pub mod base;
 pub mod capabilities;
+pub mod device_filter;
 pub mod device_rules;
 pub mod devices;
 pub mod limits;
@@ -316,8 +317,8 @@ fn rlimits(from: &oci::Process) -> Result<Vec<payload::Rlimit>> {
 }
 
 /// The first container of a VM needs no namespace against others: the VM's own network (a loopback alone), IPC and
-/// host name are its. It gets a PID namespace to be process 1 and not to see the agent, a cgroup namespace for its
-/// view of the tree, and a UTS namespace where a domain name has to be set.
+/// host name are its. It gets a PID namespace to be process 1 and not to see the agent, a cgroup namespace whether it asks for
+/// one or not, because its power over the tree ends there, and a UTS namespace where a domain name has to be set.
 fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
     let spec = &bundle.spec;
     let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
@@ -325,9 +326,7 @@ fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
     if asked("pid") {
         namespaces.push(payload::Namespace::Pid);
     }
-    if asked("cgroup") {
-        namespaces.push(payload::Namespace::Cgroup);
-    }
+    namespaces.push(payload::Namespace::Cgroup);
     if asked("time") {
         namespaces.push(payload::Namespace::Time);
     }
@@ -345,6 +344,7 @@ fn oci_container(bundle: &Bundle) -> Result<OciContainer> {
         user_namespace: users::maps(&spec.linux)?,
         cgroup: BTreeMap::new(),
         devices: devices::nodes(&spec.linux.devices, &spec.linux.resources.devices)?,
+        device_rules: device_filter::rules(&spec.linux.resources.devices)?,
         root_propagation: mounts::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
     })
 }

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use agent_proto::payload::DEVICE_RULES_MAX;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -72,9 +73,37 @@ pub fn limit(cgroup: &OwnedFd, file: &str, value: &str) -> Result<(), Fault> {
     write(cgroup, file, value).step("set limit", &format!("{file} to {value}"))
 }
 
+/// Filters the devices that processes of `cgroup` and below may use, by rules as in [`OciContainer::device_rules`](agent_proto::payload::OciContainer::device_rules).
+/// A kernel of somebody else's has no controller for that; its containers may use what it has.
+pub fn filter_devices(cgroup: &OwnedFd, rules: &[String]) -> Result<(), Fault> {
+    if rules.is_empty() {
+        return Ok(());
+    }
+    if rules.len() > DEVICE_RULES_MAX {
+        return Err(Fault::bad_request(format!("more than {DEVICE_RULES_MAX} rules for devices")));
+    }
+    match write(&CWD, CONTROL, "+devices") {
+        Err(Errno::INVAL) => return Ok(()),
+        enabled => enabled.step("enable controller", "devices")?,
+    }
+    let open = |file| open_to_write(cgroup, file).step("open", file);
+    let (allow, deny) = (open("devices.allow")?, open("devices.deny")?);
+    rules.iter().try_for_each(|rule| {
+        let (file, value) = match rule.split_once(' ') {
+            Some(("allow", value)) => (&allow, value),
+            Some(("deny", value)) => (&deny, value),
+            _ => return Err(Fault::bad_request(format!("{rule} is no rule for devices"))),
+        };
+        rustix::io::write(file, value.as_bytes()).map(drop).step("filter devices", rule)
+    })
+}
+
 fn write(directory: &impl AsFd, file: &str, value: &str) -> Result<(), Errno> {
-    let opened = rustix::fs::openat(directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&opened, value.as_bytes()).map(drop)
+    rustix::io::write(&open_to_write(directory, file)?, value.as_bytes()).map(drop)
+}
+
+fn open_to_write(directory: &impl AsFd, file: &str) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 #[cfg(test)]
@@ -90,6 +119,14 @@ mod tests {
         }
         let fault = limit(&nowhere, "cgroup.max.depth", "3").unwrap_err();
         assert_eq!(fault.text, "set limit cgroup.max.depth to 3: no such file or directory");
+    }
+
+    #[test]
+    fn rules_for_devices_are_of_two_files_and_not_too_many() {
+        let nowhere = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
+        assert_eq!(filter_devices(&nowhere, &[]), Ok(()));
+        let many = vec!["deny a".into(); DEVICE_RULES_MAX + 1];
+        assert_eq!(filter_devices(&nowhere, &many).unwrap_err().text, "more than 1024 rules for devices");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What a bundle may ask for and cannot get, field by field.
 //!
-//! Honoured because a VM implies it, and so not in the table: `linux.resources.devices` (the guest's `/dev` holds no
-//! device of the host), `linux.namespaces` (the VM is one), swap limits (the guest has no
-//! swap). Annotations (but for the one that `plan.rs` reads) and the sections of other platforms are skipped, as the specification says. Filters, devices and
+//! Honoured because a VM implies it, and so not in the table: `linux.namespaces` (the VM is one), swap limits (the guest has
+//! no swap). Annotations, except the one that `plan.rs` reads, and the sections of other platforms are skipped, as the
+//! specification says. Filters, devices and
 //! limits are judged where they are translated (`plan/`).
 
 use super::{Result, invalid, is_bind, unsupported};

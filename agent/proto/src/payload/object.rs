@@ -123,7 +123,7 @@ mod tests {
                 "recursiveClear": 4, "copyUp": true, "data": "x",
             }],
             "devices": [{"path": "/dev/x", "mode": 1, "major": 2, "minor": 3, "uid": 4, "gid": 5}],
-            "cgroup": {"pids.max": "1"}, "userNamespace": {"users": range, "groups": range}, "timeOffsets": "t",
+            "deviceRules": ["deny a"], "cgroup": {"pids.max": "1"}, "userNamespace": {"users": range, "groups": range}, "timeOffsets": "t",
             "rootPropagation": 9,
         });
         json!({

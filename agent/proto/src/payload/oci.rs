@@ -10,6 +10,9 @@ use super::object::object;
 
 use super::filter::Filter;
 
+/// The most rules of a container's filter of devices.
+pub const DEVICE_RULES_MAX: usize = 1024;
+
 /// What an OCI container has above API 4244's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +32,11 @@ pub struct OciContainer {
     /// Device nodes beside those that every `/dev` has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+    /// Which devices the container may use: `deny` or `allow`, and what is written to the file of that name of the kernel's
+    /// controller (Documentation/admin-guide/cgroup-v1/devices.rst), at most [`DEVICE_RULES_MAX`]. Without any it may use
+    /// all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub device_rules: Vec<String>,
     /// Files of the container's cgroup (version 2) and what is written to them, `memory.max` to `1048576`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub cgroup: BTreeMap<String, String>,
@@ -51,6 +59,7 @@ object!(OciContainer, Refused, {
     "maskedPaths": masked_paths,
     "readonlyPaths": readonly_paths,
     "devices": devices,
+    "deviceRules": device_rules,
     "cgroup": cgroup,
     "userNamespace": user_namespace,
     "timeOffsets": time_offsets,
