@@ -29,9 +29,10 @@ pub fn main() -> ! {
     reset()
 }
 
-/// Writes to the console, or where there is none to the kernel's log; if that fails there is nobody to tell.
+/// Writes to the console, or where there is none to the kernel's log; if that fails there is nobody to tell. A container that
+/// may mount can put anything in the console's place, such as a pipe that nobody reads: nothing is waited for.
 pub fn say(text: &str) {
-    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = |path| rustix::fs::open(path, flags, Mode::empty());
     let out = open(c"/dev/console").or_else(|_| open(c"/dev/kmsg"));
     let _ = out.and_then(|out| rustix::io::write(&out, text.as_bytes()));

@@ -8,7 +8,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, pidfd_open, set_dumpable_behavior, setrlimit,
+};
 
 use crate::container::cgroup::CGROUPS;
 use crate::container::namespaces::{self, bring_loopback_up};
@@ -138,9 +140,13 @@ impl Init {
 }
 
 /// Does nothing but to be process 1 of the pod's shared process ids: the kernel reaps its orphans for it. Containers see
-/// it, so that it has an empty directory for its root, and nothing else of the agent's.
+/// it, so that it has an empty directory for its root and none of the agent's descriptors. Its memory and its capabilities
+/// are the agent's, and closed to them as those of a child that has not run its program (`process/child.rs`).
 fn hold_pids() -> ! {
     sys::ignore_children();
+    if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
+        sys::exit(1);
+    }
     let hidden = rustix::mount::mount("tmpfs", ROOT, "tmpfs", MountFlags::RDONLY, None)
         .step("mount", ROOT)
         .and_then(|()| Root::open(ROOT))

@@ -1,13 +1,18 @@
 //! A container's /dev: its nodes, its links and its console (OCI runtime specification, "Default Devices").
 
+use alloc::format;
+use alloc::string::String;
+
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, statat, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, statat, symlinkat,
+};
 use rustix::io::Errno;
 
 use agent_proto::payload::{Device, Mount, OciContainer, Process};
 
-use crate::container::mounts::{bind_own, bind_tree};
-use crate::container::rootfs::Root;
+use crate::container::mounts::bind_tree;
+use crate::container::rootfs::{READ_ONLY, Root};
 use crate::fault::{Fault, Step};
 use crate::process::pty::Terminal;
 use crate::sys::MountAttributes;
@@ -37,7 +42,7 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
         match mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
             Ok(()) | Err(Errno::EXIST) => {}
             // A share may refuse device nodes; a file with the node bound on it does as well.
-            Err(_) => bind_own(root, &alloc::format!("/dev/{name}"), &alloc::format!("/dev/{name}"))?,
+            Err(_) => bind_node(root, name, major, minor)?,
         }
     }
     for (name, target) in LINKS {
@@ -80,8 +85,30 @@ fn bind_console(root: &Root, slave: &OwnedFd) -> Result<(), Fault> {
     bind_tree(root, slave, "/dev/console", false, MountAttributes::default()).map(drop)
 }
 
-/// Opens the agent's /dev/null, which hides files of a container.
+/// Opens a node of /dev/null that is the agent's, and hides files of a container.
 pub fn null() -> Result<OwnedFd, Fault> {
-    const PATH: &str = "/dev/null";
-    rustix::fs::open(PATH, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", PATH)
+    open_node(&own_node("null", 1, 3)?)
+}
+
+/// Binds a node of the agent's. All containers have the same one, so that none may change it; a read-only mount does not keep
+/// a device from being written to.
+fn bind_node(root: &Root, name: &str, major: u32, minor: u32) -> Result<(), Fault> {
+    let source = open_node(&own_node(name, major, minor)?)?;
+    let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
+    bind_tree(root, &source, &format!("/dev/{name}"), false, attributes).map(drop)
+}
+
+fn open_node(path: &str) -> Result<OwnedFd, Fault> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)
+}
+
+/// Returns the path of a node in the agent's own tree, and makes it if it is not there. The agent's /dev will not do: a
+/// container that may mount can mount the same file system, and put something else there.
+fn own_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
+    let path = format!("/run/{name}");
+    let mode = Mode::from_raw_mode(0o666);
+    match mknodat(CWD, path.as_str(), FileType::CharacterDevice, mode, makedev(major, minor)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(path),
+        Err(errno) => Err(errno).step("make device", &path),
+    }
 }

@@ -32,7 +32,7 @@ const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 /// Mode of files that are made to be mounted on.
 const FILE: Mode = Mode::from_raw_mode(0o644);
 /// MOUNT_ATTR_RDONLY.
-const READ_ONLY: u64 = 1;
+pub const READ_ONLY: u64 = 1;
 
 /// What is done about a name that is not there.
 #[derive(Clone, Copy, Debug)]

@@ -87,8 +87,9 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     rustix::process::setsid().step("make", "session")?;
     let Stdio { stdin, stdout, stderr } = &job.stdio;
     install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
-    // The child meets the container's processes before it runs its program: the agent's descriptors must be gone by
-    // then, and its memory closed to them.
+    // The container's processes see the child before it runs its program. Our kernel closes it to them until then
+    // (resources/kernel/patches/ptrace-before-exec.patch), even to those with SYS_PTRACE. With another kernel only those
+    // without are kept out, and the agent's descriptors must be gone.
     let joined = if let Place::Join(init, _) = &job.place { Some(*init) } else { None };
     sys::close_others([Some(job.report.as_fd()), joined]);
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide", "process")?;

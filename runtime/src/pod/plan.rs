@@ -22,6 +22,8 @@ use crate::signals::name::signal_of;
 
 /// What Docker gives a container that asks for nothing; the root is the directory itself.
 const CONTAINER: &str = include_str!("container.json");
+/// What in /proc is read-only for a container of a pod.
+const KERNEL_PATHS: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// The largest file that is given to a container.
 const FILE_MAX: u64 = 4 << 20;
 
@@ -188,6 +190,7 @@ impl PodPlan {
         }
         process.additional_groups.extend(user.additional_groups.iter().cloned());
         share_shm(&mut planned.container);
+        protect_kernel(&mut planned.container);
         self.add_files(at, container, &mut planned)?;
         Ok(planned)
     }
@@ -361,6 +364,24 @@ fn share_shm(container: &mut payload::Container) {
             kind: payload::POD_SHM.to_owned(),
             ..payload::Mount::default()
         };
+    }
+}
+
+/// Keeps a container from the settings of the kernel that all of the pod's have in common, unless it has SYS_ADMIN and could
+/// mount /proc anew: as runc does with Docker's list, whatever list the container's bundle has.
+fn protect_kernel(container: &mut payload::Container) {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let process = container.process.oci.as_ref();
+    let sets = process.and_then(|process| process.capabilities).unwrap_or_default();
+    if sets.bounding & SYS_ADMIN != 0 {
+        return;
+    }
+    let Some(oci) = &mut container.oci else { return };
+    let procs = oci.mounts.iter().filter(|mount| mount.kind == "proc");
+    for path in procs.flat_map(|mount| KERNEL_PATHS.map(|path| format!("{}/{path}", mount.destination))) {
+        if !oci.readonly_paths.contains(&path) {
+            oci.readonly_paths.push(path);
+        }
     }
 }
 

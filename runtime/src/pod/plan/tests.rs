@@ -70,6 +70,23 @@ fn a_bundle_s_words_stand_where_the_podfile_has_none() {
 }
 
 #[test]
+fn the_kernel_s_settings_are_read_only_without_sys_admin() {
+    let folder = folder();
+    let config = folder.path().join("bundle/config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    let paths = |spec: &serde_json::Value| {
+        std::fs::write(&config, spec.to_string()).unwrap();
+        let plan = one(folder.path(), json!({"name": "a", "image": "bundle"}));
+        plan.container.oci.unwrap().readonly_paths
+    };
+    let all = ["/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
+    assert_eq!(paths(&spec), all);
+    spec["process"]["capabilities"]["bounding"] = json!(["CAP_KILL", "CAP_SYS_ADMIN"]);
+    assert_eq!(paths(&spec), ["/proc/sys"]);
+}
+
+#[test]
 fn users_are_the_container_s_own_and_have_no_capabilities() {
     let folder = folder();
     let user = json!({"name": "ann", "additionalGroups": ["wheel", "7"]});
