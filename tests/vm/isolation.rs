@@ -1,7 +1,15 @@
 //! What a container cannot reach, whatever it may: the agent, its ports, its tree.
 
-use serde_json::json;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::{Value, json};
 use tests::Bundle;
+
+use crate::lifecycle::{Container, reap};
+
+/// Further processes that are looked into while they start.
+const EXECS: usize = 25;
 
 /// Every right that a container engine's privileged container has.
 fn privileged(script: &str) -> Bundle {
@@ -20,6 +28,29 @@ fn privileged(script: &str) -> Bundle {
         }
         c["linux"]["maskedPaths"] = json!([]);
         c["linux"]["readonlyPaths"] = json!([]);
+        c["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    })
+}
+
+/// The bundle with a tmpfs at /tmp, in which device nodes can be made and opened.
+fn with_tmp(bundle: Bundle) -> Bundle {
+    bundle.mount(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}))
+}
+
+/// The bundle with rules for devices behind the one that forbids all.
+fn with_rules(bundle: Bundle, rules: &[Value]) -> Bundle {
+    bundle.with(|c| {
+        let all = json!({"allow": false, "access": "rwm"});
+        c["linux"]["resources"]["devices"] = [&[all], rules].concat().into();
+    })
+}
+
+/// The bundle with a writable view of its cgroups.
+fn with_cgroup(bundle: Bundle) -> Bundle {
+    bundle.with(|c| {
+        let mounts = c["mounts"].as_array_mut().expect("the bundle has mounts");
+        let cgroup = mounts.iter_mut().find(|mount| mount["destination"] == "/sys/fs/cgroup");
+        cgroup.expect("the bundle mounts its cgroup")["options"] = json!(["rw"]);
     })
 }
 
@@ -33,8 +64,7 @@ fn the_agent_s_ports_cannot_be_opened() {
         sh: can't create /tmp/p: No such device or address\n\
         sh: can't create /tmp/p: Device or resource busy\n\
         sh: can't create /tmp/p: Device or resource busy\n";
-    let bundle = privileged(script).mount(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}));
-    bundle.run().stdout(expected);
+    with_tmp(privileged(script)).run().stdout(expected);
 }
 
 #[test]
@@ -58,20 +88,138 @@ fn process_1_s_root_is_the_container_s_own_or_nobody_s() {
     let run = privileged(script).run();
     assert!(run.text().starts_with("ls: /proc/1/root/run: No such file or directory\nsh\n"), "{run}");
     assert!(run.text().ends_with("\n/bin/busybox"), "{run}");
-    // It shares the pod's: process 1 holds them, with an empty root.
+    // It shares the pod's: process 1 holds them, and is closed to every capability.
     let run = privileged(script).share("pid").run();
-    let expected = "ls: /proc/1/root/run: No such file or directory\npod\n0\n/bin/busybox";
+    let expected = "ls: /proc/1/root/run: Permission denied\npod\n0\n/bin/busybox";
     assert!(run.text().starts_with(expected), "{run}");
     assert!(!run.text().contains("/init\n/"), "{run}");
 }
 
+/// Looks into every process but itself, over and over, and writes down what is the agent's.
+const SPY: &str = r#": > /seen
+while [ ! -e /stop ]; do
+    for p in /proc/[0-9]*; do
+        [ $p = /proc/$$ ] && continue
+        for link in root cwd; do [ -e $p/$link/run/share ] && echo $p $link >> /seen; done
+        for fd in $p/fd/[3-9] $p/fd/[1-9][0-9]; do [ -e $fd ] && echo $fd >> /seen; done
+        read -r text < $p/environ && case "$text" in HOME=/TERM=linux*) echo $p environ >> /seen;; esac
+        while read -r text; do
+            case "$text" in *" /run/share "*) echo $p mounts >> /seen;; esac
+        done < $p/mounts
+    done
+done 2>/dev/null"#;
+
 #[test]
-fn the_share_mounted_again_is_still_read_only() {
-    // The kernel gives what it has mounted of the share already: the container's own root.
-    let bundle = privileged("mount -t virtiofs share /mnt; ls /mnt/bin/busybox; touch /mnt/x; mkdir /mnt/d; echo x > /mnt/etc/passwd")
-        .with(|c| c["root"]["readonly"] = json!(true));
-    let run = bundle.run().stdout("/mnt/bin/busybox\n");
+fn a_further_process_shows_nothing_of_the_agent_s_while_it_starts() {
+    for bundle in [privileged(SPY), privileged(SPY).share("pid")] {
+        let container = Container::new(bundle);
+        container.create();
+        container.out(&["start", "c"]);
+        for exec in 0..EXECS {
+            let user = if exec % 2 == 0 { "0" } else { "1000" };
+            container.out(&["exec", "--user", user, "c", "true"]);
+        }
+        assert_eq!(container.out(&["exec", "c", "cat", "/seen"]), "");
+        container.out(&["exec", "c", "touch", "/stop"]);
+    }
+}
+
+#[test]
+fn the_share_is_mounted_once() {
+    let script = "mount -t virtiofs share /mnt; mount -t 9p -o trans=virtio,version=9p2000.L share /mnt; ls /mnt; ls /bin/busybox";
+    let run = privileged(script).run().code(0).stdout("/bin/busybox\n");
     let errors = String::from_utf8_lossy(&run.stderr).into_owned();
-    assert_eq!(errors.matches("Read-only file system").count(), 3, "{run}");
-    assert!(!bundle.rootfs().join("x").exists() && !bundle.rootfs().join("d").exists());
+    assert_eq!(errors.matches("Device or resource busy").count(), 1, "{run}");
+    let run = privileged(script).flag("--share").flag("9p").run().code(0).stdout("/bin/busybox\n");
+    let errors = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(errors.matches("Device or resource busy").count(), 1, "{run}");
+}
+
+#[test]
+fn the_machine_s_devices_keep_their_drivers() {
+    let script = "mount -t sysfs sysfs /mnt; cd /mnt/bus
+        for bus in virtio platform; do
+            for file in $bus/drivers/virtio*/unbind $bus/drivers/virtio*/bind; do
+                for device in $(ls $bus/devices); do (echo $device > $file) 2>&1; done
+            done
+        done | sed 's/.*: //' | sort -u; ls /bin/busybox";
+    privileged(script).run().code(0).stdout("Operation not permitted\n/bin/busybox\n");
+}
+
+/// What the kernel runs for a core dump is found in the agent's tree, as the agent's child.
+#[test]
+fn the_kernel_runs_nothing_of_a_container_s() {
+    let here = "/../run/share/c/rootfs";
+    let script = format!(
+        "cd /proc/sys/kernel; echo 1 > core_pipe_limit; echo '|{here}/helper' > core_pattern
+        cat core_pattern > /pattern; sh -c 'kill -SEGV $$'"
+    );
+    let bundle = Bundle::sh(&script).with(|c| c["linux"]["readonlyPaths"] = json!([]));
+    let rootfs = bundle.rootfs();
+    fs::write(rootfs.join("helper"), format!("#!{here}/bin/busybox sh\n: > {here}/seen\n")).unwrap();
+    fs::set_permissions(rootfs.join("helper"), fs::Permissions::from_mode(0o755)).unwrap();
+    let container = Container::new(bundle);
+    let pid = container.create();
+    container.out(&["start", "c"]);
+    assert_eq!(reap(pid), Ok(128 + 11));
+    assert_eq!(fs::read_to_string(rootfs.join("pattern")).unwrap(), format!("|{here}/helper\n"));
+    assert!(!rootfs.join("seen").exists());
+}
+
+/// Makes a node of each device and opens it: the console, kmsg, hwrng, loop-control, tun, fuse.
+const NODES: &str = "for node in '229 0' '1 11' '10 183' '10 237' '10 200' '10 229'; do
+        mknod /tmp/x c $node && (: < /tmp/x) 2> /tmp/error && echo $node opens
+        grep -q 'Operation not permitted' /tmp/error && echo $node is refused; rm /tmp/x
+    done";
+
+#[test]
+fn nodes_of_the_machine_s_devices_can_be_made_and_not_opened() {
+    let others =
+        "; for name in null zero full random urandom pts/ptmx; do : < /dev/$name && echo $name; done";
+    let expected = "229 0 is refused\n1 11 is refused\n10 183 is refused\n10 237 is refused\n10 200 is refused\n\
+        10 229 is refused\nnull\nzero\nfull\nrandom\nurandom\npts/ptmx\n";
+    let bundle = with_tmp(Bundle::sh(&format!("{NODES}{others}")));
+    bundle.run().stdout(expected).stderr("");
+}
+
+#[test]
+fn a_rule_opens_its_devices_and_no_others() {
+    let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"});
+    let fuse = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229});
+    let bundle = with_rules(with_tmp(Bundle::sh(&format!("{NODES}; : <> /dev/fuse && echo fuse"))), &[rule])
+        .with(|c| c["linux"]["devices"] = json!([fuse]));
+    let expected = "229 0 is refused\n1 11 is refused\n10 183 is refused\n10 237 is refused\n10 200 is refused\n\
+        10 229 opens\nfuse\n";
+    bundle.run().stdout(expected).stderr("");
+    let all = with_tmp(privileged("mknod /tmp/x c 1 11; : < /tmp/x && echo opened"));
+    all.run().stdout("opened\n");
+}
+
+#[test]
+fn a_container_s_filter_is_not_its_own_to_change() {
+    // Neither in a cgroup below, nor by rules, nor by the other kind of cgroups, whatever its capabilities.
+    let script = "cd /sys/fs/cgroup; mkdir a; echo 1 > a/cgroup.procs; echo +devices > cgroup.subtree_control
+        for file in devices.allow a/devices.allow; do for rule in a 'c *:* rwm'; do echo $rule > $file; done; done
+        mkdir /tmp/v1; mount -t cgroup -o devices devices /tmp/v1
+        mknod /tmp/x c 1 11; : < /tmp/x || echo refused";
+    let run = with_rules(with_cgroup(with_tmp(privileged(script))), &[]).run();
+    assert_eq!(run.text(), "refused", "{run}");
+    let errors = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(errors.matches("Operation not permitted").count(), 5, "{run}");
+    assert_eq!(errors.matches("mount: permission denied").count(), 1, "{run}");
+    // A bundle without a cgroup namespace has one, too: there is no way up.
+    let script = "cat /proc/self/cgroup; ls -d /sys/fs/cgroup/*/";
+    with_cgroup(Bundle::sh(script)).share("cgroup").run().stdout("0::/\n");
+}
+
+#[test]
+fn further_processes_and_other_limits_leave_the_filter_in_place() {
+    let container = Container::new(with_cgroup(with_tmp(Bundle::sh("exec sleep 100000"))));
+    container.create();
+    container.out(&["start", "c"]);
+    container.out(&["update", "--pids-limit", "50", "c"]);
+    let script =
+        "mknod /tmp/x c 1 11; (: < /tmp/x) 2>/dev/null || echo refused; rm /tmp/x; mkdir -p /sys/fs/cgroup/a";
+    assert_eq!(container.out(&["exec", "c", "sh", "-c", script]), "refused\n");
+    assert_eq!(container.out(&["exec", "--cgroup", "a", "c", "sh", "-c", script]), "refused\n");
 }
