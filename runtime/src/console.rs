@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::config::Console;
+use crate::text::{Lines, printable};
 
 /// What the agent prints on the console for each of the kernel's milestones, where the command line has `vmm.marks`:
 /// `vmm.mark <microseconds of the guest's clock> <what>`.
@@ -48,7 +49,8 @@ impl Outputs {
         let writer = |file: Option<File>| -> Box<dyn Write + Send> {
             match file {
                 Some(file) => Box::new(file),
-                None => Box::new(io::stderr()),
+                // It may be a terminal.
+                None => Box::new(Lines::new(io::stderr())),
             }
         };
         // Both describe one open file, so that neither overwrites the other.
@@ -87,7 +89,7 @@ impl MarkReader {
 
 fn parse(line: &str) -> Option<KernelMark> {
     let (at, name) = line.trim_end().strip_prefix(MARK)?.split_once(' ')?;
-    Some(KernelMark { at: Duration::from_micros(at.parse().ok()?), name: crate::link::printable(name) })
+    Some(KernelMark { at: Duration::from_micros(at.parse().ok()?), name: printable(name) })
 }
 
 impl Write for MarkReader {

@@ -32,6 +32,7 @@ pub mod state;
 pub mod surroundings;
 mod sys;
 pub mod terminal;
+pub mod text;
 
 /// The version of the OCI runtime specification whose config.json is read.
 pub const OCI_VERSION: &str = "1.2.0";

@@ -17,6 +17,8 @@ use agent_proto::control::{ControlCodec, ControlFrame};
 use agent_proto::payload::{ErrorCode, ErrorReply, Extend, FileCommand, ProcessEvent, Ready};
 use serde::Serialize;
 
+use crate::text::printable;
+
 pub mod base;
 pub mod streams;
 
@@ -28,8 +30,6 @@ const READ_SIZE: usize = 16 << 10;
 const OUTSTANDING_MAX: usize = 1024;
 /// The most events that wait to be looked at.
 const EVENTS_MAX: usize = 1024;
-/// The most of an error's text that is shown.
-const MESSAGE_MAX: usize = 4096;
 
 /// What went wrong between us and the agent.
 #[derive(Debug, thiserror::Error)]
@@ -367,6 +367,7 @@ impl AgentLink {
 
     fn take_event(&mut self, payload: &[u8]) -> Result<()> {
         let event = serde_json::from_slice(payload)
+            .map_err(|error| printable(&error.to_string()))
             .map_err(|error| LinkError::Protocol(format!("an event that cannot be read: {error}")))?;
         if self.events.len() >= EVENTS_MAX {
             return Err(LinkError::Protocol(format!("{EVENTS_MAX} events in a row")));
@@ -388,12 +389,6 @@ fn refusal(step: &'static str, payload: &[u8]) -> LinkError {
             LinkError::Refused { step, code: ErrorCode::Failed, message }
         }
     }
-}
-
-/// Makes the guest's text fit to be shown: bounded, and without the characters by which a terminal takes orders.
-pub fn printable(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
-    text.chars().filter(|c| *c != '\r').take(MESSAGE_MAX).map(shown).collect()
 }
 
 #[cfg(test)]

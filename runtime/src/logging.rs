@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::cli::LogArgs;
+use crate::text;
 
 /// Why the log cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +67,7 @@ pub fn start(args: &LogArgs) -> Result<(), LogError> {
 
 /// Says why the command failed: on stderr, and in the log where that is a file.
 pub fn failure(args: &LogArgs, message: &str) {
-    eprintln!("vmm: {message}");
+    eprintln!("vmm: {}", text::lines(message));
     if args.log.is_some() {
         log::error!("{message}");
     }
@@ -75,7 +76,7 @@ pub fn failure(args: &LogArgs, message: &str) {
 /// Says why this process, which nobody waits for, failed: in the log, which may be stderr.
 pub fn failed(message: &str) {
     if LOGGER.get().is_some_and(|logger| logger.file.is_some()) {
-        eprintln!("vmm: {message}");
+        eprintln!("vmm: {}", text::lines(message));
     }
     log::error!("{message}");
 }
@@ -101,13 +102,14 @@ impl Logger {
     fn line(&self, record: &Record<'_>, now: SystemTime) -> String {
         let level = record.level().as_str().to_ascii_lowercase();
         let time = timestamp(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        // Whatever a part of it came from.
+        let message = text::lines(&record.args().to_string());
         if self.json {
-            let object = serde_json::json!({"level": level, "msg": record.args().to_string(), "time": time});
-            format!("{object}\n")
+            format!("{}\n", serde_json::json!({"level": level, "msg": message, "time": time}))
         } else if self.file.is_some() {
-            format!("{time} {level}: {}\n", record.args())
+            format!("{time} {level}: {message}\n")
         } else {
-            format!("vmm: {level}: {}\n", record.args())
+            format!("vmm: {level}: {message}\n")
         }
     }
 }
@@ -151,6 +153,15 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(timestamp(Duration::from_secs(seconds)), time);
+        }
+    }
+
+    #[test]
+    fn no_record_gives_a_terminal_orders() {
+        let record = Record::builder().args(format_args!("a\u{1b}[2J\u{202e}\n  b")).build();
+        for json in [false, true] {
+            let line = Logger { file: None, json }.line(&record, UNIX_EPOCH);
+            assert!(!line.contains(['\u{1b}', '\u{202e}']), "{line}");
         }
     }
 

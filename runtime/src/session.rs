@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use vmm::VmEnd;
 
-use crate::link::{LinkError, printable};
+use crate::link::LinkError;
 use crate::sandbox::Sandbox;
 use crate::sys;
+use crate::text::printable;
 
 /// How many of the console's last lines an error shows.
 const TAIL_LINES: usize = 20;
@@ -232,22 +233,20 @@ fn reason(end: &VmEnd) -> &str {
 
 /// Returns the kernel's panic message and what came after it.
 fn panic_of(console: &str) -> Option<String> {
-    let at = console.rfind("Kernel panic - not syncing")?;
-    let panic = printable(&console[at..]);
-    let mut lines = panic.lines();
-    let first = lines.next()?.trim_start_matches("Kernel panic - not syncing").trim_start_matches([':', ' ']);
+    let (_, panic) = console.rsplit_once("Kernel panic - not syncing")?;
+    let first = printable(panic.lines().next()?.trim_start_matches([':', ' ']));
     // The cause stands in the lines before the panic as often as in those after it.
     Some(format!("{first}{}", indented(console)))
 }
 
 /// Returns the last lines of the console, each on a line of its own below an error's.
 fn indented(console: &str) -> String {
-    let console = printable(tail(console));
+    let console = tail(console);
     if console.trim().is_empty() {
         return "; it said nothing on its console (--console serial:- shows it from its first instructions)"
             .to_owned();
     }
-    console.lines().map(|line| format!("\n  guest: {line}")).collect()
+    console.lines().map(|line| format!("\n  guest: {}", printable(line))).collect()
 }
 
 fn tail(console: &str) -> &str {
@@ -294,7 +293,7 @@ mod tests {
         let console: String = (0..100).map(|n| format!("line {n}\x1b[2J\n")).collect();
         let shown = indented(&console);
         assert_eq!(shown.lines().count(), TAIL_LINES + 1);
-        assert!(shown.ends_with("guest: line 99\u{fffd}[2J"));
+        assert!(shown.ends_with("guest: line 99\\u{1b}[2J"));
         assert!(indented("\n\n").contains("it said nothing"));
     }
 }

@@ -4,7 +4,8 @@ use agent_proto::command::Code;
 use agent_proto::payload::ErrorCode;
 
 use super::streams::StreamHandle;
-use super::{AgentLink, CommandId, LinkError, Result, printable};
+use super::{AgentLink, CommandId, LinkError, Result};
+use crate::text::printable;
 
 /// Bytes of commands that may be on their way: hosts of API 4244 wait here until NEXT has told of all of them.
 pub const CHUNK: usize = 512;

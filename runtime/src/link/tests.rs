@@ -88,7 +88,7 @@ fn an_error_of_the_agent_has_its_code_and_a_harmless_text() {
     peer.say(Code::Error, 1, &serde_json::to_vec(&reply).unwrap());
     link.receive().unwrap();
     let error = link.reply(id).unwrap().unwrap_err();
-    assert_eq!(error.to_string(), "ping: exec \u{fffd}[2Jx: not found");
+    assert_eq!(error.to_string(), "ping: exec \\u{1b}[2Jx: not found");
     assert!(matches!(error, LinkError::Refused { code: ErrorCode::NotExecutableMissing, .. }));
 }
 

@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::print;
-use crate::link::printable;
 use crate::state::PodState;
+use crate::text::{self, printable};
 
 /// Pods, one a line.
 pub fn pods(states: &[PodState], json: bool) -> Result<()> {
@@ -22,7 +22,7 @@ pub fn pods(states: &[PodState], json: bool) -> Result<()> {
 pub fn containers(state: &PodState, json: bool) -> Result<()> {
     let row = |container: &crate::state::ContainerState| {
         let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
-        let error = printable(&container.error).replace('\n', " ");
+        let error = printable(&container.error);
         [container.name.clone(), container.status.clone(), code, container.restarts.to_string(), error]
     };
     show(["CONTAINER", "STATUS", "EXIT", "RESTARTS", "ERROR"], &state.containers, row, json)
@@ -40,7 +40,7 @@ pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
                 process.pid.to_string(),
                 process.uid.to_string(),
                 printable(&process.state),
-                printable(&process.command).replace('\n', " "),
+                printable(&process.command),
             ]
         })
     });
@@ -75,7 +75,8 @@ fn show<T: Serialize, const N: usize>(
 }
 
 fn print_json(all: &(impl Serialize + ?Sized)) -> Result<()> {
-    print(&(serde_json::to_string_pretty(all).context("encode the answer")? + "\n"))
+    let text = serde_json::to_string_pretty(all).context("encode the answer")?;
+    print(&format!("{}\n", text::json(&text)))
 }
 
 /// Columns as wide as their widest word.

@@ -14,6 +14,7 @@ use crate::plan::INIT_PROCESS;
 use crate::pod::exec::Phase as ExecPhase;
 use crate::pod::member::{Member, Phase};
 use crate::pod::{Asker, Guest};
+use crate::text::printable;
 
 impl Crew {
     pub(super) fn take_replies(
@@ -136,7 +137,7 @@ impl Crew {
     pub(super) fn take_event(&mut self, event: ProcessEvent, happened: &mut Vec<Happened>) {
         let exit = event.exit.unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
         if event.event != "finished" {
-            log::debug!("agent: {} of {} {}", event.process, event.container, event.event);
+            log::debug!("agent: {:?} of {:?} {:?}", event.process, event.container, event.event);
         } else if event.process == INIT_PROCESS {
             let found = self.members.iter_mut().find(|member| member.plan.name == event.container);
             if let Some(member) = found {
@@ -169,7 +170,9 @@ fn answer<T: DeserializeOwned>(
     let reply = match reply {
         Ok(data) => match serde_json::from_slice(&data) {
             Ok(data) => shape(data),
-            Err(error) => refused(format!("the guest's answer cannot be read: {error}")),
+            Err(error) => {
+                refused(format!("the guest's answer cannot be read: {}", printable(&error.to_string())))
+            }
         },
         Err(error) => failed(error)?,
     };
