@@ -1,6 +1,7 @@
 //! Hooks: programs of the engine's that are run on the host at the points that the runtime specification names
 //! (`runtime.md`, "Lifecycle"). Each gets the container's state on its standard input.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -53,15 +54,42 @@ pub enum HookError {
     },
 }
 
-/// Runs `hooks` in their order, each with `state` to read. The first that fails is the last.
-pub fn run(kind: &'static str, hooks: &[Hook], state: &[u8]) -> Result<(), HookError> {
-    hooks.iter().try_for_each(|hook| run_one(kind, hook, state))
+/// The environment of hooks that have none of their own.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    /// Returns this process's.
+    pub fn own() -> Environment {
+        Environment(std::env::vars_os().collect())
+    }
+
+    /// Returns a copy of this process's for when it has none any more, or nothing where none of `hooks` needs it.
+    pub fn kept_for(hooks: &[Hook]) -> Environment {
+        if hooks.iter().any(|hook| hook.env.is_none()) { Environment::own() } else { Environment::default() }
+    }
 }
 
-fn run_one(kind: &'static str, hook: &Hook, state: &[u8]) -> Result<(), HookError> {
+/// Runs `hooks` in their order, each with `state` to read, in `environment` where it has none of its own. The first that
+/// fails is the last.
+pub fn run(
+    kind: &'static str,
+    hooks: &[Hook],
+    state: &[u8],
+    environment: &Environment,
+) -> Result<(), HookError> {
+    hooks.iter().try_for_each(|hook| run_one(kind, hook, state, environment))
+}
+
+fn run_one(
+    kind: &'static str,
+    hook: &Hook,
+    state: &[u8],
+    environment: &Environment,
+) -> Result<(), HookError> {
     let path = hook.path.clone();
     let failed = |source| HookError::Run { kind, path: path.clone(), source };
-    let (mut child, mut said) = start(hook, state).map_err(failed)?;
+    let (mut child, mut said) = start(hook, state, environment).map_err(failed)?;
     let limit = hook.timeout.filter(|seconds| *seconds > 0);
     match wait(&mut child, limit.map(Duration::from_secs)).map_err(failed)? {
         Some(status) if status.success() => Ok(()),
@@ -71,7 +99,7 @@ fn run_one(kind: &'static str, hook: &Hook, state: &[u8]) -> Result<(), HookErro
 }
 
 /// Starts it; what it reads and what it says are files, so that nobody waits for a hook that does neither.
-fn start(hook: &Hook, state: &[u8]) -> io::Result<(Child, File)> {
+fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Child, File)> {
     let mut input = sys::memory_file(c"vmm-state")?;
     input.write_all(state)?;
     input.seek(SeekFrom::Start(0))?;
@@ -80,9 +108,11 @@ fn start(hook: &Hook, state: &[u8]) -> io::Result<(Child, File)> {
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
-    if let Some(env) = &hook.env {
-        command.env_clear().envs(env.iter().filter_map(|variable| variable.split_once('=')));
-    }
+    command.env_clear();
+    match &hook.env {
+        Some(env) => command.envs(env.iter().filter_map(|variable| variable.split_once('='))),
+        None => command.envs(environment.0.iter().map(|(name, value)| (name, value))),
+    };
     command.stdin(input).stdout(Stdio::null()).stderr(said.try_clone()?);
     Ok((command.spawn()?, said))
 }
@@ -129,7 +159,7 @@ mod tests {
             hook.env.get_or_insert_default().push("A=b".into());
             hook
         };
-        run("prestart", &[hook("one"), hook("two")], b"state\n").unwrap();
+        run("prestart", &[hook("one"), hook("two")], b"state\n", &Environment::own()).unwrap();
         assert_eq!(std::fs::read_to_string(out).unwrap(), "one state b\ntwo state b\n");
     }
 
@@ -137,8 +167,16 @@ mod tests {
     fn a_hook_without_an_environment_has_ours() {
         let own = std::env::var("PATH").unwrap();
         let script = format!("test \"$PATH\" = '{own}'");
-        run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"").unwrap();
-        run("prestart", &[Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) }], b"").unwrap();
+        let ours = Environment::own();
+        run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"", &ours).unwrap();
+        let none = Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) };
+        run("prestart", std::slice::from_ref(&none), b"", &ours).unwrap();
+        // One that was kept for it, and not what this process has by then.
+        let kept = Environment::kept_for(&[none, Hook { env: None, ..Hook::default() }]);
+        assert_eq!(kept.0, ours.0);
+        assert!(Environment::kept_for(&[Hook { env: Some(Vec::new()), ..Hook::default() }]).0.is_empty());
+        let bare = Hook { env: None, ..shell("test -z \"$HOME\"", None) };
+        run("poststop", &[bare], b"", &Environment::default()).unwrap();
     }
 
     #[test]
@@ -146,16 +184,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mark = folder.path().join("mark");
         let after = shell(&format!("touch {}", mark.display()), None);
-        let error = run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"").unwrap_err();
+        let error =
+            run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"", &Environment::own())
+                .unwrap_err();
         assert_eq!(error.to_string(), "poststop hook /bin/sh: exit status: 3: no luck");
         assert!(!mark.exists());
-        let error = run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"");
+        let error =
+            run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"", &Environment::own());
         assert_eq!(error.unwrap_err().to_string(), "run prestart hook /no/such");
     }
 
     #[test]
     fn a_hook_that_takes_too_long_is_killed() {
-        let error = run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"").unwrap_err();
+        let error =
+            run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Environment::own()).unwrap_err();
         assert_eq!(error.to_string(), "createRuntime hook /bin/sh: not done after 1 s");
     }
 }

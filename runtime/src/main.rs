@@ -8,12 +8,12 @@ use anyhow::Result;
 use clap::Parser;
 use runtime::cli::container::ContainerCommand;
 use runtime::cli::container::read;
-use runtime::cli::pod::PodArgs;
+use runtime::cli::pod::{PodArgs, PodCommand};
 use runtime::cli::update::{EventsArgs, UpdateArgs};
 use runtime::cli::{Cli, Command, GlobalArgs, LogArgs};
 use runtime::config::RunConfig;
 use runtime::state::StateRoot;
-use runtime::{OCI_VERSION, commands, exit, logging};
+use runtime::{OCI_VERSION, commands, exit, logging, surroundings};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     };
     let result = match asked {
         None => version(),
-        Some(asked) => logging::start(&log).map_err(Into::into).and_then(|()| execute(asked, start)),
+        Some(asked) => begin(&log, &asked).and_then(|()| execute(asked, start)),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -88,6 +88,25 @@ fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
         }
         _ => Ok((cli.log, None)),
     }
+}
+
+/// Whether the command's process stays, as a machine's or for a further program.
+fn stays(asked: &Asked) -> bool {
+    match asked {
+        Asked::Command(command, _) => matches!(command, Command::Run(_)),
+        Asked::Pod(args) => matches!(args.command, PodCommand::Run(_) | PodCommand::Exec(_)),
+        Asked::Container(command, _) => {
+            matches!(**command, ContainerCommand::Create(_) | ContainerCommand::Exec(_))
+        }
+        Asked::Update(_) | Asked::Events(_) => false,
+    }
+}
+
+fn begin(log: &LogArgs, asked: &Asked) -> Result<()> {
+    if stays(asked) {
+        surroundings::close_descriptors()?;
+    }
+    Ok(logging::start(log)?)
 }
 
 fn execute(asked: Asked, start: Instant) -> Result<u8> {

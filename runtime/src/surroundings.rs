@@ -39,6 +39,32 @@ pub enum SurroundingsError {
     /// There cannot be a new one.
     #[error("make a network namespace")]
     NewNetwork(#[source] io::Error),
+    /// What the caller left cannot be let go of.
+    #[error("{step}")]
+    Inherited {
+        /// What was attempted.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The variable that a machine's process keeps: an ordinary user's systemd is found by it when its scope is to end.
+const KEPT: [&str; 1] = ["XDG_RUNTIME_DIR"];
+
+/// Closes what whoever started us has open above stderr. To be called before anything of our own is open.
+pub fn close_descriptors() -> Result<(), SurroundingsError> {
+    let failed = |source| SurroundingsError::Inherited { step: "close inherited descriptors", source };
+    sys::inherited::close_descriptors().map_err(failed)
+}
+
+/// Has this process forget its environment and leave no core: from here on it is a machine's, whose guest may break out of it.
+/// To be called before its first thread, after its last hook, and once everything of the environment is read.
+pub fn seclude() -> Result<(), SurroundingsError> {
+    let failed = |step| move |source| SurroundingsError::Inherited { step, source };
+    sys::inherited::clear_environment(&KEPT).map_err(failed("clear the environment"))?;
+    sys::inherited::forbid_dumps().map_err(failed("forbid core dumps"))
 }
 
 /// Makes a terminal of this size, sends its controller over the socket at `path`, and makes the other end, raw, this

@@ -11,6 +11,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub mod inherited;
+
 /// Returns `result`, or the error that it stands for.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -304,6 +306,14 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Fails where this process has a second thread.
+fn check_single_thread() -> io::Result<()> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        _ => Err(io::Error::other("there is more than one thread")),
+    }
+}
+
 /// Makes a copy of this process, in a session of its own. With `output` that is its standard output and error, and it has
 /// nothing to read; without, these three stay what they are. Returns the copy's number, and 0 in the copy.
 ///
@@ -311,9 +321,7 @@ pub fn effective_user() -> u32 {
 ///
 /// Also where there is a second thread: the copy would not have it, but whatever it holds locked.
 pub fn fork_detached(output: Option<&File>) -> io::Result<u32> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::other("there is more than one thread"));
-    }
+    check_single_thread()?;
     let null = File::open("/dev/null")?;
     // SAFETY: the process has one thread, so that the copy is as whole as it.
     let copy = check(unsafe { libc::fork() })?;

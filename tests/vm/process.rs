@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
-use tests::Bundle;
+use tests::{Bundle, Running};
 
 #[test]
 fn hello() {
@@ -104,4 +107,27 @@ fn a_cpu_quota_and_a_memory_limit_size_the_machine() {
                 json!({"memory": {"limit": 512 << 20}, "cpu": {"quota": 150_000, "period": 100_000}});
         });
     bundle.run().code(0).stdout("2\n1\n");
+}
+
+/// What the caller had is not in the memory of a process that runs a guest, nor open there, nor in a core of it.
+#[test]
+fn the_caller_s_descriptors_and_environment_stay_with_the_caller() {
+    let bundle = Bundle::sh("echo ready; exec sleep 1000");
+    let run = bundle.command();
+    let mut command = Command::new("prlimit");
+    let script = "ulimit -c unlimited; cd \"$0\"; exec 9</etc/passwd; exec \"$@\"";
+    command.args(["--core=unlimited", "sh", "-c", script]).arg(bundle.path());
+    command.arg(run.get_program()).args(run.get_args()).env("SECRET", "of the caller");
+    let mut run = Running::start(command);
+    run.wait_for("ready");
+    let process = |name: &str| Path::new("/proc").join(run.pid().to_string()).join(name);
+    let environment = fs::read(process("environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("SECRET"));
+    let open =
+        fs::read_dir(process("fd")).unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    assert_eq!(open.filter(|to| to == Path::new("/etc/passwd")).count(), 0);
+    run.signal("SEGV");
+    let ended = run.finish();
+    assert_eq!(ended.status.signal(), Some(11));
+    assert!(!ended.status.core_dumped(), "{ended}");
 }

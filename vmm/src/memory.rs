@@ -141,6 +141,10 @@ fn map_aligned(len: usize) -> io::Result<*mut u8> {
     }
     let start = start.cast::<u8>();
     let base = start.wrapping_add(start.align_offset(ALIGNMENT));
+    // SAFETY: start..start + room is the mapping just made. A guest's memory has no place in a core of its host's process.
+    if unsafe { libc::madvise(start.cast(), room, libc::MADV_DONTDUMP) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
     // SAFETY: base..base + len is within the mapping just made. Advice only; a kernel without huge pages refuses it.
     unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
     Ok(base)
@@ -195,6 +199,26 @@ mod tests {
         }
         image.len = 0x4000; // longer than its file
         assert!(ram.load(&image, 0, 0x4000, 0x4000).is_err());
+    }
+
+    #[test]
+    fn no_core_has_the_guest_s_memory() {
+        let ram = ram();
+        let base = ram.host(0, LEN).unwrap() as usize;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // A mapping's first line is its range, its last the flags; `dd`: not in a core (proc_pid_smaps(5)).
+        let (mut is_ours, mut flags) = (false, None);
+        for line in maps.lines() {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let bound = |text: &str| usize::from_str_radix(text, 16).ok();
+            if let Some((from, to)) = range.and_then(|(from, to)| Some((bound(from)?, bound(to)?))) {
+                is_ours = (from..to).contains(&base);
+            } else if is_ours && line.starts_with("VmFlags:") {
+                flags = Some(line.to_owned());
+            }
+        }
+        let flags = flags.expect("the mapping is there");
+        assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
     }
 
     #[test]

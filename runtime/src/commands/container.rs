@@ -17,7 +17,7 @@ use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::control::{ControlError, Request};
 use crate::exit::{self, CodedError};
-use crate::hooks;
+use crate::hooks::{self, Environment};
 use crate::network::{self, NetworkError};
 use crate::oci::{Hook, Hooks};
 use crate::signals::name::signal_of;
@@ -135,13 +135,14 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     }
     let hooks = hooks_of(&state)?;
     let run = || -> Result<()> {
-        hooks::run("startContainer", &hooks.start_container, &bytes_of(&state))?;
+        let own = Environment::own();
+        hooks::run("startContainer", &hooks.start_container, &bytes_of(&state), &own)?;
         let container = id.to_owned();
         done(checked(connect(&directory)?.ask(&Request::Start { container }, &[])?)?)?;
         if hooks.poststart.is_empty() {
             return Ok(());
         }
-        Ok(hooks::run("poststart", &hooks.poststart, &bytes_of(&look(&directory)?))?)
+        Ok(hooks::run("poststart", &hooks.poststart, &bytes_of(&look(&directory)?), &own)?)
     };
     if let Err(error) = run() {
         // A container that did not start as it should does not stay.
@@ -217,17 +218,17 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     // Its process may still be about to go.
     directory.wait_until_released()?;
     let state = directory.read().unwrap_or(state);
-    finish(&directory, state).map(|()| 0)
+    finish(&directory, state, &Environment::own()).map(|()| 0)
 }
 
 /// Takes away what is left of a container and does what its bundle wants done then.
-fn finish(directory: &StateDir, state: PodState) -> Result<()> {
+fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> Result<()> {
     let hooks = hooks_of(&state).unwrap_or_else(|error| {
         log::warn!("{error:#}");
         Hooks::default()
     });
     take_away(directory, &state)?;
-    run_last(&hooks.poststop, &state.stopped());
+    run_last(&hooks.poststop, &state.stopped(), environment);
     Ok(())
 }
 
@@ -248,9 +249,9 @@ fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
 
 /// Runs the hooks that come after a container. "If any poststop hook fails, the runtime MUST log a warning, but the
 /// remaining hooks and lifecycle continue" (runtime.md, "Lifecycle").
-fn run_last(hooks: &[Hook], state: &PodState) {
+fn run_last(hooks: &[Hook], state: &PodState, environment: &Environment) {
     for hook in hooks {
-        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state)) {
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state), environment) {
             log::warn!("{:#}", anyhow::Error::from(error));
         }
     }
@@ -322,7 +323,8 @@ fn run_first(hooks: &Hooks, state: &PodState) -> Result<(), hooks::HookError> {
         ("createRuntime", &hooks.create_runtime),
         ("createContainer", &hooks.create_container),
     ];
-    all.into_iter().try_for_each(|(kind, hooks)| hooks::run(kind, hooks, &bytes_of(state)))
+    let own = Environment::own();
+    all.into_iter().try_for_each(|(kind, hooks)| hooks::run(kind, hooks, &bytes_of(state), &own))
 }
 
 /// Writes a process's number to a file, whole or not at all.

@@ -22,11 +22,12 @@ use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::terminal::{self, RawTerminal};
-use crate::{exit, image};
+use crate::{exit, image, surroundings};
 
 /// Runs the bundle; returns the exit code. `start` is when the process began.
 pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let marks = BootMarks::new(config, start);
+    surroundings::seclude()?;
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
     // KVM takes its time to make a machine; the bundle is read meanwhile.

@@ -21,6 +21,7 @@ use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console;
 use crate::exit;
+use crate::hooks::Environment;
 use crate::image::Images;
 use crate::link::Peer;
 use crate::link::streams::streams;
@@ -88,7 +89,7 @@ fn clear(start: &Start, pid: u32) -> Result<()> {
     end(&directory)?;
     let state = directory.read()?;
     take_away(&directory, &state)?;
-    run_last(&start.bundle.spec.hooks.poststop, &state.stopped());
+    run_last(&start.bundle.spec.hooks.poststop, &state.stopped(), &Environment::own());
     Ok(())
 }
 
@@ -128,6 +129,8 @@ fn container(start: Start, writer: PipeWriter) -> u8 {
     };
     // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
     let _ = held.into_raw_fd();
+    // This process forgets its own before it has a machine.
+    let environment = Environment::kept_for(&start.bundle.spec.hooks.poststop);
     let writer = Rc::new(Cell::new(Some(writer)));
     let told = writer.clone();
     let created = move || match told.take().map(|writer| report::send(writer, 0, "")) {
@@ -141,8 +144,8 @@ fn container(start: Start, writer: PipeWriter) -> u8 {
     let (code, message) = exit::of_error(&error);
     match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
         Some(Ok(())) => {}
-        Some(Err(_)) => abandon(&directory),
-        None if error.is::<Forgotten>() => abandon(&directory),
+        Some(Err(_)) => abandon(&directory, &environment),
+        None if error.is::<Forgotten>() => abandon(&directory, &environment),
         None => logging::failed(&message),
     }
     code
@@ -156,10 +159,10 @@ struct Forgotten;
 /// Takes away what this process, a container's, has made so far: whoever wanted the container is gone, and an engine whose
 /// creation is cut short may not come to delete it. One that does ends this process first; what is still there is written
 /// down.
-fn abandon(directory: &StateDir) {
+fn abandon(directory: &StateDir, environment: &Environment) {
     // Not from within its own cgroup: in that of whoever is to reap it.
     let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
-    let taken = left.and_then(|()| finish(directory, directory.read()?));
+    let taken = left.and_then(|()| finish(directory, directory.read()?, environment));
     taken.unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
@@ -194,6 +197,7 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
     run_first(&bundle.spec.hooks, &creating)?;
     program::check(&bundle)?;
 
+    surroundings::seclude()?;
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
     // It lasts longer than the machine.

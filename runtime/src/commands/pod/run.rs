@@ -28,7 +28,7 @@ use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::state::{StateDir, StateRoot};
-use crate::{report, sys};
+use crate::{report, surroundings, sys};
 
 /// A pod that is about to run.
 struct Start {
@@ -130,6 +130,7 @@ fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     let Start { config, pod, containers, state } = start;
     // A client's terminal may be the one that we were started in, with us in its background.
     sys::leave_terminal();
+    surroundings::seclude()?;
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
