@@ -15,10 +15,9 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::cli::RunArgs;
+use crate::deadlines;
 use crate::link::Peer;
 
-/// How long the agent may make no progress where a command waits for it.
-pub const AGENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest container id; it becomes a name in the share.
 const ID_MAX: usize = 128;
 
@@ -92,7 +91,7 @@ pub struct Settings {
     /// Write the boot's timeline to a file (JSON that Perfetto opens) and a table to stderr; `-` for the table alone
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
-    /// Seconds without progress after which an agent that has to answer is given up; no flag.
+    /// Seconds that an agent may owe an answer before it is given up; no flag.
     #[arg(skip)]
     pub agent_timeout: Option<String>,
 }
@@ -227,7 +226,7 @@ pub struct RunConfig {
     pub vhost_net: VhostNet,
     /// Write the timeline: to this file, or for `-` as a table alone.
     pub marks: Option<PathBuf>,
-    /// How long the agent may make no progress.
+    /// How long the agent may owe an answer.
     pub agent_timeout: Duration,
 }
 
@@ -247,7 +246,7 @@ impl Default for RunConfig {
             share: ShareType::default(),
             vhost_net: VhostNet::default(),
             marks: None,
-            agent_timeout: AGENT_TIMEOUT,
+            agent_timeout: deadlines::AGENT,
         }
     }
 }
@@ -277,7 +276,7 @@ impl RunConfig {
             share: share(settings.share, peer)?,
             vhost_net: settings.vhost_net.map(|text| vhost_net(&text)).transpose()?.unwrap_or_default(),
             marks: settings.marks,
-            agent_timeout: settings.agent_timeout.map_or(Ok(AGENT_TIMEOUT), |text| timeout(&text))?,
+            agent_timeout: settings.agent_timeout.map_or(Ok(deadlines::AGENT), |text| timeout(&text))?,
         })
     }
 }

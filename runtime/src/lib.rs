@@ -13,6 +13,7 @@ pub mod commands;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod deadlines;
 pub mod exit;
 pub mod foreground;
 pub mod hooks;

@@ -19,7 +19,7 @@ use vmm::devices::virtio::fs::share::{ShareError, ShareTree, Terms};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
-use vmm::{PendingVm, RunningVm, Timeline, Vm, VmConfig, VmEnd};
+use vmm::{PendingVm, Timeline, Vm, VmConfig, VmEnd};
 
 use crate::config::ShareType;
 use crate::console::Outputs;
@@ -29,8 +29,10 @@ use crate::link::{AgentLink, LinkError};
 use crate::network::Nic;
 use crate::plan::{Plan, SHARE_TAG, ShareBind};
 use crate::pod::Guest;
+use machine::Machine;
 use nics::Nics;
 
+mod machine;
 mod nics;
 
 /// Why there is no sandbox.
@@ -80,7 +82,7 @@ pub struct Sandbox {
     pub link: AgentLink,
     /// The streams' counters.
     pub streams: StreamHandle,
-    vm: RunningVm,
+    vm: Machine,
     share: ShareTree,
     nics: Nics,
     console: LogTail,
@@ -142,7 +144,14 @@ impl Sandbox {
         for nic in parts.nics {
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
-        Ok(Sandbox { link: AgentLink::new(ours, plan.peer)?, streams, vm: vm.start()?, share, nics, console })
+        Ok(Sandbox {
+            link: AgentLink::new(ours, plan.peer)?,
+            streams,
+            vm: Machine::new(vm.start()?),
+            share,
+            nics,
+            console,
+        })
     }
 
     /// Readable once the machine has ended.
@@ -207,9 +216,9 @@ impl Sandbox {
         self.nics.unplug(link);
     }
 
-    /// Stops the machine if it still runs, and joins its threads.
-    pub fn stop(self) -> VmEnd {
-        self.vm.stop()
+    /// Stops the machine if it still runs, and waits for its threads.
+    pub fn stop(self) {
+        drop(self.vm);
     }
 }
 
