@@ -1,20 +1,21 @@
 //! The pod's own socket: what other processes ask of a living pod.
 //!
 //! A message is `u32 length` (big-endian, without itself) and JSON. A client's descriptors come with the first byte of its
-//! request. Requests of one connection are answered in order; a connection that had an exec started carries its signals and
+//! request. Requests of one connection are answered in order. What the pod has to ask its guest for is accepted at once and
+//! answered later, so that a client can tell a guest that takes its time from a pod that does nothing. A connection that had an exec started carries its signals and
 //! window sizes afterwards, and ends with its exit code. Who may connect is a question of the directory's mode.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::state::PodState;
-use crate::sys;
+use crate::{deadlines, sys};
 
 /// The largest message, to the pod and from it.
 pub const MESSAGE_MAX: usize = 4 << 20;
@@ -49,6 +50,16 @@ pub enum ControlError {
     /// The pod has ended.
     #[error("the pod ended before it answered")]
     Ended,
+    /// The pod is there and does not answer.
+    #[error("{command} {pod}: no answer from its machine within {} s", after.as_secs())]
+    Silent {
+        /// What was asked.
+        command: &'static str,
+        /// Whom.
+        pod: String,
+        /// How long it had.
+        after: Duration,
+    },
     /// The client does not read.
     #[error("a client of the pod's socket does not read its answers")]
     Stalled,
@@ -61,8 +72,6 @@ pub type Result<T, E = ControlError> = std::result::Result<T, E>;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// What the pod is.
-    Status,
     /// The start of a container that waits for it.
     Start {
         /// Which.
@@ -127,6 +136,53 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The command that asks it.
+    pub fn command(&self) -> &'static str {
+        match self {
+            Request::Start { .. } => "start",
+            Request::Wait { .. } => "wait for",
+            Request::Exec(_) => "exec in",
+            Request::Signal(_) | Request::Kill { .. } => "kill",
+            Request::Resize(..) => "resize",
+            Request::Stop { .. } => "stop",
+            Request::Add { .. } => "add to",
+            Request::Remove { .. } => "remove from",
+            Request::Stats => "stats of",
+            Request::Processes => "processes of",
+            Request::Pause { paused: true, .. } => "pause",
+            Request::Pause { .. } => "resume",
+            Request::Update { .. } => "update",
+        }
+    }
+
+    /// Whether it is answered, and in a time that the guest alone decides.
+    pub fn is_answered(&self) -> bool {
+        !matches!(self, Request::Wait { .. } | Request::Signal(_) | Request::Resize(..))
+    }
+
+    /// Whether it may change what the pod is.
+    pub fn is_change(&self) -> bool {
+        !matches!(
+            self,
+            Request::Wait { .. }
+                | Request::Signal(_)
+                | Request::Resize(..)
+                | Request::Stats
+                | Request::Processes
+        )
+    }
+
+    /// How long its answer may take once it is accepted, where the guest has `patience` for what it is asked. A process that
+    /// is started in a paused container waits for whoever lets that go on.
+    fn answer_within(&self, patience: Duration) -> Option<Duration> {
+        match self {
+            Request::Exec(ExecRequest { ignore_paused: true, .. }) => None,
+            _ => Some(patience + deadlines::ANSWER),
+        }
+    }
+}
+
 /// A further process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -160,10 +216,10 @@ pub struct ExecRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Reply {
+    /// The guest was asked, or is about to be; the answer follows.
+    Accepted,
     /// It was done.
     Done,
-    /// What the pod is.
-    Status(Box<PodState>),
     /// The connection's process runs.
     Started,
     /// The connection's process, or the container that was waited for, has ended with this code.
@@ -185,16 +241,32 @@ pub enum Reply {
 #[derive(Debug)]
 pub struct Connection {
     socket: UnixStream,
+    /// Who is at the other end, for a client.
+    pod: String,
+    /// How long its guest may take for what it is asked.
+    patience: Duration,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     fds: Vec<OwnedFd>,
 }
 
 impl Connection {
-    /// Takes a connection, for a pod without ever waiting for it, for a client with waits.
-    pub fn new(socket: UnixStream, waits: bool) -> Result<Connection> {
-        socket.set_nonblocking(!waits).map_err(failed("open"))?;
-        Ok(Connection { socket, incoming: Vec::new(), outgoing: Vec::new(), fds: Vec::new() })
+    /// Takes a connection, for a pod.
+    pub fn new(socket: UnixStream) -> Result<Connection> {
+        Connection::to("", deadlines::AGENT, socket)
+    }
+
+    /// Takes a client's connection to `pod`, whose guest may take `patience` for what it is asked.
+    pub fn to(pod: &str, patience: Duration, socket: UnixStream) -> Result<Connection> {
+        socket.set_nonblocking(true).map_err(failed("open"))?;
+        Ok(Connection {
+            socket,
+            pod: pod.to_owned(),
+            patience,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            fds: Vec::new(),
+        })
     }
 
     /// The descriptor to wait for.
@@ -272,18 +344,70 @@ impl Connection {
         Ok(())
     }
 
-    /// A client's whole question: sends `request` with `fds` and waits for the answer.
-    pub fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
-        self.send(request)?;
-        self.flush_with(fds)?;
-        self.wait()
+    /// Whether a part of a message has come that is not whole.
+    pub fn is_amid(&self) -> bool {
+        !self.incoming.is_empty()
     }
 
-    /// Waits for the next answer.
-    pub fn wait(&mut self) -> Result<Reply> {
+    /// A client's whole question: sends `request` with `fds` and waits for the answer, no longer than it may take.
+    pub fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
+        let answer = self.soon();
+        self.send(request)?;
+        match self.flush_within(request.command(), fds, answer) {
+            // Whoever is turned away is told so before its request is read.
+            Err(ControlError::Socket { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other?,
+        }
+        match self.wait(request.command(), Some(answer))? {
+            Reply::Accepted => self.wait(request.command(), request.answer_within(self.patience)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Sends requests whose answers are looked at by and by.
+    pub fn tell(&mut self, requests: &[Request]) -> Result<()> {
+        requests.iter().try_for_each(|request| self.send(request))?;
+        let command = requests.first().map_or("ask", Request::command);
+        self.flush_within(command, &[], self.soon())
+    }
+
+    /// How long a pod that lives may take to say something.
+    fn soon(&self) -> Duration {
+        deadlines::ANSWER.min(self.patience)
+    }
+
+    fn flush_within(
+        &mut self,
+        command: &'static str,
+        mut fds: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> Result<()> {
+        let until = Instant::now() + patience;
+        loop {
+            let before = self.outgoing.len();
+            self.flush_with(fds)?;
+            if self.outgoing.is_empty() {
+                return Ok(());
+            }
+            if self.outgoing.len() < before {
+                // They went with the first byte.
+                fds = &[];
+            }
+            if !self.poll(libc::POLLOUT, Some(until))? {
+                return Err(self.silent(command, patience));
+            }
+        }
+    }
+
+    /// Waits for the next answer, no longer than `patience`.
+    fn wait(&mut self, command: &'static str, patience: Option<Duration>) -> Result<Reply> {
+        let until = patience.map(|patience| Instant::now() + patience);
         loop {
             if let Some((reply, _)) = self.take()? {
                 return Ok(reply);
+            }
+            if !self.poll(libc::POLLIN, until)? {
+                return Err(self.silent(command, patience.unwrap_or_default()));
             }
             if !self.receive()? {
                 return Err(ControlError::Ended);
@@ -291,13 +415,32 @@ impl Connection {
         }
     }
 
-    /// Waits until the pod has closed the connection, as it does with its end.
-    pub fn wait_for_end(&mut self) -> Result<()> {
-        self.socket.flush().map_err(failed("write"))?;
-        while self.receive()? {
+    /// Waits until the pod has closed the connection, as it does with its end, no longer than `patience`.
+    pub fn wait_for_end(&mut self, command: &'static str, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        while self.poll(libc::POLLIN, Some(until))? {
+            if !self.receive()? {
+                return Ok(());
+            }
             while self.take::<serde_json::Value>()?.is_some() {}
         }
-        Ok(())
+        Err(self.silent(command, patience))
+    }
+
+    /// Waits for the socket; returns false if it is not ready by `until`.
+    fn poll(&self, events: i16, until: Option<Instant>) -> Result<bool> {
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let [ready] = sys::poll([(self.fd(), events)], left).map_err(failed("wait for"))?;
+            // A signal that came first is no end of the wait.
+            if ready || until.is_some_and(|until| until <= Instant::now()) {
+                return Ok(ready);
+            }
+        }
+    }
+
+    fn silent(&self, command: &'static str, after: Duration) -> ControlError {
+        ControlError::Silent { command, pod: self.pod.clone(), after }
     }
 }
 

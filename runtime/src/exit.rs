@@ -74,6 +74,8 @@ pub fn of_error(error: &anyhow::Error) -> (u8, String) {
     }
     let code = match error.downcast_ref::<SessionError>() {
         Some(SessionError::Interrupted(signal)) => of_signal(*signal),
+        // What was asked for has come true, with the whole machine.
+        Some(SessionError::Unkilled { .. }) => of_signal(libc::SIGKILL),
         Some(SessionError::Link(LinkError::Refused { code, .. })) => of_agent_error(*code),
         _ => FAILED,
     };

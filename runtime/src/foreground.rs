@@ -87,7 +87,9 @@ impl<'a> Foreground<'a> {
                     let plain = Exit { code: Some(event.status), ..Exit::default() };
                     return Some(Ok(event.exit.unwrap_or(plain)));
                 }
-                log::debug!("agent: {event:?}");
+                if let Err(error) = sandbox.link.ignore(&event) {
+                    return Some(Err(error.into()));
+                }
             }
             None
         })
@@ -169,7 +171,7 @@ impl<'a> Foreground<'a> {
                 self.forward(libc::SIGPIPE)?;
             }
             let signals = (self.signals.fd(), libc::POLLIN);
-            if self.session.turn(step, owed, &[signals], None)?[0] {
+            if self.session.turn(step, owed.then_some(0), &[signals], None)?[0] {
                 self.take_signals()?;
             }
         }

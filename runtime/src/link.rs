@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use agent_proto::FrameError;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, STREAM_WINDOW};
@@ -30,6 +31,10 @@ const READ_SIZE: usize = 16 << 10;
 const OUTSTANDING_MAX: usize = 1024;
 /// The most events that wait to be looked at.
 const EVENTS_MAX: usize = 1024;
+/// The most frames between two that were due.
+const UNDUE_MAX: u32 = 1024;
+/// How often the channel is read before its owner looks at what has come.
+const READS_MAX: usize = 64;
 
 /// What went wrong between us and the agent.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,10 @@ struct Command {
     /// None until it has come.
     reply: Option<Result<Vec<u8>>>,
     reader: Reader,
+    /// How long the agent has owed the reply.
+    waited: Duration,
+    /// The agent cannot reply before we let something go on.
+    excused: bool,
 }
 
 /// Who reads a reply.
@@ -125,6 +134,8 @@ pub struct AgentLink {
     next_id: u32,
     commands: VecDeque<Command>,
     events: VecDeque<ProcessEvent>,
+    /// Frames since the last one that was due.
+    undue: u32,
     ready: Option<Ready>,
 }
 
@@ -141,6 +152,7 @@ impl AgentLink {
             next_id: 1,
             commands: VecDeque::new(),
             events: VecDeque::new(),
+            undue: 0,
             ready: None,
         };
         let (code, payload, reader) = if link.is_base() {
@@ -220,7 +232,14 @@ impl AgentLink {
         if self.commands.len() >= OUTSTANDING_MAX {
             return Err(LinkError::Protocol(format!("{OUTSTANDING_MAX} commands wait for their replies")));
         }
-        self.commands.push_back(Command { id, step, reply: None, reader });
+        self.commands.push_back(Command {
+            id,
+            step,
+            reply: None,
+            reader,
+            waited: Duration::ZERO,
+            excused: false,
+        });
         Ok(())
     }
 
@@ -242,12 +261,12 @@ impl AgentLink {
         Ok(())
     }
 
-    /// Takes what has come. Returns whether it was anything.
+    /// Takes what has come, or as much of it as is looked at in one go. Returns whether it was anything.
     pub fn receive(&mut self) -> Result<bool> {
         self.flush()?;
         let mut any = false;
         let mut buffer = [0; READ_SIZE];
-        loop {
+        for _ in 0..READS_MAX {
             match self.socket.read(&mut buffer) {
                 Ok(0) => {
                     let source = io::ErrorKind::UnexpectedEof.into();
@@ -268,6 +287,7 @@ impl AgentLink {
                 Err(source) => return Err(LinkError::Channel { step: "read", source }),
             }
         }
+        self.flush().map(|()| any)
     }
 
     /// The agent's offer, once READY has come.
@@ -284,6 +304,48 @@ impl AgentLink {
     /// Whether a reply is missing.
     pub fn is_waiting(&self) -> bool {
         self.commands.iter().any(|command| command.reply.is_none())
+    }
+
+    /// Lets `time` pass for what the agent owes.
+    pub fn pass(&mut self, time: Duration) {
+        let owed = self.commands.iter_mut().filter(|command| command.reply.is_none() && !command.excused);
+        owed.for_each(|command| command.waited += time);
+    }
+
+    /// Returns what the agent has owed longest, and for how long. Only frames that were due make that shorter: a reply gives
+    /// the commands behind it, which the agent may have come to only now, their time anew, and READY all of them.
+    pub fn owed(&self) -> Option<(&'static str, Duration)> {
+        let owed = self.commands.iter().filter(|command| command.reply.is_none() && !command.excused);
+        // Of several that have waited as long it is the first that holds up the others.
+        let longest = owed.rev().max_by_key(|command| command.waited)?;
+        let step = if self.ready.is_some() { longest.step } else { "wait for the agent" };
+        Some((step, longest.waited))
+    }
+
+    /// Says whether the agent can reply to a command, or has to wait for us.
+    pub fn excuse(&mut self, id: CommandId, excused: bool) {
+        let found = self.commands.iter_mut().find(|command| command.id == id);
+        found.into_iter().for_each(|command| command.excused = excused);
+    }
+
+    /// Takes note of an event that nobody waits for. An agent that sends nothing else is not listened to for ever.
+    pub fn ignore(&mut self, event: &ProcessEvent) -> Result<()> {
+        log::debug!("agent: {:?} of {:?} {:?}", event.process, event.container, event.event);
+        self.count_undue("events of processes that do not run")
+    }
+
+    fn count_undue(&mut self, what: &str) -> Result<()> {
+        self.undue += 1;
+        match self.undue {
+            ..=UNDUE_MAX => Ok(()),
+            _ => Err(LinkError::Protocol(format!("more than {UNDUE_MAX} {what} in a row"))),
+        }
+    }
+
+    /// A frame was due: what was asked for from `first` on has its time anew.
+    fn renew(&mut self, first: usize) {
+        self.undue = 0;
+        self.commands.iter_mut().skip(first).for_each(|command| command.waited = Duration::ZERO);
     }
 
     /// How many commands have no reply yet, or one that nobody has taken.
@@ -306,13 +368,20 @@ impl AgentLink {
                 let refusal = if self.is_base() { base::refusal } else { refusal };
                 self.take_reply(frame.id, |step| Err(refusal(step, &frame.payload)))
             }
-            (Some(Code::Next), true) if self.is_base() => self.pace.next(&frame.payload),
+            (Some(Code::Next), true) if self.is_base() => {
+                if self.pace.next(&frame.payload)? {
+                    self.renew(0);
+                    return Ok(());
+                }
+                self.count_undue("NEXT of nothing")
+            }
             (Some(Code::ProcessAsyncEvent), true) => self.take_event(&frame.payload),
             (_, true) => Err(LinkError::Protocol(format!("code {} is no reply and no event", frame.code))),
         }
     }
 
     fn take_ready(&mut self, payload: &[u8]) -> Result<()> {
+        self.renew(0);
         if self.is_base() {
             // What it offers above API 4244 is not asked for.
             self.ready = Some(Ready { api: API_VERSION, extension: 0, window: base::INPUT_WINDOW });
@@ -343,6 +412,7 @@ impl AgentLink {
         let Some(index) = self.commands.iter().position(waiting) else {
             return Err(LinkError::Protocol(format!("a reply to command {id}, which waits for none")));
         };
+        self.renew(index + 1);
         let command = &mut self.commands[index];
         let reply = reply(command.step);
         let reader = command.reader;

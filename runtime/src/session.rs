@@ -41,7 +41,7 @@ pub enum SessionError {
         /// The console's last lines.
         tail: String,
     },
-    /// The agent made no progress.
+    /// The agent left something owing.
     #[error("{step}: no answer from the guest's agent for {} s{tail}", after.as_secs())]
     Silent {
         /// What was waited for.
@@ -50,6 +50,14 @@ pub enum SessionError {
         after: Duration,
         /// The console's last lines.
         tail: String,
+    },
+    /// The agent has not said that a container has ended that was killed.
+    #[error("container {container}: killed, and no answer from the guest's agent for {} s", after.as_secs())]
+    Unkilled {
+        /// Which.
+        container: String,
+        /// For how long.
+        after: Duration,
     },
     /// A signal asked for an end before the container's process was there.
     #[error("ended by signal {0} before the container's process was started")]
@@ -79,61 +87,47 @@ impl SessionError {
 /// This module's result.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
-/// How long the agent may owe something and make no progress.
-#[derive(Debug)]
-struct Patience {
-    whole: Duration,
-    spent: Duration,
-}
-
-impl Patience {
-    /// The agent has all of it again.
-    fn renew(&mut self) {
-        self.spent = Duration::ZERO;
-    }
-
-    /// How long to sleep at the most; nothing when it is at its end.
-    fn next(&self) -> Option<Duration> {
-        let left = self.whole.saturating_sub(self.spent);
-        (!left.is_zero()).then_some(left.min(SILENCE_MAX))
-    }
-
-    /// Takes off a sleep in which the agent made no progress.
-    fn spend(&mut self, slept: Duration) {
-        self.spent += slept.min(SILENCE_MAX);
-    }
+/// What the agent owes beside replies.
+#[derive(Clone, Copy, Debug)]
+struct Debt {
+    /// Which of the things that its owner knows.
+    what: u64,
+    /// For how long.
+    waited: Duration,
 }
 
 /// A sandbox, and the wait for what comes out of it.
 pub struct Session {
     /// The sandbox.
     pub sandbox: Sandbox,
-    patience: Patience,
-    /// What the agent waits for itself stands still because we wanted it to.
-    held: bool,
+    /// How long the agent may owe anything.
+    patience: Duration,
+    debt: Option<Debt>,
+    /// Up to when time has passed for what the agent owes.
+    counted: Instant,
     /// The machine has ended, and what it left was there to be looked at.
     over: bool,
 }
 
 impl Session {
-    /// Returns a session in which the agent may make no progress for as long as `patience`.
+    /// Returns a session in which the agent may owe anything for as long as `patience`.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
-        let patience = Patience { whole: patience, spent: Duration::ZERO };
-        Session { sandbox, patience, held: false, over: false }
+        Session { sandbox, patience, debt: None, counted: Instant::now(), over: false }
     }
 
-    /// The agent has time from now on again.
+    /// How long the agent may owe anything.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// What the agent is to bring beside replies, it owes from now on.
     pub fn begin(&mut self) {
-        self.patience.renew();
+        self.debt = None;
     }
 
-    /// As long as `held` the agent owes nothing: a process that it starts in a paused container runs when that goes on.
-    pub fn hold(&mut self, held: bool) {
-        self.held = held;
-    }
-
-    /// Sleeps until something happens, at the longest until `until`, and takes what the agent has sent. `owed` says that
-    /// it is the agent who has to bring what `step` waits for. Returns which of `others` are ready.
+    /// Sleeps until something happens, at the longest until `until`, and takes what the agent has sent. Where it is the agent
+    /// who has to bring what `step` waits for, `owed` is a number for it: for another number it has its time anew. Returns
+    /// which of `others` are ready.
     ///
     /// # Errors
     ///
@@ -142,13 +136,14 @@ impl Session {
     pub fn turn(
         &mut self,
         step: &'static str,
-        owed: bool,
+        owed: Option<u64>,
         others: &[(BorrowedFd<'_>, i16)],
         until: Option<Instant>,
     ) -> Result<Vec<bool>> {
         if self.over {
             return Err(self.ended(step));
         }
+        self.pass();
         let patience = self.timeout(step, owed)?;
         let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout = [patience, rest].into_iter().flatten().min();
@@ -158,12 +153,9 @@ impl Session {
             (sandbox.end_fd(), libc::POLLIN),
             (sandbox.streams.notify_fd(), libc::POLLIN),
         ];
-        let asleep = Instant::now();
         let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(host("poll"))?;
-        if patience.is_some() {
-            self.patience.spend(asleep.elapsed());
-        }
         let others = ready.split_off(own.len());
+        self.pass();
         let (agent, end, streams) = (ready[0], ready[1], ready[2]);
         if streams {
             self.sandbox.streams.acknowledge();
@@ -180,11 +172,7 @@ impl Session {
 
     fn take_agent(&mut self, step: &'static str) -> Result<()> {
         match self.sandbox.link.receive() {
-            Ok(true) => {
-                self.patience.renew();
-                Ok(())
-            }
-            Ok(false) => Ok(()),
+            Ok(_) => Ok(()),
             Err(error @ LinkError::Channel { .. }) => Err(self.lost(step, error)),
             Err(error) => Err(error.into()),
         }
@@ -198,17 +186,30 @@ impl Session {
         }
     }
 
+    /// Lets the time pass for what the agent owes.
+    fn pass(&mut self) {
+        let time = counted(self.counted.elapsed());
+        self.counted = Instant::now();
+        self.sandbox.link.pass(time);
+        self.debt.iter_mut().for_each(|debt| debt.waited += time);
+    }
+
     /// How long to wait: for ever, unless the agent owes something.
-    fn timeout(&mut self, step: &'static str, owed: bool) -> Result<Option<Duration>> {
-        if self.held || !owed && !self.sandbox.link.is_waiting() {
-            self.patience.renew();
-            return Ok(None);
+    fn timeout(&mut self, step: &'static str, owed: Option<u64>) -> Result<Option<Duration>> {
+        self.debt = owed.map(|what| match self.debt {
+            Some(debt) if debt.what == what => debt,
+            _ => Debt { what, waited: Duration::ZERO },
+        });
+        let debts = self.debt.map(|debt| (step, debt.waited)).into_iter().chain(self.sandbox.link.owed());
+        let Some((step, waited)) = debts.max_by_key(|(_, waited)| *waited) else { return Ok(None) };
+        match self.patience.saturating_sub(waited) {
+            Duration::ZERO => Err(SessionError::Silent {
+                step,
+                after: self.patience,
+                tail: indented(&self.sandbox.console_tail()),
+            }),
+            left => Ok(Some(left.min(SILENCE_MAX))),
         }
-        self.patience.next().map(Some).ok_or_else(|| SessionError::Silent {
-            step,
-            after: self.patience.whole,
-            tail: indented(&self.sandbox.console_tail()),
-        })
     }
 
     /// Says why the machine ended.
@@ -220,6 +221,11 @@ impl Session {
         let end = self.sandbox.end().unwrap_or(VmEnd::Stopped);
         SessionError::Ended { step, end, tail: indented(&console) }
     }
+}
+
+/// Returns how much of a time between two looks counts as the agent's silence.
+fn counted(time: Duration) -> Duration {
+    time.min(SILENCE_MAX)
 }
 
 fn reason(end: &VmEnd) -> &str {
@@ -276,16 +282,9 @@ mod tests {
     }
 
     #[test]
-    fn patience_is_not_spent_while_this_program_is_stopped() {
-        let mut patience = Patience { whole: Duration::from_millis(2500), spent: Duration::ZERO };
-        assert_eq!(patience.next(), Some(SILENCE_MAX));
-        patience.spend(Duration::from_secs(3600));
-        patience.spend(Duration::from_millis(900));
-        assert_eq!(patience.next(), Some(Duration::from_millis(600)));
-        patience.spend(Duration::from_millis(600));
-        assert_eq!(patience.next(), None);
-        patience.renew();
-        assert_eq!(patience.next(), Some(SILENCE_MAX));
+    fn silence_is_not_counted_while_this_program_is_stopped() {
+        assert_eq!(counted(Duration::from_secs(3600)), SILENCE_MAX);
+        assert_eq!(counted(Duration::from_millis(900)), Duration::from_millis(900));
     }
 
     #[test]

@@ -3,28 +3,32 @@
 //! ```text
 //! <root>/<pod>/lock           held by the pod's process
 //!              state.json     what the pod was when it was last written, atomically replaced
-//!              sandbox.sock   the pod itself: whoever wants the truth asks there
+//!              sandbox.sock   the pod itself: whoever wants something of it asks there
 //!              logs/          what its containers wrote
 //! ```
 //!
-//! A pod lives as long as its process, and its process listens on the socket. A directory whose socket answers nobody is
-//! what is left of one: it can be read, and removed. Before it listens an OCI container's process holds the lock: it is
+//! What a pod is is read from its state, which its process keeps up to date: nobody has to be asked, neither a guest nor a
+//! process that may be stopped. A pod lives as long as its process, and its process listens on the socket. A directory whose
+//! socket takes no connection is what is left of one: it can be read, and removed. Before it listens an OCI container's process holds the lock: it is
 //! creating it, and a directory without a state whose lock nobody holds is in nobody's way.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::thread::Builder;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
 use crate::config::is_id;
-use crate::sys;
+use crate::{deadlines, sys};
 
 /// The largest state that is read.
 const STATE_MAX: u64 = 4 << 20;
@@ -72,6 +76,22 @@ pub enum StateError {
     /// The pod runs.
     #[error("pod {0:?} is running")]
     Running(String),
+    /// The pod's process takes no connection.
+    #[error("{id}: no answer from its machine within {} s", after.as_secs())]
+    Silent {
+        /// Its name.
+        id: String,
+        /// How long it had.
+        after: Duration,
+    },
+    /// Its process is there, though it is to have ended.
+    #[error("{id}: its machine has not ended within {} s", after.as_secs())]
+    Lasting {
+        /// Its name.
+        id: String,
+        /// How long it had.
+        after: Duration,
+    },
     /// The file makes no sense.
     #[error("parse {}", path.display())]
     Parse {
@@ -101,6 +121,8 @@ pub struct PodState {
     /// Its labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Seconds that its guest may take for an answer.
+    pub patience: u64,
     /// The machine's memory.
     pub memory_mib: u32,
     /// The machine's cgroup on the host, where it has one of its own.
@@ -308,12 +330,19 @@ impl StateDir {
 
     /// Connects to the pod.
     pub fn connect(&self) -> Result<UnixStream> {
-        match self.at_socket(UnixStream::connect) {
+        self.connect_within(deadlines::ANSWER)
+    }
+
+    fn connect_within(&self, patience: Duration) -> Result<UnixStream> {
+        match self.at_socket(|path| sys::connect(&path, patience)) {
             Ok(stream) => Ok(stream),
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
             {
                 Err(StateError::Stopped(self.id.clone()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(StateError::Silent { id: self.id.clone(), after: patience })
             }
             Err(error) => Err(host("connect to the pod in", &self.path)(error)),
         }
@@ -321,7 +350,23 @@ impl StateDir {
 
     /// Whether the pod's process is there.
     pub fn is_living(&self) -> bool {
-        self.connect().is_ok()
+        match self.is_container() {
+            true => self.is_held(),
+            // A queue that is full is somebody's who does not take from it.
+            false => matches!(self.connect_within(Duration::ZERO), Ok(_) | Err(StateError::Silent { .. })),
+        }
+    }
+
+    /// Returns the pod's process, if it is there, whatever it does.
+    pub fn process(&self) -> Result<Option<OwnedFd>> {
+        let locked = fs::read_to_string(self.path.join(LOCK)).ok().and_then(|text| text.parse().ok());
+        let Some(pid) = locked.or(Some(self.read()?.pid)).filter(|pid| *pid != 0) else { return Ok(None) };
+        match sys::process(pid) {
+            // Whoever lives there lives since before: the number cannot have become another's.
+            Ok(process) => Ok(Some(process).filter(|_| self.is_living())),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(host("find the process of", &self.path)(error)),
+        }
     }
 
     /// Whether it is an OCI container's, if only its beginning.
@@ -338,12 +383,22 @@ impl StateDir {
         }
     }
 
-    /// Waits until an OCI container's process is gone.
-    pub fn wait_until_released(&self) -> Result<()> {
+    /// Waits until an OCI container's process is gone, no longer than `patience`.
+    pub fn wait_until_released(&self, patience: Duration) -> Result<()> {
+        if !self.is_held() {
+            return Ok(());
+        }
         let path = self.path.join(LOCK);
-        match File::open(&path).and_then(|file| file.lock_shared()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(host("lock", &path)(error)),
-            _ => Ok(()),
+        let (send, receive) = channel();
+        let lock = path.clone();
+        let wait = move || File::open(&lock).and_then(|file| file.lock_shared());
+        // One that waits on when we do not ends with this process.
+        let waiter = Builder::new().spawn(move || send.send(wait()));
+        let waited = waiter.map(|_| receive.recv_timeout(patience)).map_err(host("wait for", &path))?;
+        match waited {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(host("lock", &path)(error)),
+            Ok(_) => Ok(()),
+            Err(_) => Err(StateError::Lasting { id: self.id.clone(), after: patience }),
         }
     }
 
@@ -386,9 +441,9 @@ impl StateDir {
         Ok(PodState { id: self.id.clone(), ..state })
     }
 
-    /// What the state says of a pod whose process is gone.
-    pub fn read_stopped(&self) -> Result<PodState> {
-        self.read().map(PodState::stopped)
+    /// What the pod is, whether its process lives or not, and without asking it.
+    pub fn look(&self) -> Result<PodState> {
+        if self.is_living() { self.read() } else { self.read().map(PodState::stopped) }
     }
 
     /// Nobody listens any more.
@@ -485,11 +540,13 @@ mod tests {
             directory.write(&state(status)).unwrap();
             assert_eq!(directory.read().unwrap(), state(status));
         }
-        assert_eq!(directory.read_stopped().unwrap(), state("stopped"));
+        assert_eq!(directory.look().unwrap(), state("stopped"));
+        let _listener = directory.listen().unwrap();
+        assert_eq!(directory.look().unwrap(), state("running"));
         let files = fs::read_dir(folder.path().join("deep/er/p")).unwrap();
         let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["logs", "state.json"]);
+        assert_eq!(names, ["logs", "sandbox.sock", "state.json"]);
         fs::write(folder.path().join("deep/er/p/state.json"), "{").unwrap();
         assert!(matches!(directory.read(), Err(StateError::Parse { .. })));
     }
@@ -498,13 +555,15 @@ mod tests {
     fn a_container_s_id_is_taken_once_and_what_a_crash_left_is_in_nobody_s_way() {
         let (_folder, root) = root();
         let (directory, held) = root.claim("c").unwrap();
-        assert!(directory.is_held());
+        assert!(directory.is_held() && directory.process().unwrap().is_some());
+        let error = directory.wait_until_released(Duration::from_millis(1)).unwrap_err();
+        assert_eq!(error.to_string(), "c: its machine has not ended within 0 s");
         assert!(root.claimed_by("c", std::process::id()).is_some() && root.claimed_by("c", 1).is_none());
         let exists = || root.claim("c").unwrap_err().to_string();
         assert_eq!(exists(), "container with id exists: c");
         // Killed before it had a state.
         drop(held);
-        assert!(!directory.is_held());
+        assert!(!directory.is_held() && directory.process().unwrap().is_none());
         let (directory, held) = root.claim("c").unwrap();
         directory.write(&state("creating")).unwrap();
         // Killed before it was one.
@@ -514,7 +573,7 @@ mod tests {
         drop(held);
         // Killed after it: it is there until it is deleted.
         assert_eq!(exists(), "container with id exists: c");
-        directory.wait_until_released().unwrap();
+        directory.wait_until_released(Duration::ZERO).unwrap();
         directory.remove().unwrap();
         assert_eq!(root.container("c").unwrap_err().to_string(), "container does not exist: c");
         assert!(root.list().unwrap().is_empty());
@@ -545,6 +604,22 @@ mod tests {
         fs::write(folder.path().join("deep/er/file"), "").unwrap();
         let names: Vec<_> = root.list().unwrap().into_iter().map(|directory| directory.id).collect();
         assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_pod_that_takes_no_connection_is_there_and_says_nothing() {
+        let (_folder, root) = root();
+        let directory = root.create("p").unwrap();
+        let _listener = directory.listen().unwrap();
+        directory.write(&PodState { pid: std::process::id(), ..state("running") }).unwrap();
+        // Its queue is full some time.
+        let queued: Vec<_> = std::iter::repeat_with(|| directory.connect_within(Duration::ZERO))
+            .take_while(|connected| !matches!(connected, Err(StateError::Silent { .. })))
+            .map(Result::unwrap)
+            .collect();
+        assert!(!queued.is_empty() && directory.is_living());
+        assert_eq!(directory.look().unwrap().status, "running");
+        assert!(directory.process().unwrap().is_some());
     }
 
     #[test]

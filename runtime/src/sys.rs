@@ -9,9 +9,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub mod inherited;
+mod socket;
+
+pub use socket::{FDS_MAX, connect, peer_process, receive_with_fds, send_with_fds};
 
 /// Returns `result`, or the error that it stands for.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -131,95 +134,30 @@ pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags) })
 }
 
-/// Returns the process that connected a socket, or that listens where it leads.
-pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
-    // SAFETY: SO_PEERCRED writes one ucred.
-    check(unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut peer).cast(), &raw mut size)
-    })?;
-    Ok(peer.pid as u32)
-}
-
 /// Kills a process.
-pub fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
+fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
     let (signal, info): (_, *const libc::siginfo_t) = (libc::SIGKILL, std::ptr::null());
     // SAFETY: no memory is involved.
     let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };
     check(sent as libc::c_int).map(drop)
 }
 
-/// The most descriptors that come with one message.
-pub const FDS_MAX: usize = 3;
-/// Bytes of a control message with that many.
-const CONTROL_LEN: usize = 64;
-
-/// Room for a control message, aligned as its header has to be.
-#[repr(C, align(8))]
-struct Control([u8; CONTROL_LEN]);
-
-/// Sends some of `data` over a socket, and `fds`, at most [`FDS_MAX`], with its first byte. Waits as the socket does.
-pub fn send_with_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    let mut control = Control([0; CONTROL_LEN]);
-    let numbers: Vec<RawFd> = fds.iter().take(FDS_MAX).map(AsRawFd::as_raw_fd).collect();
-    let mut vector = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-    // SAFETY: a zeroed msghdr is valid: no address, no vectors, no control message.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
-    if !numbers.is_empty() {
-        let bytes = size_of_val(numbers.as_slice()) as u32;
-        // SAFETY: these compute sizes; the control buffer is large enough for FDS_MAX descriptors and aligned, so that
-        // its first header and the data after it lie inside it.
-        unsafe {
-            message.msg_control = (&raw mut control.0).cast();
-            message.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(bytes) as usize;
-            std::ptr::copy_nonoverlapping(numbers.as_ptr().cast(), libc::CMSG_DATA(header), bytes as usize);
+/// Kills a process and waits for its end, no longer than `patience`.
+pub fn kill_and_wait(process: BorrowedFd<'_>, patience: Duration) -> io::Result<()> {
+    match kill(process) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+        _ => {}
+    }
+    // Its locks are let go of before the kernel has taken everything down (its worker of a NIC takes a while), and only
+    // then does an engine's shim learn of the end, without which it deletes nothing.
+    let until = Instant::now() + patience;
+    while !poll([(process, libc::POLLIN)], Some(until.saturating_duration_since(Instant::now())))?[0] {
+        if until <= Instant::now() {
+            let why = format!("it has not ended within {} s of SIGKILL", patience.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
     }
-    // SAFETY: the message names `data`, which can be read, and the control buffer.
-    check_len(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
-}
-
-/// Receives what a socket has, and the descriptors that come with it, close-on-exec. Those above [`FDS_MAX`] are closed by
-/// the kernel. Waits as the socket does.
-pub fn receive_with_fds(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
-) -> io::Result<usize> {
-    let mut control = Control([0; CONTROL_LEN]);
-    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: a zeroed msghdr is valid.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
-    message.msg_control = (&raw mut control.0).cast();
-    // SAFETY: it computes a size, which is below the buffer's.
-    message.msg_controllen = unsafe { libc::CMSG_SPACE((FDS_MAX * size_of::<RawFd>()) as u32) } as usize;
-    // SAFETY: the message names `buffer` and the control buffer, both ours to write.
-    let count =
-        check_len(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) })?;
-    // SAFETY: the kernel filled the control buffer as far as msg_controllen says now; headers are walked by its macros,
-    // and the descriptors in an SCM_RIGHTS message are new and ours.
-    unsafe {
-        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
-        while !header.is_null() {
-            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
-                let bytes = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
-                let data: *const RawFd = libc::CMSG_DATA(header).cast();
-                for index in 0..bytes / size_of::<RawFd>() {
-                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
-                }
-            }
-            header = libc::CMSG_NXTHDR(&raw const message, header);
-        }
-    }
-    Ok(count)
+    Ok(())
 }
 
 /// Returns a new, empty file in memory.

@@ -2,15 +2,14 @@
 //! that process behind its socket, or read from what it left.
 
 use std::fs;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::pod::{checked, connect, done, print, state as ask_state};
+use super::pod::{checked, connect, done, print};
 use crate::OCI_VERSION;
 use crate::cli::container::{ContainerCommand, CreateArgs, DeleteArgs, KillArgs};
 use crate::cli::{EngineArgs, RunArgs};
@@ -22,7 +21,7 @@ use crate::network::{self, NetworkError};
 use crate::oci::{Hook, Hooks};
 use crate::signals::name::signal_of;
 use crate::state::{PodState, StateDir, StateError, StateRoot};
-use crate::sys;
+use crate::{deadlines, sys};
 
 pub mod create;
 pub mod exec;
@@ -72,23 +71,6 @@ pub fn check_run(engine: &EngineArgs) -> Result<()> {
     engine.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, std::process::id()))
 }
 
-/// Says what a container is: as it says itself, or as its last state does.
-fn look(directory: &StateDir) -> Result<PodState> {
-    if !directory.is_held() {
-        return Ok(directory.read_stopped()?);
-    }
-    let written = directory.read()?;
-    // While its process runs hooks it answers nobody.
-    if status(&written) == "creating" {
-        return Ok(written);
-    }
-    match ask_state(directory) {
-        // It ended before it could answer.
-        Err(_) if !directory.is_held() => Ok(directory.read_stopped()?),
-        answer => answer,
-    }
-}
-
 /// A container's status in the specification's words.
 fn status(state: &PodState) -> &str {
     match state.containers.first().map(|container| container.status.as_str()) {
@@ -118,7 +100,7 @@ pub fn state_json(state: &PodState) -> Value {
 
 /// `vmm state`.
 pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
-    let state = look(&root.container(id)?)?;
+    let state = root.container(id)?.look()?;
     let text = serde_json::to_string_pretty(&state_json(&state)).context("print the state")?;
     print(&format!("{text}\n")).map(|()| 0)
 }
@@ -126,7 +108,7 @@ pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
 /// `vmm start`: the hooks that belong to it are run here, so that the container's process answers meanwhile.
 pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     let directory = root.container(id)?;
-    let state = look(&directory)?;
+    let state = directory.look()?;
     match status(&state) {
         "created" => {}
         "stopped" => bail!("cannot start a container that has stopped"),
@@ -142,7 +124,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
         if hooks.poststart.is_empty() {
             return Ok(());
         }
-        Ok(hooks::run("poststart", &hooks.poststart, &bytes_of(&look(&directory)?), &own)?)
+        Ok(hooks::run("poststart", &hooks.poststart, &bytes_of(&directory.look()?), &own)?)
     };
     if let Err(error) = run() {
         // A container that did not start as it should does not stay.
@@ -158,13 +140,20 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
 pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
     let directory = root.container(&args.id)?;
     let signal = signal_of(&args.signal).with_context(|| format!("unknown signal {:?}", args.signal))?;
-    match status(&look(&directory)?) {
+    match status(&directory.look()?) {
         "stopped" => bail!("container not running"),
         // Its process runs hooks and listens to nobody.
         "creating" => end(&directory)?,
         _ => {
             let request = Request::Kill { container: args.id.clone(), signal, all: args.all };
-            ask_running(&directory, &request)?;
+            match ask_running(&directory, &request) {
+                // SIGKILL is no request.
+                Err(error) if signal == libc::SIGKILL && is_silence(&error) => {
+                    log::warn!("{error:#}; its process is killed");
+                    end(&directory)?;
+                }
+                asked => asked?,
+            }
         }
     }
     Ok(0)
@@ -186,10 +175,16 @@ fn ask_running(directory: &StateDir, request: &Request) -> Result<()> {
     }
 }
 
+/// Whether a container's process is there and does not answer.
+fn is_silence(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ControlError::Silent { .. }))
+        || matches!(error.downcast_ref(), Some(StateError::Silent { .. }))
+}
+
 /// `vmm pause` and `vmm resume`.
 pub fn pause(root: &StateRoot, id: &str, paused: bool) -> Result<u8> {
     let directory = root.container(id)?;
-    match (status(&look(&directory)?), paused) {
+    match (status(&directory.look()?), paused) {
         ("running", true) | ("paused", false) => {}
         (_, true) => bail!("container not running"),
         (_, false) => bail!("container not paused"),
@@ -204,19 +199,19 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
         Err(StateError::NoContainer(_)) if args.force => return Ok(0),
         found => found?,
     };
-    let state = match look(&directory) {
-        // One that is just ending, or does not answer for whatever reason.
-        Err(_) if args.force => directory.read()?,
-        found => found?,
-    };
+    let state = directory.look()?;
     match status(&state) {
+        // It may be about to write back what its guest has in memory.
+        "stopped" if args.force && directory.wait_until_released(deadlines::KILL).is_err() => {
+            end(&directory)?
+        }
         "stopped" => {}
         "created" => end(&directory)?,
         _ if args.force => end(&directory)?,
         status => bail!("cannot delete container {} that is not stopped: {status}", args.id),
     }
     // Its process may still be about to go.
-    directory.wait_until_released()?;
+    directory.wait_until_released(deadlines::ENDING)?;
     let state = directory.read().unwrap_or(state);
     finish(&directory, state, &Environment::own()).map(|()| 0)
 }
@@ -251,39 +246,20 @@ fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
 /// remaining hooks and lifecycle continue" (runtime.md, "Lifecycle").
 fn run_last(hooks: &[Hook], state: &PodState, environment: &Environment) {
     for hook in hooks {
-        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state), environment) {
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state), environment)
+        {
             log::warn!("{:#}", anyhow::Error::from(error));
         }
     }
 }
 
-/// Ends a container's process with everything in it, whatever it does.
+/// Ends a container's process with everything in it, whatever it does, and without asking it.
 fn end(directory: &StateDir) -> Result<()> {
-    let pid = directory.read()?.pid;
-    let kill = || -> io::Result<()> {
-        let process = sys::process(pid)?;
-        // The number is that of a process that holds the lock, now that it cannot become another's.
-        if !directory.is_held() {
-            return Ok(());
-        }
-        kill_and_wait(process.as_fd())
-    };
-    match if pid == 0 { Ok(()) } else { kill() } {
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-            return Err(error).with_context(|| format!("kill process {pid}"));
-        }
-        _ => {}
+    if let Some(process) = directory.process()? {
+        let killed = sys::kill_and_wait(process.as_fd(), deadlines::GONE);
+        killed.with_context(|| format!("kill the process of container {}", directory.id))?;
     }
-    Ok(directory.wait_until_released()?)
-}
-
-/// Kills a process and waits for its end.
-fn kill_and_wait(process: BorrowedFd<'_>) -> io::Result<()> {
-    sys::kill(process)?;
-    // Its locks are let go of before the kernel has taken everything down (its worker of a NIC takes a while), and only
-    // then does an engine's shim learn of the end, without which it deletes nothing.
-    while !sys::poll([(process, libc::POLLIN)], None)?[0] {}
-    Ok(())
+    Ok(directory.wait_until_released(deadlines::GONE)?)
 }
 
 /// Reads the hooks of a container's bundle. As with runc those of `startContainer` have the container's environment, unless

@@ -7,7 +7,7 @@ use agent_proto::payload::usage::ContainerUsage;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::pod::{checked, connect, print, state, unexpected};
+use super::pod::{checked, connect, print, unexpected};
 use super::update::only_container;
 use crate::cgroup::usage::HostUsage;
 use crate::cli::update::EventsArgs;
@@ -24,7 +24,7 @@ pub fn events(args: &EventsArgs) -> Result<()> {
         interval(&args.interval).with_context(|| format!("--interval {:?} is no time", args.interval))?;
     let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
     let directory = root.open(&args.id)?;
-    let state = state(&directory)?;
+    let state = directory.look()?;
     if state.status == "stopped" {
         return Err(StateError::Stopped(args.id.clone()).into());
     }

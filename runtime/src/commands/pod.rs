@@ -1,16 +1,20 @@
 //! `vmm pod`: pods are run here, and everything else is asked of the living process behind a pod's socket.
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::cli::pod::{MeantArgs, PodArgs, PodCommand};
-use crate::control::{Connection, ControlError, Reply, Request};
+use crate::control::{Connection, Reply, Request};
+use crate::deadlines;
 use crate::exit::CodedError;
 use crate::pod::podfile;
 use crate::signals::name::signal_of;
-use crate::state::{PodState, StateDir, StateError, StateRoot};
+use crate::state::{StateDir, StateError, StateRoot};
+use crate::sys;
 
 pub mod exec;
 pub mod logs;
@@ -25,9 +29,7 @@ pub fn pod(args: PodArgs) -> Result<u8> {
         PodCommand::Exec(args) => return exec::exec(&root, args),
         PodCommand::Logs(args) => logs::logs(&root, &args)?,
         PodCommand::List { json } => list(&root, json)?,
-        PodCommand::Ps { pod, processes: false, json } => {
-            table::containers(&state(&root.open(&pod)?)?, json)?
-        }
+        PodCommand::Ps { pod, processes: false, json } => table::containers(&root.open(&pod)?.look()?, json)?,
         PodCommand::Ps { pod, processes: true, json } => match ask(&root, &pod, &Request::Processes)? {
             Reply::Processes(all) => table::processes(&all, json)?,
             other => return unexpected(&other),
@@ -60,7 +62,12 @@ pub(super) fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Repl
 
 /// Connects to a living pod.
 pub fn connect(directory: &StateDir) -> Result<Connection> {
-    Ok(Connection::new(directory.connect()?, true)?)
+    let patience = match directory.read()?.patience {
+        // It is not that far.
+        0 => deadlines::AGENT,
+        seconds => Duration::from_secs(seconds),
+    };
+    Ok(Connection::to(&directory.id, patience, directory.connect()?)?)
 }
 
 /// An answer that says that something was not done is an error with the exit code that stands for it.
@@ -81,25 +88,10 @@ pub fn unexpected<T>(reply: &Reply) -> Result<T> {
     anyhow::bail!("the pod's answer was not expected: {reply:?}")
 }
 
-/// What a pod is: as it says itself, or as its last state does.
-pub fn state(directory: &StateDir) -> Result<PodState> {
-    match directory.connect() {
-        Ok(socket) => match Connection::new(socket, true)?.ask(&Request::Status, &[]) {
-            Ok(Reply::Status(state)) => Ok(*state),
-            Ok(other) => unexpected(&checked(other)?),
-            // It ended this moment.
-            Err(ControlError::Ended) => Ok(directory.read_stopped()?),
-            Err(error) => Err(error.into()),
-        },
-        Err(StateError::Stopped(_)) => Ok(directory.read_stopped()?),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn list(root: &StateRoot, json: bool) -> Result<()> {
     let mut states = Vec::new();
     for directory in root.list()? {
-        match state(&directory) {
+        match directory.look() {
             Ok(state) => states.push(state),
             // One that ends this moment, or whose state is damaged, is no reason not to list the others.
             Err(error) => log::warn!("pod {}: {error:#}", directory.id),
@@ -110,9 +102,11 @@ fn list(root: &StateRoot, json: bool) -> Result<()> {
 
 /// Ends a pod and waits for its process to be gone.
 fn stop(directory: &StateDir, grace: u64) -> Result<()> {
+    let patience = Duration::from_secs(directory.read()?.patience.saturating_add(grace));
     let mut connection = connect(directory)?;
-    done(checked(connection.ask(&Request::Stop { grace }, &[])?)?)?;
-    Ok(connection.wait_for_end()?)
+    let request = Request::Stop { grace };
+    done(checked(connection.ask(&request, &[])?)?)?;
+    Ok(connection.wait_for_end(request.command(), patience + deadlines::ENDING)?)
 }
 
 fn remove(root: &StateRoot, pod: &str, force: bool) -> Result<()> {
@@ -121,9 +115,13 @@ fn remove(root: &StateRoot, pod: &str, force: bool) -> Result<()> {
         if !force {
             return Err(StateError::Running(pod.to_owned()).into());
         }
-        match stop(&directory, 0) {
-            Err(error) if directory.is_living() => return Err(error),
-            _ => {}
+        // With output and last state, if that can be had.
+        if let Err(error) = stop(&directory, 0)
+            && let Some(process) = directory.process()?
+        {
+            log::warn!("{error:#}; its process is killed");
+            sys::kill_and_wait(process.as_fd(), deadlines::GONE)
+                .with_context(|| format!("kill pod {pod:?}"))?;
         }
     }
     match directory.remove() {

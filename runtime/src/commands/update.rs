@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::pod::{ask, done, state};
+use super::pod::{ask, done};
 use crate::bundle::unsupported;
 use crate::cli::update::UpdateArgs;
 use crate::control::Request;
@@ -24,7 +24,7 @@ pub fn update(args: UpdateArgs) -> Result<()> {
         Some(path) => read(path)?,
         None => of_flags(&args)?,
     };
-    let state = state(&root.open(&args.id)?)?;
+    let state = root.open(&args.id)?.look()?;
     if state.status == "stopped" {
         return Err(StateError::Stopped(args.id).into());
     }

@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 
 use proptest::prelude::*;
 
@@ -8,7 +8,8 @@ use super::*;
 /// A pod's end and a client's.
 fn pair() -> (Connection, Connection) {
     let (pod, client) = UnixStream::pair().unwrap();
-    (Connection::new(pod, false).unwrap(), Connection::new(client, true).unwrap())
+    let patience = Duration::from_millis(50);
+    (Connection::new(pod).unwrap(), Connection::to("p", patience, client).unwrap())
 }
 
 fn take(pod: &mut Connection) -> Option<(Request, Vec<OwnedFd>)> {
@@ -53,10 +54,41 @@ fn an_answer_comes_back_and_an_end_is_no_answer() {
     pod.send(&reply).unwrap();
     pod.send(&Reply::Exited(3)).unwrap();
     pod.flush().unwrap();
-    assert_eq!(client.ask(&Request::Status, &[]).unwrap(), reply);
-    assert_eq!(client.wait().unwrap(), Reply::Exited(3));
+    assert_eq!(client.ask(&Request::Stats, &[]).unwrap(), reply);
+    assert_eq!(client.ask(&Request::Stats, &[]).unwrap(), Reply::Exited(3));
     drop(pod);
-    assert!(matches!(client.wait(), Err(ControlError::Ended)));
+    assert!(matches!(client.ask(&Request::Stats, &[]), Err(ControlError::Ended)));
+}
+
+#[test]
+fn a_pod_that_says_nothing_is_not_waited_for_for_ever() {
+    let (_pod, mut client) = pair();
+    let kill = Request::Kill { container: "c".into(), signal: 15, all: false };
+    let error = client.ask(&kill, &[]).unwrap_err();
+    assert_eq!(error.to_string(), "kill p: no answer from its machine within 0 s");
+    // One that does not even read.
+    let add = Request::Add { base: String::new(), container: serde_json::json!("x".repeat(MESSAGE_MAX / 2)) };
+    assert!(matches!(client.ask(&add, &[]), Err(ControlError::Silent { command: "add to", .. })));
+    let error = client.wait_for_end("stop", Duration::from_millis(1)).unwrap_err();
+    assert!(matches!(error, ControlError::Silent { command: "stop", .. }));
+}
+
+#[test]
+fn an_answer_that_was_accepted_may_take_as_long_as_the_guest() {
+    let (mut pod, mut client) = pair();
+    pod.send(&Reply::Accepted).unwrap();
+    pod.flush().unwrap();
+    assert_eq!(Request::Stats.answer_within(deadlines::AGENT), Some(deadlines::AGENT + deadlines::ANSWER));
+    let paused = ExecRequest { ignore_paused: true, ..ExecRequest::default() };
+    assert_eq!(Request::Exec(paused).answer_within(deadlines::AGENT), None);
+    let answer = std::thread::spawn(move || {
+        while take(&mut pod).is_none() {}
+        pod.send(&Reply::Done).unwrap();
+        pod.flush().unwrap();
+        pod
+    });
+    assert_eq!(client.ask(&Request::Stats, &[]).unwrap(), Reply::Done);
+    answer.join().unwrap();
 }
 
 #[test]

@@ -36,8 +36,8 @@ impl Pace {
         self.written += count;
     }
 
-    /// Takes NEXT's payload. The next chunk begins when all of this one has been taken.
-    pub fn next(&mut self, payload: &[u8]) -> Result<()> {
+    /// Takes NEXT's payload; returns whether it tells of anything. The next chunk begins when all of this one has been taken.
+    pub fn next(&mut self, payload: &[u8]) -> Result<bool> {
         let count = payload.try_into().map(u32::from_be_bytes);
         let count = count.map_err(|_| LinkError::Protocol("NEXT without a number".to_owned()))?;
         self.taken = self.taken.saturating_add(count as usize);
@@ -47,7 +47,7 @@ impl Pace {
         if self.taken == self.written {
             *self = Pace::default();
         }
-        Ok(())
+        Ok(count > 0)
     }
 }
 

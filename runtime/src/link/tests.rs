@@ -189,6 +189,96 @@ fn commands_without_replies_and_events_without_readers_are_bounded() {
     assert!(matches!(result, Err(LinkError::Protocol(_))));
 }
 
+/// What the agent has owed longest after a second in which it did what `peer` does.
+fn owed_after(link: &mut AgentLink, second: impl FnOnce()) -> Option<(&'static str, u64)> {
+    second();
+    link.receive().unwrap();
+    let owed = link.owed().map(|(step, waited)| (step, waited.as_secs()));
+    link.pass(Duration::from_secs(1));
+    owed
+}
+
+#[test]
+fn an_agent_that_trickles_owes_as_much_as_one_that_is_silent() {
+    let (mut link, mut peer) = Agent::extended();
+    link.send_bare(Code::Ping, "ping").unwrap();
+    let mut frame = Vec::new();
+    ControlFrame { code: Code::Ack as u32, id: 1, payload: vec![0; 64] }.encode(true, &mut frame);
+    for (second, byte) in frame[..frame.len() - 1].iter().enumerate() {
+        let owed = owed_after(&mut link, || peer.socket.write_all(&[*byte]).unwrap());
+        assert_eq!(owed, Some(("ping", second as u64)));
+    }
+    assert_eq!(owed_after(&mut link, || peer.socket.write_all(&[0]).unwrap()), None);
+}
+
+#[test]
+fn a_reply_gives_time_to_what_was_asked_after_it_alone() {
+    let (mut link, mut peer) = Agent::extended();
+    for step in ["first", "second", "third"] {
+        link.send_bare(Code::Ping, step).unwrap();
+    }
+    link.pass(Duration::from_secs(5));
+    assert_eq!(owed_after(&mut link, || peer.say(Code::Ack, 2, b"")), Some(("first", 5)));
+    // The third has its time anew, and the first has not.
+    assert_eq!(owed_after(&mut link, || peer.say(Code::Ack, 1, b"")), Some(("third", 0)));
+    let event = serde_json::to_vec(&ProcessEvent::default()).unwrap();
+    assert_eq!(owed_after(&mut link, || peer.say(Code::ProcessAsyncEvent, 0, &event)), Some(("third", 1)));
+}
+
+#[test]
+fn nothing_is_owed_that_waits_for_us() {
+    let (mut link, _peer) = Agent::extended();
+    let id = link.send_bare(Code::Ping, "ping").unwrap();
+    link.excuse(id, true);
+    link.pass(Duration::from_secs(5));
+    assert_eq!(link.owed(), None);
+    link.excuse(id, false);
+    assert_eq!(link.owed(), Some(("ping", Duration::ZERO)));
+}
+
+#[test]
+fn before_ready_it_is_the_agent_that_is_waited_for() {
+    let (mut link, mut peer) = Agent::pair();
+    link.send(Code::StartPod, "start the pod", &"pod").unwrap();
+    link.pass(Duration::from_secs(5));
+    assert_eq!(link.owed(), Some(("wait for the agent", Duration::from_secs(5))));
+    peer.ready(EXTENSION_VERSION, STREAM_WINDOW);
+    peer.say(Code::Ack, 0, b"");
+    link.receive().unwrap();
+    link.send(Code::NewContainer, "start the container", &"container").unwrap();
+    assert_eq!(link.owed(), Some(("start the pod", Duration::ZERO)));
+}
+
+#[test]
+fn events_that_nobody_waits_for_are_not_listened_to_for_ever() {
+    let (mut link, mut peer) = Agent::extended();
+    let event = ProcessEvent { process: "x\u{202e}\n".into(), ..ProcessEvent::default() };
+    let flood = |link: &mut AgentLink| (0..=UNDUE_MAX).try_for_each(|_| link.ignore(&event));
+    assert!(flood(&mut link).unwrap_err().to_string().contains("events of processes that do not run"));
+    // What is asked for in between is no flood.
+    link.send_bare(Code::Ping, "ping").unwrap();
+    peer.say(Code::Ack, 1, b"");
+    link.receive().unwrap();
+    link.ignore(&event).unwrap();
+}
+
+#[test]
+fn an_agent_that_floods_does_not_keep_the_link_to_itself() {
+    let (mut link, mut peer) = Agent::extended();
+    let writer = std::thread::spawn(move || {
+        // The beginning of one frame, and no end.
+        peer.socket.write_all(&[0, 0, 0, 9, 0, 0x3f, 0, 0]).unwrap();
+        peer.socket.write_all(&vec![0; READS_MAX * READ_SIZE * 3]).unwrap();
+        peer
+    });
+    while !writer.is_finished() {
+        link.receive().unwrap();
+    }
+    let _peer = writer.join().unwrap();
+    while link.receive().unwrap() {}
+    assert!(link.owed().is_none());
+}
+
 proptest! {
     #[test]
     fn hostile_bytes_never_panic(

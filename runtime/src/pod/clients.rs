@@ -1,21 +1,32 @@
-//! Who is connected to the pod's socket. A client that makes no sense, or does not read, loses its connection; nobody else
-//! notices.
+//! Who is connected to the pod's socket. A client that makes no sense, does not read, or does not say what it wants, loses its
+//! connection; nobody else notices. Where no further one can be taken, for want of places or of descriptors, whoever comes is
+//! told so.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Instant;
 
 use super::Asker;
+use super::crew::refused;
 use crate::control::{Connection, ControlError, Reply, Request};
-use crate::sys;
+use crate::{deadlines, sys};
 
 /// The most clients at a time.
 const CLIENTS_MAX: usize = 512;
+/// How many are taken or refused before the pod looks after anything else.
+const ACCEPTS_MAX: usize = 64;
 
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
     asker: Asker,
     connection: Connection,
+    /// By when its request is to be whole, if one is awaited.
+    due: Option<Instant>,
+    /// It waits for an answer that comes later.
+    waits: bool,
     /// It has its last answer: what it still says is not looked at.
     done: bool,
     /// It is gone, or is to be.
@@ -28,17 +39,21 @@ pub struct Clients {
     listener: UnixListener,
     clients: Vec<Client>,
     next: Asker,
+    /// A descriptor that is given up to tell a client that there are no more.
+    reserve: Option<File>,
+    /// Until when nobody is accepted: one who came could be neither taken nor refused, and would wake us at once again.
+    rest: Option<Instant>,
 }
 
 impl Clients {
     /// Returns the clients of `listener`, of which there are none yet.
     pub fn new(listener: UnixListener) -> Clients {
-        Clients { listener, clients: Vec::new(), next: 1 }
+        Clients { listener, clients: Vec::new(), next: 1, reserve: reserve(), rest: None }
     }
 
     /// What is to be waited for; with `busy` only that answers are taken.
     /// Nobody stands for the socket itself.
-    pub fn interests(&self, busy: bool) -> Vec<(Option<Asker>, (BorrowedFd<'_>, i16))> {
+    pub fn interests(&self, busy: bool, now: Instant) -> Vec<(Option<Asker>, (BorrowedFd<'_>, i16))> {
         let wanted = |interest: i16| if busy { interest & libc::POLLOUT } else { interest };
         let mut all: Vec<_> = self
             .clients
@@ -48,24 +63,80 @@ impl Clients {
             })
             .filter(|(_, (_, interest))| *interest != 0)
             .collect();
-        if !busy && self.clients.len() < CLIENTS_MAX {
+        if !busy && self.rest.is_none_or(|rest| rest <= now) {
             all.push((None, (self.listener.as_fd(), libc::POLLIN)));
         }
         all
     }
 
+    /// When [`accept`](Self::accept) or [`expire`](Self::expire) has something to do though nothing comes.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.clients.iter().filter_map(|client| client.due).chain(self.rest).min()
+    }
+
     /// Takes those who have come.
-    pub fn accept(&mut self) {
-        while self.clients.len() < CLIENTS_MAX
-            && let Ok((socket, _)) = self.listener.accept()
-        {
-            match Connection::new(socket, false) {
-                Ok(connection) => {
-                    let client = Client { asker: self.next, connection, done: false, closed: false };
-                    self.clients.push(client);
-                    self.next += 1;
+    pub fn accept(&mut self, now: Instant) {
+        if self.rest.is_some_and(|rest| rest > now) {
+            return;
+        }
+        self.rest = None;
+        for _ in 0..ACCEPTS_MAX {
+            match self.listener.accept() {
+                Ok((socket, _)) => self.admit(socket, now),
+                Err(error) if is_scarce(&error) => {
+                    if !self.refuse() {
+                        self.rest = Some(now + deadlines::REST);
+                        return;
+                    }
                 }
-                Err(error) => log::warn!("{error}"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => {
+                    log::warn!("accept a client of the pod's socket: {error}");
+                    self.rest = Some(now + deadlines::REST);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: UnixStream, now: Instant) {
+        if self.clients.len() >= CLIENTS_MAX {
+            return turn_away(socket, &format!("the machine has {CLIENTS_MAX} clients, the most it takes"));
+        }
+        match Connection::new(socket) {
+            Ok(connection) => {
+                let due = Some(now + deadlines::REQUEST);
+                let client =
+                    Client { asker: self.next, connection, due, waits: false, done: false, closed: false };
+                self.clients.push(client);
+                self.next += 1;
+            }
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    /// Takes a client with the descriptor that is kept for it, to tell it that there is no other. Returns whether that
+    /// could be done, and can be done again.
+    fn refuse(&mut self) -> bool {
+        let told = self.reserve.take().is_some() && {
+            let accepted = self.listener.accept();
+            accepted.map(|(socket, _)| turn_away(socket, "the machine has no further descriptors")).is_ok()
+        };
+        self.reserve = reserve();
+        told && self.reserve.is_some()
+    }
+
+    /// Lets go of those who have begun a request and not ended it in time, or not even begun one.
+    pub fn expire(&mut self, now: Instant) {
+        for client in &mut self.clients {
+            if client.due.is_some_and(|due| due <= now) {
+                client.closed = true;
+                log::debug!("client {}: no request within {} s", client.asker, deadlines::REQUEST.as_secs());
             }
         }
     }
@@ -91,18 +162,40 @@ impl Clients {
     /// Takes a client's next request.
     pub fn next(&mut self, asker: Asker) -> Option<(Request, Vec<OwnedFd>)> {
         let client = self.clients.iter_mut().find(|client| client.asker == asker && !client.done)?;
-        client.connection.take().unwrap_or_else(|error| {
+        let taken = client.connection.take().unwrap_or_else(|error| {
             client.closed = true;
             client.fault(&error);
             None
-        })
+        });
+        client.due = match (&taken, client.due) {
+            (Some(_), _) => None,
+            (None, None) if client.connection.is_amid() => Some(Instant::now() + deadlines::REQUEST),
+            (None, due) => due,
+        };
+        taken
+    }
+
+    /// Tells a client that its answer comes later.
+    pub fn accepted(&mut self, asker: Asker) {
+        self.answer(asker, &Reply::Accepted);
+    }
+
+    /// Gives `reply` to each who still waits for an answer, as far as their sockets take it.
+    pub fn fail(&mut self, reply: &Reply) {
+        let waiting = self.clients.iter().filter(|client| client.waits).map(|client| client.asker);
+        for asker in waiting.collect::<Vec<_>>() {
+            self.answer_last(asker, reply);
+        }
+        // Who cannot be told sees the connection's end.
+        self.flush();
     }
 
     /// Answers a client, if it is still there.
     pub fn answer(&mut self, asker: Asker, reply: &Reply) {
-        if let Some(client) = self.clients.iter_mut().find(|client| client.asker == asker)
-            && let Err(error) = client.connection.send(reply)
-        {
+        let Some(client) = self.clients.iter_mut().find(|client| client.asker == asker) else { return };
+        // A process that has been started is waited for, too.
+        client.waits = matches!(reply, Reply::Accepted | Reply::Started);
+        if let Err(error) = client.connection.send(reply) {
             client.closed = true;
             client.fault(&error);
         }
@@ -136,57 +229,99 @@ impl Client {
     }
 }
 
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Whether the process or the host has no further descriptor.
+fn is_scarce(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Tells who has come why it cannot stay.
+fn turn_away(socket: UnixStream, why: &str) {
+    let told = Connection::new(socket).and_then(|mut connection| {
+        connection.send(&refused(why.to_owned()))?;
+        connection.flush()
+    });
+    told.unwrap_or_else(|error| log::debug!("{error}"));
+    log::warn!("a client of the pod's socket was turned away: {why}");
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
 
+    /// Asks, and has the pod answer meanwhile.
+    fn answer(clients: &mut Clients, client: &mut Connection, asker: Asker) -> Result<Reply, ControlError> {
+        client.send(&Request::Stats).unwrap();
+        client.flush().unwrap();
+        assert!(clients.receive(asker));
+        assert_eq!(clients.next(asker).unwrap().0, Request::Stats);
+        clients.answer(asker, &Reply::Done);
+        assert!(clients.flush().is_empty());
+        next(client)
+    }
+
+    /// The next message of the pod.
+    fn next(client: &mut Connection) -> Result<Reply, ControlError> {
+        loop {
+            if let Some((reply, _)) = client.take()? {
+                return Ok(reply);
+            }
+            if !client.receive()? {
+                return Err(ControlError::Ended);
+            }
+        }
+    }
+
+    /// A socket in a folder, and its clients, of whom there are none.
+    fn none() -> (tempfile::TempDir, Clients) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        (folder, Clients::new(listener))
+    }
+
+    fn connect(folder: &tempfile::TempDir) -> UnixStream {
+        UnixStream::connect(folder.path().join("s")).unwrap()
+    }
+
     /// Clients of a socket in a folder, one of whom has come.
     fn one() -> (tempfile::TempDir, Clients, Connection, Asker) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let listener = UnixListener::bind(&path).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let mut clients = Clients::new(listener);
-        let client = Connection::new(UnixStream::connect(&path).unwrap(), true).unwrap();
-        clients.accept();
-        let asker = clients.interests(false)[0].0.unwrap();
+        let (folder, mut clients) = none();
+        let client = Connection::new(connect(&folder)).unwrap();
+        clients.accept(Instant::now());
+        let asker = clients.interests(false, Instant::now())[0].0.unwrap();
         (folder, clients, client, asker)
     }
 
     #[test]
     fn a_client_is_heard_and_answered() {
         let (_folder, mut clients, mut client, asker) = one();
-        client.send(&Request::Stats).unwrap();
-        client.flush().unwrap();
-        assert!(clients.receive(asker));
-        assert_eq!(clients.next(asker).unwrap().0, Request::Stats);
+        assert_eq!(answer(&mut clients, &mut client, asker).unwrap(), Reply::Done);
         assert!(clients.next(asker).is_none());
-        clients.answer(asker, &Reply::Done);
-        assert!(clients.flush().is_empty());
-        assert_eq!(client.wait().unwrap(), Reply::Done);
         clients.answer_last(asker, &Reply::Exited(1));
         assert!(clients.flush().is_empty());
-        assert_eq!(client.wait().unwrap(), Reply::Exited(1));
-        assert!(matches!(client.wait(), Err(ControlError::Ended)));
+        assert_eq!(next(&mut client).unwrap(), Reply::Exited(1));
+        assert!(matches!(next(&mut client), Err(ControlError::Ended)));
         // Nobody is there any more to be answered.
         clients.answer(asker, &Reply::Done);
     }
 
     #[test]
     fn who_makes_no_sense_or_goes_is_let_go() {
-        let (_folder, mut clients, client, asker) = one();
+        let (folder, mut clients, client, asker) = one();
         drop(client);
         assert!(!clients.receive(asker));
-        assert_eq!(clients.interests(false).len(), 1);
-        let path = _folder.path().join("s");
+        assert_eq!(clients.interests(false, Instant::now()).len(), 1);
         for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x01x"] {
-            let mut socket = UnixStream::connect(&path).unwrap();
+            let mut socket = connect(&folder);
             socket.write_all(bytes).unwrap();
-            clients.accept();
-            let asker = clients.interests(false)[0].0.unwrap();
+            clients.accept(Instant::now());
+            let asker = clients.interests(false, Instant::now())[0].0.unwrap();
             assert!(clients.receive(asker));
             assert!(clients.next(asker).is_none());
             assert_eq!(clients.flush(), [asker]);
@@ -196,8 +331,59 @@ mod tests {
     #[test]
     fn a_busy_pod_hears_nobody_and_answers_all_the_same() {
         let (_folder, mut clients, _client, asker) = one();
-        assert_eq!(clients.interests(true).len(), 0);
+        assert_eq!(clients.interests(true, Instant::now()).len(), 0);
         clients.answer(asker, &Reply::Done);
-        assert_eq!(clients.interests(true)[0].1.1, libc::POLLOUT);
+        assert_eq!(clients.interests(true, Instant::now())[0].1.1, libc::POLLOUT);
+    }
+
+    #[test]
+    fn who_does_not_say_what_it_wants_is_let_go() {
+        let (folder, mut clients, mut client, asker) = one();
+        clients.expire(Instant::now());
+        assert!(clients.flush().is_empty());
+        // One that has been heard may stay, as whoever waits for a process does.
+        assert_eq!(answer(&mut clients, &mut client, asker).unwrap(), Reply::Done);
+        assert_eq!(clients.deadline(), None);
+        let mut half = connect(&folder);
+        half.write_all(b"\0\0").unwrap();
+        clients.accept(Instant::now());
+        let other = clients.clients[1].asker;
+        assert!(clients.receive(other) && clients.next(other).is_none());
+        clients.expire(clients.deadline().unwrap());
+        assert_eq!(clients.flush(), [other]);
+        assert_eq!(clients.deadline(), None);
+    }
+
+    #[test]
+    fn one_too_many_is_told_so() {
+        let (folder, mut clients) = none();
+        let mut all: Vec<_> = (0..CLIENTS_MAX)
+            .map(|_| {
+                let socket = connect(&folder);
+                clients.accept(Instant::now());
+                socket
+            })
+            .collect();
+        let mut further = Connection::new(connect(&folder)).unwrap();
+        clients.accept(Instant::now());
+        let told = next(&mut further).unwrap();
+        assert_eq!(told, refused("the machine has 512 clients, the most it takes".into()));
+        assert!(matches!(next(&mut further), Err(ControlError::Ended)));
+        drop(all.pop());
+        let gone = clients.clients[CLIENTS_MAX - 1].asker;
+        assert!(!clients.receive(gone));
+        let _next = connect(&folder);
+        clients.accept(Instant::now());
+        assert_eq!(clients.clients.len(), CLIENTS_MAX);
+    }
+
+    #[test]
+    fn who_waits_for_the_guest_is_told_of_its_end() {
+        let (_folder, mut clients, mut client, asker) = one();
+        clients.accepted(asker);
+        clients.fail(&refused("no answer".into()));
+        assert_eq!(next(&mut client).unwrap(), Reply::Accepted);
+        assert_eq!(next(&mut client).unwrap(), refused("no answer".into()));
+        assert!(matches!(next(&mut client), Err(ControlError::Ended)));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_proto::command::Code;
 use agent_proto::payload::{ContainerLimits, ContainerName};
@@ -16,10 +16,12 @@ use super::member::{Ending, Member, Phase, StartError};
 use super::plan::ContainerPlan;
 use super::{Asker, Guest};
 use crate::control::{ExecRequest, Reply};
+use crate::deadlines;
 use crate::exit;
 use crate::link::{CommandId, LinkError};
 use crate::oci::ConsoleSize;
 
+mod ending;
 mod happened;
 mod replies;
 
@@ -59,6 +61,8 @@ pub struct Crew {
     next_seq: u64,
     next_exec: u64,
     null: File,
+    /// How long a container may take to end after SIGKILL.
+    pub kill_patience: Duration,
     /// When containers that were asked to end are killed.
     patience: Option<Instant>,
     stopping: bool,
@@ -75,6 +79,7 @@ impl Crew {
             next_seq: 1,
             next_exec: 1,
             null: File::open("/dev/null")?,
+            kill_patience: deadlines::KILL,
             patience: None,
             stopping: false,
         })
@@ -112,12 +117,13 @@ impl Crew {
         let mut happened = Vec::new();
         self.take_replies(guest, now, &mut happened)?;
         while let Some(event) = guest.link.event() {
-            self.take_event(event, &mut happened);
+            self.take_event(guest, event, &mut happened)?;
         }
         self.advance_execs(guest, &mut happened);
         self.advance_members(guest, now, &mut happened)?;
         self.start_members(guest, now, &mut happened)?;
         self.dismiss(&mut happened);
+        self.find_unkilled(now, &mut happened);
         guest.link.flush()?;
         Ok(happened)
     }
@@ -130,16 +136,32 @@ impl Crew {
             Phase::Waiting(at) if !starting || at > now => Some(at),
             _ => None,
         });
-        let asked = |member: &&Member| member.phase == Phase::Running && member.ending < Ending::Killed;
+        // One that is being started is killed when it has been.
+        let asked = |member: &&Member| {
+            self.lives(member) && member.phase != Phase::Starting && member.killed.is_none()
+        };
         let killing =
             self.patience.filter(|_| self.stopping && self.members.iter().any(|member| asked(&member)));
-        starts.chain(killing).min()
+        let killed = self.members.iter().filter(|member| self.lives(member));
+        starts.chain(killing).chain(killed.filter_map(|member| member.killed)).min()
     }
 
-    /// Whether the guest owes output that it says it has sent.
-    pub fn is_owed(&self, guest: &Guest<'_>) -> bool {
-        self.members.iter().any(|member| member.is_owed(guest))
-            || self.execs.iter().any(|exec| exec.is_owed(guest))
+    /// Returns the oldest stream of which the guest owes output that it says it has sent.
+    pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
+        let members = self.members.iter().filter_map(|member| member.owed(guest));
+        members.chain(self.execs.iter().filter_map(|exec| exec.owed(guest))).min()
+    }
+
+    /// A process that is started in a paused container runs when that goes on: until then the agent owes nothing for it.
+    pub fn excuse_paused(&self, guest: &mut Guest<'_>) {
+        for (command, awaited) in &self.awaited {
+            let Awaited::Exec(process) = awaited else { continue };
+            let exec = self.execs.iter().find(|exec| exec.process == *process);
+            let paused = |exec: &Exec| {
+                self.members.iter().any(|member| member.paused && member.plan.name == exec.container)
+            };
+            guest.link.excuse(*command, exec.is_some_and(paused));
+        }
     }
 
     /// Whether there are containers, or were to be, and every one has ended for good.
@@ -158,32 +180,6 @@ impl Crew {
     pub fn exit_code(&self) -> u8 {
         let mut codes = self.members.iter().filter_map(|member| member.exit);
         codes.find(|code| *code != 0).unwrap_or(0)
-    }
-
-    /// Has every container end: with its stop signal, and with SIGKILL at `patience`.
-    pub fn stop(&mut self, patience: Instant) {
-        self.stopping = true;
-        self.patience = Some(self.patience.map_or(patience, |earlier| earlier.min(patience)));
-        for member in self.members.iter_mut().filter(|member| member.ending == Ending::Unasked) {
-            member.ending = Ending::Wanted;
-        }
-    }
-
-    /// Sends a signal to the container `name`, or to every one that runs.
-    pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
-        if let Some(member) = self.members.iter_mut().find(|member| is_meant(name, member))
-            && member.hold(signal, all)
-        {
-            return Ok(Reply::Done);
-        }
-        let running = |member: &&Member| member.phase == Phase::Running && is_meant(name, member);
-        if !self.members.iter().any(|member| running(&member)) {
-            return Ok(self.not_running(name));
-        }
-        for member in self.members.iter().filter(running) {
-            member.signal(guest, signal, all)?;
-        }
-        Ok(Reply::Done)
     }
 
     /// Gives a container's terminal another size.
@@ -345,33 +341,8 @@ impl Crew {
                 None => Reply::Exited(exit::of_exit(&exit)),
             };
             happened.extend(exec.client.map(|client| Happened::Last(client, reply)));
+            happened.push(Happened::Changed);
         }
-    }
-
-    fn advance_members(
-        &mut self,
-        guest: &mut Guest<'_>,
-        now: Instant,
-        happened: &mut Vec<Happened>,
-    ) -> Result<()> {
-        for member in &mut self.members {
-            // Who leaves by force is not asked first.
-            let patience = self.patience.filter(|_| self.stopping);
-            let kill = patience.is_some_and(|patience| patience <= now) || member.leaves;
-            if member.ending > Ending::Unasked {
-                member.end(guest, kill)?;
-            }
-            // The agent keeps a container as long as one of its processes is there.
-            let lives = |exec: &Exec| !matches!(exec.phase, exec::Phase::Draining(_));
-            let busy = self.execs.iter().any(|exec| lives(exec) && exec.container == member.plan.name);
-            if !busy && member.is_drained(guest, now) {
-                let name = ContainerName { container: member.plan.name.clone() };
-                let command = guest.link.send(Code::RemoveContainer, "remove the container", &name)?;
-                self.awaited.push((command, Awaited::Clear(name.container)));
-                happened.push(Happened::Changed);
-            }
-        }
-        Ok(())
     }
 
     fn start_members(

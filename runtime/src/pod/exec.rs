@@ -123,11 +123,17 @@ impl Exec {
             || open.all(|(seq, bytes)| guest.streams.delivery(*seq, bytes) == Delivery::Done)
     }
 
-    /// Whether the guest owes output that it says it has sent.
-    pub fn is_owed(&self, guest: &Guest<'_>) -> bool {
-        let Phase::Draining(exit) = &self.phase else { return false };
+    /// Returns the stream of which the guest owes output that it says it has sent.
+    pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
+        let Phase::Draining(exit) = &self.phase else { return None };
         let mut open = self.streams.iter().zip([exit.stdout_bytes, exit.stderr_bytes]);
-        open.any(|(seq, bytes)| guest.streams.delivery(*seq, bytes) == Delivery::Guest)
+        open.find(|(seq, bytes)| guest.streams.delivery(**seq, *bytes) == Delivery::Guest)
+            .map(|(seq, _)| *seq)
+    }
+
+    /// Whether it keeps `container` there, whose first process may have ended.
+    pub fn keeps(&self, container: &str) -> bool {
+        self.container == container && !matches!(self.phase, Phase::Draining(_))
     }
 
     /// Lets go of its streams; returns what kept output from the client.

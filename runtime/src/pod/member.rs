@@ -64,6 +64,8 @@ pub struct Member {
     pub phase: Phase,
     /// How far it was asked to end: it is not started again then.
     pub ending: Ending,
+    /// When it is to have ended, since it was killed.
+    pub killed: Option<Instant>,
     /// Who has it removed.
     pub removers: Vec<Asker>,
     /// It is to be removed when it has ended.
@@ -95,6 +97,7 @@ impl Member {
         Member {
             phase: Phase::Waiting(now),
             ending: Ending::Unasked,
+            killed: None,
             removers: Vec::new(),
             leaves: false,
             adder: None,
@@ -199,17 +202,19 @@ impl Member {
         true
     }
 
-    /// Whether the guest owes output that it says it has sent.
-    pub fn is_owed(&self, guest: &Guest<'_>) -> bool {
-        let Phase::Draining(exit) = &self.phase else { return false };
+    /// Returns the stream of which the guest owes output that it says it has sent.
+    pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
+        let Phase::Draining(exit) = &self.phase else { return None };
         let mut open = self.streams.iter().zip([exit.stdout_bytes, exit.stderr_bytes]);
-        open.any(|(seq, bytes)| guest.streams.delivery(*seq, bytes) == Delivery::Guest)
+        open.find(|(seq, bytes)| guest.streams.delivery(**seq, *bytes) == Delivery::Guest)
+            .map(|(seq, _)| *seq)
     }
 
     /// The agent has forgotten it.
     pub fn cleared(&mut self) {
         if let Phase::Clearing(again) = self.phase {
             let again = again.filter(|_| self.ending == Ending::Unasked);
+            self.killed = None;
             self.phase = again.map_or(Phase::Ended, Phase::Waiting);
         }
     }

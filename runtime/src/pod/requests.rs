@@ -23,7 +23,6 @@ impl Supervisor {
         let stopping = self.is_stopping();
         let (crew, mut guest) = self.crew();
         let reply = match request {
-            Request::Status => Some(Reply::Status(Box::new(self.state()))),
             Request::Wait { container } => crew.wait(&container, asker),
             Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if stopping => {
                 Some(refused("the pod is ending".to_owned()))

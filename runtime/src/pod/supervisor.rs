@@ -22,6 +22,7 @@ use super::refuse::CONTAINERS_MAX;
 use super::{Asker, Guest};
 use crate::cgroup::Cgroup;
 use crate::control::Reply;
+use crate::deadlines;
 use crate::exit::CodedError;
 use crate::link::CommandId;
 use crate::session::{Session, SessionError};
@@ -102,9 +103,11 @@ impl Supervisor {
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
         let limits = Limits::of(&pod.log)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut crew = Crew::new().context("open /dev/null")?;
+        crew.kill_patience = deadlines::kill(session.patience());
         let mut supervisor = Supervisor {
             named: containers.len() != 1,
-            crew: Crew::new().context("open /dev/null")?,
+            crew,
             clients: Clients::new(listener),
             starting: Some(command),
             started: Some(started),
@@ -134,6 +137,10 @@ impl Supervisor {
         let result = self.live();
         // A guest that cannot be talked to any more is not asked for its end.
         let answers = result.as_ref().map_or_else(|error| error.is::<CodedError>(), |_| true);
+        if let Err(error) = result.as_ref().map_err(exit::of_error) {
+            // What they asked of the guest has come to nothing.
+            self.clients.fail(&refused(error.1));
+        }
         let ended = self.end(answers);
         // What went wrong first says more.
         let code = result?;
@@ -148,7 +155,8 @@ impl Supervisor {
                 return Ok(self.crew.exit_code());
             }
             let output = self.last_output.filter(|_| self.outputs.is_full());
-            let until = [self.crew.deadline(Instant::now()), output].into_iter().flatten().min();
+            let clients = self.clients.deadline().filter(|_| !self.is_busy());
+            let until = [self.crew.deadline(Instant::now()), output, clients].into_iter().flatten().min();
             self.wait("run the pod", until)?;
         }
     }
@@ -173,8 +181,15 @@ impl Supervisor {
             self.write_state()?;
             started()?;
         }
-        if self.changed {
-            self.write_state()?;
+        if self.changed
+            && let Err(error) = self.write_state()
+        {
+            // A pod that runs is not ended for a disk that is full, or for want of a descriptor: it is tried again.
+            if self.started.is_some() {
+                return Err(error);
+            }
+            self.changed = true;
+            log::warn!("{error:#}");
         }
         if self.last_output.is_some_and(|last| last <= Instant::now()) {
             self.outputs.abandon();
@@ -184,9 +199,21 @@ impl Supervisor {
 
     fn flush_clients(&mut self) -> Result<()> {
         for asker in self.clients.flush() {
-            self.crew.forget(&mut self.session.sandbox.guest(), asker)?;
+            self.forget(asker)?;
         }
         Ok(())
+    }
+
+    /// A client is gone.
+    fn forget(&mut self, asker: Asker) -> Result<()> {
+        // It may have stood for a further process.
+        self.changed = true;
+        Ok(self.crew.forget(&mut self.session.sandbox.guest(), asker)?)
+    }
+
+    /// Whether the guest has so much to answer that nothing more is asked.
+    fn is_busy(&self) -> bool {
+        self.session.sandbox.link.outstanding() >= BUSY
     }
 
     fn take(&mut self, happened: Happened) -> Result<()> {
@@ -194,6 +221,10 @@ impl Supervisor {
             Happened::Answer(asker, reply) => self.clients.answer(asker, &reply),
             Happened::Last(asker, reply) => self.clients.answer_last(asker, &reply),
             Happened::Changed => self.changed = true,
+            Happened::Unkilled(container) => {
+                let after = self.crew.kill_patience;
+                return Err(SessionError::Unkilled { container, after }.into());
+            }
             Happened::Runs(name) => {
                 let member = self.crew.members.iter().find(|member| member.plan.name == name);
                 member.map_or(Ok(()), |member| self.session.sandbox.seal(&member.plan.binds))?;
@@ -210,11 +241,10 @@ impl Supervisor {
 
     /// Sleeps until something happens, and takes what is not the guest's.
     fn wait(&mut self, step: &'static str, until: Option<Instant>) -> Result<()> {
-        self.session.hold(self.crew.members.iter().any(|member| member.paused));
-        let sandbox = &mut self.session.sandbox;
-        let owed = self.starting.is_some()
-            || self.crew.is_owed(&Guest { link: &mut sandbox.link, streams: &mut sandbox.streams });
-        let busy = self.session.sandbox.link.outstanding() >= BUSY;
+        let mut guest = self.session.sandbox.guest();
+        self.crew.excuse_paused(&mut guest);
+        let owed = self.crew.owed(&guest);
+        let busy = self.is_busy();
         let taps = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
         // A guest that is about to end has nothing of a change; one that is busy is told of all at once.
@@ -226,7 +256,8 @@ impl Supervisor {
             let taps = self.crew.members.iter().flat_map(|member| member.taps());
             others.extend(taps.filter_map(|tap| Some((tap.fd()?, libc::POLLIN))));
         }
-        let (askers, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy).into_iter().unzip();
+        let now = Instant::now();
+        let (askers, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy, now).into_iter().unzip();
         others.extend(fds);
         let mut ready = self.session.turn(step, owed, &others, until)?.into_iter();
         if ready.next() == Some(true) {
@@ -281,18 +312,24 @@ impl Supervisor {
     }
 
     fn serve_clients(&mut self, ready: &[Asker]) -> Result<()> {
-        self.clients.accept();
+        let now = Instant::now();
+        self.clients.accept(now);
         for &asker in ready {
             if !self.clients.receive(asker) {
-                self.crew.forget(&mut self.session.sandbox.guest(), asker)?;
+                self.forget(asker)?;
                 continue;
             }
-            while let Some(request) = self.clients.next(asker) {
-                if let Some(reply) = self.serve(asker, request)? {
-                    self.clients.answer(asker, &reply);
+            while let Some((request, fds)) = self.clients.next(asker) {
+                self.changed |= request.is_change();
+                let waits = request.is_answered();
+                match self.serve(asker, (request, fds))? {
+                    Some(reply) => self.clients.answer(asker, &reply),
+                    None if waits => self.clients.accepted(asker),
+                    None => {}
                 }
             }
         }
+        self.clients.expire(now);
         Ok(())
     }
 
@@ -373,7 +410,7 @@ impl Supervisor {
     }
 
     /// What the pod is.
-    pub(super) fn state(&self) -> PodState {
+    fn state(&self) -> PodState {
         let status = match (self.stopping, self.started.is_some()) {
             (true, _) => "stopping",
             (false, true) => "starting",
@@ -385,6 +422,7 @@ impl Supervisor {
             pid: std::process::id(),
             created: self.created,
             labels: self.pod.labels().clone(),
+            patience: self.session.patience().as_secs(),
             memory_mib: self.pod.machine.memory_mib,
             cgroup: self.cgroup.clone(),
             containers: self.crew.members.iter().map(|member| member.state()).collect(),

@@ -12,9 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use vmm::PendingVm;
 
-use super::{
-    check_console, end, finish, kill_and_wait, refuse_descriptors, run_first, run_last, take_away, write_pid,
-};
+use super::{check_console, end, finish, refuse_descriptors, run_first, run_last, take_away, write_pid};
 use crate::bundle::{Bundle, program, refuse};
 use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
@@ -36,7 +34,7 @@ use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::state::{OciState, PodState, StateDir, StateRoot};
-use crate::{logging, report, surroundings, sys, terminal};
+use crate::{deadlines, logging, report, surroundings, sys, terminal};
 
 /// What is said where the container's process could say nothing.
 const SILENT: &str = "the container's process ended before the container was created";
@@ -107,7 +105,8 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
                 .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
             if made.is_err() {
                 // It is our child: its number is nobody else's. What it has said may not have been its end.
-                let ended = sys::process(pid).and_then(|process| kill_and_wait(process.as_fd()));
+                let ended = sys::process(pid)
+                    .and_then(|process| sys::kill_and_wait(process.as_fd(), deadlines::GONE));
                 ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
                 clear(&start, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
             }

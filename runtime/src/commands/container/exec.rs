@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{check_console, look, refuse_descriptors, status, write_pid};
+use super::{check_console, refuse_descriptors, status, write_pid};
 use crate::cli::container::{ExecArgs, ProcessArgs};
 use crate::commands::pod::exec::wait;
 use crate::commands::pod::{checked, connect, unexpected};
@@ -27,7 +27,7 @@ const SILENT: &str = "the process that stands for the program ended before that 
 pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     refuse_descriptors(args.preserve_fds)?;
     let directory = root.container(&args.id)?;
-    let state = look(&directory)?;
+    let state = directory.look()?;
     match status(&state) {
         "running" => {}
         "paused" if args.ignore_paused => {}

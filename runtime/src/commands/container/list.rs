@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{look, print, state_json, status};
+use super::{print, state_json, status};
 use crate::cli::container::{Format, ListArgs, PsArgs};
 use crate::state::StateRoot;
 
@@ -19,7 +19,7 @@ const COLUMN_SPACE: usize = 3;
 pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
     let mut states = Vec::new();
     for directory in root.list()? {
-        match look(&directory) {
+        match directory.look() {
             Ok(state) if state.oci.is_some() => states.push(state_json(&state)),
             Ok(_) => {}
             // One that goes this moment, or whose state is damaged, is no reason not to list the others.
@@ -74,7 +74,7 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
 
 /// `vmm ps`: the processes of the host, as runc lists them; what runs in the guest is not among them.
 pub fn ps(root: &StateRoot, args: &PsArgs) -> Result<u8> {
-    let state = look(&root.container(&args.id)?)?;
+    let state = root.container(&args.id)?.look()?;
     let mut pids = Vec::new();
     if status(&state) != "stopped" {
         pids.push(state.pid);

@@ -59,7 +59,7 @@ pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> R
                 other => unexpected(&other),
             };
         }
-        let fds = [(connection.fd(), libc::POLLIN), (signals.fd(), libc::POLLIN)];
+        let fds = [(connection.fd(), connection.interest()), (signals.fd(), libc::POLLIN)];
         let [answer, signal] = sys::poll(fds, None).context("poll")?;
         if signal {
             while let Some(asked) = signals.next().context("read a signal")? {
@@ -71,9 +71,10 @@ pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> R
                     },
                 };
                 connection.send(&request)?;
-                connection.flush()?;
             }
         }
+        // A pod that reads none of it is no reason to stay.
+        connection.flush()?;
         if answer && !connection.receive()? {
             return Err(crate::control::ControlError::Ended.into());
         }

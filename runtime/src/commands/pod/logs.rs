@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
-use super::state;
+use super::connect;
 use crate::cli::pod::LogsArgs;
 use crate::control::{Connection, Request};
 use crate::logging;
 use crate::pod::log::reader::{LogReader, Wanted};
 use crate::pod::log::{Line, Stream};
-use crate::state::{StateDir, StateError, StateRoot};
+use crate::state::{ContainerState, StateDir, StateError, StateRoot};
 use crate::sys;
 
 /// A container's log.
@@ -29,7 +29,7 @@ struct Source {
 /// Shows the logs.
 pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     let directory = root.open(&args.pod)?;
-    let pod = state(&directory)?;
+    let pod = directory.look()?;
     let wanted = Wanted { tail: args.tail, since: args.since.as_deref().map(since).transpose()? };
     let meant = |name: &str| args.container.as_deref().is_none_or(|container| container == name);
     let containers: Vec<_> = pod.containers.iter().filter(|container| meant(&container.name)).collect();
@@ -88,11 +88,11 @@ struct Follower {
 
 impl Follower {
     /// None where the pod has ended.
-    fn new(directory: &StateDir, containers: &[&crate::state::ContainerState]) -> Result<Option<Follower>> {
-        let socket = match directory.connect() {
-            Ok(socket) => socket,
-            Err(StateError::Stopped(_)) => return Ok(None),
-            Err(error) => return Err(error.into()),
+    fn new(directory: &StateDir, containers: &[&ContainerState]) -> Result<Option<Follower>> {
+        let mut connection = match connect(directory) {
+            Ok(connection) => connection,
+            Err(error) if matches!(error.downcast_ref(), Some(StateError::Stopped(_))) => return Ok(None),
+            Err(error) => return Err(error),
         };
         let parents = containers.iter().filter_map(|container| container.log.as_ref()?.parent());
         let parents: BTreeSet<&Path> = parents.collect();
@@ -102,11 +102,8 @@ impl Follower {
             let watch = sys::watch_directory(&path);
             directories.push(watch.with_context(|| format!("watch {}", parent.display()))?);
         }
-        let mut connection = Connection::new(socket, true)?;
-        for container in containers {
-            connection.send(&Request::Wait { container: container.name.clone() })?;
-        }
-        connection.flush()?;
+        let wait = |container: &&ContainerState| Request::Wait { container: container.name.clone() };
+        connection.tell(&containers.iter().map(wait).collect::<Vec<_>>())?;
         Ok(Some(Follower { directories, connection, left: containers.len() }))
     }
 

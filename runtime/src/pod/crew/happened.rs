@@ -18,6 +18,8 @@ pub enum Happened {
         /// Which, and why.
         message: String,
     },
+    /// A container was killed, and the guest has not said in time that it has ended: the machine is to end.
+    Unkilled(String),
     /// A container runs: what it has read-only is to be closed for good.
     Runs(String),
     /// A container has left the pod: the share need not hold it any more.

@@ -115,8 +115,9 @@ impl Crew {
         match reply {
             Ok(_) => {
                 self.execs[index].began(guest)?;
-                happened
-                    .extend(self.execs[index].client.map(|client| Happened::Answer(client, Reply::Started)));
+                let client = self.execs[index].client;
+                happened.extend(client.map(|client| Happened::Answer(client, Reply::Started)));
+                happened.push(Happened::Changed);
             }
             Err(error) => {
                 let mut exec = self.execs.remove(index);
@@ -134,19 +135,25 @@ impl Crew {
         Ok(())
     }
 
-    pub(super) fn take_event(&mut self, event: ProcessEvent, happened: &mut Vec<Happened>) {
-        let exit = event.exit.unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
-        if event.event != "finished" {
-            log::debug!("agent: {:?} of {:?} {:?}", event.process, event.container, event.event);
-        } else if event.process == INIT_PROCESS {
-            let found = self.members.iter_mut().find(|member| member.plan.name == event.container);
-            if let Some(member) = found {
+    pub(super) fn take_event(
+        &mut self,
+        guest: &mut Guest<'_>,
+        event: ProcessEvent,
+        happened: &mut Vec<Happened>,
+    ) -> Result<()> {
+        let exit = event.exit.clone().unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
+        let member = self.members.iter_mut().find(|member| member.plan.name == event.container);
+        let exec = self.execs.iter_mut().find(|exec| exec.process == event.process);
+        match (member, exec) {
+            _ if event.event != "finished" => return guest.link.ignore(&event),
+            (Some(member), _) if event.process == INIT_PROCESS && member.phase == Phase::Running => {
                 member.exited(exit);
+                happened.push(Happened::Changed);
             }
-            happened.push(Happened::Changed);
-        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.process == event.process) {
-            exec.phase = ExecPhase::Draining(exit);
+            (_, Some(exec)) if exec.phase == ExecPhase::Running => exec.phase = ExecPhase::Draining(exit),
+            _ => return guest.link.ignore(&event),
         }
+        Ok(())
     }
 }
 

@@ -74,3 +74,59 @@ fn a_program_that_is_not_there_is_told_to_who_asked_and_ends_it() {
     assert_eq!(rig.answer(), Some(&Reply::Failed { code: 127, message }));
     assert_eq!(rig.crew.exit_code(), 127);
 }
+
+/// What comes of a crew whose agent is silent from now on, `after` what is the longest that it may be.
+fn silent(rig: &mut Rig, after: Duration) -> Vec<Happened> {
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let now = Instant::now();
+    let asked = rig.crew.step(&mut guest, now).unwrap();
+    assert!(!asked.iter().any(|happened| matches!(happened, Happened::Unkilled(_))), "{asked:?}");
+    rig.crew.step(&mut guest, now + after).unwrap()
+}
+
+fn is_unkilled(happened: &[Happened]) -> bool {
+    happened.iter().any(|happened| matches!(happened, Happened::Unkilled(name) if name == "a"))
+}
+
+#[test]
+fn a_kill_that_the_guest_does_not_answer_is_the_machine_s_end() {
+    let mut rig = Rig::created("exec sleep 1000");
+    assert_eq!(rig.crew.start("a", STARTER), None);
+    rig.until(|rig| rig.member("a").phase == Phase::Running);
+    assert_eq!(rig.kill(libc::SIGTERM), Reply::Done);
+    assert_eq!(rig.crew.deadline(Instant::now()), None, "a process may ignore it");
+    assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
+    let due = rig.crew.deadline(Instant::now()).unwrap();
+    assert!(due <= Instant::now() + rig.crew.kill_patience);
+    // A second one is no second chance.
+    assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
+    assert_eq!(rig.crew.deadline(Instant::now()), Some(due));
+    let after = rig.crew.kill_patience;
+    assert!(is_unkilled(&silent(&mut rig, after)));
+    assert_eq!(rig.member("a").state().exit_code, Some(137));
+}
+
+#[test]
+fn a_kill_during_a_start_that_is_not_answered_is_the_machine_s_end() {
+    let mut rig = Rig::created("exec sleep 1000");
+    assert_eq!(rig.crew.start("a", STARTER), None);
+    assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
+    let after = rig.crew.kill_patience;
+    assert!(is_unkilled(&silent(&mut rig, after)));
+}
+
+#[test]
+fn a_container_whose_further_process_is_said_to_live_on_is_killed_all_the_same() {
+    let mut rig = Rig::created("exec sleep 1000");
+    assert_eq!(rig.crew.start("a", STARTER), None);
+    rig.until(|rig| rig.member("a").phase == Phase::Running);
+    let _client = rig.exec(8, "exec sleep 1000");
+    rig.until(|rig| rig.crew.execs[0].phase == exec::Phase::Running);
+    // A guest that reports the one's end and not the other's.
+    rig.crew.members[0].exited(agent_proto::payload::Exit::default());
+    assert_eq!(rig.member("a").state().status, "running");
+    assert_eq!(rig.kill(libc::SIGTERM), refused("container not running".into()));
+    assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
+    let after = rig.crew.kill_patience;
+    assert!(is_unkilled(&silent(&mut rig, after)));
+}
