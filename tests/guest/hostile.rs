@@ -56,7 +56,7 @@ struct Peer {
 
 impl Peer {
     fn play(&mut self, scenario: &str) {
-        let mut noise = Noise(0x2545_f491_4f6c_dd1d);
+        let mut noise = Noise::new();
         match scenario {
             "noise" => self.say(&noise.bytes(64 << 10)),
             "noise-after-ready" => {
@@ -82,33 +82,17 @@ impl Peer {
                     self.frame(Code::ProcessAsyncEvent, 0, &event);
                 }
             }
-            "stream-noise" => {
-                drop(self.obey());
-                let bytes = noise.bytes(1 << 20);
-                self.streams.write_all(&bytes).expect("write to the stream port");
+            "silent-at-pod" => {
+                self.ready();
+                self.ignore();
             }
-            "endless-output" => {
-                drop(self.obey());
-                let data = vec![b'x'; STREAM_FRAME_MAX - STREAM_HEADER];
-                loop {
-                    self.streams.write_all(&encode_header(STDOUT, data.len())).expect("write a header");
-                    self.streams.write_all(&data).expect("write to the stream port");
-                }
+            "silent-at-start" => {
+                self.obey_before(Code::NewContainer);
+                self.ignore();
             }
-            "owed-output" => {
-                let container = self.obey();
-                let exit = Exit { code: Some(0), stdout_bytes: u64::MAX, ..Exit::default() };
-                self.frame(Code::ProcessAsyncEvent, 0, &event(&container, exit));
-            }
-            "no-farewell" => {
-                let container = self.obey();
-                self.frame(
-                    Code::ProcessAsyncEvent,
-                    0,
-                    &event(&container, Exit { code: Some(3), ..Exit::default() }),
-                );
-                while self.next().code != Code::DestroyPod as u32 {}
-                let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+            "trickle-at-start" => {
+                self.obey_before(Code::NewContainer);
+                self.trickle();
             }
             // No worse than a mirror: what the bench of round trips compares the agent with.
             "echo" => {
@@ -117,6 +101,61 @@ impl Peer {
                     let count = self.streams.read(&mut buffer).expect("read the stream port");
                     self.streams.write_all(&buffer[..count]).expect("write to the stream port");
                 }
+            }
+            later => {
+                let container = self.obey();
+                self.play_later(later, &container);
+            }
+        }
+    }
+
+    /// Plays a scenario that begins when the container is said to run.
+    fn play_later(&mut self, scenario: &str, container: &str) {
+        match scenario {
+            // It pauses, so that what waits in a paused container can be looked at.
+            "silent" => loop {
+                let frame = self.next();
+                if frame.code == Code::Pause as u32 {
+                    self.frame(Code::Ack, frame.id, b"");
+                }
+            },
+            "trickle" => {
+                self.trickle();
+            }
+            // Everything is done at once, and nothing ends.
+            "acks" => loop {
+                let frame = self.next();
+                self.frame(Code::Ack, frame.id, b"");
+            },
+            "flood-later" => {
+                let event = event("nobody", Exit::default());
+                loop {
+                    self.frame(Code::ProcessAsyncEvent, 0, &event);
+                }
+            }
+            "stream-noise" => {
+                let bytes = Noise::new().bytes(1 << 20);
+                self.streams.write_all(&bytes).expect("write to the stream port");
+            }
+            "endless-output" => {
+                let data = vec![b'x'; STREAM_FRAME_MAX - STREAM_HEADER];
+                loop {
+                    self.streams.write_all(&encode_header(STDOUT, data.len())).expect("write a header");
+                    self.streams.write_all(&data).expect("write to the stream port");
+                }
+            }
+            "owed-output" => {
+                let exit = Exit { code: Some(0), stdout_bytes: u64::MAX, ..Exit::default() };
+                self.frame(Code::ProcessAsyncEvent, 0, &event(container, exit));
+            }
+            "no-farewell" => {
+                self.frame(
+                    Code::ProcessAsyncEvent,
+                    0,
+                    &event(container, Exit { code: Some(3), ..Exit::default() }),
+                );
+                while self.next().code != Code::DestroyPod as u32 {}
+                let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
             }
             other => panic!("no scenario {other:?}"),
         }
@@ -141,18 +180,44 @@ impl Peer {
 
     /// Says that all is well until the container is said to run, and returns its name.
     fn obey(&mut self) -> String {
+        let frame = self.obey_before(Code::NewContainer);
+        self.frame(Code::Ack, frame.id, b"");
+        let spec: Container = serde_json::from_slice(&frame.payload).expect("parse the container");
+        spec.id
+    }
+
+    /// Says that all is well until the command `last`, which is left unanswered.
+    fn obey_before(&mut self, last: Code) -> ControlFrame {
         self.ready();
         // The host's first frame, EXTEND, is in the base form.
         self.codec.set_extended(false);
         loop {
             let frame = self.next();
             self.codec.set_extended(true);
-            self.frame(Code::Ack, frame.id, b"");
-            if frame.code == Code::NewContainer as u32 {
-                let spec: Container = serde_json::from_slice(&frame.payload).expect("parse the container");
-                return spec.id;
+            if frame.code == last as u32 {
+                return frame;
             }
+            self.frame(Code::Ack, frame.id, b"");
         }
+    }
+
+    /// Hears everything and says nothing.
+    fn ignore(&mut self) -> ! {
+        let mut buffer = [0; 4096];
+        loop {
+            let _ = self.control.read(&mut buffer).expect("read the control port");
+        }
+    }
+
+    /// Says one frame that does not end, a byte a second.
+    fn trickle(&mut self) -> ! {
+        let mut frame = vec![0; 1 << 16];
+        frame[..8].copy_from_slice(&[0, 0, 0, Code::Ack as u8, 0, 1, 0, 0]);
+        for byte in frame {
+            self.say(&[byte]);
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+        self.ignore()
     }
 
     fn next(&mut self) -> ControlFrame {
@@ -182,6 +247,10 @@ fn event(container: &str, exit: Exit) -> Vec<u8> {
 struct Noise(u64);
 
 impl Noise {
+    fn new() -> Noise {
+        Noise(0x2545_f491_4f6c_dd1d)
+    }
+
     fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut next = || {
             self.0 ^= self.0 << 13;

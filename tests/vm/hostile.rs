@@ -6,6 +6,8 @@ use std::process::Command;
 
 use tests::{Bundle, Finished, Initrd, Running};
 
+mod life;
+
 /// Memory of the machine, MiB.
 const GUEST_MIB: u64 = 64;
 /// What `vmm` may have in private memory above it: its threads' stacks are most of that.
@@ -65,6 +67,16 @@ fn a_reply_to_nothing_is_refused() {
 #[test]
 fn half_a_frame_meets_the_deadline() {
     play("half-a-frame").code(125).says(&["no answer", PATIENCE]);
+}
+
+#[test]
+fn a_byte_a_second_meets_the_deadline() {
+    play("trickle-at-start").code(125).says(&["start the container", "no answer", PATIENCE]);
+}
+
+#[test]
+fn silence_names_what_was_asked_for() {
+    play("silent-at-pod").code(125).says(&["start the pod: no answer from the guest's agent", PATIENCE]);
 }
 
 #[test]

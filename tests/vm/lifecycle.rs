@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{Bundle, ConsoleSocket, program};
 
-mod faults;
+pub(crate) mod faults;
 
 /// The longest wait for a process's end.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -35,11 +35,11 @@ impl Container {
         Container::new(Bundle::sh(script))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.arg("--root").arg(self.path("state")).args(words).stdin(Stdio::null());
         command
@@ -72,7 +72,7 @@ impl Container {
         self.run_create(self.command(&["create"]).args(flags))
     }
 
-    fn run_create(&self, create: &mut Command) -> i32 {
+    pub(crate) fn run_create(&self, create: &mut Command) -> i32 {
         self.bundle.command();
         let file = |name: &str| File::create(self.path(name)).expect("make a file");
         create.arg("--bundle").arg(self.bundle.path()).arg("--pid-file").arg(self.path("pid")).arg("c");
@@ -94,7 +94,7 @@ impl Container {
     }
 
     #[track_caller]
-    fn pid(&self, file: &str) -> Pid {
+    pub(crate) fn pid(&self, file: &str) -> Pid {
         Pid::from_raw(self.read(file).parse().expect("a number")).expect("a process")
     }
 
@@ -108,12 +108,12 @@ impl Container {
     }
 
     #[track_caller]
-    fn status(&self) -> String {
+    pub(crate) fn status(&self) -> String {
         self.state()["status"].as_str().expect("a status").to_owned()
     }
 
     /// Whether nothing of it is left in the state directory.
-    fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         !self.path("state/c").exists()
     }
 }

@@ -9,7 +9,7 @@ use tests::check_output;
 use super::*;
 
 /// The processes of the container's state directory: the program's own, by what they were called with.
-fn processes(container: &Container) -> Vec<String> {
+pub(crate) fn processes(container: &Container) -> Vec<String> {
     let mark = container.path("state").display().to_string();
     let all = fs::read_dir("/proc").expect("list processes").filter_map(Result::ok);
     let words = |entry: fs::DirEntry| {
@@ -45,7 +45,7 @@ fn of_two_creations_at_once_one_has_the_id() {
 }
 
 /// A container with a cgroup of its own, and that cgroup.
-fn in_cgroup(name: &str) -> (Container, PathBuf) {
+pub(crate) fn in_cgroup(name: &str) -> (Container, PathBuf) {
     let place = format!("/vmm-test-{name}-{}", std::process::id());
     let bundle = Bundle::sh("sleep 1000").with(|c| c["linux"]["cgroupsPath"] = json!(place));
     (Container::new(bundle), PathBuf::from(format!("/sys/fs/cgroup{place}")))
