@@ -6,17 +6,17 @@
 //! `/etc/vmm/config.json`: a JSON object whose keys are the flags' names.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
+use agent_proto::command::Protocol;
 use clap::Args;
+use plan::{Console, ShareType, VhostNet, VmSettings};
 use serde::Deserialize;
 
 use crate::cli::RunArgs;
 use crate::deadlines;
-use crate::link::Peer;
 
 /// The longest container id; it becomes a name in the share.
 const ID_MAX: usize = 128;
@@ -156,47 +156,6 @@ impl Settings {
     }
 }
 
-/// Where the guest's kernel log goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Console {
-    /// The serial port is there, for what the kernel says before its drivers.
-    pub serial: bool,
-    /// A file; stderr where there is none.
-    pub to: Option<PathBuf>,
-}
-
-/// By which protocol the guest reaches the host's files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ShareType {
-    /// virtio-fs.
-    #[default]
-    VirtioFs,
-    /// virtio-9p, which older guests know.
-    P9,
-}
-
-impl ShareType {
-    /// The file system's name in the guest.
-    pub fn name(self) -> &'static str {
-        match self {
-            ShareType::VirtioFs => "virtiofs",
-            ShareType::P9 => "9p",
-        }
-    }
-}
-
-/// Who passes packets on between the guest and its taps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum VhostNet {
-    /// The host's kernel where it has vhost-net and we may use it, else this process.
-    #[default]
-    Auto,
-    /// The host's kernel.
-    On,
-    /// This process.
-    Off,
-}
-
 /// What `vmm run` is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
@@ -204,27 +163,13 @@ pub struct RunConfig {
     pub bundle: PathBuf,
     /// The container's id: fit to be a file's name.
     pub id: String,
-    /// Guest memory.
-    pub memory_mib: Option<u32>,
-    /// Virtual CPUs.
-    pub vcpus: Option<u8>,
-    /// `linux.cgroupsPath` is in systemd's form.
-    pub systemd_cgroup: bool,
+    /// What is set of the machine.
+    pub vm: VmSettings,
     /// A kernel in place of the embedded one.
     pub kernel: Option<PathBuf>,
     /// An initramfs in place of the embedded one.
     pub initrd: Option<PathBuf>,
-    /// Whose agent it is.
-    pub peer: Peer,
-    /// Words to add to the kernel's command line.
-    pub cmdline: Option<String>,
-    /// Show the guest's kernel log.
-    pub console: Option<Console>,
-    /// The file server's protocol.
-    pub share: ShareType,
-    /// Who passes packets on.
-    pub vhost_net: VhostNet,
-    /// Write the timeline: to this file, or for `-` as a table alone.
+    /// Where to write the boot's timeline: a file, or `-` for a table on stderr alone.
     pub marks: Option<PathBuf>,
     /// How long the agent may owe an answer.
     pub agent_timeout: Duration,
@@ -235,16 +180,9 @@ impl Default for RunConfig {
         RunConfig {
             bundle: PathBuf::from("."),
             id: "container".to_owned(),
-            memory_mib: None,
-            systemd_cgroup: false,
-            vcpus: None,
+            vm: VmSettings::default(),
             kernel: None,
             initrd: None,
-            peer: Peer::Own,
-            cmdline: None,
-            console: None,
-            share: ShareType::default(),
-            vhost_net: VhostNet::default(),
             marks: None,
             agent_timeout: deadlines::AGENT,
         }
@@ -261,20 +199,24 @@ impl RunConfig {
     pub fn resolve(args: RunArgs, lookup: impl Fn(&str) -> Option<OsString> + Copy) -> Result<RunConfig> {
         let settings = args.settings.or(Settings::from_env(lookup)).or(Settings::from_file(lookup)?);
         let (bundle, id) = bundle_and_id(args.target, args.bundle)?;
-        let peer = peer(settings.agent.as_deref(), settings.initrd.is_some())?;
+        let protocol = protocol(settings.agent.as_deref(), settings.initrd.is_some())?;
+        let vm = VmSettings {
+            memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
+            vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
+            systemd_cgroup: args.engine.systemd_cgroup,
+            protocol,
+            cmdline: settings.cmdline,
+            console: settings.console.map(|text| console(&text)),
+            share: share(settings.share, protocol)?,
+            vhost_net: settings.vhost_net.map(|text| vhost_net(&text)).transpose()?.unwrap_or_default(),
+            marks: settings.marks.is_some(),
+        };
         Ok(RunConfig {
             bundle,
             id,
-            memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
-            systemd_cgroup: args.engine.systemd_cgroup,
-            vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
+            vm,
             kernel: settings.kernel,
-            peer,
             initrd: settings.initrd,
-            cmdline: settings.cmdline,
-            console: settings.console.map(|text| console(&text)),
-            share: share(settings.share, peer)?,
-            vhost_net: settings.vhost_net.map(|text| vhost_net(&text)).transpose()?.unwrap_or_default(),
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(deadlines::AGENT), |text| timeout(&text))?,
         })
@@ -290,29 +232,29 @@ fn memory_mib(text: &str) -> Result<u32> {
     };
     let number: u32 = digits.parse().map_err(|_| error("not a number of MiB"))?;
     let mib = number.checked_mul(factor).ok_or_else(|| error("too large"))?;
-    if mib < crate::plan::MIN_MEMORY_MIB {
+    if mib < plan::vm::MIN_MEMORY_MIB {
         return Err(error("too little for a guest: it needs 64 MiB"));
     }
     Ok(mib)
 }
 
 /// What is in an initramfs that was named is not known before it says so.
-fn peer(agent: Option<&str>, named: bool) -> Result<Peer> {
+fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
     match agent {
-        Some("api-4244") => Ok(Peer::Base),
+        Some("api-4244") => Ok(Protocol::Api4244),
         Some(other) => Err(ConfigError::Value {
             name: "agent",
             value: other.to_owned(),
             why: "the one protocol that may be chosen is api-4244",
         }),
-        None if named => Ok(Peer::Foreign),
-        None => Ok(Peer::Own),
+        None if named => Ok(Protocol::Negotiated),
+        None => Ok(Protocol::Extended),
     }
 }
 
 fn vcpus(text: &str) -> Result<u8> {
     match text.parse() {
-        Ok(count @ 1..=crate::plan::MAX_VCPUS) => Ok(count),
+        Ok(count @ 1..=plan::vm::MAX_VCPUS) => Ok(count),
         _ => {
             Err(ConfigError::Value { name: "cpus", value: text.to_owned(), why: "not a number from 1 to 32" })
         }
@@ -320,15 +262,17 @@ fn vcpus(text: &str) -> Result<u8> {
 }
 
 /// API 4244's agent mounts 9p whatever the share is.
-fn share(given: Option<String>, peer: Peer) -> Result<ShareType> {
+fn share(given: Option<String>, protocol: Protocol) -> Result<ShareType> {
     let Some(value) = given else {
-        return Ok(if peer == Peer::Base { ShareType::P9 } else { ShareType::default() });
+        return Ok(if protocol == Protocol::Api4244 { ShareType::P9 } else { ShareType::default() });
     };
     let error = |why| ConfigError::Value { name: "share", value: value.clone(), why };
     let all = [ShareType::VirtioFs, ShareType::P9];
     match all.into_iter().find(|share| share.name() == value) {
         None => Err(error("neither virtiofs nor 9p")),
-        Some(ShareType::VirtioFs) if peer == Peer::Base => Err(error("an agent of API 4244 knows 9p alone")),
+        Some(ShareType::VirtioFs) if protocol == Protocol::Api4244 => {
+            Err(error("an agent of API 4244 knows 9p alone"))
+        }
         Some(share) => Ok(share),
     }
 }

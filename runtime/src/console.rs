@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::config::Console;
-use crate::text::{Lines, printable};
+use host::text::{Lines, printable};
+use plan::Console;
 
 /// What the agent prints on the console for each of the kernel's milestones, where the command line has `vmm.marks`:
 /// `vmm.mark <microseconds of the guest's clock> <what>`.

@@ -12,10 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
+use host::sys;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{deadlines, sys};
+use crate::deadlines;
 
 /// The largest message, to the pod and from it.
 pub const MESSAGE_MAX: usize = 4 << 20;

@@ -16,8 +16,8 @@
 //! would say that all is well.
 
 use agent_proto::payload::{ErrorCode, Exit};
+use link::LinkError;
 
-use crate::link::LinkError;
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 

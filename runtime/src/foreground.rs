@@ -2,15 +2,20 @@
 
 use agent_proto::command::Code;
 use agent_proto::payload::{Exit, KillCommand, WindowSize};
+use host::signals::{Asked, Signals, asks_for_an_end};
+use host::terminal;
+use link::api4244::InputPace;
+use link::streams::Delivery;
+use link::{CommandId, LinkError};
+use plan::INIT_PROCESS;
 
-use crate::link::base::InputPace;
-use crate::link::streams::Delivery;
-use crate::link::{CommandId, LinkError};
-use crate::plan::{INIT_PROCESS, STDERR_STREAM, STDIO_STREAM};
 use crate::sandbox::Sandbox;
 use crate::session::{Result, Session, SessionError, host};
-use crate::signals::{Asked, Signals, asks_for_an_end};
-use crate::terminal;
+
+/// Stream of the init process's stdin and stdout.
+pub const STDIO_STREAM: u64 = 1;
+/// Stream of its stderr.
+pub const STDERR_STREAM: u64 = 2;
 
 /// A session with one container, whose first process stands in for `vmm` itself.
 pub struct Foreground<'a> {
@@ -64,7 +69,7 @@ impl<'a> Foreground<'a> {
         self.started = true;
         let window = self.session.sandbox.link.ready().map_or(0, |ready| ready.window);
         self.session.sandbox.streams.start(STDIO_STREAM, window);
-        if self.session.sandbox.link.is_base() {
+        if self.session.sandbox.link.is_api4244() {
             self.pace = Some(InputPace::new(STDIO_STREAM));
             if self.terminal {
                 // API 4244's process comes without a size of its terminal.
@@ -100,7 +105,7 @@ impl<'a> Foreground<'a> {
     pub fn wait_end(&mut self, exit: Exit) -> Result<Exit> {
         // What is not read any more need not be paced.
         self.pace = None;
-        if !self.session.sandbox.link.is_base() {
+        if !self.session.sandbox.link.is_api4244() {
             return Ok(exit);
         }
         let step = "wait for the end of the container's output";

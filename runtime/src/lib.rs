@@ -1,13 +1,12 @@
-//! The container runtime: OCI bundles, the command line, the agent's link, and what `vmm run` decides and does.
+//! The container runtime: the command line, pods and containers, and what happens to each.
 //!
-//! The only crate that knows containers, virtual machines and descriptors alike: policy is here. It reads a bundle
-//! ([`bundle`], [`oci`]) and the configuration ([`cli`], [`config`]), decides ([`plan`]), makes the machine
-//! ([`sandbox`], [`image`]), and talks to the agent ([`link`], [`session`], [`foreground`]). Start at [`commands::run`],
-//! which reads as the story of a run. Pods ([`pod`]) are more of the same in one machine, and have a directory ([`state`])
-//! and a socket ([`control`]). The binary is `vmm`; the crate of that name is the virtual machine monitor below.
+//! The only crate that knows containers, virtual machines and descriptors alike. Its rooms are crates of their own: [`oci`]
+//! reads bundles, [`plan`] decides what machine and container come of them, [`link`] talks to the agent, and [`host`] does
+//! what there is to do on the host. Here they meet: [`cli`] and [`config`] read what the user wants, [`commands`] has a file
+//! for each subcommand, [`sandbox`] makes the machine, [`pod`] supervises what runs in it, and [`state`] and [`control`] let
+//! other processes find it. Start at [`commands::run`], which reads as the story of a run. The binary is `vmm`; the crate of
+//! that name is the virtual machine monitor below.
 
-pub mod bundle;
-pub mod cgroup;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -16,24 +15,12 @@ pub mod control;
 pub mod deadlines;
 pub mod exit;
 pub mod foreground;
-pub mod hooks;
 pub mod image;
-pub mod link;
 pub mod logging;
 pub mod marks;
 pub mod network;
-pub mod oci;
-pub mod plan;
 pub mod pod;
 pub mod report;
 pub mod sandbox;
 pub mod session;
-pub mod signals;
 pub mod state;
-pub mod surroundings;
-mod sys;
-pub mod terminal;
-pub mod text;
-
-/// The version of the OCI runtime specification whose config.json is read.
-pub const OCI_VERSION: &str = "1.2.0";

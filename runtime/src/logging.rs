@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::cli::LogArgs;
-use crate::text;
+use host::text;
 
 /// Why the log cannot be written.
 #[derive(Debug, thiserror::Error)]

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use runtime::cli::container::ContainerCommand;
-use runtime::cli::container::read;
+use host::environment;
+use oci::OCI_VERSION;
+use runtime::cli::container::{ContainerCommand, read};
 use runtime::cli::pod::{PodArgs, PodCommand};
 use runtime::cli::update::{EventsArgs, UpdateArgs};
 use runtime::cli::{Cli, Command, GlobalArgs, LogArgs};
 use runtime::config::RunConfig;
 use runtime::state::StateRoot;
-use runtime::{OCI_VERSION, commands, exit, logging, surroundings};
+use runtime::{commands, exit, logging};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -104,7 +105,7 @@ fn stays(asked: &Asked) -> bool {
 
 fn begin(log: &LogArgs, asked: &Asked) -> Result<()> {
     if stays(asked) {
-        surroundings::close_descriptors()?;
+        environment::close_descriptors()?;
     }
     Ok(logging::start(log)?)
 }

@@ -4,8 +4,8 @@
 //! the containers ([`member`]) and their further processes ([`exec`]) as far as the agent is concerned; the
 //! [`supervisor`] owns the machine, the clients of the pod's socket and the wait for all of it.
 
-use crate::link::AgentLink;
-use crate::link::streams::StreamHandle;
+use link::AgentLink;
+use link::streams::StreamHandle;
 
 pub mod base64;
 pub mod clients;
@@ -13,7 +13,6 @@ pub mod crew;
 pub mod exec;
 pub mod log;
 pub mod member;
-pub mod network;
 pub mod output;
 pub mod plan;
 pub mod podfile;

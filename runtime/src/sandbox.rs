@@ -13,21 +13,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
+use host::network::Nic;
+use link::streams::{StreamHandle, StreamTable};
+use link::{AgentLink, LinkError};
+use plan::device_rules::{Kind, Rule};
+use plan::vm::SHARE_TAG;
+use plan::{ShareBind, ShareType, VmPlan};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
-use vmm::devices::virtio::fs::Fs;
 use vmm::devices::virtio::fs::share::{ShareError, ShareTree, Terms};
+use vmm::devices::virtio::fs::{Fs, NodeKind, NodePolicy, NodeRule};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
 use vmm::{PendingVm, Timeline, Vm, VmConfig, VmEnd};
 
-use crate::config::ShareType;
 use crate::console::Outputs;
 use crate::image::Images;
-use crate::link::streams::{StreamHandle, StreamTable};
-use crate::link::{AgentLink, LinkError};
-use crate::network::Nic;
-use crate::plan::{Plan, SHARE_TAG, ShareBind};
 use crate::pod::Guest;
 use machine::Machine;
 use nics::Nics;
@@ -109,12 +110,12 @@ pub struct Parts {
 }
 
 impl Sandbox {
-    /// Makes the machine and starts it.
-    pub fn start(plan: &Plan, parts: Parts) -> Result<Sandbox> {
+    /// Makes the machine and starts it. The share holds `binds` from the start.
+    pub fn start(plan: &VmPlan, binds: &[ShareBind], parts: Parts) -> Result<Sandbox> {
         let (table, streams) = parts.streams;
         let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
         let share = ShareTree::new()?;
-        plan.binds.iter().try_for_each(|bind| open_and_bind(&share, bind))?;
+        binds.iter().try_for_each(|bind| open_and_bind(&share, bind))?;
         let config = VmConfig {
             memory_mib: plan.memory_mib,
             vcpus: plan.vcpus,
@@ -145,7 +146,7 @@ impl Sandbox {
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
         Ok(Sandbox {
-            link: AgentLink::new(ours, plan.peer)?,
+            link: AgentLink::new(ours, plan.protocol)?,
             streams,
             vm: Machine::new(vm.start()?),
             share,
@@ -227,9 +228,24 @@ fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
     let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
     let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
     let terms =
-        Terms { read_only: bind.read_only, nodes: bind.nodes.clone(), later_mounts: bind.later_mounts };
+        Terms { read_only: bind.read_only, nodes: node_policy(&bind.nodes), later_mounts: bind.later_mounts };
     tree.bind(&bind.path, file.into(), terms)?;
     Ok(tree.allow_mount_points(&bind.path, bind.mount_points)?)
+}
+
+/// Returns the file server's form of rules about device nodes.
+fn node_policy(rules: &[Rule]) -> NodePolicy {
+    let kind = |kind| match kind {
+        Kind::Character => NodeKind::Character,
+        Kind::Block => NodeKind::Block,
+    };
+    let rule = |rule: &Rule| NodeRule {
+        allow: rule.allow,
+        kind: rule.kind.map(kind),
+        major: rule.major,
+        minor: rule.minor,
+    };
+    NodePolicy(rules.iter().map(rule).collect())
 }
 
 fn host(step: &'static str) -> impl FnOnce(io::Error) -> SandboxError {

@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use host::sys;
+use host::text::printable;
+use link::LinkError;
 use vmm::VmEnd;
 
-use crate::link::LinkError;
 use crate::sandbox::Sandbox;
-use crate::sys;
-use crate::text::printable;
 
 /// How many of the console's last lines an error shows.
 const TAIL_LINES: usize = 20;

@@ -24,11 +24,12 @@ use std::sync::mpsc::channel;
 use std::thread::Builder;
 use std::time::Duration;
 
+use host::cgroup::Cgroup;
+use host::sys;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
 use crate::config::is_id;
-use crate::{deadlines, sys};
+use crate::deadlines;
 
 /// The largest state that is read.
 const STATE_MAX: u64 = 4 << 20;

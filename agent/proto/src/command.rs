@@ -57,6 +57,18 @@ pub const RESOLVER_PORT: &str = "sh.hyper.resolver";
 /// I/O port at which the agent tells the machine how far the boot is (one byte, [`Mark`]).
 pub const MARK_IO_PORT: u16 = 0x6e0;
 
+/// How a host speaks to an agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// The extension, to an agent that is known to have it: the host writes without waiting for READY.
+    #[default]
+    Extended,
+    /// The extension, once READY has offered it: nothing is written before.
+    Negotiated,
+    /// API 4244 alone, whatever READY offers.
+    Api4244,
+}
+
 /// What a byte written to [`MARK_IO_PORT`] means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -6,22 +6,23 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use host::hooks::{self, Environment};
+use host::network::{self, NetworkError};
+use host::signals::name::signal_of;
+use host::sys;
+use oci::OCI_VERSION;
+use oci::spec::{Hook, Hooks};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::pod::{checked, connect, done, print};
-use crate::OCI_VERSION;
 use crate::cli::container::{ContainerCommand, CreateArgs, DeleteArgs, KillArgs};
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::control::{ControlError, Request};
+use crate::deadlines;
 use crate::exit::{self, CodedError};
-use crate::hooks::{self, Environment};
-use crate::network::{self, NetworkError};
-use crate::oci::{Hook, Hooks};
-use crate::signals::name::signal_of;
 use crate::state::{PodState, StateDir, StateError, StateRoot};
-use crate::{deadlines, sys};
 
 pub mod create;
 pub mod exec;

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use agent_proto::payload::usage::ContainerUsage;
 use anyhow::{Context, Result};
+use host::cgroup::usage::HostUsage;
+use host::sys;
 use serde_json::{Value, json};
 
 use super::pod::{checked, connect, print, unexpected};
 use super::update::only_container;
-use crate::cgroup::usage::HostUsage;
 use crate::cli::update::EventsArgs;
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::state::{StateError, StateRoot};
-use crate::sys;
 
 /// The longest time between two reports.
 const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);

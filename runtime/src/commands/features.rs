@@ -4,12 +4,12 @@
 use std::io::Write;
 
 use anyhow::{Context, Result};
+use oci::OCI_VERSION;
+use oci::mount_options;
+use oci::refusals;
+use oci::spec::Spec;
+use plan::{capabilities, seccomp};
 use serde_json::{Value, json};
-
-use crate::OCI_VERSION;
-use crate::bundle::refuse;
-use crate::oci::Spec;
-use crate::plan::{capabilities, mounts, seccomp};
 
 /// The oldest version of the specification that a bundle may follow.
 const OCI_VERSION_MIN: &str = "1.0.0";
@@ -31,9 +31,9 @@ fn document() -> Value {
         "ociVersionMin": OCI_VERSION_MIN,
         "ociVersionMax": OCI_VERSION,
         "hooks": HOOKS.into_iter().filter(|name| honours_hook(name)).collect::<Vec<_>>(),
-        "mountOptions": sorted(mounts::words().filter(|word| !refuse::MOUNT_OPTIONS.contains(word))),
+        "mountOptions": sorted(mount_options::words().filter(|word| !refusals::MOUNT_OPTIONS.contains(word))),
         "linux": {
-            "namespaces": sorted(refuse::NAMESPACES.into_iter()),
+            "namespaces": sorted(refusals::NAMESPACES.into_iter()),
             "capabilities": capabilities::names().collect::<Vec<_>>(),
             "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
             "seccomp": {
@@ -63,7 +63,7 @@ fn document() -> Value {
 fn honours_hook(name: &str) -> bool {
     let spec = json!({ "ociVersion": OCI_VERSION, "hooks": { name: [{ "path": "/hook" }] } });
     let spec: Spec = serde_json::from_value(spec).expect("the specification's own form");
-    refuse::check(&spec).is_ok()
+    refusals::check(&spec).is_ok()
 }
 
 fn sorted(words: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
@@ -75,7 +75,7 @@ fn sorted(words: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::seccomp::Seccomp;
+    use oci::spec::seccomp::Seccomp;
 
     fn words(list: &Value) -> Vec<&str> {
         list.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
@@ -106,7 +106,7 @@ mod tests {
             words(&linux["namespaces"]).into_iter().map(|kind| json!({"type": kind})).collect();
         let mount = json!({"destination": "/x", "type": "tmpfs", "options": document["mountOptions"]});
         let spec = json!({"ociVersion": "1.0.0", "linux": {"namespaces": namespaces}, "mounts": [mount]});
-        refuse::check(&serde_json::from_value(spec).unwrap()).unwrap();
+        refusals::check(&serde_json::from_value(spec).unwrap()).unwrap();
     }
 
     #[test]

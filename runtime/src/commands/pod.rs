@@ -6,15 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use host::signals::name::signal_of;
+use host::sys;
 
 use crate::cli::pod::{MeantArgs, PodArgs, PodCommand};
 use crate::control::{Connection, Reply, Request};
 use crate::deadlines;
 use crate::exit::CodedError;
 use crate::pod::podfile;
-use crate::signals::name::signal_of;
 use crate::state::{StateDir, StateError, StateRoot};
-use crate::sys;
 
 pub mod exec;
 pub mod logs;

@@ -3,49 +3,55 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_proto::command::Code;
+use agent_proto::command::{Code, Protocol};
 use anyhow::{Context, Result};
+use host::cgroup::Entered;
+use host::environment;
+use host::network::Network;
+use host::signals::Signals;
+use host::terminal::{self, RawTerminal};
+use link::streams::{StreamSpec, streams};
+use oci::bundle::Bundle;
+use oci::refusals;
+use plan::{ContainerPlan, VmPlan, limits};
 use vmm::{PendingVm, Timeline};
 
-use crate::bundle::{Bundle, refuse};
-use crate::cgroup::Entered;
 use crate::config::RunConfig;
 use crate::console::{KernelMarks, Outputs};
-use crate::foreground::Foreground;
-use crate::image::Images;
-use crate::link::Peer;
-use crate::link::streams::{StreamSpec, streams};
+use crate::foreground::{Foreground, STDERR_STREAM, STDIO_STREAM};
+use crate::image::{self, Images};
 use crate::marks::Marks;
-use crate::network::Network;
-use crate::plan::{Plan, STDERR_STREAM, STDIO_STREAM, limits};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
-use crate::signals::Signals;
-use crate::terminal::{self, RawTerminal};
-use crate::{exit, image, surroundings};
+use crate::{exit, network};
 
 /// Runs the bundle; returns the exit code. `start` is when the process began.
 pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     let marks = BootMarks::new(config, start);
-    surroundings::seclude()?;
+    environment::seclude()?;
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
     // KVM takes its time to make a machine; the bundle is read meanwhile.
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
 
     let bundle = Bundle::load(&config.bundle)?;
-    refuse::check_foreground(&bundle.spec)?;
-    let mut plan = Plan::new(&bundle, config, terminal::size())?;
+    refusals::check_foreground(&bundle.spec)?;
+    let mut vm = VmPlan::for_bundle(&bundle, &config.id, &config.vm)?;
+    let mut plan = ContainerPlan::new(&bundle, &config.id, &vm, terminal::size())?;
+    plan.notices.iter().for_each(|notice| log::warn!("{notice}"));
+    let terminal = plan.container.process.terminal;
+    plan.container.process.stdio = STDIO_STREAM;
+    plan.container.process.stderr = if terminal { 0 } else { STDERR_STREAM };
     marks.mark("planned");
     // Left and removed when all is done, whatever comes of it.
-    let _cgroup = plan.cgroup.as_ref().map(|wanted| Entered::enter(wanted, plan.memory_mib)).transpose()?;
+    let _cgroup = vm.cgroup.as_ref().map(|wanted| Entered::enter(wanted, vm.memory_mib)).transpose()?;
 
     // Before the machine's threads, so that they are in the namespace, too. It lasts longer than the machine.
-    let mut network = plan.network.as_deref().map(Network::join).transpose()?.unwrap_or_default();
-    plan.connect(&network);
+    let mut network = vm.network.as_deref().map(Network::join).transpose()?.unwrap_or_default();
+    network::describe(&network, &mut vm);
     let nics = std::mem::take(&mut network.nics);
-    let resolver = match plan.network {
-        Some(_) => match plan.serve_names(&bundle.spec).context("serve name queries")? {
+    let resolver = match vm.network {
+        Some(_) => match network::serve_names(&mut vm, &bundle.spec).context("serve name queries")? {
             // What comes later is not looked at.
             (_, Some(_)) => None,
             (port, None) => port,
@@ -53,14 +59,14 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
         None => None,
     };
     let parts = Parts { nics, resolver, ..parts(config, &plan, pending, &marks)? };
-    let mut sandbox = Sandbox::start(&plan, parts)?;
-    let pod = sandbox.link.send(Code::StartPod, "start the pod", &plan.pod)?;
+    let mut sandbox = Sandbox::start(&vm, &plan.binds, parts)?;
+    let pod = sandbox.link.send(Code::StartPod, "start the pod", &vm.pod)?;
     let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
     sandbox.link.flush()?;
 
     let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
     let session = Session::new(sandbox, patience);
-    let mut running = Foreground::new(session, &signals, &config.id, plan.terminal);
+    let mut running = Foreground::new(session, &signals, &config.id, terminal);
     running.wait_ready()?;
     marks.mark("agent_ready");
     running.wait_reply("start the pod", pod)?;
@@ -69,8 +75,7 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
     marks.mark("container_started");
     running.session.sandbox.seal(&plan.binds)?;
 
-    let terminal =
-        if plan.terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
+    let terminal = if terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
     running.started()?;
     let exit = running.wait_exit()?;
     marks.mark("exited");
@@ -90,20 +95,20 @@ pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
 }
 
 /// What the sandbox is made from: the images, the streams over our own stdin, stdout and stderr, and the outputs.
-fn parts(config: &RunConfig, plan: &Plan, pending: PendingVm, marks: &BootMarks) -> Result<Parts> {
+fn parts(config: &RunConfig, plan: &ContainerPlan, pending: PendingVm, marks: &BootMarks) -> Result<Parts> {
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
     let outputs =
-        Outputs::open(config.console.as_ref(), marks.kernel.clone()).context("open the console's copy")?;
+        Outputs::open(config.vm.console.as_ref(), marks.kernel.clone()).context("open the console's copy")?;
     let stdio =
         StreamSpec { seq: STDIO_STREAM, source: Some(libc::STDIN_FILENO), sink: Some(libc::STDOUT_FILENO) };
     let stderr = StreamSpec { seq: STDERR_STREAM, source: None, sink: Some(libc::STDERR_FILENO) };
-    let specs = if plan.terminal { &[stdio][..] } else { &[stdio, stderr][..] };
+    let specs = if plan.container.process.terminal { &[stdio][..] } else { &[stdio, stderr][..] };
     let timeline = marks.timeline.clone();
     let first_output = timeline
         .clone()
         .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
     let (table, handle) = streams(specs, first_output).context("open stdin, stdout and stderr")?;
-    let table = if plan.peer == Peer::Base { table.without_credit() } else { table };
+    let table = if config.vm.protocol == Protocol::Api4244 { table.without_credit() } else { table };
     let streams = (table, handle);
     let (nics, spare_nics, resolver) = (Vec::new(), 0, None);
     Ok(Parts { pending, images, outputs, streams, nics, spare_nics, resolver, timeline })

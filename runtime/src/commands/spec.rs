@@ -5,14 +5,13 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use oci::DEFAULT_CONFIG;
 
-/// The configuration: what `runc spec` writes, in form and in content.
-pub const DEFAULT: &str = include_str!("spec/config.json");
-
-/// Writes [`DEFAULT`] to config.json in `bundle`; a file that is there stays.
+/// Writes [`DEFAULT_CONFIG`], which is what `runc spec` writes in form and in content, to config.json in `bundle`; a file that is there stays.
 pub fn spec(bundle: &Path) -> Result<()> {
     let path = bundle.join("config.json");
-    let write = || OpenOptions::new().write(true).create_new(true).open(&path)?.write_all(DEFAULT.as_bytes());
+    let write =
+        || OpenOptions::new().write(true).create_new(true).open(&path)?.write_all(DEFAULT_CONFIG.as_bytes());
     write().with_context(|| format!("write {}", path.display()))
 }
 
@@ -24,7 +23,7 @@ mod tests {
     fn the_configuration_is_written_once() {
         let folder = tempfile::tempdir().unwrap();
         spec(folder.path()).unwrap();
-        assert_eq!(std::fs::read_to_string(folder.path().join("config.json")).unwrap(), DEFAULT);
+        assert_eq!(std::fs::read_to_string(folder.path().join("config.json")).unwrap(), DEFAULT_CONFIG);
         assert!(spec(folder.path()).is_err());
     }
 }

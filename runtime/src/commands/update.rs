@@ -5,13 +5,13 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use oci::bundle::unsupported;
+use oci::spec::resources::{BlockIo, Resources};
+use plan::limits::{self, Sets};
 
 use super::pod::{ask, done};
-use crate::bundle::unsupported;
 use crate::cli::update::UpdateArgs;
 use crate::control::Request;
-use crate::oci::resources::{BlockIo, Resources};
-use crate::plan::limits::{self, Sets};
 use crate::state::{PodState, StateError, StateRoot};
 
 /// The largest file of limits.

@@ -21,8 +21,8 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         [("XDG_CONFIG_HOME", folder.path().to_str().unwrap()), ("VMM_CPUS", "3"), ("VMM_KERNEL", "/env/k")];
     let flags = Settings { kernel: Some("/flag/k".into()), ..Settings::default() };
     let config = resolve(settings(flags), &env).unwrap();
-    assert_eq!(config.memory_mib, Some(100));
-    assert_eq!(config.vcpus, Some(3));
+    assert_eq!(config.vm.memory_mib, Some(100));
+    assert_eq!(config.vm.vcpus, Some(3));
     assert_eq!(config.kernel, Some("/flag/k".into()));
     assert_eq!(config.agent_timeout, Duration::from_secs(7));
     assert_eq!(config.initrd, None);
@@ -51,8 +51,8 @@ fn sizes_counts_and_times_are_checked() {
 #[test]
 fn a_share_is_one_of_two() {
     let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
-    assert_eq!(config(&[]).unwrap().share, ShareType::VirtioFs);
-    assert_eq!(config(&[("VMM_SHARE", "9p")]).unwrap().share, ShareType::P9);
+    assert_eq!(config(&[]).unwrap().vm.share, ShareType::VirtioFs);
+    assert_eq!(config(&[("VMM_SHARE", "9p")]).unwrap().vm.share, ShareType::P9);
     let error = config(&[("VMM_SHARE", "nfs")]).unwrap_err().to_string();
     assert_eq!(error, r#"share "nfs": neither virtiofs nor 9p"#);
 }
@@ -60,9 +60,9 @@ fn a_share_is_one_of_two() {
 #[test]
 fn the_kernel_passes_packets_on_unless_it_is_told_not_to() {
     let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
-    assert_eq!(config(&[]).unwrap().vhost_net, VhostNet::Auto);
+    assert_eq!(config(&[]).unwrap().vm.vhost_net, VhostNet::Auto);
     for (text, expected) in [("auto", VhostNet::Auto), ("on", VhostNet::On), ("off", VhostNet::Off)] {
-        assert_eq!(config(&[("VMM_VHOST_NET", text)]).unwrap().vhost_net, expected);
+        assert_eq!(config(&[("VMM_VHOST_NET", text)]).unwrap().vm.vhost_net, expected);
     }
     let error = config(&[("VMM_VHOST_NET", "yes")]).unwrap_err().to_string();
     assert_eq!(error, r#"vhost-net "yes": neither auto nor on nor off"#);
@@ -109,11 +109,11 @@ fn agent_that_was_named_is_waited_for_and_api_4244_is_chosen_by_name() {
             initrd: initrd.map(PathBuf::from),
             ..Settings::default()
         };
-        resolve(self::settings(settings), &[]).map(|config| config.peer)
+        resolve(self::settings(settings), &[]).map(|config| config.vm.protocol)
     };
-    assert_eq!(peer(None, None).unwrap(), Peer::Own);
-    assert_eq!(peer(None, Some("/i")).unwrap(), Peer::Foreign);
-    assert_eq!(peer(Some("api-4244"), Some("/i")).unwrap(), Peer::Base);
+    assert_eq!(peer(None, None).unwrap(), Protocol::Extended);
+    assert_eq!(peer(None, Some("/i")).unwrap(), Protocol::Negotiated);
+    assert_eq!(peer(Some("api-4244"), Some("/i")).unwrap(), Protocol::Api4244);
     let error = peer(Some("api-4242"), None).unwrap_err().to_string();
     assert_eq!(error, "agent \"api-4242\": the one protocol that may be chosen is api-4244");
     let share = |share: Option<&str>| {
@@ -122,7 +122,9 @@ fn agent_that_was_named_is_waited_for_and_api_4244_is_chosen_by_name() {
             share: share.map(str::to_owned),
             ..Settings::default()
         };
-        resolve(self::settings(settings), &[]).map(|config| config.share).map_err(|error| error.to_string())
+        resolve(self::settings(settings), &[])
+            .map(|config| config.vm.share)
+            .map_err(|error| error.to_string())
     };
     assert_eq!(share(None).unwrap(), ShareType::P9);
     assert_eq!(

@@ -1,9 +1,9 @@
 //! What a guest is to be told when its network namespace has changed.
 
 use agent_proto::payload::{self, Interface};
+use host::network::{Found, Link, Route};
 
 use super::describe;
-use super::found::{Found, Link, Route};
 
 /// The difference between two looks at a namespace, in the order in which a guest is told.
 #[derive(Debug, Default, PartialEq, Eq)]

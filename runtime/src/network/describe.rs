@@ -3,8 +3,16 @@
 use std::net::IpAddr;
 
 use agent_proto::payload::{self, Interface, IpAddress};
+use host::network::{Found, Link, Route};
 
-use super::found::{Found, Link, Route};
+/// Adds the namespace's interfaces and routes to STARTPOD.
+pub fn describe(found: &Found, pod: &mut payload::Pod) {
+    pod.interfaces.extend(found.links.iter().map(|link| interface(found, link)));
+    let mut routes: Vec<_> = found.routes.iter().collect();
+    // A gateway is reached by a route that is there already.
+    routes.sort_by_key(|route| route.gateway.is_some());
+    pod.routes.extend(routes.into_iter().map(|it| route(found, it)));
+}
 
 /// What an interface has.
 pub fn interface(found: &Found, link: &Link) -> Interface {

@@ -15,9 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use agent_proto::datagram::{self, DATAGRAM_MAX};
-
-use crate::oci::Spec;
-use crate::sys;
+use host::sys;
+use oci::Spec;
 
 /// The most queries that wait for an answer; a further one takes the place of the one that has waited longest.
 const QUERIES_MAX: usize = 64;

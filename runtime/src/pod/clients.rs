@@ -8,10 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
+use host::sys;
+
 use super::Asker;
 use super::crew::refused;
 use crate::control::{Connection, ControlError, Reply, Request};
-use crate::{deadlines, sys};
+use crate::deadlines;
 
 /// The most clients at a time.
 const CLIENTS_MAX: usize = 512;

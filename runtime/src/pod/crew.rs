@@ -9,23 +9,21 @@ use std::time::{Duration, Instant};
 
 use agent_proto::command::Code;
 use agent_proto::payload::{ContainerLimits, ContainerName};
+use link::{CommandId, LinkError};
+use oci::spec::ConsoleSize;
 
 use super::exec::{self, Exec};
 use super::log::LogFile;
 use super::member::{Ending, Member, Phase, StartError};
-use super::plan::ContainerPlan;
+use super::plan::ContainerSpec;
 use super::{Asker, Guest};
 use crate::control::{ExecRequest, Reply};
-use crate::deadlines;
-use crate::exit;
-use crate::link::{CommandId, LinkError};
-use crate::oci::ConsoleSize;
+use crate::{deadlines, exit};
+pub use happened::Happened;
 
 mod ending;
 mod happened;
 mod replies;
-
-pub use happened::Happened;
 
 /// The most containers that are started at once: each start is a fork of the agent's, and a command without its reply.
 const STARTS_MAX: usize = 16;
@@ -86,20 +84,20 @@ impl Crew {
     }
 
     /// Adds a container that is to be started.
-    pub fn add(&mut self, plan: ContainerPlan, log: Option<LogFile>, adder: Option<Asker>) {
-        let mut member = Member::new(plan, log, Instant::now());
+    pub fn add(&mut self, spec: ContainerSpec, log: Option<LogFile>, adder: Option<Asker>) {
+        let mut member = Member::new(spec, log, Instant::now());
         member.adder = adder;
         self.members.push(member);
     }
 
     /// Adds the container that this process stands for.
-    pub fn add_standing(&mut self, plan: ContainerPlan) {
-        self.members.push(Member::standing(plan));
+    pub fn add_standing(&mut self, spec: ContainerSpec) {
+        self.members.push(Member::standing(spec));
     }
 
     /// Starts a container that waits for it; `asker` is told how it went.
     pub fn start(&mut self, name: &str, asker: Asker) -> Option<Reply> {
-        match self.members.iter_mut().find(|member| member.plan.name == name) {
+        match self.members.iter_mut().find(|member| member.spec.name() == name) {
             Some(member) if member.phase == Phase::Created => {
                 (member.phase, member.adder) = (Phase::Waiting(Instant::now()), Some(asker));
                 None
@@ -158,7 +156,7 @@ impl Crew {
             let Awaited::Exec(process) = awaited else { continue };
             let exec = self.execs.iter().find(|exec| exec.process == *process);
             let paused = |exec: &Exec| {
-                self.members.iter().any(|member| member.paused && member.plan.name == exec.container)
+                self.members.iter().any(|member| member.paused && member.spec.name() == exec.container)
             };
             guest.link.excuse(*command, exec.is_some_and(paused));
         }
@@ -185,7 +183,8 @@ impl Crew {
     /// Gives a container's terminal another size.
     pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
         let mut running = self.members.iter().filter(|member| member.phase == Phase::Running);
-        let meant = running.find(|member| member.plan.name == name && member.plan.container.process.terminal);
+        let meant =
+            running.find(|member| member.spec.name() == name && member.spec.plan.container.process.terminal);
         meant.map_or(Ok(()), |member| member.resize(guest, size))
     }
 
@@ -196,7 +195,7 @@ impl Crew {
 
     /// Removes a container, which ends first if it runs and `force` says so.
     pub fn remove(&mut self, name: &str, force: bool, asker: Asker) -> Option<Reply> {
-        let Some(member) = self.members.iter_mut().find(|member| member.plan.name == name) else {
+        let Some(member) = self.members.iter_mut().find(|member| member.spec.name() == name) else {
             return Some(unknown(name));
         };
         if member.phase != Phase::Ended && !force {
@@ -210,7 +209,7 @@ impl Crew {
 
     /// Tells `asker` when the container will not run again.
     pub fn wait(&mut self, name: &str, asker: Asker) -> Option<Reply> {
-        match self.members.iter().find(|member| member.plan.name == name) {
+        match self.members.iter().find(|member| member.spec.name() == name) {
             None => Some(unknown(name)),
             Some(member) if member.phase == Phase::Ended => Some(Reply::Exited(member.exit.unwrap_or(0))),
             Some(_) => {
@@ -257,7 +256,7 @@ impl Crew {
         container: String,
         cgroup: BTreeMap<String, String>,
     ) -> Result<Option<Reply>> {
-        let known = |member: &Member| member.phase == Phase::Running && member.plan.name == container;
+        let known = |member: &Member| member.phase == Phase::Running && member.spec.name() == container;
         if !self.members.iter().any(known) {
             return Ok(Some(self.not_running(&container)));
         }
@@ -275,7 +274,7 @@ impl Crew {
         request: &ExecRequest,
         fds: &[OwnedFd],
     ) -> Result<Option<Reply>> {
-        let found = self.members.iter().find(|member| member.plan.name == request.container);
+        let found = self.members.iter().find(|member| member.spec.name() == request.container);
         let Some(member) = found else { return Ok(Some(unknown(&request.container))) };
         if member.phase != Phase::Running || member.paused && !request.ignore_paused {
             return Ok(Some(self.not_running(&request.container)));
@@ -293,7 +292,7 @@ impl Crew {
             return Ok(Some(refused(format!("exec: {EXECS_MAX} processes are the most"))));
         }
         let name = format!("exec-{}", self.next_exec);
-        let process = match exec::wanted(&member.plan.container, &name, request) {
+        let process = match exec::wanted(&member.spec.plan.container, &name, request) {
             Ok(process) => process,
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
@@ -354,7 +353,7 @@ impl Crew {
         let mut starting = self.members.iter().filter(|member| member.phase == Phase::Starting).count();
         // One after the other where an image has several: each makes what the image lacks, and the guest's views of it are
         // apart for a while.
-        let root = |member: &Member| member.plan.binds.first().map(|bind| bind.host.clone());
+        let root = |member: &Member| member.spec.plan.binds.first().map(|bind| bind.host.clone());
         let is_starting = |member: &&Member| member.phase == Phase::Starting;
         let mut roots: Vec<_> = self.members.iter().filter(is_starting).filter_map(root).collect();
         for member in &mut self.members {
@@ -368,7 +367,7 @@ impl Crew {
                 Ok(command) => {
                     self.next_seq += 2;
                     starting += 1;
-                    self.awaited.push((command, Awaited::Start(member.plan.name.clone())));
+                    self.awaited.push((command, Awaited::Start(member.spec.name().to_owned())));
                 }
                 Err(StartError::Link(error)) => return Err(error),
                 Err(StartError::Host(error)) => {
@@ -383,18 +382,18 @@ impl Crew {
     fn dismiss(&mut self, happened: &mut Vec<Happened>) {
         for member in self.members.iter().filter(|member| member.phase == Phase::Ended) {
             let reply = Reply::Exited(member.exit.unwrap_or(0));
-            let told = self.waiters.extract_if(.., |(name, _)| *name == member.plan.name);
+            let told = self.waiters.extract_if(.., |(name, _)| *name == member.spec.name());
             happened.extend(told.map(|(_, asker)| Happened::Answer(asker, reply.clone())));
         }
         let leaves = |member: &mut Member| member.leaves && member.phase == Phase::Ended;
         for member in self.members.extract_if(.., leaves) {
             happened.extend(member.removers.iter().map(|asker| Happened::Answer(*asker, Reply::Done)));
-            happened.push(Happened::Left(Box::new(member.plan)));
+            happened.push(Happened::Left(Box::new(member.spec)));
         }
     }
 
     fn not_running(&self, name: &str) -> Reply {
-        match self.members.iter().find(|member| member.plan.name == name) {
+        match self.members.iter().find(|member| member.spec.name() == name) {
             // The words by which engines know that there was nobody to signal.
             Some(member) if member.stands => refused("container not running".to_owned()),
             Some(member) => refused(format!("container {name:?} is {}, not running", member.state().status)),
@@ -427,7 +426,7 @@ impl Question {
 }
 
 fn is_meant(name: &str, member: &Member) -> bool {
-    name.is_empty() || member.plan.name == name
+    name.is_empty() || member.spec.name() == name
 }
 
 /// A container that never ran fails its pod, or whoever added it; one that had run has ended.
@@ -441,7 +440,7 @@ fn start_failed(
     member.failed(guest, code, message.clone());
     let message = match member.stands {
         true => message,
-        false => format!("start container {:?}: {message}", member.plan.name),
+        false => format!("start container {:?}: {message}", member.spec.name()),
     };
     match member.adder.take() {
         Some(adder) => {

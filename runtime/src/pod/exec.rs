@@ -5,13 +5,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use agent_proto::command::Code;
 use agent_proto::payload::{Container, ExecCommand, Exit, Process, SignalCommand, WindowSize};
+use link::streams::{Delivery, StreamSpec};
+use link::{CommandId, LinkError};
 
 use super::member::StartError;
 use super::plan::{further_process, whole_process};
 use super::{Asker, Guest};
 use crate::control::ExecRequest;
-use crate::link::streams::{Delivery, StreamSpec};
-use crate::link::{CommandId, LinkError};
 
 /// Where a process stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Exec {
     }
 }
 
-/// Returns what an exec asks for, in its container's surroundings.
+/// Returns what an exec asks for, in its container's environment.
 pub fn wanted(container: &Container, name: &str, request: &ExecRequest) -> Result<Process, String> {
     let mut process = match &request.process {
         Some(whole) => whole_process(container, name, whole)?,

@@ -7,21 +7,21 @@ use std::time::{Instant, SystemTime};
 
 use agent_proto::command::Code;
 use agent_proto::payload::{ContainerName, Exit, KillCommand, WindowSize};
+use host::signals::asks_for_an_end;
+use host::terminal;
+use link::streams::{Delivery, StreamSpec};
+use link::{CommandId, LinkError};
+use oci::spec::ConsoleSize;
+use plan::INIT_PROCESS;
 
 use super::log::{LogFile, Stream};
 use super::output::Outputs;
-use super::plan::ContainerPlan;
+use super::plan::ContainerSpec;
 use super::restart::Restarts;
 use super::tap::Tap;
 use super::{Asker, Guest};
 use crate::exit;
-use crate::link::streams::{Delivery, StreamSpec};
-use crate::link::{CommandId, LinkError};
-use crate::oci::ConsoleSize;
-use crate::plan::INIT_PROCESS;
-use crate::signals::asks_for_an_end;
 use crate::state::ContainerState;
-use crate::terminal;
 
 /// Where a container stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct Member {
     /// What it is.
-    pub plan: ContainerPlan,
+    pub spec: ContainerSpec,
     /// Where it stands.
     pub phase: Phase,
     /// How far it was asked to end: it is not started again then.
@@ -93,7 +93,7 @@ pub struct Member {
 
 impl Member {
     /// Returns a container that is to be started now.
-    pub fn new(plan: ContainerPlan, log: Option<LogFile>, now: Instant) -> Member {
+    pub fn new(spec: ContainerSpec, log: Option<LogFile>, now: Instant) -> Member {
         Member {
             phase: Phase::Waiting(now),
             ending: Ending::Unasked,
@@ -105,11 +105,11 @@ impl Member {
             paused: false,
             exit: None,
             error: String::new(),
-            restarts: Restarts::new(plan.restart),
+            restarts: Restarts::new(spec.restart),
             started: now,
             streams: Vec::new(),
             taps: Vec::new(),
-            plan,
+            spec,
             log,
             stands: false,
             held: Vec::new(),
@@ -117,14 +117,14 @@ impl Member {
     }
 
     /// Returns a container that this process stands for: it waits for its start, and has our standard streams.
-    pub fn standing(plan: ContainerPlan) -> Member {
-        Member { phase: Phase::Created, stands: true, ..Member::new(plan, None, Instant::now()) }
+    pub fn standing(spec: ContainerSpec) -> Member {
+        Member { phase: Phase::Created, stands: true, ..Member::new(spec, None, Instant::now()) }
     }
 
     /// Asks the agent to start it, with streams from number `seq` on.
     pub fn start(&mut self, guest: &mut Guest<'_>, seq: u64, null: &File) -> Result<CommandId, StartError> {
-        let terminal = self.plan.container.process.terminal;
-        let mut container = self.plan.container.clone();
+        let terminal = self.spec.plan.container.process.terminal;
+        let mut container = self.spec.plan.container.clone();
         let mut outputs = vec![(Stream::Stdout, seq)];
         container.process.stdio = seq;
         if !terminal {
@@ -154,7 +154,9 @@ impl Member {
         if let Some(seq) = self.streams.first() {
             guest.streams.start(*seq, guest.window());
         }
-        if let Some(size) = terminal::size().filter(|_| self.stands && self.plan.container.process.terminal) {
+        if let Some(size) =
+            terminal::size().filter(|_| self.stands && self.spec.plan.container.process.terminal)
+        {
             // It may have changed since the container was made.
             self.resize(guest, size)?;
         }
@@ -231,10 +233,10 @@ impl Member {
             Phase::Running if self.ending == Ending::Wanted => {
                 self.ending = Ending::Asked;
                 if std::mem::take(&mut self.paused) {
-                    let name = ContainerName { container: self.plan.name.clone() };
+                    let name = ContainerName { container: self.spec.name().to_owned() };
                     guest.link.notify(Code::Resume, "resume the container", &name)?;
                 }
-                self.signal(guest, self.plan.stop_signal, false)?;
+                self.signal(guest, self.spec.stop_signal, false)?;
             }
             _ => {}
         }
@@ -243,7 +245,7 @@ impl Member {
 
     /// Sends its first process a signal, or all of its processes.
     pub fn signal(&self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
-        let command = KillCommand { container: self.plan.name.clone(), signal, all_processes: all };
+        let command = KillCommand { container: self.spec.name().to_owned(), signal, all_processes: all };
         guest.link.notify(Code::KillContainer, "signal the container", &command)
     }
 
@@ -264,7 +266,7 @@ impl Member {
 
     /// Gives its terminal another size.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
-        let (container, process) = (self.plan.name.clone(), INIT_PROCESS.to_owned());
+        let (container, process) = (self.spec.name().to_owned(), INIT_PROCESS.to_owned());
         let command = WindowSize { container, process, row: size.height, column: size.width };
         guest.link.notify(Code::WinSize, "resize the terminal", &command)
     }
@@ -295,7 +297,7 @@ impl Member {
                 lines.iter().for_each(|line| log.write(line, stream, now));
             }
             if named {
-                lines.iter().for_each(|line| outputs.write_line(stream, &self.plan.name, line));
+                lines.iter().for_each(|line| outputs.write_line(stream, self.spec.name(), line));
             } else {
                 outputs.write(stream, &bytes);
             }
@@ -319,13 +321,13 @@ impl Member {
             Phase::Clearing(None) | Phase::Ended => "stopped",
         };
         ContainerState {
-            name: self.plan.name.clone(),
+            name: self.spec.name().to_owned(),
             status: status.to_owned(),
             exit_code: self.exit,
             restarts: self.restarts.count,
             error: self.error.clone(),
             log: self.log.as_ref().map(|log| log.path().to_owned()),
-            labels: self.plan.labels.clone(),
+            labels: self.spec.labels.clone(),
         }
     }
 }

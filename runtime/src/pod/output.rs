@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use link::streams::descriptor::{Descriptor, Use};
+
 use super::log::Stream;
-use crate::link::streams::descriptor::{Descriptor, Use};
 
 /// Bytes that wait, above which no more are taken from the containers.
 const WAITING_MAX: usize = 256 << 10;

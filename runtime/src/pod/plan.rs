@@ -8,17 +8,20 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use agent_proto::payload::{self, Env};
+use host::signals::name::signal_of;
+use oci::bundle::{self, Bundle, BundleError, check_process};
+use oci::spec::{self, Spec};
+use plan::mounts::Content;
+use plan::process::{RLIMITS, process};
+use plan::vm::{MAX_VCPUS, MIN_MEMORY_MIB};
+use plan::{ContainerPlan, VmPlan, VmSettings};
 use serde::Deserialize;
 
 use super::podfile::{
     Container, File, Log, Podfile, PodfileError, RestartPolicy, Result, Volume, invalid, unsupported,
 };
 use super::{base64, refuse};
-use crate::bundle::{Bundle, BundleError, check_process};
 use crate::config::RunConfig;
-use crate::oci::{self, Spec};
-use crate::plan::{MAX_VCPUS, MIN_MEMORY_MIB, Plan, ShareBind, process_of};
-use crate::signals::name::signal_of;
 
 /// What Docker gives a container that asks for nothing; the root is the directory itself.
 const CONTAINER: &str = include_str!("container.json");
@@ -27,55 +30,36 @@ const KERNEL_PATHS: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// The largest file that is given to a container.
 const FILE_MAX: u64 = 4 << 20;
 
-/// A file that is made for a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
-    /// Path in the share.
-    pub path: String,
-    /// What is in it.
-    pub bytes: Vec<u8>,
-    /// Its mode.
-    pub mode: u32,
-    /// User and group.
-    pub owner: (u32, u32),
-}
-
-/// A container that can be started.
+/// A container that can be started, and what the pod does about it.
 #[derive(Debug)]
-pub struct ContainerPlan {
-    /// Its name.
-    pub name: String,
+pub struct ContainerSpec {
+    /// What it is.
+    pub plan: ContainerPlan,
     /// For whoever lists containers.
     pub labels: BTreeMap<String, String>,
-    /// NEWCONTAINER; the streams' numbers are those of one start and not in it yet.
-    pub container: payload::Container,
-    /// What the share holds of the host.
-    pub binds: Vec<ShareBind>,
-    /// What the share holds beside.
-    pub contents: Vec<Content>,
     /// What is done when it ends.
     pub restart: RestartPolicy,
-    /// What it is asked to end with.
+    /// The signal that asks it to end.
     pub stop_signal: i32,
-    /// Where its output is kept; the pod's place where there is none.
+    /// Where its output is kept; the pod's directory if there is no path.
     pub log_path: Option<PathBuf>,
 }
 
-impl ContainerPlan {
-    /// Gives what it has in the share a place of its own, where no container before it was.
-    pub fn place(&mut self, number: u64) {
-        let (old, new) = (format!("/{}/", self.container.image), format!("{number}-{}", self.name));
-        let moved = |path: &str| match path.strip_prefix(&old) {
-            Some(rest) => format!("/{new}/{rest}"),
-            None => path.to_owned(),
-        };
-        let binds = self.binds.iter_mut().map(|bind| &mut bind.path);
-        binds
-            .chain(self.contents.iter_mut().map(|content| &mut content.path))
-            .for_each(|path| *path = moved(path));
-        let mounts = self.container.oci.iter_mut().flat_map(|oci| &mut oci.mounts);
-        mounts.for_each(|mount| mount.source = moved(&mount.source));
-        self.container.image = new;
+impl ContainerSpec {
+    /// Returns a container that is neither restarted nor logged: one that an engine looks after.
+    pub fn unattended(plan: ContainerPlan) -> ContainerSpec {
+        ContainerSpec {
+            plan,
+            labels: BTreeMap::new(),
+            restart: RestartPolicy::Never,
+            stop_signal: libc::SIGTERM,
+            log_path: None,
+        }
+    }
+
+    /// The container's name.
+    pub fn name(&self) -> &str {
+        &self.plan.container.id
     }
 }
 
@@ -87,7 +71,7 @@ pub struct PodPlan {
     /// Its host name.
     pub hostname: String,
     /// The machine.
-    pub machine: Plan,
+    pub machine: VmPlan,
     /// Where output is kept.
     pub log: Log,
     /// The podfile, which further containers refer to.
@@ -104,7 +88,7 @@ impl PodPlan {
         base: &Path,
         id: &str,
         config: &RunConfig,
-    ) -> Result<(PodPlan, Vec<ContainerPlan>)> {
+    ) -> Result<(PodPlan, Vec<ContainerSpec>)> {
         refuse::check(&file)?;
         let id = if file.id.is_empty() { id.to_owned() } else { file.id.clone() };
         let hostname = match file.hostname.as_str() {
@@ -112,7 +96,7 @@ impl PodPlan {
             "" => "pod".to_owned(),
             given => given.to_owned(),
         };
-        let mut machine = Plan::empty(&sized(&file, config)?, &hostname);
+        let mut machine = VmPlan::new(&sized(&file, &config.vm)?, &hostname);
         machine.pod.accounting = true;
         let resolv_conf = resolv_conf(&file);
         let log = file.log.clone();
@@ -124,30 +108,19 @@ impl PodPlan {
         Ok((pod, plans))
     }
 
-    /// Returns the pod of one container that a bundle's plan is.
-    pub fn of_bundle(id: &str, mut plan: Plan) -> (PodPlan, ContainerPlan) {
-        let container = ContainerPlan {
-            name: id.to_owned(),
-            labels: BTreeMap::new(),
-            container: std::mem::take(&mut plan.container),
-            binds: std::mem::take(&mut plan.binds),
-            contents: Vec::new(),
-            restart: RestartPolicy::Never,
-            stop_signal: libc::SIGTERM,
-            log_path: None,
-        };
-        plan.pod.accounting = true;
-        let pod = PodPlan {
+    /// Returns the pod of the one container `id` that runs in `machine`.
+    pub fn of_one(id: &str, mut machine: VmPlan) -> PodPlan {
+        machine.pod.accounting = true;
+        PodPlan {
             id: id.to_owned(),
-            hostname: plan.pod.hostname.clone(),
-            machine: plan,
-            // What it writes is its engine's to keep.
+            hostname: machine.pod.hostname.clone(),
+            machine,
+            // The engine keeps what the container writes.
             log: Log { kind: "none".to_owned(), ..Log::default() },
             file: Podfile::default(),
             base: PathBuf::new(),
             resolv_conf: Vec::new(),
-        };
-        (pod, container)
+        }
     }
 
     /// Labels of the pod.
@@ -156,29 +129,17 @@ impl PodPlan {
     }
 
     /// Decides for one container, whose path is `at` and whose paths are relative to `base`.
-    pub fn container(&self, at: &str, container: &Container, base: &Path) -> Result<ContainerPlan> {
+    pub fn container(&self, at: &str, container: &Container, base: &Path) -> Result<ContainerSpec> {
         refuse::check_container(at, container)?;
         let bundle = self.bundle(at, container, base)?;
-        let config = RunConfig { id: container.name.clone(), ..RunConfig::default() };
-        let plan = Plan::new(&bundle, &config, None).map_err(|error| of_bundle(at, &error))?;
-        if plan.cgroup.is_some() {
-            let why = "the machine is the pod's and no container's".to_owned();
-            let error = BundleError::Unsupported { path: "linux.cgroupsPath".to_owned(), why };
-            return Err(of_bundle(at, &error));
+        if !bundle.spec.linux.cgroups_path.is_empty() {
+            let why = "the machine is the pod's and no container's";
+            return Err(of_bundle(at, &bundle::unsupported("linux.cgroupsPath", why)));
         }
-        let signal = Some(container.stop_signal.as_str()).filter(|name| !name.is_empty());
-        let mut planned = ContainerPlan {
-            name: container.name.clone(),
-            labels: container.labels.clone(),
-            container: plan.container,
-            binds: plan.binds,
-            contents: Vec::new(),
-            restart: container.restart_policy.or(self.file.restart_policy).unwrap_or_default(),
-            stop_signal: signal.and_then(signal_of).unwrap_or(libc::SIGTERM),
-            log_path: Some(&container.log_path).filter(|path| !path.is_empty()).map(|path| base.join(path)),
-        };
+        let plan = ContainerPlan::new(&bundle, &container.name, &self.machine, None);
+        let mut plan = plan.map_err(|error| of_bundle(at, &error))?;
         let user = &container.user;
-        let process = &mut planned.container.process;
+        let process = &mut plan.container.process;
         // Names are the container's own: the agent looks them up in its files.
         for (field, given) in [(&mut process.user, &user.name), (&mut process.group, &user.group)] {
             if !given.is_empty() {
@@ -189,10 +150,17 @@ impl PodPlan {
             process.group.clear();
         }
         process.additional_groups.extend(user.additional_groups.iter().cloned());
-        share_shm(&mut planned.container);
-        protect_kernel(&mut planned.container);
-        self.add_files(at, container, &mut planned)?;
-        Ok(planned)
+        share_shm(&mut plan.container);
+        protect_kernel(&mut plan.container);
+        self.add_files(at, container, &mut plan)?;
+        let signal = Some(container.stop_signal.as_str()).filter(|name| !name.is_empty());
+        Ok(ContainerSpec {
+            plan,
+            labels: container.labels.clone(),
+            restart: container.restart_policy.or(self.file.restart_policy).unwrap_or_default(),
+            stop_signal: signal.and_then(signal_of).unwrap_or(libc::SIGTERM),
+            log_path: Some(&container.log_path).filter(|path| !path.is_empty()).map(|path| base.join(path)),
+        })
     }
 
     /// The container as a bundle: that of its image, or a plain one over the image's directory.
@@ -219,7 +187,7 @@ impl PodPlan {
         let namespaces = &mut bundle.spec.linux.namespaces;
         namespaces.retain(|namespace| matches!(namespace.kind.as_str(), "cgroup" | "user" | "time"));
         if container.own_pids {
-            namespaces.push(oci::Namespace { kind: "pid".to_owned(), path: String::new() });
+            namespaces.push(spec::Namespace { kind: "pid".to_owned(), path: String::new() });
         }
         (bundle.spec.hostname, bundle.spec.domainname) = (String::new(), String::new());
         bundle.spec.linux.sysctl.extend(container.sysctl.clone());
@@ -236,12 +204,12 @@ impl PodPlan {
             check_source(&at, &source)?;
             let access = if mount.read_only { "ro" } else { "rw" };
             bundle.spec.mounts.retain(|other| other.destination != mount.path);
-            bundle.spec.mounts.push(oci::Mount {
+            bundle.spec.mounts.push(spec::Mount {
                 destination: mount.path.clone(),
                 kind: "bind".to_owned(),
                 source: source.to_string_lossy().into_owned(),
                 options: vec!["rbind".to_owned(), access.to_owned()],
-                ..oci::Mount::default()
+                ..spec::Mount::default()
             });
         }
         Ok(bundle)
@@ -290,7 +258,7 @@ impl PodPlan {
 }
 
 /// The machine has the podfile's size, unless the command line has another.
-fn sized(file: &Podfile, config: &RunConfig) -> Result<RunConfig> {
+fn sized(file: &Podfile, settings: &VmSettings) -> Result<VmSettings> {
     let resource = &file.resource;
     if let Some(memory) = resource.memory.filter(|memory| *memory < MIN_MEMORY_MIB) {
         let why = format!("{memory} MB are too little for a guest: it needs {MIN_MEMORY_MIB}");
@@ -299,10 +267,10 @@ fn sized(file: &Podfile, config: &RunConfig) -> Result<RunConfig> {
     if let Some(vcpus) = resource.vcpu.filter(|vcpus| !(1..=MAX_VCPUS).contains(vcpus)) {
         return Err(invalid("resource.vcpu", format!("{vcpus} is not from 1 to {MAX_VCPUS}")));
     }
-    let mut config = config.clone();
-    config.memory_mib = config.memory_mib.or(resource.memory);
-    config.vcpus = config.vcpus.or(resource.vcpu);
-    Ok(config)
+    let mut settings = settings.clone();
+    settings.memory_mib = settings.memory_mib.or(resource.memory);
+    settings.vcpus = settings.vcpus.or(resource.vcpu);
+    Ok(settings)
 }
 
 fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle> {
@@ -324,7 +292,7 @@ fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle>
 }
 
 /// Lays the podfile's words over the image's.
-fn change_process(at: &str, container: &Container, process: &mut oci::Process) -> Result<()> {
+fn change_process(at: &str, container: &Container, process: &mut spec::Process) -> Result<()> {
     let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
     if !args.is_empty() {
         process.args = args;
@@ -342,7 +310,7 @@ fn change_process(at: &str, container: &Container, process: &mut oci::Process) -
     for (index, limit) in container.ulimits.iter().enumerate() {
         let name = limit.name.to_ascii_uppercase();
         let kind = if name.starts_with("RLIMIT_") { name } else { format!("RLIMIT_{name}") };
-        if !crate::plan::RLIMITS.contains(&kind.as_str()) {
+        if !RLIMITS.contains(&kind.as_str()) {
             return Err(invalid(
                 format!("{at}.ulimits[{index}].Name"),
                 format!("{:?} is no limit", limit.name),
@@ -350,7 +318,7 @@ fn change_process(at: &str, container: &Container, process: &mut oci::Process) -
         }
         let number = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
         process.rlimits.retain(|other| other.kind != kind);
-        process.rlimits.push(oci::Rlimit { kind, hard: number(limit.hard), soft: number(limit.soft) });
+        process.rlimits.push(spec::Rlimit { kind, hard: number(limit.hard), soft: number(limit.soft) });
     }
     Ok(())
 }
@@ -386,7 +354,7 @@ fn protect_kernel(container: &mut payload::Container) {
 }
 
 fn add_content(plan: &mut ContainerPlan, path: &str, bytes: Vec<u8>, mode: u32, owner: (u32, u32)) {
-    let in_share = format!("/{}/files/{}", plan.name, plan.contents.len());
+    let in_share = format!("/{}/files/{}", plan.container.image, plan.contents.len());
     plan.contents.push(Content { path: in_share.clone(), bytes, mode, owner });
     plan.container.oci.get_or_insert_default().mounts.push(payload::Mount {
         destination: path.to_owned(),
@@ -465,8 +433,8 @@ pub fn whole_process(
     id: &str,
     whole: &serde_json::Value,
 ) -> Result<payload::Process, String> {
-    let wanted = oci::Process::deserialize(whole).map_err(|error| format!("parse its process: {error}"))?;
-    let planned = check_process(&wanted).and_then(|()| process_of(&wanted, None));
+    let wanted = spec::Process::deserialize(whole).map_err(|error| format!("parse its process: {error}"))?;
+    let planned = check_process(&wanted).and_then(|()| process(&wanted, None));
     let mut process = planned.map_err(|error| error.to_string())?;
     process.id = id.to_owned();
     if let (Some(oci), Some(of_all)) = (&mut process.oci, &container.process.oci) {
@@ -475,7 +443,7 @@ pub fn whole_process(
     Ok(process)
 }
 
-/// Returns a further process of a container: its first one's surroundings with other words.
+/// Returns a further process of a container: its first one's environment with other words.
 pub fn further_process(
     container: &payload::Container,
     id: &str,

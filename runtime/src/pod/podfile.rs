@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use oci::spec::Given;
 use serde::{Deserialize, Serialize};
-
-use crate::oci::Given;
 
 /// The largest podfile: files are in it, as text or in base64.
 pub const PODFILE_MAX: u64 = 4 << 20;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use host::signals::name::signal_of;
+use oci::spec::Given;
+
 use super::podfile::{Container, File, Log, Podfile, PodfileError, Result, Volume, invalid, unsupported};
 use crate::config::is_id;
-use crate::oci::Given;
-use crate::signals::name::signal_of;
 
 /// The most containers of one pod; the agent's own maximum is higher.
 pub const CONTAINERS_MAX: usize = 128;

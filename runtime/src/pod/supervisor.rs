@@ -10,25 +10,27 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent_proto::command::Code;
 use anyhow::{Context, Result};
+use host::cgroup::Cgroup;
+use host::signals::{Asked, Signals, asks_for_an_end};
+use host::{sys, terminal};
+use link::CommandId;
+use plan::ContainerPlan;
+use plan::mounts::Content;
 
 use super::clients::Clients;
 use super::crew::{Crew, Happened, refused};
 use super::log::{Limits, LogFile};
-use super::network::LiveNetwork;
 use super::output::Outputs;
-use super::plan::{ContainerPlan, Content, PodPlan};
+use super::plan::{ContainerSpec, PodPlan};
 use super::podfile::Container;
 use super::refuse::CONTAINERS_MAX;
 use super::{Asker, Guest};
-use crate::cgroup::Cgroup;
 use crate::control::Reply;
 use crate::deadlines;
-use crate::exit::CodedError;
-use crate::link::CommandId;
+use crate::exit::{self, CodedError};
+use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
-use crate::signals::{Asked, Signals, asks_for_an_end};
 use crate::state::{OciState, PodState, StateDir};
-use crate::{exit, sys, terminal};
 
 /// How long containers have between their stop signal and SIGKILL when a signal ends the pod.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -46,7 +48,7 @@ pub struct Parts {
     /// What the pod is.
     pub pod: PodPlan,
     /// Its containers.
-    pub containers: Vec<ContainerPlan>,
+    pub containers: Vec<ContainerSpec>,
     /// Its directory.
     pub state: StateDir,
     /// Its socket.
@@ -226,11 +228,11 @@ impl Supervisor {
                 return Err(SessionError::Unkilled { container, after }.into());
             }
             Happened::Runs(name) => {
-                let member = self.crew.members.iter().find(|member| member.plan.name == name);
-                member.map_or(Ok(()), |member| self.session.sandbox.seal(&member.plan.binds))?;
+                let member = self.crew.members.iter().find(|member| member.spec.name() == name);
+                member.map_or(Ok(()), |member| self.session.sandbox.seal(&member.spec.plan.binds))?;
             }
-            Happened::Left(plan) => {
-                self.unshare(&plan);
+            Happened::Left(spec) => {
+                self.unshare(&spec.plan);
                 self.changed = true;
             }
             // A pod whose containers do not all start has not started.
@@ -361,30 +363,33 @@ impl Supervisor {
     }
 
     /// Shares what a container needs and has it started.
-    fn add(&mut self, mut plan: ContainerPlan, adder: Option<Asker>) -> Result<()> {
-        if self.crew.members.iter().any(|member| member.plan.name == plan.name) {
-            anyhow::bail!("the pod has a container {:?}", plan.name);
+    fn add(&mut self, mut spec: ContainerSpec, adder: Option<Asker>) -> Result<()> {
+        if self.crew.members.iter().any(|member| member.spec.name() == spec.name()) {
+            anyhow::bail!("the pod has a container {:?}", spec.name());
         }
         if self.crew.members.len() >= CONTAINERS_MAX {
-            anyhow::bail!("{CONTAINERS_MAX} containers are the most");
+            anyhow::bail!("limit of {CONTAINERS_MAX} containers reached");
         }
         self.shared += 1;
-        plan.place(self.shared);
-        let log = match (self.limits, &plan.log_path) {
+        spec.plan.place(self.shared);
+        for notice in &spec.plan.notices {
+            log::warn!("container {:?}: {notice}", spec.name());
+        }
+        let log = match (self.limits, &spec.log_path) {
             (None, _) => None,
             (Some(limits), path) => {
-                let path = path.clone().unwrap_or_else(|| self.state.log(&plan.name));
+                let path = path.clone().unwrap_or_else(|| self.state.log(spec.name()));
                 Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
             }
         };
-        if let Err(error) = self.share(&plan) {
-            self.unshare(&plan);
+        if let Err(error) = self.share(&spec.plan) {
+            self.unshare(&spec.plan);
             return Err(error);
         }
         self.changed = true;
         match &self.oci {
-            Some(_) => self.crew.add_standing(plan),
-            None => self.crew.add(plan, log, adder),
+            Some(_) => self.crew.add_standing(spec),
+            None => self.crew.add(spec, log, adder),
         }
         Ok(())
     }

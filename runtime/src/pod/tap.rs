@@ -3,8 +3,9 @@
 use std::io::{self, PipeWriter, pipe};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use link::streams::descriptor::{Descriptor, Use};
+
 use super::log::{Lines, Stream};
-use crate::link::streams::descriptor::{Descriptor, Use};
 
 /// Bytes taken from a pipe at a time.
 const READ_SIZE: usize = 64 << 10;
@@ -65,7 +66,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::sys;
+    use host::sys;
 
     #[test]
     fn bytes_come_as_they_are_and_lines_whole() {

@@ -3,14 +3,13 @@
 use std::io;
 use std::net::IpAddr;
 
+use host::network::Nic;
+use plan::{VhostNet, VmPlan};
 use vmm::Vm;
 use vmm::devices::LoopHandle;
 use vmm::devices::virtio::net::{Net, Slot, SourceFilter, Sources, Tap, Vhost};
 
 use super::{Result, SandboxError};
-use crate::config::VhostNet;
-use crate::network::Nic;
-use crate::plan::Plan;
 
 /// One place.
 struct Place {
@@ -31,7 +30,7 @@ pub struct Nics {
 
 impl Nics {
     /// Gives the machine so many places for NICs as `plan` wants them.
-    pub fn attach(vm: &mut Vm, count: usize, plan: &Plan) -> Result<Nics> {
+    pub fn attach(vm: &mut Vm, count: usize, plan: &VmPlan) -> Result<Nics> {
         let places = (0..count).map(|_| {
             let slot = Slot::default();
             vm.attach(Box::new(slot.clone()))?;

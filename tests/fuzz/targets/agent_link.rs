@@ -8,10 +8,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use agent_proto::command::Code;
+use agent_proto::command::{Code, Protocol};
 use agent_proto::control::ControlFrame;
 use libfuzzer_sys::fuzz_target;
-use runtime::link::{AgentLink, Peer};
+use link::AgentLink;
 
 const READY: &[u8] = br#"{"api":4244,"extension":1,"window":262144}"#;
 /// What GETVERSION is answered with.
@@ -21,9 +21,9 @@ fuzz_target!(|data: &[u8]| {
     let Some((&seed, mut data)) = data.split_first() else { return };
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let peer = [Peer::Own, Peer::Foreign, Peer::Base][usize::from(seed >> 1) % 3];
-    let mut link = AgentLink::new(ours, peer).unwrap();
-    let base = peer == Peer::Base;
+    let protocol = [Protocol::Extended, Protocol::Negotiated, Protocol::Api4244][usize::from(seed >> 1) % 3];
+    let mut link = AgentLink::new(ours, protocol).unwrap();
+    let base = protocol == Protocol::Api4244;
     let say = |mut to: &UnixStream, code: Code, payload: &[u8]| {
         let mut frame = Vec::new();
         ControlFrame { code: code as u32, id: 0, payload: payload.to_vec() }.encode(false, &mut frame);

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use libfuzzer_sys::fuzz_target;
-use runtime::link::streams::{StreamSpec, streams};
+use link::streams::{StreamSpec, streams};
 
 /// Room for what goes to the guest; a guest has buffers of a page.
 const ROOM: usize = 4096;

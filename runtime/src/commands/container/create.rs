@@ -9,32 +9,32 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use agent_proto::command::Protocol;
 use anyhow::{Context, Result, bail};
+use host::cgroup::Cgroup;
+use host::hooks::Environment;
+use host::network::Network;
+use host::signals::Signals;
+use host::{environment, sys, terminal};
+use link::streams::streams;
+use oci::bundle::Bundle;
+use oci::spec::Spec;
+use oci::{program, refusals};
+use plan::{ContainerPlan, VmPlan, limits};
 use vmm::PendingVm;
 
 use super::{check_console, end, finish, refuse_descriptors, run_first, run_last, take_away, write_pid};
-use crate::bundle::{Bundle, program, refuse};
-use crate::cgroup::Cgroup;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
-use crate::console;
-use crate::exit;
-use crate::hooks::Environment;
 use crate::image::Images;
-use crate::link::Peer;
-use crate::link::streams::streams;
-use crate::network::Network;
-use crate::oci::Spec;
-use crate::plan::{Plan, limits};
-use crate::pod::network::LiveNetwork;
+use crate::network::{self, LiveNetwork};
 use crate::pod::output::Outputs;
-use crate::pod::plan::PodPlan;
+use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::supervisor::{self, Started, Supervisor};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
-use crate::signals::Signals;
 use crate::state::{OciState, PodState, StateDir, StateRoot};
-use crate::{deadlines, logging, report, surroundings, sys, terminal};
+use crate::{console, deadlines, exit, logging, report};
 
 /// What is said where the container's process could say nothing.
 const SILENT: &str = "the container's process ended before the container was created";
@@ -58,12 +58,12 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     if config.marks.is_some() {
         bail!("--marks: the timeline is of a container's boot in the foreground");
     }
-    if config.peer == Peer::Base {
+    if config.vm.protocol == Protocol::Api4244 {
         bail!("--agent api-4244: a container in the background is asked about by the extension");
     }
-    config.systemd_cgroup = engine.systemd_cgroup;
+    config.vm.systemd_cgroup = engine.systemd_cgroup;
     let mut bundle = Bundle::load(&config.bundle)?;
-    refuse::check_engine(&bundle.spec)?;
+    refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
     let start = Start { root: root.clone(), config, bundle, console_socket: engine.console_socket };
@@ -178,44 +178,47 @@ fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
     };
     state.write(&creating)?;
     if let Some(socket) = &console_socket {
-        surroundings::open_terminal(socket, bundle.process.console_size)?;
+        environment::open_terminal(socket, bundle.process.console_size)?;
     }
-    let mut plan = Plan::new(&bundle, &config, terminal::size())?;
-    if let Some(wanted) = &plan.cgroup {
+    let mut vm = VmPlan::for_bundle(&bundle, &config.id, &config.vm)?;
+    let container = ContainerPlan::new(&bundle, &config.id, &vm, terminal::size())?;
+    if let Some(wanted) = &vm.cgroup {
         // Known before it is there, so that whoever clears up after us finds it; systemd's directories are known after.
         creating.cgroup = Cgroup::choose(wanted)?;
         state.write(&creating)?;
-        creating.cgroup.make(wanted, plan.memory_mib)?;
+        creating.cgroup.make(wanted, vm.memory_mib)?;
         state.write(&creating)?;
-        creating.cgroup.limit(&wanted.resources, plan.memory_mib)?;
+        creating.cgroup.limit(&wanted.resources, vm.memory_mib)?;
         creating.cgroup.join()?;
     }
-    let entered = surroundings::enter_network(&bundle.spec.linux)?;
+    let entered = environment::enter_network(&bundle.spec.linux)?;
     // Before the signals are blocked, which a hook would inherit, and before there is a machine: what hooks do to
     // the network namespace is there when its devices are made.
     run_first(&bundle.spec.hooks, &creating)?;
     program::check(&bundle)?;
 
-    surroundings::seclude()?;
+    environment::seclude()?;
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
     // It lasts longer than the machine.
     let mut network = if entered { Network::followed()? } else { Network::default() };
-    plan.connect(&network);
-    let names =
-        if entered { plan.serve_names(&bundle.spec).context("serve name queries")? } else { (None, None) };
-    let (resolver, names) = names;
-    let (pod, container) = PodPlan::of_bundle(&config.id, plan);
+    network::describe(&network, &mut vm);
+    let (resolver, names) = match entered {
+        true => network::serve_names(&mut vm, &bundle.spec).context("serve name queries")?,
+        false => (None, None),
+    };
+    let pod = PodPlan::of_one(&config.id, vm);
     let listener = state.listen()?;
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
-    let outputs = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
+    let outputs =
+        console::Outputs::open(config.vm.console.as_ref(), None).context("open the console's copy")?;
     let streams = streams(&[], None).context("make the streams")?;
     let (spare_nics, nics) = (network.spare_nics(), std::mem::take(&mut network.nics));
     let parts = Parts { pending, images, outputs, streams, nics, spare_nics, resolver, timeline: None };
-    let sandbox = Sandbox::start(&pod.machine, parts)?;
+    let sandbox = Sandbox::start(&pod.machine, &[], parts)?;
     let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
     let session = Session::new(sandbox, patience);
-    let (containers, outputs) = (vec![container], Outputs::default());
+    let (containers, outputs) = (vec![ContainerSpec::unattended(container)], Outputs::default());
     let parts = supervisor::Parts {
         session,
         signals,

@@ -7,6 +7,10 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use host::signals::Signals;
+use host::terminal::{self, RawTerminal};
+use host::{environment, sys};
+use oci::spec::ConsoleSize;
 use serde_json::{Value, json};
 
 use super::{check_console, refuse_descriptors, status, write_pid};
@@ -14,11 +18,8 @@ use crate::cli::container::{ExecArgs, ProcessArgs};
 use crate::commands::pod::exec::wait;
 use crate::commands::pod::{checked, connect, unexpected};
 use crate::control::{Connection, ExecRequest, Reply, Request};
-use crate::oci::ConsoleSize;
-use crate::signals::Signals;
 use crate::state::{PodState, StateDir, StateRoot};
-use crate::terminal::{self, RawTerminal};
-use crate::{exit, logging, report, surroundings, sys};
+use crate::{exit, logging, report};
 
 /// What is said where the process that stands for the program could say nothing.
 const SILENT: &str = "the process that stands for the program ended before that was started";
@@ -100,7 +101,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
         Some(ConsoleSize { height: side("height")?, width: side("width")? })
     });
     let begun = (|| -> Result<_> {
-        socket.map_or(Ok(()), |socket| surroundings::open_terminal(socket, size))?;
+        socket.map_or(Ok(()), |socket| environment::open_terminal(socket, size))?;
         let signals = Signals::block().context("block signals")?;
         Ok((ask(directory, request)?, signals))
     })();

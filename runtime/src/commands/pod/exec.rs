@@ -4,14 +4,14 @@ use std::io;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
+use host::signals::{Asked, Signals};
+use host::sys;
+use host::terminal::{self, RawTerminal};
 
 use super::{checked, connect, unexpected};
 use crate::cli::pod::ExecArgs;
 use crate::control::{Connection, ExecRequest, Reply, Request};
-use crate::signals::{Asked, Signals};
 use crate::state::StateRoot;
-use crate::sys;
-use crate::terminal::{self, RawTerminal};
 
 /// Runs a further program in a container; returns its exit code.
 pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {

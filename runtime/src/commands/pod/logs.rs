@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use host::sys;
 
 use super::connect;
 use crate::cli::pod::LogsArgs;
@@ -17,7 +18,6 @@ use crate::logging;
 use crate::pod::log::reader::{LogReader, Wanted};
 use crate::pod::log::{Line, Stream};
 use crate::state::{ContainerState, StateDir, StateError, StateRoot};
-use crate::sys;
 
 /// A container's log.
 struct Source {

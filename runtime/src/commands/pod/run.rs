@@ -6,35 +6,35 @@ use std::io::{PipeWriter, Read, pipe};
 use std::path::Path;
 use std::rc::Rc;
 
+use agent_proto::command::Protocol;
 use anyhow::{Context, Result};
+use host::cgroup::Cgroup;
+use host::signals::Signals;
+use host::{environment, sys};
+use link::streams::streams;
 use vmm::PendingVm;
 
 use super::print;
-use crate::cgroup::Cgroup;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
 use crate::config::RunConfig;
-use crate::console;
 use crate::exit::{self, CodedError};
 use crate::image::Images;
-use crate::link::Peer;
-use crate::link::streams::streams;
-use crate::pod::network::LiveNetwork;
+use crate::network::LiveNetwork;
 use crate::pod::output::Outputs;
-use crate::pod::plan::{ContainerPlan, PodPlan};
+use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::podfile;
 use crate::pod::supervisor::{self, Started, Supervisor};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
-use crate::signals::Signals;
 use crate::state::{StateDir, StateRoot};
-use crate::{report, surroundings, sys};
+use crate::{console, report};
 
 /// A pod that is about to run.
 struct Start {
     config: RunConfig,
     pod: PodPlan,
-    containers: Vec<ContainerPlan>,
+    containers: Vec<ContainerSpec>,
     state: StateDir,
 }
 
@@ -45,7 +45,7 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     if config.marks.is_some() {
         anyhow::bail!("--marks: the timeline is of one container's boot, and a pod has none");
     }
-    if config.peer == Peer::Base {
+    if config.vm.protocol == Protocol::Api4244 {
         anyhow::bail!(
             "--agent api-4244: a pod's containers are paused, counted and restarted by the extension"
         );
@@ -130,18 +130,19 @@ fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     let Start { config, pod, containers, state } = start;
     // A client's terminal may be the one that we were started in, with us in its background.
     sys::leave_terminal();
-    surroundings::seclude()?;
+    environment::seclude()?;
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
     let pending = PendingVm::start().map_err(vmm::Error::from)?;
     let listener = state.listen()?;
     let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
-    let console = console::Outputs::open(config.console.as_ref(), None).context("open the console's copy")?;
+    let console =
+        console::Outputs::open(config.vm.console.as_ref(), None).context("open the console's copy")?;
     let streams = streams(&[], None).context("make the streams")?;
     let (nics, spare_nics, resolver) = (Vec::new(), 0, None);
     let parts =
         Parts { pending, images, outputs: console, streams, nics, spare_nics, resolver, timeline: None };
-    let sandbox = Sandbox::start(&pod.machine, parts)?;
+    let sandbox = Sandbox::start(&pod.machine, &[], parts)?;
     let session = Session::new(sandbox, config.agent_timeout);
     let (oci, cgroup, network) = (None, Cgroup::default(), LiveNetwork::default());
     let parts = supervisor::Parts {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::print;
 use crate::state::PodState;
-use crate::text::{self, printable};
+use host::text::{self, printable};
 
 /// Pods, one a line.
 pub fn pods(states: &[PodState], json: bool) -> Result<()> {

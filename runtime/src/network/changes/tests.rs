@@ -1,8 +1,20 @@
 use std::net::IpAddr;
 
+use host::network::{Address, Neighbour};
+
 use super::*;
-use crate::network::found::{Address, Neighbour};
-use crate::network::tests::link;
+
+fn link(index: u32, name: &str) -> Link {
+    Link {
+        index,
+        name: name.into(),
+        mac: vec![2, 0, 0, 0, 0, index as u8],
+        mtu: 1500,
+        flags: libc::IFF_UP as u32,
+        hardware: libc::ARPHRD_ETHER,
+        driver: "veth".into(),
+    }
+}
 
 fn address(link: u32, last: u8) -> Address {
     let address = IpAddr::from([10, 0, link as u8, last]);
@@ -113,4 +125,25 @@ fn a_gateway_is_replaced() {
     assert_eq!(ways(&changes.routes), [(true, "10.71.0.0/16", "eth0"), (false, "10.71.0.0/16", "eth0")]);
     assert_eq!(changes.routes[0].gateway, "10.0.2.1");
     assert_eq!(changes.routes[1].gateway, "10.0.2.9");
+}
+
+#[test]
+fn the_guest_is_told_of_ways_before_the_gateways_that_they_lead_to() {
+    let found = Found {
+        links: vec![link(2, "eth0")],
+        addresses: vec![address(2, 2)],
+        routes: vec![way(2, 8, Some(1)), way(2, 8, None)],
+        neighbours: vec![Neighbour { link: 2, address: [10, 0, 2, 9].into(), mac: vec![2, 0xff] }],
+    };
+    let mut pod = payload::Pod::default();
+    describe::describe(&found, &mut pod);
+    let text = serde_json::to_string(&pod).unwrap();
+    let expected = concat!(
+        r#"{"hostname":"","shareDir":"","interfaces":[{"device":"","newDeviceName":"eth0","#,
+        r#""ipAddresses":[{"ipAddress":"10.0.2.2","netMask":"24"}],"mtu":1500,"macAddr":"02:00:00:00:00:02","#,
+        r#""neighbours":[{"ipAddress":"10.0.2.9","macAddr":"02:ff"}],"noLinkLocal":true}],"#,
+        r#""routes":[{"dest":"10.8.0.0/16","device":"eth0"},"#,
+        r#"{"dest":"10.8.0.0/16","gateway":"10.0.2.1","device":"eth0"}]}"#
+    );
+    assert_eq!(text, expected);
 }

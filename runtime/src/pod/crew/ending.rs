@@ -33,15 +33,15 @@ impl Crew {
         }
         let living = |member: &&Member| is_meant(name, member) && self.lives(member);
         let meant: Vec<String> =
-            self.members.iter().filter(living).map(|member| member.plan.name.clone()).collect();
-        let meant = |member: &&mut Member| meant.contains(&member.plan.name);
+            self.members.iter().filter(living).map(|member| member.spec.name().to_owned()).collect();
+        let meant = |member: &&mut Member| meant.iter().any(|name| name == member.spec.name());
         let mut any = false;
         for member in self.members.iter_mut().filter(meant) {
             // What outlives a first process heeds SIGKILL alone.
             if member.phase == Phase::Running {
                 member.signal(guest, signal, all)?;
             } else if killed.is_some() {
-                let mut left = self.execs.iter_mut().filter(|exec| exec.container == member.plan.name);
+                let mut left = self.execs.iter_mut().filter(|exec| exec.container == member.spec.name());
                 left.try_for_each(|exec| exec.signal(guest, signal))?;
             } else {
                 continue;
@@ -67,7 +67,7 @@ impl Crew {
                 member.end(guest, kill)?;
             }
             // The agent keeps a container as long as one of its processes is there.
-            let name = &member.plan.name;
+            let name = member.spec.name();
             let busy = self.execs.iter().any(|exec| exec.keeps(name));
             if kill && busy && matches!(member.phase, Phase::Draining(_)) && member.killed.is_none() {
                 member.ending = Ending::Killed;
@@ -78,7 +78,7 @@ impl Crew {
                 member.killed = member.killed.or(Some(now + self.kill_patience));
             }
             if !busy && member.is_drained(guest, now) {
-                let name = ContainerName { container: member.plan.name.clone() };
+                let name = ContainerName { container: member.spec.name().to_owned() };
                 let command = guest.link.send(Code::RemoveContainer, "remove the container", &name)?;
                 self.awaited.push((command, Awaited::Clear(name.container)));
                 happened.push(Happened::Changed);
@@ -94,14 +94,14 @@ impl Crew {
         let Some(index) = self.members.iter().position(overdue) else { return };
         let member = &mut self.members[index];
         member.exit = Some(exit::of_signal(libc::SIGKILL));
-        happened.push(Happened::Unkilled(member.plan.name.clone()));
+        happened.push(Happened::Unkilled(member.spec.name().to_owned()));
     }
 
     /// Whether the guest still has a process of the container, as far as it has told.
     pub(super) fn lives(&self, member: &Member) -> bool {
         match member.phase {
             Phase::Starting | Phase::Running => true,
-            Phase::Draining(_) => self.execs.iter().any(|exec| exec.keeps(&member.plan.name)),
+            Phase::Draining(_) => self.execs.iter().any(|exec| exec.keeps(member.spec.name())),
             _ => false,
         }
     }

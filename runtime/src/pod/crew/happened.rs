@@ -2,7 +2,7 @@
 
 use crate::control::Reply;
 use crate::pod::Asker;
-use crate::pod::plan::ContainerPlan;
+use crate::pod::plan::ContainerSpec;
 
 /// What came of it.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub enum Happened {
     /// A container runs: what it has read-only is to be closed for good.
     Runs(String),
     /// A container has left the pod: the share need not hold it any more.
-    Left(Box<ContainerPlan>),
+    Left(Box<ContainerSpec>),
     /// What is told of the pod has changed.
     Changed,
 }

@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use agent_proto::payload::{ErrorCode, Exit, ProcessEvent};
+use host::text::printable;
+use link::LinkError;
+use plan::INIT_PROCESS;
 use serde::de::DeserializeOwned;
 
 use super::{Awaited, Crew, Happened, Result, is_meant, refused, start_failed};
 use crate::control::Reply;
 use crate::exit;
-use crate::link::LinkError;
-use crate::plan::INIT_PROCESS;
 use crate::pod::exec::Phase as ExecPhase;
 use crate::pod::member::{Member, Phase};
 use crate::pod::{Asker, Guest};
-use crate::text::printable;
 
 impl Crew {
     pub(super) fn take_replies(
@@ -69,7 +69,7 @@ impl Crew {
         now: Instant,
         happened: &mut Vec<Happened>,
     ) -> Result<()> {
-        let Some(member) = self.members.iter_mut().find(|member| member.plan.name == name) else {
+        let Some(member) = self.members.iter_mut().find(|member| member.spec.name() == name) else {
             return Ok(());
         };
         happened.push(Happened::Changed);
@@ -81,7 +81,7 @@ impl Crew {
                 return Ok(());
             }
             Err(LinkError::Refused { code, message, .. }) => {
-                let program = member.plan.container.process.args.first();
+                let program = member.spec.plan.container.process.args.first();
                 let message = if member.stands { explain(code, message, program) } else { message };
                 (exit::of_agent_error(code), message)
             }
@@ -97,7 +97,7 @@ impl Crew {
             Err(error @ LinkError::Refused { .. }) => log::warn!("container {name}: {error}"),
             Err(error) => return Err(error),
         }
-        if let Some(member) = self.members.iter_mut().find(|member| member.plan.name == name) {
+        if let Some(member) = self.members.iter_mut().find(|member| member.spec.name() == name) {
             member.cleared();
             happened.push(Happened::Changed);
         }
@@ -142,7 +142,7 @@ impl Crew {
         happened: &mut Vec<Happened>,
     ) -> Result<()> {
         let exit = event.exit.clone().unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
-        let member = self.members.iter_mut().find(|member| member.plan.name == event.container);
+        let member = self.members.iter_mut().find(|member| member.spec.name() == event.container);
         let exec = self.execs.iter_mut().find(|exec| exec.process == event.process);
         match (member, exec) {
             _ if event.event != "finished" => return guest.link.ignore(&event),

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use agent::agent::{Agent, Setting, Turn};
 use agent_proto::payload::{Container, Env, OciProcess, Pod, Process};
+use link::AgentLink;
+use link::streams::{StreamHandle, StreamTable, streams};
+use plan::INIT_PROCESS;
 
 use super::*;
-use crate::link::AgentLink;
-use crate::link::streams::{StreamHandle, StreamTable, streams};
-use crate::plan::INIT_PROCESS;
 use crate::pod::log::reader::{LogReader, Wanted};
 use crate::pod::log::{Limits, Stream};
 use crate::pod::output::Outputs;
@@ -50,7 +50,7 @@ impl Rig {
         }
         let (table, handle) = streams(&[], None).unwrap();
         let agent = Agent::new(agent_control.into(), agent_channel.into(), Setting::Host).unwrap();
-        let mut link = AgentLink::new(control, crate::link::Peer::Own).unwrap();
+        let mut link = AgentLink::new(control, agent_proto::command::Protocol::Extended).unwrap();
         link.notify(Code::StartPod, "start the pod", &Pod::default()).unwrap();
         Rig {
             agent,
@@ -81,7 +81,7 @@ impl Rig {
         self.crew.add(plan, Some(log), None);
     }
 
-    fn plan(&self, name: &str, script: &str, restart: RestartPolicy) -> ContainerPlan {
+    fn plan(&self, name: &str, script: &str, restart: RestartPolicy) -> ContainerSpec {
         let process = Process {
             id: INIT_PROCESS.into(),
             args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
@@ -90,20 +90,13 @@ impl Rig {
             oci: Some(OciProcess::default()),
             ..Process::default()
         };
-        ContainerPlan {
-            name: name.into(),
-            labels: Default::default(),
-            container: Container { id: name.into(), process, ..Container::default() },
-            binds: Vec::new(),
-            contents: Vec::new(),
-            restart,
-            stop_signal: libc::SIGTERM,
-            log_path: None,
-        }
+        let container = Container { id: name.into(), process, ..Container::default() };
+        let plan = plan::ContainerPlan { container, ..plan::ContainerPlan::default() };
+        ContainerSpec { restart, ..ContainerSpec::unattended(plan) }
     }
 
     fn member(&self, name: &str) -> &Member {
-        self.crew.members.iter().find(|member| member.plan.name == name).unwrap()
+        self.crew.members.iter().find(|member| member.spec.name() == name).unwrap()
     }
 
     /// Gives both sides their turns until `done` says so.
@@ -403,7 +396,9 @@ fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
     };
     rig.until(|rig| rig.crew.members.len() == 1);
     assert!(answered(&rig, 1, &Reply::Done) && answered(&rig, 2, &Reply::Exited(137)));
-    assert!(rig.happened.iter().any(|happened| matches!(happened, Happened::Left(plan) if plan.name == "b")));
+    assert!(
+        rig.happened.iter().any(|happened| matches!(happened, Happened::Left(spec) if spec.name() == "b"))
+    );
     rig.add("b", "echo again", RestartPolicy::Never);
     rig.until(|rig| rig.member("b").phase == Phase::Ended);
     assert_eq!(rig.logged("b"), [(Stream::Stdout, "again\n".to_owned())]);
@@ -420,7 +415,7 @@ fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
 fn a_container_that_cannot_start_fails_its_pod_or_whoever_added_it() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "", RestartPolicy::Always);
-    rig.crew.members[1].plan.container.process.args = vec!["/nonexistent".into()];
+    rig.crew.members[1].spec.plan.container.process.args = vec!["/nonexistent".into()];
     rig.until(|rig| rig.happened.iter().any(|happened| matches!(happened, Happened::StartFailed { .. })));
     let failed = rig.happened.iter().find_map(|happened| match happened {
         Happened::StartFailed { code, message } => Some((*code, message.clone())),
@@ -429,11 +424,11 @@ fn a_container_that_cannot_start_fails_its_pod_or_whoever_added_it() {
     let (code, message) = failed.unwrap();
     assert!(code == 127 && message.starts_with("start container \"b\": "), "{message}");
     rig.add("c", "", RestartPolicy::Never);
-    rig.crew.members[2].plan.container.process.args = vec!["/etc/passwd".into()];
+    rig.crew.members[2].spec.plan.container.process.args = vec!["/etc/passwd".into()];
     rig.crew.members[2].adder = Some(5);
     let told = |happened: &Happened| matches!(happened, Happened::Answer(5, Reply::Failed { code: 126, .. }));
     rig.until(|rig| rig.happened.iter().any(told));
-    rig.until(|rig| !rig.crew.members.iter().any(|member| member.plan.name == "c"));
+    rig.until(|rig| !rig.crew.members.iter().any(|member| member.spec.name() == "c"));
 }
 
 #[test]

@@ -8,64 +8,64 @@ fn folder() -> tempfile::TempDir {
     for directory in ["root", "bundle/rootfs", "data"] {
         fs::create_dir_all(folder.path().join(directory)).unwrap();
     }
-    let config = crate::commands::spec::DEFAULT;
+    let config = oci::DEFAULT_CONFIG;
     fs::write(folder.path().join("bundle/config.json"), config).unwrap();
     fs::write(folder.path().join("file"), "from the host").unwrap();
     folder
 }
 
-fn plan(folder: &Path, pod: Value) -> Result<(PodPlan, Vec<ContainerPlan>)> {
+fn plan(folder: &Path, pod: Value) -> Result<(PodPlan, Vec<ContainerSpec>)> {
     PodPlan::new(serde_json::from_value(pod).unwrap(), folder, "generated", &RunConfig::default())
 }
 
-fn one(folder: &Path, container: Value) -> ContainerPlan {
+fn one(folder: &Path, container: Value) -> ContainerSpec {
     plan(folder, json!({"containers": [container]})).unwrap().1.remove(0)
 }
 
-fn mount<'a>(plan: &'a ContainerPlan, destination: &str) -> &'a payload::Mount {
-    let mounts = &plan.container.oci.as_ref().unwrap().mounts;
+fn mount<'a>(spec: &'a ContainerSpec, destination: &str) -> &'a payload::Mount {
+    let mounts = &spec.plan.container.oci.as_ref().unwrap().mounts;
     mounts.iter().find(|mount| mount.destination == destination).unwrap()
 }
 
 #[test]
 fn a_plain_directory_gets_what_docker_gives() {
     let folder = folder();
-    let plan = one(folder.path(), json!({"name": "a", "image": "root", "command": ["sh", "-c", "true"]}));
-    let process = &plan.container.process;
+    let spec = one(folder.path(), json!({"name": "a", "image": "root", "command": ["sh", "-c", "true"]}));
+    let process = &spec.plan.container.process;
     assert_eq!(process.args, ["sh", "-c", "true"]);
     assert_eq!((process.user.as_str(), process.workdir.as_str()), ("0", "/"));
     let capabilities = process.oci.as_ref().unwrap().capabilities.unwrap();
     assert_eq!((capabilities.bounding, capabilities.ambient), (0xa804_25fb, 0));
     assert_eq!((capabilities.effective, capabilities.permitted), (0xa804_25fb, 0xa804_25fb));
-    let oci = plan.container.oci.as_ref().unwrap();
+    let oci = spec.plan.container.oci.as_ref().unwrap();
     assert_eq!(oci.namespaces, [payload::Namespace::Cgroup]);
     assert!(oci.masked_paths.contains(&"/proc/kcore".to_owned()));
     assert!(oci.readonly_paths.contains(&"/proc/sys".to_owned()));
-    assert_eq!(mount(&plan, "/dev/shm").kind, payload::POD_SHM);
-    assert_eq!(plan.binds[0].host, folder.path().join("root"));
-    assert_eq!((plan.restart, plan.stop_signal), (RestartPolicy::Never, libc::SIGTERM));
+    assert_eq!(mount(&spec, "/dev/shm").kind, payload::POD_SHM);
+    assert_eq!(spec.plan.binds[0].host, folder.path().join("root"));
+    assert_eq!((spec.restart, spec.stop_signal), (RestartPolicy::Never, libc::SIGTERM));
 }
 
 #[test]
 fn a_bundle_s_words_stand_where_the_podfile_has_none() {
     let folder = folder();
-    let plan = one(folder.path(), json!({"name": "a", "image": "bundle"}));
-    assert_eq!(plan.container.process.args, ["sh"]);
-    assert!(plan.container.read_only);
-    assert_eq!(plan.binds[0].host, folder.path().join("bundle/rootfs"));
+    let spec = one(folder.path(), json!({"name": "a", "image": "bundle"}));
+    assert_eq!(spec.plan.container.process.args, ["sh"]);
+    assert!(spec.plan.container.read_only);
+    assert_eq!(spec.plan.binds[0].host, folder.path().join("bundle/rootfs"));
     let fields = json!({"name": "a", "image": "bundle", "entrypoint": ["env"], "command": ["-0"], "workdir": "/tmp",
         "envs": [{"env": "PATH", "value": "/x"}, {"env": "A", "value": "b=c"}], "ownPids": true,
         "ulimits": [{"Name": "nofile", "Soft": 7, "Hard": -1}], "sysctl": {"kernel.shmmax": "1"}});
-    let plan = one(folder.path(), fields);
-    let process = &plan.container.process;
+    let spec = one(folder.path(), fields);
+    let process = &spec.plan.container.process;
     assert_eq!((process.args.join(" ").as_str(), process.workdir.as_str()), ("env -0", "/tmp"));
     let envs: Vec<_> = process.envs.iter().map(|env| format!("{}={}", env.env, env.value)).collect();
     assert_eq!(envs, ["TERM=xterm", "PATH=/x", "A=b=c"]);
     let limit = &process.rlimits[0];
     assert_eq!((limit.kind.as_str(), limit.soft, limit.hard), ("RLIMIT_NOFILE", 7, u64::MAX));
     assert_eq!(process.rlimits.len(), 1);
-    assert_eq!(plan.container.sysctl["kernel.shmmax"], "1");
-    let own = &plan.container.oci.as_ref().unwrap().namespaces;
+    assert_eq!(spec.plan.container.sysctl["kernel.shmmax"], "1");
+    let own = &spec.plan.container.oci.as_ref().unwrap().namespaces;
     assert_eq!(own[..], [payload::Namespace::Pid, payload::Namespace::Cgroup]);
 }
 
@@ -78,7 +78,7 @@ fn the_kernel_s_settings_are_read_only_without_sys_admin() {
     let paths = |spec: &serde_json::Value| {
         std::fs::write(&config, spec.to_string()).unwrap();
         let plan = one(folder.path(), json!({"name": "a", "image": "bundle"}));
-        plan.container.oci.unwrap().readonly_paths
+        plan.plan.container.oci.unwrap().readonly_paths
     };
     let all = ["/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
     assert_eq!(paths(&spec), all);
@@ -90,8 +90,8 @@ fn the_kernel_s_settings_are_read_only_without_sys_admin() {
 fn users_are_the_container_s_own_and_have_no_capabilities() {
     let folder = folder();
     let user = json!({"name": "ann", "additionalGroups": ["wheel", "7"]});
-    let plan = one(folder.path(), json!({"name": "a", "image": "root", "command": ["id"], "user": user}));
-    let process = &plan.container.process;
+    let spec = one(folder.path(), json!({"name": "a", "image": "root", "command": ["id"], "user": user}));
+    let process = &spec.plan.container.process;
     assert_eq!((process.user.as_str(), process.group.as_str()), ("ann", ""));
     assert_eq!(process.additional_groups, ["wheel", "7"]);
     let capabilities = process.oci.as_ref().unwrap().capabilities.unwrap();
@@ -112,15 +112,15 @@ fn volumes_and_files_are_in_the_share() {
                 {"path": "/host", "filename": "host"}, {"path": "/etc/hosts", "detail": {"content": "own"}}]}]
     });
     let (pod, plans) = plan(folder.path(), pod).unwrap();
-    let plan = &plans[0];
+    let spec = &plans[0];
     assert_eq!((pod.id.as_str(), pod.hostname.as_str()), ("web", "web"));
-    let data = plan.binds.iter().find(|bind| bind.host == folder.path().join("data")).unwrap();
+    let data = spec.plan.binds.iter().find(|bind| bind.host == folder.path().join("data")).unwrap();
     assert!(data.read_only);
-    assert_eq!(mount(plan, "/data").source, data.path);
-    assert_eq!(mount(plan, "/f").kind, "bind");
+    assert_eq!(mount(spec, "/data").source, data.path);
+    assert_eq!(mount(spec, "/f").kind, "bind");
     let content = |path: &str| {
-        let source = &mount(plan, path).source;
-        plan.contents.iter().find(|content| content.path == *source).unwrap()
+        let source = &mount(spec, path).source;
+        spec.plan.contents.iter().find(|content| content.path == *source).unwrap()
     };
     assert_eq!(content("/text").bytes, b"hello");
     assert_eq!((content("/text").mode, content("/text").owner), (0o600, (5, 0)));
@@ -184,5 +184,11 @@ fn the_machine_has_the_podfile_s_size_unless_it_is_told_another() {
         (pod.machine.vcpus, pod.machine.memory_mib)
     };
     assert_eq!(size(&RunConfig::default()), (2, 300));
-    assert_eq!(size(&RunConfig { memory_mib: Some(64), ..RunConfig::default() }), (2, 64));
+    assert_eq!(
+        size(&RunConfig {
+            vm: VmSettings { memory_mib: Some(64), ..VmSettings::default() },
+            ..RunConfig::default()
+        }),
+        (2, 64)
+    );
 }

@@ -67,7 +67,7 @@ fn a_signal_during_its_start_reaches_its_process() {
 #[test]
 fn a_program_that_is_not_there_is_told_to_who_asked_and_ends_it() {
     let mut rig = Rig::created("");
-    rig.crew.members[0].plan.container.process.args = vec!["no-such-program".into()];
+    rig.crew.members[0].spec.plan.container.process.args = vec!["no-such-program".into()];
     assert_eq!(rig.crew.start("a", STARTER), None);
     rig.until(|rig| rig.crew.is_over());
     let message = "exec: \"no-such-program\": executable file not found in $PATH".to_owned();

@@ -1,0 +1,298 @@
+//! `linux.resources` to the files of a cgroup on the host, version 1's or 2's.
+//!
+//! What the container may use is kept in the guest (`plan/limits.rs`); here the machine as a whole is held: memory and
+//! processes with room for the monitor's own, CPU time and block I/O as they are asked for. A device is none of the host's in
+//! the guest, so that there is no rule for devices to keep.
+
+use oci::spec::resources::{BlockIo, Cpu, Memory, Resources, is_host_file, positive};
+
+use super::{Setting, Version};
+
+/// What the host keeps for a machine above the guest's memory, beside 1/64 of it for page tables: the monitor itself (2 MiB
+/// of its own and less than 1 MiB of the kernel's beside a full guest of 97 MiB), and pages of shared files that cannot be
+/// let go at once.
+pub const HOST_OVERHEAD_MIB: u64 = 48;
+/// Tasks of the host that a machine is given where its container's processes are limited: they are the guest's, and the
+/// monitor's threads (one for each vCPU, a few for devices, vhost's) are no matter of theirs.
+const HOST_TASKS: u64 = 128;
+/// Bytes that a machine of this size may take.
+pub fn machine_bytes(memory_mib: u32) -> u64 {
+    let mib = u64::from(memory_mib);
+    (mib + mib.div_ceil(64) + HOST_OVERHEAD_MIB) << 20
+}
+
+/// Returns what is written for `resources`, for a machine of `memory_mib`.
+pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec<Setting> {
+    let mut list = List { version, settings: Vec::new() };
+    list.memory(&resources.memory, memory_mib);
+    list.cpu(&resources.cpu);
+    if positive(resources.pids.limit).is_some() {
+        list.add("pids.limit", "pids.max", "pids.max", HOST_TASKS);
+    }
+    list.block_io(&resources.block_io);
+    for (index, limit) in resources.hugepage_limits.iter().enumerate() {
+        let (one, two) = (
+            format!("hugetlb.{}.limit_in_bytes", limit.page_size),
+            format!("hugetlb.{}.max", limit.page_size),
+        );
+        list.add(&format!("hugepageLimits[{index}]"), &one, &two, limit.limit);
+    }
+    for (device, limit) in &resources.rdma {
+        let words = [("hca_handle", limit.hca_handles), ("hca_object", limit.hca_objects)];
+        let words: String = words.iter().filter_map(|(name, n)| Some(format!(" {name}={}", (*n)?))).collect();
+        list.add(&format!("rdma[{device:?}]"), "rdma.max", "rdma.max", format!("{device}{words}"));
+    }
+    for (file, value) in resources.unified.iter().filter(|(file, _)| is_host_file(file)) {
+        // In version 1 no file has this name, and the setting is refused with it.
+        list.add(&format!("unified[{file:?}]"), file, file, value);
+    }
+    list.settings
+}
+
+struct List {
+    version: Version,
+    settings: Vec<Setting>,
+}
+
+impl List {
+    fn add(&mut self, at: &str, one: &str, two: &str, value: impl ToString) {
+        let file = if self.version == Version::One { one } else { two };
+        self.either(at, &[(file, value.to_string())]);
+    }
+
+    /// Adds a setting for the first of these files that the host has.
+    fn either(&mut self, at: &str, files: &[(&str, String)]) {
+        let files = files.iter().map(|(file, value)| ((*file).to_owned(), value.clone())).collect();
+        self.settings.push(Setting { at: format!("linux.resources.{at}"), files });
+    }
+
+    fn memory(&mut self, memory: &Memory, memory_mib: u32) {
+        let limit = positive(memory.limit);
+        let machine = machine_bytes(memory_mib);
+        let room = limit.map_or(0, |limit| machine.saturating_sub(limit));
+        if limit.is_some() {
+            self.add("memory.limit", "memory.limit_in_bytes", "memory.max", machine);
+        }
+        match (positive(memory.swap), limit) {
+            (Some(both), Some(limit)) => {
+                let swap = both.saturating_sub(limit);
+                let value = if self.version == Version::One { machine + swap } else { swap };
+                self.add("memory.swap", "memory.memsw.limit_in_bytes", "memory.swap.max", value);
+            }
+            (None, Some(_)) if memory.swap < 0 => {
+                let all = if self.version == Version::One { "-1" } else { "max" };
+                self.add("memory.swap", "memory.memsw.limit_in_bytes", "memory.swap.max", all);
+            }
+            _ => {}
+        }
+        if let Some(reservation) = positive(memory.reservation) {
+            let value = reservation + room;
+            self.add("memory.reservation", "memory.soft_limit_in_bytes", "memory.low", value);
+        }
+        if let Some(swappiness) = memory.swappiness
+            && self.version == Version::One
+        {
+            // Version 2 has none; a hint that nobody hears is none.
+            self.add("memory.swappiness", "memory.swappiness", "", swappiness);
+        }
+    }
+
+    fn cpu(&mut self, cpu: &Cpu) {
+        let one = self.version == Version::One;
+        if cpu.shares != 0 {
+            let value = if one { cpu.shares } else { cpu.weight() };
+            self.add("cpu.shares", "cpu.shares", "cpu.weight", value);
+        }
+        let quota = positive(cpu.quota);
+        if one && cpu.period != 0 {
+            self.add("cpu.period", "cpu.cfs_period_us", "", cpu.period);
+        }
+        match quota {
+            Some(quota) if one => self.add("cpu.quota", "cpu.cfs_quota_us", "", quota),
+            None if one && cpu.quota < 0 => self.add("cpu.quota", "cpu.cfs_quota_us", "", -1),
+            Some(quota) => self.add("cpu.quota", "", "cpu.max", format!("{quota} {}", cpu.period_us())),
+            None if !one && (cpu.period != 0 || cpu.quota < 0) => {
+                self.add("cpu.quota", "", "cpu.max", format!("max {}", cpu.period_us()));
+            }
+            None => {}
+        }
+        if let Some(burst) = cpu.burst {
+            self.add("cpu.burst", "cpu.cfs_burst_us", "cpu.max.burst", burst);
+        }
+        if let Some(idle) = cpu.idle {
+            self.add("cpu.idle", "cpu.idle", "cpu.idle", idle);
+        }
+        for (at, file, value) in
+            [("cpu.cpus", "cpuset.cpus", &cpu.cpus), ("cpu.mems", "cpuset.mems", &cpu.mems)]
+        {
+            if !value.is_empty() {
+                self.add(at, file, file, value);
+            }
+        }
+    }
+
+    fn block_io(&mut self, io: &BlockIo) {
+        let one = self.version == Version::One;
+        if io.weight != 0 {
+            let plain = io.weight.to_string();
+            if one {
+                self.either(
+                    "blockIO.weight",
+                    &[("blkio.weight", plain.clone()), ("blkio.bfq.weight", plain)],
+                );
+            } else {
+                let scaled = format!("default {}", io_weight(io.weight));
+                self.either("blockIO.weight", &[("io.bfq.weight", plain), ("io.weight", scaled)]);
+            }
+        }
+        for (index, device) in io.weight_device.iter().enumerate() {
+            let value = format!("{}:{} {}", device.major, device.minor, device.weight);
+            let at = format!("blockIO.weightDevice[{index}]");
+            if one {
+                let files = [("blkio.weight_device", value.clone()), ("blkio.bfq.weight_device", value)];
+                self.either(&at, &files);
+            } else {
+                self.add(&at, "", "io.bfq.weight", value);
+            }
+        }
+        for (name, one, two, devices) in [
+            ("throttleReadBpsDevice", "read_bps", "rbps", &io.throttle_read_bps_device),
+            ("throttleWriteBpsDevice", "write_bps", "wbps", &io.throttle_write_bps_device),
+            ("throttleReadIOPSDevice", "read_iops", "riops", &io.throttle_read_iops_device),
+            ("throttleWriteIOPSDevice", "write_iops", "wiops", &io.throttle_write_iops_device),
+        ] {
+            for (index, device) in devices.iter().enumerate() {
+                let (at, number) =
+                    (format!("blockIO.{name}[{index}]"), format!("{}:{}", device.major, device.minor));
+                if self.version == Version::One {
+                    let file = format!("blkio.throttle.{one}_device");
+                    self.add(&at, &file, "", format!("{number} {}", device.rate));
+                } else {
+                    let rate = if device.rate == 0 { "max".to_owned() } else { device.rate.to_string() };
+                    self.add(&at, "", "io.max", format!("{number} {two}={rate}"));
+                }
+            }
+        }
+    }
+}
+
+/// Version 1's weights of block I/O (10 to 1000) to version 2's (1 to 10000), in a straight line as in runc.
+fn io_weight(weight: u16) -> u64 {
+    1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The files and what is written to them; of several the first.
+    fn files_of(resources: Value, version: Version) -> Vec<(String, String)> {
+        let resources = serde_json::from_value(resources).unwrap();
+        let settings = settings(&resources, 98, version);
+        settings.into_iter().map(|setting| setting.files.into_iter().next().unwrap()).collect()
+    }
+
+    fn check(resources: &Value, one: &[(&str, &str)], two: &[(&str, &str)]) {
+        for (version, expected) in [(Version::One, one), (Version::Two, two)] {
+            let expected: Vec<_> =
+                expected.iter().map(|(file, value)| ((*file).to_owned(), (*value).to_owned())).collect();
+            assert_eq!(files_of(resources.clone(), version), expected, "{version:?} {resources}");
+        }
+    }
+
+    #[test]
+    fn nothing_asked_is_nothing_written() {
+        check(&json!({}), &[], &[]);
+        check(
+            &json!({"memory": {}, "cpu": {"shares": 0}, "blockIO": {"weight": 0}, "pids": {"limit": -1}}),
+            &[],
+            &[],
+        );
+        check(&json!({"memory": {"limit": -1, "swap": -1}, "rdma": null, "blockIO": null}), &[], &[]);
+    }
+
+    #[test]
+    fn memory_has_room_for_the_monitor() {
+        // 98 MiB of guest, 2 for page tables, 48 for the monitor.
+        assert_eq!(machine_bytes(98), 155_189_248);
+        check(
+            &json!({"memory": {"limit": 67_108_864, "swap": 77_108_864, "reservation": 1_000_000, "swappiness": 3}}),
+            &[
+                ("memory.limit_in_bytes", "155189248"),
+                ("memory.memsw.limit_in_bytes", "165189248"),
+                ("memory.soft_limit_in_bytes", "89080384"),
+                ("memory.swappiness", "3"),
+            ],
+            &[("memory.max", "155189248"), ("memory.swap.max", "10000000"), ("memory.low", "89080384")],
+        );
+        check(
+            &json!({"memory": {"limit": 67_108_864, "swap": -1}}),
+            &[("memory.limit_in_bytes", "155189248"), ("memory.memsw.limit_in_bytes", "-1")],
+            &[("memory.max", "155189248"), ("memory.swap.max", "max")],
+        );
+    }
+
+    #[test]
+    fn cpu_time_and_processes_become_files() {
+        check(
+            &json!({"cpu": {"shares": 1024, "quota": 150_000, "period": 50_000, "cpus": "0-1", "mems": "0"}, "pids": {"limit": 5}}),
+            &[
+                ("cpu.shares", "1024"),
+                ("cpu.cfs_period_us", "50000"),
+                ("cpu.cfs_quota_us", "150000"),
+                ("cpuset.cpus", "0-1"),
+                ("cpuset.mems", "0"),
+                ("pids.max", "128"),
+            ],
+            &[
+                ("cpu.weight", "100"),
+                ("cpu.max", "150000 50000"),
+                ("cpuset.cpus", "0-1"),
+                ("cpuset.mems", "0"),
+                ("pids.max", "128"),
+            ],
+        );
+        check(&json!({"cpu": {"quota": -1}}), &[("cpu.cfs_quota_us", "-1")], &[("cpu.max", "max 100000")]);
+    }
+
+    #[test]
+    fn block_io_and_the_rest_become_files() {
+        let device = |rate| json!([{"major": 8, "minor": 16, "rate": rate}]);
+        check(
+            &json!({
+                "blockIO": {
+                    "weight": 500,
+                    "weightDevice": [{"major": 8, "minor": 0, "weight": 20}],
+                    "throttleReadBpsDevice": device(1000),
+                    "throttleWriteIOPSDevice": device(0),
+                },
+                "hugepageLimits": [{"pageSize": "2MB", "limit": 4096}],
+                "rdma": {"mlx5": {"hcaHandles": 3}},
+                "unified": {"io.latency": "8:0 target=9", "memory.high": "5"},
+            }),
+            &[
+                ("blkio.weight", "500"),
+                ("blkio.weight_device", "8:0 20"),
+                ("blkio.throttle.read_bps_device", "8:16 1000"),
+                ("blkio.throttle.write_iops_device", "8:16 0"),
+                ("hugetlb.2MB.limit_in_bytes", "4096"),
+                ("rdma.max", "mlx5 hca_handle=3"),
+                ("io.latency", "8:0 target=9"),
+            ],
+            &[
+                ("io.bfq.weight", "500"),
+                ("io.bfq.weight", "8:0 20"),
+                ("io.max", "8:16 rbps=1000"),
+                ("io.max", "8:16 wiops=max"),
+                ("hugetlb.2MB.max", "4096"),
+                ("rdma.max", "mlx5 hca_handle=3"),
+                ("io.latency", "8:0 target=9"),
+            ],
+        );
+        for (weight, expected) in [(10, 1), (500, 4950), (1000, 10_000), (0, 1), (u16::MAX, 10_000)] {
+            assert_eq!(io_weight(weight), expected, "{weight}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Hooks: programs of the engine's that are run on the host at the points that the runtime specification names
+//! (`runtime.md`, "Lifecycle"). Each gets the container's state on its standard input.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use oci::spec::Hook;
+
+use crate::sys;
+
+/// How much of what a hook said is repeated.
+const SAID_MAX: u64 = 4096;
+
+/// Why a hook failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It could not be run.
+    #[error("run {kind} hook {}", path.display())]
+    Run {
+        /// Which kind.
+        kind: &'static str,
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long, and was killed.
+    #[error("{kind} hook {}: not done after {seconds} s", path.display())]
+    Late {
+        /// Which kind.
+        kind: &'static str,
+        /// The program.
+        path: PathBuf,
+        /// How long it was given.
+        seconds: u64,
+    },
+    /// It ended badly.
+    #[error("{kind} hook {}: {status}{said}", path.display())]
+    Failed {
+        /// Which kind.
+        kind: &'static str,
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        said: String,
+    },
+}
+
+/// The environment of hooks that have none of their own.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    /// Returns this process's.
+    pub fn own() -> Environment {
+        Environment(std::env::vars_os().collect())
+    }
+
+    /// Returns a copy of this process's for when it has none any more, or nothing where none of `hooks` needs it.
+    pub fn kept_for(hooks: &[Hook]) -> Environment {
+        if hooks.iter().any(|hook| hook.env.is_none()) { Environment::own() } else { Environment::default() }
+    }
+}
+
+/// Runs `hooks` in their order, each with `state` to read, in `environment` where it has none of its own. The first that
+/// fails is the last.
+pub fn run(
+    kind: &'static str,
+    hooks: &[Hook],
+    state: &[u8],
+    environment: &Environment,
+) -> Result<(), HookError> {
+    hooks.iter().try_for_each(|hook| run_one(kind, hook, state, environment))
+}
+
+fn run_one(
+    kind: &'static str,
+    hook: &Hook,
+    state: &[u8],
+    environment: &Environment,
+) -> Result<(), HookError> {
+    let path = hook.path.clone();
+    let failed = |source| HookError::Run { kind, path: path.clone(), source };
+    let (mut child, mut said) = start(hook, state, environment).map_err(failed)?;
+    let limit = hook.timeout.filter(|seconds| *seconds > 0);
+    match wait(&mut child, limit.map(Duration::from_secs)).map_err(failed)? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(HookError::Failed { kind, path, status, said: text_of(&mut said) }),
+        None => Err(HookError::Late { kind, path, seconds: limit.unwrap_or_default() }),
+    }
+}
+
+/// Starts it; what it reads and what it says are files, so that nobody waits for a hook that does neither.
+fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Child, File)> {
+    let mut input = sys::memory_file(c"vmm-state")?;
+    input.write_all(state)?;
+    input.seek(SeekFrom::Start(0))?;
+    let said = sys::memory_file(c"vmm-hook")?;
+    let mut command = Command::new(&hook.path);
+    if let Some((name, args)) = hook.args.split_first() {
+        command.arg0(name).args(args);
+    }
+    command.env_clear();
+    match &hook.env {
+        Some(env) => command.envs(env.iter().filter_map(|variable| variable.split_once('='))),
+        None => command.envs(environment.0.iter().map(|(name, value)| (name, value))),
+    };
+    command.stdin(input).stdout(Stdio::null()).stderr(said.try_clone()?);
+    Ok((command.spawn()?, said))
+}
+
+/// Waits for its end; none where it is not over in time, and was killed.
+fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitStatus>> {
+    if let Some(limit) = limit {
+        let process = sys::process(child.id())?;
+        let [ended] = sys::poll([(process.as_fd(), libc::POLLIN)], Some(limit))?;
+        if !ended {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+    }
+    child.wait().map(Some)
+}
+
+/// Returns what it said, behind a colon.
+fn text_of(said: &mut File) -> String {
+    let mut text = Vec::new();
+    let read = said.seek(SeekFrom::Start(0)).and_then(|_| said.take(SAID_MAX).read_to_end(&mut text));
+    match read.map(|_| String::from_utf8_lossy(&text).trim().to_owned()) {
+        Ok(text) if !text.is_empty() => format!(": {text}"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, timeout: Option<u64>) -> Hook {
+        let args = ["sh", "-c", script].map(str::to_owned).into();
+        Hook { path: "/bin/sh".into(), args, env: Some(vec!["PATH=/usr/bin:/bin".into()]), timeout }
+    }
+
+    #[test]
+    fn hooks_run_in_their_order_with_the_state_and_their_own_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook = |word: &str| {
+            let mut hook = shell(&format!("read s; echo {word} $s $A >> {}", out.display()), None);
+            hook.env.get_or_insert_default().push("A=b".into());
+            hook
+        };
+        run("prestart", &[hook("one"), hook("two")], b"state\n", &Environment::own()).unwrap();
+        assert_eq!(std::fs::read_to_string(out).unwrap(), "one state b\ntwo state b\n");
+    }
+
+    #[test]
+    fn a_hook_without_an_environment_has_ours() {
+        let own = std::env::var("PATH").unwrap();
+        let script = format!("test \"$PATH\" = '{own}'");
+        let ours = Environment::own();
+        run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"", &ours).unwrap();
+        let none = Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) };
+        run("prestart", std::slice::from_ref(&none), b"", &ours).unwrap();
+        // One that was kept for it, and not what this process has by then.
+        let kept = Environment::kept_for(&[none, Hook { env: None, ..Hook::default() }]);
+        assert_eq!(kept.0, ours.0);
+        assert!(Environment::kept_for(&[Hook { env: Some(Vec::new()), ..Hook::default() }]).0.is_empty());
+        let bare = Hook { env: None, ..shell("test -z \"$HOME\"", None) };
+        run("poststop", &[bare], b"", &Environment::default()).unwrap();
+    }
+
+    #[test]
+    fn a_hook_that_fails_is_the_last_and_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("mark");
+        let after = shell(&format!("touch {}", mark.display()), None);
+        let error =
+            run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"", &Environment::own())
+                .unwrap_err();
+        assert_eq!(error.to_string(), "poststop hook /bin/sh: exit status: 3: no luck");
+        assert!(!mark.exists());
+        let error =
+            run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"", &Environment::own());
+        assert_eq!(error.unwrap_err().to_string(), "run prestart hook /no/such");
+    }
+
+    #[test]
+    fn a_hook_that_takes_too_long_is_killed() {
+        let error =
+            run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Environment::own()).unwrap_err();
+        assert_eq!(error.to_string(), "createRuntime hook /bin/sh: not done after 1 s");
+    }
+}

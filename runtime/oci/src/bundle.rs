@@ -1,0 +1,202 @@
+//! An OCI bundle: a directory with config.json and a root file system.
+//!
+//! [`Bundle::load`] reads it, checks what has to be there, and refuses by its JSON path what cannot be honoured.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use crate::refusals;
+use crate::spec::{Mount, Process, Spec};
+
+/// Why a bundle cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// config.json cannot be read.
+    #[error("read bundle {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// config.json is not the JSON that it should be; the cause names line and column.
+    #[error("parse {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A value that the specification does not allow, or a field that is missing.
+    #[error("config.json {path}: {why}")]
+    Invalid {
+        /// JSON path.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A field that cannot be honoured.
+    #[error("config.json {path}: not supported: {why}")]
+    Unsupported {
+        /// JSON path.
+        path: String,
+        /// What exactly, or why not.
+        why: String,
+    },
+    /// The container's program is not there, or none; engines know these words.
+    #[error("exec: {program:?}: {why}")]
+    Program {
+        /// As it was given.
+        program: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The root file system or a bind's source cannot be used.
+    #[error("open {what} {}", path.display())]
+    Source {
+        /// Its JSON path.
+        what: String,
+        /// The path on the host.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// This module's result.
+pub type Result<T, E = BundleError> = std::result::Result<T, E>;
+
+/// A bundle that has been read and can be run.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The bundle's directory.
+    pub directory: PathBuf,
+    /// config.json.
+    pub spec: Spec,
+    /// The container's first process.
+    pub process: Process,
+    /// The root file system: a directory on the host.
+    pub rootfs: PathBuf,
+    /// The container sees its root read-only.
+    pub readonly: bool,
+}
+
+impl Bundle {
+    /// Reads the bundle in `directory`.
+    pub fn load(directory: &Path) -> Result<Bundle> {
+        let path = directory.join("config.json");
+        let text = fs::read(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
+        let spec = serde_json::from_slice(&text).map_err(|source| BundleError::Parse { path, source })?;
+        let bundle = Bundle::check(directory, spec)?;
+        directory_at("root.path", &bundle.rootfs)?;
+        for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
+            let source = bundle.bind_source(mount);
+            bind_source_at(&format!("mounts[{index}].source"), &source)?;
+        }
+        Ok(bundle)
+    }
+
+    /// Checks what config.json says, without a look at the host.
+    pub fn check(directory: &Path, mut spec: Spec) -> Result<Bundle> {
+        if !spec.oci_version.starts_with("1.") {
+            return Err(invalid("ociVersion", format!("{:?} is not 1.x", spec.oci_version)));
+        }
+        let process = spec.process.take().ok_or_else(|| invalid("process", "missing"))?;
+        let root = spec.root.take().ok_or_else(|| invalid("root", "missing"))?;
+        check_process(&process)?;
+        for (index, mount) in spec.mounts.iter().enumerate() {
+            if mount.destination.is_empty() {
+                return Err(invalid(&format!("mounts[{index}].destination"), "missing"));
+            }
+            if is_bind(mount) && mount.source.is_empty() {
+                return Err(invalid(&format!("mounts[{index}].source"), "missing"));
+            }
+        }
+        refusals::check(&spec)?;
+        let rootfs = directory.join(root.path);
+        Ok(Bundle { directory: directory.to_owned(), spec, process, rootfs, readonly: root.readonly })
+    }
+
+    /// The network namespace of the host that the container is in, if it names one.
+    pub fn network(&self) -> Option<&Path> {
+        let namespaces = &self.spec.linux.namespaces;
+        let network = namespaces.iter().find(|it| it.kind == "network" && !it.path.is_empty())?;
+        Some(Path::new(&network.path))
+    }
+
+    /// Returns the path on the host that `mount` binds.
+    pub fn bind_source(&self, mount: &Mount) -> PathBuf {
+        self.directory.join(&mount.source)
+    }
+}
+
+/// Whether `mount` binds a file or directory of the host.
+pub fn is_bind(mount: &Mount) -> bool {
+    mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// Refuses a process that cannot be started as it is wanted.
+pub fn check_process(process: &Process) -> Result<()> {
+    if process.args.first().is_none_or(String::is_empty) {
+        return Err(invalid("process.args", "no program"));
+    }
+    if !process.cwd.starts_with('/') {
+        return Err(invalid("process.cwd", format!("{:?} is not absolute", process.cwd)));
+    }
+    for (index, variable) in process.env.iter().enumerate() {
+        if variable.find('=').unwrap_or(0) == 0 {
+            return Err(invalid(&format!("process.env[{index}]"), format!("{variable:?} is not NAME=value")));
+        }
+    }
+    let strings = process.args.iter().map(|s| ("process.args", s));
+    for (path, string) in strings.chain(process.env.iter().map(|s| ("process.env", s))) {
+        if string.contains('\0') {
+            return Err(invalid(path, format!("{string:?} holds a NUL")));
+        }
+    }
+    for (index, limit) in process.rlimits.iter().enumerate() {
+        if process.rlimits[..index].iter().any(|earlier| earlier.kind == limit.kind) {
+            return Err(invalid(&format!("process.rlimits[{index}].type"), format!("{} again", limit.kind)));
+        }
+    }
+    refusals::check_process(process)
+}
+
+fn directory_at(what: &str, path: &Path) -> Result<()> {
+    let error = |source| BundleError::Source { what: what.to_owned(), path: path.to_owned(), source };
+    let metadata = fs::metadata(path).map_err(error)?;
+    if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
+}
+
+/// Refuses what would not be the same thing in a guest: a socket's or a device's other end is in the host's kernel.
+fn bind_source_at(what: &str, path: &Path) -> Result<()> {
+    let kind = fs::metadata(path)
+        .map_err(|source| BundleError::Source { what: what.to_owned(), path: path.to_owned(), source })?
+        .file_type();
+    let name = match kind {
+        _ if kind.is_socket() => "a socket",
+        _ if kind.is_fifo() => "a named pipe",
+        _ if kind.is_char_device() || kind.is_block_device() => "a device",
+        _ => return Ok(()),
+    };
+    let why = format!("{} is {name} of the host's kernel", path.display());
+    Err(BundleError::Unsupported { path: what.to_owned(), why })
+}
+
+/// Returns the error for a value that the specification does not allow.
+pub fn invalid(path: &str, why: impl Into<String>) -> BundleError {
+    BundleError::Invalid { path: path.to_owned(), why: why.into() }
+}
+
+/// Returns the error for a field that cannot be honoured.
+pub fn unsupported(path: impl Into<String>, why: impl Into<String>) -> BundleError {
+    BundleError::Unsupported { path: path.into(), why: why.into() }
+}
+
+#[cfg(test)]
+mod tests;

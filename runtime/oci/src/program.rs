@@ -1,0 +1,184 @@
+//! Whether the container's program is there, told before there is a machine.
+//!
+//! The guest finds out for itself when the container is started. Engines expect it of `create`, as with runc, and make an exit
+//! code of the words. What a mount may bring is left to the guest.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::bundle::{Bundle, BundleError, Result};
+use crate::spec::Mount;
+
+/// Links on the way to a file, as the kernel counts them (MAXSYMLINKS).
+const LINKS_MAX: usize = 40;
+/// What engines mount into every container: no program is below these.
+const USUAL_MOUNTS: [&str; 8] = [
+    "/proc",
+    "/dev",
+    "/sys",
+    "/etc/resolv.conf",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/run/secrets",
+    "/run/.containerenv",
+];
+
+/// What there is of a program.
+#[derive(Debug, PartialEq)]
+enum Found {
+    Executable,
+    Not(&'static str),
+    Missing,
+    /// The host cannot say.
+    Unknown,
+}
+
+/// Refuses a container whose program is certainly not there, or no program.
+pub fn check(bundle: &Bundle) -> Result<()> {
+    let process = &bundle.process;
+    let Some(program) = process.args.first() else { return Ok(()) };
+    if bundle.spec.mounts.iter().any(is_unusual) {
+        return Ok(());
+    }
+    let (root, cwd) = (bundle.rootfs.as_path(), Path::new(&process.cwd));
+    let why = if program.contains('/') {
+        match find(root, &cwd.join(program)) {
+            Found::Executable | Found::Unknown => return Ok(()),
+            Found::Missing => format!("stat {program}: no such file or directory"),
+            Found::Not(why) => why.to_owned(),
+        }
+    } else {
+        let Some(path) = process.env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")) else {
+            return Ok(());
+        };
+        let mut places = path.split(':').map(|folder| find(root, &cwd.join(folder).join(program)));
+        if places.any(|found| matches!(found, Found::Executable | Found::Unknown)) {
+            return Ok(());
+        }
+        "executable file not found in $PATH".to_owned()
+    };
+    Err(BundleError::Program { program: program.clone(), why })
+}
+
+fn is_unusual(mount: &Mount) -> bool {
+    !USUAL_MOUNTS.iter().any(|usual| Path::new(&mount.destination).starts_with(usual))
+}
+
+fn find(root: &Path, path: &Path) -> Found {
+    match look(root, path) {
+        Ok(file) if file.is_dir() => Found::Not("is a directory"),
+        Ok(file) if file.permissions().mode() & 0o111 == 0 => Found::Not("permission denied"),
+        Ok(_) => Found::Executable,
+        Err(ErrorKind::NotFound | ErrorKind::NotADirectory) => Found::Missing,
+        Err(_) => Found::Unknown,
+    }
+}
+
+/// Looks at what `path` leads to with `root` as its top: links are followed here, not by the host.
+fn look(root: &Path, path: &Path) -> Result<Metadata, ErrorKind> {
+    let names = |path: &Path| -> Vec<OsString> {
+        let names =
+            path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        names.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let mut left: VecDeque<OsString> = names(path).into();
+    let mut at = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = left.pop_front() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        at.push(name);
+        let full = root.join(&at);
+        let kind = fs::symlink_metadata(&full).map_err(|error| error.kind())?.file_type();
+        if kind.is_symlink() {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(ErrorKind::Other);
+            }
+            let target = fs::read_link(&full).map_err(|error| error.kind())?;
+            at.pop();
+            if target.is_absolute() {
+                at.clear();
+            }
+            names(&target).into_iter().rev().for_each(|name| left.push_front(name));
+        } else if !kind.is_dir() && !left.is_empty() {
+            return Err(ErrorKind::NotADirectory);
+        }
+    }
+    fs::symlink_metadata(root.join(at)).map_err(|error| error.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn rootfs() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::create_dir_all(path("usr/bin")).unwrap();
+        fs::create_dir(path("etc")).unwrap();
+        symlink("usr/bin", path("bin")).unwrap();
+        fs::write(path("usr/bin/tool"), "").unwrap();
+        fs::set_permissions(path("usr/bin/tool"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(path("etc/passwd"), "").unwrap();
+        fs::set_permissions(path("etc/passwd"), fs::Permissions::from_mode(0o644)).unwrap();
+        symlink("/bin/tool", path("etc/absolute")).unwrap();
+        symlink("../../../../usr/bin/tool", path("etc/upward")).unwrap();
+        symlink("round", path("etc/round")).unwrap();
+        root
+    }
+
+    #[test]
+    fn links_are_followed_within_the_root() {
+        let root = rootfs();
+        for (path, found) in [
+            ("/usr/bin/tool", Found::Executable),
+            ("/bin/tool", Found::Executable),
+            ("/etc/absolute", Found::Executable),
+            ("/etc/upward", Found::Executable),
+            ("/../bin/../bin/tool", Found::Executable),
+            ("/etc/passwd", Found::Not("permission denied")),
+            ("/bin", Found::Not("is a directory")),
+            ("/bin/sh", Found::Missing),
+            ("/etc/passwd/x", Found::Missing),
+            ("/etc/round", Found::Unknown),
+        ] {
+            assert_eq!(find(root.path(), Path::new(path)), found, "{path}");
+        }
+    }
+
+    fn judged(root: &Path, program: &str, mount: &str) -> Result<(), String> {
+        let text = format!(
+            r#"{{"ociVersion":"1.0.2","process":{{"cwd":"/usr","args":["{program}"],"env":["PATH=/sbin:bin"]}},
+               "root":{{"path":"{}"}},"mounts":[{{"destination":"{mount}","type":"tmpfs"}}]}}"#,
+            root.display()
+        );
+        let bundle = Bundle::check(root, serde_json::from_str(&text).unwrap()).unwrap();
+        check(&bundle).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_certainly_not_there_is_told_in_the_words_that_engines_know() {
+        let root = rootfs();
+        let told = |program, mount| judged(root.path(), program, mount);
+        for program in ["tool", "/bin/tool", "./bin/tool"] {
+            assert_eq!(told(program, "/dev/shm"), Ok(()), "{program}");
+        }
+        for (program, message) in [
+            ("sh", "exec: \"sh\": executable file not found in $PATH"),
+            ("/bin/sh", "exec: \"/bin/sh\": stat /bin/sh: no such file or directory"),
+            ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+            ("/etc", "exec: \"/etc\": is a directory"),
+        ] {
+            assert_eq!(told(program, "/proc"), Err(message.to_owned()));
+            assert_eq!(told(program, "/opt"), Ok(()), "a mount may bring it");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Capability names to the kernel's bits (linux/capability.h).
+
+use std::collections::BTreeSet;
+
+use agent_proto::payload::Capabilities as Masks;
+use oci::spec::Capabilities;
+
+/// Names in bit order, without `CAP_`.
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Every name that is known.
+pub fn names() -> impl Iterator<Item = String> {
+    NAMES.iter().map(|name| format!("CAP_{name}"))
+}
+
+/// Returns the names in `sets` that the kernel does not know. They are left out, with a warning, as the specification demands.
+pub fn unknown(sets: &Capabilities) -> Vec<&str> {
+    let all = [&sets.bounding, &sets.effective, &sets.inheritable, &sets.permitted, &sets.ambient];
+    let names = all.into_iter().flatten().map(String::as_str).filter(|name| bit(name).is_none());
+    names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Returns the five masks. A process without `capabilities` gets none, as with runc.
+pub fn masks(sets: Option<&Capabilities>) -> Masks {
+    let Some(sets) = sets else { return Masks::default() };
+    Masks {
+        bounding: mask(&sets.bounding),
+        effective: mask(&sets.effective),
+        inheritable: mask(&sets.inheritable),
+        permitted: mask(&sets.permitted),
+        ambient: mask(&sets.ambient),
+    }
+}
+
+fn mask(names: &[String]) -> u64 {
+    names.iter().filter_map(|name| bit(name)).fold(0, |mask, bit| mask | 1 << bit)
+}
+
+fn bit(name: &str) -> Option<usize> {
+    let name = name.strip_prefix("CAP_")?;
+    NAMES.iter().position(|known| *known == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_kernel_s_numbers() {
+        for (name, number) in [
+            ("CAP_CHOWN", Some(0)),
+            ("CAP_KILL", Some(5)),
+            ("CAP_NET_BIND_SERVICE", Some(10)),
+            ("CAP_SYS_ADMIN", Some(21)),
+            ("CAP_AUDIT_WRITE", Some(29)),
+            ("CAP_AUDIT_READ", Some(37)),
+            ("CAP_CHECKPOINT_RESTORE", Some(40)),
+            ("KILL", None),
+            ("CAP_WONDER", None),
+        ] {
+            assert_eq!(bit(name), number, "{name}");
+        }
+    }
+
+    #[test]
+    fn sets_become_masks_and_nothing_becomes_none() {
+        let set = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let sets = Capabilities {
+            bounding: set(&["CAP_KILL", "CAP_CHOWN", "CAP_WONDER"]),
+            effective: set(&["CAP_KILL"]),
+            ..Capabilities::default()
+        };
+        assert_eq!(masks(Some(&sets)), Masks { bounding: 0x21, effective: 0x20, ..Masks::default() });
+        assert_eq!(unknown(&sets), ["CAP_WONDER"]);
+        assert_eq!(masks(None), Masks::default());
+    }
+}

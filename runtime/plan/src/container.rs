@@ -1,0 +1,127 @@
+//! A container: what the share holds for it, and NEWCONTAINER's payload.
+
+use agent_proto::command::Protocol;
+use agent_proto::payload::{Container, Namespace, OciContainer};
+use oci::bundle::{Bundle, Result, invalid};
+use oci::mount_options;
+use oci::spec::{ConsoleSize, Linux};
+
+use crate::mounts::{self, Content, ROOTFS, ShareBind};
+use crate::vm::VmPlan;
+use crate::{api4244, device_filter, device_rules, devices, limits, process, users};
+
+/// A container to make in a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerPlan {
+    /// NEWCONTAINER's payload. The numbers of its streams are those of one start and not in it yet.
+    pub container: Container,
+    /// What the share holds of the host.
+    pub binds: Vec<ShareBind>,
+    /// What the share holds of files that are made.
+    pub contents: Vec<Content>,
+    /// What the container runs without, to be logged: a sentence each.
+    pub notices: Vec<String>,
+}
+
+impl ContainerPlan {
+    /// Decides for the bundle that is container `id` of `vm`. `terminal` is the size of the terminal that `vmm` was started
+    /// in, if any.
+    ///
+    /// # Errors
+    ///
+    /// Something in the bundle is invalid or cannot be honoured in this machine.
+    pub fn new(
+        bundle: &Bundle,
+        id: &str,
+        vm: &VmPlan,
+        terminal: Option<ConsoleSize>,
+    ) -> Result<ContainerPlan> {
+        let spec = &bundle.spec;
+        let rules = device_rules::rules(&spec.linux.resources.devices)?;
+        let rules = devices::makeable(&rules, bundle.process.capabilities.as_ref());
+        let (mut mounts, mut binds) = mounts::mounts(bundle, id, &rules);
+        let (nodes, missing) = devices::nodes(&spec.linux.devices, &spec.linux.resources.devices)?;
+        let mut oci = OciContainer {
+            namespaces: namespaces(bundle),
+            hostname: spec.hostname.clone(),
+            domainname: spec.domainname.clone(),
+            mounts: Vec::new(),
+            masked_paths: spec.linux.masked_paths.clone(),
+            readonly_paths: spec.linux.readonly_paths.clone(),
+            time_offsets: time_offsets(&spec.linux)?,
+            user_namespace: users::maps(&spec.linux)?,
+            cgroup: limits::files(&spec.linux.resources, vm.vcpus, vm.sets())?,
+            device_rules: device_filter::rules(&spec.linux.resources.devices)?,
+            devices: nodes,
+            root_propagation: mount_options::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
+        };
+        devices::allow_made(&mut binds[0].nodes, &oci.devices, &spec.mounts);
+        if let Some(maps) = &oci.user_namespace {
+            users::translate_mounts(maps, &mut mounts)?;
+            users::translate_devices(maps, &mut oci.devices)?;
+        }
+        let container = Container {
+            id: id.to_owned(),
+            rootfs: ROOTFS.to_owned(),
+            image: id.to_owned(),
+            sysctl: spec.linux.sysctl.clone(),
+            process: process::init(bundle, terminal)?,
+            read_only: bundle.readonly,
+            oci: Some(OciContainer { mounts, ..oci }),
+            ..Container::default()
+        };
+        let notices = process::notices(&bundle.process);
+        let mut plan = ContainerPlan { container, binds, contents: Vec::new(), notices };
+        if !missing.is_empty() {
+            plan.notices.push(format!("linux.devices: the guest does not have {}", missing.join(", ")));
+        }
+        if vm.protocol == Protocol::Api4244 {
+            let left_out = api4244::reduce(&mut plan.container)?;
+            plan.notices.push(format!("API 4244: the container runs without {}", left_out.join(", ")));
+        }
+        Ok(plan)
+    }
+
+    /// Gives the container's part of the share the name `number-ID`. A name that no container had before keeps what the guest
+    /// remembers of one container from being taken for another's.
+    pub fn place(&mut self, number: u64) {
+        let (old, new) = (format!("/{}/", self.container.image), format!("{number}-{}", self.container.id));
+        let moved = |path: &str| match path.strip_prefix(&old) {
+            Some(rest) => format!("/{new}/{rest}"),
+            None => path.to_owned(),
+        };
+        self.binds.iter_mut().for_each(|bind| bind.path = moved(&bind.path));
+        self.contents.iter_mut().for_each(|content| content.path = moved(&content.path));
+        let mounts = self.container.oci.iter_mut().flat_map(|oci| &mut oci.mounts);
+        mounts.for_each(|mount| mount.source = moved(&mount.source));
+        let mapped = self.container.fsmap.iter_mut();
+        mapped.for_each(|map| map.source = moved(&format!("/{}", map.source))[1..].to_owned());
+        self.container.image = new;
+    }
+}
+
+/// The first container of a machine needs no namespace against others: the machine's own network, IPC and host name are its.
+/// It gets a PID namespace so that its init process is process 1 and does not see the agent, a cgroup namespace whether it asks
+/// for one or not, because its power over the tree ends there, and a UTS namespace if a domain name has to be set.
+fn namespaces(bundle: &Bundle) -> Vec<Namespace> {
+    let spec = &bundle.spec;
+    let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
+    let all = [
+        (asked("pid"), Namespace::Pid),
+        (true, Namespace::Cgroup),
+        (asked("time"), Namespace::Time),
+        (!spec.domainname.is_empty(), Namespace::Uts),
+    ];
+    all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, namespace)| namespace).collect()
+}
+
+/// Returns the kernel's lines for the clocks of a time namespace (time_namespaces(7)).
+fn time_offsets(linux: &Linux) -> Result<String> {
+    let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "time");
+    let lines = linux.time_offsets.iter().map(|(clock, offset)| match clock.as_str() {
+        _ if !asked => Err(invalid("linux.timeOffsets", "without a time namespace")),
+        "monotonic" | "boottime" => Ok(format!("{clock} {} {}\n", offset.secs, offset.nanosecs)),
+        other => Err(invalid("linux.timeOffsets", format!("{other:?} is no clock that has one"))),
+    });
+    lines.collect()
+}

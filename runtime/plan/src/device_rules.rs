@@ -1,0 +1,174 @@
+//! `linux.resources.devices` to rules without the specification's several ways to say "all" (config-linux.md, "Allowed
+//! Device list"). Data and a decision; who may do what with a device because of them is for others to say.
+//!
+//! As with runc the last rule about a device holds, and the devices that every container may use come after the
+//! bundle's rules. Unlike with runc a container may not make every node: its `c *:* m` and `b *:* m` are not here,
+//! since a node that is made in a directory of the host is a device of the host for whoever opens it there.
+
+use oci::bundle::{Result, invalid};
+use oci::spec::resources::DeviceRule;
+
+/// What may be done with a device, as bits.
+pub mod access {
+    /// Reading it.
+    pub const READ: u8 = 1;
+    /// Writing it.
+    pub const WRITE: u8 = 2;
+    /// Making its node.
+    pub const MAKE: u8 = 4;
+    /// All of it.
+    pub const ALL: u8 = READ | WRITE | MAKE;
+}
+
+/// What kind of device a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `c`.
+    Character,
+    /// `b`.
+    Block,
+}
+
+/// A rule about the devices that it names; `None` names all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// It allows.
+    pub allow: bool,
+    /// Their kind.
+    pub kind: Option<Kind>,
+    /// Their major number.
+    pub major: Option<u32>,
+    /// Their minor number.
+    pub minor: Option<u32>,
+    /// What it allows or forbids, of [`access`].
+    pub access: u8,
+}
+
+/// The devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx.
+const EVERYBODY_S: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+
+/// Returns the rules in order, the bundle's first.
+pub fn rules(given: &[DeviceRule]) -> Result<Vec<Rule>> {
+    let everybody_s = EVERYBODY_S.map(|(major, minor)| Rule {
+        allow: true,
+        kind: Some(Kind::Character),
+        major: Some(major),
+        minor: Some(minor),
+        access: access::ALL,
+    });
+    let given = given.iter().enumerate().map(|(index, rule)| parse(index, rule));
+    given.chain(everybody_s.map(Ok)).collect()
+}
+
+fn parse(index: usize, rule: &DeviceRule) -> Result<Rule> {
+    let at = |field: &str| format!("linux.resources.devices[{index}].{field}");
+    let kind = match rule.kind.as_str() {
+        "" | "a" => None,
+        "b" => Some(Kind::Block),
+        "c" => Some(Kind::Character),
+        other => return Err(invalid(&at("type"), format!("{other:?}"))),
+    };
+    let number = |field, given: Option<i64>| match given.filter(|number| *number >= 0) {
+        None => Ok(None),
+        Some(number) => {
+            u32::try_from(number).map(Some).map_err(|_| invalid(&at(field), format!("{number} is no number")))
+        }
+    };
+    let mut bits = if rule.access.is_empty() { access::ALL } else { 0 };
+    for letter in rule.access.chars() {
+        bits |= match letter {
+            'r' => access::READ,
+            'w' => access::WRITE,
+            'm' => access::MAKE,
+            other => return Err(invalid(&at("access"), format!("{other:?}"))),
+        };
+    }
+    let (major, minor) = (number("major", rule.major)?, number("minor", rule.minor)?);
+    Ok(Rule { allow: rule.allow, kind, major, minor, access: bits })
+}
+
+/// Whether the rules allow all of `access` to a device. What no rule is about they do not.
+pub fn allow(rules: &[Rule], (kind, major, minor): (Kind, u32, u32), access: u8) -> bool {
+    let names = |rule: &&Rule, bit: u8| {
+        rule.access & bit != 0
+            && rule.kind.is_none_or(|own| own == kind)
+            && rule.major.is_none_or(|own| own == major)
+            && rule.minor.is_none_or(|own| own == minor)
+    };
+    [access::READ, access::WRITE, access::MAKE]
+        .into_iter()
+        .filter(|bit| access & bit != 0)
+        .all(|bit| rules.iter().rfind(|rule| names(rule, bit)).is_some_and(|rule| rule.allow))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(json: serde_json::Value) -> Result<Vec<Rule>> {
+        rules(&serde_json::from_value::<Vec<DeviceRule>>(json).unwrap())
+    }
+
+    #[test]
+    fn the_last_rule_about_a_device_holds() {
+        let docker = serde_json::json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
+            {"allow": false, "type": "c", "major": 10, "minor": 229, "access": "rwm"},
+            {"allow": true, "type": "b", "major": 7, "access": "rm"},
+            {"allow": true, "type": "c", "major": 10, "minor": -1, "access": "r"},
+            {"allow": false, "type": "b", "major": 7, "minor": 9, "access": "m"}
+        ]);
+        let rules = parsed(docker).unwrap();
+        for (device, bits, allowed) in [
+            ((Kind::Character, 1, 5), access::ALL, true),
+            ((Kind::Character, 1, 3), access::ALL, true),
+            ((Kind::Character, 5, 1), access::ALL, true),
+            ((Kind::Block, 1, 3), access::MAKE, false),
+            ((Kind::Block, 8, 0), access::MAKE, false),
+            ((Kind::Character, 1, 1), access::MAKE, false),
+            ((Kind::Block, 7, 3), access::MAKE, true),
+            ((Kind::Block, 7, 3), access::READ | access::MAKE, true),
+            ((Kind::Block, 7, 3), access::ALL, false),
+            ((Kind::Block, 7, 9), access::MAKE, false),
+            ((Kind::Block, 7, 9), access::READ, true),
+            ((Kind::Character, 10, 229), access::READ, true),
+            ((Kind::Character, 10, 229), access::MAKE, false),
+        ] {
+            assert_eq!(allow(&rules, device, bits), allowed, "{device:?} {bits}");
+        }
+    }
+
+    #[test]
+    fn all_is_said_in_several_ways() {
+        for rule in [
+            serde_json::json!({"allow": true}),
+            serde_json::json!({"allow": true, "type": "a", "access": "rwm"}),
+            serde_json::json!({"allow": true, "major": -1, "minor": -1, "access": "mrw"}),
+        ] {
+            let rules = parsed(serde_json::json!([rule])).unwrap();
+            let expected = Rule { allow: true, kind: None, major: None, minor: None, access: access::ALL };
+            assert_eq!(rules[0], expected);
+            assert!(allow(&rules, (Kind::Block, 8, 0), access::ALL));
+        }
+        // What every container may use the bundle does not forbid.
+        let rules = parsed(serde_json::json!([{"allow": true}, {"allow": false}])).unwrap();
+        assert!(!allow(&rules, (Kind::Block, 8, 0), access::READ));
+        assert!(allow(&rules, (Kind::Character, 1, 3), access::ALL));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_path() {
+        for (rule, message) in [
+            (serde_json::json!({"type": "x"}), r#"linux.resources.devices[0].type: "x""#),
+            (serde_json::json!({"access": "rx"}), "linux.resources.devices[0].access: 'x'"),
+            (
+                serde_json::json!({"minor": 1i64 << 32}),
+                "linux.resources.devices[0].minor: 4294967296 is no number",
+            ),
+        ] {
+            let error = parsed(serde_json::json!([rule])).unwrap_err();
+            assert_eq!(error.to_string(), format!("config.json {message}"));
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `linux.devices` to nodes that the agent makes. A node is a number, and what the number stands for is the guest's: only
+//! what the guest's kernel has may be asked for. And the nodes that may be made in the share, where the number stands for
+//! a device of the host.
+
+use agent_proto::payload;
+use oci::bundle::{BundleError, Result, invalid, unsupported};
+use oci::spec::resources::DeviceRule;
+use oci::spec::{Capabilities, Device, Mount};
+
+use crate::device_rules::{Kind, Rule, access};
+
+/// Types of a node as mknod(2) takes them.
+const CHARACTER: u32 = libc::S_IFCHR;
+const BLOCK: u32 = libc::S_IFBLK;
+const FIFO: u32 = libc::S_IFIFO;
+
+/// Devices of the guest: type, major number, minor numbers (Linux, Documentation/admin-guide/devices.txt).
+///
+/// Not among them though they are there: the guest's console and the agent's ports, which are nobody else's.
+const DEVICES: [(u32, u32, std::ops::RangeInclusive<u32>); 10] = [
+    // null, zero, full, random, urandom, kmsg.
+    (CHARACTER, 1, 3..=3),
+    (CHARACTER, 1, 5..=5),
+    (CHARACTER, 1, 7..=9),
+    (CHARACTER, 1, 11..=11),
+    // tty, ptmx.
+    (CHARACTER, 5, 0..=0),
+    (CHARACTER, 5, 2..=2),
+    // tun, fuse, loop-control.
+    (CHARACTER, 10, 200..=200),
+    (CHARACTER, 10, 229..=229),
+    (CHARACTER, 10, 237..=237),
+    // loop0 and its fellows.
+    (BLOCK, 7, 0..=255),
+];
+
+/// Paths at which the agent has something of the container's own.
+const OWN: [&str; 3] = ["/dev/console", "/dev/ptmx", "/dev/pts/ptmx"];
+
+/// Permissions of a node whose specification does not say.
+const MODE: u32 = 0o666;
+
+/// Returns the nodes, without those at a path where the agent makes the container's own, and the paths of those left out
+/// because the guest does not have them.
+///
+/// A container for whom everything is allowed (`--privileged`) is given a list of all that the host has; nobody means each of
+/// them, and it gets those that its own machine has.
+pub fn nodes<'a>(
+    devices: &'a [Device],
+    rules: &[DeviceRule],
+) -> Result<(Vec<payload::Device>, Vec<&'a str>)> {
+    let nodes = devices.iter().enumerate().filter(|(_, device)| !OWN.contains(&device.path.as_str()));
+    let nodes = nodes.map(|(index, device)| (device, node(&format!("linux.devices[{index}]"), device)));
+    if !allows_all(rules) {
+        return Ok((nodes.map(|(_, node)| node).collect::<Result<_>>()?, Vec::new()));
+    }
+    let (mut made, mut left_out) = (Vec::new(), Vec::new());
+    for (device, node) in nodes {
+        match node {
+            Err(BundleError::Unsupported { .. }) => left_out.push(device.path.as_str()),
+            node => made.push(node?),
+        }
+    }
+    Ok((made, left_out))
+}
+
+/// Whether the last rule about all devices allows them.
+fn allows_all(rules: &[DeviceRule]) -> bool {
+    let of_all = |rule: &&DeviceRule| {
+        let number = |number: Option<i64>| number.is_none_or(|number| number < 0);
+        ["", "a"].contains(&rule.kind.as_str()) && number(rule.major) && number(rule.minor)
+    };
+    let every = |access: &str| access.is_empty() || "rwm".chars().all(|letter| access.contains(letter));
+    rules.iter().rfind(of_all).is_some_and(|rule| rule.allow && every(&rule.access))
+}
+
+/// Returns the rules about nodes that a container may make in what it shares with the host: those of the bundle, if its
+/// processes may have CAP_MKNOD at all.
+pub fn makeable(rules: &[Rule], capabilities: Option<&Capabilities>) -> Vec<Rule> {
+    let bounding = capabilities.map_or(&[][..], |sets| &sets.bounding);
+    if !bounding.iter().any(|name| name == "CAP_MKNOD") {
+        return Vec::new();
+    }
+    rules.iter().filter(|rule| rule.access & access::MAKE != 0).cloned().collect()
+}
+
+/// Lets the agent make the bundle's own nodes in the root directory, where nothing is mounted at their places.
+pub fn allow_made(rules: &mut Vec<Rule>, made: &[payload::Device], mounts: &[Mount]) {
+    let hidden = |path: &str| {
+        let below = |mount: &Mount| path.starts_with(&format!("/{}/", mount.destination.trim_matches('/')));
+        mounts.iter().any(below)
+    };
+    let kinds = [(CHARACTER, Kind::Character), (BLOCK, Kind::Block)];
+    for device in made.iter().filter(|device| !hidden(&device.path)) {
+        if let Some((_, kind)) = kinds.iter().find(|(mode, _)| device.mode & libc::S_IFMT == *mode) {
+            let (major, minor) = (Some(device.major), Some(device.minor));
+            rules.push(Rule { allow: true, kind: Some(*kind), major, minor, access: access::MAKE });
+        }
+    }
+}
+
+fn node(at: &str, device: &Device) -> Result<payload::Device> {
+    if !device.path.starts_with('/') {
+        return Err(invalid(&format!("{at}.path"), format!("{:?} is not absolute", device.path)));
+    }
+    let kind = match device.kind.as_str() {
+        "c" | "u" => CHARACTER,
+        "b" => BLOCK,
+        "p" => FIFO,
+        other => return Err(invalid(&format!("{at}.type"), format!("{other:?}"))),
+    };
+    let (major, minor) =
+        if kind == FIFO { (Some(0), Some(0)) } else { (number(device.major), number(device.minor)) };
+    let (Some(major), Some(minor)) = (major, minor) else { return Err(missing(at, device)) };
+    let there = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
+        (*of, *first) == (kind, major) && rest.contains(&minor)
+    };
+    if kind != FIFO && !DEVICES.iter().any(there) {
+        return Err(missing(at, device));
+    }
+    let mode = kind | device.file_mode.unwrap_or(MODE) & 0o7777;
+    Ok(payload::Device { path: device.path.clone(), mode, major, minor, uid: device.uid, gid: device.gid })
+}
+
+fn number(given: i64) -> Option<u32> {
+    u32::try_from(given).ok()
+}
+
+fn missing(at: &str, device: &Device) -> BundleError {
+    let Device { path, kind, major, minor, .. } = device;
+    unsupported(at, format!("{path}: the guest has no device {kind} {major}:{minor}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device_rules;
+
+    fn device(path: &str, kind: &str, major: i64, minor: i64) -> Device {
+        Device { path: path.to_owned(), kind: kind.to_owned(), major, minor, ..Device::default() }
+    }
+
+    #[test]
+    fn what_the_guest_has_becomes_a_node() {
+        let fuse = Device { file_mode: Some(0o100_640), uid: 5, gid: 6, ..device("/dev/fuse", "u", 10, 229) };
+        let pipe = device("/run/p", "p", 0, 0);
+        let (made, _) = nodes(&[fuse, pipe, device("/dev/loop7", "b", 7, 7)], &[]).unwrap();
+        let expected = |path: &str, mode, major, minor| payload::Device {
+            path: path.to_owned(),
+            mode,
+            major,
+            minor,
+            ..Default::default()
+        };
+        assert_eq!(made[0], payload::Device { uid: 5, gid: 6, ..expected("/dev/fuse", 0o20640, 10, 229) });
+        assert_eq!(made[1..], [expected("/run/p", 0o10666, 0, 0), expected("/dev/loop7", 0o60666, 7, 7)]);
+    }
+
+    #[test]
+    fn the_container_s_own_terminals_are_left_to_the_agent() {
+        assert_eq!(
+            nodes(&[device("/dev/console", "c", 5, 1), device("/dev/ptmx", "c", 5, 2)], &[]).unwrap(),
+            (vec![], vec![])
+        );
+    }
+
+    #[test]
+    fn who_may_use_all_gets_those_that_are_there() {
+        let rule = |allow, kind: &str, access: &str| DeviceRule {
+            allow,
+            kind: kind.to_owned(),
+            access: access.to_owned(),
+            ..DeviceRule::default()
+        };
+        let devices = [device("/dev/kvm", "c", 10, 232), device("/dev/fuse", "c", 10, 229)];
+        for rules in [&[rule(true, "", "rwm")][..], &[rule(false, "a", ""), rule(true, "a", "")]] {
+            let (made, missing) = nodes(&devices, rules).unwrap();
+            assert_eq!(made.len(), 1, "{rules:?}");
+            assert_eq!((made[0].path.as_str(), missing), ("/dev/fuse", vec!["/dev/kvm"]));
+        }
+        let wrong = nodes(&[device("x", "c", 1, 3)], &[rule(true, "", "rwm")]).unwrap_err();
+        assert!(matches!(wrong, BundleError::Invalid { .. }));
+        for rules in [
+            &[rule(false, "", "rwm")][..],
+            &[rule(true, "", "rwm"), rule(false, "", "rwm")],
+            &[rule(true, "c", "rwm")],
+            &[rule(true, "", "r")],
+        ] {
+            assert!(nodes(&devices, rules).is_err(), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_in_the_share_need_the_capability_and_a_rule() {
+        let given = [DeviceRule {
+            allow: true,
+            kind: "b".to_owned(),
+            major: Some(7),
+            access: "rm".to_owned(),
+            ..DeviceRule::default()
+        }];
+        let rules = device_rules::rules(&given).unwrap();
+        let may = |names: &[&str]| Capabilities {
+            bounding: names.iter().map(|name| name.to_string()).collect(),
+            ..Capabilities::default()
+        };
+        assert!(makeable(&rules, None).is_empty());
+        assert!(makeable(&rules, Some(&may(&["CAP_CHOWN"]))).is_empty());
+        let rules = makeable(&rules, Some(&may(&["CAP_CHOWN", "CAP_MKNOD"])));
+        for (device, allowed) in [
+            ((Kind::Block, 7, 3), true),
+            ((Kind::Block, 8, 0), false),
+            ((Kind::Character, 7, 3), false),
+            ((Kind::Character, 1, 3), true),
+            ((Kind::Character, 1, 1), false),
+        ] {
+            assert_eq!(device_rules::allow(&rules, device, access::MAKE), allowed, "{device:?}");
+        }
+    }
+
+    #[test]
+    fn the_bundle_s_nodes_may_be_made_where_nothing_is_mounted() {
+        let mount = |destination: &str| Mount { destination: destination.to_owned(), ..Mount::default() };
+        let (made, _) = nodes(&[device("/dev/fuse", "c", 10, 229), device("/run/p", "p", 0, 0)], &[]).unwrap();
+        for (mounts, allowed) in [
+            (&[mount("/devices"), mount("/proc")][..], true),
+            (&[mount("/dev/pts")], true),
+            (&[mount("/proc"), mount("dev/")], false),
+        ] {
+            let mut rules = Vec::new();
+            allow_made(&mut rules, &made, mounts);
+            let makes = |kind| device_rules::allow(&rules, (kind, 10, 229), access::MAKE);
+            assert_eq!((makes(Kind::Character), makes(Kind::Block)), (allowed, false), "{mounts:?}");
+        }
+    }
+
+    #[test]
+    fn other_devices_are_refused_by_name() {
+        for (device, message) in [
+            (
+                device("/dev/kvm", "c", 10, 232),
+                "linux.devices[1]: not supported: /dev/kvm: the guest has no device c 10:232",
+            ),
+            (
+                device("/dev/mem", "c", 1, 1),
+                "linux.devices[1]: not supported: /dev/mem: the guest has no device c 1:1",
+            ),
+            (
+                device("/dev/x", "c", 5, 1),
+                "linux.devices[1]: not supported: /dev/x: the guest has no device c 5:1",
+            ),
+            (
+                device("/dev/x", "b", 1, 3),
+                "linux.devices[1]: not supported: /dev/x: the guest has no device b 1:3",
+            ),
+            (
+                device("/dev/x", "c", -1, 3),
+                "linux.devices[1]: not supported: /dev/x: the guest has no device c -1:3",
+            ),
+            (device("/dev/x", "s", 1, 3), r#"linux.devices[1].type: "s""#),
+            (device("x", "c", 1, 3), r#"linux.devices[1].path: "x" is not absolute"#),
+        ] {
+            let error = nodes(&[self::device("/dev/null", "c", 1, 3), device], &[]).unwrap_err();
+            assert_eq!(error.to_string(), format!("config.json {message}"));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Processes: config.json's process object to the agent's, for init and exec processes alike.
+
+use agent_proto::payload::{self, Env, OciProcess};
+use oci::bundle::{Bundle, Result, invalid};
+use oci::spec::{self, ConsoleSize};
+
+use crate::{capabilities, scheduling, seccomp};
+
+/// The init process's name.
+pub const INIT_PROCESS: &str = "init";
+
+/// Resource limits that a process may set (getrlimit(2)).
+pub const RLIMITS: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+];
+
+/// Translates a bundle's init process, with what `linux` holds for every process of the container.
+pub fn init(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
+    let linux = &bundle.spec.linux;
+    let mut process = process(&bundle.process, terminal)?;
+    let oci = process.oci.get_or_insert_default();
+    oci.personality = linux.personality.as_ref().map(scheduling::personality).transpose()?;
+    oci.seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    Ok(process)
+}
+
+/// Translates one process object. The streams' numbers are not in it yet.
+pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
+    // As with runc, the size of the terminal at hand wins over the one in the file.
+    let size = terminal.or(from.console_size).filter(|_| from.terminal).unwrap_or_default();
+    Ok(payload::Process {
+        id: INIT_PROCESS.to_owned(),
+        user: from.user.uid.to_string(),
+        group: from.user.gid.to_string(),
+        additional_groups: from.user.additional_gids.iter().map(u32::to_string).collect(),
+        terminal: from.terminal,
+        args: from.args.clone(),
+        envs: environment(&from.env),
+        workdir: from.cwd.clone(),
+        rlimits: rlimits(from)?,
+        rows: size.height,
+        columns: size.width,
+        oci: Some(OciProcess {
+            capabilities: Some(capabilities::masks(from.capabilities.as_ref())),
+            no_new_privileges: from.no_new_privileges,
+            umask: from.user.umask,
+            oom_score_adj: from.oom_score_adj,
+            scheduler: from.scheduler.as_ref().map(scheduling::scheduler).transpose()?,
+            io_priority: from.io_priority.as_ref().map(scheduling::io_priority).transpose()?,
+            ..OciProcess::default()
+        }),
+        ..payload::Process::default()
+    })
+}
+
+/// Returns what `from` runs without, in runc's words, which engines know.
+pub fn notices(from: &spec::Process) -> Vec<String> {
+    let unknown = from.capabilities.as_ref().map(capabilities::unknown).unwrap_or_default();
+    let notice = || format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
+    if unknown.is_empty() { Vec::new() } else { vec![notice()] }
+}
+
+/// Returns the environment; of a variable that is there twice the last value holds, as with runc.
+pub fn environment(variables: &[String]) -> Vec<Env> {
+    let mut envs: Vec<Env> = Vec::new();
+    for (name, value) in variables.iter().filter_map(|variable| variable.split_once('=')) {
+        match envs.iter_mut().find(|known| known.env == name) {
+            Some(known) => value.clone_into(&mut known.value),
+            None => envs.push(Env { env: name.to_owned(), value: value.to_owned() }),
+        }
+    }
+    envs
+}
+
+fn rlimits(from: &spec::Process) -> Result<Vec<payload::Rlimit>> {
+    let limits = from.rlimits.iter().enumerate();
+    limits
+        .map(|(index, limit)| {
+            if !RLIMITS.contains(&limit.kind.as_str()) {
+                return Err(invalid(&format!("process.rlimits[{index}].type"), format!("{:?}", limit.kind)));
+            }
+            Ok(payload::Rlimit { kind: limit.kind.clone(), hard: limit.hard, soft: limit.soft })
+        })
+        .collect()
+}

@@ -1,0 +1,184 @@
+//! Rules to instructions of the kernel's classic BPF machine (Linux, Documentation/networking/filter.rst), which sees a
+//! call as struct seccomp_data.
+//!
+//! The numbers of calls are cut into spans with one verdict each, and a binary search finds a call's. Jumps go forward
+//! only, so that a piece of code is a list that may be put anywhere, and none needs to know where.
+
+use agent_proto::payload::{FILTER_MAX, Program, instruction};
+use oci::bundle::{Result, unsupported};
+
+use super::rules::{Condition, Operator, Rule, Rules, Verdict, answer};
+
+/// Operations: class, size or operator, and source of each.
+pub(super) mod code {
+    /// Load the word at `k`.
+    pub(in super::super) const LOAD: u16 = 0x20;
+    /// Keep the bits of `k`.
+    pub(in super::super) const AND: u16 = 0x54;
+    /// Jump `k` further.
+    pub(in super::super) const JUMP: u16 = 0x05;
+    /// Jump if equal.
+    pub(in super::super) const IF_EQUAL: u16 = 0x15;
+    /// Jump if greater.
+    pub(in super::super) const IF_GREATER: u16 = 0x25;
+    /// Jump if greater or equal.
+    pub(in super::super) const IF_NOT_LESS: u16 = 0x35;
+    /// Answer `k`.
+    pub(in super::super) const RETURN: u16 = 0x06;
+}
+
+/// Where seccomp_data has the call's number, its architecture, and the lower half of its first argument.
+pub(super) const NUMBER: u32 = 0;
+pub(super) const ARCHITECTURE: u32 = 4;
+pub(super) const ARGUMENTS: u32 = 16;
+/// AUDIT_ARCH_X86_64 (linux/audit.h).
+pub(super) const X86_64: u32 = 0xc000_003e;
+/// Where the numbers of x32's calls begin.
+const X32: u32 = 0x4000_0000;
+/// The number that a tracer sets for a call that is not to be made; it is nobody's.
+const NO_CALL: u32 = u32::MAX;
+
+type Code = Vec<u64>;
+
+/// Calls from `first` to the next span's first, which have one verdict.
+struct Span<'a> {
+    first: u32,
+    verdict: Seen<'a>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Seen<'a> {
+    Always(u32),
+    First(&'a [Rule]),
+}
+
+/// Returns the program that judges by `rules`.
+pub(super) fn of(rules: &Rules) -> Result<Program> {
+    let spans = spans(rules);
+    let mut code = vec![
+        load(ARCHITECTURE),
+        when(code::IF_EQUAL, X86_64, 1, 0),
+        reply(answer::KILL_THREAD),
+        load(NUMBER),
+    ];
+    code.extend(search(&spans, rules.default));
+    if code.len() > FILTER_MAX {
+        let why = format!("{} instructions, and a kernel takes {FILTER_MAX}", code.len());
+        return Err(unsupported("linux.seccomp", why));
+    }
+    Ok(Program(code))
+}
+
+fn spans(rules: &Rules) -> Vec<Span<'_>> {
+    let mut spans: Vec<Span<'_>> = Vec::new();
+    let mut push = |first, verdict| match spans.last_mut() {
+        Some(last) if last.first == first => last.verdict = verdict,
+        _ => spans.push(Span { first, verdict }),
+    };
+    push(0, Seen::Always(rules.default));
+    for (number, verdict) in &rules.calls {
+        let seen = match verdict {
+            Verdict::Always(answer) => Seen::Always(*answer),
+            Verdict::First(rules) => Seen::First(rules),
+        };
+        push(*number, seen);
+        push(number + 1, Seen::Always(rules.default));
+    }
+    if let Some(newest) = rules.newest {
+        push(newest + 1, Seen::Always(rules.newer));
+    }
+    push(X32, Seen::Always(answer::KILL_THREAD));
+    push(NO_CALL, Seen::Always(rules.default));
+    spans.dedup_by(|next, before| next.verdict == before.verdict);
+    spans
+}
+
+fn search(spans: &[Span<'_>], default: u32) -> Code {
+    if let [only] = spans {
+        return match only.verdict {
+            Seen::Always(answer) => vec![reply(answer)],
+            Seen::First(rules) => rules.iter().flat_map(self::rule).chain([reply(default)]).collect(),
+        };
+    }
+    let (low, high) = spans.split_at(spans.len() / 2);
+    let border = high[0].first;
+    let (low, high) = (search(low, default), search(high, default));
+    let mut code = match u8::try_from(low.len()) {
+        Ok(over) => vec![when(code::IF_NOT_LESS, border, over, 0)],
+        // Further than a condition jumps.
+        Err(_) => {
+            vec![when(code::IF_NOT_LESS, border, 0, 1), instruction(code::JUMP, 0, 0, low.len() as u32)]
+        }
+    };
+    code.extend(low);
+    code.extend(high);
+    code
+}
+
+/// Returns the code of one rule, which is left at its end if a condition does not hold.
+fn rule(rule: &Rule) -> Code {
+    let mut code = vec![reply(rule.answer)];
+    for condition in rule.conditions.iter().rev() {
+        // Six conditions and an answer at most: no jump is too long.
+        let mut before = self::condition(condition, code.len() as u8);
+        before.append(&mut code);
+        code = before;
+    }
+    code
+}
+
+/// Returns the code of one condition, which is left at its end if that holds, and `out` instructions after its end if not.
+/// The machine has 32 bits: the upper half is looked at first.
+fn condition(condition: &Condition, out: u8) -> Code {
+    let at = ARGUMENTS + 8 * condition.argument;
+    let (high, low) = ((condition.value >> 32) as u32, condition.value as u32);
+    if condition.mask != u64::MAX {
+        return vec![
+            load(at + 4),
+            instruction(code::AND, 0, 0, (condition.mask >> 32) as u32),
+            when(code::IF_EQUAL, high, 0, 3 + out),
+            load(at),
+            instruction(code::AND, 0, 0, condition.mask as u32),
+            when(code::IF_EQUAL, low, 0, out),
+        ];
+    }
+    let more = |then, equal, last: u64| {
+        vec![
+            load(at + 4),
+            when(code::IF_GREATER, high, then, 0),
+            when(code::IF_EQUAL, high, 0, equal),
+            load(at),
+            last,
+        ]
+    };
+    match condition.operator {
+        Operator::Equal => {
+            vec![
+                load(at + 4),
+                when(code::IF_EQUAL, high, 0, 2 + out),
+                load(at),
+                when(code::IF_EQUAL, low, 0, out),
+            ]
+        }
+        Operator::NotEqual => {
+            vec![load(at + 4), when(code::IF_EQUAL, high, 0, 2), load(at), when(code::IF_EQUAL, low, out, 0)]
+        }
+        Operator::Greater => more(3, 2 + out, when(code::IF_GREATER, low, 0, out)),
+        Operator::GreaterOrEqual => more(3, 2 + out, when(code::IF_NOT_LESS, low, 0, out)),
+        Operator::LessOrEqual => more(3 + out, 2, when(code::IF_GREATER, low, out, 0)),
+        Operator::Less => more(3 + out, 2, when(code::IF_NOT_LESS, low, out, 0)),
+    }
+}
+
+const fn load(at: u32) -> u64 {
+    instruction(code::LOAD, 0, 0, at)
+}
+
+/// A jump: `then` instructions further where the comparison with `value` holds, `or` where it does not.
+const fn when(code: u16, value: u32, then: u8, or: u8) -> u64 {
+    instruction(code, then, or, value)
+}
+
+const fn reply(answer: u32) -> u64 {
+    instruction(code::RETURN, 0, 0, answer)
+}

@@ -1,0 +1,196 @@
+//! A profile with its words read: what the kernel is to answer for which call.
+
+use std::collections::BTreeMap;
+
+use oci::bundle::{Result, invalid, unsupported};
+use oci::spec::seccomp::{Argument, Seccomp, Syscall};
+use syscalls::x86_64::Sysno;
+
+use super::LISTENER;
+
+/// What a filter may return (seccomp(2)).
+pub(super) mod answer {
+    pub(in super::super) const KILL_PROCESS: u32 = 0x8000_0000;
+    pub(in super::super) const KILL_THREAD: u32 = 0;
+    pub(in super::super) const TRAP: u32 = 0x0003_0000;
+    pub(in super::super) const ERRNO: u32 = 0x0005_0000;
+    pub(in super::super) const TRACE: u32 = 0x7ff0_0000;
+    pub(in super::super) const LOG: u32 = 0x7ffc_0000;
+    pub(in super::super) const ALLOW: u32 = 0x7fff_0000;
+}
+
+/// The largest error number (linux/err.h).
+const MAX_ERRNO: u32 = 4095;
+/// The largest number that a tracer can be told.
+const MAX_TRACE: u32 = 0xffff;
+/// Arguments of a call.
+const ARGUMENTS: u32 = 6;
+
+/// A profile's rules.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// The answer to a call that is not here.
+    pub(super) default: u32,
+    /// The answer to a call that is newer than any that the profile names.
+    pub(super) newer: u32,
+    /// The newest call that it names.
+    pub(super) newest: Option<u32>,
+    /// Calls by number.
+    pub(super) calls: BTreeMap<u32, Verdict>,
+}
+
+/// What the answer to a call depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// On nothing.
+    Always(u32),
+    /// The first rule whose conditions hold, or else the default, says it.
+    First(Vec<Rule>),
+}
+
+/// An answer and its conditions, of which all have to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) conditions: Vec<Condition>,
+    pub(super) answer: u32,
+}
+
+/// What an argument has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) argument: u32,
+    pub(super) operator: Operator,
+    /// What it is compared with.
+    pub(super) value: u64,
+    /// Its bits that are looked at.
+    pub(super) mask: u64,
+}
+
+/// How an argument is compared, unsigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operator {
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Equal,
+    GreaterOrEqual,
+    Greater,
+}
+
+impl Rules {
+    /// Reads `profile`.
+    pub(super) fn of(profile: &Seccomp) -> Result<Rules> {
+        let default = answer("linux.seccomp.defaultAction", &profile.default_action)
+            .and_then(|kind| with_number("linux.seccomp.defaultErrnoRet", kind, profile.default_errno_ret))?;
+        let passes = matches!(default & 0xffff_0000, answer::ALLOW | answer::LOG | answer::TRACE);
+        let newer = if passes { default } else { answer::ERRNO | libc::ENOSYS.unsigned_abs() };
+        let mut rules = Rules { default, newer, newest: None, calls: BTreeMap::new() };
+        for (index, syscall) in profile.syscalls.iter().enumerate() {
+            rules.add(&format!("linux.seccomp.syscalls[{index}]"), syscall)?;
+        }
+        Ok(rules)
+    }
+
+    fn add(&mut self, path: &str, syscall: &Syscall) -> Result<()> {
+        let answer = answer(&format!("{path}.action"), &syscall.action)
+            .and_then(|kind| with_number(&format!("{path}.errnoRet"), kind, syscall.errno_ret))?;
+        let conditions = syscall.args.iter().enumerate();
+        let conditions: Vec<_> = conditions
+            .map(|(index, argument)| condition(&format!("{path}.args[{index}]"), argument))
+            .collect::<Result<_>>()?;
+        if syscall.names.is_empty() {
+            return Err(invalid(&format!("{path}.names"), "none"));
+        }
+        for name in &syscall.names {
+            // libseccomp passes over names that the architecture does not have.
+            let Ok(number) = name.parse::<Sysno>() else { continue };
+            let number = number as u32;
+            self.newest = self.newest.max(Some(number));
+            if answer != self.default {
+                self.insert(number, &conditions, answer);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, number: u32, conditions: &[Condition], answer: u32) {
+        let verdict = self.calls.entry(number).or_insert_with(|| Verdict::First(Vec::new()));
+        match verdict {
+            Verdict::Always(_) => {}
+            Verdict::First(_) if conditions.is_empty() => *verdict = Verdict::Always(answer),
+            Verdict::First(rules) if names_one_twice(conditions) => {
+                rules.extend(conditions.iter().map(|one| Rule { conditions: vec![*one], answer }));
+            }
+            Verdict::First(rules) => rules.push(Rule { conditions: conditions.to_vec(), answer }),
+        }
+    }
+}
+
+fn names_one_twice(conditions: &[Condition]) -> bool {
+    conditions
+        .iter()
+        .enumerate()
+        .any(|(n, one)| conditions[..n].iter().any(|other| other.argument == one.argument))
+}
+
+/// The actions that a filter knows, without the number that some have.
+pub(super) const ACTIONS: [(&str, u32); 8] = [
+    ("SCMP_ACT_ALLOW", answer::ALLOW),
+    ("SCMP_ACT_ERRNO", answer::ERRNO),
+    ("SCMP_ACT_KILL", answer::KILL_THREAD),
+    ("SCMP_ACT_KILL_PROCESS", answer::KILL_PROCESS),
+    ("SCMP_ACT_KILL_THREAD", answer::KILL_THREAD),
+    ("SCMP_ACT_LOG", answer::LOG),
+    ("SCMP_ACT_TRACE", answer::TRACE),
+    ("SCMP_ACT_TRAP", answer::TRAP),
+];
+
+/// How an argument may be compared. The last compares with the second value what the first one's bits leave.
+pub(super) const OPERATORS: [(&str, Operator); 7] = [
+    ("SCMP_CMP_EQ", Operator::Equal),
+    ("SCMP_CMP_GE", Operator::GreaterOrEqual),
+    ("SCMP_CMP_GT", Operator::Greater),
+    ("SCMP_CMP_LE", Operator::LessOrEqual),
+    ("SCMP_CMP_LT", Operator::Less),
+    ("SCMP_CMP_NE", Operator::NotEqual),
+    (MASKED, Operator::Equal),
+];
+const MASKED: &str = "SCMP_CMP_MASKED_EQ";
+
+/// Returns the kernel's word for an action.
+fn answer(path: &str, action: &str) -> Result<u32> {
+    match ACTIONS.iter().find(|(name, _)| *name == action) {
+        Some((_, answer)) => Ok(*answer),
+        None if action == "SCMP_ACT_NOTIFY" => Err(unsupported(path, LISTENER)),
+        None => Err(invalid(path, format!("{action:?}"))),
+    }
+}
+
+/// Adds the number of an error, or what a tracer is told; EPERM where there is none.
+fn with_number(path: &str, kind: u32, number: Option<u32>) -> Result<u32> {
+    let most = match kind {
+        answer::ERRNO => MAX_ERRNO,
+        answer::TRACE => MAX_TRACE,
+        // "If the action doesn't support an errno, the runtime MUST generate an error" (config-linux.md).
+        _ if number.is_some() => return Err(invalid(path, "the action returns no error")),
+        _ => return Ok(kind),
+    };
+    match number.unwrap_or(libc::EPERM.unsigned_abs()) {
+        number if number <= most => Ok(kind | number),
+        number => Err(invalid(path, format!("{number} is more than {most}"))),
+    }
+}
+
+fn condition(path: &str, from: &Argument) -> Result<Condition> {
+    if from.index >= ARGUMENTS {
+        return Err(invalid(
+            &format!("{path}.index"),
+            format!("{} is more than {}", from.index, ARGUMENTS - 1),
+        ));
+    }
+    let Some((name, operator)) = OPERATORS.iter().find(|(name, _)| *name == from.op) else {
+        return Err(invalid(&format!("{path}.op"), format!("{:?}", from.op)));
+    };
+    let (value, mask) = if *name == MASKED { (from.value_two, from.value) } else { (from.value, u64::MAX) };
+    Ok(Condition { argument: from.index, operator: *operator, value, mask })
+}

@@ -1,0 +1,102 @@
+//! config.json as engines write it: Docker 20.10, containerd 1.6's `ctr` and Podman 4.3 of Debian 12, each with a runtime
+//! that kept what it was given. Every one is taken, and what it asks for is in the plan.
+
+use super::*;
+
+/// Plans what the engine wrote. Hooks and namespaces of the host are for whoever runs them, and are no matter here.
+fn plan(text: &str) -> Plan {
+    let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
+    json["hooks"] = serde_json::json!({});
+    for namespace in json["linux"]["namespaces"].as_array_mut().unwrap() {
+        namespace["path"] = "".into();
+    }
+    let bundle = Bundle::check(Path::new("/b"), serde_json::from_value(json).unwrap()).unwrap();
+    Plan::new(&bundle, &config(), None).unwrap()
+}
+
+macro_rules! plan_of {
+    ($name:literal) => {
+        plan(include_str!(concat!("engines/", $name, ".json")))
+    };
+}
+
+/// The nodes beside those that every container has.
+fn devices(plan: &Plan) -> Vec<&str> {
+    plan.container.oci.as_ref().unwrap().devices.iter().map(|device| device.path.as_str()).collect()
+}
+
+fn limit<'a>(plan: &'a Plan, file: &str) -> Option<&'a str> {
+    plan.container.oci.as_ref().unwrap().cgroup.get(file).map(String::as_str)
+}
+
+fn bounding(plan: &Plan) -> u64 {
+    plan.container.process.oci.as_ref().unwrap().capabilities.unwrap().bounding
+}
+
+#[test]
+fn docker_s_default_is_taken() {
+    let plan = plan_of!("docker-default");
+    assert!(plan.vm.cgroup.is_some());
+    assert_eq!((plan.vm.memory_mib, plan.vm.vcpus, plan.container.process.terminal), (256, 1, false));
+    assert!(plan.container.oci.as_ref().unwrap().cgroup.is_empty());
+    assert!(plan.container.process.oci.as_ref().unwrap().seccomp.is_some());
+    assert_eq!(bounding(&plan).count_ones(), 14);
+    // The root, resolv.conf, hostname and hosts.
+    assert_eq!(plan.binds.len(), 4);
+    assert!(plan_of!("docker-tty").container.process.terminal);
+}
+
+#[test]
+fn docker_s_options_are_taken() {
+    let plan = plan_of!("docker-options");
+    assert_eq!((plan.vm.memory_mib, plan.vm.vcpus), (128 + 2 + 32, 2));
+    assert!(plan.container.read_only);
+    assert_eq!(limit(&plan, "pids.max"), Some("64"));
+    assert_eq!(limit(&plan, "memory.max"), Some("134217728"));
+    assert_eq!(limit(&plan, "cpu.max"), Some("150000 100000"));
+    assert_eq!(devices(&plan), ["/dev/fuse"]);
+    assert_eq!(plan.container.sysctl["net.ipv4.ip_forward"], "1");
+    let process = &plan.container.process;
+    assert_eq!((process.user.as_str(), process.group.as_str()), ("5", "6"));
+    assert_eq!((process.rlimits[0].soft, process.rlimits[0].hard), (512, 1024));
+    assert!(process.oci.as_ref().unwrap().no_new_privileges);
+}
+
+#[test]
+fn docker_s_limits_are_kept_where_they_can_be() {
+    let plan = plan_of!("docker-limits");
+    // One CPU of the host's, which its cgroup keeps the machine on.
+    assert_eq!((plan.vm.vcpus, limit(&plan, "cpuset.cpus")), (1, None));
+    let resources = &plan.vm.cgroup.as_ref().unwrap().resources;
+    assert_eq!((resources.block_io.weight, resources.cpu.cpus.as_str()), (500, "0"));
+    assert_eq!(limit(&plan, "memory.low"), Some("33554432"));
+    assert_eq!(plan.container.process.oci.as_ref().unwrap().oom_score_adj, Some(100));
+}
+
+#[test]
+fn what_is_privileged_gets_every_device_of_its_own_machine() {
+    for plan in [plan_of!("docker-privileged"), plan_of!("ctr-privileged"), plan_of!("podman-privileged")] {
+        let devices = devices(&plan);
+        for path in ["/dev/fuse", "/dev/net/tun", "/dev/loop-control", "/dev/loop0", "/dev/kmsg"] {
+            assert!(devices.contains(&path), "{path}");
+        }
+        assert!(!devices.iter().any(|path| ["/dev/kvm", "/dev/mem", "/dev/tty1"].contains(path)));
+        assert!(bounding(&plan) & 1 << 21 != 0, "SYS_ADMIN");
+        assert!(plan.container.process.oci.as_ref().unwrap().seccomp.is_none());
+    }
+}
+
+#[test]
+fn the_others_are_taken() {
+    let plan = plan_of!("docker-unconfined");
+    assert!(plan.container.process.oci.as_ref().unwrap().seccomp.is_none());
+    plan_of!("docker-net-container");
+    let plan = plan_of!("ctr-default");
+    assert_eq!(limit(&plan, "cpu.weight"), Some("100"));
+    let plan = plan_of!("podman-default");
+    assert_eq!(limit(&plan, "pids.max"), Some("2048"));
+    plan_of!("podman-bridge");
+    let plan = plan_of!("podman-options");
+    assert_eq!((plan.vm.vcpus, limit(&plan, "pids.max")), (2, Some("64")));
+    assert_eq!(devices(&plan), ["/dev/fuse"]);
+}

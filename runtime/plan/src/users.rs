@@ -1,0 +1,152 @@
+//! A user namespace: `linux.uidMappings` and `linux.gidMappings`, and what else of the configuration names ids that are the
+//! container's where the agent needs the guest's, since it mounts and makes everything before the namespace is there.
+
+use agent_proto::payload::{Device, IdMap, IdMaps, Mount};
+use oci::bundle::{Result, invalid};
+use oci::spec::{IdMapping, Linux};
+
+/// The most ranges that the kernel takes (linux/user_namespace.h).
+const RANGES_MAX: usize = 340;
+
+/// Returns the maps of the container's user namespace if it has one.
+pub fn maps(linux: &Linux) -> Result<Option<IdMaps>> {
+    let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
+    let lists = [("linux.uidMappings", &linux.uid_mappings), ("linux.gidMappings", &linux.gid_mappings)];
+    if !asked {
+        return match lists.iter().find(|(_, list)| !list.is_empty()) {
+            Some((path, _)) => Err(invalid(path, "without a user namespace")),
+            None => Ok(None),
+        };
+    }
+    let [users, groups] = lists.map(|(path, list)| ranges(path, list));
+    Ok(Some(IdMaps { users: users?, groups: groups? }))
+}
+
+fn ranges(path: &str, list: &[IdMapping]) -> Result<Vec<IdMap>> {
+    if list.len() > RANGES_MAX {
+        return Err(invalid(path, format!("more than {RANGES_MAX} ranges")));
+    }
+    let fits = |first: u32, size: u32| size > 0 && first.checked_add(size).is_some();
+    for (index, range) in list.iter().enumerate() {
+        if !fits(range.container_id, range.size) || !fits(range.host_id, range.size) {
+            return Err(invalid(&format!("{path}[{index}]"), "no range of ids"));
+        }
+    }
+    let ranges: Vec<IdMap> = list
+        .iter()
+        .map(|range| IdMap { inside: range.container_id, outside: range.host_id, size: range.size })
+        .collect();
+    match IdMap::outside(&ranges, 0) {
+        Some(_) => Ok(ranges),
+        None => Err(invalid(path, "no range has 0")),
+    }
+}
+
+/// Gives what is mounted the owners that it would have if the container mounted it: a tmpfs belongs to its root unless its
+/// options say otherwise, a terminal to their group.
+pub fn translate_mounts(maps: &IdMaps, mounts: &mut [Mount]) -> Result<()> {
+    for mount in mounts {
+        let added: &[(&str, &[IdMap])] = match mount.kind.as_str() {
+            "tmpfs" => &[("uid", &maps.users), ("gid", &maps.groups)],
+            "devpts" => &[("gid", &maps.groups)],
+            _ => continue,
+        };
+        let mut words: Vec<String> =
+            mount.data.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        for (name, ranges) in added {
+            let given = words
+                .iter()
+                .position(|word| word.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
+            let id = match given {
+                Some(at) => words.remove(at)[name.len() + 1..].parse().ok(),
+                None => Some(0),
+            };
+            let path = format!("mounts of {}: {name}", mount.destination);
+            let id = id.ok_or_else(|| invalid(&path, "not a number"))?;
+            words.push(format!("{name}={}", outside(&path, ranges, id)?));
+        }
+        mount.data = words.join(",");
+    }
+    Ok(())
+}
+
+/// Gives device nodes the owners that they would have if the container made them.
+pub fn translate_devices(maps: &IdMaps, devices: &mut [Device]) -> Result<()> {
+    for device in devices {
+        let path = format!("linux.devices of {}", device.path);
+        device.uid = outside(&path, &maps.users, device.uid)?;
+        device.gid = outside(&path, &maps.groups, device.gid)?;
+    }
+    Ok(())
+}
+
+fn outside(path: &str, ranges: &[IdMap], id: u32) -> Result<u32> {
+    IdMap::outside(ranges, id)
+        .ok_or_else(|| invalid(path, format!("{id} is in no range of the user namespace")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn maps_of(linux: Value) -> Result<Option<IdMaps>> {
+        maps(&serde_json::from_value(linux).unwrap())
+    }
+
+    fn two_ranges() -> IdMaps {
+        let users = vec![
+            IdMap { inside: 0, outside: 1000, size: 1 },
+            IdMap { inside: 1, outside: 100_000, size: 65536 },
+        ];
+        IdMaps { groups: users.clone(), users }
+    }
+
+    #[test]
+    fn mappings_become_maps() {
+        let range = |container, host, size| json!({"containerID": container, "hostID": host, "size": size});
+        let list = json!([range(0, 1000, 1), range(1, 100_000, 65536)]);
+        let linux = json!({"namespaces": [{"type": "user"}], "uidMappings": list, "gidMappings": list});
+        assert_eq!(maps_of(linux).unwrap(), Some(two_ranges()));
+        assert_eq!(maps_of(json!({})).unwrap(), None);
+        for (linux, message) in [
+            (json!({"uidMappings": [range(0, 0, 1)]}), "linux.uidMappings: without a user namespace"),
+            (json!({"namespaces": [{"type": "user"}]}), "linux.uidMappings: no range has 0"),
+            (
+                json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, 5, 0)]}),
+                "linux.uidMappings[0]: no range of ids",
+            ),
+            (
+                json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, u32::MAX, 2)]}),
+                "linux.uidMappings[0]: no range of ids",
+            ),
+            (
+                json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, 5, 1)], "gidMappings": [range(1, 5, 1)]}),
+                "linux.gidMappings: no range has 0",
+            ),
+        ] {
+            assert_eq!(maps_of(linux).unwrap_err().to_string(), format!("config.json {message}"));
+        }
+    }
+
+    #[test]
+    fn owners_are_those_of_the_outside() {
+        let mount =
+            |kind: &str, data: &str| Mount { kind: kind.into(), data: data.into(), ..Mount::default() };
+        let mut mounts = [
+            mount("tmpfs", "mode=755,uid=7"),
+            mount("tmpfs", ""),
+            mount("devpts", "newinstance,gid=5"),
+            mount("proc", ""),
+        ];
+        translate_mounts(&two_ranges(), &mut mounts).unwrap();
+        let data = mounts.map(|mount| mount.data);
+        assert_eq!(data, ["mode=755,uid=100006,gid=1000", "uid=1000,gid=1000", "newinstance,gid=100004", ""]);
+        assert!(translate_mounts(&two_ranges(), &mut [mount("tmpfs", "uid=70000")]).is_err());
+        assert!(translate_mounts(&two_ranges(), &mut [mount("tmpfs", "uid=x")]).is_err());
+        let mut devices = [Device { uid: 1, gid: 0, ..Device::default() }];
+        translate_devices(&two_ranges(), &mut devices).unwrap();
+        assert_eq!((devices[0].uid, devices[0].gid), (100_000, 1000));
+    }
+}
