@@ -10,13 +10,20 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use agent_proto::command::MARK_IO_PORT;
 use serde::Serialize;
 use vmm::Mark;
+use vmm::devices::mark::MARK_PORT;
 
 use crate::console::KernelMark;
 
 /// The mark from which the guest's clock is counted.
 const GUEST_START: &str = "vcpu_running";
+
+/// Names of the bytes that the agent writes to the mark port.
+pub const GUEST_MARKS: [(u8, &str); 1] = [(agent_proto::command::Mark::AgentStarted as u8, "agent_started")];
+// The agent writes where the machine listens.
+const _: () = assert!(MARK_IO_PORT as u64 == MARK_PORT);
 
 /// How many of the guest kernel's steps the table shows, the longest ones; the file has all.
 const KERNEL_STEPS: usize = 8;

@@ -146,7 +146,7 @@ fn boot(timeline: &Arc<Timeline>) -> Result<VmEnd, Box<dyn Error>> {
 }
 
 fn main() -> ExitCode {
-    let timeline = Arc::new(Timeline::starting(Instant::now()));
+    let timeline = Arc::new(Timeline::starting(Instant::now()).with_guest_marks(&[(1, "agent_started")]));
     let end = boot(&timeline);
     for mark in timeline.marks() {
         eprintln!("{:>10.3} ms  {}", mark.at.as_secs_f64() * 1e3, mark.name);

@@ -6,9 +6,6 @@ use std::time::{Duration, Instant};
 /// The most marks kept: the guest writes some of them.
 const MARKS_MAX: usize = 256;
 
-/// What the guest's bytes at the mark port are called.
-const GUEST_MARKS: [(u8, &str); 1] = [(1, "agent_started")];
-
 /// One milestone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -22,6 +19,8 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct Timeline {
     start: Instant,
+    /// Names of the bytes that the guest writes to the mark port.
+    guest_marks: &'static [(u8, &'static str)],
     marks: Mutex<Vec<Mark>>,
 }
 
@@ -33,7 +32,12 @@ impl Timeline {
 
     /// Returns a timeline that started at `start`, say when the process did.
     pub fn starting(start: Instant) -> Timeline {
-        Timeline { start, marks: Mutex::new(Vec::with_capacity(32)) }
+        Timeline { start, guest_marks: &[], marks: Mutex::new(Vec::with_capacity(32)) }
+    }
+
+    /// Names the bytes that the guest writes to the mark port; any other byte is called `guest_mark`.
+    pub fn with_guest_marks(self, guest_marks: &'static [(u8, &'static str)]) -> Timeline {
+        Timeline { guest_marks, ..self }
     }
 
     /// Notes that `name` is reached now.
@@ -51,7 +55,8 @@ impl Timeline {
 
     /// Notes a byte that the guest wrote to the mark port.
     pub fn guest_mark(&self, byte: u8) {
-        let name = GUEST_MARKS.iter().find(|(code, _)| *code == byte).map_or("guest_mark", |(_, name)| name);
+        let name =
+            self.guest_marks.iter().find(|(code, _)| *code == byte).map_or("guest_mark", |(_, name)| name);
         self.mark(name);
     }
 
@@ -88,13 +93,13 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_fill_memory_with_marks() {
-        let timeline = Timeline::new();
+        let timeline = Timeline::new().with_guest_marks(&[(1, "started")]);
         for n in 0..10_000u32 {
             timeline.guest_mark(n as u8);
         }
         let marks = timeline.marks();
         assert_eq!(marks.len(), MARKS_MAX);
         assert_eq!(marks[0].name, "guest_mark");
-        assert_eq!(marks[1].name, "agent_started");
+        assert_eq!(marks[1].name, "started");
     }
 }

@@ -20,7 +20,7 @@ use crate::config::RunConfig;
 use crate::console::{KernelMarks, Outputs};
 use crate::foreground::{Foreground, STDERR_STREAM, STDIO_STREAM};
 use crate::image::{self, Images};
-use crate::marks::Marks;
+use crate::marks::{GUEST_MARKS, Marks};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 use crate::{exit, network};
@@ -147,7 +147,7 @@ struct BootMarks {
 impl BootMarks {
     fn new(config: &RunConfig, start: Instant) -> BootMarks {
         let asked = config.marks.is_some();
-        let timeline = asked.then(|| Arc::new(Timeline::starting(start)));
+        let timeline = asked.then(|| Arc::new(Timeline::starting(start).with_guest_marks(&GUEST_MARKS)));
         if let Some(timeline) = &timeline {
             timeline.at("start", start);
         }
