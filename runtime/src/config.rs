@@ -163,6 +163,8 @@ pub struct RunConfig {
     pub bundle: PathBuf,
     /// The container's id: fit to be a file's name.
     pub id: String,
+    /// The user chose the id.
+    pub is_named: bool,
     /// What is set of the machine.
     pub vm: VmSettings,
     /// A kernel in place of the embedded one.
@@ -180,6 +182,7 @@ impl Default for RunConfig {
         RunConfig {
             bundle: PathBuf::from("."),
             id: "container".to_owned(),
+            is_named: false,
             vm: VmSettings::default(),
             kernel: None,
             initrd: None,
@@ -192,13 +195,13 @@ impl Default for RunConfig {
 impl RunConfig {
     /// Returns the container's id that a command line gives.
     pub fn named(args: &RunArgs) -> Result<String> {
-        bundle_and_id(args.target.clone(), args.bundle.clone()).map(|(_, id)| id)
+        bundle_and_id(args.target.clone(), args.bundle.clone()).map(|(_, id, _)| id)
     }
 
     /// Merges the sources. `lookup` reads the environment.
     pub fn resolve(args: RunArgs, lookup: impl Fn(&str) -> Option<OsString> + Copy) -> Result<RunConfig> {
         let settings = args.settings.or(Settings::from_env(lookup)).or(Settings::from_file(lookup)?);
-        let (bundle, id) = bundle_and_id(args.target, args.bundle)?;
+        let (bundle, id, is_named) = bundle_and_id(args.target, args.bundle)?;
         let protocol = protocol(settings.agent.as_deref(), settings.initrd.is_some())?;
         let vm = VmSettings {
             memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
@@ -214,6 +217,7 @@ impl RunConfig {
         Ok(RunConfig {
             bundle,
             id,
+            is_named,
             vm,
             kernel: settings.kernel,
             initrd: settings.initrd,
@@ -310,8 +314,8 @@ fn console(text: &str) -> Console {
 }
 
 /// Tells `vmm run BUNDLE` from runc's `vmm run ID`: with --bundle it is an id, a directory with a config.json is a
-/// bundle, and anything else is an id where the current directory is a bundle.
-fn bundle_and_id(target: Option<OsString>, bundle: Option<PathBuf>) -> Result<(PathBuf, String)> {
+/// bundle, and anything else is an id where the current directory is a bundle. Also returns whether the user chose the id.
+fn bundle_and_id(target: Option<OsString>, bundle: Option<PathBuf>) -> Result<(PathBuf, String, bool)> {
     let is_bundle = |directory: &Path| directory.join("config.json").exists();
     let (bundle, id) = match (target, bundle) {
         (target, Some(bundle)) => (bundle, target),
@@ -321,11 +325,12 @@ fn bundle_and_id(target: Option<OsString>, bundle: Option<PathBuf>) -> Result<(P
         }
         (Some(target), None) => (PathBuf::from(target), None),
     };
+    let is_named = id.is_some();
     let id = match id {
         Some(id) => given_id(&id)?,
         None => id_of_bundle(&bundle),
     };
-    Ok((bundle, id))
+    Ok((bundle, id, is_named))
 }
 
 fn given_id(id: &OsStr) -> Result<String> {

@@ -7,6 +7,7 @@
 //! other processes find it. Start at [`commands::run`], which reads as the story of a run. The binary is `vmm`; the crate of
 //! that name is the virtual machine monitor below.
 
+pub mod assembly;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -14,7 +15,6 @@ pub mod console;
 pub mod control;
 pub mod deadlines;
 pub mod exit;
-pub mod foreground;
 pub mod image;
 pub mod logging;
 pub mod marks;

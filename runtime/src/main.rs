@@ -118,13 +118,14 @@ fn execute(asked: Asked, start: Instant) -> Result<u8> {
         Asked::Container(command, root) => commands::container::execute(&root, *command),
         Asked::Command(Command::Run(mut args), global) => {
             args.engine.systemd_cgroup = global.systemd_cgroup;
+            let root = StateRoot::new(global.root, |name| std::env::var_os(name));
             if args.detach {
-                let root = StateRoot::new(global.root, |name| std::env::var_os(name));
                 return commands::container::run_detached(&root, *args);
             }
-            commands::container::check_run(&args.engine)?;
-            let config = RunConfig::resolve(*args, |name| std::env::var_os(name))?;
-            commands::run::run(&config, start)
+            let engine = std::mem::take(&mut args.engine);
+            let mut config = RunConfig::resolve(*args, |name| std::env::var_os(name))?;
+            config.vm.systemd_cgroup = engine.systemd_cgroup;
+            commands::run::run(&root, config, &engine, start)
         }
         Asked::Command(Command::Spec(args), _) => commands::spec::spec(&args.bundle).map(|()| 0),
         Asked::Command(Command::Check, _) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),

@@ -110,12 +110,11 @@ pub struct Parts {
 }
 
 impl Sandbox {
-    /// Makes the machine and starts it. The share holds `binds` from the start.
-    pub fn start(plan: &VmPlan, binds: &[ShareBind], parts: Parts) -> Result<Sandbox> {
+    /// Makes the machine and starts it. The share is empty at first.
+    pub fn start(plan: &VmPlan, parts: Parts) -> Result<Sandbox> {
         let (table, streams) = parts.streams;
         let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
         let share = ShareTree::new()?;
-        binds.iter().try_for_each(|bind| open_and_bind(&share, bind))?;
         let config = VmConfig {
             memory_mib: plan.memory_mib,
             vcpus: plan.vcpus,

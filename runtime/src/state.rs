@@ -134,6 +134,9 @@ pub struct PodState {
     /// Processes of the host that stand for further processes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stubs: Vec<u32>,
+    /// Its process removes its directory when it has ended; if it was killed, whoever finds the directory does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub transient: bool,
     /// What an OCI container has beside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciState>,
@@ -238,7 +241,9 @@ impl StateRoot {
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
         if path.exists() {
             // A process that came no further made no container.
-            let unmade = |state: &PodState| matches!(state.status.as_str(), "" | "creating" | "starting");
+            let unmade = |state: &PodState| {
+                state.transient || matches!(state.status.as_str(), "" | "creating" | "starting")
+            };
             let left = directory.read().ok().filter(unmade);
             let Some(left) = left.filter(|_| directory.is_container() && !directory.is_held()) else {
                 return Err(StateError::ContainerExists(id.to_owned()));

@@ -4,6 +4,7 @@ mod boots;
 mod cgroup;
 mod faults;
 mod files;
+mod foreground;
 mod hostile;
 mod identity;
 mod isolation;

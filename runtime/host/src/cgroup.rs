@@ -276,38 +276,6 @@ impl Cgroup {
     }
 }
 
-/// This process in a cgroup that goes with it.
-#[derive(Debug)]
-pub struct Entered {
-    cgroup: Cgroup,
-    before: Cgroup,
-}
-
-impl Entered {
-    /// Makes the cgroup and joins it.
-    pub fn enter(wanted: &HostCgroup, memory_mib: u32) -> Result<Entered> {
-        let before = Cgroup::of_process(std::process::id())?;
-        let mut entered = Entered { cgroup: Cgroup::choose(wanted)?, before };
-        entered.cgroup.make(wanted, memory_mib)?;
-        entered.cgroup.limit(&wanted.resources, memory_mib)?;
-        entered.cgroup.join()?;
-        Ok(entered)
-    }
-
-    /// The cgroup.
-    pub fn cgroup(&self) -> &Cgroup {
-        &self.cgroup
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if let Err(error) = self.before.join().and_then(|()| self.cgroup.remove()) {
-            log::warn!("{error}");
-        }
-    }
-}
-
 fn join(directory: &Path) -> Result<()> {
     let path = directory.join("cgroup.procs");
     let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"0"));

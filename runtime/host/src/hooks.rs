@@ -65,6 +65,17 @@ impl Environment {
         Environment(std::env::vars_os().collect())
     }
 
+    /// Overwrites it: a guest that breaks out of its machine finds nothing of it.
+    pub fn forget(self) {
+        for (name, value) in self.0 {
+            for text in [name, value] {
+                let mut bytes = text.into_encoded_bytes();
+                bytes.fill(0);
+                std::hint::black_box(&bytes);
+            }
+        }
+    }
+
     /// Returns a copy of this process's for when it has none any more, or nothing where none of `hooks` needs it.
     pub fn kept_for(hooks: &[Hook]) -> Environment {
         if hooks.iter().any(|hook| hook.env.is_none()) { Environment::own() } else { Environment::default() }
@@ -115,6 +126,7 @@ fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Ch
         None => command.envs(environment.0.iter().map(|(name, value)| (name, value))),
     };
     command.stdin(input).stdout(Stdio::null()).stderr(said.try_clone()?);
+    sys::unblock_signals_in(&mut command);
     Ok((command.spawn()?, said))
 }
 

@@ -151,12 +151,6 @@ pub fn clear(path: &Path) -> Result<()> {
 }
 
 impl Network {
-    /// Enters the network namespace `path` and joins its interfaces to taps.
-    pub fn join(path: &Path) -> Result<Network> {
-        enter(path)?;
-        Network::of_this_namespace()
-    }
-
     /// Joins the interfaces of the namespace that this thread is in to taps.
     pub fn of_this_namespace() -> Result<Network> {
         let mut netlink = Netlink::open().map_err(NetworkError::List)?;

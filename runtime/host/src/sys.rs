@@ -8,6 +8,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -91,6 +93,22 @@ pub fn signalfd(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
     // SAFETY: the kernel has just made `fd` for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has the program of `command` start with no signal blocked, whatever this thread has blocked.
+pub fn unblock_signals_in(command: &mut Command) {
+    let unblock = || {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initializes the whole set, which is ours.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: the set is initialized, and the old mask is not asked for.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one async-signal-safe call, and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Takes one signal's number from a signalfd.

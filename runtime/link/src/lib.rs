@@ -152,6 +152,11 @@ impl AgentLink {
         Ok(link)
     }
 
+    /// How the agent is spoken to.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
     /// Whether API 4244 alone is spoken.
     pub fn is_api4244(&self) -> bool {
         self.protocol == Protocol::Api4244

@@ -87,25 +87,8 @@ fn is_default_profile(profile: &str) -> bool {
     names.contains(&profile) || of_version("containers-default-")
 }
 
-/// Refuses what takes more than the one command that runs a container in the foreground: whoever made the container
-/// has something done on the host for it.
-pub fn check_foreground(spec: &Spec) -> Result<()> {
-    let hooks = &spec.hooks;
-    let table = [
-        ("hooks.prestart", &hooks.prestart),
-        ("hooks.createRuntime", &hooks.create_runtime),
-        ("hooks.createContainer", &hooks.create_container),
-        ("hooks.startContainer", &hooks.start_container),
-        ("hooks.poststart", &hooks.poststart),
-        ("hooks.poststop", &hooks.poststop),
-    ];
-    if let Some((path, _)) = table.iter().find(|(_, hooks)| !hooks.is_empty()) {
-        return Err(unsupported(*path, "hooks, without `vmm create`"));
-    }
-    Ok(())
-}
-
-/// Refuses what the foreground gives and an engine means differently: a namespace that it leaves out is the host's.
+/// Refuses what `vmm run` in the foreground gives and an engine means differently: to an engine a namespace that is left out
+/// is the host's.
 pub fn check_engine(spec: &Spec) -> Result<()> {
     let table = [
         ("network", "no network namespace: the host's own network cannot be the guest's"),

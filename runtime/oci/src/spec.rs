@@ -169,7 +169,7 @@ pub struct Mount {
 }
 
 /// Programs to run on the host, in their order.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Hooks {
     /// Before the container is made.
@@ -184,6 +184,13 @@ pub struct Hooks {
     pub poststart: Vec<Hook>,
     /// After the container is deleted.
     pub poststop: Vec<Hook>,
+}
+
+impl Hooks {
+    /// Whether some of them run before the container's process is started.
+    pub fn has_first(&self) -> bool {
+        [&self.prestart, &self.create_runtime, &self.create_container].iter().any(|hooks| !hooks.is_empty())
+    }
 }
 
 /// A program to run on the host.

@@ -221,7 +221,8 @@ mod tests {
     #[test]
     fn the_bundle_s_nodes_may_be_made_where_nothing_is_mounted() {
         let mount = |destination: &str| Mount { destination: destination.to_owned(), ..Mount::default() };
-        let (made, _) = nodes(&[device("/dev/fuse", "c", 10, 229), device("/run/p", "p", 0, 0)], &[]).unwrap();
+        let (made, _) =
+            nodes(&[device("/dev/fuse", "c", 10, 229), device("/run/p", "p", 0, 0)], &[]).unwrap();
         for (mounts, allowed) in [
             (&[mount("/devices"), mount("/proc")][..], true),
             (&[mount("/dev/pts")], true),

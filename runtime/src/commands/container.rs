@@ -11,13 +11,13 @@ use host::network::{self, NetworkError};
 use host::signals::name::signal_of;
 use host::sys;
 use oci::OCI_VERSION;
-use oci::spec::{Hook, Hooks};
-use serde::Deserialize;
+use oci::spec::Hooks;
 use serde_json::{Value, json};
 
+use self::hook_points::{bytes_of, hooks_of, run_last};
 use super::pod::{checked, connect, done, print};
+use crate::cli::RunArgs;
 use crate::cli::container::{ContainerCommand, CreateArgs, DeleteArgs, KillArgs};
-use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::control::{ControlError, Request};
 use crate::deadlines;
@@ -26,6 +26,8 @@ use crate::state::{PodState, StateDir, StateError, StateRoot};
 
 pub mod create;
 pub mod exec;
+pub mod hook_points;
+pub mod life;
 pub mod list;
 
 /// Does what was asked; a failure has the code that runc's has.
@@ -63,13 +65,6 @@ pub fn run_detached(root: &StateRoot, args: RunArgs) -> Result<u8> {
         return Ok(code);
     }
     start(root, &id)
-}
-
-/// Refuses what a container in the foreground has no use for.
-pub fn check_run(engine: &EngineArgs) -> Result<()> {
-    refuse_descriptors(engine.preserve_fds)?;
-    check_console(false, engine.console_socket.as_deref(), false)?;
-    engine.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, std::process::id()))
 }
 
 /// A container's status in the specification's words.
@@ -218,7 +213,7 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
 }
 
 /// Takes away what is left of a container and does what its bundle wants done then.
-fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> Result<()> {
+pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> Result<()> {
     let hooks = hooks_of(&state).unwrap_or_else(|error| {
         log::warn!("{error:#}");
         Hooks::default()
@@ -229,7 +224,7 @@ fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> R
 }
 
 /// Takes away what is left of a container whose process has ended, by itself or not.
-fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
+pub(super) fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
     let network = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
     // One that ended by itself left nothing there.
     if let Some(path) = network.filter(|path| state.status != "stopped" && path.exists()) {
@@ -243,17 +238,6 @@ fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
     Ok(directory.remove()?)
 }
 
-/// Runs the hooks that come after a container. "If any poststop hook fails, the runtime MUST log a warning, but the
-/// remaining hooks and lifecycle continue" (runtime.md, "Lifecycle").
-fn run_last(hooks: &[Hook], state: &PodState, environment: &Environment) {
-    for hook in hooks {
-        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state), environment)
-        {
-            log::warn!("{:#}", anyhow::Error::from(error));
-        }
-    }
-}
-
 /// Ends a container's process with everything in it, whatever it does, and without asking it.
 fn end(directory: &StateDir) -> Result<()> {
     if let Some(process) = directory.process()? {
@@ -263,49 +247,8 @@ fn end(directory: &StateDir) -> Result<()> {
     Ok(directory.wait_until_released(deadlines::GONE)?)
 }
 
-/// Reads the hooks of a container's bundle. As with runc those of `startContainer` have the container's environment, unless
-/// they have their own.
-fn hooks_of(state: &PodState) -> Result<Hooks> {
-    #[derive(Deserialize)]
-    struct Whole {
-        #[serde(default)]
-        hooks: Hooks,
-        #[serde(default)]
-        process: Environment,
-    }
-    #[derive(Default, Deserialize)]
-    struct Environment {
-        #[serde(default)]
-        env: Vec<String>,
-    }
-    let path = state.oci.clone().unwrap_or_default().bundle.join("config.json");
-    let text = fs::read(&path).with_context(|| format!("read bundle {}", path.display()))?;
-    let mut whole: Whole =
-        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
-    for hook in &mut whole.hooks.start_container {
-        hook.env.get_or_insert_with(|| whole.process.env.clone());
-    }
-    Ok(whole.hooks)
-}
-
-/// The state as hooks read it.
-fn bytes_of(state: &PodState) -> Vec<u8> {
-    state_json(state).to_string().into_bytes()
-}
-
-/// Runs those of `hooks` that come before a container is made.
-fn run_first(hooks: &Hooks, state: &PodState) -> Result<(), hooks::HookError> {
-    let all: [(_, &[Hook]); 3] = [
-        ("prestart", &hooks.prestart),
-        ("createRuntime", &hooks.create_runtime),
-        ("createContainer", &hooks.create_container),
-    ];
-    let own = Environment::own();
-    all.into_iter().try_for_each(|(kind, hooks)| hooks::run(kind, hooks, &bytes_of(state), &own))
-}
-
 /// Writes a process's number to a file, whole or not at all.
-fn write_pid(path: &Path, pid: u32) -> Result<()> {
+pub(super) fn write_pid(path: &Path, pid: u32) -> Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().with_context(|| format!("write {}: not a file", path.display()))?);
     let next: PathBuf = path.with_file_name(name);
@@ -315,7 +258,7 @@ fn write_pid(path: &Path, pid: u32) -> Result<()> {
 }
 
 /// Refuses descriptors that would have to be known in the guest.
-fn refuse_descriptors(count: u32) -> Result<()> {
+pub(super) fn refuse_descriptors(count: u32) -> Result<()> {
     if count > 0 {
         bail!("--preserve-fds {count}: not supported: a descriptor of the host leads nowhere in a guest");
     }
@@ -323,7 +266,7 @@ fn refuse_descriptors(count: u32) -> Result<()> {
 }
 
 /// Returns whether a terminal is to be sent to `socket`; refuses one without the other as runc does.
-fn check_console(terminal: bool, socket: Option<&Path>, detach: bool) -> Result<()> {
+pub(super) fn check_console(terminal: bool, socket: Option<&Path>, detach: bool) -> Result<()> {
     match (terminal, socket) {
         (true, None) if detach => {
             bail!("cannot allocate tty if runc will detach without setting console socket")

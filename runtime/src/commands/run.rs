@@ -1,141 +1,132 @@
 //! `vmm run`: a bundle in a machine of its own, from the first line to the container's exit code.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use agent_proto::command::{Code, Protocol};
 use anyhow::{Context, Result};
-use host::cgroup::Entered;
 use host::environment;
-use host::network::Network;
+use host::hooks::{self, Environment};
 use host::signals::Signals;
-use host::terminal::{self, RawTerminal};
-use link::streams::{StreamSpec, streams};
-use oci::bundle::Bundle;
-use oci::refusals;
-use plan::{ContainerPlan, VmPlan, limits};
-use vmm::{PendingVm, Timeline};
+use oci::Bundle;
+use oci::spec::Hooks;
+use vmm::Timeline;
 
+use super::container::hook_points::{bytes_of, run_last};
+use super::container::life::Life;
+use super::container::{check_console, refuse_descriptors, take_away, write_pid};
+use crate::assembly::Assembly;
+use crate::cli::EngineArgs;
 use crate::config::RunConfig;
-use crate::console::{KernelMarks, Outputs};
-use crate::foreground::{Foreground, STDERR_STREAM, STDIO_STREAM};
-use crate::image::{self, Images};
+use crate::console::KernelMarks;
+use crate::image;
 use crate::marks::{GUEST_MARKS, Marks};
-use crate::sandbox::{Parts, Sandbox};
-use crate::session::Session;
-use crate::{exit, network};
+use crate::pod::supervisor::Started;
+use crate::state::{ContainerState, PodState, StateDir, StateError, StateRoot};
 
 /// Runs the bundle; returns the exit code. `start` is when the process began.
-pub fn run(config: &RunConfig, start: Instant) -> Result<u8> {
-    let marks = BootMarks::new(config, start);
+pub fn run(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Instant) -> Result<u8> {
+    refuse_descriptors(engine.preserve_fds)?;
+    check_console(false, engine.console_socket.as_deref(), false)?;
+    let marks = BootMarks::new(&config, start);
+    let environment = Environment::own();
     environment::seclude()?;
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
     // KVM takes its time to make a machine; the bundle is read meanwhile.
-    let pending = PendingVm::start().map_err(vmm::Error::from)?;
+    let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
     let bundle = Bundle::load(&config.bundle)?;
-    refusals::check_foreground(&bundle.spec)?;
-    let mut vm = VmPlan::for_bundle(&bundle, &config.id, &config.vm)?;
-    let mut plan = ContainerPlan::new(&bundle, &config.id, &vm, terminal::size())?;
-    plan.notices.iter().for_each(|notice| log::warn!("{notice}"));
-    let terminal = plan.container.process.terminal;
-    plan.container.process.stdio = STDIO_STREAM;
-    plan.container.process.stderr = if terminal { 0 } else { STDERR_STREAM };
-    marks.mark("planned");
-    // Left and removed when all is done, whatever comes of it.
-    let _cgroup = vm.cgroup.as_ref().map(|wanted| Entered::enter(wanted, vm.memory_mib)).transpose()?;
-
-    // Before the machine's threads, so that they are in the namespace, too. It lasts longer than the machine.
-    let mut network = vm.network.as_deref().map(Network::join).transpose()?.unwrap_or_default();
-    network::describe(&network, &mut vm);
-    let nics = std::mem::take(&mut network.nics);
-    let resolver = match vm.network {
-        Some(_) => match network::serve_names(&mut vm, &bundle.spec).context("serve name queries")? {
-            // What comes later is not looked at.
-            (_, Some(_)) => None,
-            (port, None) => port,
-        },
-        None => None,
-    };
-    let parts = Parts { nics, resolver, ..parts(config, &plan, pending, &marks)? };
-    let mut sandbox = Sandbox::start(&vm, &plan.binds, parts)?;
-    let pod = sandbox.link.send(Code::StartPod, "start the pod", &vm.pod)?;
-    let container = sandbox.link.send(Code::NewContainer, "start the container", &plan.container)?;
-    sandbox.link.flush()?;
-
-    let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
-    let session = Session::new(sandbox, patience);
-    let mut running = Foreground::new(session, &signals, &config.id, terminal);
-    running.wait_ready()?;
-    marks.mark("agent_ready");
-    running.wait_reply("start the pod", pod)?;
-    marks.mark("pod_started");
-    running.wait_reply("start the container", container)?;
-    marks.mark("container_started");
-    running.session.sandbox.seal(&plan.binds)?;
-
-    let terminal = if terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
-    running.started()?;
-    let exit = running.wait_exit()?;
-    marks.mark("exited");
-    let exit = running.wait_end(exit)?;
-    running.wait_output(&exit)?;
-    drop(terminal);
-
-    running.session.sandbox.expect_end();
-    destroy(&mut running);
-    marks.mark("pod_ended");
-    let streams = written(&running.session.sandbox);
-    running.session.sandbox.stop();
-    marks.mark("vm_ended");
-    marks.write(config)?;
-    streams?;
-    Ok(exit::of_exit(&exit))
+    let (registered, id) = register(root, &config)?;
+    let mut life = Life::new(RunConfig { id, bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);
+    life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
+    life.foreground = true;
+    life.environment = environment.clone();
+    life.timeline = marks.timeline.clone();
+    let hooks = hooks_of(&life.bundle);
+    let ran = (|| {
+        engine.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, std::process::id()))?;
+        let prepared = life.prepare()?;
+        marks.mark("planned");
+        let created = bytes_of(&told(&life, "created"));
+        hooks::run("startContainer", &hooks.start_container, &created, &environment)?;
+        let mut supervisor = life.begin(prepared, signals, assembly, started(&hooks, &life, &environment))?;
+        let code = supervisor.run()?;
+        let failed = supervisor.output_error();
+        supervisor.stop_machine();
+        marks.mark("vm_ended");
+        match failed {
+            Some((stream, error)) => Err(error).with_context(|| format!("write {stream}")),
+            None => Ok(code),
+        }
+    })();
+    let left = leave_nothing(&life, registered);
+    run_last(&hooks.poststop, &life.state.stopped(), &environment);
+    environment.forget();
+    marks.write(&config)?;
+    let code = ran?;
+    left.map(|()| code)
 }
 
-/// What the sandbox is made from: the images, the streams over our own stdin, stdout and stderr, and the outputs.
-fn parts(config: &RunConfig, plan: &ContainerPlan, pending: PendingVm, marks: &BootMarks) -> Result<Parts> {
-    let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
-    let outputs =
-        Outputs::open(config.vm.console.as_ref(), marks.kernel.clone()).context("open the console's copy")?;
-    let stdio =
-        StreamSpec { seq: STDIO_STREAM, source: Some(libc::STDIN_FILENO), sink: Some(libc::STDOUT_FILENO) };
-    let stderr = StreamSpec { seq: STDERR_STREAM, source: None, sink: Some(libc::STDERR_FILENO) };
-    let specs = if plan.container.process.terminal { &[stdio][..] } else { &[stdio, stderr][..] };
-    let timeline = marks.timeline.clone();
-    let first_output = timeline
-        .clone()
-        .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
-    let (table, handle) = streams(specs, first_output).context("open stdin, stdout and stderr")?;
-    let table = if config.vm.protocol == Protocol::Api4244 { table.without_credit() } else { table };
-    let streams = (table, handle);
-    let (nics, spare_nics, resolver) = (Vec::new(), 0, None);
-    Ok(Parts { pending, images, outputs, streams, nics, spare_nics, resolver, timeline })
-}
-
-/// Ends the pod. The container has ended and its output is out: what fails here is worth a line, not its exit code.
-fn destroy(running: &mut Foreground<'_>) {
-    let step = "end the pod";
-    let mut end = || {
-        let command = running.session.sandbox.link.send_bare(Code::DestroyPod, step)?;
-        running.session.sandbox.link.flush()?;
-        running.wait_reply(step, command)
-    };
-    match end() {
-        Err(error) if !error.is_reset() => log::warn!("{error}"),
-        _ => {}
+/// Takes a directory for the container, by which other processes find it. A container that nobody named takes another name if
+/// its own is taken, and does without a directory if none can be made.
+fn register(root: &StateRoot, config: &RunConfig) -> Result<(Option<(StateDir, File)>, String)> {
+    let id = config.id.clone();
+    if config.is_named {
+        return Ok((Some(root.claim(&id)?), id));
     }
-}
-
-/// Fails where output could not be written, with the stream's name.
-fn written(sandbox: &Sandbox) -> Result<()> {
-    for (seq, name) in [(STDIO_STREAM, "stdout"), (STDERR_STREAM, "stderr")] {
-        if let Some(error) = sandbox.streams.error(seq) {
-            return Err(error).with_context(|| format!("write {name}"));
+    let unique = format!("{id}-{}", std::process::id());
+    let claimed = match root.claim(&id) {
+        Err(StateError::ContainerExists(_)) => root.claim(&unique).map(|claimed| (claimed, unique)),
+        claimed => claimed.map(|claimed| (claimed, id.clone())),
+    };
+    match claimed {
+        Ok((claimed, id)) => Ok((Some(claimed), id)),
+        Err(error) => {
+            log::info!("no other command finds this container: {:#}", anyhow::Error::from(error));
+            Ok((None, id))
         }
     }
-    Ok(())
+}
+
+/// Takes away what the container had on the host.
+fn leave_nothing(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
+    life.leave_cgroup()?;
+    match registered {
+        Some((directory, _held)) => take_away(&directory, &life.state),
+        None => Ok(life.state.cgroup.remove()?),
+    }
+}
+
+/// Runs the hooks that come after the container's start. While they run no request of another process is served.
+fn started(hooks: &Hooks, life: &Life, environment: &Environment) -> Started {
+    if hooks.poststart.is_empty() {
+        return Box::new(|| Ok(()));
+    }
+    let running = bytes_of(&told(life, "running"));
+    let (hooks, environment) = (hooks.poststart.clone(), environment.clone());
+    Box::new(move || Ok(hooks::run("poststart", &hooks, &running, &environment)?))
+}
+
+/// Returns what a hook is told of the container.
+fn told(life: &Life, status: &str) -> PodState {
+    let container = ContainerState { status: status.to_owned(), ..ContainerState::default() };
+    PodState { status: status.to_owned(), containers: vec![container], ..life.state.clone() }
+}
+
+/// Returns the bundle's hooks. As with runc those of `startContainer` have the container's environment, unless they have their
+/// own.
+fn hooks_of(bundle: &Bundle) -> Hooks {
+    let mut hooks = bundle.spec.hooks.clone();
+    for hook in &mut hooks.start_container {
+        hook.env.get_or_insert_with(|| bundle.process.env.clone());
+    }
+    hooks
+}
+
+fn absolute(bundle: &Path) -> Result<std::path::PathBuf> {
+    std::path::absolute(bundle).with_context(|| format!("open bundle {}", bundle.display()))
 }
 
 /// The boot's marks, where somebody asked for them.

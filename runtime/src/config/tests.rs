@@ -90,12 +90,12 @@ fn a_directory_with_a_configuration_is_a_bundle_and_anything_else_an_id() {
     let of = |target: Option<&Path>, flag: Option<&Path>| {
         bundle_and_id(target.map(|path| path.as_os_str().to_owned()), flag.map(Path::to_owned))
     };
-    assert_eq!(of(Some(&bundle), None).unwrap(), (bundle.clone(), "hello".into()));
-    assert_eq!(of(Some(Path::new("c1")), Some(&bundle)).unwrap(), (bundle.clone(), "c1".into()));
-    assert_eq!(of(None, Some(&bundle)).unwrap(), (bundle.clone(), "hello".into()));
+    assert_eq!(of(Some(&bundle), None).unwrap(), (bundle.clone(), "hello".into(), false));
+    assert_eq!(of(Some(Path::new("c1")), Some(&bundle)).unwrap(), (bundle.clone(), "c1".into(), true));
+    assert_eq!(of(None, Some(&bundle)).unwrap(), (bundle.clone(), "hello".into(), false));
     // The tests' current directory is no bundle, so the target stays one, and is refused when it is read.
     assert_eq!(of(Some(Path::new("c1")), None).unwrap().0, Path::new("c1"));
-    assert_eq!(of(None, None).unwrap(), (".".into(), "container".into()));
+    assert_eq!(of(None, None).unwrap(), (".".into(), "container".into(), false));
     for id in ["", "..", "a/b", "ä", ".hidden", &"x".repeat(129)] {
         assert!(of(Some(Path::new(id)), Some(&bundle)).is_err(), "{id}");
     }

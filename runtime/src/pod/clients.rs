@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use host::sys;
 
-use super::Asker;
-use super::crew::refused;
+use super::ClientId;
+use super::containers::refused;
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::deadlines;
 
@@ -23,7 +23,7 @@ const ACCEPTS_MAX: usize = 64;
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    asker: Asker,
+    id: ClientId,
     connection: Connection,
     /// By when its request is to be whole, if one is awaited.
     due: Option<Instant>,
@@ -38,9 +38,10 @@ pub struct Client {
 /// All connections.
 #[derive(Debug)]
 pub struct Clients {
-    listener: UnixListener,
+    /// None where nobody can connect.
+    listener: Option<UnixListener>,
     clients: Vec<Client>,
-    next: Asker,
+    next: ClientId,
     /// A descriptor that is given up to tell a client that there are no more.
     reserve: Option<File>,
     /// Until when nobody is accepted: one who came could be neither taken nor refused, and would wake us at once again.
@@ -49,24 +50,22 @@ pub struct Clients {
 
 impl Clients {
     /// Returns the clients of `listener`, of which there are none yet.
-    pub fn new(listener: UnixListener) -> Clients {
+    pub fn new(listener: Option<UnixListener>) -> Clients {
         Clients { listener, clients: Vec::new(), next: 1, reserve: reserve(), rest: None }
     }
 
     /// What is to be waited for; with `busy` only that answers are taken.
     /// Nobody stands for the socket itself.
-    pub fn interests(&self, busy: bool, now: Instant) -> Vec<(Option<Asker>, (BorrowedFd<'_>, i16))> {
+    pub fn interests(&self, busy: bool, now: Instant) -> Vec<(Option<ClientId>, (BorrowedFd<'_>, i16))> {
         let wanted = |interest: i16| if busy { interest & libc::POLLOUT } else { interest };
         let mut all: Vec<_> = self
             .clients
             .iter()
-            .map(|client| {
-                (Some(client.asker), (client.connection.fd(), wanted(client.connection.interest())))
-            })
+            .map(|client| (Some(client.id), (client.connection.fd(), wanted(client.connection.interest()))))
             .filter(|(_, (_, interest))| *interest != 0)
             .collect();
         if !busy && self.rest.is_none_or(|rest| rest <= now) {
-            all.push((None, (self.listener.as_fd(), libc::POLLIN)));
+            all.extend(self.listener.iter().map(|listener| (None, (listener.as_fd(), libc::POLLIN))));
         }
         all
     }
@@ -83,7 +82,8 @@ impl Clients {
         }
         self.rest = None;
         for _ in 0..ACCEPTS_MAX {
-            match self.listener.accept() {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
                 Ok((socket, _)) => self.admit(socket, now),
                 Err(error) if is_scarce(&error) => {
                     if !self.refuse() {
@@ -114,7 +114,7 @@ impl Clients {
             Ok(connection) => {
                 let due = Some(now + deadlines::REQUEST);
                 let client =
-                    Client { asker: self.next, connection, due, waits: false, done: false, closed: false };
+                    Client { id: self.next, connection, due, waits: false, done: false, closed: false };
                 self.clients.push(client);
                 self.next += 1;
             }
@@ -126,8 +126,8 @@ impl Clients {
     /// could be done, and can be done again.
     fn refuse(&mut self) -> bool {
         let told = self.reserve.take().is_some() && {
-            let accepted = self.listener.accept();
-            accepted.map(|(socket, _)| turn_away(socket, "the machine has no further descriptors")).is_ok()
+            let accepted = self.listener.as_ref().and_then(|listener| listener.accept().ok());
+            accepted.map(|(socket, _)| turn_away(socket, "the machine has no further descriptors")).is_some()
         };
         self.reserve = reserve();
         told && self.reserve.is_some()
@@ -138,14 +138,14 @@ impl Clients {
         for client in &mut self.clients {
             if client.due.is_some_and(|due| due <= now) {
                 client.closed = true;
-                log::debug!("client {}: no request within {} s", client.asker, deadlines::REQUEST.as_secs());
+                log::debug!("client {}: no request within {} s", client.id, deadlines::REQUEST.as_secs());
             }
         }
     }
 
     /// Takes what a client has sent. Returns false if it is gone.
-    pub fn receive(&mut self, asker: Asker) -> bool {
-        let Some(index) = self.clients.iter().position(|client| client.asker == asker) else { return false };
+    pub fn receive(&mut self, id: ClientId) -> bool {
+        let Some(index) = self.clients.iter().position(|client| client.id == id) else { return false };
         let client = &mut self.clients[index];
         let there =
             !client.closed && client.connection.receive().unwrap_or_else(|error| client.fault(&error));
@@ -156,14 +156,14 @@ impl Clients {
     }
 
     /// The process behind a connection, as long as it is there.
-    pub fn process(&self, asker: Asker) -> Option<u32> {
-        let client = self.clients.iter().find(|client| client.asker == asker && !client.closed)?;
+    pub fn process(&self, id: ClientId) -> Option<u32> {
+        let client = self.clients.iter().find(|client| client.id == id && !client.closed)?;
         sys::peer_process(client.connection.fd()).ok()
     }
 
     /// Takes a client's next request.
-    pub fn next(&mut self, asker: Asker) -> Option<(Request, Vec<OwnedFd>)> {
-        let client = self.clients.iter_mut().find(|client| client.asker == asker && !client.done)?;
+    pub fn next(&mut self, id: ClientId) -> Option<(Request, Vec<OwnedFd>)> {
+        let client = self.clients.iter_mut().find(|client| client.id == id && !client.done)?;
         let taken = client.connection.take().unwrap_or_else(|error| {
             client.closed = true;
             client.fault(&error);
@@ -178,23 +178,23 @@ impl Clients {
     }
 
     /// Tells a client that its answer comes later.
-    pub fn accepted(&mut self, asker: Asker) {
-        self.answer(asker, &Reply::Accepted);
+    pub fn accepted(&mut self, id: ClientId) {
+        self.answer(id, &Reply::Accepted);
     }
 
     /// Gives `reply` to each who still waits for an answer, as far as their sockets take it.
     pub fn fail(&mut self, reply: &Reply) {
-        let waiting = self.clients.iter().filter(|client| client.waits).map(|client| client.asker);
-        for asker in waiting.collect::<Vec<_>>() {
-            self.answer_last(asker, reply);
+        let waiting = self.clients.iter().filter(|client| client.waits).map(|client| client.id);
+        for id in waiting.collect::<Vec<_>>() {
+            self.answer_last(id, reply);
         }
         // Who cannot be told sees the connection's end.
         self.flush();
     }
 
     /// Answers a client, if it is still there.
-    pub fn answer(&mut self, asker: Asker, reply: &Reply) {
-        let Some(client) = self.clients.iter_mut().find(|client| client.asker == asker) else { return };
+    pub fn answer(&mut self, id: ClientId, reply: &Reply) {
+        let Some(client) = self.clients.iter_mut().find(|client| client.id == id) else { return };
         // A process that has been started is waited for, too.
         client.waits = matches!(reply, Reply::Accepted | Reply::Started);
         if let Err(error) = client.connection.send(reply) {
@@ -204,14 +204,14 @@ impl Clients {
     }
 
     /// Answers a client for the last time.
-    pub fn answer_last(&mut self, asker: Asker, reply: &Reply) {
-        self.answer(asker, reply);
-        let client = self.clients.iter_mut().find(|client| client.asker == asker);
+    pub fn answer_last(&mut self, id: ClientId, reply: &Reply) {
+        self.answer(id, reply);
+        let client = self.clients.iter_mut().find(|client| client.id == id);
         client.into_iter().for_each(|client| client.done = true);
     }
 
     /// Writes the answers, and lets go of those who have their last. Returns those who were lost before.
-    pub fn flush(&mut self) -> Vec<Asker> {
+    pub fn flush(&mut self) -> Vec<ClientId> {
         for client in &mut self.clients {
             if let Err(error) = client.connection.flush() {
                 client.closed = true;
@@ -220,13 +220,13 @@ impl Clients {
             client.closed |= client.done && client.connection.is_flushed();
         }
         let gone = self.clients.extract_if(.., |client| client.closed);
-        gone.filter(|client| !client.done).map(|client| client.asker).collect()
+        gone.filter(|client| !client.done).map(|client| client.id).collect()
     }
 }
 
 impl Client {
     fn fault(&self, error: &ControlError) -> bool {
-        log::debug!("client {}: {error}", self.asker);
+        log::debug!("client {}: {error}", self.id);
         false
     }
 }
@@ -257,12 +257,12 @@ mod tests {
     use super::*;
 
     /// Asks, and has the pod answer meanwhile.
-    fn answer(clients: &mut Clients, client: &mut Connection, asker: Asker) -> Result<Reply, ControlError> {
+    fn answer(clients: &mut Clients, client: &mut Connection, id: ClientId) -> Result<Reply, ControlError> {
         client.send(&Request::Stats).unwrap();
         client.flush().unwrap();
-        assert!(clients.receive(asker));
-        assert_eq!(clients.next(asker).unwrap().0, Request::Stats);
-        clients.answer(asker, &Reply::Done);
+        assert!(clients.receive(id));
+        assert_eq!(clients.next(id).unwrap().0, Request::Stats);
+        clients.answer(id, &Reply::Done);
         assert!(clients.flush().is_empty());
         next(client)
     }
@@ -284,7 +284,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
         listener.set_nonblocking(true).unwrap();
-        (folder, Clients::new(listener))
+        (folder, Clients::new(Some(listener)))
     }
 
     fn connect(folder: &tempfile::TempDir) -> UnixStream {
@@ -292,64 +292,64 @@ mod tests {
     }
 
     /// Clients of a socket in a folder, one of whom has come.
-    fn one() -> (tempfile::TempDir, Clients, Connection, Asker) {
+    fn one() -> (tempfile::TempDir, Clients, Connection, ClientId) {
         let (folder, mut clients) = none();
         let client = Connection::new(connect(&folder)).unwrap();
         clients.accept(Instant::now());
-        let asker = clients.interests(false, Instant::now())[0].0.unwrap();
-        (folder, clients, client, asker)
+        let id = clients.interests(false, Instant::now())[0].0.unwrap();
+        (folder, clients, client, id)
     }
 
     #[test]
     fn a_client_is_heard_and_answered() {
-        let (_folder, mut clients, mut client, asker) = one();
-        assert_eq!(answer(&mut clients, &mut client, asker).unwrap(), Reply::Done);
-        assert!(clients.next(asker).is_none());
-        clients.answer_last(asker, &Reply::Exited(1));
+        let (_folder, mut clients, mut client, id) = one();
+        assert_eq!(answer(&mut clients, &mut client, id).unwrap(), Reply::Done);
+        assert!(clients.next(id).is_none());
+        clients.answer_last(id, &Reply::Exited(1));
         assert!(clients.flush().is_empty());
         assert_eq!(next(&mut client).unwrap(), Reply::Exited(1));
         assert!(matches!(next(&mut client), Err(ControlError::Ended)));
         // Nobody is there any more to be answered.
-        clients.answer(asker, &Reply::Done);
+        clients.answer(id, &Reply::Done);
     }
 
     #[test]
     fn who_makes_no_sense_or_goes_is_let_go() {
-        let (folder, mut clients, client, asker) = one();
+        let (folder, mut clients, client, id) = one();
         drop(client);
-        assert!(!clients.receive(asker));
+        assert!(!clients.receive(id));
         assert_eq!(clients.interests(false, Instant::now()).len(), 1);
         for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x01x"] {
             let mut socket = connect(&folder);
             socket.write_all(bytes).unwrap();
             clients.accept(Instant::now());
-            let asker = clients.interests(false, Instant::now())[0].0.unwrap();
-            assert!(clients.receive(asker));
-            assert!(clients.next(asker).is_none());
-            assert_eq!(clients.flush(), [asker]);
+            let id = clients.interests(false, Instant::now())[0].0.unwrap();
+            assert!(clients.receive(id));
+            assert!(clients.next(id).is_none());
+            assert_eq!(clients.flush(), [id]);
         }
     }
 
     #[test]
     fn a_busy_pod_hears_nobody_and_answers_all_the_same() {
-        let (_folder, mut clients, _client, asker) = one();
+        let (_folder, mut clients, _client, id) = one();
         assert_eq!(clients.interests(true, Instant::now()).len(), 0);
-        clients.answer(asker, &Reply::Done);
+        clients.answer(id, &Reply::Done);
         assert_eq!(clients.interests(true, Instant::now())[0].1.1, libc::POLLOUT);
     }
 
     #[test]
     fn who_does_not_say_what_it_wants_is_let_go() {
-        let (folder, mut clients, mut client, asker) = one();
+        let (folder, mut clients, mut client, id) = one();
         clients.expire(Instant::now());
         assert!(clients.flush().is_empty());
         // One that has been heard may stay, as whoever waits for a process does.
-        assert_eq!(answer(&mut clients, &mut client, asker).unwrap(), Reply::Done);
+        assert_eq!(answer(&mut clients, &mut client, id).unwrap(), Reply::Done);
         assert_eq!(clients.deadline(), None);
         let mut half = connect(&folder);
         half.write_all(b"\0\0").unwrap();
         clients.accept(Instant::now());
-        let other = clients.clients[1].asker;
+        let other = clients.clients[1].id;
         assert!(clients.receive(other) && clients.next(other).is_none());
         clients.expire(clients.deadline().unwrap());
         assert_eq!(clients.flush(), [other]);
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(told, refused("the machine has 512 clients, the most it takes".into()));
         assert!(matches!(next(&mut further), Err(ControlError::Ended)));
         drop(all.pop());
-        let gone = clients.clients[CLIENTS_MAX - 1].asker;
+        let gone = clients.clients[CLIENTS_MAX - 1].id;
         assert!(!clients.receive(gone));
         let _next = connect(&folder);
         clients.accept(Instant::now());
@@ -381,8 +381,8 @@ mod tests {
 
     #[test]
     fn who_waits_for_the_guest_is_told_of_its_end() {
-        let (_folder, mut clients, mut client, asker) = one();
-        clients.accepted(asker);
+        let (_folder, mut clients, mut client, id) = one();
+        clients.accepted(id);
         clients.fail(&refused("no answer".into()));
         assert_eq!(next(&mut client).unwrap(), Reply::Accepted);
         assert_eq!(next(&mut client).unwrap(), refused("no answer".into()));

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use agent_proto::command::Protocol;
 use agent_proto::payload::{self, Env};
 use host::signals::name::signal_of;
 use oci::bundle::{self, Bundle, BundleError, check_process};
@@ -110,7 +111,8 @@ impl PodPlan {
 
     /// Returns the pod of the one container `id` that runs in `machine`.
     pub fn of_one(id: &str, mut machine: VmPlan) -> PodPlan {
-        machine.pod.accounting = true;
+        // API 4244 knows no such key.
+        machine.pod.accounting = machine.protocol != Protocol::Api4244;
         PodPlan {
             id: id.to_owned(),
             hostname: machine.pod.hostname.clone(),

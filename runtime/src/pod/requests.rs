@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::Result;
+use oci::spec::ConsoleSize;
 
-use super::Asker;
-use super::crew::{Question, refused};
+use super::ClientId;
+use super::containers::{Question, refused};
 use super::supervisor::Supervisor;
 use crate::control::{Reply, Request};
 
@@ -17,40 +18,48 @@ impl Supervisor {
     /// Serves a request; returns its answer unless that comes later.
     pub(super) fn serve(
         &mut self,
-        asker: Asker,
+        client: ClientId,
         (request, fds): (Request, Vec<OwnedFd>),
     ) -> Result<Option<Reply>> {
         let stopping = self.is_stopping();
-        let (crew, mut guest) = self.crew();
+        let (containers, mut guest) = self.containers();
         let reply = match request {
-            Request::Wait { container } => crew.wait(&container, asker),
+            Request::Wait { container } => containers.wait(&container, client),
             Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if stopping => {
                 Some(refused("the pod is ending".to_owned()))
             }
-            Request::Start { container } => crew.start(&container, asker),
-            Request::Exec(exec) => crew.exec(&mut guest, asker, &exec, &fds)?,
+            Request::Start { container } => containers.start(&container, client),
+            Request::Exec(exec) => containers.exec(&mut guest, client, &exec, &fds)?,
             Request::Signal(signal) => {
                 // A process that has ended meanwhile needs none.
-                crew.exec_of(asker).map_or(Ok(()), |exec| exec.signal(&mut guest, signal))?;
+                containers
+                    .exec_of(client)
+                    .map_or(Ok(()), |exec| exec.process.signal(&mut guest, signal, false))?;
                 None
             }
             Request::Resize(rows, columns) => {
-                crew.exec_of(asker).map_or(Ok(()), |exec| exec.resize(&mut guest, rows, columns))?;
+                containers.exec_of(client).map_or(Ok(()), |exec| {
+                    exec.process.resize(&mut guest, ConsoleSize { height: rows, width: columns })
+                })?;
                 None
             }
-            Request::Kill { container, signal, all } => Some(crew.kill(&mut guest, &container, signal, all)?),
+            Request::Kill { container, signal, all } => {
+                Some(containers.kill(&mut guest, &container, signal, all)?)
+            }
             Request::Stop { grace } => {
                 self.stop(Duration::from_secs(grace.min(GRACE_MAX)));
                 Some(Reply::Done)
             }
-            Request::Add { base, container } => self.add_sent(asker, &base, container),
-            Request::Remove { container, force } => crew.remove(&container, force, asker),
-            Request::Stats => crew.ask(&mut guest, asker, &Question::Stats)?,
-            Request::Processes => crew.ask(&mut guest, asker, &Question::Processes)?,
+            Request::Add { base, container } => self.add_sent(client, &base, container),
+            Request::Remove { container, force } => containers.remove(&container, force, client),
+            Request::Stats => containers.ask(&mut guest, client, &Question::Stats)?,
+            Request::Processes => containers.ask(&mut guest, client, &Question::Processes)?,
             Request::Pause { container, paused } => {
-                crew.ask(&mut guest, asker, &Question::Pause { container, paused })?
+                containers.ask(&mut guest, client, &Question::Pause { container, paused })?
             }
-            Request::Update { container, files } => crew.update(&mut guest, asker, container, files)?,
+            Request::Update { container, files } => {
+                containers.update(&mut guest, client, container, files)?
+            }
         };
         Ok(reply)
     }

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent_proto::command::Code;
@@ -16,15 +17,17 @@ use host::{sys, terminal};
 use link::CommandId;
 use plan::ContainerPlan;
 use plan::mounts::Content;
+use vmm::Timeline;
 
 use super::clients::Clients;
-use super::crew::{Crew, Happened, refused};
+use super::container::Phase;
+use super::containers::{Containers, Event, refused};
 use super::log::{Limits, LogFile};
 use super::output::Outputs;
 use super::plan::{ContainerSpec, PodPlan};
 use super::podfile::Container;
 use super::refuse::CONTAINERS_MAX;
-use super::{Asker, Guest};
+use super::{ClientId, Guest};
 use crate::control::Reply;
 use crate::deadlines;
 use crate::exit::{self, CodedError};
@@ -39,28 +42,46 @@ const BUSY: usize = 256;
 /// How long whoever reads our output may take for the rest of it after the pod's end.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
-/// What a pod's process is made from.
-pub struct Parts {
+/// What a pod's process supervises.
+pub struct Supervised {
     /// The machine, which has just been started.
     pub session: Session,
-    /// Our signals.
+    /// The signals of this process.
     pub signals: Signals,
     /// What the pod is.
     pub pod: PodPlan,
     /// Its containers.
     pub containers: Vec<ContainerSpec>,
-    /// Its directory.
-    pub state: StateDir,
-    /// Its socket.
-    pub listener: UnixListener,
+    /// Where other processes find it; nowhere if nothing can be written there.
+    pub registration: Option<Registration>,
     /// Where output goes beside the logs.
     pub outputs: Outputs,
-    /// It is an OCI container: the process stands for it, and it waits for its start.
-    pub oci: Option<OciState>,
+    /// The OCI container that this process stands for, if it is one.
+    pub own: Option<OwnContainer>,
     /// The machine's cgroup on the host.
     pub cgroup: Cgroup,
     /// What its NICs lead to.
     pub network: LiveNetwork,
+    /// The marks of the boot, if they are wanted.
+    pub timeline: Option<Arc<Timeline>>,
+}
+
+/// Where other processes find a pod.
+pub struct Registration {
+    /// Its directory.
+    pub directory: StateDir,
+    /// Its socket.
+    pub listener: UnixListener,
+}
+
+/// An OCI container that this process stands for.
+pub struct OwnContainer {
+    /// What is told of it.
+    pub oci: OciState,
+    /// It is started at once, and a signal that asks for an end before that ends the wait; otherwise a client starts it.
+    pub at_once: bool,
+    /// Its process removes its directory when it has ended.
+    pub transient: bool,
 }
 
 /// Tells whoever waits for a pod that it runs.
@@ -73,21 +94,24 @@ pub struct Supervisor {
     network: LiveNetwork,
     signals: Signals,
     pod: PodPlan,
-    crew: Crew,
+    containers: Containers,
     clients: Clients,
     outputs: Outputs,
     /// A container's name stands before its lines.
     named: bool,
     limits: Option<Limits>,
-    state: StateDir,
+    directory: Option<StateDir>,
     created: u64,
     /// Containers so far: each has a name in the share that none had before.
     shared: u64,
-    oci: Option<OciState>,
+    own: Option<OwnContainer>,
     cgroup: Cgroup,
+    timeline: Option<Arc<Timeline>>,
     /// STARTPOD, until it is answered.
     starting: Option<CommandId>,
-    /// Told once that every container was started.
+    /// READY has come.
+    ready: bool,
+    /// Called once when every container was started.
     started: Option<Started>,
     /// A second signal is not patient.
     stopping: bool,
@@ -99,19 +123,31 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Asks the guest for the pod and its containers. `started` is called once all of them run; if it fails, they end.
-    pub fn start(parts: Parts, started: Started) -> Result<Supervisor> {
-        let Parts { mut session, signals, pod, containers, state, listener, outputs, oci, cgroup, network } =
-            parts;
+    pub fn start(supervised: Supervised, started: Started) -> Result<Supervisor> {
+        let Supervised {
+            mut session,
+            signals,
+            pod,
+            registration,
+            outputs,
+            own,
+            cgroup,
+            network,
+            timeline,
+            ..
+        } = supervised;
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
         let limits = Limits::of(&pod.log)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut crew = Crew::new().context("open /dev/null")?;
-        crew.kill_patience = deadlines::kill(session.patience());
+        let mut containers = Containers::new().context("open /dev/null")?;
+        containers.kill_patience = deadlines::kill(session.patience());
+        let (directory, listener) = registration.map(|it| (it.directory, it.listener)).unzip();
         let mut supervisor = Supervisor {
-            named: containers.len() != 1,
-            crew,
+            named: supervised.containers.len() != 1,
+            containers,
             clients: Clients::new(listener),
             starting: Some(command),
+            ready: false,
             started: Some(started),
             shared: 0,
             stopping: false,
@@ -122,16 +158,35 @@ impl Supervisor {
             pod,
             outputs,
             limits,
-            state,
+            directory,
             created,
-            oci,
+            own,
             cgroup,
+            timeline,
             network,
         };
-        for container in containers {
+        for container in supervised.containers {
             supervisor.add(container, None)?;
         }
         Ok(supervisor)
+    }
+
+    /// Stops the machine, if it still runs. Its network lasts until the supervisor is dropped.
+    pub fn stop_machine(self) {
+        let Supervisor { session, .. } = self;
+        session.sandbox.stop();
+    }
+
+    /// Returns what kept the output of the container that this process stands for from its reader, with the stream's name.
+    pub fn output_error(&mut self) -> Option<(&'static str, io::Error)> {
+        self.containers.all.first_mut()?.output_error.take()
+    }
+
+    /// Notes a milestone of the boot, if somebody wants them.
+    fn mark(&self, name: &'static str) {
+        if let Some(timeline) = &self.timeline {
+            timeline.mark(name);
+        }
     }
 
     /// Runs the pod to its end; returns its exit code.
@@ -153,12 +208,13 @@ impl Supervisor {
     fn live(&mut self) -> Result<u8> {
         loop {
             self.step()?;
-            if self.crew.is_over() {
-                return Ok(self.crew.exit_code());
+            if self.containers.is_over() {
+                return Ok(self.containers.exit_code());
             }
             let output = self.last_output.filter(|_| self.outputs.is_full());
             let clients = self.clients.deadline().filter(|_| !self.is_busy());
-            let until = [self.crew.deadline(Instant::now()), output, clients].into_iter().flatten().min();
+            let until =
+                [self.containers.deadline(Instant::now()), output, clients].into_iter().flatten().min();
             self.wait("run the pod", until)?;
         }
     }
@@ -166,18 +222,24 @@ impl Supervisor {
     /// Does everything that can be done now.
     fn step(&mut self) -> Result<()> {
         let link = &mut self.session.sandbox.link;
+        if !self.ready && link.ready().is_some() {
+            self.ready = true;
+            self.mark("agent_ready");
+        }
+        let link = &mut self.session.sandbox.link;
         if let Some(reply) = self.starting.and_then(|command| link.reply(command)) {
             reply?;
             (self.starting, self.changed) = (None, true);
+            self.mark("pod_started");
         }
         self.network.step(&mut self.session.sandbox);
         let mut guest = self.session.sandbox.guest();
-        let happened = self.crew.step(&mut guest, Instant::now())?;
-        for happened in happened {
-            self.take(happened)?;
+        let events = self.containers.step(&mut guest, Instant::now())?;
+        for event in events {
+            self.take(event)?;
         }
         if self.starting.is_none()
-            && self.crew.is_started()
+            && self.containers.is_started()
             && let Some(started) = self.started.take()
         {
             self.write_state()?;
@@ -200,17 +262,17 @@ impl Supervisor {
     }
 
     fn flush_clients(&mut self) -> Result<()> {
-        for asker in self.clients.flush() {
-            self.forget(asker)?;
+        for client in self.clients.flush() {
+            self.forget(client)?;
         }
         Ok(())
     }
 
     /// A client is gone.
-    fn forget(&mut self, asker: Asker) -> Result<()> {
+    fn forget(&mut self, client: ClientId) -> Result<()> {
         // It may have stood for a further process.
         self.changed = true;
-        Ok(self.crew.forget(&mut self.session.sandbox.guest(), asker)?)
+        Ok(self.containers.forget(&mut self.session.sandbox.guest(), client)?)
     }
 
     /// Whether the guest has so much to answer that nothing more is asked.
@@ -218,25 +280,28 @@ impl Supervisor {
         self.session.sandbox.link.outstanding() >= BUSY
     }
 
-    fn take(&mut self, happened: Happened) -> Result<()> {
-        match happened {
-            Happened::Answer(asker, reply) => self.clients.answer(asker, &reply),
-            Happened::Last(asker, reply) => self.clients.answer_last(asker, &reply),
-            Happened::Changed => self.changed = true,
-            Happened::Unkilled(container) => {
-                let after = self.crew.kill_patience;
+    fn take(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Answer(client, reply) => self.clients.answer(client, &reply),
+            Event::Last(client, reply) => self.clients.answer_last(client, &reply),
+            Event::Changed => self.changed = true,
+            Event::Unkilled(container) => {
+                let after = self.containers.kill_patience;
                 return Err(SessionError::Unkilled { container, after }.into());
             }
-            Happened::Runs(name) => {
-                let member = self.crew.members.iter().find(|member| member.spec.name() == name);
-                member.map_or(Ok(()), |member| self.session.sandbox.seal(&member.spec.plan.binds))?;
+            Event::Exited => self.mark("exited"),
+            Event::Runs(name) => {
+                self.mark("container_started");
+                let container = self.containers.all.iter().find(|container| container.spec.name() == name);
+                container
+                    .map_or(Ok(()), |container| self.session.sandbox.seal(&container.spec.plan.binds))?;
             }
-            Happened::Left(spec) => {
+            Event::Left(spec) => {
                 self.unshare(&spec.plan);
                 self.changed = true;
             }
             // A pod whose containers do not all start has not started.
-            Happened::StartFailed { code, message } => return Err(CodedError { code, message }.into()),
+            Event::StartFailed { code, message } => return Err(CodedError { code, message }.into()),
         }
         Ok(())
     }
@@ -244,8 +309,8 @@ impl Supervisor {
     /// Sleeps until something happens, and takes what is not the guest's.
     fn wait(&mut self, step: &'static str, until: Option<Instant>) -> Result<()> {
         let mut guest = self.session.sandbox.guest();
-        self.crew.excuse_paused(&mut guest);
-        let owed = self.crew.owed(&guest);
+        self.containers.excuse_paused(&mut guest);
+        let owed = self.containers.owed(&guest);
         let busy = self.is_busy();
         let taps = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
@@ -255,11 +320,11 @@ impl Supervisor {
         let follows = network.is_some();
         others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));
         if taps {
-            let taps = self.crew.members.iter().flat_map(|member| member.taps());
+            let taps = self.containers.all.iter().flat_map(|container| container.taps());
             others.extend(taps.filter_map(|tap| Some((tap.fd()?, libc::POLLIN))));
         }
         let now = Instant::now();
-        let (askers, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy, now).into_iter().unzip();
+        let (clients, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy, now).into_iter().unzip();
         others.extend(fds);
         let mut ready = self.session.turn(step, owed, &others, until)?.into_iter();
         if ready.next() == Some(true) {
@@ -273,26 +338,33 @@ impl Supervisor {
         self.outputs.flush();
         if taps {
             let (outputs, named) = (&mut self.outputs, self.named);
-            self.crew.members.iter_mut().for_each(|member| member.read_output(outputs, named, &mut ready));
+            self.containers
+                .all
+                .iter_mut()
+                .for_each(|container| container.read_output(outputs, named, &mut ready));
         }
-        let askers = askers.into_iter().zip(ready).filter_map(|(asker, ready)| asker.filter(|_| ready));
-        let askers: Vec<_> = askers.collect();
-        if busy { Ok(()) } else { self.serve_clients(&askers) }
+        let clients = clients.into_iter().zip(ready).filter_map(|(client, ready)| client.filter(|_| ready));
+        let clients: Vec<_> = clients.collect();
+        if busy { Ok(()) } else { self.serve_clients(&clients) }
     }
 
     fn take_signals(&mut self) -> Result<()> {
         while let Some(asked) = self.signals.next().context("read a signal")? {
             let container = &self.pod.id;
             match asked {
-                Asked::Forward(signal) if self.oci.is_some() => {
+                // Nothing is lost yet that would have to be ended in order.
+                Asked::Forward(signal) if self.is_awaited() && asks_for_an_end(signal) => {
+                    return Err(SessionError::Interrupted(signal).into());
+                }
+                Asked::Forward(signal) if self.own.is_some() => {
                     let guest = &mut self.session.sandbox.guest();
-                    let reply = self.crew.kill(guest, container, signal, false)?;
+                    let reply = self.containers.kill(guest, container, signal, false)?;
                     log::debug!("signal {signal}: {reply:?}");
                 }
-                Asked::Resize if self.oci.is_some() => {
+                Asked::Resize if self.own.is_some() => {
                     let guest = &mut self.session.sandbox.guest();
                     let size = terminal::size();
-                    size.map_or(Ok(()), |size| self.crew.resize(guest, container, size))?;
+                    size.map_or(Ok(()), |size| self.containers.resize(guest, container, size))?;
                 }
                 Asked::Forward(signal) if asks_for_an_end(signal) => {
                     let grace = if self.stopping { Duration::ZERO } else { GRACE };
@@ -304,29 +376,34 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Whether the container that this process starts at once does not run yet.
+    fn is_awaited(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.at_once) && self.started.is_some()
+    }
+
     /// Begins the pod's end.
     pub(super) fn stop(&mut self, grace: Duration) {
         (self.stopping, self.changed) = (true, true);
         let patience = Instant::now() + grace;
-        self.crew.stop(patience);
+        self.containers.stop(patience);
         let last = patience + LAST_OUTPUT;
         self.last_output = Some(self.last_output.map_or(last, |earlier| earlier.min(last)));
     }
 
-    fn serve_clients(&mut self, ready: &[Asker]) -> Result<()> {
+    fn serve_clients(&mut self, ready: &[ClientId]) -> Result<()> {
         let now = Instant::now();
         self.clients.accept(now);
-        for &asker in ready {
-            if !self.clients.receive(asker) {
-                self.forget(asker)?;
+        for &client in ready {
+            if !self.clients.receive(client) {
+                self.forget(client)?;
                 continue;
             }
-            while let Some((request, fds)) = self.clients.next(asker) {
+            while let Some((request, fds)) = self.clients.next(client) {
                 self.changed |= request.is_change();
                 let waits = request.is_answered();
-                match self.serve(asker, (request, fds))? {
-                    Some(reply) => self.clients.answer(asker, &reply),
-                    None if waits => self.clients.accepted(asker),
+                match self.serve(client, (request, fds))? {
+                    Some(reply) => self.clients.answer(client, &reply),
+                    None if waits => self.clients.accepted(client),
                     None => {}
                 }
             }
@@ -336,8 +413,8 @@ impl Supervisor {
     }
 
     /// The containers, with what leads into the guest.
-    pub(super) fn crew(&mut self) -> (&mut Crew, Guest<'_>) {
-        (&mut self.crew, self.session.sandbox.guest())
+    pub(super) fn containers(&mut self) -> (&mut Containers, Guest<'_>) {
+        (&mut self.containers, self.session.sandbox.guest())
     }
 
     /// Whether the pod is about to end.
@@ -348,14 +425,14 @@ impl Supervisor {
     /// Adds a container that a client sent.
     pub(super) fn add_sent(
         &mut self,
-        asker: Asker,
+        client: ClientId,
         base: &str,
         container: serde_json::Value,
     ) -> Option<Reply> {
         let added = serde_json::from_value::<Container>(container)
             .context("parse the container")
             .and_then(|container| Ok(self.pod.container("container", &container, Path::new(base))?))
-            .and_then(|plan| self.add(plan, Some(asker)));
+            .and_then(|plan| self.add(plan, Some(client)));
         added.err().map(|error| {
             let (_, message) = exit::of_error(&error);
             refused(message)
@@ -363,11 +440,11 @@ impl Supervisor {
     }
 
     /// Shares what a container needs and has it started.
-    fn add(&mut self, mut spec: ContainerSpec, adder: Option<Asker>) -> Result<()> {
-        if self.crew.members.iter().any(|member| member.spec.name() == spec.name()) {
+    fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
+        if self.containers.all.iter().any(|container| container.spec.name() == spec.name()) {
             anyhow::bail!("the pod has a container {:?}", spec.name());
         }
-        if self.crew.members.len() >= CONTAINERS_MAX {
+        if self.containers.all.len() >= CONTAINERS_MAX {
             anyhow::bail!("limit of {CONTAINERS_MAX} containers reached");
         }
         self.shared += 1;
@@ -378,7 +455,8 @@ impl Supervisor {
         let log = match (self.limits, &spec.log_path) {
             (None, _) => None,
             (Some(limits), path) => {
-                let path = path.clone().unwrap_or_else(|| self.state.log(spec.name()));
+                let own = || self.directory.as_ref().map(|directory| directory.log(spec.name()));
+                let path = path.clone().or_else(own).context("a log without a directory")?;
                 Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
             }
         };
@@ -387,9 +465,10 @@ impl Supervisor {
             return Err(error);
         }
         self.changed = true;
-        match &self.oci {
-            Some(_) => self.crew.add_standing(spec),
-            None => self.crew.add(spec, log, adder),
+        match &self.own {
+            Some(own) if own.at_once => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
+            Some(_) => self.containers.add_own(spec, Phase::Created),
+            None => self.containers.add(spec, log, adder),
         }
         Ok(())
     }
@@ -430,15 +509,19 @@ impl Supervisor {
             patience: self.session.patience().as_secs(),
             memory_mib: self.pod.machine.memory_mib,
             cgroup: self.cgroup.clone(),
-            containers: self.crew.members.iter().map(|member| member.state()).collect(),
-            stubs: self.crew.askers().filter_map(|asker| self.clients.process(asker)).collect(),
-            oci: self.oci.clone(),
+            containers: self.containers.all.iter().map(|container| container.state()).collect(),
+            stubs: self.containers.clients().filter_map(|client| self.clients.process(client)).collect(),
+            oci: self.own.as_ref().map(|own| own.oci.clone()),
+            transient: self.own.as_ref().is_some_and(|own| own.transient),
         }
     }
 
     fn write_state(&mut self) -> Result<()> {
         self.changed = false;
-        Ok(self.state.write(&self.state())?)
+        match &self.directory {
+            Some(directory) => Ok(directory.write(&self.state())?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the machine, and with it whatever still runs; leaves the last state.
@@ -451,10 +534,16 @@ impl Supervisor {
         {
             log::warn!("{error:#}");
         }
-        let mut state = self.state();
-        "stopped".clone_into(&mut state.status);
-        self.state.write(&state)?;
-        self.state.close();
+        self.mark("pod_ended");
+        if let Some(directory) = self.directory.take() {
+            // Of one that is about to be removed nothing more need be known.
+            if !self.own.as_ref().is_some_and(|own| own.transient) {
+                let mut state = self.state();
+                "stopped".clone_into(&mut state.status);
+                directory.write(&state)?;
+            }
+            directory.close();
+        }
         let patience = Instant::now() + LAST_OUTPUT;
         while !self.outputs.is_flushed() && Instant::now() < patience {
             let blocked: Vec<_> = self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)).collect();
@@ -468,10 +557,10 @@ impl Supervisor {
         let command = self.session.sandbox.link.send_bare(Code::DestroyPod, "end the pod")?;
         self.session.begin();
         loop {
-            let happened = self.crew.step(&mut self.session.sandbox.guest(), Instant::now())?;
-            for happened in happened {
+            let events = self.containers.step(&mut self.session.sandbox.guest(), Instant::now())?;
+            for event in events {
                 // A container that could not be started has been told of.
-                self.take(happened).unwrap_or_else(|error| log::debug!("{error:#}"));
+                self.take(event).unwrap_or_else(|error| log::debug!("{error:#}"));
             }
             self.flush_clients()?;
             if let Some(reply) = self.session.sandbox.link.reply(command) {

@@ -71,21 +71,6 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
 }
 
 #[test]
-fn what_others_do_on_the_host_is_refused_in_the_foreground_alone() {
-    for (change, path) in [
-        (r#"{"hooks":{"poststart":[{"path":"/bin/true"}]}}"#, "hooks.poststart"),
-        (r#"{"hooks":{"createRuntime":[{"path":"/bin/true"}]}}"#, "hooks.createRuntime"),
-    ] {
-        let bundle = check_with(change).unwrap();
-        match refusals::check_foreground(&bundle.spec) {
-            Err(BundleError::Unsupported { path: found, .. }) => assert_eq!(found, path, "{change}"),
-            other => panic!("{change}: {other:?}"),
-        }
-    }
-    refusals::check_foreground(&check_with("{}").unwrap().spec).unwrap();
-}
-
-#[test]
 fn an_engine_s_container_in_a_namespace_of_the_host_is_refused_by_its_name() {
     let judged = |change: &str| refusals::check_engine(&check_with(change).unwrap().spec);
     let (network, pid) = (r#"{"type":"network","path":"/run/netns/a"}"#, r#"{"type":"pid"}"#);

@@ -35,8 +35,8 @@ fn specified(rules: &[&str], kind: char, (major, minor): (i64, i64), letter: cha
             && number(rule.minor, minor)
             && rule.access.contains(letter)
     };
-    let rules = given(rules).into_iter().chain(given(&RUNC));
-    rules.filter(fits).last().is_some_and(|rule| rule.allow)
+    let mut rules = given(rules).into_iter().chain(given(&RUNC));
+    rules.rfind(fits).is_some_and(|rule| rule.allow)
 }
 
 /// The kernel's controller (security/device_cgroup.c): what is written to its files, and what it answers.

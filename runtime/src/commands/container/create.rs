@@ -5,47 +5,30 @@ use std::fs;
 use std::io::{PipeWriter, pipe};
 use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::process::parent_id;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use agent_proto::command::Protocol;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
 use host::hooks::Environment;
-use host::network::Network;
 use host::signals::Signals;
-use host::{environment, sys, terminal};
-use link::streams::streams;
+use host::{environment, sys};
 use oci::bundle::Bundle;
+use oci::refusals;
 use oci::spec::Spec;
-use oci::{program, refusals};
-use plan::{ContainerPlan, VmPlan, limits};
-use vmm::PendingVm;
 
-use super::{check_console, end, finish, refuse_descriptors, run_first, run_last, take_away, write_pid};
+use super::hook_points::run_last;
+use super::life::{Life, refuse_foreground_flags};
+use super::{check_console, end, finish, refuse_descriptors, take_away, write_pid};
+use crate::assembly::Assembly;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
-use crate::image::Images;
-use crate::network::{self, LiveNetwork};
-use crate::pod::output::Outputs;
-use crate::pod::plan::{ContainerSpec, PodPlan};
-use crate::pod::supervisor::{self, Started, Supervisor};
-use crate::sandbox::{Parts, Sandbox};
-use crate::session::Session;
-use crate::state::{OciState, PodState, StateDir, StateRoot};
-use crate::{console, deadlines, exit, logging, report};
+use crate::pod::supervisor::Started;
+use crate::state::{StateDir, StateRoot};
+use crate::{deadlines, exit, logging, report};
 
 /// What is said where the container's process could say nothing.
 const SILENT: &str = "the container's process ended before the container was created";
-
-/// A container that is about to be made.
-struct Start {
-    root: StateRoot,
-    config: RunConfig,
-    bundle: Bundle,
-    console_socket: Option<PathBuf>,
-}
 
 /// Makes a container; returns 0 once it is there, and in its own process its exit code at its end.
 pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
@@ -55,19 +38,15 @@ pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     config.bundle = std::path::absolute(&config.bundle)
         .with_context(|| format!("open bundle {}", config.bundle.display()))?;
-    if config.marks.is_some() {
-        bail!("--marks: the timeline is of a container's boot in the foreground");
-    }
-    if config.vm.protocol == Protocol::Api4244 {
-        bail!("--agent api-4244: a container in the background is asked about by the extension");
-    }
+    refuse_foreground_flags(&config)?;
     config.vm.systemd_cgroup = engine.systemd_cgroup;
     let mut bundle = Bundle::load(&config.bundle)?;
     refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
-    let start = Start { root: root.clone(), config, bundle, console_socket: engine.console_socket };
-    make(start, engine.pid_file.as_deref())
+    let mut life = Life::new(config, bundle);
+    life.console_socket = engine.console_socket;
+    make(root, life, engine.pid_file.as_deref())
 }
 
 /// Without a UTS namespace of its own a container has the host's name: a guest has it as it is now.
@@ -82,22 +61,22 @@ fn lend_host_name(spec: &mut Spec) -> Result<()> {
 
 /// Takes away what the process `pid` has left of a container that could not be made: what its first hooks did has its end,
 /// too. Another container of that name is none of its.
-fn clear(start: &Start, pid: u32) -> Result<()> {
-    let Some(directory) = start.root.claimed_by(&start.config.id, pid) else { return Ok(()) };
+fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
+    let Some(directory) = root.claimed_by(&life.config.id, pid) else { return Ok(()) };
     end(&directory)?;
     let state = directory.read()?;
     take_away(&directory, &state)?;
-    run_last(&start.bundle.spec.hooks.poststop, &state.stopped(), &Environment::own());
+    run_last(&life.bundle.spec.hooks.poststop, &state.stopped(), &Environment::own());
     Ok(())
 }
 
 /// Has a process of its own make the container, from its directory on: if this one is killed, that one notices.
-fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
+fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
     let (reader, writer) = pipe().context("make a pipe")?;
     match sys::fork_detached(None).context("make the container's process")? {
         0 => {
             drop(reader);
-            Ok(container(start, writer))
+            Ok(container(root, life, writer))
         }
         pid => {
             drop(writer);
@@ -108,7 +87,7 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
                 let ended = sys::process(pid)
                     .and_then(|process| sys::kill_and_wait(process.as_fd(), deadlines::GONE));
                 ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
-                clear(&start, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
+                clear(root, &life, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             made.map(|()| 0)
         }
@@ -116,8 +95,8 @@ fn make(start: Start, pid_file: Option<&Path>) -> Result<u8> {
 }
 
 /// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
-fn container(start: Start, writer: PipeWriter) -> u8 {
-    let (directory, held) = match start.root.claim(&start.config.id) {
+fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
+    let (directory, held) = match root.claim(&life.config.id) {
         Ok(claimed) => claimed,
         Err(error) => {
             let (code, message) = exit::of_error(&error.into());
@@ -129,14 +108,18 @@ fn container(start: Start, writer: PipeWriter) -> u8 {
     // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
     let _ = held.into_raw_fd();
     // This process forgets its own before it has a machine.
-    let environment = Environment::kept_for(&start.bundle.spec.hooks.poststop);
+    let environment = Environment::kept_for(&life.bundle.spec.hooks.poststop);
+    life.environment = Environment::own();
+    life.directory = Some(directory.clone());
+    // The fork has another number than the process that read the bundle.
+    life.state.pid = std::process::id();
     let writer = Rc::new(Cell::new(Some(writer)));
     let told = writer.clone();
     let created = move || match told.take().map(|writer| report::send(writer, 0, "")) {
         Some(Err(_)) => Err(Forgotten.into()),
         _ => Ok(()),
     };
-    let error = match live(start, directory.clone(), Box::new(created)) {
+    let error = match live(life, Box::new(created)) {
         Ok(code) => return code,
         Err(error) => error,
     };
@@ -166,82 +149,15 @@ fn abandon(directory: &StateDir, environment: &Environment) {
 }
 
 /// The container's life, from what it has of the host to its end.
-fn live(start: Start, state: StateDir, created: Started) -> Result<u8> {
-    let Start { config, bundle, console_socket, .. } = start;
-    let oci = oci_state(&config, &bundle);
-    let mut creating = PodState {
-        id: config.id.clone(),
-        status: "creating".to_owned(),
-        pid: std::process::id(),
-        oci: Some(oci.clone()),
-        ..PodState::default()
-    };
-    state.write(&creating)?;
-    if let Some(socket) = &console_socket {
-        environment::open_terminal(socket, bundle.process.console_size)?;
-    }
-    let mut vm = VmPlan::for_bundle(&bundle, &config.id, &config.vm)?;
-    let container = ContainerPlan::new(&bundle, &config.id, &vm, terminal::size())?;
-    if let Some(wanted) = &vm.cgroup {
-        // Known before it is there, so that whoever clears up after us finds it; systemd's directories are known after.
-        creating.cgroup = Cgroup::choose(wanted)?;
-        state.write(&creating)?;
-        creating.cgroup.make(wanted, vm.memory_mib)?;
-        state.write(&creating)?;
-        creating.cgroup.limit(&wanted.resources, vm.memory_mib)?;
-        creating.cgroup.join()?;
-    }
-    let entered = environment::enter_network(&bundle.spec.linux)?;
-    // Before the signals are blocked, which a hook would inherit, and before there is a machine: what hooks do to
-    // the network namespace is there when its devices are made.
-    run_first(&bundle.spec.hooks, &creating)?;
-    program::check(&bundle)?;
-
+fn live(mut life: Life, created: Started) -> Result<u8> {
+    let prepared = life.prepare()?;
     environment::seclude()?;
+    // After the hooks, which would inherit them.
     let signals = Signals::block().context("block signals")?;
-    let pending = PendingVm::start().map_err(vmm::Error::from)?;
-    // It lasts longer than the machine.
-    let mut network = if entered { Network::followed()? } else { Network::default() };
-    network::describe(&network, &mut vm);
-    let (resolver, names) = match entered {
-        true => network::serve_names(&mut vm, &bundle.spec).context("serve name queries")?,
-        false => (None, None),
-    };
-    let pod = PodPlan::of_one(&config.id, vm);
-    let listener = state.listen()?;
-    let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
-    let outputs =
-        console::Outputs::open(config.vm.console.as_ref(), None).context("open the console's copy")?;
-    let streams = streams(&[], None).context("make the streams")?;
-    let (spare_nics, nics) = (network.spare_nics(), std::mem::take(&mut network.nics));
-    let parts = Parts { pending, images, outputs, streams, nics, spare_nics, resolver, timeline: None };
-    let sandbox = Sandbox::start(&pod.machine, &[], parts)?;
-    let patience = limits::patience(&bundle.spec.linux.resources.cpu, config.agent_timeout);
-    let session = Session::new(sandbox, patience);
-    let (containers, outputs) = (vec![ContainerSpec::unattended(container)], Outputs::default());
-    let parts = supervisor::Parts {
-        session,
-        signals,
-        pod,
-        containers,
-        state,
-        listener,
-        outputs,
-        oci: Some(oci),
-        cgroup: creating.cgroup,
-        network: LiveNetwork::new(network, names),
-    };
-    Supervisor::start(parts, created)?.run()
-}
-
-fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    OciState {
-        bundle: config.bundle.clone(),
-        rootfs: bundle.rootfs.clone(),
-        created: logging::timestamp_exact(now),
-        owner: sys::effective_user(),
-        network: bundle.network().map(Path::to_owned),
-        annotations: bundle.spec.annotations.clone(),
+    let mut supervisor = life.begin(prepared, signals, Assembly::begin()?, created)?;
+    let code = supervisor.run()?;
+    if let Some((name, error)) = supervisor.output_error() {
+        log::warn!("write {name}: {error}");
     }
+    Ok(code)
 }

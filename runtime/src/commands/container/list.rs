@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{print, state_json, status};
+use super::{print, state_json, status, take_away};
 use crate::cli::container::{Format, ListArgs, PsArgs};
 use crate::state::StateRoot;
 
@@ -20,6 +20,10 @@ pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
     let mut states = Vec::new();
     for directory in root.list()? {
         match directory.look() {
+            // A container in the foreground that was killed could not remove what it had.
+            Ok(state) if state.transient && state.status == "stopped" => {
+                take_away(&directory, &directory.read()?).unwrap_or_else(|error| log::warn!("{error:#}"));
+            }
             Ok(state) if state.oci.is_some() => states.push(state_json(&state)),
             Ok(_) => {}
             // One that goes this moment, or whose state is damaged, is no reason not to list the others.

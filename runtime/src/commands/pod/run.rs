@@ -11,24 +11,19 @@ use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
 use host::signals::Signals;
 use host::{environment, sys};
-use link::streams::streams;
-use vmm::PendingVm;
 
 use super::print;
+use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
-use crate::image::Images;
-use crate::network::LiveNetwork;
 use crate::pod::output::Outputs;
 use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::podfile;
-use crate::pod::supervisor::{self, Started, Supervisor};
-use crate::sandbox::{Parts, Sandbox};
-use crate::session::Session;
+use crate::pod::supervisor::{Registration, Started, Supervised, Supervisor};
+use crate::report;
 use crate::state::{StateDir, StateRoot};
-use crate::{console, report};
 
 /// A pod that is about to run.
 struct Start {
@@ -127,37 +122,28 @@ fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
 
 /// The pod's life, from its machine to its last container's end.
 fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
-    let Start { config, pod, containers, state } = start;
+    let Start { config, mut pod, containers, state } = start;
     // A client's terminal may be the one that we were started in, with us in its background.
     sys::leave_terminal();
     environment::seclude()?;
     // Before the first thread, so that no other takes a signal that is ours.
     let signals = Signals::block().context("block signals")?;
-    let pending = PendingVm::start().map_err(vmm::Error::from)?;
-    let listener = state.listen()?;
-    let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
-    let console =
-        console::Outputs::open(config.vm.console.as_ref(), None).context("open the console's copy")?;
-    let streams = streams(&[], None).context("make the streams")?;
-    let (nics, spare_nics, resolver) = (Vec::new(), 0, None);
-    let parts =
-        Parts { pending, images, outputs: console, streams, nics, spare_nics, resolver, timeline: None };
-    let sandbox = Sandbox::start(&pod.machine, &[], parts)?;
-    let session = Session::new(sandbox, config.agent_timeout);
-    let (oci, cgroup, network) = (None, Cgroup::default(), LiveNetwork::default());
-    let parts = supervisor::Parts {
-        session,
+    let assembly = Assembly::begin()?;
+    let registration = Registration { listener: state.listen()?, directory: state };
+    let machine = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
+    let supervised = Supervised {
+        session: machine.session,
         signals,
         pod,
         containers,
-        state,
-        listener,
+        registration: Some(registration),
         outputs,
-        oci,
-        cgroup,
-        network,
+        own: None,
+        cgroup: Cgroup::default(),
+        network: machine.network,
+        timeline: None,
     };
-    Supervisor::start(parts, started)?.run()
+    Supervisor::start(supervised, started)?.run()
 }
 
 /// A name that no other pod has.

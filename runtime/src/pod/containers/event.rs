@@ -1,16 +1,16 @@
-//! What comes of a crew's work, for whoever has the machine and the clients.
+//! What comes of the containers' work, for the supervisor, which has the machine and the clients.
 
 use crate::control::Reply;
-use crate::pod::Asker;
+use crate::pod::ClientId;
 use crate::pod::plan::ContainerSpec;
 
-/// What came of it.
+/// What happened.
 #[derive(Debug)]
-pub enum Happened {
+pub enum Event {
     /// Somebody has an answer.
-    Answer(Asker, Reply),
+    Answer(ClientId, Reply),
     /// A client's process has ended: its connection ends with this answer.
-    Last(Asker, Reply),
+    Last(ClientId, Reply),
     /// A container could not be started the first time.
     StartFailed {
         /// The exit code that stands for it.
@@ -20,6 +20,8 @@ pub enum Happened {
     },
     /// A container was killed, and the guest has not said in time that it has ended: the machine is to end.
     Unkilled(String),
+    /// A container's init process has exited.
+    Exited,
     /// A container runs: what it has read-only is to be closed for good.
     Runs(String),
     /// A container has left the pod: the share need not hold it any more.

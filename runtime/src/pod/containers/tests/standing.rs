@@ -4,25 +4,25 @@ use super::*;
 use crate::exit;
 
 /// Who asks for the start.
-const STARTER: Asker = 7;
+const STARTER: ClientId = 7;
 
 impl Rig {
     /// A rig with a container that was created.
     fn created(script: &str) -> Rig {
         let mut rig = Rig::new();
         let plan = rig.plan("a", script, RestartPolicy::Never);
-        rig.crew.add_standing(plan);
+        rig.containers.add_own(plan, Phase::Created);
         rig
     }
 
     fn kill(&mut self, signal: i32) -> Reply {
         let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
-        self.crew.kill(&mut guest, "a", signal, false).unwrap()
+        self.containers.kill(&mut guest, "a", signal, false).unwrap()
     }
 
     fn answer(&self) -> Option<&Reply> {
-        self.happened.iter().find_map(|happened| match happened {
-            Happened::Answer(STARTER, reply) => Some(reply),
+        self.events.iter().find_map(|events| match events {
+            Event::Answer(STARTER, reply) => Some(reply),
             _ => None,
         })
     }
@@ -31,14 +31,14 @@ impl Rig {
 #[test]
 fn it_starts_when_it_is_asked_to_and_once() {
     let mut rig = Rig::created("exit 3");
-    rig.until(|rig| rig.crew.is_started());
-    assert_eq!(rig.member("a").state().status, "created");
-    assert!(!rig.crew.is_over());
-    assert_eq!(rig.crew.start("a", STARTER), None);
+    rig.until(|rig| rig.containers.is_started());
+    assert_eq!(rig.container("a").state().status, "created");
+    assert!(!rig.containers.is_over());
+    assert_eq!(rig.containers.start("a", STARTER), None);
     rig.until(|rig| rig.answer() == Some(&Reply::Done));
-    rig.until(|rig| rig.crew.is_over());
-    assert_eq!(rig.crew.exit_code(), 3);
-    let again = rig.crew.start("a", STARTER);
+    rig.until(|rig| rig.containers.is_over());
+    assert_eq!(rig.containers.exit_code(), 3);
+    let again = rig.containers.start("a", STARTER);
     assert_eq!(again, Some(refused("cannot start a container that has stopped".into())));
     assert_eq!(rig.kill(libc::SIGTERM), refused("container not running".into()));
 }
@@ -48,85 +48,85 @@ fn before_its_start_a_signal_that_asks_for_an_end_is_one() {
     for signal in [libc::SIGKILL, libc::SIGTERM] {
         let mut rig = Rig::created("exit 3");
         assert_eq!(rig.kill(libc::SIGUSR1), Reply::Done);
-        assert_eq!(rig.member("a").phase, Phase::Created);
+        assert_eq!(rig.container("a").phase, Phase::Created);
         assert_eq!(rig.kill(signal), Reply::Done);
-        rig.until(|rig| rig.crew.is_over());
-        assert_eq!(rig.crew.exit_code(), exit::of_signal(signal));
+        rig.until(|rig| rig.containers.is_over());
+        assert_eq!(rig.containers.exit_code(), exit::of_signal(signal));
     }
 }
 
 #[test]
 fn a_signal_during_its_start_reaches_its_process() {
     let mut rig = Rig::created("exec sleep 1000");
-    assert_eq!(rig.crew.start("a", STARTER), None);
+    assert_eq!(rig.containers.start("a", STARTER), None);
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
-    rig.until(|rig| rig.crew.is_over());
-    assert_eq!(rig.crew.exit_code(), 137);
+    rig.until(|rig| rig.containers.is_over());
+    assert_eq!(rig.containers.exit_code(), 137);
 }
 
 #[test]
 fn a_program_that_is_not_there_is_told_to_who_asked_and_ends_it() {
     let mut rig = Rig::created("");
-    rig.crew.members[0].spec.plan.container.process.args = vec!["no-such-program".into()];
-    assert_eq!(rig.crew.start("a", STARTER), None);
-    rig.until(|rig| rig.crew.is_over());
+    rig.containers.all[0].spec.plan.container.process.args = vec!["no-such-program".into()];
+    assert_eq!(rig.containers.start("a", STARTER), None);
+    rig.until(|rig| rig.containers.is_over());
     let message = "exec: \"no-such-program\": executable file not found in $PATH".to_owned();
     assert_eq!(rig.answer(), Some(&Reply::Failed { code: 127, message }));
-    assert_eq!(rig.crew.exit_code(), 127);
+    assert_eq!(rig.containers.exit_code(), 127);
 }
 
-/// What comes of a crew whose agent is silent from now on, `after` what is the longest that it may be.
-fn silent(rig: &mut Rig, after: Duration) -> Vec<Happened> {
+/// What comes of a containers whose agent is silent from now on, `after` what is the longest that it may be.
+fn silent(rig: &mut Rig, after: Duration) -> Vec<Event> {
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
     let now = Instant::now();
-    let asked = rig.crew.step(&mut guest, now).unwrap();
-    assert!(!asked.iter().any(|happened| matches!(happened, Happened::Unkilled(_))), "{asked:?}");
-    rig.crew.step(&mut guest, now + after).unwrap()
+    let asked = rig.containers.step(&mut guest, now).unwrap();
+    assert!(!asked.iter().any(|events| matches!(events, Event::Unkilled(_))), "{asked:?}");
+    rig.containers.step(&mut guest, now + after).unwrap()
 }
 
-fn is_unkilled(happened: &[Happened]) -> bool {
-    happened.iter().any(|happened| matches!(happened, Happened::Unkilled(name) if name == "a"))
+fn is_unkilled(events: &[Event]) -> bool {
+    events.iter().any(|events| matches!(events, Event::Unkilled(name) if name == "a"))
 }
 
 #[test]
 fn a_kill_that_the_guest_does_not_answer_is_the_machine_s_end() {
     let mut rig = Rig::created("exec sleep 1000");
-    assert_eq!(rig.crew.start("a", STARTER), None);
-    rig.until(|rig| rig.member("a").phase == Phase::Running);
+    assert_eq!(rig.containers.start("a", STARTER), None);
+    rig.until(|rig| rig.container("a").phase == Phase::Running);
     assert_eq!(rig.kill(libc::SIGTERM), Reply::Done);
-    assert_eq!(rig.crew.deadline(Instant::now()), None, "a process may ignore it");
+    assert_eq!(rig.containers.deadline(Instant::now()), None, "a process may ignore it");
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
-    let due = rig.crew.deadline(Instant::now()).unwrap();
-    assert!(due <= Instant::now() + rig.crew.kill_patience);
+    let due = rig.containers.deadline(Instant::now()).unwrap();
+    assert!(due <= Instant::now() + rig.containers.kill_patience);
     // A second one is no second chance.
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
-    assert_eq!(rig.crew.deadline(Instant::now()), Some(due));
-    let after = rig.crew.kill_patience;
+    assert_eq!(rig.containers.deadline(Instant::now()), Some(due));
+    let after = rig.containers.kill_patience;
     assert!(is_unkilled(&silent(&mut rig, after)));
-    assert_eq!(rig.member("a").state().exit_code, Some(137));
+    assert_eq!(rig.container("a").state().exit_code, Some(137));
 }
 
 #[test]
 fn a_kill_during_a_start_that_is_not_answered_is_the_machine_s_end() {
     let mut rig = Rig::created("exec sleep 1000");
-    assert_eq!(rig.crew.start("a", STARTER), None);
+    assert_eq!(rig.containers.start("a", STARTER), None);
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
-    let after = rig.crew.kill_patience;
+    let after = rig.containers.kill_patience;
     assert!(is_unkilled(&silent(&mut rig, after)));
 }
 
 #[test]
 fn a_container_whose_further_process_is_said_to_live_on_is_killed_all_the_same() {
     let mut rig = Rig::created("exec sleep 1000");
-    assert_eq!(rig.crew.start("a", STARTER), None);
-    rig.until(|rig| rig.member("a").phase == Phase::Running);
+    assert_eq!(rig.containers.start("a", STARTER), None);
+    rig.until(|rig| rig.container("a").phase == Phase::Running);
     let _client = rig.exec(8, "exec sleep 1000");
-    rig.until(|rig| rig.crew.execs[0].phase == exec::Phase::Running);
+    rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
     // A guest that reports the one's end and not the other's.
-    rig.crew.members[0].exited(agent_proto::payload::Exit::default());
-    assert_eq!(rig.member("a").state().status, "running");
+    rig.containers.all[0].exited(agent_proto::payload::Exit::default());
+    assert_eq!(rig.container("a").state().status, "running");
     assert_eq!(rig.kill(libc::SIGTERM), refused("container not running".into()));
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
-    let after = rig.crew.kill_patience;
+    let after = rig.containers.kill_patience;
     assert!(is_unkilled(&silent(&mut rig, after)));
 }

@@ -1,15 +1,15 @@
-//! A container of a pod and its life: waiting, starting, running, its last output, its end, and again.
+//! A container of a pod and its life: created, waiting, starting, running, its last output, its end, and again.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Instant, SystemTime};
 
-use agent_proto::command::Code;
-use agent_proto::payload::{ContainerName, Exit, KillCommand, WindowSize};
+use agent_proto::command::{Code, Protocol};
+use agent_proto::payload::{ContainerName, Exit};
 use host::signals::asks_for_an_end;
-use host::terminal;
-use link::streams::{Delivery, StreamSpec};
+use host::terminal::{self, RawTerminal};
+use link::streams::StreamSpec;
 use link::{CommandId, LinkError};
 use oci::spec::ConsoleSize;
 use plan::INIT_PROCESS;
@@ -17,25 +17,26 @@ use plan::INIT_PROCESS;
 use super::log::{LogFile, Stream};
 use super::output::Outputs;
 use super::plan::ContainerSpec;
+use super::process::{self, Process};
 use super::restart::Restarts;
 use super::tap::Tap;
-use super::{Asker, Guest};
+use super::{ClientId, Guest};
 use crate::exit;
 use crate::state::ContainerState;
 
 /// Where a container stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It is to be started when somebody asks for it.
+    /// It waits for a request to start it.
     Created,
     /// It is to be started at this time.
     Waiting(Instant),
     /// The agent was asked to start it.
     Starting,
-    /// Its first process runs.
+    /// Its init process runs.
     Running,
-    /// Its first process has ended; its output is on the way.
-    Draining(Exit),
+    /// Its init process has exited; its output is on the way.
+    Draining,
     /// The agent was asked to forget it; then it is started again, or not.
     Clearing(Option<Instant>),
     /// It has ended for good.
@@ -55,113 +56,134 @@ pub enum Ending {
     Killed,
 }
 
+/// Whose streams a container's init process has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stdio {
+    /// The pod's: its output goes to its log and to the pod's own output, and nobody types.
+    #[default]
+    Pod,
+    /// This process's own standard streams. The process stands for the container: signals to it are the container's.
+    Own,
+}
+
 /// A container.
-#[derive(Debug)]
-pub struct Member {
+pub struct Container {
     /// What it is.
     pub spec: ContainerSpec,
     /// Where it stands.
     pub phase: Phase,
     /// How far it was asked to end: it is not started again then.
     pub ending: Ending,
-    /// When it is to have ended, since it was killed.
+    /// By when it has to end, once it was killed.
     pub killed: Option<Instant>,
-    /// Who has it removed.
-    pub removers: Vec<Asker>,
+    /// Clients that wait for its removal.
+    pub removers: Vec<ClientId>,
     /// It is to be removed when it has ended.
     pub leaves: bool,
-    /// Who added it to the living pod and waits for its first start.
-    pub adder: Option<Asker>,
+    /// The client that added it to the living pod, or started it, and waits for that.
+    pub starter: Option<ClientId>,
     /// It has run.
     pub has_run: bool,
-    /// It does not run, though its processes are there.
+    /// Its processes are suspended.
     pub paused: bool,
     /// How it ended last.
     pub exit: Option<u8>,
+    /// What kept its output from its reader.
+    pub output_error: Option<(&'static str, io::Error)>,
     error: String,
     restarts: Restarts,
     started: Instant,
-    /// Numbers of its stdout's and stderr's streams.
-    streams: Vec<u64>,
+    /// Its init process, from the command that starts it until its output is drained.
+    process: Option<Process>,
     taps: Vec<Tap>,
     log: Option<LogFile>,
-    /// Its streams are this process's own, which stands for it.
-    pub stands: bool,
-    /// Signals that came before its first process, and whether they are for all of its processes.
+    stdio: Stdio,
+    /// The terminal that this process was started in, raw while the container has it.
+    terminal: Option<RawTerminal>,
+    /// Signals that came before its start, and whether each is for all of its processes.
     held: Vec<(i32, bool)>,
 }
 
-impl Member {
-    /// Returns a container that is to be started now.
-    pub fn new(spec: ContainerSpec, log: Option<LogFile>, now: Instant) -> Member {
-        Member {
+impl Container {
+    /// Returns a container that is to be started now, with the pod's streams.
+    pub fn new(spec: ContainerSpec, log: Option<LogFile>, now: Instant) -> Container {
+        Container {
             phase: Phase::Waiting(now),
             ending: Ending::Unasked,
             killed: None,
             removers: Vec::new(),
             leaves: false,
-            adder: None,
+            starter: None,
             has_run: false,
             paused: false,
             exit: None,
+            output_error: None,
             error: String::new(),
             restarts: Restarts::new(spec.restart),
             started: now,
-            streams: Vec::new(),
+            process: None,
             taps: Vec::new(),
             spec,
             log,
-            stands: false,
+            stdio: Stdio::Pod,
+            terminal: None,
             held: Vec::new(),
         }
     }
 
-    /// Returns a container that this process stands for: it waits for its start, and has our standard streams.
-    pub fn standing(spec: ContainerSpec) -> Member {
-        Member { phase: Phase::Created, stands: true, ..Member::new(spec, None, Instant::now()) }
+    /// Returns a container that this process stands for, in `phase`.
+    pub fn own(spec: ContainerSpec, phase: Phase) -> Container {
+        Container { phase, stdio: Stdio::Own, ..Container::new(spec, None, Instant::now()) }
+    }
+
+    /// Whether this process stands for it.
+    pub fn is_own(&self) -> bool {
+        self.stdio == Stdio::Own
     }
 
     /// Asks the agent to start it, with streams from number `seq` on.
     pub fn start(&mut self, guest: &mut Guest<'_>, seq: u64, null: &File) -> Result<CommandId, StartError> {
-        let terminal = self.spec.plan.container.process.terminal;
         let mut container = self.spec.plan.container.clone();
+        let terminal = container.process.terminal;
+        (container.process.stdio, container.process.stderr) = (seq, if terminal { 0 } else { seq + 1 });
         let mut outputs = vec![(Stream::Stdout, seq)];
-        container.process.stdio = seq;
         if !terminal {
-            container.process.stderr = seq + 1;
             outputs.push((Stream::Stderr, seq + 1));
         }
+        let mut writers = Vec::new();
+        let mut streams = Vec::new();
         for (stream, seq) in outputs {
-            if self.stands {
-                guest.streams.open(&own_stream(stream, seq))?;
-                self.streams.push(seq);
+            if self.is_own() {
+                streams.push(own_stream(stream, seq));
                 continue;
             }
             let (tap, writer) = Tap::new(stream)?;
             // Nobody types: a program that reads finds the end, one on a terminal waits.
             let source = (stream == Stream::Stdout && !terminal).then(|| null.as_raw_fd());
-            guest.streams.open(&StreamSpec { seq, source, sink: Some(writer.as_raw_fd()) })?;
-            self.streams.push(seq);
+            streams.push(StreamSpec { seq, source, sink: Some(writer.as_raw_fd()) });
             self.taps.push(tap);
+            writers.push(writer);
         }
+        let mut process = Process::open(guest, self.spec.name(), INIT_PROCESS, terminal, &streams)?;
+        for (signal, all) in std::mem::take(&mut self.held) {
+            process.signal(guest, signal, all)?;
+        }
+        self.process = Some(process);
         self.phase = Phase::Starting;
         Ok(guest.link.send(Code::NewContainer, "start the container", &container)?)
     }
 
-    /// Its first process runs.
-    pub fn began(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<(), LinkError> {
+    /// The agent has started it.
+    pub fn began(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<(), StartError> {
         (self.phase, self.started, self.has_run) = (Phase::Running, now, true);
-        if let Some(seq) = self.streams.first() {
-            guest.streams.start(*seq, guest.window());
+        let own_terminal = self.is_own() && self.spec.plan.container.process.terminal;
+        if own_terminal {
+            self.terminal = RawTerminal::of_stdin().map_err(StartError::Terminal)?;
         }
-        if let Some(size) =
-            terminal::size().filter(|_| self.stands && self.spec.plan.container.process.terminal)
-        {
-            // It may have changed since the container was made.
-            self.resize(guest, size)?;
-        }
-        let held = std::mem::take(&mut self.held);
-        held.into_iter().try_for_each(|(signal, all)| self.signal(guest, signal, all))
+        // It may have changed since the container was made, and API 4244 tells no size with the start.
+        let size = terminal::size().filter(|_| own_terminal);
+        let Some(process) = &mut self.process else { return Ok(()) };
+        Ok(process.started(guest, size)?)
     }
 
     /// It could not be started: it has ended with `code`.
@@ -171,45 +193,50 @@ impl Member {
         (self.phase, self.exit, self.error) = (Phase::Ended, Some(code), error);
     }
 
-    /// Its first process has ended.
+    /// Its init process has exited.
     pub fn exited(&mut self, exit: Exit) {
-        if matches!(self.phase, Phase::Running) {
-            self.phase = Phase::Draining(exit);
+        if let Some(process) = self.process.as_mut().filter(|_| self.phase == Phase::Running) {
+            process.exited(exit);
+            self.phase = Phase::Draining;
         }
     }
 
-    /// Once the first process's output is here and written down: returns whether the agent may forget the container.
-    pub fn is_drained(&mut self, guest: &mut Guest<'_>, now: Instant) -> bool {
-        let Phase::Draining(exit) = &self.phase else { return false };
-        let bytes = [exit.stdout_bytes, exit.stderr_bytes];
-        let open = self.streams.iter().zip(bytes);
-        if open.clone().any(|(seq, bytes)| guest.streams.delivery(*seq, bytes) != Delivery::Done) {
+    /// Does what the protocol leaves to the host while it runs.
+    pub fn advance(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
+        self.process.as_mut().map_or(Ok(()), |process| process.advance(guest))
+    }
+
+    /// Returns true once, when the init process's output is with its reader and written down.
+    pub fn drain(&mut self, guest: &mut Guest<'_>, now: Instant) -> bool {
+        if self.phase != Phase::Draining {
             return false;
         }
-        let code = exit::of_exit(exit);
-        for (seq, name) in self.streams.iter().zip(["stdout", "stderr"]) {
-            if let Some(error) = guest.streams.error(*seq).filter(|_| self.stands) {
-                log::warn!("write {name}: {error}");
+        if let Some(process) = &self.process {
+            let process::Phase::Draining(exit) = &process.phase else { return false };
+            if !process.is_drained(guest) {
+                return false;
             }
+            self.exit = Some(exit::of_exit(exit));
+            self.close(guest);
         }
-        self.close(guest);
         if !self.taps.iter().all(Tap::is_ended) {
             return false;
         }
         self.taps.clear();
-        self.exit = Some(code);
         self.paused = false;
-        let again = self.restarts.ended(code, self.started, now);
+        let again = self.restarts.ended(self.exit.unwrap_or(0), self.started, now);
         self.phase = Phase::Clearing(again);
         true
     }
 
+    /// Whether the agent has to forget it: its name is free again then. A machine that ends with it forgets it anyway.
+    pub fn is_cleared(&self, protocol: Protocol) -> bool {
+        !(self.is_own() || protocol == Protocol::Api4244)
+    }
+
     /// Returns the stream of which the guest owes output that it says it has sent.
     pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
-        let Phase::Draining(exit) = &self.phase else { return None };
-        let mut open = self.streams.iter().zip([exit.stdout_bytes, exit.stderr_bytes]);
-        open.find(|(seq, bytes)| guest.streams.delivery(**seq, *bytes) == Delivery::Guest)
-            .map(|(seq, _)| *seq)
+        self.process.as_ref().filter(|_| self.phase == Phase::Draining)?.owed(guest)
     }
 
     /// The agent has forgotten it.
@@ -243,22 +270,24 @@ impl Member {
         Ok(())
     }
 
-    /// Sends its first process a signal, or all of its processes.
-    pub fn signal(&self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
-        let command = KillCommand { container: self.spec.name().to_owned(), signal, all_processes: all };
-        guest.link.notify(Code::KillContainer, "signal the container", &command)
+    /// Sends its init process a signal, or all of its processes.
+    pub fn signal(&mut self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
+        self.process.as_mut().map_or(Ok(()), |process| process.signal(guest, signal, all))
     }
 
-    /// Takes a signal for a container that this process stands for and whose first process is not there: one that asks for
-    /// an end is its end before it was asked to start, and is kept after that. Returns false for any other container.
+    /// Takes a signal for a container that this process stands for and whose init process is not there: one that asks for an end
+    /// ends it before it was asked to start, and is kept after that. Returns false for any other container.
     pub fn hold(&mut self, signal: i32, all: bool) -> bool {
-        match self.phase {
-            _ if !self.stands => return false,
-            Phase::Created if signal == libc::SIGKILL || asks_for_an_end(signal) => {
+        if !self.is_own() {
+            return false;
+        }
+        match (&self.phase, &mut self.process) {
+            (Phase::Created, _) if signal == libc::SIGKILL || asks_for_an_end(signal) => {
                 (self.phase, self.exit) = (Phase::Ended, Some(exit::of_signal(signal)));
             }
-            Phase::Created => {}
-            Phase::Waiting(_) | Phase::Starting => self.held.push((signal, all)),
+            (Phase::Created, _) => {}
+            (Phase::Waiting(_), _) => self.held.push((signal, all)),
+            (Phase::Starting, Some(process)) => process.hold(signal, all),
             _ => return false,
         }
         true
@@ -266,9 +295,7 @@ impl Member {
 
     /// Gives its terminal another size.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
-        let (container, process) = (self.spec.name().to_owned(), INIT_PROCESS.to_owned());
-        let command = WindowSize { container, process, row: size.height, column: size.width };
-        guest.link.notify(Code::WinSize, "resize the terminal", &command)
+        self.process.as_ref().map_or(Ok(()), |process| process.resize(guest, size))
     }
 
     /// The taps that are to be waited for.
@@ -305,9 +332,12 @@ impl Member {
     }
 
     fn close(&mut self, guest: &mut Guest<'_>) {
-        for seq in self.streams.drain(..) {
-            guest.streams.close(seq);
+        let failed = self.process.take().and_then(|mut process| process.close(guest));
+        // What a pod's container writes goes to its log, whose errors are the log's.
+        if self.is_own() && self.output_error.is_none() {
+            self.output_error = failed;
         }
+        self.terminal = None;
     }
 
     /// What is told of it.
@@ -317,7 +347,7 @@ impl Member {
             Phase::Waiting(_) | Phase::Clearing(Some(_)) => "waiting",
             Phase::Starting => "starting",
             Phase::Running if self.paused => "paused",
-            Phase::Running | Phase::Draining(_) => "running",
+            Phase::Running | Phase::Draining => "running",
             Phase::Clearing(None) | Phase::Ended => "stopped",
         };
         ContainerState {
@@ -332,7 +362,7 @@ impl Member {
     }
 }
 
-/// Our own stream for one of its outputs, and for its input.
+/// Returns our own stream for one of its outputs, and for its input.
 fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
     match stream {
         Stream::Stdout => {
@@ -342,7 +372,7 @@ fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
     }
 }
 
-/// Why the agent could not even be asked.
+/// Why a container could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The link is broken.
@@ -351,4 +381,7 @@ pub enum StartError {
     /// The host has no further descriptors.
     #[error("open the container's output")]
     Host(#[from] io::Error),
+    /// Our terminal cannot be made raw.
+    #[error("make the terminal raw")]
+    Terminal(#[source] io::Error),
 }

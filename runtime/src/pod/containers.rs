@@ -1,4 +1,4 @@
-//! The containers of a pod and their further processes: what the agent is asked for them, what it answers, and what comes of
+//! The containers of a pod and their exec processes: what the agent is asked for them, what it answers, and what comes of
 //! it. Descriptors of clients, the machine and the share are the supervisor's; what concerns it is returned.
 
 use std::collections::BTreeMap;
@@ -12,22 +12,23 @@ use agent_proto::payload::{ContainerLimits, ContainerName};
 use link::{CommandId, LinkError};
 use oci::spec::ConsoleSize;
 
+use super::container::{Container, Ending, Phase, StartError};
 use super::exec::{self, Exec};
 use super::log::LogFile;
-use super::member::{Ending, Member, Phase, StartError};
 use super::plan::ContainerSpec;
-use super::{Asker, Guest};
+use super::process;
+use super::{ClientId, Guest};
 use crate::control::{ExecRequest, Reply};
 use crate::{deadlines, exit};
-pub use happened::Happened;
+pub use event::Event;
 
 mod ending;
-mod happened;
+mod event;
 mod replies;
 
 /// The most containers that are started at once: each start is a fork of the agent's, and a command without its reply.
 const STARTS_MAX: usize = 16;
-/// The most further processes at a time.
+/// The most exec processes at a time.
 const EXECS_MAX: usize = 256;
 /// The most questions about the guest that wait for their answers.
 const QUESTIONS_MAX: usize = 16;
@@ -38,24 +39,23 @@ enum Awaited {
     Start(String),
     Clear(String),
     Exec(String),
-    Stats(Asker),
-    Processes(Asker),
-    Update(Asker),
-    Pause { asker: Asker, container: String, paused: bool },
+    Stats(ClientId),
+    Processes(ClientId),
+    Update(ClientId),
+    Pause { client: ClientId, container: String, paused: bool },
 }
 
 /// This module's result: what fails it is the link.
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;
 
-/// The containers and their further processes.
-#[derive(Debug)]
-pub struct Crew {
+/// The containers and their exec processes.
+pub struct Containers {
     /// The containers, in the podfile's order.
-    pub members: Vec<Member>,
+    pub all: Vec<Container>,
     execs: Vec<Exec>,
     awaited: Vec<(CommandId, Awaited)>,
     /// Who waits for a container's end.
-    waiters: Vec<(String, Asker)>,
+    waiters: Vec<(String, ClientId)>,
     next_seq: u64,
     next_exec: u64,
     null: File,
@@ -66,11 +66,11 @@ pub struct Crew {
     stopping: bool,
 }
 
-impl Crew {
-    /// Returns a pod's crew without any container.
-    pub fn new() -> io::Result<Crew> {
-        Ok(Crew {
-            members: Vec::new(),
+impl Containers {
+    /// Returns the containers of a pod that has none yet.
+    pub fn new() -> io::Result<Containers> {
+        Ok(Containers {
+            all: Vec::new(),
             execs: Vec::new(),
             awaited: Vec::new(),
             waiters: Vec::new(),
@@ -84,25 +84,25 @@ impl Crew {
     }
 
     /// Adds a container that is to be started.
-    pub fn add(&mut self, spec: ContainerSpec, log: Option<LogFile>, adder: Option<Asker>) {
-        let mut member = Member::new(spec, log, Instant::now());
-        member.adder = adder;
-        self.members.push(member);
+    pub fn add(&mut self, spec: ContainerSpec, log: Option<LogFile>, adder: Option<ClientId>) {
+        let mut container = Container::new(spec, log, Instant::now());
+        container.starter = adder;
+        self.all.push(container);
     }
 
-    /// Adds the container that this process stands for.
-    pub fn add_standing(&mut self, spec: ContainerSpec) {
-        self.members.push(Member::standing(spec));
+    /// Adds the container that this process stands for: in [`Phase::Created`], or to be started at a time.
+    pub fn add_own(&mut self, spec: ContainerSpec, phase: Phase) {
+        self.all.push(Container::own(spec, phase));
     }
 
-    /// Starts a container that waits for it; `asker` is told how it went.
-    pub fn start(&mut self, name: &str, asker: Asker) -> Option<Reply> {
-        match self.members.iter_mut().find(|member| member.spec.name() == name) {
-            Some(member) if member.phase == Phase::Created => {
-                (member.phase, member.adder) = (Phase::Waiting(Instant::now()), Some(asker));
+    /// Starts a container that waits for it; `client` is told how it went.
+    pub fn start(&mut self, name: &str, client: ClientId) -> Option<Reply> {
+        match self.all.iter_mut().find(|container| container.spec.name() == name) {
+            Some(container) if container.phase == Phase::Created => {
+                (container.phase, container.starter) = (Phase::Waiting(Instant::now()), Some(client));
                 None
             }
-            Some(member) if member.phase == Phase::Ended => {
+            Some(container) if container.phase == Phase::Ended => {
                 Some(refused("cannot start a container that has stopped".to_owned()))
             }
             Some(_) => Some(refused("cannot start an already running container".to_owned())),
@@ -111,52 +111,55 @@ impl Crew {
     }
 
     /// Takes what has come from the agent, and does what is due.
-    pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Happened>> {
-        let mut happened = Vec::new();
-        self.take_replies(guest, now, &mut happened)?;
+    pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        self.take_replies(guest, now, &mut events)?;
         while let Some(event) = guest.link.event() {
-            self.take_event(guest, event, &mut happened)?;
+            self.take_event(guest, event, &mut events)?;
         }
-        self.advance_execs(guest, &mut happened);
-        self.advance_members(guest, now, &mut happened)?;
-        self.start_members(guest, now, &mut happened)?;
-        self.dismiss(&mut happened);
-        self.find_unkilled(now, &mut happened);
+        self.execs.iter_mut().try_for_each(|exec| exec.process.advance(guest))?;
+        self.advance_execs(guest, &mut events);
+        self.advance_containers(guest, now, &mut events)?;
+        self.start_containers(guest, now, &mut events)?;
+        self.dismiss(&mut events);
+        self.find_unkilled(now, &mut events);
         guest.link.flush()?;
-        Ok(happened)
+        Ok(events)
     }
 
     /// When [`step`](Self::step) has something to do though nothing comes.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         // What is due and waits for another one's start is looked at again when that is answered.
-        let starting = self.members.iter().any(|member| member.phase == Phase::Starting);
-        let starts = self.members.iter().filter_map(|member| match member.phase {
+        let starting = self.all.iter().any(|container| container.phase == Phase::Starting);
+        let starts = self.all.iter().filter_map(|container| match container.phase {
             Phase::Waiting(at) if !starting || at > now => Some(at),
             _ => None,
         });
         // One that is being started is killed when it has been.
-        let asked = |member: &&Member| {
-            self.lives(member) && member.phase != Phase::Starting && member.killed.is_none()
+        let asked = |container: &&Container| {
+            self.lives(container) && container.phase != Phase::Starting && container.killed.is_none()
         };
         let killing =
-            self.patience.filter(|_| self.stopping && self.members.iter().any(|member| asked(&member)));
-        let killed = self.members.iter().filter(|member| self.lives(member));
-        starts.chain(killing).chain(killed.filter_map(|member| member.killed)).min()
+            self.patience.filter(|_| self.stopping && self.all.iter().any(|container| asked(&container)));
+        let killed = self.all.iter().filter(|container| self.lives(container));
+        starts.chain(killing).chain(killed.filter_map(|container| container.killed)).min()
     }
 
     /// Returns the oldest stream of which the guest owes output that it says it has sent.
     pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
-        let members = self.members.iter().filter_map(|member| member.owed(guest));
-        members.chain(self.execs.iter().filter_map(|exec| exec.owed(guest))).min()
+        let all = self.all.iter().filter_map(|container| container.owed(guest));
+        all.chain(self.execs.iter().filter_map(|exec| exec.process.owed(guest))).min()
     }
 
     /// A process that is started in a paused container runs when that goes on: until then the agent owes nothing for it.
     pub fn excuse_paused(&self, guest: &mut Guest<'_>) {
         for (command, awaited) in &self.awaited {
             let Awaited::Exec(process) = awaited else { continue };
-            let exec = self.execs.iter().find(|exec| exec.process == *process);
+            let exec = self.execs.iter().find(|exec| exec.process.name == *process);
             let paused = |exec: &Exec| {
-                self.members.iter().any(|member| member.paused && member.spec.name() == exec.container)
+                self.all
+                    .iter()
+                    .any(|container| container.paused && container.spec.name() == exec.process.container)
             };
             guest.link.excuse(*command, exec.is_some_and(paused));
         }
@@ -164,63 +167,71 @@ impl Crew {
 
     /// Whether there are containers, or were to be, and every one has ended for good.
     pub fn is_over(&self) -> bool {
-        (self.stopping || !self.members.is_empty())
-            && self.members.iter().all(|member| member.phase == Phase::Ended)
+        (self.stopping || !self.all.is_empty())
+            && self.all.iter().all(|container| container.phase == Phase::Ended)
     }
 
     /// Whether every container has been started.
     pub fn is_started(&self) -> bool {
-        let settled = |member: &Member| matches!(member.phase, Phase::Created | Phase::Ended);
-        self.members.iter().all(|member| member.has_run || settled(member))
+        let settled = |container: &Container| matches!(container.phase, Phase::Created | Phase::Ended);
+        self.all.iter().all(|container| container.has_run || settled(container))
     }
 
     /// The pod's exit code: that of the first container, in the podfile's order, that did not end with 0.
     pub fn exit_code(&self) -> u8 {
-        let mut codes = self.members.iter().filter_map(|member| member.exit);
+        let mut codes = self.all.iter().filter_map(|container| container.exit);
         codes.find(|code| *code != 0).unwrap_or(0)
     }
 
     /// Gives a container's terminal another size.
     pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
-        let mut running = self.members.iter().filter(|member| member.phase == Phase::Running);
-        let meant =
-            running.find(|member| member.spec.name() == name && member.spec.plan.container.process.terminal);
-        meant.map_or(Ok(()), |member| member.resize(guest, size))
+        let mut running = self.all.iter().filter(|container| container.phase == Phase::Running);
+        let meant = running.find(|container| {
+            container.spec.name() == name && container.spec.plan.container.process.terminal
+        });
+        meant.map_or(Ok(()), |container| container.resize(guest, size))
     }
 
     /// Who waits for a further process of theirs.
-    pub fn askers(&self) -> impl Iterator<Item = Asker> {
+    pub fn clients(&self) -> impl Iterator<Item = ClientId> {
         self.execs.iter().filter_map(|exec| exec.client)
     }
 
     /// Removes a container, which ends first if it runs and `force` says so.
-    pub fn remove(&mut self, name: &str, force: bool, asker: Asker) -> Option<Reply> {
-        let Some(member) = self.members.iter_mut().find(|member| member.spec.name() == name) else {
+    pub fn remove(&mut self, name: &str, force: bool, client: ClientId) -> Option<Reply> {
+        let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
             return Some(unknown(name));
         };
-        if member.phase != Phase::Ended && !force {
+        if container.phase != Phase::Ended && !force {
             return Some(refused(format!("container {name:?} is running")));
         }
-        member.leaves = true;
-        member.ending = member.ending.max(Ending::Wanted);
-        member.removers.push(asker);
+        container.leaves = true;
+        container.ending = container.ending.max(Ending::Wanted);
+        container.removers.push(client);
         None
     }
 
-    /// Tells `asker` when the container will not run again.
-    pub fn wait(&mut self, name: &str, asker: Asker) -> Option<Reply> {
-        match self.members.iter().find(|member| member.spec.name() == name) {
+    /// Tells `client` when the container will not run again.
+    pub fn wait(&mut self, name: &str, client: ClientId) -> Option<Reply> {
+        match self.all.iter().find(|container| container.spec.name() == name) {
             None => Some(unknown(name)),
-            Some(member) if member.phase == Phase::Ended => Some(Reply::Exited(member.exit.unwrap_or(0))),
+            Some(container) if container.phase == Phase::Ended => {
+                Some(Reply::Exited(container.exit.unwrap_or(0)))
+            }
             Some(_) => {
-                self.waiters.push((name.to_owned(), asker));
+                self.waiters.push((name.to_owned(), client));
                 None
             }
         }
     }
 
     /// Asks about every container, or has the container `name` pause or go on.
-    pub fn ask(&mut self, guest: &mut Guest<'_>, asker: Asker, question: &Question) -> Result<Option<Reply>> {
+    pub fn ask(
+        &mut self,
+        guest: &mut Guest<'_>,
+        client: ClientId,
+        question: &Question,
+    ) -> Result<Option<Reply>> {
         let asked = |what: &&(CommandId, Awaited)| {
             matches!(
                 what.1,
@@ -232,15 +243,15 @@ impl Crew {
         }
         let container = ContainerName { container: question.container().to_owned() };
         let (code, awaited) = match question {
-            Question::Stats => (Code::Stats, Awaited::Stats(asker)),
-            Question::Processes => (Code::Processes, Awaited::Processes(asker)),
+            Question::Stats => (Code::Stats, Awaited::Stats(client)),
+            Question::Processes => (Code::Processes, Awaited::Processes(client)),
             Question::Pause { container, paused } => {
-                let known = |member: &Member| member.phase == Phase::Running && is_meant(container, member);
-                if !self.members.iter().any(known) {
+                let known = |it: &Container| it.phase == Phase::Running && is_meant(container, it);
+                if !self.all.iter().any(known) {
                     return Ok(Some(self.not_running(container)));
                 }
                 let code = if *paused { Code::Pause } else { Code::Resume };
-                (code, Awaited::Pause { asker, container: container.clone(), paused: *paused })
+                (code, Awaited::Pause { client, container: container.clone(), paused: *paused })
             }
         };
         let command = guest.link.send(code, "ask the guest", &container)?;
@@ -252,17 +263,17 @@ impl Crew {
     pub fn update(
         &mut self,
         guest: &mut Guest<'_>,
-        asker: Asker,
+        client: ClientId,
         container: String,
         cgroup: BTreeMap<String, String>,
     ) -> Result<Option<Reply>> {
-        let known = |member: &Member| member.phase == Phase::Running && member.spec.name() == container;
-        if !self.members.iter().any(known) {
+        let known = |it: &Container| it.phase == Phase::Running && it.spec.name() == container;
+        if !self.all.iter().any(known) {
             return Ok(Some(self.not_running(&container)));
         }
         let limits = ContainerLimits { container, cgroup };
         let command = guest.link.send(Code::Update, "update the container", &limits)?;
-        self.awaited.push((command, Awaited::Update(asker)));
+        self.awaited.push((command, Awaited::Update(client)));
         Ok(None)
     }
 
@@ -270,13 +281,13 @@ impl Crew {
     pub fn exec(
         &mut self,
         guest: &mut Guest<'_>,
-        client: Asker,
+        client: ClientId,
         request: &ExecRequest,
         fds: &[OwnedFd],
     ) -> Result<Option<Reply>> {
-        let found = self.members.iter().find(|member| member.spec.name() == request.container);
-        let Some(member) = found else { return Ok(Some(unknown(&request.container))) };
-        if member.phase != Phase::Running || member.paused && !request.ignore_paused {
+        let found = self.all.iter().find(|container| container.spec.name() == request.container);
+        let Some(container) = found else { return Ok(Some(unknown(&request.container))) };
+        if container.phase != Phase::Running || container.paused && !request.ignore_paused {
             return Ok(Some(self.not_running(&request.container)));
         }
         if self.execs.iter().any(|exec| exec.client == Some(client)) {
@@ -292,7 +303,7 @@ impl Crew {
             return Ok(Some(refused(format!("exec: {EXECS_MAX} processes are the most"))));
         }
         let name = format!("exec-{}", self.next_exec);
-        let process = match exec::wanted(&member.spec.plan.container, &name, request) {
+        let process = match exec::wanted(&container.spec.plan.container, &name, request) {
             Ok(process) => process,
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
@@ -301,13 +312,13 @@ impl Crew {
         match Exec::start(guest, client, &request.container, process, (seq, fds)) {
             Ok((mut exec, command)) => {
                 exec.program = program;
-                self.awaited.push((command, Awaited::Exec(exec.process.clone())));
+                self.awaited.push((command, Awaited::Exec(exec.process.name.clone())));
                 self.execs.push(exec);
                 self.next_exec += 1;
                 self.next_seq += 2;
                 Ok(None)
             }
-            Err(StartError::Host(error)) => {
+            Err(StartError::Host(error) | StartError::Terminal(error)) => {
                 Ok(Some(refused(format!("exec: open the client's streams: {error}"))))
             }
             Err(StartError::Link(error)) => Err(error),
@@ -315,17 +326,17 @@ impl Crew {
     }
 
     /// A client's process.
-    pub fn exec_of(&mut self, client: Asker) -> Option<&mut Exec> {
+    pub fn exec_of(&mut self, client: ClientId) -> Option<&mut Exec> {
         self.execs.iter_mut().find(|exec| exec.client == Some(client))
     }
 
     /// A client is gone.
-    pub fn forget(&mut self, guest: &mut Guest<'_>, client: Asker) -> Result<()> {
+    pub fn forget(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<()> {
         self.waiters.retain(|(_, waiter)| *waiter != client);
         self.exec_of(client).map_or(Ok(()), |exec| exec.abandon(guest))
     }
 
-    fn advance_execs(&mut self, guest: &mut Guest<'_>, happened: &mut Vec<Happened>) {
+    fn advance_execs(&mut self, guest: &mut Guest<'_>, events: &mut Vec<Event>) {
         let mut index = 0;
         while let Some(exec) = self.execs.get(index) {
             if !exec.is_delivered(guest) {
@@ -333,45 +344,45 @@ impl Crew {
                 continue;
             }
             let mut exec = self.execs.remove(index);
-            let failed = exec.close(guest);
-            let exec::Phase::Draining(exit) = exec.phase else { continue };
+            let failed = exec.process.close(guest);
+            let process::Phase::Draining(exit) = exec.process.phase else { continue };
             let reply = match failed {
                 Some((name, error)) => refused(format!("write {name}: {error}")),
                 None => Reply::Exited(exit::of_exit(&exit)),
             };
-            happened.extend(exec.client.map(|client| Happened::Last(client, reply)));
-            happened.push(Happened::Changed);
+            events.extend(exec.client.map(|client| Event::Last(client, reply)));
+            events.push(Event::Changed);
         }
     }
 
-    fn start_members(
+    fn start_containers(
         &mut self,
         guest: &mut Guest<'_>,
         now: Instant,
-        happened: &mut Vec<Happened>,
+        events: &mut Vec<Event>,
     ) -> Result<()> {
-        let mut starting = self.members.iter().filter(|member| member.phase == Phase::Starting).count();
+        let mut starting = self.all.iter().filter(|container| container.phase == Phase::Starting).count();
         // One after the other where an image has several: each makes what the image lacks, and the guest's views of it are
         // apart for a while.
-        let root = |member: &Member| member.spec.plan.binds.first().map(|bind| bind.host.clone());
-        let is_starting = |member: &&Member| member.phase == Phase::Starting;
-        let mut roots: Vec<_> = self.members.iter().filter(is_starting).filter_map(root).collect();
-        for member in &mut self.members {
-            let due = matches!(member.phase, Phase::Waiting(at) if at <= now);
-            let root = root(member);
+        let root = |container: &Container| container.spec.plan.binds.first().map(|bind| bind.host.clone());
+        let is_starting = |container: &&Container| container.phase == Phase::Starting;
+        let mut roots: Vec<_> = self.all.iter().filter(is_starting).filter_map(root).collect();
+        for container in &mut self.all {
+            let due = matches!(container.phase, Phase::Waiting(at) if at <= now);
+            let root = root(container);
             if !due || starting >= STARTS_MAX || root.as_ref().is_some_and(|root| roots.contains(root)) {
                 continue;
             }
             roots.extend(root);
-            match member.start(guest, self.next_seq, &self.null) {
+            match container.start(guest, self.next_seq, &self.null) {
                 Ok(command) => {
                     self.next_seq += 2;
                     starting += 1;
-                    self.awaited.push((command, Awaited::Start(member.spec.name().to_owned())));
+                    self.awaited.push((command, Awaited::Start(container.spec.name().to_owned())));
                 }
                 Err(StartError::Link(error)) => return Err(error),
-                Err(StartError::Host(error)) => {
-                    start_failed(guest, member, exit::FAILED, format!("open its output: {error}"), happened);
+                Err(StartError::Host(error) | StartError::Terminal(error)) => {
+                    start_failed(guest, container, exit::FAILED, format!("open its output: {error}"), events);
                 }
             }
         }
@@ -379,24 +390,26 @@ impl Crew {
     }
 
     /// Tells who waits for those that have ended, and lets go of those that leave.
-    fn dismiss(&mut self, happened: &mut Vec<Happened>) {
-        for member in self.members.iter().filter(|member| member.phase == Phase::Ended) {
-            let reply = Reply::Exited(member.exit.unwrap_or(0));
-            let told = self.waiters.extract_if(.., |(name, _)| *name == member.spec.name());
-            happened.extend(told.map(|(_, asker)| Happened::Answer(asker, reply.clone())));
+    fn dismiss(&mut self, events: &mut Vec<Event>) {
+        for container in self.all.iter().filter(|container| container.phase == Phase::Ended) {
+            let reply = Reply::Exited(container.exit.unwrap_or(0));
+            let told = self.waiters.extract_if(.., |(name, _)| *name == container.spec.name());
+            events.extend(told.map(|(_, client)| Event::Answer(client, reply.clone())));
         }
-        let leaves = |member: &mut Member| member.leaves && member.phase == Phase::Ended;
-        for member in self.members.extract_if(.., leaves) {
-            happened.extend(member.removers.iter().map(|asker| Happened::Answer(*asker, Reply::Done)));
-            happened.push(Happened::Left(Box::new(member.spec)));
+        let leaves = |container: &mut Container| container.leaves && container.phase == Phase::Ended;
+        for container in self.all.extract_if(.., leaves) {
+            events.extend(container.removers.iter().map(|client| Event::Answer(*client, Reply::Done)));
+            events.push(Event::Left(Box::new(container.spec)));
         }
     }
 
     fn not_running(&self, name: &str) -> Reply {
-        match self.members.iter().find(|member| member.spec.name() == name) {
+        match self.all.iter().find(|container| container.spec.name() == name) {
             // The words by which engines know that there was nobody to signal.
-            Some(member) if member.stands => refused("container not running".to_owned()),
-            Some(member) => refused(format!("container {name:?} is {}, not running", member.state().status)),
+            Some(container) if container.is_own() => refused("container not running".to_owned()),
+            Some(container) => {
+                refused(format!("container {name:?} is {}, not running", container.state().status))
+            }
             None if name.is_empty() => refused("no container is running".to_owned()),
             None => unknown(name),
         }
@@ -425,30 +438,30 @@ impl Question {
     }
 }
 
-fn is_meant(name: &str, member: &Member) -> bool {
-    name.is_empty() || member.spec.name() == name
+fn is_meant(name: &str, container: &Container) -> bool {
+    name.is_empty() || container.spec.name() == name
 }
 
 /// A container that never ran fails its pod, or whoever added it; one that had run has ended.
 fn start_failed(
     guest: &mut Guest<'_>,
-    member: &mut Member,
+    container: &mut Container,
     code: u8,
     message: String,
-    happened: &mut Vec<Happened>,
+    events: &mut Vec<Event>,
 ) {
-    member.failed(guest, code, message.clone());
-    let message = match member.stands {
+    container.failed(guest, code, message.clone());
+    let message = match container.is_own() {
         true => message,
-        false => format!("start container {:?}: {message}", member.spec.name()),
+        false => format!("start container {:?}: {message}", container.spec.name()),
     };
-    match member.adder.take() {
+    match container.starter.take() {
         Some(adder) => {
-            member.leaves = !member.stands;
-            happened.push(Happened::Answer(adder, Reply::Failed { code, message }));
+            container.leaves = !container.is_own();
+            events.push(Event::Answer(adder, Reply::Failed { code, message }));
         }
-        None if member.has_run => log::warn!("{message}"),
-        None => happened.push(Happened::StartFailed { code, message }),
+        None if container.has_run => log::warn!("{message}"),
+        None => events.push(Event::StartFailed { code, message }),
     }
 }
 

@@ -9,19 +9,19 @@ use link::LinkError;
 use plan::INIT_PROCESS;
 use serde::de::DeserializeOwned;
 
-use super::{Awaited, Crew, Happened, Result, is_meant, refused, start_failed};
+use super::{Awaited, Containers, Event, Result, is_meant, refused, start_failed};
 use crate::control::Reply;
 use crate::exit;
-use crate::pod::exec::Phase as ExecPhase;
-use crate::pod::member::{Member, Phase};
-use crate::pod::{Asker, Guest};
+use crate::pod::container::{Container, Phase, StartError};
+use crate::pod::process::Phase as ProcessPhase;
+use crate::pod::{ClientId, Guest};
 
-impl Crew {
+impl Containers {
     pub(super) fn take_replies(
         &mut self,
         guest: &mut Guest<'_>,
         now: Instant,
-        happened: &mut Vec<Happened>,
+        events: &mut Vec<Event>,
     ) -> Result<()> {
         let mut index = 0;
         while let Some((command, _)) = self.awaited.get(index) {
@@ -31,30 +31,30 @@ impl Crew {
             };
             let (_, awaited) = self.awaited.remove(index);
             match awaited {
-                Awaited::Start(name) => self.take_start(guest, &name, reply, now, happened)?,
-                Awaited::Clear(name) => self.take_clear(&name, reply, happened)?,
-                Awaited::Exec(name) => self.take_exec(guest, &name, reply, happened)?,
-                Awaited::Stats(asker) => {
-                    happened.push(answer::<Vec<ContainerUsage>>(asker, reply, Reply::Stats)?);
+                Awaited::Start(name) => self.take_start(guest, &name, reply, now, events)?,
+                Awaited::Clear(name) => self.take_clear(&name, reply, events)?,
+                Awaited::Exec(name) => self.take_exec(guest, &name, reply, events)?,
+                Awaited::Stats(client) => {
+                    events.push(answer::<Vec<ContainerUsage>>(client, reply, Reply::Stats)?);
                 }
-                Awaited::Processes(asker) => {
-                    happened.push(answer::<Vec<ContainerProcesses>>(asker, reply, Reply::Processes)?);
+                Awaited::Processes(client) => {
+                    events.push(answer::<Vec<ContainerProcesses>>(client, reply, Reply::Processes)?);
                 }
-                Awaited::Update(asker) => {
+                Awaited::Update(client) => {
                     let reply = reply.map_or_else(failed, |_| Ok(Reply::Done))?;
-                    happened.push(Happened::Answer(asker, reply));
+                    events.push(Event::Answer(client, reply));
                 }
-                Awaited::Pause { asker, container, paused } => {
+                Awaited::Pause { client, container, paused } => {
                     let reply = match reply {
                         Ok(_) => {
-                            let running = |member: &&mut Member| member.phase == Phase::Running;
-                            let meant = self.members.iter_mut().filter(|member| is_meant(&container, member));
-                            meant.filter(running).for_each(|member| member.paused = paused);
+                            let running = |it: &&mut Container| it.phase == Phase::Running;
+                            let meant = self.all.iter_mut().filter(|it| is_meant(&container, it));
+                            meant.filter(running).for_each(|container| container.paused = paused);
                             Reply::Done
                         }
                         Err(error) => failed(error)?,
                     };
-                    happened.extend([Happened::Answer(asker, reply), Happened::Changed]);
+                    events.extend([Event::Answer(client, reply), Event::Changed]);
                 }
             }
         }
@@ -67,39 +67,47 @@ impl Crew {
         name: &str,
         reply: Result<Vec<u8>>,
         now: Instant,
-        happened: &mut Vec<Happened>,
+        events: &mut Vec<Event>,
     ) -> Result<()> {
-        let Some(member) = self.members.iter_mut().find(|member| member.spec.name() == name) else {
+        let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
             return Ok(());
         };
-        happened.push(Happened::Changed);
+        events.push(Event::Changed);
         let (code, message) = match reply {
             Ok(_) => {
-                member.began(guest, now)?;
-                happened.push(Happened::Runs(name.to_owned()));
-                happened.extend(member.adder.take().map(|adder| Happened::Answer(adder, Reply::Done)));
+                match container.began(guest, now) {
+                    Ok(()) => {}
+                    Err(StartError::Link(error)) => return Err(error),
+                    Err(error) => {
+                        let message = format!("{:#}", anyhow::Error::from(error));
+                        start_failed(guest, container, exit::FAILED, message, events);
+                        return Ok(());
+                    }
+                }
+                events.push(Event::Runs(name.to_owned()));
+                events.extend(container.starter.take().map(|adder| Event::Answer(adder, Reply::Done)));
                 return Ok(());
             }
             Err(LinkError::Refused { code, message, .. }) => {
-                let program = member.spec.plan.container.process.args.first();
-                let message = if member.stands { explain(code, message, program) } else { message };
+                let program = container.spec.plan.container.process.args.first();
+                let message = if container.is_own() { explain(code, message, program) } else { message };
                 (exit::of_agent_error(code), message)
             }
             Err(error) => return Err(error),
         };
-        start_failed(guest, member, code, message, happened);
+        start_failed(guest, container, code, message, events);
         Ok(())
     }
 
-    fn take_clear(&mut self, name: &str, reply: Result<Vec<u8>>, happened: &mut Vec<Happened>) -> Result<()> {
+    fn take_clear(&mut self, name: &str, reply: Result<Vec<u8>>, events: &mut Vec<Event>) -> Result<()> {
         match reply {
             Ok(_) => {}
             Err(error @ LinkError::Refused { .. }) => log::warn!("container {name}: {error}"),
             Err(error) => return Err(error),
         }
-        if let Some(member) = self.members.iter_mut().find(|member| member.spec.name() == name) {
-            member.cleared();
-            happened.push(Happened::Changed);
+        if let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) {
+            container.cleared();
+            events.push(Event::Changed);
         }
         Ok(())
     }
@@ -109,19 +117,19 @@ impl Crew {
         guest: &mut Guest<'_>,
         name: &str,
         reply: Result<Vec<u8>>,
-        happened: &mut Vec<Happened>,
+        events: &mut Vec<Event>,
     ) -> Result<()> {
-        let Some(index) = self.execs.iter().position(|exec| exec.process == name) else { return Ok(()) };
+        let Some(index) = self.execs.iter().position(|exec| exec.process.name == name) else { return Ok(()) };
         match reply {
             Ok(_) => {
-                self.execs[index].began(guest)?;
+                self.execs[index].process.started(guest, None)?;
                 let client = self.execs[index].client;
-                happened.extend(client.map(|client| Happened::Answer(client, Reply::Started)));
-                happened.push(Happened::Changed);
+                events.extend(client.map(|client| Event::Answer(client, Reply::Started)));
+                events.push(Event::Changed);
             }
             Err(error) => {
                 let mut exec = self.execs.remove(index);
-                exec.close(guest);
+                exec.process.close(guest);
                 let reply = match error {
                     LinkError::Refused { code, message, .. } if exec.program.is_some() => Reply::Failed {
                         code: exit::of_agent_error(code),
@@ -129,7 +137,7 @@ impl Crew {
                     },
                     error => failed(error)?,
                 };
-                happened.extend(exec.client.map(|client| Happened::Last(client, reply)));
+                events.extend(exec.client.map(|client| Event::Last(client, reply)));
             }
         }
         Ok(())
@@ -139,18 +147,18 @@ impl Crew {
         &mut self,
         guest: &mut Guest<'_>,
         event: ProcessEvent,
-        happened: &mut Vec<Happened>,
+        events: &mut Vec<Event>,
     ) -> Result<()> {
         let exit = event.exit.clone().unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
-        let member = self.members.iter_mut().find(|member| member.spec.name() == event.container);
-        let exec = self.execs.iter_mut().find(|exec| exec.process == event.process);
-        match (member, exec) {
+        let container = self.all.iter_mut().find(|container| container.spec.name() == event.container);
+        let exec = self.execs.iter_mut().find(|exec| exec.process.name == event.process);
+        match (container, exec) {
             _ if event.event != "finished" => return guest.link.ignore(&event),
-            (Some(member), _) if event.process == INIT_PROCESS && member.phase == Phase::Running => {
-                member.exited(exit);
-                happened.push(Happened::Changed);
+            (Some(container), _) if event.process == INIT_PROCESS && container.phase == Phase::Running => {
+                container.exited(exit);
+                events.extend([Event::Exited, Event::Changed]);
             }
-            (_, Some(exec)) if exec.phase == ExecPhase::Running => exec.phase = ExecPhase::Draining(exit),
+            (_, Some(exec)) if exec.process.phase == ProcessPhase::Running => exec.process.exited(exit),
             _ => return guest.link.ignore(&event),
         }
         Ok(())
@@ -170,10 +178,10 @@ pub(super) fn explain(code: ErrorCode, message: String, program: Option<&String>
 }
 
 fn answer<T: DeserializeOwned>(
-    asker: Asker,
+    client: ClientId,
     reply: Result<Vec<u8>>,
     shape: impl FnOnce(T) -> Reply,
-) -> Result<Happened> {
+) -> Result<Event> {
     let reply = match reply {
         Ok(data) => match serde_json::from_slice(&data) {
             Ok(data) => shape(data),
@@ -183,10 +191,10 @@ fn answer<T: DeserializeOwned>(
         },
         Err(error) => failed(error)?,
     };
-    Ok(Happened::Answer(asker, reply))
+    Ok(Event::Answer(client, reply))
 }
 
-/// What the agent refused is its asker's trouble; anything else is everybody's.
+/// What the agent refused is its client's trouble; anything else is everybody's.
 fn failed(error: LinkError) -> Result<Reply> {
     match error {
         LinkError::Refused { code, message, .. } => {

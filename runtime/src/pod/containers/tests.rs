@@ -1,4 +1,4 @@
-//! A crew against the agent's own code, over two socket pairs: no VM, no root. A container there is a plain process.
+//! A containers against the agent's own code, over two socket pairs: no VM, no root. A container there is a plain process.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::OwnedFd;
@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use agent::agent::{Agent, Setting, Turn};
-use agent_proto::payload::{Container, Env, OciProcess, Pod, Process};
+use agent_proto::payload::{self, Env, OciProcess, Pod, Process};
 use link::AgentLink;
 use link::streams::{StreamHandle, StreamTable, streams};
 use plan::INIT_PROCESS;
@@ -33,11 +33,11 @@ struct Rig {
     table: StreamTable,
     handle: StreamHandle,
     channel: UnixStream,
-    crew: Crew,
+    containers: Containers,
     outputs: Outputs,
     unsent: Vec<u8>,
     turn: Turn,
-    happened: Vec<Happened>,
+    events: Vec<Event>,
     folder: tempfile::TempDir,
 }
 
@@ -58,11 +58,11 @@ impl Rig {
             table,
             handle,
             channel,
-            crew: Crew::new().unwrap(),
+            containers: Containers::new().unwrap(),
             outputs: Outputs::default(),
             unsent: Vec::new(),
             turn: Turn::Continue,
-            happened: Vec::new(),
+            events: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -71,14 +71,14 @@ impl Rig {
     fn running(script: &str) -> Rig {
         let mut rig = Rig::new();
         rig.add("a", script, RestartPolicy::Never);
-        rig.until(|rig| rig.member("a").phase == Phase::Running);
+        rig.until(|rig| rig.container("a").phase == Phase::Running);
         rig
     }
 
     fn add(&mut self, name: &str, script: &str, restart: RestartPolicy) {
         let plan = self.plan(name, script, restart);
         let log = LogFile::open(&self.folder.path().join(name), Limits { size: 1 << 20, files: 2 }).unwrap();
-        self.crew.add(plan, Some(log), None);
+        self.containers.add(plan, Some(log), None);
     }
 
     fn plan(&self, name: &str, script: &str, restart: RestartPolicy) -> ContainerSpec {
@@ -90,13 +90,13 @@ impl Rig {
             oci: Some(OciProcess::default()),
             ..Process::default()
         };
-        let container = Container { id: name.into(), process, ..Container::default() };
+        let container = payload::Container { id: name.into(), process, ..payload::Container::default() };
         let plan = plan::ContainerPlan { container, ..plan::ContainerPlan::default() };
         ContainerSpec { restart, ..ContainerSpec::unattended(plan) }
     }
 
-    fn member(&self, name: &str) -> &Member {
-        self.crew.members.iter().find(|member| member.spec.name() == name).unwrap()
+    fn container(&self, name: &str) -> &Container {
+        self.containers.all.iter().find(|container| container.spec.name() == name).unwrap()
     }
 
     /// Gives both sides their turns until `done` says so.
@@ -106,15 +106,19 @@ impl Rig {
         loop {
             self.link.receive().unwrap();
             let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
-            let happened = self.crew.step(&mut guest, Instant::now()).unwrap();
-            self.happened.extend(happened);
+            let events = self.containers.step(&mut guest, Instant::now()).unwrap();
+            self.events.extend(events);
             let outputs = &mut self.outputs;
             let mut all = std::iter::repeat(true);
-            self.crew.members.iter_mut().for_each(|member| member.read_output(outputs, true, &mut all));
+            self.containers
+                .all
+                .iter_mut()
+                .for_each(|container| container.read_output(outputs, true, &mut all));
             if done(self) {
                 return;
             }
-            assert!(start.elapsed() < PATIENCE, "no progress: {:?} {:?}", self.crew, self.happened);
+            let states: Vec<_> = self.containers.all.iter().map(Container::state).collect();
+            assert!(start.elapsed() < PATIENCE, "no progress: {states:?} {:?}", self.events);
             if self.turn != Turn::PowerOff {
                 self.turn = self.agent.run_once(Some(Duration::from_millis(1))).unwrap();
             }
@@ -143,7 +147,7 @@ impl Rig {
         }
     }
 
-    fn exec(&mut self, client: Asker, script: &str) -> Client {
+    fn exec(&mut self, client: ClientId, script: &str) -> Client {
         let (stdin_reader, stdin) = pipe().unwrap();
         let (stdout, stdout_writer) = pipe().unwrap();
         let (stderr, stderr_writer) = pipe().unwrap();
@@ -155,18 +159,17 @@ impl Rig {
             ..ExecRequest::default()
         };
         let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
-        assert_eq!(self.crew.exec(&mut guest, client, &request, &fds).unwrap(), None);
+        assert_eq!(self.containers.exec(&mut guest, client, &request, &fds).unwrap(), None);
         Client { stdin: Some(stdin), stdout, stderr }
     }
 
     /// The client's last answer.
     #[track_caller]
-    fn last(&mut self, client: Asker) -> Reply {
+    fn last(&mut self, client: ClientId) -> Reply {
         let mut found = None;
         self.until(|rig| {
-            let of =
-                |happened: &mut Happened| matches!(happened, Happened::Last(asker, _) if *asker == client);
-            if let Some(Happened::Last(_, reply)) = rig.happened.extract_if(.., of).next() {
+            let of = |event: &mut Event| matches!(event, Event::Last(whose, _) if *whose == client);
+            if let Some(Event::Last(_, reply)) = rig.events.extract_if(.., of).next() {
                 found = Some(reply);
             }
             found.is_some()
@@ -208,18 +211,21 @@ fn two_containers_run_side_by_side_and_their_output_is_logged() {
     let mut rig = Rig::new();
     rig.add("a", "echo from a; exit 3", RestartPolicy::Never);
     rig.add("b", "echo from b >&2", RestartPolicy::Never);
-    rig.until(|rig| rig.crew.is_over());
+    rig.until(|rig| rig.containers.is_over());
     assert_eq!(rig.logged("a"), [(Stream::Stdout, "from a\n".to_owned())]);
     assert_eq!(rig.logged("b"), [(Stream::Stderr, "from b\n".to_owned())]);
-    assert_eq!((rig.member("a").exit, rig.member("b").exit, rig.crew.exit_code()), (Some(3), Some(0), 3));
-    assert!(rig.crew.is_started());
+    assert_eq!(
+        (rig.container("a").exit, rig.container("b").exit, rig.containers.exit_code()),
+        (Some(3), Some(0), 3)
+    );
+    assert!(rig.containers.is_started());
 }
 
 #[test]
 fn a_container_s_input_is_at_its_end() {
     let mut rig = Rig::new();
     rig.add("a", "cat; echo end", RestartPolicy::Never);
-    rig.until(|rig| rig.crew.is_over());
+    rig.until(|rig| rig.containers.is_over());
     assert_eq!(rig.logged("a"), [(Stream::Stdout, "end\n".to_owned())]);
 }
 
@@ -229,11 +235,11 @@ fn a_policy_restarts_until_it_is_content() {
     let count = rig.folder.path().join("count").display().to_string();
     let script = format!("echo x >> {count}; echo run; [ $(wc -l < {count}) -ge 3 ]");
     rig.add("a", &script, RestartPolicy::OnFailure);
-    rig.until(|rig| rig.crew.is_over());
-    let state = rig.member("a").state();
+    rig.until(|rig| rig.containers.is_over());
+    let state = rig.container("a").state();
     assert_eq!((state.exit_code, state.restarts, state.status.as_str()), (Some(0), 2, "stopped"));
     assert_eq!(rig.logged("a").len(), 3);
-    assert_eq!(rig.crew.exit_code(), 0);
+    assert_eq!(rig.containers.exit_code(), 0);
 }
 
 #[test]
@@ -241,20 +247,20 @@ fn a_container_that_always_runs_ends_when_the_pod_is_stopped() {
     let mut rig = Rig::new();
     rig.add("a", "true", RestartPolicy::Always);
     rig.add("b", "trap 'exit 7' TERM; while :; do sleep 0.01; done", RestartPolicy::Always);
-    rig.until(|rig| rig.member("a").state().restarts >= 2 && rig.member("b").phase == Phase::Running);
-    rig.crew.stop(Instant::now() + PATIENCE);
-    rig.until(|rig| rig.crew.is_over());
-    assert_eq!((rig.member("a").exit, rig.member("b").exit), (Some(0), Some(7)));
+    rig.until(|rig| rig.container("a").state().restarts >= 2 && rig.container("b").phase == Phase::Running);
+    rig.containers.stop(Instant::now() + PATIENCE);
+    rig.until(|rig| rig.containers.is_over());
+    assert_eq!((rig.container("a").exit, rig.container("b").exit), (Some(0), Some(7)));
 }
 
 #[test]
 fn who_does_not_heed_its_stop_signal_is_killed_when_patience_ends() {
     let mut rig = Rig::running("trap '' TERM; echo ready; while :; do sleep 0.01; done");
     rig.until(|rig| !rig.logged("a").is_empty());
-    rig.crew.stop(Instant::now() + Duration::from_millis(50));
-    rig.until(|rig| rig.crew.is_over());
-    assert_eq!(rig.member("a").exit, Some(137));
-    assert!(rig.crew.deadline(Instant::now()).is_none());
+    rig.containers.stop(Instant::now() + Duration::from_millis(50));
+    rig.until(|rig| rig.containers.is_over());
+    assert_eq!(rig.container("a").exit, Some(137));
+    assert!(rig.containers.deadline(Instant::now()).is_none());
 }
 
 #[test]
@@ -279,7 +285,7 @@ fn an_exec_that_cannot_be_is_told_why() {
     let mut rig = Rig::running("exec sleep 1000");
     let mut exec = |request: ExecRequest, fds: &[OwnedFd]| {
         let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-        rig.crew.exec(&mut guest, 1, &request, fds).unwrap()
+        rig.containers.exec(&mut guest, 1, &request, fds).unwrap()
     };
     let request = |container: &str, args: &[&str]| ExecRequest {
         container: container.into(),
@@ -306,7 +312,7 @@ fn a_client_s_signals_reach_its_process_even_before_it_runs() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.exec(1, "exec sleep 1000");
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    rig.crew.exec_of(1).unwrap().signal(&mut guest, libc::SIGTERM).unwrap();
+    rig.containers.exec_of(1).unwrap().process.signal(&mut guest, libc::SIGTERM, false).unwrap();
     assert_eq!(rig.last(1), Reply::Exited(143));
 }
 
@@ -314,11 +320,11 @@ fn a_client_s_signals_reach_its_process_even_before_it_runs() {
 fn a_client_that_vanishes_takes_its_process_with_it() {
     let mut rig = Rig::running("exec sleep 1000");
     drop(rig.exec(1, "exec sleep 1000"));
-    rig.until(|rig| rig.crew.execs[0].phase == exec::Phase::Running);
+    rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    rig.crew.forget(&mut guest, 1).unwrap();
-    rig.until(|rig| rig.crew.execs.is_empty());
-    assert!(!rig.happened.iter().any(|happened| matches!(happened, Happened::Last(..))));
+    rig.containers.forget(&mut guest, 1).unwrap();
+    rig.until(|rig| rig.containers.execs.is_empty());
+    assert!(!rig.events.iter().any(|events| matches!(events, Event::Last(..))));
 }
 
 #[test]
@@ -338,7 +344,7 @@ fn many_execs_in_a_row_leave_nothing_behind() {
     run(&mut rig, EXECS);
     // Other tests of this process open and close theirs meanwhile: a leak would be several for each exec.
     assert!(descriptors() < before + EXECS, "{before} descriptors became {}", descriptors());
-    assert!(rig.crew.execs.is_empty() && rig.crew.awaited.is_empty());
+    assert!(rig.containers.execs.is_empty() && rig.containers.awaited.is_empty());
 }
 
 #[test]
@@ -361,7 +367,7 @@ fn a_reader_that_stalls_stops_no_other_stream() {
         let (out, err) = reader.join().unwrap();
         assert_eq!((out.lines().count(), err.as_str()), (LINES, "end\n"));
     }
-    assert!(!rig.happened.iter().any(|happened| matches!(happened, Happened::Last(0, _))));
+    assert!(!rig.events.iter().any(|events| matches!(events, Event::Last(0, _))));
     let reader = std::thread::spawn(move || stalled.output());
     assert_eq!(rig.last(0), Reply::Exited(0));
     assert_eq!(reader.join().unwrap().0.lines().count(), LINES);
@@ -373,79 +379,75 @@ fn a_pod_has_many_containers() {
     for number in 0..CONTAINERS {
         rig.add(&format!("c{number}"), &format!("echo {number}"), RestartPolicy::Never);
     }
-    rig.until(|rig| rig.crew.is_over());
+    rig.until(|rig| rig.containers.is_over());
     for number in 0..CONTAINERS {
         assert_eq!(rig.logged(&format!("c{number}")), [(Stream::Stdout, format!("{number}\n"))]);
     }
-    assert_eq!(rig.crew.exit_code(), 0);
+    assert_eq!(rig.containers.exit_code(), 0);
 }
 
 #[test]
 fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "exec sleep 1000", RestartPolicy::Always);
-    rig.until(|rig| rig.member("b").phase == Phase::Running);
-    let refused = rig.crew.remove("b", false, 1);
+    rig.until(|rig| rig.container("b").phase == Phase::Running);
+    let refused = rig.containers.remove("b", false, 1);
     assert_eq!(refused, Some(super::refused("container \"b\" is running".to_owned())));
-    assert_eq!(rig.crew.wait("b", 2), None);
-    assert_eq!(rig.crew.remove("b", true, 1), None);
-    let answered = |rig: &Rig, client: Asker, reply: &Reply| {
-        rig.happened
-            .iter()
-            .any(|happened| matches!(happened, Happened::Answer(a, r) if *a == client && r == reply))
+    assert_eq!(rig.containers.wait("b", 2), None);
+    assert_eq!(rig.containers.remove("b", true, 1), None);
+    let answered = |rig: &Rig, client: ClientId, reply: &Reply| {
+        rig.events.iter().any(|events| matches!(events, Event::Answer(a, r) if *a == client && r == reply))
     };
-    rig.until(|rig| rig.crew.members.len() == 1);
+    rig.until(|rig| rig.containers.all.len() == 1);
     assert!(answered(&rig, 1, &Reply::Done) && answered(&rig, 2, &Reply::Exited(137)));
-    assert!(
-        rig.happened.iter().any(|happened| matches!(happened, Happened::Left(spec) if spec.name() == "b"))
-    );
+    assert!(rig.events.iter().any(|events| matches!(events, Event::Left(spec) if spec.name() == "b")));
     rig.add("b", "echo again", RestartPolicy::Never);
-    rig.until(|rig| rig.member("b").phase == Phase::Ended);
+    rig.until(|rig| rig.container("b").phase == Phase::Ended);
     assert_eq!(rig.logged("b"), [(Stream::Stdout, "again\n".to_owned())]);
     // The last one may leave, too: an empty pod lives on.
-    assert_eq!(rig.crew.remove("b", false, 3), None);
-    assert_eq!(rig.crew.remove("a", true, 4), None);
-    rig.until(|rig| rig.crew.members.is_empty());
-    assert!(!rig.crew.is_over());
-    rig.crew.stop(Instant::now());
-    assert!(rig.crew.is_over());
+    assert_eq!(rig.containers.remove("b", false, 3), None);
+    assert_eq!(rig.containers.remove("a", true, 4), None);
+    rig.until(|rig| rig.containers.all.is_empty());
+    assert!(!rig.containers.is_over());
+    rig.containers.stop(Instant::now());
+    assert!(rig.containers.is_over());
 }
 
 #[test]
 fn a_container_that_cannot_start_fails_its_pod_or_whoever_added_it() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "", RestartPolicy::Always);
-    rig.crew.members[1].spec.plan.container.process.args = vec!["/nonexistent".into()];
-    rig.until(|rig| rig.happened.iter().any(|happened| matches!(happened, Happened::StartFailed { .. })));
-    let failed = rig.happened.iter().find_map(|happened| match happened {
-        Happened::StartFailed { code, message } => Some((*code, message.clone())),
+    rig.containers.all[1].spec.plan.container.process.args = vec!["/nonexistent".into()];
+    rig.until(|rig| rig.events.iter().any(|events| matches!(events, Event::StartFailed { .. })));
+    let failed = rig.events.iter().find_map(|events| match events {
+        Event::StartFailed { code, message } => Some((*code, message.clone())),
         _ => None,
     });
     let (code, message) = failed.unwrap();
     assert!(code == 127 && message.starts_with("start container \"b\": "), "{message}");
     rig.add("c", "", RestartPolicy::Never);
-    rig.crew.members[2].spec.plan.container.process.args = vec!["/etc/passwd".into()];
-    rig.crew.members[2].adder = Some(5);
-    let told = |happened: &Happened| matches!(happened, Happened::Answer(5, Reply::Failed { code: 126, .. }));
-    rig.until(|rig| rig.happened.iter().any(told));
-    rig.until(|rig| !rig.crew.members.iter().any(|member| member.spec.name() == "c"));
+    rig.containers.all[2].spec.plan.container.process.args = vec!["/etc/passwd".into()];
+    rig.containers.all[2].starter = Some(5);
+    let told = |events: &Event| matches!(events, Event::Answer(5, Reply::Failed { code: 126, .. }));
+    rig.until(|rig| rig.events.iter().any(told));
+    rig.until(|rig| !rig.containers.all.iter().any(|container| container.spec.name() == "c"));
 }
 
 #[test]
 fn signals_go_to_one_container_or_to_all() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "exec sleep 1000", RestartPolicy::Never);
-    rig.until(|rig| rig.member("b").phase == Phase::Running);
+    rig.until(|rig| rig.container("b").phase == Phase::Running);
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    let unknown = rig.crew.kill(&mut guest, "x", 15, false).unwrap();
+    let unknown = rig.containers.kill(&mut guest, "x", 15, false).unwrap();
     assert_eq!(unknown, super::refused("the pod has no container \"x\"".to_owned()));
-    assert_eq!(rig.crew.kill(&mut guest, "b", libc::SIGINT, false).unwrap(), Reply::Done);
-    rig.until(|rig| rig.member("b").phase == Phase::Ended);
-    assert_eq!((rig.member("b").exit, rig.member("a").exit), (Some(130), None));
+    assert_eq!(rig.containers.kill(&mut guest, "b", libc::SIGINT, false).unwrap(), Reply::Done);
+    rig.until(|rig| rig.container("b").phase == Phase::Ended);
+    assert_eq!((rig.container("b").exit, rig.container("a").exit), (Some(130), None));
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    assert_eq!(rig.crew.kill(&mut guest, "", libc::SIGUSR1, false).unwrap(), Reply::Done);
-    rig.until(|rig| rig.crew.is_over());
-    assert_eq!(rig.crew.exit_code(), 138);
+    assert_eq!(rig.containers.kill(&mut guest, "", libc::SIGUSR1, false).unwrap(), Reply::Done);
+    rig.until(|rig| rig.containers.is_over());
+    assert_eq!(rig.containers.exit_code(), 138);
 }
 
 #[test]
@@ -453,14 +455,14 @@ fn the_guest_is_asked_about_its_containers() {
     let mut rig = Rig::running("exec sleep 1000");
     for (client, question) in [(1, Question::Stats), (2, Question::Processes)] {
         let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-        assert_eq!(rig.crew.ask(&mut guest, client, &question).unwrap(), None);
+        assert_eq!(rig.containers.ask(&mut guest, client, &question).unwrap(), None);
     }
     let (mut stats, mut processes) = (false, false);
     rig.until(|rig| {
-        for happened in rig.happened.drain(..) {
-            match happened {
-                Happened::Answer(1, Reply::Stats(all)) => stats = all[0].container == "a",
-                Happened::Answer(2, Reply::Processes(all)) => processes = all[0].container == "a",
+        for events in rig.events.drain(..) {
+            match events {
+                Event::Answer(1, Reply::Stats(all)) => stats = all[0].container == "a",
+                Event::Answer(2, Reply::Processes(all)) => processes = all[0].container == "a",
                 _ => {}
             }
         }
@@ -468,12 +470,12 @@ fn the_guest_is_asked_about_its_containers() {
     });
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
     let pause = |paused| Question::Pause { container: "a".into(), paused };
-    assert_eq!(rig.crew.ask(&mut guest, 3, &pause(true)).unwrap(), None);
-    rig.until(|rig| rig.member("a").paused);
-    assert_eq!(rig.member("a").state().status, "paused");
+    assert_eq!(rig.containers.ask(&mut guest, 3, &pause(true)).unwrap(), None);
+    rig.until(|rig| rig.container("a").paused);
+    assert_eq!(rig.container("a").state().status, "paused");
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    assert_eq!(rig.crew.ask(&mut guest, 3, &pause(false)).unwrap(), None);
-    rig.until(|rig| !rig.member("a").paused);
+    assert_eq!(rig.containers.ask(&mut guest, 3, &pause(false)).unwrap(), None);
+    rig.until(|rig| !rig.container("a").paused);
 }
 
 #[test]
@@ -482,9 +484,9 @@ fn a_container_that_runs_gets_other_limits() {
     let files = BTreeMap::from([("pids.max".to_owned(), "7".to_owned())]);
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
     let mut update =
-        |container: &str| rig.crew.update(&mut guest, 1, container.to_owned(), files.clone()).unwrap();
+        |container: &str| rig.containers.update(&mut guest, 1, container.to_owned(), files.clone()).unwrap();
     assert_eq!(update("x"), Some(super::refused("the pod has no container \"x\"".to_owned())));
     assert_eq!(update("a"), None);
-    let answered = |happened: Happened| matches!(happened, Happened::Answer(1, Reply::Done));
-    rig.until(|rig| rig.happened.drain(..).any(answered));
+    let answered = |events: Event| matches!(events, Event::Answer(1, Reply::Done));
+    rig.until(|rig| rig.events.drain(..).any(answered));
 }

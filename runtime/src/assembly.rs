@@ -1,0 +1,105 @@
+//! Makes a machine: from a plan and its settings to a session with the guest's agent.
+//!
+//! The one way to a machine, for a container in the foreground, one that an engine creates, and a pod.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use host::network::Network;
+use link::streams::streams;
+use oci::Spec;
+use plan::VmPlan;
+use vmm::{PendingVm, Timeline};
+
+use crate::config::RunConfig;
+use crate::console::{KernelMarks, Outputs};
+use crate::image::Images;
+use crate::network::resolver::Names;
+use crate::network::{self, LiveNetwork};
+use crate::sandbox::{Parts, Sandbox};
+use crate::session::Session;
+
+/// A machine about to be made.
+pub struct Assembly {
+    pending: PendingVm,
+    timeline: Option<Arc<Timeline>>,
+    kernel_marks: Option<KernelMarks>,
+}
+
+/// A machine that runs, and what its NICs lead to.
+pub struct Machine {
+    /// The session with its agent.
+    pub session: Session,
+    /// Its network, which lasts longer than the machine.
+    pub network: LiveNetwork,
+}
+
+/// What leads from the host's network into the guest.
+#[derive(Default)]
+struct GuestNetwork {
+    network: Network,
+    /// The host's end of the port for name queries.
+    resolver: Option<UnixStream>,
+    /// Name queries that nobody can answer yet.
+    names: Option<Names>,
+}
+
+impl Assembly {
+    /// Begins with KVM's side, which takes its time in a thread of its own. Signals must be blocked by now.
+    pub fn begin() -> Result<Assembly> {
+        let pending = PendingVm::start().map_err(vmm::Error::from)?;
+        Ok(Assembly { pending, timeline: None, kernel_marks: None })
+    }
+
+    /// Notes the boot's marks.
+    pub fn with_marks(self, timeline: Option<Arc<Timeline>>, kernel: Option<KernelMarks>) -> Assembly {
+        Assembly { timeline, kernel_marks: kernel, ..self }
+    }
+
+    /// Makes the machine and starts it. `in_namespace` is the specification of the container whose network namespace this
+    /// thread has entered: its interfaces become the guest's. `patience` is how long the agent may owe an answer.
+    pub fn finish(
+        self,
+        config: &RunConfig,
+        vm: &mut VmPlan,
+        in_namespace: Option<&Spec>,
+        patience: Duration,
+    ) -> Result<Machine> {
+        let mut guest = in_namespace.map(|spec| guest_network(vm, spec)).transpose()?.unwrap_or_default();
+        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
+        let outputs = Outputs::open(config.vm.console.as_ref(), self.kernel_marks)
+            .context("open the console's copy")?;
+        let first_output = self
+            .timeline
+            .clone()
+            .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
+        let (table, handle) = streams(&[], first_output).context("make the streams")?;
+        let table = match vm.protocol {
+            agent_proto::command::Protocol::Api4244 => table.without_credit(),
+            _ => table,
+        };
+        let parts = Parts {
+            pending: self.pending,
+            images,
+            outputs,
+            streams: (table, handle),
+            nics: std::mem::take(&mut guest.network.nics),
+            spare_nics: guest.network.spare_nics(),
+            resolver: guest.resolver,
+            timeline: self.timeline,
+        };
+        let sandbox = Sandbox::start(vm, parts)?;
+        let network = LiveNetwork::new(guest.network, guest.names);
+        Ok(Machine { session: Session::new(sandbox, patience), network })
+    }
+}
+
+/// Joins the interfaces of the namespace that this thread is in to taps, and tells the guest of them.
+fn guest_network(vm: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
+    let network = Network::followed()?;
+    network::describe(&network, vm);
+    let (resolver, names) = network::serve_names(vm, spec).context("serve name queries")?;
+    Ok(GuestNetwork { network, resolver, names })
+}

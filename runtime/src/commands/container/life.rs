@@ -1,0 +1,176 @@
+//! The life of a container's process, from what it has of the host to its end: `vmm create` and `vmm run` alike.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, bail};
+use host::cgroup::Cgroup;
+use host::hooks::Environment;
+use host::signals::Signals;
+use host::{environment, sys, terminal};
+use oci::{Bundle, program};
+use plan::{ContainerPlan, VmPlan, limits};
+use vmm::Timeline;
+
+use super::hook_points::run_first;
+use crate::assembly::Assembly;
+use crate::config::RunConfig;
+use crate::logging;
+use crate::pod::output::Outputs;
+use crate::pod::plan::{ContainerSpec, PodPlan};
+use crate::pod::supervisor::{OwnContainer, Registration, Started, Supervised, Supervisor};
+use crate::state::{OciState, PodState, StateDir};
+
+/// A container that this process is about to be.
+pub struct Life {
+    /// What is set.
+    pub config: RunConfig,
+    /// What runs.
+    pub bundle: Bundle,
+    /// Its directory; none if it cannot have one.
+    pub directory: Option<StateDir>,
+    /// What is told of it. Its cgroup is known here before it is made.
+    pub state: PodState,
+    /// Where the controller of its terminal is sent.
+    pub console_socket: Option<PathBuf>,
+    /// The environment of hooks that have none.
+    pub environment: Environment,
+    /// It is started at once, and its directory goes with it.
+    pub foreground: bool,
+    /// The boot's marks, if they are wanted.
+    pub timeline: Option<Arc<Timeline>>,
+    /// The cgroup that this process was in before it joined the container's.
+    cgroup_before: Cgroup,
+}
+
+impl Life {
+    /// Returns the container of a bundle before anything is done for it.
+    pub fn new(config: RunConfig, bundle: Bundle) -> Life {
+        let state = PodState {
+            id: config.id.clone(),
+            status: "creating".to_owned(),
+            pid: std::process::id(),
+            oci: Some(oci_state(&config, &bundle)),
+            ..PodState::default()
+        };
+        Life {
+            config,
+            bundle,
+            directory: None,
+            state,
+            console_socket: None,
+            environment: Environment::default(),
+            foreground: false,
+            timeline: None,
+            cgroup_before: Cgroup::default(),
+        }
+    }
+
+    /// Makes what the container has on the host: terminal, cgroup, network namespace; and runs the hooks that come before its
+    /// machine. Returns the plans, and whether this thread is in the container's network namespace.
+    pub fn prepare(&mut self) -> Result<Prepared> {
+        self.write_state()?;
+        if let Some(socket) = &self.console_socket {
+            environment::open_terminal(socket, self.bundle.process.console_size)?;
+        }
+        let vm = VmPlan::for_bundle(&self.bundle, &self.config.id, &self.config.vm)?;
+        let container = ContainerPlan::new(&self.bundle, &self.config.id, &vm, terminal::size())?;
+        if let Some(wanted) = &vm.cgroup {
+            // Known before it is there, so that whoever clears up after us finds it; systemd's directories are known after.
+            self.state.cgroup = Cgroup::choose(wanted)?;
+            self.write_state()?;
+            self.state.cgroup.make(wanted, vm.memory_mib)?;
+            self.write_state()?;
+            self.state.cgroup.limit(&wanted.resources, vm.memory_mib)?;
+            self.cgroup_before = Cgroup::of_process(std::process::id())?;
+            self.state.cgroup.join()?;
+        }
+        let hooks = &self.bundle.spec.hooks;
+        // Without a path nobody but a hook can put anything into a new namespace of a container in the foreground.
+        let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())
+            && environment::enter_network(&self.bundle.spec.linux)?;
+        // Before there is a machine: what hooks do to the network namespace is there when its devices are made.
+        run_first(hooks, &self.state, &self.environment)?;
+        std::mem::take(&mut self.environment).forget();
+        if !self.foreground {
+            program::check(&self.bundle)?;
+        }
+        Ok(Prepared { vm, container, entered })
+    }
+
+    /// Makes the machine and the container's supervisor. `started` is called when the container was created, or if it is
+    /// started at once, when it runs.
+    pub fn begin(
+        &mut self,
+        prepared: Prepared,
+        signals: Signals,
+        assembly: Assembly,
+        started: Started,
+    ) -> Result<Supervisor> {
+        let Prepared { mut vm, container, entered } = prepared;
+        let spec = &self.bundle.spec;
+        let patience = limits::patience(&spec.linux.resources.cpu, self.config.agent_timeout);
+        let registration = self.directory.clone().map(|directory| {
+            Ok::<_, anyhow::Error>(Registration { listener: directory.listen()?, directory })
+        });
+        let registration = registration.transpose()?;
+        let machine = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
+        let supervised = Supervised {
+            session: machine.session,
+            signals,
+            pod: PodPlan::of_one(&self.config.id, vm),
+            containers: vec![ContainerSpec::unattended(container)],
+            registration,
+            outputs: Outputs::default(),
+            own: self.state.oci.clone().map(|oci| OwnContainer {
+                oci,
+                at_once: self.foreground,
+                transient: self.foreground,
+            }),
+            cgroup: self.state.cgroup.clone(),
+            network: machine.network,
+            timeline: self.timeline.clone(),
+        };
+        Supervisor::start(supervised, started)
+    }
+
+    /// Leaves the container's cgroup for the one before, so that it can be removed.
+    pub fn leave_cgroup(&self) -> Result<()> {
+        Ok(self.cgroup_before.join()?)
+    }
+
+    fn write_state(&self) -> Result<()> {
+        self.directory.as_ref().map_or(Ok(()), |directory| Ok(directory.write(&self.state)?))
+    }
+}
+
+/// What is decided and done before there is a machine.
+pub struct Prepared {
+    vm: VmPlan,
+    container: ContainerPlan,
+    entered: bool,
+}
+
+/// Refuses flags of `vmm run` that make no sense for a container that an engine creates.
+pub fn refuse_foreground_flags(config: &RunConfig) -> Result<()> {
+    if config.marks.is_some() {
+        bail!("--marks: the timeline is of a container's boot in the foreground");
+    }
+    if config.vm.protocol == agent_proto::command::Protocol::Api4244 {
+        bail!("--agent api-4244: a container in the background is asked about by the extension");
+    }
+    Ok(())
+}
+
+fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    OciState {
+        bundle: config.bundle.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: logging::timestamp_exact(now),
+        owner: sys::effective_user(),
+        network: bundle.network().map(Path::to_owned),
+        annotations: bundle.spec.annotations.clone(),
+    }
+}

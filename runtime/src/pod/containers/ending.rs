@@ -1,0 +1,116 @@
+//! How containers end: by a signal, by their stop signal and SIGKILL after it, or with the whole machine where the guest does
+//! not heed SIGKILL.
+
+use std::time::Instant;
+
+use agent_proto::command::Code;
+use agent_proto::payload::ContainerName;
+
+use super::{Awaited, Containers, Event, Result, is_meant};
+use crate::control::Reply;
+use crate::exit;
+use crate::pod::Guest;
+use crate::pod::container::{Container, Ending, Phase};
+
+impl Containers {
+    /// Has every container end: with its stop signal, and with SIGKILL at `patience`.
+    pub fn stop(&mut self, patience: Instant) {
+        self.stopping = true;
+        self.patience = Some(self.patience.map_or(patience, |earlier| earlier.min(patience)));
+        for container in self.all.iter_mut().filter(|container| container.ending == Ending::Unasked) {
+            container.ending = Ending::Wanted;
+        }
+    }
+
+    /// Sends a signal to the container `name`, or to every one that runs.
+    pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
+        let killed = (signal == libc::SIGKILL).then(|| Instant::now() + self.kill_patience);
+        if let Some(container) = self.all.iter_mut().find(|container| is_meant(name, container))
+            && container.hold(signal, all)
+        {
+            container.killed = container.killed.or(killed);
+            return Ok(Reply::Done);
+        }
+        let living = |container: &&Container| is_meant(name, container) && self.lives(container);
+        let meant: Vec<String> =
+            self.all.iter().filter(living).map(|container| container.spec.name().to_owned()).collect();
+        let meant = |container: &&mut Container| meant.iter().any(|name| name == container.spec.name());
+        let mut any = false;
+        for container in self.all.iter_mut().filter(meant) {
+            // What outlives a first process heeds SIGKILL alone.
+            if container.phase == Phase::Running {
+                container.signal(guest, signal, all)?;
+            } else if killed.is_some() {
+                let mut left =
+                    self.execs.iter_mut().filter(|exec| exec.process.container == container.spec.name());
+                left.try_for_each(|exec| exec.process.signal(guest, signal, false))?;
+            } else {
+                continue;
+            }
+            container.killed = container.killed.or(killed);
+            any = true;
+        }
+        Ok(if any { Reply::Done } else { self.not_running(name) })
+    }
+
+    pub(super) fn advance_containers(
+        &mut self,
+        guest: &mut Guest<'_>,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
+        for container in &mut self.all {
+            // Who leaves by force is not asked first.
+            let patience = self.patience.filter(|_| self.stopping);
+            let kill = patience.is_some_and(|patience| patience <= now) || container.leaves;
+            let was = container.ending;
+            if container.ending > Ending::Unasked {
+                container.end(guest, kill)?;
+            }
+            // The agent keeps a container as long as one of its processes is there.
+            let name = container.spec.name();
+            let busy = self.execs.iter().any(|exec| exec.keeps(name));
+            if kill && busy && matches!(container.phase, Phase::Draining) && container.killed.is_none() {
+                container.ending = Ending::Killed;
+                let mut left = self.execs.iter_mut().filter(|exec| exec.process.container == *name);
+                left.try_for_each(|exec| exec.process.signal(guest, libc::SIGKILL, false))?;
+            }
+            if was < container.ending && container.ending == Ending::Killed {
+                container.killed = container.killed.or(Some(now + self.kill_patience));
+            }
+            container.advance(guest)?;
+            if busy || !container.drain(guest, now) {
+                continue;
+            }
+            if container.is_cleared(guest.link.protocol()) {
+                let name = ContainerName { container: container.spec.name().to_owned() };
+                let command = guest.link.send(Code::RemoveContainer, "remove the container", &name)?;
+                self.awaited.push((command, Awaited::Clear(name.container)));
+            } else {
+                container.cleared();
+            }
+            events.push(Event::Changed);
+        }
+        Ok(())
+    }
+
+    /// Finds a container that should have ended by now: its guest does not heed SIGKILL, or does not say so.
+    pub(super) fn find_unkilled(&mut self, now: Instant, events: &mut Vec<Event>) {
+        let overdue = |container: &Container| {
+            container.killed.is_some_and(|killed| killed <= now) && self.lives(container)
+        };
+        let Some(index) = self.all.iter().position(overdue) else { return };
+        let container = &mut self.all[index];
+        container.exit = Some(exit::of_signal(libc::SIGKILL));
+        events.push(Event::Unkilled(container.spec.name().to_owned()));
+    }
+
+    /// Whether the guest still has a process of the container, as far as it has told.
+    pub(super) fn lives(&self, container: &Container) -> bool {
+        match container.phase {
+            Phase::Starting | Phase::Running => true,
+            Phase::Draining => self.execs.iter().any(|exec| exec.keeps(container.spec.name())),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A process in the guest, as the host sees it: its streams, the signals and window sizes on their way to it, and its exit.
+//!
+//! Init and exec processes are the same here, in the extended protocol and in API 4244. A process's exit counts once its output
+//! is with whoever reads it.
+
+use std::io;
+
+use agent_proto::command::Code;
+use agent_proto::payload::{Exit, KillCommand, SignalCommand, WindowSize};
+use link::LinkError;
+use link::api4244::InputPace;
+use link::streams::{Delivery, StreamSpec};
+use oci::spec::ConsoleSize;
+use plan::INIT_PROCESS;
+
+use super::Guest;
+
+/// Where a process stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The agent was asked to start it.
+    Starting,
+    /// It runs.
+    Running,
+    /// It has exited; its output is on the way.
+    Draining(Exit),
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    /// Its container's name.
+    pub container: String,
+    /// Its name; an init process is called [`INIT_PROCESS`].
+    pub name: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// It has a terminal: stderr is on stdout's stream.
+    terminal: bool,
+    /// The numbers of its streams: stdin and stdout, then stderr.
+    streams: Vec<u64>,
+    /// Signals that came before it ran, and whether each is for every process of the container.
+    held: Vec<(i32, bool)>,
+    /// The pace of its input in API 4244, which has no credit.
+    pace: Option<InputPace>,
+    /// It was told that nobody reads its output, for which API 4244 has no other way.
+    hung_up: bool,
+}
+
+impl Process {
+    /// Opens the streams of a process that the agent is about to be asked for.
+    ///
+    /// # Errors
+    ///
+    /// A descriptor of `streams` cannot be used; then none of them is open.
+    pub fn open(
+        guest: &mut Guest<'_>,
+        container: &str,
+        name: &str,
+        terminal: bool,
+        streams: &[StreamSpec],
+    ) -> io::Result<Process> {
+        let mut process = Process {
+            container: container.to_owned(),
+            name: name.to_owned(),
+            phase: Phase::Starting,
+            terminal,
+            streams: Vec::new(),
+            held: Vec::new(),
+            pace: None,
+            hung_up: false,
+        };
+        for stream in streams {
+            if let Err(error) = guest.streams.open(stream) {
+                process.close(guest);
+                return Err(error);
+            }
+            process.streams.push(stream.seq);
+        }
+        Ok(process)
+    }
+
+    /// The agent has started it: it gets its input, and the signals that have come for it.
+    pub fn started(&mut self, guest: &mut Guest<'_>, size: Option<ConsoleSize>) -> Result<(), LinkError> {
+        self.phase = Phase::Running;
+        if let Some(seq) = self.streams.first() {
+            guest.streams.start(*seq, guest.window());
+            self.pace = guest.link.is_api4244().then(|| InputPace::new(*seq));
+        }
+        if let Some(size) = size {
+            self.resize(guest, size)?;
+        }
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().try_for_each(|(signal, all)| self.send_signal(guest, signal, all))
+    }
+
+    /// Sends it a signal, or with `all` every process of its container. One that comes before it runs is kept for then.
+    pub fn signal(&mut self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
+        match self.phase {
+            Phase::Starting => self.held.push((signal, all)),
+            Phase::Running => self.send_signal(guest, signal, all)?,
+            Phase::Draining(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Keeps a signal for when it runs.
+    pub fn hold(&mut self, signal: i32, all: bool) {
+        self.held.push((signal, all));
+    }
+
+    fn send_signal(&self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
+        let container = self.container.clone();
+        if self.name == INIT_PROCESS {
+            let command = KillCommand { container, signal, all_processes: all };
+            return guest.link.notify(Code::KillContainer, "signal the container", &command);
+        }
+        let command = SignalCommand { container, process: self.name.clone(), signal };
+        guest.link.notify(Code::SignalProcess, "signal the process", &command)
+    }
+
+    /// Gives its terminal another size.
+    pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
+        if !self.terminal || self.phase != Phase::Running {
+            return Ok(());
+        }
+        let (container, process) = (self.container.clone(), self.name.clone());
+        let command = WindowSize { container, process, row: size.height, column: size.width };
+        guest.link.notify(Code::WinSize, "resize the terminal", &command)
+    }
+
+    /// Does what API 4244 leaves to the host while a process runs: paces its input, and tells it that its output is not read
+    /// any more.
+    pub fn advance(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
+        if self.phase != Phase::Running {
+            return Ok(());
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.turn(guest.link, guest.streams)?;
+        }
+        if !self.hung_up && self.streams.iter().any(|seq| guest.streams.is_hung_up(*seq)) {
+            self.hung_up = true;
+            self.send_signal(guest, libc::SIGPIPE, false)?;
+        }
+        Ok(())
+    }
+
+    /// The agent has reported its exit.
+    pub fn exited(&mut self, exit: Exit) {
+        if self.phase == Phase::Running {
+            self.phase = Phase::Draining(exit);
+        }
+    }
+
+    /// Whether it has exited and all of its output is with whoever reads it.
+    pub fn is_drained(&self, guest: &Guest<'_>) -> bool {
+        self.outputs(guest).is_some_and(|mut outputs| outputs.all(|(_, delivery)| delivery == Delivery::Done))
+    }
+
+    /// Returns the stream of which the guest owes output that it says it has sent.
+    pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
+        let mut outputs = self.outputs(guest)?;
+        outputs.find(|(_, delivery)| *delivery == Delivery::Guest).map(|(seq, _)| seq)
+    }
+
+    /// Where the output of a process that has exited stands, stream by stream. In API 4244 the report counts nothing: the end of
+    /// stdio's stream comes when all of both streams is sent.
+    fn outputs(&self, guest: &Guest<'_>) -> Option<impl Iterator<Item = (u64, Delivery)>> {
+        let Phase::Draining(exit) = &self.phase else { return None };
+        let streams = &guest.streams;
+        let counted = !guest.link.is_api4244();
+        let ended = self.streams.first().is_none_or(|seq| streams.is_ended(*seq));
+        let bytes = [exit.stdout_bytes, exit.stderr_bytes];
+        let outputs: Vec<(u64, Delivery)> = self
+            .streams
+            .iter()
+            .zip(bytes)
+            .map(|(seq, bytes)| {
+                let bytes = if counted { bytes } else { streams.received(*seq) };
+                let delivery = match streams.delivery(*seq, bytes) {
+                    Delivery::Done if !counted && !ended => Delivery::Guest,
+                    delivery => delivery,
+                };
+                (*seq, delivery)
+            })
+            .collect();
+        Some(outputs.into_iter())
+    }
+
+    /// Closes its streams; returns the first error that kept output from its reader, with the stream's name.
+    pub fn close(&mut self, guest: &mut Guest<'_>) -> Option<(&'static str, io::Error)> {
+        let mut failed = None;
+        for (seq, name) in self.streams.drain(..).zip(["stdout", "stderr"]) {
+            failed = failed.or(guest.streams.error(seq).map(|error| (name, error)));
+            guest.streams.close(seq);
+        }
+        failed
+    }
+}
