@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use host::sys;
+use oci::exec::ProcessChanges;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -184,27 +185,27 @@ impl Request {
     }
 }
 
-/// A further process.
+/// An exec process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExecRequest {
     /// In which container.
     pub container: String,
-    /// Program and arguments.
-    pub args: Vec<String>,
-    /// Variables above the container's.
-    pub envs: Vec<(String, String)>,
-    /// Working directory; the container's where it is empty.
-    pub workdir: String,
-    /// User and group by name or number; the container's where it is empty.
+    /// What it has other than the container's init process.
+    pub changes: ProcessChanges,
+    /// User and group by name or number, which the guest looks up; those of `changes` if it is empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// It has a terminal.
     pub terminal: bool,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
-    /// A whole process as in config.json, in place of all that is said above but container and terminal.
+    /// A whole process object as in config.json, in place of `changes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<serde_json::Value>,
+    /// An engine asks: that the program cannot be executed is told in the words that engines know.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub for_engine: bool,
     /// A paused container is no reason to refuse it: it starts when the container goes on.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ignore_paused: bool,

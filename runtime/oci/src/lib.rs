@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod cgroups_path;
+pub mod exec;
 pub mod mount_options;
 pub mod program;
 pub mod refusals;

@@ -52,7 +52,7 @@ pub struct Spec {
 }
 
 /// The container's first process.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Process {
     /// It has a terminal.
@@ -98,7 +98,7 @@ pub struct ConsoleSize {
 }
 
 /// Who a process is.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct User {
     /// User id.
@@ -112,7 +112,7 @@ pub struct User {
 }
 
 /// Capability sets by name (`CAP_KILL`).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
     /// Limits what execve can give.
@@ -128,7 +128,7 @@ pub struct Capabilities {
 }
 
 /// A resource limit.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]

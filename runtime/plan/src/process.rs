@@ -68,6 +68,16 @@ pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<pa
     })
 }
 
+/// Translates an exec process of the container whose init process is `init`, with what that has for every process.
+pub fn exec(from: &spec::Process, init: &payload::Process, name: &str) -> Result<payload::Process> {
+    let mut process = process(from, None)?;
+    name.clone_into(&mut process.id);
+    if let (Some(oci), Some(of_all)) = (&mut process.oci, &init.oci) {
+        (oci.seccomp, oci.personality) = (of_all.seccomp.clone(), of_all.personality);
+    }
+    Ok(process)
+}
+
 /// Returns what `from` runs without, in runc's words, which engines know.
 pub fn notices(from: &spec::Process) -> Vec<String> {
     let unknown = from.capabilities.as_ref().map(capabilities::unknown).unwrap_or_default();

@@ -28,7 +28,7 @@ fn take(pod: &mut Connection) -> Option<(Request, Vec<OwnedFd>)> {
 fn a_request_comes_with_its_descriptors() {
     let (mut pod, mut client) = pair();
     let (mut reader, writer) = io::pipe().unwrap();
-    let exec = ExecRequest { container: "a".into(), args: vec!["true".into()], ..ExecRequest::default() };
+    let exec = ExecRequest { container: "a".into(), user: "ann".into(), ..ExecRequest::default() };
     client.send(&Request::Exec(exec.clone())).unwrap();
     client.flush_with(&[writer.as_fd(), writer.as_fd(), writer.as_fd()]).unwrap();
     client.send(&Request::Signal(15)).unwrap();

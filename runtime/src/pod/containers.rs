@@ -293,21 +293,21 @@ impl Containers {
         if self.execs.iter().any(|exec| exec.client == Some(client)) {
             return Ok(Some(refused("exec: the connection has a process already".to_owned())));
         }
-        if request.args.is_empty() && request.process.is_none() {
+        if request.changes.args.is_empty() && request.process.is_none() {
             return Ok(Some(refused("exec: no program".to_owned())));
         }
         if fds.len() != if request.terminal { 2 } else { 3 } {
             return Ok(Some(refused("exec: the client's descriptors are not there".to_owned())));
         }
         if self.execs.len() >= EXECS_MAX {
-            return Ok(Some(refused(format!("exec: {EXECS_MAX} processes are the most"))));
+            return Ok(Some(refused(format!("exec: limit of {EXECS_MAX} processes reached"))));
         }
         let name = format!("exec-{}", self.next_exec);
-        let process = match exec::wanted(&container.spec.plan.container, &name, request) {
+        let process = match exec::wanted(&container.spec, &name, request) {
             Ok(process) => process,
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
-        let program = process.args.first().filter(|_| request.process.is_some()).cloned();
+        let program = process.args.first().filter(|_| request.for_engine).cloned();
         let seq = self.next_seq;
         match Exec::start(guest, client, &request.container, process, (seq, fds)) {
             Ok((mut exec, command)) => {

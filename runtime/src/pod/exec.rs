@@ -6,9 +6,12 @@ use agent_proto::command::Code;
 use agent_proto::payload::{self, ExecCommand};
 use link::streams::StreamSpec;
 use link::{CommandId, LinkError};
+use oci::bundle::check_process;
+use oci::spec;
+use serde::Deserialize;
 
 use super::container::StartError;
-use super::plan::{further_process, whole_process};
+use super::plan::ContainerSpec;
 use super::process::{Phase, Process};
 use super::{ClientId, Guest};
 use crate::control::ExecRequest;
@@ -66,34 +69,43 @@ impl Exec {
     }
 }
 
-/// Returns what an exec asks for, in its container's terms.
+/// Translates the process that a client asks for in a container.
 pub fn wanted(
-    container: &payload::Container,
+    container: &ContainerSpec,
     name: &str,
     request: &ExecRequest,
 ) -> Result<payload::Process, String> {
-    let mut process = match &request.process {
-        Some(whole) => whole_process(container, name, whole)?,
-        None => further_process(container, name, request.args.clone(), &request.envs),
+    let init = &container.plan.container.process;
+    let given = match &request.process {
+        Some(whole) => {
+            spec::Process::deserialize(whole).map_err(|error| format!("parse its process: {error}"))?
+        }
+        None => request.changes.apply(&container.process),
     };
+    let planned = check_process(&given).and_then(|()| plan::process::exec(&given, init, name));
+    let mut process = planned.map_err(|error| error.to_string())?;
     process.terminal = request.terminal;
     if let Some((rows, columns)) = request.size {
         (process.rows, process.columns) = (rows, columns);
     }
-    if !request.workdir.is_empty() {
-        process.workdir.clone_from(&request.workdir);
-    }
     if !request.cgroup.is_empty() {
         process.oci.get_or_insert_default().cgroup.clone_from(&request.cgroup);
     }
+    let same_user =
+        request.process.is_none() && request.changes.uid.is_none() && request.changes.gid.is_none();
     if let Some((user, group)) = split_user(&request.user) {
         (process.user, process.group) = (user.to_owned(), group.to_owned());
         process.additional_groups.clear();
+    } else if same_user {
+        // A podfile may name users that only the container's own files know.
+        (process.user, process.group) = (init.user.clone(), init.group.clone());
+        let more = request.changes.additional_gids.iter().map(u32::to_string);
+        process.additional_groups = init.additional_groups.iter().cloned().chain(more).collect();
     }
     Ok(process)
 }
 
-/// `user` or `user:group`.
+/// Splits `user` or `user:group`.
 fn split_user(text: &str) -> Option<(&str, &str)> {
     (!text.is_empty()).then(|| text.split_once(':').unwrap_or((text, "")))
 }

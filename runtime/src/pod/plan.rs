@@ -8,15 +8,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
-use agent_proto::payload::{self, Env};
+use agent_proto::payload;
 use host::signals::name::signal_of;
-use oci::bundle::{self, Bundle, BundleError, check_process};
+use oci::bundle::{self, Bundle, BundleError};
 use oci::spec::{self, Spec};
 use plan::mounts::Content;
-use plan::process::{RLIMITS, process};
+use plan::process::RLIMITS;
 use plan::vm::{MAX_VCPUS, MIN_MEMORY_MIB};
 use plan::{ContainerPlan, VmPlan, VmSettings};
-use serde::Deserialize;
 
 use super::podfile::{
     Container, File, Log, Podfile, PodfileError, RestartPolicy, Result, Volume, invalid, unsupported,
@@ -36,6 +35,8 @@ const FILE_MAX: u64 = 4 << 20;
 pub struct ContainerSpec {
     /// What it is.
     pub plan: ContainerPlan,
+    /// Its init process as config.json has it: what exec processes start from.
+    pub process: spec::Process,
     /// For whoever lists containers.
     pub labels: BTreeMap<String, String>,
     /// What is done when it ends.
@@ -48,9 +49,10 @@ pub struct ContainerSpec {
 
 impl ContainerSpec {
     /// Returns a container that is neither restarted nor logged: one that an engine looks after.
-    pub fn unattended(plan: ContainerPlan) -> ContainerSpec {
+    pub fn unattended(plan: ContainerPlan, process: spec::Process) -> ContainerSpec {
         ContainerSpec {
             plan,
+            process,
             labels: BTreeMap::new(),
             restart: RestartPolicy::Never,
             stop_signal: libc::SIGTERM,
@@ -158,6 +160,7 @@ impl PodPlan {
         let signal = Some(container.stop_signal.as_str()).filter(|name| !name.is_empty());
         Ok(ContainerSpec {
             plan,
+            process: bundle.process,
             labels: container.labels.clone(),
             restart: container.restart_policy.or(self.file.restart_policy).unwrap_or_default(),
             stop_signal: signal.and_then(signal_of).unwrap_or(libc::SIGTERM),
@@ -427,37 +430,6 @@ fn host_resolv_conf() -> Vec<u8> {
 fn of_bundle(at: &str, error: &BundleError) -> PodfileError {
     let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(": {cause}"));
     invalid(at, format!("{error}{cause}"))
-}
-
-/// Returns a further process of a container as config.json has one, with what the container has for all of its processes.
-pub fn whole_process(
-    container: &payload::Container,
-    id: &str,
-    whole: &serde_json::Value,
-) -> Result<payload::Process, String> {
-    let wanted = spec::Process::deserialize(whole).map_err(|error| format!("parse its process: {error}"))?;
-    let planned = check_process(&wanted).and_then(|()| process(&wanted, None));
-    let mut process = planned.map_err(|error| error.to_string())?;
-    process.id = id.to_owned();
-    if let (Some(oci), Some(of_all)) = (&mut process.oci, &container.process.oci) {
-        (oci.seccomp, oci.personality) = (of_all.seccomp.clone(), of_all.personality);
-    }
-    Ok(process)
-}
-
-/// Returns a further process of a container: its first one's environment with other words.
-pub fn further_process(
-    container: &payload::Container,
-    id: &str,
-    args: Vec<String>,
-    envs: &[(String, String)],
-) -> payload::Process {
-    let mut process = payload::Process { id: id.to_owned(), args, ..container.process.clone() };
-    for (name, value) in envs {
-        process.envs.retain(|env| env.env != *name);
-        process.envs.push(Env { env: name.clone(), value: value.clone() });
-    }
-    process
 }
 
 #[cfg(test)]

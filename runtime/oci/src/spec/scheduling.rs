@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::Given;
 
 /// A scheduling class (sched_setattr(2)).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Scheduler {
     /// `SCHED_OTHER` and so on.
@@ -25,7 +25,7 @@ pub struct Scheduler {
 }
 
 /// An I/O priority (ioprio_set(2)).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct IoPriority {
     /// `IOPRIO_CLASS_BE` and so on.
@@ -35,7 +35,7 @@ pub struct IoPriority {
 }
 
 /// An execution domain (personality(2)).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Personality {
     /// `LINUX` or `LINUX32`.

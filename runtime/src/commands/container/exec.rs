@@ -10,15 +10,16 @@ use anyhow::{Context, Result, bail};
 use host::signals::Signals;
 use host::terminal::{self, RawTerminal};
 use host::{environment, sys};
+use oci::exec::ProcessChanges;
 use oci::spec::ConsoleSize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{check_console, refuse_descriptors, status, write_pid};
-use crate::cli::container::{ExecArgs, ProcessArgs};
+use crate::cli::container::ExecArgs;
 use crate::commands::pod::exec::wait;
 use crate::commands::pod::{checked, connect, unexpected};
 use crate::control::{Connection, ExecRequest, Reply, Request};
-use crate::state::{PodState, StateDir, StateRoot};
+use crate::state::{StateDir, StateRoot};
 use crate::{exit, logging, report};
 
 /// What is said where the process that stands for the program could say nothing.
@@ -36,13 +37,19 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
         "stopped" => bail!("cannot exec in a stopped container"),
         _ => bail!("cannot exec in a container that is not running"),
     }
-    let process = process(&args, &state)?;
-    let terminal = process["terminal"].as_bool().unwrap_or(false);
+    let process = args.process.as_deref().map(read).transpose()?;
+    if process.is_none() && args.args.is_empty() {
+        bail!("process args cannot be empty");
+    }
+    let terminal =
+        process.as_ref().map_or(args.words.tty, |whole| whole["terminal"].as_bool().unwrap_or(false));
     check_console(terminal, args.console_socket.as_deref(), args.detach)?;
     let request = ExecRequest {
         container: args.id.clone(),
         terminal,
-        process: Some(process),
+        changes: changes(&args)?,
+        process,
+        for_engine: true,
         ignore_paused: args.ignore_paused,
         cgroup: cgroup(&args.cgroup)?,
         ..ExecRequest::default()
@@ -127,19 +134,25 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     })
 }
 
-/// Returns the process as config.json would have it: from a file, or the container's first with other words.
-fn process(args: &ExecArgs, state: &PodState) -> Result<Value> {
-    if let Some(path) = &args.process {
-        return read(path);
-    }
-    if args.args.is_empty() {
-        bail!("process args cannot be empty");
-    }
-    let bundle = state.oci.clone().unwrap_or_default().bundle;
-    let mut process = read(&bundle.join("config.json"))?["process"].take();
-    process["args"] = json!(args.args);
-    lay(&mut process, &args.words)?;
-    Ok(process)
+/// Returns what the flags say of the process.
+fn changes(args: &ExecArgs) -> Result<ProcessChanges> {
+    let words = &args.words;
+    let number = |text: &str| text.parse::<u32>().with_context(|| format!("--user {text:?}: not a number"));
+    let user =
+        words.user.as_deref().map(|user| user.split_once(':').map_or((user, None), |(u, g)| (u, Some(g))));
+    Ok(ProcessChanges {
+        args: args.args.clone(),
+        terminal: words.tty,
+        env: words.env.clone(),
+        cwd: words.cwd.clone(),
+        uid: user.map(|(uid, _)| number(uid)).transpose()?,
+        gid: user.and_then(|(_, gid)| gid).map(number).transpose()?,
+        additional_gids: words.additional_gids.clone(),
+        no_new_privileges: words.no_new_privs,
+        capabilities: words.cap.clone(),
+        apparmor_profile: words.apparmor.clone(),
+        selinux_label: words.process_label.clone(),
+    })
 }
 
 /// Returns a cgroup's path below the container's own, which is empty for that one.
@@ -161,89 +174,27 @@ fn read(path: &Path) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
 }
 
-/// Lays what was said in words over a process.
-fn lay(process: &mut Value, words: &ProcessArgs) -> Result<()> {
-    let Value::Object(fields) = &mut *process else { bail!("the container has no process") };
-    // The size is that of the first one's terminal.
-    fields.remove("consoleSize");
-    process["terminal"] = json!(words.tty);
-    if let Some(cwd) = &words.cwd {
-        process["cwd"] = json!(cwd);
-    }
-    if let Some(profile) = &words.apparmor {
-        process["apparmorProfile"] = json!(profile);
-    }
-    if let Some(label) = &words.process_label {
-        process["selinuxLabel"] = json!(label);
-    }
-    if words.no_new_privs {
-        process["noNewPrivileges"] = json!(true);
-    }
-    extend(process, "env", words.env.iter().map(|variable| json!(variable)));
-    if let Some(user) = &words.user {
-        let (uid, gid) = user.split_once(':').map_or((user.as_str(), None), |(uid, gid)| (uid, Some(gid)));
-        let number = |text: &str| text.parse::<u32>().with_context(|| format!("--user {user:?}: no number"));
-        process["user"]["uid"] = json!(number(uid)?);
-        if let Some(gid) = gid {
-            process["user"]["gid"] = json!(number(gid)?);
-        }
-    }
-    if !words.additional_gids.is_empty() {
-        extend(&mut process["user"], "additionalGids", words.additional_gids.iter().map(|gid| json!(gid)));
-    }
-    if !words.cap.is_empty() {
-        for set in ["bounding", "effective", "permitted"] {
-            extend(&mut process["capabilities"], set, words.cap.iter().map(|name| json!(name)));
-        }
-    }
-    Ok(())
-}
-
-/// Adds to the list `name` of `object`, which may not be there.
-fn extend(object: &mut Value, name: &str, more: impl Iterator<Item = Value>) {
-    let more: Vec<Value> = more.collect();
-    if more.is_empty() {
-        // A name that is looked for to be changed is there afterwards, if only with null.
-        return;
-    }
-    match &mut object[name] {
-        Value::Array(list) => list.extend(more),
-        other => *other = more.into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Words;
+    use crate::cli::container::{ProcessArgs, read};
 
     #[test]
-    fn words_are_laid_over_the_container_s_first_process() {
-        let mut process = json!({
-            "terminal": true, "consoleSize": {"height": 1, "width": 2}, "cwd": "/", "env": ["A=b"],
-            "user": {"uid": 0, "gid": 0}, "capabilities": {"bounding": ["CAP_KILL"]}
-        });
-        let words = ProcessArgs {
-            cwd: Some("/x".into()),
-            env: vec!["C=d".into()],
-            user: Some("7:8".into()),
-            additional_gids: vec![9],
-            no_new_privs: true,
-            cap: vec!["CAP_CHOWN".into()],
-            ..ProcessArgs::default()
+    fn a_user_is_a_number() {
+        let args = |user: &str| {
+            let words = ProcessArgs { user: Some(user.into()), ..ProcessArgs::default() };
+            ExecArgs { words, ..exec_args() }
         };
-        lay(&mut process, &words).unwrap();
-        let wanted = json!({
-            "terminal": false, "cwd": "/x", "env": ["A=b", "C=d"], "noNewPrivileges": true,
-            "user": {"uid": 7, "gid": 8, "additionalGids": [9]},
-            "capabilities": {
-                "bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]
-            }
-        });
-        assert_eq!(process, wanted);
-        lay(&mut process, &ProcessArgs::default()).unwrap();
-        assert_eq!(process, wanted, "no word adds nothing");
-        let ann = ProcessArgs { user: Some("ann".into()), ..ProcessArgs::default() };
-        assert_eq!(lay(&mut process, &ann).unwrap_err().to_string(), "--user \"ann\": no number");
+        let of =
+            |user: &str| changes(&args(user)).map(|it| (it.uid, it.gid)).map_err(|error| error.to_string());
+        assert_eq!(of("7:8"), Ok((Some(7), Some(8))));
+        assert_eq!(of("7"), Ok((Some(7), None)));
+        assert_eq!(of("ann"), Err("--user \"ann\": not a number".to_owned()));
+    }
+
+    fn exec_args() -> ExecArgs {
+        read("exec", Words { words: vec!["c".into(), "true".into()] }).unwrap()
     }
 
     #[test]

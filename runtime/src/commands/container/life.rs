@@ -120,7 +120,7 @@ impl Life {
             session: machine.session,
             signals,
             pod: PodPlan::of_one(&self.config.id, vm),
-            containers: vec![ContainerSpec::unattended(container)],
+            containers: vec![ContainerSpec::unattended(container, self.bundle.process.clone())],
             registration,
             outputs: Outputs::default(),
             own: self.state.oci.clone().map(|oci| OwnContainer {

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use host::signals::{Asked, Signals};
 use host::sys;
 use host::terminal::{self, RawTerminal};
+use oci::exec::ProcessChanges;
 
 use super::{checked, connect, unexpected};
 use crate::cli::pod::ExecArgs;
@@ -32,17 +33,20 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
 }
 
 fn request(args: ExecArgs) -> Result<ExecRequest> {
-    let mut envs = Vec::new();
     for variable in &args.env {
-        let pair = variable.split_once('=').filter(|(name, _)| !name.is_empty());
-        let (name, value) = pair.with_context(|| format!("--env {variable:?}: not NAME=VALUE"))?;
-        envs.push((name.to_owned(), value.to_owned()));
+        let named = variable.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        ensure!(named, "--env {variable:?}: not NAME=VALUE");
     }
+    let changes = ProcessChanges {
+        args: args.args,
+        env: args.env,
+        cwd: args.workdir,
+        terminal: args.tty,
+        ..ProcessChanges::default()
+    };
     Ok(ExecRequest {
         container: args.container,
-        args: args.args,
-        envs,
-        workdir: args.workdir.unwrap_or_default(),
+        changes,
         user: args.user.unwrap_or_default(),
         terminal: args.tty,
         size: terminal::size().filter(|_| args.tty).map(|size| (size.height, size.width)),

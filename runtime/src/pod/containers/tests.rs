@@ -9,6 +9,8 @@ use agent::agent::{Agent, Setting, Turn};
 use agent_proto::payload::{self, Env, OciProcess, Pod, Process};
 use link::AgentLink;
 use link::streams::{StreamHandle, StreamTable, streams};
+use oci::exec::ProcessChanges;
+use oci::spec;
 use plan::INIT_PROCESS;
 
 use super::*;
@@ -92,7 +94,9 @@ impl Rig {
         };
         let container = payload::Container { id: name.into(), process, ..payload::Container::default() };
         let plan = plan::ContainerPlan { container, ..plan::ContainerPlan::default() };
-        ContainerSpec { restart, ..ContainerSpec::unattended(plan) }
+        let own =
+            spec::Process { cwd: "/".into(), env: vec!["PATH=/usr/bin:/bin".into()], ..Default::default() };
+        ContainerSpec { restart, ..ContainerSpec::unattended(plan, own) }
     }
 
     fn container(&self, name: &str) -> &Container {
@@ -154,8 +158,11 @@ impl Rig {
         let fds: [OwnedFd; 3] = [stdin_reader.into(), stdout_writer.into(), stderr_writer.into()];
         let request = ExecRequest {
             container: "a".into(),
-            args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
-            envs: vec![("VALUE".into(), "given".into())],
+            changes: ProcessChanges {
+                args: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+                env: vec!["VALUE=given".into()],
+                ..ProcessChanges::default()
+            },
             ..ExecRequest::default()
         };
         let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
@@ -289,7 +296,10 @@ fn an_exec_that_cannot_be_is_told_why() {
     };
     let request = |container: &str, args: &[&str]| ExecRequest {
         container: container.into(),
-        args: args.iter().map(|arg| arg.to_string()).collect(),
+        changes: ProcessChanges {
+            args: args.iter().map(|arg| arg.to_string()).collect(),
+            ..ProcessChanges::default()
+        },
         ..ExecRequest::default()
     };
     let null = || OwnedFd::from(File::open("/dev/null").unwrap());
