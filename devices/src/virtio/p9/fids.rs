@@ -5,7 +5,8 @@ use std::ffi::CString;
 
 use crate::virtio::fs::errno::{Errno, Result};
 
-/// The most fids of a session. Linux has one for each name in use and each open file.
+/// The most fids of a session. Linux has one for each name in use and each open file. One that is to take an extended
+/// attribute has the name of that, too, of at most 255 bytes.
 pub const MAX_FIDS: usize = 1 << 18;
 /// The most bytes of extended attributes that are on their way, of all fids together.
 pub const MAX_XATTR_BYTES: usize = 4 << 20;
@@ -118,5 +119,23 @@ impl Fids {
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.known.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fids_have_an_end() {
+        let mut fids = Fids::default();
+        for fid in 0..MAX_FIDS as u32 {
+            fids.check_free(fid).unwrap();
+            fids.insert(fid, 1, 0);
+        }
+        let next = MAX_FIDS as u32;
+        assert_eq!(fids.check_free(next), Err(Errno(libc::ENFILE)));
+        fids.remove(7).unwrap();
+        fids.check_free(next).unwrap();
     }
 }
