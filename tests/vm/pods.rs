@@ -1,7 +1,7 @@
 //! Pods: several containers in one machine, and everything that is asked of a living one.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -143,9 +143,8 @@ fn the_example_s_containers_talk_see_each_other_and_are_started_again() {
     let bin = pod.dir.path().join("rootfs/bin");
     fs::create_dir_all(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/pods/three.yaml");
     let podfile = pod.dir.path().join("three.yaml");
-    fs::copy(example, &podfile).unwrap();
+    fs::write(&podfile, include_str!("../../resources/pods/three.yaml")).unwrap();
     let run = Running::start(pod.command(&["run", &podfile.display().to_string()])).finish().code(0);
     let wanted = ["client | answer 1", "client | answer 2", "watcher | the server is there"];
     assert_eq!(lines(&run.stdout), wanted, "{run}");

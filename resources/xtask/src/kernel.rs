@@ -16,6 +16,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
+use crate::steps::top;
 use crate::{apt, cache};
 use fragments::Request;
 use patches::Patches;
@@ -110,7 +111,7 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
 
 /// The folder of the fragments in this checkout.
 fn fragment_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel")
+    top().join("resources/kernel")
 }
 
 fn requests() -> anyhow::Result<BTreeMap<String, Request>> {

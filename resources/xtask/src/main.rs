@@ -52,7 +52,11 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().task {
+    let task = Cli::parse().task;
+    if let Err(error) = steps::find_top() {
+        return exit(Err(error));
+    }
+    let done = match task {
         Task::Run(args) => return exit(run::run(&args)),
         Task::Host(args) => return host::main(args),
         Task::Test(args) => test::test(&args),
