@@ -2,6 +2,59 @@
 //!
 //! Knows guest memory and interrupts as file descriptors; does not know KVM, containers or the agent's protocol.
 //! Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`], then any device.
+//!
+//! A device with registers is a [`BusDevice`]. What the guest's access asks of the machine is returned, as an [`Action`]:
+//!
+//! ```
+//! use devices::{Action, Bus, BusDevice};
+//!
+//! /// One register that keeps a byte; writing 0xff switches the machine off.
+//! struct Scratch(u8);
+//!
+//! impl BusDevice for Scratch {
+//!     fn read(&mut self, _offset: u64, data: &mut [u8]) {
+//!         data.fill(self.0);
+//!     }
+//!
+//!     fn write(&mut self, _offset: u64, data: &[u8]) -> Action {
+//!         match data {
+//!             [0xff] => return Action::Shutdown,
+//!             [byte] => self.0 = *byte,
+//!             _ => {}
+//!         }
+//!         Action::None
+//!     }
+//! }
+//!
+//! let mut bus = Bus::new();
+//! bus.insert(0x500, 1, Box::new(Scratch(0)))?;
+//! assert_eq!(bus.write(0x500, &[42]), Action::None);
+//! let mut byte = [0];
+//! bus.read(0x500, &mut byte);
+//! assert_eq!(byte, [42]);
+//! assert_eq!(bus.write(0x500, &[0xff]), Action::Shutdown);
+//! # Ok::<(), devices::bus::BusError>(())
+//! ```
+//!
+//! Directories of the host reach the guest through a tree of names
+//! ([`ShareTree`](virtio::fs::ShareTree)), which a virtio-fs device serves:
+//!
+//! ```
+//! use std::fs::File;
+//!
+//! use devices::virtio::VirtioDevice;
+//! use devices::virtio::fs::{Fs, ShareTree};
+//!
+//! let tree = ShareTree::new()?;
+//! let device = Fs::new("share", tree.server());
+//! assert_eq!(device.info().device_id, 26);
+//!
+//! // The tree may change while the device works: the guest sees `/data` come and go.
+//! let read_only = true;
+//! tree.bind("/data", File::open(std::env::temp_dir())?.into(), read_only)?;
+//! tree.unbind("/data")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod bus;
 pub mod event_loop;

@@ -3,6 +3,33 @@
 //! The command `vmm` is not here but in `runtime/` (its `main.rs`). This crate knows KVM, guest memory and boot
 //! protocols; it does not know containers, the agent's protocol or command lines. Read in this order: [`VmConfig`],
 //! [`Vm`], [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; last [`RunningVm`].
+//!
+//! A kernel whose console is a serial port, run until it resets (`examples/boot.rs` has devices besides):
+//!
+//! ```no_run
+//! use std::fs::File;
+//! use std::io::{self, Read};
+//!
+//! use vmm::{Image, Vm, VmConfig, VmEnd};
+//!
+//! let file = File::open("vmlinux")?;
+//! let len = file.metadata()?.len();
+//! let vm = Vm::new(VmConfig {
+//!     memory_mib: 128,
+//!     vcpus: 1,
+//!     kernel: Image { file, offset: 0, len, name: "vmlinux".into() },
+//!     initramfs: None,
+//!     cmdline: "console=ttyS0 reboot=k panic=-1".to_owned(),
+//!     serial: Some(Box::new(io::stdout())),
+//!     timeline: None,
+//! })?;
+//! let running = vm.start()?;
+//! // Readable once the machine has ended.
+//! let mut ended = File::from(running.end_fd().try_clone_to_owned()?);
+//! ended.read_exact(&mut [0])?;
+//! assert_eq!(running.stop(), VmEnd::Reset);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod boot_params;
 pub mod check;

@@ -6,6 +6,26 @@
 //! Two channels, each a virtio-console port: control (`u32 code, u32 length, payload`) and streams
 //! (`u64 seq, u32 length, data`), all big-endian, lengths with their header. See [`command`] for the control
 //! channel's codes, [`payload`] for its JSON, [`control`] and [`stream`] for the frames.
+//!
+//! A command's frame as the host writes it, and as the agent reads it, whatever pieces it arrives in:
+//!
+//! ```
+//! use agent_proto::command::Code;
+//! use agent_proto::control::{ControlCodec, ControlFrame};
+//!
+//! let ping = ControlFrame { code: Code::Ping as u32, id: 7, payload: Vec::new() };
+//! let mut bytes = Vec::new();
+//! ping.encode(true, &mut bytes);
+//! assert_eq!(bytes, [0, 0, 0, Code::Ping as u8, 0, 0, 0, 12, 0, 0, 0, 7]);
+//!
+//! let mut codec = ControlCodec::new();
+//! codec.set_extended(true);
+//! codec.push(&bytes[..5]);
+//! assert_eq!(codec.next()?, None);
+//! codec.push(&bytes[5..]);
+//! assert_eq!(codec.next()?, Some(ping));
+//! # Ok::<(), agent_proto::FrameError>(())
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
