@@ -9,6 +9,7 @@ use crate::config::Settings;
 
 pub mod container;
 pub mod pod;
+pub mod tree;
 pub mod update;
 
 /// Runs OCI containers, each in a micro virtual machine of its own.
