@@ -20,6 +20,7 @@ use crate::steps::top;
 use crate::{apt, cache};
 use fragments::Request;
 use patches::Patches;
+pub use source::PACKAGE;
 use source::Source;
 
 /// What compiling the kernel needs.
@@ -68,12 +69,14 @@ pub struct KernelFiles {
     pub bzimage: PathBuf,
     /// The whole configuration.
     pub config: PathBuf,
+    /// The version of [`PACKAGE`] that it is built from.
+    pub version: String,
 }
 
 impl KernelFiles {
-    fn in_folder(folder: &Path) -> KernelFiles {
+    fn in_folder(folder: &Path, source: &Source) -> KernelFiles {
         let [vmlinux, bzimage, config] = ["vmlinux", "bzImage", "config"].map(|name| folder.join(name));
-        KernelFiles { vmlinux, bzimage, config }
+        KernelFiles { vmlinux, bzimage, config, version: source.version.clone() }
     }
 }
 
@@ -85,9 +88,10 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
     let cache = cache::dir("kernel");
     let folder_of = |source: &Source| cache.join(key(&requests, &patches, &source.version));
     // A finished kernel is never changed: only who builds one has to wait for another who does.
-    let folder = folder_of(&Source::newest()?);
+    let source = Source::newest()?;
+    let folder = folder_of(&source);
     if folder.is_dir() {
-        return Ok(KernelFiles::in_folder(&folder));
+        return Ok(KernelFiles::in_folder(&folder, &source));
     }
     let _lock = lock(&cache.join("lock"))?;
     // Apt's lists may be as old as the machine's image. Whatever refreshes them next would bring a newer version and
@@ -103,10 +107,10 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
         apt::install(TOOLS)?;
         let tree = source.unpack(&cache, &patches)?;
         eprintln!("kernel: compiling {}", source.version);
-        build(&requests, &tree, &cache, &staged)?;
+        build(&requests, &source, &tree, &cache, &staged)?;
         fs::rename(&staged, &folder).with_context(|| format!("rename to {}", folder.display()))?;
     }
-    Ok(KernelFiles::in_folder(&folder))
+    Ok(KernelFiles::in_folder(&folder, &source))
 }
 
 /// The folder of the fragments in this checkout.
@@ -155,6 +159,7 @@ fn lock(path: &Path) -> anyhow::Result<File> {
 
 fn build(
     requests: &BTreeMap<String, Request>,
+    source: &Source,
     tree: &Path,
     cache: &Path,
     staged: &Path,
@@ -169,7 +174,7 @@ fn build(
     let _ = fs::remove_dir_all(staged);
     fs::create_dir(staged).with_context(|| format!("create {}", staged.display()))?;
     let elf = fs::read(objects.join("vmlinux")).context("read the built vmlinux")?;
-    let files = KernelFiles::in_folder(staged);
+    let files = KernelFiles::in_folder(staged, source);
     fs::write(&files.vmlinux, image::pack(&elf)?)?;
     fs::copy(objects.join("arch/x86/boot/bzImage"), &files.bzimage).context("copy bzImage")?;
     fs::copy(objects.join(".config"), &files.config).context("copy .config")?;

@@ -9,12 +9,14 @@ mod bench;
 mod bundle;
 mod cache;
 mod check;
+mod dist;
 mod engines;
 mod fuzz;
 mod host;
 mod initramfs;
 mod kernel;
 mod newc;
+mod packages;
 mod program;
 mod run;
 mod steps;
@@ -43,6 +45,8 @@ enum Task {
     Check,
     /// Build `target/vmm`: the static program with guest kernel and agent inside
     Build,
+    /// Make a Debian package and a tarball of it, its manual and its documentation, in `target/dist`
+    Dist,
     /// Build the guest kernel, or find the one that is built already, and print where its files are
     Kernel,
     /// Build the guest's agent into an initramfs and print where it is
@@ -64,6 +68,11 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Check => check::check(),
         Task::Build => program::program().map(|path| println!("{}", path.display())),
+        Task::Dist => dist::dist().map(|dist| {
+            for path in [dist.package, dist.tarball, dist.sums] {
+                println!("{}", path.display());
+            }
+        }),
         Task::Initramfs => initramfs::initramfs().map(|path| println!("{}", path.display())),
         Task::Kernel => kernel::kernel().map(|files| {
             for path in [files.vmlinux, files.bzimage, files.config] {

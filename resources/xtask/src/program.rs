@@ -10,7 +10,7 @@ use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, initramfs, kernel};
 
 /// The target that the program is linked for; named, so that its flags reach neither build scripts nor macros.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The most that the program may weigh with kernel and agent inside.
 const PROGRAM_BYTES_MAX: u64 = 24 << 20;
 

@@ -10,7 +10,7 @@ use super::patches::Patches;
 use crate::apt;
 
 /// The package; its version follows Debian's security updates.
-const PACKAGE: &str = "linux-source-6.1";
+pub const PACKAGE: &str = "linux-source-6.1";
 
 /// Parts of the tree that no x86 build reads, a third of it; their Kconfig files stay.
 const LEFT_OUT: &[&str] = &[

@@ -1,0 +1,156 @@
+//! `cargo xtask dist`: a Debian package, and a tarball with the same files, in `target/dist`.
+//!
+//! Two runs on one commit with one toolchain make equal files: every time in them is the commit's
+//! (`SOURCE_DATE_EPOCH`), and nothing depends on the user, the umask or the order of a directory.
+
+mod archives;
+mod notices;
+mod tree;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use crate::apt;
+use crate::kernel::{self, KernelFiles};
+use crate::program::{self, target_dir};
+use crate::steps::{cargo, output, run, say, top};
+use tree::Tree;
+
+/// What making packages needs.
+const TOOLS: [&str; 4] = ["binutils", "dpkg", "gzip", "tar"];
+/// Who maintains the package, unless `DEBFULLNAME` and `DEBEMAIL` say so.
+const MAINTAINER: (&str, &str) = ("vmm maintainers", "maintainers@example.org");
+/// The package's documentation.
+const DOC: &str = "usr/share/doc/vmm";
+/// Documents of the checkout that go there, if they are there.
+const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs"];
+
+/// What a release is called and when it was made.
+struct Release {
+    version: &'static str,
+    maintainer: String,
+    /// Seconds since 1970.
+    epoch: u64,
+}
+
+impl Release {
+    /// Reads the environment and the checkout's last commit.
+    fn new() -> anyhow::Result<Release> {
+        let epoch = match env::var("SOURCE_DATE_EPOCH") {
+            Ok(epoch) => epoch,
+            Err(_) => output(Command::new("git").current_dir(top()).args(["log", "-1", "--format=%ct"]))
+                .context("find the commit's time; without git, set SOURCE_DATE_EPOCH")?,
+        };
+        let epoch = epoch.trim().parse().with_context(|| format!("SOURCE_DATE_EPOCH {epoch:?}"))?;
+        let set = |key: &str, default: &str| env::var(key).unwrap_or_else(|_| default.to_owned());
+        let name = set("DEBFULLNAME", MAINTAINER.0);
+        let maintainer = format!("{name} <{}>", set("DEBEMAIL", MAINTAINER.1));
+        Ok(Release { version: env!("CARGO_PKG_VERSION"), maintainer, epoch })
+    }
+
+    /// The release's time as `date` prints it in this form.
+    fn date(&self, form: &str) -> anyhow::Result<String> {
+        let mut date = Command::new("date");
+        date.env("LC_ALL", "C").args(["-u", "-d", &format!("@{}", self.epoch), form]);
+        Ok(output(&mut date)?.trim().to_owned())
+    }
+
+    /// A template of `resources/dist` with its words in place.
+    fn template(&self, name: &str, kernel: &KernelFiles) -> anyhow::Result<String> {
+        let path = top().join("resources/dist").join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = text
+            .replace("@VERSION@", self.version)
+            .replace("@MAINTAINER@", &self.maintainer)
+            .replace("@KERNEL_PACKAGE@", kernel::PACKAGE)
+            .replace("@KERNEL_VERSION@", &kernel.version);
+        if text.contains("@DATE@") { Ok(text.replace("@DATE@", &self.date("-R")?)) } else { Ok(text) }
+    }
+}
+
+/// The files of a release.
+pub struct Dist {
+    /// The Debian package.
+    pub package: PathBuf,
+    /// The tarball.
+    pub tarball: PathBuf,
+    /// The checksums of both.
+    pub sums: PathBuf,
+}
+
+/// Builds the program and packs it with its documentation.
+pub fn dist() -> anyhow::Result<Dist> {
+    apt::install(&TOOLS)?;
+    let program = program::program()?;
+    let kernel = kernel::kernel()?;
+    let release = Release::new()?;
+    say("packing");
+    let dir = target_dir().join("dist");
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    }
+    let mut tree = Tree::new(&dir.join("tree"))?;
+    tree.add("usr/bin/vmm", 0o755, &read(&program)?)?;
+    add_manual(&mut tree, &dir.join("manual"), &release)?;
+    add_documents(&mut tree, &release, &kernel)?;
+    let package = archives::package(&tree, &release, &release.template("control", &kernel)?)?;
+    let tarball = archives::tarball(&tree, &release)?;
+    let sums = archives::sums(&dir, &[&package, &tarball])?;
+    Ok(Dist { package, tarball, sums })
+}
+
+/// Has man pages and completions made by the crate that has the command line's definition.
+fn add_manual(tree: &mut Tree, made: &Path, release: &Release) -> anyhow::Result<()> {
+    let words = ["run", "--quiet", "--package", "runtime", "--example", "manual", "--"];
+    run(cargo().args(words).arg(made).arg(release.date("+%F")?))?;
+    for page in files_of(&made.join("man1"))? {
+        let name = page.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        tree.add_compressed(&format!("usr/share/man/man1/{name}.gz"), &read(&page)?)?;
+    }
+    for (made_as, place) in [
+        ("vmm.bash", "usr/share/bash-completion/completions/vmm"),
+        ("_vmm", "usr/share/zsh/vendor-completions/_vmm"),
+        ("vmm.fish", "usr/share/fish/vendor_completions.d/vmm.fish"),
+    ] {
+        tree.add(place, 0o644, &read(&made.join("completions").join(made_as))?)?;
+    }
+    Ok(())
+}
+
+fn add_documents(tree: &mut Tree, release: &Release, kernel: &KernelFiles) -> anyhow::Result<()> {
+    for document in DOCUMENTS {
+        let path = top().join(document);
+        if path.exists() {
+            tree.add_all(&format!("{DOC}/{document}"), &path)?;
+        }
+    }
+    for (place, path) in [
+        ("examples/daemon.json", "resources/dist/daemon.json"),
+        ("examples/three.yaml", "resources/pods/three.yaml"),
+    ] {
+        tree.add(&format!("{DOC}/{place}"), 0o644, &read(&top().join(path))?)?;
+    }
+    tree.add(&format!("{DOC}/copyright"), 0o644, release.template("copyright", kernel)?.as_bytes())?;
+    tree.add_compressed(&format!("{DOC}/changelog.gz"), release.template("changelog", kernel)?.as_bytes())?;
+    tree.add_compressed(&format!("{DOC}/kernel.config.gz"), &read(&kernel.config)?)?;
+    tree.add_compressed(&format!("{DOC}/third-party.txt.gz"), notices::notices()?.as_bytes())?;
+    let overrides = read(&top().join("resources/dist/lintian-overrides"))?;
+    tree.add("usr/share/lintian/overrides/vmm", 0o644, &overrides)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+/// The files in a folder, by name.
+fn files_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    ensure!(!files.is_empty(), "{} is empty", folder.display());
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,78 @@
+//! The licenses of the libraries in the program, with the notices that these want to be kept.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::packages::{Package, Packages};
+
+/// What the program holds: itself, and the agent inside it.
+const MEMBERS: [&str; 2] = ["runtime", "agent"];
+/// What the files begin with that hold a license, its notice or its holders.
+const BEGINNINGS: [&str; 5] = ["license", "licence", "copying", "copyright", "notice"];
+
+/// Returns a list of the libraries, followed by each text once, with the names of those that it stands for.
+pub fn notices() -> anyhow::Result<String> {
+    let packages = Packages::load()?;
+    let linked = packages.linked_into(&MEMBERS);
+    let mut texts: BTreeMap<String, Vec<&Package>> = BTreeMap::new();
+    for package in &linked {
+        for file in files(package)? {
+            let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            let text = text.replace("\r\n", "\n").trim_matches('\n').to_owned();
+            texts.entry(text).or_default().push(package);
+        }
+    }
+    Ok(render(&linked, &texts))
+}
+
+fn render(linked: &[&Package], texts: &BTreeMap<String, Vec<&Package>>) -> String {
+    let mut all = String::from("Libraries in the program vmm, with their licenses as SPDX expressions:\n\n");
+    for package in linked {
+        let license = package.license.as_deref().unwrap_or("see its text below");
+        let authors = match &package.authors[..] {
+            [] => String::new(),
+            authors => format!("; {}", authors.join(", ")),
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(all, "  {} {}: {license}{authors}", package.name, package.version);
+    }
+    for (text, packages) in texts {
+        let mut names: Vec<String> = packages.iter().map(|p| format!("{} {}", p.name, p.version)).collect();
+        names.dedup();
+        let _ = write!(all, "\n{}\n{}:\n\n{text}\n", "-".repeat(78), names.join(", "));
+    }
+    all
+}
+
+/// The files of a package that hold licenses and notices, by name.
+fn files(package: &Package) -> anyhow::Result<Vec<PathBuf>> {
+    let folder = package.manifest_path.parent().unwrap_or(Path::new("."));
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+            path.is_file() && BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+        })
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_library_is_listed_and_its_notice_is_there() {
+        let notices = notices().unwrap();
+        for wanted in ["  serde 1.", "  kvm-ioctls ", "Permission is hereby granted", "Apache License"] {
+            assert!(notices.contains(wanted), "{wanted:?}");
+        }
+        assert!(!notices.contains("  proptest "));
+    }
+}
