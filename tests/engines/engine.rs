@@ -8,9 +8,8 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tests::{Finished, Running, program};
+use tests::{Daemon, Finished, Running, program};
 
-use crate::daemon::Daemon;
 use crate::{images, leftovers};
 
 /// `vmm` told to leave the host's vhost-net alone, as a further runtime of Docker's.

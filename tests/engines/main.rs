@@ -10,7 +10,6 @@ mod build;
 mod case;
 mod cgroup1;
 mod containerd;
-mod daemon;
 mod engine;
 mod exec;
 mod faults;

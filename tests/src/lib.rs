@@ -11,10 +11,12 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod daemon;
 mod initrd;
 mod process;
 mod terminal;
 
+pub use daemon::Daemon;
 pub use initrd::Initrd;
 pub use process::{Finished, Running, check_output, output, status, wait};
 pub use terminal::{ConsoleSocket, Controller, Terminal};

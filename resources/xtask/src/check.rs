@@ -68,7 +68,7 @@ pub fn check() -> anyhow::Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // Those that cargo does not build unless they are named.
-    let tests = ["--package", "tests", "--test", "vm", "--test", "engines"];
+    let tests = ["--package", "tests", "--test", "vm", "--test", "engines", "--test", "dist"];
     run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
     let mut faults = border_faults(&metadata()?)?;
     for path in files(&top(), ".rs")? {

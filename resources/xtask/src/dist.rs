@@ -74,6 +74,8 @@ impl Release {
 
 /// The files of a release.
 pub struct Dist {
+    /// The folder that they are in.
+    pub dir: PathBuf,
     /// The Debian package.
     pub package: PathBuf,
     /// The tarball.
@@ -100,7 +102,7 @@ pub fn dist() -> anyhow::Result<Dist> {
     let package = archives::package(&tree, &release, &release.template("control", &kernel)?)?;
     let tarball = archives::tarball(&tree, &release)?;
     let sums = archives::sums(&dir, &[&package, &tarball])?;
-    Ok(Dist { package, tarball, sums })
+    Ok(Dist { dir, package, tarball, sums })
 }
 
 /// Has man pages and completions made by the crate that has the command line's definition.

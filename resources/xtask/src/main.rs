@@ -34,7 +34,7 @@ struct Cli {
 enum Task {
     /// Run a Debian container in a virtual machine: the main job, with all its set-up
     Run(run::Args),
-    /// Pass the tests: checks, unit tests, whole-VM tests, container engines
+    /// Pass the tests: checks, unit tests, whole-VM tests, container engines, the files of a release
     Test(test::Args),
     /// Measure, side by side with others
     #[command(subcommand)]

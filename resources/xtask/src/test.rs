@@ -1,18 +1,21 @@
 //! `cargo xtask test`: everything that must pass.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use crate::engines::{Cases, engines};
+use crate::engines::{self, Cases, engines};
 use crate::host::{self, Host};
 use crate::steps::{cargo, output, run, say, top};
-use crate::{apt, bundle, check, program, suites};
+use crate::{apt, bundle, check, dist, program, suites};
 
 /// The whole-VM tests' own deadline, seconds: several times what they take, well below CI's.
 const VM_TESTS_SECONDS: u64 = 2400;
+/// The same of the tests of the release's files.
+const DIST_TESTS_SECONDS: u64 = 600;
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -26,11 +29,14 @@ pub struct Args {
     /// Only the tests of Docker, Podman and containerd: all of them, with runc and with vmm
     #[arg(long, conflicts_with_all = ["unit", "vm"])]
     engines: bool,
+    /// Only the tests of the release's files: the Debian package, installed below Docker, and the tarball
+    #[arg(long, conflicts_with_all = ["unit", "vm", "engines"])]
+    dist: bool,
     /// Write the table of engines in the repository anew
     #[arg(long, requires = "engines")]
     record: bool,
     /// Only the public suite of OCI runtimes whose checkout this is, with runc and vmm in turn; may be given twice
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "vm", "engines"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "vm", "engines", "dist"])]
     oci: Vec<PathBuf>,
     /// Run none of them, and write their table anew from what they said last
     #[arg(long, requires = "oci")]
@@ -39,7 +45,7 @@ pub struct Args {
     filter: Vec<String>,
 }
 
-/// Runs checks, unit tests, whole-VM tests and the core of the engines' tests; the runners print their own closing lines.
+/// Runs checks, unit tests, whole-VM tests, the core of the engines' tests and the tests of the release's files; the runners print their own closing lines.
 pub fn test(args: &Args) -> anyhow::Result<()> {
     if args.engines {
         return engines(&Cases { core: false, filters: &args.filter, record: args.record });
@@ -47,6 +53,9 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
     ensure!(args.filter.len() < 2, "one filter at a time, but for --engines");
     if !args.oci.is_empty() {
         return suites::run_suites(&args.oci, args.filter.first().map(String::as_str), args.table);
+    }
+    if args.dist {
+        return installed(args);
     }
     if !args.vm {
         if args.filter.is_empty() {
@@ -59,6 +68,7 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
     }
     if !args.unit && !args.vm && args.filter.is_empty() {
         engines(&Cases { core: true, filters: &[], record: false })?;
+        installed(args)?;
     }
     Ok(())
 }
@@ -93,6 +103,23 @@ fn vm(args: &Args) -> anyhow::Result<()> {
     match environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)? {
         0 => Ok(()),
         code => bail!("whole-VM tests: exit code {code}"),
+    }
+}
+
+/// Makes the files of a release and installs them in the emulated KVM host, which forgets it: this machine stays as it is.
+fn installed(args: &Args) -> anyhow::Result<()> {
+    apt::install(&engines::PACKAGES)?;
+    let dir = dist::dist()?.dir;
+    say("building the tests of the release's files");
+    let tests = test_program("dist")?;
+    say("tests of the release's files, in the emulated KVM host");
+    let script = top().join("tests/host/tests.sh");
+    let mut command: Vec<OsString> =
+        vec!["bash".into(), script.into(), program::program()?.into(), tests.into()];
+    command.extend(args.filter.iter().map(OsString::from));
+    match Host::new().memory(6144).deadline(DIST_TESTS_SECONDS).env("VMM_TEST_DIST", dir).run(&command)? {
+        0 => Ok(()),
+        code => bail!("tests of the release's files: exit code {code}"),
     }
 }
 
