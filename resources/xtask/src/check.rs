@@ -1,4 +1,8 @@
-//! `cargo xtask check`: format, lints, the crates' borders, the house limits, and the documents' links.
+//! `cargo xtask check`: format, lints, the crates' borders, what they are built from, the house limits, and the documents'
+//! links.
+
+mod dependencies;
+mod license;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -64,13 +68,14 @@ const UNSAFE_FILES: [&str; 13] = [
 
 /// Runs every check and fails with the first kind that found something.
 pub fn check() -> anyhow::Result<()> {
-    say("format, lints, borders, sizes, links");
+    say("format, lints, borders, licenses, sizes, links");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // Those that cargo does not build unless they are named.
     let tests = ["--package", "tests", "--test", "vm", "--test", "engines", "--test", "dist"];
     run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
     let mut faults = border_faults(&metadata()?)?;
+    faults.extend(dependencies::faults()?);
     for path in files(&top(), ".rs")? {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let name = path.strip_prefix(top()).unwrap_or(&path).to_owned();

@@ -66,6 +66,11 @@ impl Packages {
         serde_json::from_str(&output(cargo().args(words))?).context("parse cargo's metadata")
     }
 
+    /// Every package, those for building and testing included.
+    pub fn all(&self) -> &[Package] {
+        &self.packages
+    }
+
     /// The packages of registries that are linked into members of the workspace, by name and version.
     pub fn linked_into(&self, members: &[&str]) -> Vec<&Package> {
         let nodes: BTreeMap<&str, &Node> =
@@ -109,6 +114,6 @@ mod tests {
         );
         assert!(!runtime.contains(&"devices".to_owned()));
         assert!(!names(&["agent"]).contains(&"kvm-ioctls".to_owned()));
-        assert!(packages.packages.iter().any(|package| package.name == "proptest"));
+        assert!(packages.all().iter().any(|package| package.name == "proptest"));
     }
 }

@@ -1,0 +1,129 @@
+//! SPDX license expressions (SPDX 2.3, annex D), and the slash that older packages write for OR.
+
+use std::iter::Peekable;
+use std::str::SplitWhitespace;
+
+use anyhow::{Context, bail, ensure};
+
+/// How deep parentheses may nest.
+const DEPTH_MAX: usize = 16;
+
+/// A license expression.
+#[derive(Debug, PartialEq)]
+pub enum Expression {
+    /// An identifier, with its exception if it has one: `Apache-2.0 WITH LLVM-exception`.
+    License(String),
+    /// Each of them holds.
+    And(Vec<Expression>),
+    /// The user may choose.
+    Or(Vec<Expression>),
+}
+
+impl Expression {
+    /// Reads an expression.
+    pub fn parse(text: &str) -> anyhow::Result<Expression> {
+        let text = text.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
+        let mut words = text.split_whitespace().peekable();
+        let expression = Expression::alternatives(&mut words, 0)?;
+        ensure!(words.next().is_none(), "a word too many");
+        Ok(expression)
+    }
+
+    /// Whether whoever accepts these licenses may use what is licensed so.
+    pub fn holds(&self, allowed: &[String]) -> bool {
+        match self {
+            Expression::License(license) => allowed.contains(license),
+            Expression::And(all) => all.iter().all(|each| each.holds(allowed)),
+            Expression::Or(any) => any.iter().any(|each| each.holds(allowed)),
+        }
+    }
+
+    fn alternatives(words: &mut Words<'_>, depth: usize) -> anyhow::Result<Expression> {
+        let mut all = vec![Expression::conjunction(words, depth)?];
+        while words.next_if_eq(&"OR").is_some() {
+            all.push(Expression::conjunction(words, depth)?);
+        }
+        Ok(one_or(all, Expression::Or))
+    }
+
+    fn conjunction(words: &mut Words<'_>, depth: usize) -> anyhow::Result<Expression> {
+        let mut all = vec![Expression::single(words, depth)?];
+        while words.next_if_eq(&"AND").is_some() {
+            all.push(Expression::single(words, depth)?);
+        }
+        Ok(one_or(all, Expression::And))
+    }
+
+    fn single(words: &mut Words<'_>, depth: usize) -> anyhow::Result<Expression> {
+        match words.next().context("it ends where a license should be")? {
+            "(" => {
+                ensure!(depth < DEPTH_MAX, "parentheses nest more than {DEPTH_MAX} deep");
+                let inner = Expression::alternatives(words, depth + 1)?;
+                ensure!(words.next() == Some(")"), "a parenthesis is not closed");
+                Ok(inner)
+            }
+            word @ (")" | "AND" | "OR" | "WITH") => bail!("{word} where a license should be"),
+            license => {
+                let mut license = license.to_owned();
+                if words.next_if_eq(&"WITH").is_some() {
+                    license += " WITH ";
+                    license += words.next().context("WITH and no exception")?;
+                }
+                Ok(Expression::License(license))
+            }
+        }
+    }
+}
+
+/// An expression's words.
+type Words<'a> = Peekable<SplitWhitespace<'a>>;
+
+/// The only one of `all`, or all of them together.
+fn one_or(mut all: Vec<Expression>, together: fn(Vec<Expression>) -> Expression) -> Expression {
+    match all.pop() {
+        Some(only) if all.is_empty() => only,
+        last => {
+            all.extend(last);
+            together(all)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(expression: &str, allowed: &[&str]) -> bool {
+        let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+        Expression::parse(expression).unwrap().holds(&allowed)
+    }
+
+    #[test]
+    fn an_expression_holds_as_spdx_reads_it() {
+        for (expression, allowed, wanted) in [
+            ("MIT", &["MIT"][..], true),
+            ("MIT", &["Apache-2.0"], false),
+            ("MIT OR Apache-2.0", &["MIT"], true),
+            ("MIT AND Apache-2.0", &["MIT"], false),
+            ("MIT AND Apache-2.0", &["MIT", "Apache-2.0"], true),
+            ("Apache-2.0 / MIT", &["MIT"], true),
+            ("MIT/Apache-2.0", &["MIT"], true),
+            ("(MIT OR Apache-2.0) AND Unicode-3.0", &["MIT"], false),
+            ("(MIT OR Apache-2.0) AND Unicode-3.0", &["MIT", "Unicode-3.0"], true),
+            // AND binds more tightly.
+            ("MIT OR Apache-2.0 AND Unicode-3.0", &["MIT"], true),
+            ("Apache-2.0 WITH LLVM-exception", &["Apache-2.0"], false),
+            ("Apache-2.0 WITH LLVM-exception OR MIT", &["MIT"], true),
+        ] {
+            assert_eq!(holds(expression, allowed), wanted, "{expression} with {allowed:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_expression_is_refused() {
+        let deep = format!("{}MIT{}", "(".repeat(99), ")".repeat(99));
+        for text in ["", "MIT OR", "(MIT", "MIT)", "MIT Apache-2.0", "AND MIT", "MIT WITH", &deep] {
+            assert!(Expression::parse(text).is_err(), "{text:?}");
+        }
+    }
+}
