@@ -1,13 +1,12 @@
 //! `cargo xtask fuzz`: the targets of tests/fuzz, each for a while.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::ensure;
 
 use crate::program::target_dir;
-use crate::steps::{cargo, run, say, top};
-use crate::{apt, cache};
+use crate::steps::{run, say, top};
+use crate::{apt, tools};
 
 /// The version of cargo-fuzz that is installed where there is none.
 const CARGO_FUZZ: &str = "0.13.2";
@@ -44,7 +43,7 @@ pub fn fuzz(args: &Args) -> anyhow::Result<()> {
         None => TARGETS.to_vec(),
     };
     apt::install(&["g++"])?;
-    let program = cargo_fuzz()?;
+    let program = tools::installed("cargo-fuzz", CARGO_FUZZ)?;
     for target in targets {
         say(&format!("fuzzing {target} for {} s", args.seconds));
         run(Command::new(&program)
@@ -57,17 +56,4 @@ pub fn fuzz(args: &Args) -> anyhow::Result<()> {
             .env("RUSTC_BOOTSTRAP", "1"))?;
     }
     Ok(())
-}
-
-/// Returns cargo-fuzz, installed in the cache if it is not there.
-fn cargo_fuzz() -> anyhow::Result<PathBuf> {
-    let root = cache::dir("tools");
-    let program = root.join("bin/cargo-fuzz");
-    if !program.exists() {
-        say("installing cargo-fuzz");
-        run(cargo()
-            .args(["install", "cargo-fuzz", "--locked", "--version", CARGO_FUZZ, "--root"])
-            .arg(&root))?;
-    }
-    Ok(program)
 }

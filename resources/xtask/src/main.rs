@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod audit;
 mod bench;
 mod bundle;
 mod cache;
@@ -22,6 +23,7 @@ mod run;
 mod steps;
 mod suites;
 mod test;
+mod tools;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs, tests and measures vmm")]
@@ -43,6 +45,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Check format, lints, crate borders, sizes and the documents' links
     Check,
+    /// Look for known vulnerabilities in what the workspace is built from (cargo-deny)
+    Audit(audit::Args),
     /// Build `target/vmm`: the static program with guest kernel and agent inside
     Build,
     /// Make a Debian package and a tarball of it, its manual and its documentation, in `target/dist`
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::test(&args),
         Task::Bench(which) => bench::bench(&which),
         Task::Fuzz(args) => fuzz::fuzz(&args),
+        Task::Audit(args) => audit::audit(&args),
         Task::Check => check::check(),
         Task::Build => program::program().map(|path| println!("{}", path.display())),
         Task::Dist => dist::dist().map(|dist| {

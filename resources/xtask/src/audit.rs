@@ -1,0 +1,64 @@
+//! `cargo xtask audit`: known vulnerabilities of what the workspace is built from, and the rest of `deny.toml`, by
+//! cargo-deny.
+//!
+//! Not part of `cargo xtask check`: the advisories change from day to day, and cargo-deny fetches them from a network.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::program::target_dir;
+use crate::steps::{run, say, top};
+use crate::{apt, tools};
+
+/// The version of cargo-deny that is installed where there is none.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Which advisories.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A checkout of RustSec's advisory-db, in place of the network
+    #[arg(long, value_name = "DIR")]
+    database: Option<PathBuf>,
+}
+
+/// Where cargo-deny keeps the advisories below its folder for them: a name made of their default address.
+const DATABASE: &str = "advisory-db-3157b0e258782691";
+
+/// Runs cargo-deny with `deny.toml`.
+pub fn audit(args: &Args) -> anyhow::Result<()> {
+    apt::install(&["g++", "git"])?;
+    let mut deny = Command::new(tools::installed("cargo-deny", CARGO_DENY)?);
+    deny.current_dir(top());
+    if let Some(dir) = &args.database {
+        deny.arg("--offline").arg("--config").arg(with_database(dir)?);
+    }
+    say("advisories, licenses, bans, sources");
+    run(deny.arg("check"))
+}
+
+/// Copies the advisories of a git repository to where cargo-deny looks for them, and writes `deny.toml` with that place.
+fn with_database(dir: &Path) -> anyhow::Result<PathBuf> {
+    let place = target_dir().join("advisories");
+    if place.exists() {
+        fs::remove_dir_all(&place).with_context(|| format!("remove {}", place.display()))?;
+    }
+    run(Command::new("git")
+        .args(["clone", "--quiet", "--depth", "1", "--no-local"])
+        .arg(dir)
+        .arg(place.join(DATABASE)))?;
+    let own = top().join("deny.toml");
+    let rules = fs::read_to_string(&own).with_context(|| format!("read {}", own.display()))?;
+    let mut rules: toml::Table =
+        toml::from_str(&rules).with_context(|| format!("parse {}", own.display()))?;
+    let advisories = rules.get_mut("advisories").and_then(toml::Value::as_table_mut);
+    let advisories = advisories.context("deny.toml has no section advisories")?;
+    advisories.insert("db-path".to_owned(), place.display().to_string().into());
+    // How old they are is for the user to judge who brings them.
+    advisories.insert("maximum-db-staleness".to_owned(), "P9999D".into());
+    let path = target_dir().join("deny.toml");
+    fs::write(&path, rules.to_string()).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}

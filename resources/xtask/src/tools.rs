@@ -1,0 +1,17 @@
+//! Programs of crates.io that a task needs, kept in the cache.
+
+use std::path::PathBuf;
+
+use crate::cache;
+use crate::steps::{cargo, run, say};
+
+/// Returns the program of package `name`, installed in this version if there is none.
+pub fn installed(name: &str, version: &str) -> anyhow::Result<PathBuf> {
+    let root = cache::dir("tools");
+    let program = root.join("bin").join(name);
+    if !program.exists() {
+        say(&format!("installing {name}"));
+        run(cargo().args(["install", name, "--locked", "--version", version, "--root"]).arg(&root))?;
+    }
+    Ok(program)
+}
