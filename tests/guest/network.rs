@@ -39,6 +39,9 @@ pub fn datagrams(address: &str) {
 /// Bytes of a block: a number, and then what repeats only in the next one.
 const BLOCK: usize = 1 << 18;
 
+/// How long the rest of a load may take when the last of it has been written.
+const DELIVERY_MAX: Duration = Duration::from_secs(60);
+
 /// Makes `block` the `number`-th of a load.
 fn number(block: &mut [u8], number: u64) {
     block[..8].copy_from_slice(&number.to_le_bytes());
@@ -68,9 +71,10 @@ pub fn drain(address: &str, mib: &str) {
     println!("{mib} MiB in {} ms", start.elapsed().as_millis());
 }
 
-/// Sends a load over one connection.
+/// Sends a load over one connection, and ends when the other side has it: a guest's kernel may go with its last process.
 pub fn pour(address: &str, mib: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(DELIVERY_MAX)).unwrap();
     let mut block = block();
     for at in 0..blocks(mib) {
         number(&mut block, at);
