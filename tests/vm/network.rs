@@ -189,7 +189,8 @@ fn may_change(bundle: Bundle) -> Bundle {
 const SENDERS: &str = "try() { ping -c 1 -W $1 -I $2 $3 >/dev/null 2>&1 && echo $2; }
     try 20 10.9.0.2 10.9.0.1; try 20 fd09::2 fd09::1
     ip addr add 10.9.0.66/24 dev eth0; try 3 10.9.0.66 10.9.0.1
-    ip -6 addr add fd09::66/64 dev eth0 nodad; try 3 fd09::66 fd09::1
+    ip -6 addr add fd09::66/64 dev eth0; while ip addr show dev eth0 | grep -q tentative; do sleep 0.1; done
+    try 3 fd09::66 fd09::1
     ip link set eth0 down; ip link set eth0 address 02:00:00:00:66:66; ip link set eth0 up
     ping -c 1 -W 3 10.9.0.1 >/dev/null 2>&1 && echo another mac
     ip link set eth0 down; ip link set eth0 address 02:00:00:00:09:02; ip link set eth0 up
