@@ -7,7 +7,7 @@ use devices::virtio::hostile::{Machine, STEP_LEN, Subject};
 use devices::virtio::p9;
 
 /// Scripts of each device.
-const SCRIPTS: u64 = 40;
+const SCRIPTS: u64 = 100;
 /// Steps of a script.
 const STEPS: usize = 40;
 
