@@ -25,6 +25,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use host::cgroup::Cgroup;
+use host::network::{self, NetworkError};
 use host::sys;
 use serde::{Deserialize, Serialize};
 
@@ -248,6 +249,7 @@ impl StateRoot {
             let Some(left) = left.filter(|_| directory.is_container() && !directory.is_held()) else {
                 return Err(StateError::ContainerExists(id.to_owned()));
             };
+            clear_network(&left);
             if let Err(error) = left.cgroup.remove() {
                 log::warn!("{error}");
             }
@@ -315,6 +317,18 @@ impl StateRoot {
         let mut found: Vec<StateDir> = names.filter_map(|id| self.open(&id).ok()).collect();
         found.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(found)
+    }
+}
+
+/// Takes away what the process of an OCI container left in its network namespace; one that ended by itself left nothing there.
+pub fn clear_network(state: &PodState) {
+    let path = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
+    if let Some(path) = path.filter(|path| state.status != "stopped" && path.exists()) {
+        match network::clear(path) {
+            // Nor did one that was refused because of it.
+            Ok(()) | Err(NetworkError::Host { .. }) => {}
+            Err(error) => log::warn!("clear the network namespace {}: {error}", path.display()),
+        }
     }
 }
 

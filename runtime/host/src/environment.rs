@@ -15,7 +15,7 @@ use crate::sys;
 
 /// Why they cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum SurroundingsError {
+pub enum EnvironmentError {
     /// The terminal cannot be made or be used.
     #[error("{step} the container's terminal")]
     Terminal {
@@ -55,23 +55,23 @@ pub enum SurroundingsError {
 const KEPT: [&str; 1] = ["XDG_RUNTIME_DIR"];
 
 /// Closes what whoever started us has open above stderr. To be called before anything of our own is open.
-pub fn close_descriptors() -> Result<(), SurroundingsError> {
-    let failed = |source| SurroundingsError::Inherited { step: "close inherited descriptors", source };
+pub fn close_descriptors() -> Result<(), EnvironmentError> {
+    let failed = |source| EnvironmentError::Inherited { step: "close inherited descriptors", source };
     sys::inherited::close_descriptors().map_err(failed)
 }
 
 /// Has this process forget its environment and leave no core: from here on it is a machine's, whose guest may break out of it.
 /// To be called before its first thread, after its last hook, and once everything of the environment is read.
-pub fn seclude() -> Result<(), SurroundingsError> {
-    let failed = |step| move |source| SurroundingsError::Inherited { step, source };
+pub fn seclude() -> Result<(), EnvironmentError> {
+    let failed = |step| move |source| EnvironmentError::Inherited { step, source };
     sys::inherited::clear_environment(&KEPT).map_err(failed("clear the environment"))?;
     sys::inherited::forbid_dumps().map_err(failed("forbid core dumps"))
 }
 
 /// Makes a terminal of this size, sends its controller over the socket at `path`, and makes the other end, raw, this
 /// process's controlling terminal and standard streams: so a new size set by whoever has the controller is a SIGWINCH here.
-pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<(), SurroundingsError> {
-    let failed = |step| move |source| SurroundingsError::Terminal { step, source };
+pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<(), EnvironmentError> {
+    let failed = |step| move |source| EnvironmentError::Terminal { step, source };
     let (controller, number) = sys::open_terminal().map_err(failed("make"))?;
     let name = format!("/dev/pts/{number}");
     let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&name);
@@ -82,7 +82,7 @@ pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<(), Surro
     let settings = sys::terminal_settings(own.as_fd()).map_err(failed("set"))?;
     sys::set_terminal(own.as_fd(), &settings.raw()).map_err(failed("set"))?;
     send(path, &controller, &name)
-        .map_err(|source| SurroundingsError::Socket { path: path.to_owned(), source })?;
+        .map_err(|source| EnvironmentError::Socket { path: path.to_owned(), source })?;
     sys::control_terminal(own.as_fd()).map_err(failed("take"))?;
     sys::set_standard([&own, &own, &own]).map_err(failed("take"))
 }
@@ -96,7 +96,7 @@ fn send(path: &Path, controller: &File, name: &str) -> io::Result<()> {
 /// Joins the network namespace that config.json names, or a new one where it has none but asks for one: whoever
 /// looks for it finds it by this process. Returns whether it is in one now: without privilege nobody could put anything into
 /// a new one.
-pub fn enter_network(linux: &Linux) -> Result<bool, SurroundingsError> {
+pub fn enter_network(linux: &Linux) -> Result<bool, EnvironmentError> {
     let Some(asked) = linux.namespaces.iter().find(|namespace| namespace.kind == "network") else {
         return Ok(false);
     };
@@ -107,6 +107,6 @@ pub fn enter_network(linux: &Linux) -> Result<bool, SurroundingsError> {
     match sys::new_network() {
         Ok(()) => Ok(true),
         Err(_) if sys::effective_user() != 0 => Ok(false),
-        Err(source) => Err(SurroundingsError::NewNetwork(source)),
+        Err(source) => Err(EnvironmentError::NewNetwork(source)),
     }
 }

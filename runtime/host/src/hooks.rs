@@ -76,9 +76,13 @@ impl Environment {
         }
     }
 
-    /// Returns a copy of this process's for when it has none any more, or nothing where none of `hooks` needs it.
-    pub fn kept_for(hooks: &[Hook]) -> Environment {
-        if hooks.iter().any(|hook| hook.env.is_none()) { Environment::own() } else { Environment::default() }
+    /// Keeps it if one of `hooks` has none of its own, and forgets it otherwise.
+    pub fn kept_for<'a>(self, mut hooks: impl Iterator<Item = &'a Hook>) -> Environment {
+        if hooks.any(|hook| hook.env.is_none()) {
+            return self;
+        }
+        self.forget();
+        Environment::default()
     }
 }
 
@@ -185,9 +189,9 @@ mod tests {
         let none = Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) };
         run("prestart", std::slice::from_ref(&none), b"", &ours).unwrap();
         // One that was kept for it, and not what this process has by then.
-        let kept = Environment::kept_for(&[none, Hook { env: None, ..Hook::default() }]);
+        let kept = Environment::own().kept_for([&none, &Hook { env: None, ..Hook::default() }].into_iter());
         assert_eq!(kept.0, ours.0);
-        assert!(Environment::kept_for(&[Hook { env: Some(Vec::new()), ..Hook::default() }]).0.is_empty());
+        assert!(Environment::own().kept_for(std::iter::once(&none)).0.is_empty());
         let bare = Hook { env: None, ..shell("test -z \"$HOME\"", None) };
         run("poststop", &[bare], b"", &Environment::default()).unwrap();
     }

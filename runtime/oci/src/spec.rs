@@ -187,6 +187,12 @@ pub struct Hooks {
 }
 
 impl Hooks {
+    /// Every hook.
+    pub fn all(&self) -> impl Iterator<Item = &Hook> {
+        let before = [&self.prestart, &self.create_runtime, &self.create_container];
+        before.into_iter().chain([&self.start_container, &self.poststart, &self.poststop]).flatten()
+    }
+
     /// Whether some of them run before the container's process is started.
     pub fn has_first(&self) -> bool {
         [&self.prestart, &self.create_runtime, &self.create_container].iter().any(|hooks| !hooks.is_empty())

@@ -11,21 +11,19 @@ use agent_proto::payload::DEVICE_RULES_MAX;
 use oci::bundle::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 
+use crate::device_rules::{self, Kind, Rule, access};
+
 /// Where the rules are in config.json.
 const PATH: &str = "linux.resources.devices";
 
-const READ: u8 = 1;
-const WRITE: u8 = 2;
-const MKNOD: u8 = 4;
-const ALL: u8 = READ | WRITE | MKNOD;
-const LETTERS: [(u8, char); 3] = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+const LETTERS: [(u8, char); 3] = [(access::READ, 'r'), (access::WRITE, 'w'), (access::MAKE, 'm')];
 
 /// What every container may use: runc's list (libcontainer/specconv, `AllowedDevices`). It comes behind a bundle's rules, so
 /// that none of them takes it away.
 const DEFAULTS: [Devices; 10] = [
     // A node can be made of every device, and opened where a rule allows that.
-    Devices { kind: 'c', major: None, minor: None, access: MKNOD },
-    Devices { kind: 'b', major: None, minor: None, access: MKNOD },
+    Devices { kind: 'c', major: None, minor: None, access: access::MAKE },
+    Devices { kind: 'b', major: None, minor: None, access: access::MAKE },
     // null, zero, full, random, urandom.
     device(1, 3),
     device(1, 5),
@@ -35,11 +33,11 @@ const DEFAULTS: [Devices; 10] = [
     // tty, ptmx, and every pseudo-terminal.
     device(5, 0),
     device(5, 2),
-    Devices { kind: 'c', major: Some(136), minor: None, access: ALL },
+    Devices { kind: 'c', major: Some(136), minor: None, access: access::ALL },
 ];
 
 const fn device(major: u32, minor: u32) -> Devices {
-    Devices { kind: 'c', major: Some(major), minor: Some(minor), access: ALL }
+    Devices { kind: 'c', major: Some(major), minor: Some(minor), access: access::ALL }
 }
 
 /// Some devices, and ways to use them. A number that is not given is any.
@@ -87,8 +85,10 @@ struct Filter {
 /// Returns the agent's rules for the container's cgroup; none where everything is allowed.
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<String>> {
     let mut filter = Filter { allow: false, exceptions: Vec::new() };
-    for (index, rule) in given.iter().enumerate() {
-        filter.apply(rule, &format!("{PATH}[{index}]"))?;
+    for (index, rule) in device_rules::of_bundle(given)?.iter().enumerate() {
+        filter
+            .apply(rule)
+            .map_err(|(devices, within)| cut(&format!("{PATH}[{index}]"), &devices, &within))?;
     }
     for devices in DEFAULTS {
         filter.set(true, devices).map_err(|within| cut(PATH, &devices, &within))?;
@@ -111,23 +111,21 @@ fn cut(at: &str, devices: &Devices, within: &Devices) -> BundleError {
 }
 
 impl Filter {
-    fn apply(&mut self, rule: &DeviceRule, at: &str) -> Result<()> {
-        let access = access(&rule.access).ok_or_else(|| invalid(&format!("{at}.access"), &rule.access))?;
-        let (major, minor) =
-            (number(rule.major, &format!("{at}.major"))?, number(rule.minor, &format!("{at}.minor"))?);
-        let kinds: &[char] = match rule.kind.as_str() {
-            "" | "a" => &['c', 'b'],
-            "c" => &['c'],
-            "b" => &['b'],
-            other => return Err(invalid(&format!("{at}.type"), format!("{other:?}"))),
-        };
-        if (kinds.len(), major, minor, access) == (2, None, None, ALL) {
-            *self = Filter { allow: rule.allow, exceptions: Vec::new() };
+    /// Takes a rule; the error is what it would have to be cut out of.
+    fn apply(&mut self, rule: &Rule) -> Result<(), (Devices, Devices)> {
+        let Rule { allow, kind, major, minor, access } = *rule;
+        if (kind, major, minor, access) == (None, None, None, access::ALL) {
+            *self = Filter { allow, exceptions: Vec::new() };
             return Ok(());
         }
+        let kinds: &[char] = match kind {
+            None => &['c', 'b'],
+            Some(Kind::Character) => &['c'],
+            Some(Kind::Block) => &['b'],
+        };
         for kind in kinds {
             let devices = Devices { kind: *kind, major, minor, access };
-            self.set(rule.allow, devices).map_err(|within| cut(at, &devices, &within))?;
+            self.set(allow, devices).map_err(|within| (devices, within))?;
         }
         Ok(())
     }
@@ -157,19 +155,6 @@ impl Filter {
         self.exceptions.retain(|known| known.access != 0);
         Ok(())
     }
-}
-
-/// Returns the letters' bits; all where there are no letters.
-fn access(letters: &str) -> Option<u8> {
-    let bit = |letter| LETTERS.iter().find(|(_, known)| *known == letter).map(|(bit, _)| bit);
-    let access = letters.chars().try_fold(0, |access, letter| Some(access | bit(letter)?))?;
-    Some(if access == 0 { ALL } else { access })
-}
-
-/// Returns a device's number; none is any, and so is one below 0.
-fn number(given: Option<i64>, at: &str) -> Result<Option<u32>> {
-    let Some(number) = given.filter(|number| *number >= 0) else { return Ok(None) };
-    u32::try_from(number).map(Some).map_err(|_| invalid(at, number.to_string()))
 }
 
 #[cfg(test)]

@@ -56,8 +56,12 @@ pub fn rules(given: &[DeviceRule]) -> Result<Vec<Rule>> {
         minor: Some(minor),
         access: access::ALL,
     });
-    let given = given.iter().enumerate().map(|(index, rule)| parse(index, rule));
-    given.chain(everybody_s.map(Ok)).collect()
+    Ok(of_bundle(given)?.into_iter().chain(everybody_s).collect())
+}
+
+/// Returns the bundle's rules alone.
+pub fn of_bundle(given: &[DeviceRule]) -> Result<Vec<Rule>> {
+    given.iter().enumerate().map(|(index, rule)| parse(index, rule)).collect()
 }
 
 fn parse(index: usize, rule: &DeviceRule) -> Result<Rule> {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use host::hooks::{self, Environment};
-use host::network::{self, NetworkError};
 use host::signals::name::signal_of;
 use host::sys;
 use oci::OCI_VERSION;
@@ -22,7 +21,7 @@ use crate::config::RunConfig;
 use crate::control::{ControlError, Request};
 use crate::deadlines;
 use crate::exit::{self, CodedError};
-use crate::state::{PodState, StateDir, StateError, StateRoot};
+use crate::state::{PodState, StateDir, StateError, StateRoot, clear_network};
 
 pub mod create;
 pub mod exec;
@@ -225,15 +224,7 @@ pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Enviro
 
 /// Takes away what is left of a container whose process has ended, by itself or not.
 pub(super) fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
-    let network = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
-    // One that ended by itself left nothing there.
-    if let Some(path) = network.filter(|path| state.status != "stopped" && path.exists()) {
-        match network::clear(path) {
-            // Nor did one that was refused because of it.
-            Ok(()) | Err(NetworkError::Host { .. }) => {}
-            Err(error) => log::warn!("{:#}", anyhow::Error::from(error)),
-        }
-    }
+    clear_network(state);
     state.cgroup.remove()?;
     Ok(directory.remove()?)
 }

@@ -42,9 +42,10 @@ pub fn run(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Inst
     let mut life = Life::new(RunConfig { id, bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
     life.foreground = true;
-    life.environment = environment.clone();
     life.timeline = marks.timeline.clone();
     let hooks = hooks_of(&life.bundle);
+    let environment = environment.kept_for(hooks.all());
+    life.environment = environment.clone();
     let ran = (|| {
         engine.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, std::process::id()))?;
         let prepared = life.prepare()?;

@@ -108,7 +108,7 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
     let _ = held.into_raw_fd();
     // This process forgets its own before it has a machine.
-    let environment = Environment::kept_for(&life.bundle.spec.hooks.poststop);
+    let environment = Environment::own().kept_for(life.bundle.spec.hooks.poststop.iter());
     life.environment = Environment::own();
     life.directory = Some(directory.clone());
     // The fork has another number than the process that read the bundle.
