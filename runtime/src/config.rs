@@ -163,7 +163,7 @@ pub struct RunConfig {
     pub bundle: PathBuf,
     /// The container's id: fit to be a file's name.
     pub id: String,
-    /// The user chose the id.
+    /// The user chose the id, by which other commands find the container.
     pub is_named: bool,
     /// What is set of the machine.
     pub vm: VmSettings,

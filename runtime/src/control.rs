@@ -85,7 +85,7 @@ pub enum Request {
         container: String,
     },
     /// A further process over the descriptors that come along: stdin, stdout, and without a terminal stderr.
-    Exec(ExecRequest),
+    Exec(Box<ExecRequest>),
     /// A signal for the connection's process.
     Signal(i32),
     /// Another size for its terminal: rows and columns.
@@ -179,7 +179,7 @@ impl Request {
     /// is started in a paused container waits for whoever lets that go on.
     fn answer_within(&self, patience: Duration) -> Option<Duration> {
         match self {
-            Request::Exec(ExecRequest { ignore_paused: true, .. }) => None,
+            Request::Exec(exec) if exec.ignore_paused => None,
             _ => Some(patience + deadlines::ANSWER),
         }
     }

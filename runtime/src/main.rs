@@ -8,29 +8,26 @@ use anyhow::Result;
 use clap::Parser;
 use host::environment;
 use oci::OCI_VERSION;
-use runtime::cli::container::{ContainerCommand, read};
+use runtime::cli::container::{CreateArgs, IdArgs, read};
 use runtime::cli::pod::{PodArgs, PodCommand};
 use runtime::cli::update::{EventsArgs, UpdateArgs};
-use runtime::cli::{Cli, Command, GlobalArgs, LogArgs};
-use runtime::config::RunConfig;
+use runtime::cli::{Cli, Command, LogArgs, Words};
+use runtime::commands::container::{create, delete, exec, kill, list, pause, start, state};
+use runtime::exit::{self, CodedError};
 use runtime::state::StateRoot;
-use runtime::{commands, exit, logging};
+use runtime::{commands, logging};
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    let (log, asked) = match parse() {
-        Ok(asked) => asked,
+    let (log, job) = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Nobody is left to tell if this fails.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS };
         }
     };
-    let result = match asked {
-        None => version(),
-        Some(asked) => begin(&log, &asked).and_then(|()| execute(asked, start)),
-    };
-    match result {
+    match job.execute(&log, start) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let (code, message) = exit::of_error(&error);
@@ -40,98 +37,122 @@ fn main() -> ExitCode {
     }
 }
 
-/// What was typed: a command, one of `vmm pod`'s, or one of an OCI container's life.
-enum Asked {
-    Command(Command, GlobalArgs),
-    Pod(Box<PodArgs>),
-    Container(Box<ContainerCommand>, StateRoot),
-    Update(Box<UpdateArgs>),
-    Events(Box<EventsArgs>),
+/// A command that was read, and what there is to know of it before it is executed.
+struct Job {
+    work: Box<dyn FnOnce(Instant) -> Result<u8>>,
+    /// Its process stays, with a machine or for a process in one: it keeps no descriptor of its caller's.
+    stays: bool,
+    /// The exit code of a failure, where it is runc's.
+    failed: Option<u8>,
+}
+
+impl Job {
+    fn new(work: impl FnOnce(Instant) -> Result<u8> + 'static) -> Job {
+        Job { work: Box::new(work), stays: false, failed: None }
+    }
+
+    /// A command with runc's exit code for a failure.
+    fn of_runc(work: impl FnOnce() -> Result<u8> + 'static) -> Job {
+        Job { failed: Some(exit::OCI_FAILED), ..Job::new(|_| work()) }
+    }
+
+    fn stays(self, stays: bool) -> Job {
+        Job { stays, ..self }
+    }
+
+    fn failing_with(self, code: u8) -> Job {
+        Job { failed: Some(code), ..self }
+    }
+
+    fn execute(self, log: &LogArgs, start: Instant) -> Result<u8> {
+        if self.stays {
+            environment::close_descriptors()?;
+        }
+        logging::start(log)?;
+        (self.work)(start).map_err(|error| match self.failed {
+            Some(code) => CodedError { code, message: exit::of_error(&error).1 }.into(),
+            None => error,
+        })
+    }
 }
 
 /// Reads the command line; without a command the version is asked for.
-fn parse() -> Result<(LogArgs, Option<Asked>), clap::Error> {
+fn parse() -> Result<(LogArgs, Job), clap::Error> {
     let mut cli = Cli::try_parse()?;
     if cli.global.debug {
         cli.log.log_level.get_or_insert_with(|| "debug".to_owned());
     }
-    match cli.command {
-        Some(Command::Pod(words)) if !cli.version => {
-            let mut args = PodArgs::read(words, cli.log, cli.global.root)?;
-            cli.log = std::mem::take(&mut args.log);
-            Ok((cli.log, Some(Asked::Pod(Box::new(args)))))
-        }
-        Some(Command::Update(words)) if !cli.version => {
-            let mut args: UpdateArgs = read("update", words)?;
-            let log = std::mem::take(&mut args.log).or(cli.log);
-            args.root = args.root.or(cli.global.root);
-            Ok((log, Some(Asked::Update(Box::new(args)))))
-        }
-        Some(Command::Events(words)) if !cli.version => {
-            let mut args: EventsArgs = read("events", words)?;
-            let log = std::mem::take(&mut args.log).or(cli.log);
-            args.root = args.root.or(cli.global.root);
-            Ok((log, Some(Asked::Events(Box::new(args)))))
-        }
-        Some(command) if !cli.version => {
-            let (log, global) = (cli.log, cli.global);
-            let asked = match ContainerCommand::read(command)? {
-                Ok(mut command) => {
-                    if let ContainerCommand::Create(args) = &mut command {
-                        args.engine.systemd_cgroup = global.systemd_cgroup;
-                    }
-                    let root = StateRoot::new(global.root, |name| std::env::var_os(name));
-                    Asked::Container(Box::new(command), root)
-                }
-                Err(command) => Asked::Command(*command, global),
-            };
-            Ok((log, Some(asked)))
-        }
-        _ => Ok((cli.log, None)),
-    }
-}
-
-/// Whether the command's process stays, as a machine's or for a further program.
-fn stays(asked: &Asked) -> bool {
-    match asked {
-        Asked::Command(command, _) => matches!(command, Command::Run(_)),
-        Asked::Pod(args) => matches!(args.command, PodCommand::Run(_) | PodCommand::Exec(_)),
-        Asked::Container(command, _) => {
-            matches!(**command, ContainerCommand::Create(_) | ContainerCommand::Exec(_))
-        }
-        Asked::Update(_) | Asked::Events(_) => false,
-    }
-}
-
-fn begin(log: &LogArgs, asked: &Asked) -> Result<()> {
-    if stays(asked) {
-        environment::close_descriptors()?;
-    }
-    Ok(logging::start(log)?)
-}
-
-fn execute(asked: Asked, start: Instant) -> Result<u8> {
-    match asked {
-        Asked::Pod(args) => commands::pod::pod(*args),
-        Asked::Update(args) => commands::update::update(*args).map(|()| 0),
-        Asked::Events(args) => commands::events::events(&args).map(|()| 0),
-        Asked::Container(command, root) => commands::container::execute(&root, *command),
-        Asked::Command(Command::Run(mut args), global) => {
+    let Some(command) = cli.command.filter(|_| !cli.version) else {
+        return Ok((LogArgs::default(), Job::new(|_| version())));
+    };
+    let (mut log, global) = (cli.log, cli.global);
+    let given_root = global.root.clone();
+    let root = StateRoot::new(global.root, |name| std::env::var_os(name));
+    let job = match command {
+        Command::Run(mut args) => {
             args.engine.systemd_cgroup = global.systemd_cgroup;
-            let root = StateRoot::new(global.root, |name| std::env::var_os(name));
-            if args.detach {
-                return commands::container::run_detached(&root, *args);
-            }
-            let engine = std::mem::take(&mut args.engine);
-            let mut config = RunConfig::resolve(*args, |name| std::env::var_os(name))?;
-            config.vm.systemd_cgroup = engine.systemd_cgroup;
-            commands::run::run(&root, config, &engine, start)
+            Job::new(move |start| commands::run::run(&root, *args, start)).stays(true)
         }
-        Asked::Command(Command::Spec(args), _) => commands::spec::spec(&args.bundle).map(|()| 0),
-        Asked::Command(Command::Check, _) => Ok(u8::from(!commands::check::check(io::stdout().lock())?)),
-        Asked::Command(Command::Features, _) => commands::features::features(io::stdout().lock()).map(|()| 0),
-        Asked::Command(..) => unreachable!("read by parsers of their own"),
-    }
+        Command::Create(words) => {
+            let mut args: CreateArgs = read("create", words)?;
+            args.engine.systemd_cgroup = global.systemd_cgroup;
+            Job::of_runc(move || create::create_from(&root, args)).stays(true)
+        }
+        Command::Start(words) => {
+            container("start", words, root, |root, args: &IdArgs| start(root, &args.id))?
+        }
+        Command::State(words) => {
+            container("state", words, root, |root, args: &IdArgs| state(root, &args.id))?
+        }
+        Command::Kill(words) => container("kill", words, root, kill)?,
+        Command::Delete(words) => container("delete", words, root, delete)?,
+        Command::Exec(words) => {
+            let args = read("exec", words)?;
+            let exec = Job::of_runc(move || exec::exec(&root, args));
+            exec.failing_with(exit::EXEC_FAILED).stays(true)
+        }
+        Command::List(words) => container("list", words, root, list::list)?,
+        Command::Ps(words) => container("ps", words, root, list::ps)?,
+        Command::Pause(words) => {
+            container("pause", words, root, |root, args: &IdArgs| pause(root, &args.id, true))?
+        }
+        Command::Resume(words) => {
+            container("resume", words, root, |root, args: &IdArgs| pause(root, &args.id, false))?
+        }
+        Command::Pod(words) => {
+            let mut args = PodArgs::read(words, log, given_root)?;
+            log = std::mem::take(&mut args.log);
+            let stays = matches!(args.command, PodCommand::Run(_) | PodCommand::Exec(_));
+            Job::new(move |_| commands::pod::pod(args)).stays(stays)
+        }
+        Command::Update(words) => {
+            let mut args: UpdateArgs = read("update", words)?;
+            log = std::mem::take(&mut args.log).or(log);
+            args.root = args.root.or(given_root);
+            Job::new(move |_| commands::update::update(args).map(|()| 0))
+        }
+        Command::Events(words) => {
+            let mut args: EventsArgs = read("events", words)?;
+            log = std::mem::take(&mut args.log).or(log);
+            args.root = args.root.or(given_root);
+            Job::new(move |_| commands::events::events(&args).map(|()| 0))
+        }
+        Command::Spec(args) => Job::new(move |_| commands::spec::spec(&args.bundle).map(|()| 0)),
+        Command::Check => Job::new(|_| Ok(u8::from(!commands::check::check(io::stdout().lock())?))),
+        Command::Features => Job::new(|_| commands::features::features(io::stdout().lock()).map(|()| 0)),
+    };
+    Ok((log, job))
+}
+
+/// A command to the container that `words` name.
+fn container<A: Parser + 'static>(
+    name: &'static str,
+    words: Words,
+    root: StateRoot,
+    command: fn(&StateRoot, &A) -> Result<u8>,
+) -> Result<Job, clap::Error> {
+    let args: A = read(name, words)?;
+    Ok(Job::of_runc(move || command(&root, &args)))
 }
 
 fn version() -> Result<u8> {

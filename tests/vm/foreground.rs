@@ -105,24 +105,23 @@ fn a_hook_that_fails_ends_the_run_and_nothing_is_left() {
 }
 
 #[test]
-fn a_name_is_taken_once_and_one_that_nobody_chose_gives_way() {
+fn an_id_is_taken_once_and_one_that_nobody_chose_is_nobody_s() {
     let container = Foreground::sh("echo up; read x");
-    let mut first = Running::start(container.run());
-    first.wait_for("up");
-    Running::start(container.run()).finish().code(125).says(&["container with id exists: c"]);
-    let mut unnamed = container.command(&["run"]);
-    unnamed.arg(container.bundle.path());
     let start = |command| {
         let mut run = Running::start(command);
         run.wait_for("up");
         run
     };
-    let second = start(unnamed);
-    let mut unnamed = container.command(&["run"]);
-    unnamed.arg(container.bundle.path());
-    let third = start(unnamed);
-    assert_eq!(container.left().len(), 3, "{:?}", container.left());
-    for mut run in [first, second, third] {
+    let named = start(container.run());
+    Running::start(container.run()).finish().code(125).says(&["container with id exists: c"]);
+    let unnamed = || {
+        let mut command = container.command(&["run"]);
+        command.arg(container.bundle.path());
+        command
+    };
+    let (first, second) = (start(unnamed()), start(unnamed()));
+    assert_eq!(container.left(), ["c"]);
+    for mut run in [named, first, second] {
         run.write(b"\n");
         run.finish().code(0);
     }

@@ -5,55 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, ValueEnum};
 
-use super::{Command, EngineArgs, Words};
+use super::{EngineArgs, Words};
 
 /// Reads what follows a command of this name.
 pub fn read<T: Parser>(name: &str, words: Words) -> Result<T, clap::Error> {
     T::try_parse_from([OsString::from(format!("vmm {name}"))].into_iter().chain(words.words))
-}
-
-/// A command of an OCI container's life, read.
-#[derive(Debug)]
-pub enum ContainerCommand {
-    /// `vmm create`.
-    Create(CreateArgs),
-    /// `vmm start`.
-    Start(IdArgs),
-    /// `vmm state`.
-    State(IdArgs),
-    /// `vmm kill`.
-    Kill(KillArgs),
-    /// `vmm delete`.
-    Delete(DeleteArgs),
-    /// `vmm exec`.
-    Exec(Box<ExecArgs>),
-    /// `vmm list`.
-    List(ListArgs),
-    /// `vmm ps`.
-    Ps(PsArgs),
-    /// `vmm pause`.
-    Pause(IdArgs),
-    /// `vmm resume`.
-    Resume(IdArgs),
-}
-
-impl ContainerCommand {
-    /// Reads what follows such a command; any other is given back.
-    pub fn read(command: Command) -> Result<Result<ContainerCommand, Box<Command>>, clap::Error> {
-        Ok(Ok(match command {
-            Command::Create(words) => ContainerCommand::Create(read("create", words)?),
-            Command::Start(words) => ContainerCommand::Start(read("start", words)?),
-            Command::State(words) => ContainerCommand::State(read("state", words)?),
-            Command::Kill(words) => ContainerCommand::Kill(read("kill", words)?),
-            Command::Delete(words) => ContainerCommand::Delete(read("delete", words)?),
-            Command::Exec(words) => ContainerCommand::Exec(Box::new(read("exec", words)?)),
-            Command::List(words) => ContainerCommand::List(read("list", words)?),
-            Command::Ps(words) => ContainerCommand::Ps(read("ps", words)?),
-            Command::Pause(words) => ContainerCommand::Pause(read("pause", words)?),
-            Command::Resume(words) => ContainerCommand::Resume(read("resume", words)?),
-            other => return Ok(Err(Box::new(other))),
-        }))
-    }
 }
 
 /// Make a container, whose program waits for its start

@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
     use crate::cli::Command as Listed;
-    use crate::cli::container::{ContainerCommand, read};
+    use crate::cli::container::read;
 
     /// Whether an argument takes words unread for a parser of their own.
     fn is_unread(arg: &Arg) -> bool {
@@ -71,7 +71,19 @@ mod tests {
             Listed::Pod(rest) => PodArgs::read(rest, LogArgs::default(), None).unwrap_err(),
             Listed::Update(rest) => read::<UpdateArgs>("update", rest).unwrap_err(),
             Listed::Events(rest) => read::<EventsArgs>("events", rest).unwrap_err(),
-            other => ContainerCommand::read(other).unwrap_err(),
+            Listed::Create(rest) => read::<CreateArgs>("create", rest).unwrap_err(),
+            Listed::Start(rest) => read::<IdArgs>("start", rest).unwrap_err(),
+            Listed::State(rest) => read::<IdArgs>("state", rest).unwrap_err(),
+            Listed::Kill(rest) => read::<KillArgs>("kill", rest).unwrap_err(),
+            Listed::Delete(rest) => read::<DeleteArgs>("delete", rest).unwrap_err(),
+            Listed::Exec(rest) => read::<ExecArgs>("exec", rest).unwrap_err(),
+            Listed::List(rest) => read::<ListArgs>("list", rest).unwrap_err(),
+            Listed::Ps(rest) => read::<PsArgs>("ps", rest).unwrap_err(),
+            Listed::Pause(rest) => read::<IdArgs>("pause", rest).unwrap_err(),
+            Listed::Resume(rest) => read::<IdArgs>("resume", rest).unwrap_err(),
+            Listed::Run(_) | Listed::Spec(_) | Listed::Check | Listed::Features => {
+                unreachable!("their parser is `Cli`, which has printed the help")
+            }
         };
         error.to_string()
     }

@@ -15,12 +15,9 @@ use serde_json::{Value, json};
 
 use self::hook_points::{bytes_of, hooks_of, run_last};
 use super::pod::{checked, connect, done, print};
-use crate::cli::RunArgs;
-use crate::cli::container::{ContainerCommand, CreateArgs, DeleteArgs, KillArgs};
-use crate::config::RunConfig;
+use crate::cli::container::{DeleteArgs, KillArgs};
 use crate::control::{ControlError, Request};
 use crate::deadlines;
-use crate::exit::{self, CodedError};
 use crate::state::{PodState, StateDir, StateError, StateRoot, clear_network};
 
 pub mod create;
@@ -28,43 +25,6 @@ pub mod exec;
 pub mod hook_points;
 pub mod life;
 pub mod list;
-
-/// Does what was asked; a failure has the code that runc's has.
-pub fn execute(root: &StateRoot, command: ContainerCommand) -> Result<u8> {
-    let failed =
-        if matches!(command, ContainerCommand::Exec(_)) { exit::EXEC_FAILED } else { exit::OCI_FAILED };
-    let done = match command {
-        ContainerCommand::Create(CreateArgs { id, bundle, engine }) => {
-            let args = RunArgs { target: Some(id), bundle: Some(bundle), engine, ..RunArgs::default() };
-            create::create(root, args)
-        }
-        ContainerCommand::Start(args) => start(root, &args.id),
-        ContainerCommand::State(args) => state(root, &args.id),
-        ContainerCommand::Kill(args) => kill(root, &args),
-        ContainerCommand::Delete(args) => delete(root, &args),
-        ContainerCommand::Exec(args) => exec::exec(root, *args),
-        ContainerCommand::List(args) => list::list(root, &args),
-        ContainerCommand::Ps(args) => list::ps(root, &args),
-        ContainerCommand::Pause(args) => pause(root, &args.id, true),
-        ContainerCommand::Resume(args) => pause(root, &args.id, false),
-    };
-    done.map_err(|error| {
-        let (_, message) = exit::of_error(&error);
-        CodedError { code: failed, message }.into()
-    })
-}
-
-/// `vmm run --detach`: the container is made and started.
-pub fn run_detached(root: &StateRoot, args: RunArgs) -> Result<u8> {
-    let id = RunConfig::named(&args)?;
-    let process = std::process::id();
-    let code = create::create(root, args)?;
-    // The container's own process has come to its end.
-    if std::process::id() != process {
-        return Ok(code);
-    }
-    start(root, &id)
-}
 
 /// A container's status in the specification's words.
 fn status(state: &PodState) -> &str {

@@ -13,20 +13,32 @@ use oci::Bundle;
 use oci::spec::Hooks;
 use vmm::Timeline;
 
+use super::container::create;
 use super::container::hook_points::{bytes_of, run_last};
 use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, take_away, write_pid};
 use crate::assembly::Assembly;
-use crate::cli::EngineArgs;
+use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console::KernelMarks;
 use crate::image;
 use crate::marks::{GUEST_MARKS, Marks};
 use crate::pod::supervisor::Started;
-use crate::state::{ContainerState, PodState, StateDir, StateError, StateRoot};
+use crate::state::{ContainerState, PodState, StateDir, StateRoot};
 
-/// Runs the bundle; returns the exit code. `start` is when the process began.
-pub fn run(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Instant) -> Result<u8> {
+/// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when the process began.
+pub fn run(root: &StateRoot, mut args: RunArgs, start: Instant) -> Result<u8> {
+    if args.detach {
+        return create::create_and_start(root, args);
+    }
+    let engine = std::mem::take(&mut args.engine);
+    let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
+    config.vm.systemd_cgroup = engine.systemd_cgroup;
+    foreground(root, config, &engine, start)
+}
+
+/// Runs the bundle in the foreground; returns the exit code.
+fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Instant) -> Result<u8> {
     refuse_descriptors(engine.preserve_fds)?;
     check_console(false, engine.console_socket.as_deref(), false)?;
     let marks = BootMarks::new(&config, start);
@@ -38,8 +50,9 @@ pub fn run(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Inst
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
     let bundle = Bundle::load(&config.bundle)?;
-    let (registered, id) = register(root, &config)?;
-    let mut life = Life::new(RunConfig { id, bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);
+    // Other commands find a container by its id. One without leaves nothing behind, however its process ends.
+    let registered = config.is_named.then(|| root.claim(&config.id)).transpose()?;
+    let mut life = Life::new(RunConfig { bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
     life.foreground = true;
     life.timeline = marks.timeline.clone();
@@ -62,33 +75,15 @@ pub fn run(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Inst
             None => Ok(code),
         }
     })();
+    if ran.is_ok() {
+        "stopped".clone_into(&mut life.state.status);
+    }
     let left = leave_nothing(&life, registered);
     run_last(&hooks.poststop, &life.state.stopped(), &environment);
     environment.forget();
     marks.write(&config)?;
     let code = ran?;
     left.map(|()| code)
-}
-
-/// Takes a directory for the container, by which other processes find it. A container that nobody named takes another name if
-/// its own is taken, and does without a directory if none can be made.
-fn register(root: &StateRoot, config: &RunConfig) -> Result<(Option<(StateDir, File)>, String)> {
-    let id = config.id.clone();
-    if config.is_named {
-        return Ok((Some(root.claim(&id)?), id));
-    }
-    let unique = format!("{id}-{}", std::process::id());
-    let claimed = match root.claim(&id) {
-        Err(StateError::ContainerExists(_)) => root.claim(&unique).map(|claimed| (claimed, unique)),
-        claimed => claimed.map(|claimed| (claimed, id.clone())),
-    };
-    match claimed {
-        Ok((claimed, id)) => Ok((Some(claimed), id)),
-        Err(error) => {
-            log::info!("no other command finds this container: {:#}", anyhow::Error::from(error));
-            Ok((None, id))
-        }
-    }
 }
 
 /// Takes away what the container had on the host.

@@ -29,12 +29,12 @@ fn a_request_comes_with_its_descriptors() {
     let (mut pod, mut client) = pair();
     let (mut reader, writer) = io::pipe().unwrap();
     let exec = ExecRequest { container: "a".into(), user: "ann".into(), ..ExecRequest::default() };
-    client.send(&Request::Exec(exec.clone())).unwrap();
+    client.send(&Request::Exec(Box::new(exec.clone()))).unwrap();
     client.flush_with(&[writer.as_fd(), writer.as_fd(), writer.as_fd()]).unwrap();
     client.send(&Request::Signal(15)).unwrap();
     client.flush().unwrap();
     let (request, fds) = take(&mut pod).unwrap();
-    assert_eq!(request, Request::Exec(exec));
+    assert_eq!(request, Request::Exec(Box::new(exec)));
     assert_eq!(fds.len(), 3);
     drop(writer);
     for fd in fds {
@@ -80,7 +80,7 @@ fn an_answer_that_was_accepted_may_take_as_long_as_the_guest() {
     pod.flush().unwrap();
     assert_eq!(Request::Stats.answer_within(deadlines::AGENT), Some(deadlines::AGENT + deadlines::ANSWER));
     let paused = ExecRequest { ignore_paused: true, ..ExecRequest::default() };
-    assert_eq!(Request::Exec(paused).answer_within(deadlines::AGENT), None);
+    assert_eq!(Request::Exec(Box::new(paused)).answer_within(deadlines::AGENT), None);
     let answer = std::thread::spawn(move || {
         while take(&mut pod).is_none() {}
         pod.send(&Reply::Done).unwrap();

@@ -1,11 +1,8 @@
 //! The pod's process: the machine, the containers, and whoever asks on the pod's socket, in one loop on the main thread.
 
-use std::fs::Permissions;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{PermissionsExt, fchown};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,25 +12,21 @@ use host::cgroup::Cgroup;
 use host::signals::{Asked, Signals, asks_for_an_end};
 use host::{sys, terminal};
 use link::CommandId;
-use plan::ContainerPlan;
-use plan::mounts::Content;
 use vmm::Timeline;
 
 use super::clients::Clients;
-use super::container::Phase;
 use super::containers::{Containers, Event, refused};
-use super::log::{Limits, LogFile};
+use super::log::Limits;
 use super::output::Outputs;
 use super::plan::{ContainerSpec, PodPlan};
-use super::podfile::Container;
-use super::refuse::CONTAINERS_MAX;
 use super::{ClientId, Guest};
-use crate::control::Reply;
 use crate::deadlines;
 use crate::exit::{self, CodedError};
 use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
 use crate::state::{OciState, PodState, StateDir};
+
+mod share;
 
 /// How long containers have between their stop signal and SIGKILL when a signal ends the pod.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -422,77 +415,6 @@ impl Supervisor {
         self.stopping
     }
 
-    /// Adds a container that a client sent.
-    pub(super) fn add_sent(
-        &mut self,
-        client: ClientId,
-        base: &str,
-        container: serde_json::Value,
-    ) -> Option<Reply> {
-        let added = serde_json::from_value::<Container>(container)
-            .context("parse the container")
-            .and_then(|container| Ok(self.pod.container("container", &container, Path::new(base))?))
-            .and_then(|plan| self.add(plan, Some(client)));
-        added.err().map(|error| {
-            let (_, message) = exit::of_error(&error);
-            refused(message)
-        })
-    }
-
-    /// Shares what a container needs and has it started.
-    fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
-        if self.containers.all.iter().any(|container| container.spec.name() == spec.name()) {
-            anyhow::bail!("the pod has a container {:?}", spec.name());
-        }
-        if self.containers.all.len() >= CONTAINERS_MAX {
-            anyhow::bail!("limit of {CONTAINERS_MAX} containers reached");
-        }
-        self.shared += 1;
-        spec.plan.place(self.shared);
-        for notice in &spec.plan.notices {
-            log::warn!("container {:?}: {notice}", spec.name());
-        }
-        let log = match (self.limits, &spec.log_path) {
-            (None, _) => None,
-            (Some(limits), path) => {
-                let own = || self.directory.as_ref().map(|directory| directory.log(spec.name()));
-                let path = path.clone().or_else(own).context("a log without a directory")?;
-                Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
-            }
-        };
-        if let Err(error) = self.share(&spec.plan) {
-            self.unshare(&spec.plan);
-            return Err(error);
-        }
-        self.changed = true;
-        match &self.own {
-            Some(own) if own.at_once => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
-            Some(_) => self.containers.add_own(spec, Phase::Created),
-            None => self.containers.add(spec, log, adder),
-        }
-        Ok(())
-    }
-
-    fn share(&self, plan: &ContainerPlan) -> Result<()> {
-        let sandbox = &self.session.sandbox;
-        plan.binds.iter().try_for_each(|bind| sandbox.bind(bind))?;
-        for content in &plan.contents {
-            let file = content_file(content).with_context(|| format!("make {}", content.path))?;
-            sandbox.bind_file(&content.path, file.into())?;
-        }
-        Ok(())
-    }
-
-    fn unshare(&self, plan: &ContainerPlan) {
-        let contents = plan.contents.iter().map(|content| content.path.as_str());
-        for path in plan.binds.iter().map(|bind| bind.path.as_str()).chain(contents) {
-            // What was not shared is no loss.
-            if let Err(error) = self.session.sandbox.unbind(path) {
-                log::debug!("{error}");
-            }
-        }
-    }
-
     /// What the pod is.
     fn state(&self) -> PodState {
         let status = match (self.stopping, self.started.is_some()) {
@@ -570,16 +492,4 @@ impl Supervisor {
             self.wait("end the pod", None)?;
         }
     }
-}
-
-/// Returns a file of its own with what is in `content`.
-fn content_file(content: &Content) -> io::Result<std::fs::File> {
-    let mut file = sys::memory_file(c"vmm-content")?;
-    file.write_all(&content.bytes)?;
-    file.set_permissions(Permissions::from_mode(content.mode))?;
-    // Without privilege everything is ours, as in an image.
-    if content.owner != (0, 0) || sys::effective_user() == 0 {
-        fchown(&file, Some(content.owner.0), Some(content.owner.1))?;
-    }
-    Ok(file)
 }

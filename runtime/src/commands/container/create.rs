@@ -19,8 +19,9 @@ use oci::spec::Spec;
 
 use super::hook_points::run_last;
 use super::life::{Life, refuse_foreground_flags};
-use super::{check_console, end, finish, refuse_descriptors, take_away, write_pid};
+use super::{check_console, end, finish, refuse_descriptors, start, take_away, write_pid};
 use crate::assembly::Assembly;
+use crate::cli::container::CreateArgs;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
@@ -30,8 +31,26 @@ use crate::{deadlines, exit, logging, report};
 /// What is said where the container's process could say nothing.
 const SILENT: &str = "the container's process ended before the container was created";
 
+/// `vmm create`.
+pub fn create_from(root: &StateRoot, args: CreateArgs) -> Result<u8> {
+    let CreateArgs { id, bundle, engine } = args;
+    create(root, RunArgs { target: Some(id), bundle: Some(bundle), engine, ..RunArgs::default() })
+}
+
+/// `vmm run --detach`: makes the container and starts it.
+pub fn create_and_start(root: &StateRoot, args: RunArgs) -> Result<u8> {
+    let id = RunConfig::named(&args)?;
+    let process = std::process::id();
+    let code = create(root, args)?;
+    // The container's own process has come to its end.
+    if std::process::id() != process {
+        return Ok(code);
+    }
+    start(root, &id)
+}
+
 /// Makes a container; returns 0 once it is there, and in its own process its exit code at its end.
-pub fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
+fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let engine = args.engine;
     let args = RunArgs { engine: EngineArgs::default(), ..args };
     refuse_descriptors(engine.preserve_fds)?;

@@ -78,7 +78,7 @@ fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
     let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     let fds = if terminal { &fds[..2] } else { &fds[..] };
     let mut connection = connect(directory)?;
-    match checked(connection.ask(&Request::Exec(request), fds)?)? {
+    match checked(connection.ask(&Request::Exec(Box::new(request)), fds)?)? {
         Reply::Started => Ok(connection),
         other => unexpected(&other),
     }

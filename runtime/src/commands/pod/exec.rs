@@ -22,7 +22,7 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     let fds = if args.tty { &fds[..2] } else { &fds[..] };
     let terminal = args.tty;
-    match checked(connection.ask(&Request::Exec(request(args)?), fds)?)? {
+    match checked(connection.ask(&Request::Exec(Box::new(request(args)?)), fds)?)? {
         Reply::Started => {}
         other => return unexpected(&other),
     }

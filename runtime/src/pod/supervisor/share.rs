@@ -1,0 +1,108 @@
+//! Containers that come: what each needs is put into the share before the agent is asked to start it.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, fchown};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use host::sys;
+use plan::ContainerPlan;
+use plan::mounts::Content;
+
+use super::Supervisor;
+use crate::control::Reply;
+use crate::exit;
+use crate::pod::ClientId;
+use crate::pod::container::Phase;
+use crate::pod::containers::refused;
+use crate::pod::log::LogFile;
+use crate::pod::plan::ContainerSpec;
+use crate::pod::podfile::Container;
+use crate::pod::refuse::CONTAINERS_MAX;
+
+impl Supervisor {
+    /// Adds a container that a client sent.
+    pub(in crate::pod) fn add_sent(
+        &mut self,
+        client: ClientId,
+        base: &str,
+        container: serde_json::Value,
+    ) -> Option<Reply> {
+        let added = serde_json::from_value::<Container>(container)
+            .context("parse the container")
+            .and_then(|container| Ok(self.pod.container("container", &container, Path::new(base))?))
+            .and_then(|plan| self.add(plan, Some(client)));
+        added.err().map(|error| {
+            let (_, message) = exit::of_error(&error);
+            refused(message)
+        })
+    }
+
+    /// Shares what a container needs and has it started.
+    pub(super) fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
+        if self.containers.all.iter().any(|container| container.spec.name() == spec.name()) {
+            anyhow::bail!("the pod has a container {:?}", spec.name());
+        }
+        if self.containers.all.len() >= CONTAINERS_MAX {
+            anyhow::bail!("limit of {CONTAINERS_MAX} containers reached");
+        }
+        self.shared += 1;
+        spec.plan.place(self.shared);
+        for notice in &spec.plan.notices {
+            log::warn!("container {:?}: {notice}", spec.name());
+        }
+        let log = match (self.limits, &spec.log_path) {
+            (None, _) => None,
+            (Some(limits), path) => {
+                let own = || self.directory.as_ref().map(|directory| directory.log(spec.name()));
+                let path = path.clone().or_else(own).context("a log without a directory")?;
+                Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
+            }
+        };
+        if let Err(error) = self.share(&spec.plan) {
+            self.unshare(&spec.plan);
+            return Err(error);
+        }
+        self.changed = true;
+        match &self.own {
+            Some(own) if own.at_once => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
+            Some(_) => self.containers.add_own(spec, Phase::Created),
+            None => self.containers.add(spec, log, adder),
+        }
+        Ok(())
+    }
+
+    fn share(&self, plan: &ContainerPlan) -> Result<()> {
+        let sandbox = &self.session.sandbox;
+        plan.binds.iter().try_for_each(|bind| sandbox.bind(bind))?;
+        for content in &plan.contents {
+            let file = content_file(content).with_context(|| format!("make {}", content.path))?;
+            sandbox.bind_file(&content.path, file.into())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn unshare(&self, plan: &ContainerPlan) {
+        let contents = plan.contents.iter().map(|content| content.path.as_str());
+        for path in plan.binds.iter().map(|bind| bind.path.as_str()).chain(contents) {
+            // What was not shared is no loss.
+            if let Err(error) = self.session.sandbox.unbind(path) {
+                log::debug!("{error}");
+            }
+        }
+    }
+}
+
+/// Returns a file of its own with what is in `content`.
+fn content_file(content: &Content) -> io::Result<File> {
+    let mut file = sys::memory_file(c"vmm-content")?;
+    file.write_all(&content.bytes)?;
+    file.set_permissions(Permissions::from_mode(content.mode))?;
+    // Without privilege everything is ours, as in an image.
+    if content.owner != (0, 0) || sys::effective_user() == 0 {
+        fchown(&file, Some(content.owner.0), Some(content.owner.1))?;
+    }
+    Ok(file)
+}
