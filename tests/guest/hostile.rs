@@ -83,7 +83,7 @@ impl Peer {
                 }
             }
             "silent-at-pod" => {
-                self.ready();
+                self.obey_before(Code::StartPod);
                 self.ignore();
             }
             "silent-at-start" => {

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use tests::Bundle;
 
 use crate::lifecycle::{Container, reap};
+use crate::pods::Pod;
 
-/// Further processes that are looked into while they start.
+/// Exec processes that are started while a container inspects them.
 const EXECS: usize = 25;
 
 /// Every right that a container engine's privileged container has.
@@ -32,12 +33,12 @@ fn privileged(script: &str) -> Bundle {
     })
 }
 
-/// The bundle with a tmpfs at /tmp, in which device nodes can be made and opened.
+/// Mounts a tmpfs at /tmp, in which device nodes can be created and opened.
 fn with_tmp(bundle: Bundle) -> Bundle {
     bundle.mount(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}))
 }
 
-/// The bundle with rules for devices behind the one that forbids all.
+/// Sets device rules, after one that denies all devices.
 fn with_rules(bundle: Bundle, rules: &[Value]) -> Bundle {
     bundle.with(|c| {
         let all = json!({"allow": false, "access": "rwm"});
@@ -45,7 +46,7 @@ fn with_rules(bundle: Bundle, rules: &[Value]) -> Bundle {
     })
 }
 
-/// The bundle with a writable view of its cgroups.
+/// Makes /sys/fs/cgroup writable.
 fn with_cgroup(bundle: Bundle) -> Bundle {
     bundle.with(|c| {
         let mounts = c["mounts"].as_array_mut().expect("the bundle has mounts");
@@ -95,7 +96,7 @@ fn process_1_s_root_is_the_container_s_own_or_nobody_s() {
     assert!(!run.text().contains("/init\n/"), "{run}");
 }
 
-/// Looks into every process but itself, over and over, and writes down what is the agent's.
+/// Inspects all other processes in a loop until /stop exists, and reports in /seen what belongs to the agent.
 const SPY: &str = r#": > /seen
 while [ ! -e /stop ]; do
     for p in /proc/[0-9]*; do
@@ -110,18 +111,27 @@ while [ ! -e /stop ]; do
 done 2>/dev/null"#;
 
 #[test]
-fn a_further_process_shows_nothing_of_the_agent_s_while_it_starts() {
-    for bundle in [privileged(SPY), privileged(SPY).share("pid")] {
-        let container = Container::new(bundle);
-        container.create();
-        container.out(&["start", "c"]);
-        for exec in 0..EXECS {
-            let user = if exec % 2 == 0 { "0" } else { "1000" };
-            container.out(&["exec", "--user", user, "c", "true"]);
-        }
-        assert_eq!(container.out(&["exec", "c", "cat", "/seen"]), "");
-        container.out(&["exec", "c", "touch", "/stop"]);
+fn an_exec_process_that_starts_shows_nothing_of_the_agent() {
+    let container = Container::new(privileged(SPY));
+    container.create();
+    container.out(&["start", "c"]);
+    for exec in 0..EXECS {
+        let user = if exec % 2 == 0 { "0" } else { "1000" };
+        container.out(&["exec", "--user", user, "c", "true"]);
     }
+    assert_eq!(container.out(&["exec", "c", "cat", "/seen"]), "");
+}
+
+#[test]
+fn an_exec_process_shows_nothing_of_the_agent_to_another_container_of_its_pod() {
+    let (spy, pod) = (privileged(SPY).share("pid"), Pod::new());
+    spy.command();
+    let other = pod.container("other", "exec sleep 100000", json!({}));
+    pod.detach(json!({"containers": [{"name": "spy", "image": spy.path()}, other]}));
+    for _ in 0..EXECS {
+        pod.exec_out("other", "true");
+    }
+    assert_eq!(pod.exec_out("spy", "cat /seen"), "");
 }
 
 #[test]
@@ -146,13 +156,13 @@ fn the_machine_s_devices_keep_their_drivers() {
     privileged(script).run().code(0).stdout("Operation not permitted\n/bin/busybox\n");
 }
 
-/// What the kernel runs for a core dump is found in the agent's tree, as the agent's child.
+/// The kernel would start the program of core_pattern outside of the container, with the agent's root.
 #[test]
 fn the_kernel_runs_nothing_of_a_container_s() {
-    let here = "/../run/share/c/rootfs";
+    let here = "/../run/share/1-c/rootfs";
     let script = format!(
         "cd /proc/sys/kernel; echo 1 > core_pipe_limit; echo '|{here}/helper' > core_pattern
-        cat core_pattern > /pattern; sh -c 'kill -SEGV $$'"
+        cat core_pattern > /pattern; sh -c 'kill -SEGV $$'; echo $? > /code"
     );
     let bundle = Bundle::sh(&script).with(|c| c["linux"]["readonlyPaths"] = json!([]));
     let rootfs = bundle.rootfs();
@@ -161,19 +171,20 @@ fn the_kernel_runs_nothing_of_a_container_s() {
     let container = Container::new(bundle);
     let pid = container.create();
     container.out(&["start", "c"]);
-    assert_eq!(reap(pid), Ok(128 + 11));
+    assert_eq!(reap(pid), Ok(0));
+    assert_eq!(fs::read_to_string(rootfs.join("code")).unwrap(), "139\n");
     assert_eq!(fs::read_to_string(rootfs.join("pattern")).unwrap(), format!("|{here}/helper\n"));
     assert!(!rootfs.join("seen").exists());
 }
 
-/// Makes a node of each device and opens it: the console, kmsg, hwrng, loop-control, tun, fuse.
+/// Creates and opens nodes of hvc0, kmsg, hwrng, loop-control, tun and fuse.
 const NODES: &str = "for node in '229 0' '1 11' '10 183' '10 237' '10 200' '10 229'; do
         mknod /tmp/x c $node && (: < /tmp/x) 2> /tmp/error && echo $node opens
         grep -q 'Operation not permitted' /tmp/error && echo $node is refused; rm /tmp/x
     done";
 
 #[test]
-fn nodes_of_the_machine_s_devices_can_be_made_and_not_opened() {
+fn nodes_of_the_guest_s_devices_can_be_created_but_not_opened() {
     let others =
         "; for name in null zero full random urandom pts/ptmx; do : < /dev/$name && echo $name; done";
     let expected = "229 0 is refused\n1 11 is refused\n10 183 is refused\n10 237 is refused\n10 200 is refused\n\
@@ -183,7 +194,7 @@ fn nodes_of_the_machine_s_devices_can_be_made_and_not_opened() {
 }
 
 #[test]
-fn a_rule_opens_its_devices_and_no_others() {
+fn an_allow_rule_applies_to_its_devices_only() {
     let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"});
     let fuse = json!({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229});
     let bundle = with_rules(with_tmp(Bundle::sh(&format!("{NODES}; : <> /dev/fuse && echo fuse"))), &[rule])
@@ -196,24 +207,24 @@ fn a_rule_opens_its_devices_and_no_others() {
 }
 
 #[test]
-fn a_container_s_filter_is_not_its_own_to_change() {
-    // Neither in a cgroup below, nor by rules, nor by the other kind of cgroups, whatever its capabilities.
+fn a_container_cannot_change_its_device_rules() {
+    // It tries a nested cgroup, the files of the controller and a cgroup v1 mount, with all capabilities.
     let script = "cd /sys/fs/cgroup; mkdir a; echo 1 > a/cgroup.procs; echo +devices > cgroup.subtree_control
         for file in devices.allow a/devices.allow; do for rule in a 'c *:* rwm'; do echo $rule > $file; done; done
         mkdir /tmp/v1; mount -t cgroup -o devices devices /tmp/v1
-        mknod /tmp/x c 1 11; : < /tmp/x || echo refused";
+        mknod /tmp/x c 1 11; (: < /tmp/x) || echo refused";
     let run = with_rules(with_cgroup(with_tmp(privileged(script))), &[]).run();
     assert_eq!(run.text(), "refused", "{run}");
     let errors = String::from_utf8_lossy(&run.stderr).into_owned();
     assert_eq!(errors.matches("Operation not permitted").count(), 5, "{run}");
     assert_eq!(errors.matches("mount: permission denied").count(), 1, "{run}");
-    // A bundle without a cgroup namespace has one, too: there is no way up.
+    // A container whose bundle asks for no cgroup namespace has one anyway, and cannot leave its cgroup.
     let script = "cat /proc/self/cgroup; ls -d /sys/fs/cgroup/*/";
     with_cgroup(Bundle::sh(script)).share("cgroup").run().stdout("0::/\n");
 }
 
 #[test]
-fn further_processes_and_other_limits_leave_the_filter_in_place() {
+fn device_rules_apply_to_exec_processes_and_survive_an_update() {
     let container = Container::new(with_cgroup(with_tmp(Bundle::sh("exec sleep 100000"))));
     container.create();
     container.out(&["start", "c"]);

@@ -20,14 +20,14 @@ const FEW: usize = 8;
 const GROWTH_KIB: u64 = 2048;
 
 /// A pod with a state directory of its own; what of it still runs goes with it.
-struct Pod {
+pub(crate) struct Pod {
     dir: TempDir,
     /// Its image.
     image: Bundle,
 }
 
 impl Pod {
-    fn new() -> Pod {
+    pub(crate) fn new() -> Pod {
         let image = Bundle::new(&["true"]);
         // A plain root file system, not a bundle.
         Pod { dir: TempDir::new().expect("make a folder"), image }
@@ -38,7 +38,7 @@ impl Pod {
     }
 
     /// A container of the image that runs `script`.
-    fn container(&self, name: &str, script: &str, more: Value) -> Value {
+    pub(crate) fn container(&self, name: &str, script: &str, more: Value) -> Value {
         let mut container = json!({
             "name": name, "image": self.image.rootfs(), "command": ["sh", "-c", script],
             "envs": [{"env": "PATH", "value": "/bin"}]
@@ -67,7 +67,7 @@ impl Pod {
 
     /// Runs the pod in the background, and returns once all its containers run.
     #[track_caller]
-    fn detach(&self, mut pod: Value) {
+    pub(crate) fn detach(&self, mut pod: Value) {
         pod["id"] = json!("p");
         let path = self.write("pod.json", &pod);
         assert_eq!(self.out(&["run", "--detach", &path]), "p\n");
@@ -97,7 +97,7 @@ impl Pod {
     }
 
     #[track_caller]
-    fn exec_out(&self, container: &str, script: &str) -> String {
+    pub(crate) fn exec_out(&self, container: &str, script: &str) -> String {
         self.out(&["exec", "p", container, "sh", "-c", script])
     }
 
