@@ -4,9 +4,9 @@
 //! boot KERNEL [INITRAMFS] [--memory MIB] [--cpus N] [--cmdline WORDS] [--serial] [--until TEXT | --ready]
 //! ```
 //!
-//! The machine has a virtio console with two named ports and an entropy device; with `--serial` a 16550 instead of
-//! either. `--until` stops the machine as soon as the console has shown TEXT, `--ready` when the first named port has
-//! said something.
+//! The machine has a virtio console with two named ports and an entropy device, or with `--serial` only a 16550 UART.
+//! `--until` stops the machine when TEXT appears on the console, `--ready` when the guest sends 8 bytes on the first
+//! named port.
 
 use std::error::Error;
 use std::fs::File;
@@ -24,7 +24,7 @@ use vmm::{Image, PendingVm, Timeline, Vm, VmConfig, VmEnd};
 const CMDLINE: &str = "quiet reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check \
                        cryptomgr.notests random.trust_cpu=on 8250.nr_uarts=1 rdinit=/init";
 
-/// What the arguments say.
+/// The parsed command line.
 #[derive(Default)]
 struct Options {
     files: Vec<String>,
@@ -61,7 +61,7 @@ fn image(name: &str) -> io::Result<Image> {
     Ok(Image { file, offset: 0, len, name: name.into() })
 }
 
-/// Where the console's output goes: to stdout, and a word to the main thread when it has shown a text.
+/// Copies the console's output to stdout, and sends a message to the main thread when a text appears in it.
 struct Screen {
     until: Option<String>,
     seen: Vec<u8>,
@@ -88,7 +88,7 @@ impl Write for Screen {
     }
 }
 
-/// Gives the machine its devices and returns our ends of the console's named ports.
+/// Attaches the devices and returns the host's ends of the console's two named ports.
 fn attach(vm: &mut Vm, screen: Screen) -> Result<[UnixStream; 2], Box<dyn Error>> {
     let (control, control_port) = UnixStream::pair()?;
     let (streams, streams_port) = UnixStream::pair()?;
@@ -134,7 +134,7 @@ fn boot(timeline: &Arc<Timeline>) -> Result<VmEnd, Box<dyn Error>> {
         control.read_exact(&mut [0; 8])?;
         timeline.mark("ready");
     } else if waits {
-        // An error: the console is gone without having shown it, because the machine has ended.
+        // An error means that the machine has ended before the text appeared.
         let _ = shown.recv();
     } else {
         File::from(running.end_fd().try_clone_to_owned()?).read_exact(&mut [0])?;

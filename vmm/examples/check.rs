@@ -1,4 +1,4 @@
-//! Prints what KVM here offers.
+//! Prints the findings about this host's KVM.
 
 fn main() -> std::process::ExitCode {
     let findings = vmm::check::probe();

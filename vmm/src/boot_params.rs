@@ -1,4 +1,4 @@
-//! What Linux is told at its 64-bit entry: the zero page, the memory map, the command line, the initramfs.
+//! The parameters of Linux's 64-bit entry: zero page, memory map, command line, initramfs.
 //!
 //! Linux Documentation/arch/x86/boot.rst and zero-page.rst.
 
@@ -14,38 +14,39 @@ use crate::layout::{
 
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
-/// A boot loader without a number of its own.
+/// type_of_loader: a boot loader without an assigned number.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// loadflags: the protected-mode part is above 1 MiB.
 const LOADED_HIGH: u8 = 1;
-/// Boot protocol 2.15, whose fields these are.
+/// Boot protocol 2.15, which defines the fields that are set here.
 const PROTOCOL: u16 = 0x020f;
 /// vid_mode: leave the display as it is.
 const VID_MODE_NORMAL: u16 = 0xffff;
 const E820_RAM: u32 = 1;
 
-/// A command line that the kernel would cut or misread.
+/// Why a command line is refused: the kernel would truncate or misread it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CmdlineError {
     /// Longer than Linux's COMMAND_LINE_SIZE.
-    #[error("the kernel command line has {len} bytes, and the kernel takes {max}")]
+    #[error("the kernel command line has {len} bytes; the limit is {max}")]
     TooLong {
-        /// Its length with the machine's own words.
+        /// Length in bytes, including the machine's own parameters.
         len: usize,
-        /// What fits.
+        /// Longest possible command line, in bytes.
         max: usize,
     },
-    /// A byte that is no printable ASCII character.
+    /// A byte that is not a printable ASCII character.
     #[error("the kernel command line has the byte {byte:#04x} at {at}")]
     BadByte {
-        /// The byte.
+        /// Value of the byte.
         byte: u8,
-        /// Where.
+        /// Offset of the byte in the command line.
         at: usize,
     },
 }
 
-/// Adds the machine's virtio-mmio devices to `cmdline`, before ` -- ` and what follows it, which is init's.
+/// Adds the machine's virtio-mmio devices to the kernel parameters of `cmdline`. They are inserted before ` -- `,
+/// because the rest are arguments of init.
 pub fn command_line(cmdline: &str, devices: &[DevicePlace]) -> Result<String, CmdlineError> {
     if let Some((at, byte)) = cmdline.bytes().enumerate().find(|(_, byte)| !(b' '..=b'~').contains(byte)) {
         return Err(CmdlineError::BadByte { byte, at });
@@ -65,7 +66,7 @@ pub fn command_line(cmdline: &str, devices: &[DevicePlace]) -> Result<String, Cm
     if whole.len() > max { Err(CmdlineError::TooLong { len: whole.len(), max }) } else { Ok(whole) }
 }
 
-/// The memory map: `ranges` without the BIOS area, in which the machine's own tables are.
+/// Returns the memory map: `ranges` without the BIOS area, which contains the machine's tables.
 pub fn memory_map(ranges: &[RamRange]) -> Vec<RamRange> {
     let mut map = vec![RamRange { start: 0, len: BASE_MEMORY_END }];
     for range in ranges {
@@ -77,8 +78,8 @@ pub fn memory_map(ranges: &[RamRange]) -> Vec<RamRange> {
     map
 }
 
-/// Returns where an initramfs of `len` bytes goes: whole pages at the end of low memory, as far up as the kernel
-/// reaches it (`reach` is the last address it may use). `None` if it does not fit above `kernel_end`.
+/// Returns the page-aligned address of an initramfs of `len` bytes: as high in low memory as the kernel allows
+/// (`reach` is the last address that it may occupy). `None` if it does not fit above `kernel_end`.
 pub fn initramfs_place(ranges: &[RamRange], reach: u64, kernel_end: u64, len: u64) -> Option<u64> {
     let low_end = ranges.iter().map(RamRange::end).find(|end| *end <= HOLE_START)?;
     let top = low_end.min(reach.saturating_add(1));
@@ -86,7 +87,7 @@ pub fn initramfs_place(ranges: &[RamRange], reach: u64, kernel_end: u64, len: u6
     (place >= kernel_end).then_some(place)
 }
 
-/// Returns the zero page. `setup` is a bzImage's own header; a `vmlinux` has none.
+/// Returns the zero page. `setup` is the setup header of a bzImage; a `vmlinux` has none.
 fn zero_page(
     setup: Option<setup_header>,
     cmdline_len: usize,
@@ -127,7 +128,7 @@ pub fn write(
     memory.write_obj(zero_page(setup, cmdline.len(), ranges, initramfs), GuestAddress(ZERO_PAGE_START))
 }
 
-/// Writes the command line with its final NUL.
+/// Writes the command line and its terminating NUL.
 pub fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), GuestMemoryError> {
     memory.write_slice(&[cmdline.as_bytes(), &[0]].concat(), GuestAddress(CMDLINE_START))
 }

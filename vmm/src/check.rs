@@ -1,5 +1,5 @@
-//! What KVM here offers, point by point, and whether it can execute a guest kernel. Nothing of this is on the way of
-//! a boot: there, a call that fails says so itself.
+//! Checks which features this host's KVM has and whether it can execute a guest kernel. A boot does not run these
+//! checks: it reports the call that failed.
 
 mod trial;
 
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
 
-/// The KVM API that every Linux since 2.6.22 has (KVM API 4.1).
+/// KVM API version of every Linux since 2.6.22 (KVM API 4.1).
 const API_VERSION: i32 = 12;
 
-/// What a machine needs, with the name that KVM's documentation has for it.
+/// The capabilities that a machine needs, with their names in KVM's documentation.
 const NEEDED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
@@ -21,21 +21,21 @@ const NEEDED: [(Cap, &str); 6] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// The kernel modules that drive a KVM, and what kind it is.
+/// The kernel modules that implement KVM, and the kind of each.
 const KINDS: [(&str, &str); 3] =
     [("kvm_intel", "Intel VT-x"), ("kvm_amd", "AMD-V"), (FOREIGN_MODULE, FOREIGN_KIND)];
-/// A KVM without hardware virtualization: it runs user mode natively, and of kernel mode only what it emulates.
+/// A KVM without hardware virtualization. It runs user mode natively, but emulates only some kernel-mode instructions.
 const FOREIGN_MODULE: &str = "kvm_pvm";
 const FOREIGN_KIND: &str = "of the PVM kind, which cannot run an ordinary guest kernel";
 
-/// One thing looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What.
+    /// Name of the checked feature.
     pub what: &'static str,
-    /// Whether it is as a machine needs it.
+    /// Whether the feature is sufficient for a machine.
     pub ok: bool,
-    /// What was found, in words.
+    /// Explanation of the result.
     pub detail: String,
 }
 
@@ -49,8 +49,8 @@ impl Finding {
     }
 }
 
-/// Looks at this host's KVM, and runs a few kernel instructions in a machine of its own. A machine can be booted if
-/// every finding is ok; what would only repeat the cause of an earlier finding is left out.
+/// Checks this host's KVM, and runs a few kernel instructions in a trial machine. A machine can boot if every finding
+/// is ok. Checks that would fail only because an earlier one did are left out.
 pub fn probe() -> Vec<Finding> {
     let kvm = match Kvm::new() {
         Ok(kvm) => kvm,
@@ -63,15 +63,15 @@ pub fn probe() -> Vec<Finding> {
     }
     for (cap, name) in NEEDED {
         findings.push(match kvm.check_extension(cap) {
-            true => Finding::ok(name, "there"),
+            true => Finding::ok(name, "present"),
             false => Finding::bad(name, "missing"),
         });
     }
     findings.push(Finding::ok(
         "KVM_CAP_TSC_DEADLINE_TIMER",
         match kvm.check_extension(Cap::TscDeadlineTimer) {
-            true => "there",
-            false => "missing: guests boot, but spend a while on calibrating their timer",
+            true => "present",
+            false => "missing: guests boot, but more slowly, because they calibrate their timer",
         },
     ));
     findings.push(Finding::ok("vcpus", format!("at most {}", kvm.get_max_vcpus())));
@@ -81,12 +81,11 @@ pub fn probe() -> Vec<Finding> {
     findings
 }
 
-/// Says why /dev/kvm cannot be opened.
+/// Explains why /dev/kvm cannot be opened.
 fn no_kvm(error: io::Error) -> Finding {
     let detail = match error.kind() {
         io::ErrorKind::NotFound => {
-            "not there: the host's CPU or its firmware has no virtualization to offer, or no kvm module is loaded"
-                .to_owned()
+            "missing: the CPU has no virtualization, the firmware disables it, or no kvm module is loaded".to_owned()
         }
         io::ErrorKind::PermissionDenied => {
             "no permission to open it for reading and writing: on most systems the group `kvm` has it".to_owned()
@@ -96,7 +95,7 @@ fn no_kvm(error: io::Error) -> Finding {
     Finding::bad("/dev/kvm", detail)
 }
 
-/// Which KVM this is, by the module that drives it.
+/// The kind of this host's KVM, from the module that implements it.
 fn kind() -> Option<&'static str> {
     KINDS.iter().find(|(module, _)| is_loaded(module)).map(|(_, kind)| *kind)
 }
@@ -105,13 +104,13 @@ fn is_loaded(module: &str) -> bool {
     Path::new("/sys/module").join(module).exists()
 }
 
-/// What to say of a KVM that cannot run an ordinary guest kernel, if this host's is one. A look at one file: it is
-/// cheap enough for every boot, where the trial guest is not.
+/// Returns a description of this host's KVM if it cannot run an ordinary guest kernel. This tests one file, so unlike
+/// the trial guest it is cheap enough for every boot.
 pub(crate) fn foreign_kind() -> Option<&'static str> {
     is_loaded(FOREIGN_MODULE).then_some(FOREIGN_KIND)
 }
 
-/// Says whether this KVM executes what a guest kernel consists of.
+/// Checks that this KVM executes the privileged instructions of a guest kernel.
 fn guest_code() -> Finding {
     const WHAT: &str = "guest kernel code";
     match trial::run() {
@@ -124,7 +123,7 @@ fn guest_code() -> Finding {
     }
 }
 
-/// An error with all its causes in one line.
+/// Formats an error and all its causes on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -142,7 +141,7 @@ mod tests {
     #[test]
     fn a_missing_kvm_says_what_to_do() {
         let detail = |kind: io::ErrorKind| no_kvm(kind.into()).detail;
-        assert!(detail(io::ErrorKind::NotFound).starts_with("not there"));
+        assert!(detail(io::ErrorKind::NotFound).starts_with("missing: the CPU"));
         assert!(detail(io::ErrorKind::PermissionDenied).contains("group `kvm`"));
         assert!(detail(io::ErrorKind::ResourceBusy).starts_with("cannot be opened"));
         assert!(!no_kvm(io::ErrorKind::NotFound.into()).ok);

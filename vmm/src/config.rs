@@ -1,5 +1,5 @@
-//! What a machine is made from: plain data, complete. Below it nobody reads the environment, files of configuration,
-//! or arguments.
+//! The configuration of a machine, as complete plain data. This crate reads no environment variables, configuration
+//! files or command-line arguments.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,27 +9,27 @@ use std::sync::Arc;
 
 use crate::Timeline;
 
-/// A part of a file: a kernel or an initramfs, alone in its file or inside a program.
+/// A kernel or an initramfs: a whole file, or a part of one such as an executable.
 #[derive(Debug)]
 pub struct Image {
-    /// The file.
+    /// File that contains the image, open for reading.
     pub file: File,
-    /// Where the part starts, in bytes.
+    /// Start of the image within `file`, in bytes.
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
-    /// What messages call it.
+    /// Name of the image in error messages.
     pub name: PathBuf,
 }
 
 impl Image {
-    /// Fills `buffer` from `at` bytes into the image. A read over the image's end is an error.
+    /// Fills `buffer` from offset `at` of the image. A read past the image's end fails with `UnexpectedEof`.
     pub fn read_exact_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.check(at, buffer.len() as u64)?;
         self.file.read_exact_at(buffer, self.offset + at)
     }
 
-    /// Refuses a range that is not wholly inside the image.
+    /// Refuses a range that is not entirely inside the image.
     pub fn check(&self, at: u64, len: u64) -> io::Result<()> {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.len)
             && self.offset.checked_add(self.len).is_some_and(|end| i64::try_from(end).is_ok());
@@ -37,7 +37,7 @@ impl Image {
     }
 }
 
-/// A machine before it exists.
+/// Configuration of a machine, from which [`Vm::new`](crate::Vm::new) builds it.
 pub struct VmConfig {
     /// Guest memory in MiB.
     pub memory_mib: u32,
@@ -45,12 +45,13 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// An x86-64 Linux kernel: `vmlinux` or bzImage, or an ELF kernel with a PVH entry.
     pub kernel: Image,
-    /// The initramfs, as the kernel takes it.
+    /// The initramfs: a cpio archive, compressed or not, that the kernel unpacks.
     pub initramfs: Option<Image>,
-    /// The kernel command line; the machine's devices are added to it.
+    /// The kernel command line. The machine appends its virtio-mmio devices.
     pub cmdline: String,
-    /// Where the bytes of a 16550 at 0x3f8 go; without it there is none.
+    /// Output of a 16550 UART at I/O port 0x3f8. With `None` the machine has no UART.
     pub serial: Option<Box<dyn Write + Send>>,
-    /// Notes the machine's milestones, and those the guest writes to the mark port; without it there is no such port.
+    /// Records the machine's marks and those that the guest writes to the mark port. With `None` the machine has no
+    /// mark port.
     pub timeline: Option<Arc<Timeline>>,
 }

@@ -1,5 +1,5 @@
-//! What the guest's CPUs say they are: what KVM supports here, less what cannot work in this machine, plus the
-//! topology of one package with one thread per core.
+//! The CPUID of the guest's CPUs: the features that KVM supports on this host, without those that cannot work in this
+//! machine, plus a topology of one package with one thread per core.
 //!
 //! Intel SDM 2A, CPUID; AMD APM 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst. An APIC id is the vCPU's
 //! index everywhere.
@@ -25,7 +25,7 @@ const PERFCTR_NB: u32 = 1 << 24;
 const PERFCTR_LLC: u32 = 1 << 28;
 const MWAITX: u32 = 1 << 29;
 
-/// Leaf 0x4000_0001 is the last that KVM answers without Hyper-V's.
+/// KVM's leaves. 0x4000_0001 is the last of them; the next ones are Hyper-V's.
 const KVM_SIGNATURE: u32 = 0x4000_0000;
 const KVM_FEATURES: u32 = 0x4000_0001;
 
@@ -33,10 +33,10 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
 
-/// Returns the CPUID that every vCPU shares; [`personalize`] adds what each has of its own.
+/// Returns the CPUID table that all vCPUs share; [`personalize`] adds the APIC id of each.
 ///
-/// `supported` is what KVM_GET_SUPPORTED_CPUID says; `tsc_deadline` whether KVM has the TSC deadline timer, which that
-/// ioctl leaves out because it depends on the in-kernel APIC (KVM API 4.46).
+/// `supported` is the result of KVM_GET_SUPPORTED_CPUID. `tsc_deadline` says whether KVM has the TSC deadline timer,
+/// which that ioctl omits because it depends on the in-kernel APIC (KVM API 4.46).
 pub fn template(supported: &[kvm_cpuid_entry2], vcpus: u8, tsc_deadline: bool) -> Vec<kvm_cpuid_entry2> {
     let mut table: Vec<_> = supported
         .iter()
@@ -50,12 +50,12 @@ pub fn template(supported: &[kvm_cpuid_entry2], vcpus: u8, tsc_deadline: bool) -
     table
 }
 
-/// Takes out of one leaf what cannot work, and puts the topology in.
+/// Clears the features of one leaf that cannot work, and sets its topology fields.
 fn adapt(entry: &mut kvm_cpuid_entry2, vcpus: u8, tsc_deadline: bool) {
     let cpus = u32::from(vcpus);
     match entry.function {
         0x1 => {
-            // No nested guests, no performance counters; MWAIT would hold the host's CPU.
+            // No nested guests and no performance counters. MWAIT would keep the host's CPU busy.
             entry.ecx &= !(MONITOR | VMX | PDCM);
             entry.edx &= !DEBUG_STORE;
             entry.ecx |= X2APIC | HYPERVISOR;
@@ -63,7 +63,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, vcpus: u8, tsc_deadline: bool) {
             set(&mut entry.edx, HTT, vcpus > 1);
             entry.ebx = entry.ebx & 0x0000_ffff | cpus.min(255) << 16;
         }
-        // Caches: the first two levels belong to one CPU, the others to all (Intel's and AMD's leaf alike).
+        // Caches: each CPU has its own first two levels; all CPUs share the others (in Intel's leaf and in AMD's).
         0x4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
             let level = entry.eax >> 5 & 0x7;
             let sharing = if level < 3 { 1 } else { cpus };
@@ -72,7 +72,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, vcpus: u8, tsc_deadline: bool) {
                 entry.eax |= (cpus.next_power_of_two() - 1).min(0x3f) << 26;
             }
         }
-        // Energy bias and thermal interrupts have no MSRs here; an APIC timer that never stops (ARAT) stays.
+        // The MSRs of energy bias and thermal interrupts are missing. ARAT, an APIC timer that never stops, remains.
         0x6 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (entry.eax & 1 << 2, 0, 0, 0),
         KVM_SIGNATURE => entry.eax = KVM_FEATURES,
         0x8000_0001 => {
@@ -80,15 +80,15 @@ fn adapt(entry: &mut kvm_cpuid_entry2, vcpus: u8, tsc_deadline: bool) {
             let amd = entry.ecx & TOPOLOGY_EXTENSIONS != 0;
             set(&mut entry.ecx, CMP_LEGACY, amd && vcpus > 1);
         }
-        // AMD: number of cores less one, and the bits of an APIC id that name the core.
+        // AMD: number of cores minus one, and the number of APIC id bits that identify the core.
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (cpus - 1) | id_bits(vcpus) << 12,
-        // Nested paging's own leaf goes with SVM.
+        // The SVM feature leaf is cleared together with SVM.
         0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         _ => {}
     }
 }
 
-/// Adds the extended topology leaves: one thread in a core, `vcpus` cores in the package.
+/// Adds the extended topology leaves: one thread per core, `vcpus` cores in the package.
 fn add_topology(table: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_cpuid_entry2], vcpus: u8) {
     let has = |function| supported.iter().any(|entry| entry.function == function);
     for function in [0xb, 0x1f].into_iter().filter(|function| has(*function)) {
@@ -110,21 +110,21 @@ fn add_topology(table: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_cpuid_entry2
     }
 }
 
-/// Writes the APIC id of vCPU `id` where its CPUID shows it.
+/// Writes the APIC id of vCPU `id` into the leaves that contain it.
 pub fn personalize(table: &mut [kvm_cpuid_entry2], id: u8) {
     let id = u32::from(id);
     for entry in table {
         match entry.function {
             0x1 => entry.ebx = entry.ebx & 0x00ff_ffff | id << 24,
             0xb | 0x1f => entry.edx = id,
-            // The extended APIC id; its core; node 0 of one.
+            // The extended APIC id, the core id, and node 0 of one node.
             0x8000_001e => (entry.eax, entry.ebx) = (id, id & 0xff),
             _ => {}
         }
     }
 }
 
-/// How many bits of an APIC id tell `vcpus` cores apart.
+/// Number of APIC id bits that distinguish `vcpus` cores.
 fn id_bits(vcpus: u8) -> u32 {
     u32::from(vcpus).next_power_of_two().trailing_zeros()
 }

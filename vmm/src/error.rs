@@ -1,4 +1,4 @@
-//! What stops a machine from being made.
+//! The error of everything up to a machine's start.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,65 +8,65 @@ use crate::kvm::KvmError;
 use crate::loader::KernelError;
 use crate::memory::MemoryError;
 
-/// Why a machine could not be made or started.
+/// Why a machine could not be created or started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// KVM is missing or refused something.
+    /// KVM is missing or a call to it failed.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// Guest memory could not be made or filled.
+    /// Guest memory could not be mapped or filled.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The kernel cannot be read or is none.
+    /// The kernel image cannot be read or booted.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The kernel command line cannot be passed on.
+    /// The kernel command line is too long or has a byte that Linux would misread.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
     /// The kernel and the initramfs leave too little memory.
     #[error("{have_mib} MiB of memory are too little for {kernel}: it needs {need_mib} MiB")]
     TooLittleMemory {
-        /// The kernel.
+        /// Path of the kernel.
         kernel: PathBuf,
-        /// What the machine was to have.
+        /// Configured memory.
         have_mib: u32,
-        /// The least that does.
+        /// Smallest memory size with which this kernel and initramfs can boot.
         need_mib: u64,
     },
-    /// More memory than a machine can have.
-    #[error("{have_mib} MiB of memory are too much: {max_mib} MiB is the most")]
+    /// The configured memory exceeds [`MEMORY_MIB_MAX`](crate::layout::MEMORY_MIB_MAX).
+    #[error("{have_mib} MiB of memory are too much: the limit is {max_mib} MiB")]
     TooMuchMemory {
-        /// What the machine was to have.
+        /// Configured memory.
         have_mib: u32,
-        /// The most.
+        /// Largest supported memory size.
         max_mib: u32,
     },
-    /// A number of vCPUs that no machine can have.
-    #[error("a machine cannot have {vcpus} vcpus: 1 to {max}")]
+    /// The configured number of vCPUs is not between 1 and [`VCPUS_MAX`](crate::layout::VCPUS_MAX).
+    #[error("a machine cannot have {vcpus} vcpus: 1 to {max} are supported")]
     BadVcpus {
-        /// What the machine was to have.
+        /// Configured number of vCPUs.
         vcpus: u8,
-        /// The most.
+        /// Largest supported number.
         max: u8,
     },
-    /// More devices than there are interrupts.
+    /// More virtio devices than interrupts for them.
     #[error("a machine cannot have more than {max} devices")]
     TooManyDevices {
-        /// The most.
+        /// Largest supported number of devices.
         max: usize,
     },
-    /// A device could not be put on its bus.
+    /// A device's address range is invalid or overlaps another device's.
     #[error("put a device on the bus")]
     Bus(#[from] devices::bus::BusError),
-    /// The host refused a descriptor or a thread.
+    /// The host kernel could not create a file descriptor or a thread.
     #[error("{step}")]
     Host {
-        /// What for.
+        /// The step that failed.
         step: &'static str,
-        /// What the host said.
+        /// The host's error.
         source: io::Error,
     },
 }
 
-/// `Result` of this crate.
+/// `Result` with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,4 +1,4 @@
-//! KVM: the virtual machine's file descriptors, and every call that shapes it.
+//! KVM: the file descriptors of a virtual machine, and all calls that configure it.
 
 // UNSAFETY: memory slots hand raw mappings to KVM, and an exit's details are in C unions.
 #![allow(unsafe_code)]
@@ -18,61 +18,62 @@ use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
 use crate::{check, cpuid, msrs, segments};
 
-/// How long the maker of a pending machine steps aside for it.
+/// How long [`PendingVm::start`] sleeps to let its thread run.
 const HEAD_START: Duration = Duration::from_micros(300);
-/// How long the kernel takes a read-copy-update domain for busy after its last grace period (srcutree.exp_holdoff is
-/// 25 µs), and a bit: past it the next one is quick, within it it takes milliseconds.
+/// Pause between two SRCU grace periods. The kernel expedites a grace period only if the domain has been idle for
+/// srcutree.exp_holdoff (25 µs) since the previous one; otherwise the grace period takes milliseconds.
 const HOLDOFF: Duration = Duration::from_micros(50);
 
-/// What KVM refused.
+/// Why KVM could not create or configure a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
-    /// There is no KVM for this process.
+    /// /dev/kvm cannot be opened.
     #[error("open /dev/kvm")]
     Open(#[source] io::Error),
-    /// This KVM is made for guests that know it.
+    /// This KVM runs only guest kernels that were modified for it.
     #[error("/dev/kvm is {kind}")]
     Foreign {
-        /// Which it is.
+        /// Description of this KVM, from `check::foreign_kind`.
         kind: &'static str,
     },
-    /// A call failed.
+    /// An ioctl failed.
     #[error("kvm: {step}")]
     Call {
-        /// What the call was for.
+        /// Purpose of the ioctl.
         step: &'static str,
-        /// What KVM said.
+        /// The error that KVM returned.
         source: io::Error,
     },
-    /// KVM took fewer registers than it was given.
+    /// KVM refused a model-specific register.
     #[error("kvm: set model-specific register {index:#x}")]
     Msr {
-        /// The first that it did not take.
+        /// Index of the first refused register.
         index: u32,
     },
-    /// The thread that opens KVM could not be started or died.
+    /// The thread that creates the machine could not be started, or it panicked.
     #[error("kvm: start a thread")]
     Thread(#[source] io::Error),
 }
 
-/// Names the step in a failed call's error.
+/// Returns a function that converts an ioctl's error into [`KvmError::Call`] with `step`.
 fn call(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |error| KvmError::Call { step, source: io::Error::from_raw_os_error(error.errno()) }
 }
 
-/// A virtual machine that is being created in a thread of its own.
+/// A virtual machine that is being created in its own thread.
 ///
 /// On many hosts KVM_CREATE_VM sleeps for milliseconds: it moves a kernel thread of the machine into the caller's
-/// cgroup, which takes an RCU grace period. The caller has better things to do meanwhile.
+/// cgroup, which takes an RCU grace period. The caller continues its own work meanwhile.
 pub struct PendingVm {
     thread: Option<JoinHandle<Result<KvmVm, KvmError>>>,
 }
 
 impl PendingVm {
-    /// Starts to create a virtual machine, and steps aside until that waits, at most [`HEAD_START`].
+    /// Starts to create a virtual machine, then sleeps until the machine is created, at most [`HEAD_START`].
     ///
-    /// Where there is one CPU to run on, a new thread comes to run only when its maker sleeps or has used up its time
-    /// slice, and so does the kernel thread that KVM starts; the grace period would begin when the maker is done.
+    /// On a single CPU a new thread runs only when its creator sleeps or has used up its time slice; the same is true
+    /// of the kernel thread that KVM starts. Without the sleep the grace period would start too late to overlap with
+    /// the caller's work.
     pub fn start() -> Result<PendingVm, KvmError> {
         let (over, ended) = channel::<()>();
         let create = move || {
@@ -84,12 +85,12 @@ impl PendingVm {
             vm
         };
         let thread = Builder::new().name("kvm-create".into()).spawn(create).map_err(KvmError::Thread)?;
-        // Nothing is ever sent: this ends with the thread's work or with the time.
+        // Nothing is ever sent: this returns when the thread drops its sender, or at the timeout.
         let _ = ended.recv_timeout(HEAD_START);
         Ok(PendingVm { thread: Some(thread) })
     }
 
-    /// Waits for it.
+    /// Waits until the machine is created.
     pub(crate) fn wait(mut self) -> Result<KvmVm, KvmError> {
         let thread = self.thread.take().expect("only this and drop take it");
         thread.join().unwrap_or_else(|_| Err(KvmError::Thread(io::Error::other("it panicked"))))
@@ -97,7 +98,7 @@ impl PendingVm {
 }
 
 impl Drop for PendingVm {
-    /// Waits for a machine that nobody wants any more: no thread is left behind.
+    /// Joins the thread if `wait` was not called, so that no thread is left running.
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -109,13 +110,13 @@ impl Drop for PendingVm {
 pub struct KvmVm {
     kvm: Kvm,
     vm: VmFd,
-    /// Interrupts that are connected.
+    /// Connected interrupts: the eventfd and its GSI.
     irqs: Vec<(Arc<EventFd>, u32)>,
 }
 
 impl KvmVm {
-    /// Opens KVM and creates a machine: in-kernel PICs, IOAPIC and local APICs; no PIT, which nothing here needs and
-    /// whose end costs milliseconds.
+    /// Opens KVM and creates a machine with in-kernel PICs, IOAPIC and local APICs. It has no PIT: guests do not need
+    /// one, and destroying it takes milliseconds.
     pub fn create() -> Result<KvmVm, KvmError> {
         let kvm = Kvm::new().map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))?;
         let vm = kvm.create_vm().map_err(call("create a virtual machine"))?;
@@ -124,7 +125,7 @@ impl KvmVm {
         Ok(KvmVm { kvm, vm, irqs: Vec::new() })
     }
 
-    /// Makes guest memory what the guest sees.
+    /// Registers `memory` as the guest's physical memory.
     pub fn set_memory(&self, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
         for (slot, region) in memory.iter().enumerate() {
             let host = region.as_ptr();
@@ -135,27 +136,27 @@ impl KvmVm {
                 memory_size: region.len(),
                 userspace_addr: host as u64,
             };
-            // SAFETY: the region is a mapping of this size that stays until the process ends (memory.rs), and guest
-            // memory is nowhere referred to but through volatile accesses.
+            // SAFETY: the region is a mapping of this size that stays until the process ends (memory.rs). All other
+            // accesses to guest memory are volatile.
             unsafe { self.vm.set_user_memory_region(slot) }.map_err(call("set a memory slot"))?;
         }
         Ok(())
     }
 
-    /// Makes `irq` raise interrupt `gsi`, by KVM's own routing: every GSI is its pin of the IOAPIC.
+    /// Makes `irq` raise interrupt `gsi`. KVM's default routing connects each GSI to the IOAPIC pin of the same number.
     pub fn connect_irq(&mut self, irq: &Arc<EventFd>, gsi: u32) -> Result<(), KvmError> {
         self.vm.register_irqfd(irq, gsi).map_err(call("connect an interrupt"))?;
         self.irqs.push((irq.clone(), gsi));
         Ok(())
     }
 
-    /// Makes a write of `value` (32 bits) to guest address `addr` signal `kick` instead of stopping the vCPU.
+    /// Makes a 32-bit write of `value` to guest address `addr` signal `kick` without an exit to user space.
     pub fn connect_kick(&self, kick: &EventFd, addr: u64, value: u32) -> Result<(), KvmError> {
         let at = IoEventAddress::Mmio(addr);
         self.vm.register_ioevent(kick, &at, value).map_err(call("connect a queue's notification"))
     }
 
-    /// Returns the CPUID for all of `vcpus` vCPUs, before [`cpuid::personalize`].
+    /// Returns the CPUID table that all `vcpus` vCPUs share, to be completed by [`cpuid::personalize`].
     pub fn cpuid(&self, vcpus: u8) -> Result<Vec<kvm_bindings::kvm_cpuid_entry2>, KvmError> {
         let supported =
             self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("read the supported cpuid"))?;
@@ -163,7 +164,7 @@ impl KvmVm {
         Ok(cpuid::template(supported.as_slice(), vcpus, tsc_deadline))
     }
 
-    /// Creates vCPU `id` with its own CPUID and MSRs. All but the first wait for the guest to start them.
+    /// Creates vCPU `id` with its CPUID and MSRs. All vCPUs but the first wait until the guest starts them.
     pub fn create_vcpu(
         &self,
         id: u8,
@@ -184,8 +185,9 @@ impl KvmVm {
 }
 
 impl Drop for KvmVm {
-    /// Disconnects the interrupts one by one. The end of each takes a grace period of the machine's own; left to the
-    /// end of the machine they come at once, which costs 8 million instructions more than with a pause between.
+    /// Disconnects the interrupts one by one, with a pause between them. Each takes a grace period of the machine's
+    /// SRCU domain. Without the pauses, as when KVM disconnects them with the machine, the grace periods follow each
+    /// other immediately and take 8 million instructions more.
     fn drop(&mut self) {
         for (n, (irq, gsi)) in self.irqs.iter().enumerate() {
             if n > 0 {
@@ -198,7 +200,7 @@ impl Drop for KvmVm {
     }
 }
 
-/// Makes `vcpu` start at `entry`.
+/// Sets the registers of `vcpu` so that it starts at `entry`.
 pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     let mut sregs = vcpu.get_sregs().map_err(call("read a vcpu's system registers"))?;
     segments::set_sregs(&mut sregs, entry);
@@ -206,18 +208,18 @@ pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     vcpu.set_regs(&segments::regs(entry)).map_err(call("set a vcpu's registers"))
 }
 
-/// What KVM says about an exit with KVM_EXIT_INTERNAL_ERROR (KVM API 5, `struct kvm_run`).
+/// Details of a KVM_EXIT_INTERNAL_ERROR (KVM API 5, `struct kvm_run`).
 #[derive(Debug, PartialEq, Eq)]
 pub struct InternalError {
-    /// KVM_INTERNAL_ERROR_*.
+    /// KVM_INTERNAL_ERROR_* code.
     pub suberror: u32,
-    /// Words whose meaning depends on it.
+    /// Words whose meaning depends on `suberror`.
     pub data: Vec<u64>,
 }
 
-/// Reads the details of an exit that was KVM_EXIT_INTERNAL_ERROR.
+/// Reads the details of a KVM_EXIT_INTERNAL_ERROR. The caller must have seen that exit reason.
 pub fn internal_error(run: &kvm_run) -> InternalError {
-    // SAFETY: the caller saw this exit reason, for which KVM fills this member; and any bytes are a valid value of it.
+    // SAFETY: the caller saw this exit reason, for which KVM fills this member. Any bytes are a valid value of it.
     let internal = unsafe { run.__bindgen_anon_1.internal };
     let count = (internal.ndata as usize).min(internal.data.len());
     InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() }

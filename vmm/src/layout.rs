@@ -17,73 +17,73 @@
 //! Sources: Linux Documentation/arch/x86/boot.rst ("64-bit Boot Protocol"), Intel MultiProcessor Specification 1.4,
 //! KVM API 4.35 (KVM_SET_TSS_ADDR), Intel SDM 3A 11.4.1 (local APIC), 82093AA datasheet (IOAPIC).
 
-/// Size of a page.
+/// Page size in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// The GDT that the first vCPU starts with.
+/// The initial GDT of the first vCPU.
 pub const GDT_START: u64 = 0x500;
-/// The IDT that the first vCPU starts with: empty, the kernel loads its own before it allows interrupts.
+/// The initial IDT of the first vCPU. It is empty: the kernel loads its own before it enables interrupts.
 pub const IDT_START: u64 = 0x520;
-/// Where a PVH kernel finds its start info.
+/// The start info of a PVH kernel.
 pub const PVH_INFO_START: u64 = 0x6000;
 /// The zero page (Linux `struct boot_params`).
 pub const ZERO_PAGE_START: u64 = 0x7000;
-/// Top of the first vCPU's stack, for a kernel that pushes before it sets its own.
+/// Top of the first vCPU's stack, for a kernel that uses the stack before it sets its own.
 pub const BOOT_STACK_TOP: u64 = 0x8ff0;
 /// First page-table page: PML4, then PDPT, then one page directory per GiB.
 pub const PAGE_TABLES_START: u64 = 0x9000;
-/// The kernel command line.
+/// The kernel command line, terminated by NUL.
 pub const CMDLINE_START: u64 = 0x2_0000;
-/// Longest kernel command line with its final NUL: Linux's COMMAND_LINE_SIZE on x86.
+/// Limit of the kernel command line with its NUL: Linux's COMMAND_LINE_SIZE on x86.
 pub const CMDLINE_MAX: usize = 2048;
-/// End of base memory. What a BIOS calls the extended BIOS data area starts here.
+/// End of base memory. On a PC the extended BIOS data area starts here.
 pub const BASE_MEMORY_END: u64 = 0x9_fc00;
-/// Where the MP floating pointer lies: the BIOS area, which the specification has a kernel search.
+/// The MP floating pointer, in the BIOS area that a kernel searches for it.
 pub const MPTABLE_START: u64 = 0xf_0000;
-/// Room for the MP table.
+/// Space for the MP table, in bytes.
 pub const MPTABLE_MAX: usize = 0x1_0000;
-/// Start of high memory: no kernel may be linked below.
+/// Start of high memory. No kernel may be linked below it.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 
-/// Start of the hole below 4 GiB that holds every device.
+/// Start of the hole below 4 GiB that contains all devices.
 pub const HOLE_START: u64 = 0xd000_0000;
-/// End of the hole; memory that does not fit below continues here.
+/// End of the hole. Memory that does not fit below the hole continues here.
 pub const HOLE_END: u64 = 0x1_0000_0000;
-/// Registers of the first virtio-mmio device; the others follow.
+/// Registers of the first virtio-mmio device; those of the other devices follow.
 pub const VIRTIO_MMIO_START: u64 = HOLE_START;
-/// The IOAPIC.
+/// Registers of the IOAPIC.
 pub const IOAPIC_START: u32 = 0xfec0_0000;
-/// The local APICs.
+/// Registers of the local APICs.
 pub const LOCAL_APIC_START: u32 = 0xfee0_0000;
 /// Three pages for KVM on an Intel host that cannot run real mode natively.
 pub const KVM_TSS_START: u64 = 0xfffb_d000;
 
-/// Interrupt of the PIT, which is not there.
+/// Interrupt of the PIT, which this machine does not have.
 pub const TIMER_GSI: u32 = 0;
 /// Interrupt of the 16550 at 0x3f8.
 pub const SERIAL_GSI: u32 = 4;
-/// Interrupt of the first virtio-mmio device; the others follow.
+/// Interrupt of the first virtio-mmio device; those of the other devices follow.
 pub const FIRST_DEVICE_GSI: u32 = 5;
 /// Last pin of the IOAPIC.
 pub const LAST_GSI: u32 = 23;
-/// The most virtio-mmio devices: one interrupt each.
+/// Limit of virtio-mmio devices: each has its own interrupt.
 pub const DEVICES_MAX: usize = (LAST_GSI - FIRST_DEVICE_GSI + 1) as usize;
 
-/// The most vCPUs: APIC ids are a byte, 255 means all of them, and the IOAPIC takes one.
+/// Limit of vCPUs: an APIC id is a byte, 255 is the broadcast id, and the IOAPIC uses one.
 pub const VCPUS_MAX: u8 = 254;
-/// The most memory, 1 TiB: within the 40 physical address bits that every CPU with virtualization has.
+/// Limit of memory, 1 TiB: within the 40 physical address bits that every CPU with virtualization has.
 pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 
-/// Where one virtio-mmio device is.
+/// Address and interrupt of one virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DevicePlace {
-    /// First register.
+    /// Guest physical address of the first register.
     pub base: u64,
-    /// Interrupt.
+    /// Interrupt number, the same as the IOAPIC pin.
     pub gsi: u32,
 }
 
-/// Returns the place of the device attached `index`-th (from 0), or `None` when the interrupts are used up.
+/// Returns the place of device `index` (from 0, in order of attachment), or `None` when all interrupts are used.
 pub fn device_place(index: usize) -> Option<DevicePlace> {
     (index < DEVICES_MAX).then(|| DevicePlace {
         base: VIRTIO_MMIO_START + index as u64 * devices::virtio::mmio::MMIO_SIZE,
@@ -107,7 +107,7 @@ impl RamRange {
     }
 }
 
-/// Returns where `memory_mib` MiB of memory lie: below the hole, and past 4 GiB what does not fit there.
+/// Returns the ranges of `memory_mib` MiB of memory: below the hole, and the rest above 4 GiB.
 pub fn ram_ranges(memory_mib: u32) -> Vec<RamRange> {
     let total = u64::from(memory_mib) << 20;
     let low = total.min(HOLE_START);

@@ -1,8 +1,8 @@
-//! The virtual machine monitor: makes a KVM machine, boots a kernel in it, runs it and says how it ended.
+//! The virtual machine monitor: creates a KVM machine, boots a kernel in it, runs it and reports how it ended.
 //!
-//! The command `vmm` is not here but in `runtime/` (its `main.rs`). This crate knows KVM, guest memory and boot
-//! protocols; it does not know containers, the agent's protocol or command lines. Read in this order: [`VmConfig`],
-//! [`Vm`], [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; last [`RunningVm`].
+//! The command `vmm` is in `runtime/` (its `main.rs`). This crate knows KVM, guest memory and boot protocols; it does
+//! not know containers, the agent's protocol or command-line arguments. Read in this order: [`VmConfig`], [`Vm`],
+//! [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; last [`RunningVm`].
 //!
 //! A kernel whose console is a serial port, run until it resets (`examples/boot.rs` has devices besides):
 //!

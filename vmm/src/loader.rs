@@ -1,7 +1,7 @@
-//! Reads a kernel image: what of it goes where in guest memory, and where it starts.
+//! The kernel image: its segments, their guest addresses, and the entry point.
 //!
-//! Reading makes a plan out of headers alone, so that a file that is no kernel is refused before anything is touched;
-//! loading then copies the segments.
+//! [`Kernel::read`] reads only headers, so that a file that is not a kernel is refused before guest memory is mapped.
+//! [`Kernel::load`] then copies the segments.
 
 mod bzimage;
 mod elf;
@@ -15,7 +15,7 @@ use crate::Image;
 use crate::layout::{HIGH_MEMORY_START, HOLE_START};
 use crate::memory::{GuestRam, MemoryError};
 
-/// How a kernel is entered.
+/// Entry point of a kernel, and the CPU mode in which it is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// Linux's 64-bit entry, at a guest physical address.
@@ -24,54 +24,54 @@ pub enum Entry {
     Pvh(u64),
 }
 
-/// A part of the image and its place in guest memory.
+/// A part of the image and its address in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// First byte within the image.
+    /// Offset of the first byte within the image.
     pub at: u64,
-    /// Bytes in the image.
+    /// Length in the image, in bytes.
     pub len: u64,
     /// Guest physical address.
     pub addr: u64,
-    /// Bytes in memory, at least `len`; the rest is zero.
+    /// Length in memory, in bytes, at least `len`. The bytes after `len` are zero.
     pub memory_len: u64,
 }
 
-/// A kernel's plan.
+/// A kernel that can be loaded.
 #[derive(Debug)]
 pub struct Kernel {
-    /// Where it starts.
+    /// Entry point.
     pub entry: Entry,
-    /// What goes where, by address.
+    /// Segments, sorted by guest address.
     pub segments: Vec<Segment>,
-    /// First address after everything that the kernel takes before it reads the memory map.
+    /// First address after all memory that the kernel uses before it reads the memory map.
     pub end: u64,
-    /// The setup header, which a bzImage has.
+    /// The setup header of a bzImage; `None` for an ELF kernel.
     pub setup: Option<setup_header>,
 }
 
 /// Why an image cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The file cannot be read.
+    /// The image cannot be read.
     #[error("read kernel {name}")]
     Read {
-        /// The file.
+        /// Name of the image.
         name: PathBuf,
-        /// What went wrong.
+        /// The error of the read.
         source: io::Error,
     },
-    /// The file is something else, or a kernel that this machine cannot run.
+    /// The image is not a kernel, or a kernel that this machine cannot run.
     #[error("{name} is not a kernel that can be booted: {why}")]
     NotAKernel {
-        /// The file.
+        /// Name of the image.
         name: PathBuf,
-        /// The first thing that is wrong with it.
+        /// The first problem found.
         why: &'static str,
     },
 }
 
-/// What a format's reader says: `Err` with the reason, or the read that failed.
+/// Why a format's reader refuses an image: a read failed, or the image is not a kernel that can be booted.
 enum Refusal {
     Read(io::Error),
     Not(&'static str),
@@ -80,7 +80,7 @@ enum Refusal {
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Refusal {
         if error.kind() == io::ErrorKind::UnexpectedEof {
-            Refusal::Not("it is cut short")
+            Refusal::Not("it is truncated")
         } else {
             Refusal::Read(error)
         }
@@ -88,7 +88,7 @@ impl From<io::Error> for Refusal {
 }
 
 impl Kernel {
-    /// Reads `image`'s headers.
+    /// Reads the headers of `image` and checks its segments.
     pub fn read(image: &Image) -> Result<Kernel, KernelError> {
         Self::parse(image).map_err(|refusal| match refusal {
             Refusal::Read(source) => KernelError::Read { name: image.name.clone(), source },
@@ -115,7 +115,8 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Refuses segments that are not in the image, or not in memory that a kernel may have, or in each other.
+    /// Refuses segments that are outside of the image, outside of the memory that a kernel may be linked to, or that
+    /// overlap each other.
     fn check(&self, image: &Image) -> Result<(), Refusal> {
         let mut free = HIGH_MEMORY_START;
         for segment in &self.segments {
@@ -141,7 +142,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Copies the kernel into guest memory, which is all zero there.
+    /// Copies the segments into guest memory, which must still be zero there.
     pub fn load(&self, image: &Image, ram: &GuestRam) -> Result<(), MemoryError> {
         self.segments.iter().try_for_each(|s| ram.load(image, s.at, s.addr, s.len))
     }

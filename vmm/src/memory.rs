@@ -1,6 +1,6 @@
-//! Guest memory: anonymous mappings that cost nothing until they are touched.
+//! Guest memory: anonymous mappings, which use host memory only for pages that have been touched.
 
-// UNSAFETY: mmap and madvise, reading files into raw mappings, and handing these to vm-memory.
+// UNSAFETY: mmap and madvise, reading files into raw mappings, and passing these mappings to vm-memory.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -13,59 +13,60 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Mma
 use crate::Image;
 use crate::layout::RamRange;
 
-/// Host alignment of guest memory: where the host has a 2 MiB page at hand it backs 2 MiB of the guest with it. A boot
-/// takes 30 million instructions longer in 4 KiB pages (75 instead of 45 from the first instruction to init), each of
-/// which is a fault; the price is 10 MB that the guest only touches the edges of (38 instead of 28 MB at agent ready).
+/// Alignment of guest memory in the host, so that the host can back 2 MiB of the guest with one 2 MiB page if it has
+/// one free. With 4 KiB pages, each of which is a page fault, a boot takes 30 million instructions more (75 instead of
+/// 45 from the first instruction to init). The cost is 10 MB of host memory (38 instead of 28 MB at agent ready) in
+/// large pages that the guest uses only in part.
 const ALIGNMENT: usize = 2 << 20;
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Why guest memory could not be made or filled.
+/// Why guest memory could not be mapped or filled.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The host does not give the address space.
+    /// The host could not reserve the address space.
     #[error("reserve {len} bytes of guest memory")]
     Reserve {
-        /// Bytes asked for.
+        /// Size of the range in bytes.
         len: u64,
-        /// What the kernel said.
+        /// The error of mmap or madvise.
         source: io::Error,
     },
-    /// vm-memory refuses the ranges.
+    /// vm-memory refused the ranges.
     #[error("lay out guest memory")]
     Regions(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// An address is outside of guest memory.
+    /// A range is not in guest memory.
     #[error("guest memory has no range {addr:#x}+{len:#x}")]
     Outside {
-        /// First address.
+        /// First guest physical address of the range.
         addr: u64,
         /// Length in bytes.
         len: u64,
     },
-    /// A part of a file could not be brought into guest memory.
+    /// A part of an image could not be read into guest memory.
     #[error("load {name}, bytes {at:#x}+{len:#x}")]
     Load {
-        /// The file.
+        /// Name of the image.
         name: PathBuf,
-        /// First byte within the image.
+        /// Offset of the first byte within the image.
         at: u64,
         /// Length in bytes.
         len: u64,
-        /// What the kernel said.
+        /// The error of the read.
         source: io::Error,
     },
 }
 
 /// The machine's memory.
 ///
-/// The mappings stay until the process ends: clones of [`GuestMemoryMmap`] that point into them may be anywhere, and
-/// a process is one machine.
+/// The mappings stay until the process ends, because clones of [`GuestMemoryMmap`] that point into them may exist
+/// anywhere. Nothing is lost: a process runs one machine.
 pub struct GuestRam {
     memory: GuestMemoryMmap,
 }
 
 impl GuestRam {
-    /// Reserves `ranges`. No page is there before it is touched.
+    /// Reserves address space for `ranges`. The host allocates a page when it is first touched.
     pub fn new(ranges: &[RamRange]) -> Result<GuestRam, MemoryError> {
         let regions = ranges.iter().map(region).collect::<Result<Vec<_>, _>>()?;
         let memory =
@@ -73,16 +74,16 @@ impl GuestRam {
         Ok(GuestRam { memory })
     }
 
-    /// The memory itself.
+    /// The memory, as vm-memory's type.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
 
-    /// Copies `len` bytes of `image` from `at` on to guest address `addr`.
+    /// Copies `len` bytes of `image`, starting at offset `at`, to guest address `addr`.
     ///
-    /// Mapping the file's pages there instead costs more than it saves: the guest then has them as 4 KiB pages, and
-    /// each is a fault of its own. On the instruction clock a boot with a 13 MB kernel takes 30 million instructions
-    /// longer in the guest, against 10 million for the copy, most of which overlap with KVM_CREATE_VM's wait.
+    /// Mapping the file's pages instead would be slower: the guest would get them as 4 KiB pages with one page fault
+    /// each. With a 13 MB kernel that adds 30 million instructions to the guest's boot. The copy takes 10 million, most
+    /// of which overlap with the wait for KVM_CREATE_VM.
     pub fn load(&self, image: &Image, at: u64, addr: u64, len: u64) -> Result<(), MemoryError> {
         let load = |source| MemoryError::Load { name: image.name.clone(), at, len, source };
         image.check(at, len).map_err(load)?;
@@ -93,8 +94,8 @@ impl GuestRam {
         let mut done = 0;
         while done < len {
             let (offset, rest) = ((image.offset + at + done) as i64, (len - done) as usize);
-            // SAFETY: `host` checked that `len` bytes from there on are guest memory, which is writable, stays mapped
-            // and is nowhere referred to but through volatile accesses.
+            // SAFETY: `host` checked that these `len` bytes are guest memory, which is writable and stays mapped. All
+            // other accesses to guest memory are volatile.
             let n =
                 unsafe { libc::pread(image.file.as_raw_fd(), host.add(done as usize).cast(), rest, offset) };
             match n {
@@ -109,7 +110,7 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Returns where `addr` is in this process, if `len` bytes from there on lie in one region.
+    /// Returns the host address of guest address `addr`, if `len` bytes from `addr` are in one region.
     fn host(&self, addr: u64, len: u64) -> Result<*mut u8, MemoryError> {
         let outside = || MemoryError::Outside { addr, len };
         let size = usize::try_from(len).map_err(|_| outside())?;
@@ -118,13 +119,13 @@ impl GuestRam {
     }
 }
 
-/// Reserves one aligned range.
+/// Reserves one range at an aligned host address.
 fn region(range: &RamRange) -> Result<GuestRegionMmap, MemoryError> {
     let reserve = |source| MemoryError::Reserve { len: range.len, source };
     let len = usize::try_from(range.len).map_err(|_| reserve(io::ErrorKind::OutOfMemory.into()))?;
     let base = map_aligned(len).map_err(reserve)?;
-    // SAFETY: `map_aligned` returned a mapping of `len` bytes with this protection and these flags, which nobody
-    // unmaps.
+    // SAFETY: `map_aligned` returned a mapping of `len` bytes with this protection and these flags. It is never
+    // unmapped.
     let mapping = unsafe { MmapRegion::build_raw(base, len, PROTECTION, FLAGS) }
         .map_err(|error| MemoryError::Regions(Box::new(error)))?;
     GuestRegionMmap::new(mapping, GuestAddress(range.start))
@@ -134,18 +135,19 @@ fn region(range: &RamRange) -> Result<GuestRegionMmap, MemoryError> {
 /// Maps `len` bytes at a multiple of [`ALIGNMENT`].
 fn map_aligned(len: usize) -> io::Result<*mut u8> {
     let room = len.checked_add(ALIGNMENT).ok_or(io::ErrorKind::OutOfMemory)?;
-    // SAFETY: a new anonymous mapping, placed by the kernel, touches nothing that exists.
+    // SAFETY: the kernel chooses the address of a new anonymous mapping, so no existing mapping is changed.
     let start = unsafe { libc::mmap(ptr::null_mut(), room, PROTECTION, FLAGS, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     let start = start.cast::<u8>();
     let base = start.wrapping_add(start.align_offset(ALIGNMENT));
-    // SAFETY: start..start + room is the mapping just made. A guest's memory has no place in a core of its host's process.
+    // SAFETY: start..start + room is the mapping just made. DONTDUMP keeps the guest's memory out of core dumps.
     if unsafe { libc::madvise(start.cast(), room, libc::MADV_DONTDUMP) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: base..base + len is within the mapping just made. Advice only; a kernel without huge pages refuses it.
+    // SAFETY: base..base + len is within the mapping just made. The result is ignored: a kernel without transparent
+    // huge pages refuses this advice.
     unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
     Ok(base)
 }
@@ -165,7 +167,7 @@ mod tests {
         GuestRam::new(&[RamRange { start: 0, len: LEN }]).unwrap()
     }
 
-    /// An image of `len` bytes in a file, after `offset` others. Byte n of the file is n % 251 + 1.
+    /// An image of `len` bytes at `offset` of a file. Byte n of the file is n % 251 + 1.
     fn image(len: u64, offset: u64) -> Image {
         let mut file: File = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..offset + len).map(|n| (n % 251) as u8 + 1).collect();
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_cannot_be_loaded() {
+    fn a_load_outside_of_image_or_memory_is_refused() {
         let (ram, mut image) = (ram(), image(0x2000, 0));
         for (at, addr, len) in [
             (0, 0x4000, 0x3000),
@@ -202,11 +204,12 @@ mod tests {
     }
 
     #[test]
-    fn no_core_has_the_guest_s_memory() {
+    fn guest_memory_is_excluded_from_core_dumps() {
         let ram = ram();
         let base = ram.host(0, LEN).unwrap() as usize;
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        // A mapping's first line is its range, its last the flags; `dd`: not in a core (proc_pid_smaps(5)).
+        // The first line of a mapping is its range, the last its flags; `dd` excludes it from core dumps
+        // (proc_pid_smaps(5)).
         let (mut is_ours, mut flags) = (false, None);
         for line in maps.lines() {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));

@@ -1,7 +1,7 @@
-//! The MP table: which CPUs, which IOAPIC, which interrupt comes in at which pin.
+//! The MP table: the CPUs, the IOAPIC, and the IOAPIC pin of each interrupt.
 //!
-//! Intel MultiProcessor Specification 1.4, chapter 4: a floating pointer that the kernel searches, then the table's
-//! header and entries. A machine without ACPI tells its CPUs and interrupts this way.
+//! Intel MultiProcessor Specification 1.4, chapter 4: a floating pointer that the kernel searches for, then the table's
+//! header and entries. A machine without ACPI describes its CPUs and interrupts this way.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -9,7 +9,7 @@ use crate::layout::{IOAPIC_START, LOCAL_APIC_START, MPTABLE_MAX, MPTABLE_START, 
 
 /// Version 1.4.
 const SPEC: u8 = 4;
-/// What KVM's local APICs and its IOAPIC call their versions.
+/// Version numbers of KVM's local APICs and of its IOAPIC.
 const APIC_VERSION: u8 = 0x14;
 const IOAPIC_VERSION: u8 = 0x11;
 /// Entry types (4.3).
@@ -22,19 +22,19 @@ const LOCAL_INTERRUPT: u8 = 4;
 const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXTINT: u8 = 3;
-/// Processor flags: usable; and the one that boots.
+/// Processor flags: usable, and bootstrap processor.
 const ENABLED: u8 = 1;
 const BOOTSTRAP: u8 = 2;
 
 const POINTER_LEN: u64 = 16;
 const HEADER_LEN: usize = 44;
 
-/// The APIC id of vCPU `index`; vCPUs count from 0 and the IOAPIC takes the next one.
+/// The APIC id of the IOAPIC: the first after those of the vCPUs, which start at 0.
 fn ioapic_id(vcpus: u8) -> u8 {
     vcpus
 }
 
-/// The byte that makes the sum of all bytes zero.
+/// Returns the byte that makes the sum of all bytes zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
@@ -42,12 +42,12 @@ fn checksum(bytes: &[u8]) -> u8 {
 fn floating_pointer(table: u64) -> Vec<u8> {
     let mut bytes = b"_MP_".to_vec();
     bytes.extend((table as u32).to_le_bytes());
-    bytes.extend([1, SPEC, 0, 0, 0, 0, 0, 0]); // one paragraph long; a table, not a default configuration
+    bytes.extend([1, SPEC, 0, 0, 0, 0, 0, 0]); // one paragraph long; not a default configuration, but a table
     bytes[10] = checksum(&bytes);
     bytes
 }
 
-/// Appends the entries and returns how many they are.
+/// Appends the entries and returns their number.
 fn entries(bytes: &mut Vec<u8>, vcpus: u8, gsis: &[u32]) -> u16 {
     let mut count = 0;
     let mut add = |entry: &[u8]| {
@@ -56,7 +56,7 @@ fn entries(bytes: &mut Vec<u8>, vcpus: u8, gsis: &[u32]) -> u16 {
     };
     for id in 0..vcpus {
         let flags = ENABLED | if id == 0 { BOOTSTRAP } else { 0 };
-        // Signature 0x600 and features APIC | FPU: placeholders that kernels overlook in favour of CPUID.
+        // Signature 0x600 and features APIC | FPU are placeholders: kernels use CPUID instead.
         let mut entry = vec![PROCESSOR, id, APIC_VERSION, flags];
         entry.extend(0x600u32.to_le_bytes());
         entry.extend(0x201u32.to_le_bytes());
@@ -67,7 +67,7 @@ fn entries(bytes: &mut Vec<u8>, vcpus: u8, gsis: &[u32]) -> u16 {
     let mut ioapic = vec![IOAPIC, ioapic_id(vcpus), IOAPIC_VERSION, ENABLED];
     ioapic.extend(IOAPIC_START.to_le_bytes());
     add(&ioapic);
-    // Interrupts of the ISA bus: edge-triggered, active high, which is what an irqfd raises.
+    // Interrupts of the ISA bus are edge-triggered and active high, like those that an irqfd raises.
     for gsi in gsis {
         add(&[INTERRUPT, INT, 0, 0, 0, *gsi as u8, ioapic_id(vcpus), *gsi as u8]);
     }
@@ -76,7 +76,7 @@ fn entries(bytes: &mut Vec<u8>, vcpus: u8, gsis: &[u32]) -> u16 {
     count
 }
 
-/// Returns the floating pointer and the table behind it, as they lie in memory from [`MPTABLE_START`] on.
+/// Returns the floating pointer followed by the table, with the addresses they have at [`MPTABLE_START`].
 fn table(vcpus: u8, gsis: &[u32]) -> Vec<u8> {
     assert!((1..=VCPUS_MAX).contains(&vcpus), "vCPU counts are checked when the machine is planned");
     let mut table = b"PCMP".to_vec();
@@ -98,8 +98,8 @@ fn table(vcpus: u8, gsis: &[u32]) -> Vec<u8> {
 
 /// Writes the table for `vcpus` vCPUs (1 to [`VCPUS_MAX`]) and the interrupts `gsis` into guest memory.
 ///
-/// Only pins that something is connected to are told: a kernel programs every pin it is told of, with accesses to the
-/// IOAPIC that each leave the guest.
+/// The table lists only pins that are connected: a kernel programs every pin in the table, and each access to the
+/// IOAPIC is an exit from the guest.
 pub fn write(memory: &GuestMemoryMmap, vcpus: u8, gsis: &[u32]) -> Result<(), GuestMemoryError> {
     memory.write_slice(&table(vcpus, gsis), GuestAddress(MPTABLE_START))
 }

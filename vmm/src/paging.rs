@@ -1,26 +1,26 @@
-//! The page tables that the first vCPU starts with.
+//! The first vCPU's initial page tables.
 //!
-//! Linux's 64-bit entry wants itself, the zero page and the command line mapped one to one
-//! (Documentation/arch/x86/boot.rst). These map the first 4 GiB so, in 2 MiB pages; the kernel builds its own within
-//! its first thousand instructions.
+//! Linux's 64-bit entry requires an identity mapping of the kernel, the zero page and the command line
+//! (Documentation/arch/x86/boot.rst). These tables map the first 4 GiB in 2 MiB pages. The kernel builds its own tables
+//! within its first thousand instructions.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{PAGE_SIZE, PAGE_TABLES_START};
 
-/// Page directories, each mapping 1 GiB.
+/// Number of page directories. Each maps 1 GiB.
 const DIRECTORIES: u64 = 4;
 const ENTRIES: u64 = PAGE_SIZE / 8;
 const LARGE_PAGE: u64 = 2 << 20;
-/// Bytes that the tables take from [`PAGE_TABLES_START`] on: PML4, PDPT, and the directories.
+/// Size in bytes of the tables at [`PAGE_TABLES_START`]: PML4, PDPT, and the directories.
 pub const TABLES_SIZE: u64 = (2 + DIRECTORIES) * PAGE_SIZE;
 
-/// Present, writable (Intel SDM 3A, 4.5).
+/// Entry that points to a table: present, writable (Intel SDM 3A, 4.5).
 const TABLE: u64 = 0b11;
-/// Present, writable, a large page.
+/// Entry that maps a large page: present, writable, page size.
 const LARGE: u64 = 0b1000_0011;
 
-/// Returns the page tables as they lie in memory from [`PAGE_TABLES_START`] on.
+/// Returns the page tables, with the addresses they have at [`PAGE_TABLES_START`].
 fn tables() -> Vec<u8> {
     let page = |n: u64| PAGE_TABLES_START + n * PAGE_SIZE;
     let mut words = vec![0u64; (TABLES_SIZE / 8) as usize];
@@ -34,7 +34,7 @@ fn tables() -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Writes the tables into guest memory and returns what CR3 must hold.
+/// Writes the tables into guest memory and returns the value for CR3.
 pub fn write(memory: &GuestMemoryMmap) -> Result<u64, GuestMemoryError> {
     memory.write_slice(&tables(), GuestAddress(PAGE_TABLES_START))?;
     Ok(PAGE_TABLES_START)

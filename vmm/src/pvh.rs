@@ -1,4 +1,4 @@
-//! What a PVH kernel is told: the start info, its memory map, its module (Xen public/arch-x86/hvm/start_info.h).
+//! The parameters of a PVH kernel: start info, memory map, module list (Xen public/arch-x86/hvm/start_info.h).
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -11,7 +11,7 @@ const INFO_LEN: u64 = 56;
 const MODULE_LEN: u64 = 32;
 const MEMORY_RAM: u32 = 1;
 
-/// Returns the start info, one module slot and the memory map, as they lie in memory from [`PVH_INFO_START`] on.
+/// Returns the start info, one module entry and the memory map, with the addresses they have at [`PVH_INFO_START`].
 fn start_info(ranges: &[RamRange], initramfs: Option<RamRange>) -> Vec<u8> {
     let map = boot_params::memory_map(ranges);
     let modules = PVH_INFO_START + INFO_LEN;

@@ -1,4 +1,4 @@
-//! A machine whose vCPUs run, and its end.
+//! A running machine, and how it ended.
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,17 +15,17 @@ use crate::vcpu::Board;
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmEnd {
-    /// It was stopped from outside.
+    /// [`RunningVm::stop`] was called, or the [`RunningVm`] was dropped.
     Stopped,
-    /// The guest asked for a reset, which here is its way to say that it is done.
+    /// The guest asked for a reset. The machine is not restarted: guests reset to report that they are finished.
     Reset,
-    /// The guest switched itself off.
+    /// The guest powered itself off.
     Shutdown,
-    /// It could not go on; the text says why, where, and what the CPU was doing.
+    /// The machine could not continue. The text gives the cause, the instruction pointer and the state of the vCPU.
     Failed(String),
 }
 
-/// The first end that any vCPU reports, and a descriptor that becomes readable with it.
+/// The first end that a vCPU reports, and a pipe that becomes readable when it does.
 pub(crate) struct End {
     reader: PipeReader,
     writer: PipeWriter,
@@ -40,50 +40,50 @@ impl End {
 
     pub(crate) fn report(&self, end: VmEnd) {
         if self.reason.set(end).is_ok() {
-            // The only byte that is ever written fits.
+            // This is the only write to the pipe, so one byte always fits.
             let _ = (&self.writer).write(&[0]);
         }
     }
 }
 
-/// A machine whose vCPUs run. Dropping it stops it.
+/// A machine whose vCPUs run. Dropping it stops the machine.
 pub struct RunningVm {
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) events: EventLoop,
     pub(crate) board: Arc<Board>,
     pub(crate) end: Arc<End>,
-    /// Held until the threads are joined.
+    /// Kept open until all vCPU threads have been joined.
     pub(crate) _vm: KvmVm,
 }
 
 impl RunningVm {
-    /// Readable once the machine has ended.
+    /// A descriptor that becomes readable when the machine has ended.
     pub fn end_fd(&self) -> BorrowedFd<'_> {
         self.end.reader.as_fd()
     }
 
-    /// How the machine ended, once it has.
+    /// How the machine ended, or `None` while it runs.
     pub fn end(&self) -> Option<VmEnd> {
         self.end.reason.get().cloned()
     }
 
-    /// The devices' event loop.
+    /// Handle of the machine's event loop.
     pub fn events(&self) -> LoopHandle {
         self.events.handle()
     }
 
-    /// The machine's memory, as [`Vm::memory`](crate::Vm::memory).
+    /// The machine's memory, like [`Vm::memory`](crate::Vm::memory).
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.board.memory
     }
 
-    /// Stops the machine if it still runs, joins every thread and says how it ended.
+    /// Stops the machine if it still runs, joins all its threads and returns how it ended.
     pub fn stop(mut self) -> VmEnd {
         self.halt();
         self.end().unwrap_or(VmEnd::Stopped)
     }
 
-    /// Gets every vCPU out of the guest and joins all threads. A machine that ended by itself keeps that end.
+    /// Makes every vCPU leave the guest and joins all threads. Does not replace an end that a vCPU has reported.
     fn halt(&mut self) {
         self.board.stopping.store(true, Ordering::SeqCst);
         for vcpu in &self.vcpus {

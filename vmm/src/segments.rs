@@ -1,8 +1,9 @@
-//! The registers and descriptor tables that the first vCPU starts with.
+//! The first vCPU's initial registers and descriptor tables.
 //!
-//! Two ways in: Linux's 64-bit entry, in long mode with flat segments (Linux Documentation/arch/x86/boot.rst,
-//! "64-bit Boot Protocol": __BOOT_CS is selector 0x10, __BOOT_DS 0x18, RSI holds the zero page), and PVH, in 32-bit
-//! protected mode without paging (Xen docs/misc/pvh.pandoc: EBX holds the start info).
+//! There are two entry points. Linux's 64-bit entry is entered in long mode with flat segments (Linux
+//! Documentation/arch/x86/boot.rst, "64-bit Boot Protocol": __BOOT_CS is selector 0x10, __BOOT_DS 0x18, RSI holds the
+//! address of the zero page). PVH is entered in 32-bit protected mode without paging (Xen docs/misc/pvh.pandoc: EBX
+//! holds the address of the start info).
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -21,17 +22,17 @@ const CR4_PAE: u64 = 1 << 5;
 /// EFER: long mode enabled and active.
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-/// RFLAGS: the bit that is always set; interrupts are off.
+/// RFLAGS: only the bit that is always set, so interrupts are disabled.
 const RFLAGS: u64 = 2;
 
 /// Code, execute and read, accessed (Intel SDM 3A, 3.4.5.1).
 const CODE: u8 = 0xb;
 /// Data, read and write, accessed.
 const DATA: u8 = 0x3;
-/// A busy TSS, which VM entry demands in TR.
+/// A busy TSS, which VM entry requires in TR.
 const TSS: u8 = 0xb;
 
-/// Mode of the code segment.
+/// CPU mode, as the code segment selects it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Long,
@@ -71,7 +72,7 @@ fn descriptor(segment: &kvm_segment) -> u64 {
         | (base >> 24 & 0xff) << 56
 }
 
-/// The GDT for `entry`: two null descriptors, code at 0x10, data at 0x18.
+/// Returns the GDT for `mode`: two null descriptors, code at 0x10, data at 0x18.
 fn gdt(mode: Mode) -> [u64; 4] {
     let [code, data, _] = segments(mode);
     [0, 0, descriptor(&code), descriptor(&data)]
@@ -91,7 +92,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, entry: Entry) -> Result<(), GuestM
     memory.write_obj(0u64, GuestAddress(IDT_START))
 }
 
-/// Changes the registers that KVM made for a reset CPU into those that `entry` expects.
+/// Changes the system registers from their reset values to those that `entry` expects.
 pub fn set_sregs(sregs: &mut kvm_sregs, entry: Entry) {
     let mode = mode(entry);
     let [code, data, tss] = segments(mode);

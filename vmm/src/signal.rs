@@ -1,10 +1,10 @@
-//! vCPU threads, and how another thread gets them out of the guest.
+//! vCPU threads, and how another thread makes them leave the guest.
 //!
-//! `immediate_exit` (KVM API 5, `struct kvm_run`) makes the next KVM_RUN return at once; a signal ends the one that is
-//! under way. Setting the first and then sending the second leaves no gap: a thread that has not entered KVM_RUN when
-//! the signal comes finds the flag set when it does.
+//! `immediate_exit` (KVM API 5, `struct kvm_run`) makes the next KVM_RUN return at once; a signal interrupts a KVM_RUN
+//! in progress. Setting the flag before sending the signal leaves no gap: if the signal arrives before the thread
+//! enters KVM_RUN, KVM_RUN sees the flag.
 
-// UNSAFETY: a store into the kvm_run page that another thread's vCPU has mapped, and pthread_kill.
+// UNSAFETY: a store into the kvm_run page of a vCPU that another thread runs, and pthread_kill.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -18,7 +18,7 @@ use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
-/// Does nothing: that it is there makes the signal end a KVM_RUN instead of the process.
+/// Does nothing. With a handler the signal interrupts KVM_RUN; without one it would terminate the process.
 extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {}
 
 fn install_handler() -> io::Result<()> {
@@ -37,13 +37,13 @@ pub struct VcpuThread {
     immediate_exit: *mut u8,
 }
 
-// SAFETY: the pointer is only used by `kick`, whose access is atomic and whose target outlives it.
+// SAFETY: only `kick` uses the pointer; its access is atomic, and the page outlives this value.
 unsafe impl Send for VcpuThread {}
 // SAFETY: as above.
 unsafe impl Sync for VcpuThread {}
 
 impl VcpuThread {
-    /// Starts a thread called `name` that runs `body` with the vCPU.
+    /// Starts a thread with the name `name` that runs `body` with `vcpu`.
     pub fn spawn(
         name: String,
         mut vcpu: VcpuFd,
@@ -54,7 +54,7 @@ impl VcpuThread {
         // A panic in `body` must not unmap the page that `immediate_exit` is in.
         let mut vcpu = ManuallyDrop::new(vcpu);
         let thread = Builder::new().name(name).spawn(move || {
-            // Threads inherit their maker's mask, which may hold every signal back.
+            // A thread inherits its creator's signal mask, which may block every signal.
             if let Err(error) = unblock_signal(SIGRTMIN()) {
                 log::error!("vcpu: unblock the kick signal: {error}");
             }
@@ -64,17 +64,17 @@ impl VcpuThread {
         Ok(VcpuThread { thread, immediate_exit })
     }
 
-    /// Gets the thread out of the guest, for good: every KVM_RUN of this vCPU returns EINTR from here on.
+    /// Makes the thread leave the guest permanently: every KVM_RUN of this vCPU returns EINTR from now on.
     pub fn kick(&self) {
-        // SAFETY: the page is mapped as long as the VcpuFd lives, which the thread's result holds until `join`
-        // consumes it; the kernel and this store are the only ones to access the byte while threads run.
+        // SAFETY: the page is mapped while the VcpuFd exists, and the thread's result holds the VcpuFd until `join`
+        // consumes it. While threads run, only the kernel and this store access the byte.
         unsafe { AtomicU8::from_ptr(self.immediate_exit) }.store(1, Ordering::SeqCst);
-        // SAFETY: the thread is not joined yet, so its id is valid; the signal has a handler. A thread that has ended
-        // already needs no signal.
+        // SAFETY: the thread has not been joined, so its id is valid, and the signal has a handler. A failure means
+        // that the thread has already ended and needs no signal.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), SIGRTMIN()) };
     }
 
-    /// Waits for the thread's end and returns the vCPU, or `None` if the thread panicked.
+    /// Waits until the thread ends. Returns the vCPU, or `None` if the thread panicked.
     pub fn join(self) -> Option<VcpuFd> {
         self.thread.join().ok()
     }

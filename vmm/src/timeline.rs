@@ -1,25 +1,25 @@
-//! The boot's milestones on one clock.
+//! The marks of a boot, host's and guest's on one clock.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// The most marks kept: the guest writes some of them.
+/// Limit of marks, because the guest writes some of them.
 const MARKS_MAX: usize = 256;
 
-/// One milestone.
+/// One milestone of a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// What was reached.
+    /// Name of the milestone.
     pub name: &'static str,
-    /// When, since the timeline's start.
+    /// Time since the timeline's start.
     pub at: Duration,
 }
 
-/// Milestones since a start. Shared by threads; past [`MARKS_MAX`](self) marks the rest is dropped.
+/// The marks since a start time. Threads share it. It drops all marks past [`MARKS_MAX`](self).
 #[derive(Debug)]
 pub struct Timeline {
     start: Instant,
-    /// Names of the bytes that the guest writes to the mark port.
+    /// Byte values that the guest writes to the mark port, and the names of their marks.
     guest_marks: &'static [(u8, &'static str)],
     marks: Mutex<Vec<Mark>>,
 }
@@ -30,22 +30,22 @@ impl Timeline {
         Timeline::starting(Instant::now())
     }
 
-    /// Returns a timeline that started at `start`, say when the process did.
+    /// Returns a timeline that started at `start`, for example at the start of the process.
     pub fn starting(start: Instant) -> Timeline {
         Timeline { start, guest_marks: &[], marks: Mutex::new(Vec::with_capacity(32)) }
     }
 
-    /// Names the bytes that the guest writes to the mark port; any other byte is called `guest_mark`.
+    /// Sets the names of the bytes that the guest writes to the mark port. Any other byte becomes `guest_mark`.
     pub fn with_guest_marks(self, guest_marks: &'static [(u8, &'static str)]) -> Timeline {
         Timeline { guest_marks, ..self }
     }
 
-    /// Notes that `name` is reached now.
+    /// Records that milestone `name` is reached now.
     pub fn mark(&self, name: &'static str) {
         self.at(name, Instant::now());
     }
 
-    /// Notes that `name` was reached at `when`.
+    /// Records that milestone `name` was reached at `when`.
     pub fn at(&self, name: &'static str, when: Instant) {
         let mut marks = self.marks.lock().unwrap();
         if marks.len() < MARKS_MAX {
@@ -53,14 +53,14 @@ impl Timeline {
         }
     }
 
-    /// Notes a byte that the guest wrote to the mark port.
+    /// Records a byte that the guest wrote to the mark port.
     pub fn guest_mark(&self, byte: u8) {
         let name =
             self.guest_marks.iter().find(|(code, _)| *code == byte).map_or("guest_mark", |(_, name)| name);
         self.mark(name);
     }
 
-    /// The marks so far, earliest first.
+    /// Returns the marks so far, earliest first.
     pub fn marks(&self) -> Vec<Mark> {
         let mut marks = self.marks.lock().unwrap().clone();
         marks.sort_by_key(|mark| mark.at);

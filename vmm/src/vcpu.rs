@@ -1,4 +1,5 @@
-//! The vCPU loop: an exit of the guest becomes an access to a bus, whose answer says whether to go on.
+//! The vCPU loop: each exit from the guest becomes an access to a bus, and the device's answer decides whether the
+//! machine continues.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,22 +15,22 @@ const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
 /// KVM_INTERNAL_ERROR_EMULATION.
 const EMULATION: u32 = 1;
-/// The longest x86 instruction.
+/// Length of the longest x86 instruction, in bytes.
 const INSTRUCTION_MAX: usize = 15;
 
-/// What the vCPUs share: frozen before they start, so that looking something up takes no lock.
+/// What the vCPUs share. It is not changed once they run, so finding a device takes no lock.
 pub struct Board {
     /// I/O ports.
     pub pio: Bus,
     /// Device registers in memory.
     pub mmio: Bus,
-    /// Guest memory, to say which instruction failed.
+    /// Guest memory, from which the failing instruction is read for the error text.
     pub memory: GuestMemoryMmap,
-    /// Whether the vCPUs are to leave their loops when they are interrupted.
+    /// Set when vCPUs must leave their loops at the next interruption.
     pub stopping: AtomicBool,
 }
 
-/// Why an exit of the guest ends the loop.
+/// Why an exit from the guest ends the loop.
 #[derive(Debug, PartialEq, Eq)]
 enum Stop {
     Action(Action),
@@ -41,12 +42,12 @@ enum Stop {
     Unexpected(String),
 }
 
-/// Runs `vcpu` until the machine ends, and says how.
+/// Runs `vcpu` until the machine ends, and returns how it ended.
 pub fn run(vcpu: &mut VcpuFd, board: &Board) -> VmEnd {
     loop {
         let stop = match vcpu.run() {
             Ok(exit) => handle(exit, board),
-            // EINTR: a kick, or a signal meant for somebody else. EAGAIN: a vCPU that the guest is starting.
+            // EINTR: `VcpuThread::kick`, or a signal to the process. EAGAIN: the guest has just started this vCPU.
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                 if board.stopping.load(Ordering::SeqCst) {
                     return VmEnd::Stopped;
@@ -61,7 +62,7 @@ pub fn run(vcpu: &mut VcpuFd, board: &Board) -> VmEnd {
     }
 }
 
-/// Does what the guest asked for. `None`: it goes on.
+/// Handles one exit. Returns `None` if the guest continues.
 fn handle(exit: VcpuExit, board: &Board) -> Option<Stop> {
     let action = match exit {
         VcpuExit::IoOut(port, data) => board.pio.write(port.into(), data),
@@ -85,7 +86,7 @@ fn handle(exit: VcpuExit, board: &Board) -> Option<Stop> {
     (action != Action::None).then_some(Stop::Action(action))
 }
 
-/// Turns the reason into the machine's end, with where the guest was if it failed.
+/// Converts the reason into the machine's end. A failure includes the vCPU's position.
 fn end(stop: Stop, vcpu: &mut VcpuFd, board: &Board) -> VmEnd {
     let what = match stop {
         Stop::Action(Action::Shutdown) | Stop::SystemEvent(SYSTEM_EVENT_SHUTDOWN) => return VmEnd::Shutdown,
@@ -100,7 +101,7 @@ fn end(stop: Stop, vcpu: &mut VcpuFd, board: &Board) -> VmEnd {
     VmEnd::Failed(format!("{what}{}", position(vcpu, &board.memory)))
 }
 
-/// Says what KVM_EXIT_INTERNAL_ERROR was.
+/// Describes the cause of a KVM_EXIT_INTERNAL_ERROR.
 fn describe(error: &kvm::InternalError) -> String {
     match error.suberror {
         EMULATION => "kvm could not emulate an instruction".to_owned(),
@@ -108,7 +109,7 @@ fn describe(error: &kvm::InternalError) -> String {
     }
 }
 
-/// Says where the guest is, and which instruction is there if it can be read.
+/// Describes the vCPU's registers and, if it can be read, the instruction at the instruction pointer.
 fn position(vcpu: &VcpuFd, memory: &GuestMemoryMmap) -> String {
     let Ok(regs) = vcpu.get_regs() else { return String::new() };
     let mut text = format!(" at rip {:#x}", regs.rip);

@@ -1,4 +1,4 @@
-//! Puts a machine together: memory, kernel, buses, devices, vCPUs.
+//! Assembles a machine: memory, kernel, buses, devices, vCPUs.
 
 use std::io;
 use std::sync::Arc;
@@ -24,17 +24,17 @@ use crate::signal::VcpuThread;
 use crate::vcpu::{self, Board};
 use crate::{Error, Result, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments};
 
-/// Memory that a guest needs beside its kernel's image and its initramfs before any program of it runs.
+/// Memory that a guest needs beyond its kernel image and its initramfs until it runs its first program.
 const WORKING_MEMORY: u64 = 16 << 20;
 
-/// A device's interrupt and its queues' notifications, which KVM learns of at the start.
+/// A virtio device's interrupt and its queues' kicks, which [`wire`] registers with KVM when the machine starts.
 struct Wiring {
     place: DevicePlace,
     irq: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
 }
 
-/// A machine that does not run yet: its memory and its kernel are there, devices may be attached.
+/// A machine that does not run yet. Its memory is mapped and its kernel is loaded; devices can be attached.
 pub struct Vm {
     pending: PendingVm,
     ram: GuestRam,
@@ -52,12 +52,12 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a machine with its memory, kernel and ports; `config` says all.
+    /// Creates a machine with its memory, kernel and I/O ports from `config`.
     pub fn new(config: VmConfig) -> Result<Vm> {
         Vm::with(PendingVm::start()?, config)
     }
 
-    /// As [`Vm::new`], with the KVM side begun earlier, while the caller was still deciding on `config`.
+    /// Like [`Vm::new`], with a KVM machine whose creation the caller started earlier, before it had `config`.
     pub fn with(pending: PendingVm, config: VmConfig) -> Result<Vm> {
         check_shape(&config)?;
         let kernel = Kernel::read(&config.kernel)?;
@@ -88,7 +88,7 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Puts the devices that are no virtio devices on the port bus.
+    /// Adds the devices that are not virtio devices to the I/O port bus.
     fn add_ports(&mut self, serial: Option<Box<dyn io::Write + Send>>) -> Result<()> {
         self.pio.insert(RESET_PORT, RESET_PORT_LEN, Box::new(ResetPort))?;
         if let Some(timeline) = self.timeline.clone() {
@@ -104,17 +104,17 @@ impl Vm {
         Ok(())
     }
 
-    /// The devices' event loop, for devices that it serves.
+    /// Handle of the machine's event loop, for devices that are served on it.
     pub fn events(&self) -> LoopHandle {
         self.events.handle()
     }
 
-    /// The machine's memory, for devices that somebody else than this process serves.
+    /// The machine's memory, for devices that the host's kernel serves (vhost).
     pub fn memory(&self) -> &GuestMemoryMmap {
         self.ram.memory()
     }
 
-    /// Gives the machine a virtio device; the guest finds them in the order of the calls.
+    /// Attaches a virtio device. The guest enumerates devices in the order of the calls.
     pub fn attach(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
         let place =
             layout::device_place(self.wiring.len()).ok_or(Error::TooManyDevices { max: DEVICES_MAX })?;
@@ -127,7 +127,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Freezes the machine and starts its vCPUs.
+    /// Starts the vCPUs. No device can be attached afterwards.
     pub fn start(self) -> Result<RunningVm> {
         self.write_tables()?;
         let end = Arc::new(End::new().map_err(host("make a pipe"))?);
@@ -146,7 +146,7 @@ impl Vm {
         for (index, fd) in fds.into_iter().enumerate() {
             let (board, end) = (running.board.clone(), running.end.clone());
             let timeline = self.timeline.clone().filter(|_| index == 0);
-            // If one thread cannot be started, dropping `running` stops those that were.
+            // If one thread cannot be started, dropping `running` stops the threads that were.
             let thread = VcpuThread::spawn(format!("vcpu{index}"), fd, move |fd| {
                 mark(&timeline, "vcpu_running");
                 end.report(vcpu::run(fd, &board));
@@ -156,13 +156,14 @@ impl Vm {
         Ok(running)
     }
 
-    /// The interrupts that something may raise, and the timer's, without whose pin Linux complains.
+    /// The interrupts that a device may raise, and the timer's: Linux complains if the timer has no pin.
     fn gsis(&self) -> Vec<u32> {
         let serial = self.serial_irq.as_ref().map(|_| SERIAL_GSI);
         [TIMER_GSI].into_iter().chain(serial).chain(self.wiring.iter().map(|w| w.place.gsi)).collect()
     }
 
-    /// Writes what the kernel and the first vCPU read at the entry.
+    /// Writes the boot parameters, page tables, descriptor tables and MP table that the kernel and the first vCPU read
+    /// at the entry point.
     fn write_tables(&self) -> Result<()> {
         let memory = self.ram.memory();
         let devices: Vec<_> = self.wiring.iter().map(|w| w.place).collect();
@@ -180,7 +181,7 @@ impl Vm {
     }
 }
 
-/// Refuses numbers that no machine can have.
+/// Refuses a number of vCPUs or a memory size that is not supported.
 fn check_shape(config: &VmConfig) -> Result<()> {
     if !(1..=VCPUS_MAX).contains(&config.vcpus) {
         return Err(Error::BadVcpus { vcpus: config.vcpus, max: VCPUS_MAX });
@@ -191,7 +192,7 @@ fn check_shape(config: &VmConfig) -> Result<()> {
     Ok(())
 }
 
-/// Finds the initramfs its place, and refuses a machine in which the kernel would run out of memory at once.
+/// Chooses the initramfs's address, and refuses a machine whose kernel would run out of memory while booting.
 fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Result<Option<RamRange>> {
     let len = config.initramfs.as_ref().map_or(0, |image| image.len);
     let pages = len.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
@@ -212,7 +213,7 @@ fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Re
     Ok(Some(RamRange { start, len }))
 }
 
-/// Tells KVM of every interrupt and notification.
+/// Registers every interrupt and kick with KVM.
 fn wire(vm: &mut KvmVm, serial_irq: Option<&Arc<EventFd>>, wiring: &[Wiring]) -> Result<()> {
     if let Some(irq) = serial_irq {
         vm.connect_irq(irq, SERIAL_GSI)?;
@@ -226,7 +227,7 @@ fn wire(vm: &mut KvmVm, serial_irq: Option<&Arc<EventFd>>, wiring: &[Wiring]) ->
     Ok(())
 }
 
-/// Creates the vCPUs; the first starts at `entry`, the others wait for it to start them.
+/// Creates the vCPUs. The first starts at `entry`; the others wait until the guest starts them.
 fn create_vcpus(vm: &KvmVm, vcpus: u8, entry: Entry) -> Result<Vec<kvm_ioctls::VcpuFd>> {
     let mut table = vm.cpuid(vcpus)?;
     let mut fds = Vec::with_capacity(vcpus.into());

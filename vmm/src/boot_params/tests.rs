@@ -18,7 +18,7 @@ fn devices_are_added_to_the_command_line_in_order() {
 }
 
 #[test]
-fn what_is_inits_stays_behind_the_devices() {
+fn the_arguments_of_init_stay_behind_the_devices() {
     assert_eq!(
         command_line("quiet -- -x --", &places(1)).unwrap(),
         "quiet virtio_mmio.device=4K@0xd0000000:5 -- -x --"
@@ -36,7 +36,7 @@ fn a_command_line_may_be_as_long_as_the_kernel_takes() {
 }
 
 #[test]
-fn bytes_that_end_or_confuse_a_command_line_are_refused() {
+fn bytes_that_are_not_printable_ascii_are_refused() {
     assert_eq!(command_line("a\0b", &[]), Err(CmdlineError::BadByte { byte: 0, at: 1 }));
     assert_eq!(command_line("quiet\n", &[]), Err(CmdlineError::BadByte { byte: 10, at: 5 }));
     assert_eq!(command_line("é", &[]), Err(CmdlineError::BadByte { byte: 0xc3, at: 0 }));

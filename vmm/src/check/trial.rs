@@ -1,7 +1,7 @@
-//! The trial guest: instructions that every Linux kernel executes in ring 0, one after another in long mode.
+//! The trial guest: it executes instructions that every Linux kernel executes in ring 0, in long mode.
 //!
-//! Before each step the guest writes the step's number to a port, so that the last number seen names the instruction
-//! that the host could not execute. A KVM that emulates ring 0 fails here as it would with a kernel.
+//! Before each step the guest writes the step's number to an I/O port, so the last number identifies the instruction
+//! that the host could not execute. A KVM that emulates ring 0 fails here in the same way as with a kernel.
 
 use std::io;
 use std::sync::Arc;
@@ -25,20 +25,20 @@ const MEMORY: u64 = 2 << 20;
 const CODE: u64 = 0x1_0000;
 const HANDLER: u64 = 0x1_1000;
 const IDT: u64 = 0x1_2000;
-/// Where the operand of LIDT lies; the instruction below has this address.
+/// Address of the operand of LIDT. The instruction in [`STEPS`] contains it.
 const IDT_REGISTER: u64 = 0x1_3000;
-/// Selector of the code segment that `segments` makes.
+/// Selector of the code segment in the GDT of `segments`.
 const CODE_SELECTOR: u16 = 0x10;
 /// Breakpoint, the vector of INT3.
 const BREAKPOINT: u64 = 3;
 /// A present 64-bit interrupt gate (Intel SDM 3A, 6.14.1).
 const INTERRUPT_GATE: u64 = 0x8e00;
-/// The port for step numbers: POST codes go there on a PC.
+/// I/O port for step numbers: the port for POST codes on a PC.
 const STEP_PORT: u8 = 0x80;
-/// How long the guest may take; it needs microseconds.
+/// Time limit of the guest, which needs microseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A step: its name, and its code. UD2 (0f 0b) ends a step whose result is wrong: it becomes a triple fault.
+/// Name and machine code of a step. A step with a wrong result ends with UD2 (0f 0b), which becomes a triple fault.
 type Step = (&'static str, &'static [u8]);
 
 const STEPS: [Step; 8] = [
@@ -90,37 +90,37 @@ const STEPS: [Step; 8] = [
     ("int3 through the idt, and iretq", &[0x31, 0xdb, 0xcc, 0x83, 0xfb, 0x33, 0x74, 0x02, 0x0f, 0x0b]),
 ];
 
-/// The breakpoint's handler: mov ebx,0x33; iretq.
+/// The breakpoint handler: mov ebx,0x33; iretq.
 const HANDLER_CODE: [u8; 7] = [0xbb, 0x33, 0x00, 0x00, 0x00, 0x48, 0xcf];
-/// The number that says that every step is behind.
+/// The number that the guest writes after the last step.
 const DONE: u8 = STEPS.len() as u8;
 
-/// Why the trial guest did not reach its end.
+/// Why the trial guest did not complete all steps.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
-    /// Its machine could not be made.
+    /// The trial machine could not be created.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// Its memory could not be made.
+    /// Guest memory could not be mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Its memory could not be written.
+    /// Guest memory could not be written.
     #[error("write the trial guest's memory")]
     Write(#[from] GuestMemoryError),
-    /// Its thread could not be started.
+    /// The vCPU thread could not be started.
     #[error("start the trial guest's thread")]
     Thread(#[source] io::Error),
-    /// It stopped in the middle.
+    /// The guest failed in the middle of its code.
     #[error("{instruction} failed: {why}")]
     Failed {
-        /// The step it was at.
+        /// Name of the step that failed.
         instruction: &'static str,
-        /// What KVM said.
+        /// How the machine ended.
         why: String,
     },
 }
 
-/// Returns the guest's code: each step behind `mov al, number; out 0x80, al`.
+/// Returns the guest's code: each step follows `mov al, number; out 0x80, al`.
 fn code() -> Vec<u8> {
     let announce = |number: u8| [0xb0, number, 0xe6, STEP_PORT];
     let mut code = Vec::new();
@@ -132,7 +132,7 @@ fn code() -> Vec<u8> {
     code
 }
 
-/// Writes the guest into its memory.
+/// Writes the guest's tables, code and breakpoint handler into its memory.
 fn write(memory: &GuestMemoryMmap, entry: Entry) -> Result<(), GuestMemoryError> {
     paging::write(memory)?;
     segments::write_tables(memory, entry)?;
@@ -145,7 +145,7 @@ fn write(memory: &GuestMemoryMmap, entry: Entry) -> Result<(), GuestMemoryError>
     memory.write_obj(IDT, GuestAddress(IDT_REGISTER + 2))
 }
 
-/// The port that step numbers come to. The last one ends the machine.
+/// The device at [`STEP_PORT`]. The last number shuts the machine down.
 struct StepPort(Sender<u8>);
 
 impl BusDevice for StepPort {
@@ -161,7 +161,7 @@ impl BusDevice for StepPort {
     }
 }
 
-/// Runs the trial guest.
+/// Runs the trial guest to its end, for at most [`DEADLINE`].
 pub fn run() -> Result<(), TrialError> {
     let entry = Entry::Linux64(CODE);
     let ram = GuestRam::new(&[RamRange { start: 0, len: MEMORY }])?;
@@ -196,7 +196,7 @@ pub fn run() -> Result<(), TrialError> {
     Err(TrialError::Failed { instruction: step_name(seen.try_iter().last()), why })
 }
 
-/// The name of the step with this number; before the first there is only the entry.
+/// Returns the name of step `number`, the last one announced. `None` means that the guest failed at its entry.
 fn step_name(number: Option<u8>) -> &'static str {
     STEPS[usize::from(number.unwrap_or(0)).min(STEPS.len() - 1)].0
 }

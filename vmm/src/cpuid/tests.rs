@@ -52,7 +52,7 @@ fn amd() -> Vec<kvm_cpuid_entry2> {
 }
 
 #[test]
-fn what_cannot_work_is_taken_out() {
+fn features_that_cannot_work_are_cleared() {
     let table = template(&intel(), 2, true);
     let [_, _, ecx, edx] = get(&table, 1, 0);
     assert_eq!(ecx & (MONITOR | VMX | PDCM), 0);
@@ -70,7 +70,7 @@ fn what_cannot_work_is_taken_out() {
 }
 
 #[test]
-fn a_guest_knows_it_is_one_and_has_its_timers() {
+fn a_guest_sees_the_hypervisor_bit_and_its_timers() {
     for host in [intel(), amd()] {
         let [_, _, ecx, _] = get(&template(&host, 1, true), 1, 0);
         assert_eq!(ecx & (HYPERVISOR | X2APIC | TSC_DEADLINE), HYPERVISOR | X2APIC | TSC_DEADLINE);
@@ -92,7 +92,7 @@ fn the_topology_is_one_thread_per_core() {
         assert_eq!(get(&table, leaf, 1), [3, 6, 0x201, 5]);
         assert_eq!(get(&table, leaf, 2), [0, 0, 2, 5]);
     }
-    // First and second level caches alone, the third shared by all (ids up to 8); 8 core ids in the package.
+    // Each CPU has its own first and second level caches; all share the third (ids up to 8); 8 core ids per package.
     let sharing = |index| get(&table, 4, index)[0] >> 14 & 0xfff;
     assert_eq!([sharing(0), sharing(1), sharing(2), sharing(3)], [0, 0, 0, 7]);
     assert_eq!(get(&table, 4, 3)[0] >> 26, 7);
@@ -121,7 +121,7 @@ fn a_single_cpu_has_no_neighbours() {
 }
 
 #[test]
-fn an_empty_host_table_makes_no_leaves_up() {
+fn an_empty_host_table_gives_an_empty_guest_table() {
     assert!(template(&[], 1, true).is_empty());
 }
 

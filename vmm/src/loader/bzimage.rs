@@ -1,7 +1,7 @@
-//! bzImage: Linux's self-unpacking form (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
+//! bzImage: Linux's self-extracting kernel (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
 //!
-//! Entered at its 64-bit entry, 0x200 into the protected-mode part. It unpacks itself inside the guest, which takes
-//! far longer than mapping a `vmlinux`.
+//! It is entered at its 64-bit entry, at offset 0x200 of the protected-mode part. It unpacks itself inside the guest,
+//! which takes much longer than loading a `vmlinux`.
 
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::ByteValued;
@@ -12,19 +12,19 @@ use crate::layout::HIGH_MEMORY_START;
 
 /// Offset of the setup header.
 const SETUP_HEADER: u64 = 0x1f1;
-/// Offset and value of its signature.
+/// Offset and value of the setup header's signature.
 const SIGNATURE_AT: u64 = 0x202;
 const SIGNATURE: [u8; 4] = *b"HdrS";
-/// The first version with xloadflags.
+/// The first boot protocol version with xloadflags.
 const VERSION_MIN: u16 = 0x020c;
 /// xloadflags: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64_OFFSET: u64 = 0x200;
 const SECTOR: u64 = 512;
-/// What a missing sector count means.
+/// Number of setup sectors if the header says 0.
 const SETUP_SECTORS_DEFAULT: u64 = 4;
 
-/// Whether `image` has the signature.
+/// Whether `image` has a bzImage's signature.
 pub(super) fn is_one(image: &Image) -> Result<bool, Refusal> {
     if image.check(SIGNATURE_AT, 4).is_err() {
         return Ok(false);
@@ -34,7 +34,7 @@ pub(super) fn is_one(image: &Image) -> Result<bool, Refusal> {
     Ok(signature == SIGNATURE)
 }
 
-/// Reads the plan out of a bzImage's setup header.
+/// Reads the setup header of a bzImage.
 pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {
     let mut setup = setup_header::default();
     image.read_exact_at(SETUP_HEADER, setup.as_mut_slice())?;
@@ -51,8 +51,8 @@ pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {
         .len
         .checked_sub(at)
         .filter(|len| *len > ENTRY_64_OFFSET)
-        .ok_or(Refusal::Not("it is cut short"))?;
-    // The kernel unpacks itself to pref_address, for which it needs init_size bytes there.
+        .ok_or(Refusal::Not("it is truncated"))?;
+    // The kernel unpacks itself to pref_address and needs init_size bytes there.
     let unpacked = { setup.pref_address }.saturating_add(u64::from(setup.init_size));
     Ok(Kernel {
         entry: Entry::Linux64(HIGH_MEMORY_START + ENTRY_64_OFFSET),

@@ -14,14 +14,14 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const HEADER_LEN: usize = 64;
 const PROGRAM_HEADER_LEN: usize = 56;
-/// The most program headers; Linux has about five.
+/// Limit of program headers; Linux has about five.
 const PROGRAM_HEADERS_MAX: u16 = 64;
-/// The longest note segment that is searched; Linux's has a few hundred bytes.
+/// Limit of bytes of a note segment that are searched; Linux's has a few hundred.
 const NOTES_MAX: u64 = 64 << 10;
-/// A note's type and name that give the PVH entry.
+/// Type and name of the note that contains the PVH entry.
 const PHYS32_ENTRY: u32 = 18;
 const NOTE_NAME: &[u8] = b"Xen\0";
-/// The half of the address space where kernels live.
+/// Start of the upper half of the virtual address space, where kernels are linked.
 const KERNEL_HALF: u64 = 1 << 63;
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -36,7 +36,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// Reads the plan out of an ELF file's headers.
+/// Reads the headers of an ELF kernel.
 pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {
     let mut header = [0; HEADER_LEN];
     image.read_exact_at(0, &mut header)?;

@@ -79,7 +79,7 @@ fn notes_at_2000() -> Program {
     Program { kind: 4, at: 0x2000, len: 0x100, memory_len: 0x100, ..TEXT }
 }
 
-/// A kernel whose notes segment holds `notes` and whose e_entry is no physical address.
+/// A kernel whose note segment is `notes` and whose e_entry is not a physical address.
 fn pvh_elf(notes: &[u8]) -> Vec<u8> {
     let mut bytes = elf(0xffff_ffff_8100_0000, &[TEXT, notes_at_2000()], &[0xf4]);
     bytes[0x2000..0x2000 + notes.len()].copy_from_slice(notes);
@@ -127,13 +127,13 @@ fn notes_that_lie_about_their_length_end_the_search() {
 }
 
 #[test]
-fn what_is_no_kernel_is_refused_with_the_reason() {
+fn a_file_that_is_not_a_kernel_is_refused_with_the_reason() {
     let neither = "it is neither an ELF file nor a bzImage";
     assert_eq!(refusal(b""), neither);
     assert_eq!(refusal(b"#!/bin/sh\n"), neither);
     assert_eq!(refusal(&[0; 0x1000]), neither);
     assert_eq!(refusal(b"\x1f\x8b\x08\0"), "it is compressed; unpack it to a vmlinux first");
-    assert_eq!(refusal(b"\x7fELF"), "it is cut short");
+    assert_eq!(refusal(b"\x7fELF"), "it is truncated");
     let mut arm = elf(0, &[TEXT], &[]);
     arm[18] = 183;
     assert_eq!(refusal(&arm), "it is an ELF file, but not for x86-64");
@@ -148,9 +148,9 @@ fn what_is_no_kernel_is_refused_with_the_reason() {
 fn segments_that_cannot_be_loaded_are_refused() {
     let check = |program: Program, why| assert_eq!(refusal(&elf(0x100_0000, &[TEXT, program], &[])), why);
     let other = Program { phys: 0x200_0000, ..TEXT };
-    check(Program { at: 0x2f00, ..other }, "it is cut short");
-    check(Program { at: u64::MAX, ..other }, "it is cut short");
-    check(Program { len: u64::MAX, memory_len: u64::MAX, ..other }, "it is cut short");
+    check(Program { at: 0x2f00, ..other }, "it is truncated");
+    check(Program { at: u64::MAX, ..other }, "it is truncated");
+    check(Program { len: u64::MAX, memory_len: u64::MAX, ..other }, "it is truncated");
     check(Program { memory_len: 0x7ff, ..other }, "a segment is larger in the file than in memory");
     check(Program { phys: 0xf_f000, ..other }, "a segment lies below 1 MiB");
     check(Program { phys: 0x100_1fff, ..other }, "its segments overlap");
@@ -193,9 +193,9 @@ fn bzimages_that_cannot_be_booted_are_refused() {
     let no_entry = "it is a bzImage without a 64-bit entry";
     assert_eq!(refusal(&bzimage(setup_header { xloadflags: 0, ..bz_setup() }, 0x4000)), no_entry);
     assert_eq!(refusal(&bzimage(setup_header { version: 0x0205, ..bz_setup() }, 0x4000)), no_entry);
-    assert_eq!(refusal(&bzimage(bz_setup(), 0xa00)), "it is cut short");
-    assert_eq!(refusal(&bzimage(setup_header { setup_sects: 0, ..bz_setup() }, 0xc00)), "it is cut short");
-    assert_eq!(refusal(&bzimage(bz_setup(), 0x4000)[..0x210]), "it is cut short");
+    assert_eq!(refusal(&bzimage(bz_setup(), 0xa00)), "it is truncated");
+    assert_eq!(refusal(&bzimage(setup_header { setup_sects: 0, ..bz_setup() }, 0xc00)), "it is truncated");
+    assert_eq!(refusal(&bzimage(bz_setup(), 0x4000)[..0x210]), "it is truncated");
     let huge = setup_header { pref_address: u64::MAX, ..bz_setup() };
     assert_eq!(refusal(&bzimage(huge, 0x4000)), "it has nothing to load");
 }
@@ -213,7 +213,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever the headers say, reading neither panics nor accepts what then cannot be loaded.
+    /// With any headers, reading neither panics nor accepts a kernel that cannot be loaded.
     #[test]
     fn hostile_elf_headers_are_refused_or_loadable(
         entry in any_number(),

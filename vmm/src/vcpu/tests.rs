@@ -2,7 +2,7 @@ use devices::BusDevice;
 
 use super::*;
 
-/// Answers reads with its offset and asks for what it is told.
+/// A device that answers reads with the offset and writes with a fixed action.
 struct Knob(Action);
 
 impl BusDevice for Knob {
@@ -24,7 +24,7 @@ fn board() -> Board {
 }
 
 #[test]
-fn reads_are_answered_by_the_device_or_float() {
+fn reads_return_the_device_s_answer_or_all_ones() {
     let board = board();
     let read = |exit: fn(&mut [u8]) -> VcpuExit<'_>| {
         let mut data = [0; 2];
@@ -48,7 +48,7 @@ fn a_write_does_what_the_device_asks_for() {
 }
 
 #[test]
-fn exits_that_ask_for_nothing_go_on() {
+fn exits_without_a_request_continue() {
     let board = board();
     for exit in [VcpuExit::Intr, VcpuExit::Hlt, VcpuExit::IrqWindowOpen] {
         assert_eq!(handle(exit, &board), None);
