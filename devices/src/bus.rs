@@ -1,32 +1,32 @@
-//! The bus: address ranges to devices, for port I/O and for MMIO alike.
+//! The bus: maps address ranges to devices, for port I/O and for MMIO.
 //!
-//! The map is filled before the vCPUs start and never changes afterwards, so looking a device up takes no lock.
+//! The map is filled before the vCPUs start and does not change afterwards, so finding a device takes no lock.
 
 use std::sync::Mutex;
 
-/// What a device asks of the machine in answer to a guest's write.
+/// What a device requests from the machine after a write by the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing: go on.
+    /// The machine continues.
     None,
-    /// The guest asked for a reset.
+    /// The guest requested a reset.
     Reset,
-    /// The guest asked to be switched off.
+    /// The guest requested power-off.
     Shutdown,
 }
 
-/// A register file on a bus. The guest chooses offset, size and value: none of them may stop the host.
+/// A device's registers on a bus. The guest chooses offset, size and value; no combination may make the host fail.
 pub trait BusDevice: Send {
-    /// Fills `data` with what the guest reads at `offset` bytes from the device's base.
+    /// Handles a read of `data.len()` bytes at `offset` bytes from the device's base.
     fn read(&mut self, offset: u64, data: &mut [u8]);
-    /// Takes what the guest wrote at `offset` bytes from the device's base.
+    /// Handles a write of `data` at `offset` bytes from the device's base.
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
 }
 
 /// Why a device could not be put on the bus.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BusError {
-    /// The range is empty or runs over the end of the address space.
+    /// The range is empty or extends past the end of the address space.
     #[error("bus range {base:#x}+{len:#x} is empty or too long")]
     BadRange {
         /// First address.
@@ -34,8 +34,8 @@ pub enum BusError {
         /// Length in bytes.
         len: u64,
     },
-    /// Another device is there.
-    #[error("bus range {base:#x}+{len:#x} is taken")]
+    /// The range overlaps that of another device.
+    #[error("bus range {base:#x}+{len:#x} is in use")]
     Overlap {
         /// First address.
         base: u64,
@@ -50,7 +50,7 @@ struct Slot {
     device: Mutex<Box<dyn BusDevice>>,
 }
 
-/// Address ranges, sorted and disjoint, each with the device that owns it.
+/// Sorted, disjoint address ranges, each with its device.
 #[derive(Default)]
 pub struct Bus {
     slots: Vec<Slot>,
@@ -74,7 +74,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads from whatever is at `addr`; where nothing is, the bus floats high, as on hardware.
+    /// Reads from the device at `addr`. Without a device all bits read as 1, as on hardware.
     pub fn read(&self, addr: u64, data: &mut [u8]) {
         match self.slot(addr, data.len()) {
             Some(s) => s.device.lock().unwrap().read(addr - s.base, data),
@@ -82,7 +82,7 @@ impl Bus {
         }
     }
 
-    /// Writes to whatever is at `addr`; where nothing is, the write is lost, as on hardware.
+    /// Writes to the device at `addr`. Without a device the write is ignored, as on hardware.
     pub fn write(&self, addr: u64, data: &[u8]) -> Action {
         match self.slot(addr, data.len()) {
             Some(s) => s.device.lock().unwrap().write(addr - s.base, data),
@@ -90,7 +90,7 @@ impl Bus {
         }
     }
 
-    /// The slot that holds the whole access; one that straddles a range's end belongs to nobody.
+    /// Returns the slot that contains the whole access, or `None` if there is none or the access crosses its end.
     fn slot(&self, addr: u64, len: usize) -> Option<&Slot> {
         let slot = &self.slots[self.slots.partition_point(|s| s.base <= addr).checked_sub(1)?];
         let last = addr.checked_add((len as u64).checked_sub(1)?)?;
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_outside_or_over_an_end_floats() {
+    fn an_access_outside_or_across_an_end_reads_ones() {
         for addr in [0, 0xfff, 0x1010, 0x100f, u64::MAX] {
             let mut data = [0; 2];
             bus().read(addr, &mut data);

@@ -1,4 +1,4 @@
-//! The devices' event loop: one thread that serves every queue which does no blocking work.
+//! The devices' event loop: one thread that serves all queues whose requests do not block.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,30 +7,30 @@ use std::thread::{Builder, JoinHandle};
 
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
-/// What the loop runs: a device's handler with its queues.
+/// A device's handler with its queues, which the loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
-/// How many subscribers of one device the loop may hold or have waiting at once. One is enough for a driver that the loop
-/// keeps up with; a driver that resets and starts its device faster than that is refused when it reaches this number.
+/// Limit of subscribers of one device that the loop has, or is to add. A device needs one. A driver that resets and
+/// starts its device faster than the loop drops subscribers is refused at this limit.
 pub const SUBSCRIBERS_MAX: usize = 16;
 
-/// Reaches a loop from any thread. Never waits for the loop, so that a vCPU thread may use it.
+/// Sends jobs to a loop from any thread. It never waits for the loop, so vCPU threads can use it.
 #[derive(Clone)]
 pub struct LoopHandle(RemoteEndpoint<Subscriber>);
 
 impl LoopHandle {
-    /// Returns a handle to a loop that the test itself turns, without a thread.
+    /// Returns a handle to a loop that the test runs itself, without a thread.
     #[cfg(any(test, feature = "driver"))]
     pub(crate) fn of(manager: &EventManager<Subscriber>) -> LoopHandle {
         LoopHandle(manager.remote_endpoint())
     }
 
-    /// Returns a device's seat in the loop, with nobody in it.
+    /// Returns an empty seat in the loop for a device.
     pub fn seat(&self) -> Seat {
         Seat { handle: self.clone(), held: None, counted: Arc::default() }
     }
 
-    /// Has the loop's thread run `job`. Jobs run in the order in which they were sent.
+    /// Runs `job` on the loop's thread. Jobs run in the order in which they were sent.
     fn send(
         &self,
         job: impl FnOnce(&mut dyn SubscriberOps<Subscriber = Subscriber>) + Send + 'static,
@@ -39,11 +39,11 @@ impl LoopHandle {
     }
 }
 
-/// A device's seat in a loop: at most one subscriber sits there, and the loop drops it when the device is reset.
+/// A device's seat in a loop. It holds at most one subscriber, which the loop drops when the device is reset.
 ///
-/// The loop does not drop a subscriber by itself, whatever becomes of its descriptors. What a driver starts is therefore
-/// put into its device's seat, and a reset clears the seat, so that drivers that come and go leave nothing behind.
-/// Dropping the seat clears it.
+/// The loop never drops a subscriber on its own, even if the subscriber's descriptors are closed. A device therefore
+/// puts its handler into its seat and clears the seat on a reset, so that repeated resets leave nothing behind. Dropping
+/// the seat clears it.
 pub struct Seat {
     handle: LoopHandle,
     held: Option<Held>,
@@ -51,19 +51,19 @@ pub struct Seat {
     counted: Arc<()>,
 }
 
-/// A subscriber that the loop has, or will have when it gets to it.
+/// A subscriber that the loop has, or will add when it runs the job.
 struct Held {
     id: Arc<Mutex<Option<SubscriberId>>>,
     _counted: Arc<()>,
 }
 
 impl Seat {
-    /// Hands `subscriber` to the loop, in place of the one that was there; its `init` runs there. A kick that came earlier
-    /// stays in its eventfd.
+    /// Replaces the seat's subscriber with `subscriber`, whose `init` runs on the loop's thread. An earlier kick is not
+    /// lost: it stays in its eventfd.
     ///
     /// # Errors
     ///
-    /// Where the loop has ended, or is so far behind that it has [`SUBSCRIBERS_MAX`] of this device's still to drop.
+    /// If the loop has ended, or still has to drop [`SUBSCRIBERS_MAX`] subscribers of this device.
     pub fn put(&mut self, subscriber: Subscriber) -> io::Result<()> {
         self.clear();
         if Arc::strong_count(&self.counted) > SUBSCRIBERS_MAX {
@@ -79,15 +79,15 @@ impl Seat {
         Ok(())
     }
 
-    /// Has the loop drop the subscriber that is there. The loop gets to it after it has added it, and before it adds the
-    /// next one: descriptors that both of them wait for are free by then.
+    /// Makes the loop drop the seat's subscriber. Because jobs run in order, the loop does so after it has added the
+    /// subscriber and before it adds the next one, which can then register the same descriptors.
     pub fn clear(&mut self) {
         let Some(held) = self.held.take() else { return };
         // A loop that has ended has dropped its subscribers.
         let _ = self.handle.send(move |ops| {
             let id = held.id.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(id) = id {
-                // It is there: nobody else removes it.
+                // This cannot fail: only this job removes the subscriber.
                 let _ = ops.remove_subscriber(id);
             }
             drop(held);
@@ -101,7 +101,7 @@ impl Drop for Seat {
     }
 }
 
-/// The running loop. Dropping it stops and joins its thread.
+/// A running loop. Dropping it stops the loop and joins its thread.
 pub struct EventLoop {
     handle: LoopHandle,
     stop: Arc<AtomicBool>,
@@ -109,7 +109,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts the loop in a thread called `name`.
+    /// Starts a loop in a thread with the name `name`.
     pub fn start(name: &str) -> io::Result<EventLoop> {
         let mut manager = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         let handle = LoopHandle(manager.remote_endpoint());
@@ -135,7 +135,7 @@ impl EventLoop {
     pub fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.stop.store(true, Ordering::Release);
-        // An empty message wakes the loop; if it is gone already there is nothing to wake.
+        // An empty job wakes the loop. If the loop has already ended, sending fails and there is nothing to wake.
         let _ = self.handle.send(|_| {});
         if thread.join().is_err() {
             log::error!("event loop: the thread panicked");
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// Reports its kicks, and its end by hanging up.
+    /// Sends each kick to a channel, and closes the channel when it is dropped.
     struct Reporter(EventFd, Sender<u64>);
 
     impl MutEventSubscriber for Reporter {
@@ -209,7 +209,7 @@ mod tests {
         let mut seat = events.handle().seat();
         let (first, kick, reports) = reporter();
         seat.put(first).unwrap();
-        // The next waits for the same descriptor, which is free by then.
+        // The next subscriber registers the same descriptor, which the loop has released by then.
         let (sender, next_reports) = channel();
         seat.put(Box::new(Reporter(kick.try_clone().unwrap(), sender))).unwrap();
         assert!(reports.recv().is_err());
@@ -232,7 +232,7 @@ mod tests {
         for _ in 0..1000 {
             assert!(seat.put(reporter().0).is_err());
         }
-        // It has dropped them all when it has caught up, and takes others.
+        // When the loop has run all jobs it has dropped all subscribers, and accepts others.
         manager.run_with_timeout(0).unwrap();
         assert!(ends.iter().all(|reports| reports.recv().is_err()));
         seat.put(reporter().0).unwrap();

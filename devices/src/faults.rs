@@ -1,14 +1,14 @@
-//! Counting and reporting what a guest does wrong, without letting it fill the log.
+//! Counts a guest's faults and logs them at a limited rate.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts a guest's faults and reports ever fewer of them: the 1st, 2nd, 4th, 8th and so on.
+/// Counts a guest's faults and logs the 1st, 2nd, 4th, 8th and so on, so that a guest cannot fill the log.
 #[derive(Debug, Default)]
 pub struct GuestFaults(AtomicU64);
 
 impl GuestFaults {
-    /// Counts a fault of `who`, and logs it if its number is a power of two.
+    /// Counts a fault of device `who`, and logs it if the count is a power of two.
     pub fn note(&self, who: impl fmt::Display, what: impl fmt::Display) {
         let count = self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         if count.is_power_of_two() {
@@ -16,7 +16,7 @@ impl GuestFaults {
         }
     }
 
-    /// How many faults there were.
+    /// Number of faults so far.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_thousand_faults_make_ten_lines() {
-        // Whoever comes first wins; every logger of this crate's tests formats what it gets.
+        // Only the first test can set the logger. Every logger in this crate's tests formats its records.
         let _ = log::set_logger(&Everything);
         log::set_max_level(log::LevelFilter::Warn);
         let (faults, lines) = (GuestFaults::default(), Cell::new(0));

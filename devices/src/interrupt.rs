@@ -1,4 +1,4 @@
-//! A device's interrupt line: an eventfd that the hypervisor turns into an edge, and what the driver may read about it.
+//! A device's interrupt: an eventfd that KVM turns into an edge, and the state that the driver reads from registers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use crate::faults::GuestFaults;
 
 /// Raises a virtio-mmio device's interrupt (VIRTIO 1.2, 4.2.2, InterruptStatus). Clones share one line.
 ///
-/// It lives as long as the device, across resets, and so it also counts what the device's driver does wrong. A clone belongs
-/// to the session in which it was made: the time from one reset to the next. What a thread says of a session that is over
-/// by then is not taken for the next one's.
+/// It exists as long as the device, across resets, so it also counts the faults of the device's driver. A session is the
+/// time from one reset to the next. A clone belongs to the session in which it was made: a thread that reports a failure
+/// late, after a reset, does not affect the next session.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     session: u64,
@@ -24,9 +24,9 @@ pub struct Interrupt {
 struct Shared {
     reasons: AtomicU32,
     generation: AtomicU32,
-    /// The session that there is.
+    /// Number of the current session.
     session: AtomicU64,
-    /// The last one that asked for a reset; 0 if none has.
+    /// Number of the last session that needed a reset; 0 if none did.
     broken: AtomicU64,
     fired_elsewhere: AtomicBool,
     line: Arc<EventFd>,
@@ -36,12 +36,12 @@ struct Shared {
 }
 
 impl Interrupt {
-    /// Returns an interrupt that fires `line`.
+    /// Returns an interrupt that raises `line`, for a device without a type.
     pub fn new(line: Arc<EventFd>) -> Interrupt {
         Interrupt::of_device(0, line)
     }
 
-    /// Returns the interrupt of a device of type `device_id` (VIRTIO 1.2, 5), which its log lines name.
+    /// Returns the interrupt of a device of type `device_id` (VIRTIO 1.2, 5). Log lines contain that number.
     pub fn of_device(device_id: u32, line: Arc<EventFd>) -> Interrupt {
         Interrupt {
             session: 1,
@@ -64,14 +64,14 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
-    /// Tells the driver that the configuration has changed. To be called after the change.
+    /// Tells the driver that the configuration space has changed. Must be called after the change.
     pub fn config_changed(&self) {
         self.shared.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
-    /// Tells the driver that the device is of no use until a reset (VIRTIO 1.2, 2.1.2, DEVICE_NEEDS_RESET), and the
-    /// log why.
+    /// Tells the driver that the device does not work until it is reset (VIRTIO 1.2, 2.1.2, DEVICE_NEEDS_RESET), and
+    /// logs `why` at a limited rate.
     pub fn needs_reset(&self, why: fmt::Arguments<'_>) {
         self.shared
             .breakdowns
@@ -82,44 +82,45 @@ impl Interrupt {
         }
     }
 
-    /// The line, for somebody outside of this process who uses buffers; [`Self::share`] goes with it.
+    /// The eventfd, for a kernel thread that uses buffers (vhost). [`Self::share`] must be called for that time.
     pub fn line(&self) -> &EventFd {
         &self.shared.line
     }
 
-    /// Says whether somebody else fires the line for used buffers, who cannot write InterruptStatus: as long as it is
-    /// shared, that always has this reason.
+    /// Sets whether the host's kernel raises the line for used buffers. The kernel cannot set InterruptStatus, so while
+    /// the line is shared that register always contains "used buffers".
     pub fn share(&self, shared: bool) {
         self.shared.fired_elsewhere.store(shared, Ordering::SeqCst);
     }
 
-    /// Counts something that the driver did wrong, and logs it now and then.
+    /// Counts a fault of the driver and logs it at a limited rate.
     pub fn fault(&self, what: fmt::Arguments<'_>) {
         self.shared.faults.note(format_args!("virtio device {}", self.shared.device_id), what);
     }
 
-    /// The pending reasons, as the InterruptStatus register shows them.
+    /// The pending reasons: the value of the InterruptStatus register.
     pub fn status(&self) -> u32 {
         let shared = self.shared.fired_elsewhere.load(Ordering::SeqCst);
         self.shared.reasons.load(Ordering::SeqCst) | if shared { VIRTIO_MMIO_INT_VRING } else { 0 }
     }
 
-    /// Takes back the reasons that the driver acknowledged.
+    /// Clears the reasons that the driver acknowledged.
     pub fn acknowledge(&self, reasons: u32) {
         self.shared.reasons.fetch_and(!reasons, Ordering::SeqCst);
     }
 
-    /// How often the configuration has changed, as the ConfigGeneration register shows it.
+    /// Number of configuration changes: the value of the ConfigGeneration register.
     pub fn generation(&self) -> u32 {
         self.shared.generation.load(Ordering::SeqCst)
     }
 
-    /// The device has asked for a reset.
+    /// Whether the device needs a reset in the current session.
     pub fn is_broken(&self) -> bool {
         self.shared.broken.load(Ordering::SeqCst) == self.shared.session.load(Ordering::SeqCst)
     }
 
-    /// Forgets what is pending, as a reset does, and begins a new session: this clone's and that of those made from it.
+    /// Clears the pending reasons, as a reset requires, and starts a new session. This clone, and clones made from it
+    /// later, belong to the new session.
     pub fn reset(&mut self) {
         self.session = self.shared.session.fetch_add(1, Ordering::SeqCst) + 1;
         self.shared.reasons.store(0, Ordering::SeqCst);
@@ -128,7 +129,7 @@ impl Interrupt {
 
     fn raise(&self, reason: u32) {
         self.shared.reasons.fetch_or(reason, Ordering::SeqCst);
-        // The counter cannot overflow before the irqfd drains it; a full counter is a pending interrupt all the same.
+        // The irqfd drains the counter before it can overflow, and a full counter would still be a pending interrupt.
         let _ = self.shared.line.write(1);
     }
 }
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_over_breaks_no_other() {
+    fn a_failure_of_an_earlier_session_does_not_break_the_current_one() {
         let mut interrupt = Interrupt::new(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
         let late = interrupt.clone();
         interrupt.reset();
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_line_always_says_that_there_are_used_buffers() {
+    fn the_status_of_a_shared_line_always_has_used_buffers() {
         let mut interrupt = Interrupt::new(Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
         interrupt.share(true);
         interrupt.acknowledge(VIRTIO_MMIO_INT_VRING);

@@ -1,9 +1,10 @@
-//! The devices of a vmm machine, and the bus they sit on.
+//! The devices of a machine, and the bus that connects them to the vCPUs.
 //!
-//! Knows guest memory and interrupts as file descriptors; does not know KVM, containers or the agent's protocol.
-//! Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`], then any device.
+//! This crate accesses guest memory directly and represents interrupts as file descriptors. It does not know KVM,
+//! containers or the agent's protocol. Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`], then any
+//! device.
 //!
-//! A device with registers is a [`BusDevice`]. What the guest's access asks of the machine is returned, as an [`Action`]:
+//! A device with registers is a [`BusDevice`]. A write returns what the machine must do, as an [`Action`]:
 //!
 //! ```
 //! use devices::{Action, Bus, BusDevice};
@@ -36,8 +37,7 @@
 //! # Ok::<(), devices::bus::BusError>(())
 //! ```
 //!
-//! Directories of the host reach the guest through a tree of names
-//! ([`ShareTree`](virtio::fs::ShareTree)), which a virtio-fs device serves:
+//! A virtio-fs device serves directories of the host, which a [`ShareTree`](virtio::fs::ShareTree) names:
 //!
 //! ```
 //! use std::fs::File;

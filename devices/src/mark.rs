@@ -1,19 +1,19 @@
-//! The mark port: a guest writes a byte to say how far it has come, and the host notes the time.
+//! The mark port: the guest writes a byte to report a milestone of its boot, and the host records the time.
 
 use crate::{Action, BusDevice};
 
-/// The port. Free on a PC, and the guest's agent knows the same number.
+/// I/O port number. No device of a PC uses it. The agent contains the same number.
 pub const MARK_PORT: u64 = 0x6e0;
-/// How many ports it has.
+/// Number of I/O ports.
 pub const MARK_PORT_LEN: u64 = 1;
 
-/// Hands each byte that the guest writes to a sink, on the vCPU's thread.
+/// Calls a sink with each byte that the guest writes, on the vCPU's thread.
 pub struct MarkPort {
     sink: Box<dyn FnMut(u8) + Send>,
 }
 
 impl MarkPort {
-    /// Returns a port that calls `sink` for each mark; it must not block.
+    /// Returns a port that calls `sink` for each mark. `sink` must not block.
     pub fn new(sink: Box<dyn FnMut(u8) + Send>) -> MarkPort {
         MarkPort { sink }
     }

@@ -1,29 +1,30 @@
-//! The reset port: the one command of the keyboard controller (i8042) that a machine without a keyboard needs.
+//! The reset port: the keyboard controller (i8042), reduced to its reset command.
 //!
-//! The guest kernel's `reboot=k` writes 0xfe to port 0x64. A status that always reads 0 says that the controller is
-//! ready for a command, so the guest does not wait.
+//! With `reboot=k` the guest kernel writes 0xfe to port 0x64. The status register always reads 0, which means that the
+//! controller is ready for a command, so the guest does not wait.
 //!
-//! Of the ports between the two, 0x61 tells how the PIT stands, which is not there: read as 0 it would say for ever that
-//! the timer has not run down, and Linux waits for that where it looks for the TSC's rate (`pit_calibrate_tsc`).
+//! Ports 0x61 to 0x63 lie between the controller's two ports and read as all ones, like ports without a device. Port
+//! 0x61 shows the PIT's output, and this machine has no PIT. If the port read as 0, Linux would wait forever for the
+//! timer to expire when it calibrates the TSC (`pit_calibrate_tsc`).
 
 use crate::{Action, BusDevice};
 
-/// The first port: the controller's data port.
+/// First I/O port: the controller's data port.
 pub const RESET_PORT: u64 = 0x60;
-/// How many ports the controller has: data at 0x60, command and status at 0x64.
+/// Length of the range: data at 0x60, command and status at 0x64.
 pub const RESET_PORT_LEN: u64 = 5;
 
 const DATA_OFFSET: u64 = 0;
 const COMMAND_OFFSET: u64 = 4;
 const PULSE_RESET_LINE: u8 = 0xfe;
 
-/// Turns the guest's reset command into [`Action::Reset`].
+/// Answers the guest's reset command with [`Action::Reset`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ResetPort;
 
 impl BusDevice for ResetPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // What is not the controller's reads as where nothing is.
+        // The ports that do not belong to the controller read like ports without a device.
         data.fill(if matches!(offset, DATA_OFFSET | COMMAND_OFFSET) { 0 } else { 0xff });
     }
 
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_other_devices_read_as_where_nothing_is() {
+    fn ports_of_other_devices_read_as_ones() {
         for offset in 1..4 {
             let mut data = [0];
             ResetPort.read(offset, &mut data);

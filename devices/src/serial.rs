@@ -1,4 +1,4 @@
-//! A 16550A serial port for the earliest kernel messages. Only its transmitter leads anywhere; nothing is typed in.
+//! A 16550A serial port for early kernel messages. Only its transmitter is connected; the guest never receives input.
 
 use std::io;
 
@@ -8,11 +8,11 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::faults::GuestFaults;
 use crate::{Action, BusDevice};
 
-/// The first port of the PC's first serial port.
+/// First I/O port of a PC's first serial port.
 pub const SERIAL_PORT: u64 = 0x3f8;
-/// How many ports it has.
+/// Number of I/O ports.
 pub const SERIAL_PORT_LEN: u64 = 8;
-/// Its interrupt.
+/// Interrupt of a PC's first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 
 struct Line(EventFd);
@@ -25,14 +25,14 @@ impl Trigger for Line {
     }
 }
 
-/// The serial port. What the guest sends goes to a writer, byte by byte, on the vCPU's thread.
+/// The serial port. It passes what the guest sends to a writer, byte by byte, on the vCPU's thread.
 pub struct Serial {
     registers: vm_superio::Serial<Line, vm_superio::serial::NoEvents, Box<dyn io::Write + Send>>,
     faults: GuestFaults,
 }
 
 impl Serial {
-    /// Returns a port that writes to `out` and fires `irq`.
+    /// Returns a serial port that writes to `out` and raises `irq`.
     pub fn new(irq: EventFd, out: Box<dyn io::Write + Send>) -> Serial {
         Serial { registers: vm_superio::Serial::new(Line(irq), out), faults: GuestFaults::default() }
     }
@@ -50,7 +50,7 @@ impl BusDevice for Serial {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset))
             && let Err(error) = self.registers.write(offset, *byte)
         {
-            // A writer that fails loses the byte, as a cable that is not plugged in does.
+            // If the writer fails, the byte is lost, as on an unplugged cable.
             self.faults.note("serial port", format_args!("byte lost: {error:?}"));
         }
         Action::None
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_out_and_interrupt_where_wanted() {
+    fn bytes_reach_the_writer_and_interrupt_if_enabled() {
         let (mut serial, irq, bytes) = serial();
         for byte in b"ok\n" {
             serial.write(0, &[*byte]);

@@ -1,4 +1,4 @@
-//! virtio devices (VIRTIO 1.2): the face that each device shows to its transport.
+//! virtio devices (VIRTIO 1.2), and the interface between a device and its transport.
 
 use std::io;
 
@@ -25,54 +25,54 @@ pub mod hostile;
 pub use mmio::{MMIO_SIZE, MmioTransport};
 pub use queue::{Reader, Served, VirtQueue, Writer};
 
-/// What a device is: data that the transport shows to the driver.
+/// Type, features and queues of a device, as the transport presents them to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// VIRTIO 1.2, section 5: the device type.
+    /// Device type (VIRTIO 1.2, 5).
     pub device_id: u32,
-    /// Device-specific feature bits; the transport adds VIRTIO_F_VERSION_1 and what the queues support.
+    /// Device-specific feature bits. The transport adds VIRTIO_F_VERSION_1 and the features of its queues.
     pub features: u64,
-    /// The largest size of each queue, a power of two; its length is the number of queues.
+    /// Maximum size of each queue, a power of two. The length of the vector is the number of queues.
     pub queue_sizes: Vec<u16>,
 }
 
-/// What moves into a device when its driver says DRIVER_OK.
+/// What the transport passes to a device when the driver sets DRIVER_OK.
 pub struct Activation {
-    /// Guest memory; a clone shares the mapping.
+    /// Guest memory. A clone shares the mapping.
     pub memory: GuestMemoryMmap,
     /// The device's interrupt.
     pub interrupt: Interrupt,
-    /// The feature bits that both sides agreed on.
+    /// The negotiated feature bits.
     pub features: u64,
-    /// Every queue in order. One that the driver left alone is not ready and never has a request.
+    /// All queues, in the device's order. A queue that the driver did not set up is not ready and never has a request.
     pub queues: Vec<VirtQueue>,
 }
 
 /// A virtio device behind a transport.
 ///
-/// `activate` runs on a vCPU thread: it hands queues and events to the thread that serves them and returns.
+/// `activate` and `reset` run on vCPU threads. `activate` passes the queues to the thread that serves them, and returns.
 pub trait VirtioDevice: Send {
-    /// Returns what the device is.
+    /// Returns the device's type, features and queues. They do not change.
     fn info(&self) -> DeviceInfo;
-    /// Whether it is there; a place for one that may come shows a driver device ID 0 until then.
+    /// Whether the device is present. The driver reads device ID 0 from an empty [`net::Slot`] until a NIC is plugged in.
     fn is_present(&self) -> bool {
         true
     }
-    /// Fills `data` from the device's configuration space; bytes outside of it read as zero.
+    /// Fills `data` from the device's configuration space. Bytes outside of it read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Takes what the driver wrote to the configuration space; most devices have nothing to write.
+    /// Handles a write to the configuration space. Most devices have no writable fields.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Starts serving the queues.
     ///
-    /// Called again if the driver resets the device and comes back. The old queues are dead by then
-    /// ([`queue::QueueError::Reset`]); a device that cannot serve twice returns an error.
+    /// Called again when the driver resets the device and sets it up anew. The previous queues are unusable by then
+    /// ([`queue::QueueError::Reset`]). A device that can be started only once returns an error.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
-    /// The driver resets the device, on a vCPU thread. No queue starts another request from here on, and what the device
-    /// has started is to be let go of, the loan of a queue ([`VirtQueue::lend`]) first of all. Does not wait.
+    /// Handles a reset by the driver. From now on no queue starts another request. The device must release what it
+    /// holds of the queues, above all a loan ([`VirtQueue::lend`]). Must not wait.
     fn reset(&mut self) {}
 }
 
-/// Fills `data` from a configuration space that holds `config`; bytes outside of it are zero.
+/// Fills `data` from `offset` of the configuration space `config`. Bytes outside of it are zero.
 pub fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
     data.fill(0);
     let from = usize::try_from(offset).map_or(config.len(), |offset| offset.min(config.len()));

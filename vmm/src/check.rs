@@ -85,10 +85,12 @@ pub fn probe() -> Vec<Finding> {
 fn no_kvm(error: io::Error) -> Finding {
     let detail = match error.kind() {
         io::ErrorKind::NotFound => {
-            "missing: the CPU has no virtualization, the firmware disables it, or no kvm module is loaded".to_owned()
+            "missing: the CPU has no virtualization, the firmware disables it, or no kvm module is loaded"
+                .to_owned()
         }
         io::ErrorKind::PermissionDenied => {
-            "no permission to open it for reading and writing: on most systems the group `kvm` has it".to_owned()
+            "no permission to open it for reading and writing: on most systems the group `kvm` has it"
+                .to_owned()
         }
         _ => format!("cannot be opened: {error}"),
     };

@@ -6,14 +6,14 @@
 //! | 2, 3 | control: receive, transmit | 16, 4 |
 //! | 2n + 2, 2n + 3 | port n: receive, transmit | 16, 16 |
 //!
-//! Offers VIRTIO_CONSOLE_F_MULTIPORT; a driver that declines it gets port 0 alone. Refuses F_SIZE (the console is a log)
-//! and F_EMERG_WRITE (the kernel has nothing to say there that the serial port could not carry).
+//! The device offers VIRTIO_CONSOLE_F_MULTIPORT; a driver that declines it gets only port 0. It does not offer F_SIZE
+//! (the console is a log) or F_EMERG_WRITE (the serial port serves the same purpose).
 //!
-//! Queue sizes are small on purpose: Linux's driver fills each receive queue with pages while the guest boots. 16 of
-//! them hold what a pipe holds.
+//! Queues are small because Linux's driver fills each receive queue with pages while the guest boots. 16 pages hold as
+//! much as a pipe.
 //!
-//! Bytes from the guest are copied once, into a buffer that all ports share, before a backend sees them: backends take
-//! `&[u8]`, and guest memory, which the guest may change at any time, cannot be one.
+//! Bytes from the guest are copied once, into a buffer that all ports share, before they are passed to a backend:
+//! backends take `&[u8]`, and the guest may change its memory at any time.
 
 use std::io;
 
@@ -35,39 +35,40 @@ mod socket_port;
 /// VIRTIO_CONSOLE_F_MULTIPORT, as a mask.
 const MULTIPORT: u64 = 1 << 1;
 
-/// The most ports of one console.
+/// Limit of ports of one console.
 pub const MAX_PORTS: usize = 64;
 
 const PORT_QUEUE_SIZE: u16 = 16;
-/// The last port's queues: the one that carries much. Linux's driver gives its receive queue a page for each place.
+/// Size of the last port's queues, which carry the most data. Linux's driver adds one page per entry of the receive
+/// queue.
 const LAST_PORT_QUEUE_SIZE: u16 = 64;
 const CONTROL_RECEIVE_SIZE: u16 = 16;
-/// Linux's driver sends one control message and waits for it.
+/// Linux's driver sends one control message at a time and waits for its completion.
 const CONTROL_TRANSMIT_SIZE: u16 = 4;
 
-/// The control receive queue; the transmit queue is the next.
+/// The control receive queue. The control transmit queue is the next one.
 const CONTROL_QUEUE: usize = 2;
 
-/// A console device with any number of ports.
+/// A console device with 1 to [`MAX_PORTS`] ports.
 pub struct Console {
     seat: Seat,
     port_count: usize,
-    /// Moved to the event loop by the driver's start.
+    /// The ports, until the driver starts the device and they move to the event loop.
     ports: Option<Vec<Port>>,
 }
 
 impl Console {
-    /// Returns a console whose `ports` are served by the loop behind `events`.
+    /// Returns a console whose `ports` the loop of `events` serves.
     ///
     /// # Panics
     ///
-    /// If there is no port, or there are more than [`MAX_PORTS`]: the program decides how many, not the guest.
+    /// If there is no port, or there are more than [`MAX_PORTS`]. The number never depends on the guest.
     pub fn new(events: LoopHandle, ports: Vec<Port>) -> Console {
         assert!((1..=MAX_PORTS).contains(&ports.len()), "a console has 1 to {MAX_PORTS} ports");
         Console { seat: events.seat(), port_count: ports.len(), ports: Some(ports) }
     }
 
-    /// struct virtio_console_config: cols u16, rows u16, max_nr_ports u32, emerg_wr u32.
+    /// `struct virtio_console_config`: cols u16, rows u16, max_nr_ports u32, emerg_wr u32.
     fn config(&self) -> [u8; 12] {
         let mut config = [0; 12];
         config[4..8].copy_from_slice(&(self.port_count as u32).to_le_bytes());
@@ -90,7 +91,8 @@ impl VirtioDevice for Console {
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         for queue in activation.queues.iter_mut().step_by(2) {
-            // Linux's driver fills the receive queues first: no kick is needed before there is something to receive.
+            // Linux's driver fills the receive queues at once. Kicks for these buffers would be wasted, as there is
+            // nothing to receive yet.
             queue.quiet();
             queue.kick_in_batches();
         }
@@ -103,12 +105,12 @@ impl VirtioDevice for Console {
     }
 }
 
-/// A port's receive queue; the transmit queue is the next (5.3.2).
+/// Number of a port's receive queue. The port's transmit queue is the next one (5.3.2).
 fn receive_queue(port: usize) -> usize {
     if port == 0 { 0 } else { 2 * port + 2 }
 }
 
-/// What a queue is for.
+/// The use of a queue. Ports are numbered from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     ControlReceive,
@@ -117,7 +119,7 @@ enum Role {
     Transmit(usize),
 }
 
-/// The inverse of [`receive_queue`], for any queue.
+/// Returns the use of queue number `queue`: the inverse of [`receive_queue`], for all queues.
 fn role(queue: usize) -> Role {
     let port = match queue / 2 {
         0 => 0,

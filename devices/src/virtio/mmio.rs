@@ -1,11 +1,11 @@
-//! virtio over MMIO, the modern register layout (VIRTIO 1.2, 4.2.2, version 2).
+//! virtio over MMIO with the modern register layout (VIRTIO 1.2, 4.2.2, version 2).
 //!
-//! Offers VIRTIO_F_VERSION_1, VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX beside the device's own features. Refuses
-//! the legacy layout, packed rings, reset of single queues and shared memory regions. Control registers take aligned
-//! 32-bit accesses only; any other access reads zero and is lost.
+//! The transport offers VIRTIO_F_VERSION_1, VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX in addition to the device's
+//! features. It does not support the legacy layout, packed rings, reset of single queues and shared memory regions.
+//! Control registers accept only aligned 32-bit accesses; other reads return zero and other writes are ignored.
 //!
-//! A reset after DRIVER_OK takes effect once no queue is at work on a request: until then Status reads what it was,
-//! as 2.4.2 asks for. The device may be started again if it can be (see [`VirtioDevice::activate`]).
+//! A reset after DRIVER_OK completes when no queue is processing a request. Until then Status keeps its value, as 2.4.2
+//! requires. Whether the driver can start the device again depends on the device (see [`VirtioDevice::activate`]).
 
 use std::io;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use crate::{Action, BusDevice, Interrupt};
 mod queue_registers;
 mod status;
 
-/// The length of a device's register file, in bytes.
+/// Size of a device's registers, in bytes.
 pub const MMIO_SIZE: u64 = 0x1000;
-/// The offset of QueueNotify: a 32-bit write of a queue's number there is that queue's kick.
+/// Offset of QueueNotify: a 32-bit write of a queue's number kicks that queue.
 pub const NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// MagicValue: "virt" in little-endian bytes.
 const MAGIC: u32 = 0x7472_6976;
 /// Version of the modern register layout.
 const VERSION: u32 = 2;
-/// DeviceID of a place where no device is (4.2.2).
+/// DeviceID of an empty slot (4.2.2).
 const NO_DEVICE: u32 = 0;
-/// VendorID. No register of vendors exists; this is ours in ASCII.
+/// VendorID: "vmm" in ASCII. VIRTIO assigns no vendor numbers.
 const VENDOR: u32 = u32::from_le_bytes(*b"vmm\0");
 
 const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
-/// A virtio device as registers on the bus.
+/// The MMIO registers of a virtio device.
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     info: DeviceInfo,
@@ -59,7 +59,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers; `irq` fires its interrupt. Fails if the host gives no more eventfds.
+    /// Returns the registers of `device`, whose interrupt raises `irq`. Fails if an eventfd cannot be created.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
@@ -85,8 +85,8 @@ impl MmioTransport {
         })
     }
 
-    /// Each queue's kick, in order. The machine fires it where the driver writes the queue's number at
-    /// [`NOTIFY_OFFSET`]; a write that reaches [`BusDevice::write`] all the same fires it too.
+    /// Each queue's kick, in the device's order. KVM signals it when the driver writes the queue's number to
+    /// [`NOTIFY_OFFSET`]. A write there that reaches [`BusDevice::write`] also signals it.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
@@ -105,14 +105,14 @@ impl MmioTransport {
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => feature_word(self.offered_features(), self.device_features_select),
             VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| q.max().into()),
-            // Linux wants to see a queue gone as soon as it has asked for a reset.
+            // Linux expects QueueReady to read 0 immediately after it has requested a reset.
             VIRTIO_MMIO_QUEUE_READY => {
                 (!self.resetting && queue.is_some_and(QueueRegisters::is_ready)).into()
             }
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
             VIRTIO_MMIO_STATUS => self.read_status(),
             VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
-            // 4.2.2.2: where there is no shared memory region, its length and base read as -1.
+            // 4.2.2.2: length and base of a shared memory region that does not exist read as -1.
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
@@ -129,13 +129,13 @@ impl MmioTransport {
             VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
             VIRTIO_MMIO_QUEUE_NOTIFY => {
                 let kick = self.kicks.get(value as usize).ok_or("kick of a queue that does not exist")?;
-                // A full counter is a pending kick all the same.
+                // If the counter is full, a kick is already pending.
                 let _ = kick.write(1);
             }
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.write_status(value)?,
             VIRTIO_MMIO_SHM_SEL => {}
-            // Linux says so of each queue after a reset, too.
+            // Linux also writes 0 for each queue after a reset.
             VIRTIO_MMIO_QUEUE_READY if value == 0 && (self.resetting || self.status == 0) => {}
             VIRTIO_MMIO_QUEUE_READY if value == 0 => self.queue()?.disable(),
             VIRTIO_MMIO_QUEUE_READY => self.enable_queue()?,
@@ -158,7 +158,7 @@ impl MmioTransport {
         Ok(())
     }
 
-    /// The selected queue, at a time when the driver may set it up (3.1.1: after FEATURES_OK, before DRIVER_OK).
+    /// Returns the selected queue if the driver may set it up now (3.1.1: after FEATURES_OK, before DRIVER_OK).
     fn queue(&mut self) -> Result<&mut QueueRegisters, &'static str> {
         let stage = self.status & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
         if stage != VIRTIO_CONFIG_S_FEATURES_OK || self.resetting {
@@ -171,7 +171,7 @@ impl MmioTransport {
         let memory = self.memory.clone();
         let enabled = self.queue()?.enable(&memory);
         if let Err(what) = enabled {
-            // The driver takes the queue for ready without looking again: better that it learns of it.
+            // The driver assumes that the queue is ready and does not read QueueReady again, so it is told this way.
             self.interrupt.needs_reset(format_args!("queue {}: {what}", self.queue_select));
         }
         Ok(())
@@ -190,12 +190,12 @@ impl MmioTransport {
         }
         self.finish_reset();
         if self.resetting {
-            // Linux does not wait for the end of a reset, and adds to what it reads what is there already.
+            // Linux does not wait for the end of a reset: it reads Status, adds a bit that is already set, and writes it.
             return if value == self.status { Ok(()) } else { Err("status written during a reset") };
         }
         let mut added = status::added(self.status, value)?;
         if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_agree() {
-            // 2.2.2: features that cannot be had show as a FEATURES_OK that reads back clear.
+            // 2.2.2: FEATURES_OK reads back as 0 if the device does not accept the features.
             added &= !(VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
         }
         self.status |= added;
@@ -210,7 +210,7 @@ impl MmioTransport {
             && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
     }
 
-    /// Moves the queues into the device. A device that cannot start asks for a reset.
+    /// Passes the queues to the device. If the device cannot start, it needs a reset.
     fn activate(&mut self) {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queues = self.queues.iter().zip(&self.kicks).zip(0..).map(|((registers, kick), index)| {
@@ -223,7 +223,7 @@ impl MmioTransport {
             Some(VirtQueue::new(index, registers.build(event_idx)?, links))
         });
         let Some(queues) = queues.collect::<Option<Vec<_>>>() else {
-            return self.interrupt.needs_reset(format_args!("a queue size is no power of two"));
+            return self.interrupt.needs_reset(format_args!("a queue size is not a power of two"));
         };
         let activation = Activation {
             memory: self.memory.clone(),
@@ -236,13 +236,13 @@ impl MmioTransport {
         }
     }
 
-    /// Takes the queues back. Their owners are woken so that they let go of them, once: what is behind the device when a
-    /// driver asks again may be something else by then.
+    /// Takes the queues back and wakes their owners, which release them. A second write of 0 during the same reset does
+    /// not call [`VirtioDevice::reset`] again: a slot may contain another device by then.
     fn reset(&mut self) {
         if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !self.resetting {
             self.gate.close();
             for kick in &self.kicks {
-                // A full counter is a pending kick all the same.
+                // If the counter is full, a kick is already pending.
                 let _ = kick.write(1);
             }
             self.device.reset();
@@ -251,7 +251,7 @@ impl MmioTransport {
         self.finish_reset();
     }
 
-    /// Completes a reset once no queue is at work on a request. Never waits.
+    /// Completes a reset if no queue is processing a request. Never waits.
     fn finish_reset(&mut self) {
         if !self.resetting || !self.gate.is_idle() {
             return;
@@ -277,7 +277,7 @@ impl BusDevice for MmioTransport {
             data.copy_from_slice(&self.read_register(register).to_le_bytes());
         } else {
             let len = data.len();
-            self.interrupt.fault(format_args!("read of {len} bytes at {offset:#x} is no register"));
+            self.interrupt.fault(format_args!("read of {len} bytes at {offset:#x}, which is not a register"));
         }
     }
 
@@ -290,18 +290,19 @@ impl BusDevice for MmioTransport {
             }
         } else {
             let len = data.len();
-            self.interrupt.fault(format_args!("write of {len} bytes at {offset:#x} is no register"));
+            self.interrupt
+                .fault(format_args!("write of {len} bytes at {offset:#x}, which is not a register"));
         }
         Action::None
     }
 }
 
-/// The register at `offset`, which is aligned as registers are.
+/// Returns the register at `offset`, or `None` if `offset` is not a multiple of 4 or too large.
 fn register_at(offset: u64) -> Option<u32> {
     offset.is_multiple_of(4).then(|| u32::try_from(offset).ok()).flatten()
 }
 
-/// The 32 bits of `features` that a selector shows.
+/// Returns the 32 bits of `features` that the selector chooses.
 fn feature_word(features: u64, select: u32) -> u32 {
     match select {
         0 => features as u32,

@@ -5,21 +5,21 @@
 //! | 0 | receive: packets for the guest | 256 |
 //! | 1 | transmit | 256 |
 //!
-//! Offers F_MAC and F_MTU; F_CSUM and F_GUEST_CSUM, F_HOST_TSO4/6 with F_HOST_ECN and F_GUEST_TSO4/6 with F_GUEST_ECN, all
-//! of which the tap does; F_MRG_RXBUF, so that a long packet lies in many small buffers. Refuses UFO (kernels have
-//! dropped it), USO (young on taps), F_CTRL_VQ (every packet that reaches the tap is the guest's), F_MQ (one thread
-//! serves all) and F_STATUS (the link is always up).
+//! The device offers F_MAC and F_MTU; F_CSUM and F_GUEST_CSUM, F_HOST_TSO4/6 with F_HOST_ECN and F_GUEST_TSO4/6 with
+//! F_GUEST_ECN, all of which the tap implements; and F_MRG_RXBUF, so that a long packet can occupy many small buffers. It
+//! does not offer UFO (kernels have dropped it), USO (new on taps), F_CTRL_VQ (the guest gets every packet that reaches
+//! the tap), F_MQ (one thread serves all queues) and F_STATUS (the link is always up).
 //!
-//! Packets go between guest memory and the tap without a buffer in between: the header of 12 bytes that stands before
-//! each is the tap's own (IFF_VNET_HDR), and the host's kernel judges it and what it says. The host's kernel serves both
-//! queues where it offers to ([`Vhost`]), for the first driver and as long as it understands what it reads; else, and
-//! after that, they are served in the devices' event loop. There, a tap that is full and a guest without buffers stop
-//! one direction until an edge of the tap, or a kick, says that it goes on.
+//! Packets go between guest memory and the tap without an intermediate buffer. The 12-byte header before each packet is
+//! the tap's (IFF_VNET_HDR); the host's kernel checks it. If the host has vhost-net ([`Vhost`]), its kernel serves both
+//! queues for the first driver, until it meets a request that it does not understand. In all other cases the devices'
+//! event loop serves them. There, a full tap stops transmission until the tap is writable again, and a guest without
+//! receive buffers stops reception until its next kick.
 //!
-//! A device may be held to its interface's addresses ([`SourceFilter`]): what leaves with others is refused and counted. Then
-//! its queues stay here, and the beginning of each packet is copied.
+//! A device may be restricted to its interface's addresses ([`SourceFilter`]): packets from other sources are refused and
+//! counted. The event loop then serves the queues, and copies the beginning of each packet to check it.
 //!
-//! A [`Slot`] is a place for one: what is in it may come and go while the machine runs.
+//! A [`Slot`] is a place for a NIC that can be plugged in and removed while the machine runs.
 
 use std::io;
 use std::sync::Arc;
@@ -46,13 +46,13 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const QUEUE_SIZE: u16 = 256;
 
-/// Bytes of struct virtio_net_hdr with num_buffers (5.1.6), which a tap has to be told (TUNSETVNETHDRSZ).
+/// Length of `struct virtio_net_hdr` with num_buffers (5.1.6). The tap must be configured with it (TUNSETVNETHDRSZ).
 pub const HEADER_LEN: usize = 12;
-/// Where num_buffers is.
+/// Offset of num_buffers.
 const NUM_BUFFERS: usize = 10;
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header.
 const ETHERNET_LEN: usize = 14;
-/// Bytes of the longest packet with its header, which is one that is still to be cut: 5.1.6.3.1.
+/// Length of the longest packet with its header: one that is to be segmented (5.1.6.3.1).
 const LONGEST: usize = 65562;
 
 const GUEST_TSO: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6;
@@ -68,31 +68,31 @@ const FEATURES: u64 = GUEST_TSO
     | 1 << VIRTIO_NET_F_HOST_TSO6
     | 1 << VIRTIO_NET_F_HOST_ECN;
 
-/// A network device. The tap stays its own, so that the driver may start it as often as it likes.
+/// A network device. It keeps its tap, so the driver can start it any number of times.
 pub struct Net {
     seat: Seat,
-    /// One descriptor for every driver that comes.
+    /// The tap, shared with the handler of each start.
     tap: Arc<Tap>,
     mac: [u8; 6],
     mtu: u16,
-    /// For the first driver.
+    /// vhost-net, until the first start uses it.
     vhost: Option<Vhost>,
     filter: Option<SourceFilter>,
 }
 
 impl Net {
-    /// Returns a device with this hardware address and largest packet (without its Ethernet header), over a tap that
-    /// is served by the kernel, or by the loop behind `events`.
+    /// Returns a device with hardware address `mac` and largest packet `mtu` (without the Ethernet header) over `tap`.
+    /// With `vhost` the kernel serves it first; otherwise the loop of `events` does.
     pub fn new(events: LoopHandle, tap: Tap, mac: [u8; 6], mtu: u16, vhost: Option<Vhost>) -> Net {
         Net { seat: events.seat(), tap: Arc::new(tap), mac, mtu, vhost, filter: None }
     }
 
-    /// Lets packets out only from the sources that `filter` has. The kernel does not get the queues: it would not ask.
+    /// Restricts transmission to packets that pass `filter`. Disables vhost-net, because the kernel would not apply it.
     pub fn held_to(self, filter: SourceFilter) -> Net {
         Net { filter: Some(filter), vhost: None, ..self }
     }
 
-    /// struct virtio_net_config: mac, status u16, max_virtqueue_pairs u16, mtu u16.
+    /// `struct virtio_net_config`: mac, status u16, max_virtqueue_pairs u16, mtu u16.
     fn config(&self) -> [u8; 12] {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.mac);
@@ -111,7 +111,8 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        // Linux's driver fills the receive queue first: no kick is needed before there is something to receive.
+        // Linux's driver fills the receive queue at once. Kicks for these buffers would be wasted, as there is nothing to
+        // receive yet.
         activation.queues[RECEIVE].quiet();
         self.tap.set_offloads(activation.features)?;
         let demand = demand(activation.features, self.mtu);
@@ -121,17 +122,17 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        // With the handler goes what the kernel has of the queues.
+        // Dropping the handler also ends a loan of the queues to the kernel.
         self.seat.clear();
     }
 }
 
-/// What every one is.
+/// Type, features and queues of every network device, and of a slot.
 fn description() -> DeviceInfo {
     DeviceInfo { device_id: VIRTIO_ID_NET, features: FEATURES, queue_sizes: vec![QUEUE_SIZE; 2] }
 }
 
-/// What a driver's buffers have to hold that agreed on `features`.
+/// Requirements on the receive buffers of a driver that negotiated `features`.
 fn demand(features: u64, mtu: u16) -> Demand {
     let message =
         if features & GUEST_TSO != 0 { LONGEST } else { HEADER_LEN + ETHERNET_LEN + usize::from(mtu) };

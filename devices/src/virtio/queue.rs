@@ -1,10 +1,10 @@
 //! A virtqueue with its one owner (VIRTIO 1.2, 2.6 and 2.7: split virtqueues).
 //!
-//! What the driver writes into the rings is hostile. A request whose descriptors make no sense (a loop, an index or
-//! address outside, a length of zero, a device-readable part behind a device-writable one, a bad indirect table) is
-//! completed with length 0 and counted; a head that is no descriptor at all is dropped and counted. Only rings that
-//! cannot be read, or an available index further ahead than the queue is long, are a [`QueueError`]: then its owner
-//! gives the queue up.
+//! The content of the rings is hostile. A malformed request (a loop, an index or address out of range, a length of
+//! zero, a device-readable buffer after a device-writable one, an invalid indirect table) is completed with length 0
+//! and counted as a fault. A head that is not the index of a descriptor is dropped and counted. Only rings that cannot
+//! be read, or an available index that is ahead by more than the queue's size, are a [`QueueError`]; the owner then
+//! stops serving the queue.
 
 use std::io;
 use std::sync::Arc;
@@ -18,67 +18,68 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::Interrupt;
 
 mod loan;
-mod room;
+mod receive_buffers;
 
 pub use loan::{Loan, Rings};
-pub use room::{Demand, Received, Room};
+pub use receive_buffers::{Demand, ReceiveBuffers, Received};
 
 /// Reads a request's device-readable bytes.
 pub type Reader<'a> = virtio_queue::Reader<'a, ()>;
 /// Writes a request's device-writable bytes.
 pub type Writer<'a> = virtio_queue::Writer<'a, ()>;
-/// One request as a chain of descriptors, for whoever wants guest memory itself.
+/// One request as a chain of descriptors, for devices that access guest memory directly.
 pub type Chain<'a> = virtio_queue::DescriptorChain<&'a GuestMemoryMmap>;
 
-/// The longest descriptor chain a device takes: as many pieces as one vectored host call takes (UIO_MAXIOV).
+/// Limit of descriptors in a chain: the limit of a vectored system call of the host (UIO_MAXIOV).
 pub const MAX_CHAIN: usize = 1024;
 
-/// What became of a request.
+/// The result of serving a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// Done; so many bytes were written for the driver.
+    /// The request is completed; the number is that of the bytes written for the driver.
     Done(u32),
-    /// As `Done`, and the driver is told at once instead of after the last request: for requests that take long.
+    /// Like `Done`, but the driver is interrupted immediately instead of after the last request: for requests that take
+    /// long.
     DoneNow(u32),
-    /// Leave it in the queue and stop here; the owner serves the queue again when it can go on.
+    /// The request stays in the queue and serving stops. The owner serves the queue again when it can continue.
     Later,
 }
 
-/// Why a queue is of no more use.
+/// Why a queue cannot be served any more.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The rings lie outside of memory, or the available index is too far ahead.
+    /// The rings are outside of guest memory, or the available index is too far ahead.
     #[error("use the rings of queue {index}")]
     Rings {
-        /// Which of the device's queues.
+        /// Number of the queue within the device.
         index: u16,
-        /// What is wrong with it.
+        /// The error of virtio-queue.
         #[source]
         source: virtio_queue::Error,
     },
-    /// The driver has reset the device: the rings are its own again.
+    /// The driver has reset the device, so the rings belong to the driver.
     #[error("use queue {index} after a reset")]
     Reset {
-        /// Which of the device's queues.
+        /// Number of the queue within the device.
         index: u16,
     },
 }
 
 impl QueueError {
-    /// Tells the driver and the log, unless the driver took the queue back itself.
+    /// Tells the driver that the device needs a reset and logs the error, unless the error is a reset.
     pub fn report(&self, interrupt: &Interrupt) {
         if let QueueError::Rings { source, .. } = self {
             interrupt.needs_reset(format_args!("{self}: {source}"));
         }
     }
 
-    /// The driver has taken the queue back, which is no fault of its.
+    /// Whether the driver has reset the device, which is not a fault.
     pub fn is_reset(&self) -> bool {
         matches!(self, QueueError::Reset { .. })
     }
 }
 
-/// Tells a device's queues, wherever their owners run, that the driver has taken its memory back.
+/// Stops a device's queues on all threads when the driver resets the device and takes its memory back.
 #[derive(Debug, Default)]
 pub struct Gate {
     closed: AtomicBool,
@@ -86,12 +87,12 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// From here on no queue starts another request. Never waits.
+    /// From now on no queue starts another request. Never waits.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
     }
 
-    /// No queue is at work on a request; once closed, this stays so.
+    /// Whether no queue is processing a request. If true after [`Self::close`], it stays true.
     pub fn is_idle(&self) -> bool {
         self.inside.load(Ordering::SeqCst) == 0
     }
@@ -100,8 +101,9 @@ impl Gate {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Counts its owner as at work. The order (count, then look) pairs with close() followed by is_idle(): whoever is
-    /// not seen as inside sees the gate closed.
+    /// Counts the caller as processing a request, or returns `None` if the gate is closed. It counts first and then
+    /// checks the gate. close() followed by is_idle() does the reverse, so a thread that is_idle() does not count finds
+    /// the gate closed.
     fn enter(self: &Arc<Gate>) -> Option<Inside> {
         self.inside.fetch_add(1, Ordering::SeqCst);
         let inside = Inside(self.clone());
@@ -118,105 +120,107 @@ impl Drop for Inside {
     }
 }
 
-/// What a queue shares with its transport.
+/// The objects that a queue shares with its transport.
 #[derive(Clone, Debug)]
 pub struct QueueLinks {
-    /// Guest memory.
+    /// Guest memory, which contains the rings and the buffers.
     pub memory: GuestMemoryMmap,
-    /// The driver's notification.
+    /// The eventfd of the driver's kicks.
     pub kick: Arc<EventFd>,
     /// The device's interrupt.
     pub interrupt: Interrupt,
-    /// Closed by a reset.
+    /// Gate of all queues of the device. A reset closes it.
     pub gate: Arc<Gate>,
 }
 
-/// A virtqueue: rings, memory, the driver's kick and the device's interrupt. It has one owner, which serves it.
+/// A virtqueue: rings, memory, the driver's kick and the device's interrupt. Its one owner serves it.
 #[derive(Debug)]
 pub struct VirtQueue {
     index: u16,
     queue: Queue,
     links: QueueLinks,
     faults: u64,
-    /// The driver is asked for kicks in batches.
+    /// The driver is asked to kick once per batch of requests.
     batched: bool,
-    /// The most requests that waited at once.
+    /// Highest number of requests that were available at once.
     capacity: u16,
 }
 
 impl VirtQueue {
-    /// Returns the device's queue number `index`. One that is not ready never has a request.
+    /// Returns queue number `index` of a device. A queue that is not ready never has a request.
     pub fn new(index: u16, queue: Queue, links: QueueLinks) -> VirtQueue {
         VirtQueue { index, queue, links, faults: 0, batched: false, capacity: 0 }
     }
 
-    /// The driver's notification, to register in a poller (level-triggered) and to drain with [`Self::take_kick`].
+    /// The eventfd of the driver's kicks. A level-triggered poller must drain it with [`Self::take_kick`].
     pub fn kick(&self) -> &EventFd {
         &self.links.kick
     }
 
-    /// Takes the notification back, so that a level-triggered poller goes quiet. To be called before serving.
+    /// Drains the eventfd, so that a level-triggered poller does not report it again. Must be called before serving.
     pub fn take_kick(&self) {
-        // Nothing to read means that there was no kick: an eventfd here is non-blocking.
+        // The eventfd is non-blocking: an error means that there was no kick.
         let _ = self.links.kick.read();
     }
 
-    /// Guest memory.
+    /// Guest memory, which contains the rings and the buffers.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.links.memory
     }
 
-    /// Tells the driver and the log that the queue is of no more use, unless it is so after a reset.
+    /// Tells the driver that the device needs a reset and logs `error`, unless `error` is a reset.
     pub fn break_down(&self, error: &QueueError) {
         error.report(&self.links.interrupt);
     }
 
-    /// Which of the device's queues this is.
+    /// Number of the queue within the device.
     pub fn index(&self) -> u16 {
         self.index
     }
 
-    /// The driver has set the queue up.
+    /// Whether the driver has set the queue up.
     pub fn is_ready(&self) -> bool {
         self.queue.ready()
     }
 
-    /// Asks the driver not to kick when it adds a request. To be called before there is any: a queue of buffers to
-    /// write to is of no interest before there is something to write. Holds until the queue has been served empty.
+    /// Asks the driver not to kick when it adds requests. For receive queues, whose buffers are not needed before the
+    /// device has something to write. Must be called before the first request. Takes effect until the queue has been
+    /// served until empty.
     pub fn quiet(&mut self) {
         if !self.is_ready() {
             return;
         }
         let memory = &self.links.memory;
         let result = if self.queue.event_idx_enabled() {
-            // One that it has passed already.
+            // The driver has already passed this index.
             set_avail_event(&self.queue, memory, u16::MAX)
         } else {
             self.queue.disable_notification(memory)
         };
         if let Err(error) = result {
-            // Serving the queue meets the same error and gives the queue up.
+            // Serving the queue later fails with the same error.
             self.links.interrupt.fault(format_args!("queue {}: {error}", self.index));
         }
     }
 
-    /// When the queue has been served empty, asks for the next kick only after half as many requests as have ever waited at
-    /// once. For buffers that the driver adds again as soon as it has read them: with a kick for each, a large transfer
-    /// would go on buffer by buffer. Takes effect with VIRTIO_F_EVENT_IDX alone, which has a way to say it.
+    /// From now on, whenever the queue has been served until empty, asks the driver to kick only when half of the
+    /// highest number of requests that were ever available at once are available again. For receive buffers, which the
+    /// driver adds again as soon as it has read them: with one kick per buffer, a large transfer would proceed buffer by
+    /// buffer. Takes effect only with VIRTIO_F_EVENT_IDX.
     pub fn kick_in_batches(&mut self) {
         self.batched = self.queue.event_idx_enabled();
     }
 
-    /// How many malformed requests there were.
+    /// Number of malformed requests so far.
     pub fn faults(&self) -> u64 {
         self.faults
     }
 
-    /// Serves every available request, then interrupts once if the driver wants to know.
+    /// Serves all available requests, then interrupts once if the driver wants an interrupt.
     ///
-    /// An `Err` of `op` refuses one request: it is completed with length 0 and counted. The driver's notifications
-    /// are off meanwhile, and after `Served::Later` they stay off. A driver that never stops adding requests gets a
-    /// bounded share: the rest waits for the next call, for which the queue kicks itself.
+    /// If `op` returns `Err`, the request is completed with length 0 and counted as a fault. The driver's kicks are
+    /// disabled meanwhile, and stay disabled after `Served::Later`. One call serves a bounded number of requests: if
+    /// the driver adds more meanwhile, the queue kicks itself and the rest is served by the next call.
     pub fn serve(
         &mut self,
         mut op: impl FnMut(Reader, Writer) -> io::Result<Served>,
@@ -228,7 +232,7 @@ impl VirtQueue {
         })
     }
 
-    /// As [`Self::serve`], with guest memory and the descriptors themselves.
+    /// Like [`Self::serve`], but passes guest memory and the descriptor chain to `op`.
     pub fn serve_chains(
         &mut self,
         op: impl FnMut(&GuestMemoryMmap, Chain) -> io::Result<Served>,
@@ -245,14 +249,14 @@ impl VirtQueue {
         result.map_err(|source| QueueError::Rings { index, source })
     }
 
-    /// Serves what is available; returns whether the driver is still to be told of something completed.
+    /// Serves the available requests. Returns whether there are completed requests that the driver has not been told of.
     fn drain(
         &mut self,
         mut op: impl FnMut(&GuestMemoryMmap, Chain) -> io::Result<Served>,
     ) -> Result<bool, virtio_queue::Error> {
         let VirtQueue { index, queue, links, faults, batched, capacity } = self;
         let memory = &links.memory;
-        // Four times round the ring is as much as an honest driver adds while the device works.
+        // An honest driver does not add more than four times the ring's size while the device serves it.
         let mut budget = 4 * u32::from(queue.size());
         let mut untold = false;
         if *batched {
@@ -271,7 +275,7 @@ impl VirtQueue {
             };
             if budget == 0 || links.gate.is_closed() {
                 queue.go_to_previous_position();
-                // A full counter is a pending kick all the same.
+                // If the counter is full, a kick is already pending.
                 let _ = links.kick.write(1);
                 return Ok(untold);
             }
@@ -310,7 +314,7 @@ impl VirtQueue {
     }
 }
 
-/// Asks for a kick once `batch` more requests are there. Returns whether there is one already.
+/// Asks for a kick when `batch` more requests are available. Returns whether a request is available already.
 fn ask_for_kick(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
@@ -321,23 +325,23 @@ fn ask_for_kick(
         return Ok(there);
     }
     set_avail_event(queue, memory, batch - 1)?;
-    // Requests that came before the driver could see it had no kick.
+    // The driver did not kick for requests that it added before it could see the new index.
     fence(Ordering::SeqCst);
     Ok(queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail())
 }
 
-/// Sets avail_event to the request that comes after so many more: the driver kicks when its index passes it (VIRTIO 1.2,
-/// 2.7.10).
+/// Sets avail_event to `more` entries after the next request: the driver kicks when its available index passes
+/// avail_event (VIRTIO 1.2, 2.7.10).
 fn set_avail_event(queue: &Queue, memory: &GuestMemoryMmap, more: u16) -> Result<(), virtio_queue::Error> {
     let at = queue.used_ring() + 4 + 8 * u64::from(queue.size());
     let event = queue.next_avail().wrapping_add(more).to_le();
     memory.store(event, GuestAddress(at), Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)
 }
 
-/// Interrupts if the driver wants to know of the requests completed since it was last told.
+/// Interrupts if the driver wants an interrupt for the requests completed since the last one.
 fn interrupt(queue: &mut Queue, links: &QueueLinks) -> Result<(), virtio_queue::Error> {
     let QueueLinks { memory, interrupt, .. } = links;
-    // virtio-queue knows the event index, not the older flag. VIRTIO 1.2, 2.7.7: the flag counts only without it.
+    // virtio-queue evaluates the event index, but not the flag, which is used without it (VIRTIO 1.2, 2.7.7).
     let wanted = queue.needs_notification(memory)?
         && (queue.event_idx_enabled() || {
             let flags: u16 = memory
@@ -351,9 +355,9 @@ fn interrupt(queue: &mut Queue, links: &QueueLinks) -> Result<(), virtio_queue::
     Ok(())
 }
 
-/// Takes the next request off the available ring.
+/// Takes the next request from the available ring.
 ///
-/// An entry that cannot be read is an error here: virtio-queue's iterator only ends, which looks like an empty ring.
+/// An entry that cannot be read is an error. virtio-queue's iterator would just end, as with an empty ring.
 fn next_chain<'a>(
     queue: &mut Queue,
     memory: &'a GuestMemoryMmap,
@@ -368,7 +372,7 @@ fn next_chain<'a>(
     }
 }
 
-/// Looks a request's descriptors over before a device sees them.
+/// Checks the descriptors of a request before it is passed to a device.
 fn check_chain(chain: &Chain) -> Result<(), &'static str> {
     let mut count = 0;
     let mut ended = false;
@@ -382,13 +386,13 @@ fn check_chain(chain: &Chain) -> Result<(), &'static str> {
             return Err("zero-length buffer");
         }
         if writable && !descriptor.is_write_only() {
-            return Err("device-readable buffer behind a device-writable one");
+            return Err("device-readable buffer after a device-writable one");
         }
         writable = descriptor.is_write_only();
         ended = !descriptor.has_next();
     }
-    // The iterator stops silently at a loop, at an index outside, at a table outside of memory and at a nested one.
-    if ended { Ok(()) } else { Err("chain does not end (loop, index or table outside, or nested table)") }
+    // The iterator ends without an error at a loop, an invalid index, a table outside of memory and a nested table.
+    if ended { Ok(()) } else { Err("chain does not end (loop, invalid index or table, or nested table)") }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! virtio-rng (VIRTIO 1.2, 5.4; device ID 4): one queue of buffers that are filled with the host's entropy.
+//! virtio-rng (VIRTIO 1.2, 5.4; device ID 4): one queue of buffers that the device fills with the host's entropy.
 //!
-//! Offers no features; has no configuration.
+//! It offers no features and has no configuration space.
 
 use std::io::{self, Write};
 
@@ -12,18 +12,18 @@ use super::queue::{Reader, Served, VirtQueue, Writer};
 use super::{Activation, DeviceInfo, VirtioDevice};
 use crate::{Interrupt, LoopHandle, Seat};
 
-/// How many bytes one request gets at most; the driver asks again. Linux asks for 64 or less.
+/// Limit of bytes for one request; the driver can send another one. Linux requests at most 64.
 const MAX_ENTROPY: usize = 256;
 
 const QUEUE_SIZE: u16 = 4;
 
-/// The entropy device. It keeps nothing, so that the driver may start it as often as it likes.
+/// The entropy device. It has no state, so the driver can start it any number of times.
 pub struct Rng {
     seat: Seat,
 }
 
 impl Rng {
-    /// Returns an entropy device that is served by the loop behind `events`.
+    /// Returns an entropy device that the loop of `events` serves.
     pub fn new(events: LoopHandle) -> Rng {
         Rng { seat: events.seat() }
     }
@@ -49,7 +49,7 @@ impl VirtioDevice for Rng {
 }
 
 struct Handler {
-    /// None: given up.
+    /// `None` after an error: the queue is no longer served.
     queue: Option<VirtQueue>,
     interrupt: Interrupt,
 }
@@ -57,7 +57,7 @@ struct Handler {
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
         let Some(queue) = self.queue.as_ref().filter(|queue| queue.is_ready()) else { return };
-        // Edge-triggered, a kick needs no read(2) to be quiet again.
+        // Edge-triggered, so that the eventfd need not be read after each kick.
         let kick = Events::new(queue.kick(), EventSet::IN | EventSet::EDGE_TRIGGERED);
         if let Err(error) = ops.add(kick) {
             self.interrupt.needs_reset(format_args!("wait for the queue: {error}"));
@@ -67,14 +67,14 @@ impl MutEventSubscriber for Handler {
     fn process(&mut self, _events: Events, ops: &mut EventOps) {
         let Some(queue) = &mut self.queue else { return };
         let Err(error) = queue.serve(fill) else { return };
-        // One that could not be added cannot be removed.
+        // This fails if the descriptor could not be added.
         let _ = ops.remove(Events::empty(queue.kick()));
         error.report(&self.interrupt);
         self.queue = None;
     }
 }
 
-/// Fills a request's buffer, or as much of it as one request gets.
+/// Fills a request's buffer with at most [`MAX_ENTROPY`] bytes.
 fn fill(_: Reader, mut buffer: Writer) -> io::Result<Served> {
     let mut entropy = [0; MAX_ENTROPY];
     let entropy = &mut entropy[..buffer.available_bytes().min(MAX_ENTROPY)];

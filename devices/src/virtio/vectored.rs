@@ -1,8 +1,8 @@
-//! Guest memory as the host's vectored calls want it.
+//! Conversion of guest memory to the vectors of the host's vectored system calls.
 
 use vm_memory::VolatileSlice;
 
-/// Returns the pieces for readv(2) and its kind. The vector is valid as long as the mapping, that is, as `slices`.
+/// Returns `slices` as a vector for readv(2), writev(2) and the like. It is valid while `slices` is.
 pub fn vector(slices: &[VolatileSlice]) -> Vec<libc::iovec> {
     let piece =
         |s: &VolatileSlice| libc::iovec { iov_base: s.ptr_guard_mut().as_ptr().cast(), iov_len: s.len() };

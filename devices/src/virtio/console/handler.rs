@@ -1,4 +1,4 @@
-//! The console at work: every queue and every port, in the devices' event loop.
+//! The handler of a started console: serves all queues and ports in the devices' event loop.
 
 use std::io::{self, Read, Write};
 
@@ -12,14 +12,14 @@ use crate::Interrupt;
 use crate::virtio::Activation;
 use crate::virtio::queue::{QueueError, Reader, Served, VirtQueue, Writer};
 
-/// How many bytes go to or come from a backend in one call: what a pipe holds, with something before it.
+/// Limit of bytes that a backend takes or gives in one call: the capacity of a pipe, plus space for a header.
 const SCRATCH_LEN: usize = 68 * 1024;
-/// The longest request of a transmit queue. Linux writes at most 32 KiB, and splices at most a pipe.
+/// Limit of a transmit request in bytes. Linux writes at most 32 KiB, and splices at most a pipe's capacity.
 const MAX_OUTPUT: usize = 16 * 1024 * 1024;
 
 struct LivePort {
     backend: Box<dyn PortBackend>,
-    /// Output waits in the queue until the backend takes it.
+    /// Output waits in the transmit queue until the backend accepts it.
     held: bool,
 }
 
@@ -27,7 +27,7 @@ struct LivePort {
 pub(super) struct Handler {
     control: Control,
     ports: Vec<LivePort>,
-    /// In the device's order; none: given up.
+    /// In the device's order. `None` after an error: the queue is no longer served.
     queues: Vec<Option<VirtQueue>>,
     scratch: Box<[u8]>,
     interrupt: Interrupt,
@@ -46,12 +46,12 @@ impl Handler {
         }
     }
 
-    /// The guest reads from the port. Without control messages it has port 0 alone, and cannot say so, so it does.
+    /// Whether the guest has the port open. Without F_MULTIPORT there are no control messages, and port 0 counts as open.
     fn is_guest_open(&self, port: usize) -> bool {
         if self.multiport { self.control.is_guest_open(port) } else { port == 0 }
     }
 
-    /// Takes the driver's control messages, and answers them.
+    /// Handles and answers the driver's control messages.
     fn take_control(&mut self, ops: &mut EventOps) {
         let Handler { control, interrupt, queues, .. } = self;
         let mut opened = Vec::new();
@@ -75,7 +75,7 @@ impl Handler {
         }
     }
 
-    /// Hands the driver as many waiting control messages as it has buffers for, with one interrupt.
+    /// Sends the driver as many waiting control messages as it has buffers for, with one interrupt.
     fn send_control(&mut self, ops: &mut EventOps) {
         let Handler { control, queues, .. } = self;
         if control.reply().is_none() {
@@ -84,7 +84,7 @@ impl Handler {
         let result = serve(queues, CONTROL_QUEUE, |_, mut writer| {
             let Some(reply) = control.reply() else { return Ok(Served::Later) };
             let written = reply.len() as u32;
-            // A buffer that is too small is refused, and the message waits for the next.
+            // A buffer that is too small is refused, and the message waits for the next buffer.
             writer.write_all(reply)?;
             control.sent();
             Ok(Served::Done(written))
@@ -92,7 +92,7 @@ impl Handler {
         self.check(CONTROL_QUEUE, result, ops);
     }
 
-    /// Hands a port's backend what the guest sent.
+    /// Passes the guest's output to a port's backend.
     fn take_output(&mut self, port: usize, ops: &mut EventOps) {
         let Handler { ports, queues, scratch, .. } = self;
         let Some(LivePort { backend, held }) = ports.get_mut(port) else { return };
@@ -104,7 +104,7 @@ impl Handler {
                 return Ok(Served::Later);
             }
             if !(1..=MAX_OUTPUT).contains(&reader.available_bytes()) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "no output, or too much at once"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "output is empty or too long"));
             }
             loop {
                 let len = reader.read(scratch)?;
@@ -118,8 +118,8 @@ impl Handler {
         self.pump(port, ops);
     }
 
-    /// Hands the guest what a port's backend has for it, as far as there is room; then tells it whether the backend
-    /// is still there.
+    /// Passes a backend's input to the guest while there are receive buffers, then tells the guest if the backend has
+    /// opened or closed.
     fn pump(&mut self, port: usize, ops: &mut EventOps) {
         let open = self.is_guest_open(port);
         let Handler { ports, queues, scratch, .. } = self;
@@ -129,7 +129,10 @@ impl Handler {
             let result = serve(queues, queue, |_, mut writer| {
                 let room = writer.available_bytes().min(scratch.len());
                 if room == 0 {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "no room for input"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "receive buffer has no writable bytes",
+                    ));
                 }
                 let len = backend.input(&mut scratch[..room]).min(room);
                 if len == 0 {
@@ -148,12 +151,12 @@ impl Handler {
         }
     }
 
-    /// Gives a queue up that is of no use: its rings make no sense, or the driver has reset the device, whose seat in the
-    /// loop is about to be cleared then.
+    /// Stops serving a queue after an error: its rings are invalid, or the driver has reset the device. After a reset
+    /// this handler is about to be dropped.
     fn check(&mut self, queue: usize, result: Result<(), QueueError>, ops: &mut EventOps) {
         let Err(error) = result else { return };
         if let Some(queue) = self.queues.get_mut(queue).and_then(Option::take) {
-            // One that was never ready is not registered.
+            // This fails if the queue was never ready and so is not registered.
             let _ = ops.remove(Events::empty(queue.kick()));
         }
         error.report(&self.interrupt);
@@ -169,11 +172,11 @@ impl Handler {
 
 impl MutEventSubscriber for Handler {
     fn init(&mut self, ops: &mut EventOps) {
-        // 5.3.2: without VIRTIO_CONSOLE_F_MULTIPORT there are the first two queues alone.
+        // 5.3.2: without VIRTIO_CONSOLE_F_MULTIPORT only the first two queues exist.
         let count = if self.multiport { self.queues.len() } else { CONTROL_QUEUE };
         for (index, queue) in (0..).zip(self.queues.iter().take(count)) {
             let Some(queue) = queue.as_ref().filter(|queue| queue.is_ready()) else { continue };
-            // Edge-triggered, a kick needs no read(2) to be quiet again.
+            // Edge-triggered, so that the eventfd need not be read after each kick.
             let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
             let kick = Events::with_data(queue.kick(), Source::Kick(index).encode(), events);
             if let Err(error) = ops.add(kick) {
@@ -209,7 +212,7 @@ impl MutEventSubscriber for Handler {
     }
 }
 
-/// Serves the queue at `index`, if it has not been given up.
+/// Serves queue `index`, unless an earlier error has ended it.
 fn serve(
     queues: &mut [Option<VirtQueue>],
     index: usize,

@@ -1,4 +1,4 @@
-//! A port that is read by nobody in particular: it keeps the last of what the guest said, for when it says no more.
+//! A port for the guest's log. It keeps the last bytes, which explain why a guest died.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -8,15 +8,15 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::ports::{PortBackend, PortEvents};
 
-/// How many bytes are kept.
+/// Number of bytes that are kept.
 pub const LOG_TAIL_MAX: usize = 64 * 1024;
 
-/// Reads what a [`LogPort`] keeps, from any thread. Clones read the same port.
+/// Reads the bytes that a [`LogPort`] keeps, from any thread. Clones read the same port.
 #[derive(Clone, Debug, Default)]
 pub struct LogTail(Arc<Mutex<VecDeque<u8>>>);
 
 impl LogTail {
-    /// Returns the last [`LOG_TAIL_MAX`] bytes; what is no UTF-8 shows as replacement characters.
+    /// Returns the last [`LOG_TAIL_MAX`] bytes. Invalid UTF-8 becomes replacement characters.
     pub fn tail(&self) -> String {
         let mut kept = self.0.lock().unwrap();
         String::from_utf8_lossy(kept.make_contiguous()).into_owned()
@@ -31,14 +31,15 @@ impl LogTail {
     }
 }
 
-/// Keeps the last [`LOG_TAIL_MAX`] bytes that the guest sent, and copies all of them to a writer if there is one.
+/// Keeps the last [`LOG_TAIL_MAX`] bytes that the guest sent, and copies all bytes to an optional writer.
 pub struct LogPort {
     tail: LogTail,
     copy: Option<Box<dyn Write + Send>>,
 }
 
 impl LogPort {
-    /// Returns the port and the handle that reads it. A `copy` that blocks holds up every device of the loop.
+    /// Returns a port that copies its bytes to `copy`, and its reader. `copy` must not block: it would block all devices
+    /// of the loop.
     pub fn new(copy: Option<Box<dyn Write + Send>>) -> (LogPort, LogTail) {
         let tail = LogTail::default();
         (LogPort { tail: tail.clone(), copy }, tail)
@@ -55,7 +56,7 @@ impl PortBackend for LogPort {
         if let Some(copy) = &mut self.copy
             && let Err(error) = copy.write_all(data).and_then(|()| copy.flush())
         {
-            log::warn!("console log: copy no more: {error}");
+            log::warn!("console log: stop copying: {error}");
             self.copy = None;
         }
     }
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_do_not_fail() {
+    fn invalid_utf_8_becomes_replacement_characters() {
         let tail = LogTail::default();
         tail.append(&[b'a', 0xff, b'b']);
         assert_eq!(tail.tail(), "a\u{fffd}b");

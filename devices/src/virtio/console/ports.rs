@@ -1,4 +1,4 @@
-//! What stands behind a console's ports.
+//! The ports of a console, and the interface of their backends.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -8,47 +8,47 @@ use vmm_sys_util::epoll::EventSet;
 
 /// One port of a console.
 pub struct Port {
-    /// What the guest finds it by, in /sys/class/virtio-ports; none: the port is a console (hvc).
+    /// Name of the port in the guest's /sys/class/virtio-ports. A port without a name is a console (hvc).
     pub name: Option<String>,
-    /// What its bytes come from and go to.
+    /// Destination of the guest's output and source of its input.
     pub backend: Box<dyn PortBackend>,
 }
 
-/// What stands behind a port. Runs in the devices' thread and never blocks.
+/// The host's side of a port. It runs on the devices' thread and must not block.
 pub trait PortBackend: Send {
-    /// Registers the backend's own descriptors.
+    /// Registers the backend's file descriptors.
     fn start(&mut self, events: &mut PortEvents) -> io::Result<()>;
-    /// Takes all of `data`, which the guest sent; what bounds it is the protocol above, or
-    /// [`takes_output`](Self::takes_output).
+    /// Accepts all of `data`, which the guest sent. To bound what it has to keep, a backend relies on the protocol that
+    /// it carries, or on [`takes_output`](Self::takes_output).
     fn output(&mut self, data: &[u8], events: &mut PortEvents);
-    /// What the guest sends is taken now. Asked before each of its buffers, which otherwise stays where it is, and again
-    /// after [`ready`](Self::ready).
+    /// Whether the backend accepts output now. Called before each of the guest's buffers, which stays in the queue if the
+    /// answer is no, and again after [`ready`](Self::ready).
     fn takes_output(&self) -> bool {
         true
     }
-    /// Fills `buffer` with bytes for the guest and returns how many; 0 if there is nothing now. Asked again after
-    /// every other call, and not while the guest has no room.
+    /// Fills `buffer` with bytes for the guest and returns their number, 0 if there are none now. Called again after
+    /// every other method, unless the guest has no receive buffers.
     fn input(&mut self, buffer: &mut [u8]) -> usize;
-    /// One of its descriptors became ready.
+    /// Called when the file descriptor that was registered with `token` has become ready.
     fn ready(&mut self, token: u16, ready: EventSet, events: &mut PortEvents);
-    /// The guest opened or closed the port.
+    /// Called when the guest has opened or closed the port.
     fn opened(&mut self, _open: bool) {}
-    /// The host's side is there. Asked after every other call; the guest is told of a change.
+    /// Whether the host's side is open. Called after every other method; the guest is told of a change.
     fn is_open(&self) -> bool {
         true
     }
 }
 
-/// Where an event of the console's comes from, as the 32 bits that the event loop carries.
+/// Source of an event for the console, encoded in the event loop's 32 bits of user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The driver's kick of a queue.
+    /// The driver's kick of this queue.
     Kick(u16),
-    /// A descriptor of a port's backend.
+    /// A file descriptor of a port's backend.
     Backend {
-        /// Which port; below 2^15.
+        /// Number of the port, below 2^15.
         port: u16,
-        /// The backend's own number for the descriptor.
+        /// The backend's number for the file descriptor.
         token: u16,
     },
 }
@@ -71,10 +71,10 @@ impl Source {
     }
 }
 
-/// Registers a backend's descriptors with the devices' event loop.
+/// Registers a backend's file descriptors with the devices' event loop.
 ///
-/// Registering edge-triggered saves a `modify` for every time there is no room: the console asks [`PortBackend::input`]
-/// again when there is.
+/// With edge-triggered registration a backend need not call `modify` while the guest has no receive buffers: the console
+/// calls [`PortBackend::input`] again when there are some.
 pub struct PortEvents<'a, 'b> {
     port: u16,
     ops: &'a mut EventOps<'b>,
@@ -85,17 +85,17 @@ impl<'a, 'b> PortEvents<'a, 'b> {
         PortEvents { port, ops }
     }
 
-    /// Has [`PortBackend::ready`] called with `token` when `fd` is ready for `interest`.
+    /// Registers `fd`: [`PortBackend::ready`] is called with `token` when `fd` is ready for `interest`.
     pub fn add(&mut self, fd: RawFd, token: u16, interest: EventSet) -> io::Result<()> {
         self.ops.add(self.events(fd, token, interest)).map_err(io::Error::other)
     }
 
-    /// Changes what `fd` is waited for.
+    /// Changes the events of `fd` that are reported.
     pub fn modify(&mut self, fd: RawFd, token: u16, interest: EventSet) -> io::Result<()> {
         self.ops.modify(self.events(fd, token, interest)).map_err(io::Error::other)
     }
 
-    /// Forgets `fd`. To be called before it is closed.
+    /// Removes `fd` from the loop. Must be called before `fd` is closed.
     pub fn remove(&mut self, fd: RawFd) -> io::Result<()> {
         self.ops.remove(Events::empty_raw(fd)).map_err(io::Error::other)
     }

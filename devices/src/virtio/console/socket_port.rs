@@ -1,4 +1,4 @@
-//! A port that is a byte stream to a socket: what the guest writes comes out of its other end, and the other way round.
+//! A port that is connected to a stream socket, as a byte stream in both directions.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
@@ -9,30 +9,30 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::ports::{PortBackend, PortEvents};
 
-/// How many bytes wait for a socket that is full. A peer that leaves more unread than this is given up.
+/// Limit of bytes that wait for a full socket. If there are more, the socket is closed.
 pub const PENDING_MAX: usize = 8 * 1024 * 1024;
 
 const TOKEN: u16 = 0;
 
-/// Connects a port with a stream socket. When the socket ends, the guest sees the port's other side closed.
+/// Connects a port with a stream socket. When the socket's stream ends, the guest sees the host's side close.
 pub struct SocketPort {
-    /// None once the stream has ended.
+    /// `None` after the socket has been closed.
     socket: Option<UnixStream>,
-    /// What the socket did not take yet.
+    /// Bytes from the guest that wait for the socket.
     pending: VecDeque<u8>,
-    /// Nothing was left to read last time, and no event has come since.
+    /// The last read found no data, and no event has arrived since.
     drained: bool,
-    /// The stream has ended, but its descriptor is still registered.
+    /// The socket's stream has ended, but its file descriptor is still registered.
     ended: bool,
 }
 
 impl SocketPort {
-    /// Returns a port over `socket`, which is switched to non-blocking when the port starts.
+    /// Returns a port for `socket`, which becomes non-blocking when the port starts.
     pub fn new(socket: UnixStream) -> SocketPort {
         SocketPort { socket: Some(socket), pending: VecDeque::new(), drained: false, ended: false }
     }
 
-    /// Writes what is pending and then `data` until the socket is full; keeps the rest.
+    /// Writes the pending bytes and then `data` until the socket is full, and keeps the rest as pending.
     fn send(&mut self, mut data: &[u8]) -> io::Result<()> {
         let Some(socket) = &mut self.socket else { return Ok(()) };
         while !(self.pending.is_empty() && data.is_empty()) {
@@ -54,13 +54,13 @@ impl SocketPort {
         }
         self.pending.extend(data);
         if self.pending.is_empty() {
-            // A reader that was slow once does not cost its megabytes for ever.
+            // Free the memory, which may be megabytes after the reader was slow once.
             self.pending = VecDeque::new();
         }
         Ok(())
     }
 
-    /// Sends, and waits for room exactly while there is something left to send.
+    /// Sends pending bytes and `data`. Waits for a writable socket only while bytes are pending.
     fn push(&mut self, data: &[u8], events: &mut PortEvents) {
         let waited = !self.pending.is_empty();
         let sent = self.send(data);
@@ -78,14 +78,15 @@ impl SocketPort {
 
     fn close(&mut self, events: &mut PortEvents) {
         if let Some(socket) = self.socket.take() {
-            // One that is not registered needs no forgetting.
+            // This fails if the file descriptor is not registered.
             let _ = events.remove(socket.as_raw_fd());
         }
         self.pending = VecDeque::new();
     }
 }
 
-/// Edge-triggered: a socket with bytes that the guest has no room for does not keep the loop awake.
+/// Returns the events to register. They are edge-triggered, so that unread bytes for which the guest has no receive
+/// buffers do not wake the loop.
 fn interest(write: bool) -> EventSet {
     let read = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     if write { read | EventSet::OUT } else { read }

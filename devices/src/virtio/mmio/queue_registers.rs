@@ -1,4 +1,4 @@
-//! One queue's registers, from the driver's numbers to a queue that can be served.
+//! The registers of one queue: they collect what the driver writes, and check it when the queue is enabled.
 
 use std::mem;
 
@@ -6,7 +6,7 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
-/// What the driver has written about one queue. Nothing is believed before [`QueueRegisters::enable`].
+/// The driver's settings of one queue. They are unchecked until [`QueueRegisters::enable`].
 #[derive(Debug)]
 pub(super) struct QueueRegisters {
     max: u16,
@@ -23,17 +23,17 @@ impl QueueRegisters {
         QueueRegisters { max, size: max.into(), descriptors: 0, avail: 0, used: 0, ready: None }
     }
 
-    /// QueueNumMax.
+    /// The value of QueueNumMax.
     pub fn max(&self) -> u16 {
         self.max
     }
 
-    /// QueueReady.
+    /// The value of QueueReady.
     pub fn is_ready(&self) -> bool {
         self.ready.is_some()
     }
 
-    /// Takes one of the queue's plain registers; `register` is its offset. A ready queue's do not change.
+    /// Writes the size or an address; `register` is the register's offset. Refused while the queue is ready.
     pub fn write(&mut self, register: u32, value: u32) -> Result<(), &'static str> {
         if self.is_ready() {
             return Err("queue register written while the queue is ready");
@@ -51,20 +51,20 @@ impl QueueRegisters {
         Ok(())
     }
 
-    /// Makes the queue ready if its size is possible and its rings lie in memory.
+    /// Makes the queue ready if its size is valid and its rings are aligned and inside guest memory.
     pub fn enable(&mut self, memory: &GuestMemoryMmap) -> Result<(), &'static str> {
         if self.is_ready() {
             return Ok(());
         }
         let mut queue = Queue::new(self.max).map_err(|_| "queue does not exist")?;
         let size = u16::try_from(self.size).map_err(|_| "queue size too large")?;
-        queue.try_set_size(size).map_err(|_| "queue size too large or no power of two")?;
+        queue.try_set_size(size).map_err(|_| "queue size too large or not a power of two")?;
         queue.try_set_desc_table_address(GuestAddress(self.descriptors)).map_err(|_| "misaligned table")?;
         queue
             .try_set_avail_ring_address(GuestAddress(self.avail))
             .map_err(|_| "misaligned available ring")?;
         queue.try_set_used_ring_address(GuestAddress(self.used)).map_err(|_| "misaligned used ring")?;
-        // VIRTIO 1.2, 2.7: sizes of the three parts, each ring with its trailing event index.
+        // VIRTIO 1.2, 2.7: sizes of the three areas. Each ring ends with an event index.
         let size = usize::from(size);
         let parts = [(self.descriptors, 16 * size), (self.avail, 6 + 2 * size), (self.used, 6 + 8 * size)];
         if !parts.iter().all(|(base, len)| memory.check_range(GuestAddress(*base), *len)) {
@@ -75,12 +75,12 @@ impl QueueRegisters {
         Ok(())
     }
 
-    /// Takes the queue back from the driver's side: its rings are to be set up anew.
+    /// Makes the queue not ready, so that the driver can set it up again.
     pub fn disable(&mut self) {
         self.ready = None;
     }
 
-    /// Returns the queue to serve; one that the driver left alone is not ready.
+    /// Returns the queue to serve. A queue that the driver did not set up is not ready.
     pub fn build(&self, event_idx: bool) -> Option<Queue> {
         let Some(queue) = &self.ready else { return Queue::new(self.max).ok() };
         let mut queue = Queue::try_from(queue.state()).ok()?;
@@ -88,7 +88,7 @@ impl QueueRegisters {
         Some(queue)
     }
 
-    /// Forgets everything that the driver wrote.
+    /// Resets all registers to their initial values.
     pub fn reset(&mut self) {
         let max = self.max;
         let _ = mem::replace(self, QueueRegisters::new(max));

@@ -1,8 +1,8 @@
-//! The device status field's state machine (VIRTIO 1.2, 2.1 and 3.1.1).
+//! State machine of the device status field (VIRTIO 1.2, 2.1 and 3.1.1).
 
 use virtio_bindings::virtio_config::*;
 
-/// The driver's bits, each of which but the last needs the one before it. FAILED may come at any time.
+/// The driver's status bits in the order in which they must be set. FAILED may be set at any time.
 const STEPS: [u32; 4] = [
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
@@ -10,9 +10,10 @@ const STEPS: [u32; 4] = [
     VIRTIO_CONFIG_S_DRIVER_OK,
 ];
 
-/// Returns which bits a write of `written` (not 0, which is a reset) adds to `current`, or why it is refused.
+/// Returns the bits that a write of `written` adds to `current`, or why the write is refused. `written` is not 0, which
+/// is a reset.
 ///
-/// NEEDS_RESET is the device's own bit; a driver that writes back what it read may carry it along.
+/// NEEDS_RESET belongs to the device. It is accepted and ignored, because a driver may write back what it read.
 pub(super) fn added(current: u32, written: u32) -> Result<u32, &'static str> {
     let known = STEPS.iter().fold(VIRTIO_CONFIG_S_FAILED, |all, step| all | step);
     if written & !(known | VIRTIO_CONFIG_S_NEEDS_RESET) != 0 {
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_come_in_order_and_stay() {
+    fn bits_are_set_in_order_and_stay_set() {
         for (current, written, expected) in [
             (0, 1, Ok(1)),
             (1, 3, Ok(2)),

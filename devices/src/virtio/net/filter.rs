@@ -1,20 +1,21 @@
-//! Which frames of a guest's may leave, where its interface is held to its own addresses.
+//! The source filter: decides which frames of a guest may leave if its interface is restricted to its own addresses.
 //!
-//! A frame leaves if everything in it that says who sent it is the interface's: the Ethernet source, the sender in ARP, the
-//! IPv4 or IPv6 source, and in neighbour discovery the address that an advertisement is for and the hardware address that
-//! goes with it. What cannot be judged does not leave: any other EtherType, and so VLAN tags, 802.3 frames and RARP; an
-//! IPv6 chain of headers that is cut short or longer than [`EXTENSIONS_MAX`]; neighbour discovery in fragments (RFC 6980).
+//! A frame leaves if all addresses in it that identify the sender are the interface's: the Ethernet source, the sender in
+//! ARP, the IPv4 or IPv6 source, and in neighbour discovery the target of an advertisement and its hardware address. A
+//! frame that cannot be checked does not leave: any other EtherType, and so VLAN tags, 802.3 frames and RARP; IPv6
+//! extension headers that are truncated or more than [`EXTENSIONS_MAX`]; neighbour discovery in fragments (RFC 6980).
 //!
-//! Two senders are nobody's, and so nobody can be taken for them: an ARP probe (RFC 5227) has no IPv4 address, and IPv6's
-//! unspecified address may ask whether an address of the interface's is taken, and say what groups it listens to. A DHCP
-//! client has none either and is refused: the host configures the interface.
+//! Two kinds of frames without a source address may leave, since they cannot impersonate another host. An ARP probe
+//! (RFC 5227) has no IPv4 address. A frame from IPv6's unspecified address may test whether one of the interface's
+//! addresses is in use, and report its multicast groups. A DHCP client's frames also have no source address, but are
+//! refused: the host configures the interface.
 //!
-//! The packet's virtio header counts, too. The host computes a checksum where the header says, and writes it there: one
-//! that lay in what has been judged would change it afterwards. So it may only be where the transport header begins, or
-//! behind that. Segments that the host cuts have the headers of the whole.
+//! The packet's virtio header is checked as well. It tells the host where to compute and write a checksum. Inside the part
+//! that was checked, that write would change it afterwards, so the checksum must be in the transport header or after it.
+//! When the host segments a packet, all segments get the headers of the whole packet.
 //!
-//! Pure: bytes in, a reason out. The bytes are a copy of the packet's beginning, and what is sent begins with that copy,
-//! since guest memory may change between a look and a write.
+//! This module does no I/O: bytes go in, a reason comes out. The bytes are a copy of the packet's beginning, and the packet
+//! is sent with that copy, because guest memory may change between the check and the write.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,9 +24,9 @@ use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
 
 use super::{ETHERNET_LEN, HEADER_LEN};
 
-/// Bytes of a packet's beginning that are judged, with its virtio header; whatever counts is in them.
+/// Number of bytes at a packet's beginning that are checked, including the virtio header. All relevant headers are in them.
 pub const HEAD_MAX: usize = 512;
-/// The most IPv6 extension headers before the transport's.
+/// Limit of IPv6 extension headers before the transport header.
 const EXTENSIONS_MAX: usize = 8;
 
 /// EtherTypes.
@@ -37,54 +38,56 @@ const ARP_LEN: usize = 28;
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 
-/// IPv6's next headers.
+/// Values of IPv6's next header field.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const ICMPV6: u8 = 58;
 const DESTINATION: u8 = 60;
 
-/// ICMPv6 types: neighbour discovery's are these (RFC 4861), and the second version of a listener's report (RFC 3810).
+/// ICMPv6 types: those of neighbour discovery (RFC 4861), and the version 2 multicast listener report (RFC 3810).
 const ROUTER_SOLICITATION: u8 = 133;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 const LISTENER_REPORT_V2: u8 = 143;
-/// Where ICMPv6 has its checksum.
+/// Offset of the checksum in ICMPv6.
 const ICMPV6_CHECKSUM: usize = 2;
 
-/// Options of neighbour discovery: the hardware address of a message's source, and of its target.
+/// Options of neighbour discovery: the hardware addresses of a message's source and of its target.
 const SOURCE_LINK_LAYER: u8 = 1;
 const TARGET_LINK_LAYER: u8 = 2;
 
-/// Why a frame does not leave.
+/// Why a frame must not leave: the header or field that is refused.
 type Refusal = &'static str;
 
-/// The addresses of an interface, which are all that its guest may send from.
+/// The addresses of an interface, from which its guest may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sources {
-    /// The hardware address.
+    /// Hardware address.
     pub mac: [u8; 6],
-    /// IPv4 and IPv6 addresses. The link-local one that IPv6 makes of the hardware address is allowed besides.
+    /// IPv4 and IPv6 addresses. The IPv6 link-local address that is derived from `mac` is also allowed.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Holds a device to the addresses of its interface. Clones share them, so that they may change while packets go out.
+/// Restricts a device to the addresses of its interface. Clones share the addresses, which can change while the machine
+/// runs.
 #[derive(Clone, Debug)]
 pub struct SourceFilter(Arc<Mutex<Sources>>);
 
 impl SourceFilter {
-    /// Returns a filter that lets these sources through.
+    /// Returns a filter that allows these sources.
     pub fn new(sources: Sources) -> SourceFilter {
         SourceFilter(Arc::new(Mutex::new(sources)))
     }
 
-    /// Lets other addresses through from now on.
+    /// Replaces the allowed IP addresses.
     pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).addresses = addresses;
     }
 
-    /// Judges a packet by its first [`HEAD_MAX`] bytes, or as many as it has. An error says what is not the interface's.
+    /// Checks the first [`HEAD_MAX`] bytes of a packet, or the whole packet if it is shorter. The error names the field that
+    /// is refused.
     pub fn check(&self, head: &[u8]) -> Result<(), Refusal> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).check(head)
     }
@@ -107,8 +110,8 @@ impl Sources {
     }
 
     fn check_arp(&self, packet: &[u8]) -> Result<Transport, Refusal> {
-        let arp = packet.get(..ARP_LEN).ok_or("ARP cut short")?;
-        // Ethernet, IPv4, and the lengths of their addresses.
+        let arp = packet.get(..ARP_LEN).ok_or("ARP truncated")?;
+        // Hardware type Ethernet, protocol IPv4, and the lengths of their addresses.
         if arp[..6] != [0, 1, 8, 0, 6, 4] {
             return Err("ARP of other addresses");
         }
@@ -124,7 +127,7 @@ impl Sources {
     }
 
     fn check_ipv4(&self, packet: &[u8]) -> Result<Transport, Refusal> {
-        let ip = packet.get(..IPV4_LEN).ok_or("IPv4 cut short")?;
+        let ip = packet.get(..IPV4_LEN).ok_or("IPv4 truncated")?;
         let len = 4 * usize::from(ip[0] & 0xf);
         if ip[0] >> 4 != 4 || len < IPV4_LEN {
             return Err("IPv4 header");
@@ -136,24 +139,24 @@ impl Sources {
     }
 
     fn check_ipv6(&self, packet: &[u8]) -> Result<Transport, Refusal> {
-        let ip = packet.get(..IPV6_LEN).ok_or("IPv6 cut short")?;
+        let ip = packet.get(..IPV6_LEN).ok_or("IPv6 truncated")?;
         if ip[0] >> 4 != 6 {
             return Err("IPv6 header");
         }
-        let source = address(&ip[8..24]).ok_or("IPv6 cut short")?;
+        let source = address(&ip[8..24]).ok_or("IPv6 truncated")?;
         let own = self.has(source.into());
         if !own && !source.is_unspecified() {
             return Err("IPv6 source");
         }
         let Chain { last, at, fragment } = Chain::follow(packet)?;
         if fragment == Some(Part::Later) {
-            // The part that has the transport header has been judged, or will be.
+            // The fragment with the transport header is checked on its own.
             return if own { Ok(Transport::None) } else { Err("IPv6 source") };
         }
         if last != ICMPV6 {
             return if own { Ok(Transport::At(ETHERNET_LEN + at)) } else { Err("IPv6 source") };
         }
-        let message = packet.get(at..).filter(|message| message.len() >= 4).ok_or("ICMPv6 cut short")?;
+        let message = packet.get(at..).filter(|message| message.len() >= 4).ok_or("ICMPv6 truncated")?;
         let is_whole = HEADER_LEN + ETHERNET_LEN + packet.len() < HEAD_MAX;
         if (ROUTER_SOLICITATION..=REDIRECT).contains(&message[0]) && (fragment.is_some() || !is_whole) {
             return Err("neighbour discovery in fragments, or too long");
@@ -162,9 +165,9 @@ impl Sources {
         Ok(Transport::Icmpv6At(ETHERNET_LEN + at))
     }
 
-    /// Judges a message of ICMPv6. `own`: it comes from an address of the interface's, else from none.
+    /// Checks an ICMPv6 message. `own`: the source is an address of the interface; otherwise it is unspecified.
     fn check_icmpv6(&self, message: &[u8], own: bool) -> Result<(), Refusal> {
-        let target = || message.get(8..24).and_then(address).ok_or("neighbour discovery cut short");
+        let target = || message.get(8..24).and_then(address).ok_or("neighbour discovery truncated");
         match message[0] {
             NEIGHBOUR_SOLICITATION if !own && !self.has(target()?.into()) => Err("IPv6 source"),
             NEIGHBOUR_SOLICITATION => self.check_options(message.get(24..).unwrap_or_default()),
@@ -172,7 +175,7 @@ impl Sources {
                 Err("neighbour advertisement's target")
             }
             NEIGHBOUR_ADVERTISEMENT => self.check_options(message.get(24..).unwrap_or_default()),
-            // These speak for routers.
+            // Only routers send the others. A router solicitation needs a source address.
             ROUTER_SOLICITATION if own => self.check_options(message.get(8..).unwrap_or_default()),
             ROUTER_SOLICITATION..=REDIRECT => Err("router's part in neighbour discovery"),
             LISTENER_REPORT_V2 => Ok(()),
@@ -181,7 +184,7 @@ impl Sources {
         }
     }
 
-    /// Judges neighbour discovery's options: type, length in units of eight bytes, and what it says.
+    /// Checks the options of neighbour discovery. An option is a type, a length in units of eight bytes, and data.
     fn check_options(&self, mut options: &[u8]) -> Result<(), Refusal> {
         while let [kind, units, ..] = *options {
             let len = 8 * usize::from(units);
@@ -201,17 +204,17 @@ impl Sources {
     }
 }
 
-/// What the header of a checksum is measured against.
+/// Position of the transport header, which limits where a checksum may be written.
 enum Transport {
-    /// There is no header of a transport's: no checksum of one is to be computed.
+    /// There is no transport header, so no checksum may be written.
     None,
-    /// It begins at so many bytes of the frame.
+    /// The header starts at this offset of the frame.
     At(usize),
-    /// The same, and what follows has been judged, too.
+    /// An ICMPv6 header starts at this offset of the frame. The message has been checked as well.
     Icmpv6At(usize),
 }
 
-/// Refuses a checksum that would be written over what has been judged. `header` is the packet's virtio header (5.1.6).
+/// Refuses a checksum that would overwrite what has been checked. `header` is the packet's virtio header (5.1.6).
 fn check_checksum(header: &[u8], transport: Transport) -> Result<(), Refusal> {
     if u32::from(header[0]) & VIRTIO_NET_HDR_F_NEEDS_CSUM == 0 {
         return Ok(());
@@ -226,18 +229,18 @@ fn check_checksum(header: &[u8], transport: Transport) -> Result<(), Refusal> {
     if fits { Ok(()) } else { Err("place of the checksum") }
 }
 
-/// Which part of a packet a fragment is.
+/// Position of a fragment in its packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     First,
     Later,
 }
 
-/// Where an IPv6 packet's extension headers end.
+/// The end of an IPv6 packet's extension headers.
 struct Chain {
-    /// The header that is no extension.
+    /// Type of the first header that is not an extension header.
     last: u8,
-    /// Where it begins.
+    /// Offset of that header in the packet.
     at: usize,
     fragment: Option<Part>,
 }
@@ -254,8 +257,8 @@ impl Chain {
                     chain.fragment = Some(if later { Part::Later } else { Part::First });
                     8
                 }
-                (HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT, _) => return Err("IPv6 headers cut short"),
-                _ if chain.at > packet.len() => return Err("IPv6 headers cut short"),
+                (HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT, _) => return Err("IPv6 headers truncated"),
+                _ if chain.at > packet.len() => return Err("IPv6 headers truncated"),
                 _ => return Ok(chain),
             };
             chain.last = header[0];
@@ -272,7 +275,7 @@ fn address(bytes: &[u8]) -> Option<Ipv6Addr> {
     <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)
 }
 
-/// The link-local address that is made of a hardware address (RFC 4291, appendix A).
+/// Returns the link-local address that is derived from a hardware address (RFC 4291, appendix A).
 fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }

@@ -1,5 +1,5 @@
-//! The network device at work in the devices' event loop: both queues and the tap, or what is left of them to do while the
-//! host's kernel has them.
+//! The handler of a started network device, in the devices' event loop. It serves both queues and the tap, or waits for a
+//! fault while the host's kernel serves them.
 
 use std::sync::Arc;
 use std::{io, iter};
@@ -15,25 +15,25 @@ use super::{ETHERNET_LEN, HEADER_LEN, LONGEST, NUM_BUFFERS, RECEIVE, TRANSMIT};
 use crate::Interrupt;
 use crate::virtio::Activation;
 use crate::virtio::fs::message::{Pieces, split};
-use crate::virtio::queue::{Demand, Loan, QueueError, Received, Room, Served, VirtQueue};
+use crate::virtio::queue::{Demand, Loan, QueueError, ReceiveBuffers, Received, Served, VirtQueue};
 
-/// The tap's events; a queue's are under its number.
+/// User data of the tap's events. A queue's kicks have the number of the queue.
 const TAP: u32 = 2;
-/// The kernel met a request that it does not understand.
+/// User data of the kernel's fault events: the kernel met a request that it does not understand.
 const FAULT: u32 = 3;
 
-/// Where packets go, and come from.
+/// The tap, with the filter for outgoing packets.
 pub(super) struct Outlet {
     pub tap: Arc<Tap>,
-    /// What may go there; anything where there is none.
+    /// `None`: all packets may leave.
     pub filter: Option<SourceFilter>,
 }
 
 impl Outlet {
-    /// Sends a packet, unless it says that it is from somebody else.
+    /// Sends a packet if it passes the filter.
     fn send(&self, mut packet: Pieces) -> io::Result<()> {
         let Some(filter) = &self.filter else { return self.tap.write(packet.slices()) };
-        // What is judged is what is sent: the guest may change its memory meanwhile.
+        // The filter checks a copy, and the copy is sent, because the guest may change its memory meanwhile.
         let mut head = [0; HEAD_MAX];
         let len = packet.read(&mut head);
         filter.check(&head[..len]).map_err(|what| {
@@ -49,20 +49,20 @@ impl Outlet {
 pub(super) struct Handler {
     outlet: Outlet,
     demand: Demand,
-    /// In the device's order; none: given up.
+    /// In the device's order. `None` after an error: the queue is no longer served.
     queues: [Option<VirtQueue>; 2],
     interrupt: Interrupt,
     features: u64,
-    /// A packet waits in the transmit queue until the tap takes it.
+    /// A packet waits in the transmit queue until the tap is writable.
     held: bool,
-    /// The kernel, until it has the queues or does not take them.
+    /// vhost-net, until [`Handler::lend`] uses it.
     vhost: Option<Vhost>,
-    /// The kernel has the queues.
+    /// The loans, while the kernel serves the queues.
     lent: Option<Lent>,
 }
 
-/// Who has the queues, and what is to be given up to have them back. Dropped in this order: closing the kernel's side stops
-/// it, and only then are the queues nobody's.
+/// vhost-net and the loans of both queues. The order of the fields matters: dropping `vhost` stops the kernel, and the loans
+/// must not end before that.
 struct Lent {
     vhost: Vhost,
     loans: [Loan; 2],
@@ -76,14 +76,14 @@ impl Handler {
         Handler { outlet, demand, queues, interrupt, features, held: false, vhost, lent: None }
     }
 
-    /// Lends the queues to the kernel. Returns whether it has them.
+    /// Lends the queues to the kernel. Returns whether the kernel serves them now.
     fn lend(&mut self, ops: &mut EventOps) -> bool {
         let Some(mut vhost) = self.vhost.take() else { return false };
         let [Some(receive), Some(transmit)] = &self.queues else { return false };
         if !receive.is_ready() || !transmit.is_ready() {
             return false;
         }
-        // Without a reset there is nothing that could refuse; with one, whoever serves the queues meets it next.
+        // Lending fails only after a reset, and then serving the queues fails in the same way.
         let (Ok(from), Ok(to)) = (receive.lend(), transmit.lend()) else { return false };
         let added = ops.add(Events::with_data(&vhost.fault, FAULT, EventSet::IN));
         let started = added.map_err(io::Error::other).and_then(|()| {
@@ -108,12 +108,12 @@ impl Handler {
         self.lent.is_some()
     }
 
-    /// Has the kernel stop, and goes on where it was.
+    /// Stops the kernel and continues to serve the queues where the kernel stopped.
     fn take_back(&mut self, ops: &mut EventOps) {
         let Some(Lent { mut vhost, loans }) = self.lent.take() else { return };
         forget(&vhost, ops);
         let stopped = vhost.kernel.stop();
-        // With it the kernel's worker goes.
+        // This ends the kernel's worker thread.
         drop(vhost);
         self.interrupt.share(false);
         let next = match stopped {
@@ -127,14 +127,15 @@ impl Handler {
                 self.queues[index] = None;
             }
         }
-        // What the kernel fired the line for last may have come when it was shared no more.
+        // The guest may have handled the kernel's last interrupt after share(false), when InterruptStatus did not show it.
         self.interrupt.used_buffers();
         self.listen(ops);
     }
 
-    /// Waits for kicks and packets.
+    /// Registers the kicks and the tap with the event loop.
     fn listen(&mut self, ops: &mut EventOps) {
-        // Edge-triggered, nothing needs to be read to be quiet again, and a tap whose packets nobody can take is quiet.
+        // Edge-triggered, so that eventfds need not be read, and a tap whose packets cannot be received yet does not wake
+        // the loop.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
         let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
@@ -146,15 +147,15 @@ impl Handler {
         }
     }
 
-    /// Hands the guest what the tap has, as far as there is room.
+    /// Passes the tap's packets to the guest while there are receive buffers.
     fn receive(&mut self, ops: &mut EventOps) {
         let Handler { outlet, demand, queues, interrupt, .. } = self;
         let Some(queue) = &mut queues[RECEIVE] else { return };
-        let result = queue.receive(*demand, |room| take_packet(&outlet.tap, room, interrupt));
+        let result = queue.receive(*demand, |buffers| take_packet(&outlet.tap, buffers, interrupt));
         self.check(RECEIVE, result, ops);
     }
 
-    /// Hands the tap what the guest sends.
+    /// Passes the guest's packets to the tap.
     fn transmit(&mut self, ops: &mut EventOps) {
         let Handler { outlet, queues, held, .. } = self;
         let Some(queue) = &mut queues[TRANSMIT] else { return };
@@ -162,22 +163,22 @@ impl Handler {
         let result = queue.serve_chains(|memory, chain| {
             let (packet, room) = split(memory, chain)?;
             if !room.is_empty() || !(HEADER_LEN + ETHERNET_LEN..=LONGEST).contains(&packet.len()) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "no packet, or one that is too long"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "not a packet, or too long"));
             }
             match outlet.send(packet) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *held = true;
                     Ok(Served::Later)
                 }
-                // A header that makes no sense, as a rule: the packet is lost, as on a wire.
+                // Usually the cause is an invalid header. The packet is lost, as on a wire.
                 other => other.map(|()| Served::Done(0)),
             }
         });
         self.check(TRANSMIT, result, ops);
     }
 
-    /// Gives a queue up that is of no use: its rings make no sense, or the driver has reset the device, whose seat in the
-    /// loop is about to be cleared then.
+    /// Stops serving a queue after an error: its rings are invalid, or the driver has reset the device. After a reset
+    /// this handler is about to be dropped.
     fn check(&mut self, queue: usize, result: Result<(), QueueError>, ops: &mut EventOps) {
         let Err(error) = result else { return };
         give_up(&mut self.queues[queue], ops);
@@ -210,30 +211,30 @@ impl MutEventSubscriber for Handler {
     }
 }
 
-/// Reads the tap's next packet into the driver's buffers, and says in its header how many they are.
-fn take_packet(tap: &Tap, room: &mut Room, interrupt: &Interrupt) -> Received {
-    match tap.read(room.pieces()) {
-        Ok(len) if len > room.len() => {
-            interrupt.fault(format_args!("no room for a packet of the tap"));
+/// Reads the tap's next packet into the receive buffers, and writes their number into the packet's header.
+fn take_packet(tap: &Tap, buffers: &mut ReceiveBuffers, interrupt: &Interrupt) -> Received {
+    match tap.read(buffers.pieces()) {
+        Ok(len) if len > buffers.len() => {
+            interrupt.fault(format_args!("a packet of the tap does not fit into the receive buffers"));
             Received::Lost
         }
         Ok(len) if len < HEADER_LEN => {
-            // A socket's end, in a test: a tap has none.
+            // The end of a socket in a test. A tap has no end.
             Received::Nothing
         }
         Ok(len) => {
-            room.write(NUM_BUFFERS, &(room.buffers_for(len) as u16).to_le_bytes());
+            buffers.write(NUM_BUFFERS, &(buffers.buffers_for(len) as u16).to_le_bytes());
             Received::Message(len)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
         Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EIO)) => {
-            // Somebody took the tap away, or its link down. It wakes us if it comes back. Counted, since each of the guest's
-            // kicks leads here.
+            // The tap was deleted or its link is down. If the link comes up again, the tap's event wakes the loop. This is
+            // counted because every kick of the guest leads here.
             interrupt.fault(format_args!("read a packet: {error}"));
             Received::Nothing
         }
         Err(error) => {
-            // One that the tap cannot put into words is gone, and those behind it are not.
+            // The tap could not build the header for this packet and dropped it. The packets after it can be read.
             interrupt.fault(format_args!("read a packet: {error}"));
             Received::Lost
         }
@@ -242,13 +243,13 @@ fn take_packet(tap: &Tap, room: &mut Room, interrupt: &Interrupt) -> Received {
 
 fn give_up(queue: &mut Option<VirtQueue>, ops: &mut EventOps) {
     if let Some(queue) = queue.take() {
-        // One that was never ready is not registered.
+        // This fails if the queue was never ready and so is not registered.
         let _ = ops.remove(Events::empty(queue.kick()));
     }
 }
 
-/// Stops listening to the kernel.
+/// Removes the kernel's fault event from the event loop.
 fn forget(vhost: &Vhost, ops: &mut EventOps) {
-    // One that could not be added cannot be removed.
+    // This fails if the event could not be added.
     let _ = ops.remove(Events::empty(&vhost.fault));
 }

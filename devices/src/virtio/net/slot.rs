@@ -1,8 +1,8 @@
-//! A place for a network device: a device as any other once something is in it, and nothing before.
+//! A slot for a NIC, which can be plugged in and removed while the machine runs.
 //!
-//! The machine's map of devices does not change, but what stands behind one may. An empty place has device ID 0, by which a
-//! driver knows that nothing is there (VIRTIO 1.2, 4.2.2: "0x0 is to be used to define a system memory map with placeholder
-//! devices"); a driver that looks again finds what has come.
+//! The address range of a slot exists from the machine's start. While the slot is empty it shows device ID 0, which tells
+//! the driver that there is no device (VIRTIO 1.2, 4.2.2: "0x0 is to be used to define a system memory map with
+//! placeholder devices"). The driver finds a NIC that was plugged in when it probes the slot again.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,25 +10,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::{Net, description};
 use crate::virtio::{Activation, DeviceInfo, VirtioDevice};
 
-/// The place. Its clones are the same one: the bus has one, and whoever plugs devices in another.
+/// A slot. Clones share it: the bus has one clone, and the owner that plugs NICs in has another.
 #[derive(Clone, Default)]
 pub struct Slot(Arc<Mutex<Option<Net>>>);
 
 impl Slot {
-    /// Puts a device in. Its driver has to be told to look.
+    /// Plugs `net` in. The guest must then be told to probe the slot.
     pub fn plug(&self, net: Net) {
         *self.inside() = Some(net);
     }
 
-    /// Takes the device out. Its driver should have let go of it before; one that has not keeps queues that nobody serves,
-    /// and nothing of the tap.
+    /// Removes the NIC. Its driver should have released it before. A driver that has not keeps queues that are no longer
+    /// served, and has no access to the tap.
     pub fn unplug(&self) {
         let net = self.inside().take();
-        // Dropped without the lock: the end of a tap takes its time.
+        // Dropped without the lock, because closing a tap takes long.
         drop(net);
     }
 
-    /// The lock is held for no longer than a register access takes.
+    /// Locks the slot. Callers hold the lock only as long as a register access takes.
     fn inside(&self) -> MutexGuard<'_, Option<Net>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,7 +53,7 @@ impl VirtioDevice for Slot {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         match &mut *self.inside() {
             Some(net) => net.activate(activation),
-            None => Err(io::Error::new(io::ErrorKind::NotFound, "there is no device")),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "the slot is empty")),
         }
     }
 

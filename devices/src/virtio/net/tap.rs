@@ -1,7 +1,7 @@
 // UNSAFETY: vectored I/O on guest memory and an ioctl exist only as raw system calls; each is wrapped here in a function
 // that is safe to call.
 #![allow(unsafe_code)]
-//! A tap's descriptor: packets, each with its header, to and from guest memory.
+//! A tap's file descriptor: transfers packets with their headers to and from guest memory.
 
 use std::fs::File;
 use std::io;
@@ -20,33 +20,33 @@ const TUN_F_TSO4: c_uint = 0x02;
 const TUN_F_TSO6: c_uint = 0x04;
 const TUN_F_TSO_ECN: c_uint = 0x08;
 
-/// A tap.
+/// An open tap.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
-    /// There is nothing to tell a socket that stands for one in a test.
+    /// False for a socket that replaces the tap in a test. It has no offloads to set.
     is_tap: bool,
 }
 
 impl Tap {
-    /// Returns a tap over `fd`, which is non-blocking and has packets with headers of [`HEADER_LEN`](super::HEADER_LEN)
-    /// bytes and nothing else (IFF_NO_PI, IFF_VNET_HDR).
+    /// Returns a tap over `fd`, which must be non-blocking and transfer packets with a header of
+    /// [`HEADER_LEN`](super::HEADER_LEN) bytes and nothing else (IFF_NO_PI, IFF_VNET_HDR).
     pub fn new(fd: OwnedFd) -> Tap {
         Tap { file: fd.into(), is_tap: true }
     }
 
-    /// With a socket that stands for a tap.
+    /// Returns a tap over a socket that replaces it in a test.
     #[cfg(any(test, feature = "driver"))]
     pub fn of_socket(fd: OwnedFd) -> Tap {
         Tap { file: fd.into(), is_tap: false }
     }
 
-    /// The descriptor, for the kernel to use.
+    /// The file descriptor, for vhost-net.
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Tells the host what the guest takes, by the device's features that its driver accepted.
+    /// Sets the offloads that the guest's driver can handle, according to the negotiated `features`.
     pub(super) fn set_offloads(&self, features: u64) -> io::Result<()> {
         if !self.is_tap {
             return Ok(());
@@ -59,13 +59,13 @@ impl Tap {
         }
     }
 
-    /// Reads one packet. Returns its bytes, more than there is room for where it does not fit.
+    /// Reads one packet. Returns its length, which is larger than `pieces` if the packet did not fit.
     pub(super) fn read(&self, pieces: &[VolatileSlice]) -> io::Result<usize> {
         let mut rest = 0u8;
         let mut vector = vector(pieces);
         vector.push(libc::iovec { iov_base: (&raw mut rest).cast(), iov_len: 1 });
-        // SAFETY: each piece lies in a guest mapping that `pieces` keeps borrowed; that the guest may write there at the
-        // same time is what VolatileSlice stands for, and no Rust reference to those bytes exists. The last is ours.
+        // SAFETY: each piece is in a guest mapping that `pieces` keeps borrowed. The guest may write there at the same time,
+        // which VolatileSlice allows, and no Rust reference to those bytes exists. The last piece is the local `rest`.
         let len = unsafe { libc::readv(self.file.as_raw_fd(), vector.as_ptr(), vector.len() as libc::c_int) };
         usize::try_from(len).map_err(|_| io::Error::last_os_error())
     }
@@ -86,7 +86,7 @@ impl AsRawFd for Tap {
     }
 }
 
-/// Features to flags. Whoever computes no checksums takes nothing that is still to be cut, either (5.1.3.1).
+/// Converts features to flags of TUNSETOFFLOAD. Segmentation offloads require checksum offload (5.1.3.1).
 fn offloads(features: u64) -> c_uint {
     let flag = |feature: u32, flag: c_uint| if features & 1 << feature != 0 { flag } else { 0 };
     let segments = flag(VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4) | flag(VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6);
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tap_cuts_what_the_guest_does_not_take() {
+    fn the_tap_does_only_the_offloads_that_the_guest_accepts() {
         let bits = |bits: &[u32]| bits.iter().map(|bit| 1 << bit).sum();
         for (features, flags) in [
             (0, 0),

@@ -1,8 +1,8 @@
-//! vhost-net: a worker of the host's kernel serves a network device's queues, between guest memory and the tap.
+//! vhost-net: a worker thread of the host's kernel serves a network device's queues, between guest memory and the tap.
 //!
-//! It is a short cut and nothing else. Whatever it does not understand it reports, gives the queues back, and the device
-//! goes on in its own event loop, which counts and answers what the guest did wrong; so a guest sees one device, whether
-//! the host has vhost-net or not.
+//! It only makes the device faster. When it meets a request that it does not understand, it signals a fault; the device
+//! takes the queues back and serves them in its event loop, which counts and answers the guest's faults. A guest
+//! therefore sees the same device with and without vhost-net.
 
 use std::io;
 use std::sync::Arc;
@@ -20,51 +20,52 @@ use crate::Interrupt;
 use crate::virtio::VirtQueue;
 use crate::virtio::queue::Loan;
 
-/// What a driver may have agreed on that changes how queues are read: the kernel has to know of it. The rest is between
+/// The features that affect how the queues are read, so that the kernel must know them. All other features concern only
 /// the driver and the tap.
 const QUEUE_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX | MRG_RXBUF;
 
-/// Who serves both queues of a device.
+/// The part of the host's kernel that serves both queues of a device. Tests have their own implementation.
 pub(super) trait Kernel: Send {
-    /// Begins to serve the queues, in the device's order. Where this fails nothing has been served.
+    /// Starts to serve the queues. If this fails, no request has been served.
     fn start(&mut self, work: &Work) -> io::Result<()>;
 
-    /// Stops. Returns each queue's index of the first request that was not taken; those before it are completed.
+    /// Stops. Returns for each queue the index of the first request that was not taken. All requests before it are
+    /// completed.
     fn stop(&mut self) -> io::Result<[u16; 2]>;
 }
 
-/// What is to be served.
+/// The queues to serve, in the device's order, and what they are served with.
 pub(super) struct Work<'a> {
     pub tap: &'a Tap,
-    /// As the driver accepted them.
+    /// The negotiated features.
     pub features: u64,
     pub queues: [(&'a VirtQueue, &'a Loan); 2],
     pub interrupt: &'a Interrupt,
-    /// To be fired where a request makes no sense.
+    /// Must be signalled when a request is malformed.
     pub fault: &'a EventFd,
 }
 
 /// An open /dev/vhost-net.
 pub struct Vhost {
     pub(super) kernel: Box<dyn Kernel>,
-    /// Fires where the kernel meets what it does not understand.
+    /// Signalled when the kernel meets a request that it does not understand.
     pub(super) fault: EventFd,
 }
 
 impl Vhost {
-    /// Opens /dev/vhost-net for a machine with this memory. A module that is not loaded yet is loaded by that.
+    /// Opens /dev/vhost-net for a machine with this memory. The open loads the kernel module if necessary.
     ///
     /// # Errors
     ///
-    /// Where the host has none (`NotFound`, or ENODEV), or does not let us use it.
+    /// If the host has no vhost-net (`NotFound`, or ENODEV), or this process has no permission to use it.
     pub fn open(memory: GuestMemoryMmap) -> io::Result<Vhost> {
         let net = Net::new(Arc::new(memory)).map_err(host("open /dev/vhost-net"))?;
         Vhost::of(Box::new(net))
     }
 
-    /// With a double in the kernel's place, which has the queues and does nothing, until the returned event has it give
-    /// them back.
+    /// Returns a test double of vhost-net that borrows the queues and serves nothing. A signal on the returned eventfd
+    /// makes the device take them back.
     #[cfg(any(test, feature = "driver"))]
     pub fn of_idler() -> io::Result<(Vhost, EventFd)> {
         let vhost = Vhost::of(Box::new(Idler([0; 2])))?;
@@ -72,13 +73,13 @@ impl Vhost {
         Ok((vhost, fault))
     }
 
-    /// With somebody else in the kernel's place.
+    /// Returns vhost-net with this implementation of the kernel.
     pub(super) fn of(kernel: Box<dyn Kernel>) -> io::Result<Vhost> {
         Ok(Vhost { kernel, fault: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)? })
     }
 }
 
-/// Serves nothing, and knows where the queues were when it got them.
+/// Serves nothing. Keeps the queues' indices at its start, which it returns when it stops.
 #[cfg(any(test, feature = "driver"))]
 struct Idler([u16; 2]);
 
@@ -102,7 +103,7 @@ impl Kernel for Net<Arc<GuestMemoryMmap>> {
             let missing = format!("the kernel does not know features {:#x}", features & !known);
             return Err(io::Error::new(io::ErrorKind::Unsupported, missing));
         }
-        // From here on the worker is there: one of this process's memory and cgroup.
+        // This starts the worker thread, which belongs to this process's memory and cgroup.
         self.set_owner().map_err(host("VHOST_SET_OWNER"))?;
         self.set_features(features).map_err(host("VHOST_SET_FEATURES"))?;
         self.set_mem_table(&regions(work.queues[RECEIVE].0.memory())).map_err(host("VHOST_SET_MEM_TABLE"))?;
@@ -112,11 +113,11 @@ impl Kernel for Net<Arc<GuestMemoryMmap>> {
         for (index, (queue, _)) in work.queues.iter().enumerate() {
             if let Err(error) = self.set_backend(index, Some(work.tap.file())) {
                 log::warn!("vhost-net: {}", host("VHOST_NET_SET_BACKEND")(error));
-                // The other queue may have been served: as where a request makes no sense, both are taken back.
+                // The other queue may already have been served. Signal a fault, after which both queues are taken back.
                 let _ = work.fault.write(1);
                 break;
             }
-            // A kick that came before the kernel listened; a full counter is a pending one all the same.
+            // For a kick that came before the kernel waited for it. If the counter is full, a kick is already pending.
             let _ = queue.kick().write(1);
         }
         Ok(())
@@ -125,18 +126,18 @@ impl Kernel for Net<Arc<GuestMemoryMmap>> {
     fn stop(&mut self) -> io::Result<[u16; 2]> {
         let mut next = [0; 2];
         for index in [RECEIVE, TRANSMIT] {
-            // Returns when the worker has completed what it had taken.
+            // This returns when the worker has completed all requests that it had taken.
             self.set_backend(index, None).map_err(host("VHOST_NET_SET_BACKEND"))?;
         }
         for index in [RECEIVE, TRANSMIT] {
-            // A split queue's index has 16 bits.
+            // The index of a split queue has 16 bits.
             next[index] = self.get_vring_base(index).map_err(host("VHOST_GET_VRING_BASE"))? as u16;
         }
         Ok(next)
     }
 }
 
-/// Tells the kernel of one queue.
+/// Passes the rings and eventfds of one queue to the kernel.
 fn set_up(
     net: &impl VhostBackend,
     index: usize,
@@ -162,7 +163,7 @@ fn set_up(
     net.set_vring_kick(index, queue.kick()).map_err(host("VHOST_SET_VRING_KICK"))
 }
 
-/// Guest memory as the kernel finds it in this process.
+/// Returns the regions of guest memory and their addresses in this process.
 fn regions(memory: &GuestMemoryMmap) -> Vec<VhostUserMemoryRegionInfo> {
     let region = |region: &GuestRegionMmap| VhostUserMemoryRegionInfo {
         guest_phys_addr: region.start_addr().0,
@@ -173,7 +174,7 @@ fn regions(memory: &GuestMemoryMmap) -> Vec<VhostUserMemoryRegionInfo> {
     memory.iter().map(region).collect()
 }
 
-/// Says at which step the host failed.
+/// Returns a function that adds the failed step to an error of the host.
 fn host(step: &'static str) -> impl FnOnce(vhost::Error) -> io::Error {
     move |error| match error {
         vhost::Error::VhostOpen(source) | vhost::Error::IoctlError(source) => {

@@ -1,4 +1,4 @@
-//! A queue that somebody outside of this process serves for a while, from its rings in guest memory.
+//! Loans: the host's kernel (vhost) serves a queue for a while, directly from its rings in guest memory.
 
 use std::sync::atomic::Ordering;
 
@@ -6,10 +6,10 @@ use virtio_queue::QueueT;
 
 use super::{Inside, QueueError, VirtQueue};
 
-/// Where a queue is, for whoever serves it in its owner's place.
+/// Addresses and state of a queue's rings, for the borrower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rings {
-    /// Entries.
+    /// Number of entries.
     pub size: u16,
     /// Guest physical address of the descriptor table.
     pub descriptors: u64,
@@ -17,20 +17,21 @@ pub struct Rings {
     pub avail: u64,
     /// Guest physical address of the used ring.
     pub used: u64,
-    /// The index of the first request in the available ring that nobody has taken.
+    /// Index of the next request to take from the available ring.
     pub next_avail: u16,
 }
 
-/// A queue is lent. A reset is complete only when this is dropped, by which time the queue is to be left alone.
+/// A loan of a queue. A reset completes only when the loan is dropped; from then on the borrower must not access the
+/// queue.
 #[derive(Debug)]
 pub struct Loan {
-    /// Where the queue was when it was lent.
+    /// The rings at the start of the loan.
     pub rings: Rings,
     _inside: Inside,
 }
 
 impl VirtQueue {
-    /// Lends the queue, which the driver has set up and whose owner does not serve it meanwhile.
+    /// Lends the queue. The driver must have set it up, and the owner must not serve it during the loan.
     pub fn lend(&self) -> Result<Loan, QueueError> {
         let inside = self.links.gate.enter().ok_or(QueueError::Reset { index: self.index })?;
         let rings = Rings {
@@ -43,10 +44,10 @@ impl VirtQueue {
         Ok(Loan { rings, _inside: inside })
     }
 
-    /// Takes the queue back from somebody who has completed every request before the one at `next_avail`.
+    /// Ends the loan. The borrower has completed all requests before the one at `next_avail`.
     pub fn take_back(&mut self, _loan: Loan, next_avail: u16) -> Result<(), QueueError> {
         let rings = |source| QueueError::Rings { index: self.index, source };
-        // Where the used ring ends only guest memory says. What a guest writes there is its own confusion.
+        // Only guest memory has the used index. A guest that overwrites it harms only itself.
         let used = self.queue.used_idx(&self.links.memory, Ordering::Acquire).map_err(rings)?;
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(used.0);

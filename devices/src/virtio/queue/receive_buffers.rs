@@ -1,7 +1,8 @@
-//! Messages from outside into whatever buffers the driver has put into a queue.
+//! Receive buffers: messages from the host are read directly into the buffers that the driver has put into a queue.
 //!
-//! How long a message is shows when it has been read, so that it is read into as many buffers as the longest could
-//! need; those that it did not reach go on to the next message, and at the end back to the ring.
+//! The length of a message is known only after it has been read. It is therefore read into enough buffers for the
+//! longest possible message. Buffers that it did not reach are used for the next message, and finally returned to the
+//! ring.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
@@ -12,81 +13,82 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice
 
 use super::{Chain, MAX_CHAIN, QueueError, QueueLinks, VirtQueue, check_chain, next_chain};
 
-/// The most messages that the driver gets in one go; the rest waits until others have been served.
+/// Limit of messages in one call of [`VirtQueue::receive`]; further messages wait until other queues have been served.
 const MESSAGES_MAX: usize = 256;
 
-/// The most pieces of a room: one less than a vectored host call takes, so that its caller may add one.
+/// Limit of pieces of guest memory for a message: one less than a vectored system call takes, because the caller adds
+/// one.
 const PIECES_MAX: usize = MAX_CHAIN - 1;
 
-/// What buffers messages need.
+/// Requirements on the receive buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand {
-    /// The least bytes of a buffer; a smaller one is refused.
+    /// Minimum length of a buffer in bytes. Smaller buffers are refused.
     pub buffer: usize,
-    /// Bytes of the longest message; where a buffer may be smaller, a message goes on in the next ones.
+    /// Length of the longest message in bytes. If it is larger than `buffer`, a message may continue in the next buffers.
     pub message: usize,
 }
 
-/// What became of a message.
+/// The result of reading a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes of the room are it, and not more than there are.
+    /// A message of this length, at most that of the buffers, is in the buffers.
     Message(usize),
-    /// There was one and it is lost.
+    /// A message was read and discarded.
     Lost,
-    /// There is none; the owner of the queue calls again when there may be.
+    /// There is no message. The queue's owner calls [`VirtQueue::receive`] again when there may be one.
     Nothing,
 }
 
-/// A buffer: its descriptor, its pieces, its bytes.
+/// One receive buffer: the head of its descriptor chain, its number of pieces, and its length in bytes.
 struct Buffer {
     head: u16,
     pieces: usize,
     len: usize,
 }
 
-/// The buffers for the next message.
+/// The receive buffers for the next message.
 #[derive(Default)]
-pub struct Room<'a> {
+pub struct ReceiveBuffers<'a> {
     buffers: VecDeque<Buffer>,
     pieces: VecDeque<VolatileSlice<'a>>,
     len: usize,
 }
 
-impl<'a> Room<'a> {
-    /// Bytes of all buffers.
+impl<'a> ReceiveBuffers<'a> {
+    /// Length of all buffers in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// There is none.
+    /// Whether there are no buffers.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Guest memory, piece by piece.
+    /// The buffers as pieces of guest memory.
     pub fn pieces(&mut self) -> &[VolatileSlice<'a>] {
         self.pieces.make_contiguous()
     }
 
-    /// How many buffers a message takes.
+    /// Number of buffers that a message of `message` bytes needs.
     pub fn buffers_for(&self, message: usize) -> usize {
-        let mut room = 0;
+        let mut len = 0;
         let enough = self.buffers.iter().position(|buffer| {
-            room += buffer.len;
-            room >= message
+            len += buffer.len;
+            len >= message
         });
         enough.map_or(self.buffers.len(), |at| at + 1)
     }
 
-    /// Writes `data` at a place in the message; what lies outside of the room is lost.
+    /// Writes `data` at `offset` of the message. Bytes past the end of the buffers are discarded.
     pub fn write(&self, mut offset: usize, mut data: &[u8]) {
         for piece in &self.pieces {
             if offset >= piece.len() {
                 offset -= piece.len();
                 continue;
             }
-            // A piece takes what fits, and never fails on a range inside of itself.
+            // This writes as much as fits. It cannot fail, because `offset` is inside the piece.
             let written = piece.write(data, offset).unwrap_or(0);
             (offset, data) = (0, &data[written..]);
             if data.is_empty() {
@@ -102,7 +104,7 @@ impl<'a> Room<'a> {
         let take = || {
             for descriptor in chain {
                 if !descriptor.is_write_only() {
-                    return Err("buffer to read among those to write to");
+                    return Err("device-readable buffer in a receive queue");
                 }
                 let piece = memory
                     .get_slice(descriptor.addr(), descriptor.len() as usize)
@@ -116,7 +118,7 @@ impl<'a> Room<'a> {
             if len < least {
                 return Err("buffer too small");
             }
-            if self.pieces.len() > PIECES_MAX { Err("buffers of too many pieces") } else { Ok(()) }
+            if self.pieces.len() > PIECES_MAX { Err("buffers have too many pieces") } else { Ok(()) }
         });
         if let Err(fault) = taken {
             self.pieces.truncate(before);
@@ -127,7 +129,7 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// Completes the buffers that a message of `len` bytes lies in.
+    /// Completes the buffers that contain a message of `len` bytes.
     fn complete(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap, len: usize) -> Result<(), Error> {
         let count = self.buffers_for(len);
         let (first, mut rest) = (queue.next_used(), len);
@@ -141,7 +143,7 @@ impl<'a> Room<'a> {
                 queue.set_next_used(used);
                 queue.add_used(memory, buffer.head, written as u32)?;
             } else {
-                // The driver may look as soon as the index moves, and wants all of a message then: it moves last.
+                // The used index changes only with the last buffer: when the driver sees it, it expects a whole message.
                 let element = u64::from(buffer.head) | (written as u64) << 32;
                 let slot = queue.used_ring() + 4 + 8 * u64::from(used % queue.size());
                 memory.write_obj(element.to_le(), GuestAddress(slot)).map_err(Error::GuestMemory)?;
@@ -150,21 +152,22 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// Puts what is left back into the ring.
+    /// Returns the remaining buffers to the ring.
     fn give_back(self, queue: &mut Queue) {
         queue.set_next_avail(queue.next_avail().wrapping_sub(self.buffers.len() as u16));
     }
 }
 
 impl VirtQueue {
-    /// Has `op` read messages into the driver's buffers until there is none, then interrupts once if the driver wants
-    /// to know. Without enough buffers the driver is asked for a kick, and its owner calls again then.
+    /// Calls `op` to read messages into the receive buffers until there is none, then interrupts once if the driver
+    /// wants an interrupt. If there are not enough buffers, the driver is asked for a kick; the owner must then call
+    /// this again.
     ///
-    /// A message is read only when the longest would fit, or the driver has given all that the ring can hold.
+    /// `op` is called only when the longest message would fit, or when the buffers fill the whole ring.
     pub fn receive(
         &mut self,
         demand: Demand,
-        op: impl FnMut(&mut Room) -> Received,
+        op: impl FnMut(&mut ReceiveBuffers) -> Received,
     ) -> Result<(), QueueError> {
         if !self.is_ready() {
             return Ok(());
@@ -177,71 +180,75 @@ impl VirtQueue {
             .map_err(|source| QueueError::Rings { index, source })
     }
 
-    fn fill(&mut self, demand: Demand, mut op: impl FnMut(&mut Room) -> Received) -> Result<(), Error> {
+    fn fill(
+        &mut self,
+        demand: Demand,
+        mut op: impl FnMut(&mut ReceiveBuffers) -> Received,
+    ) -> Result<(), Error> {
         let VirtQueue { index, queue, links, faults, .. } = self;
         let memory = &links.memory;
         let mut refuse = |head: u16, fault: &str| {
             *faults = faults.saturating_add(1);
             links.interrupt.fault(format_args!("queue {index}, descriptor {head}: {fault}"));
         };
-        let mut room = Room::default();
+        let mut buffers = ReceiveBuffers::default();
         queue.disable_notification(memory)?;
         for _ in 0..MESSAGES_MAX {
-            let gathered = gather(&mut room, queue, memory, (demand, &mut refuse))?;
+            let gathered = gather(&mut buffers, queue, memory, (demand, &mut refuse))?;
             if gathered == Gathered::Refused {
                 break;
             }
             if gathered == Gathered::TooLittle || links.gate.is_closed() {
-                room.give_back(queue);
+                buffers.give_back(queue);
                 return Ok(());
             }
-            match op(&mut room) {
-                Received::Message(len) => room.complete(queue, memory, len)?,
+            match op(&mut buffers) {
+                Received::Message(len) => buffers.complete(queue, memory, len)?,
                 Received::Lost => {}
                 Received::Nothing => {
-                    room.give_back(queue);
+                    buffers.give_back(queue);
                     return Ok(());
                 }
             }
         }
-        room.give_back(queue);
-        // A full counter is a pending kick all the same.
+        buffers.give_back(queue);
+        // If the counter is full, a kick is already pending.
         let _ = links.kick.write(1);
         Ok(())
     }
 }
 
-/// What there is for the next message.
+/// The result of collecting buffers for the next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gathered {
     Enough,
-    /// The driver has to bring more, and kicks then.
+    /// The driver must add more buffers, and then kicks.
     TooLittle,
-    /// So many buffers of no use that others come first.
+    /// So many buffers were refused that other queues must be served first.
     Refused,
 }
 
-/// Takes buffers off the ring until the longest message fits.
+/// Takes buffers from the ring until the longest message fits.
 fn gather<'a>(
-    room: &mut Room<'a>,
+    buffers: &mut ReceiveBuffers<'a>,
     queue: &mut Queue,
     memory: &'a GuestMemoryMmap,
     (demand, refuse): (Demand, &mut impl FnMut(u16, &str)),
 ) -> Result<Gathered, Error> {
     let mut refused = 0;
-    while room.len < demand.message {
+    while buffers.len < demand.message {
         let Some(chain) = next_chain(queue, memory)? else {
             if queue.enable_notification(memory)? {
                 queue.disable_notification(memory)?;
                 continue;
             }
-            let is_all = !room.is_empty() && room.pieces.len() >= usize::from(queue.size());
+            let is_all = !buffers.is_empty() && buffers.pieces.len() >= usize::from(queue.size());
             return Ok(if is_all { Gathered::Enough } else { Gathered::TooLittle });
         };
         let head = chain.head_index();
-        match room.add(chain, memory, demand.buffer) {
+        match buffers.add(chain, memory, demand.buffer) {
             Ok(()) => {}
-            Err(fault) if room.is_empty() => {
+            Err(fault) if buffers.is_empty() => {
                 refuse(head, fault);
                 if head < queue.size() {
                     queue.add_used(memory, head, 0)?;
@@ -251,7 +258,7 @@ fn gather<'a>(
                     return Ok(Gathered::Refused);
                 }
             }
-            // It is refused when it is the first: buffers are completed in their order.
+            // A bad buffer is refused only when it is the first, because buffers are completed in order.
             Err(_) => {
                 queue.go_to_previous_position();
                 return Ok(Gathered::Enough);
@@ -261,20 +268,20 @@ fn gather<'a>(
     Ok(Gathered::Enough)
 }
 
-/// Interrupts if the driver wants to know of what was completed since the used index was `told`.
+/// Interrupts if the driver wants an interrupt for the buffers completed since the used index was `told`.
 fn tell_since(told: u16, queue: &Queue, links: &QueueLinks) -> Result<(), Error> {
     let used = queue.next_used();
     if used == told {
         return Ok(());
     }
-    // The used index is written before the driver's wish is read, as the driver does it the other way round.
+    // The used index must be written before the driver's flag or used_event is read; the driver does the reverse.
     fence(Ordering::SeqCst);
     let load = |offset: u64| -> Result<u16, Error> {
         let at = GuestAddress(queue.avail_ring() + offset);
         links.memory.load(at, Ordering::Relaxed).map(u16::from_le).map_err(Error::GuestMemory)
     };
     let wanted = if queue.event_idx_enabled() {
-        // VIRTIO 1.2, 2.7.7.2: used_event lies behind the ring.
+        // VIRTIO 1.2, 2.7.7.2: used_event follows the available ring.
         let event = load(4 + 2 * u64::from(queue.size()))?;
         used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(told)
     } else {
