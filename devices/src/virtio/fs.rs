@@ -1,19 +1,19 @@
-//! virtio-fs (VIRTIO 1.2, 5.11): directories and files of the host in the guest, served in this process.
+//! virtio-fs (VIRTIO 1.2, 5.11; device ID 26): the guest mounts directories and files of the host; this process serves
+//! them.
 //!
-//! Device 26. Queue 0 is hiprio (FORGET), queue 1 takes requests; the notification queue is not offered
-//! (VIRTIO_FS_F_NOTIFICATION), nor is a DAX window. Configuration: a tag of 36 bytes and the number of request queues.
-//! One thread ([`worker`]) owns both queues and the server.
+//! Queue 0 is hiprio (FORGET), queue 1 is the request queue. The device offers neither a notification queue
+//! (VIRTIO_FS_F_NOTIFICATION) nor a DAX window. The configuration space contains a tag of 36 bytes and the number of
+//! request queues. One thread ([`worker`]) owns both queues and the server.
 //!
-//! The server is our own and not fuse-backend-rs's passthrough with its Vfs, for what those cannot do as they are:
-//! serve single files; refuse changes to a read-only share; take an open descriptor instead of a path; take a share
-//! away again, with every descriptor of it; give each share a device number of its own (FUSE_SUBMOUNTS), so that
-//! `tar` and `find -xdev` work; run without privileges, where a per-request change of user fails; SYNCFS,
-//! COPY_FILE_RANGE and TMPFILE; set-group-ID directories and default ACLs with the caller's umask; page caches that
-//! outlive an open (KEEP_CACHE for unchanged files, which every `execve` of a shared library asks for). They also
-//! clear the whole process's umask.
+//! The server does not use fuse-backend-rs's passthrough and Vfs, because they cannot: serve single files; refuse
+//! changes to a read-only share; start from an open file descriptor instead of a path; remove a share with all its file
+//! descriptors; give each share its own device number (FUSE_SUBMOUNTS), which `tar` and `find -xdev` need; run without
+//! privileges, where a change of user per request fails; SYNCFS, COPY_FILE_RANGE and TMPFILE; set-group-ID directories
+//! and default ACLs with the caller's umask; keep the guest's page cache from one open to the next (KEEP_CACHE for
+//! unchanged files, such as shared libraries at every `execve`). They also clear the umask of the whole process.
 //!
-//! Read on in this order: [`share`], `server`, `entry`, [`nodes`], `file`, `dir`, `attr`, `xattr`, `table`,
-//! `inode`, `identity`, `credentials`.
+//! Read in this order: [`share`], `server`, `entry`, [`nodes`], `file`, `dir`, `attr`, `xattr`, `table`, `inode`,
+//! `identity`, `credentials`.
 
 use std::io;
 
@@ -47,11 +47,11 @@ use worker::Worker;
 
 /// VIRTIO 1.2, section 5: the device type of a file system.
 const DEVICE_ID: u32 = 26;
-/// Bytes of the tag in the configuration space, padded with NUL (VIRTIO 1.2, 5.11.4).
+/// Length of the tag in the configuration space, padded with NUL (VIRTIO 1.2, 5.11.4).
 pub const TAG_LEN: usize = 36;
-/// FORGETs wait for nothing: few are under way.
+/// FORGETs complete quickly, so few are outstanding.
 const HIPRIO_QUEUE_SIZE: u16 = 64;
-/// Linux uses at most the ring's size less 4 pages for one request: 512 leaves room for 256 pages and others' requests.
+/// For one request Linux uses at most the ring's size minus 4 pages: 512 is enough for 256 pages and other requests.
 const REQUEST_QUEUE_SIZE: u16 = 512;
 
 /// A virtio-fs device.
@@ -61,7 +61,7 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Returns a device with the name `tag`, by which the guest mounts it; of a longer one, the first 36 bytes count.
+    /// Returns a device with the tag `tag`, by which the guest mounts it. A tag is truncated to 36 bytes.
     pub fn new(tag: &str, server: Box<dyn FileServer>) -> Fs {
         let mut padded = [0; TAG_LEN];
         let len = tag.len().min(TAG_LEN);

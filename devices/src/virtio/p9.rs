@@ -1,15 +1,16 @@
-//! virtio-9p (VIRTIO 1.2 names the device type alone; Linux `net/9p/trans_virtio.c`): the share for guests without virtio-fs.
+//! virtio-9p (device ID 9; VIRTIO 1.2 only assigns the ID, see Linux `net/9p/trans_virtio.c`): the share for guests without
+//! virtio-fs.
 //!
-//! Device 9, one queue for requests. Feature VIRTIO_9P_MOUNT_TAG: the configuration is the tag, `len[2]` and its bytes.
-//! The protocol is 9P2000.L (`server`), translated into the operations of the file server behind virtio-fs, so that all that
-//! touches the host exists once: the same tree, inode table, credentials, rules for names and read-only shares. The
-//! thread is [`super::fs::worker`]'s, too.
+//! The device has one request queue and offers VIRTIO_9P_MOUNT_TAG: the configuration space contains the tag as `len[2]`
+//! and its bytes. The protocol is 9P2000.L (`server`). It is translated into the operations of virtio-fs's file server, so
+//! that all code that accesses the host exists once: tree, inode table, credentials, rules for names and read-only binds.
+//! The device also uses the thread of [`super::fs::worker`].
 //!
-//! Weaker than virtio-fs by the protocol: locks are the guest's alone, as there, but whoever writes loses set-user-ID bits,
-//! privileged or not; no fallocate, SEEK_HOLE or renameat2 flags; the original RENAME and REMOVE, of a file with several
-//! names, act on the one last found.
+//! The protocol lacks some features of virtio-fs. A write clears set-user-ID bits even if the writing process is
+//! privileged. There is no fallocate, SEEK_HOLE or renameat2 flags. The original RENAME and REMOVE act on the last name
+//! found if a file has several. Locks are managed by the guest's kernel alone, as with virtio-fs.
 //!
-//! Read on in this order: `server`, `names`, `files`, `attributes`, `fids`, `numbers`, `wire`.
+//! Read in this order: `server`, `names`, `files`, `attributes`, `fids`, `numbers`, `wire`.
 
 use std::io;
 
@@ -29,11 +30,11 @@ pub use server::{MSIZE_MAX, server};
 
 /// VIRTIO 1.2, section 5: the device type of a 9P transport.
 const DEVICE_ID: u32 = 9;
-/// The tag is in the configuration space (`include/uapi/linux/virtio_9p.h`).
+/// VIRTIO_9P_MOUNT_TAG: the tag is in the configuration space (`include/uapi/linux/virtio_9p.h`).
 const MOUNT_TAG: u64 = 1 << 0;
-/// The longest tag that the device takes.
+/// Limit of the tag's length in bytes.
 pub const TAG_MAX: usize = 255;
-/// Linux uses 128 descriptors for one request at most, whatever there are.
+/// Linux uses at most 128 descriptors for one request, even if the queue is larger.
 const QUEUE_SIZE: u16 = 128;
 
 /// A virtio-9p device.
@@ -43,7 +44,7 @@ pub struct P9 {
 }
 
 impl P9 {
-    /// Returns a device with the name `tag`, by which the guest mounts it; of a longer one, the first 255 bytes count.
+    /// Returns a device with the tag `tag`, by which the guest mounts it. A tag is truncated to 255 bytes.
     pub fn new(tag: &str, server: Box<dyn FileServer>) -> P9 {
         let tag = &tag.as_bytes()[..tag.len().min(TAG_MAX)];
         let config = [&(tag.len() as u16).to_le_bytes(), tag].concat();

@@ -1,4 +1,4 @@
-//! Attributes: the host's `struct stat` as the guest sees it, and what the guest changes of it.
+//! File attributes: conversion of the host's `struct stat` for the guest, and SETATTR.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -10,25 +10,25 @@ use super::share::Child;
 use super::sys::{self, Stat};
 use super::wire::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
 
-/// How long, in seconds, the guest may go by what it was told of names (also of missing ones) and attributes: the
-/// time after which it sees what the host has changed.
+/// Seconds for which the guest may cache names (also missing ones) and attributes. The guest sees changes by the host
+/// after at most this time.
 pub const VALID: u64 = 1;
 
-/// Whose user and group numbers the guest sees.
+/// The mapping of user and group IDs between host and guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// The host's own: the server runs as root.
+    /// Identity: the server runs as root.
     Host,
-    /// The server runs as this ordinary user and group, to whom all that the guest makes belongs: they are the guest's
-    /// root, and everybody else is nobody, as in a user namespace with one mapping.
+    /// The server runs as this unprivileged user and group, which own all files that the guest creates. In the guest they
+    /// are root, and all other users are nobody, as in a user namespace with a single mapping.
     Single(u32, u32),
 }
 
-/// The user and group of whom a single mapping knows nothing.
+/// User and group ID in the guest of all IDs without a mapping.
 const NOBODY: u32 = 65534;
 
 impl Owners {
-    /// Who the process is.
+    /// Returns the mapping for the effective user of this process.
     pub fn of_process() -> Owners {
         match sys::effective_ids() {
             (0, _) => Owners::Host,
@@ -48,10 +48,10 @@ impl Owners {
 }
 
 impl ShareServer {
-    /// The attributes of a host file as the guest sees them.
+    /// Returns the attributes of a host file as the guest sees them.
     pub fn attr_of(&self, inode: &Inode, stat: &Stat) -> Attr {
         let (uid, gid) = self.owners.to_guest(stat.st_uid, stat.st_gid);
-        // A single file lives in the virtual file system, and its number must be one of that.
+        // A bound single file belongs to the virtual file system, so its inode number must come from there.
         let single = inode.is_bind_root() && !inode.is_dir();
         Attr {
             ino: if single { inode.bind.id } else { stat.st_ino },
@@ -73,7 +73,7 @@ impl ShareServer {
         }
     }
 
-    /// The attributes of a virtual directory: nobody may write it, and its times are the epoch.
+    /// Returns the attributes of a virtual directory: not writable, all times are the epoch.
     pub fn virtual_attr(id: u64) -> Attr {
         Attr {
             ino: Child::Dir(id).ino(),
@@ -89,11 +89,11 @@ impl ShareServer {
         attr.put(&mut self.reply);
     }
 
-    /// Answers with an inode of which a lookup was counted. `parent_dev` is the device of the directory it was found in.
+    /// Replies with an inode whose lookup has been counted. `parent_dev` is the device of its parent directory.
     pub(super) fn put_entry(&mut self, inode: &Inode, stat: &Stat, parent_dev: Option<u64>) {
         let mut attr = self.attr_of(inode, stat);
-        // Another device below, or a share below the virtual root: the guest gives it a device number of its own, so that
-        // no two files have the same pair of device and inode number.
+        // A mount point below a bind, or a bind in the virtual tree: the guest gives it a separate device number, so that
+        // no two files have the same device and inode number.
         if self.submounts && inode.is_dir() && parent_dev != Some(stat.st_dev) {
             attr.flags = ATTR_SUBMOUNT;
         }
@@ -123,7 +123,7 @@ impl ShareServer {
         inode.writable()?;
         let fd = inode.fd()?;
         if input.valid & set::MODE != 0 {
-            // The guest's kernel has dropped set-group-ID where the caller may not set it.
+            // The guest's kernel has already cleared set-group-ID if the caller may not set it.
             self.credentials().keep_setid(true);
             let mode = input.mode & 0o7777;
             let link = MagicLink::new("", fd.as_fd().as_raw_fd());

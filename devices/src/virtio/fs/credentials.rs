@@ -1,19 +1,20 @@
 // UNSAFETY: file-system credentials, capabilities, umask and working directory of one thread can be changed only by
 // raw system calls (the C library's wrappers change every thread's).
 #![allow(unsafe_code)]
-//! As whom a request acts on the host.
+//! The credentials with which a request acts on the host.
 //!
-//! The guest's kernel has checked permissions before it asks (a virtio-fs mount always has `default_permissions`), so
-//! the server acts with all the privilege it has, and only what it *makes* must belong to the right user. The kernel
-//! gives a new inode the thread's fsuid and fsgid (and a set-group-ID directory's group, and a default ACL's entries,
-//! which is why creating as root and changing the owner afterwards is not the same, and would show the file to others
-//! before it is right). A change of fsuid normally takes CAP_DAC_OVERRIDE and its like away; SECBIT_NO_SETUID_FIXUP
-//! keeps them, so that a creation that the caller may do by a supplementary group does not fail on the host.
+//! The guest's kernel checks permissions before it sends a request (a virtio-fs mount always has `default_permissions`),
+//! so the server acts with all its privileges, and only the files that it *creates* must belong to the right user. The
+//! kernel gives a new inode the thread's fsuid and fsgid, or the group of a set-group-ID directory, and the entries of a
+//! default ACL. Creating the file as root and changing its owner afterwards would give a different result, and for a
+//! moment show other processes a file with the wrong owner. A change of fsuid normally drops CAP_DAC_OVERRIDE and similar
+//! capabilities. SECBIT_NO_SETUID_FIXUP keeps them, so that a creation that a supplementary group permits to the caller
+//! does not fail on the host.
 //!
-//! CAP_FSETID is what keeps set-user-ID bits alive over a write. The guest says for each write whether its writer has
-//! it (FUSE_HANDLE_KILLPRIV_V2); it is switched only when that answer changes.
+//! With CAP_FSETID, set-user-ID bits survive a write. The guest says for each write whether the writing process has that
+//! capability (FUSE_HANDLE_KILLPRIV_V2); the server switches its own only when the answer changes.
 //!
-//! Without privilege none of this is possible: everything made belongs to the user that runs the server.
+//! Without privileges none of this is possible: all new files belong to the user that runs the server.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -40,12 +41,12 @@ struct CapabilitySet {
     inheritable: u32,
 }
 
-/// The credentials of the server's thread. It belongs to the thread that made it.
+/// The credentials of the server's thread. Only the thread that created this value may use it.
 pub struct Credentials {
     privileged: bool,
-    /// The umask is this thread's own.
+    /// The umask belongs to this thread alone.
     own_umask: bool,
-    /// The working directory is /proc/self/fd, and this thread's own.
+    /// The working directory belongs to this thread alone and is /proc/self/fd.
     in_proc_self_fd: bool,
     umask: u32,
     fsetid: bool,
@@ -53,34 +54,36 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Makes this thread ready: own umask and working directory (which becomes `proc_self_fd`), capabilities that stay.
+    /// Prepares this thread: separates its umask and working directory (which becomes `proc_self_fd`) from those of the
+    /// process, and makes its capabilities survive a change of fsuid.
     pub fn take_over(proc_self_fd: BorrowedFd) -> Credentials {
         // SAFETY: no pointers; detaches this thread's umask and working directory from the other threads'.
         let own_umask = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
         if !own_umask {
             log::debug!("file server: no umask of its own: {}", std::io::Error::last_os_error());
         }
-        // Where this fails, the number of a descriptor would name a file in whatever directory the process is in.
+        // If this fails, relative paths must not be used: a descriptor's number would name a file in the process's
+        // working directory.
         // SAFETY: no pointers; changes the directory of this thread alone, which has just left the others'.
         let in_proc_self_fd = own_umask && unsafe { libc::fchdir(proc_self_fd.as_raw_fd()) } == 0;
         if own_umask && !in_proc_self_fd {
             log::debug!("file server: enter /proc/self/fd: {}", std::io::Error::last_os_error());
         }
-        // Where the umask is the whole process's it is cleared once, and callers' umasks are applied here.
+        // A umask that belongs to the whole process is cleared once, and `create_as` applies the callers' umasks.
         set_umask(0);
         let capabilities = capabilities();
         let has = |cap: u32| capabilities[0].effective & (1 << cap) != 0;
         let (uid, _) = sys::effective_ids();
         let privileged = uid == 0 && has(CAP_SETUID) && has(CAP_SETGID);
         if privileged {
-            // SAFETY: no pointers. If it fails, creations act with the caller's rights alone.
+            // SAFETY: no pointers. If it fails, files are created with the caller's rights alone.
             let kept = unsafe {
                 let bits = libc::prctl(libc::PR_GET_SECUREBITS);
                 libc::prctl(libc::PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP) == 0
             };
             if !kept {
                 log::debug!(
-                    "file server: capabilities go with the user: {}",
+                    "file server: keep capabilities when the user changes: {}",
                     std::io::Error::last_os_error()
                 );
             }
@@ -95,14 +98,15 @@ impl Credentials {
         }
     }
 
-    /// The working directory is /proc/self/fd: a descriptor's number is a path to what it refers to.
+    /// Whether the working directory is /proc/self/fd, so that a descriptor's number is a path to its file.
     pub fn in_proc_self_fd(&self) -> bool {
         self.in_proc_self_fd
     }
 
-    /// Acts as the guest's `uid` and `gid` with `umask` until the guard goes; returns `mode` as to be asked for.
+    /// Creates files as the guest's `uid` and `gid` with `umask` until the guard is dropped. Also returns the mode to pass
+    /// to the system call.
     pub fn create_as(&mut self, (uid, gid): (u32, u32), umask: u32, mode: u32) -> (Creating, u32) {
-        // The guest's kernel has dropped set-group-ID from the mode where it must.
+        // The guest's kernel has already cleared set-group-ID in the mode if necessary.
         self.keep_setid(true);
         let umask = umask & 0o777;
         let mode = if self.own_umask { mode } else { mode & !umask };
@@ -112,14 +116,14 @@ impl Credentials {
         }
         let changed = self.privileged && (uid, gid) != (0, 0);
         if changed {
-            // The group first: without SECBIT_NO_SETUID_FIXUP the right to change it goes with the user.
+            // The group first: without SECBIT_NO_SETUID_FIXUP a change of user drops the capability to change the group.
             set_fsgid(gid);
             set_fsuid(uid);
         }
         (Creating { changed }, mode)
     }
 
-    /// Lets writes keep (`true`) or kill set-user-ID and set-group-ID bits, as the guest's writer may.
+    /// Sets whether writes keep or clear set-user-ID and set-group-ID bits, as for the writing process in the guest.
     pub fn keep_setid(&mut self, keep: bool) {
         let able = self.capabilities[0].effective & (1 << CAP_FSETID) != 0;
         if !able || self.fsetid == keep {
@@ -137,7 +141,7 @@ impl Credentials {
     }
 }
 
-/// While it lives, what the thread makes belongs to somebody else.
+/// RAII guard: files created meanwhile are owned by the guest's caller.
 pub struct Creating {
     changed: bool,
 }
@@ -145,7 +149,7 @@ pub struct Creating {
 impl Drop for Creating {
     fn drop(&mut self) {
         if self.changed {
-            // The other way round: root again first, which gives the right to change the group.
+            // In reverse order: the user first, because root has the capability to change the group.
             set_fsuid(0);
             set_fsgid(0);
         }

@@ -1,4 +1,4 @@
-//! Reading directories.
+//! Reading directories: OPENDIR, READDIR and READDIRPLUS.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -14,38 +14,38 @@ use super::sys;
 use super::table::Handle;
 use super::wire::{Attr, Dirent, EntryOut, OpenOut, OutHeader, ReadIn};
 
-/// What one getdents64(2) fills: a directory that is being read costs as much, until its end is reached.
+/// Size of the buffer for getdents64(2). A directory that is being read has one until its end is reached.
 const BUFFER_LEN: usize = 16 << 10;
-/// How many directories keep it between two requests: 1 MiB in all, however many the guest has open. One that has lost
-/// it is read again from where its reader is.
+/// Limit of directories that keep their buffer between two requests: 1 MiB in total, independent of the number of open
+/// directories. A directory that has lost its buffer is read again from the cursor's offset.
 pub const MAX_BUFFERS: usize = 64;
-/// The longest answer to READDIR. Linux 6.1 asks for a page at a time.
+/// Limit of a reply to READDIR, in bytes. Linux 6.1 requests a page at a time.
 const MAX_REPLY: usize = 64 << 10;
 /// Bytes of `struct linux_dirent64` before the name: inode, offset, record length, type.
 const HOST_HEADER: usize = 19;
 
-/// Where a directory's reader is.
+/// Read position of an open directory.
 #[derive(Default)]
 pub struct Cursor {
-    /// Records as getdents64(2) wrote them; those before `used` are delivered.
+    /// Records from getdents64(2). Those before `used` have been delivered.
     records: Vec<u8>,
     used: usize,
-    /// The offset that the next record follows.
+    /// Offset of the last delivered record.
     offset: u64,
-    /// There is nothing more.
+    /// The end of the directory was reached.
     ended: bool,
-    /// It is among those that keep their records.
+    /// The cursor is in [`Buffers`] and may keep its records.
     keeps: bool,
-    /// It is no more: the host's file is further than `offset`.
+    /// Undelivered records were dropped: the host's file position is past `offset`.
     lost: bool,
 }
 
-/// The directories that keep their records between two requests, the longest first.
+/// The directories that keep their records between two requests, oldest first.
 #[derive(Default)]
 pub struct Buffers(VecDeque<Weak<Handle>>);
 
 impl Buffers {
-    /// Lets a directory keep its records, and the one that has kept them longest lose them if they are too many.
+    /// Adds a directory that keeps its records. If there are too many, the oldest loses its records.
     fn keep(&mut self, handle: &Arc<Handle>) {
         self.0.push_back(Arc::downgrade(handle));
         if self.0.len() > MAX_BUFFERS
@@ -57,10 +57,10 @@ impl Buffers {
     }
 }
 
-/// One entry as the host gives it.
+/// One directory entry of the host.
 struct Record<'a> {
     ino: u64,
-    /// Where to go on after this entry.
+    /// Offset at which reading continues after this entry.
     offset: u64,
     kind: u8,
     name: &'a CStr,
@@ -68,7 +68,7 @@ struct Record<'a> {
 }
 
 impl Cursor {
-    /// Goes to `offset`, which is 0 or was delivered with some entry.
+    /// Moves to `offset`, which is 0 or was delivered with an entry.
     fn seek(&mut self, file: &File, offset: u64) -> Result<()> {
         if offset == self.offset && !self.lost && (offset != 0 || !self.ended) {
             return Ok(());
@@ -79,7 +79,7 @@ impl Cursor {
         Ok(())
     }
 
-    /// Gives the records up; what was not delivered of them is read again.
+    /// Drops the records. Undelivered ones are read again later.
     fn lose(&mut self) {
         self.lost |= self.used < self.records.len();
         self.records = Vec::new();
@@ -87,13 +87,13 @@ impl Cursor {
         self.keeps = false;
     }
 
-    /// Bytes of the host's memory that it takes.
+    /// Size of the buffer in bytes.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.records.capacity()
     }
 
-    /// The next entry, which stays the next one until [`Self::advance`]; `None` at the end.
+    /// Returns the next entry without consuming it (see [`Self::advance`]), or `None` at the end.
     fn peek(&mut self, file: &File) -> Result<Option<Record<'_>>> {
         if self.used == self.records.len() && !self.ended {
             self.records.resize(BUFFER_LEN, 0);
@@ -119,7 +119,7 @@ impl Cursor {
     }
 }
 
-/// Reads one `struct linux_dirent64` from the front of `bytes`.
+/// Parses the `struct linux_dirent64` at the front of `bytes`.
 fn parse(bytes: &[u8]) -> Option<Record<'_>> {
     let number = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let len = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
@@ -157,7 +157,7 @@ impl ShareServer {
         loop {
             let record = match cursor.peek(&handle.file) {
                 Ok(Some(record)) => record,
-                // Entries with counted lookups must reach the guest; it meets the error when it asks for more.
+                // The guest must get the entries whose lookups were counted. It gets the error with its next request.
                 Err(_) if self.reply.len() > OutHeader::SIZE => break,
                 Ok(None) => break,
                 Err(errno) => return Err(errno),
@@ -178,19 +178,19 @@ impl ShareServer {
         Ok(())
     }
 
-    /// Appends one entry; with `plus`, also a lookup of it.
+    /// Appends one entry. With `plus` it also looks the entry up.
     fn put_record(&mut self, dir: &Arc<Inode>, record: &Record, plus: bool) {
         let name = record.name.to_bytes();
         let dots = name == b"." || name == b"..";
         if plus {
-            // The guest knows the two dots, and what vanishes meanwhile it looks up itself.
+            // The guest knows `.` and `..`. An entry that has vanished gets no lookup.
             let found = if dots { None } else { self.lookup_host(dir, record.name).ok() };
             match found {
                 Some((inode, stat)) => self.put_entry(&inode, &stat, Some(dir.key.0)),
                 None => self.put_nothing(),
             }
         }
-        // What is above a share is none of the guest's business.
+        // The guest must not see the inode number of the directory above a bind.
         let ino = if dots { dir.key.1 } else { record.ino };
         self.put_dirent(name, Dirent { ino, off: record.offset, namelen: 0, kind: u32::from(record.kind) });
     }
@@ -225,7 +225,7 @@ impl ShareServer {
         Ok(())
     }
 
-    /// An entry of which no lookup was counted.
+    /// Appends the attributes of an entry without a counted lookup.
     fn put_nothing(&mut self) {
         EntryOut::default().put(&mut self.reply);
         Attr::default().put(&mut self.reply);
@@ -239,7 +239,7 @@ impl ShareServer {
     }
 }
 
-/// Bytes of an entry in the reply.
+/// Length of an entry in the reply, in bytes.
 fn entry_len(name: &[u8], plus: bool) -> usize {
     let entry = if plus { EntryOut::SIZE + Attr::SIZE } else { 0 };
     entry + Dirent::SIZE + name.len().next_multiple_of(8)

@@ -1,4 +1,4 @@
-//! Names: looking them up, making, moving and removing them.
+//! Directory entries: lookup, creation, rename, link and removal.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,7 +15,7 @@ use super::wire::{
     Attr, BatchForgetIn, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn, op,
 };
 
-/// A symbolic link's longest target, NUL not counted.
+/// Limit of the length of a symbolic link's target, without NUL.
 const MAX_TARGET: usize = 4095;
 const LOOKUP_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
@@ -30,7 +30,7 @@ impl ShareServer {
         };
         match found {
             Err(Errno(libc::ENOENT)) => {
-                // A missing name is remembered as long as a present one.
+                // The guest caches a missing name as long as an existing one.
                 self.put_node(0, Attr::default());
                 Ok(())
             }
@@ -52,13 +52,13 @@ impl ShareServer {
         Ok(())
     }
 
-    /// Looks a name up in a host directory and counts the lookup.
+    /// Looks up a name in a host directory and counts the lookup.
     pub(super) fn lookup_host(&self, dir: &Arc<Inode>, name: &CStr) -> Result<(Arc<Inode>, Stat)> {
         if !dir.is_dir() {
             return Err(Errno(libc::ENOTDIR));
         }
         let dir_fd = dir.fd()?;
-        // Where the last name was known, this one probably is, and its attributes are all that is needed.
+        // If the last name looked up here was that of a known inode, this one probably is too, and stat is enough.
         if dir.names_known.load(Ordering::Relaxed) {
             let stat = sys::stat_at(dir_fd.as_fd(), name)?;
             let known = self.shared.table.lock().unwrap().find(&dir.bind, &stat);
@@ -77,7 +77,7 @@ impl ShareServer {
         Ok((inode, stat))
     }
 
-    /// Counts a lookup of a file that has just been made through `file`.
+    /// Counts a lookup of a newly created file, open as `file`.
     pub(super) fn intern_open(&self, dir: &Inode, file: BorrowedFd) -> Result<(Arc<Inode>, Stat)> {
         let stat = sys::fstat(file)?;
         let link = MagicLink::new("", file.as_raw_fd());
@@ -141,7 +141,7 @@ impl ShareServer {
         self.reply_entry(&dir, name)
     }
 
-    /// Answers with what is now at `name`.
+    /// Replies with the file that is now at `name`.
     fn reply_entry(&mut self, dir: &Arc<Inode>, name: &CStr) -> Result<()> {
         let (inode, stat) = self.lookup_host(dir, name)?;
         self.put_entry(&inode, &stat, Some(dir.key.0));
@@ -167,15 +167,15 @@ impl ShareServer {
         sys::unlinkat(dir.fd()?.as_fd(), name, flags)
     }
 
-    /// Sees to it that the file at a name that is about to go keeps a descriptor, in whatever share the guest knows it:
-    /// its number would be free for another file.
+    /// Pins the file at a name that is about to be removed, in every bind in which the guest knows the file. Otherwise its
+    /// inode number could be given to another file.
     fn pin_at(&self, dir: &Inode, name: &CStr) -> Result<()> {
         if !self.shared.table.lock().unwrap().has_evicted() {
             return Ok(());
         }
         match sys::stat_at(dir.fd()?.as_fd(), name) {
             Ok(stat) => self.shared.table.lock().unwrap().pin((stat.st_dev, stat.st_ino)),
-            // The call itself will say so.
+            // The caller's system call will report the error.
             Err(_) => Ok(()),
         }
     }
@@ -200,7 +200,7 @@ impl ShareServer {
         }
         self.pin_at(&from, old)?;
         self.pin_at(&to, new)?;
-        // A whiteout is a new inode, which belongs to the caller; nothing else is made.
+        // A whiteout is a new inode, which must belong to the caller. Other renames create nothing.
         let caller = if flags & libc::RENAME_WHITEOUT == 0 { (0, 0) } else { request.caller };
         let (creating, _) = self.credentials().create_as(caller, 0, 0);
         sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags)?;
@@ -212,7 +212,7 @@ impl ShareServer {
         Ok(())
     }
 
-    /// Notes where a file is after a move: one whose place is out of date cannot give its descriptor up.
+    /// Records the new place of a moved file. A file with an outdated place cannot give up its descriptor.
     fn note_place(&self, dir: &Arc<Inode>, name: &CStr) {
         if !self.shared.table.lock().unwrap().is_crowded() {
             return;

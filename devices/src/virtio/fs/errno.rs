@@ -1,12 +1,12 @@
-//! What a refused request gets: an errno of Linux.
+//! Linux error numbers, with which the server answers refused requests.
 
 use std::io;
 
-/// An error number, positive.
+/// A positive Linux error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
-/// What every step of a request returns.
+/// `Result` of every step of a request.
 pub type Result<T> = std::result::Result<T, Errno>;
 
 impl From<io::Error> for Errno {

@@ -1,4 +1,4 @@
-//! Open files: their data goes from guest memory to the host's page cache and back in one copy, made by the kernel.
+//! Open files. The host's kernel copies their data directly between guest memory and its page cache.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -18,10 +18,10 @@ use super::wire::{
     WriteOut,
 };
 
-/// The most that one COPY_FILE_RANGE copies; the guest asks again for the rest.
+/// Limit of bytes for one COPY_FILE_RANGE; the guest sends another request for the rest.
 const MAX_COPY: u64 = 64 << 20;
-/// The flags of the guest's open(2) that mean something on the host. O_APPEND and O_SYNC come again with each write,
-/// where they hold for that write alone; O_DIRECT is about the guest's page cache.
+/// The flags of the guest's open(2) that are applied on the host. Each write contains O_APPEND and O_SYNC again, and they
+/// apply to that write only; O_DIRECT concerns the guest's page cache.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_NOATIME;
 
 impl ShareServer {
@@ -35,7 +35,7 @@ impl ShareServer {
         self.put_open(&inode, file)
     }
 
-    /// Opens a file as the guest's open(2) says.
+    /// Opens a file with the flags of the guest's open(2).
     fn open_as_asked(&mut self, inode: &Inode, flags: i32, open_flags: u32) -> Result<File> {
         let truncate = flags & libc::O_TRUNC != 0;
         if flags & libc::O_ACCMODE != libc::O_RDONLY || truncate {
@@ -46,7 +46,7 @@ impl ShareServer {
         }
         let flags = flags & OPEN_FLAGS;
         match self.open_inode(inode, flags) {
-            // O_NOATIME is for the owner, who may be another one on the host.
+            // Only the owner may use O_NOATIME, and the owner may be a different user on the host.
             Err(Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => {
                 self.open_inode(inode, flags & !libc::O_NOATIME)
             }
@@ -54,7 +54,7 @@ impl ShareServer {
         }
     }
 
-    /// Keeps an open file and answers with its number, and with whether the guest's cached pages are still right.
+    /// Stores an open file. Replies with its number, and with whether the guest's cached pages are still valid.
     fn put_open(&mut self, inode: &Arc<Inode>, file: File) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let stat = sys::fstat(file.as_fd())?;
@@ -95,7 +95,7 @@ impl ShareServer {
         self.put_open(&inode, file).inspect_err(|_| self.shared.table.lock().unwrap().forget(inode.id, 1))
     }
 
-    /// Opens what somebody else made at the name the guest wanted to create.
+    /// Opens a file that already exists at the name that the guest wanted to create.
     fn open_existing(&mut self, inode: &Inode, flags: i32, open_flags: u32) -> Result<File> {
         if inode.is_dir() {
             return Err(Errno(libc::EISDIR));
@@ -122,7 +122,7 @@ impl ShareServer {
             Ok(Node::Virtual(_)) => Ok(()),
             _ => {
                 let handle = self.shared.table.lock().unwrap().close(input.fh, request.nodeid)?;
-                // The last one closes the file here, without the lock.
+                // Dropping the last reference closes the file, here without the table's lock.
                 drop(handle);
                 Ok(())
             }
@@ -158,8 +158,8 @@ impl ShareServer {
         } else if open_flags & libc::O_DSYNC != 0 {
             flags |= libc::RWF_DSYNC;
         }
-        // The page cache writes back where a page is, whatever handle it found; everybody else appends at the end that
-        // the host knows, which is the true one.
+        // Writeback from the guest's page cache has a fixed offset and may use any handle. All other writes with O_APPEND
+        // append at the end of the file on the host.
         if open_flags & libc::O_APPEND != 0 && input.write_flags & WRITE_CACHE == 0 {
             flags |= libc::RWF_APPEND;
         }
@@ -188,7 +188,7 @@ impl ShareServer {
     pub(super) fn lseek(&mut self, request: &Request) -> Result<()> {
         let input = LseekIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let handle = self.handle(input.fh, request.nodeid)?;
-        // The guest's kernel does the other kinds itself. A directory's offset is its reader's.
+        // The guest's kernel handles all other values of whence. The offset of a directory belongs to its cursor.
         let whence = input.whence as i32;
         if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) || handle.cursor.is_some() {
             return Err(Errno(libc::EINVAL));
@@ -218,7 +218,7 @@ impl ShareServer {
         }
         match self.node(request.nodeid)? {
             Node::Host(inode) => sys::syncfs(self.open_inode(&inode, libc::O_RDONLY)?.as_fd()),
-            // Single files have no file system of their own in the guest; each share that is one gets its own request.
+            // Bound single files belong to the virtual file system. The guest sends separate requests for directories.
             Node::Virtual(_) => {
                 for bind in self.shared.binds().iter().filter(|bind| !bind.is_dir && !bind.read_only) {
                     let link =
@@ -232,7 +232,7 @@ impl ShareServer {
     }
 }
 
-/// An offset or length that the host takes: the guest's are unsigned.
+/// Converts the guest's unsigned offset or length to the host's signed type.
 fn offset(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| Errno(libc::EINVAL))
 }

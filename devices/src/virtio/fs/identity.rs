@@ -1,9 +1,9 @@
-//! By what a file is recognised when it is found again by its name.
+//! The identity of a file, by which it is recognised when it is found again by name.
 //!
-//! Device and number alone do not do: a file system gives the number of a removed file to the next one that is made,
-//! and kernels before 6.13 take the time of birth from a clock of several milliseconds, so that both files can have the
-//! same. The file system's handle holds a generation, which tells them apart wherever there is one. The kind is
-//! compared whatever the file system is like: what was a regular file is never opened as a device or a FIFO.
+//! Device and inode number are not enough: a file system may give the number of a removed file to the next new file.
+//! Birth times do not always distinguish the two, because kernels before 6.13 take them from a clock with a resolution of
+//! milliseconds. The file system's handle contains a generation, which does, if the file system has handles. The file
+//! type is always compared, so that a regular file is never reopened as a device or a FIFO.
 
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -11,21 +11,21 @@ use std::os::fd::BorrowedFd;
 use super::errno::Result;
 use super::sys::{self, Birth, FileHandle};
 
-/// What two names of one file have in common, and two files do not.
+/// Properties that are equal for all names of a file, and differ between files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Device and number on the host.
+    /// Device and inode number on the host.
     pub key: (u64, u64),
-    /// S_IFMT bits of its mode.
+    /// S_IFMT bits of the file's mode.
     pub kind: u32,
-    /// When it was made.
+    /// Birth time of the file.
     pub birth: Birth,
-    /// `None` where the file system has no handles.
+    /// The file system's handle; `None` if the file system has no handles.
     pub handle: Option<FileHandle>,
 }
 
 impl Identity {
-    /// Returns what `name` under `dir` is, or `dir` itself if the name is empty. A symbolic link is not followed.
+    /// Returns the identity of `name` in `dir`, or of `dir` itself if the name is empty. Does not follow symbolic links.
     pub fn of(dir: BorrowedFd, name: &CStr) -> Result<Identity> {
         let (key, kind, birth) = sys::identity(dir, name)?;
         Ok(Identity { key, kind, birth, handle: sys::file_handle(dir, name)? })

@@ -1,14 +1,14 @@
-//! The inodes that the guest knows: numbers of the protocol to descriptors of the host.
+//! The inodes that the guest knows, each with its file descriptor on the host.
 //!
-//! An inode is an O_PATH descriptor: it keeps exactly one file of the host alive, whatever happens to its name, and
-//! cannot read, write or run into a device. While it is open its (device, number) pair belongs to no other file, so the
-//! pair is the key under which a second lookup finds the same inode.
+//! An inode has an O_PATH descriptor. The descriptor pins one file of the host even if its name changes, and cannot be
+//! used to read, write or open a device. While it is open, no other file can get the same device and inode number, so
+//! these two numbers are the key by which a second lookup finds the same inode.
 //!
-//! A process has only so many descriptors. When they run out, inodes that are not open, were not used lately and still
-//! are where the guest found them give theirs up, and are found again under that name when they are needed:
-//! [`Inode::unpin`], [`Inode::fd`]. What is found there must be the same file ([`Identity`]): one that the host, or
-//! another machine, has moved, removed or replaced meanwhile is stale, which makes the guest look its name up again.
-//! What the guest itself moves or removes is pinned before.
+//! The number of descriptors is limited. At the limit, inodes give up their descriptors if they are not open, were not
+//! used recently and are still at the place where the guest found them ([`Inode::unpin`]). When such an inode is needed,
+//! it is found again by name ([`Inode::fd`]), and must be the same file ([`Identity`]). A file that the host or another
+//! machine has moved, removed or replaced meanwhile is stale, and the guest looks its name up again. A file that the
+//! guest itself moves or removes is pinned before.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,11 +22,11 @@ use super::sys::{self, Stat};
 
 const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
-/// A place in the count of the guest's descriptors.
+/// RAII guard that counts one of the guest's descriptors.
 pub struct Slot(Arc<AtomicUsize>);
 
 impl Slot {
-    /// Takes a place.
+    /// Counts one more descriptor.
     pub fn take(count: &Arc<AtomicUsize>) -> Slot {
         count.fetch_add(1, Ordering::Relaxed);
         Slot(count.clone())
@@ -39,20 +39,20 @@ impl Drop for Slot {
     }
 }
 
-/// An inode's descriptor, shared by whoever is at work with it.
+/// An inode's descriptor, shared by the inode and the requests that use it.
 pub struct Pin {
     fd: OwnedFd,
-    /// None for one that was opened for a single request.
+    /// `None` if the descriptor was opened for a single request.
     slot: Option<Slot>,
 }
 
 impl Pin {
-    /// Returns a descriptor that counts.
+    /// Returns a descriptor that is counted by `slot`.
     pub fn new(fd: OwnedFd, slot: Slot) -> Pin {
         Pin { fd, slot: Some(slot) }
     }
 
-    /// It was opened for a single request.
+    /// Whether the file was found again by name for a single request.
     pub fn is_found_anew(&self) -> bool {
         self.slot.is_none()
     }
@@ -64,10 +64,10 @@ impl AsFd for Pin {
     }
 }
 
-/// Directories above that are found again one from the other, at most.
+/// Limit of parent directories that are found again to reach a file.
 const MAX_DEPTH: usize = 256;
 
-/// Where the guest last found a file.
+/// The directory and name at which the guest last found a file.
 #[derive(Clone)]
 struct Place {
     dir: Arc<Inode>,
@@ -77,25 +77,25 @@ struct Place {
 struct State {
     pin: Option<Arc<Pin>>,
     place: Option<Place>,
-    /// What tells the file from others; known once it has not been pinned.
+    /// Identity of the file, recorded when it gave up its descriptor.
     identity: Option<Identity>,
-    /// What the file looked like when the guest last opened it; `None` if it could change unseen.
+    /// Version of the file when the guest last opened it; `None` if a later change might not be visible in it.
     seen: Option<Version>,
 }
 
 /// A file of the host that the guest has looked up.
 pub struct Inode {
-    /// Its number in the protocol.
+    /// Inode number in the protocol.
     pub id: u64,
-    /// The share through which the guest found it, and on whose terms it may use it.
+    /// The bind through which the guest found the file. Its terms apply.
     pub bind: Arc<Bind>,
-    /// S_IFMT bits of its mode, which never change.
+    /// S_IFMT bits of the file's mode, which never change.
     pub kind: u32,
-    /// Device and number on the host.
+    /// Device and inode number on the host.
     pub key: (u64, u64),
-    /// How many open files and directories the guest has of it.
+    /// Number of the guest's open handles to the file.
     pub open: AtomicUsize,
-    /// Used since the table last looked for a descriptor to take.
+    /// The guest has used the inode since the table last checked it for eviction.
     pub used: AtomicBool,
     /// The last name looked up in this directory was that of a known inode.
     pub names_known: AtomicBool,
@@ -117,14 +117,15 @@ impl Inode {
         }
     }
 
-    /// An O_PATH descriptor of the file: the one that pins it, else one found anew, which whoever holds it closes.
+    /// Returns an O_PATH descriptor of the file: the inode's own, or else one found again by name, which is closed when
+    /// the caller drops it.
     pub fn fd(&self) -> Result<Arc<Pin>> {
         self.fd_within(MAX_DEPTH)
     }
 
     fn fd_within(&self, depth: usize) -> Result<Arc<Pin>> {
         let stale = Errno(libc::ESTALE);
-        // The lock is not held on the way up: places may be out of date and lead round in a circle.
+        // The lock is not held during the recursion: outdated places can form a cycle.
         let (place, identity) = {
             let state = self.state.lock().unwrap();
             match &state.pin {
@@ -141,7 +142,7 @@ impl Inode {
         Ok(Arc::new(Pin { fd, slot: None }))
     }
 
-    /// Notes where the guest found the file.
+    /// Records the place at which the guest found the file.
     pub fn found_at(&self, dir: &Arc<Inode>, name: &CStr) {
         let mut state = self.state.lock().unwrap();
         let same = |place: &Place| place.dir.id == dir.id && place.name.as_c_str() == name;
@@ -150,27 +151,28 @@ impl Inode {
         }
     }
 
-    /// Where the guest last found it.
+    /// Returns the directory and name at which the guest last found the file.
     pub fn place(&self) -> Option<(Arc<Inode>, CString)> {
         self.state.lock().unwrap().place.as_ref().map(|place| (place.dir.clone(), place.name.clone()))
     }
 
-    /// Forgets where it was found: the guest knows the file no more. Places in a circle would keep each other alive.
+    /// Clears the place when the guest has forgotten the file. Inodes whose places form a cycle would otherwise keep each
+    /// other alive.
     pub fn lose_place(&self) {
         self.state.lock().unwrap().place = None;
     }
 
-    /// The file keeps its descriptor.
+    /// Whether the inode has its own descriptor.
     pub fn is_pinned(&self) -> bool {
         self.state.lock().unwrap().pin.is_some()
     }
 
-    /// Pins the file to a descriptor of it.
+    /// Gives the inode its own descriptor.
     pub fn pin(&self, pin: Pin) {
         self.state.lock().unwrap().pin = Some(Arc::new(pin));
     }
 
-    /// Gives the descriptor up if the file can be found again; returns whether it did.
+    /// Gives up the descriptor if the file can be found again by name. Returns whether it did.
     pub fn unpin(&self) -> bool {
         let (pin, place) = {
             let state = self.state.lock().unwrap();
@@ -190,49 +192,48 @@ impl Inode {
         state.pin.take().is_some()
     }
 
-    /// What the guest was told of the file is true of this one, whatever is remembered beside.
+    /// Whether `found` has the key and type that the guest was told, independent of the recorded identity.
     fn can_be(&self, found: &Identity) -> bool {
         (found.key, found.kind) == (self.key, self.kind)
     }
 
-    /// The file that is now found with its number is the one that it stands for, and not another to which the number has
-    /// gone while it was not pinned.
+    /// Whether `found` is this inode's file, and not another that got its number while the inode had no descriptor.
     pub fn is(&self, found: &Identity) -> bool {
         self.state.lock().unwrap().identity.as_ref() == Some(found)
     }
 
-    /// Has it remember another file, as if that were the same by all that the file system tells.
+    /// Replaces the recorded identity, as if the file system could not distinguish the files.
     #[cfg(test)]
     pub fn remember(&self, other: Identity) {
         self.state.lock().unwrap().identity = Some(other);
     }
 
-    /// Refuses what is not of its kind.
+    /// Refuses a file of another type than the inode's.
     pub fn check_kind(&self, stat: &Stat) -> Result<()> {
         if stat.st_mode & libc::S_IFMT == self.kind { Ok(()) } else { Err(Errno(libc::ESTALE)) }
     }
 
-    /// It is a directory.
+    /// Whether the file is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == libc::S_IFDIR
     }
 
-    /// It is the file or directory that the share was bound to.
+    /// Whether this is the file or directory of the bind itself.
     pub fn is_bind_root(&self) -> bool {
         self.key == self.bind.key
     }
 
-    /// Refuses what changes anything if the share is read-only.
+    /// Refuses changes if the bind is read-only.
     pub fn writable(&self) -> Result<()> {
         if self.bind.read_only { Err(Errno(libc::EROFS)) } else { Ok(()) }
     }
 
-    /// Refuses a new directory or empty file, unless mount points may be made in the share.
+    /// Refuses a new directory or empty file if the bind is read-only and does not allow mount points.
     pub fn growable(&self) -> Result<()> {
         if self.bind.mount_points.load(Ordering::Relaxed) { Ok(()) } else { self.writable() }
     }
 
-    /// Notes what the file looks like as the guest opens it; returns whether it looked the same the last time.
+    /// Records the version of the file when the guest opens it. Returns whether it is the same as at the last open.
     pub fn same_as_seen(&self, stat: &Stat, now: i64) -> bool {
         let version = Version::of(stat, now);
         let mut state = self.state.lock().unwrap();
@@ -242,7 +243,7 @@ impl Inode {
     }
 }
 
-/// What changes when a file's data does.
+/// Attributes of a file that change whenever its data changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Version {
     ctime: (i64, i64),
@@ -251,8 +252,8 @@ struct Version {
 }
 
 impl Version {
-    /// A file that changed within this time may change again without a new time stamp: host file systems take the time
-    /// from a clock of up to 10 ms, and some store whole seconds.
+    /// Seconds within which a file may change again without a new time stamp: file systems use a clock with a resolution
+    /// of up to 10 ms, and some store whole seconds.
     const SETTLED_S: i64 = 2;
 
     fn of(stat: &Stat, now: i64) -> Option<Version> {

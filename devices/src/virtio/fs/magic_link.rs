@@ -1,15 +1,15 @@
-//! The names under which /proc/self/fd shows this process's descriptors.
+//! The magic links in /proc/self/fd, one per file descriptor of this process.
 
 use std::ffi::CStr;
 use std::io::Write;
 use std::ops::Deref;
 use std::os::fd::RawFd;
 
-/// The name of a descriptor under /proc/self/fd, without an allocation.
+/// Path of a magic link, kept without an allocation.
 pub struct MagicLink([u8; 28], usize);
 
 impl MagicLink {
-    /// Returns the link to `fd`, below `prefix` (of at most 16 bytes).
+    /// Returns the path of the link to `fd`: `prefix` (at most 16 bytes), then the number.
     pub fn new(prefix: &str, fd: RawFd) -> MagicLink {
         let mut bytes = [0; 28];
         let mut rest = &mut bytes[..27];

@@ -1,5 +1,5 @@
-//! A request and its reply as pieces of guest memory, so that file data moves between them and the host without a
-//! buffer in between.
+//! A request and its reply as pieces of guest memory, so that file data moves between guest and host without an
+//! intermediate buffer.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestMemory, GuestMemoryMmap, VolatileSlice};
 
 use crate::virtio::queue::Chain;
 
-/// One direction of a request: pieces of guest memory, taken from the front.
+/// The readable or the writable part of a request: pieces of guest memory, consumed from the front.
 #[derive(Default)]
 pub struct Pieces<'a> {
     slices: Vec<VolatileSlice<'a>>,
@@ -18,34 +18,34 @@ pub struct Pieces<'a> {
 impl<'a> Pieces<'a> {
     /// Returns the pieces in order.
     pub fn new(slices: Vec<VolatileSlice<'a>>) -> Pieces<'a> {
-        // No overflow: each piece is guest memory, and there are at most MAX_CHAIN of them with 32-bit lengths.
+        // This cannot overflow: there are at most MAX_CHAIN pieces with 32-bit lengths.
         let len = slices.iter().map(VolatileSlice::len).sum();
         Pieces { slices, first: 0, len }
     }
 
-    /// How many bytes are left.
+    /// Number of remaining bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Nothing is left.
+    /// Whether no bytes remain.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// What is left, piece by piece.
+    /// The remaining pieces.
     pub fn slices(&self) -> &[VolatileSlice<'a>] {
         &self.slices[self.first..]
     }
 
-    /// What is left after the first `count` bytes, as pieces of their own.
+    /// Returns a copy without the first `count` remaining bytes.
     pub fn tail(&self, count: usize) -> Pieces<'a> {
         let mut tail = Pieces { slices: self.slices().to_vec(), first: 0, len: self.len };
         tail.skip(count);
         tail
     }
 
-    /// Moves bytes from the front to `buffer` until it is full or nothing is left; returns how many.
+    /// Moves bytes from the front to `buffer` until it is full or no bytes remain. Returns their number.
     pub fn read(&mut self, buffer: &mut [u8]) -> usize {
         let mut done = 0;
         for slice in self.slices() {
@@ -58,21 +58,21 @@ impl<'a> Pieces<'a> {
         done
     }
 
-    /// Writes `data` at the front; what does not fit is lost. Returns how many bytes fitted.
+    /// Writes `data` at the front, as much as fits. Returns the number of bytes written.
     pub fn write(&mut self, data: &[u8]) -> usize {
         let mut done = 0;
         for slice in self.slices() {
             if done == data.len() {
                 break;
             }
-            // A slice takes what fits, and never fails on a range inside of itself.
+            // This writes as much as fits. It cannot fail, because offset 0 is inside the slice.
             done += slice.write(&data[done..], 0).unwrap_or(0);
         }
         self.skip(done);
         done
     }
 
-    /// Drops `count` bytes from the front, or all there are.
+    /// Drops `count` bytes from the front, or all if there are fewer.
     pub fn skip(&mut self, count: usize) {
         let mut rest = count.min(self.len);
         self.len -= rest;
@@ -90,7 +90,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Cuts the pieces down to their first `len` bytes.
+    /// Drops all but the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         if len >= self.len {
             return;
@@ -112,7 +112,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// Splits a checked descriptor chain into what the guest says and where it wants the answer.
+/// Splits a checked descriptor chain into the request and the space for the reply.
 pub(in crate::virtio) fn split<'a>(
     memory: &'a GuestMemoryMmap,
     chain: Chain<'_>,

@@ -1,42 +1,42 @@
-//! Which device nodes a guest may make in a share.
+//! The policy for device nodes that a guest may create in a share.
 //!
-//! The guest's kernel asks for whatever it likes, and a node that it leaves in a directory of the host is one of the
-//! host's devices to whoever opens it there. Which it may leave is said by whoever shares the directory; without a
-//! word, none. Sockets, FIFOs and overlayfs' whiteouts are no devices, and anybody's to make.
+//! A hostile guest may request any node, and a node in a directory of the host is a device of the host to every process
+//! that opens it there. The policy belongs to the bind; by default no nodes are allowed. Sockets, FIFOs and overlayfs
+//! whiteouts are not devices and always allowed.
 
 use super::errno::{Errno, Result};
 
-/// What kind of device a node is.
+/// Type of a device node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeKind {
-    /// S_IFCHR.
+    /// Character device (S_IFCHR).
     Character,
-    /// S_IFBLK.
+    /// Block device (S_IFBLK).
     Block,
 }
 
-/// A rule about the nodes that it names by kind and number; `None` names all.
+/// A rule for the nodes that match its type and numbers. `None` matches all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRule {
-    /// They may be made.
+    /// Whether matching nodes may be created.
     pub allow: bool,
-    /// Their kind.
+    /// Type to match.
     pub kind: Option<NodeKind>,
-    /// Their major number.
+    /// Major number to match.
     pub major: Option<u32>,
-    /// Their minor number.
+    /// Minor number to match.
     pub minor: Option<u32>,
 }
 
-/// The device nodes that may be made: the last rule about one holds, and without a rule it may not be.
+/// The device nodes that may be created. The last matching rule decides; a node without a matching rule is refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePolicy(pub Vec<NodeRule>);
 
 impl NodePolicy {
-    /// Refuses a node that may not be made; `mode` and `rdev` are mknod(2)'s.
+    /// Refuses a node that may not be created. `mode` and `rdev` are the arguments of mknod(2).
     pub fn check(&self, mode: u32, rdev: u32) -> Result<()> {
         let kind = match mode & libc::S_IFMT {
-            // An overlay of the guest's makes one for a file that it hides.
+            // A whiteout, by which an overlayfs in the guest hides a file.
             libc::S_IFCHR if rdev == 0 => return Ok(()),
             libc::S_IFCHR => NodeKind::Character,
             libc::S_IFBLK => NodeKind::Block,

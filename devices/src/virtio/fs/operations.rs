@@ -1,5 +1,5 @@
-//! The file server's operations for another protocol than FUSE: the same code, asked with FUSE's structures, so that
-//! what touches the host exists once.
+//! The file server's operations for protocols other than FUSE. They take FUSE structures and run the same code, so that
+//! all code that accesses the host exists once.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -11,36 +11,36 @@ use super::share::Child;
 use super::wire::{OutHeader, WriteOut};
 use super::{sys, xattr};
 
-/// A file among all others.
+/// Unique key of a file in the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// A virtual directory, by its number.
+    /// A virtual directory: its inode number.
     Virtual(u64),
-    /// A file of the host, by device and number.
+    /// A file of the host: device and inode number.
     Host((u64, u64)),
 }
 
 impl ShareServer {
-    /// Does what a request without data asks; returns the reply's body.
+    /// Executes a request without data. Returns the body of the reply.
     pub fn perform(&mut self, opcode: u32, request: &Request) -> Result<&[u8]> {
         self.begin_reply();
         self.dispatch(opcode, request)?;
         Ok(&self.reply[OutHeader::SIZE..])
     }
 
-    /// READ into guest memory; returns the bytes read.
+    /// Executes READ into guest memory. Returns the number of bytes read.
     pub fn read_data(&mut self, request: &Request, data: Pieces) -> Result<usize> {
         self.read(request, data)
     }
 
-    /// WRITE from guest memory; returns the bytes written.
+    /// Executes WRITE from guest memory. Returns the number of bytes written.
     pub fn write_data(&mut self, request: &Request, data: &mut Pieces) -> Result<u32> {
         self.begin_reply();
         self.write(request, data)?;
         WriteOut::parse(&self.reply[OutHeader::SIZE..]).map(|out| out.size).ok_or(Errno(libc::EIO))
     }
 
-    /// Counts one more lookup of a node that is known.
+    /// Counts one more lookup of a known node.
     pub fn hold(&self, node: u64) -> Result<()> {
         match self.node(node)? {
             Node::Virtual(id) => self.shared.tree.lock().unwrap().names(id).map(drop),
@@ -48,12 +48,12 @@ impl ShareServer {
         }
     }
 
-    /// Takes one lookup of a node back.
+    /// Takes back one lookup of a node.
     pub fn let_go(&self, node: u64) {
         self.shared.table.lock().unwrap().forget(node, 1);
     }
 
-    /// Which file a node is, and of what kind (`S_IFMT`).
+    /// Returns the key and the type (`S_IFMT` bits) of a node.
     pub fn identify(&self, node: u64) -> Result<(Key, u32)> {
         Ok(match self.node(node)? {
             Node::Virtual(id) => (Key::Virtual(Child::Dir(id).ino()), libc::S_IFDIR),
@@ -61,8 +61,8 @@ impl ShareServer {
         })
     }
 
-    /// The directory and the name at which the guest last found a node, if it is still there. Of a file with several names
-    /// it is one of them.
+    /// Returns the directory and the name at which the guest last found a node, if the node is still there. If a file has
+    /// several names, this is one of them.
     pub fn place(&self, node: u64) -> Result<(u64, CString)> {
         let inode = self.host_node(node, libc::EROFS)?;
         let (dir, name) = inode.place().ok_or(Errno(libc::EBUSY))?;
@@ -76,7 +76,7 @@ impl ShareServer {
         if xattr::is_open(name) { Ok(()) } else { Err(Errno(libc::EOPNOTSUPP)) }
     }
 
-    /// Empties the reply but for its header's place.
+    /// Empties the reply and reserves space for its header.
     pub(super) fn begin_reply(&mut self) {
         self.reply.clear();
         self.reply.resize(OutHeader::SIZE, 0);

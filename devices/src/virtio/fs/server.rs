@@ -1,10 +1,11 @@
-//! The FUSE server: one request in, one reply out.
+//! The FUSE server: reads one request and writes one reply.
 //!
-//! The guest is hostile: it sends any bytes. A request that is too short for its header is refused to the queue; any
-//! other gets a reply, if only an error number. What bounds it: [`MAX_BODY`] for what is copied out of a request,
-//! [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`super::dir::MAX_BUFFERS`] for directories that are being
-//! read, and the table's limits for inodes and open files. Names are single components ([`super::share::is_plain`]), looked up with O_NOFOLLOW in a directory that
-//! an O_PATH descriptor pins: no path is ever resolved, so none leaves its share.
+//! The guest is hostile and may send any bytes. A request that is shorter than its header says is an error for the queue;
+//! every other request gets a reply, which may be an error number. Limits: [`MAX_BODY`] for the part of a request that is
+//! copied, [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`super::dir::MAX_BUFFERS`] for directories that are being
+//! read, and the table's limits for inodes and open files. Names are single components ([`super::share::is_plain`]) and
+//! are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH descriptor. The server never resolves a path, so
+//! the guest cannot leave a bind.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -25,18 +26,19 @@ use super::sys;
 use super::table::Handle;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, OutHeader, init, op};
 
-/// The most data of one READ or WRITE: 256 pages, the kernel's own maximum.
+/// Limit of data in one READ or WRITE, in bytes: 256 pages, the kernel's own limit.
 pub const MAX_WRITE: u32 = 1 << 20;
-/// The longest request without its data: an extended attribute of 64 KiB and its name.
+/// Limit of a request without its data, in bytes: an extended attribute of 64 KiB and its name.
 pub const MAX_BODY: usize = (64 << 10) + 4096;
-/// Requests that the guest may have under way for readahead and the like.
+/// Limit of outstanding background requests of the guest, such as readahead.
 const MAX_BACKGROUND: u16 = 64;
 
-/// What the server can do, of what the guest can (FUSE_INIT).
+/// The features that the server supports (FUSE_INIT).
 ///
-/// Not among them: WRITEBACK_CACHE (the guest would go by its own idea of size and times, and the host's changes to an
-/// open file would be lost); POSIX_LOCKS and FLOCK_LOCKS (the guest's kernel keeps the locks: only it has users);
-/// POSIX_ACL (each inode that somebody other than its owner walks would cost a GETXATTR; ACLs are stored all the same).
+/// It does not support WRITEBACK_CACHE (the guest would use its own idea of size and times, and lose the host's changes
+/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (the guest's kernel manages the locks, and only the guest has processes
+/// that use them); POSIX_ACL (the guest would send a GETXATTR for each inode that is accessed by another user than its
+/// owner; ACLs are stored in any case).
 const FEATURES: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -54,15 +56,15 @@ const FEATURES: u64 = init::ASYNC_READ
 
 /// One request without its data.
 pub struct Request<'a> {
-    /// The inode it is about.
+    /// Number of the inode.
     pub nodeid: u64,
-    /// The guest's user and group that caused it.
+    /// User and group of the calling process in the guest.
     pub caller: (u32, u32),
-    /// What follows the header.
+    /// The bytes after the header.
     pub body: &'a [u8],
 }
 
-/// What an inode number stands for.
+/// The object with an inode number.
 pub enum Node {
     /// A virtual directory.
     Virtual(u64),
@@ -70,13 +72,13 @@ pub enum Node {
     Host(Arc<Inode>),
 }
 
-/// What becomes of a request once its body is read.
+/// The kind of reply to a request.
 enum Answer {
-    /// The reply's body is in the reply buffer.
+    /// The body of the reply is in the reply buffer.
     Reply,
-    /// So many bytes of data are in guest memory already, behind the header.
+    /// This number of bytes of data is already in guest memory, after the space for the header.
     Data(usize),
-    /// The protocol has no reply to this.
+    /// The request has no reply.
     Nothing,
 }
 
@@ -84,10 +86,10 @@ enum Answer {
 pub struct ShareServer {
     pub(super) shared: Arc<Shared>,
     pub(super) owners: Owners,
-    /// The guest makes a file system of its own of a directory that is marked so. One that does not, and is told all
-    /// the same, drops the directory at each revalidation.
+    /// The guest supports FUSE_SUBMOUNTS: it makes a separate file system of each directory with that flag. A guest that
+    /// does not support it, but sees the flag, would drop the directory at each revalidation.
     pub(super) submounts: bool,
-    /// Made by the first request: they belong to the thread that serves.
+    /// Set by the first request, because credentials belong to the thread that serves.
     credentials: Option<Credentials>,
     /// The directories that are being read.
     pub(super) buffers: Buffers,
@@ -116,7 +118,7 @@ impl FileServer for ShareServer {
             Ok(Answer::Nothing) => return Ok(0),
             Ok(Answer::Data(len)) => (0, OutHeader::SIZE + len),
             Ok(Answer::Reply) if self.reply.len() <= reply.len() => (0, self.reply.len()),
-            // The guest left too little room for what it asked.
+            // The guest has provided too little space for the reply.
             Ok(Answer::Reply) => (libc::ERANGE, OutHeader::SIZE),
             Err(Errno(error)) => (error, OutHeader::SIZE),
         };
@@ -127,7 +129,10 @@ impl FileServer for ShareServer {
         self.reply[4..8].copy_from_slice(&(-error).to_le_bytes());
         self.reply[8..16].copy_from_slice(&header.unique.to_le_bytes());
         if reply.write(&self.reply) < self.reply.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "no room for a reply's header"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "too little space for the header of the reply",
+            ));
         }
         Ok(len)
     }
@@ -146,7 +151,7 @@ impl ShareServer {
         }
     }
 
-    /// Reads the body and has the request done.
+    /// Reads the body of a request and executes the request.
     fn serve(
         &mut self,
         header: &InHeader,
@@ -169,14 +174,14 @@ impl ShareServer {
                 self.forget(header.opcode, &request);
                 return Ok(Answer::Nothing);
             }
-            // Nothing that the server does waits for long; the request it names has been answered or will be.
+            // No request of the server waits long, so the interrupted one has been answered or soon will be.
             op::INTERRUPT | op::NOTIFY_REPLY => return Ok(Answer::Nothing),
             opcode => self.dispatch(opcode, &request)?,
         }
         Ok(Answer::Reply)
     }
 
-    /// Every request that has a reply without data.
+    /// Executes a request whose reply has no data.
     pub(super) fn dispatch(&mut self, opcode: u32, request: &Request) -> Result<()> {
         match opcode {
             op::INIT => self.init(request),
@@ -210,9 +215,9 @@ impl ShareServer {
             op::GETXATTR => self.getxattr(request),
             op::LISTXATTR => self.listxattr(request),
             op::REMOVEXATTR => self.removexattr(request),
-            // ENOSYS is an answer that the kernel remembers. FLUSH: every write has reached the host by then. ACCESS: the
-            // guest's kernel checks permissions. GETLK, SETLK, SETLKW: locks are the guest's own. BMAP, IOCTL, POLL and
-            // DAX's mappings: there is no such thing.
+            // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached the
+            // host. ACCESS: the guest's kernel checks permissions. GETLK, SETLK, SETLKW: the guest's kernel manages locks.
+            // BMAP, IOCTL, POLL and DAX mappings: not supported.
             _ => Err(Errno(libc::ENOSYS)),
         }
     }
@@ -220,7 +225,7 @@ impl ShareServer {
     fn init(&mut self, request: &Request) -> Result<()> {
         let input = InitIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         if input.major != wire::MAJOR || input.minor < wire::MINOR_OLDEST {
-            // A newer major version asks again once it knows ours.
+            // A guest with a newer major version sends INIT again with the version of this reply.
             if input.major <= wire::MAJOR {
                 return Err(Errno(libc::EPROTO));
             }
@@ -259,7 +264,7 @@ impl ShareServer {
         Ok(())
     }
 
-    /// What an inode number stands for.
+    /// Returns the object with an inode number.
     pub(super) fn node(&self, nodeid: u64) -> Result<Node> {
         match Tree::is_virtual(nodeid) {
             true => Ok(Node::Virtual(nodeid)),
@@ -267,7 +272,7 @@ impl ShareServer {
         }
     }
 
-    /// The host file behind an inode number; a virtual directory refuses with `refusal`.
+    /// Returns the host file with an inode number. For a virtual directory the error is `refusal`.
     pub(super) fn host_node(&self, nodeid: u64, refusal: i32) -> Result<Arc<Inode>> {
         match self.node(nodeid)? {
             Node::Host(inode) => Ok(inode),
@@ -275,14 +280,14 @@ impl ShareServer {
         }
     }
 
-    /// The directory in which a request makes, moves or removes a name.
+    /// Returns the directory in which a request creates, moves or removes an entry.
     pub(super) fn writable_dir(&self, nodeid: u64) -> Result<Arc<Inode>> {
         let inode = self.growable_dir(nodeid)?;
         inode.writable()?;
         Ok(inode)
     }
 
-    /// The directory in which a request makes what may be a mount point.
+    /// Returns the directory in which a request creates a directory or file that may be a mount point.
     pub(super) fn growable_dir(&self, nodeid: u64) -> Result<Arc<Inode>> {
         let inode = self.host_node(nodeid, libc::EROFS)?;
         if !inode.is_dir() {
@@ -296,14 +301,14 @@ impl ShareServer {
         self.shared.table.lock().unwrap().handle(fh, inode)
     }
 
-    /// As whom this thread acts.
+    /// The credentials of this thread.
     pub(super) fn credentials(&mut self) -> &mut Credentials {
         let proc_self_fd = self.shared.proc_self_fd.as_fd();
         self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
     }
 
-    /// Opens an inode for use. Only files and directories: a device would act, a FIFO would block. The inode's kind is
-    /// that of the file behind its descriptor, which [`Inode::fd`] has made sure of.
+    /// Opens an inode for reading or writing. Only regular files and directories: opening a device may have effects, and
+    /// opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of the file.
     pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
         match inode.kind {
             libc::S_IFREG | libc::S_IFDIR => {
@@ -311,7 +316,7 @@ impl ShareServer {
                 let pin = inode.fd()?;
                 let link = MagicLink::new("", pin.as_fd().as_raw_fd());
                 let file = File::from(sys::openat(self.shared.proc_self_fd.as_fd(), &link, flags, 0)?);
-                // Should a file that was found by its name be another one after all, nothing is done with it.
+                // A file that was found again by name may still be a different one. It is closed without being used.
                 if pin.is_found_anew() {
                     inode.check_kind(&sys::fstat(file.as_fd())?)?;
                 }

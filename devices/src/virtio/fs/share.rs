@@ -1,23 +1,23 @@
-//! The share: one virtual, read-only root whose names are bound to open directories and files of the host.
+//! The share: a virtual, read-only tree in which paths are bound to open directories and files of the host.
 //!
 //! ```text
 //! /                      virtual
 //! └── c1/                virtual
-//!     ├── rootfs         bound to a directory: a file system of its own for the guest (FUSE_SUBMOUNTS)
+//!     ├── rootfs         bound to a directory: a separate file system for the guest (FUSE_SUBMOUNTS)
 //!     └── mounts/        virtual
 //!         ├── 0          bound to a directory
 //!         └── 1          bound to a single file
 //! ```
 //!
-//! A directory is served on a mount of its own, a detached copy of the host's without devices and set-user-ID, so that
-//! no fault of the server can open a device; what the host mounts there later is not in it. The kernel makes one for a
-//! process with CAP_SYS_ADMIN in its mount namespace. Without one, and where it is asked for later mounts, the server
-//! has the host's own mount, and its checks of a file's kind stand alone.
+//! A directory is served from a detached copy of its mount, with the options nodev and nosuid, so that a bug in the
+//! server cannot open a device. The copy does not include what the host mounts there later. Making a copy takes
+//! CAP_SYS_ADMIN in the mount namespace. Without it, and for binds with [`Terms::later_mounts`], the server uses the
+//! host's mount; then only the server's checks of file types protect the host's devices.
 //!
-//! Nothing is mounted where others see it, so nothing is left on the host. A [`ShareTree`] is a handle: its clones see one tree, and
-//! what one of them binds or unbinds the guest sees at once (or when its negative lookup runs out, within
-//! [`super::attr::VALID`]). After [`ShareTree::unbind`] the server holds no descriptor of the share, except those of a
-//! request that is at work that moment.
+//! The copies are in no mount namespace, so nothing remains on the host. A [`ShareTree`] is a handle, and its clones
+//! share one tree. The guest sees a bind or unbind immediately, or when its negative lookup expires (within
+//! [`super::attr::VALID`]). After [`ShareTree::unbind`] the server has no file descriptors of the bind, except those of a
+//! request in progress.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,101 +32,101 @@ use super::sys::{self, Stat};
 use super::table::{MAX_INODES, Table};
 use super::wire::ROOT_ID;
 
-/// The longest name in a path, as on Linux.
+/// Limit of the length of a name, as on Linux.
 pub const MAX_NAME: usize = 255;
-/// Descriptors of the process that the guest cannot use up: the monitor's own.
+/// File descriptors that are reserved for the monitor and not available to the guest.
 const RESERVED_DESCRIPTORS: u64 = 256;
-/// However many descriptors the process may have, a guest gets no more.
+/// Limit of file descriptors for a guest, independent of the process's limit.
 const MAX_DESCRIPTORS: u64 = 1 << 20;
-/// Marks the number of a virtual directory.
+/// Bit that is set in the number of every virtual directory but the root.
 const VIRTUAL: u64 = 1 << 63;
 
-/// Why a share could not be made or changed.
+/// Why a share could not be created or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    /// The path is not absolute, or a component is empty, `.`, `..`, too long or has a NUL.
+    /// The path is not absolute, or a component is empty, `.`, `..`, too long or contains a NUL.
     #[error("share path {path:?} is not an absolute path of plain names")]
     Path {
-        /// The path.
+        /// Path in the share.
         path: String,
     },
-    /// The name is taken, or the path leads through something that is no virtual directory.
-    #[error("share path {path:?} is taken")]
+    /// The path is already bound, or a parent of it is not a virtual directory.
+    #[error("share path {path:?} is already in use")]
     Taken {
-        /// The path.
+        /// Path in the share.
         path: String,
     },
-    /// Nothing is bound there.
+    /// The path is not bound.
     #[error("share path {path:?} is not bound")]
     Unbound {
-        /// The path.
+        /// Path in the share.
         path: String,
     },
-    /// What is to be shared is neither a directory nor a regular file.
+    /// The file to bind is neither a directory nor a regular file.
     #[error("share {path:?}: neither a directory nor a regular file")]
     Kind {
-        /// The path.
+        /// Path in the share.
         path: String,
     },
-    /// A host call failed.
+    /// A system call of the host failed.
     #[error("{step}")]
     Host {
-        /// What was attempted.
+        /// The step that failed.
         step: String,
-        /// The cause.
+        /// The error of the system call.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// On whose terms a guest uses what is bound.
+/// What a guest may do with a bind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// Changes are refused.
+    /// The guest may not change anything.
     pub read_only: bool,
-    /// The device nodes that it may make.
+    /// The device nodes that the guest may create.
     pub nodes: NodePolicy,
-    /// What the host mounts below a directory later belongs to it. This takes the host's own mount.
+    /// The bind includes what the host mounts below the directory later. The server then uses the host's mount.
     pub later_mounts: bool,
 }
 
 impl Terms {
-    /// Changes are refused.
+    /// Returns the terms of a read-only bind.
     pub fn read_only() -> Terms {
         Terms { read_only: true, ..Terms::default() }
     }
 }
 
-/// A name of the share, bound to a file or directory of the host.
+/// A path of the share that is bound to a file or directory of the host.
 pub(in crate::virtio) struct Bind {
-    /// Which one.
+    /// Number of the bind, unique in the tree.
     pub id: u64,
-    /// Changes are refused.
+    /// The guest may not change anything, except as `mount_points` allows.
     pub read_only: bool,
-    /// The device nodes that may be made.
+    /// The device nodes that the guest may create.
     pub nodes: NodePolicy,
-    /// Empty directories and files may be made all the same.
+    /// The guest may create directories and empty files even if the bind is read-only.
     pub mount_points: AtomicBool,
-    /// Device and number on the host.
+    /// Device and inode number on the host.
     pub key: (u64, u64),
-    /// A directory, not a single file.
+    /// True for a directory, false for a single file.
     pub is_dir: bool,
-    /// Taken away: nothing of it may be found or opened any more. Changes under the table's lock.
+    /// The bind was removed: none of its files may be found or opened any more. Set while the table is locked.
     pub revoked: AtomicBool,
     fd: OwnedFd,
 }
 
-/// What a name in a virtual directory stands for.
+/// An entry of a virtual directory.
 #[derive(Clone)]
 pub(super) enum Child {
-    /// Another virtual directory, by its number in the protocol.
+    /// Another virtual directory, with its inode number in the protocol.
     Dir(u64),
-    /// Something of the host.
+    /// A file or directory of the host.
     Bind(Arc<Bind>),
 }
 
 impl Child {
-    /// The inode number that a program in the guest sees, unique among the virtual file system's.
+    /// The inode number that programs in the guest see. It is unique in the virtual file system.
     pub fn ino(&self) -> u64 {
         match self {
             Child::Dir(id) => *id & !VIRTUAL,
@@ -144,17 +144,17 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// The number is one of a virtual directory, whether or not it still exists.
+    /// Whether `id` is the number of a virtual directory, which may no longer exist.
     pub fn is_virtual(id: u64) -> bool {
         id == ROOT_ID || id & VIRTUAL != 0
     }
 
-    /// The names in a virtual directory.
+    /// The entries of a virtual directory.
     pub fn names(&self, id: u64) -> Result<&Names> {
         self.dirs.get(&id).ok_or(Errno(libc::ESTALE))
     }
 
-    /// What `name` stands for in a virtual directory.
+    /// The entry `name` of a virtual directory.
     pub fn child(&self, id: u64, name: &[u8]) -> Result<Child> {
         self.names(id)?.get(name).cloned().ok_or(Errno(libc::ENOENT))
     }
@@ -164,7 +164,7 @@ impl Tree {
         self.next
     }
 
-    /// The directory `parents` lead to, made where it is missing; `None` if something bound is in the way.
+    /// Returns the virtual directory at the path `parents`, which it creates if necessary. `None` if a parent is bound.
     fn make_dirs(&mut self, parents: &[&[u8]]) -> Option<u64> {
         let mut id = ROOT_ID;
         for name in parents {
@@ -182,7 +182,7 @@ impl Tree {
         Some(id)
     }
 
-    /// What is bound at a path.
+    /// Returns the bind at a path.
     fn find(&self, names: &[&[u8]]) -> Option<&Arc<Bind>> {
         let (last, parents) = names.split_last()?;
         let mut id = ROOT_ID;
@@ -194,7 +194,7 @@ impl Tree {
         Some(bind)
     }
 
-    /// Takes a bound name away, and every virtual directory that is empty without it.
+    /// Removes a bind, and every virtual directory that becomes empty by that.
     fn remove(&mut self, names: &[&[u8]]) -> Option<Arc<Bind>> {
         let mut trail = vec![ROOT_ID];
         let (last, parents) = names.split_last()?;
@@ -218,25 +218,25 @@ impl Tree {
     }
 }
 
-/// What all servers and handles of one tree share.
+/// State that all servers and handles of one tree share.
 pub(super) struct Shared {
     /// The virtual directories.
     pub tree: Mutex<Tree>,
-    /// Inodes and open files. Whoever locks both locks the tree first.
+    /// Inodes and open files. Lock order: the tree before the table.
     pub table: Mutex<Table>,
-    /// The guest's `sync` reaches the host's disks.
+    /// The guest's `sync` writes the host's file systems to disk.
     pub host_sync: AtomicBool,
-    /// /proc/self/fd, through which O_PATH descriptors are opened for use.
+    /// /proc/self/fd, through which O_PATH descriptors are reopened for reading and writing.
     pub proc_self_fd: OwnedFd,
 }
 
-/// A tree of shares that can change while it is served. Clones are handles on one tree.
+/// A tree of binds that can change while it is served. Clones share one tree.
 #[derive(Clone)]
 pub struct ShareTree(Arc<Shared>);
 
 impl ShareTree {
-    /// Returns an empty tree. Raises the process's limit of open descriptors as far as it goes, since each file that the
-    /// guest knows costs one.
+    /// Returns an empty tree. Raises the process's limit of file descriptors as far as possible, because each file that
+    /// the guest knows needs one.
     pub fn new() -> std::result::Result<ShareTree, ShareError> {
         let proc_self_fd = sys::open_proc_self_fd().map_err(|errno| ShareError::Host {
             step: "open /proc/self/fd".to_owned(),
@@ -252,9 +252,9 @@ impl ShareTree {
         })))
     }
 
-    /// Binds `path` (absolute, in the share) to the directory or regular file behind `fd`, best an O_PATH descriptor.
+    /// Binds `path` (absolute, in the share) to the directory or regular file of `fd`, preferably an O_PATH descriptor.
     ///
-    /// Missing parents become virtual directories. What the host has mounted below a directory is part of the share.
+    /// Missing parents become virtual directories. Mounts below a directory belong to the bind.
     pub fn bind(&self, path: &str, fd: OwnedFd, terms: Terms) -> std::result::Result<(), ShareError> {
         let names = components(path)?;
         let host = |errno: Errno| ShareError::Host { step: format!("share {path:?}"), source: errno.into() };
@@ -263,8 +263,8 @@ impl ShareTree {
         if kind != libc::S_IFDIR && kind != libc::S_IFREG {
             return Err(ShareError::Kind { path: path.to_owned() });
         }
-        // A file is what its descriptor refers to, whatever becomes of its name: only names below a directory can lead
-        // to a device.
+        // A single file needs no mount copy: its descriptor always refers to this regular file. Only names below a
+        // directory can lead to a device.
         let is_dir = kind == libc::S_IFDIR;
         let fd = if is_dir && !terms.later_mounts { own_mount(path, fd).map_err(host)? } else { fd };
         let taken = || ShareError::Taken { path: path.to_owned() };
@@ -289,7 +289,7 @@ impl ShareTree {
         Ok(())
     }
 
-    /// Takes a bound path away: the guest finds it no more, and what it still has open there answers ESTALE or EBADF.
+    /// Removes a bind. The guest no longer finds it, and gets ESTALE or EBADF for the files that it still has open there.
     pub fn unbind(&self, path: &str) -> std::result::Result<(), ShareError> {
         let names = components(path)?;
         let mut tree = self.0.tree.lock().unwrap();
@@ -298,8 +298,8 @@ impl ShareTree {
         Ok(())
     }
 
-    /// Says whether the guest may make directories and empty files in a read-only share, for what is to be mounted there;
-    /// it can change nothing else. Not at first.
+    /// Sets whether the guest may create directories and empty files in a read-only bind, for use as mount points. It can
+    /// change nothing else. Off by default.
     pub fn allow_mount_points(&self, path: &str, on: bool) -> std::result::Result<(), ShareError> {
         let names = components(path)?;
         let tree = self.0.tree.lock().unwrap();
@@ -308,13 +308,13 @@ impl ShareTree {
         Ok(())
     }
 
-    /// Says whether the guest's sync(2) and umount(2) make the host write its file systems to disk. On at first;
-    /// off before a guest is shut down: its data is in the host's page cache, which outlives it.
+    /// Sets whether the guest's sync(2) and umount(2) make the host write its file systems to disk. On by default. Must be
+    /// switched off before a guest is shut down: its data is in the host's page cache, which survives the guest.
     pub fn set_host_sync(&self, on: bool) {
         self.0.host_sync.store(on, Ordering::Relaxed);
     }
 
-    /// How many inodes and how many open files the guest holds.
+    /// Numbers of inodes and of open files that the guest holds.
     pub fn counts(&self) -> (usize, usize) {
         self.0.table.lock().unwrap().counts()
     }
@@ -344,26 +344,26 @@ impl ShareTree {
         self.0.table.lock().unwrap().inode(nodeid).unwrap()
     }
 
-    /// Returns a server of this tree, for one thread.
+    /// Returns a FUSE server of this tree, for one thread.
     pub fn server(&self) -> Box<dyn FileServer> {
         Box::new(ShareServer::new(self.0.clone()))
     }
 
-    /// Returns the lower half of a server of this tree, for another protocol than FUSE.
+    /// Returns the file operations of this tree, for a protocol other than FUSE.
     pub(in crate::virtio) fn operations(&self) -> ShareServer {
         ShareServer::new(self.0.clone())
     }
 }
 
 impl Shared {
-    /// Counts a lookup of a share's own file or directory; returns its inode and attributes.
+    /// Counts a lookup of a bind's file or directory. Returns its inode and attributes.
     pub fn enter(&self, bind: &Arc<Bind>) -> Result<(Arc<super::inode::Inode>, Stat)> {
         let fd = bind.fd.try_clone()?;
         let stat = sys::fstat(fd.as_fd())?;
         Ok((self.table.lock().unwrap().intern(bind, fd, &stat)?, stat))
     }
 
-    /// Every share there is.
+    /// Returns all binds.
     pub fn binds(&self) -> Vec<Arc<Bind>> {
         let tree = self.tree.lock().unwrap();
         let children = tree.dirs.values().flat_map(|names| names.values());
@@ -372,14 +372,14 @@ impl Shared {
 }
 
 impl Bind {
-    /// The descriptor it was bound to.
+    /// The file descriptor of the bind's file or directory.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-/// Returns a directory on a mount of its own, or as it is where the kernel makes none: for a process without the right
-/// (EPERM), for a mount that cannot be bound or is another namespace's (EINVAL), before Linux 5.12 (ENOSYS).
+/// Returns the directory on a copy of its mount. Returns `fd` if the kernel cannot make a copy: without permission
+/// (EPERM), for a mount that cannot be bound or belongs to another namespace (EINVAL), before Linux 5.12 (ENOSYS).
 fn own_mount(path: &str, fd: OwnedFd) -> Result<OwnedFd> {
     match sys::clone_mount(fd.as_fd()) {
         Err(errno @ Errno(libc::EPERM | libc::EINVAL | libc::ENOSYS)) => {
@@ -397,7 +397,7 @@ fn components(path: &str) -> std::result::Result<Vec<&[u8]>, ShareError> {
     if names.iter().all(|name| is_plain(name)) { Ok(names) } else { Err(wrong()) }
 }
 
-/// A name that stands for an entry of its directory and nothing else.
+/// Whether `name` is a single path component that names an entry of its directory.
 pub(super) fn is_plain(name: &[u8]) -> bool {
     !(name.is_empty()
         || name.len() > MAX_NAME

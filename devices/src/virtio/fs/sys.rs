@@ -1,7 +1,7 @@
 // UNSAFETY: the *at() family on O_PATH descriptors, vectored I/O on guest memory and per-thread credentials exist only
 // as raw system calls; each is wrapped here in a function that is safe to call.
 #![allow(unsafe_code)]
-//! Host system calls for the file server. Every function returns what the kernel says and decides nothing.
+//! Host system calls for the file server. The functions make no decisions and return the kernel's results.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -29,27 +29,27 @@ fn check_len(result: isize) -> Result<usize> {
     usize::try_from(result).map_err(|_| last())
 }
 
-/// Takes a descriptor that a system call has just returned.
+/// Takes ownership of a file descriptor that a system call has just returned.
 fn owned(fd: c_int) -> Result<OwnedFd> {
     check(fd)?;
-    // SAFETY: the kernel has just returned this descriptor to us, and nobody else knows it.
+    // SAFETY: the kernel has just returned this descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Opens `name` under `dir`; always close-on-exec.
+/// Opens `name` in `dir`, always close-on-exec.
 pub fn openat(dir: BorrowedFd, name: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
     // SAFETY: `name` ends with NUL and outlives the call.
     owned(unsafe { libc::openat64(dir.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC, mode) })
 }
 
-/// Opens /proc/self/fd, the directory through which an O_PATH descriptor becomes a real one.
+/// Opens /proc/self/fd, the directory through which an O_PATH descriptor is reopened for reading and writing.
 pub fn open_proc_self_fd() -> Result<OwnedFd> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path is a literal that ends with NUL.
     owned(unsafe { libc::open64(c"/proc/self/fd".as_ptr(), flags) })
 }
 
-/// Attributes of what `fd` refers to.
+/// Returns the attributes of the file of `fd`.
 pub fn fstat(fd: BorrowedFd) -> Result<Stat> {
     let mut stat = MaybeUninit::<Stat>::uninit();
     // SAFETY: the kernel fills the whole structure if it succeeds.
@@ -58,7 +58,7 @@ pub fn fstat(fd: BorrowedFd) -> Result<Stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
-/// Attributes of `name` under `dir`; a symbolic link is not followed.
+/// Returns the attributes of `name` in `dir`. Does not follow symbolic links.
 pub fn stat_at(dir: BorrowedFd, name: &CStr) -> Result<Stat> {
     let mut stat = MaybeUninit::<Stat>::uninit();
     // SAFETY: `name` ends with NUL; the kernel fills the whole structure if it succeeds.
@@ -69,10 +69,11 @@ pub fn stat_at(dir: BorrowedFd, name: &CStr) -> Result<Stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
-/// When a file was made: seconds and nanoseconds, or nothing where the file system does not keep it.
+/// Birth time of a file in seconds and nanoseconds; `None` if the file system does not store it.
 pub type Birth = Option<(i64, u32)>;
 
-/// Device and number, S_IFMT bits and birth of `name` under `dir`, or of `dir` itself if the name is empty.
+/// Returns device and inode number, S_IFMT bits and birth time of `name` in `dir`, or of `dir` itself if the name is
+/// empty.
 pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), u32, Birth)> {
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
@@ -87,13 +88,12 @@ pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), u32, Birth)
     Ok(((dev, stat.stx_ino), u32::from(stat.stx_mode) & libc::S_IFMT, birth))
 }
 
-/// The most bytes of a file system's handle (MAX_HANDLE_SZ of linux/exportfs.h).
+/// Limit of bytes in a file handle (MAX_HANDLE_SZ of linux/exportfs.h).
 const MAX_HANDLE: usize = 128;
-/// Asks for a handle by which a file can be told from others, though not opened (Linux 6.5; the number is that of
-/// AT_REMOVEDIR).
+/// Requests a handle that identifies a file, but need not be usable to open it (Linux 6.5; same value as AT_REMOVEDIR).
 const AT_HANDLE_FID: c_int = 0x200;
 
-/// What a file system knows one of its files by: the kind of handle, and its bytes.
+/// A file system's handle of a file: the handle's type and bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileHandle(c_int, Box<[u8]>);
 
@@ -104,7 +104,8 @@ struct RawHandle {
     bytes: [u8; MAX_HANDLE],
 }
 
-/// The handle of `name` under `dir`, or of `dir` itself if the name is empty; `None` where the file system has none.
+/// Returns the handle of `name` in `dir`, or of `dir` itself if the name is empty. `None` if the file system has no
+/// handles.
 pub fn file_handle(dir: BorrowedFd, name: &CStr) -> Result<Option<FileHandle>> {
     for more in [0, AT_HANDLE_FID] {
         let mut handle = RawHandle { len: MAX_HANDLE as u32, kind: 0, bytes: [0; MAX_HANDLE] };
@@ -120,7 +121,7 @@ pub fn file_handle(dir: BorrowedFd, name: &CStr) -> Result<Option<FileHandle>> {
                 let len = (handle.len as usize).min(MAX_HANDLE);
                 return Ok(Some(FileHandle(handle.kind, handle.bytes[..len].into())));
             }
-            // EINVAL: a kernel that does not know the flag.
+            // EINVAL: the kernel does not know the flag.
             Err(Errno(libc::EOPNOTSUPP | libc::EOVERFLOW | libc::EINVAL | libc::ENOSYS)) => {}
             Err(errno) => return Err(errno),
         }
@@ -137,8 +138,8 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// Returns the directory `dir` on a copy of its mount and of all below, which is in nobody's tree, has neither devices nor
-/// set-user-ID, and goes with the last descriptor on it.
+/// Returns the directory `dir` on a copy of its mount and of all mounts below. The copy is in no mount namespace, has the
+/// options nodev and nosuid, and exists until its last file descriptor is closed.
 pub fn clone_mount(dir: BorrowedFd) -> Result<OwnedFd> {
     let empty = (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
     let flags = empty | libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
@@ -160,44 +161,44 @@ pub fn clone_mount(dir: BorrowedFd) -> Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Makes a directory.
+/// Creates a directory.
 pub fn mkdirat(dir: BorrowedFd, name: &CStr, mode: u32) -> Result<()> {
     // SAFETY: `name` ends with NUL and outlives the call.
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) })
 }
 
-/// Makes a file, FIFO, socket or device node.
+/// Creates a file, FIFO, socket or device node.
 pub fn mknodat(dir: BorrowedFd, name: &CStr, mode: u32, rdev: u32) -> Result<()> {
     // SAFETY: `name` ends with NUL and outlives the call.
     check(unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, u64::from(rdev)) })
 }
 
-/// Makes a symbolic link to `target`.
+/// Creates a symbolic link to `target`.
 pub fn symlinkat(target: &CStr, dir: BorrowedFd, name: &CStr) -> Result<()> {
     // SAFETY: both strings end with NUL and outlive the call.
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) })
 }
 
-/// Links what the magic link `from` under `from_dir` points to as `name` under `dir`.
+/// Creates a hard link `name` in `dir` to the target of the magic link `from` in `from_dir`.
 pub fn link_magic(from_dir: BorrowedFd, from: &CStr, dir: BorrowedFd, name: &CStr) -> Result<()> {
     let (from_dir, dir) = (from_dir.as_raw_fd(), dir.as_raw_fd());
     // SAFETY: both strings end with NUL and outlive the call.
     check(unsafe { libc::linkat(from_dir, from.as_ptr(), dir, name.as_ptr(), libc::AT_SYMLINK_FOLLOW) })
 }
 
-/// Removes a name; `flags` is 0 or AT_REMOVEDIR.
+/// Removes a directory entry. `flags` is 0 or AT_REMOVEDIR.
 pub fn unlinkat(dir: BorrowedFd, name: &CStr, flags: c_int) -> Result<()> {
     // SAFETY: `name` ends with NUL and outlives the call.
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), flags) })
 }
 
-/// Renames, with `flags` of renameat2(2).
+/// Renames a directory entry, with `flags` of renameat2(2).
 pub fn renameat(from: BorrowedFd, old: &CStr, to: BorrowedFd, new: &CStr, flags: u32) -> Result<()> {
     // SAFETY: both strings end with NUL and outlive the call.
     check(unsafe { libc::renameat2(from.as_raw_fd(), old.as_ptr(), to.as_raw_fd(), new.as_ptr(), flags) })
 }
 
-/// Reads the symbolic link that `fd` refers to; returns the bytes written to `buffer`.
+/// Reads the target of the symbolic link `fd`. Returns the number of bytes written to `buffer`.
 pub fn readlink(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`; the empty path names `fd` itself.
     check_len(unsafe {
@@ -205,19 +206,19 @@ pub fn readlink(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     })
 }
 
-/// Changes the mode of what the magic link `name` under `dir` points to.
+/// Changes the mode of the target of the magic link `name` in `dir`.
 pub fn chmod_magic(dir: BorrowedFd, name: &CStr, mode: u32) -> Result<()> {
     // SAFETY: `name` ends with NUL and outlives the call.
     check(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), mode, 0) })
 }
 
-/// Changes owner and group of what `fd` refers to; `u32::MAX` leaves one alone.
+/// Changes owner and group of the file of `fd`. `u32::MAX` leaves an ID unchanged.
 pub fn chown(fd: BorrowedFd, uid: u32, gid: u32) -> Result<()> {
     // SAFETY: the empty path names `fd` itself.
     check(unsafe { libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) })
 }
 
-/// Sets access and modification time of what `fd` refers to.
+/// Sets access and modification time of the file of `fd`.
 pub fn utimens(fd: BorrowedFd, times: &[libc::timespec; 2]) -> Result<()> {
     // SAFETY: the empty path names `fd` itself; `times` are the two structures the call reads.
     check(unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) })
@@ -235,13 +236,13 @@ pub fn fallocate(fd: BorrowedFd, mode: c_int, offset: i64, len: i64) -> Result<(
     check(unsafe { libc::fallocate64(fd.as_raw_fd(), mode, offset, len) })
 }
 
-/// Moves a descriptor's offset; returns the new one.
+/// Changes the offset of a file descriptor. Returns the new offset.
 pub fn lseek(fd: BorrowedFd, offset: i64, whence: c_int) -> Result<u64> {
     // SAFETY: no pointers.
     u64::try_from(unsafe { libc::lseek64(fd.as_raw_fd(), offset, whence) }).map_err(|_| last())
 }
 
-/// Copies between two files in the kernel; returns the bytes copied.
+/// Copies between two files inside the kernel. Returns the number of bytes copied.
 pub fn copy_file_range(from: (BorrowedFd, i64), to: (BorrowedFd, i64), len: usize) -> Result<usize> {
     let (mut from_offset, mut to_offset) = (from.1, to.1);
     // SAFETY: both offsets are locals that outlive the call.
@@ -251,7 +252,7 @@ pub fn copy_file_range(from: (BorrowedFd, i64), to: (BorrowedFd, i64), len: usiz
     })
 }
 
-/// Writes a file's data, and unless `data_only` its attributes, to disk.
+/// Writes a file's data to disk, and its attributes unless `data_only`.
 pub fn fsync(fd: BorrowedFd, data_only: bool) -> Result<()> {
     // SAFETY: no pointers.
     check(unsafe { if data_only { libc::fdatasync(fd.as_raw_fd()) } else { libc::fsync(fd.as_raw_fd()) } })
@@ -263,7 +264,7 @@ pub fn syncfs(fd: BorrowedFd) -> Result<()> {
     check(unsafe { libc::syncfs(fd.as_raw_fd()) })
 }
 
-/// Size and use of the file system of `fd`.
+/// Returns size and usage of the file system of `fd`.
 pub fn statvfs(fd: BorrowedFd) -> Result<libc::statvfs64> {
     let mut stat = MaybeUninit::uninit();
     // SAFETY: the C library fills the whole structure if the call succeeds.
@@ -272,20 +273,20 @@ pub fn statvfs(fd: BorrowedFd) -> Result<libc::statvfs64> {
     Ok(unsafe { stat.assume_init() })
 }
 
-/// Reads the extended attribute `name` of what `path` leads to; an empty `value` asks for the length.
+/// Reads the extended attribute `name` of the file at `path`. With an empty `value` it returns the length.
 pub fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize> {
     let (pointer, len) = (value.as_mut_ptr().cast(), value.len());
     // SAFETY: both strings end with NUL; the kernel writes at most `len` bytes to `value`.
     check_len(unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), pointer, len) })
 }
 
-/// Lists the extended attributes of what `path` leads to, each name with its NUL.
+/// Lists the names of the extended attributes of the file at `path`, each terminated by NUL.
 pub fn listxattr(path: &CStr, names: &mut [u8]) -> Result<usize> {
     // SAFETY: `path` ends with NUL; the kernel writes at most `names.len()` bytes to `names`.
     check_len(unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) })
 }
 
-/// Sets an extended attribute; `flags` is 0, XATTR_CREATE or XATTR_REPLACE.
+/// Sets an extended attribute. `flags` is 0, XATTR_CREATE or XATTR_REPLACE.
 pub fn setxattr(path: &CStr, name: &CStr, value: &[u8], flags: c_int) -> Result<()> {
     let (pointer, len) = (value.as_ptr().cast(), value.len());
     // SAFETY: both strings end with NUL; the kernel reads `len` bytes of `value`.
@@ -298,7 +299,7 @@ pub fn removexattr(path: &CStr, name: &CStr) -> Result<()> {
     check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
 }
 
-/// Fills `buffer` with `struct linux_dirent64` records; returns the bytes used, 0 at the end.
+/// Fills `buffer` with `struct linux_dirent64` records. Returns the number of bytes used, 0 at the end.
 pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     let (pointer, len) = (buffer.as_mut_ptr(), buffer.len());
     // SAFETY: the kernel writes at most `len` bytes to `buffer`.
@@ -306,15 +307,15 @@ pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     usize::try_from(count).map_err(|_| last())
 }
 
-/// Reads from a file straight into guest memory; returns the bytes read.
+/// Reads from a file directly into guest memory. Returns the number of bytes read.
 pub fn preadv(file: &File, slices: &[VolatileSlice], offset: i64) -> Result<usize> {
     let vector = vector(slices);
-    // SAFETY: each piece lies in a guest mapping that `slices` keeps borrowed; that the guest may write there at the
-    // same time is what VolatileSlice stands for, and no Rust reference to those bytes exists.
+    // SAFETY: each piece is in a guest mapping that `slices` keeps borrowed. The guest may write there at the same time,
+    // which VolatileSlice allows, and no Rust reference to those bytes exists.
     check_len(unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), vector.len() as c_int, offset) })
 }
 
-/// Writes to a file straight from guest memory, with `flags` of pwritev2(2); returns the bytes written.
+/// Writes to a file directly from guest memory, with `flags` of pwritev2(2). Returns the number of bytes written.
 pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int) -> Result<usize> {
     let vector = vector(slices);
     let count = vector.len() as c_int;
@@ -322,14 +323,14 @@ pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int)
     check_len(unsafe { libc::pwritev64v2(file.as_raw_fd(), vector.as_ptr(), count, offset, flags) })
 }
 
-/// Raises the process's limit of open descriptors to `wanted`, or as near as it may; returns the limit.
+/// Raises the process's limit of file descriptors to `wanted`, or as far as permitted. Returns the limit.
 pub fn raise_descriptor_limit(wanted: u64) -> u64 {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel fills `limit`.
     if unsafe { libc::getrlimit64(libc::RLIMIT_NOFILE, &mut limit) } < 0 {
         return 0;
     }
-    // Only root may raise the hard limit, and nobody above fs.nr_open, which is 2^20 where nobody changed it.
+    // Only root may raise the hard limit, at most to fs.nr_open, which is 2^20 by default.
     let most = limit.rlim_max.max(wanted.min(1 << 20));
     for raised in
         [most, limit.rlim_max].map(|max| libc::rlimit64 { rlim_cur: max.min(wanted), rlim_max: max })

@@ -1,4 +1,4 @@
-//! Every inode and open file of one guest, by number, bounded by the descriptors the process may have.
+//! All inodes and open files of one guest, by number, limited by the process's file descriptors.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
@@ -14,26 +14,26 @@ use super::inode::{Inode, Pin, Slot};
 use super::share::Bind;
 use super::sys::Stat;
 
-/// The most inodes that a guest may know. One takes half a kilobyte of the host's memory, and at least as much of the
-/// guest's; those with descriptors are fewer.
+/// Limit of inodes that a guest may know. Each takes half a kilobyte of the host's memory, and at least as much of the
+/// guest's. Fewer of them have a descriptor.
 pub const MAX_INODES: usize = 1 << 22;
-/// How many descriptors are taken from inodes at once when they run out.
+/// Number of descriptors that are taken from inodes at once when the limit is reached.
 const EVICT: usize = 32;
-/// How many inodes are looked at for that.
+/// Limit of inodes that are examined for that.
 const EVICT_LOOKED_AT: usize = 4096;
 
 /// A file or directory that the guest has open.
 pub struct Handle {
-    /// The inode it was opened on.
+    /// Inode of the file or directory.
     pub inode: Arc<Inode>,
-    /// The host's open file.
+    /// The open file of the host.
     pub file: File,
-    /// Where a directory's reader is; `None` for files.
+    /// Read position of a directory; `None` for files.
     pub cursor: Option<Mutex<Cursor>>,
 }
 
 impl Handle {
-    /// Returns an open file, of which its inode knows.
+    /// Returns a handle, and counts it in its inode.
     pub fn new(inode: &Arc<Inode>, file: File, cursor: Option<Mutex<Cursor>>) -> Handle {
         inode.open.fetch_add(1, Ordering::Relaxed);
         Handle { inode: inode.clone(), file, cursor }
@@ -51,24 +51,24 @@ struct Known {
     lookups: u64,
 }
 
-/// Inodes and open files. Numbers only grow, and are never used again.
+/// The inodes and open files. Their numbers only grow and are never reused.
 pub struct Table {
     inodes: HashMap<u64, Known>,
-    /// Those among them that have a descriptor.
+    /// Numbers of the inodes that have a descriptor.
     pinned: BTreeSet<u64>,
     by_key: HashMap<(u64, u64, u64), u64>,
-    /// The shares of which an inode is known, or was.
+    /// Numbers of the binds of which an inode is or was known.
     binds: BTreeSet<u64>,
     handles: HashMap<u64, (Arc<Handle>, Slot)>,
     next_inode: u64,
     next_handle: u64,
-    /// Descriptors in use.
+    /// Number of descriptors in use.
     descriptors: Arc<AtomicUsize>,
     limit: usize,
     max_inodes: usize,
-    /// Where the search for a descriptor to take goes on.
+    /// Inode number at which the next search for a descriptor to take continues.
     hand: u64,
-    /// Some inode has given its descriptor up since the table was last empty.
+    /// An inode has given up its descriptor since the table was last empty.
     evicted: bool,
 }
 
@@ -91,24 +91,24 @@ impl Table {
         }
     }
 
-    /// The inode with this number.
+    /// Returns the inode with this number.
     pub fn inode(&self, id: u64) -> Result<Arc<Inode>> {
-        // Linux answers ESTALE with a fresh lookup of the path, which is what a share taken away needs.
+        // After ESTALE Linux looks the path up again, which is right for a bind that was removed.
         let known = self.inodes.get(&id).ok_or(Errno(libc::ESTALE))?;
         known.inode.used.store(true, Ordering::Relaxed);
         Ok(known.inode.clone())
     }
 
-    /// The inode with this key, if it is known.
+    /// Returns the inode with this key, if it is known.
     fn known(&mut self, bind: &Bind, key: (u64, u64)) -> Option<&mut Known> {
         self.inodes.get_mut(self.by_key.get(&(bind.id, key.0, key.1))?)
     }
 
-    /// Counts a lookup of the inode of this file, if it is known and surely the same.
+    /// Counts a lookup of this file's inode, if it is known and certainly the same file.
     pub fn find(&mut self, bind: &Bind, stat: &Stat) -> Option<Arc<Inode>> {
         let evicted = self.evicted;
         let known = self.known(bind, (stat.st_dev, stat.st_ino))?;
-        // Some file systems give one number to several files.
+        // Some file systems give the same number to several files.
         if evicted && !known.inode.is_pinned() || known.inode.kind != stat.st_mode & libc::S_IFMT {
             return None;
         }
@@ -117,14 +117,14 @@ impl Table {
         Some(known.inode.clone())
     }
 
-    /// Counts one more lookup of an inode that the guest has.
+    /// Counts one more lookup of an inode that the guest knows.
     pub fn hold(&mut self, id: u64) -> Result<()> {
         let known = self.inodes.get_mut(&id).ok_or(Errno(libc::ESTALE))?;
         known.lookups = known.lookups.saturating_add(1);
         Ok(())
     }
 
-    /// Counts a lookup of the file behind `fd`: the inode known for it, else a new one that keeps `fd`.
+    /// Counts a lookup of the file of `fd`. Returns its known inode, or else a new one, which keeps `fd`.
     pub fn intern(&mut self, bind: &Arc<Bind>, fd: OwnedFd, stat: &Stat) -> Result<Arc<Inode>> {
         present(bind)?;
         if let Some(inode) = self.find(bind, stat) {
@@ -134,7 +134,7 @@ impl Table {
         let key = (stat.st_dev, stat.st_ino);
         let slot = Slot::take(&self.descriptors);
         if let Some(known) = self.known(bind, key).filter(|known| !known.inode.is_pinned()) {
-            // It had given its descriptor up, and gets this one, if it is not another file with the same number.
+            // The inode has given up its descriptor. It gets `fd`, unless that is another file with the same number.
             if known.inode.is(&Identity::of(fd.as_fd(), c"")?) {
                 known.lookups = known.lookups.saturating_add(1);
                 let inode = known.inode.clone();
@@ -156,13 +156,13 @@ impl Table {
         Ok(inode)
     }
 
-    /// Takes `count` lookups back; with the last one the inode goes.
+    /// Takes back `count` lookups, and removes the inode if none is left.
     pub fn forget(&mut self, id: u64, count: u64) {
         let Some(known) = self.inodes.get_mut(&id) else { return };
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups == 0 {
             let key = (known.inode.bind.id, known.inode.key.0, known.inode.key.1);
-            // The key may have gone to a newer file.
+            // The key may belong to a newer file.
             if self.by_key.get(&key) == Some(&id) {
                 self.by_key.remove(&key);
             }
@@ -172,23 +172,23 @@ impl Table {
         }
     }
 
-    /// Some inodes may have no descriptor of their own: what is about to lose its name must be pinned.
+    /// Whether inodes may be without a descriptor, so that a file must be pinned before its name is removed.
     pub fn has_evicted(&self) -> bool {
         self.evicted
     }
 
-    /// Descriptors will soon have to be taken from inodes.
+    /// Whether descriptors will soon have to be taken from inodes.
     pub fn is_crowded(&self) -> bool {
         self.descriptors.load(Ordering::Relaxed) > self.limit / 2
     }
 
-    /// The inode of a file in one share, if it is known.
+    /// Returns the inode of a file in one bind, if it is known.
     fn inode_in(&self, bind: u64, key: (u64, u64)) -> Option<Arc<Inode>> {
         let known = self.inodes.get(self.by_key.get(&(bind, key.0, key.1))?)?;
         Some(known.inode.clone())
     }
 
-    /// Notes that the file with this key is now at `name` in `dir`, in every share that knows both.
+    /// Records that the file with this key is now at `name` in `dir`, in every bind that knows both.
     pub fn moved(&mut self, key: (u64, u64), dir: &Arc<Inode>, name: &CStr) {
         for bind in &self.binds {
             let own = *bind == dir.bind.id;
@@ -199,13 +199,13 @@ impl Table {
         }
     }
 
-    /// Pins the inodes of the file with this key that have given their descriptors up. Directories overlap where one is
-    /// bound twice or lies below another: each share has an inode of its own for the file.
+    /// Pins all inodes of the file with this key that have given up their descriptors. There can be several: if a directory
+    /// is bound twice, or binds are nested, each bind has its own inode for the file.
     pub fn pin(&mut self, key: (u64, u64)) -> Result<()> {
         let inodes: Vec<_> = self.binds.iter().filter_map(|bind| self.inode_in(*bind, key)).collect();
         for inode in inodes.into_iter().filter(|inode| !inode.is_pinned()) {
             self.room()?;
-            // One that is stale already has nothing to lose.
+            // A stale inode stays stale.
             if let Ok(found) = inode.fd() {
                 let fd = found.as_fd().try_clone_to_owned()?;
                 inode.pin(Pin::new(fd, Slot::take(&self.descriptors)));
@@ -215,7 +215,7 @@ impl Table {
         Ok(())
     }
 
-    /// Keeps an open file; returns its number.
+    /// Stores an open file. Returns its number.
     pub fn open(&mut self, handle: Handle) -> Result<u64> {
         present(&handle.inode.bind)?;
         self.room()?;
@@ -225,20 +225,20 @@ impl Table {
         Ok(id)
     }
 
-    /// The open file with this number, if it was opened on `inode`.
+    /// Returns the open file with this number, if it was opened on `inode`.
     pub fn handle(&self, id: u64, inode: u64) -> Result<Arc<Handle>> {
         let known = self.handles.get(&id).filter(|(handle, _)| handle.inode.id == inode);
         known.map(|(handle, _)| handle.clone()).ok_or(Errno(libc::EBADF))
     }
 
-    /// Gives up the open file with this number. It closes when the last one drops it.
+    /// Removes and returns the open file with this number. It is closed when its last reference is dropped.
     pub fn close(&mut self, id: u64, inode: u64) -> Result<Arc<Handle>> {
         let handle = self.handle(id, inode)?;
         self.handles.remove(&id);
         Ok(handle)
     }
 
-    /// Closes everything that belongs to a share, and keeps requests at work from adding to it.
+    /// Closes all files and forgets all inodes of a bind, and prevents requests in progress from adding new ones.
     pub fn purge(&mut self, bind: &Bind) {
         bind.revoked.store(true, Ordering::Relaxed);
         self.handles.retain(|_, (handle, _)| handle.inode.bind.id != bind.id);
@@ -254,7 +254,7 @@ impl Table {
         self.binds.remove(&bind.id);
     }
 
-    /// Closes everything: the guest starts anew.
+    /// Closes all files and forgets all inodes, when the guest starts a new session.
     pub fn clear(&mut self) {
         self.handles = HashMap::new();
         self.inodes.values().for_each(|known| known.inode.lose_place());
@@ -265,12 +265,12 @@ impl Table {
         self.evicted = false;
     }
 
-    /// How many inodes and how many open files there are.
+    /// Numbers of inodes and of open files.
     pub fn counts(&self) -> (usize, usize) {
         (self.inodes.len(), self.handles.len())
     }
 
-    /// What directories that are being read take of memory.
+    /// Size of the buffers of all open directories, in bytes.
     #[cfg(test)]
     pub fn listing_bytes(&self) -> usize {
         let cursors = self.handles.values().filter_map(|(handle, _)| handle.cursor.as_ref());
@@ -282,7 +282,7 @@ impl Table {
         self.descriptors.load(Ordering::Relaxed)
     }
 
-    /// Makes room for one more descriptor, if need be by taking some from inodes that can do without.
+    /// Makes one more descriptor available, if necessary by taking some from inodes that can be found again.
     fn room(&mut self) -> Result<()> {
         let full = |count: &AtomicUsize, limit| count.load(Ordering::Relaxed) >= limit;
         if full(&self.descriptors, self.limit) && self.evict(false) == 0 {
@@ -291,7 +291,8 @@ impl Table {
         if full(&self.descriptors, self.limit) { Err(Errno(libc::ENFILE)) } else { Ok(()) }
     }
 
-    /// Takes descriptors from inodes that can do without, first from those that were not used lately; returns how many.
+    /// Takes descriptors from inodes that can be found again: those that were not used recently, or with `used_too` any.
+    /// Returns the number of descriptors taken.
     fn evict(&mut self, used_too: bool) -> usize {
         let mut freed = 0;
         for _ in 0..EVICT_LOOKED_AT.min(self.pinned.len() + 1) {

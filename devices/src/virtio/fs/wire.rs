@@ -1,14 +1,14 @@
-//! The FUSE messages as they lie in memory (Linux `include/uapi/linux/fuse.h`, protocol 7.38), and nothing else.
+//! The FUSE messages and their encoding (Linux `include/uapi/linux/fuse.h`, protocol 7.38).
 //!
-//! Every number is little-endian: virtio-fs (VIRTIO 1.2, 5.11.6.1) uses the guest's order, and the guest is x86_64.
-//! All structures are whole, as the kernel has them: the tests write the requests and read the replies.
+//! All numbers are little-endian: virtio-fs (VIRTIO 1.2, 5.11.6.1) uses the guest's byte order, and the guest is x86_64.
+//! All structures are complete, because the tests also write requests and read replies.
 #![allow(dead_code)]
 
-/// Version of the protocol that the server speaks.
+/// Major version of the protocol.
 pub const MAJOR: u32 = 7;
-/// The newest minor version that the server knows.
+/// Newest supported minor version.
 pub const MINOR: u32 = 38;
-/// The oldest minor version that the server serves: below it, the replies are shorter.
+/// Oldest supported minor version. Older ones have shorter replies.
 pub const MINOR_OLDEST: u32 = 27;
 
 macro_rules! messages {
@@ -20,10 +20,10 @@ macro_rules! messages {
         }
 
         impl $name {
-            /// Bytes on the wire.
+            /// Length of the encoding in bytes.
             pub const SIZE: usize = 0 $(+ size_of::<$kind>())*;
 
-            /// Reads the message from the front of `bytes`; what follows it is left alone.
+            /// Parses the message at the front of `bytes`, and ignores what follows it.
             pub fn parse(bytes: &[u8]) -> Option<$name> {
                 let mut rest = bytes;
                 Some($name {
@@ -44,23 +44,23 @@ macro_rules! messages {
 }
 
 messages! {
-    /// Every request begins with it.
+    /// Header of every request.
     InHeader { len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, padding: u32 }
-    /// Every reply begins with it; `error` is 0 or a negative errno.
+    /// Header of every reply; `error` is 0 or a negative errno.
     OutHeader { len: u32, error: i32, unique: u64 }
     /// File attributes.
     Attr {
         ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32,
         ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32,
     }
-    /// The front of the reply to whatever finds or makes an inode; an [`Attr`] follows.
+    /// Front of the reply to every request that finds or creates an inode; an [`Attr`] follows.
     EntryOut {
         nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32,
         attr_valid_nsec: u32,
     }
-    /// The front of the reply to GETATTR and SETATTR; an [`Attr`] follows.
+    /// Front of the reply to GETATTR and SETATTR; an [`Attr`] follows.
     AttrOut { attr_valid: u64, attr_valid_nsec: u32, dummy: u32 }
-    /// INIT; what 7.36 added is in [`InitInExt`].
+    /// INIT. Version 7.36 added [`InitInExt`].
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32 }
     /// Follows [`InitIn`] if its flags have INIT_EXT; eleven unused words follow.
     InitInExt { flags2: u32 }
@@ -108,7 +108,7 @@ messages! {
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
 
-/// Request codes, each with the kernel's name for it.
+/// Request codes, with the kernel's names.
 pub mod op {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
@@ -179,7 +179,7 @@ pub mod init {
     pub const INIT_EXT: u64 = 1 << 30;
 }
 
-/// What SETATTR changes (`FATTR_*`).
+/// Flags of the attributes that SETATTR changes (`FATTR_*`).
 pub mod set {
     pub const MODE: u32 = 1 << 0;
     pub const UID: u32 = 1 << 1;
@@ -193,17 +193,17 @@ pub mod set {
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
-/// `Attr::flags`: the directory is the root of a file system of its own.
+/// `Attr::flags`: the directory is the root of a separate file system.
 pub const ATTR_SUBMOUNT: u32 = 1 << 0;
-/// `OpenOut::open_flags`: the guest's cached pages of this file are still right.
+/// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-/// `OpenIn::open_flags`: kill set-user-ID and set-group-ID if the open truncates.
+/// `OpenIn::open_flags`: clear set-user-ID and set-group-ID if the open truncates.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
-/// `WriteIn::write_flags`: the guest's page cache writes back; which handle it names is a guess.
+/// `WriteIn::write_flags`: writeback from the guest's page cache, with a handle that was guessed.
 pub const WRITE_CACHE: u32 = 1 << 0;
-/// `WriteIn::write_flags`: kill set-user-ID and set-group-ID.
+/// `WriteIn::write_flags`: clear set-user-ID and set-group-ID.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FsyncIn::fsync_flags`: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
-/// The root's inode number in the protocol.
+/// Inode number of the root in the protocol.
 pub const ROOT_ID: u64 = 1;

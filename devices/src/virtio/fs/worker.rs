@@ -1,5 +1,5 @@
-//! The thread behind a file device: it owns the device's queues and its server, since file calls block, and must hold up
-//! neither a vCPU nor the console. It is the same for every protocol.
+//! The thread of a file device. It owns the device's queues and its server, because system calls on files block and must
+//! not delay a vCPU or the console. All file protocols use it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,64 +13,65 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::message::{self, Pieces};
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
 
-/// The stop event in the poller; queues are there under their index.
+/// User data of the stop event in the poller. A queue's kick has the index of the queue.
 const STOP: u64 = u64::MAX;
 
-/// Answers the requests of one protocol.
+/// The server of one protocol.
 pub trait FileServer: Send {
-    /// Reads one request and writes its reply; returns the bytes written, 0 for a request that has no reply. An error
-    /// refuses a request that cannot be answered: the queue completes it with nothing written and counts it.
+    /// Reads one request and writes its reply. Returns the number of bytes written, 0 for a request without a reply. On
+    /// an error, which is for requests that cannot be answered, the queue completes the request with length 0 and counts
+    /// a fault.
     ///
-    /// Called by one thread only, once the first request has come.
+    /// Only one thread calls this, from the first request on.
     fn handle(&mut self, request: Pieces, reply: Pieces) -> io::Result<usize>;
 }
 
-/// A server, and the thread that it is on while the device is active.
+/// A server, and its thread while the device is active.
 pub struct Worker {
     name: &'static str,
     server: Option<Box<dyn FileServer>>,
     running: Option<Running>,
 }
 
-/// The thread that serves, and the event that ends it.
+/// A running thread, and the event that stops it.
 struct Running {
     stop: Arc<EventFd>,
     thread: JoinHandle<Option<Box<dyn FileServer>>>,
 }
 
 impl Worker {
-    /// Returns a worker whose thread will have this name.
+    /// Returns a worker for `server` whose thread will be called `name`.
     pub fn new(name: &'static str, server: Box<dyn FileServer>) -> Worker {
         Worker { name, server: Some(server), running: None }
     }
 
-    /// Starts the thread with the device's queues.
+    /// Starts the thread, which serves `queues`.
     pub fn serve(&mut self, queues: Vec<VirtQueue>) -> io::Result<()> {
-        // A driver that starts anew after a reset finds the thread of the last time still there. It is at work on nothing:
-        // a reset is complete only when no request is.
+        // When the driver starts the device again after a reset, the previous thread still runs. It is idle, because a reset
+        // completes only when no request is being processed.
         self.stop();
         if self.server.is_none() {
             return Err(io::Error::other("the file server is gone"));
         }
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let poller = poller(&stop, &queues)?;
-        // The server goes to a thread that is there. A guest may have used up the host's descriptors by now; when they are
-        // back, the next driver finds the server still here.
+        // The server is sent to the thread only after the thread was created. If that fails, for example because the guest
+        // has used up the file descriptors, the server stays here for the driver's next attempt.
         let (give, take) = channel();
         let thread = Builder::new().name(self.name.to_owned());
         let thread = thread.spawn(move || take.recv().ok().map(|server| run(&poller, queues, server)))?;
         if let Some(server) = self.server.take() {
-            // The thread waits for it.
+            // This cannot fail: the thread waits for the server.
             let _ = give.send(server);
         }
         self.running = Some(Running { stop, thread });
         Ok(())
     }
 
-    /// Ends the thread, if there is one, and takes the server back.
+    /// Stops the thread, if there is one, and takes the server back.
     fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
-        // A counter that is full has woken the thread already.
+        // If the counter is full, the thread has already been woken.
         let _ = running.stop.write(1);
         match running.thread.join() {
             Ok(server) => self.server = server,
@@ -85,8 +86,8 @@ impl Drop for Worker {
     }
 }
 
-/// Registers every kick, and the stop event. Edge-triggered: a kick need not be read back, which saves a system call
-/// for each; one that comes while its queue is served makes the next wait return at once.
+/// Registers all kicks, and the stop event. Kicks are edge-triggered and need not be read, which saves a system call for
+/// each. A kick that comes while its queue is served makes the next wait return at once.
 fn poller(stop: &EventFd, queues: &[VirtQueue]) -> io::Result<Epoll> {
     let poller = Epoll::new()?;
     poller.ctl(ControlOperation::Add, stop.as_raw_fd(), EpollEvent::new(EventSet::IN, STOP))?;
@@ -97,7 +98,7 @@ fn poller(stop: &EventFd, queues: &[VirtQueue]) -> io::Result<Epoll> {
     Ok(poller)
 }
 
-/// The thread: serves each queue that is kicked, until it is told to stop. Gives the server back.
+/// Body of the thread: serves each queue that is kicked until the stop event. Returns the server.
 fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, mut server: Box<dyn FileServer>) -> Box<dyn FileServer> {
     let mut events = [EpollEvent::default(); 4];
     loop {
@@ -117,19 +118,19 @@ fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, mut server: Box<dyn FileServe
                 continue;
             };
             if let Err(error) = serve(&mut queues[at], server.as_mut()) {
-                // The driver took its memory back, or its rings make no sense. Its kick is edge-triggered, and wakes
-                // nobody for long.
+                // The driver has reset the device, or its rings are invalid. The kick stays registered, but being
+                // edge-triggered it wakes this thread at most once per kick.
                 queues.remove(at).break_down(&error);
             }
         }
     }
 }
 
-/// Answers every request that is in the queue.
+/// Serves all requests in the queue.
 pub(super) fn serve(queue: &mut VirtQueue, server: &mut dyn FileServer) -> Result<(), QueueError> {
     queue.serve_chains(|memory, chain| {
         let (request, reply) = message::split(memory, chain)?;
-        // The guest waits for most requests, one at a time: it hears of each as soon as it is done.
+        // The guest waits for most requests one at a time, so it is interrupted after each.
         server.handle(request, reply).map(|written| Served::DoneNow(written as u32))
     })
 }

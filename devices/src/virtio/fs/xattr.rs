@@ -1,7 +1,7 @@
-//! Extended attributes: which the guest may see and set, and how they reach the host.
+//! Extended attributes that the guest may see and set.
 //!
-//! Through: `user.*`, `security.capability`, and the two POSIX ACLs. Everything else is the host's own: a guest that
-//! sets `trusted.overlay.*` or a security label would act on the host's kernel, not on its own.
+//! These are `user.*`, `security.capability`, and the two POSIX ACLs. All others belong to the host: `trusted.overlay.*`
+//! or a security label would affect the host's kernel, not the guest's.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,18 +13,18 @@ use super::server::{Request, ShareServer, take_string};
 use super::sys;
 use super::wire::{GetxattrIn, GetxattrOut, SetxattrIn};
 
-/// The longest value, and the longest list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
+/// Limit of the length of a value and of a list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
 pub const MAX_VALUE: usize = 64 << 10;
 const MAX_NAME: usize = 255;
 
-/// The name is the guest's to use.
+/// Whether the guest may use the attribute `name`.
 pub(super) fn is_open(name: &[u8]) -> bool {
     name.starts_with(b"user.")
         || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
 impl ShareServer {
-    /// The path to a descriptor for the calls that take only paths.
+    /// Returns a path to the file of `pin`, for system calls that accept only paths.
     fn xattr_path(&mut self, pin: &Pin) -> MagicLink {
         let short = self.credentials().in_proc_self_fd();
         MagicLink::new(if short { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
@@ -56,7 +56,7 @@ impl ShareServer {
         let inode = self.host_node(request.nodeid, libc::EOPNOTSUPP)?;
         let pin = inode.fd()?;
         let path = self.xattr_path(&pin);
-        // All names are read even if only their length is wanted: those that the guest may not see do not count.
+        // All names are read even if the guest asks only for their length, to exclude those that it may not see.
         let len = sys::listxattr(&path, &mut [])?;
         let mut names = vec![0; len.min(MAX_VALUE)];
         let len = if names.is_empty() { 0 } else { sys::listxattr(&path, &mut names)? };
@@ -91,7 +91,7 @@ impl ShareServer {
         }
         let pin = inode.fd()?;
         let path = self.xattr_path(&pin);
-        // An ACL is a mode, too: the guest's kernel has dropped set-group-ID where it must go.
+        // Setting an ACL also changes the mode. The guest's kernel has already cleared set-group-ID if necessary.
         self.credentials().keep_setid(true);
         sys::setxattr(&path, name, value, input.flags as i32)
     }

@@ -1,4 +1,4 @@
-//! Attributes of files and of file systems.
+//! Attributes of files and of file systems: GETATTR, SETATTR and STATFS.
 
 use super::fids::Open;
 use super::numbers::Numbers;
@@ -9,7 +9,8 @@ use crate::virtio::fs::operations::Key;
 use crate::virtio::fs::wire::{Attr, AttrOut, GetattrIn, SetattrIn, StatfsOut, op, set};
 
 impl P9Server {
-    /// The number of a name in a directory: one of the directory's device, which it is unless something is mounted there.
+    /// Returns the guest's number for a directory entry with inode number `number`. It assumes the directory's device,
+    /// which is wrong only for mount points.
     pub(super) fn number_below(&mut self, dir: Key, number: u64) -> Result<u64> {
         match dir {
             Key::Virtual(_) => Ok(Numbers::of_virtual(number)),
@@ -40,7 +41,7 @@ impl P9Server {
             attr.mtimensec.into(),
             attr.ctime,
             attr.ctimensec.into(),
-            // Neither a time of birth nor a generation or version.
+            // No birth time (seconds and nanoseconds), generation and data version.
             0,
             0,
             0,
@@ -84,7 +85,7 @@ impl P9Server {
             gid,
             ..SetattrIn::default()
         };
-        // ftruncate(2) on a file that was opened for writing needs no right to open it again.
+        // ftruncate(2) on a file that is open for writing must not need permission to open the file again.
         if let Open::File { fh, flags } = known.open
             && flags & libc::O_ACCMODE as u32 != 0
         {
@@ -100,7 +101,7 @@ impl P9Server {
         let out = StatfsOut::parse(self.ask(op::STATFS, node, (0, 0), |_| ())?).ok_or(Errno(libc::EIO))?;
         self.reply.extend_from_slice(&wire::STATFS_TYPE.to_le_bytes());
         self.reply.extend_from_slice(&out.bsize.to_le_bytes());
-        // The last is the file system's id: it has none.
+        // The last number is the file system's ID, which is not used.
         for number in [out.blocks, out.bfree, out.bavail, out.files, out.ffree, 0] {
             self.reply.extend_from_slice(&number.to_le_bytes());
         }
@@ -109,7 +110,7 @@ impl P9Server {
     }
 }
 
-/// What is no number of nanoseconds stays none.
+/// Converts a number of nanoseconds. One that is too large stays invalid.
 fn nanoseconds(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

@@ -5,29 +5,29 @@ use std::ffi::CString;
 
 use crate::virtio::fs::errno::{Errno, Result};
 
-/// The most fids of a session. Linux has one for each name in use and each open file. One that is to take an extended
-/// attribute has the name of that, too, of at most 255 bytes.
+/// Limit of fids in a session. Linux has one for each name in use and each open file. A fid that will set an extended
+/// attribute also holds the attribute's name, of at most 255 bytes.
 pub const MAX_FIDS: usize = 1 << 18;
-/// The most bytes of extended attributes that are on their way, of all fids together.
+/// Limit of bytes of extended attributes that are being read or written, for all fids together.
 pub const MAX_XATTR_BYTES: usize = 4 << 20;
 
-/// What a fid was opened for.
+/// State of a fid.
 #[derive(Debug)]
 pub enum Open {
-    /// Nothing yet.
+    /// Not open.
     No,
-    /// A file, with the flags of its open(2); the number is the file server's for it.
+    /// An open file: its number in the file server and its open(2) flags.
     File { fh: u64, flags: u32 },
-    /// A directory.
+    /// An open directory.
     Dir { fh: u64 },
-    /// An extended attribute's value, or the list of their names, to be read.
+    /// The value of an extended attribute, or the list of names, for reading.
     XattrRead(Vec<u8>),
-    /// An extended attribute, to be set by CLUNK once `size` bytes have come.
+    /// An extended attribute that CLUNK sets after `size` bytes have been written.
     XattrWrite { name: CString, size: usize, flags: u32, value: Vec<u8> },
 }
 
 impl Open {
-    /// Bytes of an extended attribute that it keeps, or may come to keep.
+    /// Bytes of an extended attribute that the fid keeps, or may keep later.
     fn xattr_bytes(&self) -> usize {
         match self {
             Open::XattrRead(value) => value.len(),
@@ -37,14 +37,14 @@ impl Open {
     }
 }
 
-/// One fid. It holds a lookup of its node.
+/// One fid. It holds one lookup of its node.
 #[derive(Debug)]
 pub struct Fid {
-    /// The inode's number in the file server.
+    /// Inode number in the file server.
     pub node: u64,
-    /// The guest's user that attached: to whom belongs what is made through it.
+    /// The guest's user that attached. Files created through the fid belong to this user.
     pub user: u32,
-    /// What it was opened for.
+    /// State of the fid.
     pub open: Open,
 }
 
@@ -60,7 +60,7 @@ impl Fids {
         self.known.get(&fid).ok_or(Errno(libc::EBADF))
     }
 
-    /// Refuses a number that is taken, and one more than there may be.
+    /// Refuses a number that is in use, and any number at the limit of fids.
     pub fn check_free(&self, fid: u32) -> Result<()> {
         if fid == super::wire::NO_FID || self.known.contains_key(&fid) {
             return Err(Errno(libc::EBADF));
@@ -68,12 +68,12 @@ impl Fids {
         if self.known.len() >= MAX_FIDS { Err(Errno(libc::ENFILE)) } else { Ok(()) }
     }
 
-    /// Keeps a fid under a number that [`Self::check_free`] found free.
+    /// Adds a fid with a number that [`Self::check_free`] has accepted.
     pub fn insert(&mut self, fid: u32, node: u64, user: u32) {
         self.known.insert(fid, Fid { node, user, open: Open::No });
     }
 
-    /// Notes what a fid is open for from now on.
+    /// Changes the state of a fid.
     pub fn set_open(&mut self, fid: u32, open: Open) -> Result<()> {
         let known = self.known.get_mut(&fid).ok_or(Errno(libc::EBADF))?;
         let bytes = self.xattr_bytes - known.open.xattr_bytes() + open.xattr_bytes();
@@ -85,13 +85,13 @@ impl Fids {
         Ok(())
     }
 
-    /// Lets a fid stand for another node; returns the one before.
+    /// Changes the node of a fid. Returns the previous node.
     pub fn set_node(&mut self, fid: u32, node: u64) -> Result<u64> {
         let known = self.known.get_mut(&fid).ok_or(Errno(libc::EBADF))?;
         Ok(std::mem::replace(&mut known.node, node))
     }
 
-    /// Takes the next bytes of an extended attribute, in order and no more than were announced.
+    /// Appends bytes to an extended attribute. They must be in order, and not exceed the announced size.
     pub fn write_xattr(&mut self, fid: u32, offset: u64, data: &[u8]) -> Result<()> {
         match self.known.get_mut(&fid).map(|known| &mut known.open) {
             Some(Open::XattrWrite { size, value, .. }) => {
@@ -111,7 +111,7 @@ impl Fids {
         Ok(known)
     }
 
-    /// Forgets all: the guest starts anew.
+    /// Removes all fids, when the guest starts a new session.
     pub fn clear(&mut self) {
         *self = Fids::default();
     }

@@ -1,4 +1,4 @@
-//! Open files and directories, and extended attributes, which 9P reads and writes like files.
+//! Open files and directories, and extended attributes, which 9P treats as files.
 
 use super::fids::{Fid, Open};
 use super::server::P9Server;
@@ -12,7 +12,7 @@ use crate::virtio::fs::wire::{
 };
 use crate::virtio::fs::xattr::MAX_VALUE;
 
-/// O_SYNC without O_DSYNC, as 9P has it (P9_DOTL_SYNC); all other flags have the numbers of Linux on x86.
+/// P9_DOTL_SYNC: the bit of O_SYNC without O_DSYNC. All other flags have the values of Linux on x86.
 const DOTL_SYNC: u32 = 0o4_000_000;
 
 impl P9Server {
@@ -24,7 +24,7 @@ impl P9Server {
         if is_dir && flags & libc::O_ACCMODE as u32 != 0 {
             return Err(Errno(libc::EISDIR));
         }
-        // 9P does not say whether who truncates may keep set-user-ID.
+        // 9P does not say whether the truncating process may keep set-user-ID.
         let put = |body: &mut Vec<u8>| OpenIn { flags, open_flags: OPEN_KILL_SUIDGID }.put(body);
         let opcode = if is_dir { op::OPENDIR } else { op::OPEN };
         let fh = OpenOut::parse(self.ask(opcode, node, (0, 0), put)?).ok_or(Errno(libc::EIO))?.fh;
@@ -33,7 +33,7 @@ impl P9Server {
         Ok(())
     }
 
-    /// LCREATE: the fid of the directory becomes the new file's.
+    /// LCREATE: the fid of the directory becomes that of the new file.
     pub(super) fn lcreate(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, name, flags) = (fields.u32()?, fields.name()?, linux_flags(fields.u32()?));
         let (mode, group) = (fields.u32()?, fields.u32()?);
@@ -53,7 +53,7 @@ impl P9Server {
         Ok(())
     }
 
-    /// Answers with the file and an iounit of 0: as much in one message as fits.
+    /// Replies with the file's qid and an iounit of 0, which means that only the message size limits a request.
     fn put_opened(&mut self, qid: Qid) {
         qid.put(&mut self.reply);
         self.reply.extend_from_slice(&[0; 4]);
@@ -64,12 +64,12 @@ impl P9Server {
         if matches!(known.open, Open::No) { Ok(known) } else { Err(Errno(libc::EBADF)) }
     }
 
-    /// The most data that one reply has room for.
+    /// Returns `count`, limited to the data that fits into one reply.
     fn most(&self, count: u32) -> u32 {
         count.min(self.msize - DATA_HEADER as u32).min(MAX_WRITE)
     }
 
-    /// READ: the host's kernel writes into guest memory, right behind the place of the reply's header.
+    /// READ: the host's kernel writes into guest memory, directly after the space for the reply's header.
     pub(super) fn read(&mut self, fields: &mut Fields, output: &Pieces) -> Result<usize> {
         let (fid, offset, count) = (fields.u32()?, fields.u64()?, fields.u32()?);
         let size = self.most(count);
@@ -127,7 +127,7 @@ impl P9Server {
         Ok(())
     }
 
-    /// READDIR. An entry is never longer than FUSE's of the same name, so that what was asked for fits.
+    /// READDIR. An entry is never longer than FUSE's entry with the same name, so all entries fit into the requested size.
     pub(super) fn readdir(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, offset, count) = (fields.u32()?, fields.u64()?, fields.u32()?);
         let size = self.most(count);
@@ -144,7 +144,7 @@ impl P9Server {
             let name = rest.get(Dirent::SIZE..Dirent::SIZE + len).ok_or(Errno(libc::EIO))?;
             rest = rest.get(Dirent::SIZE + len.next_multiple_of(8)..).unwrap_or_default();
             let path = self.number_below(dir, entry.ino)?;
-            // The kinds of getdents64(2) are a mode's upper bits.
+            // The types of getdents64(2) are the upper bits of a mode.
             Qid { kind: Qid::kind_of(entry.kind << 12), path }.put(&mut self.reply);
             self.reply.extend_from_slice(&entry.off.to_le_bytes());
             self.reply.push(entry.kind as u8);
@@ -166,7 +166,7 @@ impl P9Server {
         self.ask(op::FSYNC, node, (0, 0), |body| input.put(body)).map(drop)
     }
 
-    /// LOCK: the guest's kernel has the lock before it asks, and only it has users.
+    /// LOCK always succeeds: the guest's kernel has already acquired the lock, and only the guest has processes that lock.
     pub(super) fn lock(&mut self, fields: &mut Fields) -> Result<()> {
         self.opened_file(fields.u32()?)?;
         let (_, _) = (fields.u8()?, fields.u32()?);
@@ -175,7 +175,7 @@ impl P9Server {
         Ok(())
     }
 
-    /// GETLOCK: nobody outside of the guest has one.
+    /// GETLOCK: there are no locks outside of the guest.
     pub(super) fn getlock(&mut self, fields: &mut Fields) -> Result<()> {
         self.opened_file(fields.u32()?)?;
         let _ = fields.u8()?;
@@ -197,7 +197,7 @@ impl P9Server {
         self.close(fields.u32()?)
     }
 
-    /// Gives a fid up: what it had open is closed, an attribute that it collected is set.
+    /// Removes a fid: closes its open file, or sets the extended attribute that was written to it.
     pub(super) fn close(&mut self, fid: u32) -> Result<()> {
         let Fid { node, open, .. } = self.fids.remove(fid)?;
         let closed = match open {
@@ -207,7 +207,7 @@ impl P9Server {
                 self.ask(op::RELEASE, node, (0, 0), |body| input.put(body)).map(drop)
             }
             Open::XattrWrite { size, ref value, .. } if value.len() != size => Err(Errno(libc::EINVAL)),
-            // Linux's removexattr(2): nothing, where there must be something already.
+            // Linux's removexattr(2): an empty value with XATTR_REPLACE.
             Open::XattrWrite { name, size: 0, flags, .. } if flags as i32 & libc::XATTR_REPLACE != 0 => self
                 .ask(op::REMOVEXATTR, node, (0, 0), |body| body.extend_from_slice(name.to_bytes_with_nul()))
                 .map(drop),
@@ -223,7 +223,7 @@ impl P9Server {
         closed
     }
 
-    /// XATTRWALK: a fid from which an attribute's value can be read, or without a name the list of names.
+    /// XATTRWALK: makes a fid from which the value of an attribute can be read, or without a name the list of names.
     pub(super) fn xattrwalk(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, new, name) = (fields.u32()?, fields.u32()?, fields.name()?);
         let known = self.fids.get(fid)?;
@@ -246,8 +246,8 @@ impl P9Server {
         Ok(())
     }
 
-    /// XATTRCREATE: the fid takes a value by WRITE, which CLUNK sets. What cannot be set is refused here already, since
-    /// not every guest looks at CLUNK's answer.
+    /// XATTRCREATE: the value is then written to the fid by WRITE, and set by CLUNK. An attribute that cannot be set is
+    /// refused here, because not every guest checks the reply to CLUNK.
     pub(super) fn xattrcreate(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, name) = (fields.u32()?, fields.name()?);
         let (size, flags) = (fields.u64()?, fields.u32()?);

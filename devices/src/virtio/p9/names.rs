@@ -1,4 +1,4 @@
-//! Names: walking them, making, moving and removing them.
+//! Directory entries: walk, creation, rename, link and removal.
 
 use std::ffi::{CStr, CString};
 
@@ -8,7 +8,7 @@ use super::wire::{Fields, MALFORMED, MAX_WALK, NO_FID, Qid, put_bytes};
 use crate::virtio::fs::errno::{Errno, Result};
 use crate::virtio::fs::wire::{LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In, op};
 
-/// As whom acts a guest that attaches without a user's number.
+/// User of a guest that attaches without a user ID.
 const NOBODY: u32 = 65534;
 
 impl P9Server {
@@ -57,8 +57,8 @@ impl P9Server {
         Ok(())
     }
 
-    /// Looks names up one below the other. Returns the last one's node with a lookup of it, unless one was not found; an
-    /// error if that was the first.
+    /// Looks up a path of names from `start`. Returns the last node, with its lookup counted, and the qids of all names
+    /// found. The node is `None` if a name was not found; if that was the first name, the result is an error.
     fn walk_names(&mut self, start: u64, names: &[CString]) -> Result<(Option<u64>, Vec<Qid>)> {
         self.fs.hold(start)?;
         let (mut node, mut qids) = (start, Vec::new());
@@ -116,7 +116,7 @@ impl P9Server {
         })
     }
 
-    /// Makes something in a directory for the fid's user and a group, and answers with its qid.
+    /// Creates an entry in a directory for the fid's user and a group, and replies with its qid.
     fn make(&mut self, opcode: u32, (dir, group): (u32, u32), put: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
         let dir = self.fids.get(dir)?;
         let (node, caller) = (dir.node, (dir.user, group));
@@ -145,7 +145,7 @@ impl P9Server {
         Ok(())
     }
 
-    /// RENAME is what a guest sends that knows no RENAMEAT: it names the file alone, not its directory.
+    /// RENAME, from guests that do not know RENAMEAT: it identifies the file, but not the directory and name to change.
     pub(super) fn rename(&mut self, fields: &mut Fields) -> Result<()> {
         let (file, dir, name) = (fields.u32()?, fields.u32()?, fields.name()?);
         let (file, to) = (self.fids.get(file)?.node, self.fids.get(dir)?.node);
@@ -184,7 +184,7 @@ impl P9Server {
         self.ask(opcode, dir, (0, 0), put).map(drop)
     }
 
-    /// REMOVE is what a guest sends that knows no UNLINKAT; the fid goes whatever becomes of the file.
+    /// REMOVE, from guests that do not know UNLINKAT. The fid is removed even if the file cannot be.
     pub(super) fn remove(&mut self, fields: &mut Fields) -> Result<()> {
         let fid = fields.u32()?;
         let node = self.fids.get(fid)?.node;

@@ -1,21 +1,22 @@
-//! One number for each file, where the guest sees a single file system and the host has many.
+//! Unique inode numbers for the guest, which sees a single file system where the host has several.
 
 use std::collections::HashMap;
 
 use crate::virtio::fs::errno::{Errno, Result};
 
-/// Bits of a host's inode number that are passed on as they are.
+/// Number of low bits of a host inode number that are passed on unchanged.
 const LOW_BITS: u32 = 48;
-/// What is left for devices (and for the upper bits of the numbers on one, which overlayfs uses for its layers).
+/// Limit of prefixes. A prefix represents a device and the upper bits of an inode number, which overlayfs uses for its
+/// layers.
 const MAX_PREFIXES: usize = (1 << (u64::BITS - LOW_BITS)) - 1;
 
-/// The prefixes given out so far. Prefix 0 is the virtual directories'.
+/// The prefixes assigned so far. Prefix 0 belongs to the virtual directories.
 #[derive(Default)]
 pub struct Numbers(HashMap<(u64, u64), u64>);
 
 impl Numbers {
-    /// The guest's number for a file of the host, always the same. A guest's cache goes by it, so that two files never
-    /// share one: when prefixes run out, the file is refused.
+    /// Returns the guest's number for a file of the host, always the same. The guest's cache relies on unique numbers, so
+    /// a file is refused when there is no prefix left for it.
     pub fn of_host(&mut self, (device, number): (u64, u64)) -> Result<u64> {
         let next = self.0.len() as u64 + 1;
         let key = (device, number >> LOW_BITS);
@@ -27,7 +28,7 @@ impl Numbers {
         Ok(prefix << LOW_BITS | number & ((1 << LOW_BITS) - 1))
     }
 
-    /// The guest's number for a virtual directory.
+    /// Returns the guest's number for a virtual directory.
     pub fn of_virtual(number: u64) -> u64 {
         number & ((1 << LOW_BITS) - 1)
     }

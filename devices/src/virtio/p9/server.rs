@@ -1,10 +1,10 @@
-//! The 9P2000.L server: one message in, one reply out.
+//! The 9P2000.L server: reads one message and writes one reply.
 //!
-//! The guest is hostile: it sends any bytes. A message too short for its header is refused to the queue; any other gets
-//! a reply, if only an error number, and one whose fields make no sense is counted. What bounds it: [`MSIZE_MAX`] for a
-//! message, [`MAX_BODY`] for what is copied out of one, [`super::wire::MAX_WALK`] for names, [`super::fids`]' maxima, and
-//! the file server's own for everything below. A name is a single component there, so that `..` is refused: Linux never
-//! asks for it.
+//! The guest is hostile and may send any bytes. A message without a complete header is an error for the queue; every other
+//! message gets a reply, which may be an error number. Malformed messages are also counted. Limits: [`MSIZE_MAX`] for a
+//! message, [`MAX_BODY`] for the part that is copied, [`super::wire::MAX_WALK`] for names, those of [`super::fids`], and
+//! those of the file server. The file server accepts only single components as names and so refuses `..`, which Linux
+//! never sends.
 
 use std::io;
 
@@ -18,13 +18,13 @@ use crate::virtio::fs::server::{MAX_WRITE, Request, ShareServer};
 use crate::virtio::fs::wire::{Attr, EntryOut, op};
 use crate::virtio::fs::{FileServer, Pieces, ShareTree};
 
-/// The longest message: the most data of a READ or WRITE, and its header.
+/// Limit of a message in bytes: the limit of data in a READ or WRITE, plus headers.
 pub const MSIZE_MAX: u32 = MAX_WRITE + 4096;
-/// Linux refuses a server with shorter messages.
+/// Smallest negotiable limit of a message. Linux refuses a server with a smaller one.
 const MSIZE_MIN: u32 = 4096;
-/// The longest message without its data: a SYMLINK or WALK takes less than 5 KiB.
+/// Limit of a message without its data, in bytes. A SYMLINK or WALK has less than 5 KiB.
 const MAX_BODY: usize = 16 << 10;
-/// The only version there is to agree on.
+/// The only supported protocol version.
 const VERSION: &[u8] = b"9P2000.L";
 
 /// Returns a server of `tree` that speaks 9P2000.L.
@@ -37,13 +37,13 @@ pub(super) struct P9Server {
     pub fs: ShareServer,
     pub fids: Fids,
     pub numbers: Numbers,
-    /// The longest message, as agreed.
+    /// The negotiated limit of a message, in bytes.
     pub msize: u32,
     /// The reply under construction, header included.
     pub reply: Vec<u8>,
     pub faults: GuestFaults,
     body: Vec<u8>,
-    /// What the file server is asked.
+    /// Body of the request to the file server.
     question: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ impl FileServer for P9Server {
         let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text);
         let mut header = [0; HEADER];
         if request.read(&mut header) < HEADER || reply.len() < DATA_HEADER {
-            return Err(invalid("no room for a message's header"));
+            return Err(invalid("too little space for a message's header"));
         }
         let mut fields = Fields(&header);
         let (size, what) = (fields.u32()?, fields.u8()?);
@@ -64,7 +64,7 @@ impl FileServer for P9Server {
         };
         let data = answer.unwrap_or_else(|Errno(error)| {
             if Errno(error) == MALFORMED {
-                self.faults.note("fs0", format_args!("message {what} of {size} bytes makes no sense"));
+                self.faults.note("fs0", format_args!("message {what} of {size} bytes is malformed"));
             }
             self.reply.truncate(HEADER);
             self.reply.extend_from_slice(&(error as u32).to_le_bytes());
@@ -93,9 +93,9 @@ impl P9Server {
         }
     }
 
-    /// Reads the body and has the message done; returns how many bytes of data are in guest memory already.
+    /// Reads the body of a message and executes the message. Returns the number of bytes of data already in guest memory.
     fn serve(&mut self, what: u8, size: usize, input: &mut Pieces, output: &mut Pieces) -> Result<usize> {
-        // Older guests leave the data out of a WRITE's size.
+        // Older guests do not include the data in the size of a WRITE.
         let fits = size >= HEADER && size - HEADER <= input.len() && size <= MSIZE_MAX as usize;
         let len = match what {
             kind::WRITE => WRITE_HEADER - HEADER,
@@ -120,7 +120,7 @@ impl P9Server {
         answer
     }
 
-    /// Every message without data.
+    /// Executes a message without data.
     fn dispatch(&mut self, what: u8, fields: &mut Fields) -> Result<()> {
         match what {
             kind::VERSION => self.version(fields),
@@ -147,15 +147,15 @@ impl P9Server {
             kind::RENAMEAT => self.renameat(fields),
             kind::UNLINKAT => self.unlinkat(fields),
             kind::REMOVE => self.remove(fields),
-            // Nothing that the server does waits for long: the message it names has been answered.
+            // No request of the server waits long, so the message to flush has already been answered.
             kind::FLUSH => fields.u16().map(drop),
-            // Whoever has the queue is the guest.
+            // Only the guest can use the queue, so there is nothing to authenticate.
             kind::AUTH => Err(Errno(libc::EOPNOTSUPP)),
             _ => Err(Errno(libc::EOPNOTSUPP)),
         }
     }
 
-    /// Begins a session: nothing of the one before is left.
+    /// Starts a new session and drops the state of the previous one.
     fn version(&mut self, fields: &mut Fields) -> Result<()> {
         let (msize, version) = (fields.u32()?, fields.bytes()?);
         if msize < MSIZE_MIN {
@@ -169,7 +169,8 @@ impl P9Server {
         Ok(())
     }
 
-    /// Has the file server do something with `node` as `caller`; `put` writes the request's body.
+    /// Sends a request about `node` by `caller` to the file server. `put` writes the body of the request. Returns the body
+    /// of the reply.
     pub(super) fn ask(
         &mut self,
         opcode: u32,
@@ -182,7 +183,8 @@ impl P9Server {
         self.fs.perform(opcode, &Request { nodeid: node, caller, body: &self.question })
     }
 
-    /// The same for whatever finds or makes a file; returns its node, of which a lookup was counted, and what follows.
+    /// Like [`Self::ask`], for requests that find or create a file. Returns the file's node, whose lookup has been counted,
+    /// and the rest of the reply.
     pub(super) fn ask_entry(
         &mut self,
         opcode: u32,
@@ -196,7 +198,7 @@ impl P9Server {
         if found == 0 { Err(Errno(libc::ENOENT)) } else { Ok((found, rest)) }
     }
 
-    /// What the guest tells a node from others by.
+    /// Returns the qid of a node.
     pub(super) fn qid(&mut self, node: u64) -> Result<Qid> {
         let (key, mode) = self.fs.identify(node)?;
         let path = match key {

@@ -1,27 +1,27 @@
-//! 9P2000.L on the wire (Linux `include/net/9p/9p.h`; the message list of diod's protocol description), and nothing else.
+//! Encoding of 9P2000.L (Linux `include/net/9p/9p.h`; the message list of diod's protocol description).
 //!
-//! A message is `size[4] type[1] tag[2]` and its fields, every number little-endian; a string is `len[2]` and its bytes
-//! without a NUL; a qid is `type[1] version[4] path[8]`.
+//! A message is `size[4] type[1] tag[2]` followed by its fields. All numbers are little-endian. A string is `len[2]` and
+//! its bytes without a NUL; a qid is `type[1] version[4] path[8]`.
 
 use std::ffi::CString;
 
 use crate::virtio::fs::errno::{Errno, Result};
 use crate::virtio::fs::share::MAX_NAME;
 
-/// Bytes of `size[4] type[1] tag[2]`.
+/// Length of a message's header, `size[4] type[1] tag[2]`.
 pub const HEADER: usize = 7;
-/// Bytes before the data in the replies to READ and READDIR: the header and `count[4]`.
+/// Length of everything before the data in replies to READ and READDIR: the header and `count[4]`.
 pub const DATA_HEADER: usize = HEADER + 4;
-/// Bytes of a WRITE before its data: the header, `fid[4] offset[8] count[4]`.
+/// Length of everything before the data of a WRITE: the header and `fid[4] offset[8] count[4]`.
 pub const WRITE_HEADER: usize = HEADER + 16;
-/// No fid: the authentication file of a guest that has none.
+/// The value that means "no fid" (NOFID): ATTACH without authentication.
 pub const NO_FID: u32 = u32::MAX;
-/// Names in one WALK (MAXWELEM).
+/// Limit of names in one WALK (MAXWELEM).
 pub const MAX_WALK: u16 = 16;
-/// The longest string that is no name: a symbolic link's target.
+/// Limit of the length of strings other than names: the target of a symbolic link.
 const MAX_STRING: usize = 4095;
 
-/// What a message is.
+/// Message types of requests, and of the error reply. A reply's type is the request's plus 1.
 pub mod kind {
     pub const RLERROR: u8 = 7;
     pub const STATFS: u8 = 8;
@@ -54,7 +54,7 @@ pub mod kind {
     pub const REMOVE: u8 = 122;
 }
 
-/// What SETATTR changes (`P9_ATTR_*`).
+/// Flags of the attributes that SETATTR changes (`P9_ATTR_*`).
 pub mod set {
     pub const MODE: u32 = 1 << 0;
     pub const UID: u32 = 1 << 1;
@@ -66,26 +66,26 @@ pub mod set {
     pub const MTIME_SET: u32 = 1 << 8;
 }
 
-/// `Rgetattr::valid`: everything that stat(2) has (P9_STATS_BASIC).
+/// `Rgetattr::valid`: all fields of stat(2) (P9_STATS_BASIC).
 pub const STATS_BASIC: u64 = 0x7ff;
 /// `Rstatfs::type` (V9FS_MAGIC).
 pub const STATFS_TYPE: u32 = 0x0102_1997;
-/// The kind of lock that says there is none (P9_LOCK_TYPE_UNLCK).
+/// Lock type that means "not locked" (P9_LOCK_TYPE_UNLCK).
 pub const UNLOCKED: u8 = 2;
-/// `Rlock::status` of a lock that is held now.
+/// `Rlock::status` of a lock that was acquired.
 pub const LOCK_SUCCESS: u8 = 0;
 
-/// A file as the guest tells it from others.
+/// Type and number by which the guest identifies a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Qid {
     /// QTDIR, QTSYMLINK or QTFILE.
     pub kind: u8,
-    /// The file's number, no other file's in this server.
+    /// Number of the file, unique in this server.
     pub path: u64,
 }
 
 impl Qid {
-    /// The kind of a file with this mode.
+    /// Returns the qid type of a file with this mode.
     pub fn kind_of(mode: u32) -> u8 {
         match mode & libc::S_IFMT {
             libc::S_IFDIR => 0x80,
@@ -94,7 +94,8 @@ impl Qid {
         }
     }
 
-    /// Appends it. Version 0 says that nobody may go by it: newer guests then keep no data of the file in their cache.
+    /// Appends the encoded qid. Version 0 means that the version is not reliable; newer guests then do not cache the
+    /// file's data.
     pub fn put(self, reply: &mut Vec<u8>) {
         reply.push(self.kind);
         reply.extend_from_slice(&[0; 4]);
@@ -102,10 +103,10 @@ impl Qid {
     }
 }
 
-/// The answer to a message whose bytes make no sense.
+/// The answer to a malformed message.
 pub const MALFORMED: Errno = Errno(libc::EPROTO);
 
-/// Takes a message's fields from the front.
+/// Reads the fields of a message in order.
 pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -132,13 +133,13 @@ impl<'a> Fields<'a> {
         Ok(u64::from(high) << 32 | u64::from(low))
     }
 
-    /// A string's bytes, whatever they are.
+    /// Reads a string as arbitrary bytes.
     pub fn bytes(&mut self) -> Result<&'a [u8]> {
         let len = self.u16()?.into();
         self.take(len)
     }
 
-    /// A string without a NUL in it.
+    /// Reads a string of at most [`MAX_STRING`] bytes without a NUL.
     pub fn string(&mut self) -> Result<CString> {
         match self.bytes()? {
             bytes if bytes.len() > MAX_STRING => Err(Errno(libc::ENAMETOOLONG)),
@@ -146,7 +147,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A string that is not too long for a name; that it is a plain one is for the server below to say.
+    /// Reads a string that is not too long for a name. The file server checks that it is a single component.
     pub fn name(&mut self) -> Result<CString> {
         match self.string()? {
             name if name.count_bytes() > MAX_NAME => Err(Errno(libc::ENAMETOOLONG)),
@@ -157,7 +158,7 @@ impl<'a> Fields<'a> {
 
 /// Appends a string.
 pub fn put_bytes(reply: &mut Vec<u8>, bytes: &[u8]) {
-    // No string of ours is longer: names, and what came in a string.
+    // The server has no longer strings: only names, and strings that it received.
     let len = bytes.len().min(u16::MAX.into());
     reply.extend_from_slice(&(len as u16).to_le_bytes());
     reply.extend_from_slice(&bytes[..len]);
