@@ -1,7 +1,7 @@
-//! What one FUSE request costs the file server: `cargo run --release -p devices --example fs_requests [DIRECTORY]`.
+//! Measures the cost of FUSE requests: `cargo run --release -p devices --example fs_requests [DIRECTORY]`.
 //!
-//! Sends requests as a guest's kernel would, without a queue and a guest, to a share of a scratch directory (made in
-//! DIRECTORY, or the system's temporary one), and prints the processor time of each kind and the resident memory of an inode.
+//! Sends requests as a guest's kernel does, without a queue and a guest, to a share of a scratch directory (created in
+//! DIRECTORY, or the system's temporary directory). Prints the CPU time of each request type and the memory of an inode.
 
 use std::fs;
 use std::io::Write;
@@ -20,7 +20,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// Sends a request whose body is made of 8-byte words and a tail; returns the reply's length.
+    /// Sends a request whose body consists of 8-byte words and a tail. Returns the length of the reply.
     fn call(&mut self, opcode: u32, nodeid: u64, words: &[u64], tail: &[u8]) -> usize {
         self.request.clear();
         let len = 40 + 8 * words.len() + tail.len();
@@ -41,7 +41,7 @@ impl Guest {
         len
     }
 
-    /// The reply's word at a byte offset, header included.
+    /// Returns the 8-byte word of the reply at a byte offset, which includes the header.
     fn word(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.reply[at..at + 8].try_into().expect("eight bytes"))
     }
@@ -52,7 +52,7 @@ impl Guest {
     }
 }
 
-/// Processor time of this thread in nanoseconds: other load does not count.
+/// CPU time of this thread in nanoseconds, which excludes other load.
 fn busy_ns() -> u64 {
     let times = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     times.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
@@ -147,7 +147,7 @@ fn data_requests(guest: &mut Guest, file: u64) {
     }
 }
 
-/// Reads a directory to its end; the time printed is that of the whole directory.
+/// Reads a directory to its end. The printed time is that of the whole directory.
 fn list(guest: &mut Guest, dir: u64, fh: u64, opcode: u32) {
     let mut offset = 0;
     loop {

@@ -1,4 +1,4 @@
-//! The fuzz target's body with fixed seeds, for as long as a test may take.
+//! Runs the body of the fuzz target with fixed seeds.
 
 use std::fs::{self, File};
 
@@ -6,12 +6,12 @@ use devices::virtio::fs::{FileServer, ShareTree, Terms};
 use devices::virtio::hostile::{Machine, STEP_LEN, Subject};
 use devices::virtio::p9;
 
-/// Scripts of each device.
+/// Number of scripts for each device.
 const SCRIPTS: u64 = 100;
-/// Steps of a script.
+/// Number of steps in a script.
 const STEPS: usize = 40;
 
-/// A script that looks like chance and is the same every time (splitmix).
+/// Returns a reproducible pseudo-random script (splitmix).
 fn script(seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut bytes = Vec::new();

@@ -1,6 +1,6 @@
-//! Drivers that come and go ten thousand times leave nothing behind: no descriptor, no thread, no memory.
+//! Ten thousand resets and starts of each device leak no file descriptors, threads or memory.
 //!
-//! One test in a process of its own, since it counts what the process has.
+//! This is one test in its own process, because it counts the resources of the process.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -18,9 +18,9 @@ use devices::virtio::p9::{self, P9};
 use devices::virtio::rng::Rng;
 
 const ROUNDS: usize = 10_000;
-/// Rounds before the first count: allocators and tables grow to what they need.
+/// Rounds before the first count, in which allocators and tables grow to their final size.
 const WARM_UP: usize = 500;
-/// What the process may have grown by, in pages: a hundred bytes left behind by each driver would be more.
+/// Permitted growth of the process, in pages. A leak of a hundred bytes per round would be more.
 const SLACK_PAGES: usize = 240;
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -29,7 +29,7 @@ const NEEDS_RESET: u32 = 64;
 const FEATURES_OK: u32 = 8;
 const DRIVER_OK: u32 = 4;
 
-/// Descriptors, threads and pages of this process.
+/// Numbers of file descriptors, threads and pages of this process.
 #[derive(Clone, Copy, Debug)]
 struct Count {
     descriptors: usize,
@@ -49,16 +49,16 @@ impl Count {
     }
 }
 
-/// How a driver starts the device, in one round.
+/// How the driver starts the device in a round.
 #[derive(Clone, Copy, Debug)]
 enum Start {
-    /// As it should.
+    /// Correctly, with all queues.
     Whole,
-    /// With no queue that is ready, so that none has a kick that says anything.
+    /// Without any queue that is ready, so that no kick can wake the device.
     NoQueues,
 }
 
-/// Resets and starts the device once. Returns whether it took its driver.
+/// Resets and starts the device once. Returns whether the device started.
 fn round(driver: &mut Driver, start: Start) -> bool {
     driver.write(STATUS, 0);
     let deadline = Instant::now() + DEADLINE;
@@ -78,8 +78,8 @@ fn round(driver: &mut Driver, start: Start) -> bool {
     driver.status() & NEEDS_RESET == 0
 }
 
-/// Drives a device and compares what the process has before and afterwards. One that starts `often` is driven until it has
-/// taken each driver, another until it has had as many.
+/// Drives a device and compares the resources of the process before and afterwards. With `often` it runs until the device
+/// has started in every round; without, each round tries to start the device once.
 fn drive(name: &str, device: Box<dyn VirtioDevice>, often: bool) {
     let mut driver = Driver::new(device);
     let mut refused = 0;
@@ -92,8 +92,8 @@ fn drive(name: &str, device: Box<dyn VirtioDevice>, often: bool) {
                 if !often {
                     break;
                 }
-                // The loop is behind.
-                assert!(Instant::now() < deadline, "{name}: the device takes no driver");
+                // The loop has not yet dropped earlier subscribers.
+                assert!(Instant::now() < deadline, "{name}: the device refuses to start");
                 thread::yield_now();
             }
         }
@@ -137,7 +137,7 @@ fn ten_thousand_drivers_leave_nothing_behind() {
 
     let ports = (0..4)
         .map(|n| Port { name: (n > 0).then(|| n.to_string()), backend: Box::new(LogPort::new(None).0) as _ });
-    // Its ports start once; every start after that is refused.
+    // A console's ports can be started only once; later starts are refused.
     drive("console", Box::new(Console::new(events.handle(), ports.collect())), false);
 
     drive("fs", Box::new(Fs::new("share", tree.server())), true);

@@ -1,5 +1,5 @@
-//! The driver's side of virtio, for tests here and, with the feature `driver`, elsewhere: registers and rings as Linux's
-//! drivers use them. What does not hold panics.
+//! The driver's side of virtio, for this crate's tests and, with the feature `driver`, for those of other crates. It uses
+//! registers and rings as Linux's drivers do, and panics when the device does not behave.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,20 +19,20 @@ use crate::{BusDevice, LoopHandle, Subscriber};
 
 const MEMORY_LEN: usize = 64 << 20;
 const QUEUE_STRIDE: u64 = 0x20_0000;
-/// Where the available ring lies behind a table of at most 256 descriptors.
+/// Offset of the available ring, after a table of at most 256 descriptors.
 pub const AVAIL: u64 = 0x1000;
-/// Where the used ring lies.
+/// Offset of the used ring.
 pub const USED: u64 = 0x1800;
 const BUFFERS: u64 = 0x3000;
-/// The length of each of a queue's buffers.
+/// Length of each buffer of a queue, in bytes.
 pub const BUFFER_LEN: u32 = 0x1000;
 
-/// Returns memory for a driver.
+/// Returns guest memory for a driver.
 pub fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap()
 }
 
-/// An event loop that the test turns itself.
+/// An event loop that the test runs itself, without a thread.
 pub struct Loop(EventManager<Subscriber>);
 
 impl Default for Loop {
@@ -42,7 +42,7 @@ impl Default for Loop {
 }
 
 impl Loop {
-    /// Returns a loop of its own.
+    /// Returns a new loop.
     pub fn new() -> Loop {
         Loop(EventManager::new().unwrap())
     }
@@ -52,27 +52,27 @@ impl Loop {
         LoopHandle::of(&self.0)
     }
 
-    /// Waits for something to be ready, and turns. Returns whether there was anything within so many milliseconds.
+    /// Waits at most so many milliseconds for events and handles them. Returns whether there were any.
     pub fn wait(&mut self, milliseconds: i32) -> bool {
         let count = self.0.run_with_timeout(milliseconds).unwrap();
         self.turn();
         count > 0
     }
 
-    /// Handles everything that is ready, and what becomes ready by that.
+    /// Handles events until there are none.
     pub fn turn(&mut self) {
-        assert!(self.turn_at_most(1000), "the loop does not come to rest");
+        assert!(self.turn_at_most(1000), "the loop does not become idle");
     }
 
-    /// The same, but so many times at most. Returns whether nothing is left.
+    /// Like [`Self::turn`], but handles events at most so many times. Returns whether none are left.
     pub fn turn_at_most(&mut self, times: usize) -> bool {
         (0..times).any(|_| self.0.run_with_timeout(0).unwrap() == 0)
     }
 }
 
-/// A driver of one device behind registers.
+/// A driver of one device.
 pub struct Driver {
-    /// The registers.
+    /// The device's registers.
     pub transport: MmioTransport,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
@@ -80,7 +80,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Returns a driver of `device` with memory of its own.
+    /// Returns a driver of `device` with new memory.
     pub fn new(device: Box<dyn VirtioDevice>) -> Driver {
         Driver::with(memory(), device)
     }
@@ -131,7 +131,7 @@ impl Driver {
         self.write(VIRTIO_MMIO_DRIVER_FEATURES, features as u32);
     }
 
-    /// Resets the device and goes as far as FEATURES_OK; `features` masks what is offered.
+    /// Resets the device and negotiates up to FEATURES_OK. Accepts the offered features that are in the mask `features`.
     pub fn negotiate(&mut self, features: u64) -> u64 {
         self.write(VIRTIO_MMIO_STATUS, 0);
         self.add_status(VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -142,11 +142,11 @@ impl Driver {
         accepted
     }
 
-    /// Sets one queue up at its place in memory.
+    /// Sets up one queue at its place in memory.
     pub fn set_up_queue(&mut self, index: u32, event_idx: bool) -> DriverQueue {
         self.write(VIRTIO_MMIO_QUEUE_SEL, index);
         assert_eq!(self.read(VIRTIO_MMIO_QUEUE_READY), 0);
-        // As many as the table has room for.
+        // As many as fit into the table.
         let size = self.read(VIRTIO_MMIO_QUEUE_NUM_MAX).min(256) as u16;
         let base = QUEUE_STRIDE * u64::from(index + 1);
         self.write(VIRTIO_MMIO_QUEUE_NUM, size.into());
@@ -163,7 +163,7 @@ impl Driver {
         DriverQueue::new(self.memory.clone(), base, size, event_idx)
     }
 
-    /// Starts the device with the features in `mask`, as Linux's drivers do; returns its queues.
+    /// Starts the device with the features in `mask`, as Linux's drivers do. Returns its queues.
     pub fn start(&mut self, mask: u64) -> Vec<DriverQueue> {
         let accepted = self.negotiate(mask | 1 << VIRTIO_F_VERSION_1);
         assert_ne!(self.status() & VIRTIO_CONFIG_S_FEATURES_OK, 0);
@@ -179,7 +179,7 @@ impl Driver {
         self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
     }
 
-    /// Waits for an interrupt, or for so many milliseconds.
+    /// Waits for an interrupt, at most so many milliseconds.
     pub fn wait_for_interrupt(&self, milliseconds: i32) {
         let poller = Epoll::new().unwrap();
         let irq = self.irq.as_raw_fd();
@@ -191,7 +191,7 @@ impl Driver {
         }
     }
 
-    /// How often the device has interrupted since the last call; acknowledges, as a handler does.
+    /// Returns the number of interrupts since the last call, and acknowledges them as a handler does.
     pub fn interrupts(&mut self) -> u64 {
         let reasons = self.read(VIRTIO_MMIO_INTERRUPT_STATUS);
         self.write(VIRTIO_MMIO_INTERRUPT_ACK, reasons);
@@ -211,7 +211,7 @@ pub struct DriverQueue {
 }
 
 impl DriverQueue {
-    /// Returns a queue of `size` entries that lies at `base` in memory, which is zeroed for it.
+    /// Returns a queue of `size` entries at `base` of memory, which is zeroed there.
     pub fn new(memory: GuestMemoryMmap, base: u64, size: u16, event_idx: bool) -> DriverQueue {
         let zeros = vec![0; BUFFERS as usize];
         memory.write_slice(&zeros, GuestAddress(base)).unwrap();
@@ -222,7 +222,7 @@ impl DriverQueue {
         GuestAddress(self.base + BUFFERS + u64::from(BUFFER_LEN) * u64::from(descriptor))
     }
 
-    /// Makes one descriptor available; false if there is none free.
+    /// Makes one descriptor available. Returns false if no descriptor is free.
     fn add(&mut self, len: u32, flags: u32, data: &[u8]) -> bool {
         let Some(descriptor) = self.free.pop() else { return false };
         let address = self.buffer(descriptor);
@@ -232,7 +232,7 @@ impl DriverQueue {
         true
     }
 
-    /// Writes a descriptor: address, length, flags and the next one's index.
+    /// Writes a descriptor: address, length, flags and the index of the next descriptor.
     pub fn put_descriptor(&self, index: u16, (address, len, flags, next): (u64, u32, u16, u16)) {
         let at = self.base + 16 * u64::from(index);
         self.memory.write_obj(address, GuestAddress(at)).unwrap();
@@ -241,35 +241,35 @@ impl DriverQueue {
         self.memory.write_obj(next, GuestAddress(at + 14)).unwrap();
     }
 
-    /// Makes the chain that begins at descriptor `head` available.
+    /// Makes the chain with head `head` available.
     pub fn make_available(&mut self, head: u16) {
         let slot = self.base + AVAIL + 4 + 2 * u64::from(self.avail % self.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.set_avail(self.avail.wrapping_add(1));
     }
 
-    /// Says how many chains have been made available, true or not.
+    /// Sets the available index, which may be wrong.
     pub fn set_avail(&mut self, avail: u16) {
         self.avail = avail;
         self.memory.write_obj(avail, GuestAddress(self.base + AVAIL + 2)).unwrap();
     }
 
-    /// There is a free descriptor.
+    /// Whether a descriptor is free.
     pub fn has_room(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Offers the device `data`, which is at most one buffer long.
+    /// Adds a device-readable buffer with `data`, at most one buffer long.
     pub fn send(&mut self, data: &[u8]) {
         assert!(self.add(data.len() as u32, 0, data));
     }
 
-    /// Offers the device every free descriptor to write to, each `len` bytes long.
+    /// Adds all free descriptors as device-writable buffers of `len` bytes.
     pub fn fill(&mut self, len: u32) {
         while self.add(len, VRING_DESC_F_WRITE, &[]) {}
     }
 
-    /// Returns the buffers that the device has completed since the last call, each cut to the length it reported.
+    /// Returns the buffers that the device has completed since the last call, each truncated to the reported length.
     pub fn completed(&mut self) -> Vec<Vec<u8>> {
         let ring = self.base + USED;
         let end: u16 = self.memory.read_obj(GuestAddress(ring + 2)).unwrap();
@@ -285,7 +285,7 @@ impl DriverQueue {
             self.used = self.used.wrapping_add(1);
         }
         if self.event_idx {
-            // used_event: interrupt for the next one.
+            // used_event: interrupt for the next buffer.
             let event = self.base + AVAIL + 4 + 2 * u64::from(self.size);
             self.memory.write_obj(self.used, GuestAddress(event)).unwrap();
         }
@@ -302,7 +302,7 @@ impl DriverQueue {
         self.avail
     }
 
-    /// avail_event: the device wants a kick for this one.
+    /// avail_event: the index at which the device wants a kick.
     pub fn kick_wanted_at(&self) -> u16 {
         self.memory.read_obj(GuestAddress(self.base + USED + 4 + 8 * u64::from(self.size))).unwrap()
     }

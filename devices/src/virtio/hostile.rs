@@ -1,10 +1,10 @@
-//! A driver that does anything to a real device, as the bytes of a script say: for the fuzz target and for tests.
+//! A hostile driver of a real device, controlled by the bytes of a script: for the fuzz target and for tests.
 //!
 //! It starts the device with any features, queue sizes and rings, resets it and starts it again, and changes guest memory
-//! while the device works on it. The devices' loop turns only when the script says so, so that it is behind at any point
-//! of a reset or a start; or it turns while a thread of its own acts as a vCPU.
+//! while the device uses it. The devices' loop runs only when the script says so, and can therefore be late at any point
+//! of a reset or a start; or it runs while a separate thread acts as a vCPU.
 //!
-//! Nothing may panic, and whatever the script did, [`Machine::finish`] finds a device that serves the next, honest driver.
+//! Nothing may panic, and after any script [`Machine::finish`] must find a device that serves an honest driver.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -28,40 +28,40 @@ use super::rng::Rng;
 
 mod guest;
 
-/// FUSE_FALLOCATE's opcode. It would fill the disk.
+/// Opcode of FUSE_FALLOCATE, which could fill the disk.
 const FALLOCATE: u32 = 43;
-/// How long a reset, or an answer to an honest driver, may take.
+/// Time limit of a reset, and of a reply to an honest driver.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// How often the loop turns in one step: a script may keep it busy for ever.
+/// Limit of the loop's iterations in one step, because a script may keep the loop busy forever.
 const TURNS_MAX: usize = 64;
-/// Bytes of one step of a script.
+/// Length of one step of a script, in bytes.
 pub const STEP_LEN: usize = 12;
-/// The most steps of a script that are carried out.
+/// Limit of executed steps of a script.
 pub const STEPS_MAX: usize = 512;
 
 const PACKET: [u8; 72] = [0; 72];
 
-/// Which device is driven.
+/// The device to drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// A console of three ports: a log, and two sockets.
+    /// A console with three ports: a log and two sockets.
     Console,
     /// A network device.
     Net,
-    /// One whose queues are lent to a double of the host's kernel.
+    /// A network device whose queues are lent to a test double of the host's kernel.
     LentNet,
-    /// A place in which network devices come and go.
+    /// A slot in which network devices are plugged in and removed.
     Place,
     /// The entropy device.
     Rng,
-    /// A share.
+    /// A share over virtio-fs.
     Fs,
     /// A share over 9P.
     P9,
 }
 
 impl Subject {
-    /// Every one.
+    /// All devices.
     pub const ALL: [Subject; 7] = [
         Subject::Console,
         Subject::Net,
@@ -73,7 +73,7 @@ impl Subject {
     ];
 }
 
-/// One thing to do.
+/// One step of a script.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     what: u8,
@@ -91,7 +91,7 @@ impl Step {
     }
 }
 
-/// What is on the other side of the device.
+/// The host's side of the device.
 enum Host {
     Nothing,
     Sockets([UnixStream; 2]),
@@ -100,7 +100,7 @@ enum Host {
     Place(Slot, Option<UnixDatagram>),
 }
 
-/// A device behind registers, with everything around it.
+/// A device with its event loop, a hostile guest and the host's side.
 pub struct Machine {
     subject: Subject,
     events: Loop,
@@ -108,7 +108,7 @@ pub struct Machine {
     host: Host,
 }
 
-/// Leaves out what would fill the disk.
+/// A file server that leaves out requests that could fill the disk.
 struct Spared(Box<dyn FileServer>);
 
 impl FileServer for Spared {
@@ -122,7 +122,7 @@ impl FileServer for Spared {
     }
 }
 
-/// A network device, and the other end of what stands for its tap.
+/// Returns a network device, and the other end of the socket that replaces its tap.
 fn net(events: &Loop, vhost: Option<Vhost>) -> (Net, UnixDatagram) {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
@@ -144,7 +144,7 @@ fn console(events: &Loop) -> (Console, [UnixStream; 2]) {
 }
 
 impl Machine {
-    /// Returns a machine with one device. `server` is what a share has behind it.
+    /// Returns a machine with one device. `server` makes the file server of a share.
     pub fn new(subject: Subject, server: impl FnOnce() -> Box<dyn FileServer>) -> Machine {
         let events = Loop::new();
         let spared = || Box::new(Spared(server()));
@@ -174,7 +174,7 @@ impl Machine {
         Machine { subject, events, guest, host }
     }
 
-    /// Does what `script` says, in steps of [`STEP_LEN`] bytes.
+    /// Executes `script` in steps of [`STEP_LEN`] bytes.
     pub fn play(&mut self, script: &[u8]) {
         let steps: Vec<Step> =
             script.chunks_exact(STEP_LEN).take(STEPS_MAX).filter_map(Step::parse).collect();
@@ -195,7 +195,7 @@ impl Machine {
         }
     }
 
-    /// Turns the loop while a vCPU of its own does `steps`.
+    /// Runs the loop while a vCPU thread executes `steps`.
     fn side_by_side(&mut self, steps: &[Step]) {
         let Machine { events, guest, .. } = self;
         thread::scope(|scope| {
@@ -209,7 +209,7 @@ impl Machine {
         });
     }
 
-    /// Turns the loop, or leaves a share's thread to itself, while guest memory changes.
+    /// Runs the loop, or lets a share's thread run, while guest memory changes.
     fn scribble(&mut self, step: &Step) {
         let writer = self.guest.scribbler(step);
         thread::scope(|scope| {
@@ -218,7 +218,7 @@ impl Machine {
         });
     }
 
-    /// The host's side does something.
+    /// Executes a step of the host's side.
     fn act(&mut self, step: &Step) {
         let len = usize::from(step.choice);
         let mut buffer = vec![step.a as u8; len];
@@ -254,11 +254,11 @@ impl Machine {
         }
     }
 
-    /// Resets the device, and sees that it serves a driver that does what it should.
+    /// Resets the device and checks that it serves an honest driver.
     ///
     /// # Panics
     ///
-    /// If it does not.
+    /// If the device does not serve it.
     pub fn finish(mut self) {
         let deadline = Instant::now() + DEADLINE;
         self.guest.driver.write(VIRTIO_MMIO_STATUS, 0);
@@ -277,7 +277,7 @@ impl Machine {
         self.events.turn();
         assert_ne!(self.guest.driver.status() & VIRTIO_CONFIG_S_DRIVER_OK, 0);
         match self.subject {
-            // Its ports start only once.
+            // A console's ports can be started only once.
             Subject::Console => {}
             Subject::Net | Subject::LentNet | Subject::Place => self.expect_packet(queues),
             Subject::Rng => self.expect_entropy(queues),
@@ -310,7 +310,7 @@ impl Machine {
         assert_eq!(queues[0].completed().len(), 4, "no entropy");
     }
 
-    /// Sends a request with room for its answer, and waits for that.
+    /// Sends a request with space for its reply, and waits for the reply.
     fn expect_answer(&mut self, mut queues: Vec<DriverQueue>, index: usize, request: &[u8]) {
         let queue = &mut queues[index];
         let place = guest::BUFFERS;
@@ -331,8 +331,8 @@ impl Machine {
     }
 }
 
-/// A packet comes in, or those that went out are read.
+/// Sends a packet to the guest, or reads the packets that it sent.
 fn pass(wire: &UnixDatagram, step: &Step, buffer: &mut [u8]) {
-    // One that does not fit into the socket is lost, as on a wire.
+    // A packet that does not fit into the socket is lost, as on a wire.
     let _ = if step.a.is_multiple_of(2) { wire.send(buffer) } else { wire.recv(buffer) };
 }

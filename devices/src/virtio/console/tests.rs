@@ -24,12 +24,12 @@ struct Record {
     input: VecDeque<u8>,
     opened: Vec<bool>,
     closed: bool,
-    /// Takes no output.
+    /// The backend accepts no output.
     full: bool,
     readies: Vec<u16>,
 }
 
-/// A backend that records what it is told and gives what the test put there.
+/// A backend that records calls and returns input that the test has prepared.
 #[derive(Clone, Default)]
 struct Fake {
     record: Arc<Mutex<Record>>,
@@ -78,7 +78,7 @@ impl PortBackend for Fake {
     }
 }
 
-/// A started console with a console port and named ports, and the guest's side of it.
+/// A started console with a console port and named ports, and its driver.
 struct Guest {
     events: Loop,
     driver: Driver,
@@ -102,7 +102,7 @@ impl Guest {
         Guest::new(fakes.iter().map(|fake| Box::new((*fake).clone()) as _).collect(), u64::MAX)
     }
 
-    /// Kicks a queue and lets the device work.
+    /// Kicks a queue and runs the device's loop.
     fn kick(&mut self, queue: usize) {
         self.driver.kick(queue as u32);
         self.events.turn();
@@ -118,7 +118,7 @@ impl Guest {
         self.send(CONTROL_TRANSMIT, &Message { id, event, value }.encode());
     }
 
-    /// Offers a receive queue every buffer there is.
+    /// Adds all free buffers to a receive queue.
     fn fill(&mut self, queue: usize) {
         self.queues[queue].fill(BUFFER_LEN);
         self.kick(queue);
@@ -165,7 +165,7 @@ fn the_handshake_costs_one_interrupt() {
     guest.driver.interrupts();
     guest.queues[CONTROL_TRANSMIT].send(&Message { id: 0, event: DEVICE_READY, value: 1 }.encode());
     guest.kick(CONTROL_TRANSMIT);
-    // One for the nine messages, one for the driver's own.
+    // One interrupt for the nine messages, one for the driver's own message.
     assert_eq!(guest.driver.interrupts(), 2);
     let messages = guest.received(CONTROL_QUEUE);
     assert_eq!(messages.len(), 9);
@@ -360,7 +360,7 @@ fn a_driver_without_multiport_that_resets_before_the_loop_turns_does_no_harm() {
     driver.write(VIRTIO_MMIO_STATUS, 0);
     events.turn();
     assert_eq!(driver.status(), 0);
-    // Every backend is gone with its port.
+    // All backends were dropped with their ports.
     assert!(fakes.iter().all(|fake| Arc::strong_count(&fake.record) == 1));
 }
 
@@ -458,7 +458,7 @@ fn a_console_has_a_bounded_number_of_ports() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// Whatever comes in on any queue, the console answers and keeps no more than the protocol needs.
+    /// For any input on any queue, the console answers, and stores no more than the protocol needs.
     #[test]
     fn no_guest_does_harm(
         steps in prop::collection::vec((0usize..8, prop::collection::vec(0u8..8, 0..20), any::<bool>()), 0..60),

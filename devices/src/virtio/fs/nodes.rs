@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rule_only_what_is_no_device_may_be_made() {
+    fn without_a_rule_no_device_may_be_created() {
         let none = NodePolicy::default();
         let whiteout = (libc::S_IFCHR, 0);
         for (mode, rdev) in

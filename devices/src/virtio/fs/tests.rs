@@ -20,12 +20,12 @@ use crate::Interrupt;
 use crate::virtio::queue::{QueueLinks, VirtQueue};
 
 const QUEUE_LEN: u16 = 64;
-/// How long a test waits for what should take microseconds.
+/// Time limit for events that should take microseconds.
 const DEADLINE_MS: i32 = 20_000;
 const REQUEST: u64 = 0x10_0000;
 const REPLY: u64 = 0x20_0000;
 
-/// The guest's side: one request queue in its memory.
+/// The guest: one request queue in its memory.
 struct Driver<'a> {
     memory: &'a GuestMemoryMmap,
     queue: MockSplitQueue<'a, GuestMemoryMmap>,
@@ -65,7 +65,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Puts a request of three pieces, and room for a reply in two, into the queue.
+    /// Adds a request of three pieces, with space for a reply in two, to the queue.
     fn add(&mut self, request: &[u8], room: u32) {
         self.memory.write_slice(request, GuestAddress(REQUEST)).unwrap();
         let (write, next) = (VRING_DESC_F_WRITE as u16, VRING_DESC_F_NEXT as u16);
@@ -88,7 +88,7 @@ impl<'a> Driver<'a> {
         self.sent += 1;
     }
 
-    /// What the device has written for the last request.
+    /// Returns the device's reply to the last request.
     fn reply(&self) -> Vec<u8> {
         let used = self.queue.used().ring().ref_at(usize::from(self.sent - 1)).unwrap().load();
         let mut reply = vec![0; used.len() as usize];
@@ -96,7 +96,7 @@ impl<'a> Driver<'a> {
         reply
     }
 
-    /// Sends one request to the running device and waits for its interrupt; returns the reply after its header.
+    /// Sends one request to the running device and waits for its interrupt. Returns the reply without its header.
     fn call(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
         let mut request = Vec::new();
         let len = (InHeader::SIZE + body.len()) as u32;
@@ -199,7 +199,7 @@ fn a_thread_that_does_not_start_leaves_the_server_to_the_next_driver() {
     let memory = memory();
     let mut driver = Driver::new(&memory);
     let mut broken = driver.activation();
-    // A descriptor that is waited for twice stands for any that the host refuses.
+    // Registering the same file descriptor twice fails, like any call that the host refuses.
     broken.queues.push(driver.activation().queues.pop().unwrap());
     assert!(device.activate(broken).is_err());
     device.activate(driver.activation()).unwrap();
@@ -207,7 +207,7 @@ fn a_thread_that_does_not_start_leaves_the_server_to_the_next_driver() {
 }
 
 #[test]
-fn rings_that_make_no_sense_ask_for_a_reset() {
+fn invalid_rings_need_a_reset() {
     let memory = memory();
     let driver = Driver::new(&memory);
     let mut device = Fs::new("share", ShareTree::new().unwrap().server());

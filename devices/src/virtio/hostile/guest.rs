@@ -1,4 +1,4 @@
-//! The guest's side: registers, rings and buffers.
+//! The hostile guest: registers, rings and buffers.
 
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -9,26 +9,26 @@ use crate::BusDevice;
 use crate::virtio::driver::Driver;
 use crate::virtio::mmio::MMIO_SIZE;
 
-/// Where the rings are, and how far apart.
+/// Address of the first queue, and distance between two queues.
 const RINGS: u64 = 0x1000;
 const STRIDE: u64 = 0x4000;
-/// A queue's three parts.
+/// Offsets of the three areas of a queue.
 const PARTS: [u64; 3] = [0, 0x2000, 0x2800];
-/// Where buffers are.
+/// Address of the buffers.
 pub const BUFFERS: u64 = 0x40_000;
-/// How many bytes of them there are.
+/// Length of all buffers in bytes.
 const BUFFERS_LEN: u64 = 0x40_000;
-/// A console of three ports has as many queues.
+/// Number of queues of a console with three ports.
 const QUEUES_MAX: u8 = 8;
-/// Lengths at which something may go wrong.
+/// Lengths that are likely to reveal bugs.
 const LENGTHS: [u32; 14] =
     [1, 8, 12, 24, 40, 60, 72, 100, 0x1000, 0x1_0000, 0x10_0000, 0, 0x400_0000, u32::MAX];
-/// What a step that scribbles writes, at most.
+/// Limit of writes to memory in one step.
 const SCRIBBLES_MAX: u16 = 2000;
-/// The types of 9P2000.L's messages that ask for something.
+/// Message types of 9P2000.L requests.
 const P9_TYPES: [u8; 16] = [8, 12, 14, 24, 26, 30, 32, 40, 50, 70, 72, 100, 104, 110, 116, 118];
 
-/// A driver without sense.
+/// A driver that does not follow the protocol.
 pub struct Guest {
     subject: Subject,
     pub driver: Driver,
@@ -59,7 +59,7 @@ fn p9(kind: u8, body: &[u8]) -> Vec<u8> {
     [&((7 + body.len()) as u32).to_le_bytes()[..], &[kind, 1, 0], body].concat()
 }
 
-/// Numbers that look like chance and are the same every time (xorshift).
+/// Returns reproducible pseudo-random numbers (xorshift).
 fn shuffled(mut state: u64) -> impl FnMut() -> u64 {
     state |= 1;
     move || {
@@ -75,18 +75,18 @@ impl Guest {
         Guest { subject, driver }
     }
 
-    /// Waits for an interrupt, or for so many milliseconds.
+    /// Waits for an interrupt, at most so many milliseconds.
     pub fn wait(&mut self, milliseconds: i32) {
         self.driver.wait_for_interrupt(milliseconds);
         self.driver.interrupts();
     }
 
-    /// Writes to memory; what lies outside is lost.
+    /// Writes to guest memory. Bytes outside of it are ignored.
     pub fn write(&self, data: &[u8], address: u64) {
         let _ = self.driver.memory.write_slice(data, GuestAddress(address));
     }
 
-    /// Does one thing.
+    /// Executes one step.
     pub fn take(&mut self, step: &Step) {
         let (a, b) = (step.a, step.b);
         match step.what % 16 {
@@ -111,7 +111,7 @@ impl Guest {
         }
     }
 
-    /// Resets the device and starts it, with queues as the step says.
+    /// Resets the device and starts it with the queues that the step describes.
     fn start(&mut self, step: &Step) {
         let mask = match step.a % 4 {
             0 | 1 => u64::MAX,
@@ -127,7 +127,7 @@ impl Guest {
             let max = self.driver.read(VIRTIO_MMIO_QUEUE_NUM_MAX);
             let size = if step.choice & 4 == 0 { max } else { max >> (step.choice >> 4 & 3) };
             self.driver.write(VIRTIO_MMIO_QUEUE_NUM, size);
-            // Now and then rings that lie in each other, or in the buffers.
+            // Sometimes rings overlap each other or the buffers.
             let shift = if step.choice & 8 == 0 { 0 } else { u64::from(step.b & 0xffff0) };
             for (register, part) in
                 [VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_USED_LOW]
@@ -161,7 +161,7 @@ impl Guest {
         self.available(step.queue, 0);
     }
 
-    /// Offers what the device could take for a request of its protocol, with room for an answer.
+    /// Sends a plausible request of the device's protocol, with space for a reply.
     fn request(&mut self, step: &Step) {
         let mut number = shuffled(u64::from(step.b) << 16 | u64::from(step.choice));
         let body: Vec<u8> =
@@ -198,11 +198,11 @@ impl Guest {
         self.write(&(entry | next).to_le_bytes(), ring(queue, PARTS[0]) + 16 * u64::from(index));
     }
 
-    /// Moves the available ring's index on, with `head` in the place before, and kicks.
+    /// Adds `head` to the available ring, increments the index, and kicks.
     fn available(&mut self, queue: u8, head: u16) {
         let at = ring(queue, PARTS[1]);
         let index: u16 = self.driver.memory.read_obj(GuestAddress(at + 2)).unwrap_or(0);
-        // Any size: the place is there for each of them.
+        // The queue may have any of these sizes: write the entry at the place for each.
         for size in [4, 16, 64, 128, 256, 512] {
             self.write(&head.to_le_bytes(), at + 4 + 2 * u64::from(index % size));
         }
@@ -210,7 +210,7 @@ impl Guest {
         self.driver.kick(u32::from(queue % QUEUES_MAX));
     }
 
-    /// Returns what writes anything to rings and buffers, from a thread of its own.
+    /// Returns a function for a separate thread that writes random data to rings and buffers.
     pub fn scribbler(&self, step: &Step) -> impl FnOnce() + Send + use<> {
         let memory: GuestMemoryMmap = self.driver.memory.clone();
         let (queue, count) = (step.queue, step.choice % SCRIBBLES_MAX);
@@ -224,7 +224,7 @@ impl Guest {
                     2 => ring(queue, PARTS[1]) + (at >> 8) % 0x20,
                     _ => ring(queue, PARTS[2]) + (at >> 8) % 0x20,
                 };
-                // Small numbers hit more than large ones do.
+                // Small numbers are more effective than large ones.
                 let value = if value & 0x300 == 0 { value } else { value & 0xff };
                 let _ = memory.write_slice(&(value as u32).to_le_bytes(), GuestAddress(address));
             }
@@ -232,7 +232,7 @@ impl Guest {
     }
 }
 
-/// Where a part of a queue is.
+/// Returns the address of an area of a queue.
 fn ring(queue: u8, part: u64) -> u64 {
     RINGS + STRIDE * u64::from(queue % QUEUES_MAX) + part
 }

@@ -12,7 +12,7 @@ const RUNNING: u32 = 15;
 
 type Writes = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
 
-/// A device with two queues that keeps what it is started with.
+/// A device with two queues that keeps the activation it was started with.
 #[derive(Clone, Default)]
 struct Probe {
     started: Arc<Mutex<Vec<Activation>>>,
@@ -119,7 +119,7 @@ fn features_stay_what_they_were_at_features_ok() {
 }
 
 #[test]
-fn status_out_of_order_is_lost() {
+fn status_out_of_order_is_ignored() {
     let (mut driver, probe) = driver();
     for (written, expected) in [(4, 0), (15 - 2, 0), (1, 1), (7, 1), (3, 3), (1, 3), (0x8000_0003, 3)] {
         driver.write(VIRTIO_MMIO_STATUS, written);
@@ -355,7 +355,8 @@ fn the_configuration_belongs_to_the_device() {
 }
 
 proptest! {
-    /// Whatever the guest writes, the device answers, starts only by the book, and never sees a ring outside of memory.
+    /// For any writes by the guest, the device answers, starts only after a correct sequence, and never gets a ring outside
+    /// of memory.
     #[test]
     fn no_write_does_harm(
         writes in prop::collection::vec((0u64..0x120, any::<u32>(), prop::sample::select(vec![1, 2, 4, 4, 4, 8])), 0..200),

@@ -20,7 +20,7 @@ struct Guest {
     driver: Driver,
     receive: DriverQueue,
     transmit: DriverQueue,
-    /// The other end of what stands for the tap.
+    /// The other end of the socket that replaces the tap.
     wire: UnixDatagram,
 }
 
@@ -42,14 +42,14 @@ fn start(driver: &mut Driver, events: &mut Loop, features: u64) -> (DriverQueue,
     (queues.pop().unwrap(), transmit)
 }
 
-/// A packet of `len` bytes with its header.
+/// Returns a packet of `len` bytes with its header.
 fn packet(len: usize) -> Vec<u8> {
     let mut packet: Vec<u8> = (0..len).map(|at| (at * 7 % 251) as u8).collect();
     packet[..HEADER_LEN].fill(0);
     packet
 }
 
-/// As the guest gets it: its header says in how many buffers.
+/// Returns the packet as the guest receives it, with the number of buffers in its header.
 fn in_buffers(mut packet: Vec<u8>, count: u8) -> Vec<u8> {
     packet[NUM_BUFFERS] = count;
     packet
@@ -75,7 +75,7 @@ impl Guest {
         Some(packet)
     }
 
-    /// Offers one chain to receive into.
+    /// Adds one chain of receive buffers.
     fn offer(&mut self, first: u16, pieces: &[(u64, u32, u32)]) {
         for (index, (address, len, flags)) in (first..).zip(pieces) {
             self.receive.put_descriptor(index, (*address, *len, *flags as u16, index + 1));
@@ -134,7 +134,7 @@ fn a_long_packet_lies_in_as_many_buffers_as_its_header_says() {
 fn a_guest_without_buffers_stops_the_tap_until_it_kicks() {
     let mut guest = guest(u64::MAX);
     guest.wire.send(&packet(80)).unwrap();
-    // turn() panics if the loop does not come to rest.
+    // turn() panics if the loop does not become idle.
     guest.events.turn();
     assert_eq!(guest.receive.kick_wanted_at(), 0);
     guest.fill(2048);
@@ -191,7 +191,7 @@ fn buffers_too_small_for_the_longest_packet_are_refused() {
 }
 
 #[test]
-fn senseless_buffers_are_answered_empty_in_their_order() {
+fn malformed_buffers_are_completed_empty_and_in_order() {
     let mut guest = guest(u64::MAX);
     let (write, next) = (VRING_DESC_F_WRITE, VRING_DESC_F_NEXT);
     let buffers = 0x10_0000;
@@ -208,7 +208,7 @@ fn senseless_buffers_are_answered_empty_in_their_order() {
         guest.events.turn();
         assert_eq!(guest.receive.completed(), [b""], "{bad:?}");
     }
-    // A bad one behind good ones: what is ahead of it is used, and then its turn comes.
+    // A bad buffer after good ones: the good ones are used first, and then the bad one is refused.
     for index in 0..80 {
         let len = if index == 20 { 1 } else { 2048 };
         guest.offer(index, &[(buffers + 2048 * u64::from(index), len, write)]);
@@ -223,10 +223,10 @@ fn senseless_buffers_are_answered_empty_in_their_order() {
 }
 
 #[test]
-fn what_is_no_packet_is_answered_and_not_sent() {
+fn malformed_packets_are_completed_and_not_sent() {
     let mut guest = guest(u64::MAX);
     guest.send(&packet(HEADER_LEN + ETHERNET_LEN - 1));
-    // Longer than a packet can be, in indirect pieces' stead: the same page over and over.
+    // Longer than a packet can be: the same page many times.
     for index in 0..20 {
         let flags = if index < 19 { VRING_DESC_F_NEXT } else { 0 };
         guest.transmit.put_descriptor(index, (0x10_0000, 4096, flags as u16, index + 1));
@@ -267,7 +267,7 @@ fn broken_rings_ask_for_a_reset_which_starts_anew_on_the_same_tap() {
     guest.driver.kick(RECEIVE as u32);
     guest.events.turn();
     assert_ne!(guest.driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
-    // The other direction goes on.
+    // The other direction continues.
     guest.send(&packet(64));
     assert_eq!(guest.next_on_wire(), Some(packet(64)));
     for _ in 0..2 {
@@ -301,14 +301,14 @@ fn a_device_that_is_held_to_its_addresses_sends_nothing_from_others() {
         frame[HEADER_LEN + ETHERNET_LEN + 12..][..4].copy_from_slice(&[10, 9, 0, last]);
         frame
     };
-    // Also one that is longer than what is judged.
+    // Also a packet that is longer than the part that is checked.
     for len in [60, 1412] {
         guest.send(&from(2, len));
         assert_eq!(guest.next_on_wire(), Some(from(2, len)));
         guest.send(&from(3, len));
         assert_eq!(guest.next_on_wire(), None);
     }
-    // Each is answered, whether it left or not.
+    // All requests are completed, including those of refused packets.
     assert_eq!(guest.transmit.completed().len(), 4);
     filter.set_addresses(vec![[10, 9, 0, 3].into()]);
     guest.send(&from(2, 60));

@@ -13,7 +13,7 @@ const SIZE: u16 = 16;
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
-/// Where tests put data, beyond every ring.
+/// Address for the tests' data, after all rings.
 const DATA: u64 = 0x10_0000;
 
 fn links(memory: &GuestMemoryMmap) -> QueueLinks {
@@ -29,7 +29,7 @@ fn raw((address, len, flags, next): (u64, u32, u16, u16)) -> RawDescriptor {
     RawDescriptor::from(Descriptor::new(address, len, flags, next))
 }
 
-/// Puts descriptors at 0.. of the table as they are, and makes `head` available.
+/// Writes raw descriptors to the table from index 0, and makes `head` available.
 fn with_chain(descriptors: &[(u64, u32, u16, u16)], head: u16) -> (GuestMemoryMmap, VirtQueue) {
     let memory = driver::memory();
     let mock = MockSplitQueue::new(&memory, SIZE);
@@ -89,7 +89,7 @@ fn an_indirect_table_is_followed() {
     assert_eq!((lens, used(&memory, &queue)), ((4, 4), vec![(0, 4)]));
 }
 
-/// Chains that no device may see: completed with length 0 and counted.
+/// Malformed chains must be completed with length 0 and counted, and never reach a device.
 #[test]
 fn malformed_chains_are_completed_empty() {
     let far = 1 << 40;
@@ -198,7 +198,7 @@ fn a_refused_request_does_not_stop_the_next() {
     assert_eq!((lens, queue.faults()), (vec![0, 4], 1));
 }
 
-/// A queue with the driver's side of it.
+/// A queue and the driver's side of it.
 fn ring(event_idx: bool) -> (GuestMemoryMmap, VirtQueue, DriverQueue) {
     let memory = driver::memory();
     let base = 0x2_0000;
@@ -212,7 +212,7 @@ fn ring(event_idx: bool) -> (GuestMemoryMmap, VirtQueue, DriverQueue) {
     (memory.clone(), VirtQueue::new(0, queue, links(&memory)), ring)
 }
 
-/// How often the queue has interrupted since the last call.
+/// Number of interrupts since the last call.
 fn interrupts(queue: &VirtQueue) -> bool {
     let raised = queue.links.interrupt.status() == 1;
     queue.links.interrupt.acknowledge(1);
@@ -325,10 +325,10 @@ fn kicks_in_batches_come_after_half_of_what_the_driver_had() {
     queue.kick_in_batches();
     ring.fill(8);
     queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
-    // The index that a kick is wanted for is the last one of the batch.
+    // avail_event is the index of the batch's last request.
     assert_eq!(ring.kick_wanted_at(), SIZE + SIZE / 2 - 1);
     assert_eq!(ring.completed().len(), usize::from(SIZE));
-    // A request that is there all the same is not waited for, and does not make the batch smaller.
+    // A request that is already available is served at once, and does not make the batch smaller.
     ring.send(b"1");
     queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
     assert_eq!((ring.kick_wanted_at(), ring.completed().len()), (SIZE + SIZE / 2, 1));
@@ -363,7 +363,7 @@ fn a_request_that_comes_while_the_device_works_is_served() {
 }
 
 #[test]
-fn a_driver_that_never_stops_gets_its_share() {
+fn a_driver_that_never_stops_gets_a_bounded_share() {
     let (_, mut queue, mut ring) = ring(true);
     ring.send(b"x");
     let mut served = 0;
@@ -400,7 +400,7 @@ fn a_closed_gate_ends_the_queue() {
     assert!(error.is_reset() && gate.is_idle());
 }
 
-/// What a hostile driver writes: a table of descriptors, an indirect one, and heads of chains.
+/// What a hostile driver writes: a descriptor table, an indirect table, and heads of chains.
 #[derive(Debug)]
 struct Hostile {
     descriptors: Vec<(u64, u32, u16, u16)>,
@@ -450,14 +450,14 @@ impl Hostile {
         VirtQueue::new(0, queue, links(&memory))
     }
 
-    /// How many heads are descriptors.
+    /// Number of heads that are valid descriptor indices.
     fn inside(&self) -> usize {
         self.heads.iter().filter(|head| **head < SIZE).count()
     }
 }
 
 proptest! {
-    /// Whatever the rings hold, serving ends, and what the device sees lies in memory.
+    /// With any content of the rings, serving ends, and the device gets only addresses in memory.
     #[test]
     fn no_ring_does_harm(hostile in Hostile::any()) {
         let mut queue = hostile.queue();
@@ -470,7 +470,7 @@ proptest! {
         prop_assert_eq!(usize::from(queue.queue.next_used()), hostile.inside());
     }
 
-    /// As well while it receives; what no message reached stays in the ring for the next time.
+    /// The same for receiving. Buffers that no message reached stay in the ring.
     #[test]
     fn no_ring_does_harm_to_what_comes_in(
         hostile in Hostile::any(),

@@ -8,7 +8,7 @@ use crate::virtio::driver::Loop;
 
 use std::sync::{Arc, Mutex};
 
-/// Stands in for the console: hands the port's events on, and takes its input while the guest has room.
+/// Replaces the console: passes events to the port, and takes its input while the guest has buffers.
 struct Host {
     port: Arc<Mutex<SocketPort>>,
     orders: std::sync::mpsc::Receiver<Vec<u8>>,
@@ -65,7 +65,7 @@ impl Fixture {
         Fixture { events, _seat: seat, port, peer, orders, poke, wakes }
     }
 
-    /// The guest writes.
+    /// Sends output of the guest.
     fn output(&mut self, data: &[u8]) {
         self.orders.send(data.to_vec()).unwrap();
         self.poke.write(1).unwrap();
@@ -83,7 +83,7 @@ impl Fixture {
         self.port.lock().unwrap().is_open()
     }
 
-    /// Everything that has reached the peer.
+    /// Returns everything that has reached the peer.
     fn arrived(&mut self) -> Vec<u8> {
         let mut data = Vec::new();
         match self.peer.read_to_end(&mut data) {

@@ -27,7 +27,7 @@ fn is_root() -> bool {
     sys::effective_ids().0 == 0
 }
 
-/// Sends requests as a guest's kernel does, and bytes as it never would.
+/// Sends requests like a guest's kernel, and malformed bytes.
 struct Guest {
     server: Box<dyn FileServer>,
     tree: ShareTree,
@@ -35,14 +35,14 @@ struct Guest {
     dir: TempDir,
 }
 
-/// A reply: the error number, and what follows the header.
+/// A reply: the error number, and the bytes after the header.
 type Reply = std::result::Result<Vec<u8>, i32>;
 
 impl Guest {
-    /// A guest of a share at /c1/rootfs that is bound to a fresh directory.
+    /// Returns a guest of a share in which /c1/rootfs is bound to a new directory.
     fn new() -> Guest {
         let dir = tempfile::tempdir().unwrap();
-        // A guest served by this thread before may have left its umask.
+        // The umask may be that of a guest that this thread served before.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let tree = ShareTree::new().unwrap();
         tree.bind("/c1/rootfs", open_path(dir.path()), Terms::default()).unwrap();
@@ -64,7 +64,7 @@ impl Guest {
         self.dir.path().join(name)
     }
 
-    /// Sends raw bytes in two pieces, with room for `room` bytes of reply; `None` if the queue is to refuse it.
+    /// Sends raw bytes in two pieces, with space for `room` bytes of reply. `None` if the queue must refuse the request.
     fn send(&mut self, bytes: &[u8], room: usize) -> Option<Vec<u8>> {
         let mut request = bytes.to_vec();
         let (head, tail) = request.split_at_mut(bytes.len().min(40));
@@ -98,7 +98,7 @@ impl Guest {
         }
     }
 
-    /// Walks from the root of all; returns the last inode's number.
+    /// Looks up a path from the root of the share. Returns the last inode's number.
     fn walk(&mut self, path: &str) -> u64 {
         path.split('/').filter(|n| !n.is_empty()).fold(ROOT_ID, |dir, name| {
             self.lookup(dir, name).unwrap_or_else(|e| panic!("{path}: {name}: {e}")).0.nodeid
@@ -172,7 +172,7 @@ impl Guest {
         self.call(op::RENAME2, from.0, &body)
     }
 
-    /// All names of a directory with their inode numbers (and the lookups that READDIRPLUS counted).
+    /// Returns all names of a directory with their inode numbers (and the lookups that READDIRPLUS counted).
     fn list(&mut self, dir: u64, opcode: u32, size: u32) -> Vec<(String, u64, u64)> {
         let open = self.call(op::OPENDIR, dir, &body(|b| OpenIn::default().put(b))).unwrap();
         let fh = OpenOut::parse(&open).unwrap().fh;
@@ -272,7 +272,7 @@ fn init_agrees_on_features() {
     assert_eq!(guest.call(op::INIT, 0, &old), Err(libc::EPROTO));
     let newer = body(|b| InitIn { major: 8, ..Default::default() }.put(b));
     assert_eq!(InitOut::parse(&guest.call(op::INIT, 0, &newer).unwrap()).unwrap().major, 7);
-    // A guest without submounts is not told of any.
+    // A guest without FUSE_SUBMOUNTS must not see that flag.
     let plain =
         body(|b| InitIn { major: 7, minor: 31, flags: init::BIG_WRITES as u32, ..Default::default() }.put(b));
     let out = InitOut::parse(&guest.call(op::INIT, 0, &plain).unwrap()).unwrap();

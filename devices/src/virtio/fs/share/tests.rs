@@ -51,7 +51,7 @@ fn unbinding_takes_empty_directories_along() {
     assert_eq!(dirs(), 2);
     tree.unbind("/c1/rootfs").unwrap();
     assert_eq!(dirs(), 1);
-    // And the name is free again.
+    // The path can be bound again.
     tree.bind("/c1", root(), Terms::default()).unwrap();
 }
 
@@ -68,7 +68,7 @@ fn only_directories_and_files_are_shared() {
     tree.bind("/x", open_path(&dir.path().join("file")), Terms::default()).unwrap();
 }
 
-/// Only a privileged process can make the device to open, and has mounts of its own.
+/// Only a privileged process can create the device node, and make mount copies.
 #[test]
 fn a_directory_is_served_on_a_mount_without_devices() {
     let dir = tempfile::tempdir().unwrap();
@@ -83,7 +83,7 @@ fn a_directory_is_served_on_a_mount_without_devices() {
         let bind = tree.0.tree.lock().unwrap().find(&components(path).unwrap()).unwrap().clone();
         let null = sys::openat(bind.fd(), c"null", libc::O_PATH, 0).unwrap();
         let link = crate::virtio::fs::magic_link::MagicLink::new("", std::os::fd::AsRawFd::as_raw_fd(&null));
-        // Both by its name and through a descriptor that was open before.
+        // Both by name and through a file descriptor that was opened before.
         let magic = sys::openat(tree.0.proc_self_fd.as_fd(), &link, libc::O_RDWR, 0);
         [sys::openat(bind.fd(), c"null", libc::O_RDWR, 0), magic].map(|opened| opened.map(drop))
     };

@@ -37,7 +37,7 @@ fn arp(mac: [u8; 6], sender: Ipv4Addr) -> Vec<u8> {
     frame(MAC, ARP, &packet)
 }
 
-/// A message of neighbour discovery about `target`, with an option that names a hardware address.
+/// Returns a neighbour discovery message about `target`, with a hardware address option.
 fn neighbour(kind: u8, target: Ipv6Addr, option: u8, mac: [u8; 6]) -> Vec<u8> {
     [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[option, 1], &mac].concat()
 }
@@ -57,12 +57,12 @@ fn packets_from_the_interfaces_addresses_leave() {
         ipv6(V6, UDP, &[0; 8]),
         ipv6(own_link_local(), UDP, &[0; 8]),
         arp(MAC, V4),
-        // A probe.
+        // An ARP probe.
         arp(MAC, Ipv4Addr::UNSPECIFIED),
         ipv6(V6, ICMPV6, &neighbour(NEIGHBOUR_SOLICITATION, GATEWAY_V6, SOURCE_LINK_LAYER, MAC)),
         ipv6(V6, ICMPV6, &neighbour(NEIGHBOUR_ADVERTISEMENT, V6, TARGET_LINK_LAYER, MAC)),
         ipv6(own_link_local(), ICMPV6, &[ROUTER_SOLICITATION, 0, 0, 0, 0, 0, 0, 0]),
-        // Whether an address is taken, and that somebody listens to its group.
+        // Duplicate address detection, and a multicast listener report.
         ipv6(Ipv6Addr::UNSPECIFIED, ICMPV6, &neighbour(NEIGHBOUR_SOLICITATION, V6, 14, [0; 6])),
         ipv6(
             Ipv6Addr::UNSPECIFIED,
@@ -111,7 +111,7 @@ fn neighbour_discovery_speaks_for_the_interface_alone() {
         (neighbour(NEIGHBOUR_SOLICITATION, GATEWAY_V6, SOURCE_LINK_LAYER, OTHER_MAC), discovery),
         // The second of two options.
         ([advertisement(V6, MAC), vec![TARGET_LINK_LAYER, 1, 2, 0, 0, 0, 0, 8]].concat(), discovery),
-        // Options that end nowhere, or beyond the message.
+        // Options without a length, or that extend past the message.
         ([advertisement(V6, MAC), vec![14, 0, 0, 0, 0, 0, 0, 0]].concat(), options),
         ([advertisement(V6, MAC), vec![14, 9, 0, 0, 0, 0, 0, 0]].concat(), options),
         ([advertisement(V6, MAC), vec![14]].concat(), options),
@@ -121,14 +121,14 @@ fn neighbour_discovery_speaks_for_the_interface_alone() {
     ] {
         assert_eq!(refused(&ipv6(V6, ICMPV6, &message)), Some(why), "{message:02x?}");
     }
-    // Behind so many options that what follows would not be looked at.
+    // After so many options that the next one is past the checked part.
     let mut padded = neighbour(NEIGHBOUR_ADVERTISEMENT, V6, TARGET_LINK_LAYER, MAC);
     padded.extend([14, 1, 0, 0, 0, 0, 0, 0].repeat(100));
     assert_eq!(refused(&ipv6(V6, ICMPV6, &padded)), Some("neighbour discovery in fragments, or too long"));
 }
 
 #[test]
-fn what_cannot_be_judged_does_not_leave() {
+fn frames_that_cannot_be_checked_do_not_leave() {
     let inner = &ipv4(V4)[HEADER_LEN + ETHERNET_LEN..];
     for kind in [0, 0x05dc, 0x8035, 0x8100, 0x88a8, 0x8847, 0x8864, 0x0801] {
         let tagged = frame(MAC, kind, &[&[0, 1, 8, 0], inner].concat());
@@ -164,7 +164,7 @@ fn fragments_carry_no_neighbour_discovery() {
     };
     let discovery = Some("neighbour discovery in fragments, or too long");
     assert_eq!(refused(&fragment(V6, ICMPV6, 0, &advertisement)), discovery);
-    // Behind a second header.
+    // After a second extension header.
     let behind = [&[ICMPV6, 0, 1, 4, 0, 0, 0, 0], &advertisement[..]].concat();
     assert_eq!(refused(&fragment(V6, DESTINATION, 0, &behind)), discovery);
     assert_eq!(refused(&fragment(V6, UDP, 0, &[0; 8])), None);
@@ -187,9 +187,9 @@ fn a_checksum_changes_nothing_that_was_judged() {
     let message = neighbour(NEIGHBOUR_ADVERTISEMENT, V6, TARGET_LINK_LAYER, MAC);
     for (frame, expected) in [
         (with(ipv4(V4), v4, 6), None),
-        // A packet in a packet.
+        // A packet inside a packet.
         (with(ipv4(V4), v4 + 8, 6), None),
-        // Over the source.
+        // Overwrites the source.
         (with(ipv4(V4), ETHERNET_LEN, 12), place),
         (with(ipv4(V4), v4 - 2, 0), place),
         (with(ipv4(V4), 0, 6), place),
@@ -197,7 +197,7 @@ fn a_checksum_changes_nothing_that_was_judged() {
         (with(ipv6(V6, UDP, &[0; 8]), ETHERNET_LEN, 8), place),
         (with(arp(MAC, V4), ETHERNET_LEN + ARP_LEN, 0), place),
         (with(ipv6(V6, ICMPV6, &message), v6, 2), None),
-        // Over the target.
+        // Overwrites the target.
         (with(ipv6(V6, ICMPV6, &message), v6, 8), place),
         (with(ipv6(V6, ICMPV6, &message), v6 + 2, 0), place),
     ] {
@@ -206,7 +206,7 @@ fn a_checksum_changes_nothing_that_was_judged() {
 }
 
 #[test]
-fn addresses_that_change_count_at_once() {
+fn changed_addresses_apply_at_once() {
     let filter = filter();
     let other = filter.clone();
     assert!(filter.check(&ipv4(GATEWAY_V4)).is_err());

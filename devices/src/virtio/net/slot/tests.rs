@@ -11,7 +11,7 @@ use crate::virtio::net::{TRANSMIT, Tap, VIRTIO_ID_NET};
 
 const PACKET: [u8; 60] = [0; 60];
 
-/// Puts a device in whose hardware address ends with `number`; returns the other end of what stands for its tap.
+/// Plugs in a device whose hardware address ends with `number`. Returns the other end of the socket that replaces its tap.
 fn plug(slot: &Slot, events: &Loop, number: u8) -> UnixDatagram {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     wire.set_nonblocking(true).unwrap();
@@ -29,13 +29,13 @@ fn send(driver: &mut Driver, events: &mut Loop) {
 }
 
 #[test]
-fn an_empty_place_says_that_nothing_is_there() {
+fn an_empty_slot_has_device_id_0() {
     let mut driver = Driver::new(Box::<Slot>::default());
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_ID), 0);
     let mut config = [0xff; 6];
     driver.transport.read(VIRTIO_MMIO_CONFIG.into(), &mut config);
     assert_eq!(config, [0; 6]);
-    // A driver that does not care learns that it cannot be.
+    // A driver that starts it all the same is told that the device needs a reset.
     driver.start(u64::MAX);
     assert_ne!(driver.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     driver.write(VIRTIO_MMIO_STATUS, 0);
@@ -60,14 +60,14 @@ fn one_device_after_another_is_found_and_lets_go_of_its_tap() {
         driver.write(VIRTIO_MMIO_STATUS, 0);
         events.turn();
         slot.unplug();
-        // Nobody has the other end any more.
+        // The other end has been closed.
         let gone = wire.send(&PACKET).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
 
 #[test]
-fn a_driver_that_does_not_let_go_keeps_nothing_of_its_tap() {
+fn a_driver_that_does_not_release_its_device_loses_the_tap() {
     let slot = Slot::default();
     let mut events = Loop::new();
     let mut driver = Driver::new(Box::new(slot.clone()));

@@ -1,4 +1,4 @@
-//! The device beside somebody who stands for the kernel: what is lent, and how it comes back.
+//! The device with a test double of the kernel: lending the queues and taking them back.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -13,14 +13,14 @@ use crate::virtio::driver::{Driver, DriverQueue, Loop};
 use crate::virtio::net::{Net, Slot, Tap};
 use crate::virtio::queue::Rings;
 
-/// What the double has been told, and what it is to say.
+/// The calls that the double has seen, and the answers it must give.
 #[derive(Default)]
 struct Script {
     started: Option<(u64, [Rings; 2])>,
     fault: Option<EventFd>,
-    /// It does not start.
+    /// `start` fails.
     refuses: bool,
-    /// Where it stops; it does not know where there is nothing.
+    /// The indices that `stop` returns; `stop` fails if `None`.
     next: Option<[u16; 2]>,
     ended: bool,
 }
@@ -43,7 +43,7 @@ impl Kernel for Double {
 
 impl Drop for Double {
     fn drop(&mut self) {
-        // The device's comes first, the test's own when nobody looks any more.
+        // The device drops its clone first; the test's own clone is dropped at the end of the test.
         self.0.lock().unwrap().ended = true;
     }
 }
@@ -55,7 +55,7 @@ struct Guest {
     wire: UnixDatagram,
 }
 
-/// A device whose queues `kernel` is offered, and the other end of what stands for its tap.
+/// Returns a device that lends its queues to `kernel`, and the other end of the socket that replaces its tap.
 fn device(events: &Loop, kernel: &Double) -> (Net, UnixDatagram) {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     tap.set_nonblocking(true).unwrap();
@@ -65,7 +65,7 @@ fn device(events: &Loop, kernel: &Double) -> (Net, UnixDatagram) {
     (Net::new(events.handle(), tap, [2; 6], 1500, Some(vhost)), wire)
 }
 
-/// A guest whose queues `kernel` is offered.
+/// Returns a guest whose queues are lent to `kernel`.
 fn guest(kernel: &Double) -> Guest {
     let mut events = Loop::new();
     let (net, wire) = device(&events, kernel);
@@ -84,13 +84,13 @@ impl Guest {
         self.events.turn();
     }
 
-    /// The marks of the packets that went out through this process.
+    /// Returns the marks of the packets that this process has sent.
     fn sent(&self) -> Vec<u8> {
         let mut packet = [0; 60];
         std::iter::from_fn(|| self.wire.recv(&mut packet).ok().map(|len| packet[len - 1])).collect()
     }
 
-    /// Completes the transmit queue's first requests, as the kernel does.
+    /// Completes the first requests of the transmit queue, as the kernel does.
     fn complete(&self, rings: &Rings, count: u16) {
         for index in 0..count {
             let entry = GuestAddress(rings.used + 4 + 8 * u64::from(index));
@@ -119,7 +119,7 @@ fn the_kernel_gets_the_queues_and_the_interrupt() {
     assert_eq!(features & QUEUE_FEATURES, QUEUE_FEATURES);
     assert_eq!(rings.map(|rings| (rings.size, rings.next_avail)), [(QUEUE_SIZE, 0); 2]);
     assert!(rings[RECEIVE].descriptors < rings[RECEIVE].avail && rings[RECEIVE].avail < rings[RECEIVE].used);
-    // Whoever handles its interrupt looks for used buffers whether or not this process has said that there are some.
+    // InterruptStatus always shows used buffers, whether or not this process has used any.
     assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
     guest.driver.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
     assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
@@ -136,7 +136,7 @@ fn what_the_kernel_does_not_understand_is_answered_here_and_all_goes_on() {
     guest.send(2);
     guest.complete(&rings[TRANSMIT], 1);
     assert_eq!(guest.queues[TRANSMIT].completed().len(), 1);
-    // A packet that is none.
+    // A malformed packet.
     guest.queues[TRANSMIT].send(&[0; 4]);
     guest.send(3);
     kernel.0.lock().unwrap().next = Some([0, 1]);
@@ -157,18 +157,18 @@ fn what_the_kernel_does_not_understand_is_answered_here_and_all_goes_on() {
 }
 
 #[test]
-fn a_reset_is_complete_when_the_kernel_has_let_go() {
+fn a_reset_completes_when_the_kernel_has_stopped() {
     let kernel = Double::default();
     let mut guest = guest(&kernel);
     guest.driver.write(VIRTIO_MMIO_STATUS, 0);
     assert_ne!(guest.driver.status(), 0);
     assert!(!kernel.0.lock().unwrap().ended);
-    // Linux does not wait, and is not heard.
+    // Linux does not wait for the reset, and its writes are ignored.
     guest.driver.add_status(VIRTIO_CONFIG_S_ACKNOWLEDGE);
     guest.events.turn();
     assert!(kernel.0.lock().unwrap().ended);
     assert_eq!((guest.driver.status(), guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS)), (0, 0));
-    // The next driver's queues stay here.
+    // The next driver's queues are not lent.
     guest.queues = guest.driver.start(u64::MAX).try_into().ok().unwrap();
     guest.events.turn();
     guest.send(5);
@@ -182,7 +182,7 @@ fn a_device_that_takes_anothers_place_is_not_called_back_for_it() {
     let kernels = [Double::default(), Double::default()];
     for kernel in &kernels {
         slot.plug(device(&events, kernel).0);
-        // A driver begins with a reset. The one before has not been completed by the loop then.
+        // A driver starts with a reset. The loop has not completed the previous one by then.
         driver.write(VIRTIO_MMIO_STATUS, 0);
         events.turn();
         driver.start(u64::MAX);
@@ -225,7 +225,7 @@ fn a_kernel_that_does_not_start_leaves_the_queues_here() {
 }
 
 #[test]
-fn a_kernel_that_does_not_say_where_it_was_costs_a_reset() {
+fn a_kernel_that_cannot_stop_needs_a_reset() {
     let kernel = Double::default();
     let mut guest = guest(&kernel);
     guest.send(7);

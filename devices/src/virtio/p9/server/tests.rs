@@ -58,7 +58,7 @@ fn body() -> Body {
 
 type Reply = std::result::Result<Vec<u8>, i32>;
 
-/// Sends messages as a guest's kernel does, and bytes as it never would.
+/// Sends messages like a guest's kernel, and malformed bytes.
 struct Guest {
     server: P9Server,
     tree: ShareTree,
@@ -71,7 +71,7 @@ const ROOT: u32 = 0;
 const TOP: u32 = 1;
 
 impl Guest {
-    /// A guest of a share at /c1/rootfs that is bound to a fresh directory.
+    /// Returns a guest of a share in which /c1/rootfs is bound to a new directory.
     fn new(read_only: bool) -> Guest {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -89,7 +89,7 @@ impl Guest {
         self.dir.path().join(name)
     }
 
-    /// Sends raw bytes in two pieces; `None` if the queue is to refuse them.
+    /// Sends raw bytes in two pieces. `None` if the queue must refuse them.
     fn send(&mut self, bytes: &[u8], room: usize) -> Option<Vec<u8>> {
         let mut request = bytes.to_vec();
         let (head, tail) = request.split_at_mut(bytes.len().min(9));
@@ -122,7 +122,7 @@ impl Guest {
         self.call(kind::ATTACH, body().u32(fid).u32(NO_FID).text("root").text("").u32(user))
     }
 
-    /// Returns how many names were found.
+    /// Returns the number of names found.
     fn walk(&mut self, fid: u32, new: u32, names: &[&str]) -> std::result::Result<usize, i32> {
         let start = body().u32(fid).u32(new).u16(names.len() as u16);
         let reply = self.call(kind::WALK, names.iter().fold(start, |b, name| b.text(name)))?;
@@ -134,7 +134,7 @@ impl Guest {
         self.call(kind::LOPEN, body().u32(fid).u32(flags as u32))
     }
 
-    /// Creates a file in /c1/rootfs that is then open under `fid`.
+    /// Creates a file in /c1/rootfs and opens it as `fid`.
     fn create(&mut self, fid: u32, name: &str) -> Reply {
         self.walk(TOP, fid, &[]).unwrap();
         self.call(kind::LCREATE, body().u32(fid).text(name).u32(libc::O_RDWR as u32).u32(0o640).u32(0))
@@ -154,7 +154,7 @@ impl Guest {
         self.call(kind::CLUNK, body().u32(fid))
     }
 
-    /// Mode, links and size.
+    /// Returns mode, number of links and size.
     fn stat(&mut self, fid: u32) -> (u32, u64, u64) {
         let reply = self.call(kind::GETATTR, body().u32(fid).u64(u64::MAX)).unwrap();
         assert_eq!(reply.len(), 153);
@@ -206,7 +206,7 @@ fn a_version_that_is_not_ours_is_unknown_and_a_new_one_ends_the_session() {
 }
 
 #[test]
-fn what_is_written_is_read_back_and_on_the_host() {
+fn written_data_is_read_back_and_on_the_host() {
     let mut guest = Guest::new(false);
     guest.create(2, "f").unwrap();
     assert_eq!(guest.write(2, 0, b"hello"), Ok(5u32.to_le_bytes().to_vec()));
@@ -214,7 +214,7 @@ fn what_is_written_is_read_back_and_on_the_host() {
     assert_eq!(fs::read(guest.path("f")).unwrap(), b"hello");
     assert_eq!(fs::metadata(guest.path("f")).unwrap().mode() & 0o7777, 0o640);
     guest.clunk(2).unwrap();
-    // One lookup of the directory is left; every other went with its fid.
+    // One lookup of the directory is left; all others were taken back with their fids.
     assert_eq!(guest.tree.counts(), (1, 0));
 }
 
@@ -243,7 +243,7 @@ fn names_are_made_moved_linked_and_removed() {
     guest.walk(TOP, 4, &["d"]).unwrap();
     guest.call(kind::RENAMEAT, body().u32(TOP).text("g").u32(4).text("h")).unwrap();
     assert!(guest.path("d/h").exists());
-    // By the fid alone, as older guests do.
+    // By the fid alone, like older guests.
     guest.walk(4, 5, &["h"]).unwrap();
     guest.call(kind::RENAME, body().u32(5).u32(TOP).text("e")).unwrap();
     guest.walk(TOP, 6, &["e"]).unwrap();
@@ -313,10 +313,10 @@ fn extended_attributes_on_their_way_are_bounded() {
         begin(&mut guest, fid, 65536).unwrap();
     }
     assert_eq!(begin(&mut guest, 4, 1), Err(libc::ENOSPC));
-    // Out of order, and more than was announced.
+    // Out of order, and more than announced.
     assert_eq!(guest.write(10, 1, b"x"), Err(libc::EINVAL));
     assert_eq!(guest.write(10, 0, &[value.clone(), vec![0]].concat()), Err(libc::EINVAL));
-    // Less than was announced.
+    // Less than announced.
     guest.write(10, 0, b"x").unwrap();
     assert_eq!(guest.clunk(10), Err(libc::EINVAL));
     begin(&mut guest, 5, 1).unwrap();
@@ -340,7 +340,7 @@ fn names_that_lead_elsewhere_are_refused() {
 }
 
 #[test]
-fn fids_that_are_unknown_taken_or_open_are_refused() {
+fn fids_that_are_unknown_in_use_or_open_are_refused() {
     let mut guest = Guest::new(false);
     assert_eq!(guest.walk(77, 78, &[]), Err(libc::EBADF));
     assert_eq!(guest.walk(TOP, ROOT, &[]), Err(libc::EBADF));
@@ -396,11 +396,11 @@ fn a_single_file_is_shared_alone() {
 }
 
 #[test]
-fn numbers_beyond_their_maxima_are_refused_or_cut() {
+fn numbers_above_their_limits_are_refused_or_reduced() {
     let mut guest = Guest::new(false);
     guest.create(2, "f").unwrap();
     guest.write(2, 0, &vec![1; 600_000]).unwrap();
-    // No more than a message takes.
+    // Limited to the size of a message.
     assert_eq!(guest.read(2, 0, u32::MAX).unwrap().len(), 512_000 - DATA_HEADER);
     assert_eq!(guest.read(2, u64::MAX, 1), Err(libc::EINVAL));
     let liar = body().u32(2).u64(0).u32(u32::MAX).bytes(b"x");
@@ -418,7 +418,7 @@ fn a_truncated_message_is_answered_and_counted() {
         assert_eq!(guest.call(kind::MKDIR, body().bytes(&whole[..len])), Err(libc::EPROTO), "{len}");
     }
     assert_eq!(guest.server.faults.count(), whole.len() as u64);
-    // A size beyond what was sent.
+    // A size larger than what was sent.
     let reply = guest.send(&body().u32(100).u8(kind::CLUNK).u16(1).u32(TOP).0, 100).unwrap();
     assert_eq!(reply, body().u32(11).u8(kind::RLERROR).u16(1).u32(libc::EPROTO as u32).0);
     assert_eq!(guest.send(&[1, 2, 3], 100), None);
@@ -435,7 +435,7 @@ proptest! {
     ) {
         let mut guest = Guest::new(true);
         for (what, bytes, fid) in messages {
-            // Half of them begin with a fid that exists.
+            // Half of the messages start with an existing fid.
             let bytes = if fid < 2 { body().u32(fid).bytes(&bytes).0 } else { bytes };
             let what = if what % 2 == 0 { what } else { what / 2 };
             let size = (HEADER + bytes.len()) as u32;

@@ -1,11 +1,11 @@
-//! More files than the server may have open.
+//! Guests that know more files than the server can have open.
 
 use super::*;
 use crate::virtio::fs::dir;
 use crate::virtio::fs::identity::Identity;
 
 #[test]
-fn open_files_have_an_end() {
+fn open_files_are_limited() {
     let mut guest = Guest::new();
     guest.tree.set_limit(20);
     let rootfs = guest.rootfs();
@@ -20,7 +20,7 @@ fn open_files_have_an_end() {
     guest.lookup(rootfs, "b").unwrap();
 }
 
-/// A guest with room for 50 descriptors that knows 200 files, each with its name in it.
+/// Returns a guest with a limit of 50 descriptors that knows 200 files, each of which contains its name.
 fn crowded() -> (Guest, u64, Vec<u64>) {
     let mut guest = Guest::new();
     guest.tree.set_limit(50);
@@ -70,10 +70,10 @@ fn directories_are_found_again_too() {
         guest.lookup(*dir, "file").unwrap();
         assert_eq!(guest.attr(*dir).mode & libc::S_IFMT, libc::S_IFDIR);
     }
-    // Moving one in the middle moves what is below.
+    // Moving a directory in the middle moves everything below it.
     guest.rename((dirs[29], "d"), (rootfs, "moved"), 0).unwrap();
     guest.attr(dirs[60]);
-    // The host makes what was below be above: out-of-date places lead round, and nowhere.
+    // The host reverses parent and child: the outdated places form a cycle.
     let (a, b) = (guest.path("a"), guest.path("a/b"));
     fs::create_dir_all(&b).unwrap();
     let a_node = guest.lookup(rootfs, "a").unwrap().0.nodeid;
@@ -121,7 +121,7 @@ fn what_the_host_moves_meanwhile_is_looked_up_again() {
     assert_ne!(another.nodeid, nodes[1]);
 }
 
-/// What a guest that knows a directory twice has: the second share's root, beside [`crowded`]'s.
+/// Like [`crowded`], for a guest in whose share the directory is bound twice. Returns both roots.
 fn crowded_twice() -> (Guest, [u64; 2], Vec<u64>) {
     let (mut guest, rootfs, nodes) = crowded();
     guest.tree.bind("/c1/mounts/0", open_path(guest.dir.path()), Terms::default()).unwrap();
@@ -133,7 +133,7 @@ fn crowded_twice() -> (Guest, [u64; 2], Vec<u64>) {
 }
 
 #[test]
-fn what_goes_in_one_share_is_not_lost_in_another() {
+fn a_file_removed_in_one_bind_is_not_lost_in_another() {
     let (mut guest, [rootfs, second], nodes) = crowded_twice();
     guest.call(op::UNLINK, second, &string("f0")).unwrap();
     guest.rename((second, "f1"), (second, "f2"), 0).unwrap();
@@ -147,7 +147,7 @@ fn what_goes_in_one_share_is_not_lost_in_another() {
 }
 
 #[test]
-fn a_directory_that_goes_in_one_share_is_not_lost_in_another() {
+fn a_directory_removed_in_one_bind_is_not_lost_in_another() {
     let mut guest = Guest::new();
     guest.tree.set_limit(20);
     let rootfs = guest.rootfs();
@@ -172,9 +172,9 @@ fn a_number_that_went_to_a_fifo_is_not_opened() {
         fs::remove_file(guest.path("f0")).unwrap();
         let dir = open_path(guest.dir.path());
         sys::mknodat(dir.as_fd(), c"f0", libc::S_IFIFO | 0o600, 0).unwrap();
-        // Whoever opens a FIFO waits for its other end.
+        // Opening a FIFO would wait for its other end.
         let _end = fs::OpenOptions::new().read(true).write(true).open(guest.path("f0")).unwrap();
-        // As where the file system gives the number again, has a coarse clock and no handles.
+        // As on a file system that reuses inode numbers and has a coarse clock and no handles.
         let fifo = Identity::of(dir.as_fd(), c"f0").unwrap();
         let kind = if kind_too { fifo.kind } else { libc::S_IFREG };
         inode.remember(Identity { kind, ..fifo });
@@ -186,7 +186,7 @@ fn a_number_that_went_to_a_fifo_is_not_opened() {
     }
 }
 
-/// On a file system that gives numbers again (ext4, xfs) most of the new files have the old one's.
+/// On a file system that reuses inode numbers (ext4, xfs) most of the new files get the removed file's number.
 #[test]
 fn a_file_with_the_number_of_a_removed_one_is_another_file() {
     let (mut guest, rootfs, nodes) = crowded();
@@ -210,7 +210,7 @@ fn a_file_with_the_number_of_a_removed_one_is_another_file() {
 }
 
 #[test]
-fn inodes_have_an_end() {
+fn inodes_are_limited() {
     let mut guest = Guest::new();
     guest.tree.set_max_inodes(10);
     let rootfs = guest.rootfs();
@@ -238,7 +238,7 @@ fn directories_that_are_being_read_take_a_bounded_amount_of_memory() {
         OpenOut::parse(&reply).unwrap().fh
     };
     let handles: Vec<u64> = (0..OPEN).map(|_| open(&mut guest)).collect();
-    // One entry has room in the reply to each request.
+    // The reply to each request has space for one entry.
     let mut next = |fh, offset| {
         let input = ReadIn { fh, offset, size: 32, ..Default::default() };
         let reply = guest.call(op::READDIR, rootfs, &body(|b| input.put(b))).unwrap();
@@ -248,7 +248,7 @@ fn directories_that_are_being_read_take_a_bounded_amount_of_memory() {
         Some((String::from_utf8(name).unwrap(), dirent.off))
     };
     let first: Vec<_> = handles.iter().map(|fh| next(*fh, 0).unwrap()).collect();
-    // Those that have lost what the host gave for them go on behind the first entry, each at its own place.
+    // Directories that have lost their records continue after the first entry.
     for at in [0, 1, OPEN - 1] {
         let (mut names, mut offset) = (vec![first[at].0.clone()], first[at].1);
         while let Some((name, off)) = next(handles[at], offset) {

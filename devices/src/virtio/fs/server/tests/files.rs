@@ -34,7 +34,7 @@ fn appending_goes_to_the_end_that_the_host_knows() {
     let append = WriteIn { fh, offset: 0, flags: libc::O_APPEND as u32, ..Default::default() };
     assert_eq!(guest.write(node, append, b"+guest"), Ok(6));
     assert_eq!(fs::read(guest.path("log")).unwrap(), b"host+guest");
-    // A page that is written back belongs where it is.
+    // Writeback of a page keeps its offset.
     let page = WriteIn { write_flags: WRITE_CACHE, ..append };
     assert_eq!(guest.write(node, page, b"HO"), Ok(2));
     assert_eq!(fs::read(guest.path("log")).unwrap(), b"HOst+guest");
@@ -108,7 +108,7 @@ fn pages_stay_cached_while_the_host_leaves_the_file_alone() {
     let path = guest.path("lib.so");
     fs::write(&path, "old").unwrap();
     let node = guest.walk("c1/rootfs/lib.so");
-    // It has just changed: another change might leave no trace.
+    // The file has just changed: another change might not be visible.
     assert_eq!(guest.open(node, 0).unwrap().open_flags, 0);
     assert_eq!(guest.open(node, 0).unwrap().open_flags, 0);
     let inode = guest_inode(&guest, node);
@@ -116,7 +116,7 @@ fn pages_stay_cached_while_the_host_leaves_the_file_alone() {
     let later = stat.st_ctime + 10;
     assert!(!inode.same_as_seen(&stat, later));
     assert!(inode.same_as_seen(&stat, later));
-    // Another ctime, as any change makes it.
+    // Any change gives the file another ctime.
     let mut changed = stat;
     changed.st_ctime_nsec = (stat.st_ctime_nsec + 1) % 1_000_000_000;
     assert!(!inode.same_as_seen(&changed, later));
@@ -163,9 +163,9 @@ fn syncing_reaches_the_host_only_if_wanted() {
 }
 
 #[test]
-fn a_full_disk_is_the_guests_to_see() {
-    // /dev/full is no regular file; a file size limit of the process would send SIGXFSZ. What is left everywhere is
-    // a length that no file system has room for.
+fn a_full_disk_is_reported_to_the_guest() {
+    // /dev/full is not a regular file, and a file size limit of the process would send SIGXFSZ. What works everywhere is
+    // a length that is too large for every file system.
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
     let (node, fh) = guest.make(rootfs, "a");

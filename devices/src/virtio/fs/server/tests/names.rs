@@ -12,7 +12,7 @@ fn symbolic_links_are_data_for_the_host() {
     assert_eq!(guest.call(op::READLINK, found.nodeid, &[]).unwrap(), b"/etc/passwd");
     assert_eq!(guest.open(found.nodeid, 0), Err(libc::ELOOP));
     assert_eq!(guest.lookup(found.nodeid, "x"), Err(libc::ENOTDIR));
-    // A directory behind a link is not entered, even if the host puts the link there.
+    // The server does not follow a link to a directory, even if the host created the link.
     symlink("/etc", guest.path("etc")).unwrap();
     let etc = guest.lookup(rootfs, "etc").unwrap().0.nodeid;
     assert_eq!(guest.lookup(etc, "passwd"), Err(libc::ENOTDIR));
@@ -66,7 +66,7 @@ fn hard_links_are_one_inode() {
     guest.attr(node);
     guest.forget(node, 1);
     assert_eq!(guest.call(op::GETATTR, node, &[0; 16]), Err(libc::ESTALE));
-    // A link to a symbolic link is one, too.
+    // A hard link to a symbolic link is a symbolic link, too.
     let reply = guest.call(op::SYMLINK, rootfs, &two_names("s", "nowhere")).unwrap();
     let link = [&entry(&reply).0.nodeid.to_le_bytes()[..], &string("s2")].concat();
     guest.call(op::LINK, rootfs, &link).unwrap();
@@ -87,7 +87,7 @@ fn large_directories_are_listed_whole() {
         assert!(names.iter().all(|e| (opcode == op::READDIR || e.0.starts_with('.')) == (e.2 == 0)));
     }
     let listed = guest.list(rootfs, op::READDIRPLUS, 4096);
-    // The rootfs and the files, each once.
+    // The rootfs and all files, each once.
     assert_eq!(guest.tree.counts().0, 1501);
     for (_, _, nodeid) in listed {
         guest.forget(nodeid, 3);

@@ -1,4 +1,4 @@
-//! Whose a file is, and what it may do.
+//! Owners, modes, device nodes and extended attributes.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn extended_attributes_that_are_the_guests_pass() {
     let rootfs = guest.rootfs();
     let (node, _) = guest.make(rootfs, "a");
     if guest.setxattr(node, "user.test", b"value") == Err(libc::EOPNOTSUPP) {
-        // The test's directory is on a file system without them.
+        // The test's directory is on a file system without extended attributes.
         return;
     }
     let size = guest.getxattr(node, "user.test", 0).unwrap();
@@ -28,7 +28,7 @@ fn extended_attributes_that_are_the_guests_pass() {
     assert_eq!(guest.setxattr(node, "user.big", &[0; MAX_BODY]), Err(libc::E2BIG));
     guest.call(op::REMOVEXATTR, node, &string("user.test")).unwrap();
     assert_eq!(guest.call(op::REMOVEXATTR, node, &string("user.test")), Err(libc::ENODATA));
-    // The attributes of a link are its own, not its target's.
+    // The attributes are those of the link, not of its target.
     let link = entry(&guest.call(op::SYMLINK, rootfs, &two_names("l", "a")).unwrap()).0.nodeid;
     assert_eq!(guest.setxattr(link, "user.test", b"x"), Err(libc::EPERM));
 }
@@ -70,7 +70,7 @@ fn a_device_node_is_made_where_the_share_says_so_and_never_opened() {
     assert_eq!(make(allowed, "zero", libc::S_IFCHR, 0x105), refused);
     assert_eq!(make(allowed, "disk", libc::S_IFBLK, 0x103), refused);
     let made = [make(rootfs, "whiteout", libc::S_IFCHR, 0), make(allowed, "null", libc::S_IFCHR, 0x103)];
-    // Only root makes device nodes, and not in every sandbox.
+    // Only root can create device nodes, and not in every sandbox.
     if let [Ok(_), Ok(reply)] = made {
         let (found, attr) = entry(&reply);
         assert_eq!(attr.rdev, 0x103);
@@ -82,7 +82,7 @@ fn a_device_node_is_made_where_the_share_says_so_and_never_opened() {
 }
 
 #[test]
-fn what_a_caller_makes_belongs_to_the_caller() {
+fn new_files_belong_to_the_caller() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
     guest.caller = (1234, 2345);
@@ -101,7 +101,7 @@ fn what_a_caller_makes_belongs_to_the_caller() {
     }
     let seen = guest.attr(file);
     assert_eq!((seen.uid, seen.gid), if is_root() { (1234, 2345) } else { (0, 0) });
-    // The next one is root's again.
+    // The next file belongs to root again.
     guest.caller = (0, 0);
     guest.make(rootfs, "root");
     assert_eq!(fs::metadata(guest.path("root")).unwrap().uid(), sys::effective_ids().0);

@@ -1,9 +1,9 @@
-//! Requests that make no sense.
+//! Malformed requests.
 
 use super::*;
 
 #[test]
-fn what_is_not_served_is_answered_all_the_same() {
+fn unsupported_requests_are_answered() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
     for opcode in [op::FLUSH, op::ACCESS, op::GETLK, op::SETLK, op::SETLKW, op::BMAP, op::IOCTL, op::POLL] {
@@ -26,10 +26,10 @@ fn short_and_lying_requests_are_refused() {
         let header = body(|b| InHeader { len, opcode: op::LOOKUP, ..Default::default() }.put(b));
         assert_eq!(guest.send(&header, 100), None, "{len}");
     }
-    // No room for even an error.
+    // Too little space for an error.
     let header = body(|b| InHeader { len: 40, opcode: op::STATFS, nodeid: 1, ..Default::default() }.put(b));
     assert_eq!(guest.send(&header, 15), None);
-    // Room for an error, but not for the reply.
+    // Space for an error, but not for the reply.
     let reply = guest.send(&header, 40).unwrap();
     assert_eq!(OutHeader::parse(&reply).unwrap().error, -libc::ERANGE);
     // Bodies too short for their opcode.
@@ -39,18 +39,18 @@ fn short_and_lying_requests_are_refused() {
             let _ = guest.call(opcode, node, &[0xff; 7]);
         }
     }
-    // The calls above hold DESTROY, which takes the handle away.
+    // The calls above include DESTROY, which removes the handle.
     let rootfs = guest.rootfs();
     let node = guest.lookup(rootfs, "a").unwrap().0.nodeid;
     assert_eq!(guest.read(node, fh, 0, 1), Err(libc::EBADF));
     let fh = guest.open(node, libc::O_RDWR).unwrap().fh;
-    // WRITE that says more than it brings, READ of more than there is room for.
+    // WRITE whose size exceeds its data, READ of more than the reply has space for.
     let lie = body(|b| WriteIn { fh, size: 100, ..Default::default() }.put(b));
     assert_eq!(guest.call(op::WRITE, node, &lie), Err(libc::EINVAL));
     assert_eq!(guest.read(node, fh, u64::MAX, 1), Err(libc::EINVAL));
     assert_eq!(guest.read(node, fh, 0, u32::MAX), Ok(vec![]));
     assert_eq!(guest.call(op::LOOKUP, rootfs, &vec![b'a'; MAX_BODY + 1]), Err(libc::E2BIG));
-    // Batches that say more than they bring.
+    // Batches whose count exceeds their entries.
     let batch = body(|b| {
         BatchForgetIn { count: u32::MAX, dummy: 0 }.put(b);
         ForgetOne { nodeid: node, nlookup: u64::MAX }.put(b);
@@ -62,7 +62,7 @@ fn short_and_lying_requests_are_refused() {
 }
 
 #[test]
-fn numbers_of_others_are_refused() {
+fn numbers_of_other_objects_are_refused() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
     let (node, fh) = guest.make(rootfs, "a");
@@ -81,7 +81,7 @@ fn numbers_of_others_are_refused() {
     guest.attr(ROOT_ID);
 }
 
-/// Bytes and small numbers mixed: numbers hit handles and lengths that exist.
+/// A mixture of bytes and small numbers; the numbers are often existing handles and valid lengths.
 fn random_body() -> impl Strategy<Value = Vec<u8>> {
     let word = prop_oneof![
         (0u64..9).prop_map(|n| n.to_le_bytes().to_vec()),
@@ -98,7 +98,7 @@ fn random_body() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    // A scratch directory holds whatever the bytes happen to make.
+    // The random requests may create files in this scratch directory.
     #[test]
     fn random_requests_never_panic(
         requests in proptest::collection::vec(

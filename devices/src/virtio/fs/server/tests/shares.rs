@@ -1,4 +1,4 @@
-//! What is shared, and what of it can be changed.
+//! Binds, and the changes that they allow.
 
 use super::*;
 
@@ -74,7 +74,7 @@ fn names_that_lead_elsewhere_are_refused() {
     assert_eq!(guest.call(op::LOOKUP, rootfs, &string(&long)), Err(libc::ENAMETOOLONG));
 }
 
-/// Shares the directory at /ro too; returns that, a file and a directory in it.
+/// Also binds the directory read-only at /ro. Returns its inode, and those of a file and a directory in it.
 fn share_read_only(guest: &mut Guest) -> (u64, u64, u64) {
     fs::write(guest.path("a"), "a").unwrap();
     fs::create_dir(guest.path("d")).unwrap();
@@ -82,7 +82,7 @@ fn share_read_only(guest: &mut Guest) -> (u64, u64, u64) {
     (guest.walk("ro"), guest.walk("ro/a"), guest.walk("ro/d"))
 }
 
-/// Neither what is there nor a name of it can be changed, and what is new is refused but for directories and empty files.
+/// Checks that existing files and names cannot be changed, and that nothing but directories and empty files is created.
 fn assert_no_change(guest: &mut Guest, ro: u64, file: u64, dir: u64) {
     let refused = Err(libc::EROFS);
     for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
@@ -109,7 +109,7 @@ fn assert_no_change(guest: &mut Guest, ro: u64, file: u64, dir: u64) {
 }
 
 #[test]
-fn a_read_only_share_takes_mount_points_as_long_as_it_is_let() {
+fn a_read_only_share_accepts_mount_points_while_allowed() {
     let mut guest = Guest::new();
     let (ro, file, dir) = share_read_only(&mut guest);
     let mkdir = |name: &str| [vec![0; 8], string(name)].concat();
@@ -141,7 +141,7 @@ fn a_read_only_share_refuses_every_change() {
     let (ro, file, dir) = share_read_only(&mut guest);
     assert_eq!(guest.call(op::MKDIR, ro, &[vec![0; 8], string("new")].concat()), Err(libc::EROFS));
     assert_no_change(&mut guest, ro, file, dir);
-    // The same directory through the other share is another file system, and writable.
+    // The same directory through the other bind is another file system, and writable.
     let rootfs = guest.rootfs();
     assert_ne!(guest.lookup(rootfs, "a").unwrap().0.nodeid, file);
     guest.make(rootfs, "b");
@@ -159,7 +159,7 @@ fn unbinding_closes_everything_at_once() {
     assert_eq!(guest.lookup(rootfs, "a"), Err(libc::ESTALE));
     assert_eq!(guest.read(node, fh, 0, 1), Err(libc::EBADF));
     assert_eq!(guest.lookup(ROOT_ID, "c1"), Err(libc::ENOENT));
-    // What comes there later is something else.
+    // A later bind at the same path has another inode.
     guest.tree.bind("/c1/rootfs", open_path(&guest.path("")), Terms::default()).unwrap();
     assert_ne!(guest.rootfs(), rootfs);
 }
