@@ -22,10 +22,10 @@ pub struct Cli {
     /// Settings of the program's own log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// What is said before the command, as with runc.
+    /// Flags before the command, as with runc.
     #[command(flatten)]
     pub global: GlobalArgs,
-    /// What to do.
+    /// The command; without one, or with --version, the version is printed.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -36,36 +36,36 @@ pub struct LogArgs {
     /// Write the log to FILE instead of stderr
     #[arg(long, global = true, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Log this and what is more severe: off, error, warn, info, debug, trace [default: warn]
+    /// Minimum level of log messages: off, error, warn, info, debug, trace [default: warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,
-    /// Form of the log: text or json [default: text]
+    /// Log format: text or json [default: text]
     #[arg(long, global = true, value_name = "FORM")]
     pub log_format: Option<String>,
 }
 
-/// What is said before the command.
+/// Flags before the command, as with runc.
 #[derive(Debug, Default, Args)]
 pub struct GlobalArgs {
-    /// Where the state of containers is [default: /run/vmm, or vmm in the user's runtime directory]
+    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Log what helps to find a fault
+    /// Set the log level to debug, unless --log-level is given
     #[arg(long)]
     pub debug: bool,
-    /// linux.cgroupsPath is in systemd's form
+    /// Interpret linux.cgroupsPath as systemd's slice:prefix:name
     #[arg(long)]
     pub systemd_cgroup: bool,
-    /// Taken for runc's sake: without effect
+    /// Accepted for runc compatibility; has no effect
     #[arg(long, value_name = "PATH", hide = true)]
     pub criu: Option<PathBuf>,
-    /// Taken for runc's sake: without effect, since a VM needs no privileges on the host
+    /// Accepted for runc compatibility; has no effect, because a VM needs no privileges on the host
     #[arg(long, value_name = "true|false|auto", hide = true)]
     pub rootless: Option<String>,
 }
 
 impl LogArgs {
-    /// Takes from `other` what is not said.
+    /// Takes each setting that is not given from `other`.
     pub fn or(self, other: LogArgs) -> LogArgs {
         LogArgs {
             log: self.log.or(other.log),
@@ -78,9 +78,9 @@ impl LogArgs {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a bundle and end with its exit code
+    /// Run a bundle and exit with its exit code
     Run(Box<RunArgs>),
-    /// Make a container, whose program waits for its start
+    /// Create a container; its program waits for `start`
     #[command(disable_help_flag = true)]
     Create(Words),
     /// Start a container's program
@@ -92,38 +92,38 @@ pub enum Command {
     /// Send a signal to a container
     #[command(disable_help_flag = true)]
     Kill(Words),
-    /// Remove what is left of a container
+    /// Delete a container
     #[command(disable_help_flag = true)]
     Delete(Words),
-    /// Run a further program in a container
+    /// Run a process in a running container
     #[command(disable_help_flag = true)]
     Exec(Words),
     /// List containers
     #[command(disable_help_flag = true)]
     List(Words),
-    /// List a container's processes on the host
+    /// List the host processes of a container
     #[command(disable_help_flag = true)]
     Ps(Words),
-    /// Have a container stop where it is
+    /// Suspend all processes in a container
     #[command(disable_help_flag = true)]
     Pause(Words),
-    /// Have a paused container go on
+    /// Resume a paused container
     #[command(disable_help_flag = true)]
     Resume(Words),
-    /// Run several containers in one virtual machine, and look after them
+    /// Run and manage pods: several containers in one virtual machine
     #[command(disable_help_flag = true)]
     Pod(Words),
-    /// Give a running container other limits
+    /// Update a container's resource limits
     #[command(disable_help_flag = true)]
     Update(Words),
-    /// Tell what happens to a running container, and what it uses
+    /// Print a container's events and resource usage
     #[command(disable_help_flag = true)]
     Events(Words),
-    /// Write a config.json to start from
+    /// Write a template config.json
     Spec(SpecArgs),
-    /// Say whether this machine's KVM can run a guest, and if not what is missing
+    /// Check whether KVM on this host can run a guest, and print what is missing
     Check,
-    /// Print what of a config.json is honoured (OCI runtime specification, features.md)
+    /// Print the supported features as JSON (OCI runtime specification, features.md)
     Features,
 }
 
@@ -146,36 +146,36 @@ pub struct RunArgs {
     /// The bundle's directory
     #[arg(short, long, value_name = "DIR")]
     pub bundle: Option<PathBuf>,
-    /// Leave the container in the background, once it runs
+    /// Return once the container runs, and leave it in the background
     #[arg(short, long)]
     pub detach: bool,
-    /// What is the same for a container that is created.
+    /// Flags that `create` has as well.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// What environment and configuration file may set, too.
+    /// Settings that environment variables and the configuration file can also give.
     #[command(flatten)]
     pub settings: Settings,
 }
 
-/// What engines say to runc.
+/// Flags that engines give to runc.
 #[derive(Debug, Default, Args)]
 pub struct EngineArgs {
-    /// Write the number of the container's process on the host to FILE
+    /// Write the pid of the container's process on the host to FILE
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Send the controller of the container's terminal to this socket
+    /// Send the master file descriptor of the container's terminal to this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Taken for runc's sake: the guest's own root is a memory file system, and is not left by pivot_root(2) anyway
+    /// Accepted for runc compatibility; has no effect, because the guest's root is a memory file system
     #[arg(long)]
     pub no_pivot: bool,
-    /// Taken for runc's sake: the host's keyrings are not in the guest
+    /// Accepted for runc compatibility; has no effect, because the guest does not have the host's keyrings
     #[arg(long)]
     pub no_new_keyring: bool,
-    /// Not honoured but for 0: a descriptor of the host leads nowhere in a guest
+    /// Must be 0: file descriptors of the host cannot be passed to a guest
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
-    /// What was said of cgroups before the command.
+    /// `--systemd-cgroup` from before the command.
     #[arg(skip)]
     pub systemd_cgroup: bool,
 }
@@ -183,10 +183,10 @@ pub struct EngineArgs {
 /// `vmm spec`.
 #[derive(Debug, Args)]
 pub struct SpecArgs {
-    /// Where to write it
+    /// Directory to write config.json to
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
-    /// Taken for runc's sake: a VM needs no privileges on the host, so the file is the same
+    /// Accepted for runc compatibility; has no effect, because a VM needs no privileges on the host
     #[arg(long)]
     pub rootless: bool,
 }

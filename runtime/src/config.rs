@@ -73,25 +73,25 @@ pub struct Settings {
     /// Initramfs with the agent [default: the embedded one]
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Speak to the agent in hyperstart's API 4244 alone: `api-4244`; what it cannot do is left out, and said
+    /// Limit the agent's protocol: api-4244 is hyperstart's; features that it lacks are skipped with a warning
     #[arg(long, value_name = "PROTOCOL")]
     pub agent: Option<String>,
-    /// Words to add to the kernel's command line
+    /// Arguments to add to the kernel's command line
     #[arg(long, value_name = "WORDS")]
     pub cmdline: Option<String>,
-    /// Show the guest's kernel log: `-` on stderr, else in a file; with `serial:` before it from the first instructions
+    /// Write the guest's kernel log to FILE, or to stderr if FILE is -; with serial: from the kernel's first instructions
     #[arg(long, value_name = "[serial:]FILE|-")]
     pub console: Option<String>,
     /// The file server's protocol: virtiofs, or 9p for a kernel without it [default: virtiofs]
     #[arg(long, value_name = "virtiofs|9p")]
     pub share: Option<String>,
-    /// Have the host's kernel pass packets on (vhost-net): where it can, or not at all, or else fail [default: auto]
+    /// Use vhost-net: if available (auto), or fail without it (on), or never (off) [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub vhost_net: Option<String>,
-    /// Write the boot's timeline to a file (JSON that Perfetto opens) and a table to stderr; `-` for the table alone
+    /// Write the boot's timeline to FILE (JSON for Perfetto) and a table to stderr; - for only the table
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
-    /// Seconds that an agent may owe an answer before it is given up; no flag.
+    /// Seconds that the agent has for each answer; not a flag.
     #[arg(skip)]
     pub agent_timeout: Option<String>,
 }

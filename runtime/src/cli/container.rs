@@ -7,12 +7,12 @@ use clap::{Args, Parser, ValueEnum};
 
 use super::{EngineArgs, Words};
 
-/// Reads what follows a command of this name.
+/// Parses the arguments of the command `name`.
 pub fn read<T: Parser>(name: &str, words: Words) -> Result<T, clap::Error> {
     T::try_parse_from([OsString::from(format!("vmm {name}"))].into_iter().chain(words.words))
 }
 
-/// Make a container, whose program waits for its start
+/// Create a container; its program waits for `start`
 #[derive(Debug, Parser)]
 #[command(name = "vmm create")]
 pub struct CreateArgs {
@@ -21,12 +21,12 @@ pub struct CreateArgs {
     /// The bundle's directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
-    /// What is the same for a container that is run.
+    /// Flags that `run` has as well.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
 
-/// Commands that take an id alone.
+/// Arguments of commands that take only an id.
 #[derive(Debug, Parser)]
 pub struct IdArgs {
     /// The container's id
@@ -37,33 +37,33 @@ pub struct IdArgs {
 #[derive(Debug, Parser)]
 #[command(name = "vmm kill")]
 pub struct KillArgs {
-    /// To all of its processes
+    /// Send it to all processes in the container
     #[arg(short, long)]
     pub all: bool,
     /// The container's id
     pub id: String,
-    /// Name or number
+    /// Signal, by name or number
     #[arg(default_value = "SIGTERM")]
     pub signal: String,
 }
 
-/// Remove what is left of a container
+/// Delete a container
 #[derive(Debug, Parser)]
 #[command(name = "vmm delete")]
 pub struct DeleteArgs {
-    /// Kill it first if it runs; one that is not there is no error
+    /// Kill the container if it runs; succeed if it does not exist
     #[arg(short, long)]
     pub force: bool,
     /// The container's id
     pub id: String,
 }
 
-/// How a list is printed.
+/// Output format of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Columns with a header.
     Table,
-    /// For programs.
+    /// One JSON document.
     Json,
 }
 
@@ -71,19 +71,19 @@ pub enum Format {
 #[derive(Debug, Parser)]
 #[command(name = "vmm list")]
 pub struct ListArgs {
-    /// table or json
+    /// Output format: table or json
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub format: Format,
-    /// Ids alone
+    /// Print only ids
     #[arg(short, long)]
     pub quiet: bool,
 }
 
-/// List a container's processes on the host: its machine's, and those that stand for further programs
+/// List the host processes of a container: its VMM, and those that represent exec processes
 #[derive(Debug, Parser)]
 #[command(name = "vmm ps")]
 pub struct PsArgs {
-    /// table or json
+    /// Output format: table or json
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     pub format: Format,
     /// The container's id
@@ -93,32 +93,32 @@ pub struct PsArgs {
     pub options: Vec<OsString>,
 }
 
-/// Run a further program in a container
+/// Run a process in a running container
 #[derive(Debug, Parser)]
 #[command(name = "vmm exec")]
 pub struct ExecArgs {
-    /// A process as in config.json, in place of what is said here
+    /// Read the process from FILE, in the form of config.json's `process`; overrides the other flags
     #[arg(short, long, value_name = "FILE")]
     pub process: Option<PathBuf>,
-    /// Leave it in the background, once it runs
+    /// Return once the process runs, and leave it in the background
     #[arg(short, long)]
     pub detach: bool,
-    /// Write the number of the process that stands for it to FILE
+    /// Write the pid of the host process that represents it to FILE
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Send the controller of its terminal to this socket
+    /// Send the master file descriptor of its terminal to this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Not honoured but for 0: a descriptor of the host leads nowhere in a guest
+    /// Must be 0: file descriptors of the host cannot be passed to a guest
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
-    /// A paused container is no error: the program runs when the container goes on
+    /// If the container is paused, run the process when it is resumed instead of failing
     #[arg(long)]
     pub ignore_paused: bool,
-    /// A cgroup below the container's own, as the guest has it
+    /// Cgroup in the guest, relative to the container's
     #[arg(long, value_name = "PATH", default_value = "/", hide_default_value = true)]
     pub cgroup: String,
-    /// What the process is.
+    /// The process itself.
     #[command(flatten)]
     pub words: ProcessArgs,
     /// The container's id
@@ -128,34 +128,34 @@ pub struct ExecArgs {
     pub args: Vec<String>,
 }
 
-/// A process in words; what is not said is as in the container's first.
+/// An exec process as flags; the defaults are those of the init process.
 #[derive(Debug, Default, Args)]
 pub struct ProcessArgs {
-    /// Give it a terminal
+    /// Allocate a terminal
     #[arg(short, long)]
     pub tty: bool,
     /// Working directory
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
-    /// NAME=VALUE
+    /// Set an environment variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// User and group by number
+    /// Numeric user and group
     #[arg(short, long, value_name = "UID[:GID]")]
     pub user: Option<String>,
-    /// Further groups
+    /// Additional group
     #[arg(short = 'g', long, value_name = "GID")]
     pub additional_gids: Vec<u32>,
-    /// No program may gain privileges
+    /// Set no_new_privs: execve(2) grants no privileges
     #[arg(long)]
     pub no_new_privs: bool,
-    /// Further capabilities
+    /// Additional capability
     #[arg(short, long, value_name = "CAP")]
     pub cap: Vec<String>,
-    /// An AppArmor profile
+    /// AppArmor profile; only unconfined and the engines' default profiles are accepted
     #[arg(long, value_name = "PROFILE")]
     pub apparmor: Option<String>,
-    /// A label of SELinux
+    /// SELinux label; refused, because the guest has no SELinux
     #[arg(long, value_name = "LABEL")]
     pub process_label: Option<String>,
 }

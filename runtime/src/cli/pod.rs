@@ -12,7 +12,7 @@ use crate::cli::{LogArgs, Words};
 use crate::config::Settings;
 
 impl PodArgs {
-    /// Reads what follows `vmm pod`. What is said before `pod` holds where nothing is said after it.
+    /// Parses the arguments of `vmm pod`. Flags after `pod` override the same flags before it.
     pub fn read(words: Words, log: LogArgs, root: Option<PathBuf>) -> Result<PodArgs, clap::Error> {
         let mut args = PodArgs::try_parse_from([OsString::from("vmm pod")].into_iter().chain(words.words))?;
         args.log = LogArgs {
@@ -25,30 +25,30 @@ impl PodArgs {
     }
 }
 
-/// Run several containers in one virtual machine, and look after them
+/// Run and manage pods: several containers in one virtual machine
 #[derive(Debug, Parser)]
 #[command(name = "vmm pod", bin_name = "vmm pod", disable_version_flag = true, arg_required_else_help = true)]
 pub struct PodArgs {
     /// Settings of the program's own log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Where the state of pods is [default: /run/vmm, or vmm in the user's runtime directory]
+    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
     #[arg(long, global = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: PodCommand,
 }
 
-/// What is done with pods.
+/// The subcommands of `vmm pod`.
 #[derive(Debug, Subcommand)]
 pub enum PodCommand {
-    /// Run a podfile (JSON, or YAML by its name): several containers in one virtual machine
+    /// Run the containers of a podfile (JSON, or YAML if its name ends in .yaml or .yml)
     Run(Box<PodRunArgs>),
     /// List pods
     #[command(visible_alias = "ls")]
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -56,28 +56,28 @@ pub enum PodCommand {
     Ps {
         /// The pod
         pod: String,
-        /// Their processes instead
+        /// List their processes instead
         #[arg(short, long)]
         processes: bool,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Run a further program in a container and end with its exit code
+    /// Run a process in a running container and exit with its exit code
     Exec(ExecArgs),
-    /// Show what containers wrote
+    /// Print the output of containers
     Logs(LogsArgs),
-    /// Show what containers use
+    /// Print the resource usage of containers
     Stats {
         /// The pod
         pod: String,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// End a pod: each container's stop signal, then SIGKILL
+    /// Stop a pod: send each container its stop signal, then SIGKILL
     Stop {
-        /// Seconds between the two
+        /// Seconds to wait before SIGKILL
         #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
         time: u64,
         /// The pod
@@ -85,20 +85,20 @@ pub enum PodCommand {
     },
     /// Send a signal to a pod's containers
     Kill {
-        /// Name or number
+        /// Signal, by name or number
         #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
         signal: String,
-        /// To all processes instead of the containers' first ones
+        /// Send it to all processes, not only to init processes
         #[arg(short, long)]
         all: bool,
         /// The pod
         pod: String,
-        /// One container alone
+        /// Only this container
         container: Option<String>,
     },
-    /// Remove what is left of pods that have ended
+    /// Delete pods that have ended
     Rm {
-        /// End those that run
+        /// Stop running pods first
         #[arg(short, long)]
         force: bool,
         /// The pods
@@ -109,12 +109,12 @@ pub enum PodCommand {
     Add {
         /// The pod
         pod: String,
-        /// A container as in a podfile, JSON or YAML
+        /// File with a container in the form of a podfile's, JSON or YAML
         container: PathBuf,
     },
     /// Remove a container from a running pod
     Remove {
-        /// End it if it runs
+        /// Stop it if it runs
         #[arg(short, long)]
         force: bool,
         /// The pod
@@ -122,9 +122,9 @@ pub enum PodCommand {
         /// The container
         container: String,
     },
-    /// Have containers stop where they are
+    /// Suspend all processes in containers
     Pause(MeantArgs),
-    /// Have paused containers go on
+    /// Resume paused containers
     #[command(visible_alias = "unpause")]
     Resume(MeantArgs),
 }
@@ -135,12 +135,12 @@ pub struct PodRunArgs {
     /// Return once all containers run, and print the pod's name
     #[arg(short, long)]
     pub detach: bool,
-    /// Remove the pod's state when it ends, as a pod in the foreground does
+    /// Delete the pod's state when it ends, as without --detach
     #[arg(long)]
     pub rm: bool,
     /// The podfile
     pub podfile: PathBuf,
-    /// What environment and configuration file may set, too.
+    /// Settings that environment variables and the configuration file can also give.
     #[command(flatten)]
     pub settings: Settings,
 }
@@ -148,10 +148,10 @@ pub struct PodRunArgs {
 /// `vmm pod exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// With a terminal
+    /// Allocate a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// Set a variable
+    /// Set an environment variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
     /// Working directory [default: the container's]
@@ -172,30 +172,30 @@ pub struct ExecArgs {
 /// `vmm pod logs`.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
-    /// Go on until the containers have ended
+    /// Follow the output until the containers have ended
     #[arg(short, long)]
     pub follow: bool,
-    /// Only the last lines
+    /// Print only the last LINES lines
     #[arg(short = 'n', long, value_name = "LINES")]
     pub tail: Option<usize>,
-    /// Only what is younger: 2026-01-31T12:00:00Z, or 90s, 5m, 2h
+    /// Print only newer output: 2026-01-31T12:00:00Z, or an age such as 90s, 5m, 2h
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// With the time before each line
+    /// Print the time before each line
     #[arg(short, long)]
     pub timestamps: bool,
     /// The pod
     pub pod: String,
-    /// One container alone
+    /// Only this container
     pub container: Option<String>,
 }
 
-/// A pod, and one of its containers or all.
+/// A pod and either one of its containers or all.
 #[derive(Debug, Args)]
 pub struct MeantArgs {
     /// The pod
     pub pod: String,
-    /// One container alone
+    /// Only this container
     pub container: Option<String>,
 }
 

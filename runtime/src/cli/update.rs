@@ -6,77 +6,77 @@ use clap::Parser;
 
 use crate::cli::LogArgs;
 
-/// Give a running container other limits
+/// Update a container's resource limits
 #[derive(Debug, Default, Parser)]
 #[command(name = "vmm update", bin_name = "vmm update", disable_version_flag = true)]
 pub struct UpdateArgs {
     /// Settings of the program's own log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Where the state of containers is [default: /run/vmm, or vmm in the user's runtime directory]
+    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Read `linux.resources` from FILE, `-` for stdin; no other limit counts then
+    /// Read all limits from FILE, or from stdin if FILE is -, in the form of `linux.resources`; other flags are ignored
     #[arg(short, long, value_name = "FILE")]
     pub resources: Option<PathBuf>,
-    /// Memory: bytes, or with a suffix K, M or G; -1 for no limit
+    /// Memory limit in bytes, or with a suffix K, M or G; -1 for no limit
     #[arg(short, long, value_name = "BYTES", allow_hyphen_values = true)]
     pub memory: Option<String>,
-    /// Memory and swap together
+    /// Limit of memory and swap together
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub memory_swap: Option<String>,
-    /// Memory that stays the container's when it is short
+    /// Memory protected from reclaim when memory is short
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub memory_reservation: Option<String>,
-    /// Microseconds of CPU time in a period; -1 for no limit
+    /// CPU time per period in microseconds; -1 for no limit
     #[arg(long, value_name = "US", allow_hyphen_values = true)]
     pub cpu_quota: Option<i64>,
-    /// The period's microseconds
+    /// Length of the period in microseconds
     #[arg(long, value_name = "US")]
     pub cpu_period: Option<u64>,
-    /// Microseconds that may be saved up
+    /// CPU time that may accumulate, in microseconds
     #[arg(long, value_name = "US")]
     pub cpu_burst: Option<u64>,
-    /// Weight against others, 2 to 262144
+    /// CPU weight relative to other cgroups, 2 to 262144
     #[arg(long, value_name = "N")]
     pub cpu_share: Option<u64>,
-    /// 1: only when nobody else wants to run
+    /// 1: run only when the CPU is otherwise idle
     #[arg(long, value_name = "0|1")]
     pub cpu_idle: Option<i64>,
-    /// CPUs, `0-2,5`
+    /// CPUs that may be used, such as 0-2,5
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
-    /// Memory nodes
+    /// Memory nodes that may be used
     #[arg(long, value_name = "LIST")]
     pub cpuset_mems: Option<String>,
-    /// Processes; -1 for no limit
+    /// Maximum number of processes; -1 for no limit
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
-    /// Weight of block I/O, 10 to 1000
+    /// Block I/O weight, 10 to 1000
     #[arg(long, value_name = "N")]
     pub blkio_weight: Option<u16>,
-    /// The container
+    /// The container's id
     #[arg(value_name = "ID")]
     pub id: String,
 }
 
-/// Tell what happens to a running container, and what it uses
+/// Print a container's events and resource usage
 #[derive(Debug, Parser)]
 #[command(name = "vmm events", bin_name = "vmm events", disable_version_flag = true)]
 pub struct EventsArgs {
     /// Settings of the program's own log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Where the state of containers is [default: /run/vmm, or vmm in the user's runtime directory]
+    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Tell once what it uses
+    /// Print the resource usage once and exit
     #[arg(long)]
     pub stats: bool,
-    /// Time between two reports: a number and ms, s, m or h
+    /// Interval between usage reports: a number with ms, s, m or h
     #[arg(long, value_name = "TIME", default_value = "5s")]
     pub interval: String,
-    /// The container
+    /// The container's id
     #[arg(value_name = "ID")]
     pub id: String,
 }
