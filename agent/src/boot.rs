@@ -29,8 +29,8 @@ pub fn main() -> ! {
     reset()
 }
 
-/// Writes to the console, or where there is none to the kernel's log; if that fails there is nobody to tell. A container that
-/// may mount can put anything in the console's place, such as a pipe that nobody reads: nothing is waited for.
+/// Writes to the console, or where there is none to the kernel's log; if that fails there is nobody to tell. Never blocks: a
+/// container with SYS_ADMIN can mount the agent's devtmpfs and replace the console by a named pipe.
 pub fn say(text: &str) {
     let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = |path| rustix::fs::open(path, flags, Mode::empty());

@@ -141,7 +141,7 @@ impl Init {
 
 /// Does nothing but to be process 1 of the pod's shared process ids: the kernel reaps its orphans for it. Containers see
 /// it, so that it has an empty directory for its root and none of the agent's descriptors. Its memory and its capabilities
-/// are the agent's, and closed to them as those of a child that has not run its program (`process/child.rs`).
+/// are the agent's. The kernel denies containers access to them, as to any child before execve (`process/child.rs`).
 fn hold_pids() -> ! {
     sys::ignore_children();
     if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {

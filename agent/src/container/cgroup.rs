@@ -73,14 +73,14 @@ pub fn limit(cgroup: &OwnedFd, file: &str, value: &str) -> Result<(), Fault> {
     write(cgroup, file, value).step("set limit", &format!("{file} to {value}"))
 }
 
-/// Filters the devices that processes of `cgroup` and below may use, by rules as in [`OciContainer::device_rules`](agent_proto::payload::OciContainer::device_rules).
-/// A kernel of somebody else's has no controller for that; its containers may use what it has.
+/// Applies [`device_rules`](agent_proto::payload::OciContainer::device_rules) to `cgroup` and all cgroups below. Does nothing
+/// with a kernel that has no devices controller in cgroup v2, such as one that was named with `--kernel`.
 pub fn filter_devices(cgroup: &OwnedFd, rules: &[String]) -> Result<(), Fault> {
     if rules.is_empty() {
         return Ok(());
     }
     if rules.len() > DEVICE_RULES_MAX {
-        return Err(Fault::bad_request(format!("more than {DEVICE_RULES_MAX} rules for devices")));
+        return Err(Fault::bad_request(format!("limit of {DEVICE_RULES_MAX} device rules exceeded")));
     }
     match write(&CWD, CONTROL, "+devices") {
         Err(Errno::INVAL) => return Ok(()),
@@ -92,9 +92,9 @@ pub fn filter_devices(cgroup: &OwnedFd, rules: &[String]) -> Result<(), Fault> {
         let (file, value) = match rule.split_once(' ') {
             Some(("allow", value)) => (&allow, value),
             Some(("deny", value)) => (&deny, value),
-            _ => return Err(Fault::bad_request(format!("{rule} is no rule for devices"))),
+            _ => return Err(Fault::bad_request(format!("invalid device rule {rule:?}"))),
         };
-        rustix::io::write(file, value.as_bytes()).map(drop).step("filter devices", rule)
+        rustix::io::write(file, value.as_bytes()).map(drop).step("write device rule", rule)
     })
 }
 
@@ -122,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn rules_for_devices_are_of_two_files_and_not_too_many() {
+    fn device_rules_have_a_limit() {
         let nowhere = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
         assert_eq!(filter_devices(&nowhere, &[]), Ok(()));
         let many = vec!["deny a".into(); DEVICE_RULES_MAX + 1];
-        assert_eq!(filter_devices(&nowhere, &many).unwrap_err().text, "more than 1024 rules for devices");
+        assert_eq!(filter_devices(&nowhere, &many).unwrap_err().text, "limit of 1024 device rules exceeded");
     }
 
     #[test]

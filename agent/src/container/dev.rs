@@ -41,7 +41,7 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
         let mode = Mode::from_raw_mode(0o666);
         match mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
             Ok(()) | Err(Errno::EXIST) => {}
-            // A share may refuse device nodes; a file with the node bound on it does as well.
+            // The share may refuse device nodes. A bind mount on a plain file works as well.
             Err(_) => bind_node(root, name, major, minor)?,
         }
     }
@@ -85,13 +85,13 @@ fn bind_console(root: &Root, slave: &OwnedFd) -> Result<(), Fault> {
     bind_tree(root, slave, "/dev/console", false, MountAttributes::default()).map(drop)
 }
 
-/// Opens a node of /dev/null that is the agent's, and hides files of a container.
+/// Opens the agent's /dev/null, which is bound on masked files.
 pub fn null() -> Result<OwnedFd, Fault> {
     open_node(&own_node("null", 1, 3)?)
 }
 
-/// Binds a node of the agent's. All containers have the same one, so that none may change it; a read-only mount does not keep
-/// a device from being written to.
+/// Binds one of the agent's nodes, which all containers of the pod share. The mount is read-only so that a container cannot
+/// change the node's mode or owner. The device can still be written to.
 fn bind_node(root: &Root, name: &str, major: u32, minor: u32) -> Result<(), Fault> {
     let source = open_node(&own_node(name, major, minor)?)?;
     let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
@@ -102,8 +102,8 @@ fn open_node(path: &str) -> Result<OwnedFd, Fault> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 
-/// Returns the path of a node in the agent's own tree, and makes it if it is not there. The agent's /dev will not do: a
-/// container that may mount can mount the same file system, and put something else there.
+/// Returns the path of a device node in the agent's root file system, and creates the node if it is missing. The nodes in the
+/// agent's /dev are not safe: it is a devtmpfs, which a container with SYS_ADMIN can mount too, and replace nodes in.
 fn own_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
     let path = format!("/run/{name}");
     let mode = Mode::from_raw_mode(0o666);

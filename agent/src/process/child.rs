@@ -87,9 +87,9 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     rustix::process::setsid().step("make", "session")?;
     let Stdio { stdin, stdout, stderr } = &job.stdio;
     install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
-    // The container's processes see the child before it runs its program. Our kernel closes it to them until then
-    // (resources/kernel/patches/ptrace-before-exec.patch), even to those with SYS_PTRACE. With another kernel only those
-    // without are kept out, and the agent's descriptors must be gone.
+    // Processes of the container can see this child before it calls execve, while its memory is still the agent's. Our kernel
+    // denies them access until then (resources/kernel/patches/ptrace-before-exec.patch), even with SYS_PTRACE. With another
+    // kernel the missing dumpable flag keeps out those without SYS_PTRACE.
     let joined = if let Place::Join(init, _) = &job.place { Some(*init) } else { None };
     sys::close_others([Some(job.report.as_fd()), joined]);
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide", "process")?;

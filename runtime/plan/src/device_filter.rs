@@ -1,8 +1,9 @@
-//! `linux.resources.devices` to what the guest's kernel filters a container's devices by: a default, and exceptions from it.
+//! Translates `linux.resources.devices` into rules for the devices controller of the guest's kernel.
 //!
-//! The rules of a bundle are in order and the last that fits decides, letter by letter of `rwm`. The kernel's controller
-//! (Documentation/admin-guide/cgroup-v1/devices.rst) has no order. Each rule is therefore added to the exceptions or taken out
-//! of them here; what then is no set of exceptions, such as all of a major number but for one minor, is refused.
+//! In a bundle the last matching rule decides, separately for each letter of `rwm`. The kernel's controller
+//! (Documentation/admin-guide/cgroup-v1/devices.rst) knows no order: it has a default and a set of exceptions from the
+//! default. [`rules`] applies the bundle's rules one after the other to such a set. Some results are no set of exceptions,
+//! for example a major number without one of its minor numbers while all else is denied. Such rules are refused.
 
 use std::fmt;
 
@@ -13,15 +14,15 @@ use oci::spec::resources::DeviceRule;
 
 use crate::device_rules::{self, Kind, Rule, access};
 
-/// Where the rules are in config.json.
+/// JSON path of the rules.
 const PATH: &str = "linux.resources.devices";
 
 const LETTERS: [(u8, char); 3] = [(access::READ, 'r'), (access::WRITE, 'w'), (access::MAKE, 'm')];
 
-/// What every container may use: runc's list (libcontainer/specconv, `AllowedDevices`). It comes behind a bundle's rules, so
-/// that none of them takes it away.
+/// Devices that every container can use. The list is runc's (libcontainer/specconv, `AllowedDevices`). Like runc, [`rules`]
+/// appends it to the bundle's rules, so a bundle cannot deny these devices.
 const DEFAULTS: [Devices; 10] = [
-    // A node can be made of every device, and opened where a rule allows that.
+    // mknod(2) of every device; opening the node needs another rule.
     Devices { kind: 'c', major: None, minor: None, access: access::MAKE },
     Devices { kind: 'b', major: None, minor: None, access: access::MAKE },
     // null, zero, full, random, urandom.
@@ -30,7 +31,7 @@ const DEFAULTS: [Devices; 10] = [
     device(1, 7),
     device(1, 8),
     device(1, 9),
-    // tty, ptmx, and every pseudo-terminal.
+    // tty, ptmx, pseudo-terminals.
     device(5, 0),
     device(5, 2),
     Devices { kind: 'c', major: Some(136), minor: None, access: access::ALL },
@@ -40,7 +41,7 @@ const fn device(major: u32, minor: u32) -> Devices {
     Devices { kind: 'c', major: Some(major), minor: Some(minor), access: access::ALL }
 }
 
-/// Some devices, and ways to use them. A number that is not given is any.
+/// Access to a set of devices. `None` stands for every number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Devices {
     /// `c` or `b`.
@@ -60,13 +61,13 @@ impl fmt::Display for Devices {
 }
 
 impl Devices {
-    /// Whether every device of `other` is one of these.
+    /// Whether the set contains every device of `other`; ignores the access.
     fn include(&self, other: &Devices) -> bool {
         let number = |ours: Option<u32>, theirs: Option<u32>| ours.is_none() || ours == theirs;
         self.kind == other.kind && number(self.major, other.major) && number(self.minor, other.minor)
     }
 
-    /// Whether there is a device that is among these and among `other`.
+    /// Whether the set and `other` have a device in common; ignores the access.
     fn meet(&self, other: &Devices) -> bool {
         let number = |ours: Option<u32>, theirs: Option<u32>| {
             ours.zip(theirs).is_none_or(|(ours, theirs)| ours == theirs)
@@ -75,14 +76,15 @@ impl Devices {
     }
 }
 
-/// What a container may do with devices.
+/// The state of the kernel's controller.
 struct Filter {
-    /// What is allowed but for the exceptions, or else nothing is.
+    /// The default; the exceptions have the opposite effect.
     allow: bool,
     exceptions: Vec<Devices>,
 }
 
-/// Returns the agent's rules for the container's cgroup; none where everything is allowed.
+/// Returns the rules for the container's cgroup in the agent's form ([`agent_proto::payload::OciContainer::device_rules`]).
+/// The list is empty if the container can use all devices.
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<String>> {
     let mut filter = Filter { allow: false, exceptions: Vec::new() };
     for (index, rule) in device_rules::of_bundle(given)?.iter().enumerate() {
@@ -100,14 +102,17 @@ pub fn rules(given: &[DeviceRule]) -> Result<Vec<String>> {
     let exceptions = filter.exceptions.iter().map(|devices| format!("{exception} {devices}"));
     let rules: Vec<String> = std::iter::once(format!("{default} a")).chain(exceptions).collect();
     if rules.len() > DEVICE_RULES_MAX {
-        return Err(invalid(PATH, format!("more than the {DEVICE_RULES_MAX} rules of a guest's filter")));
+        return Err(invalid(PATH, format!("limit of {DEVICE_RULES_MAX} rules exceeded")));
     }
     Ok(rules)
 }
 
-/// Complains of a rule for `devices` in the middle of `within`.
+/// Returns the error for a rule about `devices`, which are only a part of the exception `within`.
 fn cut(at: &str, devices: &Devices, within: &Devices) -> BundleError {
-    unsupported(at, format!("{devices} is an exception from {within}, which is one itself"))
+    unsupported(
+        at,
+        format!("{devices} is only a part of {within}, which an earlier rule excepts from the default"),
+    )
 }
 
 impl Filter {
@@ -130,7 +135,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Allows or forbids `devices` from here on; what they would have to be cut out of is the error.
+    /// Allows or denies `devices`. Fails with the exception of which `devices` are only a part.
     fn set(&mut self, allow: bool, devices: Devices) -> Result<(), Devices> {
         if allow == self.allow {
             return self.take(&devices);
@@ -143,7 +148,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Takes `devices` out of the exceptions.
+    /// Removes `devices` from the exceptions.
     fn take(&mut self, devices: &Devices) -> Result<(), Devices> {
         for known in &mut self.exceptions {
             if devices.include(known) {

@@ -25,7 +25,7 @@ use crate::config::RunConfig;
 
 /// What Docker gives a container that asks for nothing; the root is the directory itself.
 const CONTAINER: &str = include_str!("container.json");
-/// What in /proc is read-only for a container of a pod.
+/// Paths in /proc that are read-only for a container of a pod: settings of the kernel that the containers share.
 const KERNEL_PATHS: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// The largest file that is given to a container.
 const FILE_MAX: u64 = 4 << 20;
@@ -340,8 +340,8 @@ fn share_shm(container: &mut payload::Container) {
     }
 }
 
-/// Keeps a container from the settings of the kernel that all of the pod's have in common, unless it has SYS_ADMIN and could
-/// mount /proc anew: as runc does with Docker's list, whatever list the container's bundle has.
+/// Makes the kernel's settings in /proc read-only, whatever the container's bundle says: a container could change them for
+/// all containers of the pod. A container with SYS_ADMIN could mount /proc again, so it is left as it is.
 fn protect_kernel(container: &mut payload::Container) {
     const SYS_ADMIN: u64 = 1 << 21;
     let process = container.process.oci.as_ref();

@@ -10,7 +10,7 @@ use super::object::object;
 
 use super::filter::Filter;
 
-/// The most rules of a container's filter of devices.
+/// Limit of [`OciContainer::device_rules`].
 pub const DEVICE_RULES_MAX: usize = 1024;
 
 /// What an OCI container has above API 4244's.
@@ -32,9 +32,9 @@ pub struct OciContainer {
     /// Device nodes beside those that every `/dev` has.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
-    /// Which devices the container may use: `deny` or `allow`, and what is written to the file of that name of the kernel's
-    /// controller (Documentation/admin-guide/cgroup-v1/devices.rst), at most [`DEVICE_RULES_MAX`]. Without any it may use
-    /// all.
+    /// Rules for the kernel's devices controller, in the order in which they are written. Each is `allow` or `deny`, a space,
+    /// and a line for the file `devices.allow` or `devices.deny` (Documentation/admin-guide/cgroup-v1/devices.rst). Without
+    /// rules the container can use all devices. Limit: [`DEVICE_RULES_MAX`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub device_rules: Vec<String>,
     /// Files of the container's cgroup (version 2) and what is written to them, `memory.max` to `1048576`.

@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 /// The patches of this checkout.
 pub struct Patches {
-    /// Their files.
+    /// In the order in which they are applied.
     pub files: Vec<PathBuf>,
-    /// What they change, one behind the other, without the reasons before it.
+    /// The diffs of all patches in that order, without the text above each diff.
     changes: String,
 }
 
@@ -26,13 +26,13 @@ impl Patches {
         let mut changes = String::new();
         for file in &files {
             let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-            let start = text.find("\n--- ").with_context(|| format!("{} changes nothing", file.display()))?;
+            let start = text.find("\n--- ").with_context(|| format!("{} has no diff", file.display()))?;
             changes += &text[start..];
         }
         Ok(Patches { files, changes })
     }
 
-    /// Names what the patches change. Equal digests are equal sources.
+    /// Returns a digest of the diffs: patches with equal digests give equal sources.
     pub fn digest(&self) -> String {
         Sha256::digest(&self.changes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }

@@ -49,7 +49,7 @@ impl Source {
             Ok(found) if found == self.version => {}
             _ => self.unpack_anew(cache, &tree, &mark)?,
         }
-        // A tree that is patched in part has no mark.
+        // An interrupted run must not leave a mark in a partly patched tree.
         fs::remove_file(&mark).with_context(|| format!("remove {}", mark.display()))?;
         for patch in &patches.files {
             eprintln!("kernel: applying {}", patch.display());
@@ -60,7 +60,7 @@ impl Source {
         Ok(tree)
     }
 
-    /// Unpacks the tree as Debian has it.
+    /// Replaces the tree by Debian's, without patches.
     fn unpack_anew(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
         for folder in ["source", "objects"] {
             remove(&cache.join(folder))?;

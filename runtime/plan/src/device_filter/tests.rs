@@ -1,6 +1,6 @@
 use super::*;
 
-/// A rule from `allow c 1:3 rw`, with `a` for devices of both types.
+/// Parses a rule such as `allow c 1:3 rw`. The type `a` stands for both types.
 fn rule(text: &str) -> DeviceRule {
     let mut words = text.split(' ');
     let mut word = || words.next().unwrap().to_owned();
@@ -14,7 +14,7 @@ fn given(rules: &[&str]) -> Vec<DeviceRule> {
     rules.iter().map(|text| rule(text)).collect()
 }
 
-/// Whether the specification's rules, with runc's behind them, allow one letter for one device: the last that fits decides.
+/// The expected answer for one letter and device: the last matching rule decides, and runc's rules come last.
 fn specified(rules: &[&str], kind: char, (major, minor): (i64, i64), letter: char) -> bool {
     const RUNC: [&str; 10] = [
         "allow c *:* m",
@@ -39,7 +39,7 @@ fn specified(rules: &[&str], kind: char, (major, minor): (i64, i64), letter: cha
     rules.rfind(fits).is_some_and(|rule| rule.allow)
 }
 
-/// The kernel's controller (security/device_cgroup.c): what is written to its files, and what it answers.
+/// A model of the kernel's controller (security/device_cgroup.c).
 #[derive(Default)]
 struct Kernel {
     deny: bool,
@@ -61,7 +61,7 @@ impl Kernel {
             *self = Kernel { deny, exceptions: Vec::new() };
             return;
         }
-        // An exception of the default's own effect takes others away, which none here needs to.
+        // A rule with the effect of the default would remove exceptions; the translation never writes one.
         assert_ne!(self.deny, deny, "{value}");
         let words: Vec<&str> = value.split(' ').collect();
         let [kind, numbers, access] = words[..] else { panic!("{value}") };
@@ -111,7 +111,7 @@ fn a_bundle_without_rules_has_runc_s() {
 }
 
 #[test]
-fn whoever_may_use_everything_has_no_filter() {
+fn a_container_that_can_use_all_devices_has_no_rules() {
     for list in [
         &["allow a *:* rwm"][..],
         &[SPEC, "allow c 10:* r", "allow a *:* "],
@@ -157,20 +157,20 @@ fn the_kernel_answers_as_the_rules_say() {
 }
 
 #[test]
-fn what_is_cut_out_of_an_exception_is_refused_by_its_path() {
+fn a_rule_about_a_part_of_an_exception_is_refused_by_its_path() {
     let error = rules(&given(&[SPEC, "allow c 10:* rwm", "deny c 10:200 rw"])).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "config.json linux.resources.devices[2]: not supported: c 10:200 rw is an exception from c 10:* rwm, which is one itself"
+        "config.json linux.resources.devices[2]: not supported: c 10:200 rw is only a part of c 10:* rwm, which an earlier rule excepts from the default"
     );
     // Other letters and other devices are not touched.
     assert!(rules(&given(&[SPEC, "allow c 10:* r", "deny c 10:200 w", "deny b 10:200 r"])).is_ok());
     let error = rules(&given(&["allow a *:* rwm", "deny c 1:* rw"])).unwrap_err();
-    assert!(error.to_string().contains("c 1:3 rwm is an exception from c 1:* rw,"), "{error}");
+    assert!(error.to_string().contains("c 1:3 rwm is only a part of c 1:* rw,"), "{error}");
 }
 
 #[test]
-fn what_is_no_rule_is_refused_by_its_path() {
+fn invalid_rules_are_refused_by_path() {
     let refused = |change: fn(&mut DeviceRule)| {
         let mut rule = rule("allow c 1:3 rw");
         change(&mut rule);
@@ -183,6 +183,6 @@ fn what_is_no_rule_is_refused_by_its_path() {
     assert!(refused(|rule| rule.minor = Some(i64::MAX)).starts_with(&at("minor")));
     let many: Vec<DeviceRule> =
         (0..1024).map(|minor| DeviceRule { minor: Some(minor), ..rule("allow c 10:0 r") }).collect();
-    assert!(rules(&many).unwrap_err().to_string().contains("more than the 1024 rules"));
+    assert!(rules(&many).unwrap_err().to_string().contains("limit of 1024 rules exceeded"));
     assert!(rules(&many[..1000]).is_ok());
 }
