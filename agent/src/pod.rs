@@ -12,7 +12,7 @@ use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, pidfd_open, set_dumpable_behavior, setrlimit,
 };
 
-use crate::container::cgroup::CGROUPS;
+use crate::container::cgroup::{self, CGROUPS};
 use crate::container::namespaces::{self, bring_loopback_up};
 use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
@@ -20,14 +20,11 @@ use crate::network;
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
 use crate::sys::{self, Fork, namespace};
-use crate::usage;
 
-/// The pod's resolv.conf in the agent's own tree.
-pub const RESOLV_CONF: &str = "/run/resolv.conf";
-/// The pod's host name as a file.
-pub const HOSTNAME: &str = "/run/hostname";
-/// The pod's /dev/shm.
-pub const SHM: &str = "/run/shm";
+pub mod paths;
+
+use paths::{HOSTNAME, RESOLV_CONF, SHM};
+
 /// 9p over virtio as the kernel does it best; API 4244's original took the kernel's small defaults. `cache=mmap` caches
 /// pages for mappings alone: without it the kernel refuses writable shared ones, and with more of it (`loose`) it would
 /// never look at what the host changes.
@@ -82,7 +79,7 @@ impl Pod {
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
                 .step("mount", "cgroup2")?;
             if spec.accounting {
-                usage::account()?;
+                cgroup::account()?;
             }
             if has_resolv_conf {
                 write(RESOLV_CONF, &resolv_conf(spec))?;

@@ -154,7 +154,7 @@ impl Process {
 
     /// Gives the terminal a size.
     pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Fault> {
-        let size = winsize(rows, columns);
+        let size = pty::winsize(rows, columns);
         match &self.terminal {
             Some(master) => {
                 rustix::termios::tcsetwinsize(master.as_ref(), size).step("set size of", "terminal")
@@ -283,11 +283,6 @@ fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Fault> {
 
 fn set_nonblocking(fd: &OwnedFd) -> Result<(), Fault> {
     rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set up", "pipe")
-}
-
-/// Returns a terminal's size as the kernel takes it.
-pub fn winsize(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 /// Returns signal `number`, or what API 4244 says of one that there is not.

@@ -11,7 +11,6 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::agent::Agent;
 use crate::channel::json;
 use crate::container::Container;
-use crate::container::cgroup::CGROUPS;
 use crate::fault::{Fault, Step};
 use crate::sys;
 
@@ -21,18 +20,6 @@ const FILE_MAX: usize = 4 << 10;
 const PROCESSES_MAX: usize = 1024;
 /// The longest command that is told.
 const COMMAND_MAX: usize = 256;
-
-/// Has the kernel count what containers made from here on use.
-pub fn account() -> Result<(), Fault> {
-    let path = format!("{CGROUPS}/cgroup.subtree_control");
-    let file = rustix::fs::openat(CWD, path.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .step("open", &path)?;
-    // One at a time: a kernel that lacks one has the others.
-    for controller in ["+memory", "+pids", "+cpu"] {
-        let _ = rustix::io::write(&file, controller.as_bytes());
-    }
-    Ok(())
-}
 
 impl Agent {
     /// STATS.

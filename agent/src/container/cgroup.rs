@@ -18,6 +18,18 @@ pub const CGROUPS: &str = "/run/cgroup";
 /// Where the root says which controllers its children have.
 const CONTROL: &str = "/run/cgroup/cgroup.subtree_control";
 
+/// Turns on the controllers that count the memory, processes and CPU time of containers. Containers that are created before
+/// this are not counted.
+pub fn account() -> Result<(), Fault> {
+    let file = rustix::fs::openat(CWD, CONTROL, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .step("open", CONTROL)?;
+    // One write for each: a kernel that lacks one controller has the others.
+    for controller in ["+memory", "+pids", "+cpu"] {
+        let _ = rustix::io::write(&file, controller.as_bytes());
+    }
+    Ok(())
+}
+
 /// Makes a container's cgroup, or finds the one that it had.
 pub fn make(id: &str) -> Result<OwnedFd, Fault> {
     let path = format!("{CGROUPS}/{id}");

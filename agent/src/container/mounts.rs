@@ -12,7 +12,7 @@ use rustix::mount::MountFlags;
 use crate::container::copy_up;
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
 use crate::fault::{Fault, Step};
-use crate::pod;
+use crate::pod::paths;
 use crate::sys::{self, MountAttributes};
 
 /// mount(2)'s flags, as far as they are looked at here.
@@ -40,7 +40,7 @@ mod attr {
 /// Mounts one entry of the container's list.
 pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     if entry.kind == payload::POD_SHM {
-        return bind_own(root, pod::SHM, &entry.destination);
+        return bind_own(root, paths::SHM, &entry.destination);
     }
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::container::rootfs::{Root, SHARE};
 use crate::container::{dev, mounts, namespaces};
 use crate::fault::{Fault, Step};
-use crate::pod;
+use crate::pod::paths;
 use crate::process::pty::Terminal;
 
 /// A container that is to be entered.
@@ -83,9 +83,9 @@ fn surroundings_4244() -> OciContainer {
 /// Makes the files of /etc that API 4244's `initialize` asks for.
 fn initialize(root: &Root, container: &Surroundings<'_>) -> Result<(), Fault> {
     if container.has_resolv_conf {
-        mounts::bind_own(root, pod::RESOLV_CONF, "/etc/resolv.conf")?;
+        mounts::bind_own(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
     }
-    mounts::bind_own(root, pod::HOSTNAME, "/etc/hostname")?;
+    mounts::bind_own(root, paths::HOSTNAME, "/etc/hostname")?;
     root.make_file("/etc/hosts")?;
     let etc = root.make_directory("/etc")?;
     match rustix::fs::symlinkat("/proc/mounts", &etc, "mtab") {

@@ -3,6 +3,7 @@
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Gid, OFlags, Uid, fstat, major, minor};
 use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
 
 use crate::fault::{Fault, Step};
 
@@ -32,8 +33,7 @@ impl Terminal {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).step("open", "terminal")?;
         if (rows, columns) != (0, 0) {
-            rustix::termios::tcsetwinsize(&slave, super::winsize(rows, columns))
-                .step("set size of", "terminal")?;
+            rustix::termios::tcsetwinsize(&slave, winsize(rows, columns)).step("set size of", "terminal")?;
         }
         Ok(Terminal { master, slave })
     }
@@ -46,4 +46,9 @@ impl Terminal {
         }
         rustix::fs::fchown(&self.slave, Some(uid), None::<Gid>).step("give terminal to", "user")
     }
+}
+
+/// Returns a terminal's size as the kernel takes it.
+pub fn winsize(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }

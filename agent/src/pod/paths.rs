@@ -1,0 +1,8 @@
+//! Files of the agent's own tree that the pod's containers share.
+
+/// `/etc/resolv.conf` of every container.
+pub const RESOLV_CONF: &str = "/run/resolv.conf";
+/// `/etc/hostname` of every container.
+pub const HOSTNAME: &str = "/run/hostname";
+/// `/dev/shm` of containers that share the pod's.
+pub const SHM: &str = "/run/shm";
