@@ -125,9 +125,9 @@ impl Session {
         self.debt = None;
     }
 
-    /// Sleeps until something happens, at the longest until `until`, and takes what the agent has sent. Where it is the agent
-    /// who has to bring what `step` waits for, `owed` is a number for it: for another number it has its time anew. Returns
-    /// which of `others` are ready.
+    /// Sleeps until something happens, at most until `until`, and reads what the agent has sent. `step` names what the caller
+    /// waits for. `owed` is the stream of which the agent owes output, if it does: the agent has the full time for each stream.
+    /// Returns which of `others` are ready.
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl Session {
             return Err(self.ended(step));
         }
         self.pass();
-        let patience = self.timeout(step, owed)?;
+        let patience = self.timeout(owed)?;
         let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout = [patience, rest].into_iter().flatten().min();
         let (sandbox, link) = (&self.sandbox, &self.sandbox.link);
@@ -195,12 +195,13 @@ impl Session {
     }
 
     /// How long to wait: for ever, unless the agent owes something.
-    fn timeout(&mut self, step: &'static str, owed: Option<u64>) -> Result<Option<Duration>> {
+    fn timeout(&mut self, owed: Option<u64>) -> Result<Option<Duration>> {
         self.debt = owed.map(|what| match self.debt {
             Some(debt) if debt.what == what => debt,
             _ => Debt { what, waited: Duration::ZERO },
         });
-        let debts = self.debt.map(|debt| (step, debt.waited)).into_iter().chain(self.sandbox.link.owed());
+        let output = "wait for the container's output";
+        let debts = self.debt.map(|debt| (output, debt.waited)).into_iter().chain(self.sandbox.link.owed());
         let Some((step, waited)) = debts.max_by_key(|(_, waited)| *waited) else { return Ok(None) };
         match self.patience.saturating_sub(waited) {
             Duration::ZERO => Err(SessionError::Silent {
