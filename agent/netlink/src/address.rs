@@ -5,36 +5,36 @@ use core::net::IpAddr;
 use crate::attributes::{self, Attributes, kind, number};
 use crate::message::{Message, Object, Operation, Verb, family};
 
-/// Bytes of ifaddrmsg.
+/// Length of ifaddrmsg.
 const FIXED: usize = 8;
-/// IFA_F_NOPREFIXROUTE, which only IFA_FLAGS has room for.
+/// IFA_F_NOPREFIXROUTE. It does not fit into the flags of ifaddrmsg and needs IFA_FLAGS.
 const NO_PREFIX_ROUTE: u32 = 0x200;
 
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// The link's number.
+    /// Number of the link.
     pub link: u32,
-    /// The address.
+    /// The link's address.
     pub address: IpAddr,
-    /// The address of the other end, where the link leads to a single host.
+    /// Address of the other end of a point-to-point link.
     pub peer: Option<IpAddr>,
-    /// Bits of the network.
+    /// Prefix length.
     pub bits: u8,
-    /// The kernel makes no route for the network.
+    /// The kernel makes no route to the address's network.
     pub no_prefix_route: bool,
 }
 
 impl Address {
-    /// Lists all addresses.
+    /// Returns a request for all addresses.
     pub fn list_request() -> Message {
         Message::new(Verb::LIST, Object::Address, &[0; FIXED])
     }
 
-    /// Gives the link this address ([`Operation::Put`]) or takes it away. IPv6 uses it at once, since whoever chose it knows
-    /// that nobody else has it.
+    /// Returns a request that adds the address to its link ([`Operation::Put`]) or deletes it. IPv6 uses the address at once,
+    /// without duplicate address detection, because its origin guarantees that no other host has it.
     pub fn request(&self, operation: Operation) -> Message {
-        /// IFA_F_NODAD: the address is usable at once, without a search for another host that has it.
+        /// IFA_F_NODAD: no duplicate address detection.
         const NO_DETECTION: u8 = 2;
         let flags = if self.address.is_ipv6() { NO_DETECTION } else { 0 };
         let [a, b, c, d] = self.link.to_ne_bytes();
@@ -62,7 +62,7 @@ impl Address {
         }
         Some(Address {
             link: number(&fixed[4..]),
-            // IPv6 has the first alone where there is no peer.
+            // Without a peer, IPv6 has only IFA_ADDRESS.
             address: local.or(address)?,
             peer: address.filter(|peer| local.is_some_and(|local| local != *peer)),
             bits: fixed[1],

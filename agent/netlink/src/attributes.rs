@@ -1,4 +1,4 @@
-//! Attributes of a message (linux/netlink.h, `struct nlattr`): length with header, type, data, padding to four bytes.
+//! Attributes of a message (linux/netlink.h, `struct nlattr`): length including the header, type, data, padding to 4 bytes.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -6,11 +6,11 @@ use core::net::IpAddr;
 
 pub(crate) mod kind;
 
-/// Bytes of an attribute's header.
+/// Length of an attribute's header.
 const HEADER: usize = 4;
 /// NLA_ALIGNTO.
 const ALIGNMENT: usize = 4;
-/// The most data that an attribute's length can express.
+/// Limit of an attribute's data in bytes, due to its 16-bit length.
 const DATA_MAX: usize = u16::MAX as usize - HEADER;
 /// NLA_TYPE_MASK: the two bits above it are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 const TYPE_MASK: u16 = 0x3fff;
@@ -26,7 +26,7 @@ impl Nest {
         self
     }
 
-    /// Adds an attribute that holds others.
+    /// Adds an attribute that contains others.
     pub(crate) fn nest(self, kind: u16, inner: &Nest) -> Nest {
         self.with(kind, inner.bytes())
     }
@@ -36,8 +36,8 @@ impl Nest {
     }
 }
 
-/// Appends an attribute to `out`. Data beyond what its length can express are cut off, so that what follows stays
-/// readable; no attribute that the kernel takes is as long.
+/// Appends an attribute to `out`. Data are truncated to [`DATA_MAX`] bytes, so that the following attributes stay readable.
+/// No attribute that the kernel accepts is that long.
 pub(crate) fn push(out: &mut Vec<u8>, kind: u16, data: &[u8]) {
     let data = &data[..data.len().min(DATA_MAX)];
     out.extend_from_slice(&((HEADER + data.len()) as u16).to_ne_bytes());
@@ -46,7 +46,7 @@ pub(crate) fn push(out: &mut Vec<u8>, kind: u16, data: &[u8]) {
     out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
 }
 
-/// Appends an attribute whose data are an address in network byte order.
+/// Appends an attribute with an address, in network byte order.
 pub(crate) fn push_address(out: &mut Vec<u8>, kind: u16, address: IpAddr) {
     match address {
         IpAddr::V4(address) => push(out, kind, &address.octets()),
@@ -54,7 +54,7 @@ pub(crate) fn push_address(out: &mut Vec<u8>, kind: u16, address: IpAddr) {
     }
 }
 
-/// Iterates over the attributes in a message's body or in another attribute: type and data. An attribute that is cut off, or
+/// Iterates over the attributes in a message's body or in another attribute: type and data. An attribute that is truncated, or
 /// shorter than its own header, ends the iteration.
 #[derive(Clone, Debug)]
 pub struct Attributes<'a>(&'a [u8]);
@@ -83,17 +83,17 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// Returns the 32-bit number at the front of `data`; 0 where there is none.
+/// Returns the 32-bit number at the front of `data`, or 0 if `data` is too short.
 pub(crate) fn number(data: &[u8]) -> u32 {
     data.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// Returns the text in `data`, without the NUL at its end.
+/// Returns the text in `data` without its final NUL.
 pub(crate) fn text(data: &[u8]) -> String {
     String::from_utf8_lossy(data.strip_suffix(&[0]).unwrap_or(data)).into_owned()
 }
 
-/// Returns the address that `data` are, in network byte order.
+/// Returns the address in `data`, which is in network byte order.
 pub(crate) fn address(data: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(data) {
         return Some(v4.into());

@@ -1,9 +1,9 @@
 //! The messages of rtnetlink(7) that the agent and the runtime exchange with the kernel: links, addresses, routes,
 //! neighbours, and the traffic control that joins an interface to a tap.
 //!
-//! Messages and parsers only, no I/O: each side has its own socket. A request is a [`Message`], sent as the bytes of
-//! [`Message::finish`]. What the kernel answers is read with [`replies`]; the body of an entry with the `parse` function of
-//! the type that was asked for. Nothing here panics on what the kernel sends, however short or odd it is.
+//! This crate has messages and parsers but no I/O: each side has its own socket. A request is a [`Message`]; the bytes to
+//! send come from [`Message::finish`]. [`replies`] reads the kernel's answer, and the `parse` function of the requested type
+//! reads the body of an entry. No answer of the kernel, however short or malformed, makes this crate panic.
 //!
 //! ```
 //! use netlink::{Link, Reply, replies};
@@ -15,8 +15,8 @@
 //! assert_eq!(replies(&answer[..20], 1).next(), Some(Reply::Done));
 //! ```
 //!
-//! The kernel's headers are the source of every number: `linux/netlink.h` for headers and attributes, `linux/rtnetlink.h` for
-//! kinds of messages, and for each kind the header that its module names. Numbers are in the machine's byte order unless a
+//! All numbers come from the kernel's headers: `linux/netlink.h` for headers and attributes, `linux/rtnetlink.h` for
+//! message types, and for each type the header that its module names. Numbers are in the machine's byte order unless a
 //! comment says otherwise.
 #![no_std]
 #![forbid(unsafe_code)]

@@ -6,50 +6,50 @@ use alloc::vec::Vec;
 use crate::attributes::{Attributes, Nest, kind, number, text};
 use crate::message::{IPV6, Message, Object, Operation, Verb};
 
-/// Bytes of ifinfomsg.
+/// Length of ifinfomsg.
 const FIXED: usize = 16;
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// The kernel's number.
+    /// Number of the interface.
     pub index: u32,
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its hardware address.
+    /// Hardware address.
     pub mac: Vec<u8>,
-    /// Bytes of its largest packet.
+    /// MTU in bytes.
     pub mtu: u32,
     /// IFF_UP, IFF_LOOPBACK (netdevice(7)).
     pub flags: u32,
-    /// Its hardware (ARPHRD_ETHER and so on).
+    /// Hardware type (ARPHRD_ETHER and so on).
     pub hardware: u16,
-    /// What made it: `veth`, `tun`; empty where hardware did.
+    /// Kind of a virtual interface, for example `veth` or `tun`. Empty for hardware.
     pub driver: String,
 }
 
-/// One thing to change of a link.
+/// One change of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkChange<'a> {
-    /// Bring it up.
+    /// Bring the link up.
     Up,
-    /// Take it down.
+    /// Take the link down.
     Down,
-    /// Rename it. The kernel renames no link that is up.
+    /// Rename the link. The kernel does not rename a link that is up.
     Name(&'a str),
-    /// Set the bytes of its largest packet.
+    /// Set the MTU in bytes.
     Mtu(u32),
-    /// Keep IPv6 from making addresses for it. A kernel without IPv6 refuses the request.
+    /// Prevent IPv6 from generating addresses for the link. A kernel without IPv6 refuses the request.
     NoGeneratedAddress,
 }
 
 impl Link {
-    /// Lists all links.
+    /// Returns a request for all links.
     pub fn list_request() -> Message {
         Message::new(Verb::LIST, Object::Link, &[0; FIXED])
     }
 
-    /// Changes the link `index`; what `changes` does not name stays as it is.
+    /// Returns a request that changes the link `index`. Everything that is not in `changes` stays unchanged.
     pub fn change_request(index: u32, changes: &[LinkChange<'_>]) -> Message {
         /// IFF_UP.
         const UP: u32 = 1;
@@ -79,7 +79,7 @@ impl Link {
         message
     }
 
-    /// Deletes the link `index`.
+    /// Returns a request that deletes the link `index`.
     pub fn delete_request(index: u32) -> Message {
         Message::new(Operation::Delete, Object::Link, &fixed(index, 0, 0))
     }
@@ -108,7 +108,7 @@ impl Link {
     }
 }
 
-/// ifinfomsg: the link's number, its flags, and which of the flags change.
+/// Returns ifinfomsg with the link's number, its flags, and the mask of flags to change.
 fn fixed(index: u32, flags: u32, change: u32) -> [u8; FIXED] {
     let mut fixed = [0; FIXED];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());

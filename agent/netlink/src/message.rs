@@ -1,23 +1,23 @@
-//! Requests (linux/netlink.h, `struct nlmsghdr`): length, kind, flags, sequence number, port; a fixed part; attributes.
+//! Requests (linux/netlink.h, `struct nlmsghdr`): length, type, flags, sequence number, port; a fixed part; attributes.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use crate::attributes::{self, Nest};
 
-/// Bytes of a message's header.
+/// Length of a message's header.
 pub(crate) const HEADER: usize = 16;
 
 /// AF_INET and AF_INET6.
 pub(crate) const IPV4: u8 = 2;
 pub(crate) const IPV6: u8 = 10;
 
-/// NLM_F_REQUEST, and NLM_F_ACK: the kernel answers when it is done.
+/// NLM_F_REQUEST, and NLM_F_ACK: the kernel acknowledges the request when it is complete.
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 
-/// A kind of object that the kernel keeps, numbered by the message that makes one (RTM_NEWLINK and so on). Its other messages
-/// follow that one: see [`Verb`].
+/// A type of kernel object, with the number of the message that creates one (RTM_NEWLINK and so on). Its other messages
+/// have the next numbers: see [`Verb`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Object {
     Link = 16,
@@ -28,23 +28,23 @@ pub(crate) enum Object {
     Filter = 44,
 }
 
-/// What a request does with an object that its fields describe.
+/// Operation on the object that a request's fields describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Make it or replace the existing one.
+    /// Create the object, or replace the existing one.
     Put,
-    /// Delete it.
+    /// Delete the object.
     Delete,
 }
 
-/// What a request does: its place among the messages for a kind of object, and its flags.
+/// Operation and flags of a request: the offset among the messages for a type of object, and the flags.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Verb(u16, u16);
 
 impl Verb {
-    /// RTM_NEW with NLM_F_CREATE and NLM_F_EXCL: make an object; an existing one is an error.
+    /// RTM_NEW with NLM_F_CREATE and NLM_F_EXCL: create an object; fail if it exists.
     pub(crate) const CREATE: Verb = Verb(0, REQUEST | ACK | 0x600);
-    /// RTM_GET with NLM_F_DUMP: list every object of a kind.
+    /// RTM_GET with NLM_F_DUMP: list all objects of a type.
     pub(crate) const LIST: Verb = Verb(2, REQUEST | 0x300);
     /// RTM_SET: change an existing object.
     pub(crate) const SET: Verb = Verb(3, REQUEST | ACK);
@@ -66,7 +66,7 @@ impl From<Operation> for Verb {
 pub struct Message(Vec<u8>);
 
 impl Message {
-    /// Begins a request with its fixed part.
+    /// Returns a request with its fixed part and no attributes.
     pub(crate) fn new(verb: impl Into<Verb>, object: Object, fixed: &[u8]) -> Message {
         let Verb(place, flags) = verb.into();
         let mut message = Vec::from([0; HEADER]);
@@ -82,23 +82,23 @@ impl Message {
         self
     }
 
-    /// Adds an attribute that holds a number.
+    /// Adds an attribute that contains a number.
     pub(crate) fn with_number(self, kind: u16, number: u32) -> Message {
         self.with(kind, &number.to_ne_bytes())
     }
 
-    /// Adds an attribute that holds an address.
+    /// Adds an attribute that contains an address.
     pub(crate) fn with_address(mut self, kind: u16, address: IpAddr) -> Message {
         attributes::push_address(&mut self.0, kind, address);
         self
     }
 
-    /// Adds an attribute that holds others.
+    /// Adds an attribute that contains others.
     pub(crate) fn nest(self, kind: u16, inner: &Nest) -> Message {
         self.with(kind, inner.bytes())
     }
 
-    /// Returns the bytes to send as request number `sequence`; the kernel's replies bear the same number.
+    /// Returns the bytes to send as request number `sequence`. The kernel's replies have the same number.
     pub fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
         self.0[..4].copy_from_slice(&length.to_ne_bytes());

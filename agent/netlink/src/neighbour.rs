@@ -1,4 +1,4 @@
-//! Neighbours, which are hosts whose hardware address is known (linux/neighbour.h, `struct ndmsg`).
+//! Neighbours: hosts with a known hardware address (linux/neighbour.h, `struct ndmsg`).
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -8,27 +8,27 @@ use crate::message::{Message, Object, Operation, Verb, family};
 
 /// NUD_PERMANENT.
 const PERMANENT: u16 = 0x80;
-/// Bytes of ndmsg.
+/// Length of ndmsg.
 const FIXED: usize = 12;
 
-/// A neighbour that an administrator set and that never expires.
+/// A permanent neighbour, which an administrator has set and which never expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its address.
+    /// IP address of the neighbour.
     pub address: IpAddr,
-    /// Its hardware address.
+    /// Hardware address of the neighbour.
     pub mac: Vec<u8>,
-    /// The number of the link that it is on.
+    /// Number of the neighbour's link.
     pub link: u32,
 }
 
 impl Neighbour {
-    /// Lists all neighbours.
+    /// Returns a request for all neighbours.
     pub fn list_request() -> Message {
         Message::new(Verb::LIST, Object::Neighbour, &[0; FIXED])
     }
 
-    /// Makes this neighbour known ([`Operation::Put`]) or forgotten.
+    /// Returns a request that adds this neighbour ([`Operation::Put`]) or deletes it.
     pub fn request(&self, operation: Operation) -> Message {
         let [a, b, c, d] = self.link.to_ne_bytes();
         let [e, f] = PERMANENT.to_ne_bytes();
@@ -38,7 +38,7 @@ impl Neighbour {
             .with(kind::NEIGHBOUR_MAC, &self.mac)
     }
 
-    /// Parses an entry of the list; none for what the kernel has learned and for addresses that a link answers for as a proxy.
+    /// Parses an entry of the list. `None` for neighbours that the kernel has learned, and for proxy entries.
     pub fn parse(body: &[u8]) -> Option<Neighbour> {
         /// NTF_PROXY.
         const PROXY: u8 = 0x08;

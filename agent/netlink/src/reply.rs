@@ -1,4 +1,4 @@
-//! What the kernel answers to a request (linux/netlink.h).
+//! The kernel's replies to a request (linux/netlink.h).
 
 use core::iter;
 
@@ -7,16 +7,16 @@ use crate::message::HEADER;
 
 /// NLMSG_ALIGNTO.
 const ALIGNMENT: usize = 4;
-/// NLMSG_ERROR: an error, or with number 0 the acknowledgement.
+/// NLMSG_ERROR: an error, or with number 0 an acknowledgement.
 const ERROR: u16 = 2;
-/// NLMSG_DONE: the end of a list, with number 0 or the error that cut it short.
+/// NLMSG_DONE: the end of a list, with number 0 or the error that ended it.
 const DONE: u16 = 3;
-/// NLMSG_MIN_TYPE: kinds below it are netlink's own.
+/// NLMSG_MIN_TYPE: types below it belong to netlink itself.
 const OBJECT_MIN: u16 = 16;
 
 /// The largest error number that a system call returns.
 const ERRNO_MAX: i32 = 4095;
-/// EPROTO: what a reply that makes no sense counts as.
+/// EPROTO: the error for a malformed reply.
 const PROTOCOL: i32 = 71;
 
 /// One part of an answer.
@@ -24,16 +24,16 @@ const PROTOCOL: i32 = 71;
 pub enum Reply<'a> {
     /// An object of a list: its fixed part and attributes.
     Entry(&'a [u8]),
-    /// The request was carried out, or the list is complete.
+    /// The request has succeeded, or the list is complete.
     Done,
-    /// The request failed, or its answer cannot be read: a positive error number of errno(3).
+    /// The request has failed, or its answer is malformed: a positive error number of errno(3).
     Failed(i32),
 }
 
-/// Iterates over the replies to request number `sequence` in what one read from the socket returned. After [`Reply::Done`] and
-/// [`Reply::Failed`] nothing more comes for that request; without one of them the rest of the answer is still to be read.
+/// Iterates over the replies to request number `sequence` in the bytes of one read from the socket. [`Reply::Done`] and
+/// [`Reply::Failed`] are the last reply to a request; without one of them, the rest of the answer must still be read.
 ///
-/// Bytes that are no message are [`Reply::Failed`], so that nobody waits for the rest of an answer that has lost its form.
+/// Malformed bytes become [`Reply::Failed`], so that the caller does not wait for the rest of a malformed answer.
 pub fn replies(answer: &[u8], sequence: u32) -> impl Iterator<Item = Reply<'_>> {
     let mut rest = answer;
     iter::from_fn(move || {
@@ -52,7 +52,7 @@ pub fn replies(answer: &[u8], sequence: u32) -> impl Iterator<Item = Reply<'_>> 
     })
 }
 
-/// Takes the next message off the front of `rest`: its kind, sequence number and body.
+/// Removes the next message from the front of `rest`. Returns its type, sequence number and body.
 fn next<'a>(rest: &mut &'a [u8]) -> Option<(u16, u32, &'a [u8])> {
     let header: [u8; HEADER] = *rest.first_chunk()?;
     let length = number(&header) as usize;
@@ -65,7 +65,7 @@ fn reply(kind: u16, body: &[u8]) -> Option<Reply<'_>> {
     match kind {
         ERROR | DONE => Some(match body.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
             Some(0) => Reply::Done,
-            // A list may end without a number.
+            // The end of a list may come without a number.
             None if kind == DONE => Reply::Done,
             Some(error) if (-ERRNO_MAX..0).contains(&error) => Reply::Failed(-error),
             _ => Reply::Failed(PROTOCOL),

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::attributes::{self, Attributes, Nest, kind, number};
 use crate::message::{IPV4, IPV6, Message, Object, Operation, Verb, family};
 
-/// Bytes of rtmsg.
+/// Length of rtmsg.
 const FIXED: usize = 12;
 /// RT_TABLE_MAIN.
 const TABLE_MAIN: u8 = 254;
@@ -17,33 +17,34 @@ const ON_LINK: u32 = 0x4;
 /// A route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The link's number; 0 where there are several, or where the kernel is to find it by the gateway.
+    /// Number of the link. 0 if there are several, or if the kernel must find the link by the gateway.
     pub link: u32,
-    /// The network, and its bits.
+    /// Network and prefix length.
     pub destination: (IpAddr, u8),
-    /// The next hop.
+    /// Address of the next hop.
     pub gateway: Option<IpAddr>,
-    /// The next hop is on the link, whatever the addresses say.
+    /// The next hop is on the link, even if the link's addresses do not include it.
     pub on_link: bool,
-    /// The address that packets come from.
+    /// Source address of packets.
     pub source: Option<IpAddr>,
-    /// Lower ones win; 0: the kernel's own choice.
+    /// Metric; the lowest one is preferred. 0 means the kernel's default.
     pub metric: u32,
-    /// Bytes of the largest packet on this route; 0: the link's.
+    /// MTU of the route in bytes. 0 means the link's MTU.
     pub mtu: u32,
-    /// What a parsed route has that the fields above cannot express. Requests leave it out.
+    /// A property of a parsed route that the fields above cannot express. Requests do not contain it.
     pub beyond: Option<&'static str>,
 }
 
 impl Route {
-    /// Lists the routes of all tables.
+    /// Returns a request for the routes of all tables.
     pub fn list_request() -> Message {
         Message::new(Verb::LIST, Object::Route, &[0; FIXED])
     }
 
-    /// Makes this route, or replaces the one to the same network with the same metric ([`Operation::Put`]), or deletes it.
+    /// Returns a request that adds this route and replaces one to the same network with the same metric
+    /// ([`Operation::Put`]), or deletes this route.
     pub fn request(&self, operation: Operation) -> Message {
-        /// RTPROT_BOOT: an administrator made it.
+        /// RTPROT_BOOT: the route was added by an administrator.
         const BY_BOOT: u8 = 3;
         /// RT_SCOPE_UNIVERSE and RT_SCOPE_LINK.
         const SCOPE_UNIVERSE: u8 = 0;
@@ -76,8 +77,8 @@ impl Route {
         message
     }
 
-    /// Parses an entry of the list; none for routes of other tables, for those that the kernel makes from addresses, and
-    /// for those that routers advertise.
+    /// Parses an entry of the list. `None` for routes of other tables, routes that the kernel derives from addresses, and
+    /// routes that routers advertise.
     pub fn parse(body: &[u8]) -> Option<Route> {
         /// RTPROT_KERNEL and RTPROT_RA.
         const BY_KERNEL: u8 = 2;

@@ -1,4 +1,4 @@
-//! Any bytes, as if the kernel had sent them.
+//! Parsing of arbitrary bytes, as if the kernel had sent them.
 
 use alloc::vec::Vec;
 
@@ -17,7 +17,7 @@ fn parse_as_everything(body: &[u8]) {
     let _ = Filter::parse(body);
 }
 
-/// A message whose length is right more often than chance makes it.
+/// A message with random bytes, and in half of the cases a correct length.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     (any::<[u8; 16]>(), vec(any::<u8>(), 0..80), any::<bool>()).prop_map(|(mut header, body, honest)| {
         if honest {
@@ -32,7 +32,7 @@ proptest! {
     #[test]
     fn no_answer_panics_and_every_one_ends(answer in vec(message(), 0..4)) {
         let answer = answer.concat();
-        // A message takes at least its header, and what is no message is one reply.
+        // A message is at least as long as its header, and malformed bytes give one reply.
         prop_assert!(replies(&answer, 1).count() <= answer.len() / 16 + 1);
         for reply in replies(&answer, 1) {
             match reply {
@@ -63,7 +63,7 @@ proptest! {
     }
 }
 
-/// A fixed part with an address family, the main table and a permanent state, so that parsers go on to the attributes.
+/// Returns a fixed part with an address family, the main table and a permanent state, so that parsers read the attributes.
 fn vec_of_route(length: usize) -> Vec<u8> {
     let mut fixed = Vec::from([2, 24, 0, 0, 254, 3, 0, 1, 0x80, 0, 0, 0]);
     fixed.resize(length, 0);

@@ -1,26 +1,26 @@
 //! Traffic control at a link's ingress (linux/pkt_sched.h, linux/pkt_cls.h, linux/rtnetlink.h `struct tcmsg`): a queueing
-//! discipline, and a filter whose action sends every packet out at another link (tc-mirred(8)).
+//! discipline, and a filter whose action redirects every packet to another link (tc-mirred(8)).
 
 use alloc::string::String;
 
 use crate::attributes::{Attributes, Nest, kind, number, text};
 use crate::message::{Message, Object, Operation, Verb};
 
-/// Bytes of tcmsg.
+/// Length of tcmsg.
 const FIXED: usize = 20;
-/// The ingress discipline: the handle that it always has, and TC_H_INGRESS, the place where it is.
+/// The ingress discipline: its fixed handle, and its parent TC_H_INGRESS.
 const INGRESS: u32 = 0xffff_0000;
 const AT_INGRESS: u32 = 0xffff_fff1;
-/// A filter's priority, the first, and its protocol, ETH_P_ALL in network byte order.
+/// Priority 1 of a filter, and its protocol, ETH_P_ALL in network byte order.
 const FOR_ALL: u32 = 1 << 16 | 0x0003u16.to_be() as u32;
 
-/// Makes the ingress discipline of a link that has none.
+/// Returns a request that creates the ingress discipline of a link without one.
 pub fn create_ingress(link: u32) -> Message {
     ingress(Verb::CREATE, link)
 }
 
-/// Deletes a link's ingress discipline with its filters. It is named, so that the kernel refuses to delete a `clsact`, which
-/// is in the same place.
+/// Returns a request that deletes a link's ingress discipline with its filters. It contains the discipline's kind, so that the
+/// kernel refuses to delete a `clsact`, which has the same parent.
 pub fn delete_ingress(link: u32) -> Message {
     ingress(Operation::Delete, link)
 }
@@ -30,9 +30,9 @@ fn ingress(verb: impl Into<Verb>, link: u32) -> Message {
         .with(kind::TRAFFIC_KIND, b"ingress\0")
 }
 
-/// Makes the filter `handle` at the ingress of the link `from`, which sends every packet out at the link `to`.
+/// Returns a request for a filter `handle` at the ingress of link `from` that redirects every packet to link `to`.
 pub fn create_redirection(from: u32, to: u32, handle: u32) -> Message {
-    /// TCA_MIRRED_PARMS, TCA_MATCHALL_ACT, and the place of its first action.
+    /// TCA_MIRRED_PARMS, TCA_MATCHALL_ACT, and the number of the first action.
     const MIRRED_PARAMETERS: u16 = 2;
     const MATCHALL_ACTIONS: u16 = 2;
     const FIRST: u16 = 1;
@@ -44,7 +44,7 @@ pub fn create_redirection(from: u32, to: u32, handle: u32) -> Message {
         .nest(kind::TRAFFIC_OPTIONS, &matchall)
 }
 
-/// Lists the filters at a link's ingress.
+/// Returns a request for the filters at a link's ingress.
 pub fn list_filters(link: u32) -> Message {
     Message::new(Verb::LIST, Object::Filter, &fixed(link, 0, INGRESS, 0))
 }
@@ -52,9 +52,9 @@ pub fn list_filters(link: u32) -> Message {
 /// A filter at a link's ingress. The kernel lists a filter's head, with handle 0, before its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// What tells it from others of its kind.
+    /// Number of the filter, unique among those of its kind.
     pub handle: u32,
-    /// What it is: `matchall`, `flower`; empty where the kernel does not say.
+    /// Kind of the filter, for example `matchall` or `flower`. Empty if the kernel does not say.
     pub kind: String,
 }
 
@@ -67,9 +67,9 @@ impl Filter {
     }
 }
 
-/// tc_mirred (linux/tc_act/tc_mirred.h): index, capabilities, action, two counts, what to do, link.
+/// Returns tc_mirred (linux/tc_act/tc_mirred.h): index, capabilities, action, two counts, operation, link.
 fn mirred(to: u32) -> [u8; 28] {
-    /// TC_ACT_STOLEN: the packet is the other link's now.
+    /// TC_ACT_STOLEN: the packet now belongs to the other link.
     const STOLEN: u32 = 4;
     /// TCA_EGRESS_REDIR.
     const REDIRECT_OUT: u32 = 1;
@@ -80,7 +80,7 @@ fn mirred(to: u32) -> [u8; 28] {
     parameters
 }
 
-/// tcmsg: family, link, handle, parent, info.
+/// Returns tcmsg: family, link, handle, parent, info.
 fn fixed(link: u32, handle: u32, parent: u32, info: u32) -> [u8; FIXED] {
     let mut fixed = [0; FIXED];
     for (at, number) in [(4, link), (8, handle), (12, parent), (16, info)] {

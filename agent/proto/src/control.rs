@@ -1,30 +1,30 @@
-//! The control channel's codec: `u32 code, u32 length, [u32 id,] payload`, big-endian, length with everything.
+//! The control channel's codec: `u32 code, u32 length, [u32 id,] payload`, big-endian. The length is that of the frame.
 //!
-//! The id is there in the extended form alone ([`command`](crate::command) says when that begins).
+//! Only the extended form has an id ([`command`](crate::command) describes when that form starts).
 
 use alloc::vec::Vec;
 
 use crate::FrameError;
 use crate::command::{CONTROL_FRAME_MAX, CONTROL_HEADER};
 
-/// Bytes of the message id that the extended form has between header and payload.
+/// Length of the message id between header and payload in the extended form.
 pub const CONTROL_ID: usize = 4;
 
 /// One message of the control channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ControlFrame {
-    /// A [`Code`](crate::command::Code), or a number that this version does not know.
+    /// A [`Code`](crate::command::Code), or an unknown number.
     pub code: u32,
-    /// The command's number, which its reply repeats; 0 for an event and in the base form.
+    /// Number of the command, which its reply repeats. 0 for an event and in the base form.
     pub id: u32,
-    /// JSON, or what the code says.
+    /// JSON, or data in the format of the code.
     pub payload: Vec<u8>,
 }
 
 impl ControlFrame {
     /// Appends the frame to `out`.
     ///
-    /// The payload must fit [`CONTROL_FRAME_MAX`], else the peer refuses the frame.
+    /// The frame must not exceed [`CONTROL_FRAME_MAX`], or the peer refuses it.
     pub fn encode(&self, extended: bool, out: &mut Vec<u8>) {
         let id = if extended { CONTROL_ID } else { 0 };
         let length = CONTROL_HEADER + id + self.payload.len();
@@ -38,9 +38,9 @@ impl ControlFrame {
     }
 }
 
-/// Turns the channel's bytes into frames.
+/// Decodes the channel's bytes into frames.
 ///
-/// It holds at most one frame and what was pushed after it: take every frame out before the next [`push`](Self::push).
+/// All frames must be taken out before the next [`push`](Self::push); the buffer then holds at most one incomplete frame.
 #[derive(Debug, Default)]
 pub struct ControlCodec {
     buffer: Vec<u8>,
@@ -49,22 +49,22 @@ pub struct ControlCodec {
 }
 
 impl ControlCodec {
-    /// Returns a codec that holds nothing and reads the base form.
+    /// Returns an empty codec for the base form.
     pub fn new() -> ControlCodec {
         ControlCodec::default()
     }
 
-    /// Sets the form of the frames that [`next`](Self::next) takes from here on.
+    /// Sets the form of the frames that [`next`](Self::next) decodes from now on.
     pub fn set_extended(&mut self, extended: bool) {
         self.extended = extended;
     }
 
-    /// Returns true once the extended form is set.
+    /// Whether the extended form is set.
     pub fn is_extended(&self) -> bool {
         self.extended
     }
 
-    /// Takes bytes of the channel.
+    /// Adds bytes of the channel.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {
             self.buffer.drain(..self.start);
@@ -73,16 +73,16 @@ impl ControlCodec {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Returns the next frame's code once its header's first half is there.
+    /// Returns the next frame's code, if the first half of its header has arrived.
     pub fn peek_code(&self) -> Option<u32> {
         read_u32(self.pending(), 0)
     }
 
-    /// Returns the next whole frame, or `None` until more bytes are pushed.
+    /// Returns the next complete frame, or `None` if more bytes must be pushed first.
     ///
     /// # Errors
     ///
-    /// A length that no frame can have; the channel has lost its place then and every further call says the same.
+    /// If the length is invalid. The channel cannot be read any further, and every later call returns the same error.
     #[allow(clippy::should_implement_trait, reason = "an iterator cannot say that it needs more bytes")]
     pub fn next(&mut self) -> Result<Option<ControlFrame>, FrameError> {
         let pending = self.pending();
@@ -96,7 +96,7 @@ impl ControlCodec {
         let payload = frame[header..].to_vec();
         self.start += length;
         if self.start == self.buffer.len() {
-            // A large frame's memory goes back; most frames are small and keep theirs.
+            // Free the memory of a large frame. Small frames, which are the most common, reuse the buffer.
             self.start = 0;
             self.buffer.clear();
             self.buffer.shrink_to(KEEP);
@@ -109,7 +109,7 @@ impl ControlCodec {
     }
 }
 
-/// Bytes of buffer that an idle codec keeps.
+/// Size of the buffer that an idle codec keeps, in bytes.
 const KEEP: usize = 8 << 10;
 
 fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {

@@ -1,28 +1,28 @@
-//! Datagrams on the resolver's port: `u16 length, u16 port, 4 bytes of IPv4 address, data`, big-endian, the length that of
-//! the data. Address and port are those of the program in the guest, whichever way the datagram goes.
+//! Datagrams on the resolver's port: `u16 length, u16 port, 4 bytes of IPv4 address, data`, big-endian. The length is that
+//! of the data. In both directions, address and port are those of the program in the guest.
 //!
-//! A query that came over TCP has no address (0.0.0.0) and as its port the number of its connection. An answer to it without
-//! data says that there is none.
+//! A query that came over TCP has the address 0.0.0.0, and as its port the number of its connection. An answer without
+//! data to such a query means that there is no answer.
 
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
 
-/// Bytes before the data.
+/// Length of everything before the data.
 pub const DATAGRAM_HEADER: usize = 8;
-/// The most data: as much as UDP carries.
+/// Limit of the data's length: that of UDP.
 pub const DATAGRAM_MAX: usize = u16::MAX as usize;
 
-/// What stands for a program whose query came over TCP, on the connection `number`.
+/// Returns the address that represents a program whose query came over TCP, on the connection `number`.
 pub fn of_connection(number: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, number)
 }
 
-/// The number of the connection on which a query came over TCP, if it did.
+/// Returns the number of the connection if the query came over TCP.
 pub fn connection(program: SocketAddrV4) -> Option<u16> {
     program.ip().is_unspecified().then_some(program.port())
 }
 
-/// Appends a datagram to `out`; data beyond [`DATAGRAM_MAX`] are cut off.
+/// Appends a datagram to `out`. Data are truncated to [`DATAGRAM_MAX`] bytes.
 pub fn encode(program: SocketAddrV4, data: &[u8], out: &mut Vec<u8>) {
     let data = &data[..data.len().min(DATAGRAM_MAX)];
     out.extend_from_slice(&(data.len() as u16).to_be_bytes());
@@ -31,7 +31,7 @@ pub fn encode(program: SocketAddrV4, data: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(data);
 }
 
-/// Takes every whole datagram off the front of `input` and hands it to `each`.
+/// Removes all complete datagrams from the front of `input` and passes them to `each`.
 pub fn drain(input: &mut Vec<u8>, mut each: impl FnMut(SocketAddrV4, &[u8])) {
     let mut start = 0;
     while let Some((header, rest)) = input[start..].split_first_chunk::<DATAGRAM_HEADER>() {

@@ -1,11 +1,11 @@
-//! The contract between the runtime and the guest's agent: hyperstart's API 4244 and the extension above it.
+//! The protocol between the runtime and the guest's agent: hyperstart's API 4244, and an extension of it.
 //!
-//! Wire types and codecs only: no file descriptors, no threads, no I/O. Both sides, their tests and the fuzzers drive
-//! it with byte slices.
+//! This crate contains only wire types and codecs: no file descriptors, threads or I/O. Both sides, their tests and the
+//! fuzzers use it with byte slices.
 //!
-//! Two channels, each a virtio-console port: control (`u32 code, u32 length, payload`) and streams
-//! (`u64 seq, u32 length, data`), all big-endian, lengths with their header. See [`command`] for the control
-//! channel's codes, [`payload`] for its JSON, [`control`] and [`stream`] for the frames.
+//! There are two channels, each a virtio-console port: control (`u32 code, u32 length, payload`) and streams
+//! (`u64 seq, u32 length, data`). All numbers are big-endian, and lengths include the header. See [`command`] for the
+//! control channel's codes, [`payload`] for its JSON, [`control`] and [`stream`] for the frames.
 //!
 //! A command's frame as the host writes it, and as the agent reads it, whatever pieces it arrives in:
 //!
@@ -37,23 +37,23 @@ pub mod datagram;
 pub mod payload;
 pub mod stream;
 
-/// A frame whose length cannot be: the channel has lost its place.
+/// A frame with an invalid length. The channel cannot be read any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Shorter than its own header.
+    /// The length is shorter than the header.
     #[error("frame of {length} bytes is shorter than its header of {header}")]
     TooShort {
-        /// What the frame says.
+        /// Length in the frame's header.
         length: u32,
-        /// What the header takes.
+        /// Length of the header.
         header: usize,
     },
-    /// Longer than any frame may be.
+    /// The length exceeds the channel's limit.
     #[error("frame of {length} bytes is longer than {max}")]
     TooLong {
-        /// What the frame says.
+        /// Length in the frame's header.
         length: u32,
-        /// The most that this channel allows.
+        /// Limit of a frame's length on this channel.
         max: usize,
     },
 }

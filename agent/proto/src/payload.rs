@@ -1,9 +1,9 @@
-//! The control channel's JSON. The names are the wire's; keys that API 4244 does not have are the extension's and are
-//! left out when empty, so that a peer of API 4244 alone never sees one.
+//! The control channel's JSON. Keys that API 4244 does not have belong to the extension; they are omitted when empty, so
+//! that a peer that speaks only API 4244 never sees them.
 //!
-//! A key that is not here is ignored in API 4244's own objects: every host of it has sent some of its own, and the agent
-//! has no way to say in the base form what displeased it. It is refused in the extension's objects (`oci`, EXTEND): their
-//! version says which keys there are, and a container must not run without a restriction that its host believes in.
+//! Unknown keys in API 4244's objects are ignored: all its hosts have sent keys of their own, and in the base form the agent
+//! cannot report which key it refuses. Unknown keys in the extension's objects (`oci`, EXTEND) are refused: the extension's
+//! version defines the keys, and a container must not run without a restriction that its host relies on.
 
 mod filter;
 pub mod network;
@@ -26,35 +26,35 @@ pub use oci::{
     OciProcess, POD_SHM, Scheduler,
 };
 
-/// READY's payload: what the agent offers above API 4244.
+/// Payload of READY: the extension that the agent offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
-    /// The API version.
+    /// Version of API 4244.
     pub api: u32,
-    /// The extension's version.
+    /// Version of the extension.
     pub extension: u32,
-    /// Bytes that a sender may have outstanding in one stream.
+    /// Window: bytes that a sender may have outstanding in one stream.
     pub window: u32,
 }
 
-/// EXTEND's payload: what the host takes of the offer.
+/// Payload of EXTEND: the extension that the host accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Extend {
-    /// The extension's version.
+    /// Version of the extension.
     pub extension: u32,
 }
 
-/// An extended ERROR's payload.
+/// Payload of an extended ERROR.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReply {
-    /// What to branch on.
+    /// Kind of failure, for the host's decisions.
     pub code: ErrorCode,
-    /// What to show: step, operand, cause.
+    /// Text for the user: step, operand, cause.
     pub message: String,
 }
 
-/// The kinds of failure that the host tells apart.
+/// The kinds of failure that the host distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ErrorCode {
@@ -62,15 +62,15 @@ pub enum ErrorCode {
     Unsupported,
     /// The payload could not be understood.
     BadRequest,
-    /// No container, process or file of that name.
+    /// No container, process or file has that name.
     NotFound,
-    /// The name is taken.
+    /// The name is already in use.
     Exists,
-    /// The container's program is not there (exit code 127).
+    /// The container's program does not exist (exit code 127).
     NotExecutableMissing,
     /// The container's program cannot be executed (exit code 126).
     NotExecutable,
-    /// Anything else that failed in the guest.
+    /// Any other failure in the guest.
     Failed,
 }
 
@@ -89,22 +89,22 @@ pub struct Pod {
     /// `options` line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dns_options: Vec<String>,
-    /// The share's mount tag; none when empty.
+    /// The share's mount tag. Empty if there is no share.
     pub share_dir: String,
-    /// Extension: the share's file system, `virtiofs` or `9p`; 9p where it is not given.
+    /// Extension: the share's file system, `virtiofs` or `9p`. The default is 9p.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub share_type: String,
-    /// Interfaces that are set up with the pod; SETUPINTERFACE does the same later.
+    /// Interfaces that are set up when the pod starts. SETUPINTERFACE does the same later.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
-    /// Routes, likewise.
+    /// Routes that are set up when the pod starts. SETUPROUTE does the same later.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-    /// Containers that are started with the pod, in this order; NEWCONTAINER does the same later.
+    /// Containers that are started with the pod, in this order. NEWCONTAINER does the same later.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<Container>,
-    /// The networks that reach the pod's ports (`internalNetworks`, `externalNetworks`): refused unless all lists are empty,
-    /// the guest maps no ports.
+    /// Networks that may reach the pod's ports (`internalNetworks`, `externalNetworks`). Refused unless all lists are empty,
+    /// because the guest does not map ports.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub portmapping_white_lists: BTreeMap<String, Vec<String>>,
     /// Ignored, as API 4244 does.
@@ -113,7 +113,7 @@ pub struct Pod {
     /// Extension: the kernel counts what each container uses, for STATS.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub accounting: bool,
-    /// Extension: a loopback address at which name queries are taken for the host, over the port
+    /// Extension: a loopback address at which the agent accepts name queries for the host, over the port
     /// [`RESOLVER_PORT`](crate::command::RESOLVER_PORT).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resolver: String,
@@ -139,40 +139,40 @@ object!(Pod, Ignored, {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Container {
-    /// The container's name, unique in the pod.
+    /// Name of the container, unique in the pod.
     pub id: String,
-    /// The root directory's name inside the image.
+    /// Name of the root directory in the image.
     pub rootfs: String,
-    /// The image's directory in the share.
+    /// Directory of the image in the share.
     pub image: String,
-    /// Files and directories of the share that are bound into the container.
+    /// Files and directories of the share that are bind-mounted in the container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fsmap: Vec<FsMap>,
-    /// A block device's SCSI address: refused, the machine has none.
+    /// SCSI address of a block device. Refused, because the machine has no block devices.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub addr: String,
-    /// The file system of a block device that is the root: refused.
+    /// File system of a block device with the root. Refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub fstype: String,
-    /// Block devices that are mounted: refused.
+    /// Block devices to mount. Refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Present>,
-    /// Mapped ports: refused, the guest maps none.
+    /// Mapped ports. Refused, because the guest does not map ports.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Present>,
-    /// Kernel parameters, `a.b.c` to value.
+    /// Kernel parameters (sysctl): name in the form `a.b.c`, and value.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,
-    /// The container's first process.
+    /// The container's init process.
     pub process: Process,
     /// Ignored, as API 4244 does.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub restart_policy: String,
-    /// Make the working directory, resolv.conf, hosts, hostname and mtab.
+    /// Create the working directory, resolv.conf, hosts, hostname and mtab.
     pub initialize: bool,
-    /// The root is mounted read-only.
+    /// Mount the root read-only.
     pub read_only: bool,
-    /// Extension: the rest of an OCI container. Without it the container gets API 4244's surroundings.
+    /// Extension: the rest of an OCI container. Without it the container gets API 4244's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciContainer>,
 }
@@ -194,7 +194,7 @@ object!(Container, Ignored, {
     "oci": oci,
 });
 
-/// A file or directory of the share that is bound into a container.
+/// A file or directory of the share that is bind-mounted in a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FsMap {
@@ -202,9 +202,9 @@ pub struct FsMap {
     pub source: String,
     /// Path in the container.
     pub path: String,
-    /// Mounted read-only.
+    /// Mount it read-only.
     pub read_only: bool,
-    /// API 4244: the source holds `_data`.
+    /// API 4244: the content is in the subdirectory `_data` of the source.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub docker_volume: bool,
 }
@@ -216,7 +216,7 @@ object!(FsMap, Ignored, {
     "dockerVolume": docker_volume,
 });
 
-/// Something of which it only matters that it is there: it is refused whatever it says.
+/// An object whose presence alone is refused. Its content is ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Present;
 
@@ -226,37 +226,37 @@ impl<'de> Deserialize<'de> for Present {
     }
 }
 
-/// A process: NEWCONTAINER's first and EXECCMD's.
+/// A process: the init process of NEWCONTAINER, or the exec process of EXECCMD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Name, unique in the container.
     pub id: String,
-    /// User name or number; `0` where it is empty.
+    /// User name or number. Empty means `0`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
-    /// Group name or number; the user's where it is empty.
+    /// Group name or number. Empty means the user's group.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub group: String,
-    /// Further groups, names or numbers.
+    /// Supplementary groups, as names or numbers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub additional_groups: Vec<String>,
     /// The process has a pseudo-terminal.
     pub terminal: bool,
-    /// Stream of stdin (to the guest) and stdout (from it).
+    /// Stream of stdin (to the guest) and stdout (from the guest).
     pub stdio: u64,
-    /// Stream of stderr; 0 with a terminal means that stdout carries both.
+    /// Stream of stderr. 0 with a terminal means that the stdout stream contains both.
     pub stderr: u64,
     /// Program and arguments.
     pub args: Vec<String>,
-    /// Environment.
+    /// Environment variables.
     pub envs: Vec<Env>,
     /// Working directory.
     pub workdir: String,
     /// Resource limits.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rlimits: Vec<Rlimit>,
-    /// API 4242's rows of the terminal; the extension takes them too.
+    /// Rows of the terminal, from API 4242. The extension accepts them too.
     #[serde(skip_serializing_if = "is_zero_u16")]
     pub rows: u16,
     /// Columns of the terminal.
@@ -304,9 +304,9 @@ pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The most that soft may be raised to.
+    /// Hard limit, up to which the process may raise the soft limit.
     pub hard: u64,
-    /// The limit in force.
+    /// Soft limit, which the kernel enforces.
     pub soft: u64,
 }
 
@@ -319,18 +319,18 @@ object!(Rlimit, Ignored, {
 /// EXECCMD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCommand {
-    /// The container to run in.
+    /// Name of the container.
     pub container: String,
-    /// What to run.
+    /// The exec process.
     pub process: Process,
 }
 
 /// WINSIZE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// The process.
+    /// Name of the process.
     pub process: String,
     /// Rows.
     pub row: u16,
@@ -342,11 +342,11 @@ pub struct WindowSize {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KillCommand {
-    /// The container.
+    /// Name of the container.
     pub container: String,
     /// Signal number.
     pub signal: i32,
-    /// Every process of the container instead of its first.
+    /// Signal all processes of the container instead of its init process.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub all_processes: bool,
 }
@@ -354,9 +354,9 @@ pub struct KillCommand {
 /// SIGNALPROCESS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalCommand {
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// The process.
+    /// Name of the process.
     pub process: String,
     /// Signal number.
     pub signal: i32,
@@ -365,22 +365,22 @@ pub struct SignalCommand {
 /// REMOVECONTAINER.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerName {
-    /// The container.
+    /// Name of the container.
     pub container: String,
 }
 
 /// WRITEFILE and READFILE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileCommand {
-    /// The container.
+    /// Name of the container.
     pub container: String,
     /// Path in the container.
     pub file: String,
-    /// Extension: where in the file the data begin. A file is written as a whole, from nothing, where it is not given.
+    /// Extension: offset of the data in the file. Without it the file is created or truncated, and written completely.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// Extension: the most bytes that READFILE answers; fewer are there only at the file's end. All of it where it is not
-    /// given.
+    /// Extension: limit of bytes that READFILE returns. It returns fewer only at the end of the file. Without it, READFILE
+    /// returns the whole file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
 }
@@ -388,15 +388,15 @@ pub struct FileCommand {
 /// PROCESSASYNCEVENT.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEvent {
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// The process.
+    /// Name of the process.
     pub process: String,
-    /// `finished`.
+    /// Always `finished`.
     pub event: String,
-    /// API 4244: the exit code, 0 where a signal ended the process.
+    /// API 4244: the exit code, 0 if a signal ended the process.
     pub status: i32,
-    /// Extension: how the process ended and what it wrote.
+    /// Extension: how the process ended, and how much it wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
 }
@@ -405,15 +405,15 @@ pub struct ProcessEvent {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Exit {
-    /// Its exit code.
+    /// Exit code, if the process exited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
-    /// The signal that killed it.
+    /// Signal number, if a signal killed the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Bytes that its stdout stream carried.
+    /// Number of bytes in the stdout stream.
     pub stdout_bytes: u64,
-    /// Bytes that its stderr stream carried.
+    /// Number of bytes in the stderr stream.
     pub stderr_bytes: u64,
 }
 

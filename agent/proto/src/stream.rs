@@ -1,16 +1,17 @@
-//! The stream channel's codec: `u64 seq, u32 length, data`, big-endian, length with its header.
+//! The stream channel's codec: `u64 seq, u32 length, data`, big-endian. The length includes the header.
 //!
-//! [`StreamSplitter`] hands data on in the pieces it arrives in, [`StreamCodec`] gathers whole frames. An empty frame
-//! ends its stream. Frames of [`CREDIT_SEQ`](crate::command::CREDIT_SEQ) carry [`Credit`] records in the extended form.
+//! [`StreamSplitter`] returns data in the pieces in which they arrive, [`StreamCodec`] collects complete frames. An empty
+//! frame ends its stream. In the extended form, frames of [`CREDIT_SEQ`](crate::command::CREDIT_SEQ) contain [`Credit`]
+//! records.
 
 use alloc::vec::Vec;
 
 use crate::FrameError;
 use crate::command::{CREDIT_SEQ, STREAM_FRAME_MAX, STREAM_HEADER};
 
-/// Returns the header of a frame of `len` bytes of data.
+/// Returns the header of a frame with `len` bytes of data.
 ///
-/// `len` is at most [`STREAM_FRAME_MAX`]` - `[`STREAM_HEADER`], else the peer refuses the frame.
+/// `len` must be at most [`STREAM_FRAME_MAX`]` - `[`STREAM_HEADER`], or the peer refuses the frame.
 pub fn encode_header(seq: u64, len: usize) -> [u8; STREAM_HEADER] {
     let length = u32::try_from(STREAM_HEADER + len).unwrap_or(u32::MAX);
     let mut header = [0; STREAM_HEADER];
@@ -19,38 +20,38 @@ pub fn encode_header(seq: u64, len: usize) -> [u8; STREAM_HEADER] {
     header
 }
 
-/// A part of a frame's data, in the bytes that were handed in.
+/// A part of a frame's data, borrowed from the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// The stream.
+    /// Sequence number of the stream.
     pub seq: u64,
-    /// Its data; empty only for a frame that has none, which ends the stream.
+    /// Data of the stream. Empty only for an empty frame, which ends the stream.
     pub data: &'a [u8],
-    /// The frame's last piece.
+    /// Whether this is the last piece of the frame.
     pub end: bool,
 }
 
-/// Splits the channel's bytes into pieces of frames; copies and keeps no data.
+/// Splits the channel's bytes into pieces of frames without copying data.
 #[derive(Debug, Default)]
 pub struct StreamSplitter {
     header: [u8; STREAM_HEADER],
-    /// Bytes of `header` that are there.
+    /// Number of bytes of `header` that have arrived.
     filled: usize,
-    /// Bytes of data that the current frame still has; only meaningful with a full header.
+    /// Remaining bytes of data of the current frame. Only valid with a complete header.
     left: usize,
 }
 
 impl StreamSplitter {
-    /// Returns a splitter that stands before a frame.
+    /// Returns a splitter that expects the start of a frame.
     pub fn new() -> StreamSplitter {
         StreamSplitter::default()
     }
 
-    /// Takes the next piece off the front of `input`, or returns `None` when all of it is taken.
+    /// Removes the next piece from the front of `input`, or returns `None` when `input` is empty.
     ///
     /// # Errors
     ///
-    /// A length that no frame can have; the channel has lost its place then and every further call says the same.
+    /// If the length is invalid. The channel cannot be read any further, and every later call returns the same error.
     pub fn split<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Piece<'a>>, FrameError> {
         if self.filled < STREAM_HEADER {
             let (head, rest) = input.split_at(input.len().min(STREAM_HEADER - self.filled));
@@ -66,7 +67,7 @@ impl StreamSplitter {
                 return Ok(Some(Piece { seq: self.seq(), data: &[], end: true }));
             }
         }
-        // A refused header stays refused: `left` was never set from it.
+        // A refused header stays refused: `left` is not valid for it.
         self.length()?;
         if input.is_empty() {
             return Ok(None);
@@ -92,12 +93,12 @@ impl StreamSplitter {
     }
 }
 
-/// A whole frame of the stream channel.
+/// A complete frame of the stream channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamFrame {
-    /// The stream.
+    /// Sequence number of the stream.
     pub seq: u64,
-    /// Its data; empty at the stream's end.
+    /// Data of the stream. Empty at the end of the stream.
     pub data: Vec<u8>,
 }
 
@@ -109,9 +110,9 @@ impl StreamFrame {
     }
 }
 
-/// Turns the channel's bytes into whole frames.
+/// Decodes the channel's bytes into complete frames.
 ///
-/// It holds at most one frame and what was pushed after it: take every frame out before the next [`push`](Self::push).
+/// All frames must be taken out before the next [`push`](Self::push); the codec then holds at most one incomplete frame.
 #[derive(Debug, Default)]
 pub struct StreamCodec {
     buffer: Vec<u8>,
@@ -121,12 +122,12 @@ pub struct StreamCodec {
 }
 
 impl StreamCodec {
-    /// Returns a codec that holds nothing.
+    /// Returns an empty codec.
     pub fn new() -> StreamCodec {
         StreamCodec::default()
     }
 
-    /// Takes bytes of the channel.
+    /// Adds bytes of the channel.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {
             self.buffer.drain(..self.start);
@@ -135,11 +136,11 @@ impl StreamCodec {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Returns the next whole frame, or `None` until more bytes are pushed.
+    /// Returns the next complete frame, or `None` if more bytes must be pushed first.
     ///
     /// # Errors
     ///
-    /// As [`StreamSplitter::split`].
+    /// The same as for [`StreamSplitter::split`].
     #[allow(clippy::should_implement_trait, reason = "an iterator cannot say that it needs more bytes")]
     pub fn next(&mut self) -> Result<Option<StreamFrame>, FrameError> {
         loop {
@@ -155,24 +156,24 @@ impl StreamCodec {
     }
 }
 
-/// Bytes of one [`Credit`] record.
+/// Length of one [`Credit`] record.
 pub const CREDIT_RECORD: usize = 12;
 
-/// Gives a sender credit back: its peer took `bytes` of the stream's data.
+/// Returns credit to a sender: the receiver has consumed `bytes` of the stream's data.
 ///
-/// A record of 0 bytes says that nothing more of the stream is taken: its reader has closed it.
+/// A record of 0 bytes means that the reader has closed the stream and no more data are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credit {
-    /// The stream.
+    /// Sequence number of the stream.
     pub seq: u64,
-    /// Bytes that may be sent in addition; 0 when the reader is gone.
+    /// Number of further bytes that may be sent; 0 if the reader has closed the stream.
     pub bytes: u32,
 }
 
 impl Credit {
-    /// Appends a frame of these records to `out`; nothing when there are none.
+    /// Appends a frame with these records to `out`, or nothing if there are none.
     ///
-    /// At most [`Credit::FRAME_MAX`] records fit a frame.
+    /// At most [`Credit::FRAME_MAX`] records fit into a frame.
     pub fn encode(records: &[Credit], out: &mut Vec<u8>) {
         if records.is_empty() {
             return;
@@ -184,11 +185,11 @@ impl Credit {
         }
     }
 
-    /// The most records that one frame holds.
+    /// Limit of records in one frame.
     pub const FRAME_MAX: usize = (STREAM_FRAME_MAX - STREAM_HEADER) / CREDIT_RECORD;
 }
 
-/// Gathers credit records from the pieces of [`CREDIT_SEQ`](crate::command::CREDIT_SEQ)'s frames.
+/// Decodes credit records from the pieces of [`CREDIT_SEQ`](crate::command::CREDIT_SEQ)'s frames.
 #[derive(Debug, Default)]
 pub struct CreditDecoder {
     record: [u8; CREDIT_RECORD],
@@ -196,8 +197,8 @@ pub struct CreditDecoder {
 }
 
 impl CreditDecoder {
-    /// Takes the next record off the front of `data`, or returns `None` when all of it is taken. `end` is the
-    /// [`Piece`]'s: half a record at a frame's end is dropped.
+    /// Removes the next record from the front of `data`, or returns `None` when `data` is empty. `end` is that of the
+    /// [`Piece`]: an incomplete record at the end of a frame is dropped.
     pub fn next(&mut self, data: &mut &[u8], end: bool) -> Option<Credit> {
         let (head, rest) = data.split_at(data.len().min(CREDIT_RECORD - self.filled));
         self.record[self.filled..self.filled + head.len()].copy_from_slice(head);

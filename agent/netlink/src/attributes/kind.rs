@@ -1,4 +1,4 @@
-//! Types of attributes, after the kernel's names for them.
+//! Attribute types. Names follow those of the kernel.
 
 // IFLA_ (linux/if_link.h); the last one is inside IFLA_LINKINFO.
 pub(crate) const LINK_MAC: u16 = 1;

@@ -1,4 +1,4 @@
-//! A filter of system calls, compiled: the agent hands it to its kernel and looks at nothing in it.
+//! A compiled seccomp filter. The agent passes it to its kernel without interpreting it.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -7,28 +7,28 @@ use core::fmt::{self, Write};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The most instructions that the kernel takes (linux/bpf_common.h, BPF_MAXINSNS).
+/// The kernel's limit of instructions (linux/bpf_common.h, BPF_MAXINSNS).
 pub const FILTER_MAX: usize = 4096;
-/// Digits of one instruction.
+/// Number of hexadecimal digits of one instruction.
 const DIGITS: usize = 16;
 
-/// A filter of system calls.
+/// A seccomp filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// What decides.
+    /// The BPF program.
     pub program: Program,
     /// SECCOMP_FILTER_FLAG_*.
     #[serde(default)]
     pub flags: u32,
 }
 
-/// A program for the kernel's classic BPF machine, at most [`FILTER_MAX`] instructions. On the wire each is sixteen
-/// hexadecimal digits.
+/// A program for the kernel's classic BPF machine, at most [`FILTER_MAX`] instructions. On the wire each instruction is
+/// sixteen hexadecimal digits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program(pub Vec<u64>);
 
-/// Returns an instruction as it lies in memory: struct sock_filter, `u16 code, u8 jt, u8 jf, u32 k`.
+/// Returns an instruction in the layout of `struct sock_filter`: `u16 code, u8 jt, u8 jf, u32 k`.
 pub const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> u64 {
     code as u64 | (jt as u64) << 16 | (jf as u64) << 24 | (k as u64) << 32
 }

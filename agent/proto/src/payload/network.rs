@@ -1,4 +1,4 @@
-//! The pod's network: interfaces, routes, and API 4244's port mapping.
+//! The pod's network: interfaces, routes, neighbours and the resolver.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -11,30 +11,30 @@ use super::object::object;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Interface {
-    /// The interface's name; may be empty where `mac_addr` says which one it is.
+    /// Name of the interface. May be empty if `mac_addr` identifies it.
     pub device: String,
-    /// What it is called from here on; as before where it is empty.
+    /// New name of the interface. Empty means unchanged.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub new_device_name: String,
-    /// Its addresses.
+    /// Addresses of the interface.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ip_addresses: Vec<IpAddress>,
-    /// Bytes of its largest packet; unchanged where it is 0.
+    /// MTU in bytes. 0 means unchanged.
     #[serde(skip_serializing_if = "super::is_zero_u32")]
     pub mtu: u32,
-    /// The interface is the one with this hardware address, `aa:bb:cc:dd:ee:ff`.
+    /// Hardware address that identifies the interface, `aa:bb:cc:dd:ee:ff`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac_addr: String,
-    /// Before `ip_addresses` there was one address here.
+    /// Single address, from the time before `ip_addresses`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub ip_address: String,
-    /// The mask of `ip_address`.
+    /// Netmask of `ip_address`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub net_mask: String,
-    /// Extension: who is where on its link.
+    /// Extension: permanent neighbours on the interface's link.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub neighbours: Vec<Neighbour>,
-    /// Extension: it has no address beside these, not even the one that IPv6 makes for a link.
+    /// Extension: the interface gets no addresses but these, not even IPv6's link-local address.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub no_link_local: bool,
 }
@@ -55,11 +55,11 @@ object!(Interface, Ignored, {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IpAddress {
-    /// IPv4 or IPv6; with a leading `-` it is taken away.
+    /// IPv4 or IPv6 address. With a leading `-` the address is removed.
     pub ip_address: String,
-    /// A number of bits, for IPv4 also dotted.
+    /// Prefix length, or for IPv4 also a netmask in dotted form.
     pub net_mask: String,
-    /// Extension: the address makes no route to its network.
+    /// Extension: the kernel makes no route to the address's network.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub no_prefix_route: bool,
 }
@@ -70,13 +70,13 @@ object!(IpAddress, Ignored, {
     "noPrefixRoute": no_prefix_route,
 });
 
-/// Extension: a neighbour that is known for good.
+/// Extension: a permanent neighbour.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Neighbour {
-    /// IPv4 or IPv6.
+    /// IPv4 or IPv6 address.
     pub ip_address: String,
-    /// Its hardware address, `aa:bb:cc:dd:ee:ff`.
+    /// Hardware address, `aa:bb:cc:dd:ee:ff`.
     pub mac_addr: String,
 }
 
@@ -85,10 +85,10 @@ object!(Neighbour, Refused, {
     "macAddr": mac_addr,
 });
 
-/// RESOLVER: STARTPOD's `resolver`, while the pod runs.
+/// RESOLVER: sets STARTPOD's `resolver` while the pod runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resolver {
-    /// A loopback address at which name queries are taken for the host.
+    /// Loopback address at which the agent accepts name queries for the host.
     pub address: String,
 }
 
@@ -99,7 +99,7 @@ object!(Resolver, Refused, {
 /// SETUPROUTE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Routes {
-    /// The routes, in the order in which they are made.
+    /// Routes, in the order in which they are added.
     pub routes: Vec<Route>,
 }
 
@@ -113,25 +113,25 @@ object!(Routes, Ignored, {
 pub struct Route {
     /// `default`, `any`, `all`, an address, or a network as `address/bits`.
     pub dest: String,
-    /// The next hop; none where it is empty.
+    /// Address of the next hop. Empty if there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway: String,
-    /// The interface's name; the gateway's where it is empty.
+    /// Name of the interface. Empty means the one that reaches the gateway.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub device: String,
-    /// Extension: the gateway is on the interface's link, whatever its addresses say.
+    /// Extension: the gateway is on the interface's link, even if the interface's addresses do not include it.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub on_link: bool,
-    /// Extension: the address that packets come from.
+    /// Extension: source address of packets.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
-    /// Extension: lower ones win; the kernel's own where it is 0.
+    /// Extension: metric; the lowest one is preferred. 0 means the kernel's default.
     #[serde(skip_serializing_if = "super::is_zero_u32")]
     pub metric: u32,
-    /// Extension: bytes of the largest packet on this way; the interface's where it is 0.
+    /// Extension: MTU of the route in bytes. 0 means the interface's MTU.
     #[serde(skip_serializing_if = "super::is_zero_u32")]
     pub mtu: u32,
-    /// Extension: it is taken away.
+    /// Extension: remove the route instead of adding it.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub removed: bool,
 }

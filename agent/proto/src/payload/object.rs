@@ -1,13 +1,13 @@
-//! How the agent's objects are read. serde's derive keeps every field of an object in an `Option` of its own, reads arrays
-//! as well, and compares keys in three ways; for the objects of STARTPOD, NEWCONTAINER and EXECCMD that was a sixth of the
-//! agent. Here a field is written where it lies in the default value, and one function finds every key.
+//! Deserialization of the agent's objects. serde's derive keeps every field of an object in a separate `Option`, also reads
+//! arrays, and compares keys in three ways; for the objects of STARTPOD, NEWCONTAINER and EXECCMD that was a sixth of the
+//! agent's size. The macro `object` writes each field directly into the default value, and one function finds all keys.
 
 use core::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, Visitor};
 
-/// Implements `Deserialize` for an object: each key, and the field that it goes to. What is not there stays as `Default`
-/// has it. What becomes of other keys is an [`Unknown`].
+/// Implements `Deserialize` for an object from its keys and their fields. Missing keys keep the value of `Default`. Other keys
+/// are handled as an [`Unknown`] says.
 macro_rules! object {
     ($object:ident, $unknown:ident, { $($key:literal: $field:ident),+ $(,)? }) => {
         impl<'de> ::serde::Deserialize<'de> for $object {
@@ -53,16 +53,16 @@ macro_rules! object {
 
 pub(super) use object;
 
-/// What becomes of a key that is not listed.
+/// Handling of a key that is not listed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unknown {
-    /// Nothing.
+    /// The key is ignored.
     Ignored,
-    /// An error.
+    /// The key is an error.
     Refused,
 }
 
-/// Reads a key: its index in `names`.
+/// Reads a key and returns its index in `names`.
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     pub names: &'static [&'static str],

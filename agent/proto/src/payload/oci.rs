@@ -1,4 +1,4 @@
-//! What an OCI container and its processes have above API 4244's: all of it the extension's.
+//! The extension's part of containers and processes: what OCI has and API 4244 does not.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -13,23 +13,23 @@ use super::filter::Filter;
 /// Limit of [`OciContainer::device_rules`].
 pub const DEVICE_RULES_MAX: usize = 1024;
 
-/// What an OCI container has above API 4244's.
+/// The OCI part of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OciContainer {
-    /// The container's own namespaces; what is not here is the pod's. A mount namespace there is always.
+    /// The container's own namespaces. The others are the pod's, except that each container has its own mount namespace.
     pub namespaces: Vec<Namespace>,
-    /// The container's host name, where it has a UTS namespace of its own.
+    /// Host name of the container, if it has its own UTS namespace.
     pub hostname: String,
-    /// The container's domain name, likewise.
+    /// Domain name of the container, if it has its own UTS namespace.
     pub domainname: String,
-    /// Every mount in order; none is added to them but `/dev`'s nodes and links.
+    /// All mounts in order. The agent adds only the nodes and links in `/dev`.
     pub mounts: Vec<Mount>,
-    /// Absolute paths hidden behind /dev/null or an empty read-only tmpfs.
+    /// Absolute paths that are hidden by /dev/null or an empty read-only tmpfs.
     pub masked_paths: Vec<String>,
-    /// Absolute paths remounted read-only.
+    /// Absolute paths that are remounted read-only.
     pub readonly_paths: Vec<String>,
-    /// Device nodes beside those that every `/dev` has.
+    /// Device nodes in addition to the default ones in `/dev`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
     /// Rules for the kernel's devices controller, in the order in which they are written. Each is `allow` or `deny`, a space,
@@ -37,16 +37,16 @@ pub struct OciContainer {
     /// rules the container can use all devices. Limit: [`DEVICE_RULES_MAX`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub device_rules: Vec<String>,
-    /// Files of the container's cgroup (version 2) and what is written to them, `memory.max` to `1048576`.
+    /// Files of the container's cgroup (version 2) and the text to write, for example `memory.max` and `1048576`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub cgroup: BTreeMap<String, String>,
-    /// The container's user namespace, where it has one of its own.
+    /// The container's user namespace, if it has its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<IdMaps>,
-    /// What is written to /proc/self/timens_offsets, where the container has a time namespace of its own.
+    /// Text for /proc/self/timens_offsets, if the container has its own time namespace.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub time_offsets: String,
-    /// The root mount's propagation, as [`Mount::propagation`].
+    /// Propagation of the root mount, like [`Mount::propagation`].
     #[serde(skip_serializing_if = "is_zero")]
     pub root_propagation: u64,
 }
@@ -66,12 +66,12 @@ object!(OciContainer, Refused, {
     "rootPropagation": root_propagation,
 });
 
-/// UPDATE: other limits for a container. Those that are not here stay.
+/// UPDATE: new limits for a container. Limits that are not listed stay unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ContainerLimits {
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// As [`OciContainer::cgroup`].
+    /// Like [`OciContainer::cgroup`].
     pub cgroup: BTreeMap<String, String>,
 }
 
@@ -80,12 +80,12 @@ object!(ContainerLimits, Refused, {
     "cgroup": cgroup,
 });
 
-/// What the users and groups of a user namespace are outside of it.
+/// ID mappings of a user namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IdMaps {
-    /// Users.
+    /// User ID mappings.
     pub users: Vec<IdMap>,
-    /// Groups.
+    /// Group ID mappings.
     pub groups: Vec<IdMap>,
 }
 
@@ -94,14 +94,14 @@ object!(IdMaps, Refused, {
     "groups": groups,
 });
 
-/// A range of ids.
+/// A range of mapped IDs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct IdMap {
-    /// The first inside.
+    /// First ID inside the namespace.
     pub inside: u32,
-    /// The first outside.
+    /// First ID outside the namespace.
     pub outside: u32,
-    /// How many.
+    /// Number of IDs.
     pub size: u32,
 }
 
@@ -112,14 +112,14 @@ object!(IdMap, Refused, {
 });
 
 impl IdMap {
-    /// Returns what `id` of the inside is outside, by the first range that has it.
+    /// Returns the ID outside that corresponds to `id` inside, from the first range that contains it.
     pub fn outside(maps: &[IdMap], id: u32) -> Option<u32> {
         let there = |map: &&IdMap| id.checked_sub(map.inside).is_some_and(|at| at < map.size);
         maps.iter().find(there).and_then(|map| map.outside.checked_add(id - map.inside))
     }
 }
 
-/// A namespace that a container may have of its own.
+/// A namespace type that a container may have for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Namespace {
@@ -131,16 +131,16 @@ pub enum Namespace {
     Uts,
     /// The view of the cgroup tree.
     Cgroup,
-    /// Network: one with only a loopback interface.
+    /// Network, with only a loopback interface.
     Network,
     /// The clocks that count from the boot.
     Time,
 }
 
-/// The kind of a mount that binds what the pod's containers share: its source is not looked at.
+/// [`Mount::kind`] of a bind mount of the pod's shared /dev/shm. The source is ignored.
 pub const POD_SHM: &str = "podshm";
 
-/// One mount of an OCI container, its options already turned into mount(2)'s arguments.
+/// One mount of an OCI container, with its options as arguments of mount(2).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mount {
@@ -151,21 +151,21 @@ pub struct Mount {
     pub kind: String,
     /// For a bind: the path in the share (`/<container>/mounts/0`). Otherwise the device's name.
     pub source: String,
-    /// MS_* flags of mount(2), propagation flags not included.
+    /// MS_* flags of mount(2) without propagation flags.
     pub flags: u64,
-    /// MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE with MS_REC or not; 0 for none. Applied after mounting.
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with or without MS_REC; 0 for none. Applied after mounting.
     #[serde(skip_serializing_if = "is_zero")]
     pub propagation: u64,
-    /// MOUNT_ATTR_* of mount_setattr(2) to set on the mount and everything below it, and those to clear.
+    /// MOUNT_ATTR_* of mount_setattr(2) to set on the mount and all mounts below it.
     #[serde(skip_serializing_if = "is_zero")]
     pub recursive_set: u64,
-    /// See `recursive_set`.
+    /// MOUNT_ATTR_* of mount_setattr(2) to clear on the mount and all mounts below it.
     #[serde(skip_serializing_if = "is_zero")]
     pub recursive_clear: u64,
-    /// The directory's content is copied into what is mounted on it.
+    /// Copy the content of the directory into the file system that is mounted on it.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub copy_up: bool,
-    /// The file system's own options.
+    /// File-system specific options.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub data: String,
 }
@@ -188,7 +188,7 @@ object!(Mount, Refused, {
 pub struct Device {
     /// Absolute path in the container.
     pub path: String,
-    /// File type and permissions, as mknod(2) takes them.
+    /// File type and permissions, as for mknod(2).
     pub mode: u32,
     /// Device number.
     pub major: u32,
@@ -209,11 +209,11 @@ object!(Device, Refused, {
     "gid": gid,
 });
 
-/// What an OCI process has above API 4244's. With it the environment is exactly the given one.
+/// The OCI part of a process. With it, the process gets exactly the given environment variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OciProcess {
-    /// Capability sets, one bit each as in capability.h; `None` keeps them all.
+    /// Capability sets; `None` keeps all capabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// PR_SET_NO_NEW_PRIVS.
@@ -224,20 +224,20 @@ pub struct OciProcess {
     /// /proc/self/oom_score_adj.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
-    /// Its scheduling class.
+    /// Arguments of sched_setattr(2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduler>,
-    /// ioprio_set(2)'s class and priority.
+    /// Class and priority of ioprio_set(2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_priority: Option<u16>,
-    /// personality(2)'s execution domain.
+    /// Execution domain of personality(2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub personality: Option<u32>,
-    /// What it may ask of its kernel.
+    /// Seccomp filter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Filter>,
-    /// Of a further process: its cgroup, below the container's. Empty is the container's, or where its first process is if
-    /// that one takes no process any more.
+    /// Cgroup of an exec process, below the container's. Empty means the container's cgroup, or that of the init process if the
+    /// container's cgroup does not accept processes any more.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroup: String,
 }
@@ -254,7 +254,7 @@ object!(OciProcess, Refused, {
     "cgroup": cgroup,
 });
 
-/// sched_setattr(2)'s argument.
+/// Arguments of sched_setattr(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Scheduler {
     /// SCHED_*.
@@ -265,11 +265,11 @@ pub struct Scheduler {
     pub nice: i32,
     /// For SCHED_FIFO and SCHED_RR.
     pub priority: u32,
-    /// Nanoseconds, for SCHED_DEADLINE.
+    /// In nanoseconds, for SCHED_DEADLINE.
     pub runtime: u64,
-    /// Likewise.
+    /// In nanoseconds, for SCHED_DEADLINE.
     pub deadline: u64,
-    /// Likewise.
+    /// In nanoseconds, for SCHED_DEADLINE.
     pub period: u64,
 }
 
@@ -283,19 +283,19 @@ object!(Scheduler, Refused, {
     "period": period,
 });
 
-/// The five capability sets as bit masks.
+/// The five capability sets as bit masks, with the bit numbers of capability.h.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
-    /// Limits what execve can give.
+    /// Limit of the capabilities that execve(2) can give.
     pub bounding: u64,
-    /// What the kernel checks.
+    /// Capabilities that the kernel checks.
     pub effective: u64,
-    /// Kept over execve by file capabilities.
+    /// Capabilities that execve(2) keeps if the file has them as inheritable.
     pub inheritable: u64,
-    /// What effective may be raised to.
+    /// Limit of the effective set.
     pub permitted: u64,
-    /// Kept over execve of a plain file.
+    /// Capabilities that execve(2) of a file without capabilities keeps.
     pub ambient: u64,
 }
 

@@ -1,42 +1,42 @@
-//! STATS and PROCESSES: what a pod's containers use. Both take a [`ContainerName`](super::ContainerName), every container
-//! where that is empty, and answer with a list.
+//! STATS and PROCESSES: resource usage and processes of a pod's containers. The payload of both is a
+//! [`ContainerName`](super::ContainerName), empty for all containers. The reply is a list.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-/// What one container uses, by its cgroup. What the guest's kernel does not count is not there.
+/// Resource usage of one container, from its cgroup. Values that the guest's kernel does not count are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerUsage {
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// Bytes of memory now.
+    /// Current memory usage in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
-    /// The most bytes of memory that it may use.
+    /// Limit of memory usage in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<u64>,
-    /// The most bytes of memory so far.
+    /// Highest memory usage so far in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_peak: Option<u64>,
-    /// Microseconds of CPU time.
+    /// CPU time in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u64>,
-    /// Of these in programs.
+    /// CPU time in user mode in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_user: Option<u64>,
-    /// Of these in the kernel.
+    /// CPU time in kernel mode in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_system: Option<u64>,
-    /// Processes and threads now.
+    /// Current number of processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
-    /// The most of them that it may have.
+    /// Limit of processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u64>,
-    /// Processes that were killed because memory was short.
+    /// Number of processes that the OOM killer has killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,
 }
@@ -45,22 +45,22 @@ pub struct ContainerUsage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerProcesses {
-    /// The container.
+    /// Name of the container.
     pub container: String,
-    /// Its processes.
+    /// Processes of the container.
     pub processes: Vec<ProcessEntry>,
 }
 
-/// A process.
+/// One process of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProcessEntry {
-    /// Its number as the container sees it.
+    /// Process ID in the container's namespace.
     pub pid: u32,
-    /// Its user.
+    /// User ID.
     pub uid: u32,
-    /// One letter, as in ps(1).
+    /// State as one letter, as in ps(1).
     pub state: String,
-    /// Its program and arguments, cut where they are long; the program's name alone where there are none.
+    /// Program and arguments, truncated if long. Only the program's name if there are no arguments.
     pub command: String,
 }
