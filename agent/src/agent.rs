@@ -1,7 +1,7 @@
-//! The agent: one loop, one owner of everything.
+//! The agent: one event loop that owns all state.
 //!
-//! A turn waits for events and then goes round until nothing moves: commands, input, output, ends, and what the ports
-//! take. Ports and process streams are edge-triggered; what is ready is remembered where it is used.
+//! A turn waits for events and then runs rounds until there is no progress: commands, input, output, exits, and writes to
+//! the ports. Ports and process streams are edge-triggered; each object remembers whether it is ready.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -25,33 +25,33 @@ use crate::process::Process;
 use crate::process::report::{self, Report};
 use crate::streams::{Inbound, Output, Pump, Streams};
 
-/// Rounds of a turn after which events are looked at again.
+/// Limit of rounds in one turn, after which the agent checks for events again.
 const ROUNDS: usize = 16;
-/// Events taken at a time.
+/// Limit of events read at a time.
 const EVENTS: usize = 64;
 const EDGES: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::ET);
 
-/// Where the agent lives.
+/// The environment in which the agent runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// It is process 1 of a guest: containers are isolated, and orphans come to it.
+    /// The agent is PID 1 of a guest: containers are isolated, and orphans become its children.
     Guest,
-    /// It is part of a test on a host: a container is a plain child process in the host's own surroundings.
+    /// The agent runs in a test on a host: a container is an ordinary child process without isolation.
     Host,
 }
 
-/// How a turn ended.
+/// Result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// There will be more.
+    /// The loop continues.
     Continue,
-    /// The host has closed the control channel. A port says so also before the host has opened it.
+    /// The host has closed the control channel. A port also reports this before the host has opened it.
     HostGone,
-    /// The pod is gone and the host knows: the machine is to be reset.
+    /// The pod has been destroyed and the host has been told: the machine must be reset.
     PowerOff,
 }
 
-/// What an event is about: a process's key and this, or one of the channels.
+/// Source of an event: one of the channels, or together with a process's key one of its file descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Role {
@@ -86,26 +86,26 @@ pub struct Agent {
     pub(crate) streams: Streams,
     pub(crate) pod: Option<Pod>,
     pub(crate) containers: Vec<Container>,
-    /// Containers that STARTPOD brought and that are not started yet.
+    /// Containers of STARTPOD that have not been started yet.
     pub(crate) to_start: VecDeque<payload::Container>,
     pub(crate) processes: BTreeMap<u32, Process>,
     pub(crate) destroy: Option<Destroy>,
-    /// The host is to be told what it was told, and then the machine reset.
+    /// The machine must be reset once everything queued for the host has been sent.
     pub(crate) power_off: bool,
     pub(crate) next_key: u32,
-    /// A child has ended.
+    /// A child has exited and must be reaped.
     pub(crate) children: bool,
     pub(crate) epoll: OwnedFd,
-    /// The process whose output comes first.
+    /// Key of the process whose output is served first in the next round.
     first: u32,
     busy: bool,
     host_gone: bool,
 }
 
 impl Agent {
-    /// Returns an agent on its two channels, which must be non-blocking, and sends READY.
+    /// Returns an agent with these two channels, which must be non-blocking, and sends READY.
     pub fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<Agent, Fault> {
-        // READY first: the host waits for nothing else.
+        // READY first, because the host waits for it.
         let mut control = Control::new(control)?;
         let mut streams = Streams::new(streams);
         let epoll = epoll::create(CreateFlags::CLOEXEC).step("make", "epoll")?;
@@ -130,11 +130,11 @@ impl Agent {
         })
     }
 
-    /// Waits for something to do, `timeout` at the longest, and does it.
+    /// Waits for events, at most for `timeout`, and handles them.
     ///
     /// # Errors
     ///
-    /// The link to the host is lost beyond repair, or the kernel refuses what it must not.
+    /// If the link to the host is broken, or a system call fails that must not fail.
     pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<Turn, Fault> {
         self.wait(if self.busy { Some(Duration::ZERO) } else { timeout })?;
         self.busy = false;
@@ -147,7 +147,7 @@ impl Agent {
         Ok(self.turn())
     }
 
-    /// Returns the descriptor that is readable when there is something to do, for a loop around this one.
+    /// Returns a file descriptor that is readable when there are events, for an outer event loop.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
@@ -205,7 +205,7 @@ impl Agent {
         }
     }
 
-    /// Does everything that can be done once; returns true if something moved.
+    /// Runs one round. Returns whether there was progress.
     fn round(&mut self) -> Result<bool, Fault> {
         let mut moved = self.serve_commands()?;
         moved |= self.take_reports()?;
@@ -241,8 +241,8 @@ impl Agent {
         Ok(moved)
     }
 
-    /// API 4244 has no message ids: its replies come in the order of the commands, so that nothing is begun while one
-    /// is still owed.
+    /// Whether no command may start now. API 4244 has no message ids: replies come in the order of the commands, so a command
+    /// starts only when all replies have been given.
     fn is_held(&self) -> bool {
         self.power_off
             || !self.control.is_extended()
@@ -305,8 +305,8 @@ impl Agent {
         Ok(moved)
     }
 
-    /// Queues one frame of every stream that has one, as long as there is room: the one that comes first in the next
-    /// round is another one, so that none starves.
+    /// Queues one frame of every stream that has data, while there is space. Each round starts with another process, so that no
+    /// stream starves.
     fn pump_output(&mut self) -> bool {
         let extended = self.control.is_extended();
         let mut moved = false;
@@ -325,7 +325,7 @@ impl Agent {
         moved
     }
 
-    /// Tells the host of every process whose output it has all been sent, and forgets the process.
+    /// Reports the exit of every process whose output has been sent completely, and removes the process.
     fn report_exits(&mut self) -> bool {
         let sent = self.streams.sent();
         let over = |process: &Process| process.drained_at.is_some_and(|queued| queued <= sent);
@@ -349,7 +349,7 @@ impl Agent {
         !keys.is_empty()
     }
 
-    /// Watches a process's descriptors.
+    /// Registers a process's file descriptors with the event loop.
     pub(crate) fn watch_process(
         &mut self,
         key: u32,
@@ -369,9 +369,9 @@ impl Agent {
     }
 }
 
-/// Queues a frame of each of a process's outputs, and their ends; returns true if something moved.
+/// Queues a frame of each of a process's outputs, or their end frames. Returns whether there was progress.
 fn pump_process(process: &mut Process, streams: &mut Streams, extended: bool, errors_first: bool) -> bool {
-    // Before the host knows whether the program runs, nothing of its streams is told, not even their ends.
+    // No stream frames, not even end frames, are sent before the host knows whether the program runs.
     if process.pending.is_some() {
         return false;
     }
@@ -398,7 +398,7 @@ fn pump_process(process: &mut Process, streams: &mut Streams, extended: bool, er
     moved
 }
 
-/// Hands what the host sent to the process it is for; returns false if there is none.
+/// Passes the host's input to its process. Returns false if there is no such process.
 fn deliver(processes: &mut BTreeMap<u32, Process>, inbound: Inbound<'_>) -> bool {
     let (Inbound::Data(seq, _) | Inbound::End(seq)) = inbound else {
         if let Inbound::Credit(credit) = inbound {

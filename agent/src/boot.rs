@@ -1,4 +1,4 @@
-//! Process 1 from its first instruction to its last.
+//! The life of PID 1: mounts, ports, main loop, reset.
 
 use alloc::format;
 
@@ -17,10 +17,10 @@ use crate::sys;
 
 /// The first descriptor that is not stdin, stdout or stderr.
 const FIRST_FREE: i32 = 3;
-/// Seconds that the host has for reading the last reply.
+/// Seconds that the host has to read the last reply.
 const HANG_UP_SECONDS: i64 = 2;
 
-/// Runs the agent; when it ends, for whatever reason, so does the machine.
+/// Runs the agent. When the agent ends for any reason, it resets the machine.
 pub fn main() -> ! {
     sys::mark(Mark::AgentStarted);
     if let Err(fault) = run() {
@@ -38,48 +38,48 @@ pub fn say(text: &str) {
     let _ = out.and_then(|out| rustix::io::write(&out, text.as_bytes()));
 }
 
-/// Resets the machine, which the host takes for its end.
+/// Resets the machine. The host treats that as the machine's end.
 pub fn reset() -> ! {
     let _ = rustix::system::reboot(RebootCommand::Restart);
-    // It is not process 1, or has no right: then its own end is all it can give.
+    // The process is not PID 1 or has no privilege to reset: it can only exit.
     sys::exit(1)
 }
 
 fn run() -> Result<(), Fault> {
-    // The devices' nodes and, for the names of the ports, their attributes: nothing else is needed to say READY.
+    // Device nodes, and the attributes with the names of the ports: nothing else is needed before READY.
     mount("devtmpfs", "/dev")?;
     mount("sysfs", "/sys")?;
     let ports = keep_stdio_apart(ports::open()?)?;
     let mut agent = Agent::new(ports.control, ports.streams, Setting::Guest)?;
-    // The agent's own view of processes: for kernel parameters and scores, which containers must not be trusted with.
+    // The agent's own /proc, for kernel parameters and OOM scores: a container's /proc cannot be trusted.
     mount("proc", "/proc")?;
     while agent.run_once(None)? != Turn::PowerOff {
-        // A port that the host has not opened yet, or closed, may be opened again.
+        // Continue if the host has closed a port: the host may open it again.
     }
     await_hang_up(agent.control());
     Ok(())
 }
 
-/// Waits until the host has closed the control channel. The last reply is in a queue of the device now, and the reset
-/// takes back what the host has not read of it; a host that has read it as a rule ends the machine itself.
+/// Waits until the host has closed the control channel. The last reply is in a queue of the device, and a reset discards what
+/// the host has not read. A host that has read it usually ends the machine itself.
 fn await_hang_up(control: BorrowedFd<'_>) {
     let patience = Timespec { tv_sec: HANG_UP_SECONDS, tv_nsec: 0 };
-    // Without an event to ask for it is the hang-up that is waited for.
+    // Without requested events, poll(2) waits only for the hang-up.
     let _ = poll(&mut [PollFd::from_borrowed_fd(control, PollFlags::empty())], Some(&patience));
 }
 
 fn mount(kind: &str, target: &str) -> Result<(), Fault> {
     match rustix::mount::mount(kind, target, kind, MountFlags::empty(), None) {
-        // The kernel may have mounted it itself.
+        // The kernel may already have mounted it.
         Err(Errno::BUSY) => Ok(()),
         other => other.step("mount", target),
     }
 }
 
-/// Keeps the first three descriptors from being anything of the agent's, which would be every child's.
+/// Ensures that the first three file descriptors are not the agent's ports, because every child inherits these descriptors.
 ///
-/// The kernel gives process 1 the console there, unless the console's port came up later than process 1; /dev/null takes
-/// its place then.
+/// The kernel opens the console there, unless the console's port appeared later than PID 1 started. Then they become
+/// /dev/null.
 fn keep_stdio_apart(ports: Ports) -> Result<Ports, Fault> {
     if ports.control.as_raw_fd() >= FIRST_FREE {
         return Ok(ports);
@@ -92,7 +92,7 @@ fn keep_stdio_apart(ports: Ports) -> Result<Ports, Fault> {
         if null.as_raw_fd() >= FIRST_FREE {
             return Ok(moved);
         }
-        // Left open for good.
+        // It stays open permanently.
         let _ = null.into_raw_fd();
     }
 }

@@ -1,4 +1,4 @@
-//! A port to the host, non-blocking, and the control channel above it.
+//! A non-blocking port to the host, and the control channel on top of it.
 
 use alloc::vec::Vec;
 
@@ -13,53 +13,53 @@ use crate::fault::{Fault, Step};
 use crate::relay::Relay;
 use crate::sys;
 
-/// Bytes of the control channel that are read at a time.
+/// Limit of bytes of the control channel that are read at a time.
 const CONTROL_READ: usize = 8 << 10;
-/// Bytes of unsent replies at which no further command is read: the host does not read its replies.
+/// Limit of unsent replies in bytes. Above it no further command is read, because the host does not read its replies.
 const CONTROL_OUT_MAX: usize = 64 << 10;
-/// Bytes of output buffer that an idle port keeps.
+/// Size of the output buffer that an idle port keeps, in bytes.
 const KEEP: usize = 64 << 10;
 
-/// What API 4244 says of a KILLCONTAINER that failed.
+/// API 4244's error texts of KILLCONTAINER.
 const KILL_TEXTS: [&str; 5] =
     ["no such container", "invalid signal", "no permission", "no such process", "kill failed"];
 
-/// What a read brought.
+/// Result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// So many bytes.
+    /// Number of bytes read.
     Data(usize),
-    /// None until the next event.
+    /// There is no input until the next event.
     Nothing,
     /// The host has closed its end.
     Closed,
 }
 
-/// One of the two ports. Events are edge-triggered: a port is readable and writable until it says otherwise.
+/// One of the two ports. Events are edge-triggered: a port counts as readable and writable until a call would block.
 #[derive(Debug)]
 pub struct Port {
     fd: OwnedFd,
     readable: bool,
     writable: bool,
-    /// A large frame, which goes before `out`.
+    /// A large frame, which is sent before `out`.
     relay: Option<Relay>,
     out: Vec<u8>,
     sent: usize,
 }
 
 impl Port {
-    /// Returns a port over a non-blocking descriptor.
+    /// Returns a port for a non-blocking file descriptor.
     pub fn new(fd: OwnedFd) -> Port {
         Port { fd, readable: true, writable: true, relay: None, out: Vec::new(), sent: 0 }
     }
 
-    /// Takes note of an event.
+    /// Marks the port as readable and writable after an event.
     pub fn woken(&mut self) {
         self.readable = true;
         self.writable = true;
     }
 
-    /// Returns true while a read may bring something.
+    /// Whether a read may return input.
     pub fn is_readable(&self) -> bool {
         self.readable
     }
@@ -81,18 +81,18 @@ impl Port {
         }
     }
 
-    /// Returns the buffer that [`flush`](Self::flush) sends; append to it.
+    /// Returns the buffer that [`flush`](Self::flush) sends, for appending.
     pub fn out(&mut self) -> &mut Vec<u8> {
         &mut self.out
     }
 
-    /// Returns the number of bytes that wait to be sent.
+    /// Returns the number of unsent bytes.
     pub fn unsent(&self) -> usize {
         self.out.len() - self.sent + self.relay.as_ref().map_or(0, Relay::left)
     }
 
-    /// Queues a frame of at most `max` bytes that the pipe `from` has, without copying them; returns their number. Nothing
-    /// may be queued before it.
+    /// Queues a frame of at most `max` bytes from the pipe `from` without copying them. Returns their number. The queue must be
+    /// empty.
     pub fn relay(&mut self, seq: u64, from: &OwnedFd, max: usize) -> rustix::io::Result<usize> {
         let relay = match &mut self.relay {
             Some(relay) => relay,
@@ -101,7 +101,7 @@ impl Port {
         relay.load(seq, from, max)
     }
 
-    /// Sends what the host takes now; returns true if that was something.
+    /// Sends as much as the host accepts now. Returns whether anything was sent.
     pub fn flush(&mut self) -> Result<bool, Fault> {
         let mut progress = false;
         while self.writable && self.unsent() > 0 {
@@ -118,7 +118,7 @@ impl Port {
                 }
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
-                // Nobody is there to read it: what happens next is the reading side's to say.
+                // There is no reader. The next read reports the closed port.
                 Err(Errno::PIPE | Errno::CONNRESET) => {
                     self.relay = None;
                     self.sent = self.out.len();
@@ -141,20 +141,20 @@ impl AsFd for Port {
     }
 }
 
-/// The control channel: frames, NEXT, and the form that both sides agreed on.
+/// The control channel: frames, NEXT, and the negotiated form.
 #[derive(Debug)]
 pub struct Control {
     port: Port,
     codec: ControlCodec,
     scratch: Vec<u8>,
-    /// Bytes taken that NEXT has not told the host of.
+    /// Number of bytes read that NEXT has not confirmed yet.
     owed: usize,
-    /// A frame has been taken: from then on EXTEND comes too late.
+    /// A frame has been taken, so EXTEND is no longer possible.
     begun: bool,
 }
 
 impl Control {
-    /// Returns the channel over `fd` and sends READY if the host takes it at once.
+    /// Returns the channel for `fd`, and sends READY if the host accepts it at once.
     pub fn new(fd: OwnedFd) -> Result<Control, Fault> {
         let mut control = Control {
             port: Port::new(fd),
@@ -169,24 +169,24 @@ impl Control {
         Ok(control)
     }
 
-    /// Returns the port below.
+    /// Returns the underlying port.
     pub fn port(&mut self) -> &mut Port {
         &mut self.port
     }
 
-    /// Returns true once the extended form is in force.
+    /// Whether the extended form is in use.
     pub fn is_extended(&self) -> bool {
         self.codec.is_extended()
     }
 
-    /// Begins the extended form if no frame but EXTEND was taken before.
+    /// Starts the extended form if EXTEND is the first frame.
     pub fn extend(&mut self, first: bool) {
         if first {
             self.codec.set_extended(true);
         }
     }
 
-    /// Takes the host's next message; true with it says that it is the link's first.
+    /// Takes the host's next message, with a flag that is true for the first message of the link.
     pub fn take(&mut self) -> Result<Option<(ControlFrame, bool)>, Fault> {
         if self.port.unsent() > CONTROL_OUT_MAX {
             return Ok(None);
@@ -196,7 +196,7 @@ impl Control {
         Ok(frame.map(|frame| (frame, !core::mem::replace(&mut self.begun, true))))
     }
 
-    /// Reads what is there into the codec. Every frame must have been taken out before.
+    /// Reads the available input into the codec. All frames must have been taken out before.
     pub fn fill(&mut self) -> Result<Input, Fault> {
         if !self.port.is_readable() || self.port.unsent() > CONTROL_OUT_MAX {
             return Ok(Input::Nothing);
@@ -211,8 +211,8 @@ impl Control {
         Ok(input)
     }
 
-    /// Tells an API 4244 host that its bytes were taken: it sends the next ones only then. A host that begins with
-    /// EXTEND gets no NEXT at all, so nothing is said until the first frame's code is known.
+    /// Confirms the bytes read to an API 4244 host, which sends more only after that. A host that starts with EXTEND gets no
+    /// NEXT at all, so nothing is sent until the code of the first frame is known.
     fn send_next(&mut self) {
         if self.is_extended() {
             self.owed = 0;
@@ -235,13 +235,13 @@ impl Control {
         ControlFrame { code: code as u32, id, payload }.encode(extended, self.port.out());
     }
 
-    /// Queues the reply to message `id`. In the base form an error has no text, but for KILLCONTAINER's.
+    /// Queues the reply to message `id`. In the base form only errors of KILLCONTAINER have a text.
     pub fn reply(&mut self, id: u32, reply: Result<Vec<u8>, Fault>, command: u32) {
         match reply {
             Ok(data) => self.send(Code::Ack, id, data),
             Err(fault) if self.is_extended() => self.send(Code::Error, id, json(&ErrorReply::from(fault))),
             Err(fault) if command == Code::KillContainer as u32 => {
-                // API 4244's texts have no operand, and there are no others.
+                // API 4244 knows only these texts, without an operand.
                 let text = fault.text.split(':').next().filter(|text| KILL_TEXTS.contains(text));
                 let text = text.unwrap_or(KILL_TEXTS[4]);
                 self.send(Code::Error, id, [text.as_bytes(), &[0]].concat());
@@ -251,7 +251,7 @@ impl Control {
     }
 }
 
-/// Returns `value` as JSON; the wire's types have no maps with keys that are not strings, which alone could fail.
+/// Returns `value` as JSON. This cannot fail, because the wire types have no maps with other keys than strings.
 pub fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The host's commands: one match, one call for each.
+//! Dispatch of the host's commands.
 
 use alloc::format;
 use alloc::string::String;
@@ -21,18 +21,18 @@ use crate::pod::Pod;
 use crate::process::{self, Process};
 use crate::{hotplug, network, resolver};
 
-/// What a command is answered.
+/// The reply to a command that was accepted.
 enum Reply {
-    /// ACK with data, now.
+    /// ACK with data, immediately.
     Now(Vec<u8>),
-    /// Once it is done.
+    /// The reply follows when the command is complete.
     Later,
 }
 
 const DONE: Result<Reply, Fault> = Ok(Reply::Now(Vec::new()));
 
 impl Agent {
-    /// Serves a command; `first` says that it is the link's first.
+    /// Executes a command. `first` is true for the first command of the link.
     pub(crate) fn command(&mut self, frame: ControlFrame, first: bool) {
         let ControlFrame { code, id, payload } = frame;
         match self.serve(code, id, &payload, first) {
@@ -49,7 +49,7 @@ impl Agent {
         match code {
             Code::GetVersion => Ok(Reply::Now(API_VERSION.to_be_bytes().into())),
             Code::Ping => DONE,
-            // Here a request to look for new devices.
+            // From the host, READY is a request to look for new devices.
             Code::Ready => self.in_guest(|| {
                 network::look_for_devices();
                 Ok(())
@@ -90,7 +90,7 @@ impl Agent {
     }
 
     fn extend(&mut self, payload: &[u8], first: bool) -> Result<Reply, Fault> {
-        // The host does not wait for the reply, so that the form changes even where the answer is an error.
+        // The form changes even if the reply is an error, because the host does not wait for the reply.
         self.control.extend(first);
         let wanted: Extend = parse(Code::Extend, payload)?;
         if !first {
@@ -117,7 +117,7 @@ impl Agent {
         }
     }
 
-    /// API 4244: without its pod the guest has no purpose. Above it the host decides.
+    /// Handles a pod that could not start. With API 4244 the machine then powers off; in the extended form the host decides.
     pub(crate) fn pod_failed(&mut self, fault: Fault) -> Fault {
         self.power_off = !self.control.is_extended();
         fault
@@ -143,7 +143,7 @@ impl Agent {
         self.in_guest(|| resolver::start(address))
     }
 
-    /// Does what changes the machine itself; a test's host stays as it is.
+    /// Executes a change of the machine, except in tests, where it would change the host.
     fn in_guest(&self, change: impl FnOnce() -> Result<(), Fault>) -> Result<Reply, Fault> {
         if self.setting == Setting::Guest {
             change()?;
@@ -201,7 +201,7 @@ impl Agent {
         DONE
     }
 
-    /// Returns true while a process of container `id` runs.
+    /// Whether a process of container `id` runs.
     pub(crate) fn is_running(&self, id: &str) -> bool {
         self.processes.values().any(|process| process.container == id && process.pidfd.is_some())
     }
@@ -223,7 +223,7 @@ impl Agent {
     }
 }
 
-/// Returns what sending a signal is answered, in API 4244's words.
+/// Returns the reply to a signal command, with API 4244's error texts.
 fn sent(result: Result<(), Errno>) -> Result<Reply, Fault> {
     match result {
         Ok(()) => DONE,

@@ -1,4 +1,4 @@
-//! A container as the agent sees it: its name, its first process, its cgroup.
+//! The agent's record of a container: name, init process, cgroup.
 
 pub mod cgroup;
 pub mod copy_up;
@@ -24,25 +24,25 @@ use crate::container::cgroup::CGROUPS;
 use crate::fault::Fault;
 use crate::sys;
 
-/// The name that API 4244 keeps for the guest itself.
+/// The name that API 4244 reserves for the guest itself.
 pub const GUEST: &str = "hyperstart";
-/// The longest name, which is also a directory's.
+/// Limit of the length of a name, which is also a directory name.
 const NAME_MAX: usize = 255;
-/// The most of cgroup.procs that is read: some ten thousand processes.
+/// Limit of bytes of cgroup.procs that are read: about ten thousand processes.
 const PROCS_MAX: usize = 64 << 10;
 
 /// A container.
 #[derive(Debug)]
 pub struct Container {
-    /// Its name.
+    /// Name of the container.
     pub id: String,
-    /// Its first process's key in the agent's table; none once that has ended.
+    /// Key of the init process in the agent's table. `None` after it has ended.
     pub init: Option<u32>,
-    /// The ids of its user namespace, if it has one.
+    /// ID mappings of the container's user namespace, if it has one.
     pub maps: Option<IdMaps>,
-    /// Its processes' cgroup; none in tests on a host.
+    /// Cgroup of the container's processes. `None` in tests on a host.
     cgroup: Option<OwnedFd>,
-    /// The kernel ends its processes together with the first: it has process ids of its own.
+    /// The container has its own PID namespace, so the kernel kills all processes when the init process ends.
     ends_itself: bool,
 }
 
@@ -62,7 +62,7 @@ impl Container {
         Ok(container)
     }
 
-    /// Sets limits: files of the cgroup and what is written to them.
+    /// Sets limits, given as files of the cgroup and the text to write.
     pub fn limit(&self, files: &BTreeMap<String, String>) -> Result<(), Fault> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         files.iter().try_for_each(|(file, value)| cgroup::limit(cgroup, file, value))
@@ -73,8 +73,8 @@ impl Container {
         self.cgroup.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns the cgroup of a further process, where it is not the container's own: `path` below that, or `init`'s where
-    /// the container's own takes no process.
+    /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of `init`
+    /// if the container's own does not accept processes.
     pub fn cgroup_of_further(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
         match &self.cgroup {
             None => Ok(None),
@@ -84,14 +84,14 @@ impl Container {
         }
     }
 
-    /// Ends what is left of the container after its first process.
+    /// Kills the remaining processes after the init process has ended.
     pub fn end_rest(&self) {
         if !self.ends_itself {
             self.kill();
         }
     }
 
-    /// Kills every process of the container, whatever it has done to hide.
+    /// Kills all processes of the container through its cgroup, from which they cannot escape.
     pub fn kill(&self) {
         let Some(cgroup) = &self.cgroup else { return };
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -102,16 +102,16 @@ impl Container {
         }
     }
 
-    /// Signals every process that is in the container's cgroup now.
+    /// Sends a signal to all processes that are now in the container's cgroup.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Errno> {
         for pid in self.members()?.into_iter().filter_map(Pid::from_raw) {
-            // One that has ended since is no failure.
+            // A process that has ended meanwhile is not an error.
             let _ = rustix::process::kill_process(pid, signal);
         }
         Ok(())
     }
 
-    /// Returns the numbers of the processes that are in the container's cgroup now.
+    /// Returns the PIDs of the processes that are now in the container's cgroup.
     pub fn pids(&self) -> Vec<i32> {
         self.members().unwrap_or_default()
     }
@@ -135,17 +135,17 @@ impl Drop for Container {
     }
 }
 
-/// Returns true if the container has process ids of its own, and is not in the pod's.
+/// Whether the container has its own PID namespace instead of the pod's.
 pub fn has_own_pids(spec: &payload::Container) -> bool {
     spec.oci.as_ref().is_some_and(|oci| oci.namespaces.contains(&Namespace::Pid))
 }
 
-/// Returns true if the container has the pod's /dev/shm.
+/// Whether the container uses the pod's /dev/shm.
 pub fn shares_shm(spec: &payload::Container) -> bool {
     spec.oci.iter().flat_map(|oci| &oci.mounts).any(|mount| mount.kind == payload::POD_SHM)
 }
 
-/// Refuses a container that cannot be, before anything is done for it.
+/// Refuses an invalid container specification before anything is changed.
 pub fn check(spec: &payload::Container) -> Result<(), Fault> {
     let id = spec.id.as_str();
     let plain =
@@ -165,7 +165,7 @@ pub fn check(spec: &payload::Container) -> Result<(), Fault> {
     check_process(&spec.process)
 }
 
-/// Refuses a process that cannot be.
+/// Refuses an invalid process specification.
 pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
     let complaint = if spec.args.is_empty() {
         "has no program"

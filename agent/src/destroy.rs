@@ -1,8 +1,8 @@
-//! DESTROYPOD: the end of every container, and then of the machine.
+//! DESTROYPOD: ends all containers, and then the machine.
 //!
-//! The extended form ends everything at once: its host asks for it when it wants nothing more of the pod. API 4244's
-//! host expects SIGTERM and a wait; the wait has an end here. Either way the answer comes when all processes have ended
-//! and what could be sent of their output was sent.
+//! In the extended form the agent kills all processes immediately: the host sends DESTROYPOD when it no longer needs the pod.
+//! API 4244's hosts expect SIGTERM and a wait; the agent limits the wait. In both forms the reply comes when all processes
+//! have ended and as much of their output as possible has been sent.
 
 use agent_proto::command::Code;
 use rustix::event::epoll::EventFlags;
@@ -16,20 +16,20 @@ use crate::agent::{Agent, Role, Setting, watch};
 use crate::fault::{Fault, Step};
 use crate::timeline;
 
-/// Seconds that processes have between SIGTERM and SIGKILL.
+/// Seconds between SIGTERM and SIGKILL.
 const GRACE_SECONDS: i64 = 10;
 
 /// A pod that is being destroyed.
 #[derive(Debug)]
 pub struct Destroy {
-    /// The command's message id.
+    /// Message id of the command.
     id: u32,
-    /// When patience ends; only kept to stay open.
+    /// Timer of the wait, which only needs to stay open.
     _deadline: Option<OwnedFd>,
 }
 
 impl Agent {
-    /// Begins to destroy the pod.
+    /// Starts to destroy the pod.
     pub(crate) fn begin_destroy(&mut self, id: u32) -> Result<(), Fault> {
         if self.destroy.is_some() {
             return Err(Fault::failed("the pod is being destroyed"));
@@ -54,7 +54,7 @@ impl Agent {
         Ok(timer)
     }
 
-    /// Ends those that did not heed SIGTERM.
+    /// Kills the processes that have not ended after SIGTERM.
     pub(crate) fn deadline_passed(&mut self) {
         if self.destroy.is_some() {
             self.kill_everything();
@@ -66,15 +66,15 @@ impl Agent {
         self.containers.iter().for_each(|container| container.kill());
     }
 
-    /// Answers once every process has ended; called when nothing moves any more, so that what is left of their output is
-    /// what the host does not take.
+    /// Replies when all processes have ended. Called when there is no more progress, so any remaining output is output that the
+    /// host does not accept.
     pub(crate) fn finish_destroy(&mut self) -> bool {
         if self.destroy.is_none() || self.processes.values().any(|process| process.pidfd.is_some()) {
             return false;
         }
         let Some(destroy) = self.destroy.take() else { return false };
         if self.setting == Setting::Guest {
-            // At the end, so that it is in the way of nothing that is measured.
+            // At the end, so that it does not affect measurements.
             timeline::copy_if_wanted();
             rustix::fs::sync();
         }

@@ -1,4 +1,4 @@
-//! What a failed command answers: a code to branch on and a text of step, operand and cause.
+//! The error of a command: a code for the host's decisions, and a text with step, operand and cause.
 
 use alloc::format;
 use alloc::string::String;
@@ -6,12 +6,12 @@ use alloc::string::String;
 use agent_proto::payload::{ErrorCode, ErrorReply};
 use rustix::io::Errno;
 
-/// A failure on its way to the host.
+/// An error that is reported to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What the host branches on.
+    /// Kind of failure.
     pub code: ErrorCode,
-    /// What it shows.
+    /// Text for the user.
     pub text: String,
 }
 
@@ -21,22 +21,22 @@ impl Fault {
         Fault { code, text: text.into() }
     }
 
-    /// Returns a fault of the guest itself.
+    /// Returns a fault with code [`ErrorCode::Failed`].
     pub fn failed(text: impl Into<String>) -> Fault {
         Fault::new(ErrorCode::Failed, text)
     }
 
-    /// Returns the fault of a command that makes no sense.
+    /// Returns the fault of an invalid command.
     pub fn bad_request(text: impl Into<String>) -> Fault {
         Fault::new(ErrorCode::BadRequest, text)
     }
 
-    /// Returns the fault of a name that stands for nothing.
+    /// Returns the fault for an unknown name.
     pub fn not_found(what: &str, name: &str) -> Fault {
         Fault::new(ErrorCode::NotFound, format!("no such {what}: {name}"))
     }
 
-    /// Returns the exit code that API 4244 reports for a process which could not be started.
+    /// Returns the exit code that API 4244 reports for a process that could not be started.
     pub fn exit_code(&self) -> i32 {
         match self.code {
             ErrorCode::NotExecutableMissing => 127,
@@ -52,9 +52,9 @@ impl From<Fault> for ErrorReply {
     }
 }
 
-/// Gives a system call's failure its step and operand.
+/// Adds step and operand to the error of a system call.
 pub trait Step<T> {
-    /// Turns an error into the fault `verb operand: cause`.
+    /// Converts an error into the fault `verb operand: cause`.
     fn step(self, verb: &str, operand: &str) -> Result<T, Fault>;
 }
 
@@ -74,7 +74,7 @@ fn step_failed(verb: &str, operand: &str, errno: Errno) -> Fault {
     }
 }
 
-/// Returns what `errno` means, or its number.
+/// Returns the text for `errno`, or its number.
 pub fn cause(errno: Errno) -> String {
     CAUSES
         .iter()

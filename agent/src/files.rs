@@ -1,7 +1,7 @@
-//! WRITEFILE and READFILE: files of a container, reached through its first process's root.
+//! WRITEFILE and READFILE: files of a container, accessed through the root of its init process.
 //!
-//! Every path is resolved inside that root; only regular files are opened, so that no device and no named pipe of the
-//! container's can make the agent wait or act.
+//! All paths are resolved inside that root. Only regular files are opened, so that devices and FIFOs of the container cannot
+//! block the agent or trigger effects.
 
 use alloc::format;
 use alloc::string::String;
@@ -18,14 +18,14 @@ use crate::agent::{Agent, Setting};
 use crate::container::rootfs::{Root, kind};
 use crate::fault::{Fault, Step};
 
-/// The most bytes of a file that one reply carries.
+/// Limit of bytes of a file in one reply.
 pub const READ_MAX: usize = CONTROL_FRAME_MAX - CONTROL_HEADER - CONTROL_ID;
-/// Bytes that are read at a time: a file of /proc says nothing of its size.
+/// Limit of bytes that are read at a time, because files in /proc do not report their size.
 const STEP: usize = 64 << 10;
 
 impl Agent {
-    /// Writes the data behind the command's JSON: without an offset they become the whole file, with one they are put
-    /// there. A file that is not there is made, and so are the directories above it.
+    /// Writes the data after the command's JSON. Without an offset they replace the content of the file; with an offset
+    /// they are written there. A missing file and missing parent directories are created.
     pub(crate) fn write_file(&mut self, payload: &[u8]) -> Result<(), Fault> {
         let (command, data) = split(payload)?;
         let root = self.root_of(&command.container)?;
@@ -49,7 +49,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Returns the file, or the part of it that is asked for.
+    /// Returns the content of the file, or the requested part of it.
     pub(crate) fn read_file(&mut self, command: &FileCommand) -> Result<Vec<u8>, Fault> {
         let root = self.root_of(&command.container)?;
         let path = command.file.as_str();
@@ -60,7 +60,7 @@ impl Agent {
         let start = command.offset.unwrap_or(0);
         let mut data = Vec::new();
         while data.len() < wanted {
-            // One byte more than a reply holds tells a file that fits from one that does not.
+            // Read one byte more than fits into a reply, to detect files that are too large.
             let room = (READ_MAX + 1 - data.len()).min(STEP).min(wanted - data.len());
             if room == 0 {
                 return Err(too_long(path));
@@ -83,7 +83,7 @@ impl Agent {
     fn root_of(&self, id: &str) -> Result<Root, Fault> {
         let container = self.container(id)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
-        // Before its first process runs its root is the agent's.
+        // Until the program of the init process runs, that process's root may be the agent's.
         let init = init.filter(|init| init.pending.is_none() && init.pidfd.is_some());
         let init =
             init.ok_or_else(|| Fault::new(ErrorCode::NotFound, format!("container {id} is not running")))?;
@@ -94,7 +94,7 @@ impl Agent {
     }
 }
 
-/// Splits WRITEFILE's payload: a JSON object, and the data right behind it.
+/// Splits WRITEFILE's payload into a JSON object and the data that follow it.
 fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Fault> {
     let code = Code::WriteFile;
     let mut objects = serde_json::Deserializer::from_slice(payload).into_iter::<FileCommand>();
@@ -108,8 +108,8 @@ fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Fault> {
     }
 }
 
-/// Opens what `found` is, if it is a regular file. The kernel's own link leads to that very file, whatever its name means
-/// by now.
+/// Opens the file of `found`, if it is a regular file. The magic link leads to exactly that file, even if its name has been
+/// reused.
 fn open_regular(found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     match kind(found) {
         FileType::RegularFile => {}

@@ -1,4 +1,4 @@
-//! ONLINECPUMEM: processors and memory that the host has added are put to use.
+//! ONLINECPUMEM: brings CPUs and memory online that the host has added.
 
 use alloc::format;
 
@@ -8,14 +8,14 @@ use rustix::io::Result as IoResult;
 use crate::fault::{Fault, Step};
 use crate::sys::{self, Fork};
 
-/// Where the kernel lists them.
+/// Directory in which the kernel lists CPUs and memory blocks.
 const DEVICES: &str = "/sys/devices/system";
-/// The most processors.
+/// Limit of CPUs.
 const CPUS_MAX: u32 = 256;
-/// The most pieces of memory, of 128 MiB or more each: 512 GiB.
+/// Limit of memory blocks, of 128 MiB or more each: 512 GiB.
 const MEMORY_MAX: u32 = 4096;
 
-/// Begins to bring everything up. Memory takes its time, so that a child does it, whose end nobody waits for.
+/// Starts to bring everything online. A child process does it in the background, because memory takes long.
 pub fn begin() -> Result<(), Fault> {
     match sys::fork(0, None).step("start", "a process that brings up processors and memory")? {
         Fork::Child => {
@@ -26,12 +26,12 @@ pub fn begin() -> Result<(), Fault> {
     }
 }
 
-/// Brings up each processor and each piece of memory below `devices`, but for the first, which always are. Their numbers
-/// may have gaps.
+/// Brings all CPUs and memory blocks below `devices` online, except the first of each, which always are. Their numbers may
+/// have gaps.
 fn bring_up(devices: &str) {
     for (kind, most) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
         for number in 1..most {
-            // One that is not there, or is up, or cannot be, is as it was.
+            // Ignore failures: the number may not exist, be online already, or fail to come online.
             let _ = write_one(&format!("{devices}/{kind}/{kind}{number}/online"));
         }
     }

@@ -1,14 +1,14 @@
-//! The guest agent: process 1 of the machine that a pod runs in.
+//! The guest agent: PID 1 of a pod's machine.
 //!
-//! It speaks hyperstart's API 4244, and above it the extension (`agent-proto`), over two ports: starts containers, carries
-//! their streams, tells of their ends. One thread, one loop ([`agent`]), no globals, nothing allocated that the host could
-//! size without a named maximum.
+//! The agent speaks hyperstart's API 4244 and its extension (`agent-proto`) over two ports. It starts containers, carries their
+//! streams and reports their exits. It has one thread, one loop ([`agent`]) and no globals. All memory whose size the host
+//! determines has a named limit.
 //!
-//! What it does not do: port mapping and block devices, which are refused by name.
+//! The agent does not support port mapping and block devices, and refuses them by name.
 //!
-//! Reading order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; beside them
-//! [`network`], [`files`], [`hotplug`], [`usage`]. The library knows nothing of being process 1 but in [`boot`], so that
-//! its tests, and its peer's, run it on a host.
+//! Read in this order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; then
+//! [`network`], [`files`], [`hotplug`], [`usage`]. Only [`boot`] requires to be PID 1, so that the tests of the agent and of
+//! the host's side can run the agent on a host.
 #![no_std]
 
 extern crate alloc;

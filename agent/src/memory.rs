@@ -1,8 +1,8 @@
-//! Process 1's memory: its allocator, and the functions that compilers expect of a C library.
+//! Memory of PID 1: the allocator, and the functions that compilers expect from a C library.
 //!
-//! Small blocks come from a fixed heap, which costs nothing until it is touched, and from further ones when it is full;
-//! large ones are mappings of their own, so that what a big message or a full stream took goes back to the kernel.
-// UNSAFETY: an allocator and memcpy with its kin are made of raw pointers.
+//! Small blocks come from a static heap, which uses no memory until it is touched, and from further heaps when it is full.
+//! Large blocks are separate mappings, so that the memory of a big message or a full stream is returned to the kernel.
+// UNSAFETY: an allocator, memcpy and similar functions work on raw pointers.
 #![allow(unsafe_code)]
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -15,16 +15,16 @@ use talc::source::Source;
 
 use crate::sys;
 
-/// Blocks of this size and above are mappings of their own.
+/// Blocks of at least this size in bytes are separate mappings.
 const LARGE: usize = 32 << 10;
-/// The first heap: more than an agent with a few containers ever uses.
+/// Size of the first heap in bytes: more than an agent with a few containers uses.
 const HEAP: usize = 128 << 10;
-/// Every further one.
+/// Size of each further heap in bytes.
 const FURTHER: usize = 256 << 10;
 
 static mut FIRST: [u128; HEAP / 16] = [0; HEAP / 16];
 
-/// Where small blocks come from.
+/// The heaps for small blocks.
 #[derive(Debug)]
 struct Heaps {
     first_taken: bool,
@@ -41,20 +41,20 @@ unsafe impl Source for Heaps {
         if start.is_null() {
             return Err(());
         }
-        // SAFETY: the block is this heap's alone from here on: a static that nothing else names, or a new mapping.
+        // SAFETY: only this heap uses the block: a static without other references, or a new mapping.
         unsafe { talc.claim(start, size) }.map(drop).ok_or(())
     }
 }
 
-/// Process 1's allocator.
+/// The allocator of PID 1.
 #[allow(missing_debug_implementations, reason = "the inner allocator has none")]
 pub struct Memory(talc::TalcCell<Heaps>);
 
-// SAFETY: `new` demands that there is one thread.
+// SAFETY: `new` requires that the process has only one thread.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Returns an allocator that has touched no memory yet.
+    /// Returns an allocator that has not touched any memory.
     ///
     /// # Safety
     ///
@@ -64,14 +64,14 @@ impl Memory {
     }
 }
 
-// SAFETY: large blocks are whole mappings, chosen by size alone, which GlobalAlloc repeats at every call; the others are
-// the inner allocator's.
+// SAFETY: large blocks are whole mappings; only the size, which every call of GlobalAlloc repeats, decides that. All other
+// blocks come from the inner allocator.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_large(layout) {
             return map(layout.size());
         }
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.0.alloc(layout) }
     }
 
@@ -81,12 +81,12 @@ unsafe impl GlobalAlloc for Memory {
             let _ = unsafe { munmap(block.cast(), layout.size()) };
             return;
         }
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.0.dealloc(block, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let block = unsafe { self.alloc(layout) };
         if !is_large(layout) && !block.is_null() {
             // SAFETY: the block was just allocated with that size. A new mapping is zero already.
@@ -96,15 +96,15 @@ unsafe impl GlobalAlloc for Memory {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: GlobalAlloc's caller answers for the size and the alignment.
+        // SAFETY: GlobalAlloc's caller guarantees a valid size and alignment.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (is_large(layout), is_large(new)) {
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             (false, false) => unsafe { self.0.realloc(block, layout, size) },
             // SAFETY: alloc or realloc mapped exactly this.
             (true, true) => unsafe { mremap(block.cast(), layout.size(), size, MremapFlags::MAYMOVE) }
                 .map_or(ptr::null_mut(), |block| block.cast()),
-            // SAFETY: both blocks are at least as long as what is copied, and do not overlap.
+            // SAFETY: both blocks are at least as long as the copied part, and do not overlap.
             _ => unsafe {
                 let to = self.alloc(new);
                 if !to.is_null() {
@@ -124,7 +124,7 @@ fn is_large(layout: Layout) -> bool {
 /// Returns a new mapping, page-aligned and zero, or null.
 fn map(size: usize) -> *mut u8 {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a new mapping at a place of the kernel's choice.
+    // SAFETY: a new mapping at an address that the kernel chooses.
     unsafe { mmap_anonymous(ptr::null_mut(), size, protection, MapFlags::PRIVATE) }
         .map_or(ptr::null_mut(), |block| block.cast())
 }
@@ -136,7 +136,7 @@ fn map(size: usize) -> *mut u8 {
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { sys::copy_forward(to, from, len) };
     to
 }
@@ -149,10 +149,10 @@ pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mu
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
     if (to as usize).wrapping_sub(from as usize) >= len {
-        // SAFETY: the caller's; going forward reads no byte that was written.
+        // SAFETY: guaranteed by the caller. Copying forward reads no byte that has been overwritten.
         unsafe { sys::copy_forward(to, from, len) };
     } else {
-        // SAFETY: the caller's; going backward reads no byte that was written.
+        // SAFETY: guaranteed by the caller. Copying backward reads no byte that has been overwritten.
         unsafe { sys::copy_backward(to, from, len) };
     }
     to
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *m
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { sys::fill(to, byte as u8, len) };
     to
 }
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcmp(one: *const u8, other: *const u8, len: usize) -> i32 {
     for at in 0..len {
-        // SAFETY: the caller's. Volatile reads keep the compiler from making a call of memcmp out of the loop.
+        // SAFETY: guaranteed by the caller. Volatile reads prevent the compiler from turning the loop into a call of memcmp.
         let (one, other) = unsafe { (one.add(at).read_volatile(), other.add(at).read_volatile()) };
         if one != other {
             return i32::from(one) - i32::from(other);
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn memcmp(one: *const u8, other: *const u8, len: usize) ->
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bcmp(one: *const u8, other: *const u8, len: usize) -> i32 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { memcmp(one, other, len) }
 }
 
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn bcmp(one: *const u8, other: *const u8, len: usize) -> i
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn strlen(text: *const u8) -> usize {
     let mut len = 0;
-    // SAFETY: the caller's; volatile as in memcmp.
+    // SAFETY: guaranteed by the caller. Volatile as in memcmp.
     while unsafe { text.add(len).read_volatile() } != 0 {
         len += 1;
     }

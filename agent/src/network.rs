@@ -1,6 +1,6 @@
-//! The pod's network: interfaces, their addresses, and routes, set over rtnetlink (rtnetlink(7)).
+//! The pod's network: interfaces, addresses and routes, which are set through rtnetlink (rtnetlink(7)).
 //!
-//! What is set is set again without complaint: a host that repeats itself gets what it asked for.
+//! All operations are idempotent: setting something twice is not an error.
 
 pub mod address;
 pub mod netlink;
@@ -19,13 +19,13 @@ use self::netlink::Netlink;
 use crate::fault::{Fault, Step};
 use address::Network;
 
-/// The driver of virtio-mmio's places, and how the kernel calls them: with their number.
+/// The driver of virtio-mmio slots, and the kernel's name prefix for them, followed by a number.
 const MMIO_DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 const MMIO_PLACE: &str = "virtio-mmio.";
-/// The most places: more than an x86 machine has interrupts for them.
+/// Limit of slots: more than an x86 machine has interrupts for them.
 const MMIO_PLACES_MAX: u32 = 32;
 
-/// An address that an interface is given or loses.
+/// An address to add to or remove from an interface.
 struct Change<'a> {
     text: &'a str,
     network: Network,
@@ -33,7 +33,7 @@ struct Change<'a> {
     removed: bool,
 }
 
-/// Returns what is wanted of an interface's addresses.
+/// Returns the requested changes of an interface's addresses.
 fn changes(wanted: &Interface) -> Result<Vec<Change<'_>>, Fault> {
     let list = wanted
         .ip_addresses
@@ -49,7 +49,7 @@ fn changes(wanted: &Interface) -> Result<Vec<Change<'_>>, Fault> {
         .collect()
 }
 
-/// Refuses an interface that cannot be, before anything is done for it.
+/// Refuses an invalid interface before anything is changed.
 pub fn check(wanted: &Interface) -> Result<(), Fault> {
     if wanted.device.is_empty() && wanted.mac_addr.is_empty() {
         return Err(Fault::bad_request("an interface without a name"));
@@ -57,12 +57,13 @@ pub fn check(wanted: &Interface) -> Result<(), Fault> {
     changes(wanted).map(drop)
 }
 
-/// Sets an interface up: its name, its largest packet, its addresses, and then it is up, with as much of these as can be.
+/// Sets up an interface: name, MTU, addresses, state "up", neighbours. If the MTU, an address or a neighbour fails, the rest
+/// is still set.
 pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
     check(wanted)?;
     let mut netlink = Netlink::open()?;
     let link = find(&mut netlink, wanted).or_else(|_| {
-        // It may have been plugged in since the kernel looked last.
+        // The NIC may have been plugged in since the kernel last looked for devices.
         look_for_devices();
         find(&mut netlink, wanted)
     })?;
@@ -70,7 +71,7 @@ pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
     let mut name = link.name.as_str();
     let new_name = wanted.new_device_name.as_str();
     if !new_name.is_empty() && new_name != name {
-        // A link that is up keeps its name.
+        // A link that is up cannot be renamed.
         change(&mut netlink, LinkChange::Down).step("take down interface", name)?;
         change(&mut netlink, LinkChange::Name(new_name)).step("rename interface", name)?;
         name = new_name;
@@ -95,8 +96,8 @@ pub fn set_up(wanted: &Interface) -> Result<(), Fault> {
     mtu.and(addresses).and(neighbours)
 }
 
-/// Does it for each of `all`, whatever becomes of those before; returns what failed first. One address or route that cannot
-/// be is no reason to be without the others.
+/// Calls the function for each item, also after failures, and returns the first error. If one address or route fails, the
+/// others are still set.
 pub fn each<T>(
     all: impl IntoIterator<Item = T>,
     mut what: impl FnMut(T) -> Result<(), Fault>,
@@ -119,7 +120,7 @@ fn entry_name(address: &str, interface: &str) -> String {
     format!("{address} of interface {interface}")
 }
 
-/// Returns a route's destination and gateway, or why it cannot be.
+/// Returns a route's destination and gateway, or why the route is invalid.
 pub fn check_route(wanted: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
     let gateway = (!wanted.gateway.is_empty()).then(|| address::parse(&wanted.gateway)).transpose()?;
     let destination = Network::destination(&wanted.dest, gateway)?;
@@ -132,7 +133,7 @@ pub fn check_route(wanted: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
     Ok((destination, gateway))
 }
 
-/// Makes a route, or takes it away.
+/// Adds or removes a route.
 pub fn set_route(wanted: &Route) -> Result<(), Fault> {
     let (destination, gateway) = check_route(wanted)?;
     let mut netlink = Netlink::open()?;
@@ -148,14 +149,14 @@ pub fn set_route(wanted: &Route) -> Result<(), Fault> {
     let (step, operation) =
         if removed { ("remove route to", Operation::Delete) } else { ("add route to", Operation::Put) };
     match netlink.request(route.request(operation)) {
-        // It went by itself, with an address or its interface.
+        // The kernel has already removed it together with an address or the interface.
         Err(Errno::SRCH) if removed => Ok(()),
         other => other.step(step, &wanted.dest),
     }
 }
 
-/// Takes an interface away: a virtual one is deleted, and of another the device is removed or, where its bus cannot do
-/// that, taken from its driver.
+/// Removes an interface. A virtual interface is deleted. Otherwise the device is removed from its bus, or unbound from its
+/// driver if the bus cannot remove devices.
 pub fn delete(unwanted: &Interface) -> Result<(), Fault> {
     check(unwanted)?;
     let mut netlink = Netlink::open()?;
@@ -173,25 +174,25 @@ fn release(name: &str) -> Result<(), Errno> {
         Err(Errno::NOENT) => {}
         other => return other,
     }
-    // .../<place on the bus>/<device>/net/<name>
+    // .../<slot>/<device>/net/<name>
     let path = rustix::fs::readlink(class.as_str(), Vec::new())?;
     let mut parts = path.to_bytes().rsplit(|byte| *byte == b'/').skip(2);
     let (device, place) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if place.starts_with(MMIO_PLACE.as_bytes()) {
-        // The place has another driver than the device in it, and is looked at again by that one alone.
+        // The slot has a different driver than the device in it; only the slot's driver can probe it again.
         return write(&format!("{MMIO_DRIVER}/unbind"), place);
     }
     write(&format!("{class}/device/driver/unbind"), device)
 }
 
-/// Has the kernel look for devices that the host has plugged in: on PCI, and at the places of virtio-mmio that were empty
-/// before. A machine has one or the other, and what is there already stays as it is.
+/// Makes the kernel look for devices that the host has plugged in: on PCI, or in the virtio-mmio slots that were empty before.
+/// A machine has only one of the two. Existing devices are not affected.
 pub fn look_for_devices() {
     if write("/sys/bus/pci/rescan", b"1").is_ok() {
         return;
     }
     for number in 0..MMIO_PLACES_MAX {
-        // Most are taken, empty, or not there at all.
+        // Ignore failures: most slots are in use, empty or do not exist.
         let _ = write(&format!("{MMIO_DRIVER}/bind"), format!("{MMIO_PLACE}{number}").as_bytes());
     }
 }
@@ -201,7 +202,7 @@ fn write(path: &str, text: &[u8]) -> Result<(), Errno> {
     rustix::io::write(&file, text).map(drop)
 }
 
-/// Finds an interface by its hardware address if that is given, else by its name.
+/// Finds an interface by its hardware address if given, or else by its name.
 fn find(netlink: &mut Netlink, wanted: &Interface) -> Result<Link, Fault> {
     let by_address = !wanted.mac_addr.is_empty();
     let name = if by_address { &wanted.mac_addr } else { &wanted.device };

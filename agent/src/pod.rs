@@ -1,4 +1,4 @@
-//! The pod: what its containers share.
+//! The pod: the resources that its containers share.
 
 use alloc::format;
 use alloc::string::String;
@@ -25,36 +25,36 @@ pub mod paths;
 
 use paths::{HOSTNAME, RESOLV_CONF, SHM};
 
-/// 9p over virtio as the kernel does it best; API 4244's original took the kernel's small defaults. `cache=mmap` caches
-/// pages for mappings alone: without it the kernel refuses writable shared ones, and with more of it (`loose`) it would
-/// never look at what the host changes.
+/// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches pages
+/// only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the guest would
+/// never see the host's changes.
 const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 
 /// A pod that has started.
 #[derive(Debug)]
 pub struct Pod {
-    /// Its host name.
+    /// Host name of the pod.
     pub hostname: String,
-    /// It has name servers.
+    /// The pod has name servers, so RESOLV_CONF exists.
     pub has_resolv_conf: bool,
-    /// The shared /dev/shm is there.
+    /// The shared /dev/shm has been mounted.
     has_shm: bool,
-    /// The process that holds the shared process ids, once a container wants them.
+    /// PID 1 of the pod's PID namespace, once a container uses that namespace.
     init: Option<Init>,
 }
 
-/// The first process of the pod's shared process ids.
+/// PID 1 of the pod's PID namespace.
 #[derive(Debug)]
 struct Init {
     pid: Pid,
     pidfd: OwnedFd,
-    /// The agent itself, to come back to its own process ids.
+    /// The agent's pidfd, to return to its own PID namespace.
     own: OwnedFd,
 }
 
 impl Pod {
-    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
-    /// are kept.
+    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data are
+    /// stored.
     pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
         if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
             let why = "portmappingWhiteLists: the guest maps no ports";
@@ -75,7 +75,8 @@ impl Pod {
                 resolver::start(resolver::parse(&spec.resolver)?)?;
             }
             mount_share(spec)?;
-            // A container's view of the tree ends its power over it: it cannot change its own limits.
+            // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its own
+            // limits.
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
                 .step("mount", "cgroup2")?;
             if spec.accounting {
@@ -90,12 +91,12 @@ impl Pod {
         Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, init: None })
     }
 
-    /// Makes the file that API 4244's containers find at /etc/hostname.
+    /// Creates the file for /etc/hostname in API 4244's containers.
     pub fn write_hostname(&self) -> Result<(), Fault> {
         write(HOSTNAME, &format!("{}\n", self.hostname))
     }
 
-    /// Makes what containers find at /dev/shm that share it.
+    /// Mounts the shared /dev/shm.
     pub fn make_shm(&mut self) -> Result<(), Fault> {
         if !self.has_shm {
             match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
@@ -109,12 +110,12 @@ impl Pod {
         Ok(())
     }
 
-    /// Returns true for the process that holds the shared process ids.
+    /// Whether `pid` is PID 1 of the pod's PID namespace.
     pub fn is_init(&self, pid: Pid) -> bool {
         self.init.as_ref().is_some_and(|init| init.pid == pid)
     }
 
-    /// Runs `fork` so that its child is among the pod's shared process ids.
+    /// Runs `fork` so that its child is in the pod's PID namespace.
     pub fn with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
         if self.init.is_none() {
             self.init = Some(Init::start()?);
@@ -136,9 +137,9 @@ impl Init {
     }
 }
 
-/// Does nothing but to be process 1 of the pod's shared process ids: the kernel reaps its orphans for it. Containers see
-/// it, so that it has an empty directory for its root and none of the agent's descriptors. Its memory and its capabilities
-/// are the agent's. The kernel denies containers access to them, as to any child before execve (`process/child.rs`).
+/// Body of PID 1 of the pod's PID namespace, which only has to exist: the kernel reaps its orphans. Containers see this
+/// process, so its root is an empty directory and it has none of the agent's file descriptors. Its memory and capabilities
+/// are those of the agent. The kernel denies containers access to them, as to any child before execve (`process/child.rs`).
 fn hold_pids() -> ! {
     sys::ignore_children();
     if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
@@ -151,7 +152,7 @@ fn hold_pids() -> ! {
     if hidden.is_err() {
         sys::exit(1);
     }
-    // The agent's pipes among them: held open here they would never end.
+    // These include the agent's pipes, which would otherwise never reach their end.
     sys::close_all();
     let _ = rustix::thread::set_name(c"pod");
     loop {
@@ -159,12 +160,12 @@ fn hold_pids() -> ! {
     }
 }
 
-/// Returns the agent's own descriptor, which names its process ids.
+/// Returns the agent's own pidfd, which identifies its PID namespace.
 pub fn own_pidfd() -> Result<OwnedFd, Fault> {
     pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "own process")
 }
 
-/// Runs `fork` so that its child is among the process ids of `process`, and comes back to those of `own`.
+/// Runs `fork` so that its child is in the PID namespace of `process`, and then returns to that of `own`.
 pub fn with_pids<T>(
     process: BorrowedFd<'_>,
     own: BorrowedFd<'_>,
@@ -176,8 +177,8 @@ pub fn with_pids<T>(
     forked
 }
 
-/// Puts a mount over the initial root file system, which pivot_root(2) refuses to move (it has no parent), and makes it
-/// the agent's root. `/..` is how a path reaches what is mounted on the root itself.
+/// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes the new
+/// mount the agent's root. The path `/..` reaches a mount on the root itself.
 fn prepare_root() -> Result<(), Fault> {
     rustix::mount::mount_bind_recursive("/", "/").step("bind", "/")?;
     rustix::process::chroot("/..").step("enter", "/")

@@ -1,8 +1,8 @@
-//! The agent's ports, found by their names.
+//! Opening the agent's ports by name.
 //!
-//! The kernel's console driver makes ports as the host announces them, which may be after process 1 has started, and
-//! names them a little later still. Each step is told to user space as an event on a netlink socket; it is opened only
-//! if a port is not there yet.
+//! The kernel's console driver creates ports when the host announces them, which may be after PID 1 has started, and sets
+//! their names a little later. The kernel reports each step as an event on a netlink socket, which is opened only if a port
+//! is still missing.
 
 use alloc::format;
 use alloc::string::String;
@@ -17,32 +17,32 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::fault::{Fault, Step};
 
-/// The highest number that a port of the first console device may have here.
+/// Highest port number of the first console device that is searched.
 const NUMBER_MAX: u32 = 15;
-/// Seconds without any news of devices after which there will be none.
+/// Seconds without device events after which the agent gives up.
 const PATIENCE_SECONDS: i64 = 10;
-/// The longest port name that is looked at.
+/// Limit of the length of a port name.
 const NAME_MAX: usize = 64;
 
 /// The two channels, non-blocking.
 #[derive(Debug)]
 pub struct Ports {
-    /// `sh.hyper.channel.0`.
+    /// The control channel, `sh.hyper.channel.0`.
     pub control: OwnedFd,
-    /// `sh.hyper.channel.1`.
+    /// The stream channel, `sh.hyper.channel.1`.
     pub streams: OwnedFd,
 }
 
-/// Opens the two ports, and waits for them if they are not there yet.
+/// Opens the two ports, and waits for them if necessary.
 ///
-/// Neither is opened before both are there: to close one again would throw away what the host has sent to it in the
-/// meantime, its first commands.
+/// No port is opened before both exist, because closing one again would discard the commands that the host has sent in the
+/// meantime.
 pub fn open() -> Result<Ports, Fault> {
     let [control, streams] = await_named([CONTROL_PORT, STREAM_PORT])?;
     Ok(Ports { control: device(control)?, streams: device(streams)? })
 }
 
-/// Opens the port of the name queries, non-blocking, and waits for it if it is not there yet.
+/// Opens the port for name queries, non-blocking, and waits for it if necessary.
 pub fn open_resolver() -> Result<OwnedFd, Fault> {
     let [number] = await_named([RESOLVER_PORT])?;
     device(number)
@@ -53,7 +53,7 @@ fn await_named<const N: usize>(names: [&str; N]) -> Result<[u32; N], Fault> {
         return Ok(numbers);
     }
     let events = listen()?;
-    // What happened before the socket was there sends no event.
+    // Look first: there are no events for what happened before the socket was opened.
     loop {
         if let Some(numbers) = find(names) {
             return Ok(numbers);
@@ -64,7 +64,7 @@ fn await_named<const N: usize>(names: [&str; N]) -> Result<[u32; N], Fault> {
 
 /// Returns the ports' numbers if all have their names.
 fn find<const N: usize>(names: [&str; N]) -> Option<[u32; N]> {
-    // Port 0 is the console's and has no name.
+    // Port 0 is the console and has no name.
     let mut numbers = [0; N];
     for number in 1..=NUMBER_MAX {
         let mut buffer = [0; NAME_MAX];
@@ -94,7 +94,7 @@ fn device(number: u32) -> Result<OwnedFd, Fault> {
 }
 
 fn listen() -> Result<OwnedFd, Fault> {
-    /// The kernel's own events; group 2 would be udev's.
+    /// The group of the kernel's events; group 2 has udev's.
     const KERNEL: u32 = 1;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let protocol = Some(KOBJECT_UEVENT);
@@ -104,7 +104,7 @@ fn listen() -> Result<OwnedFd, Fault> {
     Ok(socket)
 }
 
-/// Waits for news of a device, with which port `name` may have come, and forgets what they say.
+/// Waits for device events and discards them. Port `name` may have appeared with one of them.
 fn wait(events: &OwnedFd, name: &str) -> Result<(), Fault> {
     let patience = Timespec { tv_sec: PATIENCE_SECONDS, tv_nsec: 0 };
     let mut list = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
@@ -113,7 +113,7 @@ fn wait(events: &OwnedFd, name: &str) -> Result<(), Fault> {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno).step("wait for", "devices"),
     }
-    // ENOBUFS says that events were lost: looking again makes up for it.
+    // ENOBUFS means that events were lost, which is harmless because the caller searches again.
     let mut text = [0; 2048];
     while rustix::io::read(events, &mut text[..]).is_ok() {}
     Ok(())

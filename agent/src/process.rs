@@ -1,4 +1,4 @@
-//! A process of a container, as the agent sees it: its start, its streams, its end.
+//! The agent's record of a process: start, streams, exit.
 
 pub mod child;
 pub mod credentials;
@@ -27,16 +27,16 @@ use crate::process::child::Stdio;
 use crate::streams::{Inbound, Output, Stdin};
 use crate::sys;
 
-/// A started command's reply that is still owed.
+/// The outstanding reply to a command that starts a process.
 #[derive(Debug)]
 pub struct Pending {
-    /// The command's message id.
+    /// Message id of the command.
     pub id: u32,
-    /// The command's code.
+    /// Code of the command.
     pub command: u32,
-    /// Where the child reports on its set-up; none once it has said all.
+    /// Socket on which the child reports its set-up. `None` after its last message.
     pub report: Option<OwnedFd>,
-    /// Why its program does not run.
+    /// Why the program does not run.
     pub fault: Option<Fault>,
 }
 
@@ -47,37 +47,37 @@ pub struct Process {
     pub container: String,
     /// The process's name.
     pub id: String,
-    /// The number it has here.
+    /// PID in the agent's namespace.
     pub pid: Pid,
-    /// Its descriptor; none once it is reaped.
+    /// The pidfd. `None` after the process has been reaped.
     pub pidfd: Option<OwnedFd>,
-    /// There until its program runs or could not be started.
+    /// Set until the program runs or could not be started.
     pub pending: Option<Pending>,
-    /// It is its container's first.
+    /// Whether this is the container's init process.
     pub is_first: bool,
-    /// The child has something to say.
+    /// The child has sent a report.
     pub reported: bool,
-    /// Its start was answered with an error: nothing further is said of it.
+    /// The start was answered with an error, so no exit is reported.
     pub failed: bool,
-    /// How it ended.
+    /// Exit status.
     pub status: Option<WaitStatus>,
-    /// Its input.
+    /// Standard input.
     pub stdin: Option<Stdin>,
-    /// Its output, or its terminal's.
+    /// Standard output, or the terminal's output.
     pub stdout: Option<Output>,
-    /// Its errors.
+    /// Standard error.
     pub stderr: Option<Output>,
-    /// The stream numbers that are its own.
+    /// Sequence numbers of the process's streams.
     pub seqs: (u64, u64),
-    /// The terminal's master.
+    /// Master of the terminal.
     terminal: Option<Rc<OwnedFd>>,
-    /// A window size that came before the terminal.
+    /// Window size that was received before the terminal was open.
     size: Option<Winsize>,
     wants_terminal: bool,
-    /// Input that came before the terminal.
+    /// Input that was received before the terminal was open.
     early: Vec<u8>,
     early_end: bool,
-    /// All output is queued when the stream channel has sent this much.
+    /// Position in the stream channel after which all output has been sent. Set when all output has been queued.
     pub drained_at: Option<u64>,
 }
 
@@ -113,14 +113,14 @@ impl Process {
         }
     }
 
-    /// Takes the agent's ends of the process's pipes.
+    /// Sets the agent's ends of the process's pipes.
     pub fn set_pipes(&mut self, pipes: Pipes) {
         self.stdin = pipes.stdin.map(|fd| Stdin::new(self.seqs.0, Rc::new(fd), false));
         self.stdout = pipes.stdout.map(|fd| Output::new(self.seqs.0, Rc::new(fd)));
         self.stderr = pipes.stderr.map(|fd| Output::new(self.seqs.1, Rc::new(fd)));
     }
 
-    /// Takes the terminal's master, which the child has opened.
+    /// Sets the terminal's master, which the child has opened.
     pub fn set_terminal(&mut self, master: OwnedFd) -> Result<Rc<OwnedFd>, Fault> {
         set_nonblocking(&master)?;
         let master = Rc::new(master);
@@ -138,21 +138,21 @@ impl Process {
         Ok(master)
     }
 
-    /// Takes note why the program does not run.
+    /// Records why the program does not run.
     pub fn fail(&mut self, fault: Fault) {
         if let Some(pending) = &mut self.pending {
             pending.fault = Some(fault);
         }
     }
 
-    /// Takes note that the child has said all.
+    /// Records that the child sends no more reports.
     pub fn close_report(&mut self) {
         if let Some(pending) = &mut self.pending {
             pending.report = None;
         }
     }
 
-    /// Gives the terminal a size.
+    /// Sets the size of the terminal.
     pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Fault> {
         let size = pty::winsize(rows, columns);
         match &self.terminal {
@@ -167,7 +167,7 @@ impl Process {
         }
     }
 
-    /// Takes input or its end.
+    /// Accepts input or its end.
     pub fn input(&mut self, inbound: Inbound<'_>) {
         match (&mut self.stdin, inbound) {
             (Some(stdin), Inbound::Data(_, data)) => stdin.push(data),
@@ -178,12 +178,12 @@ impl Process {
         }
     }
 
-    /// Returns true while no more input may be taken.
+    /// Whether no more input may be accepted now.
     pub fn is_full(&self) -> bool {
         self.early.len() > STREAM_WINDOW as usize || self.stdin.as_ref().is_some_and(Stdin::is_full)
     }
 
-    /// Returns true for a stream number that is the process's own.
+    /// Whether `seq` is one of the process's streams.
     pub fn has_seq(&self, seq: u64) -> bool {
         seq != 0 && (self.seqs.0 == seq || self.seqs.1 == seq)
     }
@@ -193,8 +193,8 @@ impl Process {
         [&mut self.stdout, &mut self.stderr].into_iter().flatten().find(|output| output.seq == seq)
     }
 
-    /// Takes credit for an output; none at all says that the host's client reads no more, and so does the agent: the
-    /// process's next write fails, or its terminal hangs up.
+    /// Accepts credit for an output. Credit of 0 bytes means that the host's client has stopped reading. The agent then
+    /// closes the output: the process's next write fails, or its terminal hangs up.
     pub fn credit(&mut self, credit: Credit) {
         let Some(output) = self.output(credit.seq) else { return };
         if credit.bytes > 0 {
@@ -207,7 +207,7 @@ impl Process {
         }
     }
 
-    /// Returns true once no output can come any more.
+    /// Whether all output has been read.
     pub fn is_drained(&self) -> bool {
         [&self.stdout, &self.stderr].into_iter().flatten().all(|output| !output.is_open())
     }
@@ -218,7 +218,7 @@ impl Process {
         rustix::process::pidfd_send_signal(pidfd, signal)
     }
 
-    /// Sends the process's group a signal; before it has a group of its own, the process alone.
+    /// Sends a signal to the process's group, or only to the process if it does not have its own group yet.
     pub fn signal_group(&self, signal: rustix::process::Signal) -> rustix::io::Result<()> {
         if self.pidfd.is_none() {
             return Err(Errno::SRCH);
@@ -229,12 +229,12 @@ impl Process {
         }
     }
 
-    /// Returns the process's descriptor while it lives.
+    /// Returns the pidfd while the process is not reaped.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns how the process ended, and API 4244's one number for it: a signal's is 0 there.
+    /// Returns how the process ended, and API 4244's exit code, which is 0 after a signal.
     pub fn exit(&self) -> (Exit, i32) {
         let bytes = |output: &Option<Output>| output.as_ref().map_or(0, |output| output.bytes);
         let status = self.status.as_ref();
@@ -252,15 +252,15 @@ impl Process {
 /// The agent's ends of a process's pipes.
 #[derive(Debug, Default)]
 pub struct Pipes {
-    /// Where its input is written.
+    /// Write end of stdin.
     pub stdin: Option<OwnedFd>,
-    /// Where its output is read.
+    /// Read end of stdout.
     pub stdout: Option<OwnedFd>,
-    /// Where its errors are read.
+    /// Read end of stderr.
     pub stderr: Option<OwnedFd>,
 }
 
-/// Makes a process's pipes: with a terminal only stderr's, and only where that has a stream of its own.
+/// Creates a process's pipes. With a terminal there is only that of stderr, and only if stderr has its own stream.
 pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
     let (mut ours, mut theirs) = (Pipes::default(), Stdio::default());
     if !spec.terminal {
@@ -285,7 +285,7 @@ fn set_nonblocking(fd: &OwnedFd) -> Result<(), Fault> {
     rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set up", "pipe")
 }
 
-/// Returns signal `number`, or what API 4244 says of one that there is not.
+/// Returns signal `number`, or API 4244's error for an invalid number.
 pub fn signal(number: i32) -> Result<rustix::process::Signal, Fault> {
     sys::signal(number).ok_or_else(|| Fault::bad_request("invalid signal"))
 }

@@ -1,4 +1,4 @@
-//! Ended children: the pod's own processes, and in a guest also orphans that came to process 1.
+//! Reaping children: the processes of containers, and in a guest also orphans that became children of PID 1.
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
@@ -7,7 +7,7 @@ use crate::agent::{Agent, Setting};
 use crate::fault::{Fault, Step};
 
 impl Agent {
-    /// Takes the status of every child that has ended.
+    /// Reaps all children that have ended.
     pub(crate) fn reap(&mut self) -> Result<(), Fault> {
         if !core::mem::take(&mut self.children) {
             return Ok(());
@@ -18,7 +18,7 @@ impl Agent {
             }
             return Ok(());
         }
-        // A test's other children are not the agent's.
+        // In a test, other children do not belong to the agent.
         let own: alloc::vec::Vec<Pid> = self
             .processes
             .values()
@@ -55,7 +55,7 @@ impl Agent {
 }
 
 fn ended(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Fault> {
-    // Without a number waitpid would mean the agent's process group; any child is what wait means.
+    // waitpid without a PID would mean the agent's process group; wait means any child.
     let ended = match pid {
         Some(pid) => waitpid(Some(pid), WaitOptions::NOHANG),
         None => wait(WaitOptions::NOHANG),

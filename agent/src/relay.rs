@@ -1,8 +1,9 @@
-//! Two pipes through which a large frame goes to its port without being copied: its pages are moved out of the process's
-//! pipe and handed to the host as they are.
+//! Two pipes through which a large frame is sent to its port without copying: its pages are moved from the process's pipe to
+//! the host.
 //!
-//! How much there is to move is only known once it has been moved (whoever may open the process's descriptors can read from
-//! its pipe, too), and the header that says it comes first. So the data go to one pipe, and behind their header to another.
+//! The number of bytes is known only after they have been moved, because other processes may also read from the process's
+//! pipe; but the header with that number comes first. So the data are moved to one pipe, and then after their header to
+//! another.
 
 use agent_proto::command::{STREAM_FRAME_MAX, STREAM_HEADER};
 use agent_proto::stream::encode_header;
@@ -10,25 +11,25 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, Result};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
-/// Bytes of data of a frame, and what a pipe holds whose output is moved.
+/// Limit of data of a frame in bytes, and capacity of a pipe whose output is moved.
 pub const RELAY_MAX: usize = STREAM_FRAME_MAX - STREAM_HEADER;
-/// Bytes of the second pipe: places for every page of the first, and one more.
+/// Capacity of the second pipe in bytes: slots for all pages of the first pipe, and one more.
 const FRAMED: usize = 2 * RELAY_MAX;
 
-/// A pipe's end to read from and its end to write to.
+/// Read end and write end of a pipe.
 type Pipe = (OwnedFd, OwnedFd);
 
-/// The way of a large frame.
+/// The two pipes of a large frame.
 #[derive(Debug)]
 pub struct Relay {
     data: Pipe,
     framed: Pipe,
-    /// Bytes in `framed`.
+    /// Number of bytes in `framed`.
     left: usize,
 }
 
 impl Relay {
-    /// Returns an empty one.
+    /// Creates the two pipes.
     pub fn new() -> Result<Relay> {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
         let (data, framed) = (pipe()?, pipe()?);
@@ -37,12 +38,12 @@ impl Relay {
         Ok(Relay { data, framed, left: 0 })
     }
 
-    /// Returns the bytes that wait to be sent.
+    /// Returns the number of unsent bytes.
     pub fn left(&self) -> usize {
         self.left
     }
 
-    /// Makes a frame of what the pipe `from` has, of at most `max` bytes; returns their number. Nothing else may wait.
+    /// Makes a frame of at most `max` bytes from the pipe `from`. Returns their number. No other frame may be unsent.
     pub fn load(&mut self, seq: u64, from: &OwnedFd, max: usize) -> Result<usize> {
         let count = splice(from, &self.data.1, max.min(RELAY_MAX))?;
         if count == 0 {
@@ -51,7 +52,7 @@ impl Relay {
         let header = encode_header(seq, count);
         self.left = rustix::io::write(&self.framed.1, &header)?;
         while self.left < header.len() + count {
-            // There is a place for each page, so that this goes on to the end.
+            // There is a slot for each page, so this loop completes.
             match splice(&self.data.0, &self.framed.1, count)? {
                 0 => return Err(Errno::IO),
                 moved => self.left += moved,
@@ -60,7 +61,7 @@ impl Relay {
         Ok(count)
     }
 
-    /// Sends what `to` takes now; returns how much that was.
+    /// Sends as much as `to` accepts now. Returns the number of bytes sent.
     pub fn send(&mut self, to: &OwnedFd) -> Result<usize> {
         let count = splice(&self.framed.0, to, self.left)?;
         self.left -= count;

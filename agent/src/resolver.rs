@@ -1,8 +1,8 @@
-//! Name queries for a server on the host's side of a loopback address.
+//! Forwards name queries to a server on a loopback address of the host's network namespace.
 //!
-//! An engine's own name server listens on a loopback address in the network namespace on the host (Docker: 127.0.0.11), which
-//! the container's resolv.conf names. The guest's loopback is another one. So a process of its own takes the queries here
-//! and sends them through a port to the host, which asks in the namespace itself and sends the answers back.
+//! An engine's name server listens on a loopback address in the container's network namespace on the host (Docker:
+//! 127.0.0.11), and the container's resolv.conf contains that address. The guest has another loopback interface. So a separate
+//! process accepts the queries in the guest and sends them through a port to the host, which forwards them in that namespace.
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -21,19 +21,19 @@ use crate::sys::{self, Fork};
 
 mod connections;
 
-/// The domain name system's port.
+/// UDP and TCP port of DNS.
 const DNS: u16 = 53;
-/// Connections that wait to be taken.
+/// Limit of connections that wait to be accepted.
 const BACKLOG: i32 = 16;
-/// Bytes that are read from the port at a time.
+/// Limit of bytes that are read from the port at a time.
 const READ: usize = 16 << 10;
 
-/// Returns the address at which queries are to be taken.
+/// Parses the address at which queries are accepted.
 pub fn parse(address: &str) -> Result<Ipv4Addr, Fault> {
     address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))
 }
 
-/// Begins to take queries at `address`. The process that does it lasts as long as the guest.
+/// Starts to accept queries at `address`, in a process that runs as long as the guest.
 pub fn start(address: Ipv4Addr) -> Result<(), Fault> {
     let name = &address.to_string();
     let bound = |kind, flags| {
@@ -57,7 +57,7 @@ pub fn start(address: Ipv4Addr) -> Result<(), Fault> {
     }
 }
 
-/// Carries queries and answers until the port fails.
+/// Forwards queries and answers until the port fails.
 fn serve(socket: &OwnedFd, listener: &OwnedFd, port: &OwnedFd) -> Result<(), Errno> {
     let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
     let mut connections = Connections::default();
@@ -91,7 +91,7 @@ fn serve(socket: &OwnedFd, listener: &OwnedFd, port: &OwnedFd) -> Result<(), Err
                 Ok(_) => {
                     datagram::drain(&mut incoming, |program, data| match datagram::connection(program) {
                         Some(number) => connections.answer(number, data),
-                        // A program that has gone does not take its answer.
+                        // Ignore failures: the program may have exited.
                         None => _ = rustix::net::sendto(socket, data, SendFlags::DONTWAIT, &program),
                     })
                 }

@@ -1,4 +1,4 @@
-//! Starting processes: NEWCONTAINER's first one and EXECCMD's further ones.
+//! Starting processes: the init process of NEWCONTAINER and the exec processes of EXECCMD.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -17,17 +17,17 @@ use crate::process::child::{self, Job, Place};
 use crate::process::{Pending, Process, pipes, report};
 use crate::sys::{self, Fork};
 
-/// The most processes, running or not yet reported.
+/// Limit of processes, running or not yet reported.
 const PROCESSES_MAX: usize = 1024;
-/// The most containers, running or not yet removed.
+/// Limit of containers, running or not yet removed.
 const CONTAINERS_MAX: usize = 256;
 
-/// A process's number and descriptor.
+/// PID and pidfd of a process.
 type Forked = Result<(Pid, OwnedFd), Fault>;
 
 impl Agent {
-    /// Takes a pod that has started, and starts the first of the containers that come with it; returns true if there
-    /// are none.
+    /// Stores a pod that has started, and starts the first of its containers. Returns true if it has
+    /// none.
     pub(crate) fn fill_pod(
         &mut self,
         id: u32,
@@ -39,13 +39,13 @@ impl Agent {
         self.start_next(id)
     }
 
-    /// Starts the next of the pod's first containers; returns true if all have been started.
+    /// Starts the next container of STARTPOD. Returns true if all have been started.
     fn start_next(&mut self, id: u32) -> Result<bool, Fault> {
         let Some(spec) = self.to_start.pop_front() else { return Ok(true) };
         self.start_container((id, Code::StartPod), &spec).map(|()| false)
     }
 
-    /// Starts a container; the command is answered when its program runs.
+    /// Starts a container. The command is answered when its program runs.
     pub(crate) fn start_container(
         &mut self,
         command: (u32, Code),
@@ -84,8 +84,8 @@ impl Agent {
         Ok(())
     }
 
-    /// API 4244 forgets containers that have ended, and its hosts rely on it; above it the host says when. Here they are
-    /// remembered for as long as nothing else wants their place, so that a late command is told what became of them.
+    /// Removes ended containers for API 4244, whose hosts rely on that; in the extended form the host removes them. They are
+    /// kept until their place is needed, so that late commands still find them.
     fn forget_ended(&mut self, id: &str) {
         if self.control.is_extended() {
             return;
@@ -97,7 +97,7 @@ impl Agent {
         self.containers.retain(|container| runs(&container.id) || !(all || container.id == id));
     }
 
-    /// Starts a further process of a container; the command is answered when its program runs.
+    /// Starts an exec process of a container. The command is answered when its program runs.
     pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Fault> {
         let spec = &command.process;
         self.check_streams(spec)?;
@@ -107,14 +107,14 @@ impl Agent {
         }
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
         if command.container == container::GUEST {
-            // The guest itself: what API 4244's hosts ran their tools in.
+            // The guest itself, in which API 4244's hosts run their tools.
             let start = Start::new(spec, Place::Here, &hostname)?;
             let forked = fork(0, None, start.job)?;
             return self.add(container::GUEST, spec, forked, start.ours, (id, Code::ExecCmd)).map(drop);
         }
         let container = self.container(&command.container)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
-        // Before its first process runs, a container is not yet closed against the agent's own tree.
+        // Until its init process runs, a container is not yet isolated from the agent's mounts.
         let init = init.filter(|init| init.pending.is_none());
         let (pid, init) = init.and_then(|init| Some((init.pid, init.pidfd()?))).ok_or_else(|| {
             Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
@@ -142,7 +142,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes a forked process into the table and watches it.
+    /// Adds a forked process to the table and to the event loop.
     fn add(
         &mut self,
         container: &str,
@@ -174,11 +174,11 @@ impl Agent {
         Ok(key)
     }
 
-    /// Answers a start once the child has said all: the program runs, or why it does not. An error is answered when
-    /// nothing of the attempt is left, so that the host may try again at once.
+    /// Answers a start after the child's last report: the program runs, or why it does not. An error is sent when nothing
+    /// of the attempt is left, so that the host can try again at once.
     ///
-    /// API 4244 knows no reason: a program that cannot be executed has run and ended with 126 or 127 there, and so has
-    /// every further process that could not be started (125).
+    /// API 4244 has no such errors: a program that cannot be executed is reported as an exit with 126 or 127, and an exec
+    /// process that could not be started as an exit with 125.
     pub(crate) fn answer_start(&mut self, key: u32) {
         let extended = self.control.is_extended();
         let Some(process) = self.processes.get_mut(&key) else { return };
@@ -205,7 +205,7 @@ impl Agent {
         }
     }
 
-    /// One of the pod's first containers runs, or could not be started.
+    /// Continues STARTPOD after one of its containers has started or failed.
     fn go_on_with_pod(&mut self, id: u32, started: Result<Vec<u8>, Fault>) {
         let reply = match started.and_then(|_| self.start_next(id)) {
             Ok(false) => return,
@@ -219,16 +219,16 @@ impl Agent {
     }
 }
 
-/// The exit code for what is neither a missing program nor one that cannot be executed.
+/// Exit code for other failures than a program that is missing or cannot be executed.
 const FAULT_OF_OURS: i32 = 125;
 
-/// The agent's ends of what a child is given.
+/// The agent's ends of a child's pipes and report socket.
 struct Ours {
     pipes: crate::process::Pipes,
     report: OwnedFd,
 }
 
-/// A child about to be forked.
+/// A child that is about to be forked.
 struct Start<'a> {
     ours: Ours,
     job: Job<'a>,

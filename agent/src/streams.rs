@@ -1,7 +1,7 @@
-//! The stream channel and the two ends of a process's streams.
+//! The stream channel, and the input and output of processes.
 //!
-//! A process's output is read only while the stream has credit and the port's buffer has room, so that nothing here
-//! grows with what a process writes. Input is kept up to the window; beyond it the channel is not read.
+//! A process's output is read only while the stream has credit and the port's buffer has space, so that memory usage does not
+//! grow with the output. Input is buffered up to the window; beyond that the channel is not read.
 
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -17,28 +17,28 @@ use crate::fault::Fault;
 use crate::relay::RELAY_MAX;
 use crate::sys;
 
-/// Bytes of a frame, header included: what the kernel's port driver takes in one write.
+/// Limit of a frame in bytes, including the header: what the kernel's port driver accepts in one write.
 const FRAME: usize = 32 << 10;
-/// The least room in the port's buffer for which a frame is begun.
+/// Minimum free space in the port's buffer for a new frame.
 const ROOM_MIN: usize = 4 << 10;
-/// Bytes that are read from the channel in one round: the port gives a page at a time, and what a process reads should not
-/// be cut into pages.
+/// Limit of bytes that are read from the channel in one round. The port returns a page at a time, and a process's input should
+/// not be split into pages.
 const READ: usize = 64 << 10;
-/// Bytes that are asked for at a time.
+/// Size of one read in bytes.
 const READ_STEP: usize = 16 << 10;
-/// Bytes of unsent output at which the channel is not read: the host does not read it.
+/// Limit of unsent output in bytes. Above it the channel is not read, because the host does not read.
 const OUT_MAX: usize = 64 << 10;
-/// Input that a process has taken is told to the host when it is this much: the host has the other half to go on with.
+/// Credit is returned in steps of this size: the host can use the other half of the window meanwhile.
 const CREDIT_BATCH: u32 = STREAM_WINDOW / 2;
 
-/// What the host sent for one stream.
+/// A message of the host for one stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Inbound<'a> {
     /// Input for a process.
     Data(u64, &'a [u8]),
     /// The end of a process's input.
     End(u64),
-    /// The host took so many bytes of a process's output.
+    /// The host has consumed bytes of a process's output.
     Credit(Credit),
 }
 
@@ -54,7 +54,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Returns the channel over a non-blocking descriptor.
+    /// Returns the channel for a non-blocking file descriptor.
     pub fn new(fd: OwnedFd) -> Streams {
         Streams {
             port: Port::new(fd),
@@ -66,13 +66,13 @@ impl Streams {
         }
     }
 
-    /// Returns the port below.
+    /// Returns the underlying port.
     pub fn port(&mut self) -> &mut Port {
         &mut self.port
     }
 
-    /// Reads once and hands what came to `deliver`, in order; it returns false for a stream that nothing stands behind,
-    /// which API 4244 is told with an end of that stream.
+    /// Reads once and passes the messages to `deliver`, in order. `deliver` returns false for an unknown stream; an API
+    /// 4244 host is then told that this stream has ended.
     pub fn receive(
         &mut self,
         extended: bool,
@@ -107,7 +107,7 @@ impl Streams {
         Ok(read)
     }
 
-    /// Reads until there is no more or the round has enough.
+    /// Reads until there is no more input or the round's limit is reached.
     fn read(&mut self, scratch: &mut Vec<u8>) -> Result<Input, Fault> {
         loop {
             let read = self.port.read(scratch, READ_STEP)?;
@@ -116,7 +116,7 @@ impl Streams {
                 _ if more => {}
                 _ if !scratch.is_empty() => {
                     if read == Input::Closed {
-                        // What came before the end is looked at first.
+                        // Handle the input before the end first.
                         self.port.woken();
                     }
                     return Ok(Input::Data(scratch.len()));
@@ -126,14 +126,14 @@ impl Streams {
         }
     }
 
-    /// Returns the bytes of data that a frame may have now; 0 when the port's buffer has no room for one.
+    /// Returns the number of bytes that a frame may have now; 0 if the port's buffer has no space for a frame.
     pub fn room(&self) -> usize {
         let room = FRAME.saturating_sub(self.port.unsent());
         if room < ROOM_MIN { 0 } else { room - STREAM_HEADER }
     }
 
-    /// Queues a frame of at most `max` bytes that the pipe `fd` has, without copying them; returns their number, and none
-    /// where something is queued already.
+    /// Queues a frame of at most `max` bytes from the pipe `fd` without copying them. Returns their number, or `None` if
+    /// the queue is not empty.
     fn relay(&mut self, seq: u64, fd: &OwnedFd, max: usize) -> Option<rustix::io::Result<usize>> {
         if self.port.unsent() > 0 {
             return None;
@@ -145,7 +145,7 @@ impl Streams {
         Some(relayed)
     }
 
-    /// Queues a frame of at most `max` bytes that `fd` has; returns their number.
+    /// Queues a frame of at most `max` bytes from `fd`. Returns their number.
     fn forward(&mut self, seq: u64, fd: &OwnedFd, max: usize) -> rustix::io::Result<usize> {
         let out = self.port.out();
         let start = out.len();
@@ -161,18 +161,18 @@ impl Streams {
         read
     }
 
-    /// Queues a stream's end.
+    /// Queues the end frame of a stream.
     pub fn end(&mut self, seq: u64) {
         self.port.out().extend_from_slice(&encode_header(seq, 0));
         self.queued += STREAM_HEADER as u64;
     }
 
-    /// Notes that a process took `bytes` of stream `seq`, or with 0 that it takes no more.
+    /// Records that a process has consumed `bytes` of stream `seq`, or with 0 that it accepts no more input.
     pub fn give_credit(&mut self, seq: u64, bytes: u32) {
         self.credits.push(Credit { seq, bytes });
     }
 
-    /// Queues the credit that was noted.
+    /// Queues the recorded credit.
     pub fn queue_credit(&mut self) {
         for records in self.credits.chunks(Credit::FRAME_MAX) {
             let before = self.port.out().len();
@@ -182,34 +182,34 @@ impl Streams {
         self.credits.clear();
     }
 
-    /// Returns the number of bytes that were ever queued: what [`sent`](Self::sent) must reach for all to be sent.
+    /// Returns the number of bytes ever queued. All have been sent when [`sent`](Self::sent) reaches this number.
     pub fn queued(&self) -> u64 {
         self.queued
     }
 
-    /// Returns the number of bytes that were ever sent.
+    /// Returns the number of bytes ever sent.
     pub fn sent(&self) -> u64 {
         self.queued - self.port.unsent() as u64
     }
 }
 
-/// What a process reads: its end of stdin, or its terminal.
+/// Input of a process: the pipe of its stdin, or its terminal.
 #[derive(Debug)]
 pub struct Stdin {
-    /// The stream.
+    /// Sequence number of the stream.
     pub seq: u64,
     fd: Option<Rc<OwnedFd>>,
     writable: bool,
     buffer: VecDeque<u8>,
     terminal: bool,
-    /// The last byte that a terminal took, for its end of file.
+    /// Last byte that was written to a terminal, for the end-of-file character.
     last: u8,
     ended: bool,
     taken: u32,
 }
 
 impl Stdin {
-    /// Returns the host's end of a process's input.
+    /// Returns the input of a process, which is written to `fd`.
     pub fn new(seq: u64, fd: Rc<OwnedFd>, terminal: bool) -> Stdin {
         Stdin {
             seq,
@@ -223,26 +223,26 @@ impl Stdin {
         }
     }
 
-    /// Takes note that the process reads.
+    /// Marks the input as writable.
     pub fn woken(&mut self) {
         self.writable = true;
     }
 
-    /// Returns true while no more input may be taken. A host that keeps to the window never gets here: the channel
-    /// carries other streams' credit too, and must not stop for this one.
+    /// Whether no more input may be accepted. This stops the whole channel, including the credit of other streams, but never
+    /// happens if the host respects the window.
     pub fn is_full(&self) -> bool {
         self.buffer.len() > STREAM_WINDOW as usize
     }
 
-    /// Takes input; what comes after the end is dropped, as is all once the process has closed its side.
+    /// Accepts input. Input is dropped after the end, and after the process has closed its side.
     pub fn push(&mut self, data: &[u8]) {
         if self.fd.is_some() && !self.ended {
             self.buffer.extend(data);
         }
     }
 
-    /// Takes the end of input: closed once everything before it is written. A terminal is given its end-of-file
-    /// character instead, twice where a line has been begun, whose first one only ends the line.
+    /// Accepts the end of input: `fd` is closed when all input has been written. A terminal gets its end-of-file character
+    /// instead. After an incomplete line it gets the character twice, because the first one only ends the line.
     pub fn end(&mut self) {
         if core::mem::replace(&mut self.ended, true) || !self.terminal {
             return;
@@ -257,7 +257,7 @@ impl Stdin {
         self.buffer.push_back(eof);
     }
 
-    /// Writes what the process takes; returns the credit to give back, 0 when the process has closed its side.
+    /// Writes as much as the process accepts. Returns the credit to give back, 0 if the process has closed its side.
     pub fn pump(&mut self) -> Option<u32> {
         let fd = self.fd.as_ref()?;
         while self.writable && !self.buffer.is_empty() {
@@ -285,52 +285,52 @@ impl Stdin {
         (self.taken >= CREDIT_BATCH).then(|| core::mem::take(&mut self.taken))
     }
 
-    /// Closes the process's input and drops what it has not taken.
+    /// Closes the process's input and drops what has not been written.
     pub fn close(&mut self) {
         self.fd = None;
         self.buffer = VecDeque::new();
     }
 }
 
-/// Bytes that may still be on their way through a terminal when its process has ended, above those that it tells of.
+/// Bytes that may still be inside a terminal when its process has ended, in addition to those that it reports.
 const TERMINAL_SLACK: u64 = 64 << 10;
-/// Bytes of buffer that an idle stdin keeps.
+/// Size of the buffer that an idle stdin keeps, in bytes.
 const KEEP: usize = 4 << 10;
-/// The end-of-file character of a terminal whose settings cannot be read.
+/// End-of-file character if the terminal's settings cannot be read.
 const CONTROL_D: u8 = 4;
 
-/// What a process writes: stdout, stderr or its terminal.
+/// Output of a process: stdout, stderr or its terminal.
 #[derive(Debug)]
 pub struct Output {
-    /// The stream.
+    /// Sequence number of the stream.
     pub seq: u64,
     fd: Option<Rc<OwnedFd>>,
     readable: bool,
-    /// Bytes that may be sent before the host gives credit; not counted in the base form.
+    /// Bytes that may be sent without further credit. Not used in the base form.
     credit: u64,
-    /// Bytes that the stream carried.
+    /// Number of bytes sent in the stream.
     pub bytes: u64,
-    /// Bytes that are still taken of a process which has ended; set when it has.
+    /// Number of bytes that are still read after the process has ended. Set when it has.
     left: Option<u64>,
     way: Way,
 }
 
-/// How output gets into frames.
+/// How output is transferred into frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It is copied, as long as it comes in small pieces.
+    /// Output is copied while it comes in small pieces.
     Copied,
-    /// Its pages are moved.
+    /// Pages are moved without copying.
     Relayed,
-    /// It is copied, because it cannot be moved.
+    /// Output is always copied, because its pages cannot be moved.
     CopiedAlways,
 }
 
-/// Bytes in one piece from which on output is moved in place of being copied.
+/// Size of a piece in bytes from which output is moved instead of copied.
 const PIECE_LARGE: usize = 16 << 10;
 
 impl Output {
-    /// Returns the host's end of a process's output.
+    /// Returns the output of a process, which is read from `fd`.
     pub fn new(seq: u64, fd: Rc<OwnedFd>) -> Output {
         Output {
             seq,
@@ -343,29 +343,29 @@ impl Output {
         }
     }
 
-    /// Takes note that there may be output.
+    /// Marks the output as readable.
     pub fn woken(&mut self) {
         self.readable = true;
     }
 
-    /// Takes credit.
+    /// Adds credit.
     pub fn add_credit(&mut self, bytes: u32) {
-        // More than the window can never be outstanding, whatever the host says.
+        // Limit the credit to the window, because the host's number is not trusted.
         self.credit = (self.credit + u64::from(bytes)).min(u64::from(STREAM_WINDOW));
     }
 
-    /// Returns true while there may be more.
+    /// Whether there may be more output.
     pub fn is_open(&self) -> bool {
         self.fd.is_some()
     }
 
-    /// Closes the stream: a writer that is left gets SIGPIPE or EIO.
+    /// Closes the stream. Remaining writers get SIGPIPE or EIO.
     pub fn close(&mut self) {
         self.fd = None;
     }
 
-    /// Queues one frame of output. `exited` says that the process has ended: what it wrote is all there then, and in the
-    /// extended form it is all that is taken, should something else still hold the stream open or go on writing.
+    /// Queues one frame of output. `exited` means that the process has ended and has written all its output. In the extended
+    /// form only that output is read, even if other processes still have the stream open or write to it.
     pub fn pump(&mut self, streams: &mut Streams, extended: bool, exited: bool) -> Pump {
         let Some(fd) = &self.fd else { return Pump::Idle };
         let last = extended && exited;
@@ -397,7 +397,7 @@ impl Output {
                 self.readable = false;
                 Pump::Idle
             }
-            // The end of a pipe; EIO of a terminal whose last process has closed it; nothing more of one that ended.
+            // The end of a pipe, EIO of a terminal after the last close, or no more output of a process that has ended.
             _ => {
                 self.close();
                 Pump::Ended
@@ -416,7 +416,7 @@ impl Output {
     }
 }
 
-/// Queues a frame of at most `most` bytes if they can be moved, otherwise of at most `max`.
+/// Queues a frame of at most `most` bytes if they can be moved, otherwise of at most `max` bytes.
 fn forward(
     way: &mut Way,
     streams: &mut Streams,
@@ -424,7 +424,7 @@ fn forward(
     (most, max): (u64, usize),
 ) -> rustix::io::Result<usize> {
     if *way == Way::Relayed {
-        // Whoever writes much goes on writing: a frame for each of its writes would be several times as many.
+        // A process that writes much will write more: a frame for each write would be several times as many frames.
         if rustix::io::ioctl_fionread(fd).is_ok_and(|there| there < RELAY_MAX as u64 / 2) {
             rustix::thread::sched_yield();
         }
@@ -436,7 +436,7 @@ fn forward(
                 return Ok(count);
             }
             Some(Err(errno @ (Errno::AGAIN | Errno::INTR))) => return Err(errno),
-            // No pipe, or no more descriptors.
+            // Not a pipe, or no more file descriptors.
             Some(Err(_)) => *way = Way::CopiedAlways,
             None => {}
         }
@@ -444,19 +444,19 @@ fn forward(
     let read = streams.forward(seq, fd, max);
     if *way == Way::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
         *way = Way::Relayed;
-        // Where it may not be larger it stays what it is.
+        // Ignore failures: the pipe keeps its size.
         let _ = rustix::pipe::fcntl_setpipe_size(fd, RELAY_MAX);
     }
     read
 }
 
-/// What [`Output::pump`] did.
+/// Result of [`Output::pump`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pump {
-    /// Nothing can be done now.
+    /// No progress is possible now.
     Idle,
     /// A frame was queued.
     Moved,
-    /// The stream is over; its end is not queued yet.
+    /// The stream has ended; its end frame is not queued yet.
     Ended,
 }

@@ -1,5 +1,5 @@
 //! System calls that rustix does not have, or has only as `unsafe`.
-// UNSAFETY: raw system calls, port I/O and reads into uninitialized memory; each function is a safe face of one.
+// UNSAFETY: raw system calls, port I/O and reads into uninitialized memory; each function is a safe wrapper of one.
 #![allow(unsafe_code)]
 
 use alloc::ffi::CString;
@@ -35,7 +35,7 @@ mod number {
 ///
 /// # Safety
 ///
-/// The arguments must be what the call asks for; pointers must be good for as long as it uses them.
+/// The arguments must be valid for the call, and pointers must be valid for as long as it uses them.
 unsafe fn syscall(number: usize, args: [usize; 5]) -> Result<usize> {
     let value: isize;
     // SAFETY: the kernel keeps every register but rax, rcx and r11; the caller answers for the arguments.
@@ -55,18 +55,18 @@ unsafe fn syscall(number: usize, args: [usize; 5]) -> Result<usize> {
     Ok(value as usize)
 }
 
-/// Tells the machine how far the boot is; does nothing where the mark port cannot be had.
+/// Writes a milestone of the boot to the mark port. Does nothing if the port is not accessible.
 pub fn mark(mark: Mark) {
     let port = usize::from(MARK_IO_PORT);
     // SAFETY: ioperm touches no memory.
     if unsafe { syscall(number::IOPERM, [port, 1, 1, 0, 0]) }.is_err() {
         return;
     }
-    // SAFETY: the port is the process's own as of the call above, and writing to it has no effect on memory.
+    // SAFETY: the call above has given this process access to the port, and writing to it does not affect memory.
     unsafe {
         asm!("out dx, al", in("dx") MARK_IO_PORT, in("al") mark as u8, options(nostack, preserves_flags))
     };
-    // Given back, or else every process would inherit it.
+    // Drop the access, because every child would inherit it.
     // SAFETY: ioperm touches no memory.
     let _ = unsafe { syscall(number::IOPERM, [port, 1, 0, 0, 0]) };
 }
@@ -85,20 +85,20 @@ pub mod namespace {
     pub const NETWORK: u64 = 0x4000_0000;
 }
 
-/// Which side of [`fork`] this is.
+/// Result of [`fork`].
 pub enum Fork {
     /// The new process.
     Child,
-    /// The one that made it.
+    /// The process that called fork.
     Parent {
-        /// The child's number.
+        /// PID of the child.
         pid: Pid,
-        /// The child's descriptor, closed on exec.
+        /// The pidfd of the child, close-on-exec.
         pidfd: OwnedFd,
     },
 }
 
-/// clone3(2)'s argument, first version and what CLONE_INTO_CGROUP adds.
+/// Argument of clone3(2): the first version, plus the field for CLONE_INTO_CGROUP.
 #[repr(C, align(8))]
 #[derive(Default)]
 struct CloneArgs {
@@ -117,7 +117,7 @@ struct CloneArgs {
 
 /// Makes a copy of this process in new `namespaces` and, if given, in `cgroup`.
 ///
-/// The copy has this thread alone. The agent has no other; a test's child must not wait for locks of other threads.
+/// The copy has only this thread. The agent has no other; in a test the child must not wait for locks of other threads.
 pub fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
     const CLONE_PIDFD: u64 = 0x1000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -147,7 +147,7 @@ pub fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
     }
 }
 
-/// Runs a program in this process's place; returns only if that fails.
+/// Replaces this process by a program. Returns only on failure.
 pub fn execve(path: &CStr, args: &[CString], envs: &[CString]) -> Errno {
     let pointers = |list: &[CString]| -> Vec<*const c_char> {
         list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
@@ -161,12 +161,12 @@ pub fn execve(path: &CStr, args: &[CString], envs: &[CString]) -> Errno {
     }
 }
 
-/// Ends this process without running anything further.
+/// Exits without running any cleanup.
 pub fn exit(code: i32) -> ! {
     // SAFETY: exit_group takes a number and does not return.
     let _ = unsafe { syscall(number::EXIT_GROUP, [code as usize, 0, 0, 0, 0]) };
-    // Unless a filter forbids it. No filter forbids this.
-    // SAFETY: the kernel ends who does it.
+    // A seccomp filter may have blocked the call. No filter can block this instruction.
+    // SAFETY: the kernel kills the process for it.
     unsafe { asm!("ud2", options(noreturn, nostack)) }
 }
 
@@ -177,7 +177,7 @@ struct FilterProgram {
     filter: *const u64,
 }
 
-/// Filters the system calls of this process from here on; `program` is made of struct sock_filter, which the kernel checks.
+/// Installs a seccomp filter for this process. `program` consists of `struct sock_filter`; the kernel checks it.
 pub fn install_filter(program: &[u64], flags: u32) -> Result<()> {
     const SET_MODE_FILTER: usize = 1;
     let len = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
@@ -198,7 +198,7 @@ struct SigAction {
 
 fn set_action(signal: Signal, handler: usize) {
     let action = SigAction { handler, flags: 0, restorer: 0, mask: 0 };
-    // SAFETY: SIG_DFL (0) and SIG_IGN (1) are the only handlers given, so that no code ever runs by it.
+    // SAFETY: callers pass only SIG_DFL (0) and SIG_IGN (1), so no handler ever runs.
     let _ = unsafe {
         syscall(
             number::SIGACTION,
@@ -220,32 +220,32 @@ struct SchedulerAttributes {
     period: u64,
 }
 
-/// Gives this process a scheduling class.
+/// Sets the scheduling policy of this process.
 pub fn set_scheduler(new: &Scheduler) -> Result<()> {
     let &Scheduler { policy, flags, nice, priority, runtime, deadline, period } = new;
     let size = size_of::<SchedulerAttributes>() as u32;
     let new = SchedulerAttributes { size, policy, flags, nice, priority, runtime, deadline, period };
-    // SAFETY: a whole sched_attr that says how long it is.
+    // SAFETY: a complete sched_attr that contains its length.
     unsafe { syscall(number::SCHED_SETATTR, [0, &raw const new as usize, 0, 0, 0]) }.map(drop)
 }
 
-/// Gives this process an I/O priority, its class in the upper bits.
+/// Sets the I/O priority of this process, with the class in the upper bits.
 pub fn set_io_priority(new: u16) -> Result<()> {
     const WHO_PROCESS: usize = 1;
     // SAFETY: ioprio_set takes numbers.
     unsafe { syscall(number::IOPRIO_SET, [WHO_PROCESS, 0, usize::from(new), 0, 0]) }.map(drop)
 }
 
-/// Gives this process an execution domain.
+/// Sets the execution domain of this process.
 pub fn set_personality(new: u32) -> Result<()> {
     // SAFETY: personality takes a number.
     unsafe { syscall(number::PERSONALITY, [new as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
-/// Gives a new program the signals it expects: none blocked, none ignored.
+/// Resets signals to what a new program expects: none blocked, none ignored.
 ///
-/// As process 1 the agent ignores none. In a test it does: Rust's runtime ignores SIGPIPE, nohup(1) SIGHUP, and a shell
-/// without job control SIGINT and SIGQUIT for what it runs in the background.
+/// As PID 1 the agent ignores no signals. In a test it may: Rust's runtime ignores SIGPIPE, nohup(1) ignores SIGHUP, and
+/// a shell without job control ignores SIGINT and SIGQUIT in background processes.
 pub fn reset_signals() {
     const SIG_SETMASK: usize = 2;
     for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::PIPE] {
@@ -266,21 +266,21 @@ pub fn ignore_children() {
 /// Returns signal `number`, named or real-time.
 pub fn signal(number: i32) -> Option<Signal> {
     const LAST: i32 = 64;
-    // SAFETY: the numbers that the kernel has; no C library here keeps some for itself.
+    // SAFETY: these are the kernel's signal numbers. There is no C library that reserves some.
     (1..=LAST).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
-/// Closes every descriptor but stdin, stdout, stderr and those of `keep`, for a child that has not run its program yet.
+/// Closes all file descriptors except stdin, stdout, stderr and those in `keep`, in a child before exec.
 ///
-/// What owns the others in the child's copy of memory must never be used or dropped: the child ends by exec or exit.
+/// The owners of the others in the child's memory must not be used or dropped afterwards: the child ends with exec or exit.
 pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
     let mut keep = keep.map(|fd| fd.map_or(usize::MAX, |fd| fd.as_raw_fd() as usize));
     keep.sort_unstable();
     let mut first = 3;
     for kept in keep {
-        // A range that is empty or has the wrong way round is refused by the kernel and closes nothing.
+        // The kernel refuses an empty or reversed range and closes nothing.
         let last = kept.min(u32::MAX as usize + 1) - 1;
-        // SAFETY: closes descriptors of this process, which the caller answers for.
+        // SAFETY: closes file descriptors of this process; the caller guarantees that they are not used.
         let _ = unsafe { syscall(number::CLOSE_RANGE, [first, last, 0, 0, 0]) };
         first = kept.saturating_add(1);
     }
@@ -290,31 +290,31 @@ pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
     }
 }
 
-/// Closes every descriptor, for a process that never uses one again.
+/// Closes all file descriptors, for a process that never uses any again.
 pub fn close_all() {
-    // SAFETY: the one caller goes on to wait for ever, so that no owner of a descriptor is ever used or dropped.
+    // SAFETY: the only caller then waits forever, so no owner of a file descriptor is used or dropped.
     let _ = unsafe { syscall(number::CLOSE_RANGE, [0, u32::MAX as usize, 0, 0, 0]) };
 }
 
-/// Gives this process a view of the cgroup tree that begins at its own cgroup.
+/// Moves this process into a new cgroup namespace, which starts at its own cgroup.
 pub fn unshare_cgroup_view() -> Result<()> {
     // SAFETY: a cgroup namespace shares no memory or descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
 }
 
-/// Makes a time namespace for this process's future children, and for itself once it enters it.
+/// Creates a time namespace for this process's future children. The process itself can enter it later.
 pub fn unshare_time() -> Result<()> {
     // SAFETY: a time namespace shares no memory or descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) }
 }
 
-/// Gives this process users and groups of its own.
+/// Moves this process into a new user namespace.
 pub fn unshare_users() -> Result<()> {
     // SAFETY: a user namespace shares no memory or descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
 }
 
-/// mount_setattr(2)'s argument.
+/// Argument of mount_setattr(2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountAttributes {
@@ -324,11 +324,11 @@ pub struct MountAttributes {
     pub clear: u64,
     /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, or 0.
     pub propagation: u64,
-    /// User namespace of an id-mapped mount: never used here.
+    /// User namespace of an ID-mapped mount. Not used.
     pub userns_fd: u64,
 }
 
-/// Changes the mount whose root `mount` is, and with `recursive` everything below it.
+/// Changes the mount with root `mount`, and with `recursive` all mounts below it.
 pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: MountAttributes) -> Result<()> {
     const AT_EMPTY_PATH: usize = 0x1000;
     const AT_RECURSIVE: usize = 0x8000;
@@ -344,7 +344,7 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: MountAt
     unsafe { syscall(number::MOUNT_SETATTR, call) }.map(drop)
 }
 
-/// ioctl(2)'s ifreq, as far as SIOCSIFFLAGS reads it.
+/// `struct ifreq` with the fields that SIOCSIFFLAGS reads.
 #[repr(C)]
 struct InterfaceFlags {
     name: [u8; 16],
@@ -352,19 +352,19 @@ struct InterfaceFlags {
     pad: [u8; 22],
 }
 
-/// Brings the loopback interface of this process's network namespace up; `socket` is any IP socket of it.
+/// Brings up the loopback interface of this process's network namespace. `socket` is any IP socket in it.
 pub fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     const SIOCSIFFLAGS: rustix::ioctl::Opcode = 0x8914;
     const IFF_UP: i16 = 1;
     let mut request = InterfaceFlags { name: [0; 16], flags: IFF_UP, pad: [0; 22] };
     request.name[..2].copy_from_slice(b"lo");
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, which InterfaceFlags is as long as.
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, and InterfaceFlags has its length.
     let setter = unsafe { rustix::ioctl::Setter::<SIOCSIFFLAGS, InterfaceFlags>::new(request) };
     // SAFETY: as above.
     unsafe { rustix::ioctl::ioctl(socket, setter) }
 }
 
-/// Reads at most `max` bytes and appends them to `out`; 0 is the end of the file.
+/// Reads at most `max` bytes and appends them to `out`. Returns their number, 0 at the end of the file.
 pub fn read_append(fd: BorrowedFd<'_>, out: &mut Vec<u8>, max: usize) -> Result<usize> {
     out.reserve(max);
     let (read, _) = rustix::io::read(fd, &mut out.spare_capacity_mut()[..max])?;
@@ -374,7 +374,7 @@ pub fn read_append(fd: BorrowedFd<'_>, out: &mut Vec<u8>, max: usize) -> Result<
     Ok(count)
 }
 
-/// Copies `len` bytes between buffers that do not overlap; the compiler calls it memcpy.
+/// Copies `len` bytes forward, between buffers that do not overlap: memcpy.
 ///
 /// # Safety
 ///
@@ -396,7 +396,7 @@ pub(crate) unsafe fn copy_forward(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
-/// Copies `len` bytes from the last to the first; the compiler calls it memmove where the target lies behind.
+/// Copies `len` bytes from the last to the first: memmove if the target is after the source.
 ///
 /// # Safety
 ///
@@ -417,7 +417,7 @@ pub(crate) unsafe fn copy_backward(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
-/// Sets `len` bytes; the compiler calls it memset.
+/// Sets `len` bytes: memset.
 ///
 /// # Safety
 ///

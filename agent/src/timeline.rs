@@ -1,4 +1,4 @@
-//! The kernel's milestones, copied from its log to the console for a host that draws the boot's timeline.
+//! Copies the kernel's log to the console, for the host's timeline of the boot.
 
 use alloc::string::String;
 use alloc::vec;
@@ -7,17 +7,17 @@ use core::fmt::Write;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// The word on the kernel's command line that asks for it.
+/// Parameter on the kernel command line that requests the copy.
 const WORD: &str = "vmm.marks";
-/// The most of the command line that is looked at: the kernel's own maximum.
+/// Limit of bytes of the command line that are read: the kernel's own limit.
 const CMDLINE_MAX: usize = 4 << 10;
-/// The longest record of the kernel's log.
+/// Limit of a record of the kernel's log.
 const RECORD_MAX: usize = 8 << 10;
-/// Records that are copied at the most.
+/// Limit of records that are copied.
 const RECORDS_MAX: usize = 2000;
 
-/// Writes the log's records to the console, one line `vmm.mark <microseconds> <text>` each, if the host wants them.
-/// Without a log or a console there is nothing to do.
+/// Writes the log's records to the console, each as a line `vmm.mark <microseconds> <text>`, if the host requests them.
+/// Does nothing without a log or a console.
 pub fn copy_if_wanted() {
     if is_wanted() {
         let _ = copy();
@@ -44,7 +44,7 @@ fn copy() -> Result<(), Errno> {
     for _ in 0..RECORDS_MAX {
         match rustix::io::read(&log, &mut record[..]) {
             Ok(count) => add_line(&mut lines, &String::from_utf8_lossy(&record[..count])),
-            // Records that were overwritten meanwhile.
+            // Records have been overwritten meanwhile.
             Err(Errno::PIPE) => {}
             Err(_) => break,
         }

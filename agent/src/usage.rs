@@ -1,4 +1,4 @@
-//! What the pod's containers use, and whether they run at all: their cgroups and processes, looked at when the host asks.
+//! STATS, PROCESSES, PAUSE and RESUME: resource usage, processes and freezing of containers, through their cgroups.
 
 use alloc::format;
 use alloc::string::String;
@@ -14,21 +14,21 @@ use crate::container::Container;
 use crate::fault::{Fault, Step};
 use crate::sys;
 
-/// The most of one of the kernel's files that is read.
+/// Limit of bytes that are read from a file of the kernel.
 const FILE_MAX: usize = 4 << 10;
-/// The most processes of one container that are told.
+/// Limit of processes of one container that are reported.
 const PROCESSES_MAX: usize = 1024;
-/// The longest command that is told.
+/// Limit of the length of a reported command.
 const COMMAND_MAX: usize = 256;
 
 impl Agent {
-    /// STATS.
+    /// Executes STATS for one container, or for all if `wanted` is empty.
     pub(crate) fn usage(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
         let all: Vec<ContainerUsage> = self.wanted(wanted)?.map(usage_of).collect();
         Ok(json(&all))
     }
 
-    /// PROCESSES.
+    /// Executes PROCESSES for one container, or for all if `wanted` is empty.
     pub(crate) fn process_list(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
         let list = |container: &Container| ContainerProcesses {
             container: container.id.clone(),
@@ -38,8 +38,8 @@ impl Agent {
         Ok(json(&all))
     }
 
-    /// PAUSE and RESUME: the kernel stops, or goes on with, every process of a container, those to come included. It may
-    /// take a moment after the answer.
+    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It may take
+    /// effect shortly after the reply.
     pub(crate) fn freeze(&self, wanted: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
         for container in self.wanted(wanted)? {
             let Some(cgroup) = container.cgroup() else { continue };
@@ -50,7 +50,7 @@ impl Agent {
         Ok(Vec::new())
     }
 
-    /// The container of this name, or all for none.
+    /// Returns the container of this name, or all containers for an empty name.
     fn wanted(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Fault> {
         if !name.is_empty() {
             self.container(name)?;
@@ -77,12 +77,12 @@ fn usage_of(container: &Container) -> ContainerUsage {
     }
 }
 
-/// The number after `name` in a file of such lines.
+/// Returns the number after `name` in a file with lines of name and number.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// What is known of a process; nothing if it has ended meanwhile.
+/// Returns the entry of a process; `None` if it has ended meanwhile.
 fn entry(pid: i32) -> Option<ProcessEntry> {
     let status = read(CWD, &format!("/proc/{pid}/status"));
     let command = read(CWD, &format!("/proc/{pid}/cmdline"));
@@ -92,7 +92,7 @@ fn entry(pid: i32) -> Option<ProcessEntry> {
 fn parse(status: &str, command: &str) -> Option<ProcessEntry> {
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
     let words = command.trim_end_matches('\0');
-    // A kernel's name for it in brackets, as ps(1) has it: a zombie has no arguments any more.
+    // The kernel's name of the process in brackets, as in ps(1): a zombie has no arguments.
     let command = if words.is_empty() { format!("[{}]", line("Name")?) } else { words.replace('\0', " ") };
     Some(ProcessEntry {
         pid: line("NSpid")?.split_ascii_whitespace().last()?.parse().ok()?,

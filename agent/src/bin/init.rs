@@ -1,6 +1,6 @@
-//! Process 1 of the guest. It has no C library and no standard library: build it by itself, `cargo build -p agent
+//! PID 1 of the guest. It uses neither a C library nor the standard library. Build it separately with `cargo build -p agent
 //! --features init --profile agent`, never with the workspace.
-// UNSAFETY: the entry point is assembly, and linkers expect some names.
+// UNSAFETY: the entry point is assembly, and the linker expects some symbols.
 #![allow(unsafe_code)]
 #![no_std]
 #![no_main]
@@ -11,11 +11,11 @@ use core::panic::PanicInfo;
 
 use agent::memory::Memory;
 
-// SAFETY: the agent never makes a thread.
+// SAFETY: the agent never creates a thread.
 #[global_allocator]
 static MEMORY: Memory = unsafe { Memory::new() };
 
-/// The kernel begins here, with the stack aligned to 16 bytes. A call leaves it as functions expect it.
+/// Entry point, with the stack aligned to 16 bytes. A call from here gives functions the alignment that they expect.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 extern "C" fn _start() -> ! {
@@ -32,11 +32,11 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     agent::boot::reset()
 }
 
-/// Named by the unwind tables of the prebuilt core library; with panic=abort never called.
+/// Symbol in the unwind tables of the prebuilt core library. Never called with panic=abort.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
 
-/// Named by the prebuilt alloc library, likewise.
+/// Symbol in the prebuilt alloc library. Never called with panic=abort.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
     agent::boot::reset()

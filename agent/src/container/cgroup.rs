@@ -1,4 +1,4 @@
-//! A container's cgroup: its limits, and a name for all its processes.
+//! A container's cgroup: limits, and access to all its processes.
 
 use alloc::format;
 use alloc::string::String;
@@ -13,9 +13,9 @@ use rustix::process::Pid;
 use crate::fault::{Fault, Step};
 use crate::sys;
 
-/// Where the pod's cgroup tree is mounted in the agent's own tree.
+/// Mount point of the pod's cgroup tree in the agent's mount namespace.
 pub const CGROUPS: &str = "/run/cgroup";
-/// Where the root says which controllers its children have.
+/// File of the root cgroup that enables controllers for its children.
 const CONTROL: &str = "/run/cgroup/cgroup.subtree_control";
 
 /// Turns on the controllers that count the memory, processes and CPU time of containers. Containers that are created before
@@ -30,7 +30,7 @@ pub fn account() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes a container's cgroup, or finds the one that it had.
+/// Creates a container's cgroup, or opens the existing one.
 pub fn make(id: &str) -> Result<OwnedFd, Fault> {
     let path = format!("{CGROUPS}/{id}");
     match rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(0o755)) {
@@ -48,8 +48,8 @@ pub fn below(cgroup: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
     rustix::fs::openat2(cgroup, path, flags, Mode::empty(), inside).step("open the container's cgroup", path)
 }
 
-/// Returns true if `cgroup` has handed controllers on to those below it: then it takes no process (cgroup-v2, "No Internal
-/// Process Constraint").
+/// Whether `cgroup` has enabled controllers for its children. It then accepts no processes (cgroup-v2, "No Internal Process
+/// Constraint").
 pub fn is_closed(cgroup: BorrowedFd<'_>) -> bool {
     read(&cgroup, "cgroup.subtree_control").is_ok_and(|controllers| !controllers.trim().is_empty())
 }
@@ -71,7 +71,7 @@ fn read(directory: &impl AsFd, file: &str) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Writes one limit. Its controller is there from then on; one that nobody needs costs the others nothing.
+/// Writes one limit. Enables its controller first: controllers are enabled only when needed, because each costs time.
 pub fn limit(cgroup: &OwnedFd, file: &str, value: &str) -> Result<(), Fault> {
     let plain = |name: &str| !name.is_empty() && !name.contains('/');
     let Some((controller, _)) =

@@ -1,6 +1,6 @@
-//! `tmpcopyup`: a mount begins with what was in the directory that it hides.
+//! `tmpcopyup`: copies the content of the directory that a mount hides into the new mount.
 //!
-//! The directory is the container's image: its links are copied, never followed, and its depth has an end.
+//! The directory belongs to the container's image: links are copied, never followed, and the depth is limited.
 
 use alloc::borrow::ToOwned;
 use alloc::ffi::CString;
@@ -14,15 +14,15 @@ use rustix::fs::{
 use rustix::fs::{Gid, Timespec, Timestamps, utimensat};
 use rustix::io::{Errno, Result};
 
-/// Directories in one another that are copied: each holds two descriptors while it is.
+/// Limit of nested directories. Each needs two file descriptors while it is copied.
 const DEPTH_MAX: usize = 100;
-/// Bytes that one call copies at most.
+/// Limit of bytes that one call copies.
 const PIECE: usize = 1 << 20;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Copies what is in directory `from` to `to`, and gives it the same owner and mode.
+/// Copies the content of directory `from` to `to`, with owners and modes.
 pub fn copy(from: &impl AsFd, to: &impl AsFd) -> Result<()> {
     let from = openat(from, ".", DIRECTORY, Mode::empty())?;
     let to = openat(to, ".", DIRECTORY, Mode::empty())?;
@@ -48,7 +48,7 @@ fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<()> {
         let (uid, gid) = owner(&stat);
         chownat(to, &name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            // After the owner, whose change takes set-user-id away.
+            // After the owner, because a change of owner clears set-user-ID.
             chmodat(to, &name, mode, AtFlags::empty())?;
         }
         utimensat(to, &name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?;

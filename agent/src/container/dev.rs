@@ -1,4 +1,4 @@
-//! A container's /dev: its nodes, its links and its console (OCI runtime specification, "Default Devices").
+//! A container's /dev: nodes, links and console (OCI runtime specification, "Default Devices").
 
 use alloc::format;
 use alloc::string::String;
@@ -28,8 +28,8 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Makes the given nodes, and those and the links that every /dev has, unless /dev is bound from outside and so somebody
-/// else's.
+/// Creates the given nodes, and the default nodes and links. Leaves a /dev that is bind-mounted from outside
+/// unchanged.
 pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
     let is_dev = |mount: &Mount| mount.destination.trim_end_matches('/') == "/dev" && mount.kind == "bind";
     if oci.mounts.iter().any(is_dev) {
@@ -54,7 +54,7 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes one node; that it is there already is no fault.
+/// Creates one node. It is not an error if the node exists.
 fn make(root: &Root, device: &Device) -> rustix::io::Result<()> {
     let (parent, name) = device.path.rsplit_once('/').ok_or(Errno::INVAL)?;
     let directory = root.make_directory_at(parent)?;
@@ -72,7 +72,7 @@ fn make(root: &Root, device: &Device) -> rustix::io::Result<()> {
     chownat(&directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Opens the first process's terminal in the container's devpts and binds it on /dev/console.
+/// Opens the init process's terminal in the container's devpts and bind-mounts it on /dev/console.
 pub fn open_console(root: &Root, spec: &Process) -> Result<Terminal, Fault> {
     const PATH: &str = "/dev/pts/ptmx";
     let master = root.open_in(PATH, Terminal::MASTER, Mode::empty()).step("open", PATH)?;

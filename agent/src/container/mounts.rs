@@ -1,4 +1,4 @@
-//! A container's mounts, in order, and the paths that are hidden or made read-only afterwards.
+//! A container's mounts, in order, and the paths that are then masked or made read-only.
 
 use alloc::ffi::CString;
 use alloc::format;
@@ -15,7 +15,7 @@ use crate::fault::{Fault, Step};
 use crate::pod::paths;
 use crate::sys::{self, MountAttributes};
 
-/// mount(2)'s flags, as far as they are looked at here.
+/// The flags of mount(2) that are used here.
 mod ms {
     pub(super) const RDONLY: u64 = 1;
     pub(super) const NOSYMFOLLOW: u64 = 1 << 8;
@@ -27,7 +27,7 @@ mod ms {
     pub(super) const STRICTATIME: u64 = 1 << 24;
 }
 
-/// mount_setattr(2)'s attributes; the lowest four have mount(2)'s numbers.
+/// The attributes of mount_setattr(2). The lowest four have the same numbers as in mount(2).
 mod attr {
     pub(super) const SAME_AS_MS: u64 = 0xf;
     pub(super) const ATIME_MASK: u64 = 0x70;
@@ -45,13 +45,13 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);
     }
-    // The guest has version 2 alone; what the specification calls cgroup is that.
+    // The guest has only cgroup version 2; the specification calls it "cgroup".
     let kind = if entry.kind == "cgroup" { "cgroup2" } else { entry.kind.as_str() };
     let what = format!("{kind} on {}", entry.destination);
     let data = CString::new(entry.data.as_str())
         .map_err(|_| Fault::bad_request(format!("mount {what}: data with NUL")))?;
     let target = root.make_directory(&entry.destination)?;
-    // The target is where the process stands: no path that could be changed under way.
+    // Make the target the working directory, so that no path to it can be changed meanwhile.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
     let later = if is_read_only_later(entry) { ms::RDONLY } else { 0 };
     let flags = MountFlags::from_bits_retain((entry.flags & !later) as u32);
@@ -65,12 +65,12 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     finish(&mounted, entry)
 }
 
-/// Whether a mount is made read-only when everything is mounted: what is mounted in a tmpfs has its mount points made there.
+/// Whether a mount becomes read-only only after all mounts: mount points may have to be created in a tmpfs.
 pub fn is_read_only_later(entry: &Mount) -> bool {
     entry.kind == "tmpfs" && entry.flags & ms::RDONLY != 0
 }
 
-/// Does what is done to a mount that is in its place.
+/// Applies propagation and recursive attributes to a new mount.
 fn finish(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
     if entry.recursive_set | entry.recursive_clear != 0 {
         let (set, clear) = (entry.recursive_set, entry.recursive_clear);
@@ -90,14 +90,14 @@ fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     finish(&tree, entry)
 }
 
-/// Sets the propagation of what is mounted at `path`.
+/// Sets the propagation of the mount at `path`.
 pub fn set_propagation(mounted: &impl AsFd, path: &str, propagation: u64) -> Result<(), Fault> {
     let recursive = propagation & ms::REC != 0;
     let attributes = MountAttributes { propagation: propagation & !ms::REC, ..MountAttributes::default() };
     sys::mount_setattr(mounted.as_fd(), recursive, attributes).step("set propagation of", path)
 }
 
-/// Binds one of API 4244's shared files or directories.
+/// Bind-mounts one of API 4244's shared files or directories.
 pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
     let path = if entry.docker_volume { format!("{}/_data", entry.source) } else { entry.source.clone() };
     let source = share.find_shared(&path).step("open shared", &path)?;
@@ -105,15 +105,15 @@ pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
     bind_tree(root, &source, &entry.path, true, attributes(flags)).map(drop)
 }
 
-/// Binds a file of the agent's own tree.
+/// Bind-mounts a file of the agent's mount namespace.
 pub fn bind_own(root: &Root, path: &str, destination: &str) -> Result<(), Fault> {
     let source =
         rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)?;
     bind_tree(root, &source, destination, false, MountAttributes::default()).map(drop)
 }
 
-/// Binds what `source` is on `destination`, which is made if it is missing: a directory for a directory, an empty file
-/// for everything else. Attributes that are not named are those of the mount that the source is in.
+/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an empty
+/// file. Attributes that are not given are those of the source's mount.
 pub fn bind_tree(
     root: &Root,
     source: &OwnedFd,
@@ -133,7 +133,7 @@ pub fn bind_tree(
     Ok(tree)
 }
 
-/// Turns mount(2)'s flags into what mount_setattr takes.
+/// Converts flags of mount(2) to attributes of mount_setattr(2).
 fn attributes(flags: u64) -> MountAttributes {
     let mut set = flags & attr::SAME_AS_MS;
     let mut clear = 0;
@@ -154,7 +154,7 @@ fn attributes(flags: u64) -> MountAttributes {
     MountAttributes { set, clear, ..MountAttributes::default() }
 }
 
-/// Hides `path`: a directory behind an empty one, a file behind /dev/null. A path that is not there needs no hiding.
+/// Masks `path`: a directory by an empty one, a file by /dev/null. A missing path is ignored.
 pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Fault> {
     let Some(target) = find(root, path)? else { return Ok(()) };
     if kind(&target) == FileType::Directory {
@@ -165,7 +165,7 @@ pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Fault> {
     attach_tree(&tree, target.as_fd()).step("mask", path)
 }
 
-/// Makes `path` read-only, if it is there.
+/// Makes `path` read-only, if it exists.
 pub fn set_read_only(root: &Root, path: &str) -> Result<(), Fault> {
     let Some(target) = find(root, path)? else { return Ok(()) };
     let tree = clone_tree(target.as_fd(), true).step("bind", path)?;

@@ -1,4 +1,4 @@
-//! What of the kernel a container has to itself.
+//! The namespaces of a container.
 
 use agent_proto::payload::{Namespace, OciContainer};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -11,8 +11,8 @@ use rustix::thread::{
 use crate::fault::{Fault, Step};
 use crate::sys::{self, namespace};
 
-/// Returns clone's flags for a container's own namespaces. Two are not among them: a cgroup namespace begins at the cgroup of
-/// the one who makes it, and a time namespace gets its offsets before anybody is in it. The child makes them itself.
+/// Returns the flags of clone(2) for a container's own namespaces. The child makes two of them itself: a cgroup namespace
+/// starts at the cgroup of the process that makes it, and a time namespace needs its offsets before a process enters it.
 pub fn flags(oci: Option<&OciContainer>) -> u64 {
     let own = oci.map_or(&[][..], |oci| &oci.namespaces);
     own.iter().fold(namespace::MOUNT, |flags, own| {
@@ -27,7 +27,7 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
     })
 }
 
-/// Furnishes the namespaces that the child was made in.
+/// Sets up the namespaces of the child.
 pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
     for own in &oci.namespaces {
         match own {
@@ -65,15 +65,15 @@ fn make_time(offsets: &str) -> Result<(), Fault> {
     move_into_link_name_space(made.as_fd(), Some(LinkNameSpaceType::Time)).step("enter", "time namespace")
 }
 
-/// Brings up the loopback interface of the network that this process is in.
+/// Brings up the loopback interface of this process's network namespace.
 pub fn bring_loopback_up() -> Result<(), Fault> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .step("open", "socket")?;
     sys::loopback_up(socket.as_fd()).step("bring up", "lo")
 }
 
-/// Enters the namespaces of a container's first process; its root and working directory become the container's root.
-/// The process ids are not among them: those are chosen by who forks ([`choose_pids`]).
+/// Enters the namespaces of a container's init process. Root and working directory become the container's root.
+/// Does not enter the PID namespace, which the parent chooses before fork ([`choose_pids`]).
 pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
@@ -84,7 +84,7 @@ pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
     move_into_thread_name_spaces(init, all).step("join", "the container's namespaces")
 }
 
-/// Makes the next children of this process members of `process`'s process ids.
+/// Makes future children of this process members of `process`'s PID namespace.
 pub fn choose_pids(process: BorrowedFd<'_>) -> Result<(), Fault> {
     move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID).step("join", "process ids")
 }

@@ -1,7 +1,7 @@
-//! A container's root directory: reached, filled and become without ever leaving it.
+//! A container's root directory: path resolution inside it, mount points, and pivot_root.
 //!
-//! The tree is the container's image and hostile. Every path in it is resolved by the kernel with the root as its top
-//! (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link leads out of it.
+//! The tree belongs to the container's image and is hostile. The kernel resolves all paths with this directory as the root
+//! (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link can leave it.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -17,31 +17,31 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 use crate::fault::{Fault, Step};
 use crate::sys::{self, MountAttributes};
 
-/// Where the pod's share is mounted in the agent's own tree.
+/// Mount point of the pod's share in the agent's mount namespace.
 pub const SHARE: &str = "/run/share";
-/// Where a container's root is mounted on the way to becoming the root; each child has its own view of it.
+/// Mount point of a container's root before it becomes the root. Each child has its own mount namespace.
 pub const ROOT: &str = "/run/root";
-/// Symbolic links that are followed while a path is made.
+/// Limit of symbolic links that are followed while a path is created.
 const LINKS_MAX: usize = 40;
-/// Milliseconds for which a missing name may be taken for missing, and some more.
+/// Milliseconds for which the kernel may cache a missing name, plus a margin.
 const STALE_MS: i64 = 1500;
-/// Milliseconds between two looks.
+/// Milliseconds between two attempts.
 const PAUSE_MS: i64 = 10;
-/// Mode of directories that are made on the way.
+/// Mode of created directories.
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
-/// Mode of files that are made to be mounted on.
+/// Mode of created files, which are mount points.
 const FILE: Mode = Mode::from_raw_mode(0o644);
 /// MOUNT_ATTR_RDONLY.
 pub const READ_ONLY: u64 = 1;
 
-/// What is done about a name that is not there.
+/// Handling of a missing name.
 #[derive(Clone, Copy, Debug)]
 enum Missing {
-    /// Nothing.
+    /// It is an error.
     Fails,
-    /// It is made a directory.
+    /// It is created as a directory.
     IsDirectory,
-    /// The last name is made a file, those before it directories.
+    /// The last name is created as a file, the others as directories.
     IsFile,
 }
 
@@ -49,26 +49,26 @@ impl Missing {
     fn make(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
         match self {
             Missing::Fails => Err(Errno::NOENT),
-            // Not with open(2): a read-only share lets nobody open what may be written.
+            // Not with open(2), because a read-only share refuses to open files for writing.
             Missing::IsFile if last => mknodat(parent, name, FileType::RegularFile, FILE, 0),
             Missing::IsDirectory | Missing::IsFile => mkdirat(parent, name, DIRECTORY),
         }
     }
 }
 
-/// Puts the names of `path` on the stack `names`, the first on top.
+/// Pushes the names of `path` onto the stack `names`, with the first name on top.
 fn push_names(names: &mut Vec<String>, path: &str) {
     let parts = path.split('/').filter(|name| !name.is_empty() && *name != ".");
     names.extend(parts.rev().map(ToOwned::to_owned));
 }
 
-/// Opens one name, a link itself included.
+/// Opens one name without following symbolic links.
 fn open_name(parent: &OwnedFd, name: &str) -> IoResult<OwnedFd> {
     openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Opens a name that was missing a moment ago and that somebody else has made since: another container of the same image.
-/// The kernel may believe it missing for as long as the host said that it could.
+/// Opens a name that was missing a moment ago and has since been created by another container of the same image. The
+/// kernel may cache the missing name for as long as the host has allowed.
 fn open_new_name(parent: &OwnedFd, name: &str) -> IoResult<OwnedFd> {
     for _ in 0..STALE_MS / PAUSE_MS {
         match open_name(parent, name) {
@@ -81,20 +81,20 @@ fn open_new_name(parent: &OwnedFd, name: &str) -> IoResult<OwnedFd> {
     open_name(parent, name)
 }
 
-/// A directory that nothing opened through it leaves.
+/// A directory. Paths opened through it cannot leave it.
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
 }
 
 impl Root {
-    /// Opens a directory of the agent's own tree.
+    /// Opens a directory of the agent's mount namespace.
     pub fn open(path: &str) -> Result<Root, Fault> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty()).map(|fd| Root { fd }).step("open", path)
     }
 
-    /// Mounts the share's directory `path` where a container's root is prepared, and returns it.
+    /// Mounts the share's directory `path` at [`ROOT`] and returns it.
     pub fn attach(share: &Root, path: &str) -> Result<Root, Fault> {
         let source = share.find_shared(path).step("open root", path)?;
         if kind(&source) != FileType::Directory {
@@ -105,17 +105,17 @@ impl Root {
         Ok(Root { fd: tree })
     }
 
-    /// Opens `path` without reading or writing it.
+    /// Opens `path` as an O_PATH descriptor.
     pub fn find(&self, path: &str) -> IoResult<OwnedFd> {
         match self.open_in(path, OFlags::PATH, Mode::empty()) {
-            // openat2(2): the kernel could not rule out that a mount or a rename came between while it went up.
+            // openat2(2): a mount or rename may have interfered with the resolution of `..`.
             Err(Errno::AGAIN) => self.walk(path, Missing::Fails),
             found => found,
         }
     }
 
-    /// Opens what the host shares as `path`. Each directory of the share that is a file system of its own on the host is one
-    /// here too, which the kernel mounts when somebody enters it: now, or else on top of the container's root.
+    /// Opens path `path` of the share. Each directory of the share that is a separate file system on the host is one here too;
+    /// the kernel mounts it when a process enters it. That must happen now, or it would be mounted over the container's root.
     pub fn find_shared(&self, path: &str) -> IoResult<OwnedFd> {
         match self.open_in(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
             Err(Errno::NOTDIR) => self.find(path),
@@ -129,12 +129,12 @@ impl Root {
         openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, ResolveFlags::IN_ROOT)
     }
 
-    /// Opens directory `path`, and makes it and those above it where they are missing.
+    /// Opens directory `path`, and creates it and its parents if missing.
     pub fn make_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
         self.make_directory_at(path).step("make directory", path)
     }
 
-    /// The same for who has a word of his own for what failed.
+    /// Like [`Self::make_directory`], for callers that add their own step to the error.
     pub fn make_directory_at(&self, path: &str) -> IoResult<OwnedFd> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsDirectory),
@@ -142,7 +142,7 @@ impl Root {
         }
     }
 
-    /// Opens file `path`, and makes it and the directories above it where they are missing.
+    /// Opens file `path`, and creates it and its parent directories if missing.
     pub fn make_file(&self, path: &str) -> Result<OwnedFd, Fault> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsFile),
@@ -151,8 +151,8 @@ impl Root {
         .step("make file", path)
     }
 
-    /// Opens `path` a name at a time, as if this were the top of everything: a link is followed where it leads in here, also
-    /// one that dangles, and `..` goes back the way it came.
+    /// Opens `path` name by name, with this directory as the root. Links, also dangling ones, are followed inside this
+    /// directory, and `..` returns to the previous directory.
     fn walk(&self, path: &str, missing: Missing) -> IoResult<OwnedFd> {
         let mut names = Vec::new();
         push_names(&mut names, path);
@@ -192,7 +192,7 @@ impl Root {
         Ok(here)
     }
 
-    /// Makes the mount that is at `path` read-only; what is mounted in it stays as it is.
+    /// Makes the mount at `path` read-only, but not the mounts below it.
     pub fn set_read_only(&self, path: &str) -> Result<(), Fault> {
         let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
         self.find(path)
@@ -200,12 +200,12 @@ impl Root {
             .step("remount read-only", path)
     }
 
-    /// Makes this the process's root and takes the old one, the agent's, out of its sight.
+    /// Makes this directory the process's root and unmounts the old root, which is the agent's.
     pub fn become_root(self) -> Result<(), Fault> {
         let old = Root::open("/")?;
         rustix::process::fchdir(&self.fd).step("enter", "root")?;
         rustix::process::pivot_root(".", ".").step("pivot to", "root")?;
-        // The old root lies on the new one now; "." there is the new root's, so the old one is entered to be unmounted.
+        // The old root is now mounted on the new one. Enter the old root, so that "." refers to it for the unmount.
         rustix::process::fchdir(&old.fd).step("enter", "old root")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).step("unmount", "old root")?;
         rustix::process::chdir("/").step("enter", "/")
@@ -218,7 +218,7 @@ impl AsFd for Root {
     }
 }
 
-/// Returns a mount of what `source` is, not yet at any place; with `recursive` with all that is mounted below.
+/// Returns a detached copy of the mount of `source`, with `recursive` including all mounts below.
 pub fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> IoResult<OwnedFd> {
     let mut flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -228,18 +228,18 @@ pub fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> IoResult<OwnedFd> 
     open_tree(source, "", flags)
 }
 
-/// Puts a mount that [`clone_tree`] made on top of what `target` is.
+/// Attaches a mount from [`clone_tree`] on top of `target`.
 pub fn attach_tree(tree: &OwnedFd, target: BorrowedFd<'_>) -> IoResult<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let is_directory = |fd: BorrowedFd<'_>| kind(fd) == FileType::Directory;
     match move_mount(tree, "", target, "", flags) {
-        // mount(2) has a name for a file over a directory and the other way round, move_mount(2) has none.
+        // Like mount(2), report a file over a directory (or the reverse) as ENOTDIR; move_mount(2) says only EINVAL.
         Err(Errno::INVAL) if is_directory(tree.as_fd()) != is_directory(target) => Err(Errno::NOTDIR),
         moved => moved,
     }
 }
 
-/// Returns what kind of file `fd` is.
+/// Returns the file type of `fd`.
 pub fn kind(fd: impl AsFd) -> FileType {
     fstat(fd).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
 }

@@ -1,4 +1,4 @@
-//! What a container's first process finds: its root with everything mounted in it, and nothing of the agent's.
+//! Set-up of a new container for its init process: the root with all mounts, isolated from the agent.
 
 use alloc::borrow::Cow;
 use alloc::format;
@@ -15,21 +15,21 @@ use crate::fault::{Fault, Step};
 use crate::pod::paths;
 use crate::process::pty::Terminal;
 
-/// A container that is to be entered.
+/// A container to set up and enter.
 #[derive(Debug)]
 pub struct Surroundings<'a> {
-    /// Its specification.
+    /// Specification of the container.
     pub spec: &'a payload::Container,
-    /// The pod has name servers, so there is a resolv.conf.
+    /// The pod has name servers, so it has a resolv.conf.
     pub has_resolv_conf: bool,
 }
 
-/// Furnishes the container and makes its root this process's; returns the terminal if the process has one.
+/// Sets up the container and makes its root this process's root. Returns the terminal if the process has one.
 pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result<Option<Terminal>, Fault> {
     let spec = container.spec;
     let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(surroundings_4244()), Cow::Borrowed);
     namespaces::furnish(&oci)?;
-    // Modes are those that are asked for here; the process's own mask is set later.
+    // Created files get exactly the requested modes; the process's own mask is set later.
     rustix::process::umask(Mode::empty());
     let share = Root::open(SHARE)?;
     let root = Root::attach(&share, &format!("{}/{}", spec.image, spec.rootfs))?;
@@ -44,7 +44,7 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
         initialize(&root, container)?;
     }
     let terminal = process.terminal.then(|| dev::open_console(&root, process)).transpose()?;
-    // As runc does. Where it cannot be made, entering it says why.
+    // As in runc. If it cannot be created, entering it reports the error.
     let _ = root.make_directory(&process.workdir);
     set_parameters(spec)?;
     restrict(&root, &oci, spec.read_only)?;
@@ -55,7 +55,7 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
     Ok(terminal)
 }
 
-/// Returns what API 4244 gives every container, but for /dev, which is the container's own here.
+/// Returns the set-up of API 4244's containers, except that each has its own /dev.
 fn surroundings_4244() -> OciContainer {
     const NOSUID: u64 = 2;
     const NODEV: u64 = 4;
@@ -80,7 +80,7 @@ fn surroundings_4244() -> OciContainer {
     }
 }
 
-/// Makes the files of /etc that API 4244's `initialize` asks for.
+/// Creates the files in /etc that API 4244's `initialize` requests.
 fn initialize(root: &Root, container: &Surroundings<'_>) -> Result<(), Fault> {
     if container.has_resolv_conf {
         mounts::bind_own(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
@@ -94,7 +94,7 @@ fn initialize(root: &Root, container: &Surroundings<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Sets kernel parameters through the agent's own /proc: which namespace's they are is decided by who writes.
+/// Sets kernel parameters through the agent's own /proc. The namespaces of the writing process determine which are changed.
 fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
     for (name, value) in &spec.sysctl {
         let path: String = format!("/proc/sys/{}", name.replace('.', "/"));
@@ -116,7 +116,7 @@ fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Faul
             mounts::mask(root, &null, path)?;
         }
     }
-    // Last, when every mount point below is there.
+    // Last, when all mount points below exist.
     for entry in oci.mounts.iter().filter(|entry| mounts::is_read_only_later(entry)) {
         root.set_read_only(&entry.destination)?;
     }

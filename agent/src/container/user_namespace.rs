@@ -1,8 +1,8 @@
 //! A container's user namespace.
 //!
-//! Everything is mounted and made before a process enters it, by the guest's root: the container's other namespaces belong to
-//! the guest, and what the container's root may do to mounts, network and host name, it may not do here. Its capabilities are
-//! good for files, processes and ids of its own.
+//! The guest's root mounts and creates everything before a process enters the user namespace. The container's other namespaces
+//! therefore belong to the guest, and the container's root cannot change its mounts, network and host name. Its capabilities
+//! apply only to its own files, processes and IDs.
 
 use alloc::format;
 use alloc::string::String;
@@ -18,15 +18,15 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use crate::fault::{Fault, Step, cause};
 use crate::sys::{self, Fork};
 
-/// Opens this process's own folder in the agent's /proc, which it will need when that is out of sight.
+/// Opens this process's directory in the agent's /proc, for use when that /proc is no longer reachable.
 pub fn own_folder() -> Result<OwnedFd, Fault> {
     const PATH: &str = "/proc/self";
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(PATH, flags, Mode::empty()).step("open", PATH)
 }
 
-/// Moves this process into a new user namespace. Only somebody outside of it may say what its ids are there: a child that
-/// stays behind for that.
+/// Moves this process into a new user namespace. Only a process outside of it may set the ID mappings: a child that stays
+/// outside.
 pub fn make(maps: &IdMaps, folder: &OwnedFd) -> Result<(), Fault> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
     let child = match sys::fork(0, None).step("start", "process")? {
@@ -52,12 +52,12 @@ pub fn make(maps: &IdMaps, folder: &OwnedFd) -> Result<(), Fault> {
     }
 }
 
-/// Moves this process into the user namespace of a container's first process.
+/// Moves this process into the user namespace of a container's init process.
 pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
     move_into_thread_name_spaces(init, ThreadNameSpaceType::USER).step("join", "user namespace")
 }
 
-/// Writes the ids once there is something on the pipe, and ends with what went wrong for its code.
+/// Writes the ID mappings when the pipe becomes readable, and exits with the error number as its code.
 fn stay_behind(maps: &IdMaps, folder: &OwnedFd, go: &OwnedFd) -> ! {
     let mut byte = [0];
     let written = match rustix::io::read(go, &mut byte) {

@@ -1,4 +1,4 @@
-//! Addresses and networks as API 4244 writes them.
+//! Addresses and networks in API 4244's notation.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -6,17 +6,17 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::fault::Fault;
 
-/// An address and how many of its bits are the network's.
+/// An address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// The address.
+    /// The address, including host bits.
     pub address: IpAddr,
-    /// Bits of the network.
+    /// Prefix length.
     pub bits: u8,
 }
 
 impl Network {
-    /// Returns an address with its mask: a number of bits, or for IPv4 a dotted one.
+    /// Parses an address and its mask, which is a prefix length, or for IPv4 also a netmask in dotted form.
     pub fn with_mask(address: &str, mask: &str) -> Result<Network, Fault> {
         let parsed = parse(address)?;
         let bits = bits(mask, parsed)
@@ -24,7 +24,7 @@ impl Network {
         Ok(Network { address: parsed, bits })
     }
 
-    /// Returns a route's destination: everything in the gateway's family, a network, or one address.
+    /// Parses a route's destination: all addresses of the gateway's family, a network, or a single address.
     pub fn destination(text: &str, gateway: Option<IpAddr>) -> Result<Network, Fault> {
         if matches!(text, "default" | "any" | "all") {
             let v6 = gateway.is_some_and(|gateway| gateway.is_ipv6());
@@ -35,7 +35,7 @@ impl Network {
             let address = parse(text)?;
             return Ok(Network { address, bits: width(address) });
         };
-        // The kernel refuses a network whose address goes on below it.
+        // The kernel refuses a network address with host bits.
         Ok(Network::with_mask(address, mask)?.network())
     }
 
@@ -54,12 +54,12 @@ impl Network {
     }
 }
 
-/// Returns the address that `text` is.
+/// Parses an IP address.
 pub fn parse(text: &str) -> Result<IpAddr, Fault> {
     text.parse().map_err(|_| Fault::bad_request(format!("{text:?} is no address")))
 }
 
-/// Returns the hardware address that `text` is: bytes in base 16 with colons between them.
+/// Parses a hardware address: hexadecimal bytes, separated by colons.
 pub fn parse_link(text: &str) -> Result<Vec<u8>, Fault> {
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
     bytes

@@ -1,4 +1,4 @@
-//! A rtnetlink socket: requests and their answers.
+//! An rtnetlink socket: sends requests and reads their answers.
 
 use alloc::vec::Vec;
 
@@ -10,12 +10,12 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use crate::fault::{Fault, Step};
 use crate::sys;
 
-/// The most of an answer that is read at a time; the kernel cuts a list to what is read.
+/// Limit of bytes that are read at a time. The kernel splits lists accordingly.
 const ANSWER_MAX: usize = 16 << 10;
-/// The most interfaces that are looked at.
+/// Limit of interfaces that are read.
 const LINKS_MAX: usize = 1024;
 
-/// The socket.
+/// An rtnetlink socket.
 #[derive(Debug)]
 pub struct Netlink {
     socket: OwnedFd,
@@ -23,21 +23,21 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens one in the agent's own network.
+    /// Opens a socket in the agent's network namespace.
     pub fn open() -> Result<Netlink, Fault> {
-        // NETLINK_ROUTE is protocol 0, which is what no protocol means.
+        // NETLINK_ROUTE is protocol 0, the default.
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
                 .step("open", "netlink socket")?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Has the kernel do one thing.
+    /// Sends one request and waits for its result.
     pub fn request(&mut self, message: Message) -> IoResult<()> {
         self.exchange(message, &mut |_| {})
     }
 
-    /// Returns every interface.
+    /// Returns all interfaces.
     pub fn links(&mut self) -> IoResult<Vec<Link>> {
         let mut links = Vec::new();
         self.exchange(Link::list_request(), &mut |body| {
@@ -48,7 +48,7 @@ impl Netlink {
         Ok(links)
     }
 
-    /// Sends a message and hands each entry of the answer to `take`, until the reply that ends it.
+    /// Sends a message and passes each entry of the answer to `take`, until the last reply.
     fn exchange(&mut self, message: Message, take: &mut dyn FnMut(&[u8])) -> IoResult<()> {
         self.sequence += 1;
         rustix::net::send(&self.socket, &message.finish(self.sequence), SendFlags::empty())?;

@@ -1,4 +1,4 @@
-//! The child between fork and exec: it makes itself at home and runs its program, or says why it cannot.
+//! The child between fork and exec: it sets itself up and runs its program, or reports why it cannot.
 
 use alloc::format;
 use core::convert::Infallible;
@@ -17,30 +17,30 @@ use crate::process::user::{self, User};
 use crate::process::{credentials, limits, program, report};
 use crate::sys;
 
-/// The child's ends of its pipes.
+/// The child's ends of the pipes.
 #[derive(Debug, Default)]
 pub struct Stdio {
-    /// What it reads.
+    /// Read end of stdin.
     pub stdin: Option<OwnedFd>,
-    /// What it writes.
+    /// Write end of stdout.
     pub stdout: Option<OwnedFd>,
-    /// Where its errors go.
+    /// Write end of stderr.
     pub stderr: Option<OwnedFd>,
 }
 
-/// Where a child lives.
+/// The container in which a child runs.
 #[derive(Debug)]
 pub enum Place<'a> {
-    /// In a container of its own, which it sets up.
+    /// A new container, which the child sets up.
     New(Surroundings<'a>),
-    /// In a container that is there, whose first process this is, and whose ids these are.
+    /// An existing container: the pidfd of its init process, and its ID mappings.
     Join(BorrowedFd<'a>, Option<&'a IdMaps>),
-    /// Where the agent lives: in the guest itself, or in tests on a host.
+    /// No container: the guest itself, or the host in tests.
     Here,
 }
 
 impl<'a> Place<'a> {
-    /// Returns the ids of the container's user namespace.
+    /// Returns the ID mappings of the container's user namespace.
     fn maps(&self) -> Option<&'a IdMaps> {
         match self {
             Place::New(new) => new.spec.oci.as_ref()?.user_namespace.as_ref(),
@@ -50,7 +50,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Returns what a user of the container is outside of its user namespace.
+/// Returns the user ID outside of the container's user namespace.
 fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
     let Some(maps) = maps else { return Ok(uid) };
     let outside = IdMap::outside(&maps.users, uid.as_raw());
@@ -59,18 +59,18 @@ fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
     outside.map(Uid::from_raw).ok_or_else(unknown)
 }
 
-/// All that a child needs to know.
+/// Everything that a child needs.
 #[derive(Debug)]
 pub struct Job<'a> {
-    /// Its specification.
+    /// Specification of the process.
     pub spec: &'a payload::Process,
-    /// Where it lives.
+    /// The container in which the process runs.
     pub place: Place<'a>,
     /// The pod's host name, for API 4244's environment.
     pub hostname: &'a str,
-    /// Its pipes.
+    /// The child's ends of the pipes.
     pub stdio: Stdio,
-    /// Where it says how it goes.
+    /// Socket for reports to the agent.
     pub report: OwnedFd,
 }
 
@@ -126,7 +126,7 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
     Err(program.execute())
 }
 
-/// Goes where the child lives and opens its terminal there.
+/// Enters the child's container and opens its terminal there.
 fn settle(job: &Job<'_>) -> Result<Option<Terminal>, Fault> {
     let spec = job.spec;
     match &job.place {

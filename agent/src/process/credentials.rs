@@ -1,9 +1,9 @@
-//! User, groups and capabilities of a process, in the one order that works (capabilities(7)): the bounding set while
-//! SETPCAP is there, then the user with the permitted set kept, then the sets, the ambient one last.
+//! User, groups and capabilities of a process, in the only order that works (capabilities(7)): the bounding set while SETPCAP
+//! is available, then the user with the permitted set kept, then the other sets, and the ambient set last.
 //!
-//! A filter of system calls comes last of all, so that it needs to allow as little as may be. But only a process that can
-//! gain no privileges may have one without SYS_ADMIN: another gets its filter first, and that has to allow the calls
-//! that are made here. (As with runc.)
+//! A seccomp filter is installed at the very end, so that it need not allow the calls made here. But without SYS_ADMIN only a
+//! process with no_new_privs may install a filter. Other processes install it first, and the filter must allow these calls,
+//! as with runc.
 
 use agent_proto::payload::{self, Filter, OciProcess};
 use rustix::io::Errno;
@@ -28,7 +28,7 @@ pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<()
         drop_bounding(sets.bounding)?;
         set_keep_capabilities(true).step("keep", "capabilities")?;
     }
-    // Before the user is changed: root of the container may enter what the user may not, as in runc.
+    // Before the change of user, as in runc: the container's root may enter directories that the user may not.
     let entered = rustix::process::chdir(directory);
     set_thread_groups(&user.groups).step("set", "groups")?;
     set_thread_gid(user.gid).step("set", "group")?;
@@ -47,7 +47,7 @@ pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<()
     Ok(())
 }
 
-/// Installs the filter that [`apply`] has left for the end.
+/// Installs the seccomp filter, if [`apply`] has not done so.
 pub fn apply_last(spec: &payload::Process) -> Result<(), Fault> {
     match &spec.oci {
         Some(OciProcess { no_new_privileges: true, seccomp: Some(filter), .. }) => install(filter),
@@ -62,7 +62,7 @@ fn install(filter: &Filter) -> Result<(), Fault> {
 fn drop_bounding(keep: u64) -> Result<(), Fault> {
     for bit in (0..u64::BITS).filter(|bit| keep & (1 << bit) == 0) {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
-            // The kernel has no further capability.
+            // The kernel has no more capabilities.
             Err(Errno::INVAL) => break,
             other => other.step("drop", "capability")?,
         }

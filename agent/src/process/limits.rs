@@ -9,14 +9,14 @@ use rustix::process::{Resource, Rlimit, setrlimit, umask};
 use crate::fault::{Fault, Step};
 use crate::sys;
 
-/// Open files of a process whose specification does not say: what systemd gives, and Linux programs expect.
+/// Default limit of open files: systemd's default, which Linux programs expect.
 pub const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(OPEN_FILES_MAX) };
-/// The most that a process may raise that to.
+/// Default hard limit of open files.
 pub const OPEN_FILES_MAX: u64 = 512 << 10;
-/// File mode mask of a process whose specification does not say.
+/// Default file mode creation mask.
 const UMASK: u32 = 0o022;
 
-/// Sets the process's limits; those that it does not name stay the agent's, but for the number of open files.
+/// Sets the process's resource limits. Limits that are not specified stay the agent's, except that of open files.
 pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
     if defaults && !spec.rlimits.iter().any(|limit| limit.kind == "RLIMIT_NOFILE") {
         setrlimit(Resource::Nofile, OPEN_FILES).step("set", "RLIMIT_NOFILE")?;
@@ -32,7 +32,7 @@ pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Sets what the kernel asks when it chooses who runs, and what it is to look like; before the privileges for it are gone.
+/// Sets scheduler, I/O priority and personality. Must be called before the necessary privileges are dropped.
 pub fn apply_scheduling(spec: &payload::Process) -> Result<(), Fault> {
     let Some(oci) = &spec.oci else { return Ok(()) };
     if let Some(scheduler) = &oci.scheduler {
@@ -44,7 +44,7 @@ pub fn apply_scheduling(spec: &payload::Process) -> Result<(), Fault> {
     oci.personality.map_or(Ok(()), |domain| sys::set_personality(domain).step("set", "personality"))
 }
 
-/// Sets the out-of-memory score through the agent's own /proc: the container's may be anything.
+/// Sets the OOM score adjustment through the agent's own /proc, because the container's cannot be trusted.
 pub fn apply_oom_score(spec: &payload::Process) -> Result<(), Fault> {
     const PATH: &str = "/proc/self/oom_score_adj";
     let Some(score) = spec.oci.as_ref().and_then(|oci| oci.oom_score_adj) else { return Ok(()) };
@@ -52,7 +52,7 @@ pub fn apply_oom_score(spec: &payload::Process) -> Result<(), Fault> {
     rustix::io::write(&file, format!("{score}").as_bytes()).map(drop).step("write", PATH)
 }
 
-/// Returns a limit's value; the largest number stands for none.
+/// Returns the value of a limit. The largest number means unlimited.
 fn bound(value: u64) -> Option<u64> {
     (value != u64::MAX).then_some(value)
 }

@@ -1,4 +1,4 @@
-//! The program of a process: its environment, where it is found, and running it.
+//! The program of a process: environment, search path and exec.
 
 use alloc::borrow::ToOwned;
 use alloc::ffi::CString;
@@ -14,11 +14,11 @@ use crate::fault::{Fault, cause};
 use crate::process::user::User;
 use crate::sys;
 
-/// Where a program is searched when the environment has no PATH; API 4244's own has the working directory too.
+/// Search path if the environment has no PATH. API 4244's also contains the working directory.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_PATH_4244: &str = "/usr/local/bin:/usr/bin:/bin:.";
 
-/// Returns the environment of a process of the extended form: the given one, and HOME if it has none.
+/// Returns the environment of a process in the extended form: the given one, plus HOME if missing.
 pub fn exact_environment(spec: &payload::Process, user: &User) -> Vec<String> {
     let mut list: Vec<String> = spec.envs.iter().map(|env| format!("{}={}", env.env, env.value)).collect();
     if !has(spec, "HOME") {
@@ -27,7 +27,7 @@ pub fn exact_environment(spec: &payload::Process, user: &User) -> Vec<String> {
     list
 }
 
-/// Returns the environment of a process of API 4244: its defaults, where the given one does not say otherwise.
+/// Returns the environment of a process of API 4244: its defaults, overridden by the given one.
 pub fn environment_4244(spec: &payload::Process, user: &User, hostname: &str) -> Vec<String> {
     let relative = spec.args.first().is_some_and(|program| !program.starts_with('/'));
     let defaults = [
@@ -46,26 +46,26 @@ pub fn environment_4244(spec: &payload::Process, user: &User, hostname: &str) ->
         .collect()
 }
 
-/// Returns true if the given environment has `name`.
+/// Whether the given environment contains `name`.
 pub fn has(spec: &payload::Process, name: &str) -> bool {
     spec.envs.iter().any(|env| env.env == name)
 }
 
-/// A program with all that execve(2) asks for: nothing else is needed from here on.
+/// A program with all arguments of execve(2).
 #[derive(Debug)]
 pub struct Program {
-    /// Where it may be, in the order of search.
+    /// Possible paths in the order of search.
     candidates: Strings,
     args: Strings,
     envs: Strings,
-    /// What a failed search adds to its fault.
+    /// Text that a failed search adds to its fault.
     note: String,
 }
 
 type Strings = Vec<CString>;
 
 impl Program {
-    /// Takes a program's arguments and environment, and finds out where it is to be searched.
+    /// Returns a program with its arguments and environment, and determines its possible paths.
     pub fn new(args: &[String], environment: &[String]) -> Result<Program, Fault> {
         let args = strings(args)?;
         let envs = strings(environment)?;
@@ -84,7 +84,7 @@ impl Program {
         Ok(Program { candidates, note: format!(" (searched in {path})"), args, envs })
     }
 
-    /// Runs the program in this process's place; returns why that failed.
+    /// Replaces this process by the program. Returns only on failure.
     pub fn execute(&self) -> Fault {
         let name = self.args[0].to_string_lossy();
         let mut worst = Errno::NOENT;

@@ -1,4 +1,4 @@
-//! A container's own pseudo-terminal, opened by the child in the container's devpts.
+//! A pseudo-terminal of a container, which the child opens in the container's devpts.
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Gid, OFlags, Uid, fstat, major, minor};
@@ -10,19 +10,19 @@ use crate::fault::{Fault, Step};
 /// Both ends of a terminal.
 #[derive(Debug)]
 pub struct Terminal {
-    /// The agent's end.
+    /// Master, the agent's end.
     pub master: OwnedFd,
-    /// The process's.
+    /// Slave, the process's end.
     pub slave: OwnedFd,
 }
 
 impl Terminal {
-    /// Flags with which a master is opened: it must not become the opener's terminal.
+    /// Flags for opening a master, which must not become the opener's controlling terminal.
     pub const MASTER: OFlags =
         OFlags::RDWR.union(OFlags::NOCTTY).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
-    /// Opens the other end of `master`, which comes from a container's file system: anything but the kernel's own
-    /// multiplexer is refused, since the agent will read from it.
+    /// Opens the other end of `master`, which comes from a container's file system. Anything but the kernel's own
+    /// multiplexer is refused, because the agent will read from it.
     pub fn from_master(master: OwnedFd, rows: u16, columns: u16) -> Result<Terminal, Fault> {
         let stat = fstat(&master).step("stat", "ptmx")?;
         let device = (major(stat.st_rdev), minor(stat.st_rdev));
@@ -38,7 +38,7 @@ impl Terminal {
         Ok(Terminal { master, slave })
     }
 
-    /// Makes the terminal this session's, and its user's.
+    /// Makes the terminal the session's controlling terminal and its user's property.
     pub fn take(&self, uid: Uid) -> Result<(), Fault> {
         rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("take", "terminal")?;
         if uid.is_root() {
@@ -48,7 +48,7 @@ impl Terminal {
     }
 }
 
-/// Returns a terminal's size as the kernel takes it.
+/// Returns a terminal's size as the kernel's structure.
 pub fn winsize(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }

@@ -1,5 +1,5 @@
-//! What a child tells the agent between fork and exec, over a socket that exec closes: its terminal, or why its program
-//! does not run. Nothing but the end means that it runs.
+//! Reports from a child to the agent between fork and exec, over a socket that exec closes: the child's terminal, or why its
+//! program does not run. The end of the socket without a fault means that the program runs.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,20 +16,20 @@ use rustix::net::{
 
 use crate::fault::{Fault, Step};
 
-/// The longest message, and so the longest text of a fault.
+/// Limit of a message in bytes, and so of the text of a fault.
 const MESSAGE_MAX: usize = 4 << 10;
 const TERMINAL: u8 = b'T';
 
 /// One message of a child.
 #[derive(Debug)]
 pub enum Report {
-    /// It has opened its terminal; this is the master.
+    /// The child has opened its terminal; this is the master.
     Terminal(OwnedFd),
-    /// It could not start its program, and ends.
+    /// The child could not start its program, and exits.
     Fault(Fault),
-    /// Its program runs, or it died on the way.
+    /// The program runs, or the child has died.
     Started,
-    /// None is there.
+    /// There is no message.
     Nothing,
 }
 
@@ -57,11 +57,11 @@ pub fn send_fault(to: &OwnedFd, fault: &Fault) {
     let mut message = Vec::with_capacity(MESSAGE_MAX);
     message.push(fault.code as u8);
     message.extend_from_slice(&text[..text.len().min(MESSAGE_MAX - 1)]);
-    // If the agent is gone, nobody wants to know.
+    // A failure means that the agent is gone.
     let _ = rustix::net::send(to, &message, SendFlags::NOSIGNAL);
 }
 
-/// Takes the child's next message.
+/// Receives the child's next message.
 pub fn receive(from: &OwnedFd) -> Report {
     let mut bytes = [0; MESSAGE_MAX];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];

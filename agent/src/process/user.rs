@@ -1,4 +1,4 @@
-//! Whom a process runs as: names and numbers looked up in the container's own /etc/passwd and /etc/group.
+//! User and groups of a process: looks names and numbers up in the container's /etc/passwd and /etc/group.
 
 use alloc::format;
 use alloc::string::String;
@@ -10,27 +10,27 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fstat};
 use crate::fault::Fault;
 use crate::sys;
 
-/// The most of /etc/passwd or /etc/group that is read: the file is the container's.
+/// Limit of bytes of /etc/passwd or /etc/group that are read, because the container controls these files.
 const FILE_MAX: usize = 1 << 20;
-/// The number that the kernel takes for "no change".
+/// The ID that means "no change" to the kernel, and is not a valid ID.
 const NOBODY_AT_ALL: u32 = u32::MAX;
 
-/// Whom a process runs as.
+/// User and groups of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// User.
+    /// User ID.
     pub uid: Uid,
-    /// Primary group.
+    /// Primary group ID.
     pub gid: Gid,
-    /// Further groups.
+    /// Supplementary group IDs.
     pub groups: Vec<Gid>,
-    /// The user's name, if the container knows one.
+    /// Name of the user, if the container has one for it.
     pub name: String,
-    /// The home directory; `/` where the container knows none.
+    /// Home directory, `/` if the container has none for the user.
     pub home: String,
 }
 
-/// One user of /etc/passwd.
+/// One entry of /etc/passwd.
 struct Account<'a> {
     name: &'a str,
     uid: u32,
@@ -40,7 +40,7 @@ struct Account<'a> {
 
 /// Resolves a process's user against the text of /etc/passwd and /etc/group, each read only if it is needed.
 ///
-/// `memberships` adds the groups that list the user, as API 4244 does; OCI gives every group itself.
+/// `memberships` adds the groups that list the user, as in API 4244. OCI specifies all groups explicitly.
 pub fn resolve(
     spec: &payload::Process,
     memberships: bool,
@@ -86,9 +86,9 @@ pub fn resolve(
     })
 }
 
-/// Reads one of the container's files as [`resolve`] wants it: empty where there is none or it is no file.
+/// Reads one of the container's files for [`resolve`]. Returns an empty string if it does not exist or is not a file.
 pub fn read_file(path: &str) -> String {
-    // Opened without waiting: it might be a named pipe.
+    // Opened non-blocking, because it might be a FIFO.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return String::new() };
     let regular =

@@ -1,4 +1,4 @@
-//! Queries over TCP, each behind its length and several on one connection (RFC 1035, 4.2.2).
+//! Queries over TCP: each follows its length, and a connection may have several (RFC 1035, 4.2.2).
 
 use alloc::vec::Vec;
 
@@ -10,25 +10,25 @@ use rustix::net::SocketFlags;
 
 use crate::sys;
 
-/// The most connections; a further one takes the place of the one that has been there longest.
+/// Limit of connections. At the limit, a new connection replaces the oldest one.
 const CONNECTIONS_MAX: usize = 32;
-/// Bytes that are read from one at a time.
+/// Limit of bytes that are read from a connection at a time.
 const READ: usize = 4 << 10;
 
-/// A program's connection.
+/// Connection of a program.
 #[derive(Debug)]
 struct Connection {
     number: u16,
     socket: OwnedFd,
-    /// The beginning of a query.
+    /// Incomplete query.
     incoming: Vec<u8>,
-    /// Queries that have no answer yet.
+    /// Number of queries without an answer.
     waiting: usize,
-    /// The program asks no more, and may wait for answers.
+    /// The program sends no more queries, but may still wait for answers.
     ended: bool,
 }
 
-/// All of them, the oldest first.
+/// All connections, oldest first.
 #[derive(Debug, Default)]
 pub struct Connections {
     all: Vec<Connection>,
@@ -36,10 +36,10 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Takes the connection that waits at `listener`.
+    /// Accepts the connection that waits at `listener`.
     pub fn accept(&mut self, listener: &OwnedFd) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // It may have gone by now.
+        // The connection may already have been closed.
         let Ok(socket) = rustix::net::accept_with(listener, flags) else { return };
         if self.all.len() == CONNECTIONS_MAX {
             self.all.remove(0);
@@ -49,22 +49,23 @@ impl Connections {
         self.all.push(Connection { number, socket, incoming, waiting: 0, ended: false });
     }
 
-    /// What to wait for, one for each.
+    /// Returns the events to wait for, one per connection.
     pub fn watched(&self) -> impl Iterator<Item = PollFd<'_>> {
         self.all.iter().map(|connection| {
-            // What has come to its end could be read for ever.
+            // A connection at its end would always be readable.
             let events = if connection.ended { PollFlags::empty() } else { PollFlags::IN };
             PollFd::new(&connection.socket, events)
         })
     }
 
-    /// Takes queries from those that are `ready`, in [`watched`](Connections::watched)'s order, and appends them to `out`.
+    /// Reads queries from the connections that are `ready`, in the order of [`watched`](Connections::watched), and
+    /// appends them to `out`.
     pub fn take(&mut self, ready: &[bool], out: &mut Vec<u8>) {
         let mut ready = ready.iter();
         self.all.retain_mut(|connection| !ready.next().is_some_and(|it| *it) || connection.take(out));
     }
 
-    /// Hands an answer to the connection `number`, which may have gone.
+    /// Sends an answer on the connection `number`, which may no longer exist.
     pub fn answer(&mut self, number: u16, data: &[u8]) {
         if let Some(at) = self.all.iter().position(|connection| connection.number == number)
             && !self.all[at].answer(data)
@@ -75,10 +76,10 @@ impl Connections {
 }
 
 impl Connection {
-    /// Returns whether it is to be kept.
+    /// Returns whether the connection stays open.
     fn take(&mut self, out: &mut Vec<u8>) -> bool {
         if self.ended {
-            // Only that it is broken was waited for.
+            // The only awaited event was an error.
             return false;
         }
         match sys::read_append(self.socket.as_fd(), &mut self.incoming, READ) {
@@ -90,7 +91,7 @@ impl Connection {
         self.waiting > 0 || !self.ended
     }
 
-    /// Takes every whole query; returns whether each was one.
+    /// Removes all complete queries. Returns whether all were valid.
     fn drain(&mut self, out: &mut Vec<u8>) -> bool {
         let mut start = 0;
         while let Some((length, rest)) = self.incoming[start..].split_first_chunk() {
@@ -107,7 +108,7 @@ impl Connection {
         true
     }
 
-    /// Returns whether it is to be kept.
+    /// Returns whether the connection stays open.
     fn answer(&mut self, data: &[u8]) -> bool {
         let Ok(length) = u16::try_from(data.len()) else { return false };
         if length == 0 {
@@ -116,7 +117,7 @@ impl Connection {
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.extend_from_slice(data);
         self.waiting = self.waiting.saturating_sub(1);
-        // A socket that does not take it whole is one of a program that does not read.
+        // If the socket does not accept the whole answer, the program does not read.
         let whole = rustix::io::write(&self.socket, &bytes).is_ok_and(|count| count == bytes.len());
         whole && (self.waiting > 0 || !self.ended)
     }
