@@ -16,19 +16,37 @@ struct Plan {
     kernel: String,
     initramfs: String,
     runs: usize,
+    /// Another `vmm` program.
+    other: Option<String>,
 }
+
+/// The names of a `vmm`'s milestones: the agent's READY, the container's first byte, the end.
+type Names = [&'static str; 3];
+const VMM: Names = ["vmm: agent ready", "vmm: container's first output", "vmm: exit"];
+const OTHER: Names = ["other vmm: agent ready", "other vmm: container's first output", "other vmm: exit"];
 
 /// One contender's milestones, each with a sample a run, in milliseconds.
 type Series = Vec<(&'static str, Vec<f64>)>;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [vmm, bundle, kernel, initramfs, runs] = words.try_into().expect("VMM BUNDLE KERNEL INITRAMFS RUNS");
-    let plan = Plan { vmm, bundle, kernel, initramfs, runs: runs.parse().expect("RUNS is a number") };
+    let [vmm, bundle, kernel, initramfs, runs, rest @ ..] = words.as_slice() else {
+        panic!("usage: VMM BUNDLE KERNEL INITRAMFS RUNS [OTHER]");
+    };
+    let plan = Plan {
+        vmm: vmm.clone(),
+        bundle: bundle.clone(),
+        kernel: kernel.clone(),
+        initramfs: initramfs.clone(),
+        runs: runs.parse().expect("RUNS is a number"),
+        other: rest.first().cloned(),
+    };
     let mut series: Series = Vec::new();
     // The first round fills caches and is not counted.
     for round in 0..=plan.runs {
-        let samples = [boot_vmm(&plan), boot_qemu(&plan), run_runc(&plan, round)].concat();
+        let other = plan.other.iter().flat_map(|other| boot_vmm(&plan, other, OTHER)).collect();
+        let samples =
+            [boot_vmm(&plan, &plan.vmm, VMM), other, boot_qemu(&plan), run_runc(&plan, round)].concat();
         eprintln!("round {round}: {}", shown(&samples));
         if round == 0 {
             continue;
@@ -78,17 +96,17 @@ fn time(command: &mut Command) -> (f64, f64, Vec<u8>) {
 }
 
 /// `vmm run`: to the agent's READY by its own marks, to the container's first byte and to the end from outside.
-fn boot_vmm(plan: &Plan) -> Vec<(&'static str, f64)> {
-    let (first, end, text) = time(Command::new(&plan.vmm).args(["run", &plan.bundle]));
+fn boot_vmm(plan: &Plan, vmm: &str, names: Names) -> Vec<(&'static str, f64)> {
+    let (first, end, text) = time(Command::new(vmm).args(["run", &plan.bundle]));
     assert_eq!(text, b"hello\n");
     let file = "/dev/shm/marks.json";
     let (marked, _, _) =
-        time(Command::new(&plan.vmm).args(["run", "--marks", file, &plan.bundle]).stderr(Stdio::null()));
+        time(Command::new(vmm).args(["run", "--marks", file, &plan.bundle]).stderr(Stdio::null()));
     let marks: Value =
         serde_json::from_slice(&std::fs::read(file).expect("read the marks")).expect("parse the marks");
     // The marks count from the program's first line; the output's, seen from both sides, tells what came before that.
     let ready = marked - (mark(&marks, "first_output") - mark(&marks, "agent_ready"));
-    vec![("vmm: agent ready", ready), ("vmm: container's first output", first), ("vmm: exit", end)]
+    names.into_iter().zip([ready, first, end]).collect()
 }
 
 /// When the mark `name` was set, in milliseconds.

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements side by side with others, in one run.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
@@ -40,6 +41,9 @@ pub struct BootArgs {
     /// Boots of each contender
     #[arg(long, default_value_t = 10)]
     runs: usize,
+    /// Another `vmm` program to measure in the same run, such as that of an earlier commit
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
 }
 
 /// A clock's name on the command line.
@@ -65,7 +69,7 @@ fn boot(args: &BootArgs) -> anyhow::Result<()> {
     let program = program::program()?;
     let bundle = bundle::busybox(&program, &["echo", "hello"])?;
     let bench = program::static_program("tests", "boot-bench")?;
-    let words = [
+    let mut words = vec![
         "bash".to_owned(),
         top().join("tests/bench/boot.sh").display().to_string(),
         bench.display().to_string(),
@@ -75,6 +79,10 @@ fn boot(args: &BootArgs) -> anyhow::Result<()> {
         trivial_initramfs()?,
         args.runs.to_string(),
     ];
+    if let Some(other) = &args.against {
+        let other = other.canonicalize().with_context(|| format!("open {}", other.display()))?;
+        words.push(other.display().to_string());
+    }
     say(&format!("booting each contender {} times in turn", args.runs));
     let text = match args.clock {
         ClockArg::Wall if host::kvm_usable() => output(Command::new(&words[0]).args(&words[1..]))?,
