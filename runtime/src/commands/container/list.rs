@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use host::sys;
 use serde_json::Value;
 
 use super::{print, state_json, status, take_away};
@@ -82,7 +83,8 @@ pub fn ps(root: &StateRoot, args: &PsArgs) -> Result<u8> {
     let mut pids = Vec::new();
     if status(&state) != "stopped" {
         pids.push(state.pid);
-        pids.extend(&state.stubs);
+        // The state may still name an exec that has just ended.
+        pids.extend(state.stubs.iter().filter(|stub| sys::process(**stub).is_ok()));
     }
     if args.format == Format::Json {
         let text = serde_json::to_string(&pids).context("print the list")?;
