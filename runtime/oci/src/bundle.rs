@@ -1,6 +1,6 @@
 //! An OCI bundle: a directory with config.json and a root file system.
 //!
-//! [`Bundle::load`] reads it, checks what has to be there, and refuses by its JSON path what cannot be honoured.
+//! [`Bundle::load`] reads and checks a bundle, and refuses fields that cannot be honoured by their JSON path.
 
 use std::fs;
 use std::io;
@@ -10,84 +10,84 @@ use std::path::{Path, PathBuf};
 use crate::refusals;
 use crate::spec::{Mount, Process, Spec};
 
-/// Why a bundle cannot be run.
+/// An error of reading or checking a bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// config.json cannot be read.
     #[error("read bundle {}", path.display())]
     Read {
-        /// The file.
+        /// Path of config.json.
         path: PathBuf,
-        /// Why.
+        /// Error of the read.
         #[source]
         source: io::Error,
     },
-    /// config.json is not the JSON that it should be; the cause names line and column.
+    /// config.json does not parse. The source names line and column.
     #[error("parse {}", path.display())]
     Parse {
-        /// The file.
+        /// Path of config.json.
         path: PathBuf,
-        /// Why.
+        /// Error of the parser, with line and column.
         #[source]
         source: serde_json::Error,
     },
-    /// A value that the specification does not allow, or a field that is missing.
+    /// A value that the specification does not allow, or a missing field.
     #[error("config.json {path}: {why}")]
     Invalid {
-        /// JSON path.
+        /// JSON path below config.json, such as `process.env[1]`.
         path: String,
-        /// What is wrong.
+        /// Reason, which quotes the value.
         why: String,
     },
     /// A field that cannot be honoured.
     #[error("config.json {path}: not supported: {why}")]
     Unsupported {
-        /// JSON path.
+        /// JSON path below config.json.
         path: String,
-        /// What exactly, or why not.
+        /// Reason, or the part of the value that cannot be honoured.
         why: String,
     },
-    /// The container's program is not there, or none; engines know these words.
+    /// The program of the init process does not exist or cannot be executed. Engines parse this text, which is runc's.
     #[error("exec: {program:?}: {why}")]
     Program {
-        /// As it was given.
+        /// First element of `process.args`.
         program: String,
-        /// What is wrong with it.
+        /// Reason, in runc's words.
         why: String,
     },
-    /// The root file system or a bind's source cannot be used.
+    /// The root file system or the source of a bind cannot be used.
     #[error("open {what} {}", path.display())]
     Source {
-        /// Its JSON path.
+        /// JSON path of the field that names it.
         what: String,
-        /// The path on the host.
+        /// Path on the host.
         path: PathBuf,
-        /// Why.
+        /// Error of stat(2).
         #[source]
         source: io::Error,
     },
 }
 
-/// This module's result.
+/// Result with [`BundleError`] as the default error.
 pub type Result<T, E = BundleError> = std::result::Result<T, E>;
 
-/// A bundle that has been read and can be run.
+/// A bundle that was read and checked.
 #[derive(Debug)]
 pub struct Bundle {
     /// The bundle's directory.
     pub directory: PathBuf,
-    /// config.json.
+    /// config.json, without `process` and `root`.
     pub spec: Spec,
-    /// The container's first process.
+    /// The init process, from `process`.
     pub process: Process,
-    /// The root file system: a directory on the host.
+    /// Directory of the root file system on the host.
     pub rootfs: PathBuf,
-    /// The container sees its root read-only.
+    /// Whether the container sees its root file system read-only.
     pub readonly: bool,
 }
 
 impl Bundle {
-    /// Reads the bundle in `directory`.
+    /// Reads and checks the bundle in `directory`.
     pub fn load(directory: &Path) -> Result<Bundle> {
         let path = directory.join("config.json");
         let text = fs::read(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
@@ -101,7 +101,7 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// Checks what config.json says, without a look at the host.
+    /// Checks the content of config.json, without access to other files of the host.
     pub fn check(directory: &Path, mut spec: Spec) -> Result<Bundle> {
         if !spec.oci_version.starts_with("1.") {
             return Err(invalid("ociVersion", format!("{:?} is not 1.x", spec.oci_version)));
@@ -122,14 +122,14 @@ impl Bundle {
         Ok(Bundle { directory: directory.to_owned(), spec, process, rootfs, readonly: root.readonly })
     }
 
-    /// The network namespace of the host that the container is in, if it names one.
+    /// Path of the host's network namespace that the container joins, if config.json names one.
     pub fn network(&self) -> Option<&Path> {
         let namespaces = &self.spec.linux.namespaces;
         let network = namespaces.iter().find(|it| it.kind == "network" && !it.path.is_empty())?;
         Some(Path::new(&network.path))
     }
 
-    /// Returns the path on the host that `mount` binds.
+    /// Returns the host path that `mount` binds.
     pub fn bind_source(&self, mount: &Mount) -> PathBuf {
         self.directory.join(&mount.source)
     }
@@ -140,7 +140,7 @@ pub fn is_bind(mount: &Mount) -> bool {
     mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
-/// Refuses a process that cannot be started as it is wanted.
+/// Checks an init or exec process: program, paths, environment variables, limits and the refused fields.
 pub fn check_process(process: &Process) -> Result<()> {
     if process.args.first().is_none_or(String::is_empty) {
         return Err(invalid("process.args", "no program"));
@@ -156,12 +156,15 @@ pub fn check_process(process: &Process) -> Result<()> {
     let strings = process.args.iter().map(|s| ("process.args", s));
     for (path, string) in strings.chain(process.env.iter().map(|s| ("process.env", s))) {
         if string.contains('\0') {
-            return Err(invalid(path, format!("{string:?} holds a NUL")));
+            return Err(invalid(path, format!("{string:?} contains a NUL byte")));
         }
     }
     for (index, limit) in process.rlimits.iter().enumerate() {
         if process.rlimits[..index].iter().any(|earlier| earlier.kind == limit.kind) {
-            return Err(invalid(&format!("process.rlimits[{index}].type"), format!("{} again", limit.kind)));
+            return Err(invalid(
+                &format!("process.rlimits[{index}].type"),
+                format!("duplicate {}", limit.kind),
+            ));
         }
     }
     refusals::check_process(process)
@@ -173,7 +176,7 @@ fn directory_at(what: &str, path: &Path) -> Result<()> {
     if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
-/// Refuses what would not be the same thing in a guest: a socket's or a device's other end is in the host's kernel.
+/// Refuses sockets, named pipes and devices, whose other end is in the host's kernel and not reachable from a guest.
 fn bind_source_at(what: &str, path: &Path) -> Result<()> {
     let kind = fs::metadata(path)
         .map_err(|source| BundleError::Source { what: what.to_owned(), path: path.to_owned(), source })?

@@ -6,32 +6,33 @@ use std::path::{Component, Path, PathBuf};
 use crate::bundle::{Result, invalid};
 use crate::spec::resources::Resources;
 
-/// The field's JSON path.
+/// JSON path of the field.
 const AT: &str = "linux.cgroupsPath";
-/// The longest path in bytes.
+/// Maximum length of the path in bytes.
 const PATH_MAX: usize = 2048;
-/// The longest name of a systemd unit (unit-name.h, UNIT_NAME_MAX).
+/// Maximum length of a systemd unit's name in bytes (unit-name.h, UNIT_NAME_MAX).
 const UNIT_NAME_MAX: usize = 255;
 
-/// A cgroup's path in cgroupfs form. An absolute path starts at the top of each hierarchy. A relative path starts at our own
-/// cgroup; in version 2 at our cgroup's parent, because a cgroup with processes cannot give controllers to its children.
+/// Path of a cgroup in cgroupfs form. An absolute path starts at the root of each hierarchy. A relative path starts at
+/// the cgroup of this process; in version 2 at the parent of that cgroup, because a cgroup with processes cannot give
+/// controllers to its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupPath {
-    /// The path without a leading slash, `.` or `..`.
+    /// Path without a leading slash, `.` or `..`.
     pub path: PathBuf,
-    /// Whether it starts at the top of each hierarchy.
+    /// Whether the path starts at the root of each hierarchy.
     pub absolute: bool,
 }
 
 impl CgroupPath {
-    /// Parses cgroupfs form. As in runc, `..` stops at the top.
+    /// Parses cgroupfs form. As in runc, `..` stops at the root.
     ///
     /// # Errors
     ///
-    /// The text is too long, in systemd's form, or names the top of the hierarchy.
+    /// The text is too long, in systemd's form, or names the root cgroup.
     pub fn parse(text: &str) -> Result<CgroupPath> {
         if text.len() > PATH_MAX || text.contains('\0') {
-            return Err(invalid(AT, "too long, or no path"));
+            return Err(invalid(AT, format!("longer than {PATH_MAX} bytes, or contains a NUL byte")));
         }
         if text.split(':').count() == 3 && !text.contains('/') {
             return Err(invalid(AT, format!("{text:?} is systemd's form, which needs --systemd-cgroup")));
@@ -45,18 +46,18 @@ impl CgroupPath {
             }
         }
         if path.as_os_str().is_empty() {
-            return Err(invalid(AT, format!("{text:?} is the top of the tree")));
+            return Err(invalid(AT, format!("{text:?} is the root cgroup")));
         }
         Ok(CgroupPath { path, absolute: text.starts_with('/') })
     }
 }
 
-/// A cgroup's path in systemd's form, `slice:prefix:name`.
+/// Path of a cgroup in systemd's form, `slice:prefix:name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// The slice that the scope belongs to; empty for systemd's default.
+    /// The slice that contains the scope; empty for systemd's default.
     pub slice: String,
-    /// The unit's name: `prefix-name.scope`.
+    /// Name of the unit: `prefix-name.scope`.
     pub unit: String,
 }
 
@@ -65,45 +66,45 @@ impl Scope {
     ///
     /// # Errors
     ///
-    /// The text is not `slice:prefix:name`, or does not make a valid unit name.
+    /// The text is not `slice:prefix:name`, or does not result in a valid unit name.
     pub fn parse(text: &str) -> Result<Scope> {
         let parts: Vec<&str> = text.split(':').collect();
         let &[slice, prefix, name] = parts.as_slice() else {
-            let why = format!("{text:?} is not slice:prefix:name, as --systemd-cgroup has it");
+            let why = format!("{text:?} is not slice:prefix:name, as --systemd-cgroup requires");
             return Err(invalid(AT, why));
         };
         if !slice.is_empty() && !slice.ends_with(".slice") {
-            return Err(invalid(AT, format!("{slice:?} is no slice")));
+            return Err(invalid(AT, format!("{slice:?} is not a slice")));
         }
         let unit = match prefix {
             "" => format!("{name}.scope"),
             prefix => format!("{prefix}-{name}.scope"),
         };
         let allowed = |letter: char| letter.is_ascii_alphanumeric() || ":-_.\\@".contains(letter);
-        // A slice holds no processes of its own.
+        // The name of a slice is refused: a slice contains no processes of its own.
         let is_slice = name.is_empty() || name.ends_with(".slice");
         if is_slice || unit.len() > UNIT_NAME_MAX || !unit.chars().all(allowed) {
-            return Err(invalid(AT, format!("{text:?} names no scope")));
+            return Err(invalid(AT, format!("{text:?} is not a valid scope name")));
         }
         Ok(Scope { slice: slice.to_owned(), unit })
     }
 }
 
-/// Where a cgroup is, and who manages it.
+/// A cgroup's path and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// A path that this runtime manages.
+    /// A path that `vmm` manages.
     Path(CgroupPath),
     /// A scope that systemd manages.
     Scope(Scope),
 }
 
-/// The cgroup that a bundle asks for on the host.
+/// The host cgroup that a bundle asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostCgroup {
-    /// Where it is.
+    /// Path and owner.
     pub place: Place,
-    /// Its limits.
+    /// Limits from `linux.resources`.
     pub resources: Resources,
 }
 
@@ -112,10 +113,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_that_is_no_path_is_refused() {
+    fn invalid_cgroupfs_paths_are_refused() {
         for (text, message) in [
-            ("/", r#""/" is the top of the tree"#),
-            ("a/..", r#""a/.." is the top of the tree"#),
+            ("/", r#""/" is the root cgroup"#),
+            ("a/..", r#""a/.." is the root cgroup"#),
             ("a:b:c", r#""a:b:c" is systemd's form, which needs --systemd-cgroup"#),
         ] {
             let error = CgroupPath::parse(text).unwrap_err();
@@ -136,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_scope_is_refused() {
+    fn invalid_scopes_are_refused() {
         let long = format!("a.slice:b:{}", "c".repeat(UNIT_NAME_MAX));
         for (text, message) in [
-            ("/a/b", r#""/a/b" is not slice:prefix:name, as --systemd-cgroup has it"#.to_owned()),
-            ("a:b:c", r#""a" is no slice"#.to_owned()),
-            ("a.slice:b:", r#""a.slice:b:" names no scope"#.to_owned()),
-            ("a.slice:b:../c", r#""a.slice:b:../c" names no scope"#.to_owned()),
-            ("a.slice:p:n.slice", r#""a.slice:p:n.slice" names no scope"#.to_owned()),
-            (&long, format!("{long:?} names no scope")),
+            ("/a/b", r#""/a/b" is not slice:prefix:name, as --systemd-cgroup requires"#.to_owned()),
+            ("a:b:c", r#""a" is not a slice"#.to_owned()),
+            ("a.slice:b:", r#""a.slice:b:" is not a valid scope name"#.to_owned()),
+            ("a.slice:b:../c", r#""a.slice:b:../c" is not a valid scope name"#.to_owned()),
+            ("a.slice:p:n.slice", r#""a.slice:p:n.slice" is not a valid scope name"#.to_owned()),
+            (&long, format!("{long:?} is not a valid scope name")),
         ] {
             let error = Scope::parse(text).unwrap_err();
             assert_eq!(error.to_string(), format!("config.json linux.cgroupsPath: {message}"));

@@ -1,43 +1,43 @@
-//! An exec process: the container's init process with other words, as `vmm exec`'s flags give them.
+//! An exec process: the container's init process with the changes of `vmm exec`'s flags.
 
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Given, Process};
 
-/// What an exec process has other than the container's init process.
+/// Changes of an exec process against the init process. `None`, false and empty lists change nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ProcessChanges {
-    /// Program and arguments.
+    /// Program and arguments. Always replaces those of the init process.
     pub args: Vec<String>,
-    /// It has a terminal.
+    /// Whether the process has a terminal.
     pub terminal: bool,
-    /// `NAME=value`, in addition.
+    /// Additional environment variables, `NAME=value`.
     pub env: Vec<String>,
-    /// Working directory.
+    /// Working directory, absolute.
     pub cwd: Option<String>,
     /// User id.
     pub uid: Option<u32>,
     /// Group id.
     pub gid: Option<u32>,
-    /// Further groups, in addition.
+    /// Additional groups.
     pub additional_gids: Vec<u32>,
-    /// No program may gain privileges.
+    /// Whether no_new_privs is set: execve(2) grants no privileges.
     pub no_new_privileges: bool,
-    /// Capabilities in addition: bounding, effective and permitted.
+    /// Additional capabilities: bounding, effective and permitted.
     pub capabilities: Vec<String>,
-    /// An AppArmor profile.
+    /// AppArmor profile.
     pub apparmor_profile: Option<String>,
-    /// An SELinux label.
+    /// SELinux label.
     pub selinux_label: Option<String>,
 }
 
 impl ProcessChanges {
-    /// Returns the exec process that they make of a container's `init` process.
+    /// Returns the exec process that results from a container's `init` process.
     pub fn apply(&self, init: &Process) -> Process {
         let mut process = init.clone();
         process.args.clone_from(&self.args);
-        // The size in config.json is that of the init process's terminal.
+        // consoleSize in config.json is that of the init process's terminal.
         (process.terminal, process.console_size) = (self.terminal, None);
         process.env.extend(self.env.iter().cloned());
         if let Some(cwd) = &self.cwd {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_are_laid_over_the_init_process() {
+    fn changes_override_the_init_process() {
         let init: Process = serde_json::from_value(json!({
             "terminal": true, "consoleSize": {"height": 1, "width": 2}, "cwd": "/", "args": ["init"],
             "env": ["A=b"], "user": {"uid": 5, "gid": 6}, "capabilities": {"bounding": ["CAP_KILL"]}

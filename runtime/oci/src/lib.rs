@@ -1,8 +1,8 @@
-//! OCI bundles (OCI runtime specification 1.2): what config.json says, and what this runtime refuses of it.
+//! OCI bundles (OCI runtime specification 1.2): types of config.json, and the fields that are refused.
 //!
-//! [`spec`] has config.json's types, [`bundle`] reads a bundle and checks it, [`refusals`] names what cannot be honoured,
-//! and [`program`] looks for the container's program. [`mount_options`] and [`cgroups_path`] translate words of the
-//! specification. The crate reads files and nothing else: what a bundle comes to is decided in crate `plan`.
+//! [`spec`] has the types of config.json, [`bundle`] reads and checks a bundle, [`refusals`] names the fields that
+//! cannot be honoured, and [`program`] looks for the container's program. [`mount_options`] and [`cgroups_path`]
+//! translate words of the specification. The crate only reads files: crate `plan` decides how a bundle is run.
 
 pub mod bundle;
 pub mod cgroups_path;
@@ -15,8 +15,8 @@ pub mod spec;
 pub use bundle::{Bundle, BundleError};
 pub use spec::Spec;
 
-/// The version of the OCI runtime specification whose config.json is read.
+/// Version of the OCI runtime specification that this crate implements.
 pub const OCI_VERSION: &str = "1.2.0";
 
-/// A config.json to start from: what `vmm spec` writes.
+/// The config.json that `vmm spec` writes as a starting point.
 pub const DEFAULT_CONFIG: &str = include_str!("default.json");

@@ -1,4 +1,4 @@
-//! mount(8)'s option words to mount(2)'s arguments (config.md, "Mounts"; runc's table of options).
+//! Translates mount(8)'s option words to mount(2)'s arguments (config.md, "Mounts"; runc's table of options).
 
 use libc::{
     MS_BIND, MS_DIRSYNC, MS_I_VERSION, MS_LAZYTIME, MS_MANDLOCK, MS_NOATIME, MS_NODEV, MS_NODIRATIME,
@@ -6,27 +6,27 @@ use libc::{
     MS_SILENT, MS_SLAVE, MS_STRICTATIME, MS_SYNCHRONOUS, MS_UNBINDABLE,
 };
 
-/// linux/mount.h; libc does not have it.
+/// From linux/mount.h; libc does not define it.
 const MS_NOSYMFOLLOW: u64 = 256;
 
-/// What mount(2) gets for a list of option words.
+/// Arguments of mount(2) and mount_setattr(2) for a list of option words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
     /// MS_* flags without propagation.
     pub flags: u64,
-    /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, with MS_REC or not; 0 for none.
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, possibly with MS_REC; 0 for no change of propagation.
     pub propagation: u64,
-    /// MOUNT_ATTR_* to set on the mount and everything below it.
+    /// MOUNT_ATTR_* to set on the mount and all mounts below it.
     pub recursive_set: u64,
-    /// MOUNT_ATTR_* to clear there.
+    /// MOUNT_ATTR_* to clear on the same mounts.
     pub recursive_clear: u64,
-    /// The directory's content is copied into the mount.
+    /// Whether the directory's content is copied into the mount (`tmpcopyup`).
     pub copy_up: bool,
-    /// The file system's own options, joined with commas.
+    /// Options of the file system, joined with commas.
     pub data: String,
 }
 
-/// Words that set (`true`) or clear flags.
+/// Words that set (`true`) or clear (`false`) flags.
 const FLAGS: [(&str, bool, u64); 35] = [
     ("acl", true, MS_POSIXACL),
     ("async", false, MS_SYNCHRONOUS),
@@ -65,13 +65,13 @@ const FLAGS: [(&str, bool, u64); 35] = [
     ("sync", true, MS_SYNCHRONOUS),
 ];
 
-/// mount_setattr(2)'s attributes.
+/// Attributes of mount_setattr(2).
 mod attr {
     pub(super) const RDONLY: u64 = 1;
     pub(super) const NOSUID: u64 = 2;
     pub(super) const NODEV: u64 = 4;
     pub(super) const NOEXEC: u64 = 8;
-    /// The three below share these bits.
+    /// Mask of the access-time attributes, of which the following three are values.
     pub(super) const ACCESS_TIME: u64 = 0x70;
     pub(super) const RELATIME: u64 = 0;
     pub(super) const NOATIME: u64 = 0x10;
@@ -80,7 +80,7 @@ mod attr {
     pub(super) const NOSYMFOLLOW: u64 = 0x20_0000;
 }
 
-/// Words that set or clear attributes of a mount and of all that are below it.
+/// Words that set (`true`) or clear (`false`) attributes of a mount and of all mounts below it.
 const RECURSIVE: [(&str, bool, u64); 18] = [
     ("ratime", false, attr::ACCESS_TIME),
     ("rdev", false, attr::NODEV),
@@ -113,27 +113,27 @@ const PROPAGATION: [(&str, u64); 8] = [
     ("unbindable", MS_UNBINDABLE),
 ];
 
-/// The word for a tmpfs that begins with what was in its place.
+/// The word for a tmpfs that starts with a copy of the directory it covers.
 pub const COPY_UP: &str = "tmpcopyup";
 
-/// Whether a word is the specification's, and not the file system's own.
+/// Whether the specification defines `word`. Other words are options of the file system.
 pub fn is_known(word: &str) -> bool {
     words().any(|known| known == word)
 }
 
-/// Every such word.
+/// Returns all words that the specification defines.
 pub fn words() -> impl Iterator<Item = &'static str> {
     let words = FLAGS.iter().chain(&RECURSIVE).map(|(name, ..)| *name);
     words.chain(PROPAGATION.iter().map(|(name, _)| *name)).chain([COPY_UP])
 }
 
-/// Returns the flags of mount propagation that `word` stands for.
+/// Returns the propagation flags that `word` stands for.
 pub fn propagation(word: &str) -> Option<u64> {
     PROPAGATION.iter().find(|(name, _)| *name == word).map(|(_, flags)| *flags)
 }
 
 impl MountOptions {
-    /// Reads `words` in order: a later word wins over an earlier one, as in mount(8).
+    /// Parses `words` in order. A later word overrides an earlier one, as in mount(8).
     pub fn parse(words: &[String]) -> MountOptions {
         let mut options = MountOptions::default();
         for word in words {
@@ -156,7 +156,7 @@ impl MountOptions {
     }
 
     fn change(&mut self, set: bool, attribute: u64) {
-        // Access times are one choice of several: another can only replace the one before.
+        // The access-time attributes are values of one field: a new value first clears the old one.
         let access_time = attribute & !attr::ACCESS_TIME == 0;
         let bits = if access_time { attr::ACCESS_TIME } else { attribute };
         self.recursive_set &= !bits;
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// config.md, "Linux mount options": the table's words in its order, but for idmap and ridmap.
+    /// config.md, "Linux mount options": the words of the table in its order, without idmap and ridmap.
     #[test]
     fn every_word_of_the_specification_is_known() {
         let words = "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev \

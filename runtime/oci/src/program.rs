@@ -1,7 +1,7 @@
-//! Whether the container's program is there, told before there is a machine.
+//! Checks that the container's program exists, before a machine is started.
 //!
-//! The guest finds out for itself when the container is started. Engines expect it of `create`, as with runc, and make an exit
-//! code of the words. What a mount may bring is left to the guest.
+//! The guest would detect a missing program only when the container is started. Engines expect the error from `create`,
+//! as with runc, and derive an exit code from its text. Programs that a mount may provide are left to the guest.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -13,9 +13,9 @@ use std::path::{Component, Path, PathBuf};
 use crate::bundle::{Bundle, BundleError, Result};
 use crate::spec::Mount;
 
-/// Links on the way to a file, as the kernel counts them (MAXSYMLINKS).
+/// Maximum number of symbolic links in a path, as in the kernel (MAXSYMLINKS).
 const LINKS_MAX: usize = 40;
-/// What engines mount into every container: no program is below these.
+/// Destinations that engines mount into every container. None of them contains the program.
 const USUAL_MOUNTS: [&str; 8] = [
     "/proc",
     "/dev",
@@ -27,17 +27,17 @@ const USUAL_MOUNTS: [&str; 8] = [
     "/run/.containerenv",
 ];
 
-/// What there is of a program.
+/// Result of the search for a program.
 #[derive(Debug, PartialEq)]
 enum Found {
     Executable,
     Not(&'static str),
     Missing,
-    /// The host cannot say.
+    /// The host cannot decide, for example because of missing permissions.
     Unknown,
 }
 
-/// Refuses a container whose program is certainly not there, or no program.
+/// Refuses a container whose program certainly does not exist or is not executable.
 pub fn check(bundle: &Bundle) -> Result<()> {
     let process = &bundle.process;
     let Some(program) = process.args.first() else { return Ok(()) };
@@ -78,7 +78,8 @@ fn find(root: &Path, path: &Path) -> Found {
     }
 }
 
-/// Looks at what `path` leads to with `root` as its top: links are followed here, not by the host.
+/// Resolves `path` with `root` as the root directory. Follows symbolic links itself, because the host would leave
+/// `root`.
 fn look(root: &Path, path: &Path) -> Result<Metadata, ErrorKind> {
     let names = |path: &Path| -> Vec<OsString> {
         let names =
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_certainly_not_there_is_told_in_the_words_that_engines_know() {
+    fn a_missing_program_is_refused_with_the_text_that_engines_parse() {
         let root = rootfs();
         let told = |program, mount| judged(root.path(), program, mount);
         for program in ["tool", "/bin/tool", "./bin/tool"] {
@@ -178,7 +179,7 @@ mod tests {
             ("/etc", "exec: \"/etc\": is a directory"),
         ] {
             assert_eq!(told(program, "/proc"), Err(message.to_owned()));
-            assert_eq!(told(program, "/opt"), Ok(()), "a mount may bring it");
+            assert_eq!(told(program, "/opt"), Ok(()), "a mount may provide it");
         }
     }
 }

@@ -1,9 +1,8 @@
-//! What a bundle may ask for and cannot get, field by field.
+//! Refuses fields of a bundle that cannot be honoured.
 //!
-//! Honoured because a VM implies it, and so not in the table: `linux.namespaces` (the VM is one), swap limits (the guest has
-//! no swap). Annotations, except the one that `plan.rs` reads, and the sections of other platforms are skipped, as the
-//! specification says. Filters, devices and
-//! limits are judged where they are translated (`plan/`).
+//! Not in the table, because a VM implies them: `linux.namespaces` (the VM is one) and swap limits (the guest has no
+//! swap). Annotations, except the one that `plan/vm.rs` reads, and sections of other platforms are skipped, as the
+//! specification demands. Filters, devices and limits are checked where crate `plan` translates them.
 
 use crate::bundle::{Result, invalid, is_bind, unsupported};
 use crate::mount_options;
@@ -13,39 +12,43 @@ use crate::spec::{Given, Mount, Process, Spec};
 /// File systems that the guest mounts.
 const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
 
-/// Namespaces that a VM has, or that the agent makes.
+/// Namespaces that a VM implies or that the agent creates.
 pub const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user", "time"];
 
-/// Why a limit of the host's is refused.
+/// Reason for refusing a limit that only the host can apply.
 const NO_CGROUP: &str =
-    "the guest has nothing that it would limit, and without linux.cgroupsPath the host neither";
+    "the guest has no such controller, and the host applies it only with linux.cgroupsPath";
 
-/// Options that ask for more than mount(2) in the guest.
+/// Options that need more than mount(2) in the guest.
 pub const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 
-/// Refuses the first thing in `spec` that cannot be honoured.
+/// Refuses the first field of `spec` that cannot be honoured.
 pub fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let resources = &linux.resources;
-    // What a guest has nothing of is limited on the host, where there is a cgroup for it.
+    // Controllers that the guest does not have are used on the host, if the machine has a cgroup there.
     let on_host = |given: bool| Given(given && linux.cgroups_path.is_empty());
     let io = &resources.block_io;
     let leaf_weight = Given(io.leaf_weight.0 || io.weight_device.iter().any(|device| device.leaf_weight.0));
     let table = [
-        ("vm", spec.vm, "the machine is set by flags and configuration file"),
+        ("vm", spec.vm, "flags and the configuration file configure the machine"),
         ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
         ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
         ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
         ("linux.netDevices", linux.net_devices, "devices of the host"),
         ("linux.resources.blockIO", on_host(resources.block_io != BlockIo::default()), NO_CGROUP),
-        ("linux.resources.blockIO.leafWeight", leaf_weight, "no kernel has leaf weights any more"),
+        ("linux.resources.blockIO.leafWeight", leaf_weight, "current kernels have no leaf weights"),
         ("linux.resources.hugepageLimits", on_host(!resources.hugepage_limits.is_empty()), NO_CGROUP),
-        ("linux.resources.network", resources.network, "packets of a machine have no class of a process"),
+        (
+            "linux.resources.network",
+            resources.network,
+            "packets of a machine carry no class or priority of a process",
+        ),
         ("linux.resources.rdma", on_host(!resources.rdma.is_empty()), NO_CGROUP),
         (
             "linux.resources.memory.disableOOMKiller",
             resources.memory.disable_oom_killer,
-            "a guest's kernel that cannot kill would stand still",
+            "without its OOM killer the guest's kernel would hang",
         ),
         ("linux.resources.cpu.realtimeRuntime", resources.cpu.realtime_runtime, "real-time CPU limits"),
         ("linux.resources.cpu.realtimePeriod", resources.cpu.realtime_period, "real-time CPU limits"),
@@ -57,10 +60,10 @@ pub fn check(spec: &Spec) -> Result<()> {
     spec.mounts.iter().enumerate().try_for_each(|(index, mount)| check_mount(index, mount))
 }
 
-/// Refuses the first thing in `process`, a container's first or a further one, that cannot be honoured.
+/// Refuses the first field of `process`, an init or exec process, that cannot be honoured.
 pub fn check_process(process: &Process) -> Result<()> {
     // "If the runtime is unable to create the environment specified in the config.json, it MUST generate an error"
-    // (runtime.md): a profile or label without its module is one, unless it asks for nothing.
+    // (runtime.md): a profile or label without its security module is such a case, unless it has no effect.
     let profile = process.apparmor_profile.as_str();
     let apparmor = Given(!is_default_profile(profile));
     if !apparmor.0 && !matches!(profile, "" | "unconfined") {
@@ -77,8 +80,9 @@ pub fn check_process(process: &Process) -> Result<()> {
     }
 }
 
-/// Whether an AppArmor profile is one that an engine gives each container unasked, to keep it from the host's own files in
-/// /proc and /sys. A guest's are the guest's, so nothing is lost without it; a profile that somebody chose is.
+/// Whether an AppArmor profile is a default of an engine, which protects the host's /proc and /sys from every
+/// container. The guest has its own /proc and /sys, so nothing is lost without such a profile. A profile that a user
+/// chose is refused.
 fn is_default_profile(profile: &str) -> bool {
     let of_version =
         |prefix| profile.strip_prefix(prefix).is_some_and(|version: &str| !version.contains('/'));
@@ -87,8 +91,7 @@ fn is_default_profile(profile: &str) -> bool {
     names.contains(&profile) || of_version("containers-default-")
 }
 
-/// Refuses what `vmm run` in the foreground gives and an engine means differently: to an engine a namespace that is left out
-/// is the host's.
+/// Refuses missing namespaces, which `vmm run` accepts: for an engine, a container without a namespace uses the host's.
 pub fn check_engine(spec: &Spec) -> Result<()> {
     let table = [
         ("network", "no network namespace: the host's own network cannot be the guest's"),
@@ -114,12 +117,12 @@ fn check_linux(spec: &Spec) -> Result<()> {
         // "Duplicated type namespace entries MUST generate an error" (config-linux.md, "Namespaces").
         if namespaces[..index].iter().any(|earlier| earlier.kind == namespace.kind) {
             let path = format!("linux.namespaces[{index}].type");
-            return Err(invalid(&path, format!("a second {} namespace", namespace.kind)));
+            return Err(invalid(&path, format!("duplicate {} namespace", namespace.kind)));
         }
         if !namespace.path.is_empty() && namespace.kind != "network" {
             return Err(unsupported(
                 format!("linux.namespaces[{index}].path"),
-                "of the host's namespaces a VM can join a network alone",
+                "a VM can join only network namespaces of the host",
             ));
         }
     }
@@ -141,7 +144,7 @@ fn check_mount(index: usize, mount: &Mount) -> Result<()> {
     if mount.gid_mappings.0 {
         return Err(unsupported(at("gidMappings"), "mounts with mapped ids"));
     }
-    // A bind has no file system of its own that would know a further word; mount(2) would skip it in silence.
+    // A bind mount has no file system that could check an unknown word; mount(2) would ignore it silently.
     let refused = |option: &&str| {
         MOUNT_OPTIONS.contains(option)
             || is_bind(mount) && !mount_options::is_known(option)

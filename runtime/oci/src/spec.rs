@@ -1,7 +1,8 @@
 //! config.json of an OCI bundle (OCI runtime specification 1.2, `config.md` and `config-linux.md`).
 //!
-//! Only what the runtime acts on is typed. A field that it knows and cannot honour is a [`Given`], which remembers
-//! only whether there was something in it; a field that the specification does not know is skipped, as it demands.
+//! Only fields that the runtime acts on are typed. A field that it knows but cannot honour is a [`Given`], which stores
+//! only whether the field had content. Fields that are not in the specification are skipped, as the specification
+//! demands.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,72 +19,72 @@ use resources::Resources;
 use scheduling::{IoPriority, Personality, Scheduler};
 use seccomp::Seccomp;
 
-/// The whole configuration.
+/// The root object of config.json.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
-    /// Version of the specification that the bundle follows.
+    /// Version of the specification that the bundle follows, `1.x`.
     pub oci_version: String,
-    /// The container's first process.
+    /// The init process.
     pub process: Option<Process>,
     /// The root file system.
     pub root: Option<Root>,
-    /// Host name.
+    /// Host name; empty for none.
     #[serde(default)]
     pub hostname: String,
-    /// NIS domain name.
+    /// NIS domain name; empty for none.
     #[serde(default)]
     pub domainname: String,
     /// Mounts below the root, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
-    /// Programs to run on the host.
+    /// Hooks, which run on the host.
     #[serde(default)]
     pub hooks: Hooks,
-    /// What is Linux's own.
+    /// Linux-specific configuration.
     #[serde(default)]
     pub linux: Linux,
-    /// A virtual machine's parameters.
+    /// Parameters of a virtual machine. Not honoured.
     #[serde(default)]
     pub vm: Given,
-    /// What whoever made the container keeps with it.
+    /// Key-value pairs that the container's creator stores with it.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// The container's first process.
+/// An init or exec process.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Process {
-    /// It has a terminal.
+    /// Whether the process has a terminal.
     pub terminal: bool,
-    /// The terminal's first size.
+    /// Initial size of the terminal.
     pub console_size: Option<ConsoleSize>,
-    /// Who it is.
+    /// User, groups and umask.
     pub user: User,
     /// Program and arguments.
     pub args: Vec<String>,
-    /// `NAME=value`.
+    /// Environment variables, `NAME=value`.
     pub env: Vec<String>,
     /// Working directory, absolute.
     pub cwd: String,
     /// Capability sets by name.
     pub capabilities: Option<Capabilities>,
-    /// Resource limits.
+    /// Resource limits (setrlimit(2)).
     pub rlimits: Vec<Rlimit>,
-    /// No program may gain privileges.
+    /// Whether no_new_privs is set: execve(2) grants no privileges.
     pub no_new_privileges: bool,
-    /// How willingly the guest's kernel kills it when memory is short.
+    /// The guest's OOM killer prefers processes with a higher value: -1000 to 1000.
     pub oom_score_adj: Option<i32>,
-    /// Not honoured, but for `unconfined`, which asks for nothing.
+    /// AppArmor profile. Not honoured, except `unconfined` and defaults of engines, which have no effect.
     pub apparmor_profile: String,
-    /// Not honoured.
+    /// SELinux label. Not honoured.
     pub selinux_label: Given,
-    /// Its I/O priority.
+    /// I/O priority.
     pub io_priority: Option<IoPriority>,
-    /// Its scheduling class.
+    /// Scheduling class.
     pub scheduler: Option<Scheduler>,
-    /// Not honoured.
+    /// CPU affinity of exec processes. Not honoured.
     #[serde(rename = "execCPUAffinity")]
     pub exec_cpu_affinity: Given,
 }
@@ -97,7 +98,7 @@ pub struct ConsoleSize {
     pub width: u16,
 }
 
-/// Who a process is.
+/// User, groups and umask of a process.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct User {
@@ -107,7 +108,7 @@ pub struct User {
     pub gid: u32,
     /// File mode creation mask.
     pub umask: Option<u32>,
-    /// Further groups.
+    /// Supplementary groups.
     pub additional_gids: Vec<u32>,
 }
 
@@ -115,36 +116,36 @@ pub struct User {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
-    /// Limits what execve can give.
+    /// Bounding set: limits the capabilities that execve(2) can grant.
     pub bounding: Vec<String>,
-    /// What the kernel checks.
+    /// Effective set: the capabilities that the kernel checks.
     pub effective: Vec<String>,
-    /// Kept over execve by file capabilities.
+    /// Inheritable set: kept across execve(2) of a file with matching inheritable capabilities.
     pub inheritable: Vec<String>,
-    /// What effective may be raised to.
+    /// Permitted set: upper limit of the effective set.
     pub permitted: Vec<String>,
-    /// Kept over execve of a plain file.
+    /// Ambient set: kept across execve(2) of an unprivileged file.
     pub ambient: Vec<String>,
 }
 
-/// A resource limit.
+/// A resource limit of a process (setrlimit(2)).
 #[derive(Clone, Debug, Deserialize)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The most that soft may be raised to.
+    /// Hard limit: maximum of `soft`.
     pub hard: u64,
-    /// The limit in force.
+    /// Soft limit: the limit in force.
     pub soft: u64,
 }
 
 /// The root file system.
 #[derive(Debug, Deserialize)]
 pub struct Root {
-    /// Directory; relative to the bundle unless absolute.
+    /// Directory on the host; relative to the bundle unless absolute.
     pub path: PathBuf,
-    /// The container sees it read-only.
+    /// Whether the container sees it read-only.
     #[serde(default)]
     pub readonly: bool,
 }
@@ -155,161 +156,161 @@ pub struct Root {
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: String,
-    /// File-system type.
+    /// File-system type, such as `tmpfs`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Host path of a bind (relative to the bundle unless absolute), else the device's name.
+    /// Host path of a bind (relative to the bundle unless absolute), otherwise the name of the device.
     pub source: String,
-    /// mount(8)'s option words.
+    /// Option words of mount(8).
     pub options: Vec<String>,
-    /// Not honoured.
+    /// Mapped user ids. Not honoured.
     pub uid_mappings: Given,
-    /// Not honoured.
+    /// Mapped group ids. Not honoured.
     pub gid_mappings: Given,
 }
 
-/// Programs to run on the host, in their order.
+/// Hooks by type, each list in the order of execution.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Hooks {
-    /// Before the container is made.
+    /// Run before the container is created.
     pub prestart: Vec<Hook>,
-    /// Before the container is made, after those.
+    /// Run before the container is created, after `prestart`.
     pub create_runtime: Vec<Hook>,
-    /// Before the container is made, after those.
+    /// Run before the container is created, after `createRuntime`.
     pub create_container: Vec<Hook>,
-    /// Before its program starts.
+    /// Run before the container's program is executed.
     pub start_container: Vec<Hook>,
-    /// After that.
+    /// Run after the container's program was executed.
     pub poststart: Vec<Hook>,
-    /// After the container is deleted.
+    /// Run after the container was deleted.
     pub poststop: Vec<Hook>,
 }
 
 impl Hooks {
-    /// Every hook.
+    /// Returns all hooks.
     pub fn all(&self) -> impl Iterator<Item = &Hook> {
         let before = [&self.prestart, &self.create_runtime, &self.create_container];
         before.into_iter().chain([&self.start_container, &self.poststart, &self.poststop]).flatten()
     }
 
-    /// Whether some of them run before the container's process is started.
+    /// Whether there are hooks that run before the init process is started.
     pub fn has_first(&self) -> bool {
         [&self.prestart, &self.create_runtime, &self.create_container].iter().any(|hooks| !hooks.is_empty())
     }
 }
 
-/// A program to run on the host.
+/// A hook: a program to run on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Hook {
-    /// The program, absolute.
+    /// Path of the program, absolute.
     pub path: PathBuf,
-    /// Its arguments, its name the first.
+    /// Arguments, including argument 0.
     pub args: Vec<String>,
-    /// `NAME=value`; none where it has the environment of whoever runs it.
+    /// Environment variables, `NAME=value`; `None` to inherit the environment of `vmm`.
     pub env: Option<Vec<String>>,
-    /// Seconds that it may take.
+    /// Timeout in seconds.
     pub timeout: Option<u64>,
 }
 
-/// What is Linux's own.
+/// Linux-specific configuration.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Linux {
     /// The container's namespaces.
     pub namespaces: Vec<Namespace>,
-    /// Device nodes.
+    /// Device nodes to create.
     pub devices: Vec<Device>,
-    /// Kernel parameters.
+    /// Kernel parameters (sysctl(8)), name to value.
     pub sysctl: BTreeMap<String, String>,
-    /// Limits.
+    /// Resource limits of the container's cgroup.
     pub resources: Resources,
-    /// Propagation of the root mount.
+    /// Propagation of the root mount: an option word, or empty for no change.
     pub rootfs_propagation: String,
-    /// Paths that are hidden.
+    /// Paths that are hidden from the container.
     pub masked_paths: Vec<String>,
-    /// Paths that are read-only.
+    /// Paths that are read-only in the container.
     pub readonly_paths: Vec<String>,
-    /// Where the machine's cgroup is on the host; there is none where it is empty.
+    /// Path of the machine's cgroup on the host; empty for none.
     pub cgroups_path: String,
-    /// Users of a user namespace.
+    /// User ids of a user namespace.
     pub uid_mappings: Vec<IdMapping>,
-    /// Groups of a user namespace.
+    /// Group ids of a user namespace.
     pub gid_mappings: Vec<IdMapping>,
-    /// What the container's processes may ask of their kernel.
+    /// Filter for system calls of the container's processes.
     pub seccomp: Option<Seccomp>,
-    /// Not honoured.
+    /// SELinux label of the mounts. Not honoured.
     pub mount_label: Given,
-    /// Not honoured.
+    /// Cache and memory bandwidth allocation. Not honoured.
     pub intel_rdt: Given,
-    /// Not honoured.
+    /// NUMA memory policy. Not honoured.
     pub memory_policy: Given,
-    /// Not honoured.
+    /// Network devices of the host. Not honoured.
     pub net_devices: Given,
-    /// The execution domain of the container's processes.
+    /// Execution domain of the container's processes.
     pub personality: Option<Personality>,
-    /// What a time namespace adds to its clocks, by their names.
+    /// Offsets of a time namespace, by clock: `monotonic`, `boottime`.
     pub time_offsets: BTreeMap<String, TimeOffset>,
 }
 
-/// A range of users or groups of a user namespace.
+/// A range of user or group ids of a user namespace.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct IdMapping {
-    /// The first in the container.
+    /// First id in the container.
     #[serde(rename = "containerID")]
     pub container_id: u32,
-    /// The first in the guest, and so in the files that are shared with it.
+    /// First id in the guest, and therefore in the files that the guest shares with the host.
     #[serde(rename = "hostID")]
     pub host_id: u32,
-    /// How many.
+    /// Number of ids.
     pub size: u32,
 }
 
-/// What is added to a clock.
+/// Offset of a clock.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TimeOffset {
-    /// Seconds.
+    /// Whole seconds; may be negative.
     pub secs: i64,
-    /// Nanoseconds.
+    /// Additional nanoseconds.
     pub nanosecs: u32,
 }
 
-/// A namespace.
+/// A namespace to create or join.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Namespace {
-    /// `pid`, `network`, `mount`, `ipc`, `uts`, `user`, `cgroup`, `time`.
+    /// Type: `pid`, `network`, `mount`, `ipc`, `uts`, `user`, `cgroup` or `time`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// A namespace of the host to join.
+    /// Path of a namespace of the host to join; empty for a new namespace.
     pub path: String,
 }
 
-/// A device node.
+/// A device node to create.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Device {
     /// Absolute path in the container.
     pub path: String,
-    /// `c`, `u`, `b` or `p`.
+    /// Type as in mknod(1): `c`, `u`, `b` or `p`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Device number.
+    /// Major device number.
     pub major: i64,
-    /// Device number.
+    /// Minor device number.
     pub minor: i64,
-    /// Permissions; 0666 where there are none.
+    /// Permissions; 0666 by default.
     pub file_mode: Option<u32>,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
 }
 
-/// Whether a field was given with something in it: null, false, 0, and whatever is empty or holds only such, is nothing.
+/// Whether a field had content. null, false, 0, empty values, and lists and objects of only such values are no content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Given(pub bool);
 
@@ -366,7 +367,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn given_tells_something_from_nothing() {
+    fn given_distinguishes_content_from_empty_values() {
         for (json, given) in [
             ("null", false),
             ("false", false),

@@ -3,7 +3,7 @@ use std::os::unix::net::UnixListener;
 use super::*;
 use crate::DEFAULT_CONFIG;
 
-/// Reads a config.json that is the default one with the object `change` laid over it, key by key.
+/// Loads the default config.json, in which the keys of the object `change` replace those of the default.
 fn check_with(change: &str) -> Result<Bundle> {
     let mut json: serde_json::Value = serde_json::from_str(DEFAULT_CONFIG).unwrap();
     overlay(&mut json, serde_json::from_str(change).unwrap());
@@ -22,7 +22,7 @@ fn overlay(base: &mut serde_json::Value, change: serde_json::Value) {
 }
 
 #[test]
-fn the_default_configuration_runs() {
+fn the_default_configuration_is_valid() {
     let bundle = check_with("{}").unwrap();
     assert_eq!(bundle.rootfs, Path::new("/bundle/rootfs"));
     assert!(bundle.readonly);
@@ -30,7 +30,7 @@ fn the_default_configuration_runs() {
 }
 
 #[test]
-fn what_cannot_be_honoured_is_refused_by_its_path() {
+fn unsupported_fields_are_refused_by_their_path() {
     for (change, path) in [
         (r#"{"vm":{"kernel":{"path":"/k"}}}"#, "vm"),
         (r#"{"process":{"apparmorProfile":"of-my-own"}}"#, "process.apparmorProfile"),
@@ -71,7 +71,7 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
 }
 
 #[test]
-fn an_engine_s_container_in_a_namespace_of_the_host_is_refused_by_its_name() {
+fn an_engine_container_in_a_host_namespace_is_refused_by_the_name_of_the_namespace() {
     let judged = |change: &str| refusals::check_engine(&check_with(change).unwrap().spec);
     let (network, pid) = (r#"{"type":"network","path":"/run/netns/a"}"#, r#"{"type":"pid"}"#);
     judged(&format!(r#"{{"linux":{{"namespaces":[{network},{pid},{{"type":"ipc"}}]}}}}"#)).unwrap();
@@ -89,7 +89,7 @@ fn an_engine_s_container_in_a_namespace_of_the_host_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_kind_of_namespace_is_given_once() {
+fn a_duplicate_namespace_is_refused() {
     match check_with(
         r#"{"linux":{"namespaces":[{"type":"network","path":"/a"},{"type":"network","path":"/b"}]}}"#,
     ) {
@@ -99,7 +99,7 @@ fn a_kind_of_namespace_is_given_once() {
 }
 
 #[test]
-fn what_asks_for_nothing_or_for_what_a_vm_implies_is_taken() {
+fn fields_without_effect_or_implied_by_a_vm_are_accepted() {
     for change in [
         r#"{"hooks":{"prestart":[]}}"#,
         r#"{"linux":{"seccomp":null}}"#,
@@ -120,16 +120,16 @@ fn what_asks_for_nothing_or_for_what_a_vm_implies_is_taken() {
 }
 
 #[test]
-fn what_the_specification_forbids_is_named() {
+fn values_that_the_specification_forbids_are_refused_by_their_path() {
     for (change, message) in [
         (r#"{"ociVersion":"2.0.0"}"#, r#"config.json ociVersion: "2.0.0" is not 1.x"#),
         (r#"{"process":{"args":[]}}"#, "config.json process.args: no program"),
-        (r#"{"process":{"args":["a\u0000b"]}}"#, r#"config.json process.args: "a\0b" holds a NUL"#),
+        (r#"{"process":{"args":["a\u0000b"]}}"#, r#"config.json process.args: "a\0b" contains a NUL byte"#),
         (r#"{"process":{"cwd":"tmp"}}"#, r#"config.json process.cwd: "tmp" is not absolute"#),
         (r#"{"process":{"env":["A=b","C"]}}"#, r#"config.json process.env[1]: "C" is not NAME=value"#),
         (
             r#"{"process":{"rlimits":[{"type":"RLIMIT_AS","hard":1,"soft":1},{"type":"RLIMIT_AS","hard":1,"soft":1}]}}"#,
-            "config.json process.rlimits[1].type: RLIMIT_AS again",
+            "config.json process.rlimits[1].type: duplicate RLIMIT_AS",
         ),
         (r#"{"mounts":[{"type":"proc"}]}"#, "config.json mounts[0].destination: missing"),
         (r#"{"mounts":[{"destination":"/x","type":"bind"}]}"#, "config.json mounts[0].source: missing"),
@@ -142,7 +142,7 @@ fn what_the_specification_forbids_is_named() {
 }
 
 #[test]
-fn what_is_missing_on_the_host_is_named() {
+fn files_missing_on_the_host_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let load = || Bundle::load(at).map_err(|error| format!("{:#}", anyhow::Error::from(error)));

@@ -6,39 +6,39 @@ use serde::{Deserialize, Deserializer};
 
 use super::Given;
 
-/// Limits.
+/// Resource limits of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
-    /// Memory.
+    /// Memory limits.
     #[serde(deserialize_with = "or_nothing")]
     pub memory: Memory,
-    /// CPU time.
+    /// CPU limits.
     #[serde(deserialize_with = "or_nothing")]
     pub cpu: Cpu,
-    /// Number of processes.
+    /// Limit of the number of processes.
     #[serde(deserialize_with = "or_nothing")]
     pub pids: Pids,
-    /// Files of the cgroup by name.
+    /// Content of cgroup files (version 2) by file name.
     #[serde(deserialize_with = "or_nothing")]
     pub unified: BTreeMap<String, String>,
-    /// Block I/O, which is the monitor's on the host.
+    /// Block I/O limits, applied to the monitor on the host.
     #[serde(rename = "blockIO", deserialize_with = "or_nothing")]
     pub block_io: BlockIo,
     /// Limits of huge pages.
     #[serde(deserialize_with = "or_nothing")]
     pub hugepage_limits: Vec<HugepageLimit>,
-    /// Not honoured.
+    /// Network class and priorities. Not honoured.
     pub network: Given,
-    /// Limits of RDMA devices by their names.
+    /// Limits of RDMA devices by device name.
     #[serde(deserialize_with = "or_nothing")]
     pub rdma: BTreeMap<String, RdmaLimit>,
-    /// Which devices may be used, and which nodes made in what is shared with the host.
+    /// Rules for access to devices, and for device nodes in directories that are shared with the host.
     #[serde(deserialize_with = "or_nothing")]
     pub devices: Vec<DeviceRule>,
 }
 
-/// Null is what engines may write for nothing.
+/// Deserializes null as the default value, as engines write it.
 fn or_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
@@ -47,90 +47,90 @@ fn or_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D)
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlockIo {
-    /// Weight against others, 10 to 1000; none where it is 0.
+    /// Weight relative to other cgroups, 10 to 1000; 0 for none.
     pub weight: u16,
-    /// Not honoured.
+    /// Weight of the cgroup's own tasks. Not honoured.
     pub leaf_weight: Given,
-    /// Weights for single devices.
+    /// Weights for individual devices.
     pub weight_device: Vec<BlockDevice>,
-    /// Bytes a second.
+    /// Read limits in bytes per second.
     pub throttle_read_bps_device: Vec<BlockDevice>,
-    /// Bytes a second.
+    /// Write limits in bytes per second.
     pub throttle_write_bps_device: Vec<BlockDevice>,
-    /// Requests a second.
+    /// Read limits in requests per second.
     #[serde(rename = "throttleReadIOPSDevice")]
     pub throttle_read_iops_device: Vec<BlockDevice>,
-    /// Requests a second.
+    /// Write limits in requests per second.
     #[serde(rename = "throttleWriteIOPSDevice")]
     pub throttle_write_iops_device: Vec<BlockDevice>,
 }
 
-/// A limit of one block device of the host.
+/// A limit for one block device of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlockDevice {
-    /// Device number.
+    /// Major device number.
     pub major: u32,
-    /// Device number.
+    /// Minor device number.
     pub minor: u32,
-    /// Of `weightDevice`.
+    /// Weight; only in `weightDevice`.
     pub weight: u16,
-    /// Not honoured.
+    /// Weight of the cgroup's own tasks. Not honoured.
     pub leaf_weight: Given,
-    /// Of the others.
+    /// Bytes or requests per second; only in the throttling lists.
     pub rate: u64,
 }
 
-/// A limit of huge pages.
+/// A limit for one huge page size.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HugepageLimit {
-    /// `2MB`, `1GB`.
+    /// Page size, such as `2MB` or `1GB`.
     pub page_size: String,
-    /// Bytes.
+    /// Limit in bytes.
     pub limit: u64,
 }
 
-/// A limit of an RDMA device.
+/// A limit for one RDMA device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RdmaLimit {
-    /// Handles.
+    /// Maximum number of handles.
     pub hca_handles: Option<u32>,
-    /// Objects.
+    /// Maximum number of objects.
     pub hca_objects: Option<u32>,
 }
 
-/// A rule of the devices' cgroup. Later ones win.
+/// A rule of the device controller. A later rule overrides an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DeviceRule {
-    /// It allows.
+    /// Whether the rule allows access.
     pub allow: bool,
-    /// `c`, `b`; both where it is empty or `a`.
+    /// Type of device, `c` or `b`; both if empty or `a`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// All where there is none.
+    /// Major device number; all if absent.
     pub major: Option<i64>,
-    /// All where there is none.
+    /// Minor device number; all if absent.
     pub minor: Option<i64>,
-    /// Of `rwm`; all where it is empty.
+    /// Letters of `rwm`; all if empty.
     pub access: String,
 }
 
-/// Memory limits. A swappiness is a hint, and so are the limits of version 1's that are not here.
+/// Memory limits. `swappiness` is a hint, and so are the limits of version 1 that have no field here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Memory {
-    /// Bytes; none where it is 0 or less.
+    /// Limit in bytes; none if 0 or negative.
     pub limit: i64,
-    /// Bytes that stay the container's when memory is short; none where it is 0 or less.
+    /// Bytes protected from reclaim when memory is short; none if 0 or negative.
     pub reservation: i64,
-    /// Bytes of memory and swap; none where it is 0 or less. A guest has no swap, and so keeps every limit.
+    /// Limit of memory plus swap in bytes; none if 0 or negative. A guest has no swap and never exceeds it.
     pub swap: i64,
-    /// How willingly the host swaps, in version 1's cgroups.
+    /// How readily the host swaps (swappiness); only in cgroups of version 1.
     pub swappiness: Option<u64>,
-    /// Not honoured.
+    /// Whether the OOM killer is disabled. Not honoured.
     #[serde(rename = "disableOOMKiller")]
     pub disable_oom_killer: Given,
 }
@@ -139,63 +139,63 @@ pub struct Memory {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Cpu {
-    /// Weight against other containers, 2 to 262144; none where it is 0.
+    /// Weight relative to other containers, 2 to 262144; 0 for none.
     pub shares: u64,
-    /// Microseconds of CPU time in a period; no limit where it is 0 or less.
+    /// CPU time per period in microseconds; no limit if 0 or negative.
     pub quota: i64,
-    /// Microseconds that may be saved up for later periods.
+    /// Unused CPU time in microseconds that later periods may use.
     pub burst: Option<u64>,
-    /// Microseconds; 100 000 where it is 0.
+    /// Period in microseconds; 100 000 if 0.
     pub period: u64,
-    /// CPUs: of the host with a cgroup there, else as the guest counts them.
+    /// CPU set: host CPUs if the machine has a host cgroup, otherwise vCPUs of the guest.
     pub cpus: String,
-    /// Memory nodes likewise; the guest has one.
+    /// Memory nodes, of the host or guest like `cpus`. The guest has one.
     pub mems: String,
-    /// 1: runs only when nobody else wants to.
+    /// 1: the container runs only when the CPU would be idle otherwise.
     pub idle: Option<i64>,
-    /// Not honoured.
+    /// Real-time CPU time. Not honoured.
     pub realtime_runtime: Given,
-    /// Not honoured.
+    /// Real-time period. Not honoured.
     pub realtime_period: Given,
 }
 
 impl Cpu {
-    /// The period of a quota that names none, microseconds (cgroups: `cpu.cfs_period_us`).
+    /// Default period of a quota in microseconds (cgroups: `cpu.cfs_period_us`).
     const DEFAULT_PERIOD_US: u64 = 100_000;
 
-    /// Returns the quota's period in microseconds.
+    /// Returns the period of the quota in microseconds.
     pub fn period_us(&self) -> u64 {
         if self.period == 0 { Cpu::DEFAULT_PERIOD_US } else { self.period }
     }
 
-    /// Returns `shares` as a weight of version 2. The parabola of runc and crun: it maps version 1's least, default and
-    /// largest shares (2, 1024, 262144) to version 2's weights (1, 100, 10000).
+    /// Returns `shares` as a weight of version 2, with the parabola of runc and crun. It maps version 1's minimum,
+    /// default and maximum shares (2, 1024, 262144) to version 2's weights (1, 100, 10000).
     pub fn weight(&self) -> u64 {
         let log = (self.shares.clamp(2, 1 << 18) as f64).log2();
         let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-        // The three points themselves are hit but for the last bits of a float.
+        // The formula yields the three points up to floating-point rounding.
         (10_f64.powf(exponent) - 1e-6).ceil() as u64
     }
 }
 
-/// Returns a limit in use; 0 and below mean that there is none.
+/// Returns a limit that is in use; 0 and negative values mean no limit.
 pub fn positive(value: i64) -> Option<u64> {
     u64::try_from(value).ok().filter(|value| *value != 0)
 }
 
-/// Controllers of version 2 whose files in `unified` are written on the host; the guest has the others.
+/// Controllers of version 2 whose files in `unified` are written on the host. The guest has the other controllers.
 const HOST_CONTROLLERS: [&str; 4] = ["io", "hugetlb", "rdma", "misc"];
 
-/// Returns whether `file`, a name in `unified`, is written on the host.
+/// Whether `file`, a key of `unified`, is written on the host.
 pub fn is_host_file(file: &str) -> bool {
     file.split_once('.').is_some_and(|(controller, _)| HOST_CONTROLLERS.contains(&controller))
 }
 
-/// The limit of processes.
+/// Limit of the number of processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Pids {
-    /// No limit where it is 0 or less.
+    /// Maximum number of processes; no limit if 0 or negative.
     pub limit: i64,
 }
 

@@ -1,4 +1,4 @@
-//! How the kernel runs a process: `process.scheduler`, `process.ioPriority`, `linux.personality`.
+//! Scheduling of a process: `process.scheduler`, `process.ioPriority`, `linux.personality`.
 
 use serde::Deserialize;
 
@@ -8,19 +8,19 @@ use super::Given;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Scheduler {
-    /// `SCHED_OTHER` and so on.
+    /// Policy, such as `SCHED_OTHER`.
     pub policy: String,
-    /// For `SCHED_OTHER` and `SCHED_BATCH`.
+    /// Nice value, for `SCHED_OTHER` and `SCHED_BATCH`.
     pub nice: i32,
-    /// For `SCHED_FIFO` and `SCHED_RR`.
+    /// Static priority, for `SCHED_FIFO` and `SCHED_RR`.
     pub priority: u32,
-    /// `SCHED_FLAG_RESET_ON_FORK` and so on.
+    /// Flags, such as `SCHED_FLAG_RESET_ON_FORK`.
     pub flags: Vec<String>,
-    /// Nanoseconds, for `SCHED_DEADLINE`.
+    /// CPU time per period in nanoseconds, for `SCHED_DEADLINE`.
     pub runtime: u64,
-    /// Likewise.
+    /// Deadline in nanoseconds, for `SCHED_DEADLINE`.
     pub deadline: u64,
-    /// Likewise.
+    /// Period in nanoseconds, for `SCHED_DEADLINE`.
     pub period: u64,
 }
 
@@ -28,9 +28,9 @@ pub struct Scheduler {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct IoPriority {
-    /// `IOPRIO_CLASS_BE` and so on.
+    /// Class, such as `IOPRIO_CLASS_BE`.
     pub class: String,
-    /// 0, the highest, to 7.
+    /// Priority in the class, 0 (highest) to 7.
     pub priority: u16,
 }
 
@@ -40,6 +40,6 @@ pub struct IoPriority {
 pub struct Personality {
     /// `LINUX` or `LINUX32`.
     pub domain: String,
-    /// None is defined.
+    /// The specification defines no flags.
     pub flags: Given,
 }

@@ -1,53 +1,53 @@
-//! `linux.seccomp`: what a container's processes may ask of their kernel (config-linux.md, "Seccomp").
+//! `linux.seccomp`: filter for system calls of a container's processes (config-linux.md, "Seccomp").
 
 use serde::Deserialize;
 
 use super::Given;
 
-/// A profile.
+/// A seccomp profile.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Seccomp {
-    /// What happens on a call that no rule is about.
+    /// Action for system calls that match no rule.
     pub default_action: String,
-    /// The error that the default action returns.
+    /// Error number that the default action returns.
     pub default_errno_ret: Option<u32>,
-    /// Architectures whose calls the rules are about, beside the machine's own.
+    /// Architectures that the rules apply to, in addition to the machine's.
     pub architectures: Vec<String>,
-    /// seccomp(2)'s flags by name; a profile without the list differs from one with an empty one.
+    /// Flags of seccomp(2) by name. A profile without the list has other defaults than one with an empty list.
     pub flags: Option<Vec<String>>,
-    /// Not honoured.
+    /// Socket of a notification listener. Not honoured.
     pub listener_path: Given,
-    /// Not honoured.
+    /// Metadata for the listener. Not honoured.
     pub listener_metadata: Given,
-    /// The rules.
+    /// Rules.
     pub syscalls: Vec<Syscall>,
 }
 
-/// What happens on some calls.
+/// A rule for one or more system calls.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Syscall {
-    /// The calls.
+    /// Names of the system calls.
     pub names: Vec<String>,
-    /// What happens.
+    /// Action if all conditions hold.
     pub action: String,
-    /// The error that the action returns.
+    /// Error number that the action returns.
     pub errno_ret: Option<u32>,
-    /// What the arguments have to be.
+    /// Conditions on the arguments.
     pub args: Vec<Argument>,
 }
 
-/// What an argument has to be.
+/// A condition on an argument of a system call.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Argument {
-    /// The argument, from 0.
+    /// Index of the argument, from 0.
     pub index: u32,
-    /// What it is compared with; a mask for `SCMP_CMP_MASKED_EQ`.
+    /// Operand of the comparison; the mask for `SCMP_CMP_MASKED_EQ`.
     pub value: u64,
-    /// What the masked argument is compared with.
+    /// Second operand: compared with the masked argument for `SCMP_CMP_MASKED_EQ`.
     pub value_two: u64,
-    /// How it is compared.
+    /// Comparison operator, such as `SCMP_CMP_EQ`.
     pub op: String,
 }
