@@ -1,4 +1,4 @@
-//! What is left of a plan for an agent that speaks API 4244 alone.
+//! Reduces a plan to what an agent of API 4244 without the extension understands.
 
 use std::mem::take;
 
@@ -6,11 +6,11 @@ use agent_proto::payload::{Container, FsMap, Mount, Pod};
 use oci::bundle::{Result, invalid};
 use serde_json::Value;
 
-/// What such an agent mounts in every container.
+/// Destinations that such an agent mounts in every container.
 const OWN_MOUNTS: [&str; 5] = ["/proc", "/sys", "/dev", "/dev/pts", "/dev/shm"];
 
-/// Takes out of `container` what API 4244 has no words for, and returns what that was. No word of the extension is left:
-/// hyperstart refuses a container with a key that it does not know.
+/// Removes from `container` what API 4244 cannot express, and returns the names of what was removed. No key of the
+/// extension remains, because hyperstart refuses a container with an unknown key.
 pub fn reduce(container: &mut Container) -> Result<Vec<String>> {
     let mut left_out = Vec::new();
     if let Some(oci) = container.oci.take() {
@@ -21,7 +21,7 @@ pub fn reduce(container: &mut Container) -> Result<Vec<String>> {
                 left_out.push(format!("the {} at {}", mount.kind, mount.destination));
             }
         }
-        // The pod has the host name.
+        // The pod has the host name already.
         left_out.extend(asked(&oci, &["mounts", "hostname"])?);
     }
     let process = &mut container.process;
@@ -31,12 +31,12 @@ pub fn reduce(container: &mut Container) -> Result<Vec<String>> {
     if !take(&mut process.rlimits).is_empty() {
         left_out.push("rlimits".to_owned());
     }
-    // The terminal's size is told once it is there.
+    // The link sends the size of the terminal once the process runs.
     (process.rows, process.columns) = (0, 0);
     Ok(left_out)
 }
 
-/// Takes out of the pod's network what API 4244 has no words for, and returns what that was.
+/// Removes from the pod's network what API 4244 cannot express, and returns the names of what was removed.
 pub fn reduce_network(pod: &mut Pod) -> Vec<&'static str> {
     let mut left_out = Vec::new();
     let mut leave = |given: bool, name| {
@@ -48,14 +48,14 @@ pub fn reduce_network(pod: &mut Pod) -> Vec<&'static str> {
         interface.no_link_local = false;
         leave(!take(&mut interface.neighbours).is_empty(), "neighbours");
         for address in &mut interface.ip_addresses {
-            leave(take(&mut address.no_prefix_route), "addresses without a route");
+            leave(take(&mut address.no_prefix_route), "addresses without a prefix route");
         }
     }
     for route in &mut pod.routes {
-        leave(take(&mut route.on_link), "gateways that no address leads to");
+        leave(take(&mut route.on_link), "on-link gateways");
         leave(!take(&mut route.source).is_empty(), "routes' source addresses");
         leave(take(&mut route.metric) > 0, "routes' metrics");
-        leave(take(&mut route.mtu) > 0, "routes' largest packets");
+        leave(take(&mut route.mtu) > 0, "routes' MTUs");
     }
     left_out
 }
@@ -69,7 +69,7 @@ fn bound(mount: &Mount) -> FsMap {
     }
 }
 
-/// Returns the names of what `extension` asks for, as the agent would be told it.
+/// Returns the keys of `extension` with content, as it is serialized for the agent, without those in `known`.
 fn asked(extension: &impl serde::Serialize, known: &[&str]) -> Result<Vec<String>> {
     let value = serde_json::to_value(extension).map_err(|error| invalid("process", error.to_string()))?;
     let Value::Object(keys) = value else { return Ok(Vec::new()) };
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_is_left_with_the_words_of_api_4244() {
+    fn a_network_is_reduced_to_the_keys_of_api_4244() {
         let plain = Pod {
             interfaces: vec![Interface { ip_addresses: vec![IpAddress::default()], ..Interface::default() }],
             routes: vec![Route { dest: "default".into(), gateway: "10.0.0.1".into(), ..Route::default() }],
@@ -106,11 +106,11 @@ mod tests {
         (route.on_link, route.source, route.metric, route.mtu) = (true, "10.0.0.2".into(), 7, 1300);
         let names = [
             "neighbours",
-            "addresses without a route",
-            "gateways that no address leads to",
+            "addresses without a prefix route",
+            "on-link gateways",
             "routes' source addresses",
             "routes' metrics",
-            "routes' largest packets",
+            "routes' MTUs",
         ];
         assert_eq!(reduce_network(&mut pod), names);
         assert_eq!(pod, plain);

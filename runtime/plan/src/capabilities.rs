@@ -1,4 +1,4 @@
-//! Capability names to the kernel's bits (linux/capability.h).
+//! Translates capability names to the kernel's bits (linux/capability.h).
 
 use std::collections::BTreeSet;
 
@@ -50,19 +50,20 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Every name that is known.
+/// Returns all known names.
 pub fn names() -> impl Iterator<Item = String> {
     NAMES.iter().map(|name| format!("CAP_{name}"))
 }
 
-/// Returns the names in `sets` that the kernel does not know. They are left out, with a warning, as the specification demands.
+/// Returns the names in `sets` that the kernel does not know. They are ignored with a warning, as the specification
+/// demands.
 pub fn unknown(sets: &Capabilities) -> Vec<&str> {
     let all = [&sets.bounding, &sets.effective, &sets.inheritable, &sets.permitted, &sets.ambient];
     let names = all.into_iter().flatten().map(String::as_str).filter(|name| bit(name).is_none());
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Returns the five masks. A process without `capabilities` gets none, as with runc.
+/// Returns the five masks. A process without `capabilities` has none, as with runc.
 pub fn masks(sets: Option<&Capabilities>) -> Masks {
     let Some(sets) = sets else { return Masks::default() };
     Masks {

@@ -1,4 +1,4 @@
-//! A container: what the share holds for it, and NEWCONTAINER's payload.
+//! Plan of a container: its part of the share, and the payload of NEWCONTAINER.
 
 use agent_proto::command::Protocol;
 use agent_proto::payload::{Container, Namespace, OciContainer};
@@ -10,26 +10,26 @@ use crate::mounts::{self, Content, ROOTFS, ShareBind};
 use crate::vm::VmPlan;
 use crate::{api4244, device_filter, device_rules, devices, limits, process, users};
 
-/// A container to make in a machine.
+/// A container to start in a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerPlan {
-    /// NEWCONTAINER's payload. The numbers of its streams are those of one start and not in it yet.
+    /// Payload of NEWCONTAINER, without stream numbers, which are allocated at each start.
     pub container: Container,
-    /// What the share holds of the host.
+    /// Host directories and files in the share.
     pub binds: Vec<ShareBind>,
-    /// What the share holds of files that are made.
+    /// Generated files in the share.
     pub contents: Vec<Content>,
-    /// What the container runs without, to be logged: a sentence each.
+    /// Warnings about features that the container runs without, one sentence each.
     pub notices: Vec<String>,
 }
 
 impl ContainerPlan {
-    /// Decides for the bundle that is container `id` of `vm`. `terminal` is the size of the terminal that `vmm` was started
-    /// in, if any.
+    /// Plans the container `id` of `vm` from its bundle. `terminal` is the size of the terminal of `vmm`'s stdio, if
+    /// any.
     ///
     /// # Errors
     ///
-    /// Something in the bundle is invalid or cannot be honoured in this machine.
+    /// A field of the bundle is invalid or cannot be honoured in this machine.
     pub fn new(
         bundle: &Bundle,
         id: &str,
@@ -82,8 +82,8 @@ impl ContainerPlan {
         Ok(plan)
     }
 
-    /// Gives the container's part of the share the name `number-ID`. A name that no container had before keeps what the guest
-    /// remembers of one container from being taken for another's.
+    /// Renames the container's part of the share to `number-ID`. The name must be new, because the guest caches
+    /// attributes of earlier containers by name.
     pub fn place(&mut self, number: u64) {
         let (old, new) = (format!("/{}/", self.container.image), format!("{number}-{}", self.container.id));
         let moved = |path: &str| match path.strip_prefix(&old) {
@@ -100,9 +100,10 @@ impl ContainerPlan {
     }
 }
 
-/// The first container of a machine needs no namespace against others: the machine's own network, IPC and host name are its.
-/// It gets a PID namespace so that its init process is process 1 and does not see the agent, a cgroup namespace whether it asks
-/// for one or not, because its power over the tree ends there, and a UTS namespace if a domain name has to be set.
+/// The first container of a machine needs no isolation from others: it uses the network, IPC objects and host name of
+/// the machine. It gets a PID namespace so that its init process is process 1 and does not see the agent, and a cgroup
+/// namespace even if none is requested, because it limits the container's access to the cgroup tree. It gets a UTS
+/// namespace if a domain name has to be set.
 fn namespaces(bundle: &Bundle) -> Vec<Namespace> {
     let spec = &bundle.spec;
     let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
@@ -115,13 +116,13 @@ fn namespaces(bundle: &Bundle) -> Vec<Namespace> {
     all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, namespace)| namespace).collect()
 }
 
-/// Returns the kernel's lines for the clocks of a time namespace (time_namespaces(7)).
+/// Returns the lines of /proc/PID/timens_offsets for a time namespace (time_namespaces(7)).
 fn time_offsets(linux: &Linux) -> Result<String> {
     let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "time");
     let lines = linux.time_offsets.iter().map(|(clock, offset)| match clock.as_str() {
-        _ if !asked => Err(invalid("linux.timeOffsets", "without a time namespace")),
+        _ if !asked => Err(invalid("linux.timeOffsets", "requires a time namespace")),
         "monotonic" | "boottime" => Ok(format!("{clock} {} {}\n", offset.secs, offset.nanosecs)),
-        other => Err(invalid("linux.timeOffsets", format!("{other:?} is no clock that has one"))),
+        other => Err(invalid("linux.timeOffsets", format!("{other:?} is not a clock of a time namespace"))),
     });
     lines.collect()
 }

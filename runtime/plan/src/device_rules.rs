@@ -1,26 +1,27 @@
-//! `linux.resources.devices` to rules without the specification's several ways to say "all" (config-linux.md, "Allowed
-//! Device list"). Data and a decision; who may do what with a device because of them is for others to say.
+//! Translates `linux.resources.devices` to rules with one notation for "all" (config-linux.md, "Allowed Device list").
+//! This module only evaluates rules; their users decide about access to devices.
 //!
-//! As with runc the last rule about a device holds, and the devices that every container may use come after the
-//! bundle's rules. Unlike with runc a container may not make every node: its `c *:* m` and `b *:* m` are not here,
-//! since a node that is made in a directory of the host is a device of the host for whoever opens it there.
+//! As with runc the last matching rule decides, and the rules for devices that every container may use follow the
+//! bundle's. Unlike with runc a container may not create all nodes: runc's `c *:* m` and `b *:* m` are missing here,
+//! because a node that the guest creates in a host directory is a device of the host for every process that opens it
+//! there.
 
 use oci::bundle::{Result, invalid};
 use oci::spec::resources::DeviceRule;
 
-/// What may be done with a device, as bits.
+/// Access to a device, as bits.
 pub mod access {
-    /// Reading it.
+    /// Read.
     pub const READ: u8 = 1;
-    /// Writing it.
+    /// Write.
     pub const WRITE: u8 = 2;
-    /// Making its node.
+    /// Create a node (mknod(2)).
     pub const MAKE: u8 = 4;
-    /// All of it.
+    /// All three bits.
     pub const ALL: u8 = READ | WRITE | MAKE;
 }
 
-/// What kind of device a rule is about.
+/// Type of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `c`.
@@ -29,25 +30,25 @@ pub enum Kind {
     Block,
 }
 
-/// A rule about the devices that it names; `None` names all.
+/// A rule for devices. A field of `None` matches all devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// It allows.
+    /// Whether the rule allows or denies access.
     pub allow: bool,
-    /// Their kind.
+    /// Type of device.
     pub kind: Option<Kind>,
-    /// Their major number.
+    /// Major number.
     pub major: Option<u32>,
-    /// Their minor number.
+    /// Minor number.
     pub minor: Option<u32>,
-    /// What it allows or forbids, of [`access`].
+    /// Bits of [`access`] that the rule allows or denies.
     pub access: u8,
 }
 
-/// The devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx.
+/// Devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx.
 const EVERYBODY_S: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
 
-/// Returns the rules in order, the bundle's first.
+/// Returns the rules in order: those of the bundle, then those for devices that every container may use.
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<Rule>> {
     let everybody_s = EVERYBODY_S.map(|(major, minor)| Rule {
         allow: true,
@@ -59,7 +60,7 @@ pub fn rules(given: &[DeviceRule]) -> Result<Vec<Rule>> {
     Ok(of_bundle(given)?.into_iter().chain(everybody_s).collect())
 }
 
-/// Returns the bundle's rules alone.
+/// Returns only the rules of the bundle.
 pub fn of_bundle(given: &[DeviceRule]) -> Result<Vec<Rule>> {
     given.iter().enumerate().map(|(index, rule)| parse(index, rule)).collect()
 }
@@ -74,9 +75,9 @@ fn parse(index: usize, rule: &DeviceRule) -> Result<Rule> {
     };
     let number = |field, given: Option<i64>| match given.filter(|number| *number >= 0) {
         None => Ok(None),
-        Some(number) => {
-            u32::try_from(number).map(Some).map_err(|_| invalid(&at(field), format!("{number} is no number")))
-        }
+        Some(number) => u32::try_from(number)
+            .map(Some)
+            .map_err(|_| invalid(&at(field), format!("{number} is not a valid device number"))),
     };
     let mut bits = if rule.access.is_empty() { access::ALL } else { 0 };
     for letter in rule.access.chars() {
@@ -91,7 +92,7 @@ fn parse(index: usize, rule: &DeviceRule) -> Result<Rule> {
     Ok(Rule { allow: rule.allow, kind, major, minor, access: bits })
 }
 
-/// Whether the rules allow all of `access` to a device. What no rule is about they do not.
+/// Whether the rules allow all bits of `access` to a device. Without a matching rule they do not.
 pub fn allow(rules: &[Rule], (kind, major, minor): (Kind, u32, u32), access: u8) -> bool {
     let names = |rule: &&Rule, bit: u8| {
         rule.access & bit != 0
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_rule_about_a_device_holds() {
+    fn the_last_matching_rule_decides() {
         let docker = serde_json::json!([
             {"allow": false, "access": "rwm"},
             {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_said_in_several_ways() {
+    fn all_notations_of_all_are_equal() {
         for rule in [
             serde_json::json!({"allow": true}),
             serde_json::json!({"allow": true, "type": "a", "access": "rwm"}),
@@ -155,20 +156,20 @@ mod tests {
             assert_eq!(rules[0], expected);
             assert!(allow(&rules, (Kind::Block, 8, 0), access::ALL));
         }
-        // What every container may use the bundle does not forbid.
+        // The bundle cannot deny the devices that every container may use.
         let rules = parsed(serde_json::json!([{"allow": true}, {"allow": false}])).unwrap();
         assert!(!allow(&rules, (Kind::Block, 8, 0), access::READ));
         assert!(allow(&rules, (Kind::Character, 1, 3), access::ALL));
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_its_path() {
+    fn invalid_rules_are_refused_by_their_path() {
         for (rule, message) in [
             (serde_json::json!({"type": "x"}), r#"linux.resources.devices[0].type: "x""#),
             (serde_json::json!({"access": "rx"}), "linux.resources.devices[0].access: 'x'"),
             (
                 serde_json::json!({"minor": 1i64 << 32}),
-                "linux.resources.devices[0].minor: 4294967296 is no number",
+                "linux.resources.devices[0].minor: 4294967296 is not a valid device number",
             ),
         ] {
             let error = parsed(serde_json::json!([rule])).unwrap_err();

@@ -1,6 +1,6 @@
-//! `linux.devices` to nodes that the agent makes. A node is a number, and what the number stands for is the guest's: only
-//! what the guest's kernel has may be asked for. And the nodes that may be made in the share, where the number stands for
-//! a device of the host.
+//! Translates `linux.devices` to nodes that the agent creates. A node refers to a device of the guest by its number, so
+//! that only devices of the guest's kernel may be requested. Also decides which nodes the guest may create in the
+//! share, where the number refers to a device of the host.
 
 use agent_proto::payload;
 use oci::bundle::{BundleError, Result, invalid, unsupported};
@@ -9,14 +9,14 @@ use oci::spec::{Capabilities, Device, Mount};
 
 use crate::device_rules::{Kind, Rule, access};
 
-/// Types of a node as mknod(2) takes them.
+/// File types of mknod(2).
 const CHARACTER: u32 = libc::S_IFCHR;
 const BLOCK: u32 = libc::S_IFBLK;
 const FIFO: u32 = libc::S_IFIFO;
 
 /// Devices of the guest: type, major number, minor numbers (Linux, Documentation/admin-guide/devices.txt).
 ///
-/// Not among them though they are there: the guest's console and the agent's ports, which are nobody else's.
+/// The guest's console and the agent's ports exist as well, but no container may use them.
 const DEVICES: [(u32, u32, std::ops::RangeInclusive<u32>); 10] = [
     // null, zero, full, random, urandom, kmsg.
     (CHARACTER, 1, 3..=3),
@@ -30,21 +30,21 @@ const DEVICES: [(u32, u32, std::ops::RangeInclusive<u32>); 10] = [
     (CHARACTER, 10, 200..=200),
     (CHARACTER, 10, 229..=229),
     (CHARACTER, 10, 237..=237),
-    // loop0 and its fellows.
+    // loop0 to loop255.
     (BLOCK, 7, 0..=255),
 ];
 
-/// Paths at which the agent has something of the container's own.
+/// Paths at which the agent creates nodes of the container's own terminals.
 const OWN: [&str; 3] = ["/dev/console", "/dev/ptmx", "/dev/pts/ptmx"];
 
-/// Permissions of a node whose specification does not say.
+/// Permissions of a node without `fileMode`.
 const MODE: u32 = 0o666;
 
-/// Returns the nodes, without those at a path where the agent makes the container's own, and the paths of those left out
-/// because the guest does not have them.
+/// Returns the nodes to create, and the paths of the devices that the guest does not have. Nodes that the agent creates
+/// for the container's own terminals are left out of both.
 ///
-/// A container for whom everything is allowed (`--privileged`) is given a list of all that the host has; nobody means each of
-/// them, and it gets those that its own machine has.
+/// Engines give a container that may use all devices (`--privileged`) a list of all devices of the host. Such a
+/// container gets the devices of the list that the guest has; for other containers a missing device is an error.
 pub fn nodes<'a>(
     devices: &'a [Device],
     rules: &[DeviceRule],
@@ -64,7 +64,7 @@ pub fn nodes<'a>(
     Ok((made, left_out))
 }
 
-/// Whether the last rule about all devices allows them.
+/// Whether the last rule about all devices allows all access.
 fn allows_all(rules: &[DeviceRule]) -> bool {
     let of_all = |rule: &&DeviceRule| {
         let number = |number: Option<i64>| number.is_none_or(|number| number < 0);
@@ -74,8 +74,8 @@ fn allows_all(rules: &[DeviceRule]) -> bool {
     rules.iter().rfind(of_all).is_some_and(|rule| rule.allow && every(&rule.access))
 }
 
-/// Returns the rules about nodes that a container may make in what it shares with the host: those of the bundle, if its
-/// processes may have CAP_MKNOD at all.
+/// Returns the rules for nodes that a container may create in the share: those of the bundle, if the bounding set has
+/// CAP_MKNOD, and otherwise none.
 pub fn makeable(rules: &[Rule], capabilities: Option<&Capabilities>) -> Vec<Rule> {
     let bounding = capabilities.map_or(&[][..], |sets| &sets.bounding);
     if !bounding.iter().any(|name| name == "CAP_MKNOD") {
@@ -84,7 +84,7 @@ pub fn makeable(rules: &[Rule], capabilities: Option<&Capabilities>) -> Vec<Rule
     rules.iter().filter(|rule| rule.access & access::MAKE != 0).cloned().collect()
 }
 
-/// Lets the agent make the bundle's own nodes in the root directory, where nothing is mounted at their places.
+/// Adds rules by which the agent may create the bundle's nodes in the root directory, except nodes below a mount.
 pub fn allow_made(rules: &mut Vec<Rule>, made: &[payload::Device], mounts: &[Mount]) {
     let hidden = |path: &str| {
         let below = |mount: &Mount| path.starts_with(&format!("/{}/", mount.destination.trim_matches('/')));
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_has_becomes_a_node() {
+    fn devices_of_the_guest_become_nodes() {
         let fuse = Device { file_mode: Some(0o100_640), uid: 5, gid: 6, ..device("/dev/fuse", "u", 10, 229) };
         let pipe = device("/run/p", "p", 0, 0);
         let (made, _) = nodes(&[fuse, pipe, device("/dev/loop7", "b", 7, 7)], &[]).unwrap();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_container_s_own_terminals_are_left_to_the_agent() {
+    fn nodes_of_the_container_s_terminals_are_left_to_the_agent() {
         assert_eq!(
             nodes(&[device("/dev/console", "c", 5, 1), device("/dev/ptmx", "c", 5, 2)], &[]).unwrap(),
             (vec![], vec![])
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_use_all_gets_those_that_are_there() {
+    fn a_container_that_may_use_all_devices_gets_those_of_the_guest() {
         let rule = |allow, kind: &str, access: &str| DeviceRule {
             allow,
             kind: kind.to_owned(),

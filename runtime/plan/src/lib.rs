@@ -1,13 +1,14 @@
-//! Decides what a virtual machine is and what runs in it.
+//! Plans virtual machines and their containers.
 //!
-//! A [`VmPlan`] is the machine: memory, vCPUs, kernel command line, share protocol, cgroup and network namespace on the host,
-//! and the pod that the agent is told of. A [`ContainerPlan`] is a container in it: the binds of the share and the agent's
-//! words for its mounts, namespaces, limits and init process. Both are made from a bundle ([`oci::Bundle`]) and
-//! [`VmSettings`], are plain data, and are complete when made: no file is read, nothing is logged, no thread is started.
-//! What a user should be warned of is in the plan ([`ContainerPlan::notices`]).
+//! A [`VmPlan`] describes a machine: memory, vCPUs, kernel command line, share protocol, cgroup and network namespace
+//! on the host, and the payload that starts the pod. A [`ContainerPlan`] describes a container in it: the binds of the
+//! share and the agent's payload with mounts, namespaces, limits and init process. Both are derived from a bundle
+//! ([`oci::Bundle`]) and [`VmSettings`], and are plain data: this crate reads no file, logs nothing and starts no
+//! thread. Warnings for the user are part of the plan ([`ContainerPlan::notices`]).
 //!
 //! Reading order: [`vm`], [`container`], [`mounts`], [`process`]; then the translations: [`limits`], [`devices`],
-//! [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] takes out what hyperstart's base protocol cannot say.
+//! [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base protocol cannot
+//! express.
 
 pub mod api4244;
 pub mod capabilities;

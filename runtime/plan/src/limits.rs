@@ -1,8 +1,8 @@
-//! `linux.resources` to the VM's size and to what is written to the container's cgroup in the guest.
+//! Translates `linux.resources` to the size of the VM and to files of the container's cgroup in the guest.
 //!
-//! The VM is as large as its container may become and somewhat larger; the cgroup keeps the container at its limit, so that
-//! it is the one who pays for going over it, not the agent or the guest's kernel. CPUs and memory nodes are the
-//! host's where the machine has a cgroup there, else the guest's.
+//! The VM has somewhat more memory than its container may use. The cgroup keeps the container at its limit, so that the
+//! OOM killer chooses a process of the container, not the agent. CPU and memory node sets refer to the host if the
+//! machine has a cgroup there, otherwise to the guest.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -13,16 +13,16 @@ use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
 use crate::vm::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
-/// The most times longer that a machine with little CPU time is waited for.
+/// Maximum factor by which timeouts are extended for a machine with little CPU time.
 const PATIENCE_MAX: u32 = 20;
-/// Controllers that the guest's kernel has.
+/// Controllers of the guest's kernel.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
-/// Files of a cgroup that belong to no controller and limit something.
+/// Limits in files of a cgroup that belong to no controller.
 const LIMITS_OF_CGROUPS: [&str; 2] = ["cgroup.max.depth", "cgroup.max.descendants"];
-/// The JSON path of a set of CPUs.
+/// JSON path of the CPU set.
 const CPUS: &str = "linux.resources.cpu.cpus";
 
-/// Returns the guest's memory: what the container may use, and the guest's own needs on top.
+/// Returns the guest's memory in MiB: the container's limit plus the overhead of the guest.
 pub fn memory_mib(resources: &Resources) -> u32 {
     let Some(limit) = positive(resources.memory.limit) else { return DEFAULT_MEMORY_MIB };
     let limit_mib = limit.div_ceil(1 << 20);
@@ -30,17 +30,18 @@ pub fn memory_mib(resources: &Resources) -> u32 {
     u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB)
 }
 
-/// Whose CPUs and memory nodes a set names.
+/// The machine whose CPUs and memory nodes a set names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sets {
-    /// The guest's.
+    /// The guest.
     Guest,
-    /// The host's, whose cgroup keeps the machine there.
+    /// The host: the machine's cgroup restricts its threads to the set.
     Host,
 }
 
-/// Returns the number of CPUs that a quota can keep busy, and at least those that a set of the guest's names; of the host's
-/// as many as the quota lets be busy, or else all.
+/// Returns the number of vCPUs. For a set of the guest: as many as the quota can keep busy, and at least those that the
+/// set names. For a set of the host: as many as the quota can keep busy, at most those of the set, and all of the set
+/// without a quota.
 pub fn vcpus(resources: &Resources, sets: Sets) -> Result<u8> {
     let cpu = &resources.cpu;
     let quota = positive(cpu.quota).map(|quota| quota.div_ceil(cpu.period_us()));
@@ -62,7 +63,7 @@ pub fn vcpus(resources: &Resources, sets: Sets) -> Result<u8> {
     Ok(quota.unwrap_or(1).min(MAX_VCPUS.into()).max(of_set) as u8)
 }
 
-/// Returns the cgroup's files and their content, for a machine of `vcpus` CPUs.
+/// Returns the files of the container's cgroup and their content, for a machine with `vcpus` vCPUs.
 pub fn files(resources: &Resources, vcpus: u8, sets: Sets) -> Result<BTreeMap<String, String>> {
     let mut files = BTreeMap::new();
     memory(&mut files, &resources.memory)?;
@@ -73,7 +74,7 @@ pub fn files(resources: &Resources, vcpus: u8, sets: Sets) -> Result<BTreeMap<St
     if let Some(limit) = positive(resources.pids.limit) {
         files.insert("pids.max".to_owned(), limit.to_string());
     }
-    // What is named itself wins over what stands for it.
+    // An entry of `unified` overrides the field for the same file.
     let of_host = |name: &str| sets == Sets::Host && is_host_file(name);
     for (name, value) in resources.unified.iter().filter(|(name, _)| !of_host(name)) {
         files.insert(unified(name)?, value.clone());
@@ -81,8 +82,8 @@ pub fn files(resources: &Resources, vcpus: u8, sets: Sets) -> Result<BTreeMap<St
     Ok(files)
 }
 
-/// Returns what is written where a container that runs is to have other limits; what is not asked for stays. A container's
-/// limit can not go above its machine, whose size was decided when it began.
+/// Returns the files to write to change the limits of a running container. Limits that are not requested stay. A memory
+/// limit cannot exceed the machine's memory, whose size is fixed when it starts.
 pub fn changes(resources: &Resources, memory_mib: u32, sets: Sets) -> Result<BTreeMap<String, String>> {
     let limit = &resources.memory.limit;
     if positive(*limit).is_some_and(|limit| limit > u64::from(memory_mib) << 20) {
@@ -92,7 +93,7 @@ pub fn changes(resources: &Resources, memory_mib: u32, sets: Sets) -> Result<BTr
     }
     let cpu = &resources.cpu;
     if cpu.period != 0 && cpu.quota == 0 {
-        return Err(invalid("linux.resources.cpu.period", "without a quota"));
+        return Err(invalid("linux.resources.cpu.period", "requires a quota"));
     }
     let mut files = files(resources, MAX_VCPUS, sets)?;
     let lifted = [
@@ -112,7 +113,7 @@ fn memory(files: &mut BTreeMap<String, String>, memory: &Memory) -> Result<()> {
     if let Some(swap) = positive(memory.swap)
         && limit.is_none_or(|limit| limit > swap)
     {
-        return Err(invalid("linux.resources.memory.swap", "less than the limit of memory alone"));
+        return Err(invalid("linux.resources.memory.swap", "less than the memory limit"));
     }
     if let Some(limit) = limit {
         files.insert("memory.max".to_owned(), limit.to_string());
@@ -159,21 +160,21 @@ fn cpu_sets(files: &mut BTreeMap<String, String>, cpu: &Cpu, vcpus: u8) -> Resul
     Ok(())
 }
 
-/// How long an answer may take of a machine that is limited to this CPU time, where a whole CPU may take `patience`: a boot and
-/// a start are the same work, whatever a machine is given to do it.
+/// Scales the timeout `patience`, which suits a full CPU, to a machine with the CPU quota `cpu`: a boot needs the same
+/// CPU time with any quota.
 pub fn patience(cpu: &Cpu, patience: Duration) -> Duration {
     let quota = positive(cpu.quota).unwrap_or(u64::MAX).max(1);
     patience * (cpu.period_us().div_ceil(quota) as u32).clamp(1, PATIENCE_MAX)
 }
 
-/// Returns the largest number of a list such as `0-2,5`; none of an empty one.
+/// Returns the largest number of a list such as `0-2,5`; `None` for an empty list.
 fn last_of(path: &str, list: &str) -> Result<Option<u32>> {
     Ok(ranges(path, list)?.iter().map(|range| *range.end()).max())
 }
 
-/// Reads a list such as `0-2,5`.
+/// Parses a list such as `0-2,5`.
 fn ranges(path: &str, list: &str) -> Result<Vec<RangeInclusive<u32>>> {
-    let wrong = || invalid(path, format!("{list:?} is no list of numbers"));
+    let wrong = || invalid(path, format!("{list:?} is not a list of numbers"));
     let parts = list.split(',').filter(|_| !list.is_empty());
     parts
         .map(|part| {
@@ -188,16 +189,16 @@ fn ranges(path: &str, list: &str) -> Result<Vec<RangeInclusive<u32>>> {
 fn unified(name: &str) -> Result<String> {
     let path = format!("linux.resources.unified[{name:?}]");
     let Some((controller, _)) = name.split_once('.').filter(|_| !name.contains('/')) else {
-        return Err(invalid(&path, "not the name of a cgroup's file"));
+        return Err(invalid(&path, "not a valid cgroup file name"));
     };
     if CONTROLLERS.contains(&controller) || LIMITS_OF_CGROUPS.contains(&name) {
         return Ok(name.to_owned());
     }
-    Err(unsupported(path, "the guest has nothing that it would limit"))
+    Err(unsupported(path, "the guest has no such controller"))
 }
 
 fn too_few_cpus(asked: u64, vcpus: u8) -> BundleError {
-    unsupported(CPUS, format!("CPU {asked} of a machine of {vcpus}"))
+    unsupported(CPUS, format!("CPU {asked} does not exist, the number of vCPUs is {vcpus}"))
 }
 
 #[cfg(test)]
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn little_cpu_time_is_waited_for() {
+    fn a_small_quota_extends_the_timeout() {
         let second = Duration::from_secs(1);
         for (quota, period, expected) in
             [(0, 0, 1), (-1, 0, 1), (150_000, 0, 1), (5_000, 0, 20), (30_000, 0, 4), (1_000, 1_000_000, 20)]
@@ -258,37 +259,40 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_does_not_have_is_refused_by_name() {
+    fn limits_without_a_guest_controller_are_refused_by_name() {
         for (resources, message) in [
-            (json!({"cpu": {"cpus": "0-32"}}), "cpu.cpus: not supported: CPU 32 of a machine of 32"),
+            (
+                json!({"cpu": {"cpus": "0-32"}}),
+                "cpu.cpus: not supported: CPU 32 does not exist, the number of vCPUs is 32",
+            ),
             (json!({"cpu": {"mems": "0,1"}}), "cpu.mems: not supported: the guest has no memory node 1"),
-            (json!({"cpu": {"cpus": "1-"}}), r#"cpu.cpus: "1-" is no list of numbers"#),
-            (json!({"cpu": {"cpus": "3-1"}}), r#"cpu.cpus: "3-1" is no list of numbers"#),
-            (json!({"memory": {"limit": 2, "swap": 1}}), "memory.swap: less than the limit of memory alone"),
-            (json!({"memory": {"swap": 1}}), "memory.swap: less than the limit of memory alone"),
+            (json!({"cpu": {"cpus": "1-"}}), r#"cpu.cpus: "1-" is not a list of numbers"#),
+            (json!({"cpu": {"cpus": "3-1"}}), r#"cpu.cpus: "3-1" is not a list of numbers"#),
+            (json!({"memory": {"limit": 2, "swap": 1}}), "memory.swap: less than the memory limit"),
+            (json!({"memory": {"swap": 1}}), "memory.swap: less than the memory limit"),
             (
                 json!({"unified": {"hugetlb.2MB.max": "0"}}),
-                r#"unified["hugetlb.2MB.max"]: not supported: the guest has nothing that it would limit"#,
+                r#"unified["hugetlb.2MB.max"]: not supported: the guest has no such controller"#,
             ),
             (
                 json!({"unified": {"cgroup.kill": "1"}}),
-                r#"unified["cgroup.kill"]: not supported: the guest has nothing that it would limit"#,
+                r#"unified["cgroup.kill"]: not supported: the guest has no such controller"#,
             ),
             (
                 json!({"unified": {"memory/x.max": "1"}}),
-                r#"unified["memory/x.max"]: not the name of a cgroup's file"#,
+                r#"unified["memory/x.max"]: not a valid cgroup file name"#,
             ),
         ] {
             let error = files_of(resources.clone()).unwrap_err();
             assert_eq!(error.to_string(), format!("config.json linux.resources.{message}"), "{resources}");
         }
         let one = serde_json::from_value(json!({"cpu": {"cpus": "1"}})).unwrap();
-        let message = "config.json linux.resources.cpu.cpus: not supported: CPU 1 of a machine of 1";
+        let message = "config.json linux.resources.cpu.cpus: not supported: CPU 1 does not exist, the number of vCPUs is 1";
         assert_eq!(files(&one, 1, Sets::Guest).unwrap_err().to_string(), message);
     }
 
     #[test]
-    fn a_set_of_the_host_s_gives_the_machine_its_size_and_is_kept_there() {
+    fn a_set_of_the_host_limits_the_vcpus_and_is_not_applied_in_the_guest() {
         for (resources, expected) in [
             (json!({"cpu": {"cpus": "3,8-9"}}), 3),
             (json!({"cpu": {"cpus": "3,8-9", "quota": 150_000}}), 2),

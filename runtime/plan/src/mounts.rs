@@ -1,4 +1,4 @@
-//! OCI mounts to guest mounts: each bind becomes a name in the share and a bind mount of it in the guest.
+//! Translates OCI mounts to guest mounts: each bind becomes an entry of the share and a bind mount of it in the guest.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use oci::mount_options::MountOptions;
 
 use crate::device_rules::Rule;
 
-/// The root directory's name in a container's part of the share.
+/// Name of the root directory in a container's part of the share.
 pub const ROOTFS: &str = "rootfs";
 
 /// A file or directory of the host in the share.
@@ -18,30 +18,31 @@ pub struct ShareBind {
     pub path: String,
     /// Path on the host.
     pub host: PathBuf,
-    /// The guest cannot write to it.
+    /// Whether the guest cannot write to it.
     pub read_only: bool,
-    /// The guest may still make empty files and directories to mount on, until the container runs.
+    /// Whether the guest may create empty files and directories as mount points, until the container runs.
     pub mount_points: bool,
-    /// Rules about the device nodes that the guest may make in it; the last that fits decides, and without one it may not.
+    /// Rules for device nodes that the guest may create in it. The last matching rule decides; without one the guest
+    /// may not.
     pub nodes: Vec<Rule>,
-    /// What the host mounts below it while the machine runs is in it.
+    /// Whether mounts that the host adds below it while the machine runs are visible in the guest.
     pub later_mounts: bool,
 }
 
-/// A file that is made for a container and held in memory.
+/// A generated file of a container, held in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     /// Path in the share, absolute.
     pub path: String,
-    /// What is in it.
+    /// Content of the file.
     pub bytes: Vec<u8>,
-    /// Its mode.
+    /// File mode.
     pub mode: u32,
-    /// User and group.
+    /// User and group ids of the owner.
     pub owner: (u32, u32),
 }
 
-/// Returns the agent's mounts and the binds that they need, the root first. `nodes` are the rules about device nodes.
+/// Returns the agent's mounts and the binds that they need, root first. `nodes` are the rules for device nodes.
 pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> (Vec<payload::Mount>, Vec<ShareBind>) {
     let mut binds = vec![ShareBind {
         path: format!("/{id}/{ROOTFS}"),
@@ -68,7 +69,7 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> (Vec<payload::Mount>
             options.flags |= libc::MS_BIND;
             ("bind", path)
         } else if mount.kind == "cgroup" {
-            // A guest has the unified hierarchy alone; version 1's options mean nothing to it.
+            // A guest has only the unified hierarchy, to which options of version 1 do not apply.
             options.data.clear();
             ("cgroup2", mount.source.clone())
         } else {

@@ -1,4 +1,4 @@
-//! Processes: config.json's process object to the agent's, for init and exec processes alike.
+//! Translates config.json's process object to the agent's payload, for init and exec processes.
 
 use agent_proto::payload::{self, Env, OciProcess};
 use oci::bundle::{Bundle, Result, invalid};
@@ -6,10 +6,10 @@ use oci::spec::{self, ConsoleSize};
 
 use crate::{capabilities, scheduling, seccomp};
 
-/// The init process's name.
+/// Name of the init process in the protocol.
 pub const INIT_PROCESS: &str = "init";
 
-/// Resource limits that a process may set (getrlimit(2)).
+/// Resource limits by name (getrlimit(2)).
 pub const RLIMITS: [&str; 16] = [
     "RLIMIT_CPU",
     "RLIMIT_FSIZE",
@@ -29,7 +29,7 @@ pub const RLIMITS: [&str; 16] = [
     "RLIMIT_RTTIME",
 ];
 
-/// Translates a bundle's init process, with what `linux` holds for every process of the container.
+/// Translates a bundle's init process, with the fields of `linux` that apply to every process of the container.
 pub fn init(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
     let linux = &bundle.spec.linux;
     let mut process = process(&bundle.process, terminal)?;
@@ -39,9 +39,9 @@ pub fn init(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::P
     Ok(process)
 }
 
-/// Translates one process object. The streams' numbers are not in it yet.
+/// Translates one process object, without stream numbers.
 pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
-    // As with runc, the size of the terminal at hand wins over the one in the file.
+    // As with runc, the size of `vmm`'s terminal overrides the size in config.json.
     let size = terminal.or(from.console_size).filter(|_| from.terminal).unwrap_or_default();
     Ok(payload::Process {
         id: INIT_PROCESS.to_owned(),
@@ -68,7 +68,8 @@ pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<pa
     })
 }
 
-/// Translates an exec process of the container whose init process is `init`, with what that has for every process.
+/// Translates an exec process of the container whose init process is `init`. It inherits the settings for all
+/// processes.
 pub fn exec(from: &spec::Process, init: &payload::Process, name: &str) -> Result<payload::Process> {
     let mut process = process(from, None)?;
     name.clone_into(&mut process.id);
@@ -78,14 +79,14 @@ pub fn exec(from: &spec::Process, init: &payload::Process, name: &str) -> Result
     Ok(process)
 }
 
-/// Returns what `from` runs without, in runc's words, which engines know.
+/// Returns a warning about unknown capabilities in runc's words, which engines parse.
 pub fn notices(from: &spec::Process) -> Vec<String> {
     let unknown = from.capabilities.as_ref().map(capabilities::unknown).unwrap_or_default();
     let notice = || format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
     if unknown.is_empty() { Vec::new() } else { vec![notice()] }
 }
 
-/// Returns the environment; of a variable that is there twice the last value holds, as with runc.
+/// Returns the environment. Of duplicate variables the last value counts, as with runc.
 pub fn environment(variables: &[String]) -> Vec<Env> {
     let mut envs: Vec<Env> = Vec::new();
     for (name, value) in variables.iter().filter_map(|variable| variable.split_once('=')) {

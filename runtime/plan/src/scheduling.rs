@@ -1,10 +1,10 @@
-//! Scheduling class, I/O priority and execution domain to the kernel's numbers.
+//! Translates scheduling class, I/O priority and execution domain to the kernel's numbers.
 
 use agent_proto::payload;
 use oci::bundle::{Result, invalid, unsupported};
 use oci::spec::scheduling::{IoPriority, Personality, Scheduler};
 
-/// linux/sched.h. There is a number for SCHED_ISO, and nothing behind it.
+/// From linux/sched.h, which reserves a number for SCHED_ISO; the kernel does not implement it.
 const POLICIES: [(&str, u32); 6] = [
     ("SCHED_OTHER", 0),
     ("SCHED_FIFO", 1),
@@ -22,18 +22,20 @@ const FLAGS: [(&str, u64); 7] = [
     ("SCHED_FLAG_UTIL_CLAMP_MIN", 0x20),
     ("SCHED_FLAG_UTIL_CLAMP_MAX", 0x40),
 ];
-/// linux/ioprio.h.
+/// From linux/ioprio.h.
 const IO_CLASSES: [(&str, u16); 3] =
     [("IOPRIO_CLASS_RT", 1), ("IOPRIO_CLASS_BE", 2), ("IOPRIO_CLASS_IDLE", 3)];
 const IO_CLASS_SHIFT: u32 = 13;
 const IO_PRIORITY_MAX: u16 = 7;
-/// linux/personality.h.
+/// From linux/personality.h.
 const DOMAINS: [(&str, u32); 2] = [("LINUX", 0), ("LINUX32", 8)];
 
-/// Translates a scheduling class; whether its numbers fit each other is the kernel's to say.
+/// Translates a scheduling class. The guest's kernel checks whether its numbers fit together.
 pub fn scheduler(from: &Scheduler) -> Result<payload::Scheduler> {
     let policy = match from.policy.as_str() {
-        "SCHED_ISO" => return Err(unsupported("process.scheduler.policy", "no kernel has SCHED_ISO")),
+        "SCHED_ISO" => {
+            return Err(unsupported("process.scheduler.policy", "Linux does not implement SCHED_ISO"));
+        }
         policy => number("process.scheduler.policy", &POLICIES, policy)?,
     };
     let flags = from.flags.iter().enumerate().try_fold(0, |flags, (index, name)| {
@@ -56,7 +58,7 @@ pub fn io_priority(from: &IoPriority) -> Result<u16> {
 /// Translates an execution domain.
 pub fn personality(from: &Personality) -> Result<u32> {
     if from.flags.0 {
-        return Err(unsupported("linux.personality.flags", "the specification defines none"));
+        return Err(unsupported("linux.personality.flags", "the specification defines no flags"));
     }
     number("linux.personality.domain", &DOMAINS, &from.domain)
 }

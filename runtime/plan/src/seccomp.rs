@@ -1,15 +1,15 @@
-//! A seccomp profile to the program that the guest's kernel judges system calls by.
+//! Compiles a seccomp profile to the BPF program with which the guest's kernel filters system calls.
 //!
-//! The rules are libseccomp's as runc uses it:
-//! - a rule that does what the default does is none; a name that x86_64 does not have is passed over;
-//! - a rule without conditions wins over those of the same call that have some, whatever their order; of several
-//!   without, the first counts. Rules with conditions are tried in the profile's order;
-//! - all conditions of a rule have to hold, unless two are about the same argument: then one is enough;
-//! - a call that is newer than every one that the profile names fails with ENOSYS unless the default lets calls pass, so
-//!   that programs try the older one instead.
+//! The rules have the semantics of libseccomp, as runc uses it:
+//! - a rule with the default action is ignored, and so is a name that x86_64 does not have;
+//! - a rule without conditions overrides rules with conditions for the same call, regardless of their order. Of several
+//!   rules without conditions the first counts. Rules with conditions are tried in the order of the profile;
+//! - all conditions of a rule must hold, except several conditions on the same argument, of which one must hold;
+//! - a call that is newer than all calls of the profile fails with ENOSYS unless the default lets calls pass, so that
+//!   programs fall back to the older call.
 //!
-//! The guest's kernel runs neither 32-bit programs nor x32's: calls of another architecture kill the thread, as
-//! libseccomp has it for architectures that a filter does not know, and naming them changes nothing.
+//! The guest's kernel runs neither 32-bit nor x32 programs. Calls of another architecture kill the thread, as in
+//! libseccomp for architectures that a filter does not know; naming architectures in the profile has no effect.
 
 use agent_proto::payload::Filter;
 use oci::bundle::{Result, invalid, unsupported};
@@ -46,18 +46,18 @@ pub const ARCHITECTURES: [&str; 22] = [
     "SCMP_ARCH_SH",
 ];
 
-/// seccomp(2)'s flags by their names. A process is filtered before it has a second thread, so that there is nobody to
-/// synchronize with.
+/// Flags of seccomp(2) by name. SECCOMP_FILTER_FLAG_TSYNC has no effect: the filter is installed before the process has
+/// a second thread.
 const FLAGS: [(&str, u32); 3] = [
     ("SECCOMP_FILTER_FLAG_TSYNC", 0),
     ("SECCOMP_FILTER_FLAG_LOG", 2),
     ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", SPEC_ALLOW),
 ];
 
-/// SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation stays as it is. runc's choice for a profile that says nothing of flags.
+/// SECCOMP_FILTER_FLAG_SPEC_ALLOW: does not disable speculation. runc's default for a profile without a list of flags.
 const SPEC_ALLOW: u32 = 4;
 
-/// Compiles `profile`.
+/// Compiles `profile` to a BPF program and seccomp(2) flags.
 pub fn compile(profile: &Seccomp) -> Result<Filter> {
     if profile.listener_path.0 {
         return Err(unsupported("linux.seccomp.listenerPath", LISTENER));
@@ -73,23 +73,23 @@ pub fn compile(profile: &Seccomp) -> Result<Filter> {
     Ok(Filter { program, flags: flags(profile.flags.as_deref())? })
 }
 
-/// The actions that are honoured, by their names.
+/// Returns the names of the supported actions.
 pub fn actions() -> impl Iterator<Item = &'static str> {
     rules::ACTIONS.iter().map(|(name, _)| *name)
 }
 
-/// Likewise the operators.
+/// Returns the names of the supported operators.
 pub fn operators() -> impl Iterator<Item = &'static str> {
     rules::OPERATORS.iter().map(|(name, _)| *name)
 }
 
-/// Likewise the flags.
+/// Returns the names of the supported flags.
 pub fn flag_names() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().map(|(name, _)| *name)
 }
 
-/// Why nobody outside of the machine can decide.
-const LISTENER: &str = "a process of the host cannot answer for calls of a guest's kernel";
+/// Reason for refusing notification listeners.
+const LISTENER: &str = "a host process cannot handle system calls of the guest";
 
 fn flags(names: Option<&[String]>) -> Result<u32> {
     let Some(names) = names else { return Ok(SPEC_ALLOW) };

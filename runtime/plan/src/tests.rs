@@ -53,7 +53,7 @@ fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBin
 }
 
 #[test]
-fn an_annotation_holds_interfaces_to_their_addresses() {
+fn an_annotation_enables_the_network_filter() {
     let with = |value: &str, vhost_net| {
         let config = VmSettings { vhost_net, ..config() };
         let change = |json: &mut serde_json::Value| json["annotations"]["vmm.network.filter"] = value.into();
@@ -115,7 +115,7 @@ fn limits_become_the_vm_s_size() {
 }
 
 #[test]
-fn flags_win_over_limits() {
+fn flags_override_limits() {
     let config = VmSettings { memory_mib: Some(99), vcpus: Some(3), ..config() };
     let change =
         |json: &mut serde_json::Value| json["linux"]["resources"]["memory"]["limit"] = (1 << 30).into();
@@ -156,7 +156,7 @@ fn binds_become_numbered_shares() {
 }
 
 #[test]
-fn a_share_s_terms_are_the_bundle_s() {
+fn the_share_is_restricted_as_the_bundle_demands() {
     let plan = plan_of(|json| {
         json["process"]["capabilities"] = serde_json::json!({"bounding": ["CAP_MKNOD"]});
         json["linux"]["devices"] =
@@ -176,13 +176,13 @@ fn a_share_s_terms_are_the_bundle_s() {
     for (index, bind) in plan.binds.iter().enumerate() {
         let makes = |kind, major, minor| allow(&bind.nodes, (kind, major, minor), access::MAKE);
         assert!(makes(Kind::Block, 8, 0) && !makes(Kind::Block, 9, 0));
-        // There is no mount at /dev: the agent makes the bundle's nodes in the root directory, and nowhere else.
+        // There is no mount at /dev: the agent creates the bundle's nodes in the root directory, and only there.
         assert_eq!(makes(Kind::Character, 10, 229), index == 0);
     }
 }
 
 #[test]
-fn the_terminal_that_is_there_wins_over_the_file() {
+fn the_size_of_the_terminal_overrides_config_json() {
     let size = |height, width| ConsoleSize { height, width };
     let in_file = |json: &mut serde_json::Value| {
         json["process"]["consoleSize"] = serde_json::json!({"height": 10, "width": 20});
@@ -230,15 +230,15 @@ fn clocks_of_a_time_namespace() {
     let both = serde_json::json!({"monotonic": {"secs": -5, "nanosecs": 7}, "boottime": {"secs": 86400}});
     assert_eq!(offsets(time(), both.clone()).unwrap(), "boottime 86400 0\nmonotonic -5 7\n");
     assert_eq!(offsets(time(), serde_json::json!({})).unwrap(), "");
-    let message = "config.json linux.timeOffsets: without a time namespace";
+    let message = "config.json linux.timeOffsets: requires a time namespace";
     assert_eq!(offsets(serde_json::json!([]), both).unwrap_err(), message);
     let other = serde_json::json!({"realtime": {"secs": 1}});
-    let message = r#"config.json linux.timeOffsets: "realtime" is no clock that has one"#;
+    let message = r#"config.json linux.timeOffsets: "realtime" is not a clock of a time namespace"#;
     assert_eq!(offsets(time(), other).unwrap_err(), message);
 }
 
 #[test]
-fn api_4244_gets_its_own_words_alone_and_the_rest_is_named() {
+fn api_4244_gets_only_its_own_keys_and_a_notice_names_the_rest() {
     let config = VmSettings { protocol: Protocol::Api4244, ..config() };
     let change = |json: &mut serde_json::Value| {
         let mounts = json["mounts"].as_array_mut().unwrap();
@@ -277,7 +277,7 @@ fn api_4244_gets_its_own_words_alone_and_the_rest_is_named() {
 }
 
 #[test]
-fn of_a_variable_that_is_there_twice_the_last_value_holds() {
+fn the_last_value_of_a_duplicate_variable_counts() {
     let variables = ["A=1", "B=2", "nonsense", "A=3=4"].map(str::to_owned);
     let envs: Vec<_> = process::environment(&variables).into_iter().map(|env| (env.env, env.value)).collect();
     assert_eq!(envs, [("A".to_owned(), "3=4".to_owned()), ("B".to_owned(), "2".to_owned())]);

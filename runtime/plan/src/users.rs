@@ -1,20 +1,20 @@
-//! A user namespace: `linux.uidMappings` and `linux.gidMappings`, and what else of the configuration names ids that are the
-//! container's where the agent needs the guest's, since it mounts and makes everything before the namespace is there.
+//! Translates the user namespace: `linux.uidMappings` and `linux.gidMappings`. Also translates container ids in other
+//! fields to guest ids, because the agent mounts file systems and creates nodes before the user namespace exists.
 
 use agent_proto::payload::{Device, IdMap, IdMaps, Mount};
 use oci::bundle::{Result, invalid};
 use oci::spec::{IdMapping, Linux};
 
-/// The most ranges that the kernel takes (linux/user_namespace.h).
+/// Maximum number of ranges that the kernel accepts (linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS).
 const RANGES_MAX: usize = 340;
 
-/// Returns the maps of the container's user namespace if it has one.
+/// Returns the id maps of the container's user namespace, if it has one.
 pub fn maps(linux: &Linux) -> Result<Option<IdMaps>> {
     let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let lists = [("linux.uidMappings", &linux.uid_mappings), ("linux.gidMappings", &linux.gid_mappings)];
     if !asked {
         return match lists.iter().find(|(_, list)| !list.is_empty()) {
-            Some((path, _)) => Err(invalid(path, "without a user namespace")),
+            Some((path, _)) => Err(invalid(path, "requires a user namespace")),
             None => Ok(None),
         };
     }
@@ -29,7 +29,7 @@ fn ranges(path: &str, list: &[IdMapping]) -> Result<Vec<IdMap>> {
     let fits = |first: u32, size: u32| size > 0 && first.checked_add(size).is_some();
     for (index, range) in list.iter().enumerate() {
         if !fits(range.container_id, range.size) || !fits(range.host_id, range.size) {
-            return Err(invalid(&format!("{path}[{index}]"), "no range of ids"));
+            return Err(invalid(&format!("{path}[{index}]"), "not a valid range of ids"));
         }
     }
     let ranges: Vec<IdMap> = list
@@ -38,12 +38,12 @@ fn ranges(path: &str, list: &[IdMapping]) -> Result<Vec<IdMap>> {
         .collect();
     match IdMap::outside(&ranges, 0) {
         Some(_) => Ok(ranges),
-        None => Err(invalid(path, "no range has 0")),
+        None => Err(invalid(path, "no range contains id 0")),
     }
 }
 
-/// Gives what is mounted the owners that it would have if the container mounted it: a tmpfs belongs to its root unless its
-/// options say otherwise, a terminal to their group.
+/// Gives mounts the owners that they would have if the container mounted them: tmpfs and devpts belong to the
+/// container's root by default, and the ids in their options are ids of the container.
 pub fn translate_mounts(maps: &IdMaps, mounts: &mut [Mount]) -> Result<()> {
     for mount in mounts {
         let added: &[(&str, &[IdMap])] = match mount.kind.as_str() {
@@ -70,7 +70,7 @@ pub fn translate_mounts(maps: &IdMaps, mounts: &mut [Mount]) -> Result<()> {
     Ok(())
 }
 
-/// Gives device nodes the owners that they would have if the container made them.
+/// Gives device nodes the owners that they would have if the container created them.
 pub fn translate_devices(maps: &IdMaps, devices: &mut [Device]) -> Result<()> {
     for device in devices {
         let path = format!("linux.devices of {}", device.path);
@@ -82,7 +82,7 @@ pub fn translate_devices(maps: &IdMaps, devices: &mut [Device]) -> Result<()> {
 
 fn outside(path: &str, ranges: &[IdMap], id: u32) -> Result<u32> {
     IdMap::outside(ranges, id)
-        .ok_or_else(|| invalid(path, format!("{id} is in no range of the user namespace")))
+        .ok_or_else(|| invalid(path, format!("id {id} is not mapped in the user namespace")))
 }
 
 #[cfg(test)]
@@ -111,19 +111,19 @@ mod tests {
         assert_eq!(maps_of(linux).unwrap(), Some(two_ranges()));
         assert_eq!(maps_of(json!({})).unwrap(), None);
         for (linux, message) in [
-            (json!({"uidMappings": [range(0, 0, 1)]}), "linux.uidMappings: without a user namespace"),
-            (json!({"namespaces": [{"type": "user"}]}), "linux.uidMappings: no range has 0"),
+            (json!({"uidMappings": [range(0, 0, 1)]}), "linux.uidMappings: requires a user namespace"),
+            (json!({"namespaces": [{"type": "user"}]}), "linux.uidMappings: no range contains id 0"),
             (
                 json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, 5, 0)]}),
-                "linux.uidMappings[0]: no range of ids",
+                "linux.uidMappings[0]: not a valid range of ids",
             ),
             (
                 json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, u32::MAX, 2)]}),
-                "linux.uidMappings[0]: no range of ids",
+                "linux.uidMappings[0]: not a valid range of ids",
             ),
             (
                 json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, 5, 1)], "gidMappings": [range(1, 5, 1)]}),
-                "linux.gidMappings: no range has 0",
+                "linux.gidMappings: no range contains id 0",
             ),
         ] {
             assert_eq!(maps_of(linux).unwrap_err().to_string(), format!("config.json {message}"));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_those_of_the_outside() {
+    fn owners_are_translated_to_guest_ids() {
         let mount =
             |kind: &str, data: &str| Mount { kind: kind.into(), data: data.into(), ..Mount::default() };
         let mut mounts = [

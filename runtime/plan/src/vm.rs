@@ -1,4 +1,4 @@
-//! The virtual machine: its size, its kernel's command line, and its pod.
+//! Plan of a virtual machine: size, kernel command line, and pod.
 
 use std::path::{Path, PathBuf};
 
@@ -10,28 +10,28 @@ use oci::{Bundle, Spec};
 
 use crate::limits::{self, Sets};
 
-/// Memory of a machine whose size nobody sets, MiB.
+/// Default memory of a machine, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
-/// The least memory in which the guest's kernel, the agent and a container start, MiB.
+/// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.
 pub const MIN_MEMORY_MIB: u32 = 64;
-/// Memory that a machine has above a container's limit for the guest's kernel and the agent, MiB; 1/64 of the limit is added
+/// Memory for the guest's kernel and the agent above a container's limit, in MiB. Another 1/64 of the limit is added
 /// for the kernel's page structures.
 pub const GUEST_OVERHEAD_MIB: u64 = 32;
-/// The most vCPUs that a CPU quota or CPU set gives.
+/// Maximum number of vCPUs that a CPU quota or CPU set results in.
 pub const MAX_VCPUS: u8 = 32;
-/// The share's mount tag.
+/// Mount tag of the share.
 pub const SHARE_TAG: &str = "share";
 
-/// Where the guest's kernel log goes.
+/// Destination of the guest's kernel log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Console {
-    /// The machine has a serial port, for what the kernel says before its drivers.
+    /// Whether the machine has a serial port, for the kernel's messages before its drivers are loaded.
     pub serial: bool,
-    /// A file; stderr if there is none.
+    /// Path of a file; `None` for stderr.
     pub to: Option<PathBuf>,
 }
 
-/// The protocol by which the guest reaches the host's files.
+/// Protocol through which the guest accesses host files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShareType {
     /// virtio-fs.
@@ -42,7 +42,7 @@ pub enum ShareType {
 }
 
 impl ShareType {
-    /// Returns the file system's name in the guest.
+    /// Returns the name of the file system in the guest.
     pub fn name(self) -> &'static str {
         match self {
             ShareType::VirtioFs => "virtiofs",
@@ -51,68 +51,68 @@ impl ShareType {
     }
 }
 
-/// Who moves packets between the guest and its taps.
+/// Selects whether vhost-net moves packets between the guest and its taps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VhostNet {
-    /// The host's kernel if it has vhost-net and we may use it, else this process.
+    /// vhost-net if the host has it and this process may use it, otherwise this process.
     #[default]
     Auto,
-    /// The host's kernel.
+    /// Always vhost-net.
     On,
-    /// This process.
+    /// Always this process.
     Off,
 }
 
-/// What a user sets of the machine: flags, environment and configuration file, merged.
+/// A user's settings of the machine: flags, environment variables and configuration file, merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmSettings {
-    /// Guest memory, MiB.
+    /// Guest memory in MiB.
     pub memory_mib: Option<u32>,
-    /// Virtual CPUs.
+    /// Number of vCPUs.
     pub vcpus: Option<u8>,
-    /// `linux.cgroupsPath` is in systemd's form.
+    /// Whether `linux.cgroupsPath` is in systemd's form.
     pub systemd_cgroup: bool,
-    /// How the agent is spoken to.
+    /// Protocol of the agent.
     pub protocol: Protocol,
     /// Words to add to the kernel's command line.
     pub cmdline: Option<String>,
-    /// Where the guest's kernel log is shown.
+    /// Destination of the guest's kernel log.
     pub console: Option<Console>,
-    /// The share's protocol.
+    /// Protocol of the share.
     pub share: ShareType,
-    /// Who moves packets.
+    /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
-    /// The kernel writes its boot marks.
+    /// Whether the kernel writes its boot marks.
     pub marks: bool,
 }
 
-/// A virtual machine to make.
+/// A virtual machine to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
-    /// Guest memory, MiB.
+    /// Guest memory in MiB.
     pub memory_mib: u32,
-    /// Virtual CPUs.
+    /// Number of vCPUs.
     pub vcpus: u8,
-    /// The kernel's command line; crate `vmm` adds the devices.
+    /// The kernel's command line. Crate `vmm` adds the devices.
     pub cmdline: String,
-    /// The share's protocol.
+    /// Protocol of the share.
     pub share: ShareType,
-    /// Who moves packets.
+    /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
-    /// A NIC sends from its interface's addresses alone.
+    /// Whether a NIC may send only from the addresses of its interface.
     pub network_filter: bool,
-    /// How the agent is spoken to.
+    /// Protocol of the agent.
     pub protocol: Protocol,
-    /// The machine's cgroup on the host; without one it stays in ours.
+    /// The machine's cgroup on the host; without one the machine stays in the cgroup of this process.
     pub cgroup: Option<HostCgroup>,
-    /// The network namespace whose interfaces the guest gets; without one it has a loopback alone.
+    /// Network namespace whose interfaces the guest gets; without one it has only a loopback interface.
     pub network: Option<PathBuf>,
-    /// STARTPOD's payload.
+    /// Payload of STARTPOD.
     pub pod: Pod,
 }
 
 impl VmPlan {
-    /// Returns a machine for containers that come while it runs.
+    /// Returns the plan of a machine whose containers are added while it runs.
     pub fn new(settings: &VmSettings, hostname: &str) -> VmPlan {
         VmPlan {
             memory_mib: settings.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
@@ -128,7 +128,7 @@ impl VmPlan {
                 hostname: hostname.to_owned(),
                 share_dir: SHARE_TAG.to_owned(),
                 share_type: match settings.protocol {
-                    // hyperstart refuses a pod with a key that it does not know.
+                    // hyperstart refuses a pod with an unknown key.
                     Protocol::Api4244 => String::new(),
                     _ => settings.share.name().to_owned(),
                 },
@@ -137,7 +137,8 @@ impl VmPlan {
         }
     }
 
-    /// Returns the machine of the bundle that is container `id`. Its limits give the machine its size, unless `settings` do.
+    /// Returns the machine for the bundle of container `id`. The bundle's limits determine its size, unless `settings`
+    /// do.
     ///
     /// # Errors
     ///
@@ -156,22 +157,22 @@ impl VmPlan {
         })
     }
 
-    /// Returns whose CPUs and memory nodes a container's sets name.
+    /// Returns whether CPU and memory node sets refer to the host or the guest.
     pub fn sets(&self) -> Sets {
         if self.cgroup.is_some() { Sets::Host } else { Sets::Guest }
     }
 }
 
-/// The annotation that holds a container's network interfaces to their addresses.
+/// Annotation that restricts the packets of a container to the addresses of its interfaces.
 const NETWORK_FILTER: &str = "vmm.network.filter";
 
-/// Whether a NIC is to send from its interface's addresses alone.
+/// Whether a NIC may send only from the addresses of its interface.
 fn network_filter(spec: &Spec, vhost_net: VhostNet) -> Result<bool> {
     let path = format!("annotations[{NETWORK_FILTER:?}]");
     match spec.annotations.get(NETWORK_FILTER).map(String::as_str) {
         None | Some("false") => Ok(false),
         Some("true") if vhost_net == VhostNet::On => {
-            Err(unsupported(path, "with vhost-net, which is asked for, packets do not pass the filter"))
+            Err(unsupported(path, "packets bypass the filter with vhost-net, which is enabled"))
         }
         Some("true") => Ok(true),
         Some(other) => Err(invalid(&path, format!("{other:?} is neither \"true\" nor \"false\""))),
@@ -189,10 +190,9 @@ fn host_cgroup(bundle: &Bundle, id: &str, systemd: bool) -> Result<Option<HostCg
     Ok(Some(HostCgroup { place, resources: linux.resources.clone() }))
 }
 
-/// The words that every boot has, each earning its place:
-/// no modules and no legacy probing, the TSC trusted without a calibration, no crypto self-tests, the CPU's random
-/// numbers trusted so that nobody waits for entropy, no 64 MiB set aside above 4 GiB for devices that cannot reach
-/// there, a panic that resets at once in a way that this machine has.
+/// Parameters of every boot: no modules and no probing of legacy devices, a trusted TSC without calibration, no crypto
+/// self-tests, the CPU's random numbers trusted so that no process waits for entropy, no 64 MiB reserved for devices
+/// that cannot address memory above 4 GiB, and an immediate reset after a panic by a method that this machine supports.
 const CMDLINE: &str = "reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check cryptomgr.notests \
                        random.trust_cpu=on swiotlb=noforce rdinit=/init";
 

@@ -1,21 +1,21 @@
-//! Rules to instructions of the kernel's classic BPF machine (Linux, Documentation/networking/filter.rst), which sees a
-//! call as struct seccomp_data.
+//! Compiles rules to classic BPF instructions (Linux, Documentation/networking/filter.rst). The program's input is
+//! struct seccomp_data of a call.
 //!
-//! The numbers of calls are cut into spans with one verdict each, and a binary search finds a call's. Jumps go forward
-//! only, so that a piece of code is a list that may be put anywhere, and none needs to know where.
+//! The call numbers are divided into spans with one verdict each, and the program finds a call's span by binary search.
+//! Jumps are relative and only go forward, so that a block of code may be placed anywhere.
 
 use agent_proto::payload::{FILTER_MAX, Program, instruction};
 use oci::bundle::{Result, unsupported};
 
 use super::rules::{Condition, Operator, Rule, Rules, Verdict, answer};
 
-/// Operations: class, size or operator, and source of each.
+/// Opcodes: class, size or operator, and source.
 pub(super) mod code {
-    /// Load the word at `k`.
+    /// Load the word at offset `k`.
     pub(in super::super) const LOAD: u16 = 0x20;
-    /// Keep the bits of `k`.
+    /// AND with `k`.
     pub(in super::super) const AND: u16 = 0x54;
-    /// Jump `k` further.
+    /// Jump forward by `k`.
     pub(in super::super) const JUMP: u16 = 0x05;
     /// Jump if equal.
     pub(in super::super) const IF_EQUAL: u16 = 0x15;
@@ -23,24 +23,24 @@ pub(super) mod code {
     pub(in super::super) const IF_GREATER: u16 = 0x25;
     /// Jump if greater or equal.
     pub(in super::super) const IF_NOT_LESS: u16 = 0x35;
-    /// Answer `k`.
+    /// Return `k`.
     pub(in super::super) const RETURN: u16 = 0x06;
 }
 
-/// Where seccomp_data has the call's number, its architecture, and the lower half of its first argument.
+/// Offsets in seccomp_data: call number, architecture, and the lower half of the first argument.
 pub(super) const NUMBER: u32 = 0;
 pub(super) const ARCHITECTURE: u32 = 4;
 pub(super) const ARGUMENTS: u32 = 16;
 /// AUDIT_ARCH_X86_64 (linux/audit.h).
 pub(super) const X86_64: u32 = 0xc000_003e;
-/// Where the numbers of x32's calls begin.
+/// First call number of x32.
 const X32: u32 = 0x4000_0000;
-/// The number that a tracer sets for a call that is not to be made; it is nobody's.
+/// The call number that a tracer sets to skip a call. No call has it.
 const NO_CALL: u32 = u32::MAX;
 
 type Code = Vec<u64>;
 
-/// Calls from `first` to the next span's first, which have one verdict.
+/// Calls from `first` up to the first call of the next span, with one verdict.
 struct Span<'a> {
     first: u32,
     verdict: Seen<'a>,
@@ -52,7 +52,7 @@ enum Seen<'a> {
     First(&'a [Rule]),
 }
 
-/// Returns the program that judges by `rules`.
+/// Returns the program for `rules`.
 pub(super) fn of(rules: &Rules) -> Result<Program> {
     let spans = spans(rules);
     let mut code = vec![
@@ -63,7 +63,7 @@ pub(super) fn of(rules: &Rules) -> Result<Program> {
     ];
     code.extend(search(&spans, rules.default));
     if code.len() > FILTER_MAX {
-        let why = format!("{} instructions, and a kernel takes {FILTER_MAX}", code.len());
+        let why = format!("{} instructions exceed the kernel's limit of {FILTER_MAX}", code.len());
         return Err(unsupported("linux.seccomp", why));
     }
     Ok(Program(code))
@@ -105,7 +105,7 @@ fn search(spans: &[Span<'_>], default: u32) -> Code {
     let (low, high) = (search(low, default), search(high, default));
     let mut code = match u8::try_from(low.len()) {
         Ok(over) => vec![when(code::IF_NOT_LESS, border, over, 0)],
-        // Further than a condition jumps.
+        // The block is longer than the maximum distance of a conditional jump.
         Err(_) => {
             vec![when(code::IF_NOT_LESS, border, 0, 1), instruction(code::JUMP, 0, 0, low.len() as u32)]
         }
@@ -115,11 +115,11 @@ fn search(spans: &[Span<'_>], default: u32) -> Code {
     code
 }
 
-/// Returns the code of one rule, which is left at its end if a condition does not hold.
+/// Returns the code of one rule. It falls through at its end if a condition does not hold.
 fn rule(rule: &Rule) -> Code {
     let mut code = vec![reply(rule.answer)];
     for condition in rule.conditions.iter().rev() {
-        // Six conditions and an answer at most: no jump is too long.
+        // Six conditions and a return at most: all distances fit a conditional jump.
         let mut before = self::condition(condition, code.len() as u8);
         before.append(&mut code);
         code = before;
@@ -127,8 +127,8 @@ fn rule(rule: &Rule) -> Code {
     code
 }
 
-/// Returns the code of one condition, which is left at its end if that holds, and `out` instructions after its end if not.
-/// The machine has 32 bits: the upper half is looked at first.
+/// Returns the code of one condition. It falls through at its end if the condition holds, and otherwise jumps `out`
+/// instructions past its end. Registers have 32 bits, so that the upper half is compared first.
 fn condition(condition: &Condition, out: u8) -> Code {
     let at = ARGUMENTS + 8 * condition.argument;
     let (high, low) = ((condition.value >> 32) as u32, condition.value as u32);
@@ -174,7 +174,7 @@ const fn load(at: u32) -> u64 {
     instruction(code::LOAD, 0, 0, at)
 }
 
-/// A jump: `then` instructions further where the comparison with `value` holds, `or` where it does not.
+/// Returns a conditional jump: `then` instructions forward if the comparison with `value` holds, otherwise `or`.
 const fn when(code: u16, value: u32, then: u8, or: u8) -> u64 {
     instruction(code, then, or, value)
 }

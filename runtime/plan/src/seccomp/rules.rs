@@ -1,4 +1,4 @@
-//! A profile with its words read: what the kernel is to answer for which call.
+//! Parses a profile to rules: the kernel's answer to each call.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use syscalls::x86_64::Sysno;
 
 use super::LISTENER;
 
-/// What a filter may return (seccomp(2)).
+/// Return values of a filter (seccomp(2)).
 pub(super) mod answer {
     pub(in super::super) const KILL_PROCESS: u32 = 0x8000_0000;
     pub(in super::super) const KILL_THREAD: u32 = 0;
@@ -19,54 +19,54 @@ pub(super) mod answer {
     pub(in super::super) const ALLOW: u32 = 0x7fff_0000;
 }
 
-/// The largest error number (linux/err.h).
+/// Maximum error number (linux/err.h, MAX_ERRNO).
 const MAX_ERRNO: u32 = 4095;
-/// The largest number that a tracer can be told.
+/// Maximum number for a tracer (SECCOMP_RET_DATA).
 const MAX_TRACE: u32 = 0xffff;
-/// Arguments of a call.
+/// Number of arguments of a call.
 const ARGUMENTS: u32 = 6;
 
-/// A profile's rules.
+/// The parsed rules of a profile.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rules {
-    /// The answer to a call that is not here.
+    /// Answer to calls that are not in `calls`.
     pub(super) default: u32,
-    /// The answer to a call that is newer than any that the profile names.
+    /// Answer to calls that are newer than all calls of the profile.
     pub(super) newer: u32,
-    /// The newest call that it names.
+    /// Highest call number of the profile.
     pub(super) newest: Option<u32>,
-    /// Calls by number.
+    /// Verdicts by call number.
     pub(super) calls: BTreeMap<u32, Verdict>,
 }
 
-/// What the answer to a call depends on.
+/// The answer to a call, which may depend on its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// On nothing.
+    /// The same answer for all arguments.
     Always(u32),
-    /// The first rule whose conditions hold, or else the default, says it.
+    /// Answer of the first rule whose conditions hold, or the default.
     First(Vec<Rule>),
 }
 
-/// An answer and its conditions, of which all have to hold.
+/// An answer, and the conditions that must all hold for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) conditions: Vec<Condition>,
     pub(super) answer: u32,
 }
 
-/// What an argument has to be.
+/// A condition on an argument of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Condition {
     pub(super) argument: u32,
     pub(super) operator: Operator,
-    /// What it is compared with.
+    /// Operand of the comparison.
     pub(super) value: u64,
-    /// Its bits that are looked at.
+    /// Bits of the argument that are compared.
     pub(super) mask: u64,
 }
 
-/// How an argument is compared, unsigned.
+/// Unsigned comparison of an argument with a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operator {
     NotEqual,
@@ -78,7 +78,7 @@ pub(super) enum Operator {
 }
 
 impl Rules {
-    /// Reads `profile`.
+    /// Parses `profile`.
     pub(super) fn of(profile: &Seccomp) -> Result<Rules> {
         let default = answer("linux.seccomp.defaultAction", &profile.default_action)
             .and_then(|kind| with_number("linux.seccomp.defaultErrnoRet", kind, profile.default_errno_ret))?;
@@ -102,7 +102,7 @@ impl Rules {
             return Err(invalid(&format!("{path}.names"), "none"));
         }
         for name in &syscall.names {
-            // libseccomp passes over names that the architecture does not have.
+            // libseccomp ignores names that the architecture does not have.
             let Ok(number) = name.parse::<Sysno>() else { continue };
             let number = number as u32;
             self.newest = self.newest.max(Some(number));
@@ -133,7 +133,7 @@ fn names_one_twice(conditions: &[Condition]) -> bool {
         .any(|(n, one)| conditions[..n].iter().any(|other| other.argument == one.argument))
 }
 
-/// The actions that a filter knows, without the number that some have.
+/// Actions that a filter supports, without error or tracer numbers.
 pub(super) const ACTIONS: [(&str, u32); 8] = [
     ("SCMP_ACT_ALLOW", answer::ALLOW),
     ("SCMP_ACT_ERRNO", answer::ERRNO),
@@ -145,7 +145,7 @@ pub(super) const ACTIONS: [(&str, u32); 8] = [
     ("SCMP_ACT_TRAP", answer::TRAP),
 ];
 
-/// How an argument may be compared. The last compares with the second value what the first one's bits leave.
+/// Comparison operators. SCMP_CMP_MASKED_EQ compares the masked argument with the second value.
 pub(super) const OPERATORS: [(&str, Operator); 7] = [
     ("SCMP_CMP_EQ", Operator::Equal),
     ("SCMP_CMP_GE", Operator::GreaterOrEqual),
@@ -157,7 +157,7 @@ pub(super) const OPERATORS: [(&str, Operator); 7] = [
 ];
 const MASKED: &str = "SCMP_CMP_MASKED_EQ";
 
-/// Returns the kernel's word for an action.
+/// Returns the filter's return value for an action.
 fn answer(path: &str, action: &str) -> Result<u32> {
     match ACTIONS.iter().find(|(name, _)| *name == action) {
         Some((_, answer)) => Ok(*answer),
@@ -166,13 +166,13 @@ fn answer(path: &str, action: &str) -> Result<u32> {
     }
 }
 
-/// Adds the number of an error, or what a tracer is told; EPERM where there is none.
+/// Adds the number for ERRNO and TRACE actions; the default is EPERM.
 fn with_number(path: &str, kind: u32, number: Option<u32>) -> Result<u32> {
     let most = match kind {
         answer::ERRNO => MAX_ERRNO,
         answer::TRACE => MAX_TRACE,
         // "If the action doesn't support an errno, the runtime MUST generate an error" (config-linux.md).
-        _ if number.is_some() => return Err(invalid(path, "the action returns no error")),
+        _ if number.is_some() => return Err(invalid(path, "the action takes no error number")),
         _ => return Ok(kind),
     };
     match number.unwrap_or(libc::EPERM.unsigned_abs()) {

@@ -10,7 +10,7 @@ use super::*;
 const ENOSYS: u32 = ERRNO | 38;
 const EPERM: u32 = ERRNO | 1;
 
-/// A call as the kernel shows it to a filter.
+/// Input of a filter: struct seccomp_data of a call.
 #[derive(Clone, Copy, Debug)]
 struct Call {
     number: u32,
@@ -38,7 +38,7 @@ impl Call {
     }
 }
 
-/// The kernel's machine, as far as filters need it; panics where the kernel would refuse the program.
+/// Interprets a program like the kernel, for the opcodes in use. Panics where the kernel would refuse the program.
 fn run(filter: &Filter, call: &Call) -> u32 {
     let program = &filter.program.0;
     let (mut accumulator, mut at) = (0_u32, 0);
@@ -73,7 +73,7 @@ fn compiled(json: Value) -> Filter {
     compile(&profile(json)).unwrap()
 }
 
-/// The specification's words, judged without compiling anything.
+/// Evaluates a profile by the words of the specification, as a reference for the compiler.
 fn judge(profile: &Seccomp, call: &Call) -> u32 {
     let answer = |action: &str, number: Option<u32>| match action {
         "SCMP_ACT_ERRNO" => ERRNO | number.unwrap_or(1),
@@ -191,7 +191,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn the_program_says_what_the_profile_says(
+    fn the_program_agrees_with_the_profile(
         default in one_of(&ACTIONS),
         rules in prop::collection::vec(any_rule(), 0..8),
         calls in prop::collection::vec(any_call(), 1..40),
@@ -204,7 +204,7 @@ proptest! {
     }
 }
 
-/// As long and as varied as the profiles that container engines bring along.
+/// Returns a profile with the size and variety of an engine's default profile.
 fn engine_like() -> Value {
     let every: Vec<&str> = (0..470).filter_map(|number| Sysno::new(number).map(|call| call.name())).collect();
     let denied =
@@ -230,7 +230,7 @@ fn engine_like() -> Value {
 }
 
 #[test]
-fn a_profile_of_an_engine() {
+fn a_profile_of_an_engine_compiles_and_agrees() {
     let filter = compiled(engine_like());
     assert_eq!(filter.flags, SPEC_ALLOW);
     assert!(filter.program.0.len() < 150, "{} instructions", filter.program.0.len());
@@ -256,7 +256,7 @@ fn a_profile_of_an_engine() {
 }
 
 #[test]
-fn programs_longer_than_a_conditional_jump() {
+fn a_program_longer_than_a_conditional_jump_agrees_with_the_profile() {
     let rules: Vec<Value> = (0..400)
         .filter_map(Sysno::new)
         .map(|call| {
@@ -273,11 +273,11 @@ fn programs_longer_than_a_conditional_jump() {
 }
 
 #[test]
-fn a_program_that_no_kernel_takes_is_refused() {
+fn a_program_above_the_kernel_s_limit_is_refused() {
     let args = |value: u32| -> Vec<Value> {
         (0..6).map(|index| json!({"index": index, "value": value, "op": "SCMP_CMP_LT"})).collect()
     };
-    // Calls with the same rules would share them.
+    // The numbers differ per call, because calls with the same rules would share one span.
     let rules: Vec<Value> = (0..330)
         .filter_map(Sysno::new)
         .map(|call| json!({"names": [call.name()], "action": "SCMP_ACT_ALLOW", "args": args(call as u32)}))
@@ -301,7 +301,7 @@ fn a_rule_without_conditions_wins() {
 }
 
 #[test]
-fn flags_are_taken_by_name() {
+fn flags_are_translated_by_name() {
     for (names, flags) in [
         (json!(null), SPEC_ALLOW),
         (json!([]), 0),
@@ -313,7 +313,7 @@ fn flags_are_taken_by_name() {
 }
 
 #[test]
-fn what_cannot_be_honoured_is_refused_by_its_path() {
+fn unsupported_fields_are_refused_by_their_path() {
     let rule = |rule: Value| json!({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_TRAP"}, rule]});
     for (change, path) in [
         (json!({"listenerPath": "/run/s"}), "linux.seccomp.listenerPath"),
@@ -333,7 +333,7 @@ fn what_cannot_be_honoured_is_refused_by_its_path() {
 }
 
 #[test]
-fn what_the_specification_forbids_is_named() {
+fn values_that_the_specification_forbids_are_refused_by_their_path() {
     let rule = |rule: Value| json!({"syscalls": [rule]});
     let arg = |arg: Value| rule(json!({"names": ["read"], "action": "SCMP_ACT_TRAP", "args": [arg]}));
     for (change, path) in [

@@ -1,9 +1,9 @@
-//! config.json as engines write it: Docker 20.10, containerd 1.6's `ctr` and Podman 4.3 of Debian 12, each with a runtime
-//! that kept what it was given. Every one is taken, and what it asks for is in the plan.
+//! config.json as written by the engines of Debian 12: Docker 20.10, containerd 1.6's `ctr` and Podman 4.3. All are
+//! accepted, and the plan contains what they ask for.
 
 use super::*;
 
-/// Plans what the engine wrote. Hooks and namespaces of the host are for whoever runs them, and are no matter here.
+/// Plans a config.json of an engine, without hooks and host namespaces, which do not affect a plan.
 fn plan(text: &str) -> Plan {
     let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
     json["hooks"] = serde_json::json!({});
@@ -20,7 +20,7 @@ macro_rules! plan_of {
     };
 }
 
-/// The nodes beside those that every container has.
+/// Returns the paths of the additional device nodes.
 fn devices(plan: &Plan) -> Vec<&str> {
     plan.container.oci.as_ref().unwrap().devices.iter().map(|device| device.path.as_str()).collect()
 }
@@ -34,20 +34,20 @@ fn bounding(plan: &Plan) -> u64 {
 }
 
 #[test]
-fn docker_s_default_is_taken() {
+fn docker_s_default_is_accepted() {
     let plan = plan_of!("docker-default");
     assert!(plan.vm.cgroup.is_some());
     assert_eq!((plan.vm.memory_mib, plan.vm.vcpus, plan.container.process.terminal), (256, 1, false));
     assert!(plan.container.oci.as_ref().unwrap().cgroup.is_empty());
     assert!(plan.container.process.oci.as_ref().unwrap().seccomp.is_some());
     assert_eq!(bounding(&plan).count_ones(), 14);
-    // The root, resolv.conf, hostname and hosts.
+    // The binds: root, resolv.conf, hostname and hosts.
     assert_eq!(plan.binds.len(), 4);
     assert!(plan_of!("docker-tty").container.process.terminal);
 }
 
 #[test]
-fn docker_s_options_are_taken() {
+fn docker_s_options_are_accepted() {
     let plan = plan_of!("docker-options");
     assert_eq!((plan.vm.memory_mib, plan.vm.vcpus), (128 + 2 + 32, 2));
     assert!(plan.container.read_only);
@@ -63,9 +63,9 @@ fn docker_s_options_are_taken() {
 }
 
 #[test]
-fn docker_s_limits_are_kept_where_they_can_be() {
+fn docker_s_limits_apply_to_guest_and_host() {
     let plan = plan_of!("docker-limits");
-    // One CPU of the host's, which its cgroup keeps the machine on.
+    // A set of one host CPU, to which the cgroup restricts the machine.
     assert_eq!((plan.vm.vcpus, limit(&plan, "cpuset.cpus")), (1, None));
     let resources = &plan.vm.cgroup.as_ref().unwrap().resources;
     assert_eq!((resources.block_io.weight, resources.cpu.cpus.as_str()), (500, "0"));
@@ -74,7 +74,7 @@ fn docker_s_limits_are_kept_where_they_can_be() {
 }
 
 #[test]
-fn what_is_privileged_gets_every_device_of_its_own_machine() {
+fn a_privileged_container_gets_all_devices_of_the_guest() {
     for plan in [plan_of!("docker-privileged"), plan_of!("ctr-privileged"), plan_of!("podman-privileged")] {
         let devices = devices(&plan);
         for path in ["/dev/fuse", "/dev/net/tun", "/dev/loop-control", "/dev/loop0", "/dev/kmsg"] {
@@ -87,7 +87,7 @@ fn what_is_privileged_gets_every_device_of_its_own_machine() {
 }
 
 #[test]
-fn the_others_are_taken() {
+fn the_other_engines_are_accepted() {
     let plan = plan_of!("docker-unconfined");
     assert!(plan.container.process.oci.as_ref().unwrap().seccomp.is_none());
     plan_of!("docker-net-container");
