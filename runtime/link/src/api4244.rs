@@ -1,4 +1,4 @@
-//! What API 4244 alone asks of a host: the pace of its commands and of a process's input, and what its errors say.
+//! Extras of API 4244 without the extension: pacing of commands and of process input, and the texts of errors.
 
 use agent_proto::command::Code;
 use agent_proto::payload::ErrorCode;
@@ -7,21 +7,21 @@ use super::streams::StreamHandle;
 use super::{AgentLink, CommandId, LinkError, Result};
 use host::text::printable;
 
-/// Bytes of commands that may be on their way: hosts of API 4244 wait here until NEXT has told of all of them.
+/// Maximum number of unacknowledged command bytes. The host waits until NEXT has acknowledged all of them.
 pub const CHUNK: usize = 512;
-/// Bytes of input that may be on their way to a process. hyperstart keeps as many for each process and drops what is over,
-/// without a word.
+/// Maximum number of input bytes that are in flight to a process. hyperstart buffers as many for each process and
+/// silently drops the rest.
 pub const INPUT_WINDOW: u32 = 512;
-/// PINGs that are answered after input was sent before it counts as taken: the agent's loop may look at a PING before the
-/// input that came first, hands input on in the turn after it has read it, and answers a third PING after that.
+/// Number of answered PINGs after which earlier input counts as taken. The agent's loop may handle a PING before
+/// earlier input, and passes input on in the turn after it has read it; a third PING is answered after that.
 const ROUNDS: u32 = 3;
 
-/// How much of the commands may be written.
+/// Limits the number of command bytes that may be written.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Bytes of this chunk that were written.
+    /// Written bytes of the current chunk.
     written: usize,
-    /// Those of them that NEXT has told of.
+    /// Bytes of the current chunk that NEXT has acknowledged.
     taken: usize,
 }
 
@@ -31,18 +31,21 @@ impl Pace {
         CHUNK - self.written
     }
 
-    /// Takes note that `count` bytes were written.
+    /// Records that `count` bytes were written.
     pub fn wrote(&mut self, count: usize) {
         self.written += count;
     }
 
-    /// Takes NEXT's payload; returns whether it tells of anything. The next chunk begins when all of this one has been taken.
+    /// Handles the payload of NEXT. Returns whether it acknowledges any bytes. The next chunk begins once the current
+    /// one is acknowledged completely.
     pub fn next(&mut self, payload: &[u8]) -> Result<bool> {
         let count = payload.try_into().map(u32::from_be_bytes);
         let count = count.map_err(|_| LinkError::Protocol("NEXT without a number".to_owned()))?;
         self.taken = self.taken.saturating_add(count as usize);
         if self.taken > self.written {
-            return Err(LinkError::Protocol(format!("NEXT {count}, which is more than was written")));
+            return Err(LinkError::Protocol(format!(
+                "NEXT acknowledges {count} bytes, more than were written"
+            )));
         }
         if self.taken == self.written {
             *self = Pace::default();
@@ -51,7 +54,7 @@ impl Pace {
     }
 }
 
-/// Returns what an ERROR means. It has a text only where it answers KILLCONTAINER.
+/// Returns the error for an ERROR reply to `step`. Only replies to KILLCONTAINER have a text.
 pub fn refusal(step: &'static str, payload: &[u8]) -> LinkError {
     let text = String::from_utf8_lossy(payload.strip_suffix(&[0]).unwrap_or(payload));
     let code = match &*text {
@@ -60,17 +63,17 @@ pub fn refusal(step: &'static str, payload: &[u8]) -> LinkError {
         _ => ErrorCode::Failed,
     };
     let message = match &*text {
-        "" => "refused, without a reason: API 4244 gives none".to_owned(),
+        "" => "refused; API 4244 gives no reason".to_owned(),
         text => printable(text),
     };
     LinkError::Refused { step, code, message }
 }
 
-/// Gives a process's input its credit back: API 4244's agent does not say what was taken, so that it is asked whether it
-/// has been round its loop since.
+/// Returns credit for a process's input. An agent of API 4244 does not report consumed input, so that the host sends
+/// PINGs and concludes from the answers that the agent's loop has handled the input.
 ///
-/// A process that leaves more unread than its pipe and the agent's 512 bytes hold loses it with the original agent: there
-/// is no way to see that from here.
+/// The original agent drops input of a process that leaves more unread than its pipe and the agent's 512 bytes hold.
+/// The host cannot detect that.
 #[derive(Debug)]
 pub struct InputPace {
     seq: u64,
@@ -82,19 +85,19 @@ pub struct InputPace {
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     command: CommandId,
-    /// Bytes that had been sent before.
+    /// Input bytes that were sent before the PING.
     sent: u64,
-    /// PINGs that are still to be answered, this one included.
+    /// Number of outstanding answers to PINGs, including this one.
     rounds: u32,
 }
 
 impl InputPace {
-    /// Returns the pace of stream `seq`.
+    /// Returns the input pacing of stream `seq`.
     pub fn new(seq: u64) -> InputPace {
         InputPace { seq, taken: 0, asked: None }
     }
 
-    /// Asks, and takes answers; to be called in every turn.
+    /// Sends PINGs and handles their answers. The owner calls it in every turn of its loop.
     pub fn turn(&mut self, link: &mut AgentLink, streams: &StreamHandle) -> Result<()> {
         let mut next = (streams.sent(self.seq), ROUNDS);
         if let Some(Asked { command, sent, rounds }) = self.asked {
@@ -106,7 +109,7 @@ impl InputPace {
             if rounds > 1 {
                 next = (sent, rounds - 1);
             } else {
-                // At most the window, or it would not have been sent.
+                // At most the window, because more was not sent.
                 streams.give(self.seq, u32::try_from(sent - self.taken).unwrap_or(INPUT_WINDOW));
                 self.taken = sent;
             }

@@ -1,10 +1,10 @@
-//! The control channel's host side: commands to the agent, their replies, and its events.
+//! The host's side of the control channel: commands to the agent, their replies, and the agent's events.
 //!
-//! An [`AgentLink`] belongs to the main thread and never waits: [`send`](AgentLink::send) queues a command,
-//! [`receive`](AgentLink::receive) takes what has come. So commands for our own agent are written back to back without a
-//! look at READY: EXTEND says that everything after it is in the extended form, and the replies are asked for in order.
-//! Nothing is written to an agent of somebody else's before its READY, and to one of API 4244 alone ([`api4244`]) no more
-//! than it asks for.
+//! An [`AgentLink`] belongs to the main thread and never blocks: [`send`](AgentLink::send) queues a command, and
+//! [`receive`](AgentLink::receive) reads replies and events. Commands for the agent of this project are written before
+//! its READY arrives: EXTEND switches to the extended form for all following frames, and replies are matched by id. To
+//! another agent nothing is written before its READY, and to an agent of API 4244 without the extension ([`api4244`])
+//! never more than it acknowledges.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -24,110 +24,110 @@ pub mod streams;
 
 use api4244::Pace;
 
-/// Bytes taken from the channel at a time.
+/// Bytes read from the channel at a time.
 const READ_SIZE: usize = 16 << 10;
-/// The most commands without a reply: several for each of a pod's containers.
+/// Maximum number of commands without a reply. Each container of a pod needs several.
 const OUTSTANDING_MAX: usize = 1024;
-/// The most events that wait to be looked at.
+/// Maximum number of events that the owner has not taken.
 const EVENTS_MAX: usize = 1024;
-/// The most frames between two that were due.
+/// Maximum number of consecutive frames that nothing in the host waits for.
 const UNDUE_MAX: u32 = 1024;
-/// How often the channel is read before its owner looks at what has come.
+/// Maximum number of reads before the owner handles replies and events.
 const READS_MAX: usize = 64;
 
-/// What went wrong between us and the agent.
+/// An error of the communication with the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The channel cannot be used.
+    /// A system call on the channel failed.
     #[error("{step} the agent's control channel")]
     Channel {
-        /// Read or write.
+        /// The call: `open`, `read` or `write`.
         step: &'static str,
-        /// Why.
+        /// Error of the call.
         #[source]
         source: io::Error,
     },
-    /// The agent's bytes are no frames.
+    /// The agent's bytes on the control channel are not valid frames.
     #[error("read the agent's control channel")]
     Frame(#[source] FrameError),
-    /// The agent's bytes are no frames there either.
+    /// The agent's bytes on the stream channel are not valid frames.
     #[error("read the agent's stream channel")]
     Streams(#[source] FrameError),
-    /// The agent's frames make no sense.
+    /// A frame violates the protocol: an unknown code, an unexpected reply, or too many frames.
     #[error("the agent's control channel: {0}")]
     Protocol(String),
-    /// The agent is not one that this program can use.
+    /// The agent's version or extension is not supported.
     #[error(
         "the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION} (--agent api-4244 runs one \
          without, and what it cannot do is left out)"
     )]
     Version(String),
-    /// The agent did not do what it was told.
+    /// The agent replied to a command with an error.
     #[error("{step}: {message}")]
     Refused {
-        /// What it was told.
+        /// What the command was to do, such as `start the pod`.
         step: &'static str,
-        /// The kind of failure.
+        /// Kind of failure.
         code: ErrorCode,
-        /// Its text.
+        /// The agent's text, made printable.
         message: String,
     },
-    /// A command cannot be written down.
+    /// A command cannot be serialized.
     #[error("encode a command")]
     Encode(#[source] serde_json::Error),
 }
 
-/// This module's result.
+/// Result with [`LinkError`] as the default error.
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;
 
-/// A command that was sent.
+/// Handle of a command that was sent, for [`AgentLink::reply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandId(u32);
 
 struct Command {
     id: CommandId,
     step: &'static str,
-    /// None until it has come.
+    /// `None` until the reply has arrived.
     reply: Option<Result<Vec<u8>>>,
     reader: Reader,
-    /// How long the agent has owed the reply.
+    /// Time for which the reply has been outstanding, without time in which the command was excused.
     waited: Duration,
-    /// The agent cannot reply before we let something go on.
+    /// Whether the agent cannot reply before the host does something else.
     excused: bool,
 }
 
-/// Who reads a reply.
+/// The consumer of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
-    /// Whoever sent the command.
+    /// The sender of the command, by [`AgentLink::reply`].
     Sender,
-    /// Nobody: a failure is logged.
+    /// None: only a failure is logged.
     Log,
-    /// The link itself: without the extension nothing that follows EXTEND means anything.
+    /// The link: after a refused EXTEND the agent does not understand any of the following frames.
     Extend,
-    /// The link itself: GETVERSION's data.
+    /// The link: the reply has the data of GETVERSION.
     Version,
 }
 
-/// The control channel.
+/// The host's side of the control channel.
 pub struct AgentLink {
     socket: UnixStream,
     codec: ControlCodec,
     protocol: Protocol,
-    /// The commands' pace in the base form.
+    /// Pacing of commands in the base form.
     pace: Pace,
-    /// What the socket has not taken.
+    /// Bytes that the socket has not accepted yet.
     outgoing: Vec<u8>,
     next_id: u32,
     commands: VecDeque<Command>,
     events: VecDeque<ProcessEvent>,
-    /// Frames since the last one that was due.
+    /// Consecutive frames that nothing in the host waits for.
     undue: u32,
     ready: Option<Ready>,
 }
 
 impl AgentLink {
-    /// Takes the channel to an agent that is spoken to in `protocol`; the first frame on it is EXTEND, or in the base form GETVERSION.
+    /// Opens the channel to an agent with `protocol`. The first frame is EXTEND, or GETVERSION in the base form.
     pub fn new(socket: UnixStream, protocol: Protocol) -> Result<AgentLink> {
         socket.set_nonblocking(true).map_err(|source| LinkError::Channel { step: "open", source })?;
         let mut link = AgentLink {
@@ -152,27 +152,27 @@ impl AgentLink {
         Ok(link)
     }
 
-    /// How the agent is spoken to.
+    /// Returns the protocol of the agent.
     pub fn protocol(&self) -> Protocol {
         self.protocol
     }
 
-    /// Whether API 4244 alone is spoken.
+    /// Whether the agent uses API 4244 without the extension.
     pub fn is_api4244(&self) -> bool {
         self.protocol == Protocol::Api4244
     }
 
-    /// Readable when [`receive`](Self::receive) has something to do.
+    /// Returns the descriptor to poll for [`receive`](Self::receive).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// What [`fd`](Self::fd) is to be polled for.
+    /// Returns the poll events for [`fd`](Self::fd).
     pub fn interest(&self) -> i16 {
         if self.writable() == 0 { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT }
     }
 
-    /// How much of what is queued may be written now.
+    /// Returns how many queued bytes may be written now.
     fn writable(&self) -> usize {
         match self.protocol {
             Protocol::Extended => self.outgoing.len(),
@@ -182,24 +182,24 @@ impl AgentLink {
         }
     }
 
-    /// Queues a command; `step` is what messages call it. [`flush`](Self::flush) writes it.
+    /// Queues a command. `step` names it in errors. [`flush`](Self::flush) writes it.
     pub fn send(&mut self, code: Code, step: &'static str, payload: &impl Serialize) -> Result<CommandId> {
         self.queue(code, step, encode(payload)?, Reader::Sender)
     }
 
-    /// Queues a command whose reply nobody asks for: that it failed is logged.
+    /// Queues a command without a consumer for its reply. A failure is logged.
     pub fn notify(&mut self, code: Code, step: &'static str, payload: &impl Serialize) -> Result<()> {
         self.queue(code, step, encode(payload)?, Reader::Log).map(drop)
     }
 
-    /// Queues WRITEFILE, whose data stand behind its JSON.
+    /// Queues WRITEFILE, whose data follow its JSON.
     pub fn send_file(&mut self, step: &'static str, command: &FileCommand, data: &[u8]) -> Result<CommandId> {
         let mut payload = encode(command)?;
         payload.extend_from_slice(data);
         self.queue(Code::WriteFile, step, payload, Reader::Sender)
     }
 
-    /// Queues a command that has no payload.
+    /// Queues a command without payload.
     pub fn send_bare(&mut self, code: Code, step: &'static str) -> Result<CommandId> {
         self.queue(code, step, Vec::new(), Reader::Sender)
     }
@@ -212,7 +212,7 @@ impl AgentLink {
         reader: Reader,
     ) -> Result<CommandId> {
         let id = CommandId(self.next_id);
-        // 0 is an event's.
+        // Id 0 stands for events.
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         self.await_reply(id, step, reader)?;
         let extended = !self.is_api4244();
@@ -222,7 +222,9 @@ impl AgentLink {
 
     fn await_reply(&mut self, id: CommandId, step: &'static str, reader: Reader) -> Result<()> {
         if self.commands.len() >= OUTSTANDING_MAX {
-            return Err(LinkError::Protocol(format!("{OUTSTANDING_MAX} commands wait for their replies")));
+            return Err(LinkError::Protocol(format!(
+                "limit of {OUTSTANDING_MAX} commands without a reply reached"
+            )));
         }
         self.commands.push_back(Command {
             id,
@@ -235,7 +237,7 @@ impl AgentLink {
         Ok(())
     }
 
-    /// Writes what is queued, as far as the channel takes it; [`receive`](Self::receive) goes on with it.
+    /// Writes queued bytes until the socket would block. [`receive`](Self::receive) writes the rest.
     pub fn flush(&mut self) -> Result<()> {
         while let count @ 1.. = self.writable() {
             match self.socket.write(&self.outgoing[..count]) {
@@ -253,7 +255,7 @@ impl AgentLink {
         Ok(())
     }
 
-    /// Takes what has come, or as much of it as is looked at in one go. Returns whether it was anything.
+    /// Reads and handles frames, up to a limit per call. Returns whether it read anything.
     pub fn receive(&mut self) -> Result<bool> {
         self.flush()?;
         let mut any = false;
@@ -273,7 +275,7 @@ impl AgentLink {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // READY or NEXT may have let more be written.
+                    // READY or NEXT may permit further writes.
                     return self.flush().map(|()| any);
                 }
                 Err(source) => return Err(LinkError::Channel { step: "read", source }),
@@ -282,48 +284,49 @@ impl AgentLink {
         self.flush().map(|()| any)
     }
 
-    /// The agent's offer, once READY has come.
+    /// Returns the agent's READY, once it has arrived.
     pub fn ready(&self) -> Option<&Ready> {
         self.ready.as_ref()
     }
 
-    /// Takes a command's reply, if it has come. Each reply is taken once.
+    /// Takes the reply to a command if it has arrived. Each reply can be taken once.
     pub fn reply(&mut self, id: CommandId) -> Option<Result<Vec<u8>>> {
         let index = self.commands.iter().position(|command| command.id == id && command.reply.is_some())?;
         self.commands.remove(index)?.reply
     }
 
-    /// Whether a reply is missing.
+    /// Whether a reply is outstanding.
     pub fn is_waiting(&self) -> bool {
         self.commands.iter().any(|command| command.reply.is_none())
     }
 
-    /// Lets `time` pass for what the agent owes.
+    /// Adds `time` to the waiting time of all outstanding replies.
     pub fn pass(&mut self, time: Duration) {
         let owed = self.commands.iter_mut().filter(|command| command.reply.is_none() && !command.excused);
         owed.for_each(|command| command.waited += time);
     }
 
-    /// Returns what the agent has owed longest, and for how long. Only frames that were due make that shorter: a reply gives
-    /// the commands behind it, which the agent may have come to only now, their time anew, and READY all of them.
+    /// Returns the step of the command whose reply has been outstanding for longest, and the time. Only expected frames
+    /// reset the time: a reply resets that of all later commands, because the agent may have started with them only
+    /// now, and READY that of all commands.
     pub fn owed(&self) -> Option<(&'static str, Duration)> {
         let owed = self.commands.iter().filter(|command| command.reply.is_none() && !command.excused);
-        // Of several that have waited as long it is the first that holds up the others.
+        // Of several commands with the same time, the first one blocks the others.
         let longest = owed.rev().max_by_key(|command| command.waited)?;
         let step = if self.ready.is_some() { longest.step } else { "wait for the agent" };
         Some((step, longest.waited))
     }
 
-    /// Says whether the agent can reply to a command, or has to wait for us.
+    /// Sets whether a command is excused: the agent cannot reply before the host does something else.
     pub fn excuse(&mut self, id: CommandId, excused: bool) {
         let found = self.commands.iter_mut().find(|command| command.id == id);
         found.into_iter().for_each(|command| command.excused = excused);
     }
 
-    /// Takes note of an event that nobody waits for. An agent that sends nothing else is not listened to for ever.
+    /// Counts an event of an unknown process. An agent that sends only such events is refused after a limit.
     pub fn ignore(&mut self, event: &ProcessEvent) -> Result<()> {
         log::debug!("agent: {:?} of {:?} {:?}", event.process, event.container, event.event);
-        self.count_undue("events of processes that do not run")
+        self.count_undue("events of processes that are not running")
     }
 
     fn count_undue(&mut self, what: &str) -> Result<()> {
@@ -334,13 +337,13 @@ impl AgentLink {
         }
     }
 
-    /// A frame was due: what was asked for from `first` on has its time anew.
+    /// Records an expected frame: resets the waiting time of the commands from index `first` on.
     fn renew(&mut self, first: usize) {
         self.undue = 0;
         self.commands.iter_mut().skip(first).for_each(|command| command.waited = Duration::ZERO);
     }
 
-    /// How many commands have no reply yet, or one that nobody has taken.
+    /// Returns the number of commands without a reply or with a reply that was not taken.
     pub fn outstanding(&self) -> usize {
         self.commands.len()
     }
@@ -365,17 +368,19 @@ impl AgentLink {
                     self.renew(0);
                     return Ok(());
                 }
-                self.count_undue("NEXT of nothing")
+                self.count_undue("NEXT frames that acknowledge nothing")
             }
             (Some(Code::ProcessAsyncEvent), true) => self.take_event(&frame.payload),
-            (_, true) => Err(LinkError::Protocol(format!("code {} is no reply and no event", frame.code))),
+            (_, true) => {
+                Err(LinkError::Protocol(format!("code {} is neither a reply nor an event", frame.code)))
+            }
         }
     }
 
     fn take_ready(&mut self, payload: &[u8]) -> Result<()> {
         self.renew(0);
         if self.is_api4244() {
-            // What it offers above API 4244 is not asked for.
+            // The link does not use what the agent offers above API 4244.
             self.ready = Some(Ready { api: API_VERSION, extension: 0, window: api4244::INPUT_WINDOW });
             return Ok(());
         }
@@ -388,7 +393,7 @@ impl AgentLink {
         if ready.api != API_VERSION || ready.extension < EXTENSION_VERSION {
             return Err(LinkError::Version(format!("API {} with extension {}", ready.api, ready.extension)));
         }
-        // The host keeps as much as its own window of a stream whose client is slow, and the agent must not send more.
+        // The host buffers at most its own window for a slow client, so that the agent must not send more.
         if ready.window == 0 || ready.window > STREAM_WINDOW {
             return Err(LinkError::Protocol(format!("READY: a window of {} bytes", ready.window)));
         }
@@ -398,11 +403,11 @@ impl AgentLink {
     }
 
     fn take_reply(&mut self, id: u32, reply: impl FnOnce(&'static str) -> Result<Vec<u8>>) -> Result<()> {
-        // API 4244 has no ids: its replies come in the order of the commands.
+        // API 4244 has no ids: replies arrive in the order of the commands.
         let base = self.is_api4244();
         let waiting = |command: &Command| command.reply.is_none() && (base || command.id.0 == id);
         let Some(index) = self.commands.iter().position(waiting) else {
-            return Err(LinkError::Protocol(format!("a reply to command {id}, which waits for none")));
+            return Err(LinkError::Protocol(format!("unexpected reply to command {id}")));
         };
         self.renew(index + 1);
         let command = &mut self.commands[index];
@@ -430,9 +435,9 @@ impl AgentLink {
     fn take_event(&mut self, payload: &[u8]) -> Result<()> {
         let event = serde_json::from_slice(payload)
             .map_err(|error| printable(&error.to_string()))
-            .map_err(|error| LinkError::Protocol(format!("an event that cannot be read: {error}")))?;
+            .map_err(|error| LinkError::Protocol(format!("malformed event: {error}")))?;
         if self.events.len() >= EVENTS_MAX {
-            return Err(LinkError::Protocol(format!("{EVENTS_MAX} events in a row")));
+            return Err(LinkError::Protocol(format!("limit of {EVENTS_MAX} unread events reached")));
         }
         self.events.push_back(event);
         Ok(())

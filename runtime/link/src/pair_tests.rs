@@ -14,17 +14,17 @@ use super::*;
 
 mod endurance;
 
-/// How long a step may take; a test that waits longer has failed.
+/// Timeout of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Both sides, driven in turns by one thread.
+/// Host and agent, which one thread runs in turns.
 struct Pair {
     agent: Agent,
     link: AgentLink,
     table: StreamTable,
     handle: StreamHandle,
     channel: UnixStream,
-    /// What the table gave and the channel did not take.
+    /// Frames from the table that the channel has not accepted.
     unsent: Vec<u8>,
     turn: Turn,
     stdin: Option<PipeWriter>,
@@ -54,7 +54,7 @@ impl Pair {
         Pair { agent, link, table, handle, channel, unsent, turn, stdin, stdout, stderr }
     }
 
-    /// A pair whose container runs `script`.
+    /// Returns a pair whose container runs `script`.
     fn running(script: &str) -> Pair {
         let mut pair = Pair::new();
         let pod = pair.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap();
@@ -84,7 +84,7 @@ impl Pair {
         id
     }
 
-    /// Gives both sides their turns until `done` has something.
+    /// Runs both sides in turns until `done` returns a value.
     fn until<T>(&mut self, mut done: impl FnMut(&mut Pair) -> Option<T>) -> T {
         let start = Instant::now();
         loop {
@@ -100,7 +100,8 @@ impl Pair {
         }
     }
 
-    /// Does what the devices' thread does: carries the stream channel's bytes, and looks after every descriptor.
+    /// Does the work of the devices thread: transfers the bytes of the stream channel, and handles all ready
+    /// descriptors.
     fn carry(&mut self) {
         let mut buffer = vec![0; 8192];
         while let Ok(count @ 1..) = self.channel.read(&mut buffer) {
@@ -186,7 +187,7 @@ fn a_signal_ends_a_process_and_is_reported_as_one() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_told_from_one_that_cannot_run() {
+fn a_missing_program_is_distinguished_from_one_that_cannot_run() {
     for (program, expected) in
         [("/nonexistent", ErrorCode::NotExecutableMissing), ("/etc/passwd", ErrorCode::NotExecutable)]
     {
@@ -202,7 +203,7 @@ fn a_program_that_is_not_there_is_told_from_one_that_cannot_run() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_a_process_that_writes_on() {
+fn a_client_that_disconnects_ends_a_process_that_continues_to_write() {
     let mut pair = Pair::running("exec yes");
     let (empty, _) = pipe().unwrap();
     drop(std::mem::replace(&mut pair.stdout, empty));
@@ -259,7 +260,7 @@ fn child_in_the_background_does_not_hold_back_the_exit() {
     assert_eq!(exit.code, Some(5));
     pair.delivered(&exit);
     let child = Pair::read(&mut pair.stdout, exit.stdout_bytes);
-    // It is not the container's any more: a host's test ends it itself.
+    // The child does not belong to the container any more; the test must end it.
     assert_eq!(std::process::Command::new("kill").arg(child.trim()).status().unwrap().code(), Some(0));
 }
 

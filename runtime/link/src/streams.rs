@@ -1,17 +1,18 @@
-//! The stream channel's host side: output from the guest's frames straight into the clients' descriptors, and their
-//! input into the guest's frames.
+//! The host's side of the stream channel: writes output from the guest's frames directly to the clients' descriptors,
+//! and reads their input into frames for the guest.
 //!
-//! A [`StreamTable`] runs in the devices thread behind the port `sh.hyper.channel.1`; [`StreamHandle`] is the main
-//! thread's end of it, which opens and closes streams as processes come and go. A client that is slow fills its own
-//! stream's window and stops that stream alone.
+//! A [`StreamTable`] runs in the devices thread behind the port `sh.hyper.channel.1`. [`StreamHandle`] is its
+//! counterpart in the main thread, which opens and closes streams as processes start and exit. A slow client fills the
+//! window of its own stream and stops only that stream.
 //!
-//! * A frame is never gathered: each piece is written as it comes, and only what the client does not take is kept.
-//! * Input is read from the client's descriptor only with credit, a frame at a time: the guest's buffers are a page
-//!   each, and one read for many of them costs less than the copy.
-//! * A client that goes away closes its stream: the guest hears it and the process's next write fails.
-//! * An agent of API 4244 alone knows no credit: its port is not read while any client is slow, and its input is given
-//!   credit by the main thread.
-//! * Output that cannot be written for any other reason (a full disk) is dropped, counted, and reported at the end.
+//! * A frame is never assembled: each piece is written when it arrives, and only bytes that the client does not accept
+//!   are kept.
+//! * Input is read from the client's descriptor only with credit and one frame at a time: the guest's buffers have the
+//!   size of a page, and one read for many of them is cheaper than the copy.
+//! * A client that disconnects closes its stream: the guest is informed, and the process's next write fails.
+//! * An agent of API 4244 has no credit: its port is not read while any client is slow, and the main thread grants the
+//!   credit for its input.
+//! * Output that cannot be written for another reason (a full disk) is dropped, counted, and reported at the end.
 
 use std::io;
 use std::ops::Range;
@@ -33,44 +34,43 @@ use handle::{Order, Shared};
 use sink::{Owed, Sink};
 use source::Source;
 
-/// The table's own descriptor, by which the main thread wakes it.
+/// Token of the descriptor through which the main thread wakes the table.
 const WAKE: u16 = 0;
-/// Added to a stream's place twice: its source's token.
+/// Added to twice the index of a stream: token of its source.
 const SOURCE: u16 = 1;
-/// Its sink's.
+/// Added to twice the index of a stream: token of its sink.
 const SINK: u16 = 2;
-/// How often a guest's faults are logged.
+/// Maximum number of logged faults of a guest.
 const COMPLAINTS_MAX: u32 = 16;
 
-/// How a descriptor is to be watched; always by edge.
+/// Events for which a descriptor is watched, always edge-triggered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// Until there is something to read.
+    /// Readable.
     In,
-    /// Until there is room.
+    /// Writable.
     Out,
-    /// No more.
+    /// None: stop watching.
     Stop,
 }
 
-/// Registers a descriptor with whatever watches them. An error of EPERM says that it is always ready.
+/// Registers a descriptor in an event loop, with its token. EPERM means that the descriptor is always ready.
 pub type Watcher<'a> = dyn FnMut(RawFd, u16, Watch) -> io::Result<()> + 'a;
 
-/// Frames on their way to the guest: at most one of input, and one of credits, of which each goes out whole before
-/// anything else.
+/// Frames in transit to the guest: at most one of input and one of credits. Each is sent completely before the other.
 #[derive(Default)]
 struct Pending {
     credits: Vec<u8>,
-    /// Room for the longest frame, once there was one.
+    /// Buffer for the longest frame; empty until the first input.
     input: Vec<u8>,
-    /// Which part of `input` is left.
+    /// Range of `input` that was not sent.
     left: Range<usize>,
-    /// Where the frame's data are counted once it is gone, and how many they are.
+    /// Stream and number of data bytes to count once the frame is sent; only without credit.
     counted: Option<(Arc<StreamState>, usize)>,
 }
 
 impl Pending {
-    /// Moves what fits to `buffer`; returns how much.
+    /// Moves bytes to `buffer`. Returns their number.
     fn take(&mut self, buffer: &mut [u8]) -> usize {
         let input = self.left.len().min(buffer.len());
         buffer[..input].copy_from_slice(&self.input[self.left.start..self.left.start + input]);
@@ -87,7 +87,7 @@ impl Pending {
         input + credits
     }
 
-    /// Has `read` make a frame; there is none left.
+    /// Fills the empty input buffer by `read`, which returns the length of the frame.
     fn input(&mut self, read: impl FnOnce(&mut [u8]) -> usize) {
         if self.input.is_empty() {
             self.input = vec![0; STREAM_FRAME_MAX];
@@ -99,7 +99,7 @@ impl Pending {
 struct Stream {
     seq: u64,
     source: Option<Source>,
-    /// The source's descriptor is registered.
+    /// Whether the descriptor of the source is registered.
     watched: bool,
     sink: Option<Sink>,
     state: Arc<StreamState>,
@@ -118,7 +118,7 @@ impl Stream {
         })
     }
 
-    /// The descriptors that are registered, with what tells their tokens apart.
+    /// Returns the registered descriptors, each with [`SOURCE`] or [`SINK`].
     fn registered(&self) -> impl Iterator<Item = (RawFd, u16)> {
         let source = self.source.as_ref().filter(|_| self.watched).map(|source| source.descriptor().raw());
         let sink = self.sink.as_ref().and_then(Sink::blocked).map(Descriptor::raw);
@@ -126,30 +126,30 @@ impl Stream {
     }
 }
 
-/// The devices thread's end: every stream, and what is to go to the guest.
+/// All streams and the frames for the guest; belongs to the devices thread.
 pub struct StreamTable {
     shared: Arc<Shared>,
     splitter: StreamSplitter,
     credits: CreditDecoder,
-    /// By place; a place that is free is taken again.
+    /// By index, which is part of the token. Free places are reused.
     streams: Vec<Option<Stream>>,
-    /// The highest number of a stream so far: what is not above it and not there has been closed.
+    /// Highest stream number so far. A lower number that is not in the table was closed.
     newest: u64,
-    /// Credit that the guest has not been given.
+    /// Credits to send to the guest.
     owed: Vec<Credit>,
-    /// Frames on their way to the guest.
+    /// Frames in transit to the guest.
     pending: Pending,
-    /// The guest's frames make no sense any more: its bytes are dropped.
+    /// The guest sent an invalid frame: all further bytes are dropped.
     lost: bool,
-    /// The guest speaks API 4244 alone: there is no credit.
+    /// The agent uses API 4244 without the extension, which has no credit.
     base: bool,
-    /// What was logged about the guest.
+    /// Number of logged faults of the guest.
     complaints: u32,
     /// Called at the first byte of output.
     first_output: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// Makes the two ends of a table with the streams `specs`. `first_output` is called when the first byte has come.
+/// Creates a table and its handle with the streams `specs`. `first_output` is called at the first byte of output.
 pub fn streams(
     specs: &[StreamSpec],
     first_output: Option<Box<dyn FnOnce() + Send>>,
@@ -176,24 +176,24 @@ pub fn streams(
 }
 
 impl StreamTable {
-    /// Returns the table for a guest that speaks API 4244 alone.
+    /// Returns the table for an agent of API 4244 without the extension.
     pub fn without_credit(self) -> StreamTable {
         StreamTable { base: true, ..self }
     }
 
-    /// Whether the guest's output is taken now. Without credit the guest sends what it has, so that it stays where it is
-    /// while any client is slow.
+    /// Whether the table accepts output now. Without credit the guest's sending is not limited, so that its output
+    /// stays in the port while any client is slow.
     pub fn takes_output(&self) -> bool {
         let mut sinks = self.streams.iter().flatten().filter_map(|stream| stream.sink.as_ref());
         !self.base || sinks.all(|sink| sink.blocked().is_none())
     }
 
-    /// Registers the table's own descriptor.
+    /// Registers the table's wake-up descriptor.
     pub fn begin(&mut self, watch: &mut Watcher<'_>) -> io::Result<()> {
         watch(self.shared.wake.as_raw_fd(), WAKE, Watch::In)
     }
 
-    /// Takes all of what the guest sent.
+    /// Handles bytes from the guest, all of `data`.
     pub fn take(&mut self, mut data: &[u8], watch: &mut Watcher<'_>) {
         while !self.lost {
             match self.splitter.split(&mut data) {
@@ -208,7 +208,7 @@ impl StreamTable {
         }
     }
 
-    /// Fills `buffer` with whole or partial frames for the guest; returns how much.
+    /// Fills `buffer` with complete or partial frames for the guest. Returns the number of bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) -> usize {
         let mut filled = 0;
         loop {
@@ -234,7 +234,7 @@ impl StreamTable {
         }
     }
 
-    /// One of the table's descriptors became ready.
+    /// Handles a ready descriptor.
     pub fn ready(&mut self, token: u16, watch: &mut Watcher<'_>) {
         if token == WAKE {
             return self.take_orders(watch);
@@ -252,7 +252,7 @@ impl StreamTable {
 
     fn take_orders(&mut self, watch: &mut Watcher<'_>) {
         let mut count = [0; 8];
-        // Nothing there to take is no error: the orders are looked at all the same.
+        // An empty eventfd is no error: the orders are handled in any case.
         let _ = io::Read::read(&mut &self.shared.wake, &mut count);
         let orders = std::mem::take(&mut *self.shared.orders.lock().unwrap());
         for order in orders {
@@ -285,7 +285,7 @@ impl StreamTable {
         if source.start(window) {
             match watch(source.descriptor().raw(), token(index, SOURCE), Watch::In) {
                 Ok(()) => stream.watched = true,
-                // A file or /dev/null: it never has to be waited for.
+                // A file or /dev/null, which is always ready.
                 Err(error) => log::debug!("stdin is not watched: {error}"),
             }
         }
@@ -313,7 +313,7 @@ impl StreamTable {
             let source = self.find(credit.seq).and_then(|(_, stream)| stream.source.as_mut());
             match source {
                 Some(source) => source.give(credit.bytes),
-                // It was on its way when the stream was closed.
+                // The credit was sent before the agent knew that the stream is closed.
                 None if credit.seq <= newest => {}
                 None => self.complain(format_args!("credit for stream {}, which has no input", credit.seq)),
             }
@@ -327,18 +327,18 @@ impl StreamTable {
             first_output();
         }
         if piece.seq > self.newest {
-            // It was opened before its process was asked for, and this end has not been woken since.
+            // The main thread opened the stream before it started the process, but has not woken the table since.
             self.take_orders(watch);
         }
         let (newest, base) = (self.newest, self.base);
         let Some((index, Stream { sink: Some(sink), state, .. })) = self.find(piece.seq) else {
             if piece.seq > newest {
-                self.complain(format_args!("output of stream {}, which nobody has opened", piece.seq));
+                self.complain(format_args!("output of stream {}, which is not open", piece.seq));
             }
             return;
         };
         if piece.data.is_empty() {
-            // In the extended form the exit report says as much.
+            // In the extended form the exit report has the same information.
             state.ended(base);
             return;
         }
@@ -350,8 +350,8 @@ impl StreamTable {
         }
     }
 
-    /// Notes the credit that a sink owes, and watches its descriptor as long as something waits for it. `watched` is
-    /// the descriptor that something waited for before.
+    /// Records the credit that a sink owes, and watches its descriptor while output waits for it. `watched` is the
+    /// descriptor that was watched before.
     fn settle(&mut self, index: usize, watched: Option<RawFd>, watch: &mut Watcher<'_>) {
         let Some(Stream { seq, sink: Some(sink), state, .. }) = &mut self.streams[index] else { return };
         let token = token(index, SINK);
@@ -374,7 +374,7 @@ impl StreamTable {
             Owed::Credit(_) if self.base => {}
             Owed::Closed if self.base => state.hung_up(),
             Owed::Credit(bytes) => {
-                // A guest that takes no input has one record of each stream waiting, however much it sends.
+                // At most one record per stream waits, even for a guest that accepts no input.
                 let record = self.owed.iter_mut().find(|record| record.seq == *seq && record.bytes > 0);
                 match record {
                     Some(record) => record.bytes = record.bytes.saturating_add(bytes),
@@ -385,7 +385,7 @@ impl StreamTable {
         }
     }
 
-    /// Logs what the guest does wrong; a guest that goes on is not heard for ever.
+    /// Logs a fault of the guest, up to a limit.
     fn complain(&mut self, what: std::fmt::Arguments<'_>) {
         if self.complaints < COMPLAINTS_MAX {
             self.complaints += 1;
@@ -394,7 +394,7 @@ impl StreamTable {
     }
 }
 
-/// The token of a stream's source or sink.
+/// Returns the token of a stream's source or sink.
 fn token(index: usize, which: u16) -> u16 {
     2 * index as u16 + which
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The agent's end of a channel, played by hand.
+/// The agent's end of a channel, controlled by the test.
 struct Agent {
     socket: UnixStream,
     codec: ControlCodec,
@@ -17,7 +17,7 @@ impl Agent {
         )
     }
 
-    /// A pair after READY and EXTEND.
+    /// Returns a link and its agent after READY and EXTEND.
     fn extended() -> (AgentLink, Agent) {
         let (mut link, mut peer) = Agent::pair();
         peer.ready(EXTENSION_VERSION, STREAM_WINDOW);
@@ -42,7 +42,7 @@ impl Agent {
         self.socket.write_all(&bytes).unwrap();
     }
 
-    /// The next command; as the agent does, the form changes after EXTEND.
+    /// Reads the next command. Like the agent, it switches to the extended form after EXTEND.
     fn command(&mut self) -> ControlFrame {
         loop {
             if let Some(frame) = self.codec.next().unwrap() {
@@ -83,7 +83,7 @@ fn commands_are_written_before_ready_and_their_replies_come_in_any_order() {
 }
 
 #[test]
-fn an_error_of_the_agent_has_its_code_and_a_harmless_text() {
+fn an_error_of_the_agent_has_its_code_and_a_printable_text() {
     let (mut link, mut peer) = Agent::extended();
     let id = link.send_bare(Code::Ping, "ping").unwrap();
     let reply =
@@ -96,7 +96,7 @@ fn an_error_of_the_agent_has_its_code_and_a_harmless_text() {
 }
 
 #[test]
-fn events_queue_up_and_a_reply_that_nobody_asks_for_is_no_failure() {
+fn events_are_queued_and_a_refused_notification_is_no_failure() {
     let (mut link, mut peer) = Agent::extended();
     link.notify(Code::KillContainer, "forward a signal", &"x").unwrap();
     let event = ProcessEvent { container: "c".into(), process: "init".into(), ..ProcessEvent::default() };
@@ -109,7 +109,7 @@ fn events_queue_up_and_a_reply_that_nobody_asks_for_is_no_failure() {
 }
 
 #[test]
-fn a_peer_that_cannot_be_used_is_named() {
+fn an_unusable_agent_is_refused_with_a_reason() {
     let fails = |peer: &mut Agent, link: &mut AgentLink, message: &str| {
         let error = link.receive().unwrap_err().to_string();
         assert_eq!(error, message);
@@ -135,13 +135,13 @@ fn a_peer_that_cannot_be_used_is_named() {
     fails(&mut peer, &mut link, "the agent's control channel: code 9 before READY");
     let (mut link, mut peer) = Agent::extended();
     peer.say(Code::Ack, 77, b"");
-    fails(&mut peer, &mut link, "the agent's control channel: a reply to command 77, which waits for none");
+    fails(&mut peer, &mut link, "the agent's control channel: unexpected reply to command 77");
     let (mut link, mut peer) = Agent::extended();
     peer.say(Code::Ping, 0, b"");
-    fails(&mut peer, &mut link, "the agent's control channel: code 12 is no reply and no event");
+    fails(&mut peer, &mut link, "the agent's control channel: code 12 is neither a reply nor an event");
     let (mut link, mut peer) = Agent::extended();
     peer.say(Code::ProcessAsyncEvent, 0, b"{");
-    assert!(link.receive().unwrap_err().to_string().contains("an event that cannot be read"));
+    assert!(link.receive().unwrap_err().to_string().contains("malformed event"));
     drop(peer);
 }
 
@@ -157,7 +157,7 @@ fn a_refused_extension_and_a_closed_channel_end_the_link() {
 }
 
 #[test]
-fn a_command_that_the_channel_does_not_take_at_once_goes_out_in_the_end() {
+fn a_command_larger_than_the_socket_buffer_is_written_completely() {
     let (mut link, mut peer) = Agent::extended();
     let long = "x".repeat(3 << 20);
     link.send(Code::NewContainer, "start the container", &long).unwrap();
@@ -192,7 +192,7 @@ fn commands_without_replies_and_events_without_readers_are_bounded() {
     assert!(matches!(result, Err(LinkError::Protocol(_))));
 }
 
-/// What the agent has owed longest after a second in which it did what `peer` does.
+/// Returns the step that has been outstanding for longest after one second in which the agent does what `peer` does.
 fn owed_after(link: &mut AgentLink, second: impl FnOnce()) -> Option<(&'static str, u64)> {
     second();
     link.receive().unwrap();
@@ -202,7 +202,7 @@ fn owed_after(link: &mut AgentLink, second: impl FnOnce()) -> Option<(&'static s
 }
 
 #[test]
-fn an_agent_that_trickles_owes_as_much_as_one_that_is_silent() {
+fn a_partial_frame_does_not_reset_the_waiting_time() {
     let (mut link, mut peer) = Agent::extended();
     link.send_bare(Code::Ping, "ping").unwrap();
     let mut frame = Vec::new();
@@ -215,21 +215,21 @@ fn an_agent_that_trickles_owes_as_much_as_one_that_is_silent() {
 }
 
 #[test]
-fn a_reply_gives_time_to_what_was_asked_after_it_alone() {
+fn a_reply_resets_the_waiting_time_of_later_commands_only() {
     let (mut link, mut peer) = Agent::extended();
     for step in ["first", "second", "third"] {
         link.send_bare(Code::Ping, step).unwrap();
     }
     link.pass(Duration::from_secs(5));
     assert_eq!(owed_after(&mut link, || peer.say(Code::Ack, 2, b"")), Some(("first", 5)));
-    // The third has its time anew, and the first has not.
+    // The waiting time of the third command was reset, that of the first was not.
     assert_eq!(owed_after(&mut link, || peer.say(Code::Ack, 1, b"")), Some(("third", 0)));
     let event = serde_json::to_vec(&ProcessEvent::default()).unwrap();
     assert_eq!(owed_after(&mut link, || peer.say(Code::ProcessAsyncEvent, 0, &event)), Some(("third", 1)));
 }
 
 #[test]
-fn nothing_is_owed_that_waits_for_us() {
+fn an_excused_command_does_not_count_as_outstanding() {
     let (mut link, _peer) = Agent::extended();
     let id = link.send_bare(Code::Ping, "ping").unwrap();
     link.excuse(id, true);
@@ -240,7 +240,7 @@ fn nothing_is_owed_that_waits_for_us() {
 }
 
 #[test]
-fn before_ready_it_is_the_agent_that_is_waited_for() {
+fn before_ready_the_outstanding_step_is_the_start_of_the_agent() {
     let (mut link, mut peer) = Agent::pair();
     link.send(Code::StartPod, "start the pod", &"pod").unwrap();
     link.pass(Duration::from_secs(5));
@@ -253,12 +253,12 @@ fn before_ready_it_is_the_agent_that_is_waited_for() {
 }
 
 #[test]
-fn events_that_nobody_waits_for_are_not_listened_to_for_ever() {
+fn events_of_unknown_processes_are_limited() {
     let (mut link, mut peer) = Agent::extended();
     let event = ProcessEvent { process: "x\u{202e}\n".into(), ..ProcessEvent::default() };
     let flood = |link: &mut AgentLink| (0..=UNDUE_MAX).try_for_each(|_| link.ignore(&event));
-    assert!(flood(&mut link).unwrap_err().to_string().contains("events of processes that do not run"));
-    // What is asked for in between is no flood.
+    assert!(flood(&mut link).unwrap_err().to_string().contains("events of processes that are not running"));
+    // Expected frames in between reset the count.
     link.send_bare(Code::Ping, "ping").unwrap();
     peer.say(Code::Ack, 1, b"");
     link.receive().unwrap();
@@ -266,10 +266,10 @@ fn events_that_nobody_waits_for_are_not_listened_to_for_ever() {
 }
 
 #[test]
-fn an_agent_that_floods_does_not_keep_the_link_to_itself() {
+fn a_flood_of_bytes_does_not_keep_receive_busy() {
     let (mut link, mut peer) = Agent::extended();
     let writer = std::thread::spawn(move || {
-        // The beginning of one frame, and no end.
+        // The beginning of one frame that never ends.
         peer.socket.write_all(&[0, 0, 0, 9, 0, 0x3f, 0, 0]).unwrap();
         peer.socket.write_all(&vec![0; READS_MAX * READ_SIZE * 3]).unwrap();
         peer

@@ -1,4 +1,4 @@
-//! Our link against our agent's own code, both in the base form: no VM, no root.
+//! The link against the agent's own code, both in the base form: no VM, no root.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,10 +17,10 @@ use serde::Serialize;
 use super::tests::{Wire, container, process};
 use super::*;
 
-/// How long a step may take; a test that waits longer has failed.
+/// Timeout of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Our link and our agent, both in the base form.
+/// The link and the agent, both in the base form.
 struct Pair {
     agent: Agent,
     link: AgentLink,
@@ -45,7 +45,7 @@ impl Pair {
         Pair { agent, link, wire, pace, channel, unsent, turn }
     }
 
-    /// A pair whose container runs `script`.
+    /// Returns a pair whose container runs `script`.
     fn running(script: &str) -> Pair {
         let mut pair = Pair::new();
         pair.call(Code::StartPod, &Pod::default()).unwrap();
@@ -64,7 +64,7 @@ impl Pair {
         self.until(|pair| pair.link.reply(id))
     }
 
-    /// Gives both sides their turns until `done` has something.
+    /// Runs both sides in turns until `done` returns a value.
     fn until<T>(&mut self, mut done: impl FnMut(&mut Pair) -> Option<T>) -> T {
         let start = Instant::now();
         loop {
@@ -101,7 +101,7 @@ impl Pair {
         }
     }
 
-    /// Waits for the report and for the end of all output; returns the status.
+    /// Waits for the exit report and the end of all output. Returns the status.
     fn exit(&mut self) -> i32 {
         let event = self.until(|pair| pair.link.event());
         assert_eq!((event.event.as_str(), event.exit.as_ref()), ("finished", None));
@@ -158,11 +158,11 @@ fn each_command_of_the_base_form_is_answered() {
     let signal = |signal| SignalCommand { container: "c1".into(), process: "e1".into(), signal };
     pair.call(Code::SignalProcess, &signal(9)).unwrap();
     let event = pair.until(|pair| pair.link.event());
-    // A signal's status is 0 in API 4244.
+    // API 4244 reports status 0 after a signal.
     assert_eq!((event.process.as_str(), event.status), ("e1", 0));
     pair.call(Code::ExecCmd, &exec(5, "exit 7")).unwrap();
     assert_eq!(pair.until(|pair| pair.link.event()).status, 7);
-    // A program that is not there has run and ended.
+    // A missing program is reported as a process that ran and exited.
     let mut missing = exec(7, "");
     missing.process.args = vec!["/no/such/program".into()];
     pair.call(Code::ExecCmd, &missing).unwrap();
@@ -178,7 +178,7 @@ fn each_command_of_the_base_form_is_answered() {
 fn each_error_of_the_base_form_leaves_the_link_as_it_was() {
     let mut pair = Pair::running("exec cat");
     let error = |result: Result<Vec<u8>>| result.unwrap_err().to_string();
-    let untold = "call: refused, without a reason: API 4244 gives none";
+    let no_reason = "call: refused; API 4244 gives no reason";
     for code in [
         Code::GetPodDeprecated,
         Code::StopPodDeprecated,
@@ -189,20 +189,20 @@ fn each_error_of_the_base_form_leaves_the_link_as_it_was() {
         Code::Next,
         Code::StartPod,
     ] {
-        assert_eq!(error(pair.bare(code)), untold, "{code:?}");
+        assert_eq!(error(pair.bare(code)), no_reason, "{code:?}");
     }
-    assert_eq!(error(pair.call(Code::StartPod, &Pod::default())), untold);
-    assert_eq!(error(pair.call(Code::NewContainer, &container(&["true"]))), untold);
+    assert_eq!(error(pair.call(Code::StartPod, &Pod::default())), no_reason);
+    assert_eq!(error(pair.call(Code::NewContainer, &container(&["true"]))), no_reason);
     let nobody = || "nobody".to_owned();
     let exec = ExecCommand { container: nobody(), process: process("e1", &["true"], 3, 4) };
-    assert_eq!(error(pair.call(Code::ExecCmd, &exec)), untold);
+    assert_eq!(error(pair.call(Code::ExecCmd, &exec)), no_reason);
     let size = WindowSize { container: "c1".into(), process: "init".into(), row: 1, column: 1 };
-    assert_eq!(error(pair.call(Code::WinSize, &size)), untold);
-    assert_eq!(error(pair.call(Code::RemoveContainer, &ContainerName { container: "c1".into() })), untold);
-    assert_eq!(error(pair.call(Code::SetupInterface, &Interface::default())), untold);
-    assert_eq!(error(pair.call(Code::SetupRoute, &Routes { routes: vec![Route::default()] })), untold);
+    assert_eq!(error(pair.call(Code::WinSize, &size)), no_reason);
+    assert_eq!(error(pair.call(Code::RemoveContainer, &ContainerName { container: "c1".into() })), no_reason);
+    assert_eq!(error(pair.call(Code::SetupInterface, &Interface::default())), no_reason);
+    assert_eq!(error(pair.call(Code::SetupRoute, &Routes { routes: vec![Route::default()] })), no_reason);
     let file = FileCommand { container: nobody(), file: "/x".into(), ..FileCommand::default() };
-    assert_eq!(error(pair.call(Code::ReadFile, &file)), untold);
+    assert_eq!(error(pair.call(Code::ReadFile, &file)), no_reason);
     let kill = KillCommand { container: nobody(), signal: 9, all_processes: false };
     assert_eq!(error(pair.call(Code::KillContainer, &kill)), "call: no such container");
     pair.bare(Code::Ping).unwrap();

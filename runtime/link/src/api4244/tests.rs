@@ -1,4 +1,4 @@
-//! The base form: our link against a scripted agent of API 4244.
+//! The base form: the link against a scripted agent of API 4244.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::AsRawFd;
@@ -14,11 +14,11 @@ use crate::streams::{Delivery, StreamSpec, StreamTable, streams};
 
 const READY: &[u8] = &[0, 0, 0, 8, 0, 0, 0, 8];
 
-/// An agent that reads as the original does, the header and then the rest, and tells of each read.
+/// An agent that reads like the original, the header and then the rest, and acknowledges each read with NEXT.
 struct Scripted {
     link: AgentLink,
     socket: UnixStream,
-    /// What has come and was not told of.
+    /// Received bytes that were not acknowledged.
     came: Vec<u8>,
 }
 
@@ -29,7 +29,7 @@ impl Scripted {
         Scripted { link: AgentLink::new(ours, Protocol::Api4244).unwrap(), socket, came: Vec::new() }
     }
 
-    /// An agent that has said READY and its version.
+    /// Returns an agent that has sent READY and its version.
     fn ready() -> Scripted {
         let mut agent = Scripted::new();
         agent.says(READY);
@@ -49,16 +49,16 @@ impl Scripted {
         if let Ok(count) = self.socket.read(&mut buffer) {
             self.came.extend_from_slice(&buffer[..count]);
         }
-        assert!(self.came.len() <= CHUNK, "{} bytes that NEXT has not told of", self.came.len());
+        assert!(self.came.len() <= CHUNK, "{} bytes without a NEXT", self.came.len());
     }
 
-    /// Takes exactly `count` bytes and tells of them.
+    /// Reads exactly `count` bytes and acknowledges them.
     fn take(&mut self, count: usize) -> Vec<u8> {
         let mut taken = Vec::new();
         while taken.len() < count {
             self.look();
             let part: Vec<u8> = self.came.drain(..self.came.len().min(count - taken.len())).collect();
-            assert_ne!(part.len(), 0, "{count} bytes are expected, {} came", taken.len());
+            assert_ne!(part.len(), 0, "expected {count} bytes, got {}", taken.len());
             self.says(&[&[0, 0, 0, 14, 0, 0, 0, 12][..], &(part.len() as u32).to_be_bytes()].concat());
             taken.extend(part);
         }
@@ -71,7 +71,7 @@ impl Scripted {
         assert_eq!(String::from_utf8(self.take(payload.len())).unwrap(), payload);
     }
 
-    /// Plays one command, which is answered with ACK.
+    /// Handles one command and replies with ACK.
     fn plays(&mut self, code: Code, payload: &impl Serialize, json: &str) {
         let id = self.link.send(code, "play", payload).unwrap();
         self.hears(code as u32, json);
@@ -108,7 +108,7 @@ pub(super) fn container(args: &[&str]) -> Container {
 #[test]
 fn reference_session_has_the_bytes_of_api_4244() {
     let mut agent = Scripted::new();
-    // Nothing is said before READY.
+    // The link writes nothing before READY.
     agent.look();
     assert!(agent.came.is_empty() && agent.link.ready().is_none());
     agent.says(READY);
@@ -177,7 +177,7 @@ fn reference_session_has_the_bytes_of_api_4244() {
     assert!(!agent.link.is_waiting());
 }
 
-/// The session's stream frames: stdin and its end, both outputs, and the one end of all.
+/// Stream frames of the session: stdin and its end, output on both streams, and one end for all.
 fn reference_streams() {
     let mut wire = Wire::new();
     let mut stdin = wire.stdin.take().unwrap();
@@ -285,7 +285,7 @@ fn output_is_not_taken_while_a_client_is_slow_and_none_is_lost() {
 }
 
 #[test]
-fn client_that_goes_away_is_noted_and_nothing_is_said_to_the_guest() {
+fn client_that_disconnects_is_recorded_and_not_reported_to_the_guest() {
     let mut wire = Wire::new();
     drop(std::mem::replace(&mut wire.stdout, pipe().unwrap().0));
     assert!(!wire.handle.is_hung_up(1));
@@ -306,12 +306,12 @@ fn long_command_goes_out_in_chunks_and_replies_come_in_order() {
     agent.hears(12, "");
     agent.says(&[0, 0, 0, 10, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0, 9, b'x']);
     let refused = agent.link.reply(ids[0]).unwrap().unwrap_err().to_string();
-    assert_eq!(refused, "start the pod: refused, without a reason: API 4244 gives none");
+    assert_eq!(refused, "start the pod: refused; API 4244 gives no reason");
     assert_eq!(agent.link.reply(ids[1]).unwrap().unwrap(), b"x");
 }
 
 #[test]
-fn agent_of_another_version_and_one_that_tells_of_too_much_end_the_link() {
+fn agent_of_another_version_and_excess_acknowledgement_end_the_link() {
     let mut agent = Scripted::new();
     agent.says(READY);
     agent.hears(0, "");
@@ -327,7 +327,7 @@ fn agent_of_another_version_and_one_that_tells_of_too_much_end_the_link() {
 }
 
 #[test]
-fn named_agent_is_not_spoken_to_before_ready() {
+fn link_writes_nothing_before_ready_to_an_agent_of_another_program() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let mut link = AgentLink::new(ours, Protocol::Negotiated).unwrap();
@@ -345,7 +345,7 @@ fn named_agent_is_not_spoken_to_before_ready() {
 }
 
 #[test]
-fn next_chunk_begins_when_all_of_the_last_has_been_taken() {
+fn next_chunk_begins_when_the_last_is_acknowledged_completely() {
     let mut pace = Pace::default();
     pace.wrote(500);
     assert_eq!(pace.room(), 12);
@@ -359,7 +359,7 @@ fn next_chunk_begins_when_all_of_the_last_has_been_taken() {
 }
 
 #[test]
-fn next_that_cannot_be_is_refused() {
+fn invalid_next_is_refused() {
     let mut pace = Pace::default();
     pace.wrote(8);
     for payload in [&9_u32.to_be_bytes()[..], &u32::MAX.to_be_bytes(), &[0, 0, 8], &[]] {
@@ -371,6 +371,6 @@ fn next_that_cannot_be_is_refused() {
 fn errors_have_the_texts_of_kill_container_or_none() {
     let text = |payload: &[u8]| refusal("kill", payload).to_string();
     assert_eq!(text(b"no such process\0"), "kill: no such process");
-    assert_eq!(text(b""), "kill: refused, without a reason: API 4244 gives none");
+    assert_eq!(text(b""), "kill: refused; API 4244 gives no reason");
     assert_eq!(text(b"\x1b[2J"), "kill: \\u{1b}[2J");
 }

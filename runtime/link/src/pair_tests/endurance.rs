@@ -1,4 +1,4 @@
-//! Ten thousand further processes, one after the other, leave nothing behind on either side.
+//! Ten thousand exec processes, one after the other, leak nothing on either side.
 
 use std::fs;
 use std::process::Command;
@@ -8,14 +8,14 @@ use agent_proto::payload::ExecCommand;
 use super::*;
 
 const EXECS: u64 = 10_000;
-/// After so many everything has its size.
+/// Number of processes after which buffers have reached their final size.
 const WARM: u64 = 500;
-/// KiB that the allocator may have more of at the end than when everything had its size.
+/// Permitted growth of the allocator's memory after warm-up, in KiB.
 const GROWTH_KIB: u64 = 512;
-/// Says to the test that it has a process of its own, in which nothing else opens descriptors.
+/// Environment variable: set in the process that runs only this test, in which no other test opens descriptors.
 const ALONE: &str = "VMM_TEST_ALONE";
 
-/// What this process has: descriptors, children, and KiB of memory.
+/// Returns the number of descriptors and children of this process, and its memory in KiB.
 fn held() -> (usize, usize, u64) {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap().count();
     let tasks = fs::read_dir("/proc/self/task").unwrap();

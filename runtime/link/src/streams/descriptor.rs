@@ -1,8 +1,9 @@
-//! A client's descriptor that is never waited for.
+//! A client's descriptor with non-blocking reads and writes.
 //!
-//! stdin, stdout and stderr are shared with whoever started us: a flag set on their open file description would be set
-//! for all. So a pipe, a FIFO or a terminal is opened anew through /proc/self/fd, which makes a description of our
-//! own; where that is refused, each access asks poll(2) first. Files need neither, and sockets have a flag per call.
+//! stdin, stdout and stderr are shared with the process that started `vmm`: a flag on their open file description would
+//! affect all processes that share it. Pipes, FIFOs and terminals are therefore reopened through /proc/self/fd, which
+//! creates a new description; if that is refused, each access is preceded by poll(2). Files need neither, and sockets
+//! have a flag per call.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,32 +12,32 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use host::sys;
 
-/// What is written to a pipe in one call after poll(2) said that there is room: the room that it promises (pipe(7)).
+/// Maximum bytes of a write to a pipe after poll(2) reported it writable, which guarantees this much room (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
-/// How a descriptor is kept from blocking.
+/// The way in which a descriptor is kept from blocking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Reads and writes do not wait for anybody.
+    /// Reads and writes never block.
     File,
-    /// Its description is ours and has O_NONBLOCK.
+    /// The file description is not shared and has O_NONBLOCK.
     Own,
-    /// Its description is shared: poll first.
+    /// The file description is shared: poll(2) before each access.
     Shared,
-    /// MSG_DONTWAIT.
+    /// MSG_DONTWAIT on each call.
     Socket,
 }
 
-/// What the descriptor is for.
+/// Direction in which a descriptor is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Reading.
+    /// Read from the client.
     Source,
-    /// Writing.
+    /// Write to the client.
     Sink,
 }
 
-/// A client's descriptor that is never waited for: where it would block, it is [`io::ErrorKind::WouldBlock`].
+/// A client's descriptor that never blocks: it returns [`io::ErrorKind::WouldBlock`] instead.
 #[derive(Debug)]
 pub struct Descriptor {
     file: File,
@@ -44,7 +45,7 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Takes `fd` of this process, which stays as it is.
+    /// Duplicates or reopens `fd` of this process. `fd` itself and its flags do not change.
     pub fn open(fd: RawFd, purpose: Use) -> io::Result<Descriptor> {
         let file = sys::duplicate(fd)?;
         let file_type = file.metadata()?.file_type();
@@ -66,17 +67,17 @@ impl Descriptor {
         }
     }
 
-    /// The descriptor itself.
+    /// Returns the duplicate.
     pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The number to watch.
+    /// Returns the number of the duplicate, for registration.
     pub fn raw(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Reads what is there; 0 at the end.
+    /// Reads available bytes. Returns 0 at the end.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         retry(|| match self.kind {
             Kind::File | Kind::Own => (&self.file).read(buffer),
@@ -88,7 +89,7 @@ impl Descriptor {
         })
     }
 
-    /// Writes what goes in.
+    /// Writes as many bytes as the descriptor accepts.
     pub fn write(&self, data: &[u8]) -> io::Result<usize> {
         retry(|| match self.kind {
             Kind::File | Kind::Own => (&self.file).write(data),
@@ -101,7 +102,7 @@ impl Descriptor {
     }
 }
 
-/// Repeats what a signal interrupted.
+/// Repeats a call that a signal interrupted.
 fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_does_not_block_and_a_closed_one_is_no_signal() {
+    fn a_socket_does_not_block_and_a_closed_one_raises_no_signal() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let end = Descriptor::open(ours.as_raw_fd(), Use::Source).unwrap();
         assert_eq!(end.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);

@@ -1,4 +1,4 @@
-//! The main thread's end of the streams: what it asks of the table, and how far each stream is.
+//! The main thread's side of the streams: requests to the table, and the progress of each stream.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,38 +11,38 @@ use host::sys;
 
 use super::Stream;
 
-/// The most streams at a time; two for each process.
+/// Maximum number of streams at a time; each process has two.
 const STREAMS_MAX: usize = 2048;
 
-/// What a stream is tied to.
+/// Number and descriptors of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamSpec {
-    /// The stream's number, not 0, and above every earlier one's.
+    /// Number of the stream: not 0, and higher than those of all earlier streams.
     pub seq: u64,
-    /// Descriptor of this process to read.
+    /// Descriptor of this process to read input from.
     pub source: Option<RawFd>,
-    /// Descriptor of this process to write.
+    /// Descriptor of this process to write output to.
     pub sink: Option<RawFd>,
 }
 
-/// A stream's counters, shared with the main thread.
+/// Counters of a stream, shared between both threads.
 #[derive(Debug)]
 pub struct StreamState {
-    /// Bytes that came from the guest.
+    /// Bytes of output received from the guest.
     received: AtomicU64,
-    /// Bytes that have left to the client or were dropped.
+    /// Bytes of output written to the client or dropped.
     delivered: AtomicU64,
-    /// The main thread waits for this many.
+    /// Value of `delivered` that the main thread waits for.
     target: AtomicU64,
-    /// The error that ended delivery; 0 for none.
+    /// errno that ended delivery; 0 for none.
     error: AtomicI32,
-    /// Bytes of input that went to the guest; counted where there is no credit.
+    /// Bytes of input sent to the guest; counted only without credit.
     sent: AtomicU64,
-    /// The guest has ended the stream.
+    /// Whether the guest has ended the stream.
     ended: AtomicBool,
-    /// The client is gone, and the guest cannot be told.
+    /// Whether the client has disconnected and the guest cannot be informed.
     hung_up: AtomicBool,
-    /// Wakes the main thread.
+    /// Eventfd that wakes the main thread.
     notify: Arc<File>,
 }
 
@@ -64,7 +64,7 @@ impl StreamState {
         self.received.fetch_add(bytes as u64, Ordering::SeqCst);
     }
 
-    /// Counts, and wakes the main thread when it has waited for these bytes.
+    /// Counts delivered bytes, and wakes the main thread once its target is reached.
     pub(super) fn delivered(&self, bytes: usize) {
         let before = self.delivered.fetch_add(bytes as u64, Ordering::SeqCst);
         let target = self.target.load(Ordering::SeqCst);
@@ -73,13 +73,13 @@ impl StreamState {
         }
     }
 
-    /// Counts input, and wakes the main thread, which finds out when it is taken.
+    /// Counts input, and wakes the main thread, which asks the agent whether the input was taken.
     pub(super) fn sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::SeqCst);
         wake(&self.notify);
     }
 
-    /// Takes note of the stream's end, and wakes the main thread if nothing else tells it.
+    /// Records the stream's end, and wakes the main thread if no exit report does.
     pub(super) fn ended(&self, tell: bool) {
         self.ended.store(true, Ordering::SeqCst);
         if tell {
@@ -87,7 +87,7 @@ impl StreamState {
         }
     }
 
-    /// Takes note that the client is gone, and wakes the main thread, which has to tell the process.
+    /// Records that the client has disconnected, and wakes the main thread, which informs the process.
     pub(super) fn hung_up(&self) {
         self.hung_up.store(true, Ordering::SeqCst);
         wake(&self.notify);
@@ -98,35 +98,35 @@ impl StreamState {
     }
 }
 
-/// Where a stream's output stands.
+/// Progress of a stream's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Every byte is with the client.
+    /// All bytes were written to the client or dropped.
     Done,
-    /// The client has to take what is here.
+    /// The table has bytes that the client has not accepted.
     Client,
-    /// The guest has not sent all of it.
+    /// The guest has not sent all bytes.
     Guest,
 }
 
-/// What the main thread asks of the table.
+/// A request of the main thread to the table.
 pub(super) enum Order {
-    /// There is a further stream.
+    /// Adds a stream.
     Open(Stream),
-    /// The process is there: its stream's source may be read, with this window.
+    /// Starts reading the stream's source, with this window: its process exists.
     Start(u64, u32),
-    /// So many bytes of the stream's input have been taken.
+    /// Grants this much credit for the stream's input.
     Give(u64, u32),
-    /// Nothing more of this stream is wanted.
+    /// Removes the stream.
     Close(u64),
 }
 
-/// What both threads hold.
+/// State shared by both threads.
 pub(super) struct Shared {
     pub(super) orders: Mutex<Vec<Order>>,
     pub(super) wake: File,
     notify: Arc<File>,
-    /// Why nothing more comes.
+    /// The first invalid frame, after which all output is lost.
     lost: OnceLock<FrameError>,
 }
 
@@ -140,15 +140,15 @@ impl Shared {
         })
     }
 
-    /// The guest's frames make no sense any more.
+    /// Records an invalid frame of the guest.
     pub(super) fn lose(&self, error: FrameError) {
-        // The first error says why; the table takes nothing after it.
+        // Only the first error counts; the table drops everything after it.
         let _ = self.lost.set(error);
         wake(&self.notify);
     }
 }
 
-/// The main thread's end.
+/// The main thread's side of the streams.
 pub struct StreamHandle {
     shared: Arc<Shared>,
     states: Vec<(u64, Arc<StreamState>)>,
@@ -159,38 +159,38 @@ impl StreamHandle {
         StreamHandle { shared, states: Vec::new() }
     }
 
-    /// Why nothing more comes out of any stream, if that is so: a length that no frame can have, after which nobody knows
-    /// where the next frame begins.
+    /// Returns why no stream can deliver any more, if so: an invalid length, after which the start of the next frame is
+    /// unknown.
     pub fn lost(&self) -> Option<FrameError> {
         self.shared.lost.get().copied()
     }
 
-    /// Readable when a stream that is waited for may be complete, or all are lost.
+    /// Returns a descriptor that is readable when a stream may have reached its target, or all are lost.
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
         self.shared.notify.as_fd()
     }
 
-    /// Takes a notification.
+    /// Clears the notification.
     pub fn acknowledge(&self) {
         let mut count = [0; 8];
-        // Nothing there to take is no error: the notification was taken before.
+        // An empty eventfd is no error: an earlier call has cleared the notification.
         let _ = io::Read::read(&mut &*self.shared.notify, &mut count);
     }
 
-    /// Opens a further stream over descriptors of this process, which stay as they are.
+    /// Opens a stream over descriptors of this process, which do not change.
     ///
-    /// To be called before the command that starts the stream's process is sent: nobody is woken for it, the table looks
-    /// here when it meets a stream that it does not know.
+    /// The caller must open a stream before it sends the command that starts the process: the table is not woken for
+    /// it, and checks for new streams only when the guest uses an unknown number.
     pub fn open(&mut self, spec: &StreamSpec) -> io::Result<()> {
         let stream = self.make(spec)?;
         self.order(Order::Open(stream));
         Ok(())
     }
 
-    /// Returns the stream, whose counters this side has from here on.
+    /// Creates a stream and keeps its counters.
     pub(super) fn make(&mut self, spec: &StreamSpec) -> io::Result<Stream> {
         if self.states.len() >= STREAMS_MAX {
-            return Err(io::Error::other(format!("{STREAMS_MAX} streams are the most")));
+            return Err(io::Error::other(format!("limit of {STREAMS_MAX} streams reached")));
         }
         let state = Arc::new(StreamState::new(self.shared.notify.clone()));
         let stream = Stream::open(spec, state.clone())?;
@@ -198,24 +198,24 @@ impl StreamHandle {
         Ok(stream)
     }
 
-    /// The process of stream `seq` is there, and takes `window` bytes of input at a time.
+    /// Starts input of stream `seq`: its process exists and accepts `window` bytes at a time.
     pub fn start(&self, seq: u64, window: u32) {
         self.order(Order::Start(seq, window));
         wake(&self.shared.wake);
     }
 
-    /// Says that `bytes` more of stream `seq`'s input have been taken, where the guest does not say so itself.
+    /// Grants `bytes` of credit for input of stream `seq`, for a guest that grants none itself.
     pub fn give(&self, seq: u64, bytes: u32) {
         self.order(Order::Give(seq, bytes));
         wake(&self.shared.wake);
     }
 
-    /// Bytes of stream `seq`'s input that went to the guest, where it gives no credit.
+    /// Returns the bytes of input that stream `seq` has sent to a guest without credit.
     pub fn sent(&self, seq: u64) -> u64 {
         self.state(seq).map_or(0, |state| state.sent.load(Ordering::SeqCst))
     }
 
-    /// Bytes that came of stream `seq`.
+    /// Returns the bytes of output that the guest has sent on stream `seq`.
     pub fn received(&self, seq: u64) -> u64 {
         self.state(seq).map_or(0, |state| state.received.load(Ordering::SeqCst))
     }
@@ -225,7 +225,7 @@ impl StreamHandle {
         self.state(seq).is_none_or(|state| state.ended.load(Ordering::SeqCst))
     }
 
-    /// Whether stream `seq`'s client is gone, where the guest cannot be told.
+    /// Whether the client of stream `seq` has disconnected and the guest cannot be informed.
     pub fn is_hung_up(&self, seq: u64) -> bool {
         self.state(seq).is_some_and(|state| state.hung_up.load(Ordering::SeqCst))
     }
@@ -234,7 +234,7 @@ impl StreamHandle {
         self.states.iter().find(|(known, _)| *known == seq).map(|(_, state)| &**state)
     }
 
-    /// Lets go of stream `seq`: its descriptors are closed, what its client has not taken is dropped.
+    /// Closes stream `seq` with its descriptors, and drops output that its client has not accepted.
     pub fn close(&mut self, seq: u64) {
         self.states.retain(|(known, _)| *known != seq);
         self.order(Order::Close(seq));
@@ -245,11 +245,11 @@ impl StreamHandle {
         self.shared.orders.lock().unwrap().push(order);
     }
 
-    /// Says whether `total` bytes of stream `seq` have reached the client, and asks for a notification when they do.
+    /// Returns the progress of stream `seq` towards `total` bytes, and requests a notification when they are delivered.
     pub fn delivery(&self, seq: u64, total: u64) -> Delivery {
         let Some(state) = self.state(seq) else { return Delivery::Done };
-        // The target is set before the count is read, and the table counts before it reads the target, so that one
-        // of the two sees the other.
+        // The target is stored before the count is read, and the table counts before it reads the target, so that at
+        // least one of the two threads sees the other's value.
         state.target.store(total, Ordering::SeqCst);
         if state.delivered.load(Ordering::SeqCst) >= total {
             Delivery::Done
@@ -260,7 +260,7 @@ impl StreamHandle {
         }
     }
 
-    /// The error that kept stream `seq`'s output from its client; a client that went away is none.
+    /// Returns the error that prevented delivery of stream `seq`'s output. A disconnected client is no error.
     pub fn error(&self, seq: u64) -> Option<io::Error> {
         match self.state(seq)?.error.load(Ordering::SeqCst) {
             0 => None,
@@ -269,7 +269,7 @@ impl StreamHandle {
     }
 }
 
-/// Adds one to an eventfd; a full one is as good as woken.
+/// Adds one to an eventfd. A full eventfd is readable anyway.
 fn wake(mut eventfd: &File) {
     let _ = eventfd.write(&1_u64.to_ne_bytes());
 }

@@ -1,4 +1,4 @@
-//! The table as the device behind the stream channel's port.
+//! The stream table as the device behind the port of the stream channel.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -8,8 +8,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::{StreamTable, Watch};
 
-/// By edge: the table reads and writes until nothing more goes, so that no descriptor that is left alone keeps the
-/// thread awake.
+/// Edge-triggered: the table reads and writes until the descriptor would block, so that a descriptor that is not served
+/// does not keep the thread busy.
 fn watch(events: &mut PortEvents<'_, '_>, fd: RawFd, token: u16, watch: Watch) -> io::Result<()> {
     match watch {
         Watch::In => events.add(fd, token, EventSet::IN | EventSet::EDGE_TRIGGERED),

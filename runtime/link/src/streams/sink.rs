@@ -1,4 +1,4 @@
-//! The host's end of a stream from the guest: a client's descriptor and what it has not taken yet.
+//! The host's end of a stream from the guest: a client's descriptor and the bytes that it has not accepted yet.
 
 use std::io;
 use std::sync::Arc;
@@ -8,34 +8,34 @@ use agent_proto::command::STREAM_WINDOW;
 use super::StreamState;
 use super::descriptor::Descriptor;
 
-/// Bytes that have left before the guest is given credit: half of the window, so that a sender whose client keeps up
-/// never waits, and a short output costs no credit at all.
+/// Bytes that are delivered before the guest gets credit: half of the window, so that a sender with a fast client never
+/// waits, and a short output needs no credit message.
 const CREDIT_STEP: u32 = STREAM_WINDOW / 2;
 
-/// What the guest has to be told about a stream.
+/// Information that the guest must get about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owed {
     /// Nothing.
     Nothing,
-    /// This many bytes have left.
+    /// Credit for this many delivered bytes.
     Credit(u32),
-    /// The client reads no more.
+    /// The client has disconnected.
     Closed,
 }
 
-/// A stream's sink.
+/// The host's end of a stream from the guest.
 #[derive(Debug)]
 pub struct Sink {
     descriptor: Descriptor,
-    /// The client is gone: what comes is dropped, as on a closed pipe.
+    /// The client has disconnected or failed: output is dropped.
     dropping: bool,
-    /// What the client has not taken; at most the window.
+    /// Output that the client has not accepted; at most the window, except for its delivered part.
     waiting: Vec<u8>,
-    /// How much of `waiting` is gone.
+    /// Length of the delivered part of `waiting`.
     taken: usize,
-    /// Bytes that have left since the last credit.
+    /// Bytes delivered since the last credit.
     owed: u32,
-    /// The client is gone and the guest has not been told.
+    /// The client has disconnected and the guest was not informed.
     closing: bool,
     state: Arc<StreamState>,
 }
@@ -46,11 +46,11 @@ impl Sink {
         Sink { descriptor, dropping: false, waiting: Vec::new(), taken: 0, owed: 0, closing: false, state }
     }
 
-    /// Takes what the guest sent: writes what the client takes now and keeps the rest.
+    /// Handles output of the guest: writes what the client accepts now and keeps the rest.
     ///
     /// # Errors
     ///
-    /// The guest has sent more than the window allows; what is over is dropped.
+    /// The guest has sent more than the window permits. The excess is dropped.
     pub fn take(&mut self, data: &[u8]) -> Result<(), Overrun> {
         self.state.received(data.len());
         let written = if self.waiting.is_empty() { self.write(data) } else { 0 };
@@ -62,7 +62,7 @@ impl Sink {
             self.left(rest.len());
             return Err(Overrun);
         }
-        // The part that has gone is dropped when it is the larger one, so that each byte moves once at the most.
+        // The delivered part is removed once it is the larger one, so that each byte is moved at most once.
         if self.taken > self.waiting.len() / 2 {
             self.waiting.drain(..self.taken);
             self.taken = 0;
@@ -71,7 +71,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Writes what has waited, now that there is room.
+    /// Writes waiting output after the descriptor became writable.
     pub fn flush(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
         self.taken += self.write(&waiting[self.taken..]);
@@ -82,12 +82,12 @@ impl Sink {
         }
     }
 
-    /// The descriptor to watch for room, if anything waits for it.
+    /// Returns the descriptor to watch, if output waits for it.
     pub fn blocked(&self) -> Option<&Descriptor> {
         (!self.waiting.is_empty()).then_some(&self.descriptor)
     }
 
-    /// Takes what the guest has to be told.
+    /// Takes the information that the guest must get.
     pub fn take_owed(&mut self) -> Owed {
         if std::mem::take(&mut self.closing) {
             self.owed = 0;
@@ -99,7 +99,7 @@ impl Sink {
         }
     }
 
-    /// Writes until all is gone or the descriptor would block. Returns how much is gone, be it dropped.
+    /// Writes until the descriptor would block. Returns the number of bytes written or dropped.
     fn write(&mut self, data: &[u8]) -> usize {
         let mut written = 0;
         while written < data.len() {
@@ -118,8 +118,8 @@ impl Sink {
         written
     }
 
-    /// A client that went away closes the stream, as a pipe's reader would. Any other error (a full disk) drops the
-    /// output, so that the container ends its work, and is reported at the end.
+    /// Drops all further output. A disconnected client closes the stream, like the reader of a pipe. After another
+    /// error (a full disk) the container continues, and the error is reported at the end.
     pub fn give_up(&mut self, error: &io::Error) {
         self.dropping = true;
         match error.raw_os_error() {
@@ -134,7 +134,7 @@ impl Sink {
     }
 }
 
-/// The guest sent more than it had credit for.
+/// The guest has sent more bytes than it had credit for.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than the window of {STREAM_WINDOW} bytes")]
+#[error("output exceeds the window of {STREAM_WINDOW} bytes")]
 pub struct Overrun;

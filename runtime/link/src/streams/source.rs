@@ -1,4 +1,5 @@
-//! The host's end of a stream to the guest: a client's descriptor, read only as far as the guest has room.
+//! The host's end of a stream to the guest: a client's descriptor, which is read only as far as the guest has granted
+//! credit.
 
 use std::io;
 
@@ -7,38 +8,38 @@ use agent_proto::stream::encode_header;
 
 use super::descriptor::Descriptor;
 
-/// Where a source stands.
+/// State of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The process is not there yet.
+    /// The process does not exist yet.
     Idle,
-    /// There may be something to read.
+    /// The descriptor may be readable.
     Readable,
-    /// Nothing there, until the descriptor is ready again.
+    /// The descriptor is empty, until it becomes ready again.
     Waiting,
-    /// At its end; the guest knows.
+    /// The source has ended, and the guest is informed.
     Ended,
 }
 
-/// A stream's source.
+/// The host's end of a stream to the guest.
 #[derive(Debug)]
 pub struct Source {
     seq: u64,
     descriptor: Descriptor,
     state: State,
-    /// Bytes that the guest takes now.
+    /// Bytes that the guest accepts now.
     credit: u32,
-    /// The most that `credit` may be.
+    /// Maximum of `credit`.
     window: u32,
 }
 
 impl Source {
-    /// Returns a source that reads nothing until it is started.
+    /// Returns a source that reads nothing before [`start`](Self::start).
     pub fn new(seq: u64, descriptor: Descriptor) -> Source {
         Source { seq, descriptor, state: State::Idle, credit: 0, window: 0 }
     }
 
-    /// The process is there: the guest takes `window` bytes. Returns whether it was not before.
+    /// Starts reading: the process exists and accepts `window` bytes. Returns false if it was started before.
     pub fn start(&mut self, window: u32) -> bool {
         let idle = self.state == State::Idle;
         if idle {
@@ -47,7 +48,7 @@ impl Source {
         idle
     }
 
-    /// The guest gives credit back; 0 says that it takes no more.
+    /// Adds credit from the guest. 0 means that the process reads no more.
     pub fn give(&mut self, bytes: u32) {
         self.credit = self.credit.saturating_add(bytes).min(self.window);
         if bytes == 0 && self.state != State::Idle {
@@ -55,24 +56,24 @@ impl Source {
         }
     }
 
-    /// The descriptor became readable.
+    /// Records that the descriptor became readable.
     pub fn ready(&mut self) {
         if self.state == State::Waiting {
             self.state = State::Readable;
         }
     }
 
-    /// What is read.
+    /// Returns the descriptor to read.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// Whether [`frame`](Self::frame) may have something.
+    /// Whether [`frame`](Self::frame) may return a frame.
     pub fn has_more(&self) -> bool {
         self.state == State::Readable && self.credit > 0
     }
 
-    /// Puts one frame into `buffer`, which holds more than a header; returns its length, 0 for none.
+    /// Writes one frame to `buffer`, which must be longer than a header. Returns its length, 0 for no frame.
     pub fn frame(&mut self, buffer: &mut [u8]) -> usize {
         if !self.has_more() {
             return 0;
@@ -85,7 +86,7 @@ impl Source {
                 return 0;
             }
             Err(error) => {
-                // A terminal that was hung up is at its end, and so is whatever else cannot be read.
+                // A terminal that was hung up has ended, and other read errors are handled the same way.
                 log::debug!("read stdin: {error}");
                 0
             }

@@ -10,7 +10,7 @@ use super::*;
 
 const PIPE_SIZE: usize = 64 << 10;
 
-/// A table with its handle, and what it asked to be watched.
+/// A table, its handle, and the descriptors that it watches.
 struct Fixture {
     table: StreamTable,
     handle: StreamHandle,
@@ -23,14 +23,14 @@ impl Fixture {
         Fixture { table, handle, watched: Vec::new() }
     }
 
-    /// A stream 1 from a pipe, and what reads the pipe.
+    /// Returns a fixture with output stream 1, and the reader of its pipe.
     fn stdout() -> (Fixture, PipeReader) {
         let (reader, writer) = pipe().unwrap();
         let spec = StreamSpec { seq: 1, source: None, sink: Some(writer.as_raw_fd()) };
         (Fixture::new(&[spec]), reader)
     }
 
-    /// A stream 1 into a pipe, started, and what writes the pipe.
+    /// Returns a fixture with the started input stream 1, and the writer of its pipe.
     fn stdin(window: u32) -> (Fixture, PipeWriter) {
         let (reader, writer) = pipe().unwrap();
         let mut fixture =
@@ -67,7 +67,7 @@ impl Fixture {
         });
     }
 
-    /// Every frame for the guest, through buffers of `size` bytes.
+    /// Returns all frames for the guest, through buffers of `size` bytes.
     fn frames(&mut self, size: usize) -> Vec<StreamFrame> {
         let mut codec = StreamCodec::new();
         let mut buffer = vec![0; size];
@@ -127,7 +127,7 @@ fn output_goes_to_its_own_client() {
 }
 
 #[test]
-fn a_slow_client_stops_nobody_and_loses_nothing() {
+fn a_slow_client_stops_only_its_stream_and_loses_nothing() {
     let (mut fixture, mut reader) = Fixture::stdout();
     let data: Vec<u8> = (0..500_000u32).map(|n| n as u8).collect();
     fixture.output(1, &data);
@@ -144,7 +144,7 @@ fn a_slow_client_stops_nobody_and_loses_nothing() {
     assert_eq!(fixture.watched, [(2, Watch::Out), (2, Watch::Stop)]);
     assert!(fixture.notified());
     assert_eq!(fixture.handle.delivery(1, data.len() as u64), Delivery::Done);
-    // What has left since the last credit is less than a step.
+    // The bytes delivered since the last credit are less than a step.
     assert!(
         fixture.credits().iter().map(|credit| credit.bytes).sum::<u32>() + STREAM_WINDOW / 2
             > data.len() as u32
@@ -161,7 +161,7 @@ fn more_than_the_window_is_dropped() {
 }
 
 #[test]
-fn a_client_that_goes_away_closes_its_stream() {
+fn a_client_that_disconnects_closes_its_stream() {
     let (mut fixture, reader) = Fixture::stdout();
     drop(reader);
     fixture.output(1, &[0; 1000]);
@@ -173,7 +173,7 @@ fn a_client_that_goes_away_closes_its_stream() {
 }
 
 #[test]
-fn a_client_that_goes_away_while_it_is_waited_for_closes_its_stream() {
+fn a_client_that_disconnects_while_output_waits_closes_its_stream() {
     let (mut fixture, reader) = Fixture::stdout();
     fixture.output(1, &[0; 100_000]);
     fixture.credits();
@@ -185,7 +185,7 @@ fn a_client_that_goes_away_while_it_is_waited_for_closes_its_stream() {
 }
 
 #[test]
-fn a_full_disk_is_reported_and_holds_nobody_up() {
+fn a_full_disk_is_reported_and_does_not_stop_the_process() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut fixture = Fixture::new(&[StreamSpec { seq: 1, source: None, sink: Some(full.as_raw_fd()) }]);
     fixture.output(1, &vec![0; 1 << 20]);
@@ -306,11 +306,11 @@ proptest! {
 }
 
 #[test]
-fn a_stream_that_is_opened_later_is_known_to_its_first_byte() {
+fn a_stream_that_is_opened_later_is_known_at_its_first_byte() {
     let mut fixture = Fixture::new(&[]);
     let (mut reader, writer) = pipe().unwrap();
     fixture.handle.open(&StreamSpec { seq: 3, source: None, sink: Some(writer.as_raw_fd()) }).unwrap();
-    // Nobody has woken the table.
+    // The table was not woken.
     fixture.output(3, b"early");
     assert_eq!(read_all(&mut reader, 5), b"early");
     assert_eq!(fixture.handle.delivery(3, 5), Delivery::Done);
@@ -318,7 +318,7 @@ fn a_stream_that_is_opened_later_is_known_to_its_first_byte() {
 }
 
 #[test]
-fn a_closed_stream_lets_its_descriptors_go_and_its_place_is_taken_again() {
+fn a_closed_stream_closes_its_descriptors_and_its_place_is_reused() {
     let mut fixture = Fixture::new(&[]);
     for seq in (1..100).step_by(2) {
         let (mut out, out_writer) = pipe().unwrap();
@@ -335,7 +335,7 @@ fn a_closed_stream_lets_its_descriptors_go_and_its_place_is_taken_again() {
         fixture.ready(WAKE);
         assert_eq!(fixture.watched, [(SOURCE, Watch::Stop), (SINK, Watch::Stop)]);
         assert_eq!(fixture.table.streams.len(), 1);
-        // Both descriptors are gone, and what comes late is no fault.
+        // Both descriptors are closed, and late frames are no fault.
         let mut all = Vec::new();
         out.read_to_end(&mut all).unwrap();
         assert_eq!(all.len(), PIPE_SIZE);
@@ -351,7 +351,7 @@ fn a_closed_stream_lets_its_descriptors_go_and_its_place_is_taken_again() {
 }
 
 #[test]
-fn a_length_that_cannot_be_ends_all_streams_and_says_why() {
+fn an_invalid_length_ends_all_streams_with_an_error() {
     let (mut fixture, mut reader) = Fixture::stdout();
     fixture.output(1, b"before");
     assert_eq!(fixture.handle.lost(), None);
@@ -372,6 +372,6 @@ fn a_guest_that_takes_no_input_has_one_credit_of_a_stream_waiting() {
         fixture.output(1, &[0; STREAM_WINDOW as usize]);
     }
     let [credit] = fixture.credits()[..] else { panic!("one record") };
-    // What has left since the last credit is less than a step.
+    // The bytes delivered since the last credit are less than a step.
     assert!(credit.seq == 1 && credit.bytes > 64 * STREAM_WINDOW - STREAM_WINDOW / 2);
 }
