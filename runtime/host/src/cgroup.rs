@@ -1,9 +1,10 @@
-//! A machine's cgroup on the host: the monitor with all its threads is in it, so that what the machine uses is counted and
-//! limited where engines look for it.
+//! A machine's cgroup on the host. It contains the monitor with all its threads, so that the resources of the machine
+//! are accounted and limited where engines expect it.
 //!
-//! Version 2's tree, version 1's trees, or both where a host has both. Own code: the well-kept library for it (cgroups-rs)
-//! brings ninety crates along, an async runtime among them, for what is a dozen files to write. Where systemd's form of a
-//! path is used the cgroup is a scope of systemd's; its limits are written here all the same, since not all are systemd's.
+//! Supports the hierarchy of version 2, those of version 1, and both together. The maintained library for cgroups
+//! (cgroups-rs) has ninety dependencies, among them an async runtime, for a dozen files to write. For a path in
+//! systemd's form the cgroup is a systemd scope; this module still writes its limits, because systemd does not support
+//! all of them.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -23,96 +24,97 @@ pub mod usage;
 use hierarchies::{Hierarchies, Hierarchy};
 use systemd::{Manager, SystemdError, properties};
 
-/// How long the kernel may take to let processes go that have ended.
+/// Timeout for the kernel to remove exited processes from a cgroup.
 const REMOVAL: Duration = Duration::from_secs(2);
-/// The first wait between two attempts; each is twice as long as the one before.
+/// First interval between two attempts; each following interval is twice as long.
 const REMOVAL_STEP: Duration = Duration::from_millis(1);
 
-/// Why a cgroup cannot be had.
+/// An error of setting up a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The host refused it.
+    /// An operation on a cgroup's directory or files failed.
     #[error("{step} cgroup {}", path.display())]
     Host {
-        /// What was attempted.
+        /// The operation, such as `join`.
         step: &'static str,
-        /// On what.
+        /// Path of the cgroup or file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operation.
         #[source]
         source: io::Error,
     },
-    /// Somebody is in it.
+    /// Another process is in the cgroup.
     #[error("cgroup {} has processes already", .0.display())]
     Busy(PathBuf),
-    /// The host's kernel has no such limit, or does not count it here.
+    /// The host's kernel has no such limit, or the controller is not enabled in the cgroup.
     #[error("config.json {at}: not supported: the host has no {file} in {}", directory.display())]
     Missing {
-        /// JSON path.
+        /// JSON path of the limit.
         at: String,
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// The cgroup.
+        /// Directory of the cgroup.
         directory: PathBuf,
     },
-    /// The host's kernel does not take the value.
+    /// The host's kernel refused the value.
     #[error("config.json {at}: write {value:?} to {}", path.display())]
     Setting {
-        /// JSON path.
+        /// JSON path of the limit.
         at: String,
-        /// What was written.
+        /// Value that was written.
         value: String,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the write.
         #[source]
         source: io::Error,
     },
-    /// systemd did not do it.
+    /// systemd failed to create or change the scope.
     #[error(transparent)]
     Systemd(#[from] SystemdError),
 }
 
-/// This module's result.
+/// Result with [`CgroupError`] as the default error.
 pub type Result<T, E = CgroupError> = std::result::Result<T, E>;
 
-/// Whose files are meant.
+/// Version of the cgroup hierarchies that have the controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// A tree for each controller.
+    /// One hierarchy per controller or group of controllers.
     One,
-    /// One tree.
+    /// The unified hierarchy.
     Two,
 }
 
-/// Something that is written to the first of some files that is there.
+/// A value to write to the first existing file of several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// JSON path of what is asked for.
+    /// JSON path of the limit.
     pub at: String,
-    /// Files and what is written to them.
+    /// Names of the files, each with its value.
     pub files: Vec<(String, String)>,
 }
 
-/// A cgroup: a directory in each tree.
+/// A cgroup: a directory in each hierarchy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
     directories: Vec<Directory>,
-    /// The unit of systemd's that it is.
+    /// Name of the systemd unit that the cgroup belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
 }
 
-/// A cgroup's directory in one tree.
+/// A cgroup's directory in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Directory {
     path: PathBuf,
-    /// The tree's controllers in version 1; none in version 2.
+    /// Controllers of the hierarchy in version 1; empty in version 2.
     controllers: Vec<String>,
 }
 
 impl Cgroup {
-    /// Says where the cgroup will be, so that it can be written down before it is there: one at a path is nobody's so far.
+    /// Determines the path of the cgroup, so that the caller can record it before it exists. A cgroup with processes is
+    /// refused.
     pub fn choose(wanted: &HostCgroup) -> Result<Cgroup> {
         match &wanted.place {
             Place::Path(path) => Cgroup::at(&Hierarchies::find()?, path),
@@ -120,7 +122,7 @@ impl Cgroup {
         }
     }
 
-    /// Likewise in these trees.
+    /// Like [`choose`](Self::choose), in these hierarchies.
     fn at(trees: &Hierarchies, path: &CgroupPath) -> Result<Cgroup> {
         let mut cgroup = Cgroup::default();
         for tree in trees.all() {
@@ -134,8 +136,8 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Makes what was chosen, for a machine of `memory_mib`. Nobody is in it yet, but in one of systemd's, which begins with
-    /// this process. Its limits are to follow.
+    /// Creates the chosen cgroup for a machine of `memory_mib`, without limits. It has no processes, except that a
+    /// systemd scope starts with this process.
     pub fn make(&mut self, wanted: &HostCgroup, memory_mib: u32) -> Result<()> {
         let trees = Hierarchies::find()?;
         match &wanted.place {
@@ -143,7 +145,8 @@ impl Cgroup {
             Place::Scope(scope) => {
                 let limits = limits::settings(&wanted.resources, memory_mib, trees.version());
                 Manager::connect()?.start(scope, properties(&limits, trees.version()))?;
-                // systemd says where we are by having us there; in trees of version 1 that it leaves alone we make the same.
+                // systemd has moved this process into the scope. In hierarchies of version 1 that systemd does not
+                // manage, the cgroup gets the same path.
                 let trees = Hierarchies::find()?;
                 let own = trees.of_systemd().map_or_else(PathBuf::new, |tree| tree.own.clone());
                 trees.all().for_each(|tree| self.add(tree, tree.mount.join(&own)));
@@ -156,12 +159,12 @@ impl Cgroup {
         self.directories.push(Directory { path, controllers: tree.controllers.clone() });
     }
 
-    /// Limits a machine of `memory_mib` to `resources`.
+    /// Applies `resources` to a machine of `memory_mib`.
     pub fn limit(&self, resources: &Resources, memory_mib: u32) -> Result<()> {
         self.set(limits::settings(resources, memory_mib, self.version()))
     }
 
-    /// Changes the limits of a machine that runs.
+    /// Changes the limits of a running machine, also in systemd's unit.
     pub fn change(&self, resources: &Resources, memory_mib: u32) -> Result<()> {
         if let Some(unit) = &self.unit {
             let limits = limits::settings(resources, memory_mib, self.version());
@@ -170,7 +173,7 @@ impl Cgroup {
         self.limit(resources, memory_mib)
     }
 
-    /// The cgroup in which the process `pid` is.
+    /// Returns the cgroup of the process `pid`.
     pub fn of_process(pid: u32) -> Result<Cgroup> {
         let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
         let own = fs::read_to_string(&path).map_err(host("read", &path))?;
@@ -181,19 +184,19 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Whether there is none.
+    /// Whether the machine has no cgroup.
     pub fn is_none(&self) -> bool {
         self.directories.is_empty() && self.unit.is_none()
     }
 
-    /// Whether version 2's tree alone has the controllers.
+    /// Returns the version of the hierarchies that have controllers.
     pub fn version(&self) -> Version {
         let legacy =
             |directory: &Directory| directory.controllers.iter().any(|name| !name.starts_with("name="));
         if self.directories.iter().any(legacy) { Version::One } else { Version::Two }
     }
 
-    /// Microseconds of CPU time in a period; -1 where there is no limit.
+    /// Returns the CPU quota per period in microseconds; -1 for no limit.
     pub fn cpu_quota(&self) -> i64 {
         let text = match self.version() {
             Version::One => self.read("cpu.cfs_quota_us"),
@@ -202,12 +205,13 @@ impl Cgroup {
         text.split_whitespace().next().and_then(|quota| quota.parse().ok()).unwrap_or(-1)
     }
 
-    /// Has this process be in it, with all its threads.
+    /// Moves this process with all its threads into the cgroup.
     pub fn join(&self) -> Result<()> {
         self.directories.iter().try_for_each(|directory| join(&directory.path))
     }
 
-    /// Writes limits; one may have to wait for another: a limit of memory and swap is never below that of memory.
+    /// Writes limits. Retries failed writes once, because a limit may depend on a later one: memory plus swap is never
+    /// below memory.
     fn set(&self, settings: Vec<Setting>) -> Result<()> {
         let late: Vec<Setting> =
             settings.into_iter().filter(|setting| self.write(setting).is_err()).collect();
@@ -236,13 +240,13 @@ impl Cgroup {
         Err(CgroupError::Missing { at: setting.at.clone(), file, directory: directory.to_owned() })
     }
 
-    /// Reads a file; nothing where there is none.
+    /// Returns the content of a file; empty if it cannot be read.
     pub fn read(&self, file: &str) -> String {
         let path = self.directory_of(file).map(|directory| directory.join(file));
         path.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
     }
 
-    /// The files' names of one controller's, for those whose name depends on the host.
+    /// Returns the names of a controller's files, for names that depend on the host.
     pub fn files(&self, controller: &str) -> Vec<String> {
         let directory = self.directory_of(&format!("{controller}."));
         let entries = directory.and_then(|path| fs::read_dir(path).ok()).into_iter().flatten();
@@ -262,14 +266,14 @@ impl Cgroup {
         found.map(|directory| directory.path.as_path())
     }
 
-    /// Removes it. What is still in it ends: nobody but the machine's own was ever there.
+    /// Removes the cgroup. Kills its remaining processes, which all belong to the machine.
     pub fn remove(&self) -> Result<()> {
         if let Some(unit) = &self.unit {
             Manager::connect()?.stop(unit)?;
         }
         self.directories.iter().try_for_each(|directory| {
             let kill = directory.path.join("cgroup.kill");
-            // An older kernel does not have it, and mostly nobody is there.
+            // An older kernel does not have the file, and usually no process is left.
             let _ = OpenOptions::new().write(true).open(kill).and_then(|mut file| file.write_all(b"1"));
             remove_directory(&directory.path)
         })
@@ -282,12 +286,12 @@ fn join(directory: &Path) -> Result<()> {
     written.map_err(host("join", directory))
 }
 
-/// Makes a cgroup's directory in each tree.
+/// Creates the cgroup's directory in each hierarchy.
 fn make_directories(trees: &Hierarchies, below: impl Fn(&Hierarchy) -> PathBuf) -> Result<()> {
     trees.all().try_for_each(|tree| make_directory(tree, &below(tree), trees.is_unified()))
 }
 
-/// Makes a directory in a tree with those above it.
+/// Creates a directory in a hierarchy, with its parents.
 fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
     let mut path = tree.mount.clone();
     for name in below.components() {
@@ -297,7 +301,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
         path.push(name);
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(host("make", &path)(error));
+                return Err(host("create", &path)(error));
             }
             _ => {}
         }
@@ -308,8 +312,8 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
     Ok(())
 }
 
-/// Has the children of a cgroup have every controller that it has itself. One that cannot be had is missed where something
-/// is written to its files.
+/// Enables all controllers of a cgroup for its children. Ignores errors: a missing controller is reported when a limit
+/// is written.
 fn delegate(path: &Path) {
     let controllers = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
@@ -318,7 +322,7 @@ fn delegate(path: &Path) {
     }
 }
 
-/// Version 1: a set of CPUs begins empty, and nobody can join it so.
+/// Version 1: a new CPU set is empty, and the kernel lets no process join an empty one.
 fn inherit_cpuset(path: &Path) -> Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = path.join(file);
@@ -331,7 +335,7 @@ fn inherit_cpuset(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a cgroup with those below it, as soon as the kernel has let go of who was there.
+/// Removes a cgroup and its children, once the kernel has removed the exited processes.
 fn remove_directory(path: &Path) -> Result<()> {
     let until = Instant::now() + REMOVAL;
     let mut step = REMOVAL_STEP;

@@ -1,5 +1,5 @@
-//! Hooks: programs of the engine's that are run on the host at the points that the runtime specification names
-//! (`runtime.md`, "Lifecycle"). Each gets the container's state on its standard input.
+//! Hooks: programs that an engine wants to run on the host at the points of the runtime specification (`runtime.md`,
+//! "Lifecycle"). Each hook reads the container's state from its standard input.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,58 +14,58 @@ use oci::spec::Hook;
 
 use crate::sys;
 
-/// How much of what a hook said is repeated.
+/// Maximum length in bytes of a hook's stderr in an error.
 const SAID_MAX: u64 = 4096;
 
-/// Why a hook failed.
+/// An error of running a hook.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// It could not be run.
+    /// The hook could not be started or waited for.
     #[error("run {kind} hook {}", path.display())]
     Run {
-        /// Which kind.
+        /// Kind of hook, such as `prestart`.
         kind: &'static str,
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// It took too long, and was killed.
-    #[error("{kind} hook {}: not done after {seconds} s", path.display())]
+    /// The hook exceeded its timeout and was killed.
+    #[error("{kind} hook {}: timed out after {seconds} s", path.display())]
     Late {
-        /// Which kind.
+        /// Kind of hook.
         kind: &'static str,
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// How long it was given.
+        /// Timeout in seconds.
         seconds: u64,
     },
-    /// It ended badly.
+    /// The hook failed.
     #[error("{kind} hook {}: {status}{said}", path.display())]
     Failed {
-        /// Which kind.
+        /// Kind of hook.
         kind: &'static str,
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// How it ended.
+        /// Exit status.
         status: ExitStatus,
-        /// What it said.
+        /// Beginning of its stderr, after `: `; or empty.
         said: String,
     },
 }
 
-/// The environment of hooks that have none of their own.
+/// Environment variables of hooks whose configuration has none.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {
-    /// Returns this process's.
+    /// Returns the environment of this process.
     pub fn own() -> Environment {
         Environment(std::env::vars_os().collect())
     }
 
-    /// Overwrites it: a guest that breaks out of its machine finds nothing of it.
+    /// Overwrites the variables in memory, so that a guest that breaks out of its machine cannot read them.
     pub fn forget(self) {
         for (name, value) in self.0 {
             for text in [name, value] {
@@ -76,7 +76,7 @@ impl Environment {
         }
     }
 
-    /// Keeps it if one of `hooks` has none of its own, and forgets it otherwise.
+    /// Keeps the variables if one of `hooks` needs them, and overwrites them otherwise.
     pub fn kept_for<'a>(self, mut hooks: impl Iterator<Item = &'a Hook>) -> Environment {
         if hooks.any(|hook| hook.env.is_none()) {
             return self;
@@ -86,8 +86,8 @@ impl Environment {
     }
 }
 
-/// Runs `hooks` in their order, each with `state` to read, in `environment` where it has none of its own. The first that
-/// fails is the last.
+/// Runs `hooks` in their order, each with `state` as its standard input. Hooks without their own environment get
+/// `environment`. Stops at the first hook that fails.
 pub fn run(
     kind: &'static str,
     hooks: &[Hook],
@@ -114,7 +114,7 @@ fn run_one(
     }
 }
 
-/// Starts it; what it reads and what it says are files, so that nobody waits for a hook that does neither.
+/// Starts a hook. Its stdin and stderr are files in memory, so that neither side ever blocks on a pipe.
 fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Child, File)> {
     let mut input = sys::memory_file(c"vmm-state")?;
     input.write_all(state)?;
@@ -134,7 +134,7 @@ fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Ch
     Ok((command.spawn()?, said))
 }
 
-/// Waits for its end; none where it is not over in time, and was killed.
+/// Waits for the exit status. Returns `None` if the hook exceeded `limit` and was killed.
 fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitStatus>> {
     if let Some(limit) = limit {
         let process = sys::process(child.id())?;
@@ -148,7 +148,7 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitSta
     child.wait().map(Some)
 }
 
-/// Returns what it said, behind a colon.
+/// Returns the hook's stderr after a colon, or an empty text.
 fn text_of(said: &mut File) -> String {
     let mut text = Vec::new();
     let read = said.seek(SeekFrom::Start(0)).and_then(|_| said.take(SAID_MAX).read_to_end(&mut text));
@@ -188,7 +188,7 @@ mod tests {
         run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"", &ours).unwrap();
         let none = Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) };
         run("prestart", std::slice::from_ref(&none), b"", &ours).unwrap();
-        // One that was kept for it, and not what this process has by then.
+        // Uses the kept environment, not the current one of this process.
         let kept = Environment::own().kept_for([&none, &Hook { env: None, ..Hook::default() }].into_iter());
         assert_eq!(kept.0, ours.0);
         assert!(Environment::own().kept_for(std::iter::once(&none)).0.is_empty());
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_fails_is_the_last_and_says_why() {
+    fn a_failed_hook_stops_the_run_and_its_stderr_is_in_the_error() {
         let folder = tempfile::tempdir().unwrap();
         let mark = folder.path().join("mark");
         let after = shell(&format!("touch {}", mark.display()), None);
@@ -215,6 +215,6 @@ mod tests {
     fn a_hook_that_takes_too_long_is_killed() {
         let error =
             run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Environment::own()).unwrap_err();
-        assert_eq!(error.to_string(), "createRuntime hook /bin/sh: not done after 1 s");
+        assert_eq!(error.to_string(), "createRuntime hook /bin/sh: timed out after 1 s");
     }
 }

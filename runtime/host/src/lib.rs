@@ -1,7 +1,7 @@
-//! What the runtime does on the host: system calls, cgroups, network namespaces, hooks, terminals and signals.
+//! Host side of the runtime: system calls, cgroups, network namespaces, hooks, terminals and signals.
 //!
-//! Nothing here knows a virtual machine or the guest's agent. Of an OCI bundle it knows the types that say what is wanted
-//! of the host: resources, hooks and namespaces. [`sys`] is the one file with unsafe code.
+//! This crate does not depend on the virtual machine or the agent. Of OCI bundles it uses only the types of host
+//! settings: resources, hooks and namespaces. Only [`sys`] and its modules have unsafe code.
 
 pub mod cgroup;
 pub mod environment;

@@ -1,12 +1,12 @@
-//! A pod's network: the interfaces of a network namespace of the host, in the guest.
+//! A pod's network: connects the interfaces of a host network namespace to NICs of the guest.
 //!
-//! For every interface there is a NIC in the guest with the same hardware address, largest packet, addresses, routes and
-//! neighbours, over a tap that traffic control joins to the interface ([`redirect`]). The interface itself keeps what it
-//! has. Nothing outside of the namespace changes, and with us the taps go. What changes in the namespace while the machine
-//! runs can be asked for ([`Network::look_again`]).
+//! Each interface gets a NIC in the guest with the same hardware address, MTU, addresses, routes and neighbours. The
+//! NIC is backed by a tap, and traffic control redirects packets between tap and interface ([`redirect`]). The
+//! interface keeps its configuration. Nothing outside of the namespace changes, and the taps disappear with this
+//! process. [`Network::look_again`] returns changes of the namespace while the machine runs.
 //!
-//! The process is in the namespace itself: it enters with its main thread before the machine's threads start, which
-//! are in it then too. So whoever looks a pod's network up by its process (hooks, nsenter(1)) finds it.
+//! The process is in the namespace itself: its main thread enters before the machine's threads start, which inherit the
+//! namespace. Programs that look up a pod's network by its process (hooks, nsenter(1)) therefore find it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -30,97 +30,98 @@ mod redirect;
 mod taps;
 mod watch;
 
-/// The most interfaces: each takes one of the machine's interrupts, and the console, the share and the entropy have three.
+/// Maximum number of interfaces: each uses an interrupt of the machine, and console, share and entropy device use
+/// three.
 pub const NICS_MAX: usize = 16;
 
-/// How many may come while a machine runs: each is a place that its kernel looks at once when it boots.
+/// Maximum number of NICs that can be added while a machine runs: its kernel probes each such slot when it boots.
 const SPARE_NICS: usize = 4;
 
-/// Why a pod cannot have its network.
+/// An error of setting up a pod's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The namespace cannot be entered.
+    /// The namespace cannot be joined.
     #[error("join network namespace {}", path.display())]
     Join {
-        /// The namespace.
+        /// Path of the namespace.
         path: PathBuf,
-        /// Why.
+        /// Error of open or setns(2).
         #[source]
         source: io::Error,
     },
-    /// The namespace is the host's.
+    /// The namespace is that of the host.
     #[error("join network namespace {}: the host's own network cannot be the guest's", path.display())]
     Host {
-        /// The namespace.
+        /// Path of the namespace.
         path: PathBuf,
     },
-    /// What is in the namespace cannot be listed.
+    /// The interfaces, addresses, routes or neighbours cannot be listed.
     #[error("list the network namespace")]
     List(#[source] io::Error),
-    /// There are too many interfaces.
-    #[error("network namespace: {0} interfaces, the most are {NICS_MAX}")]
+    /// The namespace has too many interfaces.
+    #[error("network namespace: {0} interfaces exceed the limit of {NICS_MAX}")]
     TooMany(usize),
-    /// Something in it cannot be in a guest.
+    /// An interface or its configuration cannot be reproduced in the guest.
     #[error("network interface {name}: {why}")]
     Unsupported {
-        /// The interface.
+        /// Name of the interface.
         name: String,
-        /// What it has or is.
+        /// The unsupported property.
         why: String,
     },
-    /// An interface cannot be joined to a NIC.
+    /// An interface cannot be connected to a NIC.
     #[error("{step} network interface {name}")]
     Interface {
-        /// What for.
+        /// The operation, with the preposition if any: `create a tap for`.
         step: &'static str,
-        /// The interface.
+        /// Name of the interface.
         name: String,
-        /// Why.
+        /// Error of the operation.
         #[source]
         source: io::Error,
     },
 }
 
-/// This module's result.
+/// Result with [`NetworkError`] as the default error.
 pub type Result<T, E = NetworkError> = std::result::Result<T, E>;
 
-/// What stands behind one NIC of the machine.
+/// The host's side of a NIC.
 #[derive(Debug)]
 pub struct Nic {
-    /// The tap, non-blocking, with headers.
+    /// The tap: non-blocking, packets with virtio headers.
     pub tap: OwnedFd,
-    /// The interface's number in its namespace.
+    /// Index of the interface in its namespace.
     pub link: u32,
-    /// The hardware address.
+    /// Hardware address.
     pub mac: [u8; 6],
-    /// Bytes of the largest packet.
+    /// MTU in bytes.
     pub mtu: u16,
-    /// The interface's addresses.
+    /// Addresses of the interface.
     pub addresses: Vec<IpAddr>,
 }
 
-/// The interfaces of the process's network namespace, joined to taps until it is dropped.
+/// The interfaces of this process's network namespace, connected to taps until this is dropped.
 #[derive(Debug, Default)]
 pub struct Network {
-    /// In the order in which the machine gets them, so that the guest's kernel gives as many as can be their names.
+    /// In the order of the machine's slots, so that the guest's kernel itself gives most NICs their names.
     pub nics: Vec<Nic>,
     found: Found,
-    /// None where nothing is joined, and nothing is to come.
+    /// `None` if no interface is connected or will be added.
     taps: Option<Taps>,
-    /// None where changes are nobody's business.
+    /// `None` if changes are not followed.
     watch: Option<Watch>,
 }
 
-/// Enters the network namespace `path`, for this thread and those that it starts.
+/// Enters the network namespace `path` with this thread. Threads that it starts later inherit the namespace.
 ///
 /// # Errors
 ///
-/// Also where it is the namespace in which we, or the host's first process, are.
+/// Also if `path` is the namespace of this process or of the host's process 1.
 pub fn enter(path: &Path) -> Result<()> {
     let join = |source| NetworkError::Join { path: path.to_owned(), source };
     let namespace = File::open(path).map_err(join)?;
     let place = namespace.metadata().map(|it| (it.dev(), it.ino())).map_err(join)?;
-    // Of the first process we may not be told; then we may not enter its network, either.
+    // /proc/1 may not be readable; then this process may not enter the host's network either.
     let hosts = ["/proc/self/ns/net", "/proc/1/ns/net"].map(fs::metadata);
     if hosts.iter().flatten().any(|host| (host.dev(), host.ino()) == place) {
         return Err(NetworkError::Host { path: path.to_owned() });
@@ -128,8 +129,8 @@ pub fn enter(path: &Path) -> Result<()> {
     sys::enter_network(namespace.as_fd()).map_err(join)
 }
 
-/// Takes away what a process that was killed left on the interfaces of the namespace `path`. What a machine has that lives
-/// stays, and so does the caller's own namespace.
+/// Removes what a killed process has left on the interfaces of the namespace `path`. Interfaces of running machines do
+/// not change, and the caller stays in its namespace.
 pub fn clear(path: &Path) -> Result<()> {
     let clear = || {
         enter(path)?;
@@ -146,12 +147,12 @@ pub fn clear(path: &Path) -> Result<()> {
         }
         Ok(())
     };
-    // A thread is in a namespace; this one is not to be.
+    // setns(2) affects one thread; this thread must stay in its namespace.
     thread::scope(|scope| scope.spawn(clear).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl Network {
-    /// Joins the interfaces of the namespace that this thread is in to taps.
+    /// Connects the interfaces of this thread's namespace to taps.
     pub fn of_this_namespace() -> Result<Network> {
         let mut netlink = Netlink::open().map_err(NetworkError::List)?;
         let mut found = Found::list(&mut netlink).map_err(NetworkError::List)?;
@@ -164,28 +165,28 @@ impl Network {
         Ok(Network { nics, found, taps: Some(taps), watch: None })
     }
 
-    /// As [`of_this_namespace`](Self::of_this_namespace), and hears of everything that changes there from then on.
+    /// Like [`of_this_namespace`](Self::of_this_namespace), and also follows changes of the namespace.
     pub fn followed() -> Result<Network> {
         let watch = Watch::open().map_err(NetworkError::List)?;
         Ok(Network { watch: Some(watch), ..Network::of_this_namespace()? })
     }
 
-    /// How many NICs more may come while the machine runs.
+    /// Returns how many NICs can be added while the machine runs.
     pub fn spare_nics(&self) -> usize {
         self.watch.as_ref().map_or(0, |_| SPARE_NICS.min(NICS_MAX.saturating_sub(self.nics.len())))
     }
 
-    /// Readable when something may have changed.
+    /// Returns a descriptor that is readable when something may have changed; `None` if changes are not followed.
     pub fn changes_fd(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(Watch::fd)
     }
 
-    /// Lists the namespace again. Returns what was found the last time; [`found`](Self::found) is what is there now. `None`
-    /// for a namespace that is not watched.
+    /// Lists the namespace again. Returns the previous state; [`found`](Self::found) returns the new one. Returns
+    /// `None` if changes are not followed.
     ///
     /// # Errors
     ///
-    /// Something in the namespace cannot be in a guest; then [`found`](Self::found) stays as it was.
+    /// Something in the namespace is not supported in a guest. Then [`found`](Self::found) returns the previous state.
     pub fn look_again(&mut self) -> Result<Option<Found>> {
         let (Some(watch), Some(taps)) = (&self.watch, &mut self.taps) else { return Ok(None) };
         watch.drain();
@@ -196,17 +197,17 @@ impl Network {
         Ok(Some(std::mem::replace(&mut self.found, found)))
     }
 
-    /// The interfaces that are for the guest, and what they have.
+    /// Returns the guest's interfaces with their configuration.
     pub fn found(&self) -> &Found {
         &self.found
     }
 
-    /// The addresses of each interface, as they were found last.
+    /// Returns the addresses of each interface by its index, from the last listing.
     pub fn addresses(&self) -> impl Iterator<Item = (u32, Vec<IpAddr>)> {
         self.found.links.iter().map(|link| (link.index, self.found.addresses_of(link.index)))
     }
 
-    /// Joins an interface that has come to a tap. Where that fails it is to be [removed](Self::remove).
+    /// Connects a new interface to a tap. After an error the caller must [remove](Self::remove) it.
     pub fn add(&mut self, link: &Link) -> Result<Nic> {
         match &mut self.taps {
             Some(taps) => taps.join(link, self.found.addresses_of(link.index)),
@@ -214,8 +215,8 @@ impl Network {
         }
     }
 
-    /// Ends the redirection of an interface that is gone, or cannot be the guest's; what was found of it is forgotten, so
-    /// that it is new again at the next look.
+    /// Ends the redirection of an interface that has disappeared or is not supported. The interface counts as new if it
+    /// is found again.
     pub fn remove(&mut self, link: u32) {
         if let Some(taps) = &mut self.taps {
             taps.part(link);
@@ -225,7 +226,8 @@ impl Network {
     }
 }
 
-/// Leaves in `found` what is for the guest: interfaces that are up or have addresses, and what is theirs.
+/// Removes from `found` what is not for the guest. Interfaces that are up or have addresses stay, with their
+/// configuration.
 fn keep_wanted(found: &mut Found) {
     let has_address: BTreeSet<u32> = found.addresses.iter().map(|address| address.link).collect();
     let up = |flags: u32| flags & libc::IFF_UP as u32 != 0;
@@ -234,11 +236,11 @@ fn keep_wanted(found: &mut Found) {
     let kept: BTreeSet<u32> = found.links.iter().map(|link| link.index).collect();
     found.addresses.retain(|it| kept.contains(&it.link));
     found.neighbours.retain(|it| kept.contains(&it.link));
-    // One over several interfaces is kept to be refused.
+    // A route over several interfaces stays, so that `check` refuses it.
     found.routes.retain(|it| kept.contains(&it.link) || it.beyond.is_some() && it.link == 0);
 }
 
-/// Refuses what cannot be the same in a guest.
+/// Refuses what cannot be reproduced in the guest.
 fn check(found: &Found) -> Result<()> {
     if found.links.is_empty() {
         return Ok(());
@@ -257,7 +259,7 @@ fn check(found: &Found) -> Result<()> {
         if link.hardware != libc::ARPHRD_ETHER {
             return unsupported(link.index, "not an Ethernet interface".to_owned());
         }
-        // The guest tells its NICs apart by them.
+        // The agent identifies NICs by their hardware addresses.
         if !macs.insert(&link.mac) {
             return unsupported(link.index, "another interface has the same hardware address".to_owned());
         }
@@ -272,15 +274,15 @@ fn check(found: &Found) -> Result<()> {
     Ok(())
 }
 
-/// Puts the interfaces in the order in which the guest's kernel names NICs, `eth0` first, so that one called `eth1` is
-/// made as `eth1` where that can be: then no name that is wanted is another's when the others are renamed.
+/// Sorts the interfaces by the names that the guest's kernel gives to NICs, `eth0` first: an interface `eth1` becomes
+/// the second NIC if possible. Then no requested name is in use when the other NICs are renamed.
 fn in_slots(links: &mut Vec<Link>) {
     let count = links.len();
     let mut slots: Vec<Option<Link>> = vec![None; count];
     let mut rest = Vec::new();
     for link in links.drain(..) {
         let slot = link.name.strip_prefix("eth").and_then(|number| number.parse::<usize>().ok());
-        // `eth01` is not what the kernel calls the second.
+        // `eth01` is not the kernel's name of the second NIC.
         match slot.filter(|slot| *slot < count && link.name == format!("eth{slot}")) {
             Some(slot) if slots[slot].is_none() => slots[slot] = Some(link),
             _ => rest.push(link),

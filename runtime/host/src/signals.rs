@@ -1,11 +1,11 @@
-//! Signals as a descriptor: what is sent to `vmm` goes on to the container's first process.
+//! Signals as a descriptor: `vmm` forwards the signals it gets to the init process.
 //!
-//! As with runc everything that can be caught is forwarded, but SIGCHLD, SIGURG, and:
+//! As with runc all catchable signals are forwarded, except SIGCHLD, SIGURG, and:
 //! * SIGWINCH becomes a new window size;
 //! * SIGTSTP, SIGTTIN, SIGTTOU and SIGCONT keep their meaning for `vmm` itself, so that job control stops and continues
 //!   the whole VM, as it would a process;
 //! * SIGPIPE is an error of a write;
-//! * SIGSEGV and its like are our own faults; SIGABRT is how a panic ends;
+//! * SIGSEGV and similar signals are faults of `vmm` itself, and a panic ends with SIGABRT;
 //! * the first real-time signal belongs to the VMM.
 
 use std::io;
@@ -32,38 +32,39 @@ const FORWARDED: [i32; 14] = [
     libc::SIGPWR,
 ];
 
-/// The first real-time signal that is not the VMM's kick.
+/// First real-time signal after the one with which the VMM kicks vCPUs.
 const FIRST_REALTIME: i32 = 35;
 
-/// What a signal asks for.
+/// The action for a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// The terminal has another size.
+    /// The terminal has a new size.
     Resize,
-    /// The container's first process gets this signal.
+    /// Forward this signal to the init process.
     Forward(i32),
 }
 
-/// The signals that are ours to take.
+/// A descriptor for the handled signals.
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
 }
 
 impl Signals {
-    /// Blocks them. To be called before a thread is started, so that each inherits it.
+    /// Blocks the handled signals. To be called before the first thread is started, so that all threads inherit the
+    /// mask.
     pub fn block() -> io::Result<Signals> {
         let realtime = FIRST_REALTIME..=sys::sigrtmax();
         let fd = sys::signalfd(FORWARDED.into_iter().chain([libc::SIGWINCH]).chain(realtime))?;
         Ok(Signals { fd })
     }
 
-    /// Readable when a signal has come.
+    /// Returns a descriptor that is readable when a signal is pending.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Takes the next one.
+    /// Takes the next signal; `None` if none is pending.
     pub fn next(&self) -> io::Result<Option<Asked>> {
         Ok(sys::next_signal(self.fd.as_fd())?.map(|signal| match signal {
             libc::SIGWINCH => Asked::Resize,
@@ -72,7 +73,7 @@ impl Signals {
     }
 }
 
-/// Whether a signal asks for an end: before the container's process is there, nothing else could heed it.
+/// Whether a signal requests termination. Before the init process exists, `vmm` itself must obey such a signal.
 pub fn asks_for_an_end(signal: i32) -> bool {
     matches!(signal, libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM)
 }

@@ -1,34 +1,34 @@
-//! Text that did not come from this program, made fit for a log, an error or a terminal.
+//! Makes untrusted text safe for logs, errors and terminals.
 //!
-//! A guest chooses the bytes of its kernel log, of its agent's errors and of its processes' names. Printed as they are, a
-//! newline forges a line of the log, an escape sequence drives the terminal, and a bidirectional control shows a line in
-//! another order than it is in.
+//! A guest chooses the bytes of its kernel log, of its agent's errors and of its processes' names. Printed unchanged, a
+//! newline forges a line of the log, an escape sequence controls the terminal, and a bidirectional control displays a
+//! line in another order than its bytes.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-/// The most characters of a guest's text that one message shows.
+/// Maximum number of characters of a guest's text in one message.
 const SHOWN_MAX: usize = 4096;
-/// The longest character of UTF-8, in bytes.
+/// Maximum length of a character in UTF-8, in bytes.
 const CHARACTER_MAX: usize = 4;
 
-/// Returns `text` on one line: whatever is no visible character or space stands there as its escape. What is longer than a
-/// message may be is cut.
+/// Returns `text` on one line: escapes all characters that are not visible or a space, and truncates text that is too
+/// long for a message.
 pub fn printable(text: &str) -> String {
     let mut shown = String::new();
     escape(&mut shown, text.chars().take(SHOWN_MAX), is_unseen);
     shown
 }
 
-/// Returns `text` with its lines and tabs as they are, and everything else as [`printable`] does: for a message of several
-/// lines whose parts are printable already, and for what may have been overlooked among them.
+/// Like [`printable`], but keeps newlines and tabs, and does not truncate. For messages of several lines, as a second
+/// line of defence after [`printable`] of their parts.
 pub fn lines(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     escape(&mut shown, text.chars(), |c| is_unseen(c) && c != '\n' && c != '\t');
     shown
 }
 
-/// Returns a JSON text with what stands in its strings escaped as [`printable`] does, in JSON's own way.
+/// Returns a JSON text in which the characters that [`printable`] escapes are escaped in JSON's notation.
 pub fn json(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -51,8 +51,8 @@ fn escape(shown: &mut String, text: impl Iterator<Item = char>, unseen: impl Fn(
     }
 }
 
-/// Whether a terminal or a reader may take `c` for an order, or not see it at all: control characters of both sets, line and
-/// paragraph separators, bidirectional controls, and characters without a shape or a width.
+/// Whether a terminal interprets `c` as a command, or a reader cannot see it: control characters (C0 and C1), line and
+/// paragraph separators, bidirectional controls, and characters without a shape or width.
 fn is_unseen(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -69,15 +69,15 @@ fn is_unseen(c: char) -> bool {
         )
 }
 
-/// Passes a guest's bytes on to a terminal as [`lines`] does, as they come.
+/// A writer that passes a guest's bytes to a terminal, with escapes like those of [`lines`].
 pub struct Lines<W> {
     to: W,
-    /// The beginning of a character whose end has not come.
+    /// Beginning of a character whose end has not arrived.
     begun: Vec<u8>,
 }
 
 impl<W: Write> Lines<W> {
-    /// Returns a writer in front of `to`.
+    /// Returns a writer that writes to `to`.
     pub fn new(to: W) -> Lines<W> {
         Lines { to, begun: Vec::new() }
     }
@@ -115,7 +115,7 @@ impl<W: Write> Write for Lines<W> {
 mod tests {
     use super::*;
 
-    /// What each of them does to a terminal or a reader is in the module's first lines.
+    /// The module's documentation describes their effects on terminals and readers.
     const ORDERS: &str = "\0\u{7}\u{8}\t\n\u{b}\r\u{1b}[2J\u{7f}\u{85}\u{9b}2J\u{ad}\u{61c}\u{200b}\u{200e}\u{200f}\u{2028}\
                           \u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2060}\u{2066}\u{2067}\u{2068}\u{2069}\u{feff}\u{e0041}";
 
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_keeps_its_lines_and_nothing_else() {
+    fn a_message_keeps_its_lines_and_no_control_characters() {
         assert_eq!(lines("one\n\ttwo \u{1b}[2J\u{202e}"), "one\n\ttwo \\u{1b}[2J\\u{202e}");
     }
 
@@ -152,7 +152,7 @@ mod tests {
             let mut writer = Lines::new(&mut shown);
             all.chunks(piece).for_each(|piece| writer.write_all(piece).unwrap());
             assert_eq!(writer.begun, b"\xe2\x80");
-            // A line's end that was cut in two is told, and harms nobody.
+            // A line end that is split between two writes is shown as an escape, which is harmless.
             let shown = String::from_utf8(shown).unwrap().replace("\\r", "");
             assert_eq!(shown, "[0.1] a\nzażółć \\u{1b}[2J\\u{202e}x\n\\xff\\xc3(", "{piece}");
         }

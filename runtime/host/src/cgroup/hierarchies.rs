@@ -1,7 +1,7 @@
-//! The host's cgroup trees, as this process sees them: version 2's, version 1's with its controllers, or both (hybrid).
+//! The host's cgroup hierarchies: that of version 2, those of version 1 with their controllers, or both (hybrid).
 //!
-//! Read from `/proc/self/mountinfo` and `/proc/self/cgroup` (proc(5), cgroups(7)), where each tree is mounted and where in
-//! it we are.
+//! Mount points and the cgroup of this process come from `/proc/self/mountinfo` and `/proc/self/cgroup` (proc(5),
+//! cgroups(7)).
 
 use std::fs;
 use std::io;
@@ -11,19 +11,19 @@ use oci::cgroups_path::CgroupPath;
 
 use super::{CgroupError, Result, Version};
 
-/// One tree.
+/// One hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
-    /// Where it is mounted.
+    /// Mount point.
     pub mount: PathBuf,
-    /// Version 1's controllers in it (`name=systemd` without any); none for version 2's.
+    /// Controllers of a version 1 hierarchy (`name=systemd` if it has none); empty for version 2.
     pub controllers: Vec<String>,
-    /// The cgroup in which this process is, below `mount`.
+    /// Cgroup of this process, relative to `mount`.
     pub own: PathBuf,
 }
 
 impl Hierarchy {
-    /// Returns where `path` is, as a path below the mount.
+    /// Returns `path` relative to the mount point, without `.` and `..`.
     pub fn path_of(&self, path: &CgroupPath) -> PathBuf {
         match self.controllers.is_empty() {
             _ if path.absolute => path.path.clone(),
@@ -33,17 +33,17 @@ impl Hierarchy {
     }
 }
 
-/// All trees.
+/// All mounted hierarchies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hierarchies {
-    /// Version 2's tree.
+    /// Hierarchy of version 2.
     pub unified: Option<Hierarchy>,
-    /// Version 1's trees.
+    /// Hierarchies of version 1.
     pub legacy: Vec<Hierarchy>,
 }
 
 impl Hierarchies {
-    /// Looks for them.
+    /// Finds the hierarchies of the host.
     pub fn find() -> Result<Hierarchies> {
         let read = |path: &str| {
             fs::read_to_string(path).map_err(|source| CgroupError::Host {
@@ -60,7 +60,7 @@ impl Hierarchies {
         Ok(found)
     }
 
-    /// Reads what `/proc/self/mountinfo` and `/proc/self/cgroup` say.
+    /// Parses the content of `/proc/self/mountinfo` and `/proc/self/cgroup`.
     pub fn parse(mountinfo: &str, own: &str) -> Hierarchies {
         let mut found = Hierarchies::default();
         for line in mountinfo.lines() {
@@ -92,35 +92,35 @@ impl Hierarchies {
         found
     }
 
-    /// Each of them.
+    /// Returns all hierarchies.
     pub fn all(&self) -> impl Iterator<Item = &Hierarchy> {
         self.unified.iter().chain(&self.legacy)
     }
 
-    /// Whose files the controllers' are.
+    /// Returns the version of the hierarchies that have controllers.
     pub fn version(&self) -> Version {
         if self.is_unified() { Version::Two } else { Version::One }
     }
 
-    /// The tree in which systemd has its units.
+    /// Returns the hierarchy in which systemd has its units.
     pub fn of_systemd(&self) -> Option<&Hierarchy> {
         let named = |tree: &&Hierarchy| tree.controllers.iter().any(|name| name == "name=systemd");
         self.legacy.iter().find(named).or(self.unified.as_ref())
     }
 
-    /// Whether version 2's tree alone has the controllers.
+    /// Whether only the hierarchy of version 2 has controllers.
     pub fn is_unified(&self) -> bool {
         self.legacy.iter().all(|tree| tree.controllers.iter().all(|name| name.starts_with("name=")))
     }
 }
 
-/// What a version 1 mount's options hold beside its controllers.
+/// Mount options of version 1 that are not controllers.
 fn is_controller(word: &str) -> bool {
     let options = ["rw", "ro", "none", "noprefix", "xattr", "clone_children", "favordynmods"];
     !options.contains(&word) && !word.starts_with("release_agent=") && !word.is_empty()
 }
 
-/// Returns where this process is in the tree with these controllers, as a path below the mount of the tree's `root`.
+/// Returns the cgroup of this process in the hierarchy with these controllers, relative to the mount of its `root`.
 fn own_path(own: &str, root: &str, is_tree: impl Fn(&str) -> bool) -> PathBuf {
     let lines = own.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let path = lines.into_iter().find(|(names, _)| is_tree(names)).map_or("/", |(_, path)| path);
@@ -128,7 +128,7 @@ fn own_path(own: &str, root: &str, is_tree: impl Fn(&str) -> bool) -> PathBuf {
     below.strip_prefix("/").unwrap_or(below).to_owned()
 }
 
-/// Blanks, tabs, newlines and backslashes are octal in mountinfo.
+/// mountinfo escapes blanks, tabs, newlines and backslashes as octal numbers.
 fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()

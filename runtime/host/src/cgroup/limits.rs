@@ -1,27 +1,27 @@
-//! `linux.resources` to the files of a cgroup on the host, version 1's or 2's.
+//! Translates `linux.resources` to files of a cgroup on the host, of version 1 or 2.
 //!
-//! What the container may use is kept in the guest (`plan/limits.rs`); here the machine as a whole is held: memory and
-//! processes with room for the monitor's own, CPU time and block I/O as they are asked for. A device is none of the host's in
-//! the guest, so that there is no rule for devices to keep.
+//! The guest limits its containers (`plan/limits.rs`), and the host limits the whole machine: memory and processes with
+//! an allowance for the monitor, CPU time and block I/O as configured. Rules for devices do not apply, because the
+//! guest has no device of the host.
 
 use oci::spec::resources::{BlockIo, Cpu, Memory, Resources, is_host_file, positive};
 
 use super::{Setting, Version};
 
-/// What the host keeps for a machine above the guest's memory, beside 1/64 of it for page tables: the monitor itself (2 MiB
-/// of its own and less than 1 MiB of the kernel's beside a full guest of 97 MiB), and pages of shared files that cannot be
-/// let go at once.
+/// Memory allowance of a machine in MiB above the guest's memory, in addition to 1/64 of that for page tables: for the
+/// monitor (2 MiB, and less than 1 MiB of kernel memory, beside a full guest of 97 MiB), and for pages of shared files
+/// that cannot be reclaimed at once.
 pub const HOST_OVERHEAD_MIB: u64 = 48;
-/// Tasks of the host that a machine is given where its container's processes are limited: they are the guest's, and the
-/// monitor's threads (one for each vCPU, a few for devices, vhost's) are no matter of theirs.
+/// Limit of host tasks for a machine whose container has a process limit. The container's processes exist only in the
+/// guest, so that its limit does not apply to the monitor's threads (one per vCPU, a few for devices and vhost).
 const HOST_TASKS: u64 = 128;
-/// Bytes that a machine of this size may take.
+/// Returns the memory limit in bytes of a machine of this size.
 pub fn machine_bytes(memory_mib: u32) -> u64 {
     let mib = u64::from(memory_mib);
     (mib + mib.div_ceil(64) + HOST_OVERHEAD_MIB) << 20
 }
 
-/// Returns what is written for `resources`, for a machine of `memory_mib`.
+/// Returns the settings for `resources` and a machine of `memory_mib`.
 pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec<Setting> {
     let mut list = List { version, settings: Vec::new() };
     list.memory(&resources.memory, memory_mib);
@@ -43,7 +43,7 @@ pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec
         list.add(&format!("rdma[{device:?}]"), "rdma.max", "rdma.max", format!("{device}{words}"));
     }
     for (file, value) in resources.unified.iter().filter(|(file, _)| is_host_file(file)) {
-        // In version 1 no file has this name, and the setting is refused with it.
+        // Version 1 has no files of these names, so that the setting is refused.
         list.add(&format!("unified[{file:?}]"), file, file, value);
     }
     list.settings
@@ -92,7 +92,7 @@ impl List {
         if let Some(swappiness) = memory.swappiness
             && self.version == Version::One
         {
-            // Version 2 has none; a hint that nobody hears is none.
+            // Version 2 has no swappiness. Because it is only a hint, it is ignored.
             self.add("memory.swappiness", "memory.swappiness", "", swappiness);
         }
     }
@@ -176,7 +176,7 @@ impl List {
     }
 }
 
-/// Version 1's weights of block I/O (10 to 1000) to version 2's (1 to 10000), in a straight line as in runc.
+/// Translates block I/O weights of version 1 (10 to 1000) linearly to version 2 (1 to 10000), as runc does.
 fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
 }
@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// The files and what is written to them; of several the first.
+    /// Returns the first file of each setting, with its value.
     fn files_of(resources: Value, version: Version) -> Vec<(String, String)> {
         let resources = serde_json::from_value(resources).unwrap();
         let settings = settings(&resources, 98, version);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_asked_is_nothing_written() {
+    fn without_limits_nothing_is_written() {
         check(&json!({}), &[], &[]);
         check(
             &json!({"memory": {}, "cpu": {"shares": 0}, "blockIO": {"weight": 0}, "pids": {"limit": -1}}),
@@ -214,8 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_has_room_for_the_monitor() {
-        // 98 MiB of guest, 2 for page tables, 48 for the monitor.
+    fn memory_has_an_allowance_for_the_monitor() {
+        // 98 MiB for the guest, 2 for page tables, 48 for the monitor.
         assert_eq!(machine_bytes(98), 155_189_248);
         check(
             &json!({"memory": {"limit": 67_108_864, "swap": 77_108_864, "reservation": 1_000_000, "swappiness": 3}}),

@@ -1,6 +1,7 @@
-//! systemd's scopes (org.freedesktop.systemd1(5), systemd.scope(5)): the cgroup is systemd's, and we ask it over D-Bus.
+//! systemd scopes (org.freedesktop.systemd1(5), systemd.scope(5)): systemd manages the cgroup on requests over D-Bus.
 //!
-//! On the manager's own socket, where no bus is needed in between: root's of the host's manager, another user's of theirs.
+//! Uses the private socket of the manager, which needs no bus daemon: the system manager's for root, otherwise the
+//! user's.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,15 +19,15 @@ use crate::sys;
 
 mod bus;
 
-/// Where systemd says that it runs (sd_booted(3)).
+/// Directory that exists if systemd is running (sd_booted(3)).
 const RUNS: &str = "/run/systemd/system";
-/// The manager's socket below the host's or the user's runtime directory.
+/// Path of the manager's socket below the system's or user's runtime directory.
 const SOCKET: &str = "systemd/private";
-/// What it may take altogether.
+/// Timeout of all calls together.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The period of a CPU quota that names none, microseconds.
+/// Default period of a CPU quota in microseconds.
 const PERIOD: &str = "100000";
-/// One above the highest CPU or node of a set (Linux, CONFIG_NR_CPUS).
+/// Limit of CPU and node numbers in a set, exclusive (Linux, CONFIG_NR_CPUS).
 const SET_MAX: usize = 8192;
 
 const SERVICE: &str = "org.freedesktop.systemd1";
@@ -35,63 +36,63 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
-/// Why systemd did not do it.
+/// An error of a request to systemd.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
-    /// There is none.
+    /// The host does not run systemd.
     #[error("--systemd-cgroup: systemd does not run on this host")]
     Missing,
-    /// It cannot be spoken to.
+    /// The communication with systemd failed.
     #[error("ask systemd at {}", path.display())]
     Connection {
-        /// Its socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// Error of the connection.
         #[source]
         source: BusError,
     },
-    /// It refused.
+    /// systemd refused a call.
     #[error("systemd: {call} {unit}: {message}")]
     Refused {
-        /// The method.
+        /// Name of the method.
         call: &'static str,
-        /// Its operand.
+        /// Name of the unit.
         unit: String,
-        /// D-Bus's name of the error.
+        /// D-Bus name of the error.
         name: String,
-        /// What it said.
+        /// Message of the error.
         message: String,
     },
 }
 
 type Result<T, E = SystemdError> = std::result::Result<T, E>;
 
-/// A property's value; on the wire it is a variant.
+/// Value of a property; a D-Bus variant.
 #[derive(Clone, Debug, PartialEq, Eq, Marshal, Signature)]
 pub enum Value {
-    /// `b`
+    /// Type `b`.
     Bool(bool),
-    /// `t`
+    /// Type `t`.
     Number(u64),
-    /// `s`
+    /// Type `s`.
     Text(String),
-    /// `au`
+    /// Type `au`: process ids.
     Processes(Vec<u32>),
-    /// `ay`: a bit for each CPU or node.
+    /// Type `ay`: one bit per CPU or node.
     Set(Vec<u8>),
 }
 
-/// A unit's property.
+/// Name and value of a unit's property.
 pub type Property = (String, Value);
 
-/// A connection to the manager.
+/// A connection to systemd's manager.
 pub struct Manager {
     bus: Bus,
     path: PathBuf,
 }
 
 impl Manager {
-    /// Connects to the one whose cgroups are ours to have.
+    /// Connects to the manager of the system for root, otherwise of the user.
     pub fn connect() -> Result<Manager> {
         if !Path::new(RUNS).is_dir() {
             return Err(SystemdError::Missing);
@@ -105,7 +106,7 @@ impl Manager {
         }
     }
 
-    /// Has a scope made with this process in it, and waits until it is.
+    /// Creates a scope with this process in it, and waits for the job.
     pub fn start(&mut self, scope: &Scope, mut properties: Vec<Property>) -> Result<()> {
         let default = if sys::effective_user() == 0 { "system.slice" } else { "user.slice" };
         let slice = if scope.slice.is_empty() { default } else { &scope.slice };
@@ -118,7 +119,7 @@ impl Manager {
         }
         self.call("Subscribe", "", |_| Ok(()))?;
         let job = match self.start_unit(&scope.unit, &properties) {
-            // One that failed is kept until somebody has seen it.
+            // systemd keeps a failed unit until it is reset.
             Err(SystemdError::Refused { name, .. }) if name == UNIT_EXISTS => {
                 self.call("ResetFailedUnit", &scope.unit, |body| body.push_param(&scope.unit))?;
                 self.start_unit(&scope.unit, &properties)?
@@ -142,7 +143,7 @@ impl Manager {
         job.map(|job| job.as_ref().to_owned()).map_err(|error| self.broken(error.into()))
     }
 
-    /// Waits for a job's end and returns its result.
+    /// Waits for the end of a job and returns its result.
     fn wait_for(&mut self, job: &str) -> Result<String> {
         loop {
             let signal = self.bus.signal().map_err(|source| self.broken(source))?;
@@ -157,12 +158,12 @@ impl Manager {
         }
     }
 
-    /// Changes a unit's properties until the host's next boot.
+    /// Changes properties of a unit until the host's next boot.
     pub fn set(&mut self, unit: &str, properties: &[Property]) -> Result<()> {
         self.call("SetUnitProperties", unit, |body| body.push_param3(unit, true, properties)).map(drop)
     }
 
-    /// Ends a unit. One that has ended is no fault.
+    /// Stops a unit. A unit that does not exist is no error.
     pub fn stop(&mut self, unit: &str) -> Result<()> {
         match self.call("StopUnit", unit, |body| body.push_param2(unit, "replace")) {
             Err(SystemdError::Refused { name, .. }) if name == NO_SUCH_UNIT => Ok(()),
@@ -193,8 +194,8 @@ impl Manager {
     }
 }
 
-/// Limits as a unit's properties, where systemd has them: what it does not know of it would undo, whenever it writes a
-/// unit's files anew.
+/// Returns limits as properties of a unit, as far as systemd supports them. Otherwise systemd would reset the limits
+/// whenever it rewrites the unit's files.
 pub fn properties(settings: &[Setting], version: Version) -> Vec<Property> {
     let files = || settings.iter().flat_map(|setting| &setting.files);
     let value = |wanted: &str| files().find(|(file, _)| file == wanted).map(|(_, value)| value.as_str());
@@ -229,7 +230,7 @@ pub fn properties(settings: &[Setting], version: Version) -> Vec<Property> {
             add("CPUQuotaPeriodUSec", Value::Number(period));
         }
     }
-    // Of version 1's sets systemd knows nothing, and touches none.
+    // systemd does not support CPU sets of version 1 and does not change them.
     for (file, name) in [("cpuset.cpus", "AllowedCPUs"), ("cpuset.mems", "AllowedMemoryNodes")] {
         if let Some(set) = value(file).filter(|_| version == Version::Two).and_then(bits) {
             add(name, Value::Set(set));
@@ -238,12 +239,12 @@ pub fn properties(settings: &[Setting], version: Version) -> Vec<Property> {
     properties
 }
 
-/// Reads a limit; none is systemd's greatest number.
+/// Parses a limit. No limit is systemd's maximum number.
 fn number(text: &str) -> Option<u64> {
     if matches!(text, "max" | "-1") { Some(u64::MAX) } else { text.parse().ok() }
 }
 
-/// CPU time in each second, microseconds: in whole hundredths, as systemd has it, and never less than asked for.
+/// Returns CPU time per second in microseconds, rounded up to the 10 ms that systemd uses.
 fn per_second(quota: u64, period: u64) -> u64 {
     if quota == u64::MAX {
         quota
@@ -252,7 +253,7 @@ fn per_second(quota: u64, period: u64) -> u64 {
     }
 }
 
-/// A list of numbers and ranges as bits, the first byte's lowest for 0.
+/// Parses a list of numbers and ranges to a bit mask, in which the lowest bit of the first byte is number 0.
 fn bits(list: &str) -> Option<Vec<u8>> {
     let mut bits = Vec::new();
     for part in list.trim().split(',') {

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Plain directories that look like trees.
+/// Directories that imitate hierarchies.
 struct Host {
     folder: tempfile::TempDir,
 }
@@ -16,7 +16,7 @@ impl Host {
         self.folder.path().join(name)
     }
 
-    /// A tree with files in it; what is written to them is there afterwards, and nothing else.
+    /// Creates a hierarchy with files, which then contain what is written to them.
     fn tree(&self, name: &str, controllers: &[&str], files: &[&str]) -> Hierarchy {
         for file in files {
             let path = self.path(name).join(file);
@@ -38,7 +38,7 @@ fn make(trees: &Hierarchies) -> Result<Cgroup> {
     make_directories(trees, |tree| tree.path_of(&path)).map(|()| cgroup)
 }
 
-/// Limits it, as a machine of 64 MiB.
+/// Limits the cgroup as for a machine of 64 MiB.
 fn limit(cgroup: &Cgroup, resources: Value) -> Result<()> {
     cgroup.limit(&serde_json::from_value(resources).unwrap(), 64)
 }
@@ -92,12 +92,12 @@ fn version_1_is_a_directory_in_each_tree_and_a_set_of_cpus_is_never_empty() {
     }
     cgroup.remove().unwrap();
     assert!(!host.path("memory/a/b").exists() && host.path("memory/a").exists());
-    // What is gone is gone.
+    // Removing it again is no error.
     cgroup.remove().unwrap();
 }
 
 #[test]
-fn what_the_host_does_not_have_is_refused_by_name() {
+fn limits_without_a_host_controller_are_refused_by_name() {
     let host = Host::new();
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &["x"])), legacy: vec![] };
     let cgroup = make(&trees).unwrap();
@@ -113,7 +113,7 @@ fn what_the_host_does_not_have_is_refused_by_name() {
 }
 
 #[test]
-fn a_cgroup_with_processes_is_somebody_else_s() {
+fn a_cgroup_with_processes_is_refused() {
     let host = Host::new();
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &["a/b/cgroup.procs"])), legacy: vec![] };
     fs::write(host.path("two/a/b/cgroup.procs"), "17\n").unwrap();
@@ -123,11 +123,11 @@ fn a_cgroup_with_processes_is_somebody_else_s() {
 }
 
 #[test]
-fn a_limit_may_wait_for_another() {
+fn a_limit_that_depends_on_a_later_one_is_retried() {
     let host = Host::new();
     let trees = Hierarchies { unified: Some(host.tree("two", &[], &["a/b/second"])), legacy: vec![] };
     let cgroup = make(&trees).unwrap();
-    // A directory refuses to be written as the kernel refuses a value.
+    // A write to a directory fails, like a value that the kernel refuses.
     fs::create_dir(host.path("two/a/b/first")).unwrap();
     let setting = |file: &str| Setting { at: file.into(), files: vec![(file.into(), "1".into())] };
     let error = cgroup.set(vec![setting("first"), setting("second")]).unwrap_err();

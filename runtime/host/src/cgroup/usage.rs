@@ -1,22 +1,21 @@
-//! What a machine uses on the host, by its cgroup's files.
+//! Resource usage of a machine on the host, from the files of its cgroup.
 
 use std::collections::BTreeMap;
 
 use super::{Cgroup, Version};
 
-/// What the host's kernel counts for a machine. What it does not count is not there.
+/// Counters of the host's kernel for a machine. Missing counters are absent or 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostUsage {
-    /// Bytes and requests by device: `(major, minor, word)` to the number, where the word is `rbytes`, `wbytes`, `rios` or
-    /// `wios`.
+    /// Block I/O: `(major, minor, word)` to bytes or requests, where the word is `rbytes`, `wbytes`, `rios` or `wios`.
     pub block_io: BTreeMap<(u32, u32, &'static str), u64>,
-    /// Bytes of huge pages by their size: now, at most, and how often there were none.
+    /// Huge pages by page size: current bytes, maximum bytes, and number of failed allocations.
     pub hugetlb: BTreeMap<String, (u64, u64, u64)>,
-    /// Periods, throttled periods, and the time lost by them in nanoseconds.
+    /// Number of periods, number of throttled periods, and throttled time in nanoseconds.
     pub throttling: (u64, u64, u64),
 }
 
-/// The words of `io.stat`, and the file and operation of version 1's.
+/// Words of `io.stat`, with the corresponding file and operation of version 1.
 const BLOCK_IO: [(&str, &str, &str); 4] = [
     ("rbytes", "blkio.throttle.io_service_bytes", "Read"),
     ("wbytes", "blkio.throttle.io_service_bytes", "Write"),
@@ -25,7 +24,7 @@ const BLOCK_IO: [(&str, &str, &str); 4] = [
 ];
 
 impl HostUsage {
-    /// Reads it.
+    /// Reads the counters of `cgroup`.
     pub fn of(cgroup: &Cgroup) -> HostUsage {
         let version = cgroup.version();
         let block_io = match version {
@@ -45,7 +44,7 @@ impl HostUsage {
     }
 }
 
-/// Reads lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4`.
+/// Parses lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4`.
 fn block_io_2(text: &str) -> BTreeMap<(u32, u32, &'static str), u64> {
     let mut found = BTreeMap::new();
     for line in text.lines() {
@@ -62,7 +61,7 @@ fn block_io_2(text: &str) -> BTreeMap<(u32, u32, &'static str), u64> {
     found
 }
 
-/// Reads lines such as `8:0 Read 1`.
+/// Parses lines such as `8:0 Read 1`.
 fn block_io_1(read: impl Fn(&str) -> String) -> BTreeMap<(u32, u32, &'static str), u64> {
     let mut found = BTreeMap::new();
     for (word, file, operation) in BLOCK_IO {
@@ -99,7 +98,7 @@ fn hugetlb(cgroup: &Cgroup, version: Version) -> BTreeMap<String, (u64, u64, u64
         .map(|size| {
             let used = number(format!("hugetlb.{size}.{now}"));
             let (peak, failed) = match version {
-                // Version 2 does not keep the most: its `max` is a limit.
+                // Version 2 does not record the maximum: its `max` is the limit.
                 Version::Two => (used, field(&cgroup.read(&format!("hugetlb.{size}.events")), most)),
                 Version::One => {
                     (number(format!("hugetlb.{size}.{most}")), number(format!("hugetlb.{size}.failcnt")))
@@ -110,7 +109,7 @@ fn hugetlb(cgroup: &Cgroup, version: Version) -> BTreeMap<String, (u64, u64, u64
         .collect()
 }
 
-/// The number after `name` in a file of such lines.
+/// Returns the number after `name` in a file with one name and number per line.
 fn field(text: &str, name: &str) -> u64 {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
     text.lines().find_map(value).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What is in a network namespace: interfaces, addresses, routes, neighbours.
+//! Lists a network namespace: interfaces, addresses, routes and neighbours.
 
 use std::io;
 use std::net::IpAddr;
@@ -7,21 +7,21 @@ pub use netlink::{Address, Link, Neighbour, Route};
 
 use super::netlink::Netlink;
 
-/// Everything in a namespace.
+/// Configuration of a network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Interfaces.
     pub links: Vec<Link>,
-    /// Addresses, in their interfaces' order.
+    /// Addresses, in the order of their interfaces.
     pub addresses: Vec<Address>,
-    /// Routes of the main table that somebody made.
+    /// Routes of the main table that were configured, not created by the kernel.
     pub routes: Vec<Route>,
-    /// Neighbours that somebody made known for good.
+    /// Permanent neighbours.
     pub neighbours: Vec<Neighbour>,
 }
 
 impl Found {
-    /// Asks the kernel.
+    /// Lists this namespace by netlink.
     pub fn list(netlink: &mut Netlink) -> io::Result<Found> {
         Ok(Found {
             links: netlink.list(Link::list_request(), Link::parse)?,
@@ -31,7 +31,7 @@ impl Found {
         })
     }
 
-    /// The addresses of an interface.
+    /// Returns the addresses of an interface.
     pub fn addresses_of(&self, link: u32) -> Vec<IpAddr> {
         self.addresses.iter().filter(|it| it.link == link).map(|it| it.address).collect()
     }

@@ -1,4 +1,4 @@
-//! A rtnetlink socket: requests and their answers.
+//! A rtnetlink socket: sends requests and parses the replies.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,12 +7,12 @@ use netlink::{Message, Reply, replies};
 
 use crate::sys;
 
-/// The most of an answer that is read at a time; the kernel cuts a list to what is read.
+/// Maximum bytes of a reply per read. The kernel divides lists accordingly.
 const ANSWER_MAX: usize = 32 << 10;
-/// The most entries of a list.
+/// Maximum number of entries in a list.
 const ENTRIES_MAX: usize = 4096;
 
-/// The socket. It stays in the network namespace in which it was opened.
+/// The socket. It belongs to the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Netlink {
     socket: OwnedFd,
@@ -20,18 +20,18 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens one in this thread's network namespace.
+    /// Opens a socket in this thread's network namespace.
     pub fn open() -> io::Result<Netlink> {
         Ok(Netlink { socket: sys::route_socket()?, sequence: 0 })
     }
 
-    /// Has the kernel do one thing.
+    /// Sends a request and checks its acknowledgement.
     pub fn request(&mut self, message: Message) -> io::Result<()> {
         self.list(message, |_| None::<()>).map(drop)
     }
 
-    /// Sends a message and returns what `parse` makes of the answer's entries. The kernel has its answer ready when the
-    /// message is sent, and the rest of a list when the part before has been read: nothing is waited for.
+    /// Sends a request and returns what `parse` returns for the entries of the reply. Reads do not block: the kernel
+    /// has the reply ready when the request was sent, and the rest of a list when the previous part was read.
     pub fn list<T>(&mut self, message: Message, parse: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         self.sequence += 1;
         sys::send(self.socket.as_fd(), &message.finish(self.sequence))?;

@@ -1,9 +1,10 @@
-//! Traffic control that makes a tap the other end of an interface: what comes in at one goes out at the other, both ways,
-//! and the host's own stack sees none of it.
+//! Connects a tap and an interface by traffic control: packets that arrive at one leave at the other, in both
+//! directions, and the host's network stack does not see them.
 //!
-//! Each gets an ingress queueing discipline with one filter, `matchall`, and its action, `mirred` (tc-mirred(8)). They go
-//! with their interface. The tap's goes with us; the other outlives us where the namespace does, so that it bears a
-//! mark: what a process left that was killed is told from what somebody else made.
+//! Each of the two gets an ingress queueing discipline with one filter, `matchall`, and its action, `mirred`
+//! (tc-mirred(8)). These disappear with their interface: on the tap with this process, on the other interface with the
+//! namespace, which may exist longer. The filter's handle marks it, so that the leftovers of a killed process are
+//! distinguished from filters of other programs.
 
 use std::io;
 
@@ -11,10 +12,10 @@ use netlink::traffic::{self, Filter};
 
 use super::netlink::Netlink;
 
-/// The filter's handle, by which it is known as ours: "vmm".
+/// Handle of the filters that this program creates: "vmm".
 const MARK: u32 = 0x76_6d6d;
 
-/// Redirects what comes in at `from` to `to`.
+/// Redirects packets that arrive at `from` to `to`.
 pub fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
     match netlink.request(traffic::create_ingress(from)) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
@@ -26,16 +27,16 @@ pub fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
     netlink.request(traffic::create_redirection(from, to, MARK))
 }
 
-/// Takes an interface's redirection away.
+/// Removes an interface's redirection. Refuses an ingress discipline of another program.
 pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     if !is_ours(netlink, from)? {
-        return Err(io::Error::other("it has an ingress queueing discipline of somebody else's"));
+        return Err(io::Error::other("it has an ingress queueing discipline that vmm did not create"));
     }
-    // A clsact in the same place, whose filters are not in this list, is refused by the kernel.
+    // For a clsact discipline, whose filters are not in this list, the kernel refuses the request.
     netlink.request(traffic::delete_ingress(from))
 }
 
-/// Takes away what a process left that was killed: a redirection that bears our mark, and nothing else.
+/// Removes the redirection that a killed process has left, if all filters are marked, and nothing else.
 pub fn remove_left(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     let marks = marks(netlink, from)?;
     if marks.is_empty() || marks.contains(&false) {
@@ -44,20 +45,20 @@ pub fn remove_left(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     remove_ours(netlink, from)
 }
 
-/// Whether every filter of the ingress discipline bears our mark. It may have none: then its maker was killed early.
+/// Whether all filters of the ingress discipline are marked. It may have none if its creator was killed early.
 fn is_ours(netlink: &mut Netlink, link: u32) -> io::Result<bool> {
     Ok(!marks(netlink, link)?.contains(&false))
 }
 
-/// Of each filter of the ingress discipline, whether it bears our mark.
+/// Returns for each filter of the ingress discipline whether it is marked.
 fn marks(netlink: &mut Netlink, link: u32) -> io::Result<Vec<bool>> {
-    // One that cannot be read is somebody else's.
+    // A filter that cannot be parsed belongs to another program.
     let marked = |body: &[u8]| Some(Filter::parse(body).is_some_and(|filter| is_marked(&filter)));
     netlink.list(traffic::list_filters(link), marked)
 }
 
 fn is_marked(filter: &Filter) -> bool {
-    // The kernel lists a filter's head, with handle 0, before its parts.
+    // The kernel lists the head of a filter, with handle 0, before its parts.
     filter.kind == "matchall" && (filter.handle == MARK || filter.handle == 0)
 }
 
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_of_another_kind_or_handle_is_somebody_elses() {
+    fn a_filter_of_another_kind_or_handle_is_not_marked() {
         let marked = |handle, kind: &str| is_marked(&Filter { handle, kind: kind.into() });
         assert!(marked(MARK, "matchall") && marked(0, "matchall"));
         assert!(!marked(1, "matchall") && !marked(MARK, "flower") && !marked(0, ""));

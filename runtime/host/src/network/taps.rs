@@ -1,4 +1,4 @@
-//! The taps behind a machine's NICs, each joined to an interface of the namespace by traffic control.
+//! The taps of a machine's NICs, each connected to an interface of the namespace by traffic control.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,50 +9,50 @@ use super::netlink::Netlink;
 use super::{NetworkError, Nic, Result, redirect};
 use crate::sys;
 
-/// The taps are `vmm` with the number of their interface.
+/// Prefix of a tap's name, followed by the index of its interface.
 pub const PREFIX: &str = "vmm";
 
-/// An interface and its tap, by their numbers.
+/// Indexes of an interface and its tap.
 #[derive(Debug)]
 struct Joined {
     link: u32,
     tap: u32,
-    /// Packets are redirected between them.
+    /// Whether packets are redirected between them.
     redirected: bool,
 }
 
-/// Interfaces that are joined to taps. Dropping it parts them; the taps end with their descriptors.
+/// Connections of interfaces to taps. Dropping it ends the redirections; the taps disappear with their descriptors.
 #[derive(Debug)]
 pub struct Taps {
-    /// A socket in their namespace.
+    /// A socket in the namespace of the interfaces.
     pub netlink: Netlink,
     joined: Vec<Joined>,
 }
 
-/// The name of an interface's tap.
+/// Returns the name of an interface's tap.
 pub fn name(link: u32) -> String {
     format!("{PREFIX}{link}")
 }
 
 impl Taps {
-    /// Without any tap yet, through a socket in the namespace that they are to be in.
+    /// Returns an empty list for the namespace of `netlink`.
     pub fn new(netlink: Netlink) -> Taps {
         Taps { netlink, joined: Vec::new() }
     }
 
-    /// Makes the tap of one interface, which has `addresses`, and redirects between them. Where that fails, dropping this clears up, or
-    /// [`part`](Self::part).
+    /// Creates the tap of an interface with `addresses`, and redirects packets between them. After an error,
+    /// [`part`](Self::part) or dropping this cleans up.
     pub fn join(&mut self, link: &Link, addresses: Vec<IpAddr>) -> Result<Nic> {
         let failed = |step| move |source| NetworkError::Interface { step, name: link.name.clone(), source };
         let unsupported =
             |why: &str| NetworkError::Unsupported { name: link.name.clone(), why: why.to_owned() };
         let mac = link.mac.as_slice().try_into().map_err(|_| unsupported("not an Ethernet interface"))?;
         let mtu = link.mtu.try_into().map_err(|_| unsupported("packets longer than 65535 bytes"))?;
-        // Whoever has this tap has the interface: a second machine ends here, before it changes anything.
+        // The tap's owner owns the interface: a second machine fails here, before it changes anything.
         let name = name(link.index);
-        let tap = sys::tap(&name).map_err(failed("make a tap for"))?;
+        let tap = sys::tap(&name).map_err(failed("create a tap for"))?;
         let index = sys::interface_index(&name).map_err(failed("find the tap of"))?;
-        // The tap has no address of its own making: its host says nothing to the guest.
+        // The tap gets no address of its own: the host sends nothing to the guest over it.
         let quiet = Link::change_request(index, &[LinkChange::NoGeneratedAddress]);
         self.netlink.request(quiet).or_else(without_ipv6).map_err(failed("set up the tap of"))?;
         let up = Link::change_request(index, &[LinkChange::Up, LinkChange::Mtu(link.mtu)]);
@@ -64,16 +64,16 @@ impl Taps {
         Ok(Nic { tap, link: link.index, mac, mtu, addresses })
     }
 
-    /// Ends an interface's redirection. Its tap is known as ours for as long as somebody holds it.
+    /// Ends the redirection of an interface. Its tap is still recognized as long as its descriptor is open.
     pub fn part(&mut self, link: u32) {
         for joined in self.joined.iter_mut().filter(|it| it.link == link && it.redirected) {
             joined.redirected = false;
-            // It may be gone, or have none if that is what failed.
+            // The redirection may be missing, with its interface or after an error.
             let _ = redirect::remove_ours(&mut self.netlink, link);
         }
     }
 
-    /// Whether an interface is one of these taps.
+    /// Whether the interface with this index is one of these taps.
     pub fn has(&self, index: u32) -> bool {
         self.joined.iter().any(|joined| joined.tap == index)
     }
@@ -86,7 +86,7 @@ impl Drop for Taps {
     }
 }
 
-/// A kernel without IPv6 makes none, either.
+/// A kernel without IPv6 creates no IPv6 address anyway.
 fn without_ipv6(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL) => Ok(()),

@@ -37,7 +37,7 @@ fn refused(found: &Found, text: &str) {
 }
 
 #[test]
-fn what_is_up_or_has_an_address_is_the_guests() {
+fn interfaces_that_are_up_or_have_an_address_are_for_the_guest() {
     let mut found = Found {
         links: ["lo", "up", "down", "addressed"].iter().zip(1..).map(|(name, at)| link(at, name)).collect(),
         addresses: vec![address(1, [127, 0, 0, 1]), address(4, [10, 0, 0, 2])],
@@ -53,7 +53,7 @@ fn what_is_up_or_has_an_address_is_the_guests() {
 }
 
 #[test]
-fn names_of_the_kernels_making_are_in_their_places() {
+fn interfaces_with_the_kernel_s_names_are_in_their_slots() {
     let order = |names: &[&str]| {
         let mut links: Vec<Link> = names.iter().zip(1..).map(|(name, at)| link(at, name)).collect();
         in_slots(&mut links);
@@ -66,7 +66,7 @@ fn names_of_the_kernels_making_are_in_their_places() {
 }
 
 #[test]
-fn what_cannot_be_in_a_guest_is_refused_by_name() {
+fn unsupported_interfaces_are_refused_by_name() {
     let one = |change: fn(&mut Link)| {
         let mut found = Found { links: vec![link(2, "eth0")], ..Found::default() };
         change(&mut found.links[0]);
@@ -80,7 +80,7 @@ fn what_cannot_be_in_a_guest_is_refused_by_name() {
     twins.links[1].mac = twins.links[0].mac.clone();
     refused(&twins, "network interface eth1: another interface has the same hardware address");
     let many = Found { links: (0..17).map(|at| link(at, "x")).collect(), ..Found::default() };
-    refused(&many, "network namespace: 17 interfaces, the most are 16");
+    refused(&many, "network namespace: 17 interfaces exceed the limit of 16");
     let mut peered = one(|_| ());
     peered.addresses = vec![found::Address { peer: Some([10, 0, 0, 9].into()), ..address(2, [10, 0, 0, 2]) }];
     refused(&peered, "network interface eth0: address 10.0.0.2 has a peer");

@@ -1,15 +1,15 @@
-//! Signals by name, as `kill`, podfiles and images write them.
+//! Signals by name, as in `kill`, podfiles and images.
 
-/// Names without `SIG`, by number.
+/// Names without `SIG`, by signal number.
 const NAMES: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
     "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
     "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
-/// The real-time signals as programs count them: the C library keeps the first two.
+/// First real-time signal as programs count them: the C library reserves the two before.
 const REALTIME: std::ops::RangeInclusive<i32> = 34..=64;
 
-/// Returns the number that `text` means: `15`, `TERM`, `SIGTERM`, `RTMIN+3`, in letters of either case.
+/// Returns the number of a signal: `15`, `TERM`, `SIGTERM` or `RTMIN+3`, case-insensitive.
 pub fn signal_of(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse() {
         return (1..=*REALTIME.end()).contains(&number).then_some(number);

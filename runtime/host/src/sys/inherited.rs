@@ -1,7 +1,7 @@
 // UNSAFETY: close_range(2), prctl(2), and the environment's own bytes, which std only reads.
 #![allow(unsafe_code)]
-//! What a process has from whoever started it, and what it leaves behind when it crashes. A machine's process runs a guest's
-//! code and needs none of it.
+//! Separates a machine's process from what it inherited: descriptors and environment variables, and forbids core dumps.
+//! Such a process runs code of a guest and needs none of these.
 
 use std::ffi::{CStr, OsString};
 use std::io;
@@ -11,24 +11,24 @@ unsafe extern "C" {
     static mut environ: *mut *mut libc::c_char;
 }
 
-/// Closes every descriptor above stderr.
+/// Closes all descriptors above stderr.
 pub fn close_descriptors() -> io::Result<()> {
     let first = libc::STDERR_FILENO as libc::c_uint + 1;
-    // SAFETY: no memory is involved. For the beginning of the process, when nothing here has opened any.
+    // SAFETY: no memory is involved. The caller is the start of the process, which has not opened any descriptor yet.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
     super::check(closed as libc::c_int).map(drop)
 }
 
-/// Forgets the environment but for the variables `kept`: their bytes are overwritten, so that neither this process's memory
-/// nor /proc/PID/environ has them any more.
+/// Clears the environment except for the variables `kept`. Overwrites the bytes, so that neither this process's memory
+/// nor /proc/PID/environ contains the variables any more.
 ///
-/// For a process of one thread; with a second one it does nothing and says so.
+/// For a process with one thread. With more threads it changes nothing and returns an error.
 pub fn clear_environment(kept: &[&str]) -> io::Result<()> {
     super::check_single_thread()?;
     let kept: Vec<(&str, OsString)> =
         kept.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect();
-    // SAFETY: there is no other thread to read or change the environment. `environ` is null or a list of writable strings
-    // that ends with null; each is overwritten up to its end, which stays. clearenv and set_var only change the list.
+    // SAFETY: there is no other thread to read or change the environment. `environ` is null or a null-terminated list of
+    // writable strings; each is overwritten up to its NUL, which stays. clearenv and set_var only change the list.
     unsafe {
         let mut next = environ;
         while !next.is_null() && !(*next).is_null() {
@@ -42,7 +42,7 @@ pub fn clear_environment(kept: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel write no core of this process, and lets nobody of the same user look into its memory.
+/// Forbids core dumps of this process, and access to its memory by other processes of the same user.
 pub fn forbid_dumps() -> io::Result<()> {
     // SAFETY: PR_SET_DUMPABLE takes a number.
     super::check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)

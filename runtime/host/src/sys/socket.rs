@@ -1,6 +1,6 @@
-// UNSAFETY: connect(2) with a bound, and messages with descriptors in them.
+// UNSAFETY: connect(2) with a timeout, and messages with descriptors.
 #![allow(unsafe_code)]
-//! Sockets of the host's processes.
+//! Sockets between processes of the host.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use super::{check, check_len};
 
-/// The most descriptors that come with one message.
+/// Maximum number of descriptors in one message.
 pub const FDS_MAX: usize = 3;
-/// Bytes of a control message with that many.
+/// Length in bytes of a control message with that many descriptors.
 const CONTROL_LEN: usize = 64;
 
-/// Room for a control message, aligned as its header has to be.
+/// Buffer for a control message, aligned for its header.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_LEN]);
 
-/// Sends some of `data` over a socket, and `fds`, at most [`FDS_MAX`], with its first byte. Waits as the socket does.
+/// Sends some of `data` over a socket, with `fds`, at most [`FDS_MAX`], at its first byte. Blocks unless the socket is
+/// non-blocking.
 pub fn send_with_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut control = Control([0; CONTROL_LEN]);
     let numbers: Vec<RawFd> = fds.iter().take(FDS_MAX).map(AsRawFd::as_raw_fd).collect();
@@ -31,8 +32,8 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]
     (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
     if !numbers.is_empty() {
         let bytes = size_of_val(numbers.as_slice()) as u32;
-        // SAFETY: these compute sizes; the control buffer is large enough for FDS_MAX descriptors and aligned, so that
-        // its first header and the data after it lie inside it.
+        // SAFETY: the macros compute sizes and positions. The control buffer is aligned and large enough for FDS_MAX
+        // descriptors, so that its first header and the data after it lie inside it.
         unsafe {
             message.msg_control = (&raw mut control.0).cast();
             message.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
@@ -43,12 +44,12 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]
             std::ptr::copy_nonoverlapping(numbers.as_ptr().cast(), libc::CMSG_DATA(header), bytes as usize);
         }
     }
-    // SAFETY: the message names `data`, which can be read, and the control buffer.
+    // SAFETY: the message names `data`, which is readable, and the control buffer.
     check_len(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
 }
 
-/// Receives what a socket has, and the descriptors that come with it, close-on-exec. Those above [`FDS_MAX`] are closed by
-/// the kernel. Waits as the socket does.
+/// Receives available data from a socket, and descriptors with close-on-exec. The kernel closes descriptors in excess
+/// of [`FDS_MAX`]. Blocks unless the socket is non-blocking.
 pub fn receive_with_fds(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -60,13 +61,13 @@ pub fn receive_with_fds(
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
     message.msg_control = (&raw mut control.0).cast();
-    // SAFETY: it computes a size, which is below the buffer's.
+    // SAFETY: the macro computes a size, which is below the buffer's.
     message.msg_controllen = unsafe { libc::CMSG_SPACE((FDS_MAX * size_of::<RawFd>()) as u32) } as usize;
-    // SAFETY: the message names `buffer` and the control buffer, both ours to write.
+    // SAFETY: the message names `buffer` and the control buffer, both writable.
     let count =
         check_len(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) })?;
-    // SAFETY: the kernel filled the control buffer as far as msg_controllen says now; headers are walked by its macros,
-    // and the descriptors in an SCM_RIGHTS message are new and ours.
+    // SAFETY: the kernel filled the control buffer up to msg_controllen. The macros walk its headers, and the
+    // descriptors in an SCM_RIGHTS message are new and have no other owner.
     unsafe {
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while !header.is_null() {
@@ -83,14 +84,14 @@ pub fn receive_with_fds(
     Ok(count)
 }
 
-/// Connects to the socket at `path`, and waits no longer than `patience` where its queue is full (EAGAIN then).
+/// Connects to the socket at `path`. Waits at most `patience` while its queue is full, then returns EAGAIN.
 pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
     // SAFETY: no memory is involved.
     let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
-    // SAFETY: the kernel has just made `fd` for us alone.
+    // SAFETY: the kernel has just created `fd`, which has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // No time at all would be no bound.
+    // A timeout of 0 would wait without limit.
     let patience = patience.max(Duration::from_millis(1));
     let time = libc::timeval { tv_sec: patience.as_secs() as i64, tv_usec: patience.subsec_micros().into() };
     // SAFETY: a zeroed sockaddr_un is valid.
@@ -113,7 +114,7 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     Ok(fd.into())
 }
 
-/// Returns the process that connected a socket, or that listens where it leads.
+/// Returns the id of the process at the other end: the one that connected the socket, or that listens on it.
 pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<u32> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;

@@ -1,8 +1,9 @@
-//! One end of a D-Bus connection without a bus (D-Bus specification): the messages' form is the library's, the socket ours.
+//! Client side of a D-Bus connection without a bus daemon (D-Bus specification). A library encodes the messages.
 //!
-//! The library's own connection waits for the answer to its credentials before it says BEGIN, and then sends a call at once.
-//! Where both reach systemd's library in one piece, that takes the call for part of the handshake and waits for more, and so
-//! do we for its reply. As its own clients do, we send all of the handshake first, and nothing until it is answered.
+//! The library's own connection waits for the answer to its credentials before it sends BEGIN, and then sends a call
+//! immediately. If systemd receives both in one read, its library takes the call for part of the handshake and waits
+//! for more, while the client waits for the reply. As systemd's own clients do, this module sends the complete
+//! handshake first, and nothing else until the server has answered.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -18,31 +19,31 @@ use rustbus::wire::unmarshal::{unmarshal_dynamic_header, unmarshal_header, unmar
 
 use crate::sys;
 
-/// The fixed part of a message's header with the length of its fields, bytes.
+/// Length in bytes of the fixed part of a message's header, with the length of its fields.
 const HEADER: usize = 16;
-/// The longest message that is read, bytes; the specification's maximum is 128 MiB.
+/// Maximum length of a received message in bytes; the specification's limit is 128 MiB.
 const MESSAGE_MAX: usize = 1 << 20;
-/// The longest line of the handshake.
+/// Maximum length of a line of the handshake in bytes.
 const LINE_MAX: usize = 512;
-/// The most signals that wait until somebody asks for them.
+/// Maximum number of queued signals.
 const SIGNALS_MAX: usize = 4096;
 
-/// Why there is no answer.
+/// An error of the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
-    /// The socket.
+    /// A system call on the socket failed or timed out.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The other end does not take us for who we are.
-    #[error("not admitted: {0}")]
+    /// The server refused the credentials.
+    #[error("authentication rejected: {0}")]
     Rejected(String),
-    /// A message that is none, or longer than any of ours.
+    /// A received message is malformed or exceeds a limit.
     #[error("broken message")]
     Broken,
-    /// It does not say what it is to say.
+    /// A received message has unexpected content.
     #[error("unexpected message: {0:?}")]
     Content(UnmarshalError),
-    /// Ours cannot be said.
+    /// A message cannot be encoded.
     #[error("message: {0:?}")]
     Marshal(MarshalError),
 }
@@ -61,7 +62,7 @@ impl From<MarshalError> for BusError {
 
 type Result<T, E = BusError> = std::result::Result<T, E>;
 
-/// A connection.
+/// A connection with a deadline.
 pub struct Bus {
     stream: UnixStream,
     until: Instant,
@@ -70,7 +71,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects to a socket, as the user who we are. Nothing is waited for beyond `until`.
+    /// Connects to a socket with the credentials of the effective user. All calls fail after `until`.
     pub fn connect(path: &Path, until: Instant) -> Result<Bus> {
         Bus::over(UnixStream::connect(path)?, until)
     }
@@ -93,7 +94,7 @@ impl Bus {
         if line.starts_with("OK ") { Ok(bus) } else { Err(BusError::Rejected(line)) }
     }
 
-    /// Sends a call and waits for its reply, which may be an error's.
+    /// Sends a call and waits for its reply, which may be an error message.
     pub fn call(&mut self, call: &MarshalledMessage) -> Result<MarshalledMessage> {
         self.serial += 1;
         let mut bytes = Vec::new();
@@ -109,7 +110,7 @@ impl Bus {
         }
     }
 
-    /// Waits for a signal.
+    /// Returns the next signal, queued or received.
     pub fn signal(&mut self) -> Result<MarshalledMessage> {
         loop {
             if let Some(signal) = self.signals.pop_front() {
@@ -120,7 +121,7 @@ impl Bus {
         }
     }
 
-    /// Keeps a signal, and lets anything else fall.
+    /// Queues a signal, and drops other messages.
     fn keep(&mut self, message: MarshalledMessage) -> Result<()> {
         if matches!(message.typ, MessageType::Signal) {
             if self.signals.len() == SIGNALS_MAX {
@@ -158,7 +159,7 @@ impl Bus {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(len) => rest = &mut rest[len..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The timeout's own kind.
+                // Kind of error after the socket's timeout.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }
@@ -185,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    /// What the other end sent before it was asked, and how we take it.
+    /// Returns the result of a connection to a server that has sent `bytes` in advance, and the server's end.
     fn heard(bytes: &[u8]) -> (Result<Bus>, UnixStream) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(bytes).unwrap();
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_an_error() {
+    fn an_invalid_answer_is_an_error() {
         assert!(
             matches!(heard(b"REJECTED EXTERNAL\r\n").0, Err(BusError::Rejected(line)) if line == "REJECTED EXTERNAL")
         );

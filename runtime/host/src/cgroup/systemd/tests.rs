@@ -1,6 +1,6 @@
 use super::*;
 
-/// The properties of files and what is written to them.
+/// Returns the properties for files and their values.
 fn properties_of(files: &[(&str, &str)], version: Version) -> Vec<Property> {
     let setting = |(file, value): &(&str, &str)| Setting {
         at: String::new(),
