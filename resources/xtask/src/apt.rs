@@ -1,4 +1,4 @@
-//! Debian packages: what a task needs is installed without being asked, and nothing happens when it is there.
+//! Debian packages: installs what a task needs without asking, and does nothing if it is installed.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -8,24 +8,24 @@ use std::{env, fs};
 
 use anyhow::{Context, bail, ensure};
 
-/// Where apt looks for its sources.
+/// Folder of apt's sources.
 const SOURCES: &str = "/etc/apt/sources.list.d";
 
-/// Installs those of `packages` that dpkg does not know as installed; refreshes apt's lists once if it must.
+/// Installs those of `packages` that are not installed. Refreshes apt's lists once if necessary.
 pub fn install(packages: &[&str]) -> anyhow::Result<()> {
     let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
     if missing.is_empty() { Ok(()) } else { install_with(&[], &missing) }
 }
 
-/// Installs `packages` from `suite` (such as `bookworm-backports`), whether or not other versions are there. The
-/// suite is added beside this machine's own Debian source, with the same address and keyring.
+/// Installs `packages` from `suite` (such as `bookworm-backports`), even if other versions are installed. Adds the
+/// suite beside this machine's Debian source, with the same address and keyring.
 pub fn install_from(suite: &str, packages: &[&str]) -> anyhow::Result<()> {
     add_suite(suite)?;
     install_with(&["-t", suite], packages)
 }
 
-/// Downloads the package that `meta` depends on whose name begins with `prefix` (a meta package such as
-/// `linux-image-amd64` names the real one) into `folder`, and returns the file. Nothing is installed.
+/// Downloads the package with prefix `prefix` on which the meta package `meta` depends (`linux-image-amd64`, for
+/// example) into `folder`, without installing it. Returns the file.
 pub fn download(meta: &str, prefix: &str, folder: &Path) -> anyhow::Result<PathBuf> {
     let package = match real_package(meta, prefix)? {
         Some(package) => package,
@@ -42,18 +42,19 @@ pub fn download(meta: &str, prefix: &str, folder: &Path) -> anyhow::Result<PathB
         .with_context(|| format!("apt-get download {package} left no file in {}", folder.display()))
 }
 
-/// Downloads `package` into `folder`. Nothing is installed.
+/// Downloads `package` into `folder`, without installing it.
 pub fn download_package(package: &str, folder: &Path) -> anyhow::Result<()> {
     let fetch = || {
         let mut command = Command::new("apt-get");
-        // apt's own user may not be able to write here; the file is checked against the signed lists all the same.
+        // apt's own user may have no permission to write here. apt checks the file against the signed lists in any
+        // case.
         command.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
         run(&mut command)
     };
     fetch().or_else(|_| update().and_then(|()| fetch()))
 }
 
-/// The value of `key` in /etc/os-release, such as `VERSION_CODENAME`.
+/// Returns the value of `key` in /etc/os-release, such as `VERSION_CODENAME`.
 pub fn os_release(key: &str) -> Option<String> {
     let text = fs::read_to_string("/etc/os-release").ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
@@ -80,7 +81,8 @@ pub fn update() -> anyhow::Result<()> {
     run(as_root("apt-get").args(["-qq", "update"]))
 }
 
-/// `program` with the rights to install; apt waits its turn, asks nothing, and its chatter goes to stderr.
+/// Returns a command for `program` with the permission to install. apt waits for its lock and asks nothing; its
+/// messages go to stderr.
 fn as_root(program: &str) -> Command {
     let root = fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0);
     let mut command = Command::new(if root { "env" } else { "sudo" });
@@ -137,7 +139,7 @@ fn as_root_plain(program: &str) -> Command {
     command
 }
 
-/// What a further suite takes over from the machine's own source.
+/// Properties of the machine's own source that an additional suite uses.
 #[derive(Debug, PartialEq)]
 struct Source {
     uri: String,
@@ -151,7 +153,7 @@ impl Source {
     }
 }
 
-/// The first stanza of a `.sources` file (deb822, see sources.list(5)) that offers `suite`'s component main.
+/// Returns the first stanza of a `.sources` file (deb822, see sources.list(5)) that offers component main of `suite`.
 fn stanza_for(text: &str, suite: &str) -> Option<Source> {
     text.split("\n\n").find_map(|stanza| {
         let field = |name: &str| {
@@ -166,7 +168,7 @@ fn stanza_for(text: &str, suite: &str) -> Option<Source> {
     })
 }
 
-/// The first line of a `.list` file, `deb [signed-by=KEY …] URI SUITE COMPONENT…`, that offers `suite`'s main.
+/// Returns the first line of a `.list` file, `deb [signed-by=KEY …] URI SUITE COMPONENT…`, that offers main of `suite`.
 fn line_for(text: &str, suite: &str) -> Option<Source> {
     text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb ")?.trim_start();

@@ -1,7 +1,7 @@
-//! `cargo xtask audit`: known vulnerabilities of what the workspace is built from, and the rest of `deny.toml`, by
+//! `cargo xtask audit`: checks the dependencies for known vulnerabilities, and the rest of `deny.toml`, with
 //! cargo-deny.
 //!
-//! Not part of `cargo xtask check`: the advisories change from day to day, and cargo-deny fetches them from a network.
+//! Not part of `cargo xtask check`: the advisories change every day, and cargo-deny downloads them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use crate::program::target_dir;
 use crate::steps::{run, say, top};
 use crate::{apt, tools};
 
-/// The version of cargo-deny that is installed where there is none.
+/// Version of cargo-deny to install.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Which advisories.
+/// Source of the advisories.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkout of RustSec's advisory-db, in place of the network
+    /// A checkout of RustSec's advisory-db, instead of the network
     #[arg(long, value_name = "DIR")]
     database: Option<PathBuf>,
 }
 
-/// Where cargo-deny keeps the advisories below its folder for them: a name made of their default address.
+/// Folder below cargo-deny's advisory folder, with a name derived from the default address.
 const DATABASE: &str = "advisory-db-3157b0e258782691";
 
 /// Runs cargo-deny with `deny.toml`.
@@ -39,7 +39,7 @@ pub fn audit(args: &Args) -> anyhow::Result<()> {
     run(deny.arg("check"))
 }
 
-/// Copies the advisories of a git repository to where cargo-deny looks for them, and writes `deny.toml` with that place.
+/// Copies the advisories of a git repository to cargo-deny's folder, and writes a `deny.toml` with that path.
 fn with_database(dir: &Path) -> anyhow::Result<PathBuf> {
     let place = target_dir().join("advisories");
     if place.exists() {
@@ -56,7 +56,7 @@ fn with_database(dir: &Path) -> anyhow::Result<PathBuf> {
     let advisories = rules.get_mut("advisories").and_then(toml::Value::as_table_mut);
     let advisories = advisories.context("deny.toml has no section advisories")?;
     advisories.insert("db-path".to_owned(), place.display().to_string().into());
-    // How old they are is for the user to judge who brings them.
+    // The user who provides the advisories is responsible for their age.
     advisories.insert("maximum-db-staleness".to_owned(), "P9999D".into());
     let path = target_dir().join("deny.toml");
     fs::write(&path, rules.to_string()).with_context(|| format!("write {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements side by side with others, in one run.
+//! `cargo xtask bench`: measures vmm and alternatives in one run.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,21 +21,21 @@ use docker::DockerArgs;
 use series::Series;
 use streams::StreamsArgs;
 
-/// What to measure.
+/// Subject of the measurement.
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Cold boots, beside QEMU's microvm machine and runc
+    /// Cold boots, compared with QEMU's microvm machine and runc
     Boot(BootArgs),
-    /// Bytes, messages and further processes, beside pipes and runc
+    /// Bytes, messages and exec processes, compared with pipes and runc
     Streams(StreamsArgs),
-    /// Containers of Docker with vmm, beside runc: time, memory, files and network
+    /// Containers of Docker with vmm and with runc: time, memory, files and network
     Docker(DockerArgs),
 }
 
-/// How to measure boots.
+/// Options for measuring boots.
 #[derive(clap::Args)]
 pub struct BootArgs {
-    /// Which clock: seconds, or instructions (in the emulated KVM host)
+    /// Clock: seconds, or instructions (in the emulated KVM host)
     #[arg(long, value_enum, default_value = "instructions")]
     clock: ClockArg,
     /// Boots of each contender
@@ -46,14 +46,14 @@ pub struct BootArgs {
     against: Option<PathBuf>,
 }
 
-/// A clock's name on the command line.
+/// Name of a clock on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ClockArg {
     Wall,
     Instructions,
 }
 
-/// Runs the bench, prints its table and writes JSON and a plot beside each other.
+/// Runs the bench, prints its table, and writes JSON and a plot.
 pub fn bench(which: &Bench) -> anyhow::Result<()> {
     match which {
         Bench::Boot(args) => boot(args),
@@ -89,7 +89,7 @@ fn boot(args: &BootArgs) -> anyhow::Result<()> {
         clock => {
             let counted = clock == ClockArg::Instructions;
             let host = Host::new().clock(if counted { Clock::Instructions } else { Clock::Wall });
-            // QEMU's libraries and modules: read from the shared folder, each would add that folder's latency.
+            // QEMU reads its libraries and modules from the shared folder, whose latency would add to the result.
             let done = host.memory(4096).deadline(3600).stage_opened(counted).output(&words)?;
             if done.status != 0 {
                 bail!(
@@ -115,7 +115,7 @@ fn keep(series: &[Series], unit: &str, args: &BootArgs) -> anyhow::Result<()> {
     write_report(&format!("{name}.svg"), &plot::bars(series, unit))
 }
 
-/// Writes one of a bench's files into the target folder, and says where.
+/// Writes a file of a bench into the target folder, and prints its path.
 fn write_report(name: &str, text: &str) -> anyhow::Result<()> {
     let dir = program::target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
@@ -125,7 +125,7 @@ fn write_report(name: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints each group of a report of several, `{"groups": [{"title", "unit", "series"}]}`, and returns what is kept of them.
+/// Prints each group of a report, `{"groups": [{"title", "unit", "series"}]}`, and returns the groups to store.
 fn print_groups(report: &Value) -> anyhow::Result<Vec<Value>> {
     let groups = report["groups"].as_array().context("the report has no groups")?;
     let print = |group: &Value| {
@@ -138,7 +138,7 @@ fn print_groups(report: &Value) -> anyhow::Result<Vec<Value>> {
     groups.iter().map(print).collect()
 }
 
-/// An initramfs whose init says one line and resets, for the other machine monitors.
+/// Returns an initramfs for the other VMMs, whose init prints one line and resets.
 fn trivial_initramfs() -> anyhow::Result<String> {
     let dir = program::target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
@@ -147,7 +147,7 @@ fn trivial_initramfs() -> anyhow::Result<String> {
     run(Command::new("cc").args(flags).arg(&init).arg(top().join("tests/bench/init.c")))?;
     let mut archive = Vec::new();
     newc::append(&mut archive, "dev", 0o040_755, &[]);
-    // The kernel opens it for init's standard streams.
+    // The kernel opens the device for init's standard streams.
     newc::append_node(&mut archive, "dev/console", 0o020_600, (5, 1));
     newc::append(&mut archive, "init", 0o100_755, &fs::read(&init).context("read the trivial init")?);
     newc::finish(&mut archive);

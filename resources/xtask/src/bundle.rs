@@ -1,4 +1,4 @@
-//! Sample bundles, made on the spot from Debian's packages and kept in the cache.
+//! Sample bundles, built from Debian's packages and cached.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::steps::{output, run, say};
 use crate::{apt, cache};
 
-/// The command of the sample bundle: what a first look at a container asks.
+/// Command of the sample bundle, which prints general information about the container.
 const LOOK_AROUND: &str = "uname -a; cat /etc/os-release; id; mount; ls /proc | wc -l";
 
-/// Makes a bundle whose root file system is a minimal Debian, and returns its folder.
+/// Creates a bundle whose root file system is a minimal Debian, and returns its folder.
 ///
 /// `program` writes the `config.json`; the command is [`LOOK_AROUND`].
 pub fn debian(program: &Path) -> anyhow::Result<PathBuf> {
@@ -23,7 +23,7 @@ pub fn debian(program: &Path) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// What the tests of engines run, as users do.
+/// Programs in the containers of the engines' tests.
 const PROGRAMS: [&str; 9] = [
     "dpkg-dev",
     "gcc",
@@ -36,7 +36,7 @@ const PROGRAMS: [&str; 9] = [
     "wget",
 ];
 
-/// Makes an archive of a Debian with [`PROGRAMS`], and with one package in `/srv/packages` that is not installed.
+/// Creates an archive of a Debian with [`PROGRAMS`], and with one package in `/srv/packages` that is not installed.
 pub fn programs() -> anyhow::Result<PathBuf> {
     let dir = debootstrap("programs", &PROGRAMS)?;
     let archive = dir.join("rootfs.tar");
@@ -44,7 +44,7 @@ pub fn programs() -> anyhow::Result<PathBuf> {
         let packages = dir.join("rootfs/srv/packages");
         fs::create_dir_all(&packages).with_context(|| format!("make {}", packages.display()))?;
         apt::download_package("hello", &packages)?;
-        // As images for containers leave it out.
+        // Container images leave these folders out.
         let unread = "rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/locale/* /var/lib/apt/lists/*";
         run(Command::new("chroot").arg(dir.join("rootfs")).args(["sh", "-c", unread]))?;
         pack(&dir.join("rootfs"), &archive)?;
@@ -52,14 +52,14 @@ pub fn programs() -> anyhow::Result<PathBuf> {
     Ok(archive)
 }
 
-/// Packs a root file system, whole or not at all: one file is read through a shared folder far quicker than ten thousand.
+/// Packs a root file system atomically: a shared folder serves one file much faster than ten thousand.
 pub fn pack(rootfs: &Path, archive: &Path) -> anyhow::Result<()> {
     let fresh = archive.with_extension("new");
     run(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(&fresh).arg("."))?;
     fs::rename(&fresh, archive).with_context(|| format!("rename {}", fresh.display()))
 }
 
-/// Makes a minimal Debian with `packages` in the folder `rootfs` of the bundle `name`, once, and returns the bundle.
+/// Creates a minimal Debian with `packages` in the folder `rootfs` of the bundle `name`, once, and returns the bundle.
 fn debootstrap(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     let suite = apt::os_release("VERSION_CODENAME").context("/etc/os-release names no VERSION_CODENAME")?;
     let dir = cache::dir("bundles").join(format!("{name}-{suite}"));
@@ -88,7 +88,7 @@ fn debootstrap(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Makes a bundle whose root file system is Debian's static busybox, and returns its folder.
+/// Creates a bundle whose root file system is Debian's static busybox, and returns its folder.
 pub fn busybox(program: &Path, args: &[&str]) -> anyhow::Result<PathBuf> {
     apt::install(&["busybox-static"])?;
     let dir = cache::dir("bundles").join("busybox");
@@ -112,7 +112,7 @@ pub fn busybox(program: &Path, args: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Writes `config.json`: what `vmm spec` writes, with `args` in place of a shell on a terminal.
+/// Writes `config.json`: that of `vmm spec`, with `args` instead of a shell on a terminal.
 fn configure(program: &Path, dir: &Path, args: &[&str]) -> anyhow::Result<()> {
     let path = dir.join("config.json");
     if path.exists() {
@@ -129,7 +129,7 @@ fn configure(program: &Path, dir: &Path, args: &[&str]) -> anyhow::Result<()> {
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// The package source that this machine uses.
+/// Returns the package source of this machine.
 fn mirror() -> anyhow::Result<String> {
     let targets = output(Command::new("apt-get").args(["indextargets", "--format", "$(SITE)"]))?;
     match targets.lines().find(|site| site.ends_with("/debian") || site.ends_with("/debian/")) {

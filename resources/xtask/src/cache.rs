@@ -1,10 +1,10 @@
-//! Where results that are dear to make are kept between runs, outside the repository.
+//! The cache for expensive results, outside the repository.
 
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Returns the cache folder `name`, and creates it: below `$VMM_CACHE`, else `$XDG_CACHE_HOME/vmm`, else
-/// `~/.cache/vmm`. Panics when it cannot be created: nothing works without it.
+/// Returns the cache folder `name` and creates it: below `$VMM_CACHE`, otherwise `$XDG_CACHE_HOME/vmm`, otherwise
+/// `~/.cache/vmm`. Panics if it cannot create the folder, which all tasks need.
 pub fn dir(name: &str) -> PathBuf {
     let set = |key| env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = set("VMM_CACHE")

@@ -1,5 +1,4 @@
-//! `cargo xtask check`: format, lints, the crates' borders, what they are built from, the house limits, and the documents'
-//! links.
+//! `cargo xtask check`: format, lints, dependencies between crates, licenses, file sizes and documents' links.
 
 mod dependencies;
 mod license;
@@ -15,10 +14,10 @@ use crate::steps::{cargo, output, run, say, top};
 
 mod links;
 
-/// The most lines that a source file may have above its tests; functions are clippy's to count (clippy.toml).
+/// Maximum number of lines of a source file above its tests. clippy checks the length of functions (clippy.toml).
 const FILE_LINES_MAX: usize = 500;
 
-/// The edges between our own crates; any other is a fault. `tests` and `xtask` stand outside the product.
+/// Permitted dependencies between the crates of the workspace. `tests` and `xtask` are not part of the product.
 const EDGES: [(&str, &[&str]); 12] = [
     ("devices", &[]),
     ("vmm", &["devices"]),
@@ -34,12 +33,12 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("xtask", &[]),
 ];
 
-/// What a crate must never use directly, by the beginning of the name.
+/// Prefixes of crates that a crate must never use directly.
 const FORBIDDEN: [(&str, &[&str]); 10] = [
     ("devices", &["kvm-", "linux-loader", "oci-spec", "clap"]),
     ("vmm", &["oci-spec", "clap", "serde_json"]),
     ("agent-proto", &["libc", "rustix", "nix", "tokio"]),
-    // Anything: every name begins with the empty one.
+    // All crates: every name starts with the empty prefix.
     ("netlink", &[""]),
     ("agent", &["libc", "tokio", "async-std", "smol"]),
     ("oci", &["kvm-", "virtio-queue", "clap", "anyhow"]),
@@ -49,7 +48,7 @@ const FORBIDDEN: [(&str, &[&str]); 10] = [
     ("runtime", &["kvm-", "virtio-queue", "linux-loader", "tokio"]),
 ];
 
-/// The only files in which unsafe code may stand.
+/// The only files that may contain unsafe code.
 const UNSAFE_FILES: [&str; 13] = [
     "agent/src/bin/init.rs",
     "agent/src/memory.rs",
@@ -66,12 +65,12 @@ const UNSAFE_FILES: [&str; 13] = [
     "vmm/src/signal.rs",
 ];
 
-/// Runs every check and fails with the first kind that found something.
+/// Runs all checks. Fails at the first kind of check that finds a fault.
 pub fn check() -> anyhow::Result<()> {
     say("format, lints, borders, licenses, sizes, links");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    // Those that cargo does not build unless they are named.
+    // cargo builds these crates only when they are named.
     let tests = ["--package", "tests", "--test", "vm", "--test", "engines", "--test", "dist"];
     run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
     let mut faults = border_faults(&metadata()?)?;
@@ -93,7 +92,7 @@ fn metadata() -> anyhow::Result<Value> {
     serde_json::from_str(&text).context("parse cargo's metadata")
 }
 
-/// Lists every dependency that crosses a border. Development dependencies may: tests see more than the product.
+/// Lists all forbidden dependencies. Development dependencies are exempt: tests may use more than the product.
 fn border_faults(metadata: &Value) -> anyhow::Result<Vec<String>> {
     let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
     let ours: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
@@ -116,7 +115,7 @@ fn border_faults(metadata: &Value) -> anyhow::Result<Vec<String>> {
     Ok(faults)
 }
 
-/// Lists what is wrong with one source file: its length, and unsafe code where none may be.
+/// Lists the faults of one source file: its length, and unsafe code in a file that may not contain any.
 fn file_faults(name: &Path, text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
@@ -137,7 +136,7 @@ fn file_faults(name: &Path, text: &str) -> Vec<String> {
     faults
 }
 
-/// Every file below `dir` whose name ends with `ending`, cargo's own output left out.
+/// Returns all files below `dir` whose name ends with `ending`, without cargo's output.
 fn files(dir: &Path, ending: &str) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_owned()];

@@ -1,6 +1,6 @@
 //! `cargo xtask dist`: a Debian package, and a tarball with the same files, in `target/dist`.
 //!
-//! Two runs on one commit with one toolchain make equal files: every time in them is the commit's
+//! Two runs on one commit with one toolchain create equal files: all timestamps are those of the commit
 //! (`SOURCE_DATE_EPOCH`), and nothing depends on the user, the umask or the order of a directory.
 
 mod archives;
@@ -20,25 +20,25 @@ use crate::program::{self, target_dir};
 use crate::steps::{cargo, output, run, say, top};
 use tree::Tree;
 
-/// What making packages needs.
+/// Packages that building the release needs.
 const TOOLS: [&str; 4] = ["binutils", "dpkg", "gzip", "tar"];
-/// Who maintains the package, unless `DEBFULLNAME` and `DEBEMAIL` say so.
+/// Default maintainer of the package; `DEBFULLNAME` and `DEBEMAIL` override it.
 const MAINTAINER: (&str, &str) = ("vmm maintainers", "maintainers@example.org");
-/// The package's documentation.
+/// Documentation folder of the package.
 const DOC: &str = "usr/share/doc/vmm";
-/// Documents of the checkout that go there, if they are there.
+/// Documents of the checkout that are copied there if they exist.
 const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs"];
 
-/// What a release is called and when it was made.
+/// Name and time of a release.
 struct Release {
     version: &'static str,
     maintainer: String,
-    /// Seconds since 1970.
+    /// Time in seconds since 1970.
     epoch: u64,
 }
 
 impl Release {
-    /// Reads the environment and the checkout's last commit.
+    /// Returns the release of the environment variables and the checkout's last commit.
     fn new() -> anyhow::Result<Release> {
         let epoch = match env::var("SOURCE_DATE_EPOCH") {
             Ok(epoch) => epoch,
@@ -52,14 +52,14 @@ impl Release {
         Ok(Release { version: env!("CARGO_PKG_VERSION"), maintainer, epoch })
     }
 
-    /// The release's time as `date` prints it in this form.
+    /// Returns the release's time in a format of `date`.
     fn date(&self, form: &str) -> anyhow::Result<String> {
         let mut date = Command::new("date");
         date.env("LC_ALL", "C").args(["-u", "-d", &format!("@{}", self.epoch), form]);
         Ok(output(&mut date)?.trim().to_owned())
     }
 
-    /// A template of `resources/dist` with its words in place.
+    /// Returns a template of `resources/dist` with its variables replaced.
     fn template(&self, name: &str, kernel: &KernelFiles) -> anyhow::Result<String> {
         let path = top().join("resources/dist").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -72,15 +72,15 @@ impl Release {
     }
 }
 
-/// The files of a release.
+/// Files of a release.
 pub struct Dist {
-    /// The folder that they are in.
+    /// Folder of the files.
     pub dir: PathBuf,
     /// The Debian package.
     pub package: PathBuf,
     /// The tarball.
     pub tarball: PathBuf,
-    /// The checksums of both.
+    /// File with the checksums of both.
     pub sums: PathBuf,
 }
 
@@ -105,7 +105,7 @@ pub fn dist() -> anyhow::Result<Dist> {
     Ok(Dist { dir, package, tarball, sums })
 }
 
-/// Has man pages and completions made by the crate that has the command line's definition.
+/// Creates man pages and completions with the crate that defines the command line.
 fn add_manual(tree: &mut Tree, made: &Path, release: &Release) -> anyhow::Result<()> {
     let words = ["run", "--quiet", "--package", "runtime", "--example", "manual", "--"];
     run(cargo().args(words).arg(made).arg(release.date("+%F")?))?;
@@ -148,7 +148,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
-/// The files in a folder, by name.
+/// Returns the files of a folder, sorted by name.
 fn files_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();

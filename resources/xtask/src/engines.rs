@@ -1,4 +1,4 @@
-//! `cargo xtask test --engines`: container engines end to end, with runc and with `vmm` (`tests/engines`).
+//! `cargo xtask test --engines`: end-to-end tests of container engines, with runc and with `vmm` (`tests/engines`).
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::host::{self, Host};
 use crate::steps::{run, say, top};
 use crate::{apt, bundle, cache, program, test};
 
-/// The engines, as Debian has them, and what their networks need.
+/// Debian packages of the engines and their networks.
 pub const PACKAGES: [&str; 13] = [
     "aardvark-dns",
     "busybox-static",
@@ -25,23 +25,23 @@ pub const PACKAGES: [&str; 13] = [
     "runc",
     "tini",
 ];
-/// What all cases with both runtimes may take, seconds: several times what they do.
+/// Timeout of all cases with both runtimes in seconds: several times their duration.
 const SECONDS: u64 = 5400;
-/// The longest that one command of an engine may take, seconds.
+/// Timeout of one command of an engine in seconds.
 const COMMAND_SECONDS: &str = "150";
-/// The table that the repository keeps.
+/// Path of the table in the repository.
 const RESULTS: &str = "tests/engines/RESULTS.md";
 
-/// The group of cases for a host with version 1's cgroups.
+/// Group of the cases for a host with cgroups of version 1.
 const CGROUP1: &str = "cgroup1";
 
-/// Which cases.
+/// Selection of cases.
 pub struct Cases<'a> {
-    /// Only those that every run includes, with `vmm` alone.
+    /// Only the core cases that every run includes, with `vmm` only.
     pub core: bool,
-    /// Only those whose names hold one of these.
+    /// Only cases whose names contain one of these texts.
     pub filters: &'a [String],
-    /// Writes the repository's table anew.
+    /// Update the table in the repository.
     pub record: bool,
 }
 
@@ -94,14 +94,14 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     }
 }
 
-/// Where the engines are started.
+/// The host on which the engines run.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
-    /// On this machine itself.
+    /// This machine.
     Native,
-    /// In the emulated host.
+    /// The emulated host.
     Emulated,
-    /// In the emulated host, whose cgroups are made version 1's first.
+    /// The emulated host with cgroups of version 1.
     Cgroup1,
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the targets of tests/fuzz, each for a while.
+//! `cargo xtask fuzz`: runs the fuzz targets of tests/fuzz, each for a limited time.
 
 use std::process::Command;
 
@@ -8,9 +8,9 @@ use crate::program::target_dir;
 use crate::steps::{run, say, top};
 use crate::{apt, tools};
 
-/// The version of cargo-fuzz that is installed where there is none.
+/// Version of cargo-fuzz to install.
 const CARGO_FUZZ: &str = "0.13.2";
-/// Every target, as tests/fuzz/Cargo.toml names them.
+/// All targets, as named in tests/fuzz/Cargo.toml.
 const TARGETS: [&str; 9] = [
     "control_frames",
     "stream_frames",
@@ -23,20 +23,20 @@ const TARGETS: [&str; 9] = [
     "bundle",
 ];
 
-/// The one whose inputs start threads.
+/// The target whose inputs start threads.
 const THREADED: &str = "devices";
 
-/// What to fuzz.
+/// Selection of targets and duration.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The target; without one, each of them in turn
+    /// The target; all targets in turn by default
     target: Option<String>,
-    /// How long each may take
+    /// Duration per target in seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
 }
 
-/// Fuzzes until the time is over or something is found, which is kept below tests/fuzz/artifacts.
+/// Fuzzes until the time is over or a target fails. Failing inputs are stored below tests/fuzz/artifacts.
 pub fn fuzz(args: &Args) -> anyhow::Result<()> {
     let targets: Vec<&str> = match &args.target {
         Some(name) => {
@@ -53,7 +53,7 @@ pub fn fuzz(args: &Args) -> anyhow::Result<()> {
             .args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", target, "--"])
             .arg(format!("-max_total_time={}", args.seconds))
             .args(["-rss_limit_mb=1024", "-timeout=20", "-print_final_stats=1", "-verbosity=0"])
-            // What a thread that is just ending has of the C library's looks like a leak.
+            // The leak detector reports the C library's memory of a thread that is just exiting.
             .args((target == THREADED).then_some("-detect_leaks=0"))
             .current_dir(top())
             .env("CARGO_TARGET_DIR", target_dir().join("fuzz"))

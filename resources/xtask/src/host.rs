@@ -1,8 +1,9 @@
-//! The emulated KVM host: runs any command as root in a machine with a working /dev/kvm, whatever this machine's own
-//! KVM can do. What it is, what it costs and how to measure in it: `tests/host/README.md`.
+//! The emulated KVM host: runs any command as root in a machine with a working /dev/kvm, even if this machine has no
+//! usable KVM. `tests/host/README.md` describes its design, its cost and measurements in it.
 //!
-//! Reading order: `machine` (what it is made of), `snapshot` (how it comes to be booted already), `request` (what is
-//! said to its PID 1, `tests/host/init.c`), `session` (one run), and below, what is made of that. Knows nothing of vmm.
+//! Reading order: `machine` (the QEMU command line), `snapshot` (the booted state), `request` (the protocol of its PID
+//! 1, `tests/host/init.c`), `session` (one run), and then this file, which uses them. This module does not depend on
+//! vmm.
 
 mod check;
 mod cli;
@@ -34,22 +35,22 @@ use request::{Exit, REQUEST_MAX, Request};
 use session::{Ending, Session, Sink, silence_max};
 use snapshot::Snapshot;
 
-/// Exit code of a run whose deadline came.
+/// Exit code of a run that exceeded its timeout.
 pub const TIMED_OUT: i32 = 124;
 /// Exit code of `cargo xtask host` when the machine, not the command, failed.
 pub const FAILED: u8 = 125;
-/// The machine's memory in MiB unless said otherwise.
+/// Default memory of the machine in MiB.
 pub const MEMORY_MIB: u32 = 2048;
-/// What a command may take unless said otherwise.
+/// Default timeout of a command.
 pub const DEADLINE: Duration = Duration::from_secs(600);
-/// CPUs of the command unless said otherwise.
+/// Default number of CPUs of the command.
 const CPUS: u32 = 2;
-/// How often a run that the machine itself ended or stalled is done again.
+/// Maximum number of repetitions of a run that failed because the machine ended or stalled.
 const RERUNS_MAX: u32 = 2;
-/// How much of the machine's log goes into a message, in lines.
+/// Number of lines of the machine's log in an error.
 const LOG_LINES: usize = 30;
 
-/// How a command is to be run. Its working folder is this process's, its environment is this process's.
+/// Options for running a command. Working folder and environment are those of this process.
 #[derive(Clone)]
 pub struct Host {
     outs: Vec<PathBuf>,
@@ -64,16 +65,16 @@ pub struct Host {
     verbose: bool,
 }
 
-/// What a command said and how it ended.
+/// Output and exit code of a command.
 #[derive(Debug)]
 pub struct Output {
-    /// Its exit code, 128 + signal, or `TIMED_OUT`.
+    /// Exit code, 128 + signal, or `TIMED_OUT`.
     pub status: i32,
-    /// All of its standard output.
+    /// Complete standard output.
     pub stdout: Vec<u8>,
-    /// All of its standard error.
+    /// Complete standard error.
     pub stderr: Vec<u8>,
-    /// How often the machine itself failed before that.
+    /// Number of earlier attempts that failed because of the machine.
     pub reruns: u32,
 }
 
@@ -95,12 +96,12 @@ impl Default for Host {
 }
 
 impl Host {
-    /// A machine of 2 GiB whose command has two CPUs and ten minutes, on the wall clock.
+    /// Returns the defaults: a machine of 2 GiB, two CPUs and ten minutes for the command, on the wall clock.
     pub fn new() -> Host {
         Host::default()
     }
 
-    /// Shares `folder` for writing, creates it if it is missing. Everything else that the command writes is dropped.
+    /// Shares `folder` for writing, and creates it if it is missing. Files that the command writes elsewhere are lost.
     pub fn out(mut self, folder: impl Into<PathBuf>) -> Host {
         self.outs.push(folder.into());
         self
@@ -112,71 +113,71 @@ impl Host {
         self
     }
 
-    /// Runs the command once before, in a machine that is thrown away, and stages every file that it opened.
+    /// Runs the command once before, in a temporary machine, and stages every file that it opened.
     pub fn stage_opened(mut self, first: bool) -> Host {
         self.stage_opened = first;
         self
     }
 
-    /// Sets the environment entry `key`, over this process's own.
+    /// Sets the environment variable `key`, which overrides that of this process.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Host {
         self.env.push((key.into(), value.into()));
         self
     }
 
-    /// The machine's memory in MiB, what the command writes included.
+    /// Sets the machine's memory in MiB, which includes files that the command writes.
     pub fn memory(mut self, mib: u32) -> Host {
         self.memory_mib = mib;
         self
     }
 
-    /// CPUs for the command; with the instruction clock there is one.
+    /// Sets the number of CPUs for the command. The instruction clock permits only one.
     pub fn cpus(mut self, count: u32) -> Host {
         self.cpus = Some(count);
         self
     }
 
-    /// What time is in the machine.
+    /// Sets the clock of the machine.
     pub fn clock(mut self, clock: Clock) -> Host {
         self.clock = clock;
         self
     }
 
-    /// Seconds (of this machine's time) that the command may take.
+    /// Sets the timeout of the command, in seconds of this machine's time.
     pub fn deadline(mut self, seconds: u64) -> Host {
         self.deadline = Duration::from_secs(seconds);
         self
     }
 
-    /// Whether the command reads this process's standard input. A run that has input is never done again.
+    /// Whether the command reads this process's standard input. A run with input is never repeated.
     pub fn stdin(mut self, pass: bool) -> Host {
         self.stdin = pass;
         self
     }
 
-    /// Whether to say on stderr how long each step took.
+    /// Whether to print the duration of each step to stderr.
     pub fn verbose(mut self, verbose: bool) -> Host {
         self.verbose = verbose;
         self
     }
 
-    /// Installs what is needed and makes the snapshot, if either is missing.
+    /// Installs the required packages and creates the snapshot, if necessary.
     pub fn prepare(&self) -> anyhow::Result<()> {
         Snapshot::get(&self.machine()?).map(|_| ())
     }
 
-    /// Runs `command`; its output goes to this process's stdout and stderr as it comes. Returns its exit code,
-    /// 128 + signal, or `TIMED_OUT`. An error means that the machine failed.
+    /// Runs `command`, with its output passed on to this process's stdout and stderr. Returns its exit code, 128 +
+    /// signal, or `TIMED_OUT`. An error means that the machine failed.
     pub fn run<S: AsRef<OsStr>>(&self, command: &[S]) -> anyhow::Result<i32> {
         let sinks = [Sink::pass(io::stdout())?, Sink::pass(io::stderr())?];
         self.attempts(command, || sinks.clone()).map(|(status, _)| status)
     }
 
-    /// Runs `command` and returns what it said. An error means that the machine failed.
+    /// Runs `command` and returns its output. An error means that the machine failed.
     pub fn output<S: AsRef<OsStr>>(&self, command: &[S]) -> anyhow::Result<Output> {
         let kept = Mutex::new([Arc::default(), Arc::default()]);
         let sinks = || {
-            // Of an attempt that did not count, nothing is handed back.
+            // The output of a failed attempt is dropped.
             let fresh: [Arc<Mutex<Vec<u8>>>; 2] = Default::default();
             *kept.lock().unwrap() = fresh.clone();
             fresh.map(Sink::Keep)
@@ -209,7 +210,8 @@ impl Host {
         self.rerun(&Parts { machine, outs: &outs, stage: &stage, opened: None }, command, sinks)
     }
 
-    /// Runs `command`, again where the machine itself ended or stalled; returns its exit code and how often again.
+    /// Runs `command`, and repeats it if the machine ended or stalled. Returns its exit code and the number of
+    /// repetitions.
     fn rerun<S: AsRef<OsStr>>(
         &self,
         parts: &Parts,
@@ -266,7 +268,7 @@ impl Host {
         Ok(Machine { memory_mib: self.memory_mib, cpus, clock: self.clock })
     }
 
-    /// The request, with the time as it is and fresh entropy.
+    /// Returns the request, with the current time and fresh entropy.
     fn request<S: AsRef<OsStr>>(
         &self,
         snapshot: &Snapshot,
@@ -314,27 +316,27 @@ impl Host {
     }
 }
 
-/// What a run of the machine is made from, with full names.
+/// Parts of a run of the machine, with absolute paths.
 struct Parts<'a> {
     machine: Machine,
     outs: &'a [PathBuf],
     stage: &'a [PathBuf],
-    /// Where to note what the command opens.
+    /// Where to record the files that the command opens.
     opened: Option<&'a Opened>,
 }
 
-/// Creates `folder` and returns its full name.
+/// Creates `folder` and returns its absolute path.
 fn make_folder(folder: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     find(folder)
 }
 
-/// The full name of `path`.
+/// Returns the absolute path of `path`.
 fn find(path: &Path) -> anyhow::Result<PathBuf> {
     fs::canonicalize(path).with_context(|| format!("find {}", path.display()))
 }
 
-/// Entropy, as text.
+/// Returns entropy as text.
 fn seed() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     fs::File::open("/dev/urandom")

@@ -1,5 +1,5 @@
-//! The guest kernel: Debian's `linux-source` with the patches and fragments of `resources/kernel/`, built once and cached by
-//! what it is made of. `resources/kernel/README.md` says how the configuration was chosen.
+//! The guest kernel: Debian's `linux-source` with the patches and fragments of `resources/kernel/`. It is built once
+//! and cached by its inputs. `resources/kernel/README.md` describes how the configuration was chosen.
 
 mod fragments;
 mod image;
@@ -23,7 +23,7 @@ use patches::Patches;
 pub use source::PACKAGE;
 use source::Source;
 
-/// What compiling the kernel needs.
+/// Packages that the build needs.
 const TOOLS: &[&str] = &[
     "bc",
     "bison",
@@ -41,7 +41,7 @@ const TOOLS: &[&str] = &[
     "zstd",
 ];
 
-/// What each run of make gets. Date, user, host and build number would otherwise make every build different.
+/// Variables of each run of make. Date, user, host and build number would otherwise make every build different.
 const MAKE: &[&str] = &[
     "ARCH=x86_64",
     "LOCALVERSION=",
@@ -49,27 +49,28 @@ const MAKE: &[&str] = &[
     "KBUILD_BUILD_USER=vmm",
     "KBUILD_BUILD_HOST=vmm",
     "KBUILD_BUILD_VERSION=1",
-    // GCC 12 clears and copies things of unknown size with an inline `rep stosb`, a byte at a time on processors without
-    // fast strings; the kernel's own functions choose by what the processor can do.
+    // GCC 12 clears and copies objects of unknown size with an inline `rep stosb`, which is slow on processors without
+    // fast strings; the kernel's own functions choose by the processor's features.
     concat!(
         "KCFLAGS=-mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign",
         " -mmemcpy-strategy=unrolled_loop:256:noalign,libcall:-1:noalign"
     ),
 ];
 
-/// Counts changes of the recipe that neither [`MAKE`] nor the fragments show, such as one of the image's layout.
+/// Version of the recipe: increases with changes that neither [`MAKE`] nor the fragments show, such as the layout of
+/// the image.
 const RECIPE: u32 = 1;
 
-/// The files of a built guest kernel.
+/// Paths of the files of a built guest kernel.
 #[derive(Debug, Clone)]
 pub struct KernelFiles {
-    /// Uncompressed ELF with a 64-bit entry, for mapping: see [`image::pack`].
+    /// Uncompressed ELF with a 64-bit entry point, for mapping: see [`image::pack`].
     pub vmlinux: PathBuf,
-    /// The compressed form with a boot sector and the boot protocol's header.
+    /// bzImage: the compressed kernel with a boot sector and the boot protocol's header.
     pub bzimage: PathBuf,
-    /// The whole configuration.
+    /// Complete configuration.
     pub config: PathBuf,
-    /// The version of [`PACKAGE`] that it is built from.
+    /// Version of [`PACKAGE`] from which it was built.
     pub version: String,
 }
 
@@ -80,23 +81,22 @@ impl KernelFiles {
     }
 }
 
-/// Returns the guest kernel of this checkout, and builds it first if the cache does not have it. Runs at the same
-/// time wait for each other. An option that a fragment asks for and the configuration does not have is an error.
+/// Returns the guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other.
+/// An option of a fragment that the resulting configuration does not have is an error.
 pub fn kernel() -> anyhow::Result<KernelFiles> {
     let requests = requests()?;
     let patches = Patches::read(&fragment_folder().join("patches"))?;
     let cache = cache::dir("kernel");
     let folder_of = |source: &Source| cache.join(key(&requests, &patches, &source.version));
-    // A finished kernel is never changed: only who builds one has to wait for another who does.
+    // A finished kernel never changes: only builders must wait for each other.
     let source = Source::newest()?;
     let folder = folder_of(&source);
     if folder.is_dir() {
         return Ok(KernelFiles::in_folder(&folder, &source));
     }
     let _lock = lock(&cache.join("lock"))?;
-    // Apt's lists may be as old as the machine's image. Whatever refreshes them next would bring a newer version and
-    // have this kernel built again, so they are refreshed before the minutes are spent. Without a network the old ones
-    // do: the source may be here already.
+    // Apt's lists may be outdated. A later refresh would bring a newer version and cause another build, so that the
+    // lists are refreshed before this build. Without a network the old lists suffice if the source is in the cache.
     if let Err(error) = apt::update() {
         eprintln!("kernel: going on with apt's lists as they are: {error:#}");
     }
@@ -113,7 +113,7 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
     Ok(KernelFiles::in_folder(&folder, &source))
 }
 
-/// The folder of the fragments in this checkout.
+/// Returns the folder of the fragments in this checkout.
 fn fragment_folder() -> PathBuf {
     top().join("resources/kernel")
 }
@@ -135,7 +135,7 @@ fn requests() -> anyhow::Result<BTreeMap<String, Request>> {
     Ok(all)
 }
 
-/// Names a build: equal keys are equal kernels. Comments and the order of the fragments' lines do not matter.
+/// Returns the cache key of a build: equal keys mean equal kernels. Comments and the order of lines do not matter.
 fn key(requests: &BTreeMap<String, Request>, patches: &Patches, version: &str) -> String {
     let (make, patches, options) = (MAKE.join("\n"), patches.digest(), fragments::render(requests));
     let text = format!("{RECIPE}\n{make}\n{version}\n{patches}\n{options}");
@@ -178,12 +178,12 @@ fn build(
     fs::write(&files.vmlinux, image::pack(&elf)?)?;
     fs::copy(objects.join("arch/x86/boot/bzImage"), &files.bzimage).context("copy bzImage")?;
     fs::copy(objects.join(".config"), &files.config).context("copy .config")?;
-    // For whoever has to make sense of an address.
+    // For debugging: the symbols.
     fs::copy(objects.join("System.map"), staged.join("System.map")).context("copy System.map")?;
     Ok(())
 }
 
-/// Everything that the fragments do not ask for, and nothing that they ask for needs, is off.
+/// Disables all options that the fragments do not request or need.
 fn configure(requests: &BTreeMap<String, Request>, tree: &Path, objects: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(objects).with_context(|| format!("create {}", objects.display()))?;
     let asked = objects.join("asked.config");
@@ -201,7 +201,7 @@ fn configure(requests: &BTreeMap<String, Request>, tree: &Path, objects: &Path) 
 
 fn make(tree: &Path, objects: &Path) -> Command {
     let mut make = Command::new("make");
-    // A caller's own make (a job server, say) is none of this one's business.
+    // Variables of a surrounding make (of a job server, for example) must not affect this one.
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env("LC_ALL", "C");
     make.arg("-C").arg(tree).arg(format!("O={}", objects.display())).args(MAKE);
     make

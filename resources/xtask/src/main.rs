@@ -34,26 +34,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run a Debian container in a virtual machine: the main job, with all its set-up
+    /// Run a Debian container in a virtual machine, with all setup
     Run(run::Args),
-    /// Pass the tests: checks, unit tests, whole-VM tests, container engines, the files of a release
+    /// Run the tests: checks, unit tests, whole-VM tests, container engines, release files
     Test(test::Args),
-    /// Measure, side by side with others
+    /// Measure vmm and alternatives in one run
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Fuzz what a guest or a bundle says
+    /// Fuzz input from guests and bundles
     Fuzz(fuzz::Args),
     /// Check format, lints, crate borders, sizes and the documents' links
     Check,
-    /// Look for known vulnerabilities in what the workspace is built from (cargo-deny)
+    /// Look for known vulnerabilities in the dependencies (cargo-deny)
     Audit(audit::Args),
     /// Build `target/vmm`: the static program with guest kernel and agent inside
     Build,
-    /// Make a Debian package and a tarball of it, its manual and its documentation, in `target/dist`
+    /// Build a Debian package and a tarball with the manual and the documentation, in `target/dist`
     Dist,
-    /// Build the guest kernel, or find the one that is built already, and print where its files are
+    /// Build the guest kernel unless it is cached, and print the paths of its files
     Kernel,
-    /// Build the guest's agent into an initramfs and print where it is
+    /// Build the guest's agent into an initramfs and print its path
     Initramfs,
     /// Run a command in the emulated KVM host
     Host(host::HostArgs),
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
     exit(done.map(|()| 0))
 }
 
-/// Says what went wrong, once, and turns it into an exit code.
+/// Prints an error once and returns the exit code.
 fn exit(done: anyhow::Result<i32>) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),

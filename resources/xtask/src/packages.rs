@@ -1,4 +1,4 @@
-//! The packages that the workspace is built from, as `cargo metadata` resolves them.
+//! The packages of the workspace and its dependencies, as `cargo metadata` resolves them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,24 +12,24 @@ use crate::steps::{cargo, output};
 /// A package of the workspace or of a registry.
 #[derive(Debug, Deserialize)]
 pub struct Package {
-    /// Cargo's identifier.
+    /// Identifier of cargo.
     pub id: String,
-    /// Its name.
+    /// Name of the package.
     pub name: String,
-    /// Its version.
+    /// Version of the package.
     pub version: String,
-    /// An SPDX expression.
+    /// License as an SPDX expression.
     pub license: Option<String>,
-    /// Who wrote it, where it says so.
+    /// Authors, if the package names them.
     #[serde(default)]
     pub authors: Vec<String>,
-    /// Where it comes from; a member of the workspace has none.
+    /// Source of the package; `None` for a member of the workspace.
     pub source: Option<String>,
-    /// Its `Cargo.toml`.
+    /// Path of its `Cargo.toml`.
     pub manifest_path: PathBuf,
 }
 
-/// All packages and what each one links.
+/// All packages, and the dependencies of each.
 #[derive(Deserialize)]
 pub struct Packages {
     packages: Vec<Package>,
@@ -55,23 +55,23 @@ struct Dependency {
 
 #[derive(Deserialize)]
 struct Kind {
-    /// None for an ordinary dependency, else `dev` or `build`.
+    /// `None` for an ordinary dependency, otherwise `dev` or `build`.
     kind: Option<String>,
 }
 
 impl Packages {
-    /// Asks cargo; other platforms' packages are left out.
+    /// Runs cargo, without packages for other platforms.
     pub fn load() -> anyhow::Result<Packages> {
         let words = ["metadata", "--format-version", "1", "--filter-platform", TARGET];
         serde_json::from_str(&output(cargo().args(words))?).context("parse cargo's metadata")
     }
 
-    /// Every package, those for building and testing included.
+    /// Returns all packages, including those for building and testing.
     pub fn all(&self) -> &[Package] {
         &self.packages
     }
 
-    /// The packages of registries that are linked into members of the workspace, by name and version.
+    /// Returns the registry packages that are linked into members of the workspace, sorted by name and version.
     pub fn linked_into(&self, members: &[&str]) -> Vec<&Package> {
         let nodes: BTreeMap<&str, &Node> =
             self.resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();

@@ -9,12 +9,12 @@ use anyhow::{Context, ensure};
 use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, initramfs, kernel};
 
-/// The target that the program is linked for; named, so that its flags reach neither build scripts nor macros.
+/// Target of the program. It is named explicitly so that its flags do not apply to build scripts and macros.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The most that the program may weigh with kernel and agent inside.
+/// Maximum size of the program in bytes, with kernel and agent.
 const PROGRAM_BYTES_MAX: u64 = 24 << 20;
 
-/// Builds kernel, agent and runtime as far as they are stale, and returns the path of the finished program.
+/// Builds kernel, agent and runtime if they are out of date, and returns the path of the finished program.
 pub fn program() -> anyhow::Result<PathBuf> {
     apt::install(&["binutils", "gcc", "libc6-dev"])?;
     let kernel = kernel::kernel()?;
@@ -34,13 +34,13 @@ pub fn program() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// Builds an executable of `package` that needs no library at run time, and returns its path.
+/// Builds an executable of `package` without run-time libraries, and returns its path.
 pub fn static_program(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, "--bin", name]);
     build.args(["--target", TARGET, "--config", &flags]);
-    // `vmm --version` says it. Without git, as from an archive, it says that it does not know.
+    // For the output of `vmm --version`, which reports an unknown commit without git, as in an archive.
     if let Ok(commit) = output(
         Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).current_dir(top()),
     ) {
@@ -50,7 +50,7 @@ pub fn static_program(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     Ok(target_dir().join(TARGET).join("release").join(name))
 }
 
-/// The folder that cargo builds into.
+/// Returns the folder of cargo's output.
 pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), |dir| top().join(dir))
 }
@@ -69,7 +69,7 @@ fn embed(bare: &Path, kernel: &Path, initramfs: &Path, program: &Path) -> anyhow
         .with_context(|| format!("rename {} to {}", fresh.display(), program.display()))
 }
 
-/// Whether `made` exists and is newer than all it is made from.
+/// Whether `made` exists and is newer than all its sources.
 fn newer(made: &Path, from: &[&Path]) -> bool {
     let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     let Some(made) = time(made) else { return false };

@@ -1,4 +1,4 @@
-//! `cargo xtask run`: the main job on a real bundle, from nothing.
+//! `cargo xtask run`: builds everything and runs a bundle.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,17 +9,17 @@ use crate::host::{self, Host};
 use crate::steps::say;
 use crate::{bundle, program};
 
-/// What to run.
+/// The bundle and its options.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The bundle; without one, a Debian root file system is made
+    /// The bundle; a Debian root file system is created by default
     bundle: Option<PathBuf>,
-    /// Further arguments of `vmm run`
+    /// Additional arguments of `vmm run`
     #[arg(last = true)]
     options: Vec<String>,
 }
 
-/// Runs the bundle with `vmm run` and returns its exit code; in the emulated KVM host where there is no usable KVM.
+/// Runs the bundle with `vmm run` and returns its exit code; without a usable KVM it runs in the emulated KVM host.
 pub fn run(args: &Args) -> anyhow::Result<i32> {
     let program = program::program()?;
     let bundle = match &args.bundle {

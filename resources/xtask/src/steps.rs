@@ -1,4 +1,4 @@
-//! What every task does: say a step, run a command, find the checkout.
+//! Operations of all tasks: print a step, run a command, find the checkout.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub fn top() -> PathBuf {
     find_top().expect("the task was started in a checkout").to_owned()
 }
 
-/// Finds the top folder of the checkout that this task was started in.
+/// Finds the top folder of the checkout in which this task was started.
 ///
 /// The path is not compiled in: a checkout that was copied or moved together with its target folder would work on the
 /// old place. Cargo sets `CARGO_MANIFEST_DIR` for the programs and tests that it starts; for a program that is started
@@ -31,7 +31,7 @@ pub fn find_top() -> anyhow::Result<&'static Path> {
     Ok(TOP.get_or_init(|| found))
 }
 
-/// Returns the top folder of the checkout that holds the first of `folders` that is in one.
+/// Returns the top folder of the checkout that contains one of `folders`, the first if there are several.
 fn top_above(folders: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
     let is_top = |folder: &&Path| {
         folder.join("Cargo.lock").is_file() && folder.join("resources/xtask/Cargo.toml").is_file()
@@ -39,12 +39,12 @@ fn top_above(folders: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
     folders.into_iter().find_map(|folder| folder.ancestors().find(is_top).map(Path::to_owned))
 }
 
-/// Says what happens next, on standard error, so that standard output stays the command's own.
+/// Prints the next step to standard error, so that standard output belongs to the command.
 pub fn say(step: &str) {
     eprintln!("==> {step}");
 }
 
-/// Runs `command` to its end and fails with its name and status if it did not succeed.
+/// Runs `command` to its end. Fails with its name and status unless it succeeds.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let name = shown(command);
     let status = command.status().with_context(|| format!("start {name}"))?;
@@ -64,7 +64,7 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{name}: read its output"))
 }
 
-/// A `cargo` command in the checkout, with the toolchain that runs this one.
+/// Returns a `cargo` command in the checkout, with the toolchain that runs this program.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(top());

@@ -1,7 +1,7 @@
-//! `cargo xtask test --oci DIR`: the public validation suites of OCI runtimes, with runc and with vmm beside each other.
+//! `cargo xtask test --oci DIR`: the public validation suites of OCI runtimes, with runc and with vmm.
 //!
-//! A suite is a checkout that the caller provides; none of it is kept here. `build` makes its programs, `tests/oci/suites.sh`
-//! runs them where KVM is, `said` reads what they said, `table` writes it down.
+//! The caller provides a suite as a checkout; the repository contains none of it. `build` builds its programs,
+//! `tests/oci/suites.sh` runs them with a usable KVM, `said` parses their output, and `table` writes the results.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,20 +17,20 @@ mod build;
 mod said;
 mod table;
 
-/// Tests of one run in the emulated host: what one of them leaves in that machine's memory is gone with it.
+/// Number of tests per run in the emulated host. A new machine frees memory that tests have leaked.
 const PIECE: usize = 16;
-/// The deadline of such a run, seconds.
+/// Timeout of such a run in seconds.
 const PIECE_SECONDS: u64 = 1800;
 
-/// A suite with its programs built.
+/// A suite with its built programs.
 struct Suite {
-    /// What its tests' names begin with.
+    /// Prefix of the names of its tests.
     name: &'static str,
-    /// The folder of its programs.
+    /// Folder of its programs.
     programs: PathBuf,
-    /// The tests, without the suite's name.
+    /// Names of the tests, without the prefix.
     tests: Vec<String>,
-    /// The checkout's version.
+    /// Version of the checkout.
     version: String,
 }
 
@@ -40,7 +40,8 @@ impl Suite {
     }
 }
 
-/// Runs those tests of the suites in `checkouts` whose names hold `filter`, and writes the table: of others it keeps what was.
+/// Runs those tests of the suites in `checkouts` whose names contain `filter`, and writes the table. Results of other
+/// tests stay.
 pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> anyhow::Result<()> {
     apt::install(&["runc", "e2fsprogs"])?;
     let program = program::program()?;
@@ -101,7 +102,7 @@ fn run_piece(suites: &[Suite], program: &Path, out: &Path, tests: &[String]) -> 
     }
 }
 
-/// The first line of `program --version`.
+/// Returns the first line of `program --version`.
 fn version(program: &Path) -> anyhow::Result<String> {
     let text = output(Command::new(program).arg("--version"))?;
     Ok(text.lines().next().unwrap_or_default().to_owned())

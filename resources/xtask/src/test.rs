@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that must pass.
+//! `cargo xtask test`: all tests.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use crate::host::{self, Host};
 use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, bundle, check, dist, program, suites};
 
-/// The whole-VM tests' own deadline, seconds: several times what they take, well below CI's.
+/// Timeout of the whole-VM tests in seconds: several times their duration, and well below CI's timeout.
 const VM_TESTS_SECONDS: u64 = 2400;
-/// The same of the tests of the release's files.
+/// Timeout of the tests of the release files in seconds.
 const DIST_TESTS_SECONDS: u64 = 600;
 
-/// Which tests.
+/// Selection of tests.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only the unit tests
@@ -26,31 +26,32 @@ pub struct Args {
     /// Only the whole-VM tests
     #[arg(long, conflicts_with = "unit")]
     vm: bool,
-    /// Only the tests of Docker, Podman and containerd: all of them, with runc and with vmm
+    /// Only the tests of Docker, Podman and containerd: all cases, with runc and with vmm
     #[arg(long, conflicts_with_all = ["unit", "vm"])]
     engines: bool,
-    /// Only the tests of the release's files: the Debian package, installed below Docker, and the tarball
+    /// Only the tests of the release files: the Debian package, installed below Docker, and the tarball
     #[arg(long, conflicts_with_all = ["unit", "vm", "engines"])]
     dist: bool,
-    /// Write the table of engines in the repository anew
+    /// Update the table of engines in the repository
     #[arg(long, requires = "engines")]
     record: bool,
-    /// Only the public suite of OCI runtimes whose checkout this is, with runc and vmm in turn; may be given twice
+    /// Only the public suite of OCI runtimes in this checkout, with runc and vmm in turn; may be repeated
     #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "vm", "engines", "dist"])]
     oci: Vec<PathBuf>,
-    /// Run none of them, and write their table anew from what they said last
+    /// Run no tests, and update their table from the last results
     #[arg(long, requires = "oci")]
     table: bool,
-    /// Only tests whose names hold this; of the engines' several
+    /// Only tests whose names contain this text; several with --engines
     filter: Vec<String>,
 }
 
-/// Runs checks, unit tests, whole-VM tests, the core of the engines' tests and the tests of the release's files; the runners print their own closing lines.
+/// Runs checks, unit tests, whole-VM tests, core cases of the engines and tests of the release files. The test runners
+/// print their own summaries.
 pub fn test(args: &Args) -> anyhow::Result<()> {
     if args.engines {
         return engines(&Cases { core: false, filters: &args.filter, record: args.record });
     }
-    ensure!(args.filter.len() < 2, "one filter at a time, but for --engines");
+    ensure!(args.filter.len() < 2, "only --engines accepts several filters");
     if !args.oci.is_empty() {
         return suites::run_suites(&args.oci, args.filter.first().map(String::as_str), args.table);
     }
@@ -80,7 +81,7 @@ fn unit(args: &Args) -> anyhow::Result<()> {
     run(cargo().args(words))
 }
 
-/// Builds the whole-VM tests here and runs them where KVM is: natively, or in the emulated KVM host.
+/// Builds the whole-VM tests and runs them with a usable KVM: natively, or in the emulated KVM host.
 fn vm(args: &Args) -> anyhow::Result<()> {
     apt::install(&["busybox-static", "e2fsprogs", "iproute2", "strace"])?;
     let program = program::program()?;
@@ -106,7 +107,7 @@ fn vm(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Makes the files of a release and installs them in the emulated KVM host, which forgets it: this machine stays as it is.
+/// Builds the release files and installs them in the emulated KVM host, so that this machine does not change.
 fn installed(args: &Args) -> anyhow::Result<()> {
     apt::install(&engines::PACKAGES)?;
     let dir = dist::dist()?.dir;
@@ -123,7 +124,7 @@ fn installed(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The bundle's root file system as an archive, made once.
+/// Returns the bundle's root file system as an archive, which is created once.
 fn rootfs_archive(dir: &Path) -> anyhow::Result<PathBuf> {
     let archive = dir.join("rootfs.tar");
     if !archive.exists() {

@@ -1,11 +1,11 @@
-//! Programs of crates.io that a task needs, kept in the cache.
+//! Cached programs of crates.io that a task needs.
 
 use std::path::PathBuf;
 
 use crate::cache;
 use crate::steps::{cargo, run, say};
 
-/// Returns the program of package `name`, installed in this version if there is none.
+/// Returns the program of package `name`. Installs this version if it is not in the cache.
 pub fn installed(name: &str, version: &str) -> anyhow::Result<PathBuf> {
     let root = cache::dir("tools");
     let program = root.join("bin").join(name);

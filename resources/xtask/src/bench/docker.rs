@@ -1,4 +1,4 @@
-//! `cargo xtask bench docker`: what a container costs a user of Docker, with runc and with `vmm` in turn.
+//! `cargo xtask bench docker`: the cost of a container for a user of Docker, with runc and with `vmm` in turn.
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
@@ -10,10 +10,10 @@ use crate::{apt, bundle, engines, program, test};
 
 const DEADLINE_SECONDS: u64 = 3600;
 
-/// How to measure containers of Docker.
+/// Options for measuring containers of Docker.
 #[derive(clap::Args)]
 pub struct DockerArgs {
-    /// Which clock: seconds, or instructions, which counts whole runs alone
+    /// Clock: seconds, or instructions, which measures only whole runs
     #[arg(long, value_enum, default_value = "wall")]
     clock: ClockArg,
     /// Samples of each figure
@@ -21,7 +21,8 @@ pub struct DockerArgs {
     runs: usize,
 }
 
-/// Measures in the emulated KVM host, whatever KVM is here: the engine is started for it, with a network of its own.
+/// Measures in the emulated KVM host even if this machine has a usable KVM: the bench starts its own engine, with its
+/// own network.
 pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
     ensure!(args.runs > 0, "--runs 0 measures nothing");
     apt::install(&engines::PACKAGES)?;

@@ -1,16 +1,16 @@
-//! A bar for each series' median with a line for its spread, as SVG.
+//! Draws an SVG with a bar for the median of each series and a line for its spread.
 
 use std::fmt::Write;
 
 use super::Series;
 
-/// Height of a row, pixels.
+/// Height of a row in pixels.
 const ROW: usize = 34;
-/// Where the bars begin and how far the longest reaches, pixels.
+/// Left end and maximum length of the bars in pixels.
 const LEFT: f64 = 250.0;
 const WIDTH: f64 = 520.0;
 
-/// Draws the series below each other on one scale.
+/// Draws all series on one scale, below each other.
 pub fn bars(series: &[Series], unit: &str) -> String {
     let most = series.iter().map(|s| s.spread().1).fold(1.0, f64::max);
     let x = |value: f64| LEFT + value / most * WIDTH;

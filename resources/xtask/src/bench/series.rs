@@ -1,4 +1,4 @@
-//! Samples of one contender's milestone, and what is told of them.
+//! Samples of a contender's milestone, and their statistics.
 
 use std::fmt::Write;
 
@@ -7,20 +7,20 @@ use serde_json::{Value, json};
 
 /// One milestone's samples.
 pub struct Series {
-    /// `contender: milestone`.
+    /// Name: `contender: milestone`.
     pub name: String,
-    /// The samples, sorted.
+    /// Samples in ascending order.
     samples: Vec<f64>,
 }
 
 impl Series {
-    /// Returns a series over at least one sample.
+    /// Returns a series of at least one sample.
     fn new(name: &str, mut samples: Vec<f64>) -> Series {
         samples.sort_by(f64::total_cmp);
         Series { name: name.to_owned(), samples }
     }
 
-    /// The middle sample, or the mean of the two in the middle.
+    /// Returns the median.
     pub fn median(&self) -> f64 {
         let half = self.samples.len() / 2;
         if self.samples.len() % 2 == 1 {
@@ -30,13 +30,13 @@ impl Series {
         }
     }
 
-    /// The smallest and the largest sample.
+    /// Returns the smallest and the largest sample.
     pub fn spread(&self) -> (f64, f64) {
         (self.samples[0], self.samples[self.samples.len() - 1])
     }
 }
 
-/// Reads a bench's report: `{"series": [{"name", "samples": [..]}]}`.
+/// Parses a bench's report: `{"series": [{"name", "samples": [..]}]}`.
 pub fn read(report: &Value) -> anyhow::Result<Vec<Series>> {
     let rows = report["series"].as_array().context("the report has no series")?;
     rows.iter()
@@ -51,7 +51,7 @@ pub fn read(report: &Value) -> anyhow::Result<Vec<Series>> {
         .collect()
 }
 
-/// The table that people read: median, spread, and the ratio to the first row.
+/// Returns a table for people: median, spread, and the ratio to the first row.
 pub fn table(series: &[Series], unit: &str) -> String {
     let mut text =
         format!("{:<34} {:>9} {:>9} {:>9} {:>7}   ({unit})\n", "", "median", "min", "max", "ratio");
@@ -65,7 +65,7 @@ pub fn table(series: &[Series], unit: &str) -> String {
     text
 }
 
-/// The same for programs, with every sample.
+/// Returns a table for programs, with all samples.
 pub fn json(series: &[Series], unit: &str) -> Value {
     let rows = series.iter().map(|s| {
         let (min, max) = s.spread();

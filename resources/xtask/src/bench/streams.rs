@@ -1,4 +1,4 @@
-//! `cargo xtask bench streams`: bytes, messages and further processes, beside the same without a machine.
+//! `cargo xtask bench streams`: bytes, messages and exec processes, compared with the same without a machine.
 
 use std::fs;
 use std::process::Command;
@@ -11,14 +11,14 @@ use crate::host::{self, Host};
 use crate::steps::{cargo, output, run, say, top};
 use crate::{apt, bundle, initramfs, kernel, newc, program};
 
-/// Round trips of a run.
+/// Round trips per run.
 const ROUND_TRIPS: usize = 2000;
 const DEADLINE_SECONDS: u64 = 1800;
 
-/// How to measure streams.
+/// Options for measuring streams.
 #[derive(clap::Args)]
 pub struct StreamsArgs {
-    /// Transfers of each contender; further processes are four times as many
+    /// Transfers of each contender; four times as many exec processes
     #[arg(long, default_value_t = 5)]
     runs: usize,
     /// MiB of each transfer
@@ -26,7 +26,7 @@ pub struct StreamsArgs {
     mib: usize,
 }
 
-/// Runs both benches in one host, prints their tables and keeps the samples.
+/// Runs both benches in one host, prints their tables and stores the samples.
 pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
     ensure!(args.runs > 0 && args.mib > 0, "--runs 0 or --mib 0 measures nothing");
     apt::install(&["runc", "busybox-static"])?;
@@ -66,7 +66,7 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
     write_report("streams.json", &Value::from(kept).to_string())
 }
 
-/// The initramfs with the agent, and behind it one with a program that reads the agent's figures.
+/// Returns the initramfs with the agent, followed by one with a program that reads the agent's figures.
 fn with_busybox() -> anyhow::Result<String> {
     let agent = initramfs::initramfs()?;
     let mut archive = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
@@ -77,7 +77,7 @@ fn with_busybox() -> anyhow::Result<String> {
     keep("agent-busybox.cpio", &archive)
 }
 
-/// An initramfs whose process 1 sends back what comes.
+/// Returns an initramfs whose process 1 echoes its input.
 fn mirror() -> anyhow::Result<String> {
     let guest = program::static_program("tests", "guest")?;
     let mut archive = Vec::new();

@@ -1,6 +1,6 @@
-//! What the workspace may be built from: licenses, forbidden crates, second versions and sources, as `deny.toml` has it.
+//! Checks the workspace's dependencies against `deny.toml`: licenses, forbidden crates, duplicate versions and sources.
 //!
-//! This is the part of cargo-deny's work that needs neither cargo-deny, which takes minutes to build, nor a network.
+//! This covers the part of cargo-deny that needs no network, without building cargo-deny, which takes minutes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +12,10 @@ use super::license::Expression;
 use crate::packages::{Package, Packages};
 use crate::steps::top;
 
-/// The one registry, as cargo names it.
+/// cargo's name of the only permitted registry.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// The part of `deny.toml` that is checked here.
+/// The checked part of `deny.toml`.
 #[derive(Deserialize)]
 struct Rules {
     licenses: Licenses,
@@ -35,7 +35,7 @@ struct Bans {
 
 #[derive(Deserialize)]
 struct Entry {
-    /// A name, or `name@` and the beginning of a version.
+    /// A name, or `name@` and a version prefix.
     #[serde(rename = "crate")]
     package: String,
 }
@@ -52,7 +52,7 @@ impl Entry {
     }
 }
 
-/// Lists every package that breaks a rule.
+/// Lists all packages that violate a rule.
 pub fn faults() -> anyhow::Result<Vec<String>> {
     let path = top().join("deny.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -117,7 +117,7 @@ mod tests {
         .unwrap()
     }
 
-    /// What the rules say of these packages beside an old `syn`, which the rules skip.
+    /// Returns the faults of these packages together with an old `syn`, for which the rules have an exception.
     fn check(packages: Vec<Package>) -> Vec<String> {
         let mut all = vec![package("syn", "1.0.109", "MIT")];
         all.extend(packages);

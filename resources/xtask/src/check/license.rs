@@ -1,26 +1,26 @@
-//! SPDX license expressions (SPDX 2.3, annex D), and the slash that older packages write for OR.
+//! SPDX license expressions (SPDX 2.3, annex D), and the slash that older packages use for OR.
 
 use std::iter::Peekable;
 use std::str::SplitWhitespace;
 
 use anyhow::{Context, bail, ensure};
 
-/// How deep parentheses may nest.
+/// Maximum nesting depth of parentheses.
 const DEPTH_MAX: usize = 16;
 
-/// A license expression.
+/// A parsed license expression.
 #[derive(Debug, PartialEq)]
 pub enum Expression {
-    /// An identifier, with its exception if it has one: `Apache-2.0 WITH LLVM-exception`.
+    /// An identifier, with its exception if any: `Apache-2.0 WITH LLVM-exception`.
     License(String),
-    /// Each of them holds.
+    /// All of these apply.
     And(Vec<Expression>),
-    /// The user may choose.
+    /// The user may choose one of these.
     Or(Vec<Expression>),
 }
 
 impl Expression {
-    /// Reads an expression.
+    /// Parses an expression.
     pub fn parse(text: &str) -> anyhow::Result<Expression> {
         let text = text.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
         let mut words = text.split_whitespace().peekable();
@@ -29,7 +29,7 @@ impl Expression {
         Ok(expression)
     }
 
-    /// Whether whoever accepts these licenses may use what is licensed so.
+    /// Whether a user who accepts the licenses in `allowed` may use the licensed work.
     pub fn holds(&self, allowed: &[String]) -> bool {
         match self {
             Expression::License(license) => allowed.contains(license),
@@ -75,10 +75,10 @@ impl Expression {
     }
 }
 
-/// An expression's words.
+/// Words of an expression.
 type Words<'a> = Peekable<SplitWhitespace<'a>>;
 
-/// The only one of `all`, or all of them together.
+/// Returns the only element of `all`, or a combination of all elements.
 fn one_or(mut all: Vec<Expression>, together: fn(Vec<Expression>) -> Expression) -> Expression {
     match all.pop() {
         Some(only) if all.is_empty() => only,

@@ -1,4 +1,4 @@
-//! From a tree of files to a Debian package and a tarball, byte for byte the same each time.
+//! Creates a reproducible Debian package and tarball from a tree of files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::Release;
 use super::tree::Tree;
 use crate::steps::{output, run};
 
-/// Makes `vmm_VERSION_amd64.deb` beside the tree, with `control` as its control file but for the size.
+/// Creates `vmm_VERSION_amd64.deb` beside the tree. Adds the installed size to `control`, its control file.
 pub fn package(tree: &Tree, release: &Release, control: &str) -> anyhow::Result<PathBuf> {
     let dir = tree.root().parent().context("the tree has a folder")?;
     let mut control_tree = Tree::new(&dir.join("package"))?;
@@ -19,19 +19,19 @@ pub fn package(tree: &Tree, release: &Release, control: &str) -> anyhow::Result<
     let sums = output(Command::new("md5sum").args(tree.files()).current_dir(tree.root()))?;
     control_tree.add("DEBIAN/md5sums", 0o644, sums.as_bytes())?;
     let (usr, place) = (tree.root().join("usr"), control_tree.root().join("usr"));
-    // One tree serves both archives: the package's root has the control files beside it.
+    // The tree serves both archives, so that the package's root has the control files beside the tree.
     fs::rename(&usr, &place).with_context(|| format!("move {}", usr.display()))?;
     let package = dir.join(format!("vmm_{}_amd64.deb", release.version));
     let mut build = Command::new("dpkg-deb");
     build.env("SOURCE_DATE_EPOCH", release.epoch.to_string());
-    // Threads do not change what xz makes, but their number does.
+    // The output of xz depends on whether it uses threads, but not on their number.
     build.args(["--root-owner-group", "--threads-max=1", "-Zxz", "--build"]);
     let built = run(build.arg(control_tree.root()).arg(&package).stdout(std::io::stderr()));
     fs::rename(&place, &usr).with_context(|| format!("move {}", place.display()))?;
     built.map(|()| package)
 }
 
-/// Makes `vmm-VERSION-x86_64-linux.tar.gz` beside the tree: what is below `/usr`, for any prefix.
+/// Creates `vmm-VERSION-x86_64-linux.tar.gz` beside the tree, with the files below `/usr`, for any prefix.
 pub fn tarball(tree: &Tree, release: &Release) -> anyhow::Result<PathBuf> {
     let name = format!("vmm-{}-x86_64-linux", release.version);
     let dir = tree.root().parent().context("the tree has a folder")?;
@@ -45,7 +45,7 @@ pub fn tarball(tree: &Tree, release: &Release) -> anyhow::Result<PathBuf> {
     Ok(dir.join(format!("{name}.tar.gz")))
 }
 
-/// Writes `SHA256SUMS` of `files`, which lie in `dir`.
+/// Writes `SHA256SUMS` of `files`, which are in `dir`.
 pub fn sums(dir: &Path, files: &[&Path]) -> anyhow::Result<PathBuf> {
     let names = files.iter().filter_map(|file| file.file_name());
     let sums = output(Command::new("sha256sum").args(names).current_dir(dir))?;

@@ -1,4 +1,4 @@
-//! The licenses of the libraries in the program, with the notices that these want to be kept.
+//! Licenses and notices of the libraries in the program.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,12 +9,12 @@ use anyhow::Context;
 
 use crate::packages::{Package, Packages};
 
-/// What the program holds: itself, and the agent inside it.
+/// Packages of the program: the runtime, and the agent that it contains.
 const MEMBERS: [&str; 2] = ["runtime", "agent"];
-/// What the files begin with that hold a license, its notice or its holders.
+/// Prefixes of files with a license, a notice or a list of copyright holders.
 const BEGINNINGS: [&str; 5] = ["license", "licence", "copying", "copyright", "notice"];
 
-/// Returns a list of the libraries, followed by each text once, with the names of those that it stands for.
+/// Returns a list of the libraries, followed by each text once, with the names of the libraries that it applies to.
 pub fn notices() -> anyhow::Result<String> {
     let packages = Packages::load()?;
     let linked = packages.linked_into(&MEMBERS);
@@ -48,7 +48,7 @@ fn render(linked: &[&Package], texts: &BTreeMap<String, Vec<&Package>>) -> Strin
     all
 }
 
-/// The files of a package that hold licenses and notices, by name.
+/// Returns the files of a package with licenses and notices, sorted by name.
 fn files(package: &Package) -> anyhow::Result<Vec<PathBuf>> {
     let folder = package.manifest_path.parent().unwrap_or(Path::new("."));
     let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;

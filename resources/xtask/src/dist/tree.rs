@@ -1,4 +1,4 @@
-//! The files of a release as they will lie on a machine, with modes that do not depend on the umask.
+//! The installed files of a release, with modes that do not depend on the umask.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::Write;
@@ -8,35 +8,35 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 
-/// A folder that stands for `/`.
+/// A folder that represents `/`.
 pub struct Tree {
     root: PathBuf,
     files: Vec<String>,
-    /// Sizes in KiB, each file's and folder's rounded up, as Debian counts them (deb-substvars(5)).
+    /// Total size in KiB. Each file and folder is rounded up, as Debian does (deb-substvars(5)).
     installed_kib: u64,
 }
 
 impl Tree {
-    /// Makes an empty one in `root`, which is not there yet.
+    /// Creates an empty tree in `root`, which must not exist.
     pub fn new(root: &Path) -> anyhow::Result<Tree> {
         let mut tree = Tree { root: root.to_owned(), files: Vec::new(), installed_kib: 0 };
         tree.make_folder(root)?;
         Ok(tree)
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The files' paths below the root, in order.
+    /// Returns the paths of all files below the root, sorted.
     pub fn files(&self) -> Vec<&str> {
         let mut files: Vec<&str> = self.files.iter().map(String::as_str).collect();
         files.sort_unstable();
         files
     }
 
-    /// What it takes on a disk, in KiB.
+    /// Returns the installed size in KiB.
     pub fn installed_kib(&self) -> u64 {
         self.installed_kib
     }
@@ -58,7 +58,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds a file as gzip makes it, without name and time.
+    /// Adds a gzipped file, without name and time.
     pub fn add_compressed(&mut self, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let mut gzip = Command::new("gzip")
             .args(["-9", "-n", "-c"])
@@ -67,7 +67,7 @@ impl Tree {
             .spawn()
             .context("start gzip")?;
         let mut input = gzip.stdin.take().context("gzip has no input")?;
-        // By a thread: gzip may fill its output's pipe before it has read all.
+        // A thread writes the input: gzip may fill the pipe of its output before it has read everything.
         let output = std::thread::scope(|scope| {
             scope.spawn(move || input.write_all(bytes));
             gzip.wait_with_output()

@@ -1,4 +1,5 @@
-//! `cargo xtask host --check`: proves on this machine that the emulated host does what it promises, a line for each.
+//! `cargo xtask host --check`: checks on this machine that the emulated host works as documented, and prints a line per
+//! check.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,15 +15,15 @@ use super::{Clock, Host, Output, TIMED_OUT, kvm_usable};
 /// A program that creates a VM and times each step.
 const FLOOR_SOURCE: &str = include_str!("../../../../tests/host/floor.c");
 
-/// How far two runs on the instruction clock may be apart in a step that does not wait for anything.
+/// Maximum relative difference between two runs on the instruction clock, for steps that do not wait.
 const REPEAT_WITHIN: f64 = 0.01;
 
-/// Size of the file that is staged, in bytes: more than the machine's memory holds of files anyway.
+/// Size of the staged file in bytes: more than the files that the machine's memory contains anyway.
 const STAGED: usize = 32 << 20;
 
 type Check = fn(&Path) -> anyhow::Result<String>;
 
-/// Runs every check; the first that fails ends it.
+/// Runs all checks up to the first that fails.
 pub fn run() -> anyhow::Result<()> {
     let own = if kvm_usable() { "can" } else { "cannot" };
     println!("this machine's own KVM {own} be used for tests");
@@ -64,7 +65,7 @@ fn shell(host: &Host, script: &str) -> anyhow::Result<Output> {
     host.output(&["sh", "-c", script])
 }
 
-/// Counts the bytes of `text` for messages, and shows its beginning.
+/// Returns the length and the beginning of `text` for messages.
 fn brief(text: &[u8]) -> String {
     format!("{} bytes {:?}", text.len(), String::from_utf8_lossy(&text[..text.len().min(80)]))
 }
@@ -144,7 +145,7 @@ fn stage(folder: &Path) -> anyhow::Result<String> {
     Ok(String::new())
 }
 
-/// Counts what is asked of the outer machine while a command runs for the second time.
+/// Counts requests to the outer machine during a command's second run.
 fn stage_opened(_: &Path) -> anyhow::Result<String> {
     let script = r#"
         requests() { sed -n 's/^ *[0-9]*: *\([0-9]*\) .*virtio1-requests/\1/p' /proc/interrupts; }
@@ -171,7 +172,7 @@ fn deadline(_: &Path) -> anyhow::Result<String> {
 
 fn machine_end(folder: &Path) -> anyhow::Result<String> {
     let mark = folder.join("mark");
-    // The machine ends once, and a second time it does not.
+    // The machine ends in the first attempt, and not in the second.
     let script = format!(
         "cd {}; [ -e ended ] || {{ touch ended; sync; echo b > /proc/sysrq-trigger; sleep 9; }}",
         mark.display()

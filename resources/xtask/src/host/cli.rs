@@ -15,7 +15,7 @@ pub struct HostArgs {
     /// Copy this file or folder into the machine's memory before the command starts
     #[arg(long, value_name = "PATH")]
     stage: Vec<PathBuf>,
-    /// Run the command once before, in a machine that is thrown away, and stage every file that it opened
+    /// Run the command once before, in a temporary machine, and stage every file that it opened
     #[arg(long)]
     stage_opened: bool,
     /// Memory, in MiB
@@ -24,22 +24,22 @@ pub struct HostArgs {
     /// CPUs that the command may use
     #[arg(short = 's', long, value_name = "N")]
     cpus: Option<u32>,
-    /// Seconds that the command may take: exit code 124 when they are over
+    /// Timeout in seconds: exit code 124 if exceeded
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = super::DEADLINE.as_secs())]
     deadline: u64,
-    /// What time is: the wall clock's, or the number of instructions run
+    /// Clock of the machine: the wall clock, or the number of executed instructions
     #[arg(long, value_enum, default_value = "wall")]
     clock: Clock,
     /// Pass standard input
     #[arg(short = 'i', long)]
     stdin: bool,
-    /// Say how long each step took
+    /// Print the duration of each step
     #[arg(short, long)]
     verbose: bool,
-    /// Only make the snapshot
+    /// Only create the snapshot
     #[arg(long)]
     prepare: bool,
-    /// Prove that the machine does what it promises
+    /// Check that the machine works as documented
     #[arg(long)]
     check: bool,
     /// The command and its arguments
@@ -47,7 +47,7 @@ pub struct HostArgs {
     command: Vec<OsString>,
 }
 
-/// Runs the command and hands back its exit code; 125 with one line on stderr if the machine failed.
+/// Runs the command and returns its exit code, or 125 with one line on stderr if the machine failed.
 pub fn main(args: HostArgs) -> ExitCode {
     match run(args) {
         Ok(status) => {

@@ -1,14 +1,14 @@
-//! Which KVM a test is given.
+//! Decides which KVM a test uses.
 
 use std::env;
 use std::fs::OpenOptions;
 use std::path::Path;
 
-/// Says which KVM to use, over what is found: `native` or `emulated`.
+/// Environment variable that overrides the detection: `native` or `emulated`.
 const CHOICE: &str = "VMM_TEST_KVM";
 
-/// Whether this machine's own KVM can run an ordinary Linux guest: /dev/kvm opens and is not of the PVM kind, which
-/// emulates ring 0 and gives up on instructions that every kernel uses. `$VMM_TEST_KVM` overrides the finding.
+/// Whether this machine's own KVM can run an ordinary Linux guest: /dev/kvm opens, and is not the PVM variant, which
+/// emulates ring 0 and fails at instructions that every kernel uses. `$VMM_TEST_KVM` overrides the result.
 pub fn kvm_usable() -> bool {
     let opens = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     decide(env::var(CHOICE).ok().as_deref(), opens, Path::new("/sys/module/kvm_pvm").exists())

@@ -1,56 +1,57 @@
-//! The emulated machine as QEMU's command line. The machine that is restored must be the machine that was saved, so
-//! one function writes both.
+//! QEMU's command line of the emulated machine. One function creates it for saving and restoring, because both machines
+//! must be equal.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// How many folders of the outer machine can be shared for writing. Fixed, because the snapshot has these devices.
+/// Number of folders that can be shared for writing. It is fixed because the snapshot contains the devices.
 pub const OUT_SLOTS: usize = 4;
 
-/// The virtio-serial ports by number, from 1 on (port 0 can only be a console).
+/// Names of the virtio-serial ports by number, from 1 (port 0 can only be a console).
 pub const PORTS: [&str; 4] = ["control", "stdout", "stderr", "stdin"];
 
-/// QEMU's own control socket.
+/// Name of QEMU's control socket.
 pub const MONITOR: &str = "monitor";
 
-/// What time is in the machine.
+/// Clock of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Clock {
-    /// Time is the outer machine's; every emulated CPU is a thread.
+    /// Time of the outer machine; every emulated CPU is a thread.
     Wall,
-    /// Time is the number of instructions that L1 and its guests ran, one a nanosecond; idle time is skipped. One CPU.
+    /// One nanosecond per instruction of L1 and its guests; idle time is skipped. One CPU.
     Instructions,
 }
 
-/// What shapes the machine.
+/// Properties of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Machine {
-    /// Memory, the file system's overlay included.
+    /// Memory in MiB, including the file system's overlay.
     pub memory_mib: u32,
-    /// CPUs that the command may use.
+    /// CPUs for the command.
     pub cpus: u32,
     /// What time is.
     pub clock: Clock,
 }
 
-/// Where the machine's parts are on the outer side.
+/// Paths of the machine's parts on the outer side.
 pub struct Place<'a> {
     pub kernel: &'a Path,
     pub initramfs: &'a Path,
-    /// The file that holds the machine's memory.
+    /// File with the machine's memory.
     pub ram: &'a Path,
-    /// Whether what the machine writes to its memory goes to that file.
+    /// Whether changes of the machine's memory go to that file.
     pub keep_ram: bool,
-    /// What the abstract sockets of the ports begin with: `<sockets>.<port>`.
+    /// Prefix of the ports' abstract sockets: `<sockets>.<port>`.
     pub sockets: &'a str,
     /// Folders shared for writing; at most `OUT_SLOTS`.
     pub outs: &'a [PathBuf],
-    /// A folder for the slots that are not used.
+    /// Folder for unused slots.
     pub empty: &'a Path,
 }
 
 impl Machine {
-    /// CPUs of the machine. With more than one, CPU 0 is kept free of guests (tests/host/README.md, "The one trap").
+    /// Returns the number of CPUs of the machine. With more than one, no guest runs on CPU 0 (tests/host/README.md,
+    /// "The one trap").
     fn all_cpus(&self) -> u32 {
         match self.clock {
             Clock::Wall => self.cpus + 1,
@@ -66,7 +67,7 @@ impl Machine {
         format!("console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable{isolated}")
     }
 
-    /// QEMU's arguments.
+    /// Returns QEMU's arguments.
     pub fn arguments(&self, place: &Place) -> Vec<OsString> {
         let mut line = Arguments(Vec::new());
         match self.clock {
@@ -106,7 +107,7 @@ impl Machine {
     }
 }
 
-/// A command line in the making.
+/// A command line under construction.
 pub struct Arguments(pub Vec<OsString>);
 
 impl Arguments {
@@ -129,7 +130,7 @@ impl Arguments {
         self.plain(&["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
     }
 
-    /// Appends an option whose value holds a path: QEMU splits values at commas, a doubled comma is one of the path's.
+    /// Appends an option whose value contains a path. QEMU splits values at commas; a comma of a path is doubled.
     fn with_path(&mut self, option: &str, before: &str, path: &Path, after: &str) {
         use std::os::unix::ffi::{OsStrExt, OsStringExt};
         let mut value = before.as_bytes().to_vec();

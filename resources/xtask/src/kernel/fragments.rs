@@ -1,20 +1,20 @@
-//! Configuration fragments: what they ask for, and what of it a finished `.config` does not have.
+//! Configuration fragments: their requests, and those that a finished `.config` does not meet.
 
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::bail;
 
-/// One option that a fragment asks for.
+/// A requested option.
 #[derive(Debug, PartialEq)]
 pub struct Request {
-    /// `y`, `n`, a number or a quoted string, as a `.config` has it.
+    /// Value as in a `.config`: `y`, `n`, a number or a quoted string.
     pub value: String,
-    /// `file:line`.
+    /// Location: `file:line`.
     pub place: String,
 }
 
-/// Adds what the fragment `file` with the content `text` asks for. Each line is empty, a comment or `CONFIG_X=value`;
-/// modules (`=m`) and options that were asked for before are refused.
+/// Adds the requests of the fragment `file` with the content `text`. Each line is empty, a comment or `CONFIG_X=value`.
+/// Refuses modules (`=m`) and duplicate options.
 pub fn add(all: &mut BTreeMap<String, Request>, file: &str, text: &str) -> anyhow::Result<()> {
     for (index, line) in text.lines().enumerate() {
         let (line, place) = (line.trim(), format!("{file}:{}", index + 1));
@@ -33,13 +33,13 @@ pub fn add(all: &mut BTreeMap<String, Request>, file: &str, text: &str) -> anyho
     Ok(())
 }
 
-/// What is asked for, in the form that `KCONFIG_ALLCONFIG` reads.
+/// Returns the requests in the format of `KCONFIG_ALLCONFIG`.
 pub fn render(all: &BTreeMap<String, Request>) -> String {
     all.iter().map(|(name, request)| format!("{name}={}\n", request.value)).collect()
 }
 
-/// The requests that `config`, the text of a `.config`, does not meet; empty when all is well. Kconfig drops an
-/// option silently when something it depends on is off, and turns one on that another selects.
+/// Returns the requests that `config`, the text of a `.config`, does not meet. Kconfig silently drops an option whose
+/// dependencies are off, and turns on an option that another option selects.
 pub fn unmet(all: &BTreeMap<String, Request>, config: &str) -> Vec<String> {
     let have: HashMap<&str, &str> = config
         .lines()
@@ -47,7 +47,7 @@ pub fn unmet(all: &BTreeMap<String, Request>, config: &str) -> Vec<String> {
         .filter_map(|line| line.split_once('='))
         .collect();
     let differs = |(name, request): (&String, &Request)| {
-        // Kconfig writes an option that is off as a comment, or not at all.
+        // Kconfig writes a disabled option as a comment, or not at all.
         let got = have.get(name.as_str()).copied().unwrap_or("n");
         (got != request.value).then(|| format!("{}: {name}={} became {got}", request.place, request.value))
     };

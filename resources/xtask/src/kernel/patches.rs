@@ -1,4 +1,4 @@
-//! The patches that the kernel's source gets: `resources/kernel/patches/*.patch`, in the order of their names.
+//! The patches of the kernel's source: `resources/kernel/patches/*.patch`, in the order of their names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 /// The patches of this checkout.
 pub struct Patches {
-    /// In the order in which they are applied.
+    /// Paths in the order of application.
     pub files: Vec<PathBuf>,
     /// The diffs of all patches in that order, without the text above each diff.
     changes: String,

@@ -1,4 +1,5 @@
-//! A long command with its output in a log: one line that counts what was made, and the log's end if it fails.
+//! Runs a long command with its output in a log. Prints a line with the number of built objects, and the end of the log
+//! after a failure.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -9,20 +10,20 @@ use std::{fs, io};
 
 use anyhow::{Context, bail};
 
-/// Where the line cannot be overwritten, a new one comes this often.
+/// Interval between lines if the output is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// On a terminal it is overwritten this often.
+/// Interval between updates of the line on a terminal.
 const REDRAW_EVERY: Duration = Duration::from_millis(100);
-/// How much of a failed command's log is shown.
+/// Number of lines of a failed command's log in the error.
 const TAIL_LINES: usize = 40;
 
-/// Runs `command` with both its outputs in the file `log`, and counts the objects that its kbuild lines name.
+/// Runs `command` with stdout and stderr in the file `log`, and counts the objects that kbuild names.
 pub fn run(command: &mut Command, log: &Path) -> anyhow::Result<()> {
     let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
-    // The command keeps its ends of the pipe until it is dropped or given others, and the reader would never end.
+    // `command` owns its ends of the pipe until it is dropped; the reader would wait for them forever.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut line = Line::new();
     for text in BufReader::new(reader).split(b'\n') {
@@ -78,7 +79,7 @@ impl Line {
     }
 }
 
-/// The object that a line of kbuild's short output says is being made, such as `  CC      mm/slub.o`.
+/// Returns the object of a line of kbuild's short output, such as `  CC      mm/slub.o`.
 fn object(line: &str) -> Option<&str> {
     let mut words = line.strip_prefix("  ")?.split_whitespace();
     let (verb, object) = (words.next()?, words.next()?);

@@ -9,10 +9,10 @@ use anyhow::{Context, ensure};
 use super::patches::Patches;
 use crate::apt;
 
-/// The package; its version follows Debian's security updates.
+/// Name of the package, whose version follows Debian's security updates.
 pub const PACKAGE: &str = "linux-source-6.1";
 
-/// Parts of the tree that no x86 build reads, a third of it; their Kconfig files stay.
+/// Folders that no x86 build reads, a third of the tree; their Kconfig files stay.
 const LEFT_OUT: &[&str] = &[
     "*/drivers/gpu/drm/amd/include/*.h",
     "*/drivers/gpu/drm/amd/include/asic_reg",
@@ -27,7 +27,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// The newest version that apt's lists offer; they are refreshed if they do not know the package.
+    /// Returns the newest version in apt's lists. Refreshes the lists if they do not contain the package.
     pub fn newest() -> anyhow::Result<Source> {
         let version = match candidate()? {
             Some(version) => version,
@@ -39,7 +39,7 @@ impl Source {
         Ok(Source { version })
     }
 
-    /// Returns the folder of the patched tree, below `cache`; downloads and unpacks it if it is not there.
+    /// Returns the folder of the patched tree, below `cache`. Downloads and unpacks it if necessary.
     pub fn unpack(&self, cache: &Path, patches: &Patches) -> anyhow::Result<PathBuf> {
         let tree = cache.join("source");
         let mark = tree.join(".version");
@@ -49,7 +49,7 @@ impl Source {
             Ok(found) if found == self.version => {}
             _ => self.unpack_anew(cache, &tree, &mark)?,
         }
-        // An interrupted run must not leave a mark in a partly patched tree.
+        // The mark must not exist in a partly patched tree after an interrupted run.
         fs::remove_file(&mark).with_context(|| format!("remove {}", mark.display()))?;
         for patch in &patches.files {
             eprintln!("kernel: applying {}", patch.display());
@@ -60,7 +60,7 @@ impl Source {
         Ok(tree)
     }
 
-    /// Replaces the tree by Debian's, without patches.
+    /// Replaces the tree by Debian's unpatched tree.
     fn unpack_anew(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
         for folder in ["source", "objects"] {
             remove(&cache.join(folder))?;
@@ -84,7 +84,7 @@ impl Source {
         Ok(())
     }
 
-    /// Returns the package's file below `cache`; earlier versions are removed.
+    /// Returns the package's file below `cache`. Removes earlier versions.
     fn download(&self, cache: &Path) -> anyhow::Result<PathBuf> {
         let folder = cache.join("download");
         let package = folder.join(format!("{PACKAGE}_{}_all.deb", self.version.replace(':', "%3a")));
@@ -95,7 +95,8 @@ impl Source {
         fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
         eprintln!("kernel: downloading {PACKAGE} {}", self.version);
         let fetch = || {
-            // apt's own user may not be able to write here; the file is checked against the signed lists all the same.
+            // apt's own user may have no permission to write here. apt checks the file against the signed lists in any
+            // case.
             let mut command = Command::new("apt-get");
             command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
             run(command.arg(format!("{PACKAGE}={}", self.version)).current_dir(&folder))
@@ -112,7 +113,7 @@ fn candidate() -> anyhow::Result<Option<String>> {
     Ok(candidate_in(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// The version that `apt-cache policy` would install.
+/// Returns the version that `apt-cache policy` would install.
 fn candidate_in(policy: &str) -> Option<String> {
     let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then(|| version.to_string())

@@ -1,4 +1,4 @@
-//! Builds a suite's programs from its checkout, into the checkout's own and our target folder.
+//! Builds a suite's programs from its checkout, into the target folders of the checkout and of this workspace.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use super::Suite;
 use crate::steps::{cargo, output, run, say};
 use crate::{apt, program};
 
-/// youki's suite, by the name of its program.
+/// youki's suite, named after its program.
 pub const CONTEST: &str = "contest";
 /// The suite of the Open Container Initiative.
 pub const RUNTIME_TOOLS: &str = "runtime-tools";
-/// The target of the one program that runs in containers, which may need no library.
+/// Target of the program that runs in containers, which must not need a library.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Where Debian puts the compiler of a package that names its version.
+/// Debian's folder of a Go compiler whose package name has a version.
 const GO: &str = "/usr/lib/go-1.22/bin/go";
 
-/// Builds the suite that `checkout` holds.
+/// Builds the suite in `checkout`.
 pub fn suite(checkout: &Path) -> anyhow::Result<Suite> {
     let version = output(Command::new("git").args(["describe", "--tags", "--always"]).current_dir(checkout))?;
     let version = version.trim().to_owned();
@@ -74,7 +74,7 @@ fn runtime_tools(checkout: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
     Ok((programs, tests))
 }
 
-/// A Go compiler of version 1.21 or newer; bookworm's own is older.
+/// Returns a Go compiler of version 1.21 or newer. bookworm's default version is older.
 fn go() -> anyhow::Result<&'static str> {
     if apt::os_release("VERSION_CODENAME").as_deref() != Some("bookworm") {
         apt::install(&["golang-go"])?;
@@ -89,7 +89,7 @@ fn go() -> anyhow::Result<&'static str> {
 fn folder(suite: &str) -> anyhow::Result<PathBuf> {
     let folder = program::target_dir().join("oci").join(suite);
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    // With the slash, go takes it for a folder.
+    // go takes a path with a slash for a folder.
     Ok(folder.join(""))
 }
 

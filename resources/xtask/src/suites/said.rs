@@ -1,4 +1,4 @@
-//! What the tests said: contest's own form, and TAP of runtime-tools.
+//! Parses the output of tests: contest's format, and TAP of runtime-tools.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,21 +8,21 @@ use anyhow::Context;
 
 use super::build::CONTEST;
 
-/// How a test ended with one runtime.
+/// Result of a test with one runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Ok,
     Skipped,
-    /// With the number of what failed and of all that was looked at, where there are several.
+    /// With the number of failed checks and of all checks, if there are several.
     Failed {
         failed: usize,
         all: usize,
     },
-    /// It ended with this exit code and said nothing of this test.
+    /// The program exited with this code without a result of this test.
     Nothing(i32),
 }
 
-/// A test, with both runtimes.
+/// Results of a test with both runtimes.
 #[derive(Clone, Debug)]
 pub struct Row {
     pub name: String,
@@ -30,7 +30,7 @@ pub struct Row {
     pub vmm: Verdict,
 }
 
-/// The rows of what `test` said below `out`; none if it was not run with both.
+/// Returns the results of `test` below `out`; none unless it was run with both runtimes.
 pub fn rows(out: &Path, test: &str) -> anyhow::Result<Option<Vec<Row>>> {
     let read = |runtime: &str| {
         let path = out.join(format!("{test}.{runtime}"));
@@ -68,7 +68,7 @@ fn beside(test: &str, runc: &str, vmm: &str) -> Vec<Row> {
     names.into_iter().map(row).collect()
 }
 
-/// Reads lines `1 / 3 : name : ok`. A container may have written before such a line without ending its own.
+/// Parses lines `1 / 3 : name : ok`. A container's output may precede such a line without a newline.
 fn contest(said: &str) -> BTreeMap<String, Verdict> {
     let verdict = |line: &str| {
         let (place, rest) = line.split_once(" : ")?;
@@ -86,7 +86,7 @@ fn contest(said: &str) -> BTreeMap<String, Verdict> {
     said.lines().filter_map(verdict).collect()
 }
 
-/// Reads TAP's lines. What is indented belongs to a diagnosis; some programs say nothing else, and only where they fail.
+/// Parses TAP. Indented lines belong to a diagnosis. Some programs print only a diagnosis, and only if they fail.
 fn tap(said: &str) -> Verdict {
     let skipped = |line: &str| line.to_ascii_lowercase().contains("# skip");
     let lines: Vec<&str> =
@@ -102,7 +102,7 @@ fn tap(said: &str) -> Verdict {
     }
 }
 
-/// The exit code that `suites.sh` notes last.
+/// Returns the exit code, which `suites.sh` writes last.
 fn exit_code(said: &str) -> i32 {
     let last = said.lines().rev().find_map(|line| line.strip_prefix("# exit "));
     last.and_then(|code| code.parse().ok()).unwrap_or(-1)

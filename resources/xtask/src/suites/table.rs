@@ -1,4 +1,4 @@
-//! `tests/oci/RESULTS.md`, and the reasons in it, which are kept in `tests/oci/reasons.txt`.
+//! `tests/oci/RESULTS.md`, with the reasons from `tests/oci/reasons.txt`.
 
 use std::fmt;
 use std::fs;
@@ -11,10 +11,10 @@ use super::version;
 use crate::program;
 use crate::steps::top;
 
-/// The table, below the checkout.
+/// Path of the table below the checkout.
 const TABLE: &str = "tests/oci/RESULTS.md";
 
-/// Why a test does not pass with vmm: its name, or the beginning of its name with a `*`, and a sentence.
+/// Reason for a test that does not pass with vmm: its name, or a prefix of the name with a `*`, and a sentence.
 pub struct Reason {
     name: String,
     why: String,
@@ -29,7 +29,7 @@ impl Reason {
     }
 }
 
-/// Reads the reasons: lines `NAME: SENTENCE`.
+/// Parses the reasons: lines `NAME: SENTENCE`.
 pub fn reasons() -> anyhow::Result<Vec<Reason>> {
     let path = top().join("tests/oci/reasons.txt");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -46,14 +46,14 @@ fn parse(text: &str) -> anyhow::Result<Vec<Reason>> {
         .collect()
 }
 
-/// The tests that pass with runc and not with vmm, and have no reason to.
+/// Returns the tests that pass with runc and not with vmm, and have no reason.
 pub fn faults(rows: &[Row], reasons: &[Reason]) -> Vec<String> {
     let worse = |row: &&Row| row.runc == Verdict::Ok && row.vmm != Verdict::Ok;
     let told = |row: &&Row| reasons.iter().any(|reason| reason.fits(&row.name));
     rows.iter().filter(worse).filter(|row| !told(row)).map(|row| row.name.clone()).collect()
 }
 
-/// Reads the table as it is; there may be none.
+/// Parses the current table, which may not exist.
 pub fn read() -> anyhow::Result<Vec<Row>> {
     let path = top().join(TABLE);
     if !path.exists() {
@@ -69,13 +69,13 @@ fn parse_row(line: &str) -> Option<Row> {
     Some(Row { name: name.to_owned(), runc: Verdict::parse(runc)?, vmm: Verdict::parse(vmm)? })
 }
 
-/// The rows of a test: its own, or a group's.
+/// Returns the rows of a test or of a group.
 pub fn rows_of(all: &[Row], test: &str) -> Vec<Row> {
     let fits = |row: &&Row| row.name.split("::").next() == Some(test);
     all.iter().filter(fits).cloned().collect()
 }
 
-/// Writes the table; `missing` are tests that were never run.
+/// Writes the table. `missing` are tests that were never run.
 pub fn write(
     rows: &[Row],
     missing: &[String],
@@ -108,7 +108,7 @@ pub fn write(
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))
 }
 
-/// The lines of a table.
+/// Returns the lines of a table.
 pub fn rows<'a>(rows: impl Iterator<Item = &'a Row>, reasons: &[Reason]) -> String {
     rows.map(|row| {
         let why = reasons.iter().find(|reason| row.vmm != Verdict::Ok && reason.fits(&row.name));
@@ -119,7 +119,7 @@ pub fn rows<'a>(rows: impl Iterator<Item = &'a Row>, reasons: &[Reason]) -> Stri
 }
 
 impl Verdict {
-    /// Reads what `Display` writes.
+    /// Parses the output of `Display`.
     fn parse(text: &str) -> Option<Verdict> {
         Some(match text {
             "ok" => Verdict::Ok,
