@@ -1,6 +1,6 @@
-//! Makes a machine: from a plan and its settings to a session with the guest's agent.
+//! Creates a machine: from a plan and its settings to a session with the guest's agent.
 //!
-//! The one way to a machine, for a container in the foreground, one that an engine creates, and a pod.
+//! Used for foreground containers, containers of engines, and pods.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -21,45 +21,45 @@ use crate::network::{self, LiveNetwork};
 use crate::sandbox::{Parts, Sandbox};
 use crate::session::Session;
 
-/// A machine about to be made.
+/// A machine about to be created.
 pub struct Assembly {
     pending: PendingVm,
     timeline: Option<Arc<Timeline>>,
     kernel_marks: Option<KernelMarks>,
 }
 
-/// A machine that runs, and what its NICs lead to.
+/// A running machine with its network.
 pub struct Machine {
-    /// The session with its agent.
+    /// The session with the machine's agent.
     pub session: Session,
-    /// Its network, which lasts longer than the machine.
+    /// The machine's network, which outlives the machine.
     pub network: LiveNetwork,
 }
 
-/// What leads from the host's network into the guest.
+/// Connections between the host's network and the guest.
 #[derive(Default)]
 struct GuestNetwork {
     network: Network,
     /// The host's end of the port for name queries.
     resolver: Option<UnixStream>,
-    /// Name queries that nobody can answer yet.
+    /// Name queries without a server so far.
     names: Option<Names>,
 }
 
 impl Assembly {
-    /// Begins with KVM's side, which takes its time in a thread of its own. Signals must be blocked by now.
+    /// Starts to open KVM in a thread, which takes a while. Signals must be blocked before this call.
     pub fn begin() -> Result<Assembly> {
         let pending = PendingVm::start().map_err(vmm::Error::from)?;
         Ok(Assembly { pending, timeline: None, kernel_marks: None })
     }
 
-    /// Notes the boot's marks.
+    /// Records the boot's marks.
     pub fn with_marks(self, timeline: Option<Arc<Timeline>>, kernel: Option<KernelMarks>) -> Assembly {
         Assembly { timeline, kernel_marks: kernel, ..self }
     }
 
-    /// Makes the machine and starts it. `in_namespace` is the specification of the container whose network namespace this
-    /// thread has entered: its interfaces become the guest's. `patience` is how long the agent may owe an answer.
+    /// Creates the machine and starts it. `in_namespace` is the specification of the container whose network namespace
+    /// this thread has entered: its interfaces become the guest's. `patience` is the time limit of the agent's answers.
     pub fn finish(
         self,
         config: &RunConfig,
@@ -96,7 +96,7 @@ impl Assembly {
     }
 }
 
-/// Joins the interfaces of the namespace that this thread is in to taps, and tells the guest of them.
+/// Connects the interfaces of this thread's network namespace to taps, and describes them to the guest.
 fn guest_network(vm: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
     let network = Network::followed()?;
     network::describe(&network, vm);

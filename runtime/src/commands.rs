@@ -1,4 +1,4 @@
-//! One file for each subcommand.
+//! Implementations of the subcommands, one file for each.
 
 pub mod check;
 pub mod container;

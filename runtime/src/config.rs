@@ -1,8 +1,8 @@
-//! What the command line, the environment and the configuration file mean together: `Settings` of each source, merged
-//! into a [`RunConfig`] below which nobody reads any of them.
+//! Merges command line, environment and configuration file: `Settings` of each source become one `RunConfig`. Code
+//! below this module reads no other source.
 //!
-//! A flag wins over the environment (`VMM_MEMORY`, …), that over the configuration file, that over the default. The
-//! configuration file is the first of `$XDG_CONFIG_HOME/vmm/config.json`, `~/.config/vmm/config.json` and
+//! A flag overrides the environment (`VMM_MEMORY`, …), which overrides the configuration file, which overrides the
+//! default. The configuration file is the first of `$XDG_CONFIG_HOME/vmm/config.json`, `~/.config/vmm/config.json` and
 //! `/etc/vmm/config.json`: a JSON object whose keys are the flags' names.
 
 use std::ffi::{OsStr, OsString};
@@ -18,38 +18,38 @@ use serde::Deserialize;
 use crate::cli::RunArgs;
 use crate::deadlines;
 
-/// The longest container id; it becomes a name in the share.
+/// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
 
-/// Why the configuration is wrong.
+/// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The configuration file cannot be read.
     #[error("read configuration {}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The configuration file is not what it should be.
+    /// The configuration file is not valid.
     #[error("parse configuration {}", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// A value that makes no sense.
+    /// A value is not valid.
     #[error("{name} {value:?}: {why}")]
     Value {
-        /// The setting.
+        /// Name of the setting.
         name: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         why: &'static str,
     },
 }
@@ -57,7 +57,7 @@ pub enum ConfigError {
 /// This module's result.
 pub type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
-/// What may be set in three places.
+/// Settings that flags, environment and configuration file have in common.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
@@ -91,15 +91,15 @@ pub struct Settings {
     /// Write the boot's timeline to FILE (JSON for Perfetto) and a table to stderr; - for only the table
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
-    /// Seconds that the agent has for each answer; not a flag.
+    /// Seconds that the agent has for each answer. There is no flag for it.
     #[arg(skip)]
     pub agent_timeout: Option<String>,
 }
 
 impl Settings {
-    /// Reads the environment.
+    /// Reads the environment variables.
     fn from_env(lookup: impl Fn(&str) -> Option<OsString>) -> Settings {
-        // A text that is not UTF-8 is shown as such by the check of its value.
+        // A value that is not UTF-8 is refused later, by the check of the setting.
         let text = |name: &str| lookup(name).map(|value| value.to_string_lossy().into_owned());
         Settings {
             memory: text("VMM_MEMORY"),
@@ -116,7 +116,7 @@ impl Settings {
         }
     }
 
-    /// Reads the first configuration file that is there.
+    /// Reads the first configuration file that exists.
     fn from_file(lookup: impl Fn(&str) -> Option<OsString>) -> Result<Settings> {
         let user = lookup("XDG_CONFIG_HOME")
             .map(PathBuf::from)
@@ -129,7 +129,7 @@ impl Settings {
                 }
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                // A home of somebody else's, as under setpriv or sudo: whoever may not look into it has no file there.
+                // HOME may be another user's, as under setpriv or sudo. If it is not accessible, it counts as empty.
                 Err(error)
                     if error.kind() == io::ErrorKind::PermissionDenied && !path.starts_with("/etc") => {}
                 Err(source) => return Err(ConfigError::Read { path, source }),
@@ -138,7 +138,7 @@ impl Settings {
         Ok(Settings::default())
     }
 
-    /// Takes from `other` what is not set.
+    /// Takes from `other` the settings that are not set here.
     fn or(self, other: Settings) -> Settings {
         Settings {
             memory: self.memory.or(other.memory),
@@ -156,24 +156,24 @@ impl Settings {
     }
 }
 
-/// What `vmm run` is to do.
+/// The merged configuration of `vmm run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
     /// The bundle's directory.
     pub bundle: PathBuf,
-    /// The container's id: fit to be a file's name.
+    /// The container's id, which is a valid file name.
     pub id: String,
-    /// The user chose the id, by which other commands find the container.
+    /// The id comes from the command line, so other commands can find the container.
     pub is_named: bool,
-    /// What is set of the machine.
+    /// Settings of the machine.
     pub vm: VmSettings,
-    /// A kernel in place of the embedded one.
+    /// Replaces the embedded kernel.
     pub kernel: Option<PathBuf>,
-    /// An initramfs in place of the embedded one.
+    /// Replaces the embedded initramfs.
     pub initrd: Option<PathBuf>,
-    /// Where to write the boot's timeline: a file, or `-` for a table on stderr alone.
+    /// Destination of the boot's timeline: a file, or `-` for only the table on stderr.
     pub marks: Option<PathBuf>,
-    /// How long the agent may owe an answer.
+    /// Maximum time for an answer of the agent.
     pub agent_timeout: Duration,
 }
 
@@ -193,7 +193,7 @@ impl Default for RunConfig {
 }
 
 impl RunConfig {
-    /// Returns the container's id that a command line gives.
+    /// Checks a container id of a command line.
     pub fn named(args: &RunArgs) -> Result<String> {
         bundle_and_id(args.target.clone(), args.bundle.clone()).map(|(_, id, _)| id)
     }
@@ -237,19 +237,19 @@ fn memory_mib(text: &str) -> Result<u32> {
     let number: u32 = digits.parse().map_err(|_| error("not a number of MiB"))?;
     let mib = number.checked_mul(factor).ok_or_else(|| error("too large"))?;
     if mib < plan::vm::MIN_MEMORY_MIB {
-        return Err(error("too little for a guest: it needs 64 MiB"));
+        return Err(error("a guest needs at least 64 MiB"));
     }
     Ok(mib)
 }
 
-/// What is in an initramfs that was named is not known before it says so.
+/// The protocol of an initramfs that a user gave is unknown until its agent reports it.
 fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
     match agent {
         Some("api-4244") => Ok(Protocol::Api4244),
         Some(other) => Err(ConfigError::Value {
             name: "agent",
             value: other.to_owned(),
-            why: "the one protocol that may be chosen is api-4244",
+            why: "the only protocol that can be chosen is api-4244",
         }),
         None if named => Ok(Protocol::Negotiated),
         None => Ok(Protocol::Extended),
@@ -265,7 +265,7 @@ fn vcpus(text: &str) -> Result<u8> {
     }
 }
 
-/// API 4244's agent mounts 9p whatever the share is.
+/// The agent of API 4244 can only mount 9p.
 fn share(given: Option<String>, protocol: Protocol) -> Result<ShareType> {
     let Some(value) = given else {
         return Ok(if protocol == Protocol::Api4244 { ShareType::P9 } else { ShareType::default() });
@@ -273,9 +273,9 @@ fn share(given: Option<String>, protocol: Protocol) -> Result<ShareType> {
     let error = |why| ConfigError::Value { name: "share", value: value.clone(), why };
     let all = [ShareType::VirtioFs, ShareType::P9];
     match all.into_iter().find(|share| share.name() == value) {
-        None => Err(error("neither virtiofs nor 9p")),
+        None => Err(error("not virtiofs or 9p")),
         Some(ShareType::VirtioFs) if protocol == Protocol::Api4244 => {
-            Err(error("an agent of API 4244 knows 9p alone"))
+            Err(error("an agent of API 4244 supports only 9p"))
         }
         Some(share) => Ok(share),
     }
@@ -289,7 +289,7 @@ fn vhost_net(text: &str) -> Result<VhostNet> {
         _ => Err(ConfigError::Value {
             name: "vhost-net",
             value: text.to_owned(),
-            why: "neither auto nor on nor off",
+            why: "not auto, on or off",
         }),
     }
 }
@@ -313,8 +313,9 @@ fn console(text: &str) -> Console {
     Console { serial, to: (to != "-").then(|| PathBuf::from(to)) }
 }
 
-/// Tells `vmm run BUNDLE` from runc's `vmm run ID`: with --bundle it is an id, a directory with a config.json is a
-/// bundle, and anything else is an id where the current directory is a bundle. Also returns whether the user chose the id.
+/// Distinguishes `vmm run BUNDLE` from runc's `vmm run ID`. The argument is an id if --bundle is given. It is a bundle
+/// if it is a directory with a config.json, and otherwise an id if the current directory is a bundle. Also returns
+/// whether the user chose the id.
 fn bundle_and_id(target: Option<OsString>, bundle: Option<PathBuf>) -> Result<(PathBuf, String, bool)> {
     let is_bundle = |directory: &Path| directory.join("config.json").exists();
     let (bundle, id) = match (target, bundle) {
@@ -341,7 +342,7 @@ fn given_id(id: &OsStr) -> Result<String> {
     }
 }
 
-/// A bundle that nobody named is called after its directory, if that has a name that will do.
+/// Returns the name of the bundle's directory as id, if it is a valid one.
 fn id_of_bundle(bundle: &Path) -> String {
     match bundle.file_name().and_then(OsStr::to_str) {
         Some(name) if is_id(name) => name.to_owned(),
@@ -349,7 +350,7 @@ fn id_of_bundle(bundle: &Path) -> String {
     }
 }
 
-/// Whether `id` is fit to be a file's name.
+/// Whether `id` is a valid id, and so a valid file name.
 pub(crate) fn is_id(id: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
     (1..=ID_MAX).contains(&id.len()) && !id.starts_with('.') && id.bytes().all(fits)

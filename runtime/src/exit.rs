@@ -1,19 +1,19 @@
-//! The exit codes of `vmm run`, in one table.
+//! The exit codes of `vmm run` and other commands.
 //!
-//! | code | when |
+//! | code | condition |
 //! |---|---|
-//! | the container's | its first process ended by itself |
+//! | the container's | its init process exited |
 //! | 128 + n | signal n killed it, or signal n ended `vmm` before the process ran |
 //! | 125 | `vmm` failed: bad command line or bundle, no KVM, a guest that panicked, output that could not be written |
-//! | 126 | the container's program is there and cannot be executed |
-//! | 127 | the container's program is not there |
-//! | the first failed container's | `vmm pod run`: that of the first in the podfile's order that did not end with 0, else 0 |
-//! | 1 | `vmm check` found that no guest can run; `vmm create`, `start` and so on failed, as runc's do |
-//! | 255 | `vmm exec` could not start the program, as with runc |
+//! | 126 | the container's program exists and cannot be executed |
+//! | 127 | the container's program does not exist |
+//! | the first failed container's | `vmm pod run`: the first nonzero code in the podfile's order, else 0 |
+//! | 1 | `vmm check` found that no guest can run; `vmm create`, `start` and so on failed, as in runc |
+//! | 255 | `vmm exec` could not start the program, as in runc |
 //!
-//! A client of stdout that goes away (`| head`) is no failure: the container's next write fails, as on a pipe. Any other
-//! output that cannot be written (a full disk) is dropped, the container ends its work, and the code is 125: its own
-//! would say that all is well.
+//! A client that closes stdout (`| head`) is not a failure: the container's next write fails, as on a pipe. Any other
+//! output that cannot be written (a full disk) is dropped, the container continues to its end, and the exit code is
+//! 125, because the container's own code would hide the loss.
 
 use agent_proto::payload::{ErrorCode, Exit};
 use link::LinkError;
@@ -21,38 +21,38 @@ use link::LinkError;
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 
-/// An error with the exit code that stands for it.
+/// An error with its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct CodedError {
-    /// The exit code.
+    /// The exit code of `vmm`.
     pub code: u8,
-    /// What went wrong.
+    /// The complete error message.
     pub message: String,
 }
 
 /// `vmm` itself failed.
 pub const FAILED: u8 = 125;
-/// A command of an OCI container's life failed, as with runc.
+/// A command of an OCI container's life failed, as in runc.
 pub const OCI_FAILED: u8 = 1;
-/// `vmm exec` could not start the program, as with runc.
+/// `vmm exec` could not start the program, as in runc.
 pub const EXEC_FAILED: u8 = 255;
 /// The container's program cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
-/// The container's program is not there.
+/// The container's program does not exist.
 pub const NOT_FOUND: u8 = 127;
 
-/// Returns the exit code that stands for how the container's first process ended.
+/// Returns the exit code for the end of the container's init process.
 pub fn of_exit(exit: &Exit) -> u8 {
     match (exit.code, exit.signal) {
         (_, Some(signal)) => of_signal(signal),
-        // An exit status has 8 bits; a guest that claims more gets what a shell would show.
+        // An exit status has 8 bits. A larger one of the guest is truncated, as by a shell.
         (Some(code), None) => (code & 0xff) as u8,
         (None, None) => FAILED,
     }
 }
 
-/// Returns the exit code that stands for death by `signal`.
+/// Returns the exit code for death by `signal`: 128 + n.
 pub fn of_signal(signal: i32) -> u8 {
     128 + (signal & 0x7f) as u8
 }
@@ -66,7 +66,7 @@ pub fn of_agent_error(code: ErrorCode) -> u8 {
     }
 }
 
-/// Returns the exit code for an error of `vmm`, and the line that says what went wrong.
+/// Returns the exit code and the printed line for an error of `vmm`.
 pub fn of_error(error: &anyhow::Error) -> (u8, String) {
     let mut message = without_numbers(&format!("{error:#}"));
     if let Some(CodedError { code, .. }) = error.downcast_ref() {
@@ -74,7 +74,7 @@ pub fn of_error(error: &anyhow::Error) -> (u8, String) {
     }
     let code = match error.downcast_ref::<SessionError>() {
         Some(SessionError::Interrupted(signal)) => of_signal(*signal),
-        // What was asked for has come true, with the whole machine.
+        // The signal's purpose, the end of the container, is achieved.
         Some(SessionError::Unkilled { .. }) => of_signal(libc::SIGKILL),
         Some(SessionError::Link(LinkError::Refused { code, .. })) => of_agent_error(*code),
         _ => FAILED,
@@ -85,7 +85,7 @@ pub fn of_error(error: &anyhow::Error) -> (u8, String) {
     (code, message)
 }
 
-/// Takes out the numbers that the standard library adds to the system's own words: the words say it all.
+/// Removes ` (os error N)`, which the standard library appends to the system's messages.
 fn without_numbers(message: &str) -> String {
     let mut words = message.split(" (os error ");
     let mut plain = words.next().unwrap_or_default().to_owned();

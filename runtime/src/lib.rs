@@ -1,11 +1,11 @@
-//! The container runtime: the command line, pods and containers, and what happens to each.
+//! The container runtime: command line, pods and containers.
 //!
-//! The only crate that knows containers, virtual machines and descriptors alike. Its rooms are crates of their own: [`oci`]
-//! reads bundles, [`plan`] decides what machine and container come of them, [`link`] talks to the agent, and [`host`] does
-//! what there is to do on the host. Here they meet: [`cli`] and [`config`] read what the user wants, [`commands`] has a file
-//! for each subcommand, [`sandbox`] makes the machine, [`pod`] supervises what runs in it, and [`state`] and [`control`] let
-//! other processes find it. Start at [`commands::run`], which reads as the story of a run. The binary is `vmm`; the crate of
-//! that name is the virtual machine monitor below.
+//! This is the only crate that knows containers, virtual machines and descriptors. Its parts are crates of their own:
+//! [`oci`] reads bundles, [`plan`] decides about machine and container, [`link`] speaks to the agent, and [`host`]
+//! works on the host. Here [`cli`] and [`config`] read the user's settings, [`commands`] has one file for a subcommand,
+//! [`sandbox`] creates the machine, [`pod`] supervises the processes in it, and [`state`] and [`control`] let other
+//! processes find it. Start at [`commands::run`], the straight-line version of a run. The binary is `vmm`; the crate of
+//! that name is the virtual machine monitor.
 
 pub mod assembly;
 pub mod cli;

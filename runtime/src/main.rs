@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let (log, job) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => {
-            // Nobody is left to tell if this fails.
+            // There is no other place to report an error of this write.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS };
         }
@@ -37,12 +37,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// A command that was read, and what there is to know of it before it is executed.
+/// A parsed command, and what `main` must know before it executes the command.
 struct Job {
     work: Box<dyn FnOnce(Instant) -> Result<u8>>,
-    /// Its process stays, with a machine or for a process in one: it keeps no descriptor of its caller's.
+    /// The process stays in the background, for a machine or an exec process, and must close the caller's descriptors.
     stays: bool,
-    /// The exit code of a failure, where it is runc's.
+    /// The exit code of a failure, for runc compatibility.
     failed: Option<u8>,
 }
 
@@ -76,7 +76,7 @@ impl Job {
     }
 }
 
-/// Reads the command line; without a command the version is asked for.
+/// Parses the command line. Without a command, prints the version.
 fn parse() -> Result<(LogArgs, Job), clap::Error> {
     let mut cli = Cli::try_parse()?;
     if cli.global.debug {
@@ -144,7 +144,7 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
     Ok((log, job))
 }
 
-/// A command to the container that `words` name.
+/// Returns the command for the container that `words` name.
 fn container<A: Parser + 'static>(
     name: &'static str,
     words: Words,

@@ -1,4 +1,4 @@
-//! How a process that was left in the background says how its beginning went: one report through a pipe.
+//! The report of a background process on its start, sent to its parent through a pipe.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 
@@ -7,20 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::CodedError;
 
-/// What it says.
+/// The result of a start.
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
     code: u8,
     message: String,
 }
 
-/// Says that all is well with code 0, or why not. Whoever was to hear it may be gone.
+/// Sends the result: code 0 for success, else the exit code and message of the error. The reader may be gone.
 pub fn send(mut writer: PipeWriter, code: u8, message: &str) -> io::Result<()> {
     let report = Report { code, message: message.to_owned() };
     writer.write_all(&serde_json::to_vec(&report)?)
 }
 
-/// Waits for the report; what it says went wrong is an error with its code. `silent` says what it means that there is none.
+/// Waits for the report and returns a failure as an error with its code. `silent` is the error if
+/// the process ends without one.
 pub fn wait(mut reader: PipeReader, silent: &'static str) -> Result<()> {
     let mut text = Vec::new();
     reader.read_to_end(&mut text).context("read its report")?;

@@ -1,17 +1,17 @@
-//! What is known of the pods on this host: a directory for each, below `--root`. An OCI container is a pod of one.
+//! The state of the pods on this host: a directory for each, below `--root`. An OCI container is a pod of one.
 //!
 //! ```text
 //! <root>/<pod>/lock           held by the pod's process
 //!              state.json     what the pod was when it was last written, atomically replaced
-//!              sandbox.sock   the pod itself: whoever wants something of it asks there
-//!              logs/          what its containers wrote
+//!              sandbox.sock   the pod's socket, for requests to it
+//!              logs/          the containers' output
 //! ```
 //!
-//! A pod's process keeps its state file up to date, so a reader asks nobody: neither a guest nor a process that may be
-//! stopped. A pod lives as long as its process, which listens on the socket. A directory whose socket takes no
-//! connection belongs to a pod that ended: it can be read, and removed. An OCI container's process holds the lock before
-//! it listens, while it creates the container. A directory without a state whose lock nobody holds is left over from a
-//! creation that was cut short, and stands in nobody's way.
+//! A pod's process keeps its state file up to date, so a reader needs no answer from the guest or from a process that
+//! may be suspended. A pod lives as long as its process, which listens on the socket. If nothing listens there, the pod
+//! has ended: its directory can be read and removed. An OCI container's process holds the lock before it listens, while
+//! it creates the container. A directory without a state whose lock is free remained from an interrupted creation, and is
+//! ignored.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -34,74 +34,75 @@ mod record;
 
 pub use record::{ContainerState, OciState, PodState};
 
-/// The largest state that is read.
+/// Maximum size of a state file, in bytes.
 const STATE_MAX: u64 = 4 << 20;
 const STATE: &str = "state.json";
 const SOCKET: &str = "sandbox.sock";
 const LOCK: &str = "lock";
-/// Held below the root while a directory is made or its owner is found out; no container's name begins with a dot.
+/// Lock below the root, held while a directory is created or its owner is determined. No container's name begins with
+/// a dot.
 const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 
-/// Why the state cannot be had.
+/// An error of a pod's directory or of a request for it.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The host refused it.
+    /// A system call on the host failed.
     #[error("{step} {}", path.display())]
     Host {
-        /// What was attempted.
+        /// The step that failed.
         step: &'static str,
-        /// On what.
+        /// The path it was for.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// There is no such pod.
+    /// No pod has this name.
     #[error("there is no pod {0:?}")]
     Unknown(String),
-    /// There is one of that name.
-    #[error("pod {id:?} is there already{}", if *living { "" } else { "; it has ended, `vmm pod rm` removes it" })]
+    /// A pod of this name exists.
+    #[error("pod {id:?} exists already{}", if *living { "" } else { "; it has ended, `vmm pod rm` removes it" })]
     Exists {
-        /// Its name.
+        /// The pod's name.
         id: String,
-        /// It runs.
+        /// The pod's process runs.
         living: bool,
     },
-    /// There is a container of that id.
+    /// A container with this id exists.
     #[error("container with id exists: {0}")]
     ContainerExists(String),
-    /// There is no container of that id.
+    /// No container has this id.
     #[error("container does not exist: {0}")]
     NoContainer(String),
-    /// The pod does not run.
+    /// The pod is not running.
     #[error("pod {0:?} is not running")]
     Stopped(String),
-    /// The pod runs.
+    /// The pod is running, and the request is for one that has ended.
     #[error("pod {0:?} is running")]
     Running(String),
-    /// The pod's process takes no connection.
+    /// The pod's process accepts no connection.
     #[error("{id}: no answer from its machine within {} s", after.as_secs())]
     Silent {
-        /// Its name.
+        /// The pod's name.
         id: String,
-        /// How long it had.
+        /// Time that the process had to answer.
         after: Duration,
     },
-    /// Its process is there, though it is to have ended.
+    /// The pod's process has not ended in time.
     #[error("{id}: its machine has not ended within {} s", after.as_secs())]
     Lasting {
-        /// Its name.
+        /// The pod's name.
         id: String,
-        /// How long it had.
+        /// Time that the process had to end.
         after: Duration,
     },
-    /// The file makes no sense.
+    /// The state file is not valid.
     #[error("parse {}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
@@ -110,12 +111,12 @@ pub enum StateError {
 /// This module's result.
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
-/// Where the pods' directories are.
+/// The directory that contains the pods' directories.
 #[derive(Clone, Debug)]
 pub struct StateRoot(PathBuf);
 
 impl StateRoot {
-    /// Returns the given directory, or else `/run/vmm` for root and `vmm` in the runtime directory of anybody else.
+    /// Returns the given directory, or else `/run/vmm` for root and `vmm` in the runtime directory of other users.
     pub fn new(given: Option<PathBuf>, lookup: impl Fn(&str) -> Option<OsString>) -> StateRoot {
         StateRoot(given.unwrap_or_else(|| {
             let user = sys::effective_user();
@@ -127,7 +128,7 @@ impl StateRoot {
         }))
     }
 
-    /// Makes a pod's directory; there must be none of its name.
+    /// Creates a pod's directory. Fails if one of this name exists.
     pub fn create(&self, id: &str) -> Result<StateDir> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -147,15 +148,15 @@ impl StateRoot {
         Ok(directory)
     }
 
-    /// Makes an OCI container's directory and takes its lock, in which this process's number is. What is left of a
-    /// creation that was cut short is no container.
+    /// Creates an OCI container's directory and takes its lock, which contains this process's id. The remains of an
+    /// interrupted creation are not a container.
     pub fn claim(&self, id: &str) -> Result<(StateDir, File)> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("make", &self.0))?;
         let path = self.0.join(id);
         let root = self.lock()?;
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
         if path.exists() {
-            // A process that came no further made no container.
+            // A process that stopped here has not created a container.
             let unmade = |state: &PodState| {
                 state.transient || matches!(state.status.as_str(), "" | "creating" | "starting")
             };
@@ -178,7 +179,7 @@ impl StateRoot {
             Ok(file)
         };
         let held = hold().map_err(|error| {
-            // A full disk, mostly: nobody looks for what is nobody's.
+            // Usually because the disk is full. An unclaimed directory would not be removed later.
             let _ = directory.remove();
             host("lock", &path)(error)
         })?;
@@ -186,9 +187,9 @@ impl StateRoot {
         Ok((directory, held))
     }
 
-    /// Returns the directory of a container that the process `pid` claimed, or began to claim before it was killed.
+    /// Returns the directory of a container that process `pid` claimed, or began to claim before it was killed.
     pub fn claimed_by(&self, id: &str, pid: u32) -> Option<StateDir> {
-        // Nobody else is about to claim it.
+        // The lock prevents other claims meanwhile.
         let _root = self.lock().ok()?;
         let claimed = |directory: &StateDir| {
             let holder = fs::read_to_string(directory.path.join(LOCK)).unwrap_or_default();
@@ -204,7 +205,8 @@ impl StateRoot {
         file.map_err(host("lock", &path))
     }
 
-    /// Returns an OCI container's directory. A pod's is none: it has no lock to say whether its process lives.
+    /// Returns an OCI container's directory. Fails for a pod's directory, which has no lock that shows whether the
+    /// process lives.
     pub fn container(&self, id: &str) -> Result<StateDir> {
         let found = self.open(id).ok().filter(StateDir::is_container);
         found.ok_or_else(|| StateError::NoContainer(id.to_owned()))
@@ -220,7 +222,7 @@ impl StateRoot {
         }
     }
 
-    /// Returns every pod's directory, by name.
+    /// Returns every pod's directory, sorted by name.
     pub fn list(&self) -> Result<Vec<StateDir>> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
@@ -234,12 +236,13 @@ impl StateRoot {
     }
 }
 
-/// Takes away what the process of an OCI container left in its network namespace; one that ended by itself left nothing there.
+/// Removes what a killed process of an OCI container left in its network namespace. A process that ended
+/// normally left nothing.
 pub fn clear_network(state: &PodState) {
     let path = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
     if let Some(path) = path.filter(|path| state.status != "stopped" && path.exists()) {
         match network::clear(path) {
-            // Nor did one that was refused because of it.
+            // The host's own namespace: the container was refused and left nothing there.
             Ok(()) | Err(NetworkError::Host { .. }) => {}
             Err(error) => log::warn!("clear the network namespace {}: {error}", path.display()),
         }
@@ -249,20 +252,20 @@ pub fn clear_network(state: &PodState) {
 /// A pod's directory.
 #[derive(Clone, Debug)]
 pub struct StateDir {
-    /// The pod.
+    /// The pod's name.
     pub id: String,
     path: PathBuf,
 }
 
 impl StateDir {
-    /// Listens as the pod.
+    /// Listens on the pod's socket.
     pub fn listen(&self) -> Result<UnixListener> {
         let listener = self.at_socket(UnixListener::bind).map_err(host("listen in", &self.path))?;
         listener.set_nonblocking(true).map_err(host("listen in", &self.path))?;
         Ok(listener)
     }
 
-    /// Connects to the pod.
+    /// Connects to the pod's socket.
     pub fn connect(&self) -> Result<UnixStream> {
         self.connect_within(deadlines::ANSWER)
     }
@@ -282,34 +285,34 @@ impl StateDir {
         }
     }
 
-    /// Whether the pod's process is there.
+    /// Whether the pod's process listens.
     pub fn is_living(&self) -> bool {
         match self.is_container() {
             true => self.is_held(),
-            // A queue that is full is somebody's who does not take from it.
+            // A full queue means that a process listens and does not accept.
             false => matches!(self.connect_within(Duration::ZERO), Ok(_) | Err(StateError::Silent { .. })),
         }
     }
 
-    /// Returns the pod's process, if it is there, whatever it does.
+    /// Returns the pod's process if it exists, even if it does not answer.
     pub fn process(&self) -> Result<Option<OwnedFd>> {
         let locked = fs::read_to_string(self.path.join(LOCK)).ok().and_then(|text| text.parse().ok());
         let Some(pid) = locked.or(Some(self.read()?.pid)).filter(|pid| *pid != 0) else { return Ok(None) };
         match sys::process(pid) {
-            // Whoever lives there lives since before: the number cannot have become another's.
+            // The process is alive after the open, so the id has not been reused.
             Ok(process) => Ok(Some(process).filter(|_| self.is_living())),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(host("find the process of", &self.path)(error)),
         }
     }
 
-    /// Whether it is an OCI container's, if only its beginning.
+    /// Whether the directory belongs to an OCI container, or to the beginning of one.
     fn is_container(&self) -> bool {
         let empty = || fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none());
         self.path.join(LOCK).exists() || empty()
     }
 
-    /// Whether an OCI container's process is there, though it may not listen yet.
+    /// Whether an OCI container's process exists, even if it does not listen yet.
     pub fn is_held(&self) -> bool {
         match File::open(self.path.join(LOCK)) {
             Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
@@ -317,7 +320,7 @@ impl StateDir {
         }
     }
 
-    /// Waits until an OCI container's process is gone, no longer than `patience`.
+    /// Waits until an OCI container's process has ended, at most for `patience`.
     pub fn wait_until_released(&self, patience: Duration) -> Result<()> {
         if !self.is_held() {
             return Ok(());
@@ -326,7 +329,7 @@ impl StateDir {
         let (send, receive) = channel();
         let lock = path.clone();
         let wait = move || File::open(&lock).and_then(|file| file.lock_shared());
-        // One that waits on when we do not ends with this process.
+        // The waiting thread may outlive this call. It ends with the process.
         let waiter = Builder::new().spawn(move || send.send(wait()));
         let waited = waiter.map(|_| receive.recv_timeout(patience)).map_err(host("wait for", &path))?;
         match waited {
@@ -336,24 +339,24 @@ impl StateDir {
         }
     }
 
-    /// A socket's address is short, and a path need not be: the directory is named by a descriptor.
+    /// Binds or connects through a descriptor of the directory, because a socket's address is too short for some paths.
     fn at_socket<T>(&self, call: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
         let directory = File::open(&self.path)?;
         call(PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd())))
     }
 
-    /// Where a container's output is kept.
+    /// Returns the path of a container's log.
     pub fn log(&self, container: &str) -> PathBuf {
         self.path.join(LOGS).join(format!("{container}-json.log"))
     }
 
-    /// Opens what the pod's own process says when nobody listens.
+    /// Opens the log of the pod's own background process.
     pub fn own_log(&self) -> Result<File> {
         let path = self.path.join("vmm.log");
         File::options().append(true).create(true).open(&path).map_err(host("open", &path))
     }
 
-    /// Writes the state, whole or not at all.
+    /// Writes the state atomically.
     pub fn write(&self, state: &PodState) -> Result<()> {
         let (path, next) = (self.path.join(STATE), self.path.join("state.json.next"));
         let text = serde_json::to_vec(state).map_err(|error| host("write", &path)(error.into()))?;
@@ -361,42 +364,42 @@ impl StateDir {
         fs::rename(&next, &path).map_err(host("replace", &path))
     }
 
-    /// Reads the state. Of a pod that has ended it says so, whatever it was when it was written.
+    /// Reads the state. The status of a pod that has ended is `stopped`, whatever was written.
     pub fn read(&self) -> Result<PodState> {
         use std::io::Read;
         let path = self.path.join(STATE);
         let mut text = Vec::new();
         let state = match File::open(&path).and_then(|file| file.take(STATE_MAX).read_to_end(&mut text)) {
             Ok(_) => serde_json::from_slice(&text).map_err(|source| StateError::Parse { path, source })?,
-            // The process ended before it had one.
+            // The process ended before it wrote a state.
             Err(error) if error.kind() == io::ErrorKind::NotFound => PodState::default(),
             Err(error) => return Err(host("read", &path)(error)),
         };
         Ok(PodState { id: self.id.clone(), ..state })
     }
 
-    /// What the pod is, whether its process lives or not, and without asking it.
+    /// Returns the last written state, whether the process lives or not, without a request to it.
     pub fn look(&self) -> Result<PodState> {
         if self.is_living() { self.read() } else { self.read().map(PodState::stopped) }
     }
 
-    /// Nobody listens any more.
+    /// Stops listening.
     pub fn close(&self) {
-        // Whoever comes finds a socket that answers nobody, which says the same.
+        // A client that comes meanwhile finds a socket without a listener, which means the same.
         let _ = fs::remove_file(self.path.join(SOCKET));
     }
 
-    /// Removes the directory with everything in it.
+    /// Removes the directory with its contents.
     pub fn remove(&self) -> Result<()> {
         match self.remove_all() {
-            // Somebody else was quicker.
+            // Another process has removed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(host("remove", &self.path)),
         }
     }
 
-    /// Removes it in an order in which whoever goes on with it finds what can be deleted. The state goes first: a directory
-    /// without one is what is left of a container, and no container; the lock last, by which it is told from anything else.
+    /// Removes the contents in an order that another process can continue. The state goes first: a directory without a
+    /// state is not a container. The lock goes last, because it marks the directory as a container's.
     fn remove_all(&self) -> io::Result<()> {
         remove_if_there(&self.path.join(STATE))?;
         for entry in fs::read_dir(&self.path)? {
@@ -447,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_listens_lives_and_its_name_is_taken() {
+    fn a_pod_that_listens_is_alive_and_its_name_is_in_use() {
         let (_folder, root) = root();
         assert!(root.list().unwrap().is_empty());
         let directory = root.create("p").unwrap();
@@ -455,18 +458,18 @@ mod tests {
         assert!(directory.is_living());
         assert!(matches!(root.create("p"), Err(StateError::Exists { living: true, .. })));
         drop(listener);
-        // As after SIGKILL: the socket's file is still there.
+        // As after SIGKILL: the socket's file remains.
         assert!(!directory.is_living());
         assert!(matches!(directory.connect(), Err(StateError::Stopped(_))));
         let error = root.create("p").unwrap_err().to_string();
-        assert_eq!(error, "pod \"p\" is there already; it has ended, `vmm pod rm` removes it");
+        assert_eq!(error, "pod \"p\" exists already; it has ended, `vmm pod rm` removes it");
         directory.remove().unwrap();
         assert!(matches!(root.open("p"), Err(StateError::Unknown(_))));
         root.create("p").unwrap();
     }
 
     #[test]
-    fn a_state_is_replaced_whole_and_is_the_last_one_s_when_its_process_is_gone() {
+    fn a_state_is_replaced_atomically_and_is_stopped_once_its_process_has_ended() {
         let (folder, root) = root();
         let directory = root.create("p").unwrap();
         assert_eq!(directory.read().unwrap(), PodState { id: "p".into(), ..PodState::default() });
@@ -486,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_s_id_is_taken_once_and_what_a_crash_left_is_in_nobody_s_way() {
+    fn a_container_s_id_is_claimed_once_and_remains_of_a_crash_are_ignored() {
         let (_folder, root) = root();
         let (directory, held) = root.claim("c").unwrap();
         assert!(directory.is_held() && directory.process().unwrap().is_some());
@@ -500,12 +503,12 @@ mod tests {
         assert!(!directory.is_held() && directory.process().unwrap().is_none());
         let (directory, held) = root.claim("c").unwrap();
         directory.write(&state("creating")).unwrap();
-        // Killed before it was one.
+        // Killed before it had claimed the directory.
         drop(held);
         let (directory, held) = root.claim("c").unwrap();
         directory.write(&state("created")).unwrap();
         drop(held);
-        // Killed after it: it is there until it is deleted.
+        // Killed with a state: the container exists until it is deleted.
         assert_eq!(exists(), "container with id exists: c");
         directory.wait_until_released(Duration::ZERO).unwrap();
         directory.remove().unwrap();
@@ -515,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_s_directory_is_no_container_s() {
+    fn a_pod_s_directory_is_not_a_container_s() {
         let (_folder, root) = root();
         let directory = root.create("p").unwrap();
         for status in ["", "starting", "running"] {
@@ -527,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_nowhere_else() {
+    fn names_cannot_leave_the_root() {
         let (folder, root) = root();
         fs::create_dir_all(folder.path().join("deep/x")).unwrap();
         for name in ["../x", "..", "", ".", "a/b"] {
@@ -541,12 +544,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_takes_no_connection_is_there_and_says_nothing() {
+    fn a_pod_that_accepts_no_connection_is_alive_and_silent() {
         let (_folder, root) = root();
         let directory = root.create("p").unwrap();
         let _listener = directory.listen().unwrap();
         directory.write(&PodState { pid: std::process::id(), ..state("running") }).unwrap();
-        // Its queue is full some time.
+        // The queue becomes full at some point.
         let queued: Vec<_> = std::iter::repeat_with(|| directory.connect_within(Duration::ZERO))
             .take_while(|connected| !matches!(connected, Err(StateError::Silent { .. })))
             .map(Result::unwrap)
@@ -557,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_root_has_a_socket_all_the_same() {
+    fn a_long_root_can_have_a_socket() {
         let folder = tempfile::tempdir().unwrap();
         let root = StateRoot::new(Some(folder.path().join("x".repeat(200))), |_| None);
         let directory = root.create("p").unwrap();

@@ -1,14 +1,14 @@
-//! `vmm check`: can this machine's KVM run a guest, and if not what is missing.
+//! `vmm check`: tests whether KVM on this host can run a guest, and names what is missing.
 
 use std::fs::File;
 use std::io::{self, Write};
 
 use anyhow::Result;
 
-/// What passes packets on faster than our own process; guests have their networks without it.
+/// Forwards packets faster than this program. Optional for a guest's network.
 const VHOST_NET: &str = "/dev/vhost-net";
 
-/// Prints what was found; returns whether all is well.
+/// Prints the findings. Returns whether guests can run.
 pub fn check(mut out: impl Write) -> Result<bool> {
     let findings = vmm::check::probe();
     for finding in &findings {
@@ -22,13 +22,13 @@ pub fn check(mut out: impl Write) -> Result<bool> {
     Ok(ok)
 }
 
-/// Whether it can be used, as a mark and in words.
+/// Returns a mark and a description for the result of opening vhost-net.
 fn vhost_net(opened: io::Result<()>) -> (&'static str, String) {
-    const INSTEAD: &str = "vmm's own process passes packets on, which is slower";
+    const INSTEAD: &str = "vmm forwards packets itself, which is slower";
     match opened {
-        Ok(()) => ("ok  ", "there".to_owned()),
+        Ok(()) => ("ok  ", "available".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ("--  ", format!("not there (modprobe vhost_net): {INSTEAD}"))
+            ("--  ", format!("not available (modprobe vhost_net): {INSTEAD}"))
         }
         Err(error) => ("--  ", format!("{error}: {INSTEAD}")),
     }
@@ -39,11 +39,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_without_vhost_net_is_told_how_to_have_it() {
+    fn a_host_without_vhost_net_gets_advice() {
         assert_eq!(vhost_net(Ok(())).0, "ok  ");
         let (mark, detail) = vhost_net(Err(io::ErrorKind::NotFound.into()));
         assert_eq!(mark, "--  ");
-        assert!(detail.starts_with("not there (modprobe vhost_net)"), "{detail}");
+        assert!(detail.starts_with("not available (modprobe vhost_net)"), "{detail}");
         assert!(!vhost_net(Err(io::ErrorKind::PermissionDenied.into())).1.contains("modprobe"));
     }
 }

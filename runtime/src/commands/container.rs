@@ -1,5 +1,5 @@
-//! The life of an OCI container, with runc's words: `create` makes the process that is it, and everything else is asked of
-//! that process behind its socket, or read from what it left.
+//! The OCI commands of a container's life, compatible with runc. `create` forks the container's process. The other
+//! commands send requests to the socket of that process, or read its state file.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -26,7 +26,7 @@ pub mod hook_points;
 pub mod life;
 pub mod list;
 
-/// A container's status in the specification's words.
+/// A container's status as the specification names it.
 fn status(state: &PodState) -> &str {
     match state.containers.first().map(|container| container.status.as_str()) {
         _ if state.status == "creating" || state.status == "stopped" => &state.status,
@@ -36,7 +36,7 @@ fn status(state: &PodState) -> &str {
     }
 }
 
-/// Returns a container's state as the runtime specification has it (`runtime.md`, "State"), and runc's additions.
+/// Returns a container's state as the runtime specification defines it (`runtime.md`, "State"), with runc's additions.
 pub fn state_json(state: &PodState) -> Value {
     let oci = state.oci.clone().unwrap_or_default();
     let status = status(state);
@@ -60,7 +60,7 @@ pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
     print(&format!("{text}\n")).map(|()| 0)
 }
 
-/// `vmm start`: the hooks that belong to it are run here, so that the container's process answers meanwhile.
+/// `vmm start`. The hooks run in this process, so that the container's process can answer requests meanwhile.
 pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     let directory = root.container(id)?;
     let state = directory.look()?;
@@ -82,7 +82,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
         Ok(hooks::run("poststart", &hooks.poststart, &bytes_of(&directory.look()?), &own)?)
     };
     if let Err(error) = run() {
-        // A container that did not start as it should does not stay.
+        // A container that failed to start is deleted.
         if let Err(error) = end(&directory) {
             log::warn!("{error:#}");
         }
@@ -97,14 +97,14 @@ pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
     let signal = signal_of(&args.signal).with_context(|| format!("unknown signal {:?}", args.signal))?;
     match status(&directory.look()?) {
         "stopped" => bail!("container not running"),
-        // Its process runs hooks and listens to nobody.
+        // The container's process runs hooks and does not answer requests.
         "creating" => end(&directory)?,
         _ => {
             let request = Request::Kill { container: args.id.clone(), signal, all: args.all };
             match ask_running(&directory, &request) {
-                // SIGKILL is no request.
+                // SIGKILL must succeed even if the container's process does not answer.
                 Err(error) if signal == libc::SIGKILL && is_silence(&error) => {
-                    log::warn!("{error:#}; its process is killed");
+                    log::warn!("{error:#}; killing the container's process");
                     end(&directory)?;
                 }
                 asked => asked?,
@@ -114,8 +114,8 @@ pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Asks the process of a container that ran a moment ago. That it has ended meanwhile is told in the words that engines
-/// know: for whoever stops it that is as good as done.
+/// Sends a request to the process of a container that ran a moment ago. If the container has ended meanwhile, the error
+/// is `container not running`, which engines that stop a container take for success.
 fn ask_running(directory: &StateDir, request: &Request) -> Result<()> {
     let asked = connect(directory).and_then(|mut connection| Ok(connection.ask(request, &[])?));
     match asked {
@@ -130,7 +130,7 @@ fn ask_running(directory: &StateDir, request: &Request) -> Result<()> {
     }
 }
 
-/// Whether a container's process is there and does not answer.
+/// Whether the error says that a container's process exists and does not answer.
 fn is_silence(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(ControlError::Silent { .. }))
         || matches!(error.downcast_ref(), Some(StateError::Silent { .. }))
@@ -156,7 +156,7 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     };
     let state = directory.look()?;
     match status(&state) {
-        // It may be about to write back what its guest has in memory.
+        // The process may be writing the guest's cached data back.
         "stopped" if args.force && directory.wait_until_released(deadlines::KILL).is_err() => {
             end(&directory)?
         }
@@ -165,13 +165,13 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
         _ if args.force => end(&directory)?,
         status => bail!("cannot delete container {} that is not stopped: {status}", args.id),
     }
-    // Its process may still be about to go.
+    // The process may be about to end.
     directory.wait_until_released(deadlines::ENDING)?;
     let state = directory.read().unwrap_or(state);
     finish(&directory, state, &Environment::own()).map(|()| 0)
 }
 
-/// Takes away what is left of a container and does what its bundle wants done then.
+/// Removes what a container left on the host and runs the bundle's poststop hooks.
 pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> Result<()> {
     let hooks = hooks_of(&state).unwrap_or_else(|error| {
         log::warn!("{error:#}");
@@ -182,14 +182,14 @@ pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Enviro
     Ok(())
 }
 
-/// Takes away what is left of a container whose process has ended, by itself or not.
+/// Removes what a container left on the host, after its process has ended or was killed.
 pub(super) fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
     clear_network(state);
     state.cgroup.remove()?;
     Ok(directory.remove()?)
 }
 
-/// Ends a container's process with everything in it, whatever it does, and without asking it.
+/// Kills a container's process, and with it the machine, without a request to it.
 fn end(directory: &StateDir) -> Result<()> {
     if let Some(process) = directory.process()? {
         let killed = sys::kill_and_wait(process.as_fd(), deadlines::GONE);
@@ -198,7 +198,7 @@ fn end(directory: &StateDir) -> Result<()> {
     Ok(directory.wait_until_released(deadlines::GONE)?)
 }
 
-/// Writes a process's number to a file, whole or not at all.
+/// Writes a process id to a file, atomically.
 pub(super) fn write_pid(path: &Path, pid: u32) -> Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().with_context(|| format!("write {}: not a file", path.display()))?);
@@ -208,15 +208,15 @@ pub(super) fn write_pid(path: &Path, pid: u32) -> Result<()> {
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// Refuses descriptors that would have to be known in the guest.
+/// Refuses additional descriptors, which a guest cannot use.
 pub(super) fn refuse_descriptors(count: u32) -> Result<()> {
     if count > 0 {
-        bail!("--preserve-fds {count}: not supported: a descriptor of the host leads nowhere in a guest");
+        bail!("--preserve-fds {count}: not supported: a guest cannot use descriptors of the host");
     }
     Ok(())
 }
 
-/// Returns whether a terminal is to be sent to `socket`; refuses one without the other as runc does.
+/// Returns whether a terminal is to be sent to `socket`. Refuses one without the other, as runc does.
 pub(super) fn check_console(terminal: bool, socket: Option<&Path>, detach: bool) -> Result<()> {
     match (terminal, socket) {
         (true, None) if detach => {

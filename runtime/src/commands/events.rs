@@ -1,4 +1,4 @@
-//! `vmm events`: what a container uses, and that its memory was short, in runc's JSON.
+//! `vmm events`: a container's resource usage and out-of-memory events as runc's JSON.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use crate::cli::update::EventsArgs;
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::state::{StateError, StateRoot};
 
-/// The longest time between two reports.
+/// Maximum interval between two reports.
 const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Prints an event a line, until the container has ended; with `--stats` one report alone.
+/// Prints one event a line until the container has ended. With `--stats`, prints a single report.
 pub fn events(args: &EventsArgs) -> Result<()> {
     let interval =
-        interval(&args.interval).with_context(|| format!("--interval {:?} is no time", args.interval))?;
+        interval(&args.interval).with_context(|| format!("--interval {:?}: not a duration", args.interval))?;
     let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
     let directory = root.open(&args.id)?;
     let state = directory.look()?;
@@ -45,7 +45,7 @@ pub fn events(args: &EventsArgs) -> Result<()> {
     }
 }
 
-/// Asks the pod; nothing if it has ended.
+/// Asks the pod. Returns `None` if the pod has ended.
 fn usage(connection: &mut Connection, container: &str) -> Result<Option<ContainerUsage>> {
     match connection.ask(&Request::Stats, &[]) {
         Ok(reply) => match checked(reply)? {
@@ -57,7 +57,7 @@ fn usage(connection: &mut Connection, container: &str) -> Result<Option<Containe
     }
 }
 
-/// Waits. Returns false if the pod has ended meanwhile, of which its socket tells.
+/// Waits for an interval. Returns false if the pod closed its socket meanwhile, that is, has ended.
 fn wait(connection: &Connection, interval: Duration) -> Result<bool> {
     let until = Instant::now() + interval;
     loop {
@@ -80,8 +80,8 @@ fn line(kind: &str, id: &str, data: Option<Value>) -> String {
     format!("{event}\n")
 }
 
-/// What runc says of a container (`types.Stats`): memory, processes and CPU time as the guest counts them, block I/O, huge
-/// pages and throttling as the host does.
+/// Returns runc's statistics of a container (`types.Stats`). The guest provides memory, processes and CPU time; the
+/// host provides block I/O, huge pages and throttling.
 fn data(usage: &ContainerUsage, host: &HostUsage) -> Value {
     let nanoseconds = |time: Option<u64>| time.unwrap_or(0).saturating_mul(1000);
     let block_io = |words: [(&str, &str); 2]| -> Vec<Value> {
@@ -126,7 +126,7 @@ fn data(usage: &ContainerUsage, host: &HostUsage) -> Value {
     })
 }
 
-/// Reads a time as runc does, in one unit.
+/// Parses a duration with one unit (ms, s, m or h), as runc does.
 fn interval(text: &str) -> Option<Duration> {
     let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit_ms = match &text[number.len()..] {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_has_a_unit() {
+    fn a_duration_has_a_unit() {
         let times =
             [("5s", Some(5000)), ("250ms", Some(250)), ("2m", Some(120_000)), ("1h", Some(3_600_000))];
         for (text, ms) in

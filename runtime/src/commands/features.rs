@@ -1,5 +1,5 @@
-//! `vmm features`: what of a config.json is honoured, in the form of the runtime specification (features.md), and by the
-//! tables that bundles are judged with.
+//! `vmm features`: the supported parts of config.json in the form of the runtime specification (features.md). The
+//! values come from the tables by which bundles are checked.
 
 use std::io::Write;
 
@@ -11,13 +11,13 @@ use oci::spec::Spec;
 use plan::{capabilities, seccomp};
 use serde_json::{Value, json};
 
-/// The oldest version of the specification that a bundle may follow.
+/// The oldest supported version of the specification.
 const OCI_VERSION_MIN: &str = "1.0.0";
 /// The specification's hooks (config.md, "POSIX-platform Hooks").
 const HOOKS: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
-/// Writes the features to `to`.
+/// Writes the features to `to` as JSON.
 pub fn features(mut to: impl Write) -> Result<()> {
     let mut write = || -> Result<()> {
         serde_json::to_writer_pretty(&mut to, &document())?;
@@ -59,7 +59,7 @@ fn document() -> Value {
     })
 }
 
-/// Whether a bundle with such a hook is taken.
+/// Whether a bundle with such a hook is accepted.
 fn honours_hook(name: &str) -> bool {
     let spec = json!({ "ociVersion": OCI_VERSION, "hooks": { name: [{ "path": "/hook" }] } });
     let spec: Spec = serde_json::from_value(spec).expect("the specification's own form");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_is_honoured() {
+    fn named_features_are_supported() {
         let mut text = Vec::new();
         features(&mut text).unwrap();
         let document: Value = serde_json::from_slice(&text).unwrap();

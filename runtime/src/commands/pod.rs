@@ -1,4 +1,4 @@
-//! `vmm pod`: pods are run here, and everything else is asked of the living process behind a pod's socket.
+//! `vmm pod`: `run` runs a pod in this process; the other commands send requests to the pod's socket.
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -21,7 +21,7 @@ pub mod logs;
 pub mod run;
 mod table;
 
-/// Does what `vmm pod` was told; returns the exit code.
+/// Executes a `vmm pod` command. Returns the exit code.
 pub fn pod(args: PodArgs) -> Result<u8> {
     let root = StateRoot::new(args.root, |name| std::env::var_os(name));
     match args.command {
@@ -40,7 +40,7 @@ pub fn pod(args: PodArgs) -> Result<u8> {
         },
         PodCommand::Stop { time, pod } => stop(&root.open(&pod)?, time)?,
         PodCommand::Kill { signal, all, pod, container } => {
-            let number = signal_of(&signal).with_context(|| format!("signal {signal:?}: there is none"))?;
+            let number = signal_of(&signal).with_context(|| format!("unknown signal {signal:?}"))?;
             let container = container.unwrap_or_default();
             done(ask(&root, &pod, &Request::Kill { container, signal: number, all })?)?;
         }
@@ -55,7 +55,7 @@ pub fn pod(args: PodArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Asks a living pod; what it refuses is an error.
+/// Sends a request to a living pod. A refusal is returned as an error.
 pub(super) fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Reply> {
     checked(connect(&root.open(pod)?)?.ask(request, &[])?)
 }
@@ -63,14 +63,14 @@ pub(super) fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Repl
 /// Connects to a living pod.
 pub fn connect(directory: &StateDir) -> Result<Connection> {
     let patience = match directory.read()?.patience {
-        // It is not that far.
+        // The pod does not listen yet.
         0 => deadlines::AGENT,
         seconds => Duration::from_secs(seconds),
     };
     Ok(Connection::to(&directory.id, patience, directory.connect()?)?)
 }
 
-/// An answer that says that something was not done is an error with the exit code that stands for it.
+/// Turns a refusal of the pod into an error with the pod's exit code.
 pub fn checked(reply: Reply) -> Result<Reply> {
     match reply {
         Reply::Failed { code, message } => Err(CodedError { code, message }.into()),
@@ -78,14 +78,14 @@ pub fn checked(reply: Reply) -> Result<Reply> {
     }
 }
 
-/// Whatever is not the word that it was done is an error.
+/// Turns every reply except `Done` into an error.
 pub fn done(reply: Reply) -> Result<()> {
     if reply == Reply::Done { Ok(()) } else { unexpected(&reply) }
 }
 
-/// Says that an answer was another than what was asked for.
+/// Returns an error for a reply that does not fit the request.
 pub fn unexpected<T>(reply: &Reply) -> Result<T> {
-    anyhow::bail!("the pod's answer was not expected: {reply:?}")
+    anyhow::bail!("unexpected answer of the pod: {reply:?}")
 }
 
 fn list(root: &StateRoot, json: bool) -> Result<()> {
@@ -93,14 +93,14 @@ fn list(root: &StateRoot, json: bool) -> Result<()> {
     for directory in root.list()? {
         match directory.look() {
             Ok(state) => states.push(state),
-            // One that ends this moment, or whose state is damaged, is no reason not to list the others.
+            // A pod that ends meanwhile, or whose state is damaged, must not prevent the list of the others.
             Err(error) => log::warn!("pod {}: {error:#}", directory.id),
         }
     }
     table::pods(&states, json)
 }
 
-/// Ends a pod and waits for its process to be gone.
+/// Stops a pod and waits until its process has ended.
 fn stop(directory: &StateDir, grace: u64) -> Result<()> {
     let patience = Duration::from_secs(directory.read()?.patience.saturating_add(grace));
     let mut connection = connect(directory)?;
@@ -115,17 +115,17 @@ fn remove(root: &StateRoot, pod: &str, force: bool) -> Result<()> {
         if !force {
             return Err(StateError::Running(pod.to_owned()).into());
         }
-        // With output and last state, if that can be had.
+        // The wait lets the pod write its output and last state, if it answers.
         if let Err(error) = stop(&directory, 0)
             && let Some(process) = directory.process()?
         {
-            log::warn!("{error:#}; its process is killed");
+            log::warn!("{error:#}; killing the pod's process");
             sys::kill_and_wait(process.as_fd(), deadlines::GONE)
                 .with_context(|| format!("kill pod {pod:?}"))?;
         }
     }
     match directory.remove() {
-        // A pod in the foreground removes its own.
+        // A pod in the foreground removes its directory itself.
         Err(_) if root.open(pod).is_err() => Ok(()),
         removed => Ok(removed?),
     }
@@ -143,7 +143,7 @@ fn pause(root: &StateRoot, meant: MeantArgs, paused: bool) -> Result<()> {
     done(ask(root, &meant.pod, &Request::Pause { container, paused })?)
 }
 
-/// Prints a line to stdout; whoever reads it may have left.
+/// Prints a line to stdout. A closed pipe is not an error.
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

@@ -1,4 +1,4 @@
-//! `vmm run`: a bundle in a machine of its own, from the first line to the container's exit code.
+//! `vmm run`: runs a bundle in a new machine, up to the container's exit code.
 
 use std::fs::File;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::marks::{GUEST_MARKS, Marks};
 use crate::pod::supervisor::Started;
 use crate::state::{ContainerState, PodState, StateDir, StateRoot};
 
-/// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when the process began.
+/// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when this process began.
 pub fn run(root: &StateRoot, mut args: RunArgs, start: Instant) -> Result<u8> {
     if args.detach {
         return create::create_and_start(root, args);
@@ -37,20 +37,20 @@ pub fn run(root: &StateRoot, mut args: RunArgs, start: Instant) -> Result<u8> {
     foreground(root, config, &engine, start)
 }
 
-/// Runs the bundle in the foreground; returns the exit code.
+/// Runs the bundle in the foreground. Returns the exit code.
 fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Instant) -> Result<u8> {
     refuse_descriptors(engine.preserve_fds)?;
     check_console(false, engine.console_socket.as_deref(), false)?;
     let marks = BootMarks::new(&config, start);
     let environment = Environment::own();
     environment::seclude()?;
-    // Before the first thread, so that no other takes a signal that is ours.
+    // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
-    // KVM takes its time to make a machine; the bundle is read meanwhile.
+    // KVM needs time to create a machine; the bundle is read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
     let bundle = Bundle::load(&config.bundle)?;
-    // Other commands find a container by its id. One without leaves nothing behind, however its process ends.
+    // Other commands find a container by its id. A container without one has no directory that could be left behind.
     let registered = config.is_named.then(|| root.claim(&config.id)).transpose()?;
     let mut life = Life::new(RunConfig { bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
@@ -86,7 +86,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     left.map(|()| code)
 }
 
-/// Takes away what the container had on the host.
+/// Removes what the container has on the host.
 fn leave_nothing(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
     life.leave_cgroup()?;
     match registered {
@@ -95,7 +95,7 @@ fn leave_nothing(life: &Life, registered: Option<(StateDir, File)>) -> Result<()
     }
 }
 
-/// Runs the hooks that come after the container's start. While they run no request of another process is served.
+/// Runs the hooks that follow the container's start. No request of another process is served meanwhile.
 fn started(hooks: &Hooks, life: &Life, environment: &Environment) -> Started {
     if hooks.poststart.is_empty() {
         return Box::new(|| Ok(()));
@@ -105,14 +105,13 @@ fn started(hooks: &Hooks, life: &Life, environment: &Environment) -> Started {
     Box::new(move || Ok(hooks::run("poststart", &hooks, &running, &environment)?))
 }
 
-/// Returns what a hook is told of the container.
+/// Returns the state that hooks get.
 fn told(life: &Life, status: &str) -> PodState {
     let container = ContainerState { status: status.to_owned(), ..ContainerState::default() };
     PodState { status: status.to_owned(), containers: vec![container], ..life.state.clone() }
 }
 
-/// Returns the bundle's hooks. As with runc those of `startContainer` have the container's environment, unless they have their
-/// own.
+/// Returns the bundle's hooks. As with runc, `startContainer` hooks without an environment get the container's.
 fn hooks_of(bundle: &Bundle) -> Hooks {
     let mut hooks = bundle.spec.hooks.clone();
     for hook in &mut hooks.start_container {
@@ -125,7 +124,7 @@ fn absolute(bundle: &Path) -> Result<std::path::PathBuf> {
     std::path::absolute(bundle).with_context(|| format!("open bundle {}", bundle.display()))
 }
 
-/// The boot's marks, where somebody asked for them.
+/// Starts the boot's marks if `--marks` was given.
 struct BootMarks {
     timeline: Option<Arc<Timeline>>,
     kernel: Option<KernelMarks>,
@@ -155,7 +154,7 @@ impl BootMarks {
     }
 }
 
-/// Says whether kernel and initramfs are inside the program, for `vmm --version`.
+/// Describes the embedded kernel and initramfs for `vmm --version`.
 pub fn embedded() -> String {
     match image::Embedded::find() {
         Ok(found) => {

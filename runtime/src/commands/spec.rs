@@ -1,4 +1,4 @@
-//! `vmm spec`: writes a configuration to start from.
+//! `vmm spec`: writes an initial config.json.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use oci::DEFAULT_CONFIG;
 
-/// Writes [`DEFAULT_CONFIG`], which is what `runc spec` writes in form and in content, to config.json in `bundle`; a file that is there stays.
+/// Writes [`DEFAULT_CONFIG`], which equals the output of `runc spec`, to config.json in `bundle`. Fails if the file
+/// exists.
 pub fn spec(bundle: &Path) -> Result<()> {
     let path = bundle.join("config.json");
     let write =

@@ -1,4 +1,4 @@
-//! `vmm update`: other limits for a container that runs, in the guest and on the host.
+//! `vmm update`: updates the resource limits of a running container, in the guest and on the host.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,10 +14,10 @@ use crate::cli::update::UpdateArgs;
 use crate::control::Request;
 use crate::state::{PodState, StateError, StateRoot};
 
-/// The largest file of limits.
+/// Maximum size of a file of limits, in bytes.
 const RESOURCES_MAX: u64 = 1 << 20;
 
-/// Changes the limits: the guest's first, since it is the guest that may refuse them.
+/// Updates the limits. The guest goes first, since it can refuse them.
 pub fn update(args: UpdateArgs) -> Result<()> {
     let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
     let mut resources = match &args.resources {
@@ -32,7 +32,7 @@ pub fn update(args: UpdateArgs) -> Result<()> {
     let sets = if state.cgroup.is_none() { Sets::Guest } else { Sets::Host };
     refuse(&resources, sets)?;
     if resources.cpu.period != 0 && resources.cpu.quota == 0 && sets == Sets::Host {
-        // The kernel takes both at once, and whoever gives the one leaves the other as it is.
+        // The kernel accepts both values together only. A value that is not given keeps its present setting.
         resources.cpu.quota = state.cgroup.cpu_quota();
     }
     let files = limits::changes(&resources, state.memory_mib, sets)?;
@@ -45,26 +45,26 @@ pub fn update(args: UpdateArgs) -> Result<()> {
     Ok(())
 }
 
-/// The container that an OCI command means: a pod of several has none of its name.
+/// Returns the only container of the state. A pod with several is not an OCI container.
 pub(super) fn only_container(state: &PodState) -> Result<String> {
     match state.containers.as_slice() {
         [one] => Ok(one.name.clone()),
-        all => bail!("pod {:?} has {} containers and is none", state.id, all.len()),
+        all => bail!("pod {:?} has {} containers and is not an OCI container", state.id, all.len()),
     }
 }
 
-/// Refuses what a bundle could not have either.
+/// Refuses limits that are refused in a bundle as well.
 fn refuse(resources: &Resources, sets: Sets) -> Result<()> {
     let host = resources.block_io != BlockIo::default()
         || !resources.hugepage_limits.is_empty()
         || !resources.rdma.is_empty();
     let table = [
         ("blockIO", host && sets == Sets::Guest, "the container has no cgroup on the host"),
-        ("blockIO.leafWeight", resources.block_io.leaf_weight.0, "no kernel has leaf weights any more"),
+        ("blockIO.leafWeight", resources.block_io.leaf_weight.0, "Linux has no leaf weights any more"),
         ("cpu.realtimeRuntime", resources.cpu.realtime_runtime.0, "real-time CPU limits"),
         ("cpu.realtimePeriod", resources.cpu.realtime_period.0, "real-time CPU limits"),
-        ("memory.disableOOMKiller", resources.memory.disable_oom_killer.0, "the OOM killer stays"),
-        ("network", resources.network.0, "packets of a machine have no class of a process"),
+        ("memory.disableOOMKiller", resources.memory.disable_oom_killer.0, "the guest's OOM killer cannot be disabled"),
+        ("network", resources.network.0, "packets of a machine have no class of their process"),
     ];
     match table.into_iter().find(|(_, asked, _)| *asked) {
         Some((path, _, why)) => Err(unsupported(format!("linux.resources.{path}"), why).into()),
@@ -87,7 +87,7 @@ fn read(path: &Path) -> Result<Resources> {
 
 fn of_flags(args: &UpdateArgs) -> Result<Resources> {
     let size = |name: &str, text: &Option<String>| {
-        text.as_ref().map_or(Ok(0), |text| bytes(text).with_context(|| format!("{name} {text:?} is no size")))
+        text.as_ref().map_or(Ok(0), |text| bytes(text).with_context(|| format!("{name} {text:?}: not a size")))
     };
     let mut resources = Resources::default();
     resources.memory.limit = size("--memory", &args.memory)?;
@@ -105,7 +105,7 @@ fn of_flags(args: &UpdateArgs) -> Result<Resources> {
     Ok(resources)
 }
 
-/// Reads a size as runc does: `512`, `512m`, `512MB`, `1g`; -1 is none.
+/// Parses a size as runc does: `512`, `512m`, `512MB`, `1g`; -1 means no limit.
 fn bytes(text: &str) -> Option<i64> {
     if text == "-1" {
         return Some(-1);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_docker_sends_changes_what_it_names_alone() {
+    fn docker_s_limits_change_only_what_they_name() {
         let text = r#"{"blockIO":{"weight":0},"cpu":{"shares":0,"quota":0,"period":0,"cpus":"","mems":""},
             "memory":{"limit":50331648,"reservation":0,"swap":100663296},"pids":null}"#;
         let resources: Resources = serde_json::from_str(text).unwrap();

@@ -12,7 +12,7 @@ fn settings(settings: Settings) -> RunArgs {
 }
 
 #[test]
-fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("vmm")).unwrap();
     let file = r#"{"memory": "100", "cpus": "2", "kernel": "/file/k", "agent-timeout": "7"}"#;
@@ -45,31 +45,31 @@ fn sizes_counts_and_times_are_checked() {
     }
     assert!(timeout("0").is_err());
     let error = memory_mib("10").unwrap_err().to_string();
-    assert_eq!(error, r#"memory "10": too little for a guest: it needs 64 MiB"#);
+    assert_eq!(error, r#"memory "10": a guest needs at least 64 MiB"#);
 }
 
 #[test]
-fn a_share_is_one_of_two() {
+fn a_share_is_virtiofs_or_9p() {
     let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
     assert_eq!(config(&[]).unwrap().vm.share, ShareType::VirtioFs);
     assert_eq!(config(&[("VMM_SHARE", "9p")]).unwrap().vm.share, ShareType::P9);
     let error = config(&[("VMM_SHARE", "nfs")]).unwrap_err().to_string();
-    assert_eq!(error, r#"share "nfs": neither virtiofs nor 9p"#);
+    assert_eq!(error, r#"share "nfs": not virtiofs or 9p"#);
 }
 
 #[test]
-fn the_kernel_passes_packets_on_unless_it_is_told_not_to() {
+fn vhost_net_is_on_by_default_where_available() {
     let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
     assert_eq!(config(&[]).unwrap().vm.vhost_net, VhostNet::Auto);
     for (text, expected) in [("auto", VhostNet::Auto), ("on", VhostNet::On), ("off", VhostNet::Off)] {
         assert_eq!(config(&[("VMM_VHOST_NET", text)]).unwrap().vm.vhost_net, expected);
     }
     let error = config(&[("VMM_VHOST_NET", "yes")]).unwrap_err().to_string();
-    assert_eq!(error, r#"vhost-net "yes": neither auto nor on nor off"#);
+    assert_eq!(error, r#"vhost-net "yes": not auto, on or off"#);
 }
 
 #[test]
-fn a_console_is_a_place_with_or_without_the_serial_port() {
+fn a_console_has_a_destination_and_optionally_the_serial_port() {
     for (text, serial, to) in [
         ("-", false, None),
         ("/x", false, Some("/x")),
@@ -82,7 +82,7 @@ fn a_console_is_a_place_with_or_without_the_serial_port() {
 }
 
 #[test]
-fn a_directory_with_a_configuration_is_a_bundle_and_anything_else_an_id() {
+fn a_directory_with_a_config_json_is_a_bundle_and_anything_else_an_id() {
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("hello");
     fs::create_dir(&bundle).unwrap();
@@ -93,7 +93,7 @@ fn a_directory_with_a_configuration_is_a_bundle_and_anything_else_an_id() {
     assert_eq!(of(Some(&bundle), None).unwrap(), (bundle.clone(), "hello".into(), false));
     assert_eq!(of(Some(Path::new("c1")), Some(&bundle)).unwrap(), (bundle.clone(), "c1".into(), true));
     assert_eq!(of(None, Some(&bundle)).unwrap(), (bundle.clone(), "hello".into(), false));
-    // The tests' current directory is no bundle, so the target stays one, and is refused when it is read.
+    // The tests' current directory is not a bundle, so the target stays a bundle and is refused when it is read.
     assert_eq!(of(Some(Path::new("c1")), None).unwrap().0, Path::new("c1"));
     assert_eq!(of(None, None).unwrap(), (".".into(), "container".into(), false));
     for id in ["", "..", "a/b", "ä", ".hidden", &"x".repeat(129)] {
@@ -102,7 +102,7 @@ fn a_directory_with_a_configuration_is_a_bundle_and_anything_else_an_id() {
 }
 
 #[test]
-fn agent_that_was_named_is_waited_for_and_api_4244_is_chosen_by_name() {
+fn a_given_agent_negotiates_and_api_4244_is_chosen_by_name() {
     let peer = |agent: Option<&str>, initrd: Option<&str>| {
         let settings = Settings {
             agent: agent.map(str::to_owned),
@@ -115,7 +115,7 @@ fn agent_that_was_named_is_waited_for_and_api_4244_is_chosen_by_name() {
     assert_eq!(peer(None, Some("/i")).unwrap(), Protocol::Negotiated);
     assert_eq!(peer(Some("api-4244"), Some("/i")).unwrap(), Protocol::Api4244);
     let error = peer(Some("api-4242"), None).unwrap_err().to_string();
-    assert_eq!(error, "agent \"api-4242\": the one protocol that may be chosen is api-4244");
+    assert_eq!(error, "agent \"api-4242\": the only protocol that can be chosen is api-4244");
     let share = |share: Option<&str>| {
         let settings = Settings {
             agent: Some("api-4244".to_owned()),
@@ -129,6 +129,6 @@ fn agent_that_was_named_is_waited_for_and_api_4244_is_chosen_by_name() {
     assert_eq!(share(None).unwrap(), ShareType::P9);
     assert_eq!(
         share(Some("virtiofs")).unwrap_err(),
-        "share \"virtiofs\": an agent of API 4244 knows 9p alone"
+        "share \"virtiofs\": an agent of API 4244 supports only 9p"
     );
 }

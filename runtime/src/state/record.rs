@@ -1,4 +1,4 @@
-//! What `state.json` holds.
+//! The contents of `state.json`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,43 +6,44 @@ use std::path::PathBuf;
 use host::cgroup::Cgroup;
 use serde::{Deserialize, Serialize};
 
-/// A pod as the last state of it says, or as it says itself.
+/// A pod's state, as written to its file or as the pod answers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodState {
-    /// Its name.
+    /// The pod's name.
     pub id: String,
     /// `starting`, `running`, `stopping`, `stopped`.
     pub status: String,
-    /// Its process.
+    /// Id of the pod's process.
     pub pid: u32,
-    /// Seconds since 1970.
+    /// Time of creation, in seconds since 1970.
     pub created: u64,
-    /// Its labels.
+    /// Labels of the podfile.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Seconds that its guest may take for an answer.
+    /// Seconds that the guest's agent may take to answer.
     pub patience: u64,
-    /// The machine's memory.
+    /// The machine's memory, in MiB.
     pub memory_mib: u32,
-    /// The machine's cgroup on the host, where it has one of its own.
+    /// The machine's cgroup on the host, if it has one.
     #[serde(skip_serializing_if = "Cgroup::is_none")]
     pub cgroup: Cgroup,
-    /// Its containers, in the podfile's order.
+    /// The containers, in the podfile's order.
     pub containers: Vec<ContainerState>,
-    /// Processes of the host that stand for further processes.
+    /// Processes of the host that represent exec processes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stubs: Vec<u32>,
-    /// Its process removes its directory when it has ended; if it was killed, whoever finds the directory does.
+    /// The process removes its directory at its end. If it was killed, the next command that finds the
+    /// directory removes it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub transient: bool,
-    /// What an OCI container has beside.
+    /// Additional fields of an OCI container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci: Option<OciState>,
 }
 
 impl PodState {
-    /// What it is once its process is gone.
+    /// Returns the state after the process has ended.
     pub fn stopped(mut self) -> PodState {
         let all = self.containers.iter_mut().map(|container| &mut container.status);
         all.chain([&mut self.status]).for_each(|status| "stopped".clone_into(status));
@@ -50,7 +51,7 @@ impl PodState {
     }
 }
 
-/// What is known of an OCI container from its bundle.
+/// What an OCI container's bundle contributes to its state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OciState {
@@ -58,38 +59,38 @@ pub struct OciState {
     pub bundle: PathBuf,
     /// The root file system, absolute.
     pub rootfs: PathBuf,
-    /// When it was made: RFC 3339, to the nanosecond.
+    /// Time of creation: RFC 3339, with nanoseconds.
     pub created: String,
-    /// Who had it made, by number.
+    /// User id of the process that created the container.
     pub owner: u32,
-    /// The network namespace that it is in, if that has a path.
+    /// Path of the container's network namespace, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<PathBuf>,
-    /// The bundle's own.
+    /// The bundle's annotations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A container.
+/// A container's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerState {
-    /// Its name.
+    /// The container's name.
     pub name: String,
     /// `waiting`, `starting`, `running`, `paused`, `stopped`.
     pub status: String,
-    /// How it ended last.
+    /// Exit code of the last run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
-    /// How often it was started again.
+    /// Number of restarts.
     pub restarts: u64,
-    /// Why it could not be started.
+    /// The error of a start that failed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
-    /// Where its output is; nowhere where it is not kept.
+    /// Path of the log; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
-    /// Its labels.
+    /// Labels of the container.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }

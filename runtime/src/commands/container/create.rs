@@ -1,4 +1,4 @@
-//! `vmm create`: makes the process that is the container, and returns once that waits for its start.
+//! `vmm create`: forks the container's process, and returns once the container is ready for `vmm start`.
 
 use std::cell::Cell;
 use std::fs;
@@ -28,7 +28,7 @@ use crate::pod::supervisor::Started;
 use crate::state::{StateDir, StateRoot};
 use crate::{deadlines, exit, logging, report};
 
-/// What is said where the container's process could say nothing.
+/// The error if the container's process ended without a report.
 const SILENT: &str = "the container's process ended before the container was created";
 
 /// `vmm create`.
@@ -37,19 +37,19 @@ pub fn create_from(root: &StateRoot, args: CreateArgs) -> Result<u8> {
     create(root, RunArgs { target: Some(id), bundle: Some(bundle), engine, ..RunArgs::default() })
 }
 
-/// `vmm run --detach`: makes the container and starts it.
+/// `vmm run --detach`: creates the container and starts it.
 pub fn create_and_start(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let id = RunConfig::named(&args)?;
     let process = std::process::id();
     let code = create(root, args)?;
-    // The container's own process has come to its end.
+    // Only the forked process returns a code here, at its end.
     if std::process::id() != process {
         return Ok(code);
     }
     start(root, &id)
 }
 
-/// Makes a container; returns 0 once it is there, and in its own process its exit code at its end.
+/// Creates a container. Returns 0 once it is created; the forked process returns its exit code at its end.
 fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let engine = args.engine;
     let args = RunArgs { engine: EngineArgs::default(), ..args };
@@ -68,7 +68,7 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     make(root, life, engine.pid_file.as_deref())
 }
 
-/// Without a UTS namespace of its own a container has the host's name: a guest has it as it is now.
+/// Without a UTS namespace a container has the host's name; the guest gets the name of this moment.
 fn lend_host_name(spec: &mut Spec) -> Result<()> {
     let own = spec.linux.namespaces.iter().any(|namespace| namespace.kind == "uts");
     if !own && spec.hostname.is_empty() {
@@ -78,8 +78,8 @@ fn lend_host_name(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// Takes away what the process `pid` has left of a container that could not be made: what its first hooks did has its end,
-/// too. Another container of that name is none of its.
+/// Removes what process `pid` left of a container whose creation failed, and runs the hooks of its end. Does nothing if
+/// another container has taken the name.
 fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
     let Some(directory) = root.claimed_by(&life.config.id, pid) else { return Ok(()) };
     end(&directory)?;
@@ -89,7 +89,7 @@ fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Has a process of its own make the container, from its directory on: if this one is killed, that one notices.
+/// Creates the container in a forked process, which detects the death of this process.
 fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
     let (reader, writer) = pipe().context("make a pipe")?;
     match sys::fork_detached(None).context("make the container's process")? {
@@ -102,7 +102,7 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
             let made = report::wait(reader, SILENT)
                 .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
             if made.is_err() {
-                // It is our child: its number is nobody else's. What it has said may not have been its end.
+                // The process is a child, so its id cannot be reused. It may still run after its report.
                 let ended = sys::process(pid)
                     .and_then(|process| sys::kill_and_wait(process.as_fd(), deadlines::GONE));
                 ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
@@ -113,24 +113,24 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
     }
 }
 
-/// The container's process. Until it has said that the container is there, whoever waits for that says what is wrong.
+/// Runs the container's process. Until it has reported that the container is created, the caller prints errors.
 fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     let (directory, held) = match root.claim(&life.config.id) {
         Ok(claimed) => claimed,
         Err(error) => {
             let (code, message) = exit::of_error(&error.into());
-            // There is nothing to take away, whether anybody hears it or not.
+            // Nothing exists on the host yet, whether the caller reads the report or not.
             let _ = report::send(writer, exit::OCI_FAILED, &message);
             return code;
         }
     };
-    // Whoever waits for the lock waits for this process's end, not for this function's: nobody closes it but the kernel.
+    // Holders of the lock wait for the end of this process, so only the kernel closes the lock.
     let _ = held.into_raw_fd();
-    // This process forgets its own before it has a machine.
+    // This process closes its own descriptors before it has a machine.
     let environment = Environment::own().kept_for(life.bundle.spec.hooks.poststop.iter());
     life.environment = Environment::own();
     life.directory = Some(directory.clone());
-    // The fork has another number than the process that read the bundle.
+    // The fork's process id differs from that of the process that read the bundle.
     life.state.pid = std::process::id();
     let writer = Rc::new(Cell::new(Some(writer)));
     let told = writer.clone();
@@ -152,26 +152,25 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     code
 }
 
-/// Whoever had the container made is gone before it was.
+/// The caller ended before the container was created.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody waits for the container any more")]
+#[error("the process that creates the container has ended")]
 struct Forgotten;
 
-/// Takes away what this process, a container's, has made so far: whoever wanted the container is gone, and an engine whose
-/// creation is cut short may not come to delete it. One that does ends this process first; what is still there is written
-/// down.
+/// Removes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
+/// not delete the container. An engine that does kills this process first, and finds the rest through the state file.
 fn abandon(directory: &StateDir, environment: &Environment) {
-    // Not from within its own cgroup: in that of whoever is to reap it.
+    // The container's cgroup is about to be removed, so this process joins that of its parent, which reaps it.
     let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
     let taken = left.and_then(|()| finish(directory, directory.read()?, environment));
     taken.unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
-/// The container's life, from what it has of the host to its end.
+/// Runs the container, from its environment on the host to its end.
 fn live(mut life: Life, created: Started) -> Result<u8> {
     let prepared = life.prepare()?;
     environment::seclude()?;
-    // After the hooks, which would inherit them.
+    // After the hooks, which would inherit blocked signals.
     let signals = Signals::block().context("block signals")?;
     let mut supervisor = life.begin(prepared, signals, Assembly::begin()?, created)?;
     let code = supervisor.run()?;

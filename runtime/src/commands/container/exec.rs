@@ -1,5 +1,5 @@
-//! `vmm exec`: a process that stands for a further program of a container. It hands its descriptors to the container's
-//! process, forwards signals and the window's size, and ends with the program's code.
+//! `vmm exec`: runs an exec process. This process passes its descriptors to the container's process, forwards signals
+//! and window sizes, and returns the exec process's exit code.
 
 use std::fs;
 use std::io::{self, PipeWriter, pipe};
@@ -22,10 +22,10 @@ use crate::control::{Connection, ExecRequest, Reply, Request};
 use crate::state::{StateDir, StateRoot};
 use crate::{exit, logging, report};
 
-/// What is said where the process that stands for the program could say nothing.
-const SILENT: &str = "the process that stands for the program ended before that was started";
+/// The error if the detached process ended without a report.
+const SILENT: &str = "vmm's process ended before the exec process was started";
 
-/// Runs a further program; returns its exit code, or in the background 0 once it runs.
+/// Runs an exec process. Returns its exit code, or with `--detach` 0 once it runs.
 pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     refuse_descriptors(args.preserve_fds)?;
     let directory = root.container(&args.id)?;
@@ -68,7 +68,7 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     code
 }
 
-/// Has the program started over our standard streams.
+/// Starts the exec process with this process's standard streams.
 fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
     let terminal = request.terminal;
     if terminal && let Some(ConsoleSize { height, width }) = terminal::size() {
@@ -84,10 +84,10 @@ fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
     }
 }
 
-/// Goes on in a process of its own; this one waits until the program runs.
+/// Continues in a detached process. This process waits until the exec process runs.
 fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result<u8> {
     let (reader, writer) = pipe().context("make a pipe")?;
-    match sys::fork_detached(None).context("make the process that stands for the program")? {
+    match sys::fork_detached(None).context("fork a process for the exec process")? {
         0 => {
             drop(reader);
             Ok(stand(directory, request, args.console_socket.as_deref(), writer))
@@ -100,7 +100,7 @@ fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result
     }
 }
 
-/// The process that stands for the program.
+/// The detached process, which represents the exec process on the host.
 fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writer: PipeWriter) -> u8 {
     let terminal = request.terminal;
     let size = request.process.as_ref().and_then(|process| {
@@ -114,7 +114,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     })();
     let ended = match begun {
         Ok((mut connection, signals)) => {
-            // Whoever wanted it may be gone; then its program has no one to end for, either.
+            // If the caller is gone, nobody waits for the exec process either.
             if report::send(writer, 0, "").is_err() {
                 return exit::FAILED;
             }
@@ -122,7 +122,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
         }
         Err(error) => {
             let (_, message) = exit::of_error(&error);
-            // Nobody is left to tell where it cannot be written.
+            // There is no other place to report an error of this write.
             let _ = report::send(writer, exit::OCI_FAILED, &message);
             return exit::OCI_FAILED;
         }
@@ -134,7 +134,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     })
 }
 
-/// Returns what the flags say of the process.
+/// Returns the changes to the process that the flags describe.
 fn changes(args: &ExecArgs) -> Result<ProcessChanges> {
     let words = &args.words;
     let number = |text: &str| text.parse::<u32>().with_context(|| format!("--user {text:?}: not a number"));
@@ -155,16 +155,16 @@ fn changes(args: &ExecArgs) -> Result<ProcessChanges> {
     })
 }
 
-/// Returns a cgroup's path below the container's own, which is empty for that one.
+/// Returns a cgroup's path relative to the container's cgroup, empty for that cgroup itself.
 fn cgroup(path: &str) -> Result<String> {
     if path.contains(':') {
         bail!(
-            "--cgroup {path:?}: not supported: the guest's cgroups are of version 2, where no controller has its own path"
+            "--cgroup {path:?}: not supported: the guest has cgroups v2, where a controller has no path of its own"
         );
     }
     let below = path.trim_matches('/');
     if below.split('/').any(|name| name == "..") {
-        bail!("--cgroup {path:?}: a path out of the container's cgroup");
+        bail!("--cgroup {path:?}: outside of the container's cgroup");
     }
     Ok(below.to_owned())
 }

@@ -1,4 +1,4 @@
-//! The hooks of a container's life: when each kind runs, and what it reads.
+//! The hooks of a container's life: when each kind runs, and what it gets on stdin.
 
 use std::fs;
 
@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::state_json;
 use crate::state::PodState;
 
-/// Reads the hooks of a container's bundle. As with runc those of `startContainer` have the container's environment, unless
-/// they have their own.
+/// Reads the hooks of a container's bundle. As with runc, `startContainer` hooks without an environment get the
+/// container's.
 pub fn hooks_of(state: &PodState) -> Result<Hooks> {
     #[derive(Deserialize)]
     struct Whole {
@@ -35,12 +35,12 @@ pub fn hooks_of(state: &PodState) -> Result<Hooks> {
     Ok(whole.hooks)
 }
 
-/// The state as hooks read it.
+/// Returns the state that hooks get on stdin.
 pub fn bytes_of(state: &PodState) -> Vec<u8> {
     state_json(state).to_string().into_bytes()
 }
 
-/// Runs those of `hooks` that come before a container is made.
+/// Runs the hooks that precede a container's creation.
 pub fn run_first(hooks: &Hooks, state: &PodState, environment: &Environment) -> Result<(), HookError> {
     let all: [(_, &[Hook]); 3] = [
         ("prestart", &hooks.prestart),
@@ -50,7 +50,7 @@ pub fn run_first(hooks: &Hooks, state: &PodState, environment: &Environment) -> 
     all.into_iter().try_for_each(|(kind, hooks)| hooks::run(kind, hooks, &bytes_of(state), environment))
 }
 
-/// Runs the hooks that come after a container. "If any poststop hook fails, the runtime MUST log a warning, but the
+/// Runs the hooks after a container's end. "If any poststop hook fails, the runtime MUST log a warning, but the
 /// remaining hooks and lifecycle continue" (runtime.md, "Lifecycle").
 pub fn run_last(hooks: &[Hook], state: &PodState, environment: &Environment) {
     for hook in hooks {

@@ -1,4 +1,4 @@
-//! The life of a container's process, from what it has of the host to its end: `vmm create` and `vmm run` alike.
+//! A container's process, from its environment on the host to its end. Shared by `vmm create` and `vmm run`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,30 +22,30 @@ use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::supervisor::{OwnContainer, Registration, Started, Supervised, Supervisor};
 use crate::state::{OciState, PodState, StateDir};
 
-/// A container that this process is about to be.
+/// A container that this process is about to run.
 pub struct Life {
-    /// What is set.
+    /// The merged configuration.
     pub config: RunConfig,
-    /// What runs.
+    /// The container's bundle.
     pub bundle: Bundle,
-    /// Its directory; none if it cannot have one.
+    /// The container's directory; `None` in the foreground without an id.
     pub directory: Option<StateDir>,
-    /// What is told of it. Its cgroup is known here before it is made.
+    /// The container's state. Names the cgroup before it is created.
     pub state: PodState,
-    /// Where the controller of its terminal is sent.
+    /// Socket to which the terminal's controller is sent.
     pub console_socket: Option<PathBuf>,
     /// The environment of hooks that have none.
     pub environment: Environment,
-    /// It is started at once, and its directory goes with it.
+    /// The container starts without `vmm start`, and its directory is removed at its end.
     pub foreground: bool,
-    /// The boot's marks, if they are wanted.
+    /// The boot's marks, if `--marks` was given.
     pub timeline: Option<Arc<Timeline>>,
-    /// The cgroup that this process was in before it joined the container's.
+    /// The cgroup of this process before it joined the container's.
     cgroup_before: Cgroup,
 }
 
 impl Life {
-    /// Returns the container of a bundle before anything is done for it.
+    /// Returns the container of a bundle. Has no effect on the host.
     pub fn new(config: RunConfig, bundle: Bundle) -> Life {
         let state = PodState {
             id: config.id.clone(),
@@ -67,8 +67,8 @@ impl Life {
         }
     }
 
-    /// Makes what the container has on the host: terminal, cgroup, network namespace; and runs the hooks that come before its
-    /// machine. Returns the plans, and whether this thread is in the container's network namespace.
+    /// Sets up the container's environment on the host (terminal, cgroup, network namespace) and runs the hooks that
+    /// precede the machine. Returns the plans, and whether this thread is in the container's network namespace.
     pub fn prepare(&mut self) -> Result<Prepared> {
         self.write_state()?;
         if let Some(socket) = &self.console_socket {
@@ -77,7 +77,7 @@ impl Life {
         let vm = VmPlan::for_bundle(&self.bundle, &self.config.id, &self.config.vm)?;
         let container = ContainerPlan::new(&self.bundle, &self.config.id, &vm, terminal::size())?;
         if let Some(wanted) = &vm.cgroup {
-            // Known before it is there, so that whoever clears up after us finds it; systemd's directories are known after.
+            // Recorded before the cgroup exists, so that a cleanup finds it. systemd's directories are known later.
             self.state.cgroup = Cgroup::choose(wanted)?;
             self.write_state()?;
             self.state.cgroup.make(wanted, vm.memory_mib)?;
@@ -87,10 +87,10 @@ impl Life {
             self.state.cgroup.join()?;
         }
         let hooks = &self.bundle.spec.hooks;
-        // Without a path nobody but a hook can put anything into a new namespace of a container in the foreground.
+        // A new namespace without a path in the foreground stays empty unless a hook configures it.
         let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())
             && environment::enter_network(&self.bundle.spec.linux)?;
-        // Before there is a machine: what hooks do to the network namespace is there when its devices are made.
+        // Before the machine: its devices are created from what hooks add to the network namespace.
         run_first(hooks, &self.state, &self.environment)?;
         std::mem::take(&mut self.environment).forget();
         if !self.foreground {
@@ -99,8 +99,8 @@ impl Life {
         Ok(Prepared { vm, container, entered })
     }
 
-    /// Makes the machine and the container's supervisor. `started` is called when the container was created, or if it is
-    /// started at once, when it runs.
+    /// Creates the machine and the container's supervisor. `started` is called when the container was created, or when
+    /// it runs if it starts at once.
     pub fn begin(
         &mut self,
         prepared: Prepared,
@@ -135,7 +135,7 @@ impl Life {
         Supervisor::start(supervised, started)
     }
 
-    /// Leaves the container's cgroup for the one before, so that it can be removed.
+    /// Returns to the previous cgroup, so that the container's can be removed.
     pub fn leave_cgroup(&self) -> Result<()> {
         Ok(self.cgroup_before.join()?)
     }
@@ -145,20 +145,20 @@ impl Life {
     }
 }
 
-/// What is decided and done before there is a machine.
+/// Results of the steps before the machine.
 pub struct Prepared {
     vm: VmPlan,
     container: ContainerPlan,
     entered: bool,
 }
 
-/// Refuses flags of `vmm run` that make no sense for a container that an engine creates.
+/// Refuses flags of `vmm run` that `vmm create` cannot support.
 pub fn refuse_foreground_flags(config: &RunConfig) -> Result<()> {
     if config.marks.is_some() {
-        bail!("--marks: the timeline is of a container's boot in the foreground");
+        bail!("--marks: only supported in the foreground");
     }
     if config.vm.protocol == agent_proto::command::Protocol::Api4244 {
-        bail!("--agent api-4244: a container in the background is asked about by the extension");
+        bail!("--agent api-4244: only supported in the foreground: other commands need the extended protocol");
     }
     Ok(())
 }

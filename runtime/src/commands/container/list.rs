@@ -1,4 +1,4 @@
-//! `vmm list` and `vmm ps`, in runc's forms.
+//! `vmm list` and `vmm ps`, in runc's formats.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,7 +12,7 @@ use super::{print, state_json, status, take_away};
 use crate::cli::container::{Format, ListArgs, PsArgs};
 use crate::state::StateRoot;
 
-/// The least that a column takes, and the space after its longest cell.
+/// Minimum width of a column, and the padding after its longest cell.
 const COLUMN_MIN: usize = 12;
 const COLUMN_SPACE: usize = 3;
 
@@ -21,13 +21,13 @@ pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
     let mut states = Vec::new();
     for directory in root.list()? {
         match directory.look() {
-            // A container in the foreground that was killed could not remove what it had.
+            // A foreground container that was killed could not remove its directory.
             Ok(state) if state.transient && state.status == "stopped" => {
                 take_away(&directory, &directory.read()?).unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             Ok(state) if state.oci.is_some() => states.push(state_json(&state)),
             Ok(_) => {}
-            // One that goes this moment, or whose state is damaged, is no reason not to list the others.
+            // A container that ends meanwhile, or whose state is damaged, must not prevent the list of the others.
             Err(error) => log::warn!("container {}: {error:#}", directory.id),
         }
     }
@@ -63,7 +63,7 @@ fn word(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Returns a user's name, or the number behind `#` where it has none.
+/// Returns a user's name, or `#` and the number if the user has none.
 pub fn owner(uid: u32) -> String {
     let text = fs::read_to_string("/etc/passwd").unwrap_or_default();
     name_in(&text, uid).unwrap_or_else(|| format!("#{uid}"))
@@ -77,7 +77,7 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// `vmm ps`: the processes of the host, as runc lists them; what runs in the guest is not among them.
+/// `vmm ps`: lists the container's processes of the host, as runc does. Processes in the guest are not among them.
 pub fn ps(root: &StateRoot, args: &PsArgs) -> Result<u8> {
     let state = root.container(&args.id)?.look()?;
     let mut pids = Vec::new();
@@ -100,7 +100,7 @@ pub fn ps(root: &StateRoot, args: &PsArgs) -> Result<u8> {
     print(&lines_of(&text, &pids)?).map(|()| 0)
 }
 
-/// Returns ps(1)'s heading and its lines for these processes.
+/// Returns the heading of ps(1) and its lines for these processes.
 fn lines_of(text: &str, pids: &[u32]) -> Result<String> {
     let mut lines = text.lines();
     let heading = lines.next().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! `vmm pod exec`: hands its descriptors to the pod, forwards signals and the window's size, and ends with the process's code.
+//! `vmm pod exec`: passes its descriptors to the pod, forwards signals and window sizes, and returns the exec process's
+//! exit code.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,7 +15,7 @@ use crate::cli::pod::ExecArgs;
 use crate::control::{Connection, ExecRequest, Reply, Request};
 use crate::state::StateRoot;
 
-/// Runs a further program in a container; returns its exit code.
+/// Runs an exec process in a container. Returns its exit code.
 pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     let signals = Signals::block().context("block signals")?;
     let mut connection = connect(&root.open(&args.pod)?)?;
@@ -54,7 +55,7 @@ fn request(args: ExecArgs) -> Result<ExecRequest> {
     })
 }
 
-/// Waits for the process's end, and hands on what comes for it.
+/// Waits for the end of the exec process, and forwards signals to it.
 pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> Result<u8> {
     loop {
         if let Some((reply, _)) = connection.take()? {
@@ -77,7 +78,7 @@ pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> R
                 connection.send(&request)?;
             }
         }
-        // A pod that reads none of it is no reason to stay.
+        // This command does not wait for a pod that reads nothing.
         connection.flush()?;
         if answer && !connection.receive()? {
             return Err(crate::control::ControlError::Ended.into());

@@ -1,4 +1,4 @@
-//! `vmm pod logs`: what containers wrote, from the files that the pod keeps, and what comes while they live.
+//! `vmm pod logs`: prints the containers' output from the pod's log files, and with `--follow` new output as well.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -26,7 +26,7 @@ struct Source {
     reader: LogReader,
 }
 
-/// Shows the logs.
+/// Prints the logs.
 pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     let directory = root.open(&args.pod)?;
     let pod = directory.look()?;
@@ -36,12 +36,12 @@ pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     if let (Some(name), true) = (&args.container, containers.is_empty()) {
         bail!("the pod has no container {name:?}");
     }
-    // Before the files are read, so that nothing is missed that is written meanwhile.
+    // Watch before the files are read, so that no output in between is missed.
     let follower = if args.follow { Follower::new(&directory, &containers)? } else { None };
     let mut sources = Vec::new();
     let mut lines = Vec::new();
     for container in &containers {
-        let Some(path) = &container.log else { bail!("container {:?} keeps no log", container.name) };
+        let Some(path) = &container.log else { bail!("container {:?} has no log", container.name) };
         let opened =
             LogReader::open(path, &wanted).with_context(|| format!("read log {}", path.display()))?;
         lines.extend(opened.1.into_iter().map(|line| (container.name.clone(), line)));
@@ -56,7 +56,7 @@ pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     }
 }
 
-/// Shows what comes, until every container has ended or the pod is gone.
+/// Prints new output until every container has ended or the pod's process has.
 fn follow(mut follower: Follower, sources: &mut [Source], shown: &Shown) -> Result<()> {
     loop {
         let more = follower.wait()?;
@@ -78,7 +78,7 @@ fn follow(mut follower: Follower, sources: &mut [Source], shown: &Shown) -> Resu
     }
 }
 
-/// What wakes whoever follows.
+/// Sources of wakeups for [`follow`].
 struct Follower {
     directories: Vec<OwnedFd>,
     connection: Connection,
@@ -87,7 +87,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// None where the pod has ended.
+    /// `None` once the pod has ended.
     fn new(directory: &StateDir, containers: &[&ContainerState]) -> Result<Option<Follower>> {
         let mut connection = match connect(directory) {
             Ok(connection) => connection,
@@ -107,14 +107,14 @@ impl Follower {
         Ok(Some(Follower { directories, connection, left: containers.len() }))
     }
 
-    /// Waits for something new; returns false once nothing more will come.
+    /// Waits for a change. Returns false when no more output can come.
     fn wait(&mut self) -> Result<bool> {
         let fds = self.directories.iter().map(|fd| (fd.as_fd(), libc::POLLIN));
         let fds: Vec<(BorrowedFd<'_>, i16)> =
             [(self.connection.fd(), libc::POLLIN)].into_iter().chain(fds).collect();
         let ready = sys::poll_all(fds.iter(), None).context("poll")?;
         for (directory, _) in self.directories.iter_mut().zip(&ready[1..]).filter(|(_, ready)| **ready) {
-            // What exactly has changed is seen in the files.
+            // The events are discarded: the files show what has changed.
             let mut file = std::fs::File::from(directory.try_clone().context("watch the logs")?);
             while matches!(io::Read::read(&mut file, &mut [0; 4096]), Ok(1..)) {}
         }
@@ -130,7 +130,7 @@ impl Follower {
     }
 }
 
-/// How lines are shown.
+/// Output options of lines.
 struct Shown {
     named: bool,
     timestamps: bool,
@@ -157,7 +157,7 @@ impl Shown {
     }
 }
 
-/// A time as lines have it, or as long ago as so many seconds, minutes or hours.
+/// Parses a time in the format of log lines, or a number of seconds, minutes or hours before now.
 fn since(text: &str) -> Result<String> {
     let factor = match text.as_bytes().last() {
         Some(b's') => 1,
@@ -173,12 +173,12 @@ fn since(text: &str) -> Result<String> {
         return Ok(logging::timestamp_exact(now.saturating_sub(ago)));
     }
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    // Times are compared as text, so that a shorter one is the beginning of what it stands for.
+    // Times are compared as text, so a prefix of a time is valid.
     let known = ["0000-00-00T00:00:00Z", "0000-00-00T00:00:00", "0000-00-00"];
     if known.contains(&shape.as_str()) || shape.starts_with("0000-00-00T00:00:00.") {
         return Ok(text.trim_end_matches('Z').to_owned());
     }
-    bail!("--since {text:?}: not like 2026-01-31T12:00:00Z, 90s, 5m or 2h")
+    bail!("--since {text:?}: expected a time such as 2026-01-31T12:00:00Z, 90s, 5m or 2h")
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_given_in_three_ways() {
+    fn times_have_three_forms() {
         assert_eq!(since("2026-01-31").unwrap(), "2026-01-31");
         assert_eq!(since("2026-01-31T12:00:00Z").unwrap(), "2026-01-31T12:00:00");
         assert_eq!(since("2026-01-31T12:00:00.5Z").unwrap(), "2026-01-31T12:00:00.5");

@@ -1,4 +1,4 @@
-//! `vmm pod run`: the process that is the pod.
+//! `vmm pod run`: the process of a pod.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -33,16 +33,16 @@ struct Start {
     state: StateDir,
 }
 
-/// Runs a podfile; returns the pod's exit code, or in the background 0 once every container runs.
+/// Runs a podfile. Returns the pod's exit code, or in the background 0 once every container runs.
 pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let settings = RunArgs { bundle: Some(".".into()), settings: args.settings, ..RunArgs::default() };
     let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
     if config.marks.is_some() {
-        anyhow::bail!("--marks: the timeline is of one container's boot, and a pod has none");
+        anyhow::bail!("--marks: not supported for a pod: the timeline covers the boot of one container");
     }
     if config.vm.protocol == Protocol::Api4244 {
         anyhow::bail!(
-            "--agent api-4244: a pod's containers are paused, counted and restarted by the extension"
+            "--agent api-4244: not supported for a pod: it needs the extended protocol"
         );
     }
     let file = podfile::read(&args.podfile)?;
@@ -64,7 +64,7 @@ fn foreground(start: Start) -> Result<u8> {
     Ok(code)
 }
 
-/// Goes on in a process of its own; this one waits until it has said how the start went.
+/// Continues in a new background process. This process waits for the report of the start.
 fn detach(start: Start, remove: bool) -> Result<u8> {
     let state = start.state.clone();
     let forked = state.own_log().context("detach").and_then(|log| {
@@ -79,9 +79,9 @@ fn detach(start: Start, remove: bool) -> Result<u8> {
         }
         Ok((_, reader, writer)) => {
             drop(writer);
-            let silent = "its process ended before it had started; vmm.log in its directory says why";
+            let silent = "its process ended before the pod had started; see vmm.log in its directory";
             if let Err(error) = report::wait(reader, silent) {
-                // What it says itself says where.
+                // The report's text is complete; other errors get the pod's name.
                 let own = error.is::<CodedError>();
                 return Err(if own { error } else { error.context(format!("start pod {:?}", state.id)) });
             }
@@ -94,7 +94,7 @@ fn detach(start: Start, remove: bool) -> Result<u8> {
     }
 }
 
-/// The pod in the background. Whoever started it hears how the start went; what fails later is in the pod's own log.
+/// Runs the pod in the background. The parent process gets the start's result; later failures go to the pod's own log.
 fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
     let state = start.state.clone();
     let writer = Rc::new(Cell::new(Some(writer)));
@@ -116,17 +116,17 @@ fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
 }
 
 fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
-    // Nobody is left to tell where it cannot be written.
+    // There is no other place to report an error of this write.
     let _ = writer.map(|writer| report::send(writer, code, message));
 }
 
-/// The pod's life, from its machine to its last container's end.
+/// Runs the pod from the machine's start to the end of its last container.
 fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     let Start { config, mut pod, containers, state } = start;
-    // A client's terminal may be the one that we were started in, with us in its background.
+    // A client may pass the terminal in which the pod was started and whose background process the pod is.
     sys::leave_terminal();
     environment::seclude()?;
-    // Before the first thread, so that no other takes a signal that is ours.
+    // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
     let assembly = Assembly::begin()?;
     let registration = Registration { listener: state.listen()?, directory: state };
@@ -146,7 +146,7 @@ fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     Supervisor::start(supervised, started)?.run()
 }
 
-/// A name that no other pod has.
+/// Returns a name that no other pod has.
 fn new_id() -> Result<String> {
     let mut bytes = [0; 6];
     File::open("/dev/urandom")

@@ -1,4 +1,4 @@
-//! What pods, containers and processes are shown as: columns, or JSON.
+//! Output of pods, containers and processes as columns or as JSON.
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use super::print;
 use crate::state::PodState;
 use host::text::{self, printable};
 
-/// Pods, one a line.
+/// Prints pods, one a line.
 pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     let row = |state: &PodState| {
         let running = state.containers.iter().filter(|container| container.status == "running").count();
@@ -18,7 +18,7 @@ pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     show(["POD", "STATUS", "PID", "RUNNING"], states, row, json)
 }
 
-/// A pod's containers, one a line.
+/// Prints a pod's containers, one a line.
 pub fn containers(state: &PodState, json: bool) -> Result<()> {
     let row = |container: &crate::state::ContainerState| {
         let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
@@ -28,7 +28,7 @@ pub fn containers(state: &PodState, json: bool) -> Result<()> {
     show(["CONTAINER", "STATUS", "EXIT", "RESTARTS", "ERROR"], &state.containers, row, json)
 }
 
-/// Processes, one a line. The guest's words are made harmless.
+/// Prints processes, one a line. Control characters from the guest are replaced.
 pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
     if json {
         return print_json(all);
@@ -47,7 +47,7 @@ pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
     print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows))
 }
 
-/// What containers use, one a line.
+/// Prints the resource usage of containers, one a line.
 pub fn usage(all: &[ContainerUsage], json: bool) -> Result<()> {
     let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
     let kib = |value: Option<u64>| number(value.map(|bytes| bytes >> 10));
@@ -79,7 +79,7 @@ fn print_json(all: &(impl Serialize + ?Sized)) -> Result<()> {
     print(&format!("{}\n", text::json(&text)))
 }
 
-/// Columns as wide as their widest word.
+/// Returns columns as wide as their widest word.
 fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let mut widths = [0; N];
