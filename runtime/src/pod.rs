@@ -1,8 +1,9 @@
-//! Pods: several containers in one machine, whose process is the pod.
+//! Pods: several containers in one machine. A pod has one process on the host.
 //!
-//! [`podfile`] reads what is wanted, [`refuse`] says what is wrong with it, [`plan`] decides what it comes to. The [`containers`]
-//! are each a [`container`] with its exec processes ([`exec`]), both of which have a [`process`] in the guest: what the agent is
-//! asked and what it answers. The [`supervisor`] owns the machine, the clients of the pod's socket and the wait for all of it.
+//! [`podfile`] parses a podfile, [`refuse`] checks it, and [`plan`] makes a plan of it. [`containers`] has every
+//! [`container`] with its exec processes ([`exec`]). Both kinds of [`process`] live in the guest, and the agent starts
+//! them and reports their exits. The [`supervisor`] owns the machine and the clients of the pod's socket, and waits for
+//! events of both.
 
 use link::AgentLink;
 use link::streams::StreamHandle;
@@ -23,10 +24,10 @@ pub mod restart;
 pub mod supervisor;
 pub mod tap;
 
-/// A connection of the pod's socket.
+/// Number of a connection to the pod's socket.
 pub type ClientId = u64;
 
-/// What leads into the guest.
+/// The host's handles of the channels into the guest.
 pub struct Guest<'a> {
     /// The control channel.
     pub link: &'a mut AgentLink,
@@ -35,7 +36,7 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// How much input a process takes at a time.
+    /// Maximum number of input bytes that a process gets at a time.
     pub fn window(&self) -> u32 {
         self.link.ready().map_or(0, |ready| ready.window)
     }

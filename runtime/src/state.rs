@@ -10,7 +10,7 @@
 //! A pod's process keeps its state file up to date, so a reader needs no answer from the guest or from a process that
 //! may be suspended. A pod lives as long as its process, which listens on the socket. If nothing listens there, the pod
 //! has ended: its directory can be read and removed. An OCI container's process holds the lock before it listens, while
-//! it creates the container. A directory without a state whose lock is free remained from an interrupted creation, and is
+//! it creates the container. A directory without a state whose lock is free is left from an interrupted creation, and is
 //! ignored.
 
 use std::ffi::OsString;

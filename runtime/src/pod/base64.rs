@@ -1,6 +1,6 @@
-//! Base64 of podfiles (RFC 4648, section 4), with line breaks as YAML leaves them.
+//! Base64 of podfiles (RFC 4648, section 4), with line breaks as in YAML.
 
-/// Returns the bytes, or nothing where the text is none of it.
+/// Returns the bytes, or `None` if the text is not valid.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     if !digits.len().is_multiple_of(4) {
@@ -21,7 +21,7 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
             bits &= (1 << held) - 1;
         }
     }
-    // What is left of the last digit stands for nothing.
+    // The remaining bits of the last digit are padding.
     (bits == 0).then_some(bytes)
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rfc_s_vectors_and_what_is_wrong() {
+    fn the_rfc_s_vectors_and_invalid_text() {
         for (text, wanted) in [
             ("", Some("")),
             ("Zg==", Some("f")),

@@ -1,6 +1,6 @@
-//! Who is connected to the pod's socket. A client that makes no sense, does not read, or does not say what it wants, loses its
-//! connection; nobody else notices. Where no further one can be taken, for want of places or of descriptors, whoever comes is
-//! told so.
+//! Connections to the pod's socket. A client is disconnected if it sends invalid data, does not read, or does not
+//! complete its request in time. Other clients are not affected. If a limit of connections or of descriptors is
+//! reached, a new client is told so.
 
 use std::fs::File;
 use std::io;
@@ -15,9 +15,9 @@ use super::containers::refused;
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::deadlines;
 
-/// The most clients at a time.
+/// Maximum number of clients at a time.
 const CLIENTS_MAX: usize = 512;
-/// How many are taken or refused before the pod looks after anything else.
+/// Maximum number of connections that are accepted or refused before other work is done.
 const ACCEPTS_MAX: usize = 64;
 
 /// A connection.
@@ -25,37 +25,38 @@ const ACCEPTS_MAX: usize = 64;
 pub struct Client {
     id: ClientId,
     connection: Connection,
-    /// By when its request is to be whole, if one is awaited.
+    /// When its request must be complete, if one is expected.
     due: Option<Instant>,
-    /// It waits for an answer that comes later.
+    /// The client waits for an answer that comes later.
     waits: bool,
-    /// It has its last answer: what it still says is not looked at.
+    /// The client has its last answer, so its input is ignored.
     done: bool,
-    /// It is gone, or is to be.
+    /// The connection is closed, or is to be.
     closed: bool,
 }
 
 /// All connections.
 #[derive(Debug)]
 pub struct Clients {
-    /// None where nobody can connect.
+    /// `None` if no client can connect.
     listener: Option<UnixListener>,
     clients: Vec<Client>,
     next: ClientId,
-    /// A descriptor that is given up to tell a client that there are no more.
+    /// A spare descriptor, closed to accept a client and tell it that there are no more.
     reserve: Option<File>,
-    /// Until when nobody is accepted: one who came could be neither taken nor refused, and would wake us at once again.
+    /// No client is accepted until then, because one could be neither accepted nor refused, and would wake the loop at
+    /// once.
     rest: Option<Instant>,
 }
 
 impl Clients {
-    /// Returns the clients of `listener`, of which there are none yet.
+    /// Returns the clients of `listener`, none so far.
     pub fn new(listener: Option<UnixListener>) -> Clients {
         Clients { listener, clients: Vec::new(), next: 1, reserve: reserve(), rest: None }
     }
 
-    /// What is to be waited for; with `busy` only that answers are taken.
-    /// Nobody stands for the socket itself.
+    /// Returns the descriptors to wait for, with `busy` only those of clients with unsent answers. `None` in place of a
+    /// client is the listening socket.
     pub fn interests(&self, busy: bool, now: Instant) -> Vec<(Option<ClientId>, (BorrowedFd<'_>, i16))> {
         let wanted = |interest: i16| if busy { interest & libc::POLLOUT } else { interest };
         let mut all: Vec<_> = self
@@ -70,12 +71,12 @@ impl Clients {
         all
     }
 
-    /// When [`accept`](Self::accept) or [`expire`](Self::expire) has something to do though nothing comes.
+    /// Returns when [`accept`](Self::accept) or [`expire`](Self::expire) has work without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.clients.iter().filter_map(|client| client.due).chain(self.rest).min()
     }
 
-    /// Takes those who have come.
+    /// Accepts new connections.
     pub fn accept(&mut self, now: Instant) {
         if self.rest.is_some_and(|rest| rest > now) {
             return;
@@ -108,7 +109,7 @@ impl Clients {
 
     fn admit(&mut self, socket: UnixStream, now: Instant) {
         if self.clients.len() >= CLIENTS_MAX {
-            return turn_away(socket, &format!("the machine has {CLIENTS_MAX} clients, the most it takes"));
+            return turn_away(socket, &format!("limit of {CLIENTS_MAX} clients reached"));
         }
         match Connection::new(socket) {
             Ok(connection) => {
@@ -122,18 +123,18 @@ impl Clients {
         }
     }
 
-    /// Takes a client with the descriptor that is kept for it, to tell it that there is no other. Returns whether that
-    /// could be done, and can be done again.
+    /// Accepts a client with the spare descriptor, to tell it that there are no more. Returns whether that succeeded,
+    /// and can be repeated.
     fn refuse(&mut self) -> bool {
         let told = self.reserve.take().is_some() && {
             let accepted = self.listener.as_ref().and_then(|listener| listener.accept().ok());
-            accepted.map(|(socket, _)| turn_away(socket, "the machine has no further descriptors")).is_some()
+            accepted.map(|(socket, _)| turn_away(socket, "no free file descriptors")).is_some()
         };
         self.reserve = reserve();
         told && self.reserve.is_some()
     }
 
-    /// Lets go of those who have begun a request and not ended it in time, or not even begun one.
+    /// Disconnects clients that have not completed a request in time.
     pub fn expire(&mut self, now: Instant) {
         for client in &mut self.clients {
             if client.due.is_some_and(|due| due <= now) {
@@ -143,7 +144,7 @@ impl Clients {
         }
     }
 
-    /// Takes what a client has sent. Returns false if it is gone.
+    /// Reads from a client. Returns false if it is gone.
     pub fn receive(&mut self, id: ClientId) -> bool {
         let Some(index) = self.clients.iter().position(|client| client.id == id) else { return false };
         let client = &mut self.clients[index];
@@ -155,13 +156,13 @@ impl Clients {
         there
     }
 
-    /// The process behind a connection, as long as it is there.
+    /// Returns the process behind a connection while it exists.
     pub fn process(&self, id: ClientId) -> Option<u32> {
         let client = self.clients.iter().find(|client| client.id == id && !client.closed)?;
         sys::peer_process(client.connection.fd()).ok()
     }
 
-    /// Takes a client's next request.
+    /// Returns a client's next request.
     pub fn next(&mut self, id: ClientId) -> Option<(Request, Vec<OwnedFd>)> {
         let client = self.clients.iter_mut().find(|client| client.id == id && !client.done)?;
         let taken = client.connection.take().unwrap_or_else(|error| {
@@ -182,20 +183,20 @@ impl Clients {
         self.answer(id, &Reply::Accepted);
     }
 
-    /// Gives `reply` to each who still waits for an answer, as far as their sockets take it.
+    /// Sends `reply` to every client that waits for an answer, as far as their sockets accept it.
     pub fn fail(&mut self, reply: &Reply) {
         let waiting = self.clients.iter().filter(|client| client.waits).map(|client| client.id);
         for id in waiting.collect::<Vec<_>>() {
             self.answer_last(id, reply);
         }
-        // Who cannot be told sees the connection's end.
+        // A client that cannot be told sees the end of its connection.
         self.flush();
     }
 
-    /// Answers a client, if it is still there.
+    /// Answers a client if it is still connected.
     pub fn answer(&mut self, id: ClientId, reply: &Reply) {
         let Some(client) = self.clients.iter_mut().find(|client| client.id == id) else { return };
-        // A process that has been started is waited for, too.
+        // A process that was started ends with a further answer.
         client.waits = matches!(reply, Reply::Accepted | Reply::Started);
         if let Err(error) = client.connection.send(reply) {
             client.closed = true;
@@ -203,14 +204,14 @@ impl Clients {
         }
     }
 
-    /// Answers a client for the last time.
+    /// Sends a client its last answer.
     pub fn answer_last(&mut self, id: ClientId, reply: &Reply) {
         self.answer(id, reply);
         let client = self.clients.iter_mut().find(|client| client.id == id);
         client.into_iter().for_each(|client| client.done = true);
     }
 
-    /// Writes the answers, and lets go of those who have their last. Returns those who were lost before.
+    /// Writes answers and closes connections after their last one. Returns the clients that were lost before.
     pub fn flush(&mut self) -> Vec<ClientId> {
         for client in &mut self.clients {
             if let Err(error) = client.connection.flush() {
@@ -235,19 +236,19 @@ fn reserve() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-/// Whether the process or the host has no further descriptor.
+/// Whether the process or the host has no free descriptor.
 fn is_scarce(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Tells who has come why it cannot stay.
+/// Tells a new client why it is refused.
 fn turn_away(socket: UnixStream, why: &str) {
     let told = Connection::new(socket).and_then(|mut connection| {
         connection.send(&refused(why.to_owned()))?;
         connection.flush()
     });
     told.unwrap_or_else(|error| log::debug!("{error}"));
-    log::warn!("a client of the pod's socket was turned away: {why}");
+    log::warn!("refused a client of the pod's socket: {why}");
 }
 
 #[cfg(test)]
@@ -256,7 +257,7 @@ mod tests {
 
     use super::*;
 
-    /// Asks, and has the pod answer meanwhile.
+    /// Sends a request, and lets the pod answer meanwhile.
     fn answer(clients: &mut Clients, client: &mut Connection, id: ClientId) -> Result<Reply, ControlError> {
         client.send(&Request::Stats).unwrap();
         client.flush().unwrap();
@@ -267,7 +268,7 @@ mod tests {
         next(client)
     }
 
-    /// The next message of the pod.
+    /// Returns the next message of the pod.
     fn next(client: &mut Connection) -> Result<Reply, ControlError> {
         loop {
             if let Some((reply, _)) = client.take()? {
@@ -279,7 +280,7 @@ mod tests {
         }
     }
 
-    /// A socket in a folder, and its clients, of whom there are none.
+    /// Returns a socket in a folder, and its clients, none so far.
     fn none() -> (tempfile::TempDir, Clients) {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
@@ -291,7 +292,7 @@ mod tests {
         UnixStream::connect(folder.path().join("s")).unwrap()
     }
 
-    /// Clients of a socket in a folder, one of whom has come.
+    /// Returns the clients of a socket in a folder, one of which is connected.
     fn one() -> (tempfile::TempDir, Clients, Connection, ClientId) {
         let (folder, mut clients) = none();
         let client = Connection::new(connect(&folder)).unwrap();
@@ -309,12 +310,12 @@ mod tests {
         assert!(clients.flush().is_empty());
         assert_eq!(next(&mut client).unwrap(), Reply::Exited(1));
         assert!(matches!(next(&mut client), Err(ControlError::Ended)));
-        // Nobody is there any more to be answered.
+        // The client to be answered is gone.
         clients.answer(id, &Reply::Done);
     }
 
     #[test]
-    fn who_makes_no_sense_or_goes_is_let_go() {
+    fn a_client_that_sends_invalid_data_or_leaves_is_disconnected() {
         let (folder, mut clients, client, id) = one();
         drop(client);
         assert!(!clients.receive(id));
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_pod_hears_nobody_and_answers_all_the_same() {
+    fn a_busy_pod_reads_no_requests_and_sends_answers() {
         let (_folder, mut clients, _client, id) = one();
         assert_eq!(clients.interests(true, Instant::now()).len(), 0);
         clients.answer(id, &Reply::Done);
@@ -339,11 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_say_what_it_wants_is_let_go() {
+    fn a_client_without_a_request_is_disconnected() {
         let (folder, mut clients, mut client, id) = one();
         clients.expire(Instant::now());
         assert!(clients.flush().is_empty());
-        // One that has been heard may stay, as whoever waits for a process does.
+        // A client that has sent its request may stay, for example to wait for a process.
         assert_eq!(answer(&mut clients, &mut client, id).unwrap(), Reply::Done);
         assert_eq!(clients.deadline(), None);
         let mut half = connect(&folder);
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn one_too_many_is_told_so() {
+    fn a_client_above_the_limit_is_told_so() {
         let (folder, mut clients) = none();
         let mut all: Vec<_> = (0..CLIENTS_MAX)
             .map(|_| {
@@ -369,7 +370,7 @@ mod tests {
         let mut further = Connection::new(connect(&folder)).unwrap();
         clients.accept(Instant::now());
         let told = next(&mut further).unwrap();
-        assert_eq!(told, refused("the machine has 512 clients, the most it takes".into()));
+        assert_eq!(told, refused("limit of 512 clients reached".into()));
         assert!(matches!(next(&mut further), Err(ControlError::Ended)));
         drop(all.pop());
         let gone = clients.clients[CLIENTS_MAX - 1].id;
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_the_guest_is_told_of_its_end() {
+    fn a_client_that_waits_for_the_guest_is_told_of_its_end() {
         let (_folder, mut clients, mut client, id) = one();
         clients.accepted(id);
         clients.fail(&refused("no answer".into()));

@@ -1,4 +1,4 @@
-//! A container of a pod and its life: created, waiting, starting, running, its last output, its end, and again.
+//! A container of a pod and its phases, from creation over start, exit and last output to its end or restart.
 
 use std::fs::File;
 use std::io;
@@ -24,83 +24,83 @@ use super::{ClientId, Guest};
 use crate::exit;
 use crate::state::ContainerState;
 
-/// Where a container stands.
+/// The phase of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It waits for a request to start it.
+    /// The container waits for a request to start it.
     Created,
-    /// It is to be started at this time.
+    /// The container is to be started at this time.
     Waiting(Instant),
-    /// The agent was asked to start it.
+    /// The agent was asked to start the container.
     Starting,
-    /// Its init process runs.
+    /// The init process runs.
     Running,
-    /// Its init process has exited; its output is on the way.
+    /// The init process has exited; its output is on the way.
     Draining,
-    /// The agent was asked to forget it; then it is started again, or not.
+    /// The agent was asked to remove the container. Then it is restarted or has ended.
     Clearing(Option<Instant>),
-    /// It has ended for good.
+    /// The container has ended and is not restarted.
     Ended,
 }
 
-/// How far it was asked to end.
+/// Progress of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
-    /// Not at all.
+    /// The container is not being stopped.
     Unasked,
-    /// It is to be asked.
+    /// The container is to get its stop signal.
     Wanted,
-    /// It has its stop signal.
+    /// The stop signal was sent.
     Asked,
-    /// It has SIGKILL.
+    /// SIGKILL was sent.
     Killed,
 }
 
-/// Whose streams a container's init process has.
+/// Where a container's init process is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stdio {
-    /// The pod's: its output goes to its log and to the pod's own output, and nobody types.
+    /// To the pod: output goes to the log and to the pod's own output; there is no input.
     #[default]
     Pod,
-    /// This process's own standard streams. The process stands for the container: signals to it are the container's.
+    /// To this process's standard streams. The process represents the container: signals to it are the container's.
     Own,
 }
 
 /// A container.
 pub struct Container {
-    /// What it is.
+    /// The container's plan and policies.
     pub spec: ContainerSpec,
-    /// Where it stands.
+    /// The present phase.
     pub phase: Phase,
-    /// How far it was asked to end: it is not started again then.
+    /// Progress of a stop. A container that is being stopped is not restarted.
     pub ending: Ending,
-    /// By when it has to end, once it was killed.
+    /// When it must have ended, once it was killed.
     pub killed: Option<Instant>,
     /// Clients that wait for its removal.
     pub removers: Vec<ClientId>,
-    /// It is to be removed when it has ended.
+    /// The container is to be removed after its end.
     pub leaves: bool,
-    /// The client that added it to the living pod, or started it, and waits for that.
+    /// The client that added or started the container, and waits for its start.
     pub starter: Option<ClientId>,
-    /// It has run.
+    /// The container has run.
     pub has_run: bool,
-    /// Its processes are suspended.
+    /// The processes are suspended.
     pub paused: bool,
-    /// How it ended last.
+    /// Exit code of the last run.
     pub exit: Option<u8>,
-    /// What kept its output from its reader.
+    /// The error that kept its output from the reader, with the stream's name.
     pub output_error: Option<(&'static str, io::Error)>,
     error: String,
     restarts: Restarts,
     started: Instant,
-    /// Its init process, from the command that starts it until its output is drained.
+    /// The init process, from the command that starts it until its output is drained.
     process: Option<Process>,
     taps: Vec<Tap>,
     log: Option<LogFile>,
     stdio: Stdio,
-    /// The terminal that this process was started in, raw while the container has it.
+    /// The terminal in which this process was started, raw while the container uses it.
     terminal: Option<RawTerminal>,
-    /// Signals that came before its start, and whether each is for all of its processes.
+    /// Signals that arrived before the start, and whether each is for all of its processes.
     held: Vec<(i32, bool)>,
 }
 
@@ -131,17 +131,17 @@ impl Container {
         }
     }
 
-    /// Returns a container that this process stands for, in `phase`.
+    /// Returns the container that this process represents, in `phase`.
     pub fn own(spec: ContainerSpec, phase: Phase) -> Container {
         Container { phase, stdio: Stdio::Own, ..Container::new(spec, None, Instant::now()) }
     }
 
-    /// Whether this process stands for it.
+    /// Whether this process represents the container.
     pub fn is_own(&self) -> bool {
         self.stdio == Stdio::Own
     }
 
-    /// Asks the agent to start it, with streams from number `seq` on.
+    /// Asks the agent to start the container, with streams from number `seq` on.
     pub fn start(&mut self, guest: &mut Guest<'_>, seq: u64, null: &File) -> Result<CommandId, StartError> {
         let mut container = self.spec.plan.container.clone();
         let terminal = container.process.terminal;
@@ -158,7 +158,7 @@ impl Container {
                 continue;
             }
             let (tap, writer) = Tap::new(stream)?;
-            // Nobody types: a program that reads finds the end, one on a terminal waits.
+            // There is no input: a program that reads gets end of file; one on a terminal waits.
             let source = (stream == Stream::Stdout && !terminal).then(|| null.as_raw_fd());
             streams.push(StreamSpec { seq, source, sink: Some(writer.as_raw_fd()) });
             self.taps.push(tap);
@@ -173,27 +173,27 @@ impl Container {
         Ok(guest.link.send(Code::NewContainer, "start the container", &container)?)
     }
 
-    /// The agent has started it.
+    /// Handles the agent's reply that the container was started.
     pub fn began(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<(), StartError> {
         (self.phase, self.started, self.has_run) = (Phase::Running, now, true);
         let own_terminal = self.is_own() && self.spec.plan.container.process.terminal;
         if own_terminal {
             self.terminal = RawTerminal::of_stdin().map_err(StartError::Terminal)?;
         }
-        // It may have changed since the container was made, and API 4244 tells no size with the start.
+        // The size may have changed since the container was created, and API 4244 has no size at the start.
         let size = terminal::size().filter(|_| own_terminal);
         let Some(process) = &mut self.process else { return Ok(()) };
         Ok(process.started(guest, size)?)
     }
 
-    /// It could not be started: it has ended with `code`.
+    /// Handles a failed start: the container has ended with `code`.
     pub fn failed(&mut self, guest: &mut Guest<'_>, code: u8, error: String) {
         self.close(guest);
         self.taps.clear();
         (self.phase, self.exit, self.error) = (Phase::Ended, Some(code), error);
     }
 
-    /// Its init process has exited.
+    /// Handles the exit of the init process.
     pub fn exited(&mut self, exit: Exit) {
         if let Some(process) = self.process.as_mut().filter(|_| self.phase == Phase::Running) {
             process.exited(exit);
@@ -201,12 +201,12 @@ impl Container {
         }
     }
 
-    /// Does what the protocol leaves to the host while it runs.
+    /// Does what the protocol leaves to the host while the container runs.
     pub fn advance(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
         self.process.as_mut().map_or(Ok(()), |process| process.advance(guest))
     }
 
-    /// Returns true once, when the init process's output is with its reader and written down.
+    /// Returns true once, when the init process's output was delivered and logged.
     pub fn drain(&mut self, guest: &mut Guest<'_>, now: Instant) -> bool {
         if self.phase != Phase::Draining {
             return false;
@@ -229,17 +229,18 @@ impl Container {
         true
     }
 
-    /// Whether the agent has to forget it: its name is free again then. A machine that ends with it forgets it anyway.
+    /// Whether the agent has to remove the container, which frees its name. Not needed if the machine ends with the
+    /// container.
     pub fn is_cleared(&self, protocol: Protocol) -> bool {
         !(self.is_own() || protocol == Protocol::Api4244)
     }
 
-    /// Returns the stream of which the guest owes output that it says it has sent.
+    /// Returns a stream for which the guest has reported more output than has arrived.
     pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
         self.process.as_ref().filter(|_| self.phase == Phase::Draining)?.owed(guest)
     }
 
-    /// The agent has forgotten it.
+    /// Handles the agent's reply that the container was removed.
     pub fn cleared(&mut self) {
         if let Phase::Clearing(again) = self.phase {
             let again = again.filter(|_| self.ending == Ending::Unasked);
@@ -248,10 +249,10 @@ impl Container {
         }
     }
 
-    /// Does what is due for its end; `kill` says that patience is over.
+    /// Takes the next step of a stop. `kill` means that the deadline is over.
     pub fn end(&mut self, guest: &mut Guest<'_>, kill: bool) -> Result<(), LinkError> {
         match self.phase {
-            // What was to be started again is not.
+            // A pending restart is cancelled.
             Phase::Waiting(_) | Phase::Created => self.phase = Phase::Ended,
             Phase::Running if kill && self.ending < Ending::Killed => {
                 self.ending = Ending::Killed;
@@ -270,13 +271,13 @@ impl Container {
         Ok(())
     }
 
-    /// Sends its init process a signal, or all of its processes.
+    /// Sends a signal to the init process, or to all processes.
     pub fn signal(&mut self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
         self.process.as_mut().map_or(Ok(()), |process| process.signal(guest, signal, all))
     }
 
-    /// Takes a signal for a container that this process stands for and whose init process is not there: one that asks for an end
-    /// ends it before it was asked to start, and is kept after that. Returns false for any other container.
+    /// Keeps a signal for a container that this process represents and whose init process does not exist yet. Before
+    /// the request to start, a signal to terminate ends the container. Returns false for any other container.
     pub fn hold(&mut self, signal: i32, all: bool) -> bool {
         if !self.is_own() {
             return false;
@@ -293,18 +294,18 @@ impl Container {
         true
     }
 
-    /// Gives its terminal another size.
+    /// Resizes the container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
         self.process.as_ref().map_or(Ok(()), |process| process.resize(guest, size))
     }
 
-    /// The taps that are to be waited for.
+    /// Returns the taps to wait for.
     pub fn taps(&self) -> impl Iterator<Item = &Tap> {
         self.taps.iter().filter(|tap| !tap.is_ended())
     }
 
-    /// Writes down what has come, and shows it; `named` says that the container's name stands before it, and `ready` which
-    /// of [`taps`](Self::taps) have something.
+    /// Logs new output and writes it to the pod's output, prefixed with the container's name if `named`. `ready` says
+    /// for each of [`taps`](Self::taps) whether it has data.
     pub fn read_output(
         &mut self,
         outputs: &mut Outputs,
@@ -333,14 +334,14 @@ impl Container {
 
     fn close(&mut self, guest: &mut Guest<'_>) {
         let failed = self.process.take().and_then(|mut process| process.close(guest));
-        // What a pod's container writes goes to its log, whose errors are the log's.
+        // Output of other containers goes to a log, which reports its own errors.
         if self.is_own() && self.output_error.is_none() {
             self.output_error = failed;
         }
         self.terminal = None;
     }
 
-    /// What is told of it.
+    /// Returns the container's state for the state file.
     pub fn state(&self) -> ContainerState {
         let status = match self.phase {
             Phase::Created => "created",
@@ -362,7 +363,7 @@ impl Container {
     }
 }
 
-/// Returns our own stream for one of its outputs, and for its input.
+/// Returns this process's own stream for an output, and for the input.
 fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
     match stream {
         Stream::Stdout => {
@@ -372,16 +373,16 @@ fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
     }
 }
 
-/// Why a container could not be started.
+/// An error of a container's start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The link is broken.
+    /// The link to the agent failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The host has no further descriptors.
+    /// The host has no free descriptors.
     #[error("open the container's output")]
     Host(#[from] io::Error),
-    /// Our terminal cannot be made raw.
+    /// The terminal of this process cannot be made raw.
     #[error("make the terminal raw")]
     Terminal(#[source] io::Error),
 }

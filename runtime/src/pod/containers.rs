@@ -1,5 +1,5 @@
-//! The containers of a pod and their exec processes: what the agent is asked for them, what it answers, and what comes of
-//! it. Descriptors of clients, the machine and the share are the supervisor's; what concerns it is returned.
+//! The containers of a pod and their exec processes: commands to the agent, its replies, and their effects. The
+//! supervisor owns clients, machine and share, so effects on them are returned as events.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,14 +26,14 @@ mod ending;
 mod event;
 mod replies;
 
-/// The most containers that are started at once: each start is a fork of the agent's, and a command without its reply.
+/// Maximum number of concurrent starts: each needs a fork of the agent and has a pending command.
 const STARTS_MAX: usize = 16;
-/// The most exec processes at a time.
+/// Maximum number of exec processes at a time.
 const EXECS_MAX: usize = 256;
-/// The most questions about the guest that wait for their answers.
+/// Maximum number of pending requests for information from the guest.
 const QUESTIONS_MAX: usize = 16;
 
-/// Whose reply a command's is.
+/// The receiver of a command's reply.
 #[derive(Debug)]
 enum Awaited {
     Start(String),
@@ -45,7 +45,7 @@ enum Awaited {
     Pause { client: ClientId, container: String, paused: bool },
 }
 
-/// This module's result: what fails it is the link.
+/// This module's result. Every error is one of the link.
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;
 
 /// The containers and their exec processes.
@@ -54,20 +54,20 @@ pub struct Containers {
     pub all: Vec<Container>,
     execs: Vec<Exec>,
     awaited: Vec<(CommandId, Awaited)>,
-    /// Who waits for a container's end.
+    /// Clients that wait for a container's end.
     waiters: Vec<(String, ClientId)>,
     next_seq: u64,
     next_exec: u64,
     null: File,
-    /// How long a container may take to end after SIGKILL.
+    /// Time that a container has to end after SIGKILL.
     pub kill_patience: Duration,
-    /// When containers that were asked to end are killed.
+    /// When containers that are being stopped are killed.
     patience: Option<Instant>,
     stopping: bool,
 }
 
 impl Containers {
-    /// Returns the containers of a pod that has none yet.
+    /// Returns the containers of a pod, none so far.
     pub fn new() -> io::Result<Containers> {
         Ok(Containers {
             all: Vec::new(),
@@ -90,12 +90,12 @@ impl Containers {
         self.all.push(container);
     }
 
-    /// Adds the container that this process stands for: in [`Phase::Created`], or to be started at a time.
+    /// Adds the container that this process represents, in [`Phase::Created`] or to be started at a time.
     pub fn add_own(&mut self, spec: ContainerSpec, phase: Phase) {
         self.all.push(Container::own(spec, phase));
     }
 
-    /// Starts a container that waits for it; `client` is told how it went.
+    /// Starts a container in [`Phase::Created`]. `client` gets the result.
     pub fn start(&mut self, name: &str, client: ClientId) -> Option<Reply> {
         match self.all.iter_mut().find(|container| container.spec.name() == name) {
             Some(container) if container.phase == Phase::Created => {
@@ -110,7 +110,7 @@ impl Containers {
         }
     }
 
-    /// Takes what has come from the agent, and does what is due.
+    /// Handles the agent's frames and takes every step that is due.
     pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         self.take_replies(guest, now, &mut events)?;
@@ -127,15 +127,15 @@ impl Containers {
         Ok(events)
     }
 
-    /// When [`step`](Self::step) has something to do though nothing comes.
+    /// Returns when [`step`](Self::step) has work without an event.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        // What is due and waits for another one's start is looked at again when that is answered.
+        // A start that is due and waits for another is considered again when that one is answered.
         let starting = self.all.iter().any(|container| container.phase == Phase::Starting);
         let starts = self.all.iter().filter_map(|container| match container.phase {
             Phase::Waiting(at) if !starting || at > now => Some(at),
             _ => None,
         });
-        // One that is being started is killed when it has been.
+        // A container that is being started is killed afterwards.
         let asked = |container: &&Container| {
             self.lives(container) && container.phase != Phase::Starting && container.killed.is_none()
         };
@@ -145,13 +145,13 @@ impl Containers {
         starts.chain(killing).chain(killed.filter_map(|container| container.killed)).min()
     }
 
-    /// Returns the oldest stream of which the guest owes output that it says it has sent.
+    /// Returns the oldest stream for which the guest has reported more output than has arrived.
     pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
         let all = self.all.iter().filter_map(|container| container.owed(guest));
         all.chain(self.execs.iter().filter_map(|exec| exec.process.owed(guest))).min()
     }
 
-    /// A process that is started in a paused container runs when that goes on: until then the agent owes nothing for it.
+    /// Suspends the deadlines of execs in paused containers: their processes run when the container is resumed.
     pub fn excuse_paused(&self, guest: &mut Guest<'_>) {
         for (command, awaited) in &self.awaited {
             let Awaited::Exec(process) = awaited else { continue };
@@ -165,7 +165,7 @@ impl Containers {
         }
     }
 
-    /// Whether there are containers, or were to be, and every one has ended for good.
+    /// Whether every container has ended for good. An empty pod is over only once it is being stopped.
     pub fn is_over(&self) -> bool {
         (self.stopping || !self.all.is_empty())
             && self.all.iter().all(|container| container.phase == Phase::Ended)
@@ -177,13 +177,13 @@ impl Containers {
         self.all.iter().all(|container| container.has_run || settled(container))
     }
 
-    /// The pod's exit code: that of the first container, in the podfile's order, that did not end with 0.
+    /// The pod's exit code: the first nonzero one of its containers, in the podfile's order.
     pub fn exit_code(&self) -> u8 {
         let mut codes = self.all.iter().filter_map(|container| container.exit);
         codes.find(|code| *code != 0).unwrap_or(0)
     }
 
-    /// Gives a container's terminal another size.
+    /// Resizes a container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
         let mut running = self.all.iter().filter(|container| container.phase == Phase::Running);
         let meant = running.find(|container| {
@@ -192,12 +192,12 @@ impl Containers {
         meant.map_or(Ok(()), |container| container.resize(guest, size))
     }
 
-    /// Who waits for a further process of theirs.
+    /// Returns the clients that wait for an exec process.
     pub fn clients(&self) -> impl Iterator<Item = ClientId> {
         self.execs.iter().filter_map(|exec| exec.client)
     }
 
-    /// Removes a container, which ends first if it runs and `force` says so.
+    /// Removes a container. With `force`, a running container is killed first.
     pub fn remove(&mut self, name: &str, force: bool, client: ClientId) -> Option<Reply> {
         let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
             return Some(unknown(name));
@@ -211,7 +211,7 @@ impl Containers {
         None
     }
 
-    /// Tells `client` when the container will not run again.
+    /// Tells `client` when the container has ended and will not be restarted.
     pub fn wait(&mut self, name: &str, client: ClientId) -> Option<Reply> {
         match self.all.iter().find(|container| container.spec.name() == name) {
             None => Some(unknown(name)),
@@ -225,7 +225,7 @@ impl Containers {
         }
     }
 
-    /// Asks about every container, or has the container `name` pause or go on.
+    /// Asks the agent about every container, or to pause or resume the container `name`.
     pub fn ask(
         &mut self,
         guest: &mut Guest<'_>,
@@ -239,7 +239,7 @@ impl Containers {
             )
         };
         if self.awaited.iter().filter(asked).count() >= QUESTIONS_MAX {
-            return Ok(Some(refused(format!("{QUESTIONS_MAX} questions wait for the guest's answer"))));
+            return Ok(Some(refused(format!("limit of {QUESTIONS_MAX} pending requests to the guest reached"))));
         }
         let container = ContainerName { container: question.container().to_owned() };
         let (code, awaited) = match question {
@@ -259,7 +259,7 @@ impl Containers {
         Ok(None)
     }
 
-    /// Gives a container other limits.
+    /// Updates a container's limits.
     pub fn update(
         &mut self,
         guest: &mut Guest<'_>,
@@ -277,7 +277,7 @@ impl Containers {
         Ok(None)
     }
 
-    /// Starts a further process over the client's descriptors.
+    /// Starts an exec process with the client's descriptors.
     pub fn exec(
         &mut self,
         guest: &mut Guest<'_>,
@@ -291,13 +291,13 @@ impl Containers {
             return Ok(Some(self.not_running(&request.container)));
         }
         if self.execs.iter().any(|exec| exec.client == Some(client)) {
-            return Ok(Some(refused("exec: the connection has a process already".to_owned())));
+            return Ok(Some(refused("exec: the connection already has a process".to_owned())));
         }
         if request.changes.args.is_empty() && request.process.is_none() {
             return Ok(Some(refused("exec: no program".to_owned())));
         }
         if fds.len() != if request.terminal { 2 } else { 3 } {
-            return Ok(Some(refused("exec: the client's descriptors are not there".to_owned())));
+            return Ok(Some(refused("exec: the client's descriptors are missing".to_owned())));
         }
         if self.execs.len() >= EXECS_MAX {
             return Ok(Some(refused(format!("exec: limit of {EXECS_MAX} processes reached"))));
@@ -325,12 +325,12 @@ impl Containers {
         }
     }
 
-    /// A client's process.
+    /// Returns a client's process.
     pub fn exec_of(&mut self, client: ClientId) -> Option<&mut Exec> {
         self.execs.iter_mut().find(|exec| exec.client == Some(client))
     }
 
-    /// A client is gone.
+    /// Handles the end of a client's connection.
     pub fn forget(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<()> {
         self.waiters.retain(|(_, waiter)| *waiter != client);
         self.exec_of(client).map_or(Ok(()), |exec| exec.abandon(guest))
@@ -362,8 +362,8 @@ impl Containers {
         events: &mut Vec<Event>,
     ) -> Result<()> {
         let mut starting = self.all.iter().filter(|container| container.phase == Phase::Starting).count();
-        // One after the other where an image has several: each makes what the image lacks, and the guest's views of it are
-        // apart for a while.
+        // Containers of the same image start one after the other: each creates what the image lacks, and the guest's
+        // mounts of the share see each other's files with a delay.
         let root = |container: &Container| container.spec.plan.binds.first().map(|bind| bind.host.clone());
         let is_starting = |container: &&Container| container.phase == Phase::Starting;
         let mut roots: Vec<_> = self.all.iter().filter(is_starting).filter_map(root).collect();
@@ -389,7 +389,7 @@ impl Containers {
         Ok(())
     }
 
-    /// Tells who waits for those that have ended, and lets go of those that leave.
+    /// Tells clients about containers that have ended, and drops containers that are to be removed.
     fn dismiss(&mut self, events: &mut Vec<Event>) {
         for container in self.all.iter().filter(|container| container.phase == Phase::Ended) {
             let reply = Reply::Exited(container.exit.unwrap_or(0));
@@ -405,7 +405,7 @@ impl Containers {
 
     fn not_running(&self, name: &str) -> Reply {
         match self.all.iter().find(|container| container.spec.name() == name) {
-            // The words by which engines know that there was nobody to signal.
+            // Engines recognize this text as "no process to signal".
             Some(container) if container.is_own() => refused("container not running".to_owned()),
             Some(container) => {
                 refused(format!("container {name:?} is {}, not running", container.state().status))
@@ -416,18 +416,18 @@ impl Containers {
     }
 }
 
-/// What is asked about the guest.
+/// A request for information from the guest, or to pause or resume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// What containers use.
+    /// Resource usage of the containers.
     Stats,
-    /// Their processes.
+    /// Processes of the containers.
     Processes,
-    /// They stop where they are, or go on.
+    /// Pause or resume.
     Pause {
-        /// Which; every one where it is empty.
+        /// Name of the container; every container if it is empty.
         container: String,
-        /// They stop.
+        /// Pause, otherwise resume.
         paused: bool,
     },
 }
@@ -442,7 +442,7 @@ fn is_meant(name: &str, container: &Container) -> bool {
     name.is_empty() || container.spec.name() == name
 }
 
-/// A container that never ran fails its pod, or whoever added it; one that had run has ended.
+/// Handles a failed start. If the container never ran, its pod or the client that added it gets the error.
 fn start_failed(
     guest: &mut Guest<'_>,
     container: &mut Container,
@@ -465,7 +465,7 @@ fn start_failed(
     }
 }
 
-/// Returns the answer that says why something is not done.
+/// Returns a refusal with this message.
 pub fn refused(message: String) -> Reply {
     Reply::Failed { code: exit::FAILED, message }
 }

@@ -1,4 +1,4 @@
-//! An exec process of a container, on behalf of a client that waits for it.
+//! An exec process in a container, for a client that waits for its exit.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -19,16 +19,17 @@ use crate::control::ExecRequest;
 /// An exec process.
 #[derive(Debug)]
 pub struct Exec {
-    /// Who waits for it; nobody any more if the client is gone.
+    /// The client that waits for the exit; `None` if it is gone.
     pub client: Option<ClientId>,
-    /// The process.
+    /// The process in the guest.
     pub process: Process,
-    /// Its program, if the client expects an error in an engine's words.
+    /// The program's name, if the client expects runc's error texts.
     pub program: Option<String>,
 }
 
 impl Exec {
-    /// Asks the agent to start `process` of `container`, with streams from number `seq` on over the client's descriptors.
+    /// Asks the agent to start `process` in `container`. Its streams have numbers from `seq` on and use the client's
+    /// descriptors.
     pub fn start(
         guest: &mut Guest<'_>,
         client: ClientId,
@@ -49,18 +50,18 @@ impl Exec {
         Ok((Exec { client: Some(client), process: opened, program: None }, command))
     }
 
-    /// Kills it: its client is gone, and it was for the client.
+    /// Kills the process, because its client is gone.
     pub fn abandon(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
         self.client = None;
         self.process.signal(guest, libc::SIGKILL, false)
     }
 
-    /// Whether it keeps the agent from forgetting container `name`: it has not exited.
+    /// Whether it runs in container `name`, so that the agent must keep the container.
     pub fn keeps(&self, name: &str) -> bool {
         self.process.container == name && !matches!(self.process.phase, Phase::Draining(_))
     }
 
-    /// Whether it has exited, and its output is with the client or there is no client.
+    /// Whether the process has exited, and its output was delivered or its client is gone.
     pub fn is_delivered(&self, guest: &Guest<'_>) -> bool {
         match self.process.phase {
             Phase::Draining(_) => self.client.is_none() || self.process.is_drained(guest),
@@ -69,7 +70,7 @@ impl Exec {
     }
 }
 
-/// Translates the process that a client asks for in a container.
+/// Converts a client's request to a process of the agent's protocol.
 pub fn wanted(
     container: &ContainerSpec,
     name: &str,
@@ -97,7 +98,7 @@ pub fn wanted(
         (process.user, process.group) = (user.to_owned(), group.to_owned());
         process.additional_groups.clear();
     } else if same_user {
-        // A podfile may name users that only the container's own files know.
+        // A user of a podfile may be known only to the container's own /etc/passwd.
         (process.user, process.group) = (init.user.clone(), init.group.clone());
         let more = request.changes.additional_gids.iter().map(u32::to_string);
         process.additional_groups = init.additional_groups.iter().cloned().chain(more).collect();

@@ -1,5 +1,5 @@
-//! What a container wrote, kept as Docker's json-file driver does: a JSON object for each line, with its stream and time;
-//! a file that has grown too large is put aside, and of those only the last ones stay.
+//! A container's log, in the format of Docker's json-file driver: one JSON object per line of output, with stream and
+//! time. A file that reaches its limit is rotated, and only a number of rotated files is kept.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,20 +13,20 @@ use crate::logging;
 
 pub mod reader;
 
-/// The longest line that is kept whole; a longer one is kept in parts.
+/// Maximum length of a line in one piece; a longer line is logged in parts.
 const LINE_MAX: usize = 16 << 10;
-/// The default size of a file. State is in memory as a rule.
+/// Default size of a file, in bytes. The pod's directory is usually in memory.
 const DEFAULT_SIZE: u64 = 10 << 20;
-/// The default number of files.
+/// Default number of files.
 const DEFAULT_FILES: u32 = 2;
-/// The most files.
+/// Maximum number of files.
 const FILES_MAX: u32 = 100;
 
-/// Which output a line is of.
+/// The output that a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
-    /// Standard output, or a terminal's.
+    /// Standard output, or output of a terminal.
     Stdout,
     /// Standard error.
     Stderr,
@@ -35,32 +35,32 @@ pub enum Stream {
 /// A line of a log.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// The text with its line's end; without one it goes on in the next.
+    /// The text with its newline. Without a newline, it continues in the next line.
     pub log: String,
-    /// Where it came from.
+    /// The output that it came from.
     pub stream: Stream,
     /// RFC 3339, in UTC.
     pub time: String,
 }
 
-/// How much is kept.
+/// Limits of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a file.
     pub size: u64,
-    /// Files.
+    /// Number of files.
     pub files: u32,
 }
 
 impl Limits {
-    /// Returns a podfile's limits; none where nothing is to be kept.
+    /// Returns a podfile's limits, or `None` if nothing is logged.
     pub fn of(log: &Log) -> Result<Option<Limits>> {
         if log.kind == "none" {
             return Ok(None);
         }
         let mut limits = Limits { size: DEFAULT_SIZE, files: DEFAULT_FILES };
         if let Some(text) = log.config.get("max-size") {
-            let why = || invalid("log.config.max-size", format!("{text:?} is no number of bytes, k, m or g"));
+            let why = || invalid("log.config.max-size", format!("{text:?} is not a size in bytes, k, m or g"));
             limits.size = bytes(text).filter(|size| *size > 0).ok_or_else(why)?;
         }
         if let Some(text) = log.config.get("max-file") {
@@ -82,31 +82,31 @@ fn bytes(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// The log that is written.
+/// A log that is written.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     limits: Limits,
     file: File,
     size: u64,
-    /// A write failed, and was told.
+    /// A failed write was reported already.
     broken: bool,
 }
 
 impl LogFile {
-    /// Opens the log at `path`; what is there stays.
+    /// Opens the log at `path` for appending.
     pub fn open(path: &Path, limits: Limits) -> io::Result<LogFile> {
         let file = File::options().append(true).create(true).open(path)?;
         let size = file.metadata()?.len();
         Ok(LogFile { path: path.to_owned(), limits, file, size, broken: false })
     }
 
-    /// Where it is.
+    /// Returns the path of the current file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes a line or a part of one. What cannot be written is lost, and that is told once.
+    /// Writes a line or a part of one. A line that cannot be written is lost, which is reported once.
     pub fn write(&mut self, text: &[u8], stream: Stream, now: SystemTime) {
         let time = logging::timestamp_exact(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         let line = Line { log: String::from_utf8_lossy(text).into_owned(), stream, time };
@@ -146,21 +146,21 @@ impl LogFile {
     }
 }
 
-/// Where the `number`th file before the present one is.
+/// Returns the path of the `number`th rotated file.
 fn aside(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     PathBuf::from(name)
 }
 
-/// Makes lines of what comes in pieces.
+/// Splits a stream of bytes into lines.
 #[derive(Debug, Default)]
 pub struct Lines {
     started: Vec<u8>,
 }
 
 impl Lines {
-    /// Hands `take` every line that is whole with `data`, with its end, and parts of one that is too long.
+    /// Passes `take` every line that `data` completes, with its newline, and parts of lines that are too long.
     pub fn push(&mut self, data: &[u8], mut take: impl FnMut(&[u8])) {
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
             self.started.extend_from_slice(piece);
@@ -175,7 +175,7 @@ impl Lines {
         }
     }
 
-    /// Hands over what has no end.
+    /// Passes on the last line if it has no newline.
     pub fn finish(&mut self, take: impl FnOnce(&[u8])) {
         if !self.started.is_empty() {
             take(&self.started);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_never_larger_than_its_files() {
+    fn a_log_keeps_to_its_limits() {
         for files in [1, 2, 4] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("log");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_put_together_and_long_ones_cut() {
+    fn lines_are_assembled_and_long_ones_split() {
         let mut lines = Lines::default();
         let mut taken: Vec<Vec<u8>> = Vec::new();
         for piece in ["a", "b\nc\n\n", "d"] {

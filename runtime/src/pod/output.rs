@@ -1,6 +1,6 @@
-//! A foreground pod's own standard output and error: what its containers write, with the container's name before each line
-//! where there are several. Nobody waits for whoever reads it: what is not taken is kept, and with enough of it kept the
-//! containers' own pipes fill up.
+//! A foreground pod's standard output and error: its containers' output, with the container's name before each line if
+//! there are several. The pod does not wait for a slow reader: unread output is kept up to a limit, and then the
+//! containers' pipes fill up.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,24 +10,24 @@ use link::streams::descriptor::{Descriptor, Use};
 
 use super::log::Stream;
 
-/// Bytes that wait, above which no more are taken from the containers.
+/// Limit of unread bytes above which no output is read from the containers.
 const WAITING_MAX: usize = 256 << 10;
 
-/// One of our own outputs.
+/// One output of this process.
 #[derive(Debug)]
 struct Own {
     descriptor: Descriptor,
     waiting: VecDeque<u8>,
-    /// Whoever read it is gone, or it cannot be written: the containers go on, their logs have it all.
+    /// The reader is gone or a write failed. The containers continue; their logs have the output.
     gone: bool,
 }
 
-/// Both outputs; nothing of a pod in the background.
+/// Both outputs, or neither for a pod in the background.
 #[derive(Debug, Default)]
 pub struct Outputs(Vec<Own>);
 
 impl Outputs {
-    /// Returns outputs that go to our own stdout and stderr.
+    /// Returns outputs that write to this process's stdout and stderr.
     pub fn foreground() -> io::Result<Outputs> {
         let open = |fd| {
             let descriptor = Descriptor::open(fd, Use::Sink)?;
@@ -38,7 +38,7 @@ impl Outputs {
         both.map(Outputs)
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes unchanged.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
         if let Some(own) = self.own(stream) {
             own.waiting.extend(bytes);
@@ -46,7 +46,7 @@ impl Outputs {
         }
     }
 
-    /// Writes a line with the name of the container that it is from.
+    /// Writes a line with the name of its container.
     pub fn write_line(&mut self, stream: Stream, name: &str, line: &[u8]) {
         let Some(own) = self.own(stream) else { return };
         own.waiting.extend(name.as_bytes());
@@ -58,12 +58,12 @@ impl Outputs {
         own.flush();
     }
 
-    /// Whether so much waits that nothing should be added to it.
+    /// Whether the limit of unread bytes is reached.
     pub fn is_full(&self) -> bool {
         self.0.iter().any(|own| own.waiting.len() >= WAITING_MAX)
     }
 
-    /// Nothing more is written where something waits.
+    /// Drops unread output, and stops writing to that output.
     pub fn abandon(&mut self) {
         for own in self.0.iter_mut().filter(|own| !own.waiting.is_empty()) {
             log::warn!("{} bytes of output were not read", own.waiting.len());
@@ -72,17 +72,17 @@ impl Outputs {
         }
     }
 
-    /// Whether all has been taken.
+    /// Whether all output was written.
     pub fn is_flushed(&self) -> bool {
         self.0.iter().all(|own| own.waiting.is_empty())
     }
 
-    /// The descriptors that are waited for.
+    /// Returns the descriptors with unread output, to wait for.
     pub fn blocked(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.0.iter().filter(|own| !own.waiting.is_empty()).map(|own| own.descriptor.as_fd())
     }
 
-    /// Writes what waits.
+    /// Writes unread output as far as possible.
     pub fn flush(&mut self) {
         self.0.iter_mut().for_each(Own::flush);
     }

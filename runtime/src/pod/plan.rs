@@ -1,6 +1,5 @@
-//! What a podfile comes to, as plain data: the machine, and for each container what the share holds and what the agent is
-//! told. A container goes the way of a bundle: [`Plan`] turns it into the agent's words, and what a pod has of its own is
-//! laid over them.
+//! Converts a podfile to plain data: the machine, and for each container the files in the share and the agent's
+//! commands. A container is planned like a bundle ([`Plan`]), and then gets the pod's own settings.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,32 +22,32 @@ use super::podfile::{
 use super::{base64, refuse};
 use crate::config::RunConfig;
 
-/// What Docker gives a container that asks for nothing; the root is the directory itself.
+/// Docker's default config.json of a container. The root is the directory itself.
 const CONTAINER: &str = include_str!("container.json");
-/// Paths in /proc that are read-only for a container of a pod: settings of the kernel that the containers share.
+/// Paths in /proc with kernel settings, which all containers of a pod share. They are read-only in each container.
 const KERNEL_PATHS: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
-/// The largest file that is given to a container.
+/// Maximum size of a file for a container.
 const FILE_MAX: u64 = 4 << 20;
 
-/// A container that can be started, and what the pod does about it.
+/// A container to be started, and the pod's policies for it.
 #[derive(Debug)]
 pub struct ContainerSpec {
-    /// What it is.
+    /// The container's plan.
     pub plan: ContainerPlan,
-    /// Its init process as config.json has it: what exec processes start from.
+    /// The init process in the form of config.json, the base of exec processes.
     pub process: spec::Process,
-    /// For whoever lists containers.
+    /// Labels, shown in lists.
     pub labels: BTreeMap<String, String>,
-    /// What is done when it ends.
+    /// Whether the container is restarted after its exit.
     pub restart: RestartPolicy,
-    /// The signal that asks it to end.
+    /// The signal that stops the container.
     pub stop_signal: i32,
-    /// Where its output is kept; the pod's directory if there is no path.
+    /// Limits and path of the log; without a path it is in the pod's directory.
     pub log_path: Option<PathBuf>,
 }
 
 impl ContainerSpec {
-    /// Returns a container that is neither restarted nor logged: one that an engine looks after.
+    /// Returns a container that is neither restarted nor logged, for an engine that does both.
     pub fn unattended(plan: ContainerPlan, process: spec::Process) -> ContainerSpec {
         ContainerSpec {
             plan,
@@ -60,32 +59,32 @@ impl ContainerSpec {
         }
     }
 
-    /// The container's name.
+    /// Returns the container's name.
     pub fn name(&self) -> &str {
         &self.plan.container.id
     }
 }
 
-/// A pod as it is before its containers.
+/// The plan of a pod without its containers.
 #[derive(Debug)]
 pub struct PodPlan {
-    /// Its name.
+    /// The pod's name.
     pub id: String,
-    /// Its host name.
+    /// The guest's host name.
     pub hostname: String,
-    /// The machine.
+    /// The plan of the machine.
     pub machine: VmPlan,
-    /// Where output is kept.
+    /// Default limits of logs.
     pub log: Log,
-    /// The podfile, which further containers refer to.
+    /// The podfile, to which containers that are added later refer.
     file: Podfile,
-    /// What paths in it are relative to.
+    /// The directory to which paths in the podfile are relative.
     base: PathBuf,
     resolv_conf: Vec<u8>,
 }
 
 impl PodPlan {
-    /// Decides; `id` is the pod's where the podfile has none. Returns the plan of its containers, too.
+    /// Plans a pod and its containers. `id` is the pod's name if the podfile has none.
     pub fn new(
         file: Podfile,
         base: &Path,
@@ -113,13 +112,13 @@ impl PodPlan {
 
     /// Returns the pod of the one container `id` that runs in `machine`.
     pub fn of_one(id: &str, mut machine: VmPlan) -> PodPlan {
-        // API 4244 knows no such key.
+        // API 4244 has no such key.
         machine.pod.accounting = machine.protocol != Protocol::Api4244;
         PodPlan {
             id: id.to_owned(),
             hostname: machine.pod.hostname.clone(),
             machine,
-            // The engine keeps what the container writes.
+            // The engine stores the container's output.
             log: Log { kind: "none".to_owned(), ..Log::default() },
             file: Podfile::default(),
             base: PathBuf::new(),
@@ -127,24 +126,24 @@ impl PodPlan {
         }
     }
 
-    /// Labels of the pod.
+    /// Returns the labels of the pod.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.file.labels
     }
 
-    /// Decides for one container, whose path is `at` and whose paths are relative to `base`.
+    /// Plans one container. `at` is its JSON path, and its paths are relative to `base`.
     pub fn container(&self, at: &str, container: &Container, base: &Path) -> Result<ContainerSpec> {
         refuse::check_container(at, container)?;
         let bundle = self.bundle(at, container, base)?;
         if !bundle.spec.linux.cgroups_path.is_empty() {
-            let why = "the machine is the pod's and no container's";
+            let why = "the machine belongs to the pod, not to a container";
             return Err(of_bundle(at, &bundle::unsupported("linux.cgroupsPath", why)));
         }
         let plan = ContainerPlan::new(&bundle, &container.name, &self.machine, None);
         let mut plan = plan.map_err(|error| of_bundle(at, &error))?;
         let user = &container.user;
         let process = &mut plan.container.process;
-        // Names are the container's own: the agent looks them up in its files.
+        // Names belong to the container: the agent looks them up in its files.
         for (field, given) in [(&mut process.user, &user.name), (&mut process.group, &user.group)] {
             if !given.is_empty() {
                 field.clone_from(given);
@@ -168,12 +167,12 @@ impl PodPlan {
         })
     }
 
-    /// The container as a bundle: that of its image, or a plain one over the image's directory.
+    /// Returns the container as a bundle: that of its image, or a default one over the image's directory.
     fn bundle(&self, at: &str, container: &Container, base: &Path) -> Result<Bundle> {
         let image = base.join(&container.image);
         if !fs::metadata(&image).is_ok_and(|metadata| metadata.is_dir()) {
             let why = format!(
-                "{}: no directory; a root file system or an OCI bundle has to be there",
+                "{}: not a directory; expected a root file system or an OCI bundle",
                 image.display()
             );
             return Err(unsupported(format!("{at}.image"), why));
@@ -184,7 +183,7 @@ impl PodPlan {
             plain_bundle(at, container, &image)?
         };
         if let Some(network) = bundle.network() {
-            let why = format!("{}: its config.json names a network of its own", network.display());
+            let why = format!("{}: its config.json names a network namespace", network.display());
             return Err(unsupported(format!("{at}.image"), why));
         }
         bundle.readonly |= container.read_only;
@@ -203,7 +202,8 @@ impl PodPlan {
                 Some(volume) => (format!("{at}.detail.source"), volume),
                 None => (format!("{at}.volume"), self.volume(&format!("{at}.volume"), &mount.volume)?),
             };
-            // The pod's volumes are relative to the podfile, a container's own to its file.
+            // Paths of the pod's volumes are relative to the podfile; those of a container's own are relative to its
+            // file.
             let from = if mount.detail.is_some() { base } else { &self.base };
             let source = from.join(&volume.source);
             check_source(&at, &source)?;
@@ -225,7 +225,7 @@ impl PodPlan {
         found.ok_or_else(|| invalid(at, format!("the pod has no volume {name:?}")))
     }
 
-    /// Gives the container its files, and those of /etc that a container finds everywhere.
+    /// Adds the container's files, and the files of /etc that every container gets.
     fn add_files(&self, at: &str, container: &Container, plan: &mut ContainerPlan) -> Result<()> {
         for (index, mount) in container.files.iter().enumerate() {
             let at = format!("{at}.files[{index}]");
@@ -262,11 +262,11 @@ impl PodPlan {
     }
 }
 
-/// The machine has the podfile's size, unless the command line has another.
+/// Returns the settings with the podfile's size, unless the command line overrides it.
 fn sized(file: &Podfile, settings: &VmSettings) -> Result<VmSettings> {
     let resource = &file.resource;
     if let Some(memory) = resource.memory.filter(|memory| *memory < MIN_MEMORY_MIB) {
-        let why = format!("{memory} MB are too little for a guest: it needs {MIN_MEMORY_MIB}");
+        let why = format!("{memory} MiB: a guest needs at least {MIN_MEMORY_MIB} MiB");
         return Err(invalid("resource.memory", why));
     }
     if let Some(vcpus) = resource.vcpu.filter(|vcpus| !(1..=MAX_VCPUS).contains(vcpus)) {
@@ -279,15 +279,15 @@ fn sized(file: &Podfile, settings: &VmSettings) -> Result<VmSettings> {
 }
 
 fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle> {
-    let mut spec: Spec = serde_json::from_str(CONTAINER).expect("the program's own text is good");
+    let mut spec: Spec = serde_json::from_str(CONTAINER).expect("the built-in configuration is valid");
     let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
     if args.is_empty() {
-        return Err(invalid(format!("{at}.command"), "no program, and the image is no bundle that has one"));
+        return Err(invalid(format!("{at}.command"), "no program: neither the podfile nor the image names one"));
     }
     let unprivileged = !matches!(container.user.name.as_str(), "" | "0" | "root");
     if let Some(process) = &mut spec.process {
         process.args = args;
-        // As with Docker, whoever is not root may gain capabilities, and has none.
+        // As in Docker, a user other than root can gain capabilities and has none at first.
         if let Some(capabilities) = process.capabilities.as_mut().filter(|_| unprivileged) {
             capabilities.effective.clear();
             capabilities.permitted.clear();
@@ -296,7 +296,7 @@ fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle>
     Bundle::check(image, spec).map_err(|error| of_bundle(at, &error))
 }
 
-/// Lays the podfile's words over the image's.
+/// Overrides the image's process with the podfile's values.
 fn change_process(at: &str, container: &Container, process: &mut spec::Process) -> Result<()> {
     let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
     if !args.is_empty() {
@@ -318,7 +318,7 @@ fn change_process(at: &str, container: &Container, process: &mut spec::Process) 
         if !RLIMITS.contains(&kind.as_str()) {
             return Err(invalid(
                 format!("{at}.ulimits[{index}].Name"),
-                format!("{:?} is no limit", limit.name),
+                format!("{:?} is not a limit", limit.name),
             ));
         }
         let number = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
@@ -328,7 +328,7 @@ fn change_process(at: &str, container: &Container, process: &mut spec::Process) 
     Ok(())
 }
 
-/// What is on /dev/shm is the pod's: every container sees the same.
+/// Shares the pod's /dev/shm with every container.
 fn share_shm(container: &mut payload::Container) {
     let mounts = container.oci.iter_mut().flat_map(|oci| &mut oci.mounts);
     for mount in mounts.filter(|mount| mount.destination == "/dev/shm" && mount.kind == "tmpfs") {
@@ -340,8 +340,8 @@ fn share_shm(container: &mut payload::Container) {
     }
 }
 
-/// Makes the kernel's settings in /proc read-only, whatever the container's bundle says: a container could change them for
-/// all containers of the pod. A container with SYS_ADMIN could mount /proc again, so it is left as it is.
+/// Makes the kernel's settings in /proc read-only, even if the bundle does not: a container could change them for all
+/// containers of the pod. A container with SYS_ADMIN could mount /proc again, so its settings stay as they are.
 fn protect_kernel(container: &mut payload::Container) {
     const SYS_ADMIN: u64 = 1 << 21;
     let process = container.process.oci.as_ref();
@@ -394,7 +394,7 @@ fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
     text.and_then(base64::decode).ok_or_else(|| invalid(format!("{at}.content"), "not base64"))
 }
 
-/// Refuses what would not be the same thing in a guest.
+/// Refuses files that would not work in a guest, such as sockets and devices.
 fn check_source(at: &str, path: &Path) -> Result<()> {
     let error =
         |source: io::Error| PodfileError::Source { what: at.to_owned(), path: path.to_owned(), source };
@@ -405,7 +405,7 @@ fn check_source(at: &str, path: &Path) -> Result<()> {
     Err(unsupported(at, format!("{} is neither a directory nor a file", path.display())))
 }
 
-/// The podfile's own, or else the host's.
+/// Returns the podfile's resolv.conf, or else the host's.
 fn resolv_conf(file: &Podfile) -> Vec<u8> {
     let mut text: String = file.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
     for (word, list) in [("search", &file.dns_search), ("options", &file.dns_options)] {
@@ -418,7 +418,7 @@ fn resolv_conf(file: &Podfile) -> Vec<u8> {
 
 fn host_resolv_conf() -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A host without one has no name servers to give.
+    // A host without resolv.conf has no name servers.
     let read = fs::File::open("/etc/resolv.conf").map(|file| file.take(FILE_MAX).read_to_end(&mut bytes));
     if let Err(error) = read {
         log::debug!("read /etc/resolv.conf: {error}");
@@ -426,7 +426,7 @@ fn host_resolv_conf() -> Vec<u8> {
     bytes
 }
 
-/// Says what is wrong with an image's configuration, with the podfile's path before it.
+/// Converts an error in an image's configuration to one with the podfile's path.
 fn of_bundle(at: &str, error: &BundleError) -> PodfileError {
     let cause = std::error::Error::source(error).map_or(String::new(), |cause| format!(": {cause}"));
     invalid(at, format!("{error}{cause}"))

@@ -1,7 +1,8 @@
-//! A podfile as it is written: hyperd's format (`UserPod`), in JSON or YAML. Names are the format's own, capitals included.
+//! A podfile as it is written: hyperd's format (`UserPod`), in JSON or YAML, with its names and their capitals.
 //!
-//! Everything that the format has is here; what cannot be honoured is of type [`Given`], and [`refuse`](super::refuse)
-//! says so by its path. A key that the format does not have is an error. One key is ours: `ownPids` of a container.
+//! The structs have all keys of the format, and an unknown key is an error. Keys that are not supported have the type
+//! [`Given`], and [`refuse`](super::refuse) refuses them by their path. The key `ownPids` of a container is an
+//! addition.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,62 +11,62 @@ use std::{fs, io};
 use oci::spec::Given;
 use serde::{Deserialize, Serialize};
 
-/// The largest podfile: files are in it, as text or in base64.
+/// Maximum size of a podfile, which can contain files as text or in base64.
 pub const PODFILE_MAX: u64 = 4 << 20;
 
-/// Why a podfile cannot be run.
+/// An error in a podfile.
 #[derive(Debug, thiserror::Error)]
 pub enum PodfileError {
-    /// It cannot be read.
+    /// The podfile cannot be read.
     #[error("read podfile {}", path.display())]
     Read {
-        /// The file.
+        /// The podfile.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// It is not the JSON that it should be; the cause names line and column.
+    /// The JSON is not valid; the cause names line and column.
     #[error("parse {}", path.display())]
     Json {
-        /// The file.
+        /// The podfile.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// It is not the YAML that it should be.
+    /// The YAML is not valid.
     #[error("parse {}: {why}", path.display())]
     Yaml {
-        /// The file.
+        /// The podfile.
         path: PathBuf,
-        /// Why, with line and column.
+        /// The cause, with line and column.
         why: String,
     },
-    /// A value that makes no sense, or one that is missing.
+    /// A value is not valid, or is missing.
     #[error("podfile {path}: {why}")]
     Invalid {
-        /// JSON path.
+        /// JSON path of the value.
         path: String,
-        /// What is wrong.
+        /// What is wrong with the value.
         why: String,
     },
-    /// A field that cannot be honoured.
+    /// A field is not supported.
     #[error("podfile {path}: not supported: {why}")]
     Unsupported {
-        /// JSON path.
+        /// JSON path of the field.
         path: String,
-        /// What exactly, or why not.
+        /// The unsupported value, or the reason.
         why: String,
     },
-    /// A file or directory that it names cannot be used.
+    /// A file or directory that the podfile names cannot be used.
     #[error("open {what} {}", path.display())]
     Source {
-        /// Its JSON path.
+        /// JSON path of the field.
         what: String,
         /// The path on the host.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
@@ -80,53 +81,53 @@ pub type Result<T, E = PodfileError> = std::result::Result<T, E>;
 pub struct Podfile {
     /// The pod's name.
     pub id: String,
-    /// Its host name.
+    /// The guest's host name.
     pub hostname: String,
-    /// `pod`, or nothing.
+    /// `pod`, or empty.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What is done when a container ends that has no policy of its own.
+    /// Restart policy of containers without one.
     pub restart_policy: Option<RestartPolicy>,
-    /// Containers that say nothing else have a terminal.
+    /// Whether containers have a terminal by default.
     pub tty: bool,
-    /// For whoever lists pods.
+    /// Labels, shown by `vmm pod list`.
     pub labels: BTreeMap<String, String>,
     /// The machine's size.
     pub resource: Resource,
-    /// Where output is kept.
+    /// Where output is logged.
     pub log: Log,
     /// Name servers.
     pub dns: Vec<String>,
     /// Options of the resolver.
     pub dns_options: Vec<String>,
-    /// Domains of the resolver.
+    /// Search domains of the resolver.
     pub dns_search: Vec<String>,
-    /// What runs.
+    /// The containers.
     pub containers: Vec<Container>,
     /// Files for the containers.
     pub files: Vec<File>,
     /// Volumes for the containers.
     pub volumes: Vec<Volume>,
-    /// Not honoured.
+    /// Not supported.
     pub interfaces: Given,
-    /// Not honoured.
+    /// Not supported.
     pub services: Given,
-    /// Not honoured.
+    /// Not supported.
     pub portmappings: Given,
-    /// Not honoured.
+    /// Not supported.
     pub portmapping_white_lists: Given,
 }
 
-/// What is done when a container's first process ends.
+/// What happens after the exit of a container's init process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RestartPolicy {
-    /// Nothing.
+    /// The container stays stopped.
     #[default]
     Never,
-    /// It is started again if it did not end with 0.
+    /// The container is restarted if its exit code is not 0.
     OnFailure,
-    /// It is started again.
+    /// The container is always restarted.
     Always,
 }
 
@@ -134,17 +135,17 @@ pub enum RestartPolicy {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resource {
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub vcpu: Option<u8>,
-    /// MB.
+    /// Memory in MiB.
     pub memory: Option<u32>,
 }
 
-/// Where output is kept.
+/// Where output is logged.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// `json-file`, `none`, or nothing, which is the former.
+    /// `json-file` (default) or `none`.
     #[serde(rename = "type")]
     pub kind: String,
     /// `max-size` and `max-file`.
@@ -155,48 +156,49 @@ pub struct Log {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Container {
-    /// Not honoured: the name is the identity.
+    /// Not supported: the name is the identity.
     pub id: Given,
-    /// Unique in the pod.
+    /// Name, unique in the pod.
     pub name: String,
     /// A directory: a root file system, or an OCI bundle.
     pub image: String,
     /// Working directory.
     pub workdir: Option<String>,
-    /// In place of the pod's.
+    /// Overrides the pod's policy.
     pub restart_policy: Option<RestartPolicy>,
-    /// In place of the pod's.
+    /// Overrides the pod's setting.
     pub tty: Option<bool>,
     /// Kernel parameters.
     pub sysctl: BTreeMap<String, String>,
-    /// Environment, above the image's.
+    /// Environment variables, which override the image's.
     pub envs: Vec<Env>,
     /// Arguments.
     pub command: Vec<String>,
-    /// Program, before the arguments.
+    /// Program, placed before the arguments.
     pub entrypoint: Vec<String>,
-    /// Not honoured.
+    /// Not supported.
     pub ports: Given,
-    /// What is mounted.
+    /// Mounted volumes.
     pub volumes: Vec<VolumeMount>,
-    /// Files that it finds.
+    /// Files placed in the container.
     pub files: Vec<FileMount>,
-    /// Who it runs as.
+    /// User and groups of the init process.
     pub user: User,
-    /// For whoever lists containers.
+    /// Labels, shown by `vmm pod inspect`.
     pub labels: BTreeMap<String, String>,
-    /// What it is asked to end with.
+    /// Signal that stops the container.
     #[serde(rename = "StopSignal")]
     pub stop_signal: String,
-    /// Limits.
+    /// Resource limits of the init process.
     pub ulimits: Vec<Ulimit>,
-    /// In place of the log's own place.
+    /// Overrides the path of the log.
     pub log_path: String,
-    /// It cannot write to its root.
+    /// The root file system is read-only.
     pub read_only: bool,
-    /// Not honoured.
+    /// Not supported.
     pub cache: Given,
-    /// Ours: it has process ids of its own, and is process 1 there. Without it all containers see each other's processes.
+    /// An addition to the format: the container has its own PID namespace, with its init process as process 1.
+    /// Otherwise all containers see each other's processes.
     pub own_pids: bool,
 }
 
@@ -204,9 +206,9 @@ pub struct Container {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Env {
-    /// Name.
+    /// Name, without `=`.
     pub env: String,
-    /// Value.
+    /// Value; may be empty.
     pub value: String,
 }
 
@@ -214,13 +216,13 @@ pub struct Env {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct VolumeMount {
-    /// Where in the container.
+    /// Mount point in the container.
     pub path: String,
-    /// Which of the pod's volumes.
+    /// Name of one of the pod's volumes.
     pub volume: String,
-    /// It cannot be written.
+    /// The mount is read-only.
     pub read_only: bool,
-    /// The volume itself, where it is not the pod's.
+    /// The volume itself, instead of a name.
     pub detail: Option<Volume>,
 }
 
@@ -228,17 +230,17 @@ pub struct VolumeMount {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Volume {
-    /// Unique in the pod.
+    /// Name, unique in the pod.
     pub name: String,
     /// Path on the host.
     pub source: String,
-    /// `vfs` or nothing.
+    /// `vfs`, or empty.
     pub format: String,
-    /// Not honoured.
+    /// Not supported.
     pub option: Given,
-    /// Not honoured.
+    /// Not supported.
     pub fstype: Given,
-    /// Not honoured.
+    /// Not supported.
     pub cache: Given,
 }
 
@@ -246,17 +248,17 @@ pub struct Volume {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileMount {
-    /// Where in the container.
+    /// Path in the container.
     pub path: String,
-    /// Which of the pod's files.
+    /// Name of one of the pod's files.
     pub filename: String,
     /// Mode, in octal digits.
     pub perm: String,
-    /// Owner's number, or `root`.
+    /// Number of the owner, or `root`.
     pub user: String,
-    /// Group's number, or `root`.
+    /// Number of the group, or `root`.
     pub group: String,
-    /// The file itself, where it is not the pod's.
+    /// The file itself, instead of a name.
     pub detail: Option<File>,
 }
 
@@ -264,46 +266,46 @@ pub struct FileMount {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
-    /// Unique in the pod.
+    /// Name, unique in the pod.
     pub name: String,
-    /// `raw`, `base64`, or nothing, which is the former.
+    /// `raw` (default) or `base64`.
     pub encoding: String,
-    /// `file://` and a path on the host, in place of contents.
+    /// `file://` and a path on the host, instead of contents.
     pub uri: String,
     /// The contents.
     pub content: String,
 }
 
-/// Who a container runs as; names are the container's own.
+/// User and groups of a container. Names are looked up in the container's own files.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct User {
-    /// Name or number.
+    /// Name or number of the user.
     pub name: String,
-    /// Name or number.
+    /// Name or number of the group.
     pub group: String,
-    /// Names or numbers.
+    /// Names or numbers of further groups.
     pub additional_groups: Vec<String>,
 }
 
-/// A limit (getrlimit(2)).
+/// A resource limit (getrlimit(2)).
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "PascalCase")]
 pub struct Ulimit {
-    /// `nofile` and so on.
+    /// Name without prefix, such as `nofile`.
     pub name: String,
-    /// The most that soft may be raised to; -1 for no limit.
+    /// Upper bound of the soft limit; -1 for no limit.
     pub hard: i64,
-    /// The limit in force; -1 for no limit.
+    /// The effective limit; -1 for no limit.
     pub soft: i64,
 }
 
-/// Reads a podfile; it is YAML if its name says so.
+/// Reads a podfile, as YAML if its name ends so.
 pub fn read(path: &Path) -> Result<Podfile> {
     read_as(path)
 }
 
-/// Reads one container, to be added to a pod, as it is written; that it is one is seen at once.
+/// Reads a container to be added to a pod. Returns it unparsed, after a check of its syntax.
 pub fn read_value(path: &Path) -> Result<serde_json::Value> {
     read_as::<Container>(path).and_then(|_| read_as(path))
 }
@@ -316,7 +318,7 @@ fn read_as<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|source| PodfileError::Json { path: path.to_owned(), source })
 }
 
-/// Reads a podfile's text, as far as one may be.
+/// Reads a podfile's text, up to the maximum size.
 pub fn text(path: &Path) -> io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
@@ -325,7 +327,7 @@ pub fn text(path: &Path) -> io::Result<String> {
 }
 
 fn yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
-    // The parser's further lines show the text around the place.
+    // Further lines of the parser's message show the text around the error.
     serde_saphyr::from_str(text)
         .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
 }
@@ -350,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_yaml_say_the_same() {
+    fn json_and_yaml_are_equivalent() {
         let json = r#"{"id":"web","resource":{"vcpu":2,"memory":256},"restartPolicy":"onFailure","containers":[
             {"name":"a","image":"root","envs":[{"env":"A","value":"1"}],"StopSignal":"INT","ulimits":[
             {"Name":"nofile","Soft":5,"Hard":-1}],"command":["sh","-c","true"],"ownPids":true}]}"#;
@@ -366,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named_with_its_place() {
+    fn parse_errors_name_the_place() {
         for (name, text, parts) in [
             ("p.json", "{\"id\":1}", &["parse ", "p.json"][..]),
             ("p.json", "{\"containers\":[{\"wonder\":1}]}", &["parse "]),
@@ -382,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_podfile_is_not_read_without_end() {
+    fn a_podfile_has_a_maximum_size() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.json");
         fs::File::create(&path).unwrap().set_len(PODFILE_MAX + 1).unwrap();

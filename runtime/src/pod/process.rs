@@ -1,7 +1,7 @@
-//! A process in the guest, as the host sees it: its streams, the signals and window sizes on their way to it, and its exit.
+//! The host's view of a process in the guest: its streams, pending signals and window sizes, and its exit.
 //!
-//! Init and exec processes are the same here, in the extended protocol and in API 4244. A process's exit counts once its output
-//! is with whoever reads it.
+//! Init and exec processes are the same here, with the extended protocol and with API 4244. A process's exit takes
+//! effect once its output was delivered to the reader.
 
 use std::io;
 
@@ -15,35 +15,35 @@ use plan::INIT_PROCESS;
 
 use super::Guest;
 
-/// Where a process stands.
+/// The phase of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The agent was asked to start it.
     Starting,
-    /// It runs.
+    /// The process runs.
     Running,
-    /// It has exited; its output is on the way.
+    /// The process has exited; its output is on the way.
     Draining(Exit),
 }
 
 /// A process.
 #[derive(Debug)]
 pub struct Process {
-    /// Its container's name.
+    /// The name of its container.
     pub container: String,
-    /// Its name; an init process is called [`INIT_PROCESS`].
+    /// The name of the process; an init process is called [`INIT_PROCESS`].
     pub name: String,
-    /// Where it stands.
+    /// The present phase.
     pub phase: Phase,
-    /// It has a terminal: stderr is on stdout's stream.
+    /// The process has a terminal: stderr uses the stream of stdout.
     terminal: bool,
-    /// The numbers of its streams: stdin and stdout, then stderr.
+    /// Numbers of its streams: stdin and stdout, then stderr.
     streams: Vec<u64>,
-    /// Signals that came before it ran, and whether each is for every process of the container.
+    /// Signals that arrived before it ran, and whether each is for every process of the container.
     held: Vec<(i32, bool)>,
-    /// The pace of its input in API 4244, which has no credit.
+    /// Limits the rate of input with API 4244, which has no credit.
     pace: Option<InputPace>,
-    /// It was told that nobody reads its output, for which API 4244 has no other way.
+    /// The process got a signal because nobody reads its output, the only way with API 4244.
     hung_up: bool,
 }
 
@@ -52,7 +52,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// A descriptor of `streams` cannot be used; then none of them is open.
+    /// A descriptor of `streams` cannot be used. Then none of the streams is open.
     pub fn open(
         guest: &mut Guest<'_>,
         container: &str,
@@ -80,7 +80,7 @@ impl Process {
         Ok(process)
     }
 
-    /// The agent has started it: it gets its input, and the signals that have come for it.
+    /// Handles the start of the process: opens its input and sends the signals that have arrived.
     pub fn started(&mut self, guest: &mut Guest<'_>, size: Option<ConsoleSize>) -> Result<(), LinkError> {
         self.phase = Phase::Running;
         if let Some(seq) = self.streams.first() {
@@ -94,7 +94,7 @@ impl Process {
         held.into_iter().try_for_each(|(signal, all)| self.send_signal(guest, signal, all))
     }
 
-    /// Sends it a signal, or with `all` every process of its container. One that comes before it runs is kept for then.
+    /// Sends a signal to the process, or with `all` to every process of the container. Keeps it until the process runs.
     pub fn signal(&mut self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
         match self.phase {
             Phase::Starting => self.held.push((signal, all)),
@@ -104,7 +104,7 @@ impl Process {
         Ok(())
     }
 
-    /// Keeps a signal for when it runs.
+    /// Keeps a signal until the process runs.
     pub fn hold(&mut self, signal: i32, all: bool) {
         self.held.push((signal, all));
     }
@@ -119,7 +119,7 @@ impl Process {
         guest.link.notify(Code::SignalProcess, "signal the process", &command)
     }
 
-    /// Gives its terminal another size.
+    /// Resizes the terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
         if !self.terminal || self.phase != Phase::Running {
             return Ok(());
@@ -129,8 +129,8 @@ impl Process {
         guest.link.notify(Code::WinSize, "resize the terminal", &command)
     }
 
-    /// Does what API 4244 leaves to the host while a process runs: paces its input, and tells it that its output is not read
-    /// any more.
+    /// Does what API 4244 leaves to the host while a process runs: limits the rate of its input, and signals that its
+    /// output is not read any more.
     pub fn advance(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
         if self.phase != Phase::Running {
             return Ok(());
@@ -145,26 +145,26 @@ impl Process {
         Ok(())
     }
 
-    /// The agent has reported its exit.
+    /// Handles the agent's report of the exit.
     pub fn exited(&mut self, exit: Exit) {
         if self.phase == Phase::Running {
             self.phase = Phase::Draining(exit);
         }
     }
 
-    /// Whether it has exited and all of its output is with whoever reads it.
+    /// Whether the process has exited and all of its output was delivered.
     pub fn is_drained(&self, guest: &Guest<'_>) -> bool {
         self.outputs(guest).is_some_and(|mut outputs| outputs.all(|(_, delivery)| delivery == Delivery::Done))
     }
 
-    /// Returns the stream of which the guest owes output that it says it has sent.
+    /// Returns a stream for which the guest has reported more output than has arrived.
     pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
         let mut outputs = self.outputs(guest)?;
         outputs.find(|(_, delivery)| *delivery == Delivery::Guest).map(|(seq, _)| seq)
     }
 
-    /// Where the output of a process that has exited stands, stream by stream. In API 4244 the report counts nothing: the end of
-    /// stdio's stream comes when all of both streams is sent.
+    /// Returns the state of delivery of each stream of a process that has exited. With API 4244 the report has no
+    /// counts: the end of the stdio stream comes after all output of both streams.
     fn outputs(&self, guest: &Guest<'_>) -> Option<impl Iterator<Item = (u64, Delivery)>> {
         let Phase::Draining(exit) = &self.phase else { return None };
         let streams = &guest.streams;
@@ -187,7 +187,7 @@ impl Process {
         Some(outputs.into_iter())
     }
 
-    /// Closes its streams; returns the first error that kept output from its reader, with the stream's name.
+    /// Closes the streams. Returns the first error that kept output from its reader, with the stream's name.
     pub fn close(&mut self, guest: &mut Guest<'_>) -> Option<(&'static str, io::Error)> {
         let mut failed = None;
         for (seq, name) in self.streams.drain(..).zip(["stdout", "stderr"]) {

@@ -1,4 +1,4 @@
-//! What is wrong with a podfile, by its path: names, values that make no sense, and fields that cannot be honoured.
+//! Checks a podfile without access to the host: names, values, and fields that are not supported.
 
 use std::collections::BTreeSet;
 
@@ -8,14 +8,14 @@ use oci::spec::Given;
 use super::podfile::{Container, File, Log, Podfile, PodfileError, Result, Volume, invalid, unsupported};
 use crate::config::is_id;
 
-/// The most containers of one pod; the agent's own maximum is higher.
+/// Maximum number of containers of one pod. The agent's own maximum is higher.
 pub const CONTAINERS_MAX: usize = 128;
-/// The longest host name (RFC 1123: a label).
+/// Maximum length of a host name (RFC 1123: a label).
 const HOSTNAME_MAX: usize = 63;
-/// What an id or a container's name may be.
-const NAME_RULE: &str = "has to have 1 to 128 letters, digits and _+-. and not to begin with a dot";
+/// The rule for ids and container names, for error messages.
+const NAME_RULE: &str = "must have 1 to 128 letters, digits and _+-. and must not begin with a dot";
 
-/// Checks a whole podfile, without a look at the host.
+/// Checks a whole podfile.
 pub fn check(pod: &Podfile) -> Result<()> {
     if !pod.id.is_empty() && !is_id(&pod.id) {
         return Err(invalid("id", format!("{:?} {NAME_RULE}", pod.id)));
@@ -25,16 +25,16 @@ pub fn check(pod: &Podfile) -> Result<()> {
     }
     if !pod.hostname.is_empty() && !is_label(&pod.hostname) {
         let why = format!(
-            "{:?} is no host name: 1 to {HOSTNAME_MAX} letters, digits and hyphens, none of those at an end",
+            "{:?} is not a host name: 1 to {HOSTNAME_MAX} letters, digits and hyphens, no hyphen at either end",
             pod.hostname
         );
         return Err(invalid("hostname", why));
     }
     refuse(&[
-        (pod.interfaces, "interfaces", "a pod has a loopback interface alone"),
-        (pod.services, "services", "a pod has a loopback interface alone"),
-        (pod.portmappings, "portmappings", "a pod has a loopback interface alone"),
-        (pod.portmapping_white_lists, "portmappingWhiteLists", "a pod has a loopback interface alone"),
+        (pod.interfaces, "interfaces", "a pod has only a loopback interface"),
+        (pod.services, "services", "a pod has only a loopback interface"),
+        (pod.portmappings, "portmappings", "a pod has only a loopback interface"),
+        (pod.portmapping_white_lists, "portmappingWhiteLists", "a pod has only a loopback interface"),
     ])?;
     check_log("log", &pod.log)?;
     for (index, file) in pod.files.iter().enumerate() {
@@ -50,7 +50,7 @@ pub fn check(pod: &Podfile) -> Result<()> {
     }
     unique("volumes", "name", pod.volumes.iter().map(|volume| volume.name.as_str()))?;
     if pod.containers.len() > CONTAINERS_MAX {
-        return Err(invalid("containers", format!("{CONTAINERS_MAX} are the most")));
+        return Err(invalid("containers", format!("limit of {CONTAINERS_MAX} containers")));
     }
     for (index, container) in pod.containers.iter().enumerate() {
         check_container(&format!("containers[{index}]"), container)?;
@@ -58,11 +58,11 @@ pub fn check(pod: &Podfile) -> Result<()> {
     unique("containers", "name", pod.containers.iter().map(|container| container.name.as_str()))
 }
 
-/// Checks one container; `at` is its path.
+/// Checks one container. `at` is its JSON path.
 pub fn check_container(at: &str, container: &Container) -> Result<()> {
     let fields = [
         (container.id, "id", "a container is known by its name"),
-        (container.ports, "ports", "a pod has a loopback interface alone"),
+        (container.ports, "ports", "a pod has only a loopback interface"),
         (container.cache, "cache", "a container's root is a directory of the host"),
     ];
     for (given, field, why) in fields {
@@ -78,7 +78,7 @@ pub fn check_container(at: &str, container: &Container) -> Result<()> {
     absolute(&format!("{at}.workdir"), workdir)?;
     check_words(at, container)?;
     if !container.stop_signal.is_empty() && signal_of(&container.stop_signal).is_none() {
-        let why = format!("{:?} is no signal", container.stop_signal);
+        let why = format!("{:?} is not a signal", container.stop_signal);
         return Err(invalid(format!("{at}.StopSignal"), why));
     }
     check_mounts(at, container)
@@ -87,7 +87,7 @@ pub fn check_container(at: &str, container: &Container) -> Result<()> {
 fn check_words(at: &str, container: &Container) -> Result<()> {
     for (index, env) in container.envs.iter().enumerate() {
         if env.env.is_empty() || env.env.contains('=') {
-            return Err(invalid(format!("{at}.envs[{index}].env"), format!("{:?} is no name", env.env)));
+            return Err(invalid(format!("{at}.envs[{index}].env"), format!("{:?} is not a name", env.env)));
         }
     }
     unique(&format!("{at}.envs"), "env", container.envs.iter().map(|env| env.env.as_str()))?;
@@ -102,7 +102,7 @@ fn check_words(at: &str, container: &Container) -> Result<()> {
     let command = container.command.iter().map(|word| ("command", word));
     let entrypoint = container.entrypoint.iter().map(|word| ("entrypoint", word));
     match envs.chain(command).chain(entrypoint).find(|(_, word)| word.contains('\0')) {
-        Some((field, word)) => Err(invalid(format!("{at}.{field}"), format!("{word:?} holds a NUL"))),
+        Some((field, word)) => Err(invalid(format!("{at}.{field}"), format!("{word:?} contains a NUL byte"))),
         None => Ok(()),
     }
 }
@@ -133,29 +133,29 @@ fn check_mounts(at: &str, container: &Container) -> Result<()> {
     let files = container.files.iter().map(|mount| mount.path.as_str());
     let mut seen = BTreeSet::new();
     match volumes.chain(files).find(|path| !seen.insert(*path)) {
-        Some(path) => Err(invalid(at, format!("two things are mounted on {path}"))),
+        Some(path) => Err(invalid(at, format!("two mounts on {path}"))),
         None => Ok(()),
     }
 }
 
-/// Returns a file's mode: octal digits, and 0755 where there are none, as in the format.
+/// Parses a file's mode: octal digits, or empty for 0755.
 pub fn mode(at: &str, perm: &str) -> Result<u32> {
     if perm.is_empty() {
         return Ok(0o755);
     }
     match u32::from_str_radix(perm, 8) {
         Ok(mode @ 0..=0o7777) if perm.bytes().all(|byte| byte.is_ascii_digit()) => Ok(mode),
-        _ => Err(invalid(format!("{at}.perm"), format!("{perm:?} is no mode in octal digits"))),
+        _ => Err(invalid(format!("{at}.perm"), format!("{perm:?} is not a mode in octal digits"))),
     }
 }
 
-/// Returns an owner's number. Names are the container's own, and the host does not look into its files for them.
+/// Parses an owner's number. The host does not look up names in the container's files.
 pub fn owner(at: &str, name: &str) -> Result<u32> {
     match name {
         "" | "root" => Ok(0),
         name => name
             .parse()
-            .map_err(|_| unsupported(at, format!("{name:?}: a file's owner is a number or \"root\""))),
+            .map_err(|_| unsupported(at, format!("{name:?}: a file's owner must be a number or \"root\""))),
     }
 }
 
@@ -163,24 +163,24 @@ fn check_file(at: &str, file: &File) -> Result<()> {
     if !matches!(file.encoding.as_str(), "" | "raw" | "base64") {
         return Err(invalid(
             format!("{at}.encoding"),
-            format!("{:?} is neither raw nor base64", file.encoding),
+            format!("{:?} is not raw or base64", file.encoding),
         ));
     }
     if file.uri.is_empty() {
         return Ok(());
     }
     if !file.content.is_empty() {
-        return Err(invalid(format!("{at}.uri"), "beside content"));
+        return Err(invalid(format!("{at}.uri"), "uri and content exclude each other"));
     }
     match file.uri.strip_prefix("file://") {
         Some(path) => absolute(&format!("{at}.uri"), path),
-        None => Err(unsupported(format!("{at}.uri"), format!("{:?}: only file:// is read", file.uri))),
+        None => Err(unsupported(format!("{at}.uri"), format!("{:?}: only file:// is supported", file.uri))),
     }
 }
 
 fn check_volume(at: &str, volume: &Volume) -> Result<()> {
     if !matches!(volume.format.as_str(), "" | "vfs") {
-        return Err(unsupported(format!("{at}.format"), format!("{:?}: only vfs is", volume.format)));
+        return Err(unsupported(format!("{at}.format"), format!("{:?}: only vfs is supported", volume.format)));
     }
     for (given, field) in [(volume.option, "option"), (volume.fstype, "fstype"), (volume.cache, "cache")] {
         refuse(&[(given, &format!("{at}.{field}"), "a volume is a path on the host")])?;
@@ -191,13 +191,13 @@ fn check_volume(at: &str, volume: &Volume) -> Result<()> {
     Ok(())
 }
 
-/// Checks where output is to go.
+/// Checks the settings of a log.
 pub fn check_log(at: &str, log: &Log) -> Result<()> {
     if !matches!(log.kind.as_str(), "" | "json-file" | "none") {
-        return Err(unsupported(format!("{at}.type"), format!("{:?}: json-file and none are", log.kind)));
+        return Err(unsupported(format!("{at}.type"), format!("{:?}: only json-file and none are supported", log.kind)));
     }
     match log.config.keys().find(|key| !matches!(key.as_str(), "max-size" | "max-file")) {
-        Some(key) => Err(unsupported(format!("{at}.config.{key}"), "max-size and max-file are")),
+        Some(key) => Err(unsupported(format!("{at}.config.{key}"), "only max-size and max-file are supported")),
         None => Ok(()),
     }
 }
@@ -213,7 +213,7 @@ fn unique<'a>(at: &str, field: &str, names: impl Iterator<Item = &'a str>) -> Re
     let mut seen = BTreeSet::new();
     for (index, name) in names.enumerate() {
         if !seen.insert(name) {
-            return Err(invalid(format!("{at}[{index}].{field}"), format!("{name:?} again")));
+            return Err(invalid(format!("{at}[{index}].{field}"), format!("duplicate {name:?}")));
         }
     }
     Ok(())
@@ -227,7 +227,7 @@ fn absolute(at: &str, path: &str) -> Result<(), PodfileError> {
     if path.starts_with('/') { Ok(()) } else { Err(invalid(at, format!("{path:?} is not absolute"))) }
 }
 
-/// Whether `name` can be a host name.
+/// Whether `name` is a valid host name.
 pub fn is_label(name: &str) -> bool {
     (1..=HOSTNAME_MAX).contains(&name.len())
         && !name.starts_with('-')
@@ -253,17 +253,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_anything_is_one() {
+    fn an_empty_pod_is_valid() {
         assert_eq!(error(json!({})), "");
         assert_eq!(of_container(json!({})), "");
     }
 
     #[test]
-    fn what_is_wrong_with_a_pod_has_its_path() {
+    fn errors_in_a_pod_name_the_path() {
         for (pod, wanted) in [
-            (json!({"id": "../x"}), "podfile id: \"../x\" has to have"),
+            (json!({"id": "../x"}), "podfile id: \"../x\" must have"),
             (json!({"type": "kubernetes"}), "podfile type: not supported: \"kubernetes\""),
-            (json!({"hostname": "a.b"}), "podfile hostname: \"a.b\" is no host name"),
+            (json!({"hostname": "a.b"}), "podfile hostname: \"a.b\" is not a host name"),
             (json!({"hostname": "-a"}), "podfile hostname: "),
             (json!({"hostname": "x".repeat(64)}), "podfile hostname: "),
             (json!({"interfaces": [{"ip": "1.2.3.4"}]}), "podfile interfaces: not supported: "),
@@ -276,8 +276,8 @@ mod tests {
             (json!({"log": {"type": "syslog"}}), "podfile log.type: not supported: \"syslog\""),
             (json!({"log": {"config": {"tag": "x"}}}), "podfile log.config.tag: not supported: "),
             (json!({"files": [{"content": "x"}]}), "podfile files[0].name: missing"),
-            (json!({"files": [{"name": "a"}, {"name": "a"}]}), "podfile files[1].name: \"a\" again"),
-            (json!({"files": [{"name": "a", "encoding": "hex"}]}), "podfile files[0].encoding: \"hex\" is"),
+            (json!({"files": [{"name": "a"}, {"name": "a"}]}), "podfile files[1].name: duplicate \"a\""),
+            (json!({"files": [{"name": "a", "encoding": "hex"}]}), "podfile files[0].encoding: \"hex\" is not"),
             (json!({"files": [{"name": "a", "uri": "http://x/y"}]}), "podfile files[0].uri: not supported: "),
             (
                 json!({"files": [{"name": "a", "uri": "file://x"}]}),
@@ -285,7 +285,7 @@ mod tests {
             ),
             (
                 json!({"files": [{"name": "a", "uri": "file:///x", "content": "y"}]}),
-                "podfile files[0].uri: beside",
+                "podfile files[0].uri: uri and content",
             ),
             (
                 json!({"volumes": [{"name": "v", "source": "/s", "format": "qcow2"}]}),
@@ -298,11 +298,11 @@ mod tests {
             (json!({"volumes": [{"name": "v"}]}), "podfile volumes[0].source: missing"),
             (
                 json!({"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}),
-                "podfile containers[1].name: \"a\" again",
+                "podfile containers[1].name: duplicate \"a\"",
             ),
             (
                 json!({"containers": vec![json!({"name": "a", "image": "i"}); 129]}),
-                "podfile containers: 128 are",
+                "podfile containers: limit of 128",
             ),
         ] {
             let error = error(pod);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_container_has_its_path() {
+    fn errors_in_a_container_name_the_path() {
         for (fields, wanted) in [
             (json!({"name": ""}), "podfile containers[0].name: "),
             (json!({"name": "a/b"}), "podfile containers[0].name: "),
@@ -320,17 +320,17 @@ mod tests {
             (json!({"ports": [{"hostPort": 1}]}), "podfile containers[0].ports: not supported: "),
             (json!({"cache": "none"}), "podfile containers[0].cache: not supported: "),
             (json!({"workdir": "a"}), "podfile containers[0].workdir: \"a\" is not absolute"),
-            (json!({"StopSignal": "WONDER"}), "podfile containers[0].StopSignal: \"WONDER\" is no signal"),
-            (json!({"envs": [{"env": "A=B"}]}), "podfile containers[0].envs[0].env: \"A=B\" is no name"),
-            (json!({"envs": [{"env": "A"}, {"env": "A"}]}), "podfile containers[0].envs[1].env: \"A\" again"),
-            (json!({"command": ["a\0"]}), "podfile containers[0].command: \"a\\0\" holds a NUL"),
+            (json!({"StopSignal": "WONDER"}), "podfile containers[0].StopSignal: \"WONDER\" is not a signal"),
+            (json!({"envs": [{"env": "A=B"}]}), "podfile containers[0].envs[0].env: \"A=B\" is not a name"),
+            (json!({"envs": [{"env": "A"}, {"env": "A"}]}), "podfile containers[0].envs[1].env: duplicate \"A\""),
+            (json!({"command": ["a\0"]}), "podfile containers[0].command: \"a\\0\" contains a NUL"),
             (
                 json!({"ulimits": [{"Name": "nofile", "Soft": 2, "Hard": 1}]}),
                 "podfile containers[0].ulimits[0].Soft: ",
             ),
             (
                 json!({"ulimits": [{"Name": "a"}, {"Name": "a"}]}),
-                "podfile containers[0].ulimits[1].Name: \"a\" again",
+                "podfile containers[0].ulimits[1].Name: duplicate \"a\"",
             ),
             (
                 json!({"volumes": [{"path": "x", "volume": "v"}]}),
@@ -352,7 +352,7 @@ mod tests {
             (json!({"files": [{"path": "/x"}]}), "podfile containers[0].files[0].filename: missing"),
             (
                 json!({"files": [{"path": "/x", "filename": "f"}], "volumes": [{"path": "/x/", "volume": "v"}]}),
-                "podfile containers[0]: two things are mounted on /x",
+                "podfile containers[0]: two mounts on /x",
             ),
         ] {
             let error = of_container(fields);

@@ -1,4 +1,4 @@
-//! The requests of the pod's socket: one match, one call for each.
+//! Dispatches the requests of the pod's socket, with one call for each.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use super::containers::{Question, refused};
 use super::supervisor::Supervisor;
 use crate::control::{Reply, Request};
 
-/// The longest that containers are given to end.
+/// Maximum grace period for containers to end.
 const GRACE_MAX: u64 = 24 * 3600;
 
 impl Supervisor {
-    /// Serves a request; returns its answer unless that comes later.
+    /// Serves a request. Returns its answer unless that comes later.
     pub(super) fn serve(
         &mut self,
         client: ClientId,
@@ -31,7 +31,7 @@ impl Supervisor {
             Request::Start { container } => containers.start(&container, client),
             Request::Exec(exec) => containers.exec(&mut guest, client, &exec, &fds)?,
             Request::Signal(signal) => {
-                // A process that has ended meanwhile needs none.
+                // A process that has ended meanwhile needs no signal.
                 containers
                     .exec_of(client)
                     .map_or(Ok(()), |exec| exec.process.signal(&mut guest, signal, false))?;

@@ -1,14 +1,14 @@
-//! When a container that has ended is started again: the policy, and waits that grow while it keeps ending.
+//! When an ended container is restarted: its policy, and delays that double while it keeps ending.
 
 use std::time::{Duration, Instant};
 
 use super::podfile::RestartPolicy;
 
-/// The first wait.
+/// The first delay.
 const FIRST: Duration = Duration::from_millis(100);
-/// The longest.
+/// The longest delay.
 const LONGEST: Duration = Duration::from_secs(60);
-/// A container that ran for as long is well: the next wait is the first one again.
+/// A container that ran for this long is healthy: the next delay is the first one again.
 const WELL: Duration = Duration::from_secs(10);
 
 /// A container's restarts.
@@ -16,17 +16,17 @@ const WELL: Duration = Duration::from_secs(10);
 pub struct Restarts {
     policy: RestartPolicy,
     next: Duration,
-    /// How often it was started again.
+    /// Number of restarts so far.
     pub count: u64,
 }
 
 impl Restarts {
-    /// Returns a container's restarts before the first one.
+    /// Returns the state of a container that was not restarted yet.
     pub fn new(policy: RestartPolicy) -> Restarts {
         Restarts { policy, next: FIRST, count: 0 }
     }
 
-    /// A container ended with `code`; returns when it is to be started again.
+    /// Handles the end of a container with `code`. Returns when it is to be restarted, if at all.
     pub fn ended(&mut self, code: u8, started: Instant, now: Instant) -> Option<Instant> {
         let again = match self.policy {
             RestartPolicy::Never => false,
@@ -47,7 +47,7 @@ impl Restarts {
 mod tests {
     use super::*;
 
-    /// The waits, in milliseconds, of a container that runs for each of `runs` milliseconds.
+    /// Returns the delays, in milliseconds, of a container that runs for each of `runs` milliseconds.
     fn waits(policy: RestartPolicy, code: u8, runs: &[u64]) -> Vec<Option<u64>> {
         let mut restarts = Restarts::new(policy);
         let mut now = Instant::now();
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_says_whether_at_all() {
+    fn a_policy_decides_about_a_restart() {
         for (policy, of_success, of_failure) in [
             (RestartPolicy::Never, None, None),
             (RestartPolicy::OnFailure, None, Some(100)),
@@ -76,14 +76,14 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_the_longest() {
+    fn delays_double_up_to_the_longest() {
         let waits = waits(RestartPolicy::Always, 0, &[5; 13]);
         let wanted = [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000, 60000];
         assert_eq!(waits, wanted.map(Some));
     }
 
     #[test]
-    fn a_container_that_ran_well_begins_anew() {
+    fn a_healthy_run_resets_the_delay() {
         let waits = waits(RestartPolicy::OnFailure, 1, &[5, 5, 9999, 10_000, 5]);
         assert_eq!(waits, [100, 200, 400, 100, 200].map(Some));
     }

@@ -1,4 +1,4 @@
-//! The pod's process: the machine, the containers, and whoever asks on the pod's socket, in one loop on the main thread.
+//! The process of a pod: one loop on the main thread serves machine, containers and clients of the pod's socket.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -28,94 +28,94 @@ use crate::state::{OciState, PodState, StateDir};
 
 mod share;
 
-/// How long containers have between their stop signal and SIGKILL when a signal ends the pod.
+/// Time between the stop signal and SIGKILL when a signal ends the pod.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// Commands without a reply above which clients wait.
+/// Limit of commands without a reply; above it, no client is served.
 const BUSY: usize = 256;
-/// How long whoever reads our output may take for the rest of it after the pod's end.
+/// Maximum time for the reader of this process's output to take the rest of it after the pod's end.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
 /// What a pod's process supervises.
 pub struct Supervised {
-    /// The machine, which has just been started.
+    /// The machine, just started.
     pub session: Session,
     /// The signals of this process.
     pub signals: Signals,
-    /// What the pod is.
+    /// The pod's plan.
     pub pod: PodPlan,
-    /// Its containers.
+    /// The plans of its containers.
     pub containers: Vec<ContainerSpec>,
-    /// Where other processes find it; nowhere if nothing can be written there.
+    /// The pod's directory and socket; `None` if nothing can be written on the host.
     pub registration: Option<Registration>,
-    /// Where output goes beside the logs.
+    /// Destination of output besides the logs.
     pub outputs: Outputs,
-    /// The OCI container that this process stands for, if it is one.
+    /// The OCI container that this process represents, if it does.
     pub own: Option<OwnContainer>,
     /// The machine's cgroup on the host.
     pub cgroup: Cgroup,
-    /// What its NICs lead to.
+    /// The machine's network.
     pub network: LiveNetwork,
     /// The marks of the boot, if they are wanted.
     pub timeline: Option<Arc<Timeline>>,
 }
 
-/// Where other processes find a pod.
+/// Directory and socket of a pod, by which other processes find it.
 pub struct Registration {
-    /// Its directory.
+    /// The pod's directory.
     pub directory: StateDir,
-    /// Its socket.
+    /// The listening socket of the pod.
     pub listener: UnixListener,
 }
 
-/// An OCI container that this process stands for.
+/// An OCI container that this process represents.
 pub struct OwnContainer {
-    /// What is told of it.
+    /// The container's part of the state file.
     pub oci: OciState,
-    /// It is started at once, and a signal that asks for an end before that ends the wait; otherwise a client starts it.
+    /// The container starts at once, and a signal to terminate cancels the start. Otherwise a client starts it.
     pub at_once: bool,
-    /// Its process removes its directory when it has ended.
+    /// The process removes its directory at its end.
     pub transient: bool,
 }
 
-/// Tells whoever waits for a pod that it runs.
+/// Called once when every container runs.
 pub type Started = Box<dyn FnOnce() -> Result<()>>;
 
 /// A pod's process.
 pub struct Supervisor {
     session: Session,
-    /// It lasts longer than the machine.
+    /// Outlives the machine.
     network: LiveNetwork,
     signals: Signals,
     pod: PodPlan,
     containers: Containers,
     clients: Clients,
     outputs: Outputs,
-    /// A container's name stands before its lines.
+    /// Lines of output are prefixed with the container's name.
     named: bool,
     limits: Option<Limits>,
     directory: Option<StateDir>,
     created: u64,
-    /// Containers so far: each has a name in the share that none had before.
+    /// Number of containers so far, for unique names in the share.
     shared: u64,
     own: Option<OwnContainer>,
     cgroup: Cgroup,
     timeline: Option<Arc<Timeline>>,
-    /// STARTPOD, until it is answered.
+    /// The command STARTPOD, until it is answered.
     starting: Option<CommandId>,
-    /// READY has come.
+    /// READY has arrived.
     ready: bool,
     /// Called once when every container was started.
     started: Option<Started>,
-    /// A second signal is not patient.
+    /// The pod is being stopped. Another signal kills its containers at once.
     stopping: bool,
-    /// When whoever reads our output has had time enough: an end does not wait for it for ever.
+    /// When output that is still not read is dropped, so that an unread pipe cannot delay the pod's end.
     last_output: Option<Instant>,
-    /// What is told of the pod has changed since it was written.
+    /// The state has changed since it was written.
     changed: bool,
 }
 
 impl Supervisor {
-    /// Asks the guest for the pod and its containers. `started` is called once all of them run; if it fails, they end.
+    /// Asks the guest to start the pod and its containers. `started` is called once all run; if it fails, the pod ends.
     pub fn start(supervised: Supervised, started: Started) -> Result<Supervisor> {
         let Supervised {
             mut session,
@@ -164,40 +164,40 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Stops the machine, if it still runs. Its network lasts until the supervisor is dropped.
+    /// Stops the machine if it still runs. The network lasts until the supervisor is dropped.
     pub fn stop_machine(self) {
         let Supervisor { session, .. } = self;
         session.sandbox.stop();
     }
 
-    /// Returns what kept the output of the container that this process stands for from its reader, with the stream's name.
+    /// Returns the error that kept output of the represented container from its reader, with the stream's name.
     pub fn output_error(&mut self) -> Option<(&'static str, io::Error)> {
         self.containers.all.first_mut()?.output_error.take()
     }
 
-    /// Notes a milestone of the boot, if somebody wants them.
+    /// Records a milestone of the boot, if marks are wanted.
     fn mark(&self, name: &'static str) {
         if let Some(timeline) = &self.timeline {
             timeline.mark(name);
         }
     }
 
-    /// Runs the pod to its end; returns its exit code.
+    /// Runs the pod to its end. Returns its exit code.
     pub fn run(&mut self) -> Result<u8> {
         let result = self.live();
-        // A guest that cannot be talked to any more is not asked for its end.
+        // If the link failed, the guest cannot be asked to end the pod.
         let answers = result.as_ref().map_or_else(|error| error.is::<CodedError>(), |_| true);
         if let Err(error) = result.as_ref().map_err(exit::of_error) {
-            // What they asked of the guest has come to nothing.
+            // The clients' pending requests to the guest have failed.
             self.clients.fail(&refused(error.1));
         }
         let ended = self.end(answers);
-        // What went wrong first says more.
+        // The first error is the cause of the other.
         let code = result?;
         ended.map(|()| code)
     }
 
-    /// Lives until every container has ended, or the pod was asked to.
+    /// Runs until every container has ended, or a request or signal stops the pod.
     fn live(&mut self) -> Result<u8> {
         loop {
             self.step()?;
@@ -212,7 +212,7 @@ impl Supervisor {
         }
     }
 
-    /// Does everything that can be done now.
+    /// Does all work that is possible without waiting.
     fn step(&mut self) -> Result<()> {
         let link = &mut self.session.sandbox.link;
         if !self.ready && link.ready().is_some() {
@@ -241,7 +241,7 @@ impl Supervisor {
         if self.changed
             && let Err(error) = self.write_state()
         {
-            // A pod that runs is not ended for a disk that is full, or for want of a descriptor: it is tried again.
+            // A running pod survives a full disk or a lack of descriptors: the write is repeated.
             if self.started.is_some() {
                 return Err(error);
             }
@@ -261,14 +261,14 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A client is gone.
+    /// Handles the end of a client's connection.
     fn forget(&mut self, client: ClientId) -> Result<()> {
-        // It may have stood for a further process.
+        // The client may have waited for an exec process.
         self.changed = true;
         Ok(self.containers.forget(&mut self.session.sandbox.guest(), client)?)
     }
 
-    /// Whether the guest has so much to answer that nothing more is asked.
+    /// Whether so many commands are pending that no further client is served.
     fn is_busy(&self) -> bool {
         self.session.sandbox.link.outstanding() >= BUSY
     }
@@ -293,13 +293,13 @@ impl Supervisor {
                 self.unshare(&spec.plan);
                 self.changed = true;
             }
-            // A pod whose containers do not all start has not started.
+            // If a container does not start, the start of the pod has failed.
             Event::StartFailed { code, message } => return Err(CodedError { code, message }.into()),
         }
         Ok(())
     }
 
-    /// Sleeps until something happens, and takes what is not the guest's.
+    /// Waits for an event. Handles signals, network changes, output and clients.
     fn wait(&mut self, step: &'static str, until: Option<Instant>) -> Result<()> {
         let mut guest = self.session.sandbox.guest();
         self.containers.excuse_paused(&mut guest);
@@ -307,7 +307,7 @@ impl Supervisor {
         let busy = self.is_busy();
         let taps = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
-        // A guest that is about to end has nothing of a change; one that is busy is told of all at once.
+        // A guest that is about to end needs no update of its network. A busy guest gets all changes at once later.
         let network = self.network.fd().filter(|_| !self.stopping && !busy);
         others.extend(network.map(|fd| (fd, libc::POLLIN)));
         let follows = network.is_some();
@@ -345,7 +345,7 @@ impl Supervisor {
         while let Some(asked) = self.signals.next().context("read a signal")? {
             let container = &self.pod.id;
             match asked {
-                // Nothing is lost yet that would have to be ended in order.
+                // Nothing runs yet that would have to be stopped in order.
                 Asked::Forward(signal) if self.is_awaited() && asks_for_an_end(signal) => {
                     return Err(SessionError::Interrupted(signal).into());
                 }
@@ -363,7 +363,7 @@ impl Supervisor {
                     let grace = if self.stopping { Duration::ZERO } else { GRACE };
                     self.stop(grace);
                 }
-                other => log::debug!("a pod does nothing about {other:?}"),
+                other => log::debug!("signal without effect on a pod: {other:?}"),
             }
         }
         Ok(())
@@ -374,7 +374,7 @@ impl Supervisor {
         self.own.as_ref().is_some_and(|own| own.at_once) && self.started.is_some()
     }
 
-    /// Begins the pod's end.
+    /// Begins to stop the pod.
     pub(super) fn stop(&mut self, grace: Duration) {
         (self.stopping, self.changed) = (true, true);
         let patience = Instant::now() + grace;
@@ -405,17 +405,17 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The containers, with what leads into the guest.
+    /// Returns the containers, and the handles of the channels into the guest.
     pub(super) fn containers(&mut self) -> (&mut Containers, Guest<'_>) {
         (&mut self.containers, self.session.sandbox.guest())
     }
 
-    /// Whether the pod is about to end.
+    /// Whether the pod is being stopped.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping
     }
 
-    /// What the pod is.
+    /// Returns the pod's present state.
     fn state(&self) -> PodState {
         let status = match (self.stopping, self.started.is_some()) {
             (true, _) => "stopping",
@@ -446,7 +446,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends the machine, and with it whatever still runs; leaves the last state.
+    /// Ends the machine, and with it every process that still runs. Writes the last state.
     fn end(&mut self, answers: bool) -> Result<()> {
         self.stopping = true;
         self.session.sandbox.expect_end();
@@ -458,7 +458,7 @@ impl Supervisor {
         }
         self.mark("pod_ended");
         if let Some(directory) = self.directory.take() {
-            // Of one that is about to be removed nothing more need be known.
+            // A directory that is about to be removed needs no last state.
             if !self.own.as_ref().is_some_and(|own| own.transient) {
                 let mut state = self.state();
                 "stopped".clone_into(&mut state.status);
@@ -481,7 +481,7 @@ impl Supervisor {
         loop {
             let events = self.containers.step(&mut self.session.sandbox.guest(), Instant::now())?;
             for event in events {
-                // A container that could not be started has been told of.
+                // The failed start of a container has been reported already.
                 self.take(event).unwrap_or_else(|error| log::debug!("{error:#}"));
             }
             self.flush_clients()?;

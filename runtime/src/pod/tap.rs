@@ -1,4 +1,5 @@
-//! A container's output on its way to its log and to ours: a pipe that the streams write and the main thread reads.
+//! Output of a container on its way to the log and to this process's output: the streams write to a pipe, and the main
+//! thread reads it.
 
 use std::io::{self, PipeWriter, pipe};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,13 +8,13 @@ use link::streams::descriptor::{Descriptor, Use};
 
 use super::log::{Lines, Stream};
 
-/// Bytes taken from a pipe at a time.
+/// Maximum number of bytes per read.
 const READ_SIZE: usize = 64 << 10;
 
 /// One output of a container.
 #[derive(Debug)]
 pub struct Tap {
-    /// Which one.
+    /// Which output.
     pub stream: Stream,
     descriptor: Descriptor,
     lines: Lines,
@@ -21,24 +22,24 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Returns a tap and the end that is to be written, which may be closed once it was duplicated.
+    /// Returns a tap, and the end of the pipe to write to. That end may be closed once it was duplicated.
     pub fn new(stream: Stream) -> io::Result<(Tap, PipeWriter)> {
         let (reader, writer) = pipe()?;
         let descriptor = Descriptor::open(reader.as_raw_fd(), Use::Source)?;
         Ok((Tap { stream, descriptor, lines: Lines::default(), ended: false }, writer))
     }
 
-    /// The descriptor to wait for, until the end has been read.
+    /// Returns the descriptor to wait for, until end of file was read.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         (!self.ended).then(|| self.descriptor.as_fd())
     }
 
-    /// Whether everything was read that will ever come.
+    /// Whether end of file was read.
     pub fn is_ended(&self) -> bool {
         self.ended
     }
 
-    /// Reads once; hands over the bytes, and the lines that are whole with them.
+    /// Reads once. Passes the bytes to one function, and the lines that they complete to the other.
     pub fn read(&mut self, mut bytes: impl FnMut(&[u8]), mut line: impl FnMut(&[u8])) {
         if self.ended {
             return;
@@ -69,7 +70,7 @@ mod tests {
     use host::sys;
 
     #[test]
-    fn bytes_come_as_they_are_and_lines_whole() {
+    fn bytes_are_unchanged_and_lines_complete() {
         let (mut tap, mut writer) = Tap::new(Stream::Stdout).unwrap();
         let (mut bytes, mut lines) = (Vec::new(), Vec::new());
         for (piece, ready) in [("a\nb", true), ("", false), ("c\nd", true)] {

@@ -253,7 +253,7 @@ fn a_process_without_further_descriptors_says_so_and_can_be_ended() {
     // Those that find a place among the numbers below the limit are let go of in time, since they ask for nothing.
     let all: Vec<_> = (0..32).map(|_| UnixStream::connect(&socket).expect("connect")).collect();
     let answers: Vec<_> = all.into_iter().map(told).collect();
-    assert!(answers.iter().any(|answer| answer.contains("no further descriptors")), "{answers:?}");
+    assert!(answers.iter().any(|answer| answer.contains("no free file descriptors")), "{answers:?}");
     play.is_told("running");
     play.container.out(&["delete", "--force", "c"]);
     assert_eq!(reap(pid), Err(9));

@@ -1,5 +1,5 @@
-//! How containers end: by a signal, by their stop signal and SIGKILL after it, or with the whole machine where the guest does
-//! not heed SIGKILL.
+//! How containers end: by a signal, by their stop signal followed by SIGKILL, or with the whole machine if the guest
+//! does not act on SIGKILL.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::pod::Guest;
 use crate::pod::container::{Container, Ending, Phase};
 
 impl Containers {
-    /// Has every container end: with its stop signal, and with SIGKILL at `patience`.
+    /// Stops every container: sends the stop signal, and SIGKILL at `patience`.
     pub fn stop(&mut self, patience: Instant) {
         self.stopping = true;
         self.patience = Some(self.patience.map_or(patience, |earlier| earlier.min(patience)));
@@ -22,7 +22,7 @@ impl Containers {
         }
     }
 
-    /// Sends a signal to the container `name`, or to every one that runs.
+    /// Sends a signal to the container `name`, or to every running container if it is empty.
     pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
         let killed = (signal == libc::SIGKILL).then(|| Instant::now() + self.kill_patience);
         if let Some(container) = self.all.iter_mut().find(|container| is_meant(name, container))
@@ -37,7 +37,7 @@ impl Containers {
         let meant = |container: &&mut Container| meant.iter().any(|name| name == container.spec.name());
         let mut any = false;
         for container in self.all.iter_mut().filter(meant) {
-            // What outlives a first process heeds SIGKILL alone.
+            // Exec processes that outlive the init process only get SIGKILL.
             if container.phase == Phase::Running {
                 container.signal(guest, signal, all)?;
             } else if killed.is_some() {
@@ -60,14 +60,14 @@ impl Containers {
         events: &mut Vec<Event>,
     ) -> Result<()> {
         for container in &mut self.all {
-            // Who leaves by force is not asked first.
+            // A container that is removed by force gets no stop signal.
             let patience = self.patience.filter(|_| self.stopping);
             let kill = patience.is_some_and(|patience| patience <= now) || container.leaves;
             let was = container.ending;
             if container.ending > Ending::Unasked {
                 container.end(guest, kill)?;
             }
-            // The agent keeps a container as long as one of its processes is there.
+            // The agent keeps a container while one of its processes exists.
             let name = container.spec.name();
             let busy = self.execs.iter().any(|exec| exec.keeps(name));
             if kill && busy && matches!(container.phase, Phase::Draining) && container.killed.is_none() {
@@ -94,7 +94,7 @@ impl Containers {
         Ok(())
     }
 
-    /// Finds a container that should have ended by now: its guest does not heed SIGKILL, or does not say so.
+    /// Finds a killed container whose end the guest has not reported in time.
     pub(super) fn find_unkilled(&mut self, now: Instant, events: &mut Vec<Event>) {
         let overdue = |container: &Container| {
             container.killed.is_some_and(|killed| killed <= now) && self.lives(container)
@@ -105,7 +105,7 @@ impl Containers {
         events.push(Event::Unkilled(container.spec.name().to_owned()));
     }
 
-    /// Whether the guest still has a process of the container, as far as it has told.
+    /// Whether the guest still has a process of the container, according to its reports.
     pub(super) fn lives(&self, container: &Container) -> bool {
         match container.phase {
             Phase::Starting | Phase::Running => true,

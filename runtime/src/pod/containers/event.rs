@@ -1,31 +1,31 @@
-//! What comes of the containers' work, for the supervisor, which has the machine and the clients.
+//! Events of the containers that concern the supervisor, which owns the machine and the clients.
 
 use crate::control::Reply;
 use crate::pod::ClientId;
 use crate::pod::plan::ContainerSpec;
 
-/// What happened.
+/// An event.
 #[derive(Debug)]
 pub enum Event {
-    /// Somebody has an answer.
+    /// A client gets an answer.
     Answer(ClientId, Reply),
-    /// A client's process has ended: its connection ends with this answer.
+    /// A client's process has ended. The connection ends with this answer.
     Last(ClientId, Reply),
-    /// A container could not be started the first time.
+    /// The first start of a container failed.
     StartFailed {
-        /// The exit code that stands for it.
+        /// The pod's exit code.
         code: u8,
-        /// Which, and why.
+        /// The container and the cause.
         message: String,
     },
-    /// A container was killed, and the guest has not said in time that it has ended: the machine is to end.
+    /// The guest has not reported the end of a killed container in time: the machine is to end.
     Unkilled(String),
     /// A container's init process has exited.
     Exited,
-    /// A container runs: what it has read-only is to be closed for good.
+    /// A container runs, so its read-only mounts in the share can be made final.
     Runs(String),
-    /// A container has left the pod: the share need not hold it any more.
+    /// A container was removed from the pod, so its files can be removed from the share.
     Left(Box<ContainerSpec>),
-    /// What is told of the pod has changed.
+    /// The pod's state has changed.
     Changed,
 }

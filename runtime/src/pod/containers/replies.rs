@@ -1,4 +1,4 @@
-//! What comes from the agent: the replies to what it was asked, and its events.
+//! Frames from the agent: replies to commands, and events.
 
 use std::time::Instant;
 
@@ -165,7 +165,7 @@ impl Containers {
     }
 }
 
-/// Says why a program could not be executed in the words by which engines know it from any other failure.
+/// Returns runc's text for a program that cannot be executed, by which engines recognize this error.
 pub(super) fn explain(code: ErrorCode, message: String, program: Option<&String>) -> String {
     let Some(program) = program else { return message };
     match code {
@@ -186,7 +186,7 @@ fn answer<T: DeserializeOwned>(
         Ok(data) => match serde_json::from_slice(&data) {
             Ok(data) => shape(data),
             Err(error) => {
-                refused(format!("the guest's answer cannot be read: {}", printable(&error.to_string())))
+                refused(format!("parse the guest's answer: {}", printable(&error.to_string())))
             }
         },
         Err(error) => failed(error)?,
@@ -194,7 +194,7 @@ fn answer<T: DeserializeOwned>(
     Ok(Event::Answer(client, reply))
 }
 
-/// What the agent refused is its client's trouble; anything else is everybody's.
+/// Returns the agent's refusal as a reply to the client. Any other error ends the pod.
 fn failed(error: LinkError) -> Result<Reply> {
     match error {
         LinkError::Refused { code, message, .. } => {

@@ -1,4 +1,5 @@
-//! A containers against the agent's own code, over two socket pairs: no VM, no root. A container there is a plain process.
+//! Tests of [`Containers`] against the agent's own code over two socket pairs, without VM and root. A container is a
+//! plain process of the host.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::OwnedFd;
@@ -21,14 +22,14 @@ use crate::pod::podfile::RestartPolicy;
 
 mod standing;
 
-/// How long a step may take; a test that waits longer has failed.
+/// Deadline of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Further processes in a row: each must leave nothing behind.
+/// Number of exec processes in a row, to detect leaks.
 const EXECS: usize = 200;
-/// Containers of a full pod.
+/// Number of containers in a full pod.
 const CONTAINERS: usize = 64;
 
-/// Both sides, driven in turns by one thread.
+/// Host and agent, run in turns by one thread.
 struct Rig {
     agent: Agent,
     link: AgentLink,
@@ -69,7 +70,7 @@ impl Rig {
         }
     }
 
-    /// A rig with a container that runs `script`.
+    /// Returns a rig with a container that runs `script`.
     fn running(script: &str) -> Rig {
         let mut rig = Rig::new();
         rig.add("a", script, RestartPolicy::Never);
@@ -103,7 +104,7 @@ impl Rig {
         self.containers.all.iter().find(|container| container.spec.name() == name).unwrap()
     }
 
-    /// Gives both sides their turns until `done` says so.
+    /// Runs both sides in turns until `done` returns true.
     #[track_caller]
     fn until(&mut self, mut done: impl FnMut(&mut Rig) -> bool) {
         let start = Instant::now();
@@ -130,7 +131,7 @@ impl Rig {
         }
     }
 
-    /// Does what the devices' thread does: carries the stream channel's bytes, and looks after every descriptor.
+    /// Does the work of the devices' thread: moves bytes of the stream channel and serves ready descriptors.
     fn carry(&mut self) {
         let mut buffer = vec![0; 8192];
         while let Ok(count @ 1..) = self.channel.read(&mut buffer) {
@@ -170,7 +171,7 @@ impl Rig {
         Client { stdin: Some(stdin), stdout, stderr }
     }
 
-    /// The client's last answer.
+    /// Returns the last answer to the client.
     #[track_caller]
     fn last(&mut self, client: ClientId) -> Reply {
         let mut found = None;
@@ -181,7 +182,7 @@ impl Rig {
             }
             found.is_some()
         });
-        // The table lets go of the client's descriptors.
+        // The stream table drops the client's descriptors.
         self.carry();
         found.unwrap()
     }
@@ -192,7 +193,7 @@ impl Rig {
     }
 }
 
-/// Our ends of an exec's descriptors.
+/// The test's ends of an exec process's descriptors.
 struct Client {
     stdin: Option<PipeWriter>,
     stdout: PipeReader,
@@ -208,7 +209,7 @@ impl Client {
     }
 }
 
-/// How many descriptors this process has open.
+/// Returns the number of open descriptors of this process.
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -229,7 +230,7 @@ fn two_containers_run_side_by_side_and_their_output_is_logged() {
 }
 
 #[test]
-fn a_container_s_input_is_at_its_end() {
+fn a_container_s_input_is_empty() {
     let mut rig = Rig::new();
     rig.add("a", "cat; echo end", RestartPolicy::Never);
     rig.until(|rig| rig.containers.is_over());
@@ -237,7 +238,7 @@ fn a_container_s_input_is_at_its_end() {
 }
 
 #[test]
-fn a_policy_restarts_until_it_is_content() {
+fn a_policy_restarts_until_the_container_succeeds() {
     let mut rig = Rig::new();
     let count = rig.folder.path().join("count").display().to_string();
     let script = format!("echo x >> {count}; echo run; [ $(wc -l < {count}) -ge 3 ]");
@@ -261,7 +262,7 @@ fn a_container_that_always_runs_ends_when_the_pod_is_stopped() {
 }
 
 #[test]
-fn who_does_not_heed_its_stop_signal_is_killed_when_patience_ends() {
+fn a_container_that_ignores_its_stop_signal_is_killed_at_the_deadline() {
     let mut rig = Rig::running("trap '' TERM; echo ready; while :; do sleep 0.01; done");
     rig.until(|rig| !rig.logged("a").is_empty());
     rig.containers.stop(Instant::now() + Duration::from_millis(50));
@@ -288,7 +289,7 @@ fn an_exec_has_its_client_s_streams_and_every_exit_code_comes_back() {
 }
 
 #[test]
-fn an_exec_that_cannot_be_is_told_why() {
+fn an_exec_that_fails_reports_why() {
     let mut rig = Rig::running("exec sleep 1000");
     let mut exec = |request: ExecRequest, fds: &[OwnedFd]| {
         let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
@@ -310,9 +311,9 @@ fn an_exec_that_cannot_be_is_told_why() {
     let three = [null(), null(), null()];
     assert_eq!(message(exec(request("x", &["true"]), &three)), "the pod has no container \"x\"");
     assert_eq!(message(exec(request("a", &[]), &three)), "exec: no program");
-    assert_eq!(message(exec(request("a", &["true"]), &[])), "exec: the client's descriptors are not there");
+    assert_eq!(message(exec(request("a", &["true"]), &[])), "exec: the client's descriptors are missing");
     assert_eq!(exec(request("a", &["/nonexistent"]), &three), None);
-    assert_eq!(message(exec(request("a", &["true"]), &three)), "exec: the connection has a process already");
+    assert_eq!(message(exec(request("a", &["true"]), &three)), "exec: the connection already has a process");
     let Reply::Failed { code: 127, message } = rig.last(1) else { panic!() };
     assert!(message.contains("/nonexistent"), "{message}");
 }
@@ -327,7 +328,7 @@ fn a_client_s_signals_reach_its_process_even_before_it_runs() {
 }
 
 #[test]
-fn a_client_that_vanishes_takes_its_process_with_it() {
+fn the_process_of_a_client_that_vanishes_is_killed() {
     let mut rig = Rig::running("exec sleep 1000");
     drop(rig.exec(1, "exec sleep 1000"));
     rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
@@ -352,13 +353,13 @@ fn many_execs_in_a_row_leave_nothing_behind() {
     run(&mut rig, 1);
     let before = descriptors();
     run(&mut rig, EXECS);
-    // Other tests of this process open and close theirs meanwhile: a leak would be several for each exec.
+    // Other tests of this process open and close descriptors meanwhile. A leak would be several for each exec process.
     assert!(descriptors() < before + EXECS, "{before} descriptors became {}", descriptors());
     assert!(rig.containers.execs.is_empty() && rig.containers.awaited.is_empty());
 }
 
 #[test]
-fn a_reader_that_stalls_stops_no_other_stream() {
+fn a_reader_that_stalls_does_not_block_other_streams() {
     const STREAMS: u64 = 8;
     const LINES: usize = 40_000;
     let mut rig = Rig::running("exec sleep 1000");
@@ -397,7 +398,7 @@ fn a_pod_has_many_containers() {
 }
 
 #[test]
-fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
+fn a_container_is_removed_from_a_running_pod_and_another_is_added() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "exec sleep 1000", RestartPolicy::Always);
     rig.until(|rig| rig.container("b").phase == Phase::Running);
@@ -414,7 +415,7 @@ fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
     rig.add("b", "echo again", RestartPolicy::Never);
     rig.until(|rig| rig.container("b").phase == Phase::Ended);
     assert_eq!(rig.logged("b"), [(Stream::Stdout, "again\n".to_owned())]);
-    // The last one may leave, too: an empty pod lives on.
+    // The last container can be removed as well: an empty pod stays alive.
     assert_eq!(rig.containers.remove("b", false, 3), None);
     assert_eq!(rig.containers.remove("a", true, 4), None);
     rig.until(|rig| rig.containers.all.is_empty());
@@ -424,7 +425,7 @@ fn a_container_leaves_a_living_pod_and_another_comes_in_its_place() {
 }
 
 #[test]
-fn a_container_that_cannot_start_fails_its_pod_or_whoever_added_it() {
+fn a_container_that_cannot_start_fails_its_pod_or_the_client_that_added_it() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "", RestartPolicy::Always);
     rig.containers.all[1].spec.plan.container.process.args = vec!["/nonexistent".into()];
@@ -489,7 +490,7 @@ fn the_guest_is_asked_about_its_containers() {
 }
 
 #[test]
-fn a_container_that_runs_gets_other_limits() {
+fn limits_of_a_running_container_are_updated() {
     let mut rig = Rig::running("exec sleep 1000");
     let files = BTreeMap::from([("pids.max".to_owned(), "7".to_owned())]);
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };

@@ -1,4 +1,4 @@
-//! A log read back: the files put aside and the present one, and what comes while it is watched.
+//! Reads a log back: the rotated files and the current one, and new lines while it is followed.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -8,30 +8,30 @@ use std::path::{Path, PathBuf};
 
 use super::{Line, aside};
 
-/// The longest line of the file: a kept line, with every byte of it written as an escape.
+/// Maximum length of a line in the file: a kept line whose every byte is written as an escape.
 const FILE_LINE_MAX: u64 = 8 * super::LINE_MAX as u64;
 
-/// Which lines are wanted.
+/// The lines that a reader wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The last ones alone.
+    /// Only so many of the last lines.
     pub tail: Option<usize>,
-    /// None before this time, as the lines have it.
+    /// Only lines from this time on, in the format of [`Line::time`].
     pub since: Option<String>,
 }
 
-/// A log that is read.
+/// A log that is being read.
 #[derive(Debug)]
 pub struct LogReader {
     path: PathBuf,
     file: Option<BufReader<File>>,
-    /// Part of a line that is being written.
+    /// The beginning of a line that is still being written.
     part: Vec<u8>,
     since: Option<String>,
 }
 
 impl LogReader {
-    /// Returns a reader at the end of what is there, and the wanted lines of that.
+    /// Opens a log. Returns a reader at its end, and the wanted lines before that.
     pub fn open(path: &Path, wanted: &Wanted) -> io::Result<(LogReader, VecDeque<Line>)> {
         let mut reader =
             LogReader { path: path.to_owned(), file: None, part: Vec::new(), since: wanted.since.clone() };
@@ -56,7 +56,7 @@ impl LogReader {
         Ok((reader, lines))
     }
 
-    /// Takes what has been written since. A file that was put aside meanwhile is read to its end first.
+    /// Reads new lines. If the file was rotated meanwhile, the old file is read to its end first.
     pub fn more(&mut self, mut take: impl FnMut(Line)) -> io::Result<()> {
         self.read_file(&mut take)?;
         let identity = |file: &BufReader<File>| file.get_ref().metadata().map(|metadata| metadata.ino());
@@ -71,7 +71,7 @@ impl LogReader {
 
     fn read_file(&mut self, take: &mut impl FnMut(Line)) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
-        // A log of one file is cut short when it is full.
+        // A log with a single file is truncated when it is full.
         if file.stream_position()? > file.get_ref().metadata()?.len() {
             file.seek(SeekFrom::Start(0))?;
             self.part.clear();
@@ -86,7 +86,7 @@ impl LogReader {
             }
             let line: Option<Line> = serde_json::from_slice(&self.part).ok();
             self.part.clear();
-            // What is no line of ours is passed over.
+            // Lines in another format are ignored.
             if let Some(line) =
                 line.filter(|line| self.since.as_ref().is_none_or(|since| line.time >= *since))
             {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_back_over_all_files_and_as_many_as_are_wanted() {
+    fn the_wanted_lines_of_all_files_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = LogFile::open(&path, Limits { size: 500, files: 50 }).unwrap();
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_follows_over_files_that_are_put_aside() {
+    fn a_reader_follows_rotated_files() {
         for files in [2, 50] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("log");
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_waits_for_its_other_half_and_what_is_no_line_is_passed_over() {
+    fn half_a_line_waits_for_its_other_half_and_invalid_lines_are_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut file = File::create(&path).unwrap();

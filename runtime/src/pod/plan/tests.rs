@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A folder with an image `root`, a bundle `bundle`, and the podfile's other paths.
+/// Returns a folder with an image `root`, a bundle `bundle`, and other paths of the podfile.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for directory in ["root", "bundle/rootfs", "data"] {
@@ -47,7 +47,7 @@ fn a_plain_directory_gets_what_docker_gives() {
 }
 
 #[test]
-fn a_bundle_s_words_stand_where_the_podfile_has_none() {
+fn a_bundle_s_values_are_the_podfile_s_defaults() {
     let folder = folder();
     let spec = one(folder.path(), json!({"name": "a", "image": "bundle"}));
     assert_eq!(spec.plan.container.process.args, ["sh"]);
@@ -87,7 +87,7 @@ fn the_kernel_s_settings_are_read_only_without_sys_admin() {
 }
 
 #[test]
-fn users_are_the_container_s_own_and_have_no_capabilities() {
+fn users_are_looked_up_in_the_container_and_have_no_capabilities() {
     let folder = folder();
     let user = json!({"name": "ann", "additionalGroups": ["wheel", "7"]});
     let spec = one(folder.path(), json!({"name": "a", "image": "root", "command": ["id"], "user": user}));
@@ -131,7 +131,7 @@ fn volumes_and_files_are_in_the_share() {
 }
 
 #[test]
-fn what_the_host_does_not_have_has_its_path() {
+fn errors_on_host_paths_name_the_field() {
     let folder = folder();
     let container = |fields: Value| {
         let mut all = json!({"name": "a", "image": "root", "command": ["x"]});
@@ -143,7 +143,7 @@ fn what_the_host_does_not_have_has_its_path() {
         (json!({"command": []}), "podfile containers[0].command: no program"),
         (
             json!({"ulimits": [{"Name": "wonder"}]}),
-            "podfile containers[0].ulimits[0].Name: \"wonder\" is no limit",
+            "podfile containers[0].ulimits[0].Name: \"wonder\" is not a limit",
         ),
         (
             json!({"volumes": [{"path": "/v", "volume": "v"}]}),
@@ -175,7 +175,7 @@ fn what_the_host_does_not_have_has_its_path() {
 }
 
 #[test]
-fn the_machine_has_the_podfile_s_size_unless_it_is_told_another() {
+fn the_machine_has_the_podfile_s_size_unless_flags_override_it() {
     let folder = folder();
     let size = |config: &RunConfig| {
         let file = serde_json::from_value(json!({"resource": {"vcpu": 2, "memory": 300}})).unwrap();

@@ -1,4 +1,4 @@
-//! Containers that come: what each needs is put into the share before the agent is asked to start it.
+//! New containers: their files are put into the share before the agent is asked to start them.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -40,7 +40,7 @@ impl Supervisor {
         })
     }
 
-    /// Shares what a container needs and has it started.
+    /// Shares a container's files and queues its start.
     pub(super) fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
         if self.containers.all.iter().any(|container| container.spec.name() == spec.name()) {
             anyhow::bail!("the pod has a container {:?}", spec.name());
@@ -57,7 +57,7 @@ impl Supervisor {
             (None, _) => None,
             (Some(limits), path) => {
                 let own = || self.directory.as_ref().map(|directory| directory.log(spec.name()));
-                let path = path.clone().or_else(own).context("a log without a directory")?;
+                let path = path.clone().or_else(own).context("find a directory for the log")?;
                 Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
             }
         };
@@ -87,7 +87,7 @@ impl Supervisor {
     pub(super) fn unshare(&self, plan: &ContainerPlan) {
         let contents = plan.contents.iter().map(|content| content.path.as_str());
         for path in plan.binds.iter().map(|bind| bind.path.as_str()).chain(contents) {
-            // What was not shared is no loss.
+            // A path that was never shared needs no removal.
             if let Err(error) = self.session.sandbox.unbind(path) {
                 log::debug!("{error}");
             }
@@ -95,12 +95,12 @@ impl Supervisor {
     }
 }
 
-/// Returns a file of its own with what is in `content`.
+/// Returns an anonymous file with the bytes of `content`.
 fn content_file(content: &Content) -> io::Result<File> {
     let mut file = sys::memory_file(c"vmm-content")?;
     file.write_all(&content.bytes)?;
     file.set_permissions(Permissions::from_mode(content.mode))?;
-    // Without privilege everything is ours, as in an image.
+    // Without privilege, all files belong to this user, as those of an image do.
     if content.owner != (0, 0) || sys::effective_user() == 0 {
         fchown(&file, Some(content.owner.0), Some(content.owner.1))?;
     }

@@ -1,13 +1,13 @@
-//! The container that the process stands for: it waits for its start.
+//! Tests of the container that the process represents, which waits for its start.
 
 use super::*;
 use crate::exit;
 
-/// Who asks for the start.
+/// The client that requests the start.
 const STARTER: ClientId = 7;
 
 impl Rig {
-    /// A rig with a container that was created.
+    /// Returns a rig with a container that was created.
     fn created(script: &str) -> Rig {
         let mut rig = Rig::new();
         let plan = rig.plan("a", script, RestartPolicy::Never);
@@ -29,7 +29,7 @@ impl Rig {
 }
 
 #[test]
-fn it_starts_when_it_is_asked_to_and_once() {
+fn it_starts_once_on_request() {
     let mut rig = Rig::created("exit 3");
     rig.until(|rig| rig.containers.is_started());
     assert_eq!(rig.container("a").state().status, "created");
@@ -44,7 +44,7 @@ fn it_starts_when_it_is_asked_to_and_once() {
 }
 
 #[test]
-fn before_its_start_a_signal_that_asks_for_an_end_is_one() {
+fn before_its_start_a_signal_to_terminate_ends_it() {
     for signal in [libc::SIGKILL, libc::SIGTERM] {
         let mut rig = Rig::created("exit 3");
         assert_eq!(rig.kill(libc::SIGUSR1), Reply::Done);
@@ -65,7 +65,7 @@ fn a_signal_during_its_start_reaches_its_process() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_told_to_who_asked_and_ends_it() {
+fn a_missing_program_is_reported_to_the_client_and_ends_it() {
     let mut rig = Rig::created("");
     rig.containers.all[0].spec.plan.container.process.args = vec!["no-such-program".into()];
     assert_eq!(rig.containers.start("a", STARTER), None);
@@ -75,7 +75,7 @@ fn a_program_that_is_not_there_is_told_to_who_asked_and_ends_it() {
     assert_eq!(rig.containers.exit_code(), 127);
 }
 
-/// What comes of a containers whose agent is silent from now on, `after` what is the longest that it may be.
+/// Returns the events of containers whose agent stops answering, `after` the longest time that it may take.
 fn silent(rig: &mut Rig, after: Duration) -> Vec<Event> {
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
     let now = Instant::now();
@@ -89,7 +89,7 @@ fn is_unkilled(events: &[Event]) -> bool {
 }
 
 #[test]
-fn a_kill_that_the_guest_does_not_answer_is_the_machine_s_end() {
+fn a_kill_that_the_guest_does_not_answer_ends_the_machine() {
     let mut rig = Rig::created("exec sleep 1000");
     assert_eq!(rig.containers.start("a", STARTER), None);
     rig.until(|rig| rig.container("a").phase == Phase::Running);
@@ -98,7 +98,7 @@ fn a_kill_that_the_guest_does_not_answer_is_the_machine_s_end() {
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
     let due = rig.containers.deadline(Instant::now()).unwrap();
     assert!(due <= Instant::now() + rig.containers.kill_patience);
-    // A second one is no second chance.
+    // A second SIGKILL does not extend the deadline.
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
     assert_eq!(rig.containers.deadline(Instant::now()), Some(due));
     let after = rig.containers.kill_patience;
@@ -107,7 +107,7 @@ fn a_kill_that_the_guest_does_not_answer_is_the_machine_s_end() {
 }
 
 #[test]
-fn a_kill_during_a_start_that_is_not_answered_is_the_machine_s_end() {
+fn a_kill_during_a_start_that_is_not_answered_ends_the_machine() {
     let mut rig = Rig::created("exec sleep 1000");
     assert_eq!(rig.containers.start("a", STARTER), None);
     assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
@@ -116,13 +116,13 @@ fn a_kill_during_a_start_that_is_not_answered_is_the_machine_s_end() {
 }
 
 #[test]
-fn a_container_whose_further_process_is_said_to_live_on_is_killed_all_the_same() {
+fn a_container_whose_exec_process_is_not_reported_to_exit_is_killed() {
     let mut rig = Rig::created("exec sleep 1000");
     assert_eq!(rig.containers.start("a", STARTER), None);
     rig.until(|rig| rig.container("a").phase == Phase::Running);
     let _client = rig.exec(8, "exec sleep 1000");
     rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
-    // A guest that reports the one's end and not the other's.
+    // The guest reports the exit of the init process only.
     rig.containers.all[0].exited(agent_proto::payload::Exit::default());
     assert_eq!(rig.container("a").state().status, "running");
     assert_eq!(rig.kill(libc::SIGTERM), refused("container not running".into()));
