@@ -1,5 +1,5 @@
-//! Where the guest's kernel log goes beside the tail that is always kept: a file or stderr, and the kernel's own
-//! milestones to the timeline.
+//! Destinations of the guest's kernel log besides the tail in memory: a file or stderr, and the kernel's milestones for
+//! the timeline.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,37 +9,37 @@ use std::time::Duration;
 use host::text::{Lines, printable};
 use plan::Console;
 
-/// What the agent prints on the console for each of the kernel's milestones, where the command line has `vmm.marks`:
-/// `vmm.mark <microseconds of the guest's clock> <what>`.
+/// Prefix of lines that the agent prints on the console for the kernel's milestones if the command line has
+/// `vmm.marks`: `vmm.mark <microseconds of the guest's clock> <what>`.
 const MARK: &str = "vmm.mark ";
-/// The longest line that is looked at.
+/// Maximum length of a parsed line.
 const LINE_MAX: usize = 256;
-/// The most milestones kept.
+/// Maximum number of milestones.
 const MARKS_MAX: usize = 1024;
 
 /// One of the guest kernel's milestones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelMark {
-    /// When, by the guest's clock.
+    /// Microseconds on the guest's clock.
     pub at: Duration,
-    /// What was reached.
+    /// Text of the milestone.
     pub name: String,
 }
 
 /// The milestones so far, shared with the thread that reads the console.
 pub type KernelMarks = Arc<Mutex<Vec<KernelMark>>>;
 
-/// Writers for what the guest says.
+/// Writers for the guest's output.
 #[derive(Default)]
 pub struct Outputs {
-    /// For the serial port; there is none without it.
+    /// Writer for the serial port, if the machine has one.
     pub serial: Option<Box<dyn Write + Send>>,
-    /// A copy of the console.
+    /// Writer for a copy of the console.
     pub console: Option<Box<dyn Write + Send>>,
 }
 
 impl Outputs {
-    /// Opens what was asked for. `marks` gets the kernel's milestones.
+    /// Opens the destinations. `marks` gets the kernel's milestones.
     pub fn open(console: Option<&Console>, marks: Option<KernelMarks>) -> io::Result<Outputs> {
         let Some(console) = console else {
             let console = marks.map(|marks| Box::new(MarkReader::new(marks, None)) as Box<dyn Write + Send>);
@@ -49,11 +49,11 @@ impl Outputs {
         let writer = |file: Option<File>| -> Box<dyn Write + Send> {
             match file {
                 Some(file) => Box::new(file),
-                // It may be a terminal.
+                // The output may go to a terminal.
                 None => Box::new(Lines::new(io::stderr())),
             }
         };
-        // Both describe one open file, so that neither overwrites the other.
+        // Both writers share one open file description, so that neither overwrites the other.
         let second = file.as_ref().map(File::try_clone).transpose()?;
         let serial = console.serial.then(|| writer(second));
         let copy = writer(file);
@@ -65,7 +65,7 @@ impl Outputs {
     }
 }
 
-/// Picks the milestones out of the console's bytes and passes all of them on.
+/// Extracts milestones from the console's bytes and passes on all bytes.
 struct MarkReader {
     marks: KernelMarks,
     line: Vec<u8>,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn milestones_are_picked_out_of_the_log() {
+    fn milestones_are_extracted_from_the_log() {
         let marks = KernelMarks::default();
         let mut reader = MarkReader::new(marks.clone(), None);
         for chunk in
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_floods_the_console_costs_no_memory() {
+    fn a_guest_that_floods_the_console_uses_limited_memory() {
         let marks = KernelMarks::default();
         let mut reader = MarkReader::new(marks.clone(), None);
         reader.write_all(&[b'x'; 100_000]).unwrap();

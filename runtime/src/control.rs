@@ -1,9 +1,10 @@
-//! The pod's own socket: what other processes ask of a living pod.
+//! The pod's socket, on which other processes send requests to a living pod.
 //!
-//! A message is `u32 length` (big-endian, without itself) and JSON. A client's descriptors come with the first byte of its
-//! request. Requests of one connection are answered in order. What the pod has to ask its guest for is accepted at once and
-//! answered later, so that a client can tell a guest that takes its time from a pod that does nothing. A connection that had an exec started carries its signals and
-//! window sizes afterwards, and ends with its exit code. Who may connect is a question of the directory's mode.
+//! A message is `u32 length` (big-endian, without itself) and JSON. A client's descriptors arrive with the first byte
+//! of its request. Requests of one connection are answered in order. If the pod must ask its guest, it accepts the
+//! request at once and answers later, so that a client can tell a slow guest from a stopped pod. A connection that
+//! started an exec process then carries signals and window sizes for it, and ends with its exit code. The mode of the
+//! pod's directory decides who can connect.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,47 +20,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::deadlines;
 
-/// The largest message, to the pod and from it.
+/// Maximum size of a message, in both directions.
 pub const MESSAGE_MAX: usize = 4 << 20;
-/// The most descriptors that wait for their request.
+/// Maximum number of descriptors that wait for their request.
 const FDS_MAX: usize = sys::FDS_MAX;
-/// Bytes taken from a connection at a time.
+/// Maximum number of bytes per read from a connection.
 const READ_SIZE: usize = 16 << 10;
-/// The most bytes that wait for a client who does not read.
+/// Maximum number of unsent bytes for a client that does not read.
 const OUTGOING_MAX: usize = 2 * MESSAGE_MAX;
 
-/// What went wrong on a connection.
+/// An error of a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// It cannot be used.
+    /// Reading or writing failed.
     #[error("{step} the pod's socket")]
     Socket {
-        /// Read or write.
+        /// `read`, `write` or `wait for`.
         step: &'static str,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
     /// A message is too large.
-    #[error("a message of {0} bytes on the pod's socket")]
+    #[error("message of {0} bytes on the pod's socket is too large")]
     TooLong(usize),
-    /// A message makes no sense.
+    /// A message is not valid JSON of a request or answer.
     #[error("parse a message on the pod's socket")]
     Parse(#[source] serde_json::Error),
-    /// There are more descriptors than any request has.
+    /// More descriptors arrived than any request has.
     #[error("more than {FDS_MAX} descriptors on the pod's socket")]
     Descriptors,
     /// The pod has ended.
     #[error("the pod ended before it answered")]
     Ended,
-    /// The pod is there and does not answer.
+    /// The pod exists and does not answer.
     #[error("{command} {pod}: no answer from its machine within {} s", after.as_secs())]
     Silent {
-        /// What was asked.
+        /// The command that sent the request.
         command: &'static str,
-        /// Whom.
+        /// The pod's name.
         pod: String,
-        /// How long it had.
+        /// Time that the pod had to answer.
         after: Duration,
     },
     /// The client does not read.
@@ -70,76 +71,76 @@ pub enum ControlError {
 /// This module's result.
 pub type Result<T, E = ControlError> = std::result::Result<T, E>;
 
-/// What a client asks.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// The start of a container that waits for it.
+    /// Start a container that was created.
     Start {
-        /// Which.
+        /// The container's name.
         container: String,
     },
-    /// To be told when a container will not run again.
+    /// Answer when a container has ended and will not be restarted.
     Wait {
-        /// Which.
+        /// The container's name.
         container: String,
     },
-    /// A further process over the descriptors that come along: stdin, stdout, and without a terminal stderr.
+    /// Start an exec process with the descriptors of the message: stdin, stdout, and without a terminal stderr.
     Exec(Box<ExecRequest>),
-    /// A signal for the connection's process.
+    /// Send a signal to the connection's exec process.
     Signal(i32),
-    /// Another size for its terminal: rows and columns.
+    /// Resize its terminal: rows and columns.
     Resize(u16, u16),
-    /// A signal for a container's first process, or for all.
+    /// Send a signal to a container's init process, or to all of its processes.
     Kill {
-        /// Which; every one where it is empty.
+        /// The container's name; every container if it is empty.
         container: String,
-        /// Number.
+        /// Signal number.
         signal: i32,
-        /// All its processes.
+        /// Whether all processes get the signal.
         all: bool,
     },
-    /// The pod's end: each container's stop signal, and SIGKILL after `grace` seconds.
+    /// Stop the pod: each container gets its stop signal, and SIGKILL after `grace` seconds.
     Stop {
-        /// Seconds.
+        /// Seconds until SIGKILL.
         grace: u64,
     },
-    /// A further container.
+    /// Add a container.
     Add {
-        /// What its paths are relative to, absolute.
+        /// Directory to which the container's paths are relative, absolute.
         base: String,
-        /// As in a podfile.
+        /// The container as in a podfile.
         container: serde_json::Value,
     },
-    /// A container less.
+    /// Remove a container.
     Remove {
-        /// Which.
+        /// The container's name.
         container: String,
-        /// Killed if it runs.
+        /// Whether a running container is killed.
         force: bool,
     },
-    /// What containers use.
+    /// Report the containers' resource usage.
     Stats,
-    /// Their processes.
+    /// Report the containers' processes.
     Processes,
-    /// They stop where they are, or go on.
+    /// Pause or resume.
     Pause {
-        /// Which; every one where it is empty.
+        /// The container's name; every container if it is empty.
         container: String,
-        /// They stop.
+        /// Pause, otherwise resume.
         paused: bool,
     },
-    /// Other limits for a container in the guest.
+    /// Update a container's limits in the guest.
     Update {
-        /// Which.
+        /// The container's name.
         container: String,
-        /// Files of its cgroup and what is written to them.
+        /// Files of the container's cgroup, and the values to write.
         files: BTreeMap<String, String>,
     },
 }
 
 impl Request {
-    /// The command that asks it.
+    /// Returns the command's name for error messages.
     pub fn command(&self) -> &'static str {
         match self {
             Request::Start { .. } => "start",
@@ -158,12 +159,12 @@ impl Request {
         }
     }
 
-    /// Whether it is answered, and in a time that the guest alone decides.
+    /// Whether the request gets an answer, and only the guest decides when.
     pub fn is_answered(&self) -> bool {
         !matches!(self, Request::Wait { .. } | Request::Signal(_) | Request::Resize(..))
     }
 
-    /// Whether it may change what the pod is.
+    /// Whether the request may change the pod's state.
     pub fn is_change(&self) -> bool {
         !matches!(
             self,
@@ -175,8 +176,8 @@ impl Request {
         )
     }
 
-    /// How long its answer may take once it is accepted, where the guest has `patience` for what it is asked. A process that
-    /// is started in a paused container waits for whoever lets that go on.
+    /// Returns the maximum time for the answer after the request was accepted. `patience` is the guest's time limit.
+    /// There is none for an exec process in a paused container, which starts when the container is resumed.
     fn answer_within(&self, patience: Duration) -> Option<Duration> {
         match self {
             Request::Exec(exec) if exec.ignore_paused => None,
@@ -185,56 +186,56 @@ impl Request {
     }
 }
 
-/// An exec process.
+/// An exec process to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExecRequest {
-    /// In which container.
+    /// The container's name.
     pub container: String,
-    /// What it has other than the container's init process.
+    /// Changes to the process of the container's init process.
     pub changes: ProcessChanges,
-    /// User and group by name or number, which the guest looks up; those of `changes` if it is empty.
+    /// User and group by name or number, which the guest looks up. If empty, those of `changes` apply.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
-    /// It has a terminal.
+    /// Whether the process has a terminal.
     pub terminal: bool,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
-    /// A whole process object as in config.json, in place of `changes`.
+    /// A whole process object as in config.json, instead of `changes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<serde_json::Value>,
-    /// An engine asks: that the program cannot be executed is told in the words that engines know.
+    /// The client is an engine: errors of execution have runc's texts.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub for_engine: bool,
-    /// A paused container is no reason to refuse it: it starts when the container goes on.
+    /// Accept the request although the container is paused. The process starts when the container is resumed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ignore_paused: bool,
-    /// Its cgroup below the container's; the container's own where it is empty.
+    /// Path of its cgroup relative to the container's; empty for the container's own.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroup: String,
 }
 
-/// What a pod answers.
+/// A pod's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Reply {
-    /// The guest was asked, or is about to be; the answer follows.
+    /// The request was accepted and the guest will be asked; another answer follows.
     Accepted,
-    /// It was done.
+    /// The request was fulfilled.
     Done,
-    /// The connection's process runs.
+    /// The connection's exec process runs.
     Started,
-    /// The connection's process, or the container that was waited for, has ended with this code.
+    /// The connection's exec process, or the awaited container, has ended with this code.
     Exited(u8),
-    /// What containers use.
+    /// Resource usage of containers.
     Stats(Vec<ContainerUsage>),
-    /// Their processes.
+    /// Processes of containers.
     Processes(Vec<ContainerProcesses>),
-    /// It was not done.
+    /// The request was refused or failed.
     Failed {
-        /// The exit code that stands for it.
+        /// The exit code for the command.
         code: u8,
-        /// Why.
+        /// The error message.
         message: String,
     },
 }
@@ -243,9 +244,9 @@ pub enum Reply {
 #[derive(Debug)]
 pub struct Connection {
     socket: UnixStream,
-    /// Who is at the other end, for a client.
+    /// Name of the pod at the other end, for a client.
     pod: String,
-    /// How long its guest may take for what it is asked.
+    /// Maximum time for the guest to answer.
     patience: Duration,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
@@ -253,12 +254,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes a connection, for a pod.
+    /// Wraps a pod's end of a connection.
     pub fn new(socket: UnixStream) -> Result<Connection> {
         Connection::to("", deadlines::AGENT, socket)
     }
 
-    /// Takes a client's connection to `pod`, whose guest may take `patience` for what it is asked.
+    /// Wraps a client's connection to `pod`. `patience` is the maximum time for its guest to answer.
     pub fn to(pod: &str, patience: Duration, socket: UnixStream) -> Result<Connection> {
         socket.set_nonblocking(true).map_err(failed("open"))?;
         Ok(Connection {
@@ -271,17 +272,17 @@ impl Connection {
         })
     }
 
-    /// The descriptor to wait for.
+    /// Returns the descriptor to wait for.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// What it is to be polled for.
+    /// Returns the poll events to wait for.
     pub fn interest(&self) -> i16 {
         if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT }
     }
 
-    /// Takes what has come, one read of it. Returns false at the other side's end.
+    /// Reads once from the socket. Returns false at end of file.
     pub fn receive(&mut self) -> Result<bool> {
         let mut buffer = [0; READ_SIZE];
         match sys::receive_with_fds(self.socket.as_fd(), &mut buffer, &mut self.fds) {
@@ -294,7 +295,7 @@ impl Connection {
         if self.fds.len() > FDS_MAX { Err(ControlError::Descriptors) } else { Ok(true) }
     }
 
-    /// Takes the next whole message and the descriptors that have come.
+    /// Returns the next complete message with the descriptors that have arrived.
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>> {
         let Some(header) = self.incoming.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
@@ -307,7 +308,7 @@ impl Connection {
         Ok(Some((parsed?, std::mem::take(&mut self.fds))))
     }
 
-    /// Queues a message; [`flush`](Self::flush) writes it.
+    /// Queues a message, which [`flush`](Self::flush) writes.
     pub fn send(&mut self, message: &impl Serialize) -> Result<()> {
         let text = serde_json::to_vec(message).map_err(ControlError::Parse)?;
         if text.len() > MESSAGE_MAX {
@@ -321,12 +322,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes what is queued, as far as the socket takes it.
+    /// Writes queued bytes, as far as the socket accepts them.
     pub fn flush(&mut self) -> Result<()> {
         self.flush_with(&[])
     }
 
-    /// Whether anything is queued.
+    /// Whether bytes are queued.
     pub fn is_flushed(&self) -> bool {
         self.outgoing.is_empty()
     }
@@ -346,17 +347,17 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether a part of a message has come that is not whole.
+    /// Whether a part of an incomplete message has arrived.
     pub fn is_amid(&self) -> bool {
         !self.incoming.is_empty()
     }
 
-    /// A client's whole question: sends `request` with `fds` and waits for the answer, no longer than it may take.
+    /// Sends `request` with `fds` and waits for the answer, for a limited time.
     pub fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
         let answer = self.soon();
         self.send(request)?;
         match self.flush_within(request.command(), fds, answer) {
-            // Whoever is turned away is told so before its request is read.
+            // A pod that refuses a client answers before it reads the request.
             Err(ControlError::Socket { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {}
             other => other?,
         }
@@ -366,14 +367,14 @@ impl Connection {
         }
     }
 
-    /// Sends requests whose answers are looked at by and by.
+    /// Sends requests whose answers are read later.
     pub fn tell(&mut self, requests: &[Request]) -> Result<()> {
         requests.iter().try_for_each(|request| self.send(request))?;
         let command = requests.first().map_or("ask", Request::command);
         self.flush_within(command, &[], self.soon())
     }
 
-    /// How long a pod that lives may take to say something.
+    /// Maximum time for a living pod to accept a request.
     fn soon(&self) -> Duration {
         deadlines::ANSWER.min(self.patience)
     }
@@ -392,7 +393,7 @@ impl Connection {
                 return Ok(());
             }
             if self.outgoing.len() < before {
-                // They went with the first byte.
+                // The descriptors were sent with the first byte.
                 fds = &[];
             }
             if !self.poll(libc::POLLOUT, Some(until))? {
@@ -401,7 +402,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the next answer, no longer than `patience`.
+    /// Waits for the next answer, at most for `patience`.
     fn wait(&mut self, command: &'static str, patience: Option<Duration>) -> Result<Reply> {
         let until = patience.map(|patience| Instant::now() + patience);
         loop {
@@ -417,7 +418,7 @@ impl Connection {
         }
     }
 
-    /// Waits until the pod has closed the connection, as it does with its end, no longer than `patience`.
+    /// Waits at most for `patience` until the pod has closed the connection, which it does at its end.
     pub fn wait_for_end(&mut self, command: &'static str, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
         while self.poll(libc::POLLIN, Some(until))? {
@@ -429,12 +430,12 @@ impl Connection {
         Err(self.silent(command, patience))
     }
 
-    /// Waits for the socket; returns false if it is not ready by `until`.
+    /// Waits for the socket. Returns false if it is not ready by `until`.
     fn poll(&self, events: i16, until: Option<Instant>) -> Result<bool> {
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let [ready] = sys::poll([(self.fd(), events)], left).map_err(failed("wait for"))?;
-            // A signal that came first is no end of the wait.
+            // A signal does not end the wait.
             if ready || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(ready);
             }

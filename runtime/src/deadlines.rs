@@ -1,27 +1,27 @@
-//! How long others are waited for. A guest may leave everything unanswered, and so may the process that holds its machine:
-//! no wait for either is without one of these.
+//! Maximum times for answers of other processes and of guests. A guest, or the process of its machine, may never
+//! answer, so every wait for one has one of these limits.
 
 use std::time::Duration;
 
-/// How long an agent may owe an answer, where `VMM_AGENT_TIMEOUT` does not say otherwise.
+/// Maximum time for an agent's answer, unless `VMM_AGENT_TIMEOUT` sets another.
 pub const AGENT: Duration = Duration::from_secs(30);
-/// How long a machine's process may take to say something that it knows by itself.
+/// Maximum time for a machine's process to answer without its guest.
 pub const ANSWER: Duration = Duration::from_secs(10);
-/// How long a container may take to end after SIGKILL; then its machine ends.
+/// Maximum time for a container to end after SIGKILL. Then its machine is ended.
 pub const KILL: Duration = Duration::from_secs(10);
-/// How long a process of the host may take to be gone after SIGKILL, with all of its memory.
+/// Maximum time for a process of the host to be gone after SIGKILL, with all of its memory.
 pub const GONE: Duration = Duration::from_secs(30);
-/// How long a machine's process may take for everything between its containers' last sign of life and its own end.
+/// Maximum time for a machine's process between the end of its containers and its own end.
 pub const ENDING: Duration = Duration::from_secs(60);
-/// How long the machine's threads may take to end.
+/// Maximum time for the machine's threads to end.
 pub const THREADS: Duration = Duration::from_secs(10);
-/// How long a client may take from its connection, or from a request's first byte, to the whole request.
+/// Maximum time from a client's connection, or from a request's first byte, to the complete request.
 pub const REQUEST: Duration = Duration::from_secs(10);
-/// How long nobody is accepted after a connection could be neither taken nor refused.
+/// Time without accepts after a connection could be neither accepted nor refused.
 pub const REST: Duration = Duration::from_secs(1);
 
-/// Returns how long a container may take to end after SIGKILL where its agent has `agent` for an answer: less in a hurry,
-/// longer where the machine has little CPU time.
+/// Returns the maximum time for a container to end after SIGKILL, for an agent with the time limit `agent`: shorter if
+/// that was lowered, longer if it was raised for a slow machine.
 pub fn kill(agent: Duration) -> Duration {
     KILL.min(agent).max(agent / 3)
 }
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kill_has_a_bound_of_its_own_that_follows_the_agent_s() {
+    fn the_limit_of_a_kill_follows_that_of_the_agent() {
         let seconds = |agent| kill(Duration::from_secs(agent)).as_secs();
         assert_eq!([3, 30, 600].map(seconds), [3, 10, 200]);
     }

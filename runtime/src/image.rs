@@ -1,8 +1,8 @@
-//! The guest's kernel and initramfs: files that were named, or parts of this program.
+//! The guest's kernel and initramfs: given files, or sections of this program.
 //!
 //! The build appends them to the program as ELF sections, [`KERNEL_SECTION`] and [`INITRD_SECTION`], page-aligned so
-//! that the VMM can map them. They are found by name in the program's section header table (System V ABI, chapter 4);
-//! nothing of them is read here.
+//! that the VMM can map them. This module finds them by name in the section header table (System V ABI, chapter 4)
+//! and does not read their contents.
 
 use std::fs::File;
 use std::io;
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use vmm::Image;
 
-/// The section that holds the kernel.
+/// The section with the kernel.
 pub const KERNEL_SECTION: &str = ".linux";
-/// The section that holds the initramfs.
+/// The section with the initramfs.
 pub const INITRD_SECTION: &str = ".initrd";
 
 const SELF: &str = "/proc/self/exe";
@@ -21,36 +21,36 @@ const SELF: &str = "/proc/self/exe";
 const FILE_HEADER: usize = 64;
 /// Bytes of an ELF64 section header.
 const SECTION_HEADER: usize = 64;
-/// The most sections that a program of ours has.
+/// Maximum number of sections of this program.
 const SECTIONS_MAX: u16 = 256;
-/// The most bytes of section names.
+/// Maximum number of bytes of section names.
 const NAMES_MAX: u64 = 64 << 10;
 
-/// Why there is no kernel or initramfs.
+/// An error in finding the kernel or initramfs.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// A file that was named cannot be used.
+    /// A given file cannot be used.
     #[error("open {what} {}", path.display())]
     Open {
-        /// Kernel or initramfs.
+        /// `kernel` or `initramfs`.
         what: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The program has none inside, and none was named.
+    /// The program has none embedded, and no file was given.
     #[error(
         "find a {what}: this program was built without one; name one with {flag} or {variable}, or build it in with \
          `cargo xtask kernel`"
     )]
     Missing {
-        /// Kernel or initramfs.
+        /// `kernel` or `initramfs`.
         what: &'static str,
-        /// The flag that names one.
+        /// The flag that names a file.
         flag: &'static str,
-        /// The variable that names one.
+        /// The environment variable that names a file.
         variable: &'static str,
     },
     /// The program's own section headers cannot be read.
@@ -61,7 +61,7 @@ pub enum ImageError {
 /// This module's result.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 
-/// What a guest boots from.
+/// The files that a guest boots from.
 #[derive(Debug)]
 pub struct Images {
     /// The kernel.
@@ -71,7 +71,7 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the files that were named, and for what was not the program's own parts.
+    /// Opens the given files, and the embedded images in place of files that are not given.
     pub fn find(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Images> {
         let embedded = match (kernel, initrd) {
             (Some(_), Some(_)) => Embedded::default(),
@@ -90,17 +90,17 @@ impl Images {
     }
 }
 
-/// The parts of this program.
+/// The images that are embedded in this program.
 #[derive(Debug, Default)]
 pub struct Embedded {
-    /// The kernel, if it was built in.
+    /// The kernel, if the build embedded one.
     pub kernel: Option<Image>,
-    /// The initramfs, if it was built in.
+    /// The initramfs, if the build embedded one.
     pub initramfs: Option<Image>,
 }
 
 impl Embedded {
-    /// Looks for them in the running program.
+    /// Finds the images in the running program.
     pub fn find() -> Result<Embedded> {
         let file = File::open(SELF).map_err(ImageError::Program)?;
         let sections = sections(&file).map_err(ImageError::Program)?;
@@ -132,7 +132,7 @@ struct Section {
     len: u64,
 }
 
-/// Reads the names and places of an ELF64 file's sections. Whatever lies outside of the file is an error.
+/// Reads the names and offsets of an ELF64 file's sections. A section outside of the file is an error.
 fn sections(file: &File) -> io::Result<Vec<Section>> {
     let size = file.metadata()?.len();
     let mut header = [0; FILE_HEADER];
@@ -146,7 +146,7 @@ fn sections(file: &File) -> io::Result<Vec<Section>> {
         return Ok(Vec::new());
     }
     if usize::from(entry_size) != SECTION_HEADER || count > SECTIONS_MAX || names_index >= count {
-        return Err(invalid("a section header table that cannot be"));
+        return Err(invalid("invalid section header table"));
     }
     let mut table = vec![0; usize::from(count) * SECTION_HEADER];
     file.read_exact_at(&mut table, offset)?;

@@ -1,5 +1,5 @@
-//! The program's own log: lines on stderr or in a file, as text or as the JSON objects that container engines read from
-//! runc's `--log`.
+//! The program's log: lines on stderr or in a file, as text, or as JSON objects that container engines read from runc's
+//! `--log`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,28 +12,28 @@ use log::{LevelFilter, Log, Metadata, Record};
 use crate::cli::LogArgs;
 use host::text;
 
-/// Why the log cannot be written.
+/// An error of the log's setup.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file cannot be opened.
     #[error("open log {}", path.display())]
     Open {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// There is no such level.
+    /// The level is not known.
     #[error("log level {0:?}: not off, error, warn, info, debug or trace")]
     Level(String),
-    /// There is no such form.
+    /// The format is not known.
     #[error("log format {0:?}: not text or json")]
     Format(String),
 }
 
 struct Logger {
-    /// stderr where there is none.
+    /// `None` for stderr.
     file: Option<File>,
     json: bool,
 }
@@ -58,14 +58,14 @@ pub fn start(args: &LogArgs) -> Result<(), LogError> {
         }
         None => None,
     };
-    // A second start changes nothing: the first one's logger stays.
+    // A second call changes nothing: the first logger stays.
     if log::set_logger(LOGGER.get_or_init(|| Logger { file, json })).is_ok() {
         log::set_max_level(level);
     }
     Ok(())
 }
 
-/// Says why the command failed: on stderr, and in the log where that is a file.
+/// Reports the error of a command on stderr, and in the log if that is a file.
 pub fn failure(args: &LogArgs, message: &str) {
     eprintln!("vmm: {}", text::lines(message));
     if args.log.is_some() {
@@ -73,7 +73,7 @@ pub fn failure(args: &LogArgs, message: &str) {
     }
 }
 
-/// Says why this process, which nobody waits for, failed: in the log, which may be stderr.
+/// Reports the error of a background process, for which no other process waits, in the log.
 pub fn failed(message: &str) {
     if LOGGER.get().is_some_and(|logger| logger.file.is_some()) {
         eprintln!("vmm: {}", text::lines(message));
@@ -88,7 +88,7 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let line = self.line(record, SystemTime::now());
-        // A log that cannot be written is nothing to fail for.
+        // A failed write to the log must not stop the program.
         let _ = match &self.file {
             Some(file) => (&mut &*file).write_all(line.as_bytes()),
             None => io::stderr().write_all(line.as_bytes()),
@@ -102,7 +102,7 @@ impl Logger {
     fn line(&self, record: &Record<'_>, now: SystemTime) -> String {
         let level = record.level().as_str().to_ascii_lowercase();
         let time = timestamp(now.duration_since(UNIX_EPOCH).unwrap_or_default());
-        // Whatever a part of it came from.
+        // Control characters are replaced, because a part of the message may come from the guest.
         let message = text::lines(&record.args().to_string());
         if self.json {
             format!("{}\n", serde_json::json!({"level": level, "msg": message, "time": time}))
@@ -114,13 +114,13 @@ impl Logger {
     }
 }
 
-/// RFC 3339, in UTC, to the nanosecond.
+/// RFC 3339, in UTC, with nanoseconds.
 pub(crate) fn timestamp_exact(since_epoch: Duration) -> String {
     let seconds = timestamp(since_epoch);
     format!("{}.{:09}Z", seconds.trim_end_matches('Z'), since_epoch.subsec_nanos())
 }
 
-/// RFC 3339, in UTC.
+/// RFC 3339, in UTC, with seconds.
 pub(crate) fn timestamp(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_the_calendar_s() {
+    fn times_follow_the_calendar() {
         for (seconds, time) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn no_record_gives_a_terminal_orders() {
+    fn no_record_contains_control_characters() {
         let record = Record::builder().args(format_args!("a\u{1b}[2J\u{202e}\n  b")).build();
         for json in [false, true] {
             let line = Logger { file: None, json }.line(&record, UNIX_EPOCH);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_the_form_that_was_asked_for() {
+    fn a_line_has_the_requested_format() {
         let line = |file, json| {
             let record = Record::builder().level(log::Level::Warn).args(format_args!("a \"b\"")).build();
             Logger { file, json }.line(&record, UNIX_EPOCH)

@@ -1,9 +1,9 @@
-//! The boot's timeline as a file and as a table.
+//! Writes the boot's timeline to a file and as a table.
 //!
 //! The file is one JSON object that Perfetto and chrome://tracing open (the Trace Event Format's object form, which
 //! allows further keys): `traceEvents`, and `marks` with each milestone's name and microseconds since the start.
-//! The kernel's milestones are on the guest's clock, which begins when it is first looked at; they are shown on a track
-//! of their own, counted from the first vCPU's start.
+//! The kernel's milestones use the guest's clock, which starts when it is first read. They are on a track of their own,
+//! relative to the start of the first vCPU.
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,25 +17,25 @@ use vmm::devices::mark::MARK_PORT;
 
 use crate::console::KernelMark;
 
-/// The mark from which the guest's clock is counted.
+/// The mark at which the guest's clock starts.
 const GUEST_START: &str = "vcpu_running";
 
 /// Names of the bytes that the agent writes to the mark port.
 pub const GUEST_MARKS: [(u8, &str); 1] = [(agent_proto::command::Mark::AgentStarted as u8, "agent_started")];
-// The agent writes where the machine listens.
+// The agent writes to the port that the machine registers.
 const _: () = assert!(MARK_IO_PORT as u64 == MARK_PORT);
 
-/// How many of the guest kernel's steps the table shows, the longest ones; the file has all.
+/// Number of the guest kernel's longest steps in the table; the file has all steps.
 const KERNEL_STEPS: usize = 8;
-/// How much of the kernel's words the table shows.
+/// Maximum length of the kernel's text in the table.
 const KERNEL_WIDTH: usize = 60;
 
-/// Every milestone, ours and the guest kernel's.
+/// All milestones, of this program and of the guest kernel.
 #[derive(Debug, Default)]
 pub struct Marks {
-    /// Ours, in the order of time.
+    /// Milestones of this program, sorted by time.
     pub host: Vec<Mark>,
-    /// The kernel's, on the guest's clock.
+    /// Milestones of the kernel, on the guest's clock.
     pub kernel: Vec<KernelMark>,
 }
 
@@ -55,7 +55,7 @@ struct Milestone<'a> {
     us: u64,
 }
 
-/// An event of the trace: a complete one (`X`) for the time up to a milestone, an instant (`i`), or a name (`M`).
+/// An event of the trace: a complete event (`X`) for the time before a milestone, an instant (`i`), or a name (`M`).
 #[derive(Serialize)]
 struct Event<'a> {
     name: &'a str,
@@ -75,7 +75,7 @@ struct Name {
 }
 
 impl Marks {
-    /// Writes the file, unless it is `-`, and the table.
+    /// Writes the file, unless the path is `-`, and the table.
     pub fn write(&self, to: &Path, mut table: impl Write) -> io::Result<()> {
         if to != Path::new("-") {
             fs::write(to, self.json()?)?;
@@ -136,7 +136,7 @@ impl Marks {
         lines
     }
 
-    /// Adds the guest kernel's longest steps, each with what it said before it.
+    /// Adds the guest kernel's longest steps, each with the text that preceded it.
     fn longest_steps(&self, lines: &mut String) {
         let ends = self.kernel.iter().skip(1).map(|mark| mark.at);
         let mut steps: Vec<(Duration, &KernelMark)> =
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_our_marks_and_the_kernel_s_longest_steps() {
+    fn the_table_has_marks_and_the_kernel_s_longest_steps() {
         let mut table = Vec::new();
         marks().write(Path::new("-"), &mut table).unwrap();
         let table = String::from_utf8(table).unwrap();

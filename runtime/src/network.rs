@@ -1,4 +1,4 @@
-//! The guest's network: what the host's network namespace has, in the agent's words, from the start and as it changes.
+//! The guest's network: the interfaces and routes of a network namespace on the host, at the start and as they change.
 
 pub mod changes;
 pub mod describe;
@@ -16,20 +16,20 @@ use plan::{VmPlan, api4244};
 pub use live::LiveNetwork;
 use resolver::Names;
 
-/// Tells the guest of its network: puts what is in the namespace into STARTPOD.
+/// Puts the namespace's interfaces and routes into STARTPOD.
 pub fn describe(network: &Network, vm: &mut VmPlan) {
     describe::describe(network.found(), &mut vm.pod);
     if vm.protocol == Protocol::Api4244 {
         let left_out = api4244::reduce_network(&mut vm.pod);
         if !left_out.is_empty() {
-            log::warn!("API 4244: the network is without {}", left_out.join(", "));
+            log::warn!("API 4244 does not support these parts of the network: {}", left_out.join(", "));
         }
     }
 }
 
-/// Has the guest's name queries asked in the network namespace that this thread is in, if the container's resolv.conf names a
-/// server there. Returns the host's end of the guest's port, and the queries if no server listens yet: they may be asked
-/// later.
+/// Prepares to serve the guest's name queries in the network namespace of this thread, if the container's resolv.conf
+/// names a server there. Returns the host's end of the guest's port, and the queries if no server listens yet: they can
+/// be served later.
 pub fn serve_names(vm: &mut VmPlan, spec: &Spec) -> io::Result<(Option<UnixStream>, Option<Names>)> {
     let names = if vm.protocol == Protocol::Api4244 { None } else { Names::of(spec)? };
     let Some((names, port)) = names else { return Ok((None, None)) };

@@ -1,7 +1,7 @@
-//! A pod's virtual machine with its devices, and our ends of what leads into it.
+//! A pod's virtual machine with its devices, and the host's handles of the channels into it.
 //!
-//! Everything is owned here and nothing outlives it: dropping a [`Sandbox`] stops the VM and joins its threads. There is
-//! nothing on the host to clean up beside, no file, no mount, no process, so that SIGKILL leaves nothing behind either.
+//! A [`Sandbox`] owns everything: dropping it stops the VM and joins its threads. There are no files, mounts or
+//! processes on the host to clean up besides, so SIGKILL leaves nothing behind.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -36,10 +36,10 @@ use nics::Nics;
 mod machine;
 mod nics;
 
-/// Why there is no sandbox.
+/// An error of creating or changing a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The VMM could not make or start the machine.
+    /// The VMM could not create or start the machine.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
     /// A host path cannot be shared.
@@ -47,29 +47,29 @@ pub enum SandboxError {
     Open {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The share does not take it.
+    /// The share refused a path.
     #[error(transparent)]
     Share(#[from] ShareError),
-    /// The host refused a descriptor.
+    /// A system call on the host failed.
     #[error("{step}")]
     Host {
-        /// What for.
+        /// The step that failed.
         step: &'static str,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The control channel cannot be used.
+    /// The control channel failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The machine has no place for a further NIC.
-    #[error("a machine that runs has no place for more than {count} network interfaces")]
+    /// The machine has no free slot for a NIC.
+    #[error("a running machine is limited to {count} network interfaces")]
     NoPlace {
-        /// How many it has places for.
+        /// Number of slots of the machine.
         count: usize,
     },
 }
@@ -81,7 +81,7 @@ pub type Result<T, E = SandboxError> = std::result::Result<T, E>;
 pub struct Sandbox {
     /// The control channel.
     pub link: AgentLink,
-    /// The streams' counters.
+    /// The handle of the streams.
     pub streams: StreamHandle,
     vm: Machine,
     share: ShareTree,
@@ -89,31 +89,31 @@ pub struct Sandbox {
     console: LogTail,
 }
 
-/// What a sandbox is made from, beside the plan.
+/// Parts of a sandbox besides the plan.
 pub struct Parts {
-    /// The KVM side, begun earlier.
+    /// KVM's part, which was started earlier.
     pub pending: PendingVm,
     /// Kernel and initramfs.
     pub images: Images,
-    /// Where the guest's kernel log goes.
+    /// Destinations of the guest's kernel log.
     pub outputs: Outputs,
-    /// The streams: the devices' end and ours.
+    /// The streams: the devices' end and the handle.
     pub streams: (StreamTable, StreamHandle),
     /// The NICs.
     pub nics: Vec<Nic>,
-    /// How many more may come while the machine runs.
+    /// Number of additional slots for NICs that are added to the running machine.
     pub spare_nics: usize,
-    /// Where the guest's name queries go, if it is to send them.
+    /// The socket for the guest's name queries, if the guest is to send them.
     pub resolver: Option<UnixStream>,
     /// The boot's marks.
     pub timeline: Option<Arc<Timeline>>,
 }
 
 impl Sandbox {
-    /// Makes the machine and starts it. The share is empty at first.
+    /// Creates the machine and starts it. The share is empty at first.
     pub fn start(plan: &VmPlan, parts: Parts) -> Result<Sandbox> {
         let (table, streams) = parts.streams;
-        let (ours, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
+        let (ours, theirs) = UnixStream::pair().map_err(host("create a socket pair"))?;
         let share = ShareTree::new()?;
         let config = VmConfig {
             memory_mib: plan.memory_mib,
@@ -154,39 +154,40 @@ impl Sandbox {
         })
     }
 
-    /// Readable once the machine has ended.
+    /// Returns a descriptor that is readable once the machine has ended.
     pub fn end_fd(&self) -> BorrowedFd<'_> {
         self.vm.end_fd()
     }
 
-    /// How the machine ended, once it has.
+    /// Returns how the machine ended, once it has.
     pub fn end(&self) -> Option<VmEnd> {
         self.vm.end()
     }
 
-    /// The last of the guest's kernel log.
+    /// Returns the last part of the guest's kernel log.
     pub fn console_tail(&self) -> String {
         self.console.tail()
     }
 
-    /// The container runs: nothing more can be made in what it has read-only, whatever becomes of its kernel.
+    /// Forbids further mount points in these binds once the container runs: even a compromised guest kernel cannot
+    /// create files in a read-only bind then.
     pub fn seal(&self, binds: &[ShareBind]) -> Result<()> {
         let mut open = binds.iter().filter(|bind| bind.mount_points);
         Ok(open.try_for_each(|bind| self.share.allow_mount_points(&bind.path, false))?)
     }
 
-    /// The guest is about to go: its last sync(2) need not reach the host's disks, since what it wrote is in the
-    /// host's page cache, which outlives it.
+    /// Prepares for the machine's end: the guest's last sync(2) need not reach the host's disks, since its data is in
+    /// the host's page cache, which outlives the guest.
     pub fn expect_end(&self) {
         self.share.set_host_sync(false);
     }
 
-    /// What leads into the guest.
+    /// Returns the handles of the channels into the guest.
     pub fn guest(&mut self) -> Guest<'_> {
         Guest { link: &mut self.link, streams: &mut self.streams }
     }
 
-    /// Shares a further file or directory with the guest.
+    /// Shares another file or directory with the guest.
     pub fn bind(&self, bind: &ShareBind) -> Result<()> {
         open_and_bind(&self.share, bind)
     }
@@ -196,22 +197,22 @@ impl Sandbox {
         Ok(self.share.bind(path, file, Terms::default())?)
     }
 
-    /// Takes a file or directory away from the guest.
+    /// Removes a file or directory from the share.
     pub fn unbind(&self, path: &str) -> Result<()> {
         Ok(self.share.unbind(path)?)
     }
 
-    /// Gives the machine a further NIC; the guest finds it when it looks.
+    /// Adds a NIC to the machine. The guest finds it when it looks for new ones.
     pub fn plug(&mut self, nic: Nic) -> Result<()> {
         self.nics.plug(nic, self.vm.events(), || Vhost::open(self.vm.memory().clone()))
     }
 
-    /// Has the NIC of an interface send from these addresses, if it is held to some.
+    /// Restricts the NIC of an interface to these source addresses, if it has a filter.
     pub fn set_addresses(&self, link: u32, addresses: Vec<IpAddr>) {
         self.nics.set_addresses(link, addresses);
     }
 
-    /// Takes the NIC of an interface out, which the guest has let go of.
+    /// Removes the NIC of an interface after the guest has released it.
     pub fn unplug(&mut self, link: u32) {
         self.nics.unplug(link);
     }
@@ -222,7 +223,7 @@ impl Sandbox {
     }
 }
 
-/// Opens what is shared, without access of its own (O_PATH): the server opens what the guest asks for.
+/// Opens a shared path with O_PATH, without access of its own: the file server opens files for the guest's requests.
 fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
     let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
     let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
@@ -232,7 +233,7 @@ fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
     Ok(tree.allow_mount_points(&bind.path, bind.mount_points)?)
 }
 
-/// Returns the file server's form of rules about device nodes.
+/// Converts the rules about device nodes to the file server's form.
 fn node_policy(rules: &[Rule]) -> NodePolicy {
     let kind = |kind| match kind {
         Kind::Character => NodeKind::Character,

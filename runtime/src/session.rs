@@ -1,5 +1,4 @@
-//! The main thread's wait: one poll over the agent, the machine's end, the streams and whatever else its owner looks
-//! after, [`vmm run`](crate::foreground) or a pod.
+//! The main thread's wait: one poll for the agent, the machine's end, the streams, and descriptors of the caller.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,73 +11,73 @@ use vmm::VmEnd;
 
 use crate::sandbox::Sandbox;
 
-/// How many of the console's last lines an error shows.
+/// Number of the console's last lines in an error message.
 const TAIL_LINES: usize = 20;
 
-/// The longest sleep that counts as silence at once. Of a longer one this program missed the rest itself: it was stopped, by
-/// job control or a debugger, and the guest with it.
+/// Maximum duration of one sleep that counts as silence. If a sleep took longer, this process was suspended with its
+/// guest, for example by job control or a debugger.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 
-/// How long a machine may take to end after its guest has closed the control channel.
+/// Maximum time for a machine to end after its guest has closed the control channel.
 const END_GRACE: Duration = Duration::from_secs(2);
 
-/// Why the wait was in vain.
+/// An error of the wait.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The guest's kernel gave up.
+    /// The guest's kernel panicked.
     #[error("guest kernel panicked: {tail}")]
     Panicked {
         /// The panic and the lines after it.
         tail: String,
     },
-    /// The machine ended before its work was done.
+    /// The machine ended too early.
     #[error("{step}: the virtual machine ended: {}{tail}", reason(end))]
     Ended {
-        /// What was waited for.
+        /// The step that was waited for.
         step: &'static str,
-        /// How it ended.
+        /// How the machine ended.
         end: VmEnd,
         /// The console's last lines.
         tail: String,
     },
-    /// The agent left something owing.
+    /// The agent did not answer in time.
     #[error("{step}: no answer from the guest's agent for {} s{tail}", after.as_secs())]
     Silent {
-        /// What was waited for.
+        /// The step that was waited for.
         step: &'static str,
-        /// For how long.
+        /// Time that the agent had to answer.
         after: Duration,
         /// The console's last lines.
         tail: String,
     },
-    /// The agent has not said that a container has ended that was killed.
+    /// The agent has not reported the end of a killed container in time.
     #[error("container {container}: killed, and no answer from the guest's agent for {} s", after.as_secs())]
     Unkilled {
-        /// Which.
+        /// The container's name.
         container: String,
-        /// For how long.
+        /// Time that the agent had to report.
         after: Duration,
     },
-    /// A signal asked for an end before the container's process was there.
+    /// A signal to terminate arrived before the container's process was started.
     #[error("ended by signal {0} before the container's process was started")]
     Interrupted(i32),
-    /// The agent refused, or makes no sense.
+    /// The agent refused a command, or broke the protocol.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The host refused something.
+    /// A system call on the host failed.
     #[error("{step}")]
     Host {
-        /// What for.
+        /// The step that failed.
         step: &'static str,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
 }
 
 impl SessionError {
-    /// Whether the guest did no more than reset itself, which is how a pod ends that was asked to: the reply that says
-    /// so may be lost when the guest is faster than the thread that reads it.
+    /// Whether the guest only reset itself, which is how a pod ends that was asked to: the reply to the request may be
+    /// lost if the guest is faster than the thread that reads it.
     pub fn is_reset(&self) -> bool {
         matches!(self, SessionError::Ended { end: VmEnd::Reset, .. })
     }
@@ -87,40 +86,40 @@ impl SessionError {
 /// This module's result.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
-/// What the agent owes beside replies.
+/// Something that the agent owes besides replies.
 #[derive(Clone, Copy, Debug)]
 struct Debt {
-    /// Which of the things that its owner knows.
+    /// The caller's number of it.
     what: u64,
-    /// For how long.
+    /// For how long it is owed.
     waited: Duration,
 }
 
-/// A sandbox, and the wait for what comes out of it.
+/// A sandbox, and the wait for its events.
 pub struct Session {
     /// The sandbox.
     pub sandbox: Sandbox,
-    /// How long the agent may owe anything.
+    /// Maximum time for an answer of the agent.
     patience: Duration,
     debt: Option<Debt>,
-    /// Up to when time has passed for what the agent owes.
+    /// The time up to which the agent's silence has been counted.
     counted: Instant,
-    /// The machine has ended, and what it left was there to be looked at.
+    /// The machine has ended, and the last events before that were returned.
     over: bool,
 }
 
 impl Session {
-    /// Returns a session in which the agent may owe anything for as long as `patience`.
+    /// Returns a session in which `patience` is the maximum time for an answer of the agent.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
         Session { sandbox, patience, debt: None, counted: Instant::now(), over: false }
     }
 
-    /// How long the agent may owe anything.
+    /// Returns the maximum time for an answer of the agent.
     pub fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// What the agent is to bring beside replies, it owes from now on.
+    /// Restarts the count for what the agent owes besides replies.
     pub fn begin(&mut self) {
         self.debt = None;
     }
@@ -131,8 +130,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// The agent is silent or makes no sense, or the machine has ended; once that was so, what came before the end can
-    /// be looked at, and the next turn is the error.
+    /// The agent is silent or broke the protocol, or the machine has ended. In that last case the call returns once
+    /// more, so that events before the end can be handled, and the next call fails.
     pub fn turn(
         &mut self,
         step: &'static str,
@@ -178,7 +177,7 @@ impl Session {
         }
     }
 
-    /// Says why the channel is gone: as a rule the machine is ending, and its own reason says more.
+    /// Returns the reason for a closed channel: usually the machine's end, whose own reason is more precise.
     fn lost(&self, step: &'static str, error: LinkError) -> SessionError {
         match sys::poll([(self.sandbox.end_fd(), libc::POLLIN)], Some(END_GRACE)) {
             Ok([true]) => self.ended(step),
@@ -186,7 +185,7 @@ impl Session {
         }
     }
 
-    /// Lets the time pass for what the agent owes.
+    /// Counts the time since the last call as the agent's silence.
     fn pass(&mut self) {
         let time = counted(self.counted.elapsed());
         self.counted = Instant::now();
@@ -194,7 +193,7 @@ impl Session {
         self.debt.iter_mut().for_each(|debt| debt.waited += time);
     }
 
-    /// How long to wait: for ever, unless the agent owes something.
+    /// Returns the maximum time to wait; `None` if the agent owes nothing.
     fn timeout(&mut self, owed: Option<u64>) -> Result<Option<Duration>> {
         self.debt = owed.map(|what| match self.debt {
             Some(debt) if debt.what == what => debt,
@@ -213,7 +212,7 @@ impl Session {
         }
     }
 
-    /// Says why the machine ended.
+    /// Returns the error for the machine's end.
     fn ended(&self, step: &'static str) -> SessionError {
         let console = self.sandbox.console_tail();
         if let Some(tail) = panic_of(&console) {
@@ -224,7 +223,7 @@ impl Session {
     }
 }
 
-/// Returns how much of a time between two looks counts as the agent's silence.
+/// Returns how much of the time between two calls counts as the agent's silence.
 fn counted(time: Duration) -> Duration {
     time.min(SILENCE_MAX)
 }
@@ -232,25 +231,25 @@ fn counted(time: Duration) -> Duration {
 fn reason(end: &VmEnd) -> &str {
     match end {
         VmEnd::Reset => "the guest reset itself",
-        VmEnd::Shutdown => "the guest switched itself off",
+        VmEnd::Shutdown => "the guest shut down",
         VmEnd::Failed(reason) => reason,
         VmEnd::Stopped => "it was stopped",
     }
 }
 
-/// Returns the kernel's panic message and what came after it.
+/// Returns the kernel's panic message and the lines around it.
 fn panic_of(console: &str) -> Option<String> {
     let (_, panic) = console.rsplit_once("Kernel panic - not syncing")?;
     let first = printable(panic.lines().next()?.trim_start_matches([':', ' ']));
-    // The cause stands in the lines before the panic as often as in those after it.
+    // The lines before the panic name the cause as often as those after it.
     Some(format!("{first}{}", indented(console)))
 }
 
-/// Returns the last lines of the console, each on a line of its own below an error's.
+/// Returns the last lines of the console, indented below an error message.
 fn indented(console: &str) -> String {
     let console = tail(console);
     if console.trim().is_empty() {
-        return "; it said nothing on its console (--console serial:- shows it from its first instructions)"
+        return "; the guest's console has no output (--console serial:- shows its first instructions)"
             .to_owned();
     }
     console.lines().map(|line| format!("\n  guest: {}", printable(line))).collect()
@@ -283,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_not_counted_while_this_program_is_stopped() {
+    fn silence_is_not_counted_while_this_process_is_suspended() {
         assert_eq!(counted(Duration::from_secs(3600)), SILENCE_MAX);
         assert_eq!(counted(Duration::from_millis(900)), Duration::from_millis(900));
     }
@@ -294,6 +293,6 @@ mod tests {
         let shown = indented(&console);
         assert_eq!(shown.lines().count(), TAIL_LINES + 1);
         assert!(shown.ends_with("guest: line 99\\u{1b}[2J"));
-        assert!(indented("\n\n").contains("it said nothing"));
+        assert!(indented("\n\n").contains("has no output"));
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A pod's end and a client's.
+/// Returns a pod's end and a client's end of a connection.
 fn pair() -> (Connection, Connection) {
     let (pod, client) = UnixStream::pair().unwrap();
     let patience = Duration::from_millis(50);
@@ -48,7 +48,7 @@ fn a_request_comes_with_its_descriptors() {
 }
 
 #[test]
-fn an_answer_comes_back_and_an_end_is_no_answer() {
+fn an_answer_arrives_and_end_of_file_is_an_error() {
     let (mut pod, mut client) = pair();
     let reply = Reply::Failed { code: 127, message: "no".into() };
     pod.send(&reply).unwrap();
@@ -61,12 +61,12 @@ fn an_answer_comes_back_and_an_end_is_no_answer() {
 }
 
 #[test]
-fn a_pod_that_says_nothing_is_not_waited_for_for_ever() {
+fn the_wait_for_a_silent_pod_is_limited() {
     let (_pod, mut client) = pair();
     let kill = Request::Kill { container: "c".into(), signal: 15, all: false };
     let error = client.ask(&kill, &[]).unwrap_err();
     assert_eq!(error.to_string(), "kill p: no answer from its machine within 0 s");
-    // One that does not even read.
+    // A pod that does not even read.
     let add = Request::Add { base: String::new(), container: serde_json::json!("x".repeat(MESSAGE_MAX / 2)) };
     assert!(matches!(client.ask(&add, &[]), Err(ControlError::Silent { command: "add to", .. })));
     let error = client.wait_for_end("stop", Duration::from_millis(1)).unwrap_err();
@@ -92,7 +92,7 @@ fn an_answer_that_was_accepted_may_take_as_long_as_the_guest() {
 }
 
 #[test]
-fn a_request_has_its_limits() {
+fn requests_are_limited() {
     let (mut pod, client) = pair();
     (&client.socket).write_all(&(MESSAGE_MAX as u32 + 1).to_be_bytes()).unwrap();
     assert!(pod.receive().unwrap());
@@ -114,7 +114,7 @@ fn a_request_has_its_limits() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_not_answered_for_ever() {
+fn answers_to_a_client_that_does_not_read_are_limited() {
     let (mut pod, _client) = pair();
     let long = Reply::Failed { code: 1, message: "x".repeat(1 << 20) };
     let result = (0..100).try_for_each(|_| {

@@ -1,25 +1,25 @@
-//! What a guest is to be told when its network namespace has changed.
+//! Differences between two states of a network namespace, to be sent to the guest.
 
 use agent_proto::payload::{self, Interface};
 use host::network::{Found, Link, Route};
 
 use super::describe;
 
-/// The difference between two looks at a namespace, in the order in which a guest is told.
+/// The difference between two states of a namespace, in the order in which the guest gets it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Interfaces that are gone. One with another name or hardware address is gone, and another one is new.
+    /// Removed interfaces. An interface with another name or hardware address counts as removed, and as new.
     pub gone: Vec<Link>,
-    /// Interfaces that are new, and what they have.
+    /// New interfaces, with their addresses.
     pub new: Vec<(Link, Interface)>,
-    /// Interfaces that have something else: what they lose, marked as such, and all that they have now.
+    /// Changed interfaces: the addresses that they lose, marked as removed, and all present ones.
     pub altered: Vec<Interface>,
-    /// Routes: those that are gone of interfaces that stay, marked as such, and then new ones, ways before gateways.
+    /// Routes: removed ones of interfaces that stay, marked as such, then new ones, direct routes before gateways.
     pub routes: Vec<payload::Route>,
 }
 
 impl Changes {
-    /// Compares.
+    /// Compares two states.
     pub fn between(before: &Found, after: &Found) -> Changes {
         let gone = before.links.iter().filter(|link| !has(after, link)).cloned().collect();
         let (kept, new): (Vec<&Link>, Vec<&Link>) = after.links.iter().partition(|link| has(before, link));
@@ -40,13 +40,13 @@ impl Changes {
     }
 }
 
-/// Whether it is the same interface for a guest.
+/// Whether the interface is the same for a guest.
 fn has(found: &Found, link: &Link) -> bool {
     let same = |it: &Link| it.index == link.index && it.name == link.name && it.mac == link.mac;
     found.links.iter().any(same)
 }
 
-/// An interface that stays, if it has something else now.
+/// Returns an interface that stays, if its addresses changed.
 fn altered(before: &Found, after: &Found, link: &Link) -> Option<Interface> {
     let old = before.links.iter().find(|it| it.index == link.index)?;
     let (old, mut new) = (describe::interface(before, old), describe::interface(after, link));
@@ -55,7 +55,7 @@ fn altered(before: &Found, after: &Found, link: &Link) -> Option<Interface> {
     }
     for neighbour in old.neighbours.iter().filter(|it| !new.neighbours.contains(it)) {
         let address = &neighbour.ip_address;
-        log::warn!("network interface {}: its guest still knows the neighbour {address}", link.name);
+        log::warn!("network interface {}: the guest keeps the removed neighbour {address}", link.name);
     }
     let lost = old.ip_addresses.into_iter().filter(|it| !new.ip_addresses.contains(it));
     let mut addresses: Vec<_> =

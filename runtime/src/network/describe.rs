@@ -1,4 +1,4 @@
-//! Interfaces and routes in the words of the agent's protocol.
+//! Converts interfaces and routes to the agent's protocol.
 
 use std::net::IpAddr;
 
@@ -9,12 +9,12 @@ use host::network::{Found, Link, Route};
 pub fn describe(found: &Found, pod: &mut payload::Pod) {
     pod.interfaces.extend(found.links.iter().map(|link| interface(found, link)));
     let mut routes: Vec<_> = found.routes.iter().collect();
-    // A gateway is reached by a route that is there already.
+    // The route to a gateway must precede the routes through it.
     routes.sort_by_key(|route| route.gateway.is_some());
     pod.routes.extend(routes.into_iter().map(|it| route(found, it)));
 }
 
-/// What an interface has.
+/// Returns an interface with its addresses.
 pub fn interface(found: &Found, link: &Link) -> Interface {
     let addresses = found.addresses.iter().filter(|it| it.link == link.index);
     let neighbours = found.neighbours.iter().filter(|it| it.link == link.index);
@@ -37,7 +37,7 @@ pub fn interface(found: &Found, link: &Link) -> Interface {
     }
 }
 
-/// A route by its interface's name.
+/// Returns a route with its interface's name.
 pub fn route(found: &Found, route: &Route) -> payload::Route {
     let (address, bits) = route.destination;
     let text = |address: Option<IpAddr>| address.map(|it| it.to_string()).unwrap_or_default();
@@ -54,7 +54,7 @@ pub fn route(found: &Found, route: &Route) -> payload::Route {
     }
 }
 
-/// A hardware address as text.
+/// Formats a hardware address.
 pub fn mac_text(mac: &[u8]) -> String {
     let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")

@@ -1,4 +1,4 @@
-//! A pod's network while it lives: what comes, goes and changes in its namespace does so in its guest.
+//! A pod's network while the pod runs: changes in its network namespace are applied to its guest.
 
 use std::os::fd::BorrowedFd;
 
@@ -12,39 +12,40 @@ use super::describe::mac_text;
 use super::resolver::Names;
 use crate::sandbox::Sandbox;
 
-/// The network, and what the guest has been asked for on its account.
+/// The network, and pending requests to the guest for it.
 #[derive(Debug, Default)]
 pub struct LiveNetwork {
     network: Network,
-    /// Interfaces that the guest is to let go of.
+    /// Interfaces that the guest was asked to release.
     leaving: Vec<(CommandId, u32)>,
-    /// Its name queries, while nobody is there to be asked.
+    /// Its name queries, until a server listens.
     names: Option<Names>,
 }
 
 impl LiveNetwork {
-    /// Takes a network that the machine was made with.
+    /// Takes the network with which the machine was created.
     pub fn new(network: Network, names: Option<Names>) -> LiveNetwork {
         LiveNetwork { network, leaving: Vec::new(), names }
     }
 
-    /// Readable when [`follow`](Self::follow) has something to do.
+    /// Returns a descriptor that is readable when [`follow`](Self::follow) has work.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.network.changes_fd()
     }
 
-    /// Tells the guest what has changed. What cannot be is logged: there is nobody to refuse it to.
+    /// Sends changes to the guest. Changes that cannot be applied are logged, since there is no caller to refuse them
+    /// to.
     pub fn follow(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
         self.serve_names(sandbox)?;
         let before = match self.network.look_again() {
             Ok(Some(before)) => before,
             Ok(None) => return Ok(()),
             Err(error) => {
-                log::warn!("{:#}; the guest's network stays as it is", anyhow::Error::from(error));
+                log::warn!("{:#}; the guest's network is not updated", anyhow::Error::from(error));
                 return Ok(());
             }
         };
-        // Before the guest hears of them, so that it is not refused what it has.
+        // Addresses are updated before the guest uses them, so that the filter does not drop its packets.
         for (link, addresses) in self.network.addresses() {
             sandbox.set_addresses(link, addresses);
         }
@@ -54,7 +55,7 @@ impl LiveNetwork {
         }
         for (link, interface) in new {
             if self.add(sandbox, &link) {
-                log::info!("network interface {}: given to the guest", link.name);
+                log::info!("network interface {}: added to the guest", link.name);
                 sandbox.link.notify(Code::SetupInterface, "set up a network interface", &interface)?;
             } else {
                 routes.retain(|route| route.device != link.name);
@@ -69,7 +70,7 @@ impl LiveNetwork {
         Ok(())
     }
 
-    /// Takes what the guest has let go of out of the machine.
+    /// Removes the NICs that the guest has released.
     pub fn step(&mut self, sandbox: &mut Sandbox) {
         self.leaving.retain(|(command, link)| match sandbox.link.reply(*command) {
             None => true,
@@ -78,14 +79,15 @@ impl LiveNetwork {
                 false
             }
             Some(Err(error)) => {
-                // The place stays taken, so that nothing else is taken for what was in it.
+                // The slot stays occupied, so that no other NIC is confused with the old one.
                 log::warn!("{error}");
                 false
             }
         });
     }
 
-    /// An engine's name server comes with the first network that has names, and before its interface.
+    /// Starts to serve name queries. An engine's name server appears with the first network that has names, before the
+    /// network's interface.
     fn serve_names(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
         let Some(server) = self.names.as_ref().and_then(Names::server) else { return Ok(()) };
         if let Some(Err(error)) = self.names.take().map(|names| names.serve(server)) {
@@ -97,7 +99,7 @@ impl LiveNetwork {
     }
 
     fn remove(&mut self, sandbox: &mut Sandbox, link: &Link) -> Result<(), LinkError> {
-        log::info!("network interface {}: taken from the guest", link.name);
+        log::info!("network interface {}: removed from the guest", link.name);
         self.network.remove(link.index);
         let gone = Interface { mac_addr: mac_text(&link.mac), ..Interface::default() };
         let command = sandbox.link.send(Code::DeleteInterface, "remove a network interface", &gone)?;
@@ -105,12 +107,12 @@ impl LiveNetwork {
         Ok(())
     }
 
-    /// Gives the machine a NIC for an interface. Returns whether it has it.
+    /// Adds a NIC for an interface. Returns whether that succeeded.
     fn add(&mut self, sandbox: &mut Sandbox, link: &Link) -> bool {
         let added =
             self.network.add(link).map_err(anyhow::Error::from).and_then(|nic| Ok(sandbox.plug(nic)?));
         if let Err(error) = &added {
-            log::warn!("network interface {}: not given to the guest: {error:#}", link.name);
+            log::warn!("network interface {}: not added to the guest: {error:#}", link.name);
             self.network.remove(link.index);
         }
         added.is_ok()

@@ -1,8 +1,8 @@
-//! A guest's name queries, asked in the network namespace.
+//! Serves a guest's name queries in the network namespace.
 //!
-//! Docker's own name server listens on 127.0.0.11 in the namespace; the guest's loopback is another one. The agent takes the
-//! queries there and sends them through a port of the console; here each is asked over a socket of its own, of the kind over
-//! which it came, and its answer sent back.
+//! Docker's name server listens on 127.0.0.11 in the namespace, which is not reachable from the guest's loopback. The
+//! agent accepts the queries there and sends them through a port of the console. The host sends each query over a
+//! socket of its own, UDP or TCP like the original, and returns the answer.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -18,30 +18,30 @@ use agent_proto::datagram::{self, DATAGRAM_MAX};
 use host::sys;
 use oci::Spec;
 
-/// The most queries that wait for an answer; a further one takes the place of the one that has waited longest.
+/// Maximum number of queries that wait for an answer. Another query replaces the oldest one.
 const QUERIES_MAX: usize = 64;
-/// The domain name system's port.
+/// The DNS port.
 const DNS: u16 = 53;
-/// How long a server on this host may take to take a connection and a query.
+/// Maximum time for a server on this host to accept a connection and a query.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes that are read of the guest at a time.
+/// Maximum number of bytes per read from the guest.
 const READ: usize = 16 << 10;
-/// The most of a resolv.conf that is looked at.
+/// Maximum number of bytes of a resolv.conf that are parsed.
 const RESOLV_CONF_MAX: u64 = 64 << 10;
 /// The UDP sockets of this thread's network namespace (proc_pid_net(5)).
 const SOCKETS: &str = "/proc/thread-self/net/udp";
 
-/// A container's name queries, until somebody is found to be asked.
+/// A container's name queries, until a server is found.
 #[derive(Debug)]
 pub struct Names {
-    /// The container's resolv.conf on the host.
+    /// Path of the container's resolv.conf on the host.
     resolv_conf: PathBuf,
-    /// Our end of the guest's port.
+    /// The host's end of the guest's port.
     port: UnixStream,
 }
 
 impl Names {
-    /// Returns the queries of a container that has a resolv.conf of the host's, and the end of the guest's port.
+    /// Returns the queries of a container whose resolv.conf is on the host, and the end of the guest's port.
     pub fn of(spec: &Spec) -> io::Result<Option<(Names, UnixStream)>> {
         let mut mounts = spec.mounts.iter();
         let Some(mount) = mounts.rfind(|mount| mount.destination == "/etc/resolv.conf") else {
@@ -51,8 +51,8 @@ impl Names {
         Ok(Some((Names { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
     }
 
-    /// Returns the loopback address that the container's resolv.conf names now and at which something listens in the
-    /// namespace that this thread is in.
+    /// Returns the loopback address that the container's resolv.conf names at present, if a server listens there in the
+    /// namespace of this thread.
     pub fn server(&self) -> Option<Ipv4Addr> {
         let mut text = String::new();
         fs::File::open(&self.resolv_conf).ok()?.take(RESOLV_CONF_MAX).read_to_string(&mut text).ok()?;
@@ -60,7 +60,7 @@ impl Names {
         name_servers(&text).find(|server| server.is_loopback() && listening.contains(server))
     }
 
-    /// Asks the guest's queries at `server` from now on, in a thread that ends with the port.
+    /// Sends the guest's queries to `server` from now on, in a thread that ends with the port.
     pub fn serve(self, server: Ipv4Addr) -> io::Result<()> {
         thread::Builder::new().name("resolver".to_owned()).spawn(move || {
             if let Err(error) = carry(self.port, SocketAddrV4::new(server, DNS)) {
@@ -76,7 +76,7 @@ fn name_servers(resolv_conf: &str) -> impl Iterator<Item = Ipv4Addr> {
     servers.filter_map(|server| server.trim().parse().ok())
 }
 
-/// The addresses at which UDP sockets listen: the second column, in the kernel's own byte order.
+/// Returns the local addresses of UDP sockets: the second column, in host byte order.
 fn listening(sockets: &str) -> Vec<Ipv4Addr> {
     let address = |line: &str| {
         let (address, _) = line.split_whitespace().nth(1)?.split_once(':')?;
@@ -91,10 +91,10 @@ struct Query {
     program: SocketAddrV4,
 }
 
-/// Where it was asked: a socket of its own, so that no answer is taken for another's.
+/// Each query has a socket of its own, so that answers cannot be confused.
 enum Socket {
     Udp(UdpSocket),
-    /// With as much of the answer as has come: its length, and then it.
+    /// With the bytes of the answer so far, after its length.
     Tcp(TcpStream, Vec<u8>),
 }
 
@@ -108,7 +108,7 @@ impl Query {
             return Ok(Query { socket: Socket::Udp(socket), program });
         }
         let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // It is on this host.
+        // The server is on this host, so this does not block for long.
         let mut stream = TcpStream::connect_timeout(&server.into(), PATIENCE)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(&[&length.to_be_bytes(), query].concat())?;
@@ -123,11 +123,11 @@ impl Query {
         }
     }
 
-    /// Takes what has come, and appends the answer to `out` if that is all. Returns whether there is more to come.
+    /// Reads from the server, and appends a complete answer to `out`. Returns whether more is to come.
     fn take(&mut self, buffer: &mut [u8], out: &mut Vec<u8>) -> bool {
         match &mut self.socket {
             Socket::Udp(socket) => {
-                // An error is the server's refusal: the guest's program asks again or gives up, as it would there.
+                // An error is a refusal of the server. The guest's program asks again or gives up, as on the host.
                 if let Ok(count) = socket.recv(buffer) {
                     datagram::encode(self.program, &buffer[..count], out);
                 }
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(listening(sockets), [Ipv4Addr::new(127, 0, 0, 11)]);
     }
 
-    /// The next answer that the guest gets.
+    /// Returns the next answer that the guest gets.
     fn next_answer(guest: &mut UnixStream) -> (SocketAddrV4, Vec<u8>) {
         let (mut received, mut answers) = (Vec::new(), Vec::new());
         while answers.is_empty() {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_over_tcp_is_asked_over_tcp() {
+    fn queries_over_tcp_are_forwarded_over_tcp() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let std::net::SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
         let (mut guest, ours) = UnixStream::pair().unwrap();
@@ -236,7 +236,7 @@ mod tests {
             (stream, guest.try_clone().unwrap())
         };
         let (mut stream, mut from) = ask(3);
-        // In pieces, the length's among them.
+        // In pieces, one of which splits the length.
         for piece in [&b"\0"[..], b"\x06ans", b"wer and more"] {
             stream.write_all(piece).unwrap();
         }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_asked_and_answers_sent_back() {
+    fn queries_are_forwarded_and_answers_returned() {
         let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let std::net::SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
         let (mut guest, ours) = UnixStream::pair().unwrap();
@@ -265,7 +265,7 @@ mod tests {
             let (count, from) = server.recv_from(&mut query).unwrap();
             asked.push((query[..count].to_vec(), from));
         }
-        // The second one's answer comes first.
+        // The answer to the second query arrives first.
         for (query, from) in asked.iter().rev() {
             server.send_to(&[b"re: ", query.as_slice()].concat(), from).unwrap();
         }

@@ -1,4 +1,4 @@
-//! A machine that runs, and its end within a bound, whatever its threads wait for.
+//! A running machine whose shutdown takes a limited time, even if its threads hang.
 
 use std::ops::Deref;
 use std::sync::mpsc::RecvTimeoutError::Disconnected;
@@ -9,12 +9,13 @@ use vmm::RunningVm;
 
 use crate::deadlines;
 
-/// The machine. Dropping it stops it and waits for its threads, but not for ever: one may be in a call of the host's that
-/// does not return, as with a share on a server that is gone. Such a thread ends with the process.
+/// A running machine. Dropping it stops the machine and waits for its threads, for a limited time: a thread may be in a
+/// system call that does not return, for example in a share on an unreachable server. Such a thread ends with the
+/// process.
 pub struct Machine(Option<RunningVm>);
 
 impl Machine {
-    /// Takes a machine.
+    /// Wraps a machine.
     pub fn new(vm: RunningVm) -> Machine {
         Machine(Some(vm))
     }
@@ -24,7 +25,7 @@ impl Deref for Machine {
     type Target = RunningVm;
 
     fn deref(&self) -> &RunningVm {
-        self.0.as_ref().expect("it is there until it is dropped")
+        self.0.as_ref().expect("only drop takes the machine")
     }
 }
 
@@ -37,12 +38,12 @@ impl Drop for Machine {
             drop(done);
         });
         match stop {
-            // The channel ends with the thread.
+            // The channel closes when the thread ends.
             Ok(_) if ended.recv_timeout(deadlines::THREADS).is_err_and(|error| error != Disconnected) => {
                 log::warn!("the machine's threads have not ended within {} s", deadlines::THREADS.as_secs());
             }
             Ok(_) => {}
-            // The machine went with what the thread was to do, here and now.
+            // The failed spawn dropped its closure, and so the machine, in this thread.
             Err(error) => log::debug!("start a thread to stop the machine: {error}"),
         }
     }

@@ -1,4 +1,4 @@
-//! The places of a machine's NICs: as many as there are at its start, and some for those that come later.
+//! The NIC slots of a machine: those of its first NICs, and some for NICs that are added later.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,25 +11,25 @@ use vmm::devices::virtio::net::{Net, Slot, SourceFilter, Sources, Tap, Vhost};
 
 use super::{Result, SandboxError};
 
-/// One place.
+/// One slot.
 struct Place {
     slot: Slot,
-    /// The interface whose NIC is in it.
+    /// Index of the interface whose NIC is in the slot.
     link: Option<u32>,
-    /// Where it may send from nothing but the interface's addresses.
+    /// Restricts the NIC to its interface's addresses, if present.
     filter: Option<SourceFilter>,
 }
 
-/// The places; of those that are free the one that is free for the longest time is the first.
+/// The slots. Of the free ones, the one that has been free for the longest time comes first.
 pub struct Nics {
     vhost_net: VhostNet,
-    /// Each may send from its interface's addresses alone.
+    /// Whether each NIC may only send from its interface's addresses.
     filtered: bool,
     places: Vec<Place>,
 }
 
 impl Nics {
-    /// Gives the machine so many places for NICs as `plan` wants them.
+    /// Reserves slots in the machine for the NICs that `plan` wants.
     pub fn attach(vm: &mut Vm, count: usize, plan: &VmPlan) -> Result<Nics> {
         let places = (0..count).map(|_| {
             let slot = Slot::default();
@@ -40,7 +40,7 @@ impl Nics {
         Ok(Nics { vhost_net, filtered, places: places.collect::<Result<_>>()? })
     }
 
-    /// Puts a NIC into a place that is free. `vhost` opens the host's vhost-net for the machine.
+    /// Puts a NIC into a free slot. `vhost` opens the host's vhost-net for the machine.
     pub fn plug(
         &mut self,
         nic: Nic,
@@ -61,7 +61,7 @@ impl Nics {
         Ok(())
     }
 
-    /// Has an interface's NIC send from these addresses, if it is held to some.
+    /// Restricts an interface's NIC to these source addresses, if it has a filter.
     pub fn set_addresses(&self, link: u32, addresses: Vec<IpAddr>) {
         let place = self.places.iter().find(|place| place.link == Some(link));
         if let Some(filter) = place.and_then(|place| place.filter.as_ref()) {
@@ -69,17 +69,17 @@ impl Nics {
         }
     }
 
-    /// Takes the NIC of an interface out, which the guest has let go of.
+    /// Removes the NIC of an interface after the guest has released it.
     pub fn unplug(&mut self, link: u32) {
         let Some(at) = self.places.iter().position(|place| place.link == Some(link)) else { return };
         let Place { slot, .. } = self.places.remove(at);
         slot.unplug();
-        // The guest's driver may not have let go of it altogether yet: others are taken before it.
+        // The guest's driver may still be releasing the slot, so other free slots are used first.
         self.places.push(Place { slot, link: None, filter: None });
     }
 }
 
-/// The host's vhost-net, if a NIC is to have it.
+/// Opens the host's vhost-net, if a NIC is to use it.
 fn judge(wanted: VhostNet, open: impl FnOnce() -> io::Result<Vhost>) -> Result<Option<Vhost>> {
     if wanted == VhostNet::Off {
         return Ok(None);
@@ -88,7 +88,7 @@ fn judge(wanted: VhostNet, open: impl FnOnce() -> io::Result<Vhost>) -> Result<O
         Ok(vhost) => Ok(Some(vhost)),
         Err(source) if wanted == VhostNet::On => Err(SandboxError::Host { step: "use vhost-net", source }),
         Err(error) => {
-            log::info!("packets go through this process: {error}");
+            log::info!("vhost-net is not available, packets go through this process: {error}");
             Ok(None)
         }
     }

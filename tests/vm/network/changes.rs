@@ -169,8 +169,7 @@ fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
             container.awaits("ls /sys/class/net", &format!("eth{number}"));
         }
     }
-    let no_place =
-        "network interface eth5: not given to the guest: a machine that runs has no place for more than 5";
+    let no_place = "eth5: not added to the guest: a running machine is limited to 5 network interfaces";
     container.awaits_error(no_place);
     // A place that is given up is the next one's.
     nets.pod(&["link", "del", "eth2"]);
@@ -184,7 +183,7 @@ fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
     nets.pod(&["link", "add", "twin", "address", "02:00:00:00:09:02", "type", "dummy"]);
     nets.pod(&["link", "set", "twin", "up"]);
     container
-        .awaits_error("another interface has the same hardware address; the guest's network stays as it is");
+        .awaits_error("another interface has the same hardware address; the guest's network is not updated");
     container.says("ping -c 1 -W 20 10.9.0.1");
     container.out(&["delete", "--force", "c"]);
     assert_eq!(nets.traces(), "");

@@ -34,7 +34,7 @@ fn way(link: u32, net: u8, gateway: Option<u8>) -> Route {
     }
 }
 
-/// eth0 with an address, a network behind it and one behind a gateway.
+/// Returns eth0 with an address, a direct route and a route through a gateway.
 fn one() -> Found {
     Found {
         links: vec![link(2, "eth0")],
@@ -48,22 +48,22 @@ fn names(links: &[Link]) -> Vec<&str> {
     links.iter().map(|link| link.name.as_str()).collect()
 }
 
-/// Whether it is taken away, where it leads, and through what.
+/// Returns whether a route is removed, its destination, and its gateway.
 fn ways(routes: &[payload::Route]) -> Vec<(bool, &str, &str)> {
     routes.iter().map(|it| (it.removed, it.dest.as_str(), it.device.as_str())).collect()
 }
 
 #[test]
-fn what_is_as_it_was_is_no_change() {
+fn equal_states_have_no_difference() {
     let mut again = one();
-    // The carrier came: nothing that a guest is told.
+    // The carrier came up: the guest is not told.
     again.links[0].flags |= libc::IFF_RUNNING as u32;
     again.routes.reverse();
     assert_eq!(Changes::between(&one(), &again), Changes::default());
 }
 
 #[test]
-fn an_interface_comes_with_all_that_it_has_and_goes_with_it() {
+fn an_interface_is_added_with_its_addresses_and_routes_and_removed_with_them() {
     let mut two = one();
     two.links.push(link(3, "eth1"));
     two.addresses.push(address(3, 2));
@@ -84,7 +84,7 @@ fn an_interface_comes_with_all_that_it_has_and_goes_with_it() {
 }
 
 #[test]
-fn one_of_another_name_or_hardware_address_is_another_one() {
+fn an_interface_with_another_name_or_hardware_address_is_another_one() {
     let mut renamed = one();
     renamed.links[0].name = "lan".into();
     let mut moved = one();
@@ -103,7 +103,7 @@ fn one_of_another_name_or_hardware_address_is_another_one() {
 }
 
 #[test]
-fn what_an_interface_loses_is_said_before_what_it_has() {
+fn lost_addresses_precede_present_ones() {
     let mut other = one();
     other.links[0].mtu = 1400;
     other.addresses = vec![address(2, 3)];
@@ -128,7 +128,7 @@ fn a_gateway_is_replaced() {
 }
 
 #[test]
-fn the_guest_is_told_of_ways_before_the_gateways_that_they_lead_to() {
+fn direct_routes_precede_the_gateways_behind_them() {
     let found = Found {
         links: vec![link(2, "eth0")],
         addresses: vec![address(2, 2)],
