@@ -75,7 +75,7 @@ impl Assembly {
             .timeline
             .clone()
             .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
-        let (table, handle) = streams(&[], first_output).context("make the streams")?;
+        let (table, handle) = streams(&[], first_output).context("create the streams")?;
         let table = match vm.protocol {
             agent_proto::command::Protocol::Api4244 => table.without_credit(),
             _ => table,

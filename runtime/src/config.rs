@@ -193,7 +193,7 @@ impl Default for RunConfig {
 }
 
 impl RunConfig {
-    /// Checks a container id of a command line.
+    /// Returns the container's id of a command line.
     pub fn named(args: &RunArgs) -> Result<String> {
         bundle_and_id(args.target.clone(), args.bundle.clone()).map(|(_, id, _)| id)
     }
@@ -286,11 +286,9 @@ fn vhost_net(text: &str) -> Result<VhostNet> {
         "auto" => Ok(VhostNet::Auto),
         "on" => Ok(VhostNet::On),
         "off" => Ok(VhostNet::Off),
-        _ => Err(ConfigError::Value {
-            name: "vhost-net",
-            value: text.to_owned(),
-            why: "not auto, on or off",
-        }),
+        _ => {
+            Err(ConfigError::Value { name: "vhost-net", value: text.to_owned(), why: "not auto, on or off" })
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/<pod>/lock           held by the pod's process
-//!              state.json     what the pod was when it was last written, atomically replaced
+//!              state.json     the pod's state at its last change, replaced atomically
 //!              sandbox.sock   the pod's socket, for requests to it
 //!              logs/          the containers' output
 //! ```
@@ -10,8 +10,8 @@
 //! A pod's process keeps its state file up to date, so a reader needs no answer from the guest or from a process that
 //! may be suspended. A pod lives as long as its process, which listens on the socket. If nothing listens there, the pod
 //! has ended: its directory can be read and removed. An OCI container's process holds the lock before it listens, while
-//! it creates the container. A directory without a state whose lock is free is left from an interrupted creation, and is
-//! ignored.
+//! it creates the container. A directory without a state whose lock is free is left from an interrupted creation, and
+//! is ignored.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -132,7 +132,7 @@ impl StateRoot {
     pub fn create(&self, id: &str) -> Result<StateDir> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        let make = |path: &Path| builder.create(path).map_err(host("make", path));
+        let make = |path: &Path| builder.create(path).map_err(host("create", path));
         make(&self.0)?;
         let path = self.0.join(id);
         match DirBuilder::new().mode(0o700).create(&path) {
@@ -141,7 +141,7 @@ impl StateRoot {
                 let living = self.open(id)?.is_living();
                 return Err(StateError::Exists { id: id.to_owned(), living });
             }
-            Err(error) => return Err(host("make", &path)(error)),
+            Err(error) => return Err(host("create", &path)(error)),
         }
         let directory = StateDir { id: id.to_owned(), path };
         make(&directory.path.join(LOGS))?;
@@ -151,7 +151,7 @@ impl StateRoot {
     /// Creates an OCI container's directory and takes its lock, which contains this process's id. The remains of an
     /// interrupted creation are not a container.
     pub fn claim(&self, id: &str) -> Result<(StateDir, File)> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("make", &self.0))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("create", &self.0))?;
         let path = self.0.join(id);
         let root = self.lock()?;
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
@@ -170,7 +170,7 @@ impl StateRoot {
             }
             directory.remove()?;
         }
-        DirBuilder::new().mode(0o700).create(&path).map_err(host("make", &path))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(host("create", &path))?;
         let path = path.join(LOCK);
         let hold = || {
             let mut file = File::create(&path)?;

@@ -20,8 +20,8 @@ const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Prints one event a line until the container has ended. With `--stats`, prints a single report.
 pub fn events(args: &EventsArgs) -> Result<()> {
-    let interval =
-        interval(&args.interval).with_context(|| format!("--interval {:?}: not a duration", args.interval))?;
+    let interval = interval(&args.interval)
+        .with_context(|| format!("--interval {:?}: not a duration up to 24h", args.interval))?;
     let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
     let directory = root.open(&args.id)?;
     let state = directory.look()?;

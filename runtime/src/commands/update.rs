@@ -63,7 +63,11 @@ fn refuse(resources: &Resources, sets: Sets) -> Result<()> {
         ("blockIO.leafWeight", resources.block_io.leaf_weight.0, "Linux has no leaf weights any more"),
         ("cpu.realtimeRuntime", resources.cpu.realtime_runtime.0, "real-time CPU limits"),
         ("cpu.realtimePeriod", resources.cpu.realtime_period.0, "real-time CPU limits"),
-        ("memory.disableOOMKiller", resources.memory.disable_oom_killer.0, "the guest's OOM killer cannot be disabled"),
+        (
+            "memory.disableOOMKiller",
+            resources.memory.disable_oom_killer.0,
+            "the guest's OOM killer cannot be disabled",
+        ),
         ("network", resources.network.0, "packets of a machine have no class of their process"),
     ];
     match table.into_iter().find(|(_, asked, _)| *asked) {
@@ -87,7 +91,8 @@ fn read(path: &Path) -> Result<Resources> {
 
 fn of_flags(args: &UpdateArgs) -> Result<Resources> {
     let size = |name: &str, text: &Option<String>| {
-        text.as_ref().map_or(Ok(0), |text| bytes(text).with_context(|| format!("{name} {text:?}: not a size")))
+        text.as_ref()
+            .map_or(Ok(0), |text| bytes(text).with_context(|| format!("{name} {text:?}: not a size")))
     };
     let mut resources = Resources::default();
     resources.memory.limit = size("--memory", &args.memory)?;

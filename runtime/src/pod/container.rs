@@ -383,6 +383,6 @@ pub enum StartError {
     #[error("open the container's output")]
     Host(#[from] io::Error),
     /// The terminal of this process cannot be made raw.
-    #[error("make the terminal raw")]
+    #[error("set the terminal to raw mode")]
     Terminal(#[source] io::Error),
 }

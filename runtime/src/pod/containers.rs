@@ -239,7 +239,9 @@ impl Containers {
             )
         };
         if self.awaited.iter().filter(asked).count() >= QUESTIONS_MAX {
-            return Ok(Some(refused(format!("limit of {QUESTIONS_MAX} pending requests to the guest reached"))));
+            return Ok(Some(refused(format!(
+                "limit of {QUESTIONS_MAX} pending requests to the guest reached"
+            ))));
         }
         let container = ContainerName { container: question.container().to_owned() };
         let (code, awaited) = match question {

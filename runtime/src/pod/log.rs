@@ -60,7 +60,8 @@ impl Limits {
         }
         let mut limits = Limits { size: DEFAULT_SIZE, files: DEFAULT_FILES };
         if let Some(text) = log.config.get("max-size") {
-            let why = || invalid("log.config.max-size", format!("{text:?} is not a size in bytes, k, m or g"));
+            let why =
+                || invalid("log.config.max-size", format!("{text:?} is not a size in bytes, k, m or g"));
             limits.size = bytes(text).filter(|size| *size > 0).ok_or_else(why)?;
         }
         if let Some(text) = log.config.get("max-file") {

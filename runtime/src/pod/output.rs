@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_sleeps_or_leaves_stops_nobody() {
+    fn a_reader_that_sleeps_or_leaves_does_not_block() {
         let (mut outputs, mut out, err) = outputs();
         let mut written = 0;
         while !outputs.is_full() {

@@ -36,7 +36,7 @@ pub struct ContainerSpec {
     pub plan: ContainerPlan,
     /// The init process in the form of config.json, the base of exec processes.
     pub process: spec::Process,
-    /// Labels, shown in lists.
+    /// Labels for the state file.
     pub labels: BTreeMap<String, String>,
     /// Whether the container is restarted after its exit.
     pub restart: RestartPolicy,
@@ -171,10 +171,8 @@ impl PodPlan {
     fn bundle(&self, at: &str, container: &Container, base: &Path) -> Result<Bundle> {
         let image = base.join(&container.image);
         if !fs::metadata(&image).is_ok_and(|metadata| metadata.is_dir()) {
-            let why = format!(
-                "{}: not a directory; expected a root file system or an OCI bundle",
-                image.display()
-            );
+            let why =
+                format!("{}: not a directory; expected a root file system or an OCI bundle", image.display());
             return Err(unsupported(format!("{at}.image"), why));
         }
         let mut bundle = if image.join("config.json").exists() {
@@ -282,7 +280,10 @@ fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle>
     let mut spec: Spec = serde_json::from_str(CONTAINER).expect("the built-in configuration is valid");
     let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
     if args.is_empty() {
-        return Err(invalid(format!("{at}.command"), "no program: neither the podfile nor the image names one"));
+        return Err(invalid(
+            format!("{at}.command"),
+            "no program: neither the podfile nor the image names one",
+        ));
     }
     let unprivileged = !matches!(container.user.name.as_str(), "" | "0" | "root");
     if let Some(process) = &mut spec.process {

@@ -90,7 +90,7 @@ pub struct Podfile {
     pub restart_policy: Option<RestartPolicy>,
     /// Whether containers have a terminal by default.
     pub tty: bool,
-    /// Labels, shown by `vmm pod list`.
+    /// Labels, copied to the state file.
     pub labels: BTreeMap<String, String>,
     /// The machine's size.
     pub resource: Resource,
@@ -184,7 +184,7 @@ pub struct Container {
     pub files: Vec<FileMount>,
     /// User and groups of the init process.
     pub user: User,
-    /// Labels, shown by `vmm pod inspect`.
+    /// Labels, copied to the state file.
     pub labels: BTreeMap<String, String>,
     /// Signal that stops the container.
     #[serde(rename = "StopSignal")]

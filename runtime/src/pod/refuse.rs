@@ -161,10 +161,7 @@ pub fn owner(at: &str, name: &str) -> Result<u32> {
 
 fn check_file(at: &str, file: &File) -> Result<()> {
     if !matches!(file.encoding.as_str(), "" | "raw" | "base64") {
-        return Err(invalid(
-            format!("{at}.encoding"),
-            format!("{:?} is not raw or base64", file.encoding),
-        ));
+        return Err(invalid(format!("{at}.encoding"), format!("{:?} is not raw or base64", file.encoding)));
     }
     if file.uri.is_empty() {
         return Ok(());
@@ -180,7 +177,10 @@ fn check_file(at: &str, file: &File) -> Result<()> {
 
 fn check_volume(at: &str, volume: &Volume) -> Result<()> {
     if !matches!(volume.format.as_str(), "" | "vfs") {
-        return Err(unsupported(format!("{at}.format"), format!("{:?}: only vfs is supported", volume.format)));
+        return Err(unsupported(
+            format!("{at}.format"),
+            format!("{:?}: only vfs is supported", volume.format),
+        ));
     }
     for (given, field) in [(volume.option, "option"), (volume.fstype, "fstype"), (volume.cache, "cache")] {
         refuse(&[(given, &format!("{at}.{field}"), "a volume is a path on the host")])?;
@@ -194,10 +194,15 @@ fn check_volume(at: &str, volume: &Volume) -> Result<()> {
 /// Checks the settings of a log.
 pub fn check_log(at: &str, log: &Log) -> Result<()> {
     if !matches!(log.kind.as_str(), "" | "json-file" | "none") {
-        return Err(unsupported(format!("{at}.type"), format!("{:?}: only json-file and none are supported", log.kind)));
+        return Err(unsupported(
+            format!("{at}.type"),
+            format!("{:?}: only json-file and none are supported", log.kind),
+        ));
     }
     match log.config.keys().find(|key| !matches!(key.as_str(), "max-size" | "max-file")) {
-        Some(key) => Err(unsupported(format!("{at}.config.{key}"), "only max-size and max-file are supported")),
+        Some(key) => {
+            Err(unsupported(format!("{at}.config.{key}"), "only max-size and max-file are supported"))
+        }
         None => Ok(()),
     }
 }
@@ -277,7 +282,10 @@ mod tests {
             (json!({"log": {"config": {"tag": "x"}}}), "podfile log.config.tag: not supported: "),
             (json!({"files": [{"content": "x"}]}), "podfile files[0].name: missing"),
             (json!({"files": [{"name": "a"}, {"name": "a"}]}), "podfile files[1].name: duplicate \"a\""),
-            (json!({"files": [{"name": "a", "encoding": "hex"}]}), "podfile files[0].encoding: \"hex\" is not"),
+            (
+                json!({"files": [{"name": "a", "encoding": "hex"}]}),
+                "podfile files[0].encoding: \"hex\" is not",
+            ),
             (json!({"files": [{"name": "a", "uri": "http://x/y"}]}), "podfile files[0].uri: not supported: "),
             (
                 json!({"files": [{"name": "a", "uri": "file://x"}]}),
@@ -322,7 +330,10 @@ mod tests {
             (json!({"workdir": "a"}), "podfile containers[0].workdir: \"a\" is not absolute"),
             (json!({"StopSignal": "WONDER"}), "podfile containers[0].StopSignal: \"WONDER\" is not a signal"),
             (json!({"envs": [{"env": "A=B"}]}), "podfile containers[0].envs[0].env: \"A=B\" is not a name"),
-            (json!({"envs": [{"env": "A"}, {"env": "A"}]}), "podfile containers[0].envs[1].env: duplicate \"A\""),
+            (
+                json!({"envs": [{"env": "A"}, {"env": "A"}]}),
+                "podfile containers[0].envs[1].env: duplicate \"A\"",
+            ),
             (json!({"command": ["a\0"]}), "podfile containers[0].command: \"a\\0\" contains a NUL"),
             (
                 json!({"ulimits": [{"Name": "nofile", "Soft": 2, "Hard": 1}]}),

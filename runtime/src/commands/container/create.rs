@@ -42,7 +42,7 @@ pub fn create_and_start(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let id = RunConfig::named(&args)?;
     let process = std::process::id();
     let code = create(root, args)?;
-    // Only the forked process returns a code here, at its end.
+    // This is the forked process, whose container has ended.
     if std::process::id() != process {
         return Ok(code);
     }
@@ -91,8 +91,8 @@ fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
 
 /// Creates the container in a forked process, which detects the death of this process.
 fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
-    let (reader, writer) = pipe().context("make a pipe")?;
-    match sys::fork_detached(None).context("make the container's process")? {
+    let (reader, writer) = pipe().context("create a pipe")?;
+    match sys::fork_detached(None).context("fork the container's process")? {
         0 => {
             drop(reader);
             Ok(container(root, life, writer))
@@ -154,7 +154,7 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
 
 /// The caller ended before the container was created.
 #[derive(Debug, thiserror::Error)]
-#[error("the process that creates the container has ended")]
+#[error("the calling process ended before the container was created")]
 struct Forgotten;
 
 /// Removes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may

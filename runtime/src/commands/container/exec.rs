@@ -62,7 +62,7 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     }
     let signals = Signals::block().context("block signals")?;
     let mut connection = ask(&directory, request)?;
-    let raw = if terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
+    let raw = if terminal { RawTerminal::of_stdin().context("set the terminal to raw mode")? } else { None };
     let code = wait(&mut connection, &signals, terminal);
     drop(raw);
     code
@@ -86,7 +86,7 @@ fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
 
 /// Continues in a detached process. This process waits until the exec process runs.
 fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result<u8> {
-    let (reader, writer) = pipe().context("make a pipe")?;
+    let (reader, writer) = pipe().context("create a pipe")?;
     match sys::fork_detached(None).context("fork a process for the exec process")? {
         0 => {
             drop(reader);
@@ -114,7 +114,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     })();
     let ended = match begun {
         Ok((mut connection, signals)) => {
-            // If the caller is gone, nobody waits for the exec process either.
+            // If the caller is gone, this process ends, which kills the exec process.
             if report::send(writer, 0, "").is_err() {
                 return exit::FAILED;
             }

@@ -158,7 +158,9 @@ pub fn refuse_foreground_flags(config: &RunConfig) -> Result<()> {
         bail!("--marks: only supported in the foreground");
     }
     if config.vm.protocol == agent_proto::command::Protocol::Api4244 {
-        bail!("--agent api-4244: only supported in the foreground: other commands need the extended protocol");
+        bail!(
+            "--agent api-4244: only supported in the foreground: other commands need the extended protocol"
+        );
     }
     Ok(())
 }

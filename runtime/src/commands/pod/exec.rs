@@ -27,7 +27,7 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
         Reply::Started => {}
         other => return unexpected(&other),
     }
-    let raw = if terminal { RawTerminal::of_stdin().context("make the terminal raw")? } else { None };
+    let raw = if terminal { RawTerminal::of_stdin().context("set the terminal to raw mode")? } else { None };
     let code = wait(&mut connection, &signals, terminal);
     drop(raw);
     code

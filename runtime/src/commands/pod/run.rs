@@ -41,9 +41,7 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
         anyhow::bail!("--marks: not supported for a pod: the timeline covers the boot of one container");
     }
     if config.vm.protocol == Protocol::Api4244 {
-        anyhow::bail!(
-            "--agent api-4244: not supported for a pod: it needs the extended protocol"
-        );
+        anyhow::bail!("--agent api-4244: not supported for a pod: it needs the extended protocol");
     }
     let file = podfile::read(&args.podfile)?;
     let path = args.podfile.canonicalize().with_context(|| format!("open {}", args.podfile.display()))?;
@@ -67,9 +65,9 @@ fn foreground(start: Start) -> Result<u8> {
 /// Continues in a new background process. This process waits for the report of the start.
 fn detach(start: Start, remove: bool) -> Result<u8> {
     let state = start.state.clone();
-    let forked = state.own_log().context("detach").and_then(|log| {
-        let (reader, writer) = pipe().context("make a pipe")?;
-        let own = sys::fork_detached(Some(&log)).context("detach")?;
+    let forked = state.own_log().context("start a background process").and_then(|log| {
+        let (reader, writer) = pipe().context("create a pipe")?;
+        let own = sys::fork_detached(Some(&log)).context("fork the pod's process")?;
         Ok((own, reader, writer))
     });
     match forked {

@@ -37,7 +37,7 @@ impl Containers {
         let meant = |container: &&mut Container| meant.iter().any(|name| name == container.spec.name());
         let mut any = false;
         for container in self.all.iter_mut().filter(meant) {
-            // Exec processes that outlive the init process only get SIGKILL.
+            // After the exit of the init process, the remaining exec processes get only SIGKILL.
             if container.phase == Phase::Running {
                 container.signal(guest, signal, all)?;
             } else if killed.is_some() {

@@ -185,9 +185,7 @@ fn answer<T: DeserializeOwned>(
     let reply = match reply {
         Ok(data) => match serde_json::from_slice(&data) {
             Ok(data) => shape(data),
-            Err(error) => {
-                refused(format!("parse the guest's answer: {}", printable(&error.to_string())))
-            }
+            Err(error) => refused(format!("parse the guest's answer: {}", printable(&error.to_string()))),
         },
         Err(error) => failed(error)?,
     };

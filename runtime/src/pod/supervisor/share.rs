@@ -78,7 +78,7 @@ impl Supervisor {
         let sandbox = &self.session.sandbox;
         plan.binds.iter().try_for_each(|bind| sandbox.bind(bind))?;
         for content in &plan.contents {
-            let file = content_file(content).with_context(|| format!("make {}", content.path))?;
+            let file = content_file(content).with_context(|| format!("create {}", content.path))?;
             sandbox.bind_file(&content.path, file.into())?;
         }
         Ok(())
