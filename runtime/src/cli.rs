@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Settings;
-
 pub mod container;
 pub mod pod;
+pub mod settings;
 pub mod tree;
 pub mod update;
+
+pub use settings::Settings;
 
 /// Runs OCI containers, each in a micro virtual machine of its own.
 #[derive(Debug, Parser)]

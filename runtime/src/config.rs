@@ -11,11 +11,9 @@ use std::time::Duration;
 use std::{fs, io};
 
 use agent_proto::command::Protocol;
-use clap::Args;
 use plan::{Console, ShareType, VhostNet, VmSettings};
-use serde::Deserialize;
 
-use crate::cli::RunArgs;
+use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
 
 /// Maximum length of a container id, which becomes a name in the share.
@@ -56,45 +54,6 @@ pub enum ConfigError {
 
 /// This module's result.
 pub type Result<T, E = ConfigError> = std::result::Result<T, E>;
-
-/// Settings that flags, environment and configuration file have in common.
-#[derive(Debug, Default, Args, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct Settings {
-    /// Guest memory in MiB, or with a suffix M or G [default: from the memory limit, else 256]
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<String>,
-    /// Virtual CPUs [default: from the CPU quota, else 1]
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<String>,
-    /// Guest kernel: an uncompressed ELF vmlinux or a bzImage [default: the embedded one]
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// Initramfs with the agent [default: the embedded one]
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
-    /// Limit the agent's protocol: api-4244 is hyperstart's; features that it lacks are skipped with a warning
-    #[arg(long, value_name = "PROTOCOL")]
-    pub agent: Option<String>,
-    /// Arguments to add to the kernel's command line
-    #[arg(long, value_name = "WORDS")]
-    pub cmdline: Option<String>,
-    /// Write the guest's kernel log to FILE, or to stderr if FILE is -; with serial: from the kernel's first instructions
-    #[arg(long, value_name = "[serial:]FILE|-")]
-    pub console: Option<String>,
-    /// The file server's protocol: virtiofs, or 9p for a kernel without it [default: virtiofs]
-    #[arg(long, value_name = "virtiofs|9p")]
-    pub share: Option<String>,
-    /// Use vhost-net: if available (auto), or fail without it (on), or never (off) [default: auto]
-    #[arg(long, value_name = "auto|on|off")]
-    pub vhost_net: Option<String>,
-    /// Write the boot's timeline to FILE (JSON for Perfetto) and a table to stderr; - for only the table
-    #[arg(long, value_name = "FILE|-")]
-    pub marks: Option<PathBuf>,
-    /// Seconds that the agent has for each answer. There is no flag for it.
-    #[arg(skip)]
-    pub agent_timeout: Option<String>,
-}
 
 impl Settings {
     /// Reads the environment variables.
@@ -236,7 +195,7 @@ fn memory_mib(text: &str) -> Result<u32> {
     };
     let number: u32 = digits.parse().map_err(|_| error("not a number of MiB"))?;
     let mib = number.checked_mul(factor).ok_or_else(|| error("too large"))?;
-    if mib < plan::vm::MIN_MEMORY_MIB {
+    if mib < plan::limits::MIN_MEMORY_MIB {
         return Err(error("a guest needs at least 64 MiB"));
     }
     Ok(mib)
@@ -258,7 +217,7 @@ fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
 
 fn vcpus(text: &str) -> Result<u8> {
     match text.parse() {
-        Ok(count @ 1..=plan::vm::MAX_VCPUS) => Ok(count),
+        Ok(count @ 1..=plan::limits::MAX_VCPUS) => Ok(count),
         _ => {
             Err(ConfigError::Value { name: "cpus", value: text.to_owned(), why: "not a number from 1 to 32" })
         }

@@ -3,7 +3,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::bundle::{Result, invalid};
+use crate::error::{Result, invalid};
 use crate::spec::resources::Resources;
 
 /// JSON path of the field.

@@ -6,13 +6,15 @@
 
 pub mod bundle;
 pub mod cgroups_path;
+pub mod error;
 pub mod exec;
 pub mod mount_options;
 pub mod program;
 pub mod refusals;
 pub mod spec;
 
-pub use bundle::{Bundle, BundleError};
+pub use bundle::Bundle;
+pub use error::BundleError;
 pub use spec::Spec;
 
 /// Version of the OCI runtime specification that this crate implements.

@@ -10,7 +10,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::bundle::{Bundle, BundleError, Result};
+use crate::bundle::Bundle;
+use crate::error::{BundleError, Result};
 use crate::spec::Mount;
 
 /// Maximum number of symbolic links in a path, as in the kernel (MAXSYMLINKS).

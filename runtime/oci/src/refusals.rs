@@ -4,7 +4,8 @@
 //! swap). Annotations, except the one that `plan/vm.rs` reads, and sections of other platforms are skipped, as the
 //! specification demands. Filters, devices and limits are checked where crate `plan` translates them.
 
-use crate::bundle::{Result, invalid, is_bind, unsupported};
+use crate::bundle::is_bind;
+use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
 use crate::spec::resources::BlockIo;
 use crate::spec::{Given, Mount, Process, Spec};

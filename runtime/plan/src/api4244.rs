@@ -3,7 +3,7 @@
 use std::mem::take;
 
 use agent_proto::payload::{Container, FsMap, Mount, Pod};
-use oci::bundle::{Result, invalid};
+use oci::error::{Result, invalid};
 use serde_json::Value;
 
 /// Destinations that such an agent mounts in every container.

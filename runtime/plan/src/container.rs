@@ -2,7 +2,8 @@
 
 use agent_proto::command::Protocol;
 use agent_proto::payload::{Container, Namespace, OciContainer};
-use oci::bundle::{Bundle, Result, invalid};
+use oci::bundle::Bundle;
+use oci::error::{Result, invalid};
 use oci::mount_options;
 use oci::spec::{ConsoleSize, Linux};
 

@@ -9,7 +9,7 @@ use std::fmt;
 
 use agent_proto::payload::DEVICE_RULES_MAX;
 
-use oci::bundle::{BundleError, Result, invalid, unsupported};
+use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 
 use crate::device_rules::{self, Kind, Rule, access};

@@ -6,7 +6,7 @@
 //! because a node that the guest creates in a host directory is a device of the host for every process that opens it
 //! there.
 
-use oci::bundle::{Result, invalid};
+use oci::error::{Result, invalid};
 use oci::spec::resources::DeviceRule;
 
 /// Access to a device, as bits.

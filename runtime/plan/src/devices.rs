@@ -3,7 +3,7 @@
 //! share, where the number refers to a device of the host.
 
 use agent_proto::payload;
-use oci::bundle::{BundleError, Result, invalid, unsupported};
+use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 use oci::spec::{Capabilities, Device, Mount};
 

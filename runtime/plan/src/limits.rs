@@ -8,11 +8,18 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use oci::bundle::{BundleError, Result, invalid, unsupported};
+use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
-use crate::vm::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
-
+/// Default memory of a machine, in MiB.
+pub const DEFAULT_MEMORY_MIB: u32 = 256;
+/// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// Memory for the guest's kernel and the agent above a container's limit, in MiB. Another 1/64 of the limit is added
+/// for the kernel's page structures.
+pub const GUEST_OVERHEAD_MIB: u64 = 32;
+/// Maximum number of vCPUs that a CPU quota or CPU set results in.
+pub const MAX_VCPUS: u8 = 32;
 /// Maximum factor by which timeouts are extended for a machine with little CPU time.
 const PATIENCE_MAX: u32 = 20;
 /// Controllers of the guest's kernel.

@@ -1,7 +1,8 @@
 //! Translates config.json's process object to the agent's payload, for init and exec processes.
 
 use agent_proto::payload::{self, Env, OciProcess};
-use oci::bundle::{Bundle, Result, invalid};
+use oci::bundle::Bundle;
+use oci::error::{Result, invalid};
 use oci::spec::{self, ConsoleSize};
 
 use crate::{capabilities, scheduling, seccomp};

@@ -1,7 +1,7 @@
 //! Translates scheduling class, I/O priority and execution domain to the kernel's numbers.
 
 use agent_proto::payload;
-use oci::bundle::{Result, invalid, unsupported};
+use oci::error::{Result, invalid, unsupported};
 use oci::spec::scheduling::{IoPriority, Personality, Scheduler};
 
 /// From linux/sched.h, which reserves a number for SCHED_ISO; the kernel does not implement it.

@@ -12,7 +12,7 @@
 //! libseccomp for architectures that a filter does not know; naming architectures in the profile has no effect.
 
 use agent_proto::payload::Filter;
-use oci::bundle::{Result, invalid, unsupported};
+use oci::error::{Result, invalid, unsupported};
 use oci::spec::seccomp::Seccomp;
 
 mod program;

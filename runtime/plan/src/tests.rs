@@ -2,7 +2,8 @@ use std::path::Path;
 
 use agent_proto::command::Protocol;
 use agent_proto::payload::{self, Env, Namespace};
-use oci::bundle::{Bundle, Result};
+use oci::bundle::Bundle;
+use oci::error::Result;
 use oci::spec::ConsoleSize;
 
 use super::device_rules::{Kind, access, allow};

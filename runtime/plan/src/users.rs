@@ -2,7 +2,7 @@
 //! fields to guest ids, because the agent mounts file systems and creates nodes before the user namespace exists.
 
 use agent_proto::payload::{Device, IdMap, IdMaps, Mount};
-use oci::bundle::{Result, invalid};
+use oci::error::{Result, invalid};
 use oci::spec::{IdMapping, Linux};
 
 /// Maximum number of ranges that the kernel accepts (linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS).

@@ -4,21 +4,12 @@ use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
 use agent_proto::payload::Pod;
-use oci::bundle::{Result, invalid, unsupported};
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
+use oci::error::{Result, invalid, unsupported};
 use oci::{Bundle, Spec};
 
 use crate::limits::{self, Sets};
 
-/// Default memory of a machine, in MiB.
-pub const DEFAULT_MEMORY_MIB: u32 = 256;
-/// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.
-pub const MIN_MEMORY_MIB: u32 = 64;
-/// Memory for the guest's kernel and the agent above a container's limit, in MiB. Another 1/64 of the limit is added
-/// for the kernel's page structures.
-pub const GUEST_OVERHEAD_MIB: u64 = 32;
-/// Maximum number of vCPUs that a CPU quota or CPU set results in.
-pub const MAX_VCPUS: u8 = 32;
 /// Mount tag of the share.
 pub const SHARE_TAG: &str = "share";
 
@@ -115,7 +106,7 @@ impl VmPlan {
     /// Returns the plan of a machine whose containers are added while it runs.
     pub fn new(settings: &VmSettings, hostname: &str) -> VmPlan {
         VmPlan {
-            memory_mib: settings.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+            memory_mib: settings.memory_mib.unwrap_or(limits::DEFAULT_MEMORY_MIB),
             vcpus: settings.vcpus.unwrap_or(1),
             cmdline: cmdline(settings),
             share: settings.share,

@@ -8,8 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cli::{LogArgs, Words};
-use crate::config::Settings;
+use crate::cli::{LogArgs, Settings, Words};
 
 impl PodArgs {
     /// Parses the arguments of `vmm pod`. Flags after `pod` override the same flags before it.

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use oci::bundle::unsupported;
+use oci::error::unsupported;
 use oci::spec::resources::{BlockIo, Resources};
 use plan::limits::{self, Sets};
 
@@ -60,7 +60,7 @@ fn refuse(resources: &Resources, sets: Sets) -> Result<()> {
         || !resources.rdma.is_empty();
     let table = [
         ("blockIO", host && sets == Sets::Guest, "the container has no cgroup on the host"),
-        ("blockIO.leafWeight", resources.block_io.leaf_weight.0, "Linux has no leaf weights any more"),
+        ("blockIO.leafWeight", resources.block_io.leaf_weight.0, "current kernels have no leaf weights"),
         ("cpu.realtimeRuntime", resources.cpu.realtime_runtime.0, "real-time CPU limits"),
         ("cpu.realtimePeriod", resources.cpu.realtime_period.0, "real-time CPU limits"),
         (
@@ -68,7 +68,7 @@ fn refuse(resources: &Resources, sets: Sets) -> Result<()> {
             resources.memory.disable_oom_killer.0,
             "the guest's OOM killer cannot be disabled",
         ),
-        ("network", resources.network.0, "packets of a machine have no class of their process"),
+        ("network", resources.network.0, "packets of a machine carry no class or priority of a process"),
     ];
     match table.into_iter().find(|(_, asked, _)| *asked) {
         Some((path, _, why)) => Err(unsupported(format!("linux.resources.{path}"), why).into()),

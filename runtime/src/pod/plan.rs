@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use agent_proto::command::Protocol;
 use agent_proto::payload;
 use host::signals::name::signal_of;
-use oci::bundle::{self, Bundle, BundleError};
+use oci::bundle::Bundle;
+use oci::error::{self, BundleError};
 use oci::spec::{self, Spec};
+use plan::limits::{MAX_VCPUS, MIN_MEMORY_MIB};
 use plan::mounts::Content;
 use plan::process::RLIMITS;
-use plan::vm::{MAX_VCPUS, MIN_MEMORY_MIB};
 use plan::{ContainerPlan, VmPlan, VmSettings};
 
 use super::podfile::{
@@ -137,7 +138,7 @@ impl PodPlan {
         let bundle = self.bundle(at, container, base)?;
         if !bundle.spec.linux.cgroups_path.is_empty() {
             let why = "the machine belongs to the pod, not to a container";
-            return Err(of_bundle(at, &bundle::unsupported("linux.cgroupsPath", why)));
+            return Err(of_bundle(at, &error::unsupported("linux.cgroupsPath", why)));
         }
         let plan = ContainerPlan::new(&bundle, &container.name, &self.machine, None);
         let mut plan = plan.map_err(|error| of_bundle(at, &error))?;

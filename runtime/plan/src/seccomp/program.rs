@@ -5,7 +5,7 @@
 //! Jumps are relative and only go forward, so that a block of code may be placed anywhere.
 
 use agent_proto::payload::{FILTER_MAX, Program, instruction};
-use oci::bundle::{Result, unsupported};
+use oci::error::{Result, unsupported};
 
 use super::rules::{Condition, Operator, Rule, Rules, Verdict, answer};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oci::bundle::{Result, invalid, unsupported};
+use oci::error::{Result, invalid, unsupported};
 use oci::spec::seccomp::{Argument, Seccomp, Syscall};
 use syscalls::x86_64::Sysno;
 

@@ -1,4 +1,4 @@
-use oci::bundle::BundleError;
+use oci::error::BundleError;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use syscalls::x86_64::Sysno;
