@@ -236,11 +236,11 @@ impl StateRoot {
     }
 }
 
-/// Removes what a killed process of an OCI container left in its network namespace. A process that ended
-/// normally left nothing.
+/// Removes what a killed process of an OCI container left in its network namespace. The state does not tell: it says
+/// `stopped` before the machine's taps are removed, and `vmm start` may kill the process in between.
 pub fn clear_network(state: &PodState) {
     let path = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
-    if let Some(path) = path.filter(|path| state.status != "stopped" && path.exists()) {
+    if let Some(path) = path.filter(|path| path.exists()) {
         match network::clear(path) {
             // The host's own namespace: the container was refused and left nothing there.
             Ok(()) | Err(NetworkError::Host { .. }) => {}

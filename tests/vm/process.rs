@@ -115,7 +115,7 @@ fn the_caller_s_descriptors_and_environment_stay_with_the_caller() {
     let bundle = Bundle::sh("echo ready; exec sleep 1000");
     let run = bundle.command();
     let mut command = Command::new("prlimit");
-    let script = "ulimit -c unlimited; cd \"$0\"; exec 9</etc/passwd; exec \"$@\"";
+    let script = "ulimit -c unlimited; cd \"$0\"; echo > own; exec 9<own; exec \"$@\"";
     command.args(["--core=unlimited", "sh", "-c", script]).arg(bundle.path());
     command.arg(run.get_program()).args(run.get_args()).env("SECRET", "of the caller");
     let mut run = Running::start(command);
@@ -125,7 +125,7 @@ fn the_caller_s_descriptors_and_environment_stay_with_the_caller() {
     assert!(!String::from_utf8_lossy(&environment).contains("SECRET"));
     let open =
         fs::read_dir(process("fd")).unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    assert_eq!(open.filter(|to| to == Path::new("/etc/passwd")).count(), 0);
+    assert_eq!(open.filter(|to| to.ends_with("own")).count(), 0);
     run.signal("ABRT");
     let ended = run.finish();
     assert_eq!(ended.status.signal(), Some(6));
