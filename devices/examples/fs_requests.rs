@@ -7,7 +7,8 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use devices::virtio::fs::{FileServer, Pieces, ShareTree, Terms};
+use devices::share::{ShareTree, Terms};
+use devices::virtio::fs::{FileServer, Pieces, server};
 use vm_memory::VolatileSlice;
 
 const FILES: u32 = 10_000;
@@ -75,7 +76,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fill(dir.path())?;
     let tree = ShareTree::new()?;
     tree.bind("/data", fs::File::open(dir.path())?.into(), Terms::default())?;
-    let mut guest = Guest { server: tree.server(), request: Vec::new(), reply: vec![0; (1 << 20) + 16] };
+    let mut guest = Guest { server: server(&tree), request: Vec::new(), reply: vec![0; (1 << 20) + 16] };
     guest.call(26, 0, &[7 | 38 << 32, 131_072 | u64::from(u32::MAX) << 32, 0, 0, 0, 0, 0, 0], &[]);
     let data = guest.lookup(1, "data");
 

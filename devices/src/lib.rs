@@ -37,21 +37,21 @@
 //! # Ok::<(), devices::bus::BusError>(())
 //! ```
 //!
-//! A virtio-fs device serves directories of the host, which a [`ShareTree`](virtio::fs::ShareTree) names:
+//! A virtio-fs device serves directories of the host, which a [`ShareTree`](share::ShareTree) names:
 //!
 //! ```
 //! use std::fs::File;
 //!
+//! use devices::share::{ShareTree, Terms};
 //! use devices::virtio::VirtioDevice;
-//! use devices::virtio::fs::{Fs, ShareTree};
+//! use devices::virtio::fs::{self, Fs};
 //!
 //! let tree = ShareTree::new()?;
-//! let device = Fs::new("share", tree.server());
+//! let device = Fs::new("share", fs::server(&tree));
 //! assert_eq!(device.info().device_id, 26);
 //!
 //! // The tree may change while the device works: the guest sees `/data` come and go.
-//! let read_only = true;
-//! tree.bind("/data", File::open(std::env::temp_dir())?.into(), read_only)?;
+//! tree.bind("/data", File::open(std::env::temp_dir())?.into(), Terms::read_only())?;
 //! tree.unbind("/data")?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -63,6 +63,8 @@ pub mod interrupt;
 pub mod mark;
 pub mod reset;
 pub mod serial;
+pub mod share;
+mod vectored;
 pub mod virtio;
 
 pub use bus::{Action, Bus, BusDevice};

@@ -15,7 +15,6 @@ pub mod console;
 pub mod net;
 pub mod p9;
 pub mod rng;
-mod vectored;
 
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;

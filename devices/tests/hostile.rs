@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 
-use devices::virtio::fs::{FileServer, ShareTree, Terms};
+use devices::share::{ShareTree, Terms};
+use devices::virtio::fs::{FileServer, server};
 use devices::virtio::hostile::{Machine, STEP_LEN, Subject};
 use devices::virtio::p9;
 
@@ -34,7 +35,7 @@ fn drive(subject: Subject) {
         let tree = ShareTree::new().unwrap();
         tree.bind("/a", File::open(&root).unwrap().into(), Terms::default()).unwrap();
         let server = || -> Box<dyn FileServer> {
-            if subject == Subject::P9 { p9::server(&tree) } else { tree.server() }
+            if subject == Subject::P9 { p9::server(&tree) } else { server(&tree) }
         };
         let mut machine = Machine::new(subject, server);
         machine.play(&script(seed));

@@ -9,10 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::EventLoop;
+use devices::share::{ShareTree, Terms};
 use devices::virtio::VirtioDevice;
 use devices::virtio::console::{Console, LogPort, Port};
 use devices::virtio::driver::Driver;
-use devices::virtio::fs::{Fs, ShareTree, Terms};
+use devices::virtio::fs::{Fs, server};
 use devices::virtio::net::{Net, Slot, Tap, Vhost};
 use devices::virtio::p9::{self, P9};
 use devices::virtio::rng::Rng;
@@ -140,6 +141,6 @@ fn ten_thousand_drivers_leave_nothing_behind() {
     // A console's ports can be started only once; later starts are refused.
     drive("console", Box::new(Console::new(events.handle(), ports.collect())), false);
 
-    drive("fs", Box::new(Fs::new("share", tree.server())), true);
+    drive("fs", Box::new(Fs::new("share", server(&tree))), true);
     drive("9p", Box::new(P9::new("share", p9::server(&tree))), true);
 }

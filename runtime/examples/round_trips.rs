@@ -20,9 +20,9 @@ use agent_proto::command::{CONTROL_PORT, Code, EXTENSION_VERSION, STREAM_PORT};
 use agent_proto::control::{ControlCodec, ControlFrame};
 use agent_proto::stream::StreamSplitter;
 use serde_json::{Value, json};
+use vmm::devices::share::{ShareTree, Terms};
 use vmm::devices::virtio::console::{Console, LogPort, Port, SocketPort};
-use vmm::devices::virtio::fs::Fs;
-use vmm::devices::virtio::fs::share::{ShareTree, Terms};
+use vmm::devices::virtio::fs::{self, Fs};
 use vmm::{Image, PendingVm, RunningVm, Vm, VmConfig};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -68,7 +68,7 @@ impl Machine {
                 let dir = File::options().read(true).custom_flags(libc::O_PATH).open(rootfs)?;
                 share.bind(&format!("/c{number}/rootfs"), dir.into(), Terms::default())?;
             }
-            vm.attach(Box::new(Fs::new("share", share.server())))?;
+            vm.attach(Box::new(Fs::new("share", fs::server(&share))))?;
         }
         Ok(Machine { _vm: vm.start()?, control, streams })
     }

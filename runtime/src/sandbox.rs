@@ -19,9 +19,9 @@ use link::{AgentLink, LinkError};
 use plan::device_rules::{Kind, Rule};
 use plan::vm::SHARE_TAG;
 use plan::{ShareBind, ShareType, VmPlan};
+use vmm::devices::share::{NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms};
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
-use vmm::devices::virtio::fs::share::{ShareError, ShareTree, Terms};
-use vmm::devices::virtio::fs::{Fs, NodeKind, NodePolicy, NodeRule};
+use vmm::devices::virtio::fs::{self, Fs};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
@@ -135,7 +135,7 @@ impl Sandbox {
         ports.extend(parts.resolver.map(|socket| port(RESOLVER_PORT, Box::new(SocketPort::new(socket)))));
         vm.attach(Box::new(Console::new(vm.events(), ports)))?;
         match plan.share {
-            ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, share.server())))?,
+            ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, fs::server(&share))))?,
             ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;

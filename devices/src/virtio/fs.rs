@@ -12,36 +12,25 @@
 //! and default ACLs with the caller's umask; keep the guest's page cache from one open to the next (KEEP_CACHE for
 //! unchanged files, such as shared libraries at every `execve`). They also clear the umask of the whole process.
 //!
-//! Read in this order: [`share`], `server`, `entry`, [`nodes`], `file`, `dir`, `attr`, `xattr`, `table`, `inode`,
-//! `identity`, `credentials`.
+//! Read in this order: [`crate::share`], `server`, `entry`, `file`, `dir`, `attr`, `xattr`.
 
 use std::io;
 
 use super::{Activation, DeviceInfo, VirtioDevice};
 
 mod attr;
-mod credentials;
 mod dir;
 mod entry;
-pub(super) mod errno;
 mod file;
-mod identity;
-mod inode;
-mod magic_link;
 pub mod message;
-pub mod nodes;
 pub(super) mod operations;
 pub(super) mod server;
-pub mod share;
-mod sys;
-mod table;
 pub(super) mod wire;
 pub mod worker;
 pub(super) mod xattr;
 
 pub use message::Pieces;
-pub use nodes::{NodeKind, NodePolicy, NodeRule};
-pub use share::{ShareError, ShareTree, Terms};
+pub use server::server;
 pub use worker::FileServer;
 use worker::Worker;
 

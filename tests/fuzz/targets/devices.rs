@@ -5,7 +5,7 @@
 //! [`devices::virtio::hostile`].
 #![no_main]
 
-use devices::virtio::fs::FileServer;
+use devices::virtio::fs::{self, FileServer};
 use devices::virtio::hostile::{Machine, Subject};
 use devices::virtio::p9;
 use libfuzzer_sys::fuzz_target;
@@ -22,7 +22,7 @@ fuzz_target!(init: block_signal(SIGPIPE).unwrap(), |data: &[u8]| {
     let subject = Subject::ALL[usize::from(*number) % Subject::ALL.len()];
     let server = || -> Box<dyn FileServer> {
         let tree = scratch::tree();
-        if subject == Subject::P9 { p9::server(&tree) } else { tree.server() }
+        if subject == Subject::P9 { p9::server(&tree) } else { fs::server(&tree) }
     };
     let mut machine = Machine::new(subject, server);
     machine.play(script);

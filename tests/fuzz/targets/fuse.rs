@@ -5,7 +5,7 @@
 //! what it is asked, as far as the share goes; FALLOCATE alone is left out, which would fill the disk.
 #![no_main]
 
-use devices::virtio::fs::Pieces;
+use devices::virtio::fs::{Pieces, server};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::VolatileSlice;
 
@@ -33,7 +33,7 @@ fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
 
 fuzz_target!(|data: &[u8]| {
     let tree = scratch::tree();
-    let mut server = tree.server();
+    let mut server = server(&tree);
     let mut reply = vec![0; (64 << 10) + 16];
     let mut call = |mut bytes: Vec<u8>| {
         if bytes.get(4..8) == Some(&FALLOCATE.to_le_bytes()) {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::sync::OnceLock;
 
-use devices::virtio::fs::{ShareTree, Terms};
+use devices::share::{ShareTree, Terms};
 use tempfile::TempDir;
 
 fn scratch() -> &'static TempDir {

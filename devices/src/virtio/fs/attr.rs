@@ -2,50 +2,18 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::errno::{Errno, Result};
-use super::inode::Inode;
-use super::magic_link::MagicLink;
 use super::server::{Node, Request, ShareServer};
-use super::share::Child;
-use super::sys::{self, Stat};
 use super::wire::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
+use crate::share::errno::{Errno, Result};
+use crate::share::inode::Inode;
+use crate::share::magic_link::MagicLink;
+use crate::share::owners::Owners;
+use crate::share::sys::{self, Stat};
+use crate::share::tree::Child;
 
 /// Seconds for which the guest may cache names (also missing ones) and attributes. The guest sees changes by the host
 /// after at most this time.
 pub const VALID: u64 = 1;
-
-/// The mapping of user and group IDs between host and guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owners {
-    /// Identity: the server runs as root.
-    Host,
-    /// The server runs as this unprivileged user and group, which own all files that the guest creates. In the guest they
-    /// are root, and all other users are nobody, as in a user namespace with a single mapping.
-    Single(u32, u32),
-}
-
-/// User and group ID in the guest of all IDs without a mapping.
-const NOBODY: u32 = 65534;
-
-impl Owners {
-    /// Returns the mapping for the effective user of this process.
-    pub fn of_process() -> Owners {
-        match sys::effective_ids() {
-            (0, _) => Owners::Host,
-            (uid, gid) => Owners::Single(uid, gid),
-        }
-    }
-
-    fn to_guest(self, uid: u32, gid: u32) -> (u32, u32) {
-        match self {
-            Owners::Host => (uid, gid),
-            Owners::Single(our_uid, our_gid) => {
-                let map = |id, ours| if id == ours { 0 } else { NOBODY };
-                (map(uid, our_uid), map(gid, our_gid))
-            }
-        }
-    }
-}
 
 impl ShareServer {
     /// Returns the attributes of a host file as the guest sees them.

@@ -5,15 +5,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::errno::{Errno, Result};
-use super::inode::Inode;
-use super::magic_link::MagicLink;
 use super::server::{Node, Request, ShareServer, take_name, take_string};
-use super::share::Child;
-use super::sys::{self, Stat};
 use super::wire::{
     Attr, BatchForgetIn, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn, op,
 };
+use crate::share::errno::{Errno, Result};
+use crate::share::inode::Inode;
+use crate::share::magic_link::MagicLink;
+use crate::share::sys::{self, Stat};
+use crate::share::tree::Child;
 
 /// Limit of the length of a symbolic link's target, without NUL.
 const MAX_TARGET: usize = 4095;

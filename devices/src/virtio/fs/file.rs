@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::errno::{Errno, Result};
-use super::inode::Inode;
 use super::message::Pieces;
 use super::server::{MAX_WRITE, Node, Request, ShareServer, take_name};
-use super::sys;
-use super::table::Handle;
 use super::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut,
     OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
     WriteOut,
 };
+use crate::share::errno::{Errno, Result};
+use crate::share::inode::Inode;
+use crate::share::sys;
+use crate::share::table::Handle;
 
 /// Limit of bytes for one COPY_FILE_RANGE; the guest sends another request for the rest.
 const MAX_COPY: u64 = 64 << 20;
@@ -221,8 +221,10 @@ impl ShareServer {
             // Bound single files belong to the virtual file system. The guest sends separate requests for directories.
             Node::Virtual(_) => {
                 for bind in self.shared.binds().iter().filter(|bind| !bind.is_dir && !bind.read_only) {
-                    let link =
-                        super::magic_link::MagicLink::new("", std::os::fd::AsRawFd::as_raw_fd(&bind.fd()));
+                    let link = crate::share::magic_link::MagicLink::new(
+                        "",
+                        std::os::fd::AsRawFd::as_raw_fd(&bind.fd()),
+                    );
                     let file = sys::openat(self.shared.proc_self_fd.as_fd(), &link, libc::O_RDONLY, 0)?;
                     sys::fsync(file.as_fd(), false)?;
                 }

@@ -4,12 +4,13 @@
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
-use super::errno::{Errno, Result};
 use super::message::Pieces;
 use super::server::{Node, Request, ShareServer};
-use super::share::Child;
 use super::wire::{OutHeader, WriteOut};
-use super::{sys, xattr};
+use super::xattr;
+use crate::share::errno::{Errno, Result};
+use crate::share::sys;
+use crate::share::tree::Child;
 
 /// Unique key of a file in the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

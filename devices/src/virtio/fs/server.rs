@@ -2,10 +2,10 @@
 //!
 //! The guest is hostile and may send any bytes. A request that is shorter than its header says is an error for the queue;
 //! every other request gets a reply, which may be an error number. Limits: [`MAX_BODY`] for the part of a request that is
-//! copied, [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`super::dir::MAX_BUFFERS`] for directories that are being
-//! read, and the table's limits for inodes and open files. Names are single components ([`super::share::is_plain`]) and
-//! are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH descriptor. The server never resolves a path, so
-//! the guest cannot leave a bind.
+//! copied, [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`crate::share::cursor::MAX_BUFFERS`] for directories that
+//! are being read, and the table's limits for inodes and open files. Names are single components
+//! ([`crate::share::tree::is_plain`]) and are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH
+//! descriptor. The server never resolves a path, so the guest cannot leave a bind.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -14,17 +14,18 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use super::FileServer;
-use super::attr::Owners;
-use super::credentials::Credentials;
-use super::dir::Buffers;
-use super::errno::{Errno, Result};
-use super::inode::Inode;
-use super::magic_link::MagicLink;
 use super::message::Pieces;
-use super::share::{Shared, Tree, is_plain};
-use super::sys;
-use super::table::Handle;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, OutHeader, init, op};
+use crate::share::ShareTree;
+use crate::share::credentials::Credentials;
+use crate::share::cursor::Buffers;
+use crate::share::errno::{Errno, Result};
+use crate::share::inode::Inode;
+use crate::share::magic_link::MagicLink;
+use crate::share::owners::Owners;
+use crate::share::sys;
+use crate::share::table::Handle;
+use crate::share::tree::{Shared, Tree, is_plain};
 
 /// Limit of data in one READ or WRITE, in bytes: 256 pages, the kernel's own limit.
 pub const MAX_WRITE: u32 = 1 << 20;
@@ -98,6 +99,11 @@ pub struct ShareServer {
     pub(super) reply: Vec<u8>,
 }
 
+/// Returns a FUSE server of `tree`, for one thread.
+pub fn server(tree: &ShareTree) -> Box<dyn FileServer> {
+    Box::new(ShareServer::new(tree.shared()))
+}
+
 impl FileServer for ShareServer {
     fn handle(&mut self, mut request: Pieces, mut reply: Pieces) -> io::Result<usize> {
         let total = request.len();
@@ -139,7 +145,7 @@ impl FileServer for ShareServer {
 }
 
 impl ShareServer {
-    pub(super) fn new(shared: Arc<Shared>) -> ShareServer {
+    pub(in crate::virtio) fn new(shared: Arc<Shared>) -> ShareServer {
         ShareServer {
             shared,
             owners: Owners::of_process(),
@@ -339,7 +345,7 @@ pub(super) fn take_string<'a>(bytes: &mut &'a [u8]) -> Result<&'a CStr> {
 pub(super) fn take_name<'a>(bytes: &mut &'a [u8]) -> Result<&'a CStr> {
     let name = take_string(bytes)?;
     match name.count_bytes() {
-        len if len > super::share::MAX_NAME => Err(Errno(libc::ENAMETOOLONG)),
+        len if len > crate::share::tree::MAX_NAME => Err(Errno(libc::ENAMETOOLONG)),
         _ if is_plain(name.to_bytes()) => Ok(name),
         _ => Err(Errno(libc::EINVAL)),
     }

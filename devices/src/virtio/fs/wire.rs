@@ -205,5 +205,3 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FsyncIn::fsync_flags`: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
-/// Inode number of the root in the protocol.
-pub const ROOT_ID: u64 = 1;

@@ -6,12 +6,12 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::errno::{Errno, Result};
-use super::inode::Pin;
-use super::magic_link::MagicLink;
 use super::server::{Request, ShareServer, take_string};
-use super::sys;
 use super::wire::{GetxattrIn, GetxattrOut, SetxattrIn};
+use crate::share::errno::{Errno, Result};
+use crate::share::inode::Pin;
+use crate::share::magic_link::MagicLink;
+use crate::share::sys;
 
 /// Limit of the length of a value and of a list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
 pub const MAX_VALUE: usize = 64 << 10;

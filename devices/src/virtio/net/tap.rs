@@ -11,7 +11,7 @@ use libc::c_uint;
 use virtio_bindings::virtio_net::*;
 use vm_memory::VolatileSlice;
 
-use crate::virtio::vectored::vector;
+use crate::vectored::vector;
 
 /// TUNSETOFFLOAD and its flags (linux/if_tun.h).
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;

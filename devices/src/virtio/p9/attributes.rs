@@ -4,7 +4,7 @@ use super::fids::Open;
 use super::numbers::Numbers;
 use super::server::P9Server;
 use super::wire::{self, Fields};
-use crate::virtio::fs::errno::{Errno, Result};
+use crate::share::errno::{Errno, Result};
 use crate::virtio::fs::operations::Key;
 use crate::virtio::fs::wire::{Attr, AttrOut, GetattrIn, SetattrIn, StatfsOut, op, set};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 
-use crate::virtio::fs::errno::{Errno, Result};
+use crate::share::errno::{Errno, Result};
 
 /// Limit of fids in a session. Linux has one for each name in use and each open file. A fid that will set an extended
 /// attribute also holds the attribute's name, of at most 255 bytes.

@@ -5,8 +5,9 @@ use std::ffi::{CStr, CString};
 use super::fids::Open;
 use super::server::P9Server;
 use super::wire::{Fields, MALFORMED, MAX_WALK, NO_FID, Qid, put_bytes};
-use crate::virtio::fs::errno::{Errno, Result};
-use crate::virtio::fs::wire::{LinkIn, MkdirIn, MknodIn, ROOT_ID, Rename2In, op};
+use crate::share::errno::{Errno, Result};
+use crate::share::tree::ROOT_ID;
+use crate::virtio::fs::wire::{LinkIn, MkdirIn, MknodIn, Rename2In, op};
 
 /// User of a guest that attaches without a user ID.
 const NOBODY: u32 = 65534;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::virtio::fs::errno::{Errno, Result};
+use crate::share::errno::{Errno, Result};
 
 /// Number of low bits of a host inode number that are passed on unchanged.
 const LOW_BITS: u32 = 48;

@@ -12,11 +12,12 @@ use super::fids::Fids;
 use super::numbers::Numbers;
 use super::wire::{DATA_HEADER, Fields, HEADER, MALFORMED, Qid, WRITE_HEADER, kind, put_bytes};
 use crate::faults::GuestFaults;
-use crate::virtio::fs::errno::{Errno, Result};
+use crate::share::ShareTree;
+use crate::share::errno::{Errno, Result};
 use crate::virtio::fs::operations::Key;
 use crate::virtio::fs::server::{MAX_WRITE, Request, ShareServer};
 use crate::virtio::fs::wire::{Attr, EntryOut, op};
-use crate::virtio::fs::{FileServer, Pieces, ShareTree};
+use crate::virtio::fs::{FileServer, Pieces};
 
 /// Limit of a message in bytes: the limit of data in a READ or WRITE, plus headers.
 pub const MSIZE_MAX: u32 = MAX_WRITE + 4096;
@@ -82,7 +83,7 @@ impl FileServer for P9Server {
 impl P9Server {
     pub(super) fn new(tree: &ShareTree) -> P9Server {
         P9Server {
-            fs: tree.operations(),
+            fs: ShareServer::new(tree.shared()),
             fids: Fids::default(),
             numbers: Numbers::default(),
             msize: MSIZE_MIN,

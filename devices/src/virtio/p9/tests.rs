@@ -1,5 +1,5 @@
 use super::*;
-use crate::virtio::fs::ShareTree;
+use crate::share::ShareTree;
 
 #[test]
 fn the_configuration_is_the_tag_and_its_length() {

@@ -5,8 +5,8 @@
 
 use std::ffi::CString;
 
-use crate::virtio::fs::errno::{Errno, Result};
-use crate::virtio::fs::share::MAX_NAME;
+use crate::share::errno::{Errno, Result};
+use crate::share::tree::MAX_NAME;
 
 /// Length of a message's header, `size[4] type[1] tag[2]`.
 pub const HEADER: usize = 7;

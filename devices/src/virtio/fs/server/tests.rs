@@ -8,8 +8,9 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::virtio::fs::nodes::{NodeKind, NodePolicy, NodeRule};
-use crate::virtio::fs::share::{ShareTree, Terms};
+use crate::share::nodes::{NodeKind, NodePolicy, NodeRule};
+use crate::share::tree::ROOT_ID;
+use crate::share::{ShareTree, Terms};
 use crate::virtio::fs::wire::*;
 
 mod descriptors;
@@ -46,7 +47,7 @@ impl Guest {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let tree = ShareTree::new().unwrap();
         tree.bind("/c1/rootfs", open_path(dir.path()), Terms::default()).unwrap();
-        let mut guest = Guest { server: tree.server(), tree, caller: (0, 0), dir };
+        let mut guest = Guest { server: server(&tree), tree, caller: (0, 0), dir };
         guest.init();
         guest
     }

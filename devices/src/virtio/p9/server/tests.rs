@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::virtio::fs::Terms;
+use crate::share::Terms;
 use crate::virtio::p9::fids::MAX_XATTR_BYTES;
 use crate::virtio::p9::wire::{NO_FID, set};
 

@@ -1,8 +1,8 @@
 //! Guests that know more files than the server can have open.
 
 use super::*;
-use crate::virtio::fs::dir;
-use crate::virtio::fs::identity::Identity;
+use crate::share::cursor::MAX_BUFFERS;
+use crate::share::identity::Identity;
 
 #[test]
 fn open_files_are_limited() {
@@ -244,7 +244,7 @@ fn directories_that_are_being_read_take_a_bounded_amount_of_memory() {
         let reply = guest.call(op::READDIR, rootfs, &body(|b| input.put(b))).unwrap();
         let dirent = Dirent::parse(&reply)?;
         let name = reply[Dirent::SIZE..][..dirent.namelen as usize].to_vec();
-        assert!(guest.tree.listing_bytes() <= dir::MAX_BUFFERS * (16 << 10));
+        assert!(guest.tree.listing_bytes() <= MAX_BUFFERS * (16 << 10));
         Some((String::from_utf8(name).unwrap(), dirent.off))
     };
     let first: Vec<_> = handles.iter().map(|fh| next(*fh, 0).unwrap()).collect();

@@ -12,7 +12,7 @@ use libc::c_int;
 use vm_memory::VolatileSlice;
 
 use super::errno::{Errno, Result};
-use crate::virtio::vectored::vector;
+use crate::vectored::vector;
 
 /// A `struct stat` of the host.
 pub type Stat = libc::stat64;

@@ -82,7 +82,7 @@ fn a_directory_is_served_on_a_mount_without_devices() {
     let open = |path: &str| {
         let bind = tree.0.tree.lock().unwrap().find(&components(path).unwrap()).unwrap().clone();
         let null = sys::openat(bind.fd(), c"null", libc::O_PATH, 0).unwrap();
-        let link = crate::virtio::fs::magic_link::MagicLink::new("", std::os::fd::AsRawFd::as_raw_fd(&null));
+        let link = crate::share::magic_link::MagicLink::new("", std::os::fd::AsRawFd::as_raw_fd(&null));
         // Both by name and through a file descriptor that was opened before.
         let magic = sys::openat(tree.0.proc_self_fd.as_fd(), &link, libc::O_RDWR, 0);
         [sys::openat(bind.fd(), c"null", libc::O_RDWR, 0), magic].map(|opened| opened.map(drop))

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::dir::Cursor;
+use super::cursor::Cursor;
 use super::errno::{Errno, Result};
 use super::identity::Identity;
 use super::inode::{Inode, Pin, Slot};
-use super::share::Bind;
 use super::sys::Stat;
+use super::tree::Bind;
 
 /// Limit of inodes that a guest may know. Each takes half a kilobyte of the host's memory, and at least as much of the
 /// guest's. Fewer of them have a descriptor.
@@ -81,7 +81,7 @@ impl Table {
             by_key: HashMap::new(),
             binds: BTreeSet::new(),
             handles: HashMap::new(),
-            next_inode: super::wire::ROOT_ID + 1,
+            next_inode: super::tree::ROOT_ID + 1,
             next_handle: 1,
             descriptors: Arc::new(AtomicUsize::new(0)),
             limit,

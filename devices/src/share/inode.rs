@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex};
 
 use super::errno::{Errno, Result};
 use super::identity::Identity;
-use super::share::Bind;
 use super::sys::{self, Stat};
+use super::tree::Bind;
 
 const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 

@@ -15,8 +15,7 @@
 //! host's mount; then only the server's checks of file types protect the host's devices.
 //!
 //! The copies are in no mount namespace, so nothing remains on the host. A [`ShareTree`] is a handle, and its clones
-//! share one tree. The guest sees a bind or unbind immediately, or when its negative lookup expires (within
-//! [`super::attr::VALID`]). After [`ShareTree::unbind`] the server has no file descriptors of the bind, except those of a
+//! share one tree. The guest sees a bind or unbind immediately, or when its negative lookup expires. After [`ShareTree::unbind`] the server has no file descriptors of the bind, except those of a
 //! request in progress.
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,14 +23,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::FileServer;
 use super::errno::{Errno, Result};
 use super::nodes::NodePolicy;
-use super::server::ShareServer;
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, Table};
-use super::wire::ROOT_ID;
 
+/// Number of the root directory, which is also FUSE's.
+pub const ROOT_ID: u64 = 1;
 /// Limit of the length of a name, as on Linux.
 pub const MAX_NAME: usize = 255;
 /// File descriptors that are reserved for the monitor and not available to the guest.
@@ -98,7 +96,7 @@ impl Terms {
 }
 
 /// A path of the share that is bound to a file or directory of the host.
-pub(in crate::virtio) struct Bind {
+pub(crate) struct Bind {
     /// Number of the bind, unique in the tree.
     pub id: u64,
     /// The guest may not change anything, except as `mount_points` allows.
@@ -118,7 +116,7 @@ pub(in crate::virtio) struct Bind {
 
 /// An entry of a virtual directory.
 #[derive(Clone)]
-pub(super) enum Child {
+pub(crate) enum Child {
     /// Another virtual directory, with its inode number in the protocol.
     Dir(u64),
     /// A file or directory of the host.
@@ -138,7 +136,7 @@ impl Child {
 type Names = BTreeMap<Vec<u8>, Child>;
 
 /// The virtual directories by number.
-pub(super) struct Tree {
+pub(crate) struct Tree {
     dirs: HashMap<u64, Names>,
     next: u64,
 }
@@ -219,7 +217,7 @@ impl Tree {
 }
 
 /// State that all servers and handles of one tree share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     /// The virtual directories.
     pub tree: Mutex<Tree>,
     /// Inodes and open files. Lock order: the tree before the table.
@@ -320,38 +318,33 @@ impl ShareTree {
     }
 
     #[cfg(test)]
-    pub(super) fn set_limit(&self, limit: usize) {
+    pub(crate) fn set_limit(&self, limit: usize) {
         *self.0.table.lock().unwrap() = Table::new(limit, MAX_INODES);
     }
 
     #[cfg(test)]
-    pub(super) fn set_max_inodes(&self, max: usize) {
+    pub(crate) fn set_max_inodes(&self, max: usize) {
         *self.0.table.lock().unwrap() = Table::new(1 << 10, max);
     }
 
     #[cfg(test)]
-    pub(super) fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         self.0.table.lock().unwrap().descriptors()
     }
 
     #[cfg(test)]
-    pub(super) fn listing_bytes(&self) -> usize {
+    pub(crate) fn listing_bytes(&self) -> usize {
         self.0.table.lock().unwrap().listing_bytes()
     }
 
     #[cfg(test)]
-    pub(super) fn inode(&self, nodeid: u64) -> Arc<super::inode::Inode> {
+    pub(crate) fn inode(&self, nodeid: u64) -> Arc<super::inode::Inode> {
         self.0.table.lock().unwrap().inode(nodeid).unwrap()
     }
 
-    /// Returns a FUSE server of this tree, for one thread.
-    pub fn server(&self) -> Box<dyn FileServer> {
-        Box::new(ShareServer::new(self.0.clone()))
-    }
-
-    /// Returns the file operations of this tree, for a protocol other than FUSE.
-    pub(in crate::virtio) fn operations(&self) -> ShareServer {
-        ShareServer::new(self.0.clone())
+    /// Returns the state of the tree, for a server.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.0.clone()
     }
 }
 
@@ -398,7 +391,7 @@ fn components(path: &str) -> std::result::Result<Vec<&[u8]>, ShareError> {
 }
 
 /// Whether `name` is a single path component that names an entry of its directory.
-pub(super) fn is_plain(name: &[u8]) -> bool {
+pub(crate) fn is_plain(name: &[u8]) -> bool {
     !(name.is_empty()
         || name.len() > MAX_NAME
         || name == b"."
