@@ -7,8 +7,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use devices::Pieces;
 use devices::share::{ShareTree, Terms};
-use devices::virtio::fs::{FileServer, Pieces, server};
+use devices::virtio::fs::{FileServer, server};
 use vm_memory::VolatileSlice;
 
 const FILES: u32 = 10_000;

@@ -22,14 +22,12 @@ mod attr;
 mod dir;
 mod entry;
 mod file;
-pub mod message;
 pub(super) mod operations;
 pub(super) mod server;
 pub(super) mod wire;
 pub mod worker;
 pub(super) mod xattr;
 
-pub use message::Pieces;
 pub use server::server;
 pub use worker::FileServer;
 use worker::Worker;

@@ -21,10 +21,11 @@ use self::guest::Guest;
 use super::VirtioDevice;
 use super::console::{Console, LogPort, Port, SocketPort};
 use super::driver::{Driver, DriverQueue, Loop, memory};
-use super::fs::{FileServer, Fs, Pieces};
+use super::fs::{FileServer, Fs};
 use super::net::{Net, Slot, Tap, Vhost};
 use super::p9::P9;
 use super::rng::Rng;
+use crate::pieces::Pieces;
 
 mod guest;
 

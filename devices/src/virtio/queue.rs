@@ -17,9 +17,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Interrupt;
 
+mod chain_pieces;
 mod loan;
 mod receive_buffers;
 
+pub(super) use chain_pieces::split;
 pub use loan::{Loan, Rings};
 pub use receive_buffers::{Demand, ReceiveBuffers, Received};
 

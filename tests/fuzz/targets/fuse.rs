@@ -5,7 +5,8 @@
 //! what it is asked, as far as the share goes; FALLOCATE alone is left out, which would fill the disk.
 #![no_main]
 
-use devices::virtio::fs::{Pieces, server};
+use devices::Pieces;
+use devices::virtio::fs::server;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::VolatileSlice;
 

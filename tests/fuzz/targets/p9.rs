@@ -5,7 +5,7 @@
 //! what it is asked, as far as the share goes.
 #![no_main]
 
-use devices::virtio::fs::Pieces;
+use devices::Pieces;
 use devices::virtio::p9::{MSIZE_MAX, server};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::VolatileSlice;

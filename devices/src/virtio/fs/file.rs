@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::message::Pieces;
 use super::server::{MAX_WRITE, Node, Request, ShareServer, take_name};
 use super::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut,
     OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
     WriteOut,
 };
+use crate::pieces::Pieces;
 use crate::share::errno::{Errno, Result};
 use crate::share::inode::Inode;
 use crate::share::sys;

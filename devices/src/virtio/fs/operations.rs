@@ -4,10 +4,10 @@
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
-use super::message::Pieces;
 use super::server::{Node, Request, ShareServer};
 use super::wire::{OutHeader, WriteOut};
 use super::xattr;
+use crate::pieces::Pieces;
 use crate::share::errno::{Errno, Result};
 use crate::share::sys;
 use crate::share::tree::Child;

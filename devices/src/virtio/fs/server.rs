@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use super::FileServer;
-use super::message::Pieces;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, OutHeader, init, op};
+use crate::pieces::Pieces;
 use crate::share::ShareTree;
 use crate::share::credentials::Credentials;
 use crate::share::cursor::Buffers;

@@ -10,7 +10,8 @@ use std::thread::{Builder, JoinHandle};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::message::{self, Pieces};
+use crate::pieces::Pieces;
+use crate::virtio::queue::split;
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
 
 /// User data of the stop event in the poller. A queue's kick has the index of the queue.
@@ -129,7 +130,7 @@ fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, mut server: Box<dyn FileServe
 /// Serves all requests in the queue.
 pub(super) fn serve(queue: &mut VirtQueue, server: &mut dyn FileServer) -> Result<(), QueueError> {
     queue.serve_chains(|memory, chain| {
-        let (request, reply) = message::split(memory, chain)?;
+        let (request, reply) = split(memory, chain)?;
         // The guest waits for most requests one at a time, so it is interrupted after each.
         server.handle(request, reply).map(|written| Served::DoneNow(written as u32))
     })

@@ -13,8 +13,9 @@ use super::tap::Tap;
 use super::vhost::{Vhost, Work};
 use super::{ETHERNET_LEN, HEADER_LEN, LONGEST, NUM_BUFFERS, RECEIVE, TRANSMIT};
 use crate::Interrupt;
+use crate::pieces::Pieces;
 use crate::virtio::Activation;
-use crate::virtio::fs::message::{Pieces, split};
+use crate::virtio::queue::split;
 use crate::virtio::queue::{Demand, Loan, QueueError, ReceiveBuffers, Received, Served, VirtQueue};
 
 /// User data of the tap's events. A queue's kicks have the number of the queue.

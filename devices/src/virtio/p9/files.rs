@@ -3,8 +3,8 @@
 use super::fids::{Fid, Open};
 use super::server::P9Server;
 use super::wire::{self, DATA_HEADER, Fields, Qid, put_bytes};
+use crate::pieces::Pieces;
 use crate::share::errno::{Errno, Result};
-use crate::virtio::fs::Pieces;
 use crate::virtio::fs::server::{MAX_WRITE, Request};
 use crate::virtio::fs::wire::{
     CreateIn, Dirent, FSYNC_FDATASYNC, FsyncIn, GetxattrIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn,

@@ -12,12 +12,13 @@ use super::fids::Fids;
 use super::numbers::Numbers;
 use super::wire::{DATA_HEADER, Fields, HEADER, MALFORMED, Qid, WRITE_HEADER, kind, put_bytes};
 use crate::faults::GuestFaults;
+use crate::pieces::Pieces;
 use crate::share::ShareTree;
 use crate::share::errno::{Errno, Result};
+use crate::virtio::fs::FileServer;
 use crate::virtio::fs::operations::Key;
 use crate::virtio::fs::server::{MAX_WRITE, Request, ShareServer};
 use crate::virtio::fs::wire::{Attr, EntryOut, op};
-use crate::virtio::fs::{FileServer, Pieces};
 
 /// Limit of a message in bytes: the limit of data in a READ or WRITE, plus headers.
 pub const MSIZE_MAX: u32 = MAX_WRITE + 4096;

@@ -1,11 +1,6 @@
-//! A request and its reply as pieces of guest memory, so that file data moves between guest and host without an
-//! intermediate buffer.
+//! Pieces of guest memory, so that file data moves between guest and host without an intermediate buffer.
 
-use std::io;
-
-use vm_memory::{Bytes, GuestMemory, GuestMemoryMmap, VolatileSlice};
-
-use crate::virtio::queue::Chain;
+use vm_memory::{Bytes, VolatileSlice};
 
 /// The readable or the writable part of a request: pieces of guest memory, consumed from the front.
 #[derive(Default)]
@@ -110,24 +105,6 @@ impl<'a> Pieces<'a> {
             rest -= slice.len();
         }
     }
-}
-
-/// Splits a checked descriptor chain into the request and the space for the reply.
-pub(in crate::virtio) fn split<'a>(
-    memory: &'a GuestMemoryMmap,
-    chain: Chain<'_>,
-) -> io::Result<(Pieces<'a>, Pieces<'a>)> {
-    let mut request = Vec::new();
-    let mut reply = Vec::new();
-    for descriptor in chain {
-        let slice =
-            memory.get_slice(descriptor.addr(), descriptor.len() as usize).map_err(io::Error::other)?;
-        match descriptor.is_write_only() {
-            true => reply.push(slice),
-            false => request.push(slice),
-        }
-    }
-    Ok((Pieces::new(request), Pieces::new(reply)))
 }
 
 #[cfg(test)]
