@@ -1,21 +1,33 @@
 //! Directories and files of the host that a guest may use: a tree of binds, and what the guest knows of it.
 //!
 //! Nothing here belongs to a protocol. The servers in [`crate::virtio::fs`] (FUSE) and [`crate::virtio::p9`] (9P2000.L)
-//! translate their requests.
+//! translate their
+//! requests into the same operations and encode the results.
 //!
-//! Read in this order: [`tree`], [`nodes`], `table`, `inode`, `identity`, `cursor`, `owners`, `credentials`.
+//! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and plain
+//! structures, and returns plain structures.
+//!
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `dir`, `attributes`, `xattr`, `table`, `inode`,
+//! `identity`, `cursor`, `owners`, `credentials`.
 
-pub(crate) mod credentials;
+pub(crate) mod attributes;
+mod credentials;
 pub(crate) mod cursor;
+pub(crate) mod dir;
+pub(crate) mod entry;
 pub(crate) mod errno;
+pub(crate) mod file;
 pub(crate) mod identity;
 pub(crate) mod inode;
-pub(crate) mod magic_link;
+mod magic_link;
+pub(crate) mod names;
 pub mod nodes;
-pub(crate) mod owners;
+pub(crate) mod operations;
+mod owners;
 pub(crate) mod sys;
-pub(crate) mod table;
+mod table;
 pub mod tree;
+pub(crate) mod xattr;
 
 pub use nodes::{NodeKind, NodePolicy, NodeRule};
 pub use tree::{ShareError, ShareTree, Terms};

@@ -116,7 +116,7 @@ pub(crate) struct Bind {
 
 /// An entry of a virtual directory.
 #[derive(Clone)]
-pub(crate) enum Child {
+pub(super) enum Child {
     /// Another virtual directory, with its inode number in the protocol.
     Dir(u64),
     /// A file or directory of the host.
@@ -136,7 +136,7 @@ impl Child {
 type Names = BTreeMap<Vec<u8>, Child>;
 
 /// The virtual directories by number.
-pub(crate) struct Tree {
+pub(super) struct Tree {
     dirs: HashMap<u64, Names>,
     next: u64,
 }
@@ -217,7 +217,7 @@ impl Tree {
 }
 
 /// State that all servers and handles of one tree share.
-pub(crate) struct Shared {
+pub(super) struct Shared {
     /// The virtual directories.
     pub tree: Mutex<Tree>,
     /// Inodes and open files. Lock order: the tree before the table.
@@ -342,8 +342,8 @@ impl ShareTree {
         self.0.table.lock().unwrap().inode(nodeid).unwrap()
     }
 
-    /// Returns the state of the tree, for a server.
-    pub(crate) fn shared(&self) -> Arc<Shared> {
+    /// Returns the state of the tree, for its operations.
+    pub(super) fn shared(&self) -> Arc<Shared> {
         self.0.clone()
     }
 }
@@ -391,7 +391,7 @@ fn components(path: &str) -> std::result::Result<Vec<&[u8]>, ShareError> {
 }
 
 /// Whether `name` is a single path component that names an entry of its directory.
-pub(crate) fn is_plain(name: &[u8]) -> bool {
+pub(super) fn is_plain(name: &[u8]) -> bool {
     !(name.is_empty()
         || name.len() > MAX_NAME
         || name == b"."

@@ -2,8 +2,9 @@
 //! virtio-fs.
 //!
 //! The device has one request queue and offers VIRTIO_9P_MOUNT_TAG: the configuration space contains the tag as `len[2]`
-//! and its bytes. The protocol is 9P2000.L (`server`). It is translated into the operations of virtio-fs's file server, so
-//! that all code that accesses the host exists once: tree, inode table, credentials, rules for names and read-only binds.
+//! and its bytes. The protocol is 9P2000.L (`server`). Its server calls the same operations of [`crate::share`] as
+//! that of virtio-fs, so that all code that accesses the host exists once: tree, inode table, credentials, rules for names
+//! and read-only binds.
 //! The device also uses the thread of [`super::fs::worker`].
 //!
 //! The protocol lacks some features of virtio-fs. A write clears set-user-ID bits even if the writing process is

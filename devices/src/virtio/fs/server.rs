@@ -2,33 +2,21 @@
 //!
 //! The guest is hostile and may send any bytes. A request that is shorter than its header says is an error for the queue;
 //! every other request gets a reply, which may be an error number. Limits: [`MAX_BODY`] for the part of a request that is
-//! copied, [`MAX_WRITE`] for data, [`super::xattr::MAX_VALUE`], [`crate::share::cursor::MAX_BUFFERS`] for directories that
-//! are being read, and the table's limits for inodes and open files. Names are single components
-//! ([`crate::share::tree::is_plain`]) and are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH
-//! descriptor. The server never resolves a path, so the guest cannot leave a bind.
+//! copied, [`MAX_WRITE`] for data, [`crate::share::xattr::MAX_VALUE`], and those of [`crate::share`]. The server only
+//! parses requests and encodes replies; [`Operations`] execute them.
 
 use std::ffi::CStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 
 use super::FileServer;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, OutHeader, init, op};
 use crate::pieces::Pieces;
 use crate::share::ShareTree;
-use crate::share::credentials::Credentials;
-use crate::share::cursor::Buffers;
 use crate::share::errno::{Errno, Result};
-use crate::share::inode::Inode;
-use crate::share::magic_link::MagicLink;
-use crate::share::owners::Owners;
-use crate::share::sys;
-use crate::share::table::Handle;
-use crate::share::tree::{Shared, Tree, is_plain};
+use crate::share::file::MAX_WRITE;
+use crate::share::names::Name;
+use crate::share::operations::{Caller, NewFile, OpenFile, Operations};
 
-/// Limit of data in one READ or WRITE, in bytes: 256 pages, the kernel's own limit.
-pub const MAX_WRITE: u32 = 1 << 20;
 /// Limit of a request without its data, in bytes: an extended attribute of 64 KiB and its name.
 pub const MAX_BODY: usize = (64 << 10) + 4096;
 /// Limit of outstanding background requests of the guest, such as readahead.
@@ -59,18 +47,22 @@ const FEATURES: u64 = init::ASYNC_READ
 pub struct Request<'a> {
     /// Number of the inode.
     pub nodeid: u64,
-    /// User and group of the calling process in the guest.
-    pub caller: (u32, u32),
+    /// The calling process in the guest.
+    pub caller: Caller,
     /// The bytes after the header.
     pub body: &'a [u8],
 }
 
-/// The object with an inode number.
-pub enum Node {
-    /// A virtual directory.
-    Virtual(u64),
-    /// A file of the host.
-    Host(Arc<Inode>),
+impl Request<'_> {
+    /// The open file with number `fh` of the request's inode.
+    pub fn file(&self, fh: u64) -> OpenFile {
+        OpenFile { node: self.nodeid, handle: fh }
+    }
+
+    /// Owner and mode of a file that the request creates.
+    pub fn new_file(&self, mode: u32, umask: u32) -> NewFile {
+        NewFile { caller: self.caller, mode, umask }
+    }
 }
 
 /// The kind of reply to a request.
@@ -84,16 +76,11 @@ enum Answer {
 }
 
 /// A server of one share tree, for one thread.
-pub struct ShareServer {
-    pub(super) shared: Arc<Shared>,
-    pub(super) owners: Owners,
+pub struct FuseServer {
+    pub(super) share: Operations,
     /// The guest supports FUSE_SUBMOUNTS: it makes a separate file system of each directory with that flag. A guest that
     /// does not support it, but sees the flag, would drop the directory at each revalidation.
     pub(super) submounts: bool,
-    /// Set by the first request, because credentials belong to the thread that serves.
-    credentials: Option<Credentials>,
-    /// The directories that are being read.
-    pub(super) buffers: Buffers,
     body: Vec<u8>,
     /// The reply under construction, header included.
     pub(super) reply: Vec<u8>,
@@ -101,10 +88,10 @@ pub struct ShareServer {
 
 /// Returns a FUSE server of `tree`, for one thread.
 pub fn server(tree: &ShareTree) -> Box<dyn FileServer> {
-    Box::new(ShareServer::new(tree.shared()))
+    Box::new(FuseServer::new(tree))
 }
 
-impl FileServer for ShareServer {
+impl FileServer for FuseServer {
     fn handle(&mut self, mut request: Pieces, mut reply: Pieces) -> io::Result<usize> {
         let total = request.len();
         let mut bytes = [0; InHeader::SIZE];
@@ -116,7 +103,8 @@ impl FileServer for ShareServer {
             })?;
         request.truncate(header.len as usize - InHeader::SIZE);
 
-        self.begin_reply();
+        self.reply.clear();
+        self.reply.resize(OutHeader::SIZE, 0);
         let mut body = std::mem::take(&mut self.body);
         let answer = self.serve(&header, &mut request, &mut body, &mut reply);
         self.body = body;
@@ -144,17 +132,9 @@ impl FileServer for ShareServer {
     }
 }
 
-impl ShareServer {
-    pub(in crate::virtio) fn new(shared: Arc<Shared>) -> ShareServer {
-        ShareServer {
-            shared,
-            owners: Owners::of_process(),
-            submounts: false,
-            credentials: None,
-            buffers: Buffers::default(),
-            body: Vec::new(),
-            reply: Vec::new(),
-        }
+impl FuseServer {
+    fn new(tree: &ShareTree) -> FuseServer {
+        FuseServer { share: Operations::new(tree), submounts: false, body: Vec::new(), reply: Vec::new() }
     }
 
     /// Reads the body of a request and executes the request.
@@ -172,7 +152,8 @@ impl ShareServer {
         };
         body.resize(len, 0);
         input.read(body);
-        let request = Request { nodeid: header.nodeid, caller: (header.uid, header.gid), body };
+        let request =
+            Request { nodeid: header.nodeid, caller: Caller { uid: header.uid, gid: header.gid }, body };
         match header.opcode {
             op::READ => return self.read(&request, output.tail(OutHeader::SIZE)).map(Answer::Data),
             op::WRITE => self.write(&request, input)?,
@@ -188,10 +169,13 @@ impl ShareServer {
     }
 
     /// Executes a request whose reply has no data.
-    pub(super) fn dispatch(&mut self, opcode: u32, request: &Request) -> Result<()> {
+    fn dispatch(&mut self, opcode: u32, request: &Request) -> Result<()> {
         match opcode {
             op::INIT => self.init(request),
-            op::DESTROY => self.destroy(),
+            op::DESTROY => {
+                self.share.clear();
+                Ok(())
+            }
             op::LOOKUP => self.lookup(request),
             op::GETATTR => self.getattr(request),
             op::SETATTR => self.setattr(request),
@@ -199,8 +183,8 @@ impl ShareServer {
             op::SYMLINK => self.symlink(request),
             op::MKNOD => self.mknod(request),
             op::MKDIR => self.mkdir(request),
-            op::UNLINK => self.unlink(request, 0),
-            op::RMDIR => self.unlink(request, libc::AT_REMOVEDIR),
+            op::UNLINK => self.unlink(request),
+            op::RMDIR => self.rmdir(request),
             op::RENAME => self.rename(request),
             op::RENAME2 => self.rename2(request),
             op::LINK => self.link(request),
@@ -239,7 +223,7 @@ impl ShareServer {
             self.reply.extend_from_slice(&[0; 28]);
             return Ok(());
         }
-        self.destroy()?;
+        self.share.clear();
         let ext = InitInExt::parse(&request.body[InitIn::SIZE..]).unwrap_or_default();
         let mut theirs = u64::from(input.flags);
         if theirs & init::INIT_EXT != 0 {
@@ -264,74 +248,6 @@ impl ShareServer {
         self.reply.extend_from_slice(&[0; 28]);
         Ok(())
     }
-
-    fn destroy(&mut self) -> Result<()> {
-        self.shared.table.lock().unwrap().clear();
-        Ok(())
-    }
-
-    /// Returns the object with an inode number.
-    pub(super) fn node(&self, nodeid: u64) -> Result<Node> {
-        match Tree::is_virtual(nodeid) {
-            true => Ok(Node::Virtual(nodeid)),
-            false => self.shared.table.lock().unwrap().inode(nodeid).map(Node::Host),
-        }
-    }
-
-    /// Returns the host file with an inode number. For a virtual directory the error is `refusal`.
-    pub(super) fn host_node(&self, nodeid: u64, refusal: i32) -> Result<Arc<Inode>> {
-        match self.node(nodeid)? {
-            Node::Host(inode) => Ok(inode),
-            Node::Virtual(_) => Err(Errno(refusal)),
-        }
-    }
-
-    /// Returns the directory in which a request creates, moves or removes an entry.
-    pub(super) fn writable_dir(&self, nodeid: u64) -> Result<Arc<Inode>> {
-        let inode = self.growable_dir(nodeid)?;
-        inode.writable()?;
-        Ok(inode)
-    }
-
-    /// Returns the directory in which a request creates a directory or file that may be a mount point.
-    pub(super) fn growable_dir(&self, nodeid: u64) -> Result<Arc<Inode>> {
-        let inode = self.host_node(nodeid, libc::EROFS)?;
-        if !inode.is_dir() {
-            return Err(Errno(libc::ENOTDIR));
-        }
-        inode.growable()?;
-        Ok(inode)
-    }
-
-    pub(super) fn handle(&self, fh: u64, inode: u64) -> Result<Arc<Handle>> {
-        self.shared.table.lock().unwrap().handle(fh, inode)
-    }
-
-    /// The credentials of this thread.
-    pub(super) fn credentials(&mut self) -> &mut Credentials {
-        let proc_self_fd = self.shared.proc_self_fd.as_fd();
-        self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
-    }
-
-    /// Opens an inode for reading or writing. Only regular files and directories: opening a device may have effects, and
-    /// opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of the file.
-    pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
-        match inode.kind {
-            libc::S_IFREG | libc::S_IFDIR => {
-                let flags = flags & !libc::O_NOFOLLOW;
-                let pin = inode.fd()?;
-                let link = MagicLink::new("", pin.as_fd().as_raw_fd());
-                let file = File::from(sys::openat(self.shared.proc_self_fd.as_fd(), &link, flags, 0)?);
-                // A file that was found again by name may still be a different one. It is closed without being used.
-                if pin.is_found_anew() {
-                    inode.check_kind(&sys::fstat(file.as_fd())?)?;
-                }
-                Ok(file)
-            }
-            libc::S_IFLNK => Err(Errno(libc::ELOOP)),
-            _ => Err(Errno(libc::ENXIO)),
-        }
-    }
 }
 
 /// Takes a NUL-terminated string from the front of `bytes`.
@@ -342,13 +258,8 @@ pub(super) fn take_string<'a>(bytes: &mut &'a [u8]) -> Result<&'a CStr> {
 }
 
 /// Takes a name of one component from the front of `bytes`.
-pub(super) fn take_name<'a>(bytes: &mut &'a [u8]) -> Result<&'a CStr> {
-    let name = take_string(bytes)?;
-    match name.count_bytes() {
-        len if len > crate::share::tree::MAX_NAME => Err(Errno(libc::ENAMETOOLONG)),
-        _ if is_plain(name.to_bytes()) => Ok(name),
-        _ => Err(Errno(libc::EINVAL)),
-    }
+pub(super) fn take_name<'a>(bytes: &mut &'a [u8]) -> Result<Name<'a>> {
+    Name::new(take_string(bytes)?)
 }
 
 #[cfg(test)]

@@ -1,28 +1,16 @@
 //! Attributes of files and of file systems: GETATTR, SETATTR and STATFS.
 
 use super::fids::Open;
-use super::numbers::Numbers;
 use super::server::P9Server;
 use super::wire::{self, Fields};
-use crate::share::errno::{Errno, Result};
-use crate::virtio::fs::operations::Key;
-use crate::virtio::fs::wire::{Attr, AttrOut, GetattrIn, SetattrIn, StatfsOut, op, set};
+use crate::share::attributes::{Change, NewTime, Time};
+use crate::share::errno::Result;
 
 impl P9Server {
-    /// Returns the guest's number for a directory entry with inode number `number`. It assumes the directory's device,
-    /// which is wrong only for mount points.
-    pub(super) fn number_below(&mut self, dir: Key, number: u64) -> Result<u64> {
-        match dir {
-            Key::Virtual(_) => Ok(Numbers::of_virtual(number)),
-            Key::Host((device, _)) => self.numbers.of_host((device, number)),
-        }
-    }
-
     pub(super) fn getattr(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, _) = (fields.u32()?, fields.u64()?);
         let node = self.fids.get(fid)?.node;
-        let reply = self.ask(op::GETATTR, node, (0, 0), |body| GetattrIn::default().put(body))?;
-        let attr = reply.get(AttrOut::SIZE..).and_then(Attr::parse).ok_or(Errno(libc::EIO))?;
+        let attr = self.share.getattr(node)?;
         let qid = self.qid(node)?;
         self.reply.extend_from_slice(&wire::STATS_BASIC.to_le_bytes());
         qid.put(&mut self.reply);
@@ -35,12 +23,12 @@ impl P9Server {
             attr.size,
             attr.blksize.into(),
             attr.blocks,
-            attr.atime,
-            attr.atimensec.into(),
-            attr.mtime,
-            attr.mtimensec.into(),
-            attr.ctime,
-            attr.ctimensec.into(),
+            attr.atime.seconds,
+            attr.atime.nanoseconds.into(),
+            attr.mtime.seconds,
+            attr.mtime.nanoseconds.into(),
+            attr.ctime.seconds,
+            attr.ctime.nanoseconds.into(),
             // No birth time (seconds and nanoseconds), generation and data version.
             0,
             0,
@@ -60,52 +48,39 @@ impl P9Server {
         let (atime, atimensec) = (fields.u64()?, nanoseconds(fields.u64()?));
         let (mtime, mtimensec) = (fields.u64()?, nanoseconds(fields.u64()?));
         let known = self.fids.get(fid)?;
-        let mut valid = set::KILL_SUIDGID;
-        for (from, to) in [
-            (wire::set::MODE, set::MODE),
-            (wire::set::UID, set::UID),
-            (wire::set::GID, set::GID),
-            (wire::set::SIZE, set::SIZE),
-            (wire::set::ATIME, set::ATIME),
-            (wire::set::MTIME, set::MTIME),
-        ] {
-            valid |= if theirs & from != 0 { to } else { 0 };
-        }
-        valid |= if theirs & wire::set::ATIME_SET == 0 { set::ATIME_NOW } else { 0 };
-        valid |= if theirs & wire::set::MTIME_SET == 0 { set::MTIME_NOW } else { 0 };
-        let mut input = SetattrIn {
-            valid,
-            size,
-            atime,
-            mtime,
-            atimensec,
-            mtimensec,
-            mode,
-            uid,
-            gid,
-            ..SetattrIn::default()
+        let has = |flag| theirs & flag != 0;
+        let time = |given, seconds, nanoseconds| match has(given) {
+            true => NewTime::At(Time { seconds, nanoseconds }),
+            false => NewTime::Now,
         };
-        // ftruncate(2) on a file that is open for writing must not need permission to open the file again.
-        if let Open::File { fh, flags } = known.open
-            && flags & libc::O_ACCMODE as u32 != 0
-        {
-            input.valid |= set::FH;
-            input.fh = fh;
-        }
-        let node = known.node;
-        self.ask(op::SETATTR, node, (0, 0), |body| input.put(body)).map(drop)
+        let change = Change {
+            mode: has(wire::set::MODE).then_some(mode),
+            uid: has(wire::set::UID).then_some(uid),
+            gid: has(wire::set::GID).then_some(gid),
+            size: has(wire::set::SIZE).then_some(size),
+            // ftruncate(2) on a file that is open for writing must not need permission to open the file again.
+            handle: match known.open {
+                Open::File { fh, flags } if flags & libc::O_ACCMODE as u32 != 0 => Some(fh),
+                _ => None,
+            },
+            // 9P does not say whether the truncating process may keep set-user-ID.
+            kill_setid: true,
+            atime: has(wire::set::ATIME).then(|| time(wire::set::ATIME_SET, atime, atimensec)),
+            mtime: has(wire::set::MTIME).then(|| time(wire::set::MTIME_SET, mtime, mtimensec)),
+        };
+        self.share.setattr(known.node, &change).map(drop)
     }
 
     pub(super) fn statfs(&mut self, fields: &mut Fields) -> Result<()> {
         let node = self.fids.get(fields.u32()?)?.node;
-        let out = StatfsOut::parse(self.ask(op::STATFS, node, (0, 0), |_| ())?).ok_or(Errno(libc::EIO))?;
+        let usage = self.share.statfs(node)?;
         self.reply.extend_from_slice(&wire::STATFS_TYPE.to_le_bytes());
-        self.reply.extend_from_slice(&out.bsize.to_le_bytes());
+        self.reply.extend_from_slice(&usage.bsize.to_le_bytes());
         // The last number is the file system's ID, which is not used.
-        for number in [out.blocks, out.bfree, out.bavail, out.files, out.ffree, 0] {
+        for number in [usage.blocks, usage.bfree, usage.bavail, usage.files, usage.ffree, 0] {
             self.reply.extend_from_slice(&number.to_le_bytes());
         }
-        self.reply.extend_from_slice(&out.namelen.to_le_bytes());
+        self.reply.extend_from_slice(&usage.namelen.to_le_bytes());
         Ok(())
     }
 }

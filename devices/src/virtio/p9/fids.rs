@@ -16,7 +16,7 @@ pub const MAX_XATTR_BYTES: usize = 4 << 20;
 pub enum Open {
     /// Not open.
     No,
-    /// An open file: its number in the file server and its open(2) flags.
+    /// An open file: its number in the share and its open(2) flags.
     File { fh: u64, flags: u32 },
     /// An open directory.
     Dir { fh: u64 },
@@ -40,7 +40,7 @@ impl Open {
 /// One fid. It holds one lookup of its node.
 #[derive(Debug)]
 pub struct Fid {
-    /// Inode number in the file server.
+    /// Number of the node in the share.
     pub node: u64,
     /// The guest's user that attached. Files created through the fid belong to this user.
     pub user: u32,

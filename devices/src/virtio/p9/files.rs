@@ -2,33 +2,31 @@
 
 use super::fids::{Fid, Open};
 use super::server::P9Server;
-use super::wire::{self, DATA_HEADER, Fields, Qid, put_bytes};
+use super::wire::{self, DATA_HEADER, DIRENT_HEADER, DOTL_SYNC, Fields, Qid, put_bytes};
 use crate::pieces::Pieces;
 use crate::share::errno::{Errno, Result};
-use crate::virtio::fs::server::{MAX_WRITE, Request};
-use crate::virtio::fs::wire::{
-    CreateIn, Dirent, FSYNC_FDATASYNC, FsyncIn, GetxattrIn, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn,
-    ReleaseIn, SetxattrIn, WRITE_KILL_SUIDGID, WriteIn, op,
-};
-use crate::virtio::fs::xattr::MAX_VALUE;
+use crate::share::file::{How, MAX_WRITE, Write};
+use crate::share::names::{Name, XattrName};
+use crate::share::operations::{Caller, NewFile, OpenFile};
+use crate::share::xattr::MAX_VALUE;
 
-/// P9_DOTL_SYNC: the bit of O_SYNC without O_DSYNC. All other flags have the values of Linux on x86.
-const DOTL_SYNC: u32 = 0o4_000_000;
+/// Limit of entries in one reply to READDIR, in bytes.
+const MAX_LISTING: usize = 64 << 10;
 
 impl P9Server {
     pub(super) fn lopen(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, flags) = (fields.u32()?, linux_flags(fields.u32()?));
         let node = self.unopened(fid)?.node;
         let qid = self.qid(node)?;
-        let is_dir = self.fs.identify(node)?.1 == libc::S_IFDIR;
+        let is_dir = self.share.identify(node)?.1 == libc::S_IFDIR;
         if is_dir && flags & libc::O_ACCMODE as u32 != 0 {
             return Err(Errno(libc::EISDIR));
         }
-        // 9P does not say whether the truncating process may keep set-user-ID.
-        let put = |body: &mut Vec<u8>| OpenIn { flags, open_flags: OPEN_KILL_SUIDGID }.put(body);
-        let opcode = if is_dir { op::OPENDIR } else { op::OPEN };
-        let fh = OpenOut::parse(self.ask(opcode, node, (0, 0), put)?).ok_or(Errno(libc::EIO))?.fh;
-        self.fids.set_open(fid, if is_dir { Open::Dir { fh } } else { Open::File { fh, flags } })?;
+        let open = match is_dir {
+            true => Open::Dir { fh: self.share.opendir(node)? },
+            false => Open::File { fh: self.share.open(node, how(flags))?.handle, flags },
+        };
+        self.fids.set_open(fid, open)?;
         self.put_opened(qid);
         Ok(())
     }
@@ -38,17 +36,13 @@ impl P9Server {
         let (fid, name, flags) = (fields.u32()?, fields.name()?, linux_flags(fields.u32()?));
         let (mode, group) = (fields.u32()?, fields.u32()?);
         let dir = self.unopened(fid)?;
-        let (node, caller) = (dir.node, (dir.user, group));
-        let (made, rest) = self.ask_entry(op::CREATE, node, caller, |body| {
-            // The guest's kernel has applied the umask.
-            CreateIn { flags, mode, umask: 0, open_flags: OPEN_KILL_SUIDGID }.put(body);
-            body.extend_from_slice(name.to_bytes_with_nul());
-        })?;
-        let fh = OpenOut::parse(&rest).ok_or(Errno(libc::EIO))?.fh;
-        let before = self.fids.set_node(fid, made)?;
-        self.fids.set_open(fid, Open::File { fh, flags })?;
-        self.fs.let_go(before);
-        let qid = self.qid(made)?;
+        // The guest's kernel has applied the umask.
+        let new = NewFile { caller: Caller { uid: dir.user, gid: group }, mode, umask: 0 };
+        let (made, opened) = self.share.create(dir.node, Name::new(&name)?, &new, how(flags))?;
+        let before = self.fids.set_node(fid, made.node)?;
+        self.fids.set_open(fid, Open::File { fh: opened.handle, flags })?;
+        self.share.let_go(before);
+        let qid = self.qid(made.node)?;
         self.put_opened(qid);
         Ok(())
     }
@@ -77,9 +71,8 @@ impl P9Server {
         let known = self.fids.get(fid)?;
         let len = match &known.open {
             Open::File { fh, .. } => {
-                let mut body = Vec::with_capacity(ReadIn::SIZE);
-                ReadIn { fh: *fh, offset, size, ..Default::default() }.put(&mut body);
-                self.fs.read_data(&Request { nodeid: known.node, caller: (0, 0), body: &body }, data)?
+                data.truncate(size as usize);
+                self.share.read(OpenFile { node: known.node, handle: *fh }, offset, data)?
             }
             Open::XattrRead(value) => {
                 let from = usize::try_from(offset).map_or(value.len(), |at| at.min(value.len()));
@@ -102,18 +95,15 @@ impl P9Server {
         let known = self.fids.get(fid)?;
         let written = match &known.open {
             Open::File { fh, flags } => {
-                let mut body = Vec::with_capacity(WriteIn::SIZE);
-                // 9P does not say whether the writer may keep set-user-ID.
-                let input = WriteIn {
-                    fh: *fh,
+                let write = Write {
                     offset,
                     size: count.min(MAX_WRITE),
-                    write_flags: WRITE_KILL_SUIDGID,
-                    flags: *flags,
-                    ..Default::default()
+                    flags: *flags as i32,
+                    from_cache: false,
+                    // 9P does not say whether the writer may keep set-user-ID.
+                    kill_setid: true,
                 };
-                input.put(&mut body);
-                self.fs.write_data(&Request { nodeid: known.node, caller: (0, 0), body: &body }, data)?
+                self.share.write(OpenFile { node: known.node, handle: *fh }, &write, data)? as u32
             }
             Open::XattrWrite { .. } => {
                 let mut value = vec![0; data.len().min(MAX_VALUE + 1)];
@@ -127,29 +117,31 @@ impl P9Server {
         Ok(())
     }
 
-    /// READDIR. An entry is never longer than FUSE's entry with the same name, so all entries fit into the requested size.
+    /// READDIR. It reserves space for each name as if it were padded to 8 bytes, so that a directory is listed in the same
+    /// portions as over virtio-fs.
     pub(super) fn readdir(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, offset, count) = (fields.u32()?, fields.u64()?, fields.u32()?);
-        let size = self.most(count);
+        let mut room = (self.most(count) as usize).min(MAX_LISTING);
         let known = self.fids.get(fid)?;
         let (node, Open::Dir { fh }) = (known.node, &known.open) else { return Err(Errno(libc::EBADF)) };
-        let input = ReadIn { fh: *fh, offset, size, ..Default::default() };
-        let entries = self.ask(op::READDIR, node, (0, 0), |body| input.put(body))?.to_vec();
-        let dir = self.fs.identify(node)?.0;
+        let file = OpenFile { node, handle: *fh };
+        let dir = self.share.identify(node)?.0;
         let start = self.reply.len();
         self.reply.extend_from_slice(&[0; 4]);
-        let mut rest = &entries[..];
-        while let Some(entry) = Dirent::parse(rest) {
-            let len = entry.namelen as usize;
-            let name = rest.get(Dirent::SIZE..Dirent::SIZE + len).ok_or(Errno(libc::EIO))?;
-            rest = rest.get(Dirent::SIZE + len.next_multiple_of(8)..).unwrap_or_default();
-            let path = self.number_below(dir, entry.ino)?;
+        let (reply, numbers) = (&mut self.reply, &mut self.numbers);
+        self.share.readdir(file, offset, |entry| {
+            let Some(rest) = room.checked_sub(DIRENT_HEADER + entry.name.len().next_multiple_of(8)) else {
+                return Ok(false);
+            };
+            room = rest;
+            let path = numbers.below(dir, entry.ino)?;
             // The types of getdents64(2) are the upper bits of a mode.
-            Qid { kind: Qid::kind_of(entry.kind << 12), path }.put(&mut self.reply);
-            self.reply.extend_from_slice(&entry.off.to_le_bytes());
-            self.reply.push(entry.kind as u8);
-            put_bytes(&mut self.reply, name);
-        }
+            Qid { kind: Qid::kind_of(u32::from(entry.kind) << 12), path }.put(reply);
+            reply.extend_from_slice(&entry.offset.to_le_bytes());
+            reply.push(entry.kind);
+            put_bytes(reply, entry.name);
+            Ok(true)
+        })?;
         let len = (self.reply.len() - start - 4) as u32;
         self.reply[start..start + 4].copy_from_slice(&len.to_le_bytes());
         Ok(())
@@ -161,9 +153,7 @@ impl P9Server {
         let (node, Open::File { fh, .. } | Open::Dir { fh }) = (known.node, &known.open) else {
             return Err(Errno(libc::EBADF));
         };
-        let fsync_flags = if data_only { FSYNC_FDATASYNC } else { 0 };
-        let input = FsyncIn { fh: *fh, fsync_flags, padding: 0 };
-        self.ask(op::FSYNC, node, (0, 0), |body| input.put(body)).map(drop)
+        self.share.fsync(OpenFile { node, handle: *fh }, data_only)
     }
 
     /// LOCK always succeeds: the guest's kernel has already acquired the lock, and only the guest has processes that lock.
@@ -202,24 +192,17 @@ impl P9Server {
         let Fid { node, open, .. } = self.fids.remove(fid)?;
         let closed = match open {
             Open::No | Open::XattrRead(_) => Ok(()),
-            Open::File { fh, .. } | Open::Dir { fh } => {
-                let input = ReleaseIn { fh, ..Default::default() };
-                self.ask(op::RELEASE, node, (0, 0), |body| input.put(body)).map(drop)
-            }
+            Open::File { fh, .. } | Open::Dir { fh } => self.share.release(OpenFile { node, handle: fh }),
             Open::XattrWrite { size, ref value, .. } if value.len() != size => Err(Errno(libc::EINVAL)),
             // Linux's removexattr(2): an empty value with XATTR_REPLACE.
-            Open::XattrWrite { name, size: 0, flags, .. } if flags as i32 & libc::XATTR_REPLACE != 0 => self
-                .ask(op::REMOVEXATTR, node, (0, 0), |body| body.extend_from_slice(name.to_bytes_with_nul()))
-                .map(drop),
-            Open::XattrWrite { name, size, flags, value } => self
-                .ask(op::SETXATTR, node, (0, 0), |body| {
-                    SetxattrIn { size: size as u32, flags }.put(body);
-                    body.extend_from_slice(name.to_bytes_with_nul());
-                    body.extend_from_slice(&value);
-                })
-                .map(drop),
+            Open::XattrWrite { name, size: 0, flags, .. } if flags as i32 & libc::XATTR_REPLACE != 0 => {
+                XattrName::new(&name).and_then(|name| self.share.removexattr(node, name))
+            }
+            Open::XattrWrite { name, flags, value, .. } => {
+                XattrName::new(&name).and_then(|name| self.share.setxattr(node, name, &value, flags as i32))
+            }
         };
-        self.fs.let_go(node);
+        self.share.let_go(node);
         closed
     }
 
@@ -229,14 +212,16 @@ impl P9Server {
         let known = self.fids.get(fid)?;
         let (node, user) = (known.node, known.user);
         self.fids.check_free(new)?;
-        let opcode = if name.is_empty() { op::LISTXATTR } else { op::GETXATTR };
-        let put = |body: &mut Vec<u8>| {
-            GetxattrIn { size: MAX_VALUE as u32, padding: 0 }.put(body);
-            body.extend_from_slice(name.to_bytes_with_nul());
+        // The reply's buffer takes the longest value; the fid keeps a copy of the value's length.
+        let start = self.reply.len();
+        match name.is_empty() {
+            true => self.share.listxattr(node, MAX_VALUE, &mut self.reply)?,
+            false => self.share.getxattr(node, XattrName::new(&name)?, MAX_VALUE, &mut self.reply)?,
         };
-        let value = self.ask(opcode, node, (0, 0), put)?.to_vec();
+        let value = self.reply[start..].to_vec();
+        self.reply.truncate(start);
         let len = value.len() as u64;
-        self.fs.hold(node)?;
+        self.share.hold(node)?;
         self.fids.insert(new, node, user);
         if let Err(errno) = self.fids.set_open(new, Open::XattrRead(value)) {
             self.close(new)?;
@@ -253,9 +238,14 @@ impl P9Server {
         let (size, flags) = (fields.u64()?, fields.u32()?);
         let node = self.unopened(fid)?.node;
         let size = usize::try_from(size).ok().filter(|size| *size <= MAX_VALUE).ok_or(Errno(libc::E2BIG))?;
-        self.fs.check_xattr(node, name.to_bytes())?;
+        self.share.check_xattr(node, name.to_bytes())?;
         self.fids.set_open(fid, Open::XattrWrite { name, size, flags, value: Vec::new() })
     }
+}
+
+/// 9P does not say whether the truncating process may keep set-user-ID.
+fn how(flags: u32) -> How {
+    How { flags: flags as i32, kill_setid: true }
 }
 
 fn linux_flags(flags: u32) -> u32 {

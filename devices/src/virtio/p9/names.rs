@@ -4,10 +4,13 @@ use std::ffi::{CStr, CString};
 
 use super::fids::Open;
 use super::server::P9Server;
-use super::wire::{Fields, MALFORMED, MAX_WALK, NO_FID, Qid, put_bytes};
+use super::wire::{Fields, MALFORMED, MAX_WALK, NO_FID, Qid};
+use crate::share::attributes::Entry;
+use crate::share::entry::Rename;
 use crate::share::errno::{Errno, Result};
+use crate::share::names::Name;
+use crate::share::operations::{Caller, NewFile};
 use crate::share::tree::ROOT_ID;
-use crate::virtio::fs::wire::{LinkIn, MkdirIn, MknodIn, Rename2In, op};
 
 /// User of a guest that attaches without a user ID.
 const NOBODY: u32 = 65534;
@@ -48,7 +51,7 @@ impl P9Server {
         if let Some(node) = node {
             if new == fid {
                 let before = self.fids.set_node(fid, node)?;
-                self.fs.let_go(before);
+                self.share.let_go(before);
             } else {
                 self.fids.insert(new, node, user);
             }
@@ -61,11 +64,11 @@ impl P9Server {
     /// Looks up a path of names from `start`. Returns the last node, with its lookup counted, and the qids of all names
     /// found. The node is `None` if a name was not found; if that was the first name, the result is an error.
     fn walk_names(&mut self, start: u64, names: &[CString]) -> Result<(Option<u64>, Vec<Qid>)> {
-        self.fs.hold(start)?;
+        self.share.hold(start)?;
         let (mut node, mut qids) = (start, Vec::new());
         for name in names {
             let next = self.look_up(node, name);
-            self.fs.let_go(node);
+            self.share.let_go(node);
             match next {
                 Ok((next, qid)) => {
                     node = next;
@@ -79,20 +82,16 @@ impl P9Server {
     }
 
     fn look_up(&mut self, dir: u64, name: &CStr) -> Result<(u64, Qid)> {
-        let put = |body: &mut Vec<u8>| body.extend_from_slice(name.to_bytes_with_nul());
-        let (node, _) = self.ask_entry(op::LOOKUP, dir, (0, 0), put)?;
-        let qid = self.qid(node).inspect_err(|_| self.fs.let_go(node))?;
+        let node = self.share.lookup(dir, Name::new(name)?)?.node;
+        let qid = self.qid(node).inspect_err(|_| self.share.let_go(node))?;
         Ok((node, qid))
     }
 
     pub(super) fn mkdir(&mut self, fields: &mut Fields) -> Result<()> {
         let (dir, name, mode) = (fields.u32()?, fields.name()?, fields.u32()?);
-        let group = fields.u32()?;
-        self.make(op::MKDIR, (dir, group), |body| {
-            // The guest's kernel has applied the umask.
-            MkdirIn { mode, umask: 0 }.put(body);
-            body.extend_from_slice(name.to_bytes_with_nul());
-        })
+        let (node, caller) = self.creator(dir, fields.u32()?)?;
+        let made = self.share.mkdir(node, Name::new(&name)?, &new_file(caller, mode))?;
+        self.put_made(&made)
     }
 
     pub(super) fn mknod(&mut self, fields: &mut Fields) -> Result<()> {
@@ -102,47 +101,48 @@ impl P9Server {
             return Err(Errno(libc::EINVAL));
         }
         let rdev = minor & 0xff | major << 8 | (minor & !0xff) << 12;
-        self.make(op::MKNOD, (dir, group), |body| {
-            MknodIn { mode, rdev, umask: 0, padding: 0 }.put(body);
-            body.extend_from_slice(name.to_bytes_with_nul());
-        })
+        let (node, caller) = self.creator(dir, group)?;
+        let made = self.share.mknod(node, Name::new(&name)?, &new_file(caller, mode), rdev)?;
+        self.put_made(&made)
     }
 
     pub(super) fn symlink(&mut self, fields: &mut Fields) -> Result<()> {
         let (dir, name) = (fields.u32()?, fields.name()?);
         let (target, group) = (fields.string()?, fields.u32()?);
-        self.make(op::SYMLINK, (dir, group), |body| {
-            body.extend_from_slice(name.to_bytes_with_nul());
-            body.extend_from_slice(target.to_bytes_with_nul());
-        })
+        let (node, caller) = self.creator(dir, group)?;
+        let made = self.share.symlink(node, Name::new(&name)?, &target, caller)?;
+        self.put_made(&made)
     }
 
-    /// Creates an entry in a directory for the fid's user and a group, and replies with its qid.
-    fn make(&mut self, opcode: u32, (dir, group): (u32, u32), put: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+    /// Returns the node of a directory's fid, and the fid's user with a group, to which a new file belongs.
+    fn creator(&self, dir: u32, group: u32) -> Result<(u64, Caller)> {
         let dir = self.fids.get(dir)?;
-        let (node, caller) = (dir.node, (dir.user, group));
-        let (made, _) = self.ask_entry(opcode, node, caller, put)?;
-        let qid = self.qid(made);
-        self.fs.let_go(made);
+        Ok((dir.node, Caller { uid: dir.user, gid: group }))
+    }
+
+    /// Replies with the qid of a new entry, and takes its lookup back.
+    fn put_made(&mut self, made: &Entry) -> Result<()> {
+        let qid = self.qid(made.node);
+        self.share.let_go(made.node);
         qid?.put(&mut self.reply);
         Ok(())
     }
 
     pub(super) fn readlink(&mut self, fields: &mut Fields) -> Result<()> {
         let node = self.fids.get(fields.u32()?)?.node;
-        let target = self.ask(op::READLINK, node, (0, 0), |_| ())?.to_vec();
-        put_bytes(&mut self.reply, &target);
+        let start = self.reply.len();
+        self.reply.extend_from_slice(&[0; 2]);
+        self.share.readlink(node, &mut self.reply)?;
+        let len = (self.reply.len() - start - 2) as u16;
+        self.reply[start..start + 2].copy_from_slice(&len.to_le_bytes());
         Ok(())
     }
 
     pub(super) fn link(&mut self, fields: &mut Fields) -> Result<()> {
         let (dir, file, name) = (fields.u32()?, fields.u32()?, fields.name()?);
-        let (dir, oldnodeid) = (self.fids.get(dir)?.node, self.fids.get(file)?.node);
-        let (linked, _) = self.ask_entry(op::LINK, dir, (0, 0), |body| {
-            LinkIn { oldnodeid }.put(body);
-            body.extend_from_slice(name.to_bytes_with_nul());
-        })?;
-        self.fs.let_go(linked);
+        let (dir, file) = (self.fids.get(dir)?.node, self.fids.get(file)?.node);
+        let linked = self.share.link(file, dir, Name::new(&name)?)?;
+        self.share.let_go(linked.node);
         Ok(())
     }
 
@@ -150,7 +150,7 @@ impl P9Server {
     pub(super) fn rename(&mut self, fields: &mut Fields) -> Result<()> {
         let (file, dir, name) = (fields.u32()?, fields.u32()?, fields.name()?);
         let (file, to) = (self.fids.get(file)?.node, self.fids.get(dir)?.node);
-        let (from, old) = self.fs.place(file)?;
+        let (from, old) = self.share.place(file)?;
         self.rename_names((from, &old), (to, &name))
     }
 
@@ -162,27 +162,18 @@ impl P9Server {
     }
 
     fn rename_names(&mut self, from: (u64, &CStr), to: (u64, &CStr)) -> Result<()> {
-        let put = |body: &mut Vec<u8>| {
-            Rename2In { newdir: to.0, flags: 0, padding: 0 }.put(body);
-            body.extend_from_slice(from.1.to_bytes_with_nul());
-            body.extend_from_slice(to.1.to_bytes_with_nul());
-        };
-        self.ask(op::RENAME2, from.0, (0, 0), put).map(drop)
+        let (old, new) = (Name::new(from.1)?, Name::new(to.1)?);
+        self.share.rename(&Rename { from: from.0, old, to: to.0, new, flags: 0, caller: Caller::ROOT })
     }
 
     pub(super) fn unlinkat(&mut self, fields: &mut Fields) -> Result<()> {
         let (dir, name, flags) = (fields.u32()?, fields.name()?, fields.u32()?);
         let dir = self.fids.get(dir)?.node;
         match flags as i32 {
-            0 => self.unlink(op::UNLINK, dir, &name),
-            libc::AT_REMOVEDIR => self.unlink(op::RMDIR, dir, &name),
+            0 => self.share.unlink(dir, Name::new(&name)?),
+            libc::AT_REMOVEDIR => self.share.rmdir(dir, Name::new(&name)?),
             _ => Err(Errno(libc::EINVAL)),
         }
-    }
-
-    fn unlink(&mut self, opcode: u32, dir: u64, name: &CStr) -> Result<()> {
-        let put = |body: &mut Vec<u8>| body.extend_from_slice(name.to_bytes_with_nul());
-        self.ask(opcode, dir, (0, 0), put).map(drop)
     }
 
     /// REMOVE, from guests that do not know UNLINKAT. The fid is removed even if the file cannot be.
@@ -195,8 +186,14 @@ impl P9Server {
     }
 
     fn remove_node(&mut self, node: u64) -> Result<()> {
-        let (dir, name) = self.fs.place(node)?;
-        let is_dir = self.fs.identify(node)?.1 == libc::S_IFDIR;
-        self.unlink(if is_dir { op::RMDIR } else { op::UNLINK }, dir, &name)
+        let (dir, name) = self.share.place(node)?;
+        let is_dir = self.share.identify(node)?.1 == libc::S_IFDIR;
+        let name = Name::new(&name)?;
+        if is_dir { self.share.rmdir(dir, name) } else { self.share.unlink(dir, name) }
     }
+}
+
+/// The guest's kernel has applied the umask.
+fn new_file(caller: Caller, mode: u32) -> NewFile {
+    NewFile { caller, mode, umask: 0 }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::share::errno::{Errno, Result};
+use crate::share::operations::Key;
 
 /// Number of low bits of a host inode number that are passed on unchanged.
 const LOW_BITS: u32 = 48;
@@ -26,6 +27,15 @@ impl Numbers {
             None => *self.0.entry(key).or_insert(next),
         };
         Ok(prefix << LOW_BITS | number & ((1 << LOW_BITS) - 1))
+    }
+
+    /// Returns the guest's number for an entry with inode number `number` of the directory `dir`. It assumes the
+    /// directory's device, which is wrong only for mount points.
+    pub fn below(&mut self, dir: Key, number: u64) -> Result<u64> {
+        match dir {
+            Key::Virtual(_) => Ok(Numbers::of_virtual(number)),
+            Key::Host((device, _)) => self.of_host((device, number)),
+        }
     }
 
     /// Returns the guest's number for a virtual directory.

@@ -3,8 +3,7 @@
 //! The guest is hostile and may send any bytes. A message without a complete header is an error for the queue; every other
 //! message gets a reply, which may be an error number. Malformed messages are also counted. Limits: [`MSIZE_MAX`] for a
 //! message, [`MAX_BODY`] for the part that is copied, [`super::wire::MAX_WALK`] for names, those of [`super::fids`], and
-//! those of the file server. The file server accepts only single components as names and so refuses `..`, which Linux
-//! never sends.
+//! those of [`crate::share`]. Only single components are accepted as names, so `..` is refused, which Linux never sends.
 
 use std::io;
 
@@ -15,10 +14,9 @@ use crate::faults::GuestFaults;
 use crate::pieces::Pieces;
 use crate::share::ShareTree;
 use crate::share::errno::{Errno, Result};
+use crate::share::file::MAX_WRITE;
+use crate::share::operations::{Key, Operations};
 use crate::virtio::fs::FileServer;
-use crate::virtio::fs::operations::Key;
-use crate::virtio::fs::server::{MAX_WRITE, Request, ShareServer};
-use crate::virtio::fs::wire::{Attr, EntryOut, op};
 
 /// Limit of a message in bytes: the limit of data in a READ or WRITE, plus headers.
 pub const MSIZE_MAX: u32 = MAX_WRITE + 4096;
@@ -36,7 +34,7 @@ pub fn server(tree: &ShareTree) -> Box<dyn FileServer> {
 
 /// A server of one share tree, for one thread.
 pub(super) struct P9Server {
-    pub fs: ShareServer,
+    pub share: Operations,
     pub fids: Fids,
     pub numbers: Numbers,
     /// The negotiated limit of a message, in bytes.
@@ -45,8 +43,6 @@ pub(super) struct P9Server {
     pub reply: Vec<u8>,
     pub faults: GuestFaults,
     body: Vec<u8>,
-    /// Body of the request to the file server.
-    question: Vec<u8>,
 }
 
 impl FileServer for P9Server {
@@ -84,14 +80,13 @@ impl FileServer for P9Server {
 impl P9Server {
     pub(super) fn new(tree: &ShareTree) -> P9Server {
         P9Server {
-            fs: ShareServer::new(tree.shared()),
+            share: Operations::new(tree),
             fids: Fids::default(),
             numbers: Numbers::default(),
             msize: MSIZE_MIN,
             reply: Vec::new(),
             faults: GuestFaults::default(),
             body: Vec::new(),
-            question: Vec::new(),
         }
     }
 
@@ -164,45 +159,16 @@ impl P9Server {
             return Err(Errno(libc::EMSGSIZE));
         }
         self.fids.clear();
-        self.ask(op::DESTROY, 0, (0, 0), |_| ())?;
+        self.share.clear();
         self.msize = msize.min(MSIZE_MAX);
         self.reply.extend_from_slice(&self.msize.to_le_bytes());
         put_bytes(&mut self.reply, if version == VERSION { VERSION } else { b"unknown" });
         Ok(())
     }
 
-    /// Sends a request about `node` by `caller` to the file server. `put` writes the body of the request. Returns the body
-    /// of the reply.
-    pub(super) fn ask(
-        &mut self,
-        opcode: u32,
-        node: u64,
-        caller: (u32, u32),
-        put: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<&[u8]> {
-        self.question.clear();
-        put(&mut self.question);
-        self.fs.perform(opcode, &Request { nodeid: node, caller, body: &self.question })
-    }
-
-    /// Like [`Self::ask`], for requests that find or create a file. Returns the file's node, whose lookup has been counted,
-    /// and the rest of the reply.
-    pub(super) fn ask_entry(
-        &mut self,
-        opcode: u32,
-        node: u64,
-        caller: (u32, u32),
-        put: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(u64, Vec<u8>)> {
-        let reply = self.ask(opcode, node, caller, put)?;
-        let found = EntryOut::parse(reply).ok_or(Errno(libc::EIO))?.nodeid;
-        let rest = reply.get(EntryOut::SIZE + Attr::SIZE..).unwrap_or_default().to_vec();
-        if found == 0 { Err(Errno(libc::ENOENT)) } else { Ok((found, rest)) }
-    }
-
     /// Returns the qid of a node.
     pub(super) fn qid(&mut self, node: u64) -> Result<Qid> {
-        let (key, mode) = self.fs.identify(node)?;
+        let (key, mode) = self.share.identify(node)?;
         let path = match key {
             Key::Virtual(number) => Numbers::of_virtual(number),
             Key::Host(key) => self.numbers.of_host(key)?,

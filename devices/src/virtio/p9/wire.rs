@@ -14,6 +14,10 @@ pub const HEADER: usize = 7;
 pub const DATA_HEADER: usize = HEADER + 4;
 /// Length of everything before the data of a WRITE: the header and `fid[4] offset[8] count[4]`.
 pub const WRITE_HEADER: usize = HEADER + 16;
+/// Length of a READDIR entry without its name: `qid[13] offset[8] type[1] len[2]`.
+pub const DIRENT_HEADER: usize = 24;
+/// P9_DOTL_SYNC: the bit of O_SYNC without O_DSYNC. All other flags have the values of Linux on x86.
+pub const DOTL_SYNC: u32 = 0o4_000_000;
 /// The value that means "no fid" (NOFID): ATTACH without authentication.
 pub const NO_FID: u32 = u32::MAX;
 /// Limit of names in one WALK (MAXWELEM).
@@ -147,7 +151,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Reads a string that is not too long for a name. The file server checks that it is a single component.
+    /// Reads a string that is not too long for a name. [`crate::share::names::Name`] checks that it is a single
+    /// component.
     pub fn name(&mut self) -> Result<CString> {
         match self.string()? {
             name if name.count_bytes() > MAX_NAME => Err(Errno(libc::ENAMETOOLONG)),

@@ -1,14 +1,17 @@
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vm_memory::VolatileSlice;
 
 use super::*;
+use crate::share::inode::Inode;
 use crate::share::nodes::{NodeKind, NodePolicy, NodeRule};
+use crate::share::sys;
 use crate::share::tree::ROOT_ID;
 use crate::share::{ShareTree, Terms};
 use crate::virtio::fs::wire::*;

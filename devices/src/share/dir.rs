@@ -1,0 +1,147 @@
+//! Reading directories.
+
+use std::ffi::CStr;
+use std::sync::{Arc, Mutex};
+
+use super::attributes::Entry;
+use super::errno::{Errno, Result};
+use super::inode::Inode;
+use super::operations::{Node, OpenFile, Operations};
+use super::table::Handle;
+use super::tree::{Bind, Child};
+
+/// An entry of a directory that is being read.
+pub struct Listed<'a> {
+    /// Inode number that programs in the guest see.
+    pub ino: u64,
+    /// Offset at which reading continues after this entry.
+    pub offset: u64,
+    /// Type as `DT_*`.
+    pub kind: u8,
+    /// The entry's name.
+    pub name: &'a [u8],
+    source: Source<'a>,
+}
+
+/// What a listed entry is looked up in.
+enum Source<'a> {
+    /// `.` or `..`, which the guest knows.
+    Dots,
+    /// A virtual directory.
+    Virtual(u64),
+    /// A bind in a virtual directory.
+    Bind(&'a Operations, &'a Arc<Bind>),
+    /// A host directory and the name in it.
+    Host(&'a Operations, &'a Arc<Inode>, &'a CStr),
+}
+
+impl Listed<'_> {
+    /// Looks the entry up. `None` for `.` and `..`, and for an entry that has vanished: no lookup was counted.
+    pub fn look_up(&self) -> Option<Entry> {
+        match self.source {
+            Source::Dots => None,
+            Source::Virtual(id) => Some(Entry::of_virtual(id)),
+            Source::Bind(operations, bind) => {
+                let (inode, stat) = operations.shared.enter(bind).ok()?;
+                Some(operations.entry(&inode, &stat, None))
+            }
+            Source::Host(operations, dir, name) => operations.lookup_entry(dir, name).ok(),
+        }
+    }
+}
+
+impl Operations {
+    /// Opens a directory. Returns the number of the open directory.
+    pub fn opendir(&self, node: u64) -> Result<u64> {
+        match self.node(node)? {
+            Node::Virtual(id) => {
+                self.shared.tree.lock().unwrap().names(id)?;
+                Ok(0)
+            }
+            Node::Host(inode) if inode.is_dir() => {
+                let file = self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY)?;
+                let handle = Handle::new(&inode, file, Some(Mutex::default()));
+                self.shared.table.lock().unwrap().open(handle)
+            }
+            Node::Host(_) => Err(Errno(libc::ENOTDIR)),
+        }
+    }
+
+    /// Reads an open directory from `offset`, which is 0 or that of an entry. Calls `take` with each entry until it returns
+    /// false; that entry is not consumed.
+    pub fn readdir(
+        &mut self,
+        dir: OpenFile,
+        offset: u64,
+        mut take: impl FnMut(&Listed) -> Result<bool>,
+    ) -> Result<()> {
+        if let Node::Virtual(id) = self.node(dir.node)? {
+            return self.readdir_virtual(id, offset, take);
+        }
+        let handle = self.handle(dir)?;
+        let mut cursor = handle.cursor.as_ref().ok_or(Errno(libc::ENOTDIR))?.lock().unwrap();
+        cursor.seek(&handle.file, offset)?;
+        let (mut taken, mut result) = (false, Ok(()));
+        while result.is_ok() {
+            let record = match cursor.peek(&handle.file) {
+                Ok(Some(record)) => record,
+                // The guest must get the entries whose lookups were counted. It gets the error with its next request.
+                Err(_) if taken => break,
+                Ok(None) => break,
+                Err(errno) => return Err(errno),
+            };
+            let (offset, len) = (record.offset, record.len);
+            let name = record.name.to_bytes();
+            let dots = name == b"." || name == b"..";
+            let listed = Listed {
+                // The guest must not see the inode number of the directory above a bind.
+                ino: if dots { handle.inode.key.1 } else { record.ino },
+                offset,
+                kind: record.kind,
+                name,
+                source: if dots { Source::Dots } else { Source::Host(self, &handle.inode, record.name) },
+            };
+            match take(&listed) {
+                Ok(true) => {
+                    taken = true;
+                    cursor.advance(len, offset);
+                }
+                Ok(false) => break,
+                Err(errno) => result = Err(errno),
+            }
+        }
+        let begins_to_keep = cursor.begins_to_keep();
+        drop(cursor);
+        if begins_to_keep {
+            self.buffers.keep(&handle);
+        }
+        result
+    }
+
+    fn readdir_virtual(
+        &self,
+        id: u64,
+        offset: u64,
+        mut take: impl FnMut(&Listed) -> Result<bool>,
+    ) -> Result<()> {
+        let tree = self.shared.tree.lock().unwrap();
+        let own = Child::Dir(id);
+        let dots = [(&b"."[..], &own), (&b".."[..], &own)];
+        let names = tree.names(id)?.iter().map(|(name, child)| (name.as_slice(), child));
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, (name, child)) in dots.into_iter().chain(names).enumerate().skip(skip) {
+            let is_file = matches!(child, Child::Bind(bind) if !bind.is_dir);
+            let source = match child {
+                _ if index < 2 => Source::Dots,
+                Child::Dir(child) => Source::Virtual(*child),
+                Child::Bind(bind) => Source::Bind(self, bind),
+            };
+            let kind = if is_file { libc::DT_REG } else { libc::DT_DIR };
+            let listed = Listed { ino: child.ino(), offset: index as u64 + 1, kind, name, source };
+            if !take(&listed)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

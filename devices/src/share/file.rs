@@ -1,0 +1,275 @@
+//! Open files. The host's kernel copies their data directly between guest memory and its page cache.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use super::attributes::Entry;
+use super::errno::{Errno, Result};
+use super::inode::Inode;
+use super::magic_link::MagicLink;
+use super::names::Name;
+use super::operations::{NewFile, Node, OpenFile, Operations};
+use super::sys;
+use super::table::Handle;
+use crate::pieces::Pieces;
+
+/// Limit of data in one read or write, in bytes: 256 pages, the limit of a guest's kernel.
+pub const MAX_WRITE: u32 = 1 << 20;
+/// Limit of bytes for one copy between files; the guest sends another request for the rest.
+const MAX_COPY: u64 = 64 << 20;
+/// The flags of the guest's open(2) that are applied on the host. Each write contains O_APPEND and O_SYNC again, and they
+/// apply to that write only; O_DIRECT concerns the guest's page cache.
+const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_NOATIME;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Flags of open(2).
+    pub flags: i32,
+    /// Truncating clears set-user-ID and set-group-ID.
+    pub kill_setid: bool,
+}
+
+/// A file that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Number of the open file.
+    pub handle: u64,
+    /// The file is unchanged since the guest last opened it, so the guest's cached pages are still valid.
+    pub keep_cache: bool,
+}
+
+/// A write to an open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Write {
+    /// Offset in bytes.
+    pub offset: u64,
+    /// Number of bytes.
+    pub size: u32,
+    /// The writer's flags of open(2).
+    pub flags: i32,
+    /// The guest writes back its page cache: the offset is fixed, and any open file of the node may be named.
+    pub from_cache: bool,
+    /// Clear set-user-ID and set-group-ID.
+    pub kill_setid: bool,
+}
+
+/// Part of a file whose blocks are allocated or freed.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocation {
+    /// Mode of fallocate(2).
+    pub mode: i32,
+    /// Offset in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A place in an open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    /// The file.
+    pub file: OpenFile,
+    /// Offset in bytes.
+    pub offset: u64,
+}
+
+impl Operations {
+    /// Opens a file that is not a directory.
+    pub fn open(&mut self, node: u64, how: How) -> Result<Opened> {
+        let inode = self.host_node(node, libc::EISDIR)?;
+        if inode.is_dir() {
+            return Err(Errno(libc::EISDIR));
+        }
+        let file = self.open_as_asked(&inode, how)?;
+        self.store(&inode, file)
+    }
+
+    /// Opens a file with the flags of the guest's open(2).
+    fn open_as_asked(&mut self, inode: &Inode, how: How) -> Result<File> {
+        let truncate = how.flags & libc::O_TRUNC != 0;
+        if how.flags & libc::O_ACCMODE != libc::O_RDONLY || truncate {
+            inode.writable()?;
+        }
+        if truncate {
+            self.credentials().keep_setid(!how.kill_setid);
+        }
+        let flags = how.flags & OPEN_FLAGS;
+        match self.open_inode(inode, flags) {
+            // Only the owner may use O_NOATIME, and the owner may be a different user on the host.
+            Err(Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => {
+                self.open_inode(inode, flags & !libc::O_NOATIME)
+            }
+            result => result,
+        }
+    }
+
+    /// Stores an open file. Returns its number, and whether the guest's cached pages are still valid.
+    fn store(&self, inode: &Arc<Inode>, file: File) -> Result<Opened> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        let stat = sys::fstat(file.as_fd())?;
+        inode.check_kind(&stat)?;
+        let keep_cache = inode.same_as_seen(&stat, now);
+        let handle = Handle::new(inode, file, None);
+        let handle = self.shared.table.lock().unwrap().open(handle)?;
+        Ok(Opened { handle, keep_cache })
+    }
+
+    /// Stores an open file whose lookup was counted, and takes the lookup back if that fails.
+    fn store_entry(&self, inode: &Arc<Inode>, file: File) -> Result<Opened> {
+        self.store(inode, file).inspect_err(|_| self.let_go(inode.id))
+    }
+
+    /// Creates a regular file and opens it. Without O_EXCL it opens a file that already exists.
+    pub fn create(&mut self, dir: u64, name: Name, new: &NewFile, how: How) -> Result<(Entry, Opened)> {
+        let name = name.as_c_str();
+        let dir = self.writable_dir(dir)?;
+        let access = how.flags & libc::O_ACCMODE;
+        let (creating, mode) = self.create_as(new, new.mode & 0o7777);
+        let make = access | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        let made = sys::openat(dir.fd()?.as_fd(), name, make, mode);
+        drop(creating);
+        let (inode, stat, file) = match made {
+            Ok(fd) => {
+                let (inode, stat) = self.intern_open(&dir, fd.as_fd())?;
+                inode.found_at(&dir, name);
+                (inode, stat, File::from(fd))
+            }
+            Err(Errno(libc::EEXIST)) if how.flags & libc::O_EXCL == 0 => {
+                let (inode, stat) = self.lookup_host(&dir, name)?;
+                let file = self.open_existing(&inode, how).inspect_err(|_| self.let_go(inode.id))?;
+                (inode, stat, file)
+            }
+            Err(errno) => return Err(errno),
+        };
+        let entry = self.entry(&inode, &stat, Some(dir.key.0));
+        Ok((entry, self.store_entry(&inode, file)?))
+    }
+
+    /// Opens a file that already exists at the name that the guest wanted to create.
+    fn open_existing(&mut self, inode: &Inode, how: How) -> Result<File> {
+        if inode.is_dir() {
+            return Err(Errno(libc::EISDIR));
+        }
+        self.open_as_asked(inode, how)
+    }
+
+    /// Creates a regular file without a name and opens it with `flags` of open(2).
+    pub fn tmpfile(&mut self, dir: u64, new: &NewFile, flags: i32) -> Result<(Entry, Opened)> {
+        let dir = self.writable_dir(dir)?;
+        let flags = flags & (libc::O_ACCMODE | libc::O_EXCL) | libc::O_TMPFILE;
+        let (creating, mode) = self.create_as(new, new.mode & 0o7777);
+        let fd = sys::openat(dir.fd()?.as_fd(), c".", flags, mode)?;
+        drop(creating);
+        let (inode, stat) = self.intern_open(&dir, fd.as_fd())?;
+        let entry = self.entry(&inode, &stat, Some(dir.key.0));
+        Ok((entry, self.store_entry(&inode, File::from(fd))?))
+    }
+
+    /// Closes an open file or directory.
+    pub fn release(&self, file: OpenFile) -> Result<()> {
+        match self.node(file.node) {
+            Ok(Node::Virtual(_)) => Ok(()),
+            _ => {
+                let handle = self.shared.table.lock().unwrap().close(file.handle, file.node)?;
+                // Dropping the last reference closes the file, here without the table's lock.
+                drop(handle);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads at most [`MAX_WRITE`] bytes: the host's kernel writes into guest memory. Returns their number.
+    pub fn read(&self, file: OpenFile, offset: u64, mut data: Pieces) -> Result<usize> {
+        let handle = self.handle(file)?;
+        let offset = signed(offset)?;
+        data.truncate(MAX_WRITE as usize);
+        if data.is_empty() {
+            return Ok(0);
+        }
+        sys::preadv(&handle.file, data.slices(), offset)
+    }
+
+    /// Writes: the host's kernel reads from guest memory. Returns the number of bytes written.
+    pub fn write(&mut self, file: OpenFile, write: &Write, data: &mut Pieces) -> Result<usize> {
+        let handle = self.handle(file)?;
+        let offset = signed(write.offset)?;
+        if write.size > MAX_WRITE || write.size as usize > data.len() {
+            return Err(Errno(libc::EINVAL));
+        }
+        data.truncate(write.size as usize);
+        self.credentials().keep_setid(!write.kill_setid);
+        let mut flags = 0;
+        if write.flags & libc::O_SYNC == libc::O_SYNC {
+            flags |= libc::RWF_SYNC;
+        } else if write.flags & libc::O_DSYNC != 0 {
+            flags |= libc::RWF_DSYNC;
+        }
+        // Writeback from the guest's page cache has a fixed offset and may use any handle. All other writes with O_APPEND
+        // append at the end of the file on the host.
+        if write.flags & libc::O_APPEND != 0 && !write.from_cache {
+            flags |= libc::RWF_APPEND;
+        }
+        if data.is_empty() { Ok(0) } else { sys::pwritev(&handle.file, data.slices(), offset, flags) }
+    }
+
+    /// Writes a file's data to disk, and its attributes unless `data_only`.
+    pub fn fsync(&self, file: OpenFile, data_only: bool) -> Result<()> {
+        if let Node::Virtual(_) = self.node(file.node)? {
+            return Ok(());
+        }
+        sys::fsync(self.handle(file)?.file.as_fd(), data_only)
+    }
+
+    /// Allocates or frees blocks.
+    pub fn fallocate(&self, file: OpenFile, allocation: &Allocation) -> Result<()> {
+        let handle = self.handle(file)?;
+        let (offset, len) = (signed(allocation.offset)?, signed(allocation.len)?);
+        sys::fallocate(handle.file.as_fd(), allocation.mode, offset, len)
+    }
+
+    /// Returns the offset of the next data or hole. `whence` is SEEK_DATA or SEEK_HOLE.
+    pub fn lseek(&self, file: OpenFile, offset: u64, whence: i32) -> Result<u64> {
+        let handle = self.handle(file)?;
+        // The guest's kernel handles all other values of whence. The offset of a directory belongs to its cursor.
+        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) || handle.cursor.is_some() {
+            return Err(Errno(libc::EINVAL));
+        }
+        sys::lseek(handle.file.as_fd(), signed(offset)?, whence)
+    }
+
+    /// Copies between two files inside the host's kernel. Returns the number of bytes copied.
+    pub fn copy_file_range(&self, from: Position, to: Position, len: u64) -> Result<usize> {
+        let (source, target) = (self.handle(from.file)?, self.handle(to.file)?);
+        let (from, to) = (signed(from.offset)?, signed(to.offset)?);
+        let len = len.min(MAX_COPY) as usize;
+        sys::copy_file_range((source.file.as_fd(), from), (target.file.as_fd(), to), len)
+    }
+
+    /// Writes a node's file system to disk, unless [`super::ShareTree::set_host_sync`] is off.
+    pub fn syncfs(&self, node: u64) -> Result<()> {
+        if !self.shared.host_sync.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.node(node)? {
+            Node::Host(inode) => sys::syncfs(self.open_inode(&inode, libc::O_RDONLY)?.as_fd()),
+            // Bound single files belong to the virtual file system. The guest sends separate requests for directories.
+            Node::Virtual(_) => {
+                for bind in self.shared.binds().iter().filter(|bind| !bind.is_dir && !bind.read_only) {
+                    let link = MagicLink::new("", bind.fd().as_raw_fd());
+                    let file = sys::openat(self.shared.proc_self_fd.as_fd(), &link, libc::O_RDONLY, 0)?;
+                    sys::fsync(file.as_fd(), false)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Converts the guest's unsigned offset or length to the host's signed type.
+fn signed(value: u64) -> Result<i64> {
+    i64::try_from(value).map_err(|_| Errno(libc::EINVAL))
+}

@@ -1,0 +1,205 @@
+//! The operations on the files of a share, for one thread. Each protocol's server calls them.
+//!
+//! Nodes and open files have numbers ([`OpenFile`]), which a hostile guest may invent: every operation checks them. Names
+//! are single components ([`Name`]) and are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH descriptor.
+//! No operation resolves a path, so the guest cannot leave a bind.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use super::credentials::{Creating, Credentials};
+use super::cursor::Buffers;
+use super::errno::{Errno, Result};
+use super::inode::Inode;
+use super::magic_link::MagicLink;
+use super::owners::Owners;
+use super::sys;
+use super::table::Handle;
+use super::tree::{Child, ShareTree, Shared, Tree};
+
+/// Unique key of a file in the share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// A virtual directory: its inode number.
+    Virtual(u64),
+    /// A file of the host: device and inode number.
+    Host((u64, u64)),
+}
+
+/// The process in the guest for which a file is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User ID in the guest.
+    pub uid: u32,
+    /// Group ID in the guest.
+    pub gid: u32,
+}
+
+impl Caller {
+    /// The caller of operations that create no file of the guest's.
+    pub const ROOT: Caller = Caller { uid: 0, gid: 0 };
+}
+
+/// Owner and mode of a file to create.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFile {
+    /// The file belongs to this user and group.
+    pub caller: Caller,
+    /// Mode as for open(2) or mknod(2).
+    pub mode: u32,
+    /// The caller's umask; 0 if the guest has applied it.
+    pub umask: u32,
+}
+
+/// An open file, as the guest names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Number of the node that was opened.
+    pub node: u64,
+    /// Number that the operation returned which opened it.
+    pub handle: u64,
+}
+
+/// The object with a node's number.
+pub(super) enum Node {
+    /// A virtual directory.
+    Virtual(u64),
+    /// A file of the host.
+    Host(Arc<Inode>),
+}
+
+/// The operations on one share tree, for one thread.
+pub struct Operations {
+    pub(super) shared: Arc<Shared>,
+    pub(super) owners: Owners,
+    /// Set by the first operation that needs them, because credentials belong to the thread that serves.
+    credentials: Option<Credentials>,
+    /// The directories that are being read.
+    pub(super) buffers: Buffers,
+}
+
+impl Operations {
+    /// Returns the operations on `tree`.
+    pub fn new(tree: &ShareTree) -> Operations {
+        Operations {
+            shared: tree.shared(),
+            owners: Owners::of_process(),
+            credentials: None,
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Forgets all nodes and closes all files, when the guest starts or ends a session.
+    pub fn clear(&self) {
+        self.shared.table.lock().unwrap().clear();
+    }
+
+    /// Counts one more lookup of a known node.
+    pub fn hold(&self, node: u64) -> Result<()> {
+        match self.node(node)? {
+            Node::Virtual(id) => self.shared.tree.lock().unwrap().names(id).map(drop),
+            Node::Host(_) => self.shared.table.lock().unwrap().hold(node),
+        }
+    }
+
+    /// Takes back lookups: for each node its number and their count.
+    pub fn forget(&self, nodes: impl IntoIterator<Item = (u64, u64)>) {
+        let mut table = self.shared.table.lock().unwrap();
+        for (node, count) in nodes {
+            table.forget(node, count);
+        }
+    }
+
+    /// Takes back one lookup of a node.
+    pub fn let_go(&self, node: u64) {
+        self.shared.table.lock().unwrap().forget(node, 1);
+    }
+
+    /// Returns the key and the type (`S_IFMT` bits) of a node.
+    pub fn identify(&self, node: u64) -> Result<(Key, u32)> {
+        Ok(match self.node(node)? {
+            Node::Virtual(id) => (Key::Virtual(Child::Dir(id).ino()), libc::S_IFDIR),
+            Node::Host(inode) => (Key::Host(inode.key), inode.kind),
+        })
+    }
+
+    /// Returns the directory and the name at which the guest last found a node, if the node is still there. If a file has
+    /// several names, this is one of them.
+    pub fn place(&self, node: u64) -> Result<(u64, CString)> {
+        let inode = self.host_node(node, libc::EROFS)?;
+        let (dir, name) = inode.place().ok_or(Errno(libc::EBUSY))?;
+        let (key, kind, _) = sys::identity(dir.fd()?.as_fd(), &name)?;
+        if (key, kind) == (inode.key, inode.kind) { Ok((dir.id, name)) } else { Err(Errno(libc::ESTALE)) }
+    }
+
+    /// Returns the object with a node's number.
+    pub(super) fn node(&self, node: u64) -> Result<Node> {
+        match Tree::is_virtual(node) {
+            true => Ok(Node::Virtual(node)),
+            false => self.shared.table.lock().unwrap().inode(node).map(Node::Host),
+        }
+    }
+
+    /// Returns the host file with a node's number. For a virtual directory the error is `refusal`.
+    pub(super) fn host_node(&self, node: u64, refusal: i32) -> Result<Arc<Inode>> {
+        match self.node(node)? {
+            Node::Host(inode) => Ok(inode),
+            Node::Virtual(_) => Err(Errno(refusal)),
+        }
+    }
+
+    /// Returns the directory in which an operation creates, moves or removes an entry.
+    pub(super) fn writable_dir(&self, node: u64) -> Result<Arc<Inode>> {
+        let inode = self.growable_dir(node)?;
+        inode.writable()?;
+        Ok(inode)
+    }
+
+    /// Returns the directory in which an operation creates a directory or file that may be a mount point.
+    pub(super) fn growable_dir(&self, node: u64) -> Result<Arc<Inode>> {
+        let inode = self.host_node(node, libc::EROFS)?;
+        if !inode.is_dir() {
+            return Err(Errno(libc::ENOTDIR));
+        }
+        inode.growable()?;
+        Ok(inode)
+    }
+
+    pub(super) fn handle(&self, file: OpenFile) -> Result<Arc<Handle>> {
+        self.shared.table.lock().unwrap().handle(file.handle, file.node)
+    }
+
+    /// The credentials of this thread.
+    pub(super) fn credentials(&mut self) -> &mut Credentials {
+        let proc_self_fd = self.shared.proc_self_fd.as_fd();
+        self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
+    }
+
+    /// Creates files for `new`'s caller with `mode` until the guard is dropped. Also returns the mode to pass to the system
+    /// call.
+    pub(super) fn create_as(&mut self, new: &NewFile, mode: u32) -> (Creating, u32) {
+        self.credentials().create_as((new.caller.uid, new.caller.gid), new.umask, mode)
+    }
+
+    /// Opens an inode for reading or writing. Only regular files and directories: opening a device may have effects, and
+    /// opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of the file.
+    pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
+        match inode.kind {
+            libc::S_IFREG | libc::S_IFDIR => {
+                let flags = flags & !libc::O_NOFOLLOW;
+                let pin = inode.fd()?;
+                let link = MagicLink::new("", pin.as_fd().as_raw_fd());
+                let file = File::from(sys::openat(self.shared.proc_self_fd.as_fd(), &link, flags, 0)?);
+                // A file that was found again by name may still be a different one. It is closed without being used.
+                if pin.is_found_anew() {
+                    inode.check_kind(&sys::fstat(file.as_fd())?)?;
+                }
+                Ok(file)
+            }
+            libc::S_IFLNK => Err(Errno(libc::ELOOP)),
+            _ => Err(Errno(libc::ENXIO)),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Extended attributes that the guest may see and set.
+//!
+//! These are `user.*`, `security.capability`, and the two POSIX ACLs. All others belong to the host: `trusted.overlay.*`
+//! or a security label would affect the host's kernel, not the guest's.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::errno::{Errno, Result};
+use super::inode::Pin;
+use super::magic_link::MagicLink;
+use super::names::XattrName;
+use super::operations::Operations;
+use super::sys;
+
+/// Limit of the length of a value and of a list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
+pub const MAX_VALUE: usize = 64 << 10;
+
+/// Whether the guest may use the attribute `name`.
+pub(super) fn is_open(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
+}
+
+impl Operations {
+    /// Returns a path to the file of `pin`, for system calls that accept only paths.
+    fn xattr_path(&mut self, pin: &Pin) -> MagicLink {
+        let short = self.credentials().in_proc_self_fd();
+        MagicLink::new(if short { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
+    }
+
+    /// Refuses an extended attribute that the guest may not set on this node.
+    pub fn check_xattr(&self, node: u64, name: &[u8]) -> Result<()> {
+        self.host_node(node, libc::EROFS)?.writable()?;
+        if is_open(name) { Ok(()) } else { Err(Errno(libc::EOPNOTSUPP)) }
+    }
+
+    /// Appends the value of an extended attribute, of at most `size` bytes, to `value`. Returns its length. With a size of
+    /// 0 it only returns the length. After an error, `value` may be longer than before.
+    pub fn getxattr(
+        &mut self,
+        node: u64,
+        name: XattrName,
+        size: usize,
+        value: &mut Vec<u8>,
+    ) -> Result<usize> {
+        let name = name.as_c_str();
+        let inode = self.host_node(node, libc::ENODATA)?;
+        if !is_open(name.to_bytes()) {
+            return Err(Errno(libc::ENODATA));
+        }
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
+        if size == 0 {
+            return sys::getxattr(&path, name, &mut []);
+        }
+        let start = value.len();
+        value.resize(start + size.min(MAX_VALUE), 0);
+        let len = sys::getxattr(&path, name, &mut value[start..])?;
+        value.truncate(start + len);
+        Ok(len)
+    }
+
+    /// Appends the names of a node's extended attributes, each with a NUL and together at most `size` bytes, to `list`.
+    /// Returns their length. With a size of 0 it only returns the length. After an error, `list` may be longer than before.
+    pub fn listxattr(&mut self, node: u64, size: usize, list: &mut Vec<u8>) -> Result<usize> {
+        let inode = self.host_node(node, libc::EOPNOTSUPP)?;
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
+        // All names are read even if the guest asks only for their length, to exclude those that it may not see.
+        let len = sys::listxattr(&path, &mut [])?;
+        let mut names = vec![0; len.min(MAX_VALUE)];
+        let len = if names.is_empty() { 0 } else { sys::listxattr(&path, &mut names)? };
+        let start = list.len();
+        for name in names[..len].split(|byte| *byte == 0).filter(|name| is_open(name)) {
+            list.extend_from_slice(name);
+            list.push(0);
+        }
+        let len = list.len() - start;
+        if size == 0 {
+            list.truncate(start);
+        } else if len > size {
+            return Err(Errno(libc::ERANGE));
+        }
+        Ok(len)
+    }
+
+    /// Sets an extended attribute. `flags` is 0, XATTR_CREATE or XATTR_REPLACE.
+    pub fn setxattr(&mut self, node: u64, name: XattrName, value: &[u8], flags: i32) -> Result<()> {
+        let name = name.as_c_str();
+        let inode = self.host_node(node, libc::EROFS)?;
+        inode.writable()?;
+        if !is_open(name.to_bytes()) {
+            return Err(Errno(libc::EOPNOTSUPP));
+        }
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
+        // Setting an ACL also changes the mode. The guest's kernel has already cleared set-group-ID if necessary.
+        self.credentials().keep_setid(true);
+        sys::setxattr(&path, name, value, flags)
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&mut self, node: u64, name: XattrName) -> Result<()> {
+        let name = name.as_c_str();
+        let inode = self.host_node(node, libc::EROFS)?;
+        inode.writable()?;
+        if !is_open(name.to_bytes()) {
+            return Err(Errno(libc::ENODATA));
+        }
+        let pin = inode.fd()?;
+        let path = self.xattr_path(&pin);
+        sys::removexattr(&path, name)
+    }
+}
