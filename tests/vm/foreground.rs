@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{Bundle, Running, program};
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A container in the foreground with a state directory of its own.
 struct Foreground {
@@ -45,6 +48,19 @@ impl Foreground {
         String::from_utf8(output.stdout).expect("output is text")
     }
 
+    /// Waits until `vmm state` has this status. The container's output may arrive before the state is written.
+    #[track_caller]
+    fn awaits(&self, status: &str) -> Value {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let state: Value = serde_json::from_str(&self.out(&["state", "c"])).expect("a state");
+            if state["status"] == status {
+                return state;
+            }
+            assert!(Instant::now() < until, "{state}");
+        }
+    }
+
     /// The names of the containers that are left.
     fn left(&self) -> Vec<String> {
         let entries = fs::read_dir(self.root.path().join("state")).into_iter().flatten();
@@ -58,13 +74,12 @@ fn other_commands_reach_it_and_nothing_is_left() {
     let container = Foreground::sh("echo up; trap 'exit 7' TERM; while :; do read x; done");
     let mut run = Running::start(container.run());
     run.wait_for("up");
-    let state: Value = serde_json::from_str(&container.out(&["state", "c"])).expect("a state");
-    assert_eq!((state["status"].as_str(), state["pid"].as_u64()), (Some("running"), Some(run.pid().into())));
+    let state = container.awaits("running");
+    assert_eq!(state["pid"].as_u64(), Some(run.pid().into()));
     assert_eq!(container.out(&["list", "--quiet"]), "c\n");
     assert_eq!(container.out(&["exec", "c", "echo", "hello"]), "hello\n");
     container.out(&["pause", "c"]);
-    let state: Value = serde_json::from_str(&container.out(&["state", "c"])).expect("a state");
-    assert_eq!(state["status"], "paused");
+    container.awaits("paused");
     container.out(&["resume", "c"]);
     assert!(container.out(&["ps", "c"]).contains(&run.pid().to_string()));
     assert!(container.out(&["events", "--stats", "c"]).contains("\"memory\""));
