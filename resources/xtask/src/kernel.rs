@@ -16,7 +16,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
-use crate::steps::top;
+use crate::steps::{run, top};
 use crate::{apt, cache};
 use fragments::Request;
 use patches::Patches;
@@ -61,6 +61,34 @@ const MAKE: &[&str] = &[
 /// the image.
 const RECIPE: u32 = 1;
 
+/// Which guest kernel: what differs is the set of fragments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// The kernel of ordinary containers: the fragments of `resources/kernel`.
+    Base,
+    /// The kernel of containers with CAP_SYS_ADMIN or CAP_NET_ADMIN: those of `resources/kernel/full` as well.
+    Full,
+}
+
+impl Variant {
+    /// Returns the folders of its fragments in this checkout.
+    fn fragment_folders(self) -> Vec<PathBuf> {
+        let base = fragment_folder();
+        match self {
+            Variant::Base => vec![base],
+            Variant::Full => vec![base.join("full"), base],
+        }
+    }
+
+    /// Returns the name of the folder of its object files in the cache.
+    fn objects(self) -> &'static str {
+        match self {
+            Variant::Base => "objects",
+            Variant::Full => "objects-full",
+        }
+    }
+}
+
 /// Paths of the files of a built guest kernel.
 #[derive(Debug, Clone)]
 pub struct KernelFiles {
@@ -81,10 +109,10 @@ impl KernelFiles {
     }
 }
 
-/// Returns the guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other.
+/// Returns a guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other.
 /// An option of a fragment that the resulting configuration does not have is an error.
-pub fn kernel() -> anyhow::Result<KernelFiles> {
-    let requests = requests()?;
+pub fn kernel(variant: Variant) -> anyhow::Result<KernelFiles> {
+    let requests = requests(variant)?;
     let patches = Patches::read(&fragment_folder().join("patches"))?;
     let cache = cache::dir("kernel");
     let folder_of = |source: &Source| cache.join(key(&requests, &patches, &source.version));
@@ -106,8 +134,9 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
         let staged = cache.join("staged");
         apt::install(TOOLS)?;
         let tree = source.unpack(&cache, &patches)?;
+        let objects = objects(&cache, variant)?;
         eprintln!("kernel: compiling {}", source.version);
-        build(&requests, &source, &tree, &cache, &staged)?;
+        build(&requests, &source, &tree, &objects, &staged)?;
         fs::rename(&staged, &folder).with_context(|| format!("rename to {}", folder.display()))?;
     }
     Ok(KernelFiles::in_folder(&folder, &source))
@@ -118,13 +147,13 @@ fn fragment_folder() -> PathBuf {
     top().join("resources/kernel")
 }
 
-fn requests() -> anyhow::Result<BTreeMap<String, Request>> {
-    let folder = fragment_folder();
-    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
-        .with_context(|| format!("read {}", folder.display()))?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "config"))
-        .collect();
+fn requests(variant: Variant) -> anyhow::Result<BTreeMap<String, Request>> {
+    let mut files = Vec::new();
+    for folder in variant.fragment_folders() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+        let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        files.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "config")));
+    }
     files.sort();
     let mut all = BTreeMap::new();
     for file in files {
@@ -157,17 +186,29 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Returns the folder of a variant's object files. A new one begins with those of the base kernel: Kbuild compiles only
+/// what depends on an option that differs.
+fn objects(cache: &Path, variant: Variant) -> anyhow::Result<PathBuf> {
+    let [objects, base] = [variant, Variant::Base].map(|variant| cache.join(variant.objects()));
+    if !objects.exists() && base.exists() {
+        let copy = cache.join("objects-copy");
+        let _ = fs::remove_dir_all(&copy);
+        run(Command::new("cp").arg("-a").args([&base, &copy]))?;
+        fs::rename(&copy, &objects).with_context(|| format!("rename to {}", objects.display()))?;
+    }
+    Ok(objects)
+}
+
 fn build(
     requests: &BTreeMap<String, Request>,
     source: &Source,
     tree: &Path,
-    cache: &Path,
+    objects: &Path,
     staged: &Path,
 ) -> anyhow::Result<()> {
-    let objects = cache.join("objects");
-    configure(requests, tree, &objects)?;
+    configure(requests, tree, objects)?;
     eprintln!("kernel: the log is {}", objects.join("log").display());
-    let mut make = make(tree, &objects);
+    let mut make = make(tree, objects);
     make.arg(format!("-j{}", available_parallelism().map_or(1, usize::from))).args(["vmlinux", "bzImage"]);
     progress::run(&mut make, &objects.join("log"))?;
 
@@ -226,6 +267,10 @@ mod tests {
 
     #[test]
     fn fragments_of_this_checkout_parse() {
-        assert!(requests().unwrap().contains_key("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"));
+        let [base, full] = [Variant::Base, Variant::Full].map(|variant| requests(variant).unwrap());
+        assert!(
+            base.contains_key("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES") && !base.contains_key("CONFIG_BRIDGE")
+        );
+        assert!(base.keys().all(|option| full.contains_key(option)) && full.contains_key("CONFIG_BRIDGE"));
     }
 }

@@ -25,6 +25,8 @@ mod suites;
 mod test;
 mod tools;
 
+use kernel::Variant;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs, tests and measures vmm")]
 struct Cli {
@@ -52,7 +54,11 @@ enum Task {
     /// Build a Debian package and a tarball with the manual and the documentation, in `target/dist`
     Dist,
     /// Build the guest kernel unless it is cached, and print the paths of its files
-    Kernel,
+    Kernel {
+        /// The kernel of containers with CAP_SYS_ADMIN or CAP_NET_ADMIN
+        #[arg(long)]
+        full: bool,
+    },
     /// Build the guest's agent into an initramfs and print its path
     Initramfs,
     /// Run a command in the emulated KVM host
@@ -79,11 +85,13 @@ fn main() -> ExitCode {
             }
         }),
         Task::Initramfs => initramfs::initramfs().map(|path| println!("{}", path.display())),
-        Task::Kernel => kernel::kernel().map(|files| {
-            for path in [files.vmlinux, files.bzimage, files.config] {
-                println!("{}", path.display());
-            }
-        }),
+        Task::Kernel { full } => {
+            kernel::kernel(if full { Variant::Full } else { Variant::Base }).map(|files| {
+                for path in [files.vmlinux, files.bzimage, files.config] {
+                    println!("{}", path.display());
+                }
+            })
+        }
     };
     exit(done.map(|()| 0))
 }

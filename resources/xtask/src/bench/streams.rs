@@ -41,7 +41,7 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
         program::target_dir().join("release/examples/round_trips").display().to_string(),
         program.display().to_string(),
         bundle.display().to_string(),
-        kernel::kernel()?.vmlinux.display().to_string(),
+        kernel::kernel(kernel::Variant::Base)?.vmlinux.display().to_string(),
         with_busybox()?,
         mirror()?,
         args.mib.to_string(),
