@@ -10,15 +10,17 @@ use agent_proto::payload::{
     self, ContainerLimits, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Resolver,
     Routes, SignalCommand, WindowSize,
 };
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use serde::Deserialize;
 
-use crate::agent::{Agent, Setting};
 use crate::container;
+use crate::destroy::Destroy;
 use crate::fault::{Fault, cause};
 use crate::pod::Pod;
-use crate::process::{self, Process};
+use crate::process;
+use crate::state::{EventSource, Setting, State, watch};
 use crate::{hotplug, network, resolver};
 
 /// The reply to a command that was accepted.
@@ -31,7 +33,7 @@ enum Reply {
 
 const DONE: Result<Reply, Fault> = Ok(Reply::Now(Vec::new()));
 
-impl Agent {
+impl State {
     /// Executes a command. `first` is true for the first command of the link.
     pub(crate) fn command(&mut self, frame: ControlFrame, first: bool) {
         let ControlFrame { code, id, payload } = frame;
@@ -68,7 +70,7 @@ impl Agent {
                 self.freeze(&name(code, payload)?, code == Code::Pause).map(Reply::Now)
             }
             Code::Update => self.update(&parse(code, payload)?),
-            Code::DestroyPod => self.begin_destroy(id).map(|()| Reply::Later),
+            Code::DestroyPod => self.destroy_pod(id),
             Code::WriteFile => self.write_file(payload).and(DONE),
             Code::ReadFile => self.read_file(&parse(code, payload)?).map(Reply::Now),
             Code::OnlineCpuMem => self.in_guest(hotplug::begin),
@@ -115,12 +117,6 @@ impl Agent {
             Ok(false) => Ok(Reply::Later),
             Err(fault) => Err(self.pod_failed(fault)),
         }
-    }
-
-    /// Handles a pod that could not start. With API 4244 the machine then powers off; in the extended form the host decides.
-    pub(crate) fn pod_failed(&mut self, fault: Fault) -> Fault {
-        self.power_off = !self.control.is_extended();
-        fault
     }
 
     fn set_up_interface(&self, wanted: &Interface) -> Result<Reply, Fault> {
@@ -201,25 +197,21 @@ impl Agent {
         DONE
     }
 
-    /// Whether a process of container `id` runs.
-    pub(crate) fn is_running(&self, id: &str) -> bool {
-        self.processes.values().any(|process| process.container == id && process.pidfd.is_some())
-    }
-
-    pub(crate) fn container(&self, id: &str) -> Result<&container::Container, Fault> {
-        let found = self.containers.iter().find(|container| container.id == id);
-        found.ok_or_else(|| Fault::not_found("container", id))
-    }
-
-    fn process(&mut self, container: &str, id: &str) -> Result<&mut Process, Fault> {
-        let found = self
-            .processes
-            .values_mut()
-            .find(|process| process.container == container && process.id == id && !process.failed);
-        found.ok_or_else(|| {
-            let name: String = format!("{id} of container {container}");
-            Fault::not_found("process", &name)
-        })
+    fn destroy_pod(&mut self, id: u32) -> Result<Reply, Fault> {
+        if self.destroy.is_some() {
+            return Err(Fault::failed("the pod is being destroyed"));
+        }
+        let destroy = if self.control.is_extended() || self.processes.is_empty() {
+            Destroy::kill(id, &self.processes, &self.containers)
+        } else {
+            Destroy::terminate(id, &self.processes)?
+        };
+        if let Some(timer) = destroy.timer() {
+            let flags = EventFlags::IN | EventFlags::ET;
+            watch(&self.epoll, timer, 0, EventSource::GracePeriod, flags)?;
+        }
+        self.destroy = Some(destroy);
+        Ok(Reply::Later)
     }
 }
 

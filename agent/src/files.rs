@@ -14,16 +14,16 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::agent::{Agent, Setting};
 use crate::container::rootfs::{Root, kind};
 use crate::fault::{Fault, Step};
+use crate::state::{Setting, State};
 
 /// Limit of bytes of a file in one reply.
 pub const READ_MAX: usize = CONTROL_FRAME_MAX - CONTROL_HEADER - CONTROL_ID;
 /// Limit of bytes that are read at a time, because files in /proc do not report their size.
 const STEP: usize = 64 << 10;
 
-impl Agent {
+impl State {
     /// Writes the data after the command's JSON. Without an offset they replace the content of the file; with an offset
     /// they are written there. A missing file and missing parent directories are created.
     pub(crate) fn write_file(&mut self, payload: &[u8]) -> Result<(), Fault> {

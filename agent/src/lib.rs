@@ -35,6 +35,7 @@ pub mod reaper;
 pub mod relay;
 pub mod resolver;
 pub mod start;
+mod state;
 pub mod streams;
 pub mod sys;
 pub mod timeline;

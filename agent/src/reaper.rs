@@ -3,13 +3,13 @@
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 
-use crate::agent::{Agent, Setting};
 use crate::fault::{Fault, Step};
+use crate::state::{Setting, State};
 
-impl Agent {
+impl State {
     /// Reaps all children that have ended.
     pub(crate) fn reap(&mut self) -> Result<(), Fault> {
-        if !core::mem::take(&mut self.children) {
+        if !core::mem::take(&mut self.child_exited) {
             return Ok(());
         }
         if self.setting == Setting::Guest {

@@ -8,13 +8,14 @@ use agent_proto::payload::{self, ErrorCode, ExecCommand};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, Signal};
 
-use crate::agent::{Agent, Role, Setting};
 use crate::container::surroundings::Surroundings;
 use crate::container::{self, Container, has_own_pids, namespaces, shares_shm};
 use crate::fault::{Fault, Step};
 use crate::pod::{self, Pod};
 use crate::process::child::{self, Job, Place};
-use crate::process::{Pending, Process, pipes, report};
+use crate::process::report::{self, Report};
+use crate::process::{Pending, Process, pipes};
+use crate::state::{EventSource, Setting, State};
 use crate::sys::{self, Fork};
 
 /// Limit of processes, running or not yet reported.
@@ -25,7 +26,7 @@ const CONTAINERS_MAX: usize = 256;
 /// PID and pidfd of a process.
 type Forked = Result<(Pid, OwnedFd), Fault>;
 
-impl Agent {
+impl State {
     /// Stores a pod that has started, and starts the first of its containers. Returns true if it has
     /// none.
     pub(crate) fn fill_pod(
@@ -156,11 +157,11 @@ impl Agent {
         let watched = self.watch_process(
             key,
             &[
-                (Some(pidfd.as_fd()), Role::Exit),
-                (Some(ours.report.as_fd()), Role::Report),
-                (ours.pipes.stdin.as_ref().map(AsFd::as_fd), Role::Stdin),
-                (ours.pipes.stdout.as_ref().map(AsFd::as_fd), Role::Stdout),
-                (ours.pipes.stderr.as_ref().map(AsFd::as_fd), Role::Stderr),
+                (Some(pidfd.as_fd()), EventSource::Exit),
+                (Some(ours.report.as_fd()), EventSource::Report),
+                (ours.pipes.stdin.as_ref().map(AsFd::as_fd), EventSource::Stdin),
+                (ours.pipes.stdout.as_ref().map(AsFd::as_fd), EventSource::Stdout),
+                (ours.pipes.stderr.as_ref().map(AsFd::as_fd), EventSource::Stderr),
             ],
         );
         let pending = Pending { id, command: command as u32, report: Some(ours.report), fault: None };
@@ -172,6 +173,34 @@ impl Agent {
         process.set_pipes(ours.pipes);
         self.processes.insert(key, process);
         Ok(key)
+    }
+
+    /// Handles all reports of the child that have arrived.
+    pub(crate) fn take_report(&mut self, key: u32) -> Result<(), Fault> {
+        loop {
+            let Some(process) = self.processes.get_mut(&key) else { return Ok(()) };
+            let Some(report) = process.pending.as_ref().and_then(|pending| pending.report.as_ref()) else {
+                process.reported = false;
+                return Ok(());
+            };
+            match report::receive(report) {
+                Report::Nothing => {
+                    process.reported = false;
+                    return Ok(());
+                }
+                Report::Terminal(master) => match process.set_terminal(master) {
+                    Ok(master) => {
+                        self.watch_process(key, &[(Some(master.as_fd()), EventSource::Terminal)])?;
+                    }
+                    Err(fault) => process.fail(fault),
+                },
+                Report::Fault(fault) => process.fail(fault),
+                Report::Started => {
+                    process.close_report();
+                    self.answer_start(key);
+                }
+            }
+        }
     }
 
     /// Answers a start after the child's last report: the program runs, or why it does not. An error is sent when nothing

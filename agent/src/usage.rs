@@ -8,10 +8,10 @@ use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage, ProcessEnt
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::agent::Agent;
 use crate::channel::json;
 use crate::container::Container;
 use crate::fault::{Fault, Step};
+use crate::state::State;
 use crate::sys;
 
 /// Limit of bytes that are read from a file of the kernel.
@@ -21,7 +21,7 @@ const PROCESSES_MAX: usize = 1024;
 /// Limit of the length of a reported command.
 const COMMAND_MAX: usize = 256;
 
-impl Agent {
+impl State {
     /// Executes STATS for one container, or for all if `wanted` is empty.
     pub(crate) fn usage(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
         let all: Vec<ContainerUsage> = self.wanted(wanted)?.map(usage_of).collect();

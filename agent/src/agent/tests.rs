@@ -459,7 +459,7 @@ fn destroy_ends_everything_and_then_the_machine() {
     host.work(|host| host.output(1) == b"ready\n");
     host.ok(Code::DestroyPod, &());
     host.work(|host| host.turn == Turn::PowerOff);
-    assert!(host.agent.processes.values().all(|process| process.pidfd.is_none()));
+    assert!(host.agent.state.processes.values().all(|process| process.pidfd.is_none()));
 }
 
 #[test]

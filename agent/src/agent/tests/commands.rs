@@ -371,7 +371,7 @@ fn input_before_the_reply_to_a_start_is_not_lost() {
         let exec = ExecCommand { container: "c1".into(), process: shell("e1", "cat", 3, 4) };
         let id = host.send(Code::ExecCmd, &exec);
         // The process is in the table once the command is taken; its program runs some time later.
-        host.work(|host| host.agent.processes.values().any(|process| process.id == "e1"));
+        host.work(|host| host.agent.state.processes.values().any(|process| process.id == "e1"));
         host.input(3, b"early ");
         host.input(3, b"");
         assert_eq!(host.reply(id), Ok(vec![]));
