@@ -49,7 +49,7 @@ fn run() -> Result<(), Fault> {
     // Device nodes, and the attributes with the names of the ports: nothing else is needed before READY.
     mount("devtmpfs", "/dev")?;
     mount("sysfs", "/sys")?;
-    let ports = keep_stdio_apart(ports::open()?)?;
+    let ports = keep_above_stdio(ports::open()?)?;
     let mut agent = Agent::new(ports.control, ports.streams, Setting::Guest)?;
     // The agent's own /proc, for kernel parameters and OOM scores: a container's /proc cannot be trusted.
     mount("proc", "/proc")?;
@@ -63,9 +63,9 @@ fn run() -> Result<(), Fault> {
 /// Waits until the host has closed the control channel. The last reply is in a queue of the device, and a reset discards what
 /// the host has not read. A host that has read it usually ends the machine itself.
 fn await_hang_up(control: BorrowedFd<'_>) {
-    let patience = Timespec { tv_sec: HANG_UP_SECONDS, tv_nsec: 0 };
+    let timeout = Timespec { tv_sec: HANG_UP_SECONDS, tv_nsec: 0 };
     // Without requested events, poll(2) waits only for the hang-up.
-    let _ = poll(&mut [PollFd::from_borrowed_fd(control, PollFlags::empty())], Some(&patience));
+    let _ = poll(&mut [PollFd::from_borrowed_fd(control, PollFlags::empty())], Some(&timeout));
 }
 
 fn mount(kind: &str, target: &str) -> Result<(), Fault> {
@@ -80,12 +80,12 @@ fn mount(kind: &str, target: &str) -> Result<(), Fault> {
 ///
 /// The kernel opens the console there, unless the console's port appeared later than PID 1 started. Then they become
 /// /dev/null.
-fn keep_stdio_apart(ports: Ports) -> Result<Ports, Fault> {
+fn keep_above_stdio(ports: Ports) -> Result<Ports, Fault> {
     if ports.control.as_raw_fd() >= FIRST_FREE {
         return Ok(ports);
     }
-    let apart = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE).step("move", "port");
-    let moved = Ports { control: apart(&ports.control)?, streams: apart(&ports.streams)? };
+    let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE).step("move", "port");
+    let moved = Ports { control: above(&ports.control)?, streams: above(&ports.streams)? };
     drop(ports);
     loop {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).step("open", "/dev/null")?;

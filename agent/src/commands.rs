@@ -73,11 +73,11 @@ impl State {
             Code::DestroyPod => self.destroy_pod(id),
             Code::WriteFile => self.write_file(payload).and(DONE),
             Code::ReadFile => self.read_file(&parse(code, payload)?).map(Reply::Now),
-            Code::OnlineCpuMem => self.in_guest(hotplug::begin),
+            Code::OnlineCpuMem => self.in_guest(hotplug::start),
             Code::SetupInterface => self.set_up_interface(&parse(code, payload)?),
             Code::SetupRoute => self.set_routes(&parse(code, payload)?),
             Code::DeleteInterface => self.delete_interface(&parse(code, payload)?),
-            Code::Resolver => self.take_queries(&parse(code, payload)?),
+            Code::Resolver => self.start_resolver(&parse(code, payload)?),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated
@@ -94,14 +94,14 @@ impl State {
     fn extend(&mut self, payload: &[u8], first: bool) -> Result<Reply, Fault> {
         // The form changes even if the reply is an error, because the host does not wait for the reply.
         self.control.extend(first);
-        let wanted: Extend = parse(Code::Extend, payload)?;
+        let extend: Extend = parse(Code::Extend, payload)?;
         if !first {
             return Err(Fault::bad_request("Extend must be the first command"));
         }
-        if wanted.extension != EXTENSION_VERSION {
+        if extend.extension != EXTENSION_VERSION {
             return Err(Fault::new(
                 ErrorCode::Unsupported,
-                format!("extension {} is not supported, {EXTENSION_VERSION} is", wanted.extension),
+                format!("extension {} is not supported, {EXTENSION_VERSION} is", extend.extension),
             ));
         }
         DONE
@@ -112,30 +112,30 @@ impl State {
             return Err(Fault::new(ErrorCode::Exists, "the pod has been started"));
         }
         let started = Pod::start(&spec, self.setting == Setting::Guest);
-        match started.and_then(|pod| self.fill_pod(id, pod, spec.containers)) {
+        match started.and_then(|pod| self.start_containers(id, pod, spec.containers)) {
             Ok(true) => DONE,
             Ok(false) => Ok(Reply::Later),
             Err(fault) => Err(self.pod_failed(fault)),
         }
     }
 
-    fn set_up_interface(&self, wanted: &Interface) -> Result<Reply, Fault> {
-        network::check(wanted)?;
-        self.in_guest(|| network::set_up(wanted))
+    fn set_up_interface(&self, interface: &Interface) -> Result<Reply, Fault> {
+        network::check(interface)?;
+        self.in_guest(|| network::set_up(interface))
     }
 
-    fn set_routes(&self, wanted: &Routes) -> Result<Reply, Fault> {
-        wanted.routes.iter().try_for_each(|route| network::check_route(route).map(drop))?;
-        self.in_guest(|| network::each(&wanted.routes, network::set_route))
+    fn set_routes(&self, routes: &Routes) -> Result<Reply, Fault> {
+        routes.routes.iter().try_for_each(|route| network::check_route(route).map(drop))?;
+        self.in_guest(|| network::each(&routes.routes, network::set_route))
     }
 
-    fn delete_interface(&self, unwanted: &Interface) -> Result<Reply, Fault> {
-        network::check(unwanted)?;
-        self.in_guest(|| network::delete(unwanted))
+    fn delete_interface(&self, interface: &Interface) -> Result<Reply, Fault> {
+        network::check(interface)?;
+        self.in_guest(|| network::delete(interface))
     }
 
-    fn take_queries(&self, wanted: &Resolver) -> Result<Reply, Fault> {
-        let address = resolver::parse(&wanted.address)?;
+    fn start_resolver(&self, resolver: &Resolver) -> Result<Reply, Fault> {
+        let address = resolver::parse(&resolver.address)?;
         self.in_guest(|| resolver::start(address))
     }
 
@@ -152,19 +152,19 @@ impl State {
         let signal = process::signal(command.signal)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
         if command.all_processes && self.setting == Setting::Guest {
-            return sent(container.signal_all(signal));
+            return signal_reply(container.signal_all(signal));
         }
         if command.all_processes {
             let own = self.processes.values().filter(|process| process.container == command.container);
             own.for_each(|process| _ = process.signal(signal));
             return DONE;
         }
-        sent(init.map_or(Err(Errno::SRCH), |init| init.signal(signal)))
+        signal_reply(init.map_or(Err(Errno::SRCH), |init| init.signal(signal)))
     }
 
     fn signal_process(&mut self, command: &SignalCommand) -> Result<Reply, Fault> {
         let signal: Signal = process::signal(command.signal)?;
-        sent(self.process(&command.container, &command.process)?.signal_group(signal))
+        signal_reply(self.process(&command.container, &command.process)?.signal_group(signal))
     }
 
     fn update(&self, command: &ContainerLimits) -> Result<Reply, Fault> {
@@ -216,7 +216,7 @@ impl State {
 }
 
 /// Returns the reply to a signal command, with API 4244's error texts.
-fn sent(result: Result<(), Errno>) -> Result<Reply, Fault> {
+fn signal_reply(result: Result<(), Errno>) -> Result<Reply, Fault> {
     match result {
         Ok(()) => DONE,
         Err(Errno::SRCH) => Err(Fault::new(ErrorCode::NotFound, "no such process")),

@@ -5,8 +5,9 @@ pub mod copy_up;
 pub mod dev;
 pub mod mounts;
 pub mod namespaces;
+pub mod paths;
 pub mod rootfs;
-pub mod surroundings;
+pub mod setup;
 pub mod user_namespace;
 
 use alloc::collections::BTreeMap;
@@ -43,17 +44,17 @@ pub struct Container {
     /// Cgroup of the container's processes. `None` in tests on a host.
     cgroup: Option<OwnedFd>,
     /// The container has its own PID namespace, so the kernel kills all processes when the init process ends.
-    ends_itself: bool,
+    own_pids: bool,
 }
 
 impl Container {
     /// Returns a container that is about to start, with its cgroup if it is isolated.
     pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
         let maps = spec.oci.as_ref().and_then(|oci| oci.user_namespace.clone());
-        let ends_itself = has_own_pids(spec);
-        let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, ends_itself };
+        let own_pids = has_own_pids(spec);
+        let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, own_pids };
         if isolated {
-            let cgroup = container.cgroup.insert(cgroup::make(&spec.id)?);
+            let cgroup = container.cgroup.insert(cgroup::create(&spec.id)?);
             if let Some(oci) = &spec.oci {
                 cgroup::filter_devices(cgroup, &oci.device_rules)?;
                 container.limit(&oci.cgroup)?;
@@ -75,18 +76,18 @@ impl Container {
 
     /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of `init`
     /// if the container's own does not accept processes.
-    pub fn cgroup_of_further(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
+    pub fn exec_cgroup(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
         match &self.cgroup {
             None => Ok(None),
-            Some(own) if !path.is_empty() => cgroup::below(own.as_fd(), path).map(Some),
-            Some(own) if cgroup::is_closed(own.as_fd()) => cgroup::of(init).map(Some),
+            Some(own) if !path.is_empty() => cgroup::open_below(own.as_fd(), path).map(Some),
+            Some(own) if cgroup::enables_controllers(own.as_fd()) => cgroup::open_of(init).map(Some),
             Some(_) => Ok(None),
         }
     }
 
     /// Kills the remaining processes after the init process has ended.
-    pub fn end_rest(&self) {
-        if !self.ends_itself {
+    pub fn kill_remaining(&self) {
+        if !self.own_pids {
             self.kill();
         }
     }
@@ -104,7 +105,7 @@ impl Container {
 
     /// Sends a signal to all processes that are now in the container's cgroup.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Errno> {
-        for pid in self.members()?.into_iter().filter_map(Pid::from_raw) {
+        for pid in self.read_pids()?.into_iter().filter_map(Pid::from_raw) {
             // A process that has ended meanwhile is not an error.
             let _ = rustix::process::kill_process(pid, signal);
         }
@@ -113,10 +114,10 @@ impl Container {
 
     /// Returns the PIDs of the processes that are now in the container's cgroup.
     pub fn pids(&self) -> Vec<i32> {
-        self.members().unwrap_or_default()
+        self.read_pids().unwrap_or_default()
     }
 
-    fn members(&self) -> Result<Vec<i32>, Errno> {
+    fn read_pids(&self) -> Result<Vec<i32>, Errno> {
         let Some(cgroup) = &self.cgroup else { return Err(Errno::SRCH) };
         let file =
             rustix::fs::openat(cgroup, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;

@@ -6,6 +6,9 @@ use alloc::string::String;
 use agent_proto::payload::{ErrorCode, ErrorReply};
 use rustix::io::Errno;
 
+/// Exit code of a process that could not be started for another reason than its program.
+pub const START_FAILED: i32 = 125;
+
 /// An error that is reported to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -41,7 +44,7 @@ impl Fault {
         match self.code {
             ErrorCode::NotExecutableMissing => 127,
             ErrorCode::NotExecutable => 126,
-            _ => 125,
+            _ => START_FAILED,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::state::{Setting, State};
 /// Limit of bytes of a file in one reply.
 pub const READ_MAX: usize = CONTROL_FRAME_MAX - CONTROL_HEADER - CONTROL_ID;
 /// Limit of bytes that are read at a time, because files in /proc do not report their size.
-const STEP: usize = 64 << 10;
+const READ_STEP: usize = 64 << 10;
 
 impl State {
     /// Writes the data after the command's JSON. Without an offset they replace the content of the file; with an offset
@@ -55,15 +55,15 @@ impl State {
         let path = command.file.as_str();
         let file =
             root.find(path).and_then(|found| open_regular(&found, OFlags::RDONLY)).step("open", path)?;
-        let wanted =
+        let length =
             command.length.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
         let start = command.offset.unwrap_or(0);
         let mut data = Vec::new();
-        while data.len() < wanted {
+        while data.len() < length {
             // Read one byte more than fits into a reply, to detect files that are too large.
-            let room = (READ_MAX + 1 - data.len()).min(STEP).min(wanted - data.len());
+            let room = (READ_MAX + 1 - data.len()).min(READ_STEP).min(length - data.len());
             if room == 0 {
-                return Err(too_long(path));
+                return Err(too_large(path));
             }
             let filled = data.len();
             data.resize(filled + room, 0);
@@ -77,7 +77,7 @@ impl State {
                 break;
             }
         }
-        if data.len() > READ_MAX { Err(too_long(path)) } else { Ok(data) }
+        if data.len() > READ_MAX { Err(too_large(path)) } else { Ok(data) }
     }
 
     fn root_of(&self, id: &str) -> Result<Root, Fault> {
@@ -120,7 +120,7 @@ fn open_regular(found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
 }
 
-fn too_long(path: &str) -> Fault {
+fn too_large(path: &str) -> Fault {
     Fault::failed(format!("read {path}: it has more than the {READ_MAX} bytes of one reply"))
 }
 

@@ -16,7 +16,7 @@ const CPUS_MAX: u32 = 256;
 const MEMORY_MAX: u32 = 4096;
 
 /// Starts to bring everything online. A child process does it in the background, because memory takes long.
-pub fn begin() -> Result<(), Fault> {
+pub fn start() -> Result<(), Fault> {
     match sys::fork(0, None).step("start", "a process that brings up processors and memory")? {
         Fork::Child => {
             bring_up(DEVICES);
@@ -29,8 +29,8 @@ pub fn begin() -> Result<(), Fault> {
 /// Brings all CPUs and memory blocks below `devices` online, except the first of each, which always are. Their numbers may
 /// have gaps.
 fn bring_up(devices: &str) {
-    for (kind, most) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
-        for number in 1..most {
+    for (kind, limit) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
+        for number in 1..limit {
             // Ignore failures: the number may not exist, be online already, or fail to come online.
             let _ = write_one(&format!("{devices}/{kind}/{kind}{number}/online"));
         }

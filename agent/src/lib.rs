@@ -31,6 +31,7 @@ pub mod network;
 pub mod pod;
 pub mod ports;
 pub mod process;
+pub mod pty;
 pub mod reaper;
 pub mod relay;
 pub mod resolver;

@@ -14,16 +14,13 @@ use rustix::process::{
 
 use crate::container::cgroup::{self, CGROUPS};
 use crate::container::namespaces::{self, bring_loopback_up};
+use crate::container::paths::{HOSTNAME, RESOLV_CONF, SHM};
 use crate::container::rootfs::{ROOT, Root, SHARE};
 use crate::fault::{Fault, Step};
 use crate::network;
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
 use crate::sys::{self, Fork, namespace};
-
-pub mod paths;
-
-use paths::{HOSTNAME, RESOLV_CONF, SHM};
 
 /// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches pages
 /// only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the guest would
@@ -39,17 +36,18 @@ pub struct Pod {
     pub has_resolv_conf: bool,
     /// The shared /dev/shm has been mounted.
     has_shm: bool,
-    /// PID 1 of the pod's PID namespace, once a container uses that namespace.
-    init: Option<Init>,
+    /// The pod's PID namespace, once a container uses it.
+    pids: Option<PidNamespace>,
 }
 
-/// PID 1 of the pod's PID namespace.
+/// The PID namespace that containers of a pod share.
 #[derive(Debug)]
-struct Init {
-    pid: Pid,
+struct PidNamespace {
+    /// PID 1 of the namespace.
+    pid_1: Pid,
     pidfd: OwnedFd,
     /// The agent's pidfd, to return to its own PID namespace.
-    own: OwnedFd,
+    agent_pidfd: OwnedFd,
 }
 
 impl Pod {
@@ -85,10 +83,10 @@ impl Pod {
             if has_resolv_conf {
                 write(RESOLV_CONF, &resolv_conf(spec))?;
             }
-            let most = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
-            setrlimit(Resource::Nofile, most).step("set", "RLIMIT_NOFILE")?;
+            let limit = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
+            setrlimit(Resource::Nofile, limit).step("set", "RLIMIT_NOFILE")?;
         }
-        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, init: None })
+        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, pids: None })
     }
 
     /// Creates the file for /etc/hostname in API 4244's containers.
@@ -97,7 +95,7 @@ impl Pod {
     }
 
     /// Mounts the shared /dev/shm.
-    pub fn make_shm(&mut self) -> Result<(), Fault> {
+    pub fn mount_shm(&mut self) -> Result<(), Fault> {
         if !self.has_shm {
             match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -111,28 +109,27 @@ impl Pod {
     }
 
     /// Whether `pid` is PID 1 of the pod's PID namespace.
-    pub fn is_init(&self, pid: Pid) -> bool {
-        self.init.as_ref().is_some_and(|init| init.pid == pid)
+    pub fn is_pid_1(&self, pid: Pid) -> bool {
+        self.pids.as_ref().is_some_and(|pids| pids.pid_1 == pid)
     }
 
     /// Runs `fork` so that its child is in the pod's PID namespace.
-    pub fn with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-        if self.init.is_none() {
-            self.init = Some(Init::start()?);
-        }
-        match &self.init {
-            Some(init) => with_pids(init.pidfd.as_fd(), init.own.as_fd(), fork),
-            None => Err(Fault::failed("start the pod's first process")),
-        }
+    pub fn fork_with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+        let pids = match self.pids.take() {
+            Some(pids) => pids,
+            None => PidNamespace::create()?,
+        };
+        let pids = self.pids.insert(pids);
+        fork_with_pids(pids.pidfd.as_fd(), pids.agent_pidfd.as_fd(), fork)
     }
 }
 
-impl Init {
-    fn start() -> Result<Init, Fault> {
-        let own = own_pidfd()?;
-        match sys::fork(namespace::PID | namespace::MOUNT, None).step("start", "the pod's first process")? {
+impl PidNamespace {
+    fn create() -> Result<PidNamespace, Fault> {
+        let agent_pidfd = agent_pidfd()?;
+        match sys::fork(namespace::PID | namespace::MOUNT, None).step("create", "the pod's PID namespace")? {
             Fork::Child => hold_pids(),
-            Fork::Parent { pid, pidfd } => Ok(Init { pid, pidfd, own }),
+            Fork::Parent { pid, pidfd } => Ok(PidNamespace { pid_1: pid, pidfd, agent_pidfd }),
         }
     }
 }
@@ -161,19 +158,19 @@ fn hold_pids() -> ! {
 }
 
 /// Returns the agent's own pidfd, which identifies its PID namespace.
-pub fn own_pidfd() -> Result<OwnedFd, Fault> {
-    pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "own process")
+pub fn agent_pidfd() -> Result<OwnedFd, Fault> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "pidfd of the agent")
 }
 
-/// Runs `fork` so that its child is in the PID namespace of `process`, and then returns to that of `own`.
-pub fn with_pids<T>(
+/// Runs `fork` so that its child is in the PID namespace of `process`, and then returns to the agent's.
+pub fn fork_with_pids<T>(
     process: BorrowedFd<'_>,
-    own: BorrowedFd<'_>,
+    agent: BorrowedFd<'_>,
     fork: impl FnOnce() -> Result<T, Fault>,
 ) -> Result<T, Fault> {
-    namespaces::choose_pids(process)?;
+    namespaces::set_pids_for_children(process)?;
     let forked = fork();
-    namespaces::choose_pids(own)?;
+    namespaces::set_pids_for_children(agent)?;
     forked
 }
 

@@ -20,7 +20,7 @@ use crate::fault::{Fault, Step};
 /// Highest port number of the first console device that is searched.
 const NUMBER_MAX: u32 = 15;
 /// Seconds without device events after which the agent gives up.
-const PATIENCE_SECONDS: i64 = 10;
+const TIMEOUT_SECONDS: i64 = 10;
 /// Limit of the length of a port name.
 const NAME_MAX: usize = 64;
 
@@ -106,9 +106,9 @@ fn listen() -> Result<OwnedFd, Fault> {
 
 /// Waits for device events and discards them. Port `name` may have appeared with one of them.
 fn wait(events: &OwnedFd, name: &str) -> Result<(), Fault> {
-    let patience = Timespec { tv_sec: PATIENCE_SECONDS, tv_nsec: 0 };
+    let timeout = Timespec { tv_sec: TIMEOUT_SECONDS, tv_nsec: 0 };
     let mut list = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
-    match poll(&mut list, Some(&patience)) {
+    match poll(&mut list, Some(&timeout)) {
         Ok(0) => return Err(Errno::TIMEDOUT).step("find port", name),
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno).step("wait for", "devices"),

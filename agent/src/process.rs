@@ -4,7 +4,6 @@ pub mod child;
 pub mod credentials;
 pub mod limits;
 pub mod program;
-pub mod pty;
 pub mod report;
 pub mod user;
 
@@ -24,6 +23,7 @@ use rustix::termios::Winsize;
 
 use crate::fault::{Fault, Step};
 use crate::process::child::Stdio;
+use crate::pty;
 use crate::streams::{Inbound, Output, Stdin};
 use crate::sys;
 
@@ -54,7 +54,7 @@ pub struct Process {
     /// Set until the program runs or could not be started.
     pub pending: Option<Pending>,
     /// Whether this is the container's init process.
-    pub is_first: bool,
+    pub is_init: bool,
     /// The child has sent a report.
     pub reported: bool,
     /// The start was answered with an error, so no exit is reported.
@@ -95,7 +95,7 @@ impl Process {
             id: spec.id.clone(),
             pid,
             pidfd: Some(pidfd),
-            is_first: pending.command != Code::ExecCmd as u32,
+            is_init: pending.command != Code::ExecCmd as u32,
             pending: Some(pending),
             reported: false,
             failed: false,
@@ -262,17 +262,17 @@ pub struct Pipes {
 
 /// Creates a process's pipes. With a terminal there is only that of stderr, and only if stderr has its own stream.
 pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
-    let (mut ours, mut theirs) = (Pipes::default(), Stdio::default());
+    let (mut pipes, mut stdio) = (Pipes::default(), Stdio::default());
     if !spec.terminal {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
         set_nonblocking(&write)?;
-        (theirs.stdin, ours.stdin) = (Some(read), Some(write));
-        (ours.stdout, theirs.stdout) = output_pipe()?;
+        (stdio.stdin, pipes.stdin) = (Some(read), Some(write));
+        (pipes.stdout, stdio.stdout) = output_pipe()?;
     }
     if spec.stderr != 0 {
-        (ours.stderr, theirs.stderr) = output_pipe()?;
+        (pipes.stderr, stdio.stderr) = output_pipe()?;
     }
-    Ok((ours, theirs))
+    Ok((pipes, stdio))
 }
 
 fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Fault> {

@@ -8,13 +8,13 @@ use agent_proto::payload::{self, ErrorCode, ExecCommand};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, Signal};
 
-use crate::container::surroundings::Surroundings;
+use crate::container::setup::Setup;
 use crate::container::{self, Container, has_own_pids, namespaces, shares_shm};
-use crate::fault::{Fault, Step};
+use crate::fault::{Fault, START_FAILED, Step};
 use crate::pod::{self, Pod};
-use crate::process::child::{self, Job, Place};
+use crate::process::child::{self, Child, ChildContainer};
 use crate::process::report::{self, Report};
-use crate::process::{Pending, Process, pipes};
+use crate::process::{Pending, Pipes, Process, pipes};
 use crate::state::{EventSource, Setting, State};
 use crate::sys::{self, Fork};
 
@@ -27,9 +27,8 @@ const CONTAINERS_MAX: usize = 256;
 type Forked = Result<(Pid, OwnedFd), Fault>;
 
 impl State {
-    /// Stores a pod that has started, and starts the first of its containers. Returns true if it has
-    /// none.
-    pub(crate) fn fill_pod(
+    /// Stores a pod that has started, and starts the first of STARTPOD's containers. Returns true if there are none.
+    pub(crate) fn start_containers(
         &mut self,
         id: u32,
         pod: Pod,
@@ -53,7 +52,7 @@ impl State {
         spec: &payload::Container,
     ) -> Result<(), Fault> {
         container::check(spec)?;
-        self.forget_ended(&spec.id);
+        self.remove_exited(&spec.id);
         if self.containers.iter().any(|container| container.id == spec.id) {
             return Err(Fault::new(ErrorCode::Exists, format!("container {} is there", spec.id)));
         }
@@ -67,27 +66,27 @@ impl State {
             pod.write_hostname()?;
         }
         if isolated && shares_shm(spec) {
-            pod.make_shm()?;
+            pod.mount_shm()?;
         }
         let mut container = Container::new(spec, isolated)?;
         let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };
-        let surroundings = Surroundings { spec, has_resolv_conf: pod.has_resolv_conf };
-        let place = if isolated { Place::New(surroundings) } else { Place::Here };
+        let setup = Setup { spec, has_resolv_conf: pod.has_resolv_conf };
+        let new = if isolated { ChildContainer::New(setup) } else { ChildContainer::None };
         let hostname = pod.hostname.clone();
-        let start = Start::new(&spec.process, place, &hostname)?;
-        let (ours, job) = (start.ours, start.job);
-        let fork = || fork(flags, container.cgroup(), job);
+        let (ends, child) = prepare(&spec.process, new, &hostname)?;
+        let fork = || fork(flags, container.cgroup(), child);
         let shared = isolated && !has_own_pids(spec);
-        let forked = if shared { pod.with_shared_pids(fork) } else { fork() }?;
-        let key = self.add(&spec.id, &spec.process, forked, ours, command)?;
+        let forked = if shared { pod.fork_with_shared_pids(fork) } else { fork() }?;
+        let key = self.add(&spec.id, &spec.process, forked, ends, command)?;
         container.init = Some(key);
         self.containers.push(container);
         Ok(())
     }
 
-    /// Removes ended containers for API 4244, whose hosts rely on that; in the extended form the host removes them. They are
-    /// kept until their place is needed, so that late commands still find them.
-    fn forget_ended(&mut self, id: &str) {
+    /// Removes exited containers for API 4244, whose hosts rely on that: the container with this name, or at the limit all
+    /// of them. They are kept until then, so that late commands still find them. In the extended form the host removes
+    /// containers.
+    fn remove_exited(&mut self, id: &str) {
         if self.control.is_extended() {
             return;
         }
@@ -109,9 +108,9 @@ impl State {
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
         if command.container == container::GUEST {
             // The guest itself, in which API 4244's hosts run their tools.
-            let start = Start::new(spec, Place::Here, &hostname)?;
-            let forked = fork(0, None, start.job)?;
-            return self.add(container::GUEST, spec, forked, start.ours, (id, Code::ExecCmd)).map(drop);
+            let (ends, child) = prepare(spec, ChildContainer::None, &hostname)?;
+            let forked = fork(0, None, child)?;
+            return self.add(container::GUEST, spec, forked, ends, (id, Code::ExecCmd)).map(drop);
         }
         let container = self.container(&command.container)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
@@ -120,16 +119,17 @@ impl State {
         let (pid, init) = init.and_then(|init| Some((init.pid, init.pidfd()?))).ok_or_else(|| {
             Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
         })?;
-        let below = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
-        let below = container.cgroup_of_further(below, pid)?;
+        let path = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
+        let exec_cgroup = container.exec_cgroup(path, pid)?;
+        let cgroup = exec_cgroup.as_ref().map(AsFd::as_fd).or(container.cgroup());
         let isolated = self.setting == Setting::Guest;
-        let place = if isolated { Place::Join(init, container.maps.as_ref()) } else { Place::Here };
-        let start = Start::new(spec, place, &hostname)?;
-        let (ours, job) = (start.ours, start.job);
-        let cgroup = below.as_ref().map(AsFd::as_fd).or(container.cgroup());
-        let fork = || fork(0, cgroup, job);
-        let forked = if isolated { pod::with_pids(init, pod::own_pidfd()?.as_fd(), fork) } else { fork() }?;
-        self.add(&command.container, spec, forked, ours, (id, Code::ExecCmd)).map(drop)
+        let maps = container.maps.as_ref();
+        let existing = if isolated { ChildContainer::Existing(init, maps) } else { ChildContainer::None };
+        let (ends, child) = prepare(spec, existing, &hostname)?;
+        let fork = || fork(0, cgroup, child);
+        let forked =
+            if isolated { pod::fork_with_pids(init, pod::agent_pidfd()?.as_fd(), fork) } else { fork() }?;
+        self.add(&command.container, spec, forked, ends, (id, Code::ExecCmd)).map(drop)
     }
 
     fn check_streams(&self, spec: &payload::Process) -> Result<(), Fault> {
@@ -149,7 +149,7 @@ impl State {
         container: &str,
         spec: &payload::Process,
         (pid, pidfd): (Pid, OwnedFd),
-        ours: Ours,
+        ends: AgentEnds,
         (id, command): (u32, Code),
     ) -> Result<u32, Fault> {
         let key = self.next_key;
@@ -158,19 +158,19 @@ impl State {
             key,
             &[
                 (Some(pidfd.as_fd()), EventSource::Exit),
-                (Some(ours.report.as_fd()), EventSource::Report),
-                (ours.pipes.stdin.as_ref().map(AsFd::as_fd), EventSource::Stdin),
-                (ours.pipes.stdout.as_ref().map(AsFd::as_fd), EventSource::Stdout),
-                (ours.pipes.stderr.as_ref().map(AsFd::as_fd), EventSource::Stderr),
+                (Some(ends.report.as_fd()), EventSource::Report),
+                (ends.pipes.stdin.as_ref().map(AsFd::as_fd), EventSource::Stdin),
+                (ends.pipes.stdout.as_ref().map(AsFd::as_fd), EventSource::Stdout),
+                (ends.pipes.stderr.as_ref().map(AsFd::as_fd), EventSource::Stderr),
             ],
         );
-        let pending = Pending { id, command: command as u32, report: Some(ours.report), fault: None };
+        let pending = Pending { id, command: command as u32, report: Some(ends.report), fault: None };
         let mut process = Process::new(container, spec, pid, pidfd, pending);
         if let Err(fault) = watched {
             let _ = process.signal(Signal::KILL);
             return Err(fault);
         }
-        process.set_pipes(ours.pipes);
+        process.set_pipes(ends.pipes);
         self.processes.insert(key, process);
         Ok(key)
     }
@@ -211,31 +211,31 @@ impl State {
     pub(crate) fn answer_start(&mut self, key: u32) {
         let extended = self.control.is_extended();
         let Some(process) = self.processes.get_mut(&key) else { return };
-        let first = process.is_first;
-        let ended = process.status.is_some();
+        let is_init = process.is_init;
+        let exited = process.status.is_some();
         let answerable =
-            |pending: &mut Pending| pending.report.is_none() && (pending.fault.is_none() || ended);
+            |pending: &mut Pending| pending.report.is_none() && (pending.fault.is_none() || exited);
         let Some(pending) = process.pending.take_if(answerable) else { return };
         let reply = match pending.fault {
-            Some(fault) if extended || first && fault.exit_code() == FAULT_OF_OURS => Err(fault),
+            Some(fault) if extended || is_init && fault.exit_code() == START_FAILED => Err(fault),
             _ => Ok(Vec::new()),
         };
         if reply.is_err() {
             process.failed = true;
-            if first {
+            if is_init {
                 let id = process.container.clone();
                 self.containers.retain(|container| container.id != id);
             }
         }
         if pending.command == Code::StartPod as u32 {
-            self.go_on_with_pod(pending.id, reply);
+            self.continue_pod(pending.id, reply);
         } else {
             self.control.reply(pending.id, reply, pending.command);
         }
     }
 
     /// Continues STARTPOD after one of its containers has started or failed.
-    fn go_on_with_pod(&mut self, id: u32, started: Result<Vec<u8>, Fault>) {
+    fn continue_pod(&mut self, id: u32, started: Result<Vec<u8>, Fault>) {
         let reply = match started.and_then(|_| self.start_next(id)) {
             Ok(false) => return,
             Ok(true) => Ok(Vec::new()),
@@ -248,33 +248,26 @@ impl State {
     }
 }
 
-/// Exit code for other failures than a program that is missing or cannot be executed.
-const FAULT_OF_OURS: i32 = 125;
-
 /// The agent's ends of a child's pipes and report socket.
-struct Ours {
-    pipes: crate::process::Pipes,
+struct AgentEnds {
+    pipes: Pipes,
     report: OwnedFd,
 }
 
-/// A child that is about to be forked.
-struct Start<'a> {
-    ours: Ours,
-    job: Job<'a>,
+/// Creates the pipes and the report socket of a child. Returns the agent's ends, and the child to fork.
+fn prepare<'a>(
+    spec: &'a payload::Process,
+    container: ChildContainer<'a>,
+    hostname: &'a str,
+) -> Result<(AgentEnds, Child<'a>), Fault> {
+    let (pipes, stdio) = pipes(spec)?;
+    let (agent_report, report) = report::channel()?;
+    Ok((AgentEnds { pipes, report: agent_report }, Child { spec, container, hostname, stdio, report }))
 }
 
-impl<'a> Start<'a> {
-    fn new(spec: &'a payload::Process, place: Place<'a>, hostname: &'a str) -> Result<Start<'a>, Fault> {
-        let (ours, stdio) = pipes(spec)?;
-        let (report, theirs) = report::channel()?;
-        let job = Job { spec, place, hostname, stdio, report: theirs };
-        Ok(Start { ours: Ours { pipes: ours, report }, job })
-    }
-}
-
-fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, job: Job<'_>) -> Forked {
+fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: Child<'_>) -> Forked {
     match sys::fork(flags, cgroup).step("start", "process")? {
-        Fork::Child => child::run(job),
+        Fork::Child => child::run(child),
         Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
     }
 }

@@ -18,9 +18,9 @@ use crate::relay::RELAY_MAX;
 use crate::sys;
 
 /// Limit of a frame in bytes, including the header: what the kernel's port driver accepts in one write.
-const FRAME: usize = 32 << 10;
+const FRAME_MAX: usize = 32 << 10;
 /// Minimum free space in the port's buffer for a new frame.
-const ROOM_MIN: usize = 4 << 10;
+const SPACE_MIN: usize = 4 << 10;
 /// Limit of bytes that are read from the channel in one round. The port returns a page at a time, and a process's input should
 /// not be split into pages.
 const READ: usize = 64 << 10;
@@ -127,9 +127,9 @@ impl Streams {
     }
 
     /// Returns the number of bytes that a frame may have now; 0 if the port's buffer has no space for a frame.
-    pub fn room(&self) -> usize {
-        let room = FRAME.saturating_sub(self.port.unsent());
-        if room < ROOM_MIN { 0 } else { room - STREAM_HEADER }
+    pub fn space(&self) -> usize {
+        let space = FRAME_MAX.saturating_sub(self.port.unsent());
+        if space < SPACE_MIN { 0 } else { space - STREAM_HEADER }
     }
 
     /// Queues a frame of at most `max` bytes from the pipe `fd` without copying them. Returns their number, or `None` if
@@ -312,12 +312,12 @@ pub struct Output {
     pub bytes: u64,
     /// Number of bytes that are still read after the process has ended. Set when it has.
     left: Option<u64>,
-    way: Way,
+    transfer: Transfer,
 }
 
 /// How output is transferred into frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Transfer {
     /// Output is copied while it comes in small pieces.
     Copied,
     /// Pages are moved without copying.
@@ -339,7 +339,7 @@ impl Output {
             credit: u64::from(STREAM_WINDOW),
             bytes: 0,
             left: None,
-            way: Way::Copied,
+            transfer: Transfer::Copied,
         }
     }
 
@@ -377,19 +377,19 @@ impl Output {
                 *none.insert(there + TERMINAL_SLACK)
             }
         };
-        let room = streams.room();
-        let most = if extended { left.min(self.credit) } else { left };
-        let max = usize::try_from(most).map_or(room, |most| most.min(room));
+        let space = streams.space();
+        let limit = if extended { left.min(self.credit) } else { left };
+        let max = usize::try_from(limit).map_or(space, |limit| limit.min(space));
         if left > 0 && (!(self.readable || exited) || max == 0) {
             return Pump::Idle;
         }
         let read = match left {
             0 => Ok(0),
-            _ => forward(&mut self.way, streams, (self.seq, fd), (most, max)),
+            _ => forward(&mut self.transfer, streams, (self.seq, fd), (limit, max)),
         };
         match read {
             Ok(count) if count > 0 => {
-                self.took(count as u64, extended);
+                self.count(count as u64, extended);
                 Pump::Moved
             }
             Err(Errno::INTR) => Pump::Moved,
@@ -405,7 +405,7 @@ impl Output {
         }
     }
 
-    fn took(&mut self, count: u64, extended: bool) {
+    fn count(&mut self, count: u64, extended: bool) {
         self.bytes += count;
         if extended {
             self.credit -= count;
@@ -416,34 +416,34 @@ impl Output {
     }
 }
 
-/// Queues a frame of at most `most` bytes if they can be moved, otherwise of at most `max` bytes.
+/// Queues a frame of at most `limit` bytes if they can be moved, otherwise of at most `max` bytes.
 fn forward(
-    way: &mut Way,
+    transfer: &mut Transfer,
     streams: &mut Streams,
     (seq, fd): (u64, &OwnedFd),
-    (most, max): (u64, usize),
+    (limit, max): (u64, usize),
 ) -> rustix::io::Result<usize> {
-    if *way == Way::Relayed {
+    if *transfer == Transfer::Relayed {
         // A process that writes much will write more: a frame for each write would be several times as many frames.
         if rustix::io::ioctl_fionread(fd).is_ok_and(|there| there < RELAY_MAX as u64 / 2) {
             rustix::thread::sched_yield();
         }
-        match streams.relay(seq, fd, usize::try_from(most).unwrap_or(usize::MAX)) {
+        match streams.relay(seq, fd, usize::try_from(limit).unwrap_or(usize::MAX)) {
             Some(Ok(count)) => {
                 if count < PIECE_LARGE {
-                    *way = Way::Copied;
+                    *transfer = Transfer::Copied;
                 }
                 return Ok(count);
             }
             Some(Err(errno @ (Errno::AGAIN | Errno::INTR))) => return Err(errno),
             // Not a pipe, or no more file descriptors.
-            Some(Err(_)) => *way = Way::CopiedAlways,
+            Some(Err(_)) => *transfer = Transfer::CopiedAlways,
             None => {}
         }
     }
     let read = streams.forward(seq, fd, max);
-    if *way == Way::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
-        *way = Way::Relayed;
+    if *transfer == Transfer::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
+        *transfer = Transfer::Relayed;
         // Ignore failures: the pipe keeps its size.
         let _ = rustix::pipe::fcntl_setpipe_size(fd, RELAY_MAX);
     }

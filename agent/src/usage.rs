@@ -22,26 +22,26 @@ const PROCESSES_MAX: usize = 1024;
 const COMMAND_MAX: usize = 256;
 
 impl State {
-    /// Executes STATS for one container, or for all if `wanted` is empty.
-    pub(crate) fn usage(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
-        let all: Vec<ContainerUsage> = self.wanted(wanted)?.map(usage_of).collect();
+    /// Executes STATS for one container, or for all if `name` is empty.
+    pub(crate) fn usage(&self, name: &str) -> Result<Vec<u8>, Fault> {
+        let all: Vec<ContainerUsage> = self.selected(name)?.map(usage_of).collect();
         Ok(json(&all))
     }
 
-    /// Executes PROCESSES for one container, or for all if `wanted` is empty.
-    pub(crate) fn process_list(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
+    /// Executes PROCESSES for one container, or for all if `name` is empty.
+    pub(crate) fn process_list(&self, name: &str) -> Result<Vec<u8>, Fault> {
         let list = |container: &Container| ContainerProcesses {
             container: container.id.clone(),
             processes: container.pids().iter().take(PROCESSES_MAX).filter_map(|pid| entry(*pid)).collect(),
         };
-        let all: Vec<ContainerProcesses> = self.wanted(wanted)?.map(list).collect();
+        let all: Vec<ContainerProcesses> = self.selected(name)?.map(list).collect();
         Ok(json(&all))
     }
 
     /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It may take
     /// effect shortly after the reply.
-    pub(crate) fn freeze(&self, wanted: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
-        for container in self.wanted(wanted)? {
+    pub(crate) fn freeze(&self, name: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
+        for container in self.selected(name)? {
             let Some(cgroup) = container.cgroup() else { continue };
             rustix::fs::openat(cgroup, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .and_then(|file| rustix::io::write(&file, if frozen { b"1" } else { b"0" }))
@@ -51,7 +51,7 @@ impl State {
     }
 
     /// Returns the container of this name, or all containers for an empty name.
-    fn wanted(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Fault> {
+    fn selected(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Fault> {
         if !name.is_empty() {
             self.container(name)?;
         }

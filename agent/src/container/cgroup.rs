@@ -31,7 +31,7 @@ pub fn account() -> Result<(), Fault> {
 }
 
 /// Creates a container's cgroup, or opens the existing one.
-pub fn make(id: &str) -> Result<OwnedFd, Fault> {
+pub fn create(id: &str) -> Result<OwnedFd, Fault> {
     let path = format!("{CGROUPS}/{id}");
     match rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -42,7 +42,7 @@ pub fn make(id: &str) -> Result<OwnedFd, Fault> {
 }
 
 /// Opens the cgroup `path` below `cgroup`.
-pub fn below(cgroup: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
+pub fn open_below(cgroup: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     rustix::fs::openat2(cgroup, path, flags, Mode::empty(), inside).step("open the container's cgroup", path)
@@ -50,12 +50,12 @@ pub fn below(cgroup: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> {
 
 /// Whether `cgroup` has enabled controllers for its children. It then accepts no processes (cgroup-v2, "No Internal Process
 /// Constraint").
-pub fn is_closed(cgroup: BorrowedFd<'_>) -> bool {
+pub fn enables_controllers(cgroup: BorrowedFd<'_>) -> bool {
     read(&cgroup, "cgroup.subtree_control").is_ok_and(|controllers| !controllers.trim().is_empty())
 }
 
 /// Opens the cgroup that a process is in.
-pub fn of(pid: Pid) -> Result<OwnedFd, Fault> {
+pub fn open_of(pid: Pid) -> Result<OwnedFd, Fault> {
     let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
     let text = read(&CWD, &path).step("read", &path)?;
     let below = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
@@ -144,9 +144,9 @@ mod tests {
     #[test]
     fn a_cgroup_below_another_is_nowhere_else() {
         let top = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
-        assert!(below(top.as_fd(), "sys/kernel").is_ok());
+        assert!(open_below(top.as_fd(), "sys/kernel").is_ok());
         for path in ["..", "sys/../..", "/proc/sys", "self/root", "nowhere", "uptime"] {
-            let fault = below(top.as_fd(), path).unwrap_err();
+            let fault = open_below(top.as_fd(), path).unwrap_err();
             assert!(
                 fault.text.starts_with(&format!("open the container's cgroup {path}: ")),
                 "{}",

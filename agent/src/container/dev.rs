@@ -14,7 +14,7 @@ use agent_proto::payload::{Device, Mount, OciContainer, Process};
 use crate::container::mounts::bind_tree;
 use crate::container::rootfs::{READ_ONLY, Root};
 use crate::fault::{Fault, Step};
-use crate::process::pty::Terminal;
+use crate::pty::Terminal;
 use crate::sys::MountAttributes;
 
 const NODES: [(&str, u32, u32); 6] =

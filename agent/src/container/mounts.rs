@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::container::copy_up;
+use crate::container::paths;
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
 use crate::fault::{Fault, Step};
-use crate::pod::paths;
 use crate::sys::{self, MountAttributes};
 
 /// The flags of mount(2) that are used here.
@@ -62,7 +62,7 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     if entry.copy_up {
         copy_up::copy(&target, &mounted).step("copy up", &entry.destination)?;
     }
-    finish(&mounted, entry)
+    apply_attributes(&mounted, entry)
 }
 
 /// Whether a mount becomes read-only only after all mounts: mount points may have to be created in a tmpfs.
@@ -71,7 +71,7 @@ pub fn is_read_only_later(entry: &Mount) -> bool {
 }
 
 /// Applies propagation and recursive attributes to a new mount.
-fn finish(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
+fn apply_attributes(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
     if entry.recursive_set | entry.recursive_clear != 0 {
         let (set, clear) = (entry.recursive_set, entry.recursive_clear);
         let attributes = MountAttributes { set, clear, ..MountAttributes::default() };
@@ -87,7 +87,7 @@ fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     let source = share.find_shared(&entry.source).step("open shared", &entry.source)?;
     let tree =
         bind_tree(root, &source, &entry.destination, entry.flags & ms::REC != 0, attributes(entry.flags))?;
-    finish(&tree, entry)
+    apply_attributes(&tree, entry)
 }
 
 /// Sets the propagation of the mount at `path`.

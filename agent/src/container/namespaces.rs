@@ -28,12 +28,12 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
 }
 
 /// Sets up the namespaces of the child.
-pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
+pub fn set_up(oci: &OciContainer) -> Result<(), Fault> {
     for own in &oci.namespaces {
         match own {
             Namespace::Cgroup => sys::unshare_cgroup_view().step("make", "cgroup namespace")?,
             Namespace::Network => bring_loopback_up()?,
-            Namespace::Time => make_time(&oci.time_offsets)?,
+            Namespace::Time => enter_time(&oci.time_offsets)?,
             Namespace::Uts => {
                 if !oci.hostname.is_empty() {
                     rustix::system::sethostname(oci.hostname.as_bytes())
@@ -51,7 +51,7 @@ pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
 }
 
 /// Moves this process into a time namespace with these offsets.
-fn make_time(offsets: &str) -> Result<(), Fault> {
+fn enter_time(offsets: &str) -> Result<(), Fault> {
     const OFFSETS: &str = "/proc/self/timens_offsets";
     const NAMESPACE: &str = "/proc/self/ns/time_for_children";
     sys::unshare_time().step("make", "time namespace")?;
@@ -73,20 +73,21 @@ pub fn bring_loopback_up() -> Result<(), Fault> {
 }
 
 /// Enters the namespaces of a container's init process. Root and working directory become the container's root.
-/// Does not enter the PID namespace, which the parent chooses before fork ([`choose_pids`]).
-pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
+/// Does not enter the PID namespace, which the parent chooses before fork ([`set_pids_for_children`]).
+pub fn enter(init: BorrowedFd<'_>) -> Result<(), Fault> {
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::TIME;
-    move_into_thread_name_spaces(init, all).step("join", "the container's namespaces")
+    move_into_thread_name_spaces(init, all).step("enter", "the container's namespaces")
 }
 
 /// Makes future children of this process members of `process`'s PID namespace.
-pub fn choose_pids(process: BorrowedFd<'_>) -> Result<(), Fault> {
-    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID).step("join", "process ids")
+pub fn set_pids_for_children(process: BorrowedFd<'_>) -> Result<(), Fault> {
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
+        .step("set", "PID namespace of children")
 }
 
 #[cfg(test)]

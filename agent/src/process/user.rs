@@ -13,7 +13,7 @@ use crate::sys;
 /// Limit of bytes of /etc/passwd or /etc/group that are read, because the container controls these files.
 const FILE_MAX: usize = 1 << 20;
 /// The ID that means "no change" to the kernel, and is not a valid ID.
-const NOBODY_AT_ALL: u32 = u32::MAX;
+const INVALID_ID: u32 = u32::MAX;
 
 /// User and groups of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn resolve(
     read: impl Fn(&str) -> String,
 ) -> Result<User, Fault> {
     let wanted = if spec.user.is_empty() { "0" } else { &spec.user };
-    let number = wanted.parse::<u32>().ok().filter(|number| *number != NOBODY_AT_ALL);
+    let number = wanted.parse::<u32>().ok().filter(|number| *number != INVALID_ID);
     let needs_account = number.is_none() || needs_home || memberships || spec.group.is_empty();
     let passwd = if needs_account { read("/etc/passwd") } else { String::new() };
     let account = accounts(&passwd)
@@ -124,7 +124,7 @@ fn groups(file: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 }
 
 fn group(file: &str, wanted: &str) -> Result<u32, Fault> {
-    if let Some(number) = wanted.parse().ok().filter(|number| *number != NOBODY_AT_ALL) {
+    if let Some(number) = wanted.parse().ok().filter(|number| *number != INVALID_ID) {
         return Ok(number);
     }
     groups(file)

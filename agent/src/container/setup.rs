@@ -10,14 +10,13 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::container::rootfs::{Root, SHARE};
-use crate::container::{dev, mounts, namespaces};
+use crate::container::{dev, mounts, namespaces, paths};
 use crate::fault::{Fault, Step};
-use crate::pod::paths;
-use crate::process::pty::Terminal;
+use crate::pty::Terminal;
 
 /// A container to set up and enter.
 #[derive(Debug)]
-pub struct Surroundings<'a> {
+pub struct Setup<'a> {
     /// Specification of the container.
     pub spec: &'a payload::Container,
     /// The pod has name servers, so it has a resolv.conf.
@@ -25,10 +24,10 @@ pub struct Surroundings<'a> {
 }
 
 /// Sets up the container and makes its root this process's root. Returns the terminal if the process has one.
-pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result<Option<Terminal>, Fault> {
+pub fn set_up(container: &Setup<'_>, process: &payload::Process) -> Result<Option<Terminal>, Fault> {
     let spec = container.spec;
-    let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(surroundings_4244()), Cow::Borrowed);
-    namespaces::furnish(&oci)?;
+    let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(default_4244()), Cow::Borrowed);
+    namespaces::set_up(&oci)?;
     // Created files get exactly the requested modes; the process's own mask is set later.
     rustix::process::umask(Mode::empty());
     let share = Root::open(SHARE)?;
@@ -56,7 +55,7 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
 }
 
 /// Returns the set-up of API 4244's containers, except that each has its own /dev.
-fn surroundings_4244() -> OciContainer {
+fn default_4244() -> OciContainer {
     const NOSUID: u64 = 2;
     const NODEV: u64 = 4;
     const NOEXEC: u64 = 8;
@@ -81,7 +80,7 @@ fn surroundings_4244() -> OciContainer {
 }
 
 /// Creates the files in /etc that API 4244's `initialize` requests.
-fn initialize(root: &Root, container: &Surroundings<'_>) -> Result<(), Fault> {
+fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Fault> {
     if container.has_resolv_conf {
         mounts::bind_own(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
     }
