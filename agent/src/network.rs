@@ -145,7 +145,8 @@ pub fn set_route(route: &Route) -> Result<(), Fault> {
     let source = (!route.source.is_empty()).then(|| address::parse(&route.source)).transpose()?;
     let Route { on_link, metric, mtu, removed, .. } = *route;
     let destination = (destination.address, destination.bits);
-    let entry = ::netlink::Route { link, destination, gateway, on_link, source, metric, mtu, beyond: None };
+    let entry =
+        ::netlink::Route { link, destination, gateway, on_link, source, metric, mtu, unsupported: None };
     let (step, operation) =
         if removed { ("remove route to", Operation::Delete) } else { ("add route to", Operation::Put) };
     match netlink.request(entry.request(operation)) {

@@ -51,7 +51,7 @@ impl Netlink {
     /// Sends a message and passes each entry of the answer to `take`, until the last reply.
     fn exchange(&mut self, message: Message, take: &mut dyn FnMut(&[u8])) -> IoResult<()> {
         self.sequence += 1;
-        rustix::net::send(&self.socket, &message.finish(self.sequence), SendFlags::empty())?;
+        rustix::net::send(&self.socket, &message.into_bytes(self.sequence), SendFlags::empty())?;
         let mut answer = Vec::new();
         loop {
             answer.clear();
