@@ -84,7 +84,7 @@ fn keep_above_stdio(ports: Ports) -> Result<Ports, Fault> {
     if ports.control.as_raw_fd() >= FIRST_FREE {
         return Ok(ports);
     }
-    let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE).step("move", "port");
+    let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, FIRST_FREE).step("duplicate", "port");
     let moved = Ports { control: above(&ports.control)?, streams: above(&ports.streams)? };
     drop(ports);
     loop {

@@ -46,7 +46,7 @@ impl State {
 
     fn serve(&mut self, code: u32, id: u32, payload: &[u8], first: bool) -> Result<Reply, Fault> {
         let Some(code) = Code::from_u32(code) else {
-            return Err(Fault::new(ErrorCode::Unsupported, format!("no such command: {code}")));
+            return Err(Fault::new(ErrorCode::Unsupported, format!("unknown command {code}")));
         };
         match code {
             Code::GetVersion => Ok(Reply::Now(API_VERSION.to_be_bytes().into())),
@@ -83,10 +83,10 @@ impl State {
             | Code::RestartContainerDeprecated
             | Code::CmdFinishedDeprecated
             | Code::PodFinishedDeprecated => {
-                Err(Fault::new(ErrorCode::Unsupported, format!("{code:?} is abandoned")))
+                Err(Fault::new(ErrorCode::Unsupported, format!("{code:?} is obsolete and not supported")))
             }
             Code::Ack | Code::Error | Code::Next | Code::ProcessAsyncEvent => {
-                Err(Fault::bad_request(format!("{code:?} is no command")))
+                Err(Fault::bad_request(format!("{code:?} is not a command")))
             }
         }
     }
@@ -101,7 +101,10 @@ impl State {
         if extend.extension != EXTENSION_VERSION {
             return Err(Fault::new(
                 ErrorCode::Unsupported,
-                format!("extension {} is not supported, {EXTENSION_VERSION} is", extend.extension),
+                format!(
+                    "extension version {}: only version {EXTENSION_VERSION} is supported",
+                    extend.extension
+                ),
             ));
         }
         DONE
@@ -109,7 +112,7 @@ impl State {
 
     fn start_pod(&mut self, id: u32, spec: payload::Pod) -> Result<Reply, Fault> {
         if self.pod.is_some() {
-            return Err(Fault::new(ErrorCode::Exists, "the pod has been started"));
+            return Err(Fault::new(ErrorCode::Exists, "the pod is already started"));
         }
         let started = Pod::start(&spec, self.setting == Setting::Guest);
         match started.and_then(|pod| self.start_containers(id, pod, spec.containers)) {
@@ -199,7 +202,7 @@ impl State {
 
     fn destroy_pod(&mut self, id: u32) -> Result<Reply, Fault> {
         if self.destroy.is_some() {
-            return Err(Fault::failed("the pod is being destroyed"));
+            return Err(Fault::failed("the pod is already being destroyed"));
         }
         let destroy = if self.control.is_extended() || self.processes.is_empty() {
             Destroy::kill(id, &self.processes, &self.containers)

@@ -152,13 +152,13 @@ pub fn check(spec: &payload::Container) -> Result<(), Fault> {
     let plain =
         !id.is_empty() && id.len() <= NAME_MAX && !id.contains(['/', '\0']) && id != "." && id != "..";
     if !plain || id == GUEST || id.starts_with("cgroup.") {
-        return Err(Fault::bad_request(format!("container name {id:?} cannot be")));
+        return Err(Fault::bad_request(format!("invalid container name {id:?}")));
     }
     let refused = [
-        (!spec.addr.is_empty(), "addr: there are no block devices"),
-        (!spec.fstype.is_empty(), "fstype: there are no block devices"),
-        (!spec.volumes.is_empty(), "volumes: there are no block devices"),
-        (!spec.ports.is_empty(), "ports: the guest maps no ports"),
+        (!spec.addr.is_empty(), "addr: block devices are not supported"),
+        (!spec.fstype.is_empty(), "fstype: block devices are not supported"),
+        (!spec.volumes.is_empty(), "volumes: block devices are not supported"),
+        (!spec.ports.is_empty(), "ports: port mapping is not supported"),
     ];
     if let Some((_, why)) = refused.iter().find(|(asked, _)| *asked) {
         return Err(Fault::new(ErrorCode::Unsupported, format!("container {id}: {why}")));
@@ -177,7 +177,7 @@ pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
     } else if !spec.terminal && spec.stderr == 0 {
         "has neither a terminal nor a stream for stderr"
     } else if spec.stdio == spec.stderr {
-        "has one stream for stdio and stderr"
+        "has the same stream for stdio and stderr"
     } else {
         return Ok(());
     };
@@ -215,7 +215,7 @@ mod tests {
             change(&mut spec);
             check(&spec).unwrap_err().text
         };
-        let no_disks = "there are no block devices";
+        let no_disks = "block devices are not supported";
         assert_eq!(spec(|spec| spec.addr = "0:1".into()), format!("container c1: addr: {no_disks}"));
         assert_eq!(spec(|spec| spec.fstype = "ext4".into()), format!("container c1: fstype: {no_disks}"));
         assert_eq!(
@@ -224,7 +224,7 @@ mod tests {
         );
         assert_eq!(
             spec(|spec| spec.ports = vec![payload::Present]),
-            "container c1: ports: the guest maps no ports"
+            "container c1: ports: port mapping is not supported"
         );
     }
 

@@ -53,7 +53,7 @@ pub fn kill(processes: &BTreeMap<u32, Process>, containers: &[Container]) {
 }
 
 fn grace_timer() -> Result<OwnedFd, Fault> {
-    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).step("make", "timer")?;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).step("create", "timer")?;
     let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     let when = Itimerspec { it_interval: zero, it_value: Timespec { tv_sec: GRACE_SECONDS, tv_nsec: 0 } };
     timerfd_settime(&timer, TimerfdTimerFlags::empty(), &when).step("set", "timer")?;

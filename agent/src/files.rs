@@ -121,7 +121,7 @@ fn open_regular(found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
 }
 
 fn too_large(path: &str) -> Fault {
-    Fault::failed(format!("read {path}: it has more than the {READ_MAX} bytes of one reply"))
+    Fault::failed(format!("read {path}: larger than {READ_MAX} bytes, the limit of one reply"))
 }
 
 #[cfg(test)]

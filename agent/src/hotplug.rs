@@ -17,7 +17,7 @@ const MEMORY_MAX: u32 = 4096;
 
 /// Starts to bring everything online. A child process does it in the background, because memory takes long.
 pub fn start() -> Result<(), Fault> {
-    match sys::fork(0, None).step("start", "a process that brings up processors and memory")? {
+    match sys::fork(0, None).step("start", "hotplug process")? {
         Fork::Child => {
             bring_up(DEVICES);
             sys::exit(0)

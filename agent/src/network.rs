@@ -52,7 +52,7 @@ fn changes(interface: &Interface) -> Result<Vec<Change<'_>>, Fault> {
 /// Refuses an invalid interface before anything is changed.
 pub fn check(interface: &Interface) -> Result<(), Fault> {
     if interface.device.is_empty() && interface.mac_addr.is_empty() {
-        return Err(Fault::bad_request("an interface without a name"));
+        return Err(Fault::bad_request("interface has neither a name nor a hardware address"));
     }
     changes(interface).map(drop)
 }
@@ -72,16 +72,16 @@ pub fn set_up(interface: &Interface) -> Result<(), Fault> {
     let new_name = interface.new_device_name.as_str();
     if !new_name.is_empty() && new_name != name {
         // A link that is up cannot be renamed.
-        change(&mut netlink, LinkChange::Down).step("take down interface", name)?;
+        change(&mut netlink, LinkChange::Down).step("bring down interface", name)?;
         change(&mut netlink, LinkChange::Name(new_name)).step("rename interface", name)?;
         name = new_name;
     }
     let mtu = match interface.mtu {
         0 => Ok(()),
-        mtu => change(&mut netlink, LinkChange::Mtu(mtu)).step("set mtu of interface", name),
+        mtu => change(&mut netlink, LinkChange::Mtu(mtu)).step("set MTU of interface", name),
     };
     if interface.no_link_local {
-        let step = "keep to the addresses of interface";
+        let step = "disable generated addresses of interface";
         change(&mut netlink, LinkChange::NoGeneratedAddress).step(step, name)?;
     }
     let addresses = each(changes(interface)?, |change| {
@@ -126,7 +126,7 @@ pub fn check_route(route: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
     let destination = Network::destination(&route.dest, gateway)?;
     if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.address.is_ipv4()) {
         return Err(Fault::bad_request(format!(
-            "route to {} over {}: one is IPv4, the other IPv6",
+            "route to {} via {}: address families differ",
             route.dest, route.gateway
         )));
     }

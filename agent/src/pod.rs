@@ -55,7 +55,7 @@ impl Pod {
     /// stored.
     pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
         if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
-            let why = "portmappingWhiteLists: the guest maps no ports";
+            let why = "portmappingWhiteLists: port mapping is not supported";
             return Err(Fault::new(ErrorCode::Unsupported, why));
         }
         let has_resolv_conf =
@@ -99,7 +99,7 @@ impl Pod {
         if !self.has_shm {
             match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno).step("make", SHM),
+                Err(errno) => return Err(errno).step("create", SHM),
             }
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             rustix::mount::mount("shm", SHM, "tmpfs", flags, Some(c"mode=1777")).step("mount", SHM)?;
@@ -177,8 +177,8 @@ pub fn fork_with_pids<T>(
 /// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes the new
 /// mount the agent's root. The path `/..` reaches a mount on the root itself.
 fn prepare_root() -> Result<(), Fault> {
-    rustix::mount::mount_bind_recursive("/", "/").step("bind", "/")?;
-    rustix::process::chroot("/..").step("enter", "/")
+    rustix::mount::mount_bind_recursive("/", "/").step("bind-mount", "/")?;
+    rustix::process::chroot("/..").step("change root to", "/")
 }
 
 fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
@@ -191,10 +191,7 @@ fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
         "virtiofs" => rustix::mount::mount(tag, SHARE, "virtiofs", flags, None),
         "" | "9p" => rustix::mount::mount(tag, SHARE, "9p", flags, OPTIONS_9P),
         other => {
-            return Err(Fault::new(
-                ErrorCode::Unsupported,
-                format!("share of type {other} is not supported"),
-            ));
+            return Err(Fault::new(ErrorCode::Unsupported, format!("share type {other:?} is not supported")));
         }
     };
     mounted.step("mount share", tag)

@@ -99,8 +99,8 @@ fn listen() -> Result<OwnedFd, Fault> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let protocol = Some(KOBJECT_UEVENT);
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)
-        .step("listen for", "devices")?;
-    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL)).step("listen for", "devices")?;
+        .step("listen for", "device events")?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL)).step("listen for", "device events")?;
     Ok(socket)
 }
 
@@ -111,7 +111,7 @@ fn wait(events: &OwnedFd, name: &str) -> Result<(), Fault> {
     match poll(&mut list, Some(&timeout)) {
         Ok(0) => return Err(Errno::TIMEDOUT).step("find port", name),
         Ok(_) | Err(Errno::INTR) => {}
-        Err(errno) => return Err(errno).step("wait for", "devices"),
+        Err(errno) => return Err(errno).step("wait for", "device events"),
     }
     // ENOBUFS means that events were lost, which is harmless because the caller searches again.
     let mut text = [0; 2048];

@@ -264,7 +264,7 @@ pub struct Pipes {
 pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
     let (mut pipes, mut stdio) = (Pipes::default(), Stdio::default());
     if !spec.terminal {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
         set_nonblocking(&write)?;
         (stdio.stdin, pipes.stdin) = (Some(read), Some(write));
         (pipes.stdout, stdio.stdout) = output_pipe()?;
@@ -276,13 +276,13 @@ pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
 }
 
 fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Fault> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     set_nonblocking(&read)?;
     Ok((Some(read), Some(write)))
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> Result<(), Fault> {
-    rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set up", "pipe")
+    rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set O_NONBLOCK of", "stream")
 }
 
 /// Returns signal `number`, or API 4244's error for an invalid number.

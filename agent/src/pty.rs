@@ -27,7 +27,7 @@ impl Terminal {
         let stat = fstat(&master).step("stat", "ptmx")?;
         let device = (major(stat.st_rdev), minor(stat.st_rdev));
         if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || device != (5, 2) {
-            return Err(Fault::failed("open terminal: /dev/pts/ptmx is not a terminal multiplexer"));
+            return Err(Fault::failed("open terminal: /dev/pts/ptmx is not the pseudo-terminal multiplexer"));
         }
         rustix::pty::unlockpt(&master).step("unlock", "terminal")?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -40,11 +40,11 @@ impl Terminal {
 
     /// Makes the terminal the session's controlling terminal and its user's property.
     pub fn take(&self, uid: Uid) -> Result<(), Fault> {
-        rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("take", "terminal")?;
+        rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("set", "controlling terminal")?;
         if uid.is_root() {
             return Ok(());
         }
-        rustix::fs::fchown(&self.slave, Some(uid), None::<Gid>).step("give terminal to", "user")
+        rustix::fs::fchown(&self.slave, Some(uid), None::<Gid>).step("change owner of", "terminal")
     }
 }
 

@@ -4,6 +4,7 @@
 //! 127.0.0.11), and the container's resolv.conf contains that address. The guest has another loopback interface. So a separate
 //! process accepts the queries in the guest and sends them through a port to the host, which forwards them in that namespace.
 
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -30,7 +31,7 @@ const READ: usize = 16 << 10;
 
 /// Parses the address at which queries are accepted.
 pub fn parse(address: &str) -> Result<Ipv4Addr, Fault> {
-    address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))
+    address.parse().map_err(|_| Fault::bad_request(format!("resolver: invalid IPv4 address {address:?}")))
 }
 
 /// Starts to accept queries at `address`, in a process that runs as long as the guest.
@@ -41,12 +42,12 @@ pub fn start(address: Ipv4Addr) -> Result<(), Fault> {
         rustix::net::bind(&socket, &SocketAddrV4::new(address, DNS))?;
         Ok(socket)
     };
-    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("take queries at", name)?;
+    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("bind UDP socket to", name)?;
     let listener = bound(SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         .and_then(|socket| rustix::net::listen(&socket, BACKLOG).map(|()| socket))
-        .step("take connections at", name)?;
+        .step("listen for TCP connections at", name)?;
     let port = ports::open_resolver()?;
-    match sys::fork(0, None).step("start", "the resolver")? {
+    match sys::fork(0, None).step("start", "resolver process")? {
         Fork::Child => {
             sys::close_others([&socket, &listener, &port].map(|fd| Some(fd.as_fd())));
             let _ = rustix::thread::set_name(c"resolver");

@@ -54,10 +54,10 @@ impl State {
         container::check(spec)?;
         self.remove_exited(&spec.id);
         if self.containers.iter().any(|container| container.id == spec.id) {
-            return Err(Fault::new(ErrorCode::Exists, format!("container {} is there", spec.id)));
+            return Err(Fault::new(ErrorCode::Exists, format!("container {} already exists", spec.id)));
         }
         if self.containers.len() >= CONTAINERS_MAX {
-            return Err(Fault::failed(format!("{CONTAINERS_MAX} containers are the most")));
+            return Err(Fault::failed(format!("limit of {CONTAINERS_MAX} containers reached")));
         }
         self.check_streams(&spec.process)?;
         let isolated = self.setting == Setting::Guest;
@@ -103,7 +103,7 @@ impl State {
         self.check_streams(spec)?;
         let taken = |process: &Process| process.container == command.container && process.id == spec.id;
         if self.processes.values().any(taken) {
-            return Err(Fault::new(ErrorCode::Exists, format!("process {} is there", spec.id)));
+            return Err(Fault::new(ErrorCode::Exists, format!("process {} already exists", spec.id)));
         }
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
         if command.container == container::GUEST {
@@ -135,10 +135,10 @@ impl State {
     fn check_streams(&self, spec: &payload::Process) -> Result<(), Fault> {
         let taken = |seq| self.processes.values().any(|process| process.has_seq(seq));
         if let Some(seq) = [spec.stdio, spec.stderr].into_iter().find(|seq| taken(*seq)) {
-            return Err(Fault::new(ErrorCode::Exists, format!("stream {seq} is taken")));
+            return Err(Fault::new(ErrorCode::Exists, format!("stream {seq} is already in use")));
         }
         if self.processes.len() >= PROCESSES_MAX {
-            return Err(Fault::failed(format!("{PROCESSES_MAX} processes are the most")));
+            return Err(Fault::failed(format!("limit of {PROCESSES_MAX} processes reached")));
         }
         Ok(())
     }
@@ -273,5 +273,5 @@ fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: Child<'_>) -> Forked 
 }
 
 fn no_pod() -> Fault {
-    Fault::failed("there is no pod yet")
+    Fault::failed("no pod has been started")
 }

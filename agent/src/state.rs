@@ -97,7 +97,7 @@ impl State {
         // READY first, because the host waits for it.
         let mut control = Control::new(control)?;
         let mut streams = Streams::new(streams);
-        let epoll = epoll::create(CreateFlags::CLOEXEC).step("make", "epoll")?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC).step("create", "epoll instance")?;
         watch(&epoll, control.port().as_fd(), 0, EventSource::Control, EDGES)?;
         watch(&epoll, streams.port().as_fd(), 0, EventSource::Streams, EDGES)?;
         Ok(State {
@@ -174,5 +174,5 @@ pub(crate) fn watch(
     source: EventSource,
     flags: EventFlags,
 ) -> Result<(), Fault> {
-    epoll::add(epoll, fd, EventData::new_u64(source.token(key)), flags).step("watch", "descriptor")
+    epoll::add(epoll, fd, EventData::new_u64(source.token(key)), flags).step("watch", "file descriptor")
 }

@@ -41,7 +41,7 @@ pub mod stream;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The length is shorter than the header.
-    #[error("frame of {length} bytes is shorter than its header of {header}")]
+    #[error("frame of {length} bytes is shorter than its header of {header} bytes")]
     TooShort {
         /// Length in the frame's header.
         length: u32,
@@ -49,7 +49,7 @@ pub enum FrameError {
         header: usize,
     },
     /// The length exceeds the channel's limit.
-    #[error("frame of {length} bytes is longer than {max}")]
+    #[error("frame of {length} bytes exceeds the limit of {max} bytes")]
     TooLong {
         /// Length in the frame's header.
         length: u32,

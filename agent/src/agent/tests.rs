@@ -420,11 +420,11 @@ fn streams_belong_to_one_process() {
 fn unknown_and_abandoned_commands_are_refused_by_name() {
     let mut host = Host::extended();
     for (code, text) in [
-        (99, "no such command: 99"),
-        (2, "GetPodDeprecated is abandoned"),
-        (9, "Ack is no command"),
+        (99, "unknown command 99"),
+        (2, "GetPodDeprecated is obsolete and not supported"),
+        (9, "Ack is not a command"),
         (15, "WriteFile: no JSON"),
-        (14, "Next is no command"),
+        (14, "Next is not a command"),
     ] {
         let id = host.send_raw(code, Vec::new());
         let error: ErrorReply = serde_json::from_slice(&host.reply(id).unwrap_err()).unwrap();
@@ -444,7 +444,7 @@ fn extend_is_refused_when_it_is_late_or_of_another_version() {
     host.codec.set_extended(true);
     let frame = host.frame(|_| true);
     let error: ErrorReply = serde_json::from_slice(&frame.payload).unwrap();
-    assert_eq!(error.message, "extension 7 is not supported, 1 is");
+    assert_eq!(error.message, "extension version 7: only version 1 is supported");
     let mut host = Host::extended();
     assert_eq!(
         host.refused(Code::Extend, &Extend { extension: 1 }).message,

@@ -35,7 +35,7 @@ pub fn create(id: &str) -> Result<OwnedFd, Fault> {
     let path = format!("{CGROUPS}/{id}");
     match rustix::fs::mkdir(path.as_str(), Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(errno).step("make cgroup", &path),
+        Err(errno) => return Err(errno).step("create cgroup", &path),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path.as_str(), flags, Mode::empty()).step("open cgroup", &path)
@@ -77,7 +77,7 @@ pub fn limit(cgroup: &OwnedFd, file: &str, value: &str) -> Result<(), Fault> {
     let Some((controller, _)) =
         file.split_once('.').filter(|(controller, rest)| plain(controller) && plain(rest))
     else {
-        return Err(Fault::bad_request(format!("{file} is no file of a cgroup")));
+        return Err(Fault::bad_request(format!("invalid cgroup file name {file:?}")));
     };
     if controller != "cgroup" {
         write(&CWD, CONTROL, &format!("+{controller}")).step("enable controller", controller)?;
@@ -127,7 +127,7 @@ mod tests {
         let nowhere = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
         for file in ["", "memory", "../memory.max", "a/b.c", "cgroup./../x", ".max"] {
             let fault = limit(&nowhere, file, "1").unwrap_err();
-            assert_eq!(fault.text, format!("{file} is no file of a cgroup"));
+            assert_eq!(fault.text, format!("invalid cgroup file name {file:?}"));
         }
         let fault = limit(&nowhere, "cgroup.max.depth", "3").unwrap_err();
         assert_eq!(fault.text, "set limit cgroup.max.depth to 3: no such file or directory");

@@ -35,7 +35,7 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
     if oci.mounts.iter().any(is_dev) {
         return Ok(());
     }
-    oci.devices.iter().try_for_each(|device| make(root, device).step("make device", &device.path))?;
+    oci.devices.iter().try_for_each(|device| make(root, device).step("create device", &device.path))?;
     let dev = root.make_directory("/dev")?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
@@ -109,6 +109,6 @@ fn own_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
     let mode = Mode::from_raw_mode(0o666);
     match mknodat(CWD, path.as_str(), FileType::CharacterDevice, mode, makedev(major, minor)) {
         Ok(()) | Err(Errno::EXIST) => Ok(path),
-        Err(errno) => Err(errno).step("make device", &path),
+        Err(errno) => Err(errno).step("create device", &path),
     }
 }

@@ -49,7 +49,7 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     let kind = if entry.kind == "cgroup" { "cgroup2" } else { entry.kind.as_str() };
     let what = format!("{kind} on {}", entry.destination);
     let data = CString::new(entry.data.as_str())
-        .map_err(|_| Fault::bad_request(format!("mount {what}: data with NUL")))?;
+        .map_err(|_| Fault::bad_request(format!("mount {what}: data contains a NUL byte")))?;
     let target = root.make_directory(&entry.destination)?;
     // Make the target the working directory, so that no path to it can be changed meanwhile.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
@@ -84,7 +84,7 @@ fn apply_attributes(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
 }
 
 fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
-    let source = share.find_shared(&entry.source).step("open shared", &entry.source)?;
+    let source = share.find_shared(&entry.source).step("open share path", &entry.source)?;
     let tree =
         bind_tree(root, &source, &entry.destination, entry.flags & ms::REC != 0, attributes(entry.flags))?;
     apply_attributes(&tree, entry)
@@ -100,7 +100,7 @@ pub fn set_propagation(mounted: &impl AsFd, path: &str, propagation: u64) -> Res
 /// Bind-mounts one of API 4244's shared files or directories.
 pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
     let path = if entry.docker_volume { format!("{}/_data", entry.source) } else { entry.source.clone() };
-    let source = share.find_shared(&path).step("open shared", &path)?;
+    let source = share.find_shared(&path).step("open share path", &path)?;
     let flags = if entry.read_only { ms::RDONLY } else { 0 };
     bind_tree(root, &source, &entry.path, true, attributes(flags)).map(drop)
 }
@@ -125,7 +125,7 @@ pub fn bind_tree(
         FileType::Directory => root.make_directory(destination)?,
         _ => root.make_file(destination)?,
     };
-    let tree = clone_tree(source.as_fd(), recursive).step("bind", destination)?;
+    let tree = clone_tree(source.as_fd(), recursive).step("bind-mount", destination)?;
     if attributes != MountAttributes::default() {
         sys::mount_setattr(tree.as_fd(), false, attributes).step("set options of", destination)?;
     }
@@ -168,7 +168,7 @@ pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Fault> {
 /// Makes `path` read-only, if it exists.
 pub fn set_read_only(root: &Root, path: &str) -> Result<(), Fault> {
     let Some(target) = find(root, path)? else { return Ok(()) };
-    let tree = clone_tree(target.as_fd(), true).step("bind", path)?;
+    let tree = clone_tree(target.as_fd(), true).step("bind-mount", path)?;
     let attributes = MountAttributes { set: ms::RDONLY, ..MountAttributes::default() };
     sys::mount_setattr(tree.as_fd(), false, attributes).step("make read-only", path)?;
     attach_tree(&tree, target.as_fd()).step("make read-only", path)

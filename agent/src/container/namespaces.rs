@@ -31,7 +31,7 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
 pub fn set_up(oci: &OciContainer) -> Result<(), Fault> {
     for own in &oci.namespaces {
         match own {
-            Namespace::Cgroup => sys::unshare_cgroup_view().step("make", "cgroup namespace")?,
+            Namespace::Cgroup => sys::unshare_cgroup_view().step("create", "cgroup namespace")?,
             Namespace::Network => bring_loopback_up()?,
             Namespace::Time => enter_time(&oci.time_offsets)?,
             Namespace::Uts => {
@@ -54,7 +54,7 @@ pub fn set_up(oci: &OciContainer) -> Result<(), Fault> {
 fn enter_time(offsets: &str) -> Result<(), Fault> {
     const OFFSETS: &str = "/proc/self/timens_offsets";
     const NAMESPACE: &str = "/proc/self/ns/time_for_children";
-    sys::unshare_time().step("make", "time namespace")?;
+    sys::unshare_time().step("create", "time namespace")?;
     if !offsets.is_empty() {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = rustix::fs::open(OFFSETS, flags, Mode::empty()).step("open", OFFSETS)?;

@@ -131,7 +131,7 @@ impl Root {
 
     /// Opens directory `path`, and creates it and its parents if missing.
     pub fn make_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
-        self.make_directory_at(path).step("make directory", path)
+        self.make_directory_at(path).step("create directory", path)
     }
 
     /// Like [`Self::make_directory`], for callers that add their own step to the error.
@@ -148,7 +148,7 @@ impl Root {
             Err(Errno::NOENT) => self.walk(path, Missing::IsFile),
             found => found,
         }
-        .step("make file", path)
+        .step("create file", path)
     }
 
     /// Opens `path` name by name, with this directory as the root. Links, also dangling ones, are followed inside this
@@ -203,8 +203,8 @@ impl Root {
     /// Makes this directory the process's root and unmounts the old root, which is the agent's.
     pub fn become_root(self) -> Result<(), Fault> {
         let old = Root::open("/")?;
-        rustix::process::fchdir(&self.fd).step("enter", "root")?;
-        rustix::process::pivot_root(".", ".").step("pivot to", "root")?;
+        rustix::process::fchdir(&self.fd).step("enter", "new root")?;
+        rustix::process::pivot_root(".", ".").step("pivot to", "new root")?;
         // The old root is now mounted on the new one. Enter the old root, so that "." refers to it for the unmount.
         rustix::process::fchdir(&old.fd).step("enter", "old root")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).step("unmount", "old root")?;

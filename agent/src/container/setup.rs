@@ -98,9 +98,9 @@ fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
     for (name, value) in &spec.sysctl {
         let path: String = format!("/proc/sys/{}", name.replace('.', "/"));
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty()).step("set parameter", name)?;
-        rustix::io::write(&file, value.as_bytes()).step("set parameter", name)?;
+        let file = rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty())
+            .step("set kernel parameter", name)?;
+        rustix::io::write(&file, value.as_bytes()).step("set kernel parameter", name)?;
     }
     Ok(())
 }

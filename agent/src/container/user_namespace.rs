@@ -28,7 +28,7 @@ pub fn open_proc_self() -> Result<OwnedFd, Fault> {
 /// Moves this process into a new user namespace. Only a process outside of it may set the ID mappings: a child that stays
 /// outside.
 pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Fault> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     let child = match sys::fork(0, None).step("start", "process")? {
         Fork::Child => {
             drop(write);
@@ -42,12 +42,12 @@ pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Fault> {
     }
     drop(write);
     let status = waitid(WaitId::PidFd(rustix::fd::AsFd::as_fd(&child)), WaitIdOptions::EXITED);
-    made.step("make", "user namespace")?;
+    made.step("create", "user namespace")?;
     match status.step("wait for", "process")?.and_then(|status| status.exit_status()) {
         Some(0) => Ok(()),
         code => {
             let why = cause(Errno::from_raw_os_error(code.unwrap_or(0)));
-            Err(Fault::failed(format!("write the ids of the user namespace: {why}")))
+            Err(Fault::failed(format!("write ID mappings of user namespace: {why}")))
         }
     }
 }

@@ -20,7 +20,7 @@ impl Network {
     pub fn with_mask(address: &str, mask: &str) -> Result<Network, Fault> {
         let parsed = parse(address)?;
         let bits = bits(mask, parsed)
-            .ok_or_else(|| Fault::bad_request(format!("address {address}: {mask:?} is no mask for it")))?;
+            .ok_or_else(|| Fault::bad_request(format!("address {address}: invalid mask {mask:?}")))?;
         Ok(Network { address: parsed, bits })
     }
 
@@ -56,7 +56,7 @@ impl Network {
 
 /// Parses an IP address.
 pub fn parse(text: &str) -> Result<IpAddr, Fault> {
-    text.parse().map_err(|_| Fault::bad_request(format!("{text:?} is no address")))
+    text.parse().map_err(|_| Fault::bad_request(format!("invalid IP address {text:?}")))
 }
 
 /// Parses a hardware address: hexadecimal bytes, separated by colons.
@@ -64,7 +64,7 @@ pub fn parse_link(text: &str) -> Result<Vec<u8>, Fault> {
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
     bytes
         .collect::<Result<_, _>>()
-        .map_err(|_| Fault::bad_request(format!("{text:?} is no hardware address")))
+        .map_err(|_| Fault::bad_request(format!("invalid hardware address {text:?}")))
 }
 
 fn width(address: IpAddr) -> u8 {
@@ -107,9 +107,9 @@ mod tests {
             assert_eq!(with_mask(address, mask), None, "{mask}");
         }
         let fault = Network::with_mask("fd00::2", "255.255.0.0").unwrap_err();
-        assert_eq!(fault.text, "address fd00::2: \"255.255.0.0\" is no mask for it");
-        assert_eq!(parse("10.0.0").unwrap_err().text, "\"10.0.0\" is no address");
-        assert_eq!(parse_link("02:x").unwrap_err().text, "\"02:x\" is no hardware address");
+        assert_eq!(fault.text, "address fd00::2: invalid mask \"255.255.0.0\"");
+        assert_eq!(parse("10.0.0").unwrap_err().text, "invalid IP address \"10.0.0\"");
+        assert_eq!(parse_link("02:x").unwrap_err().text, "invalid hardware address \"02:x\"");
         assert_eq!(parse_link("02:fF").unwrap(), [2, 0xff]);
     }
 

@@ -113,9 +113,9 @@ fn what_makes_no_sense_is_refused_by_name() {
     let text = |result: Result<(), Fault>| result.unwrap_err().text;
     assert_eq!(
         text(route("10.0.0.0/8", "fd00::1", "lo")),
-        "route to 10.0.0.0/8 over fd00::1: one is IPv4, the other IPv6"
+        "route to 10.0.0.0/8 via fd00::1: address families differ"
     );
-    assert_eq!(text(route("nowhere", "", "lo")), "\"nowhere\" is no address");
+    assert_eq!(text(route("nowhere", "", "lo")), "invalid IP address \"nowhere\"");
     assert_eq!(text(route("default", "", "no-such-link")), "no such interface: no-such-link");
-    assert_eq!(text(set_up(&Interface::default())), "an interface without a name");
+    assert_eq!(text(set_up(&Interface::default())), "interface has neither a name nor a hardware address");
 }

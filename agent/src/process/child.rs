@@ -55,7 +55,7 @@ fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
     let Some(maps) = maps else { return Ok(uid) };
     let outside = IdMap::outside(&maps.users, uid.as_raw());
     let unknown =
-        || Fault::bad_request(format!("user {} is in no range of the user namespace", uid.as_raw()));
+        || Fault::bad_request(format!("user ID {} is not mapped in the user namespace", uid.as_raw()));
     outside.map(Uid::from_raw).ok_or_else(unknown)
 }
 
@@ -84,7 +84,7 @@ pub fn run(child: Child<'_>) -> ! {
 fn start(child: &Child<'_>) -> Result<Infallible, Fault> {
     let spec = child.spec;
     sys::reset_signals();
-    rustix::process::setsid().step("make", "session")?;
+    rustix::process::setsid().step("create", "session")?;
     let Stdio { stdin, stdout, stderr } = &child.stdio;
     install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
     // Processes of the container can see this child before it calls execve, while its memory is still the agent's. Our kernel
@@ -92,7 +92,7 @@ fn start(child: &Child<'_>) -> Result<Infallible, Fault> {
     // kernel the missing dumpable flag keeps out those without SYS_PTRACE.
     let joined = if let ChildContainer::Existing(init, _) = &child.container { Some(*init) } else { None };
     sys::close_others([Some(child.report.as_fd()), joined]);
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide", "process")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("clear", "dumpable flag")?;
     let maps = child.container.maps();
     let proc_self = maps.map(|_| user_namespace::open_proc_self()).transpose()?;
     let terminal = enter_container(child)?;
@@ -157,7 +157,7 @@ fn install_stdio(
         .map_or(Ok(()), rustix::stdio::dup2_stdin)
         .and_then(|()| stdout.map_or(Ok(()), rustix::stdio::dup2_stdout))
         .and_then(|()| stderr.map_or(Ok(()), rustix::stdio::dup2_stderr))
-        .step("install", "stdio")
+        .step("redirect", "stdio")
 }
 
 fn become_user(child: &Child<'_>, user: &User) -> Result<(), Fault> {

@@ -56,7 +56,7 @@ pub fn apply_last(spec: &payload::Process) -> Result<(), Fault> {
 }
 
 fn install(filter: &Filter) -> Result<(), Fault> {
-    sys::install_filter(&filter.program.0, filter.flags).step("install", "system call filter")
+    sys::install_filter(&filter.program.0, filter.flags).step("install", "seccomp filter")
 }
 
 fn drop_bounding(keep: u64) -> Result<(), Fault> {

@@ -23,7 +23,7 @@ pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
     }
     for limit in &spec.rlimits {
         let resource = resource(&limit.kind)
-            .ok_or_else(|| Fault::bad_request(format!("no such resource limit: {}", limit.kind)))?;
+            .ok_or_else(|| Fault::bad_request(format!("unknown resource limit {}", limit.kind)))?;
         let new = Rlimit { current: bound(limit.soft), maximum: bound(limit.hard) };
         setrlimit(resource, new).step("set", &limit.kind)?;
     }
@@ -87,7 +87,7 @@ mod tests {
     fn unknown_limit_is_refused_by_name() {
         let limit = payload::Rlimit { kind: "RLIMIT_SMELL".into(), ..payload::Rlimit::default() };
         let spec = payload::Process { rlimits: vec![limit], ..payload::Process::default() };
-        assert_eq!(apply(&spec, false).unwrap_err().text, "no such resource limit: RLIMIT_SMELL");
+        assert_eq!(apply(&spec, false).unwrap_err().text, "unknown resource limit RLIMIT_SMELL");
     }
 
     #[test]

@@ -69,7 +69,9 @@ impl Program {
     pub fn new(args: &[String], environment: &[String]) -> Result<Program, Fault> {
         let args = strings(args)?;
         let envs = strings(environment)?;
-        let Some(program) = args.first() else { return Err(Fault::bad_request("no program")) };
+        let Some(program) = args.first() else {
+            return Err(Fault::bad_request("the process has no program"));
+        };
         let name = program.to_string_lossy();
         if name.is_empty() || name.contains('/') {
             return Ok(Program { candidates: vec![program.clone()], args, envs, note: String::new() });
@@ -103,7 +105,7 @@ fn strings(list: &[String]) -> Result<Strings, Fault> {
     list.iter()
         .map(|text| CString::new(text.as_str()))
         .collect::<Result<_, _>>()
-        .map_err(|_| Fault::bad_request("arguments or environment with a NUL"))
+        .map_err(|_| Fault::bad_request("arguments or environment contain a NUL byte"))
 }
 
 fn fault(name: &str, errno: Errno, note: &str) -> Fault {

@@ -37,7 +37,7 @@ pub enum Report {
 pub fn channel() -> Result<(OwnedFd, OwnedFd), Fault> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-        .step("make", "socket pair")
+        .step("create", "socket pair")
 }
 
 /// Sends the terminal's master.
@@ -48,7 +48,7 @@ pub fn send_terminal(to: &OwnedFd, master: &OwnedFd) -> Result<(), Fault> {
     control.push(SendAncillaryMessage::ScmRights(&fds));
     rustix::net::sendmsg(to, &[IoSlice::new(&[TERMINAL])], &mut control, SendFlags::empty())
         .map(drop)
-        .step("hand over", "terminal")
+        .step("send", "terminal")
 }
 
 /// Sends why the program does not run.

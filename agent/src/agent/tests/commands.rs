@@ -119,7 +119,7 @@ fn largest_file_of_one_reply_is_read_and_a_larger_one_is_said() {
     assert!(call_json(&mut host, Code::ReadFile, &file(&path)) == Ok(data.clone()));
     std::fs::write(&path, [&data[..], b"x"].concat()).unwrap();
     let text = message(call_json(&mut host, Code::ReadFile, &file(&path)));
-    assert_eq!(text, format!("read {path}: it has more than the {READ_MAX} bytes of one reply"));
+    assert_eq!(text, format!("read {path}: larger than {READ_MAX} bytes, the limit of one reply"));
     let rest = FileCommand { offset: Some(READ_MAX as u64), ..file(&path) };
     assert_eq!(call_json(&mut host, Code::ReadFile, &rest), Ok(b"x".to_vec()));
 }
@@ -181,11 +181,11 @@ fn network_commands_are_done_or_refused_by_name_in_both_forms() {
             call_json(&mut host, Code::Resolver, &resolver("::1")),
         ];
         let expected = [
-            "\"10.0.0\" is no address",
-            "an interface without a name",
-            "address 10.0.0.0: \"33\" is no mask for it",
-            "an interface without a name",
-            "resolver: not an IPv4 address",
+            "invalid IP address \"10.0.0\"",
+            "interface has neither a name nor a hardware address",
+            "address 10.0.0.0: invalid mask \"33\"",
+            "interface has neither a name nor a hardware address",
+            "resolver: invalid IPv4 address \"::1\"",
         ];
         for (reply, expected) in refused.into_iter().zip(expected) {
             if extended {

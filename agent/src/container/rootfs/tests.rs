@@ -80,7 +80,7 @@ fn links_in_a_circle_are_refused() {
 fn file_in_the_way_is_said() {
     let tree = Tree::new("file");
     fs::write(tree.path("f"), "").unwrap();
-    assert_eq!(tree.root.make_directory("/f/x").unwrap_err().text, "make directory /f/x: not a directory");
+    assert_eq!(tree.root.make_directory("/f/x").unwrap_err().text, "create directory /f/x: not a directory");
 }
 
 #[test]
