@@ -1,7 +1,7 @@
-//! The agent: one event loop that owns all [state](crate::state).
+//! The agent: one event loop, which owns all state.
 //!
-//! A turn waits for events and then runs rounds until there is no progress: commands, input, output, exits, and writes to
-//! the ports. Ports and process streams are edge-triggered; each object remembers whether it is ready.
+//! A turn waits for events and then runs rounds until there is no progress: commands, input, output, exits, and writes
+//! to the ports. Ports and process streams are edge-triggered; each object remembers whether it is ready.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -37,7 +37,7 @@ pub enum Turn {
     Continue,
     /// The host has closed the control channel. A port also reports this before the host has opened it.
     HostGone,
-    /// The pod has been destroyed and the host has been told: the machine must be reset.
+    /// The pod has been destroyed and the reply has been sent: the machine must be reset.
     PowerOff,
 }
 
@@ -62,7 +62,7 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// If the link to the host is broken, or a system call fails that must not fail.
+    /// If the link to the host is broken, or if a system call fails that the agent cannot do without.
     pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<Turn, Fault> {
         self.wait(if self.busy { Some(Duration::ZERO) } else { timeout })?;
         self.busy = false;
@@ -170,8 +170,8 @@ impl Agent {
         Ok(moved)
     }
 
-    /// Whether no command may start now. API 4244 has no message ids: replies come in the order of the commands, so a command
-    /// starts only when all replies have been given.
+    /// Whether no command may start now. API 4244 has no message ids: replies come in the order of the commands, so a
+    /// command starts only when all earlier commands have been answered.
     fn is_held(&self) -> bool {
         self.state.power_off
             || !self.state.control.is_extended()
@@ -213,8 +213,8 @@ impl Agent {
         Ok(moved)
     }
 
-    /// Queues one frame of every stream that has data, while there is space. Each round starts with another process, so that no
-    /// stream starves.
+    /// Queues one frame of every stream that has data, while there is space. Each round starts with another process, so
+    /// that no stream starves.
     fn pump_output(&mut self) -> bool {
         let extended = self.state.control.is_extended();
         let mut moved = false;
@@ -264,8 +264,8 @@ impl Agent {
         }
     }
 
-    /// Completes DESTROYPOD when all processes have exited. Called when there is no more progress, so any remaining output
-    /// is output that the host does not accept.
+    /// Completes DESTROYPOD when all processes have exited. Called when there is no more progress, so any remaining
+    /// output is output that the host does not accept.
     fn complete_destroy(&mut self) -> bool {
         let state = &mut self.state;
         if state.destroy.is_none() || state.processes.values().any(|process| process.pidfd.is_some()) {

@@ -29,8 +29,9 @@ pub fn main() -> ! {
     reset()
 }
 
-/// Writes to the console, or where there is none to the kernel's log; if that fails there is nobody to tell. Never blocks: a
-/// container with SYS_ADMIN can mount the agent's devtmpfs and replace the console by a named pipe.
+/// Writes to the console, or to the kernel's log if there is no console. Ignores failures, because there is no other
+/// place to report them. Never blocks: a container with SYS_ADMIN can mount the agent's devtmpfs and replace the
+/// console by a named pipe.
 pub fn say(text: &str) {
     let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = |path| rustix::fs::open(path, flags, Mode::empty());
@@ -38,7 +39,7 @@ pub fn say(text: &str) {
     let _ = out.and_then(|out| rustix::io::write(&out, text.as_bytes()));
 }
 
-/// Resets the machine. The host treats that as the machine's end.
+/// Resets the machine. The host then ends it.
 pub fn reset() -> ! {
     let _ = rustix::system::reboot(RebootCommand::Restart);
     // The process is not PID 1 or has no privilege to reset: it can only exit.
@@ -60,8 +61,8 @@ fn run() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Waits until the host has closed the control channel. The last reply is in a queue of the device, and a reset discards what
-/// the host has not read. A host that has read it usually ends the machine itself.
+/// Waits until the host has closed the control channel. The last reply is in a queue of the device, and a reset
+/// discards what the host has not read. After reading it, the host usually ends the machine itself.
 fn await_hang_up(control: BorrowedFd<'_>) {
     let timeout = Timespec { tv_sec: HANG_UP_SECONDS, tv_nsec: 0 };
     // Without requested events, poll(2) waits only for the hang-up.
@@ -70,16 +71,17 @@ fn await_hang_up(control: BorrowedFd<'_>) {
 
 fn mount(kind: &str, target: &str) -> Result<(), Fault> {
     match rustix::mount::mount(kind, target, kind, MountFlags::empty(), None) {
-        // The kernel may already have mounted it.
+        // The kernel may already have mounted the file system.
         Err(Errno::BUSY) => Ok(()),
         other => other.step("mount", target),
     }
 }
 
-/// Ensures that the first three file descriptors are not the agent's ports, because every child inherits these descriptors.
+/// Ensures that the first three file descriptors are not the agent's ports, because every child inherits these
+/// descriptors.
 ///
-/// The kernel opens the console there, unless the console's port appeared later than PID 1 started. Then they become
-/// /dev/null.
+/// The kernel opens the console as these descriptors, unless the console's port appears after the start of PID 1. In
+/// that case this function opens /dev/null for them.
 fn keep_above_stdio(ports: Ports) -> Result<Ports, Fault> {
     if ports.control.as_raw_fd() >= FIRST_FREE {
         return Ok(ports);
@@ -92,7 +94,7 @@ fn keep_above_stdio(ports: Ports) -> Result<Ports, Fault> {
         if null.as_raw_fd() >= FIRST_FREE {
             return Ok(moved);
         }
-        // It stays open permanently.
+        // Leave the descriptor open.
         let _ = null.into_raw_fd();
     }
 }

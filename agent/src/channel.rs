@@ -91,8 +91,8 @@ impl Port {
         self.out.len() - self.sent + self.relay.as_ref().map_or(0, Relay::left)
     }
 
-    /// Queues a frame of at most `max` bytes from the pipe `from` without copying them. Returns their number. The queue must be
-    /// empty.
+    /// Queues a frame of at most `max` bytes from the pipe `from` without copying them. Returns their number. The queue
+    /// must be empty.
     pub fn relay(&mut self, seq: u64, from: &OwnedFd, max: usize) -> rustix::io::Result<usize> {
         let relay = match &mut self.relay {
             Some(relay) => relay,
@@ -211,8 +211,8 @@ impl Control {
         Ok(input)
     }
 
-    /// Confirms the bytes read to an API 4244 host, which sends more only after that. A host that starts with EXTEND gets no
-    /// NEXT at all, so nothing is sent until the code of the first frame is known.
+    /// Confirms the bytes read to an API 4244 host, which sends more only after that. A host that starts with EXTEND
+    /// gets no NEXT at all, so nothing is sent until the code of the first frame is known.
     fn send_next(&mut self) {
         if self.is_extended() {
             self.owed = 0;

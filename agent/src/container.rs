@@ -37,18 +37,18 @@ const PROCS_MAX: usize = 64 << 10;
 pub struct Container {
     /// Name of the container.
     pub id: String,
-    /// Key of the init process in the agent's table. `None` after it has ended.
+    /// Key of the init process in the agent's table. `None` after it has exited.
     pub init: Option<u32>,
     /// ID mappings of the container's user namespace, if it has one.
     pub maps: Option<IdMaps>,
     /// Cgroup of the container's processes. `None` in tests on a host.
     cgroup: Option<OwnedFd>,
-    /// The container has its own PID namespace, so the kernel kills all processes when the init process ends.
+    /// The container has its own PID namespace, so the kernel kills all its processes when the init process exits.
     own_pids: bool,
 }
 
 impl Container {
-    /// Returns a container that is about to start, with its cgroup if it is isolated.
+    /// Returns a container that is about to start. If it is isolated, creates its cgroup.
     pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
         let maps = spec.oci.as_ref().and_then(|oci| oci.user_namespace.clone());
         let own_pids = has_own_pids(spec);
@@ -74,8 +74,8 @@ impl Container {
         self.cgroup.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of `init`
-    /// if the container's own does not accept processes.
+    /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of
+    /// `init` if the container's own does not accept processes.
     pub fn exec_cgroup(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
         match &self.cgroup {
             None => Ok(None),
@@ -85,7 +85,7 @@ impl Container {
         }
     }
 
-    /// Kills the remaining processes after the init process has ended.
+    /// Kills the remaining processes after the init process has exited.
     pub fn kill_remaining(&self) {
         if !self.own_pids {
             self.kill();
@@ -106,7 +106,7 @@ impl Container {
     /// Sends a signal to all processes that are now in the container's cgroup.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Errno> {
         for pid in self.read_pids()?.into_iter().filter_map(Pid::from_raw) {
-            // A process that has ended meanwhile is not an error.
+            // A process that has exited meanwhile is not an error.
             let _ = rustix::process::kill_process(pid, signal);
         }
         Ok(())

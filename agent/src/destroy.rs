@@ -1,8 +1,10 @@
-//! DESTROYPOD: kills all processes of a pod. When all have exited, the agent replies and the machine is reset.
+//! DESTROYPOD, in this order: the processes of all containers are killed and reaped, their output and exits are
+//! reported, the agent replies, and the machine is reset.
 //!
-//! In the extended form the agent kills all processes immediately: the host sends DESTROYPOD when it no longer needs the
-//! pod. API 4244's hosts expect SIGTERM and a wait; the agent limits the wait. In both forms the reply comes when all
-//! processes have exited and as much of their output as possible has been sent.
+//! In the extended form the agent kills all processes immediately: the host sends DESTROYPOD when it no longer needs
+//! the pod. API 4244's hosts expect SIGTERM and a wait; the agent limits the wait. In both forms the reply comes when
+//! all processes have exited and the host has accepted all output that it is willing to accept. Cgroups and mounts are
+//! not removed one by one: the reset discards them.
 
 use alloc::collections::BTreeMap;
 

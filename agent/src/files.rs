@@ -1,7 +1,7 @@
 //! WRITEFILE and READFILE: files of a container, accessed through the root of its init process.
 //!
-//! All paths are resolved inside that root. Only regular files are opened, so that devices and FIFOs of the container cannot
-//! block the agent or trigger effects.
+//! All paths are resolved inside that root. Only regular files are opened, so that devices and FIFOs of the container
+//! cannot block the agent or have side effects.
 
 use alloc::format;
 use alloc::string::String;
@@ -108,8 +108,8 @@ fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Fault> {
     }
 }
 
-/// Opens the file of `found`, if it is a regular file. The magic link leads to exactly that file, even if its name has been
-/// reused.
+/// Opens the file of `found`, if it is a regular file. The magic link in /proc refers to exactly that file, even if its
+/// name has been reused.
 fn open_regular(found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     match kind(found) {
         FileType::RegularFile => {}

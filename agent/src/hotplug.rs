@@ -15,7 +15,7 @@ const CPUS_MAX: u32 = 256;
 /// Limit of memory blocks, of 128 MiB or more each: 512 GiB.
 const MEMORY_MAX: u32 = 4096;
 
-/// Starts to bring everything online. A child process does it in the background, because memory takes long.
+/// Starts to bring everything online. A child process does it in the background, because it takes long for memory.
 pub fn start() -> Result<(), Fault> {
     match sys::fork(0, None).step("start", "hotplug process")? {
         Fork::Child => {
@@ -26,8 +26,8 @@ pub fn start() -> Result<(), Fault> {
     }
 }
 
-/// Brings all CPUs and memory blocks below `devices` online, except the first of each, which always are. Their numbers may
-/// have gaps.
+/// Brings all CPUs and memory blocks below `devices` online, except the first of each, which is always online. Their
+/// numbers may have gaps.
 fn bring_up(devices: &str) {
     for (kind, limit) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
         for number in 1..limit {

@@ -33,7 +33,7 @@ struct Change<'a> {
     removed: bool,
 }
 
-/// Returns the requested changes of an interface's addresses.
+/// Returns the requested changes to an interface's addresses.
 fn changes(interface: &Interface) -> Result<Vec<Change<'_>>, Fault> {
     let list = interface
         .ip_addresses
@@ -57,8 +57,8 @@ pub fn check(interface: &Interface) -> Result<(), Fault> {
     changes(interface).map(drop)
 }
 
-/// Sets up an interface: name, MTU, addresses, state "up", neighbours. If the MTU, an address or a neighbour fails, the rest
-/// is still set.
+/// Sets up an interface: name, MTU, addresses, state "up", neighbours. If the MTU, an address or a neighbour fails, the
+/// rest is still set.
 pub fn set_up(interface: &Interface) -> Result<(), Fault> {
     check(interface)?;
     let mut netlink = Netlink::open()?;
@@ -96,8 +96,8 @@ pub fn set_up(interface: &Interface) -> Result<(), Fault> {
     mtu.and(addresses).and(neighbours)
 }
 
-/// Calls the function for each item, also after failures, and returns the first error. If one address or route fails, the
-/// others are still set.
+/// Calls the function for each item, also after failures, and returns the first error. If one address or route fails,
+/// the others are still set.
 pub fn each<T>(
     all: impl IntoIterator<Item = T>,
     mut what: impl FnMut(T) -> Result<(), Fault>,
@@ -156,8 +156,8 @@ pub fn set_route(route: &Route) -> Result<(), Fault> {
     }
 }
 
-/// Removes an interface. A virtual interface is deleted. Otherwise the device is removed from its bus, or unbound from its
-/// driver if the bus cannot remove devices.
+/// Removes an interface. A virtual interface is deleted. Otherwise the device is removed from its bus, or unbound from
+/// its driver if the bus cannot remove devices.
 pub fn delete(interface: &Interface) -> Result<(), Fault> {
     check(interface)?;
     let mut netlink = Netlink::open()?;
@@ -186,8 +186,8 @@ fn release(name: &str) -> Result<(), Errno> {
     write(&format!("{class}/device/driver/unbind"), device)
 }
 
-/// Makes the kernel look for devices that the host has plugged in: on PCI, or in the virtio-mmio slots that were empty before.
-/// A machine has only one of the two. Existing devices are not affected.
+/// Makes the kernel look for devices that the host has plugged in: on PCI, or in the virtio-mmio slots that were empty
+/// before. A machine has only one of the two. Existing devices are not affected.
 pub fn look_for_devices() {
     if write("/sys/bus/pci/rescan", b"1").is_ok() {
         return;

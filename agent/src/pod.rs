@@ -22,9 +22,9 @@ use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
 use crate::sys::{self, Fork, namespace};
 
-/// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches pages
-/// only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the guest would
-/// never see the host's changes.
+/// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches
+/// pages only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the
+/// guest would never see the host's changes.
 const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 
 /// A pod that has started.
@@ -51,8 +51,8 @@ struct PidNamespace {
 }
 
 impl Pod {
-    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data are
-    /// stored.
+    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
+    /// are stored.
     pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
         if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
             let why = "portmappingWhiteLists: port mapping is not supported";
@@ -73,8 +73,8 @@ impl Pod {
                 resolver::start(resolver::parse(&spec.resolver)?)?;
             }
             mount_share(spec)?;
-            // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its own
-            // limits.
+            // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its
+            // own limits.
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
                 .step("mount", "cgroup2")?;
             if spec.accounting {
@@ -135,8 +135,9 @@ impl PidNamespace {
 }
 
 /// Body of PID 1 of the pod's PID namespace, which only has to exist: the kernel reaps its orphans. Containers see this
-/// process, so its root is an empty directory and it has none of the agent's file descriptors. Its memory and capabilities
-/// are those of the agent. The kernel denies containers access to them, as to any child before execve (`process/child.rs`).
+/// process, so its root is an empty directory and it has none of the agent's file descriptors. Its memory and
+/// capabilities are those of the agent. The kernel denies containers access to them, as to any child before execve
+/// (`process/child.rs`).
 fn hold_pids() -> ! {
     sys::ignore_children();
     if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
@@ -174,8 +175,8 @@ pub fn fork_with_pids<T>(
     forked
 }
 
-/// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes the new
-/// mount the agent's root. The path `/..` reaches a mount on the root itself.
+/// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes
+/// the new mount the agent's root. The path `/..` reaches a mount on the root itself.
 fn prepare_root() -> Result<(), Fault> {
     rustix::mount::mount_bind_recursive("/", "/").step("bind-mount", "/")?;
     rustix::process::chroot("/..").step("change root to", "/")

@@ -1,8 +1,8 @@
 //! Opening the agent's ports by name.
 //!
-//! The kernel's console driver creates ports when the host announces them, which may be after PID 1 has started, and sets
-//! their names a little later. The kernel reports each step as an event on a netlink socket, which is opened only if a port
-//! is still missing.
+//! The kernel's console driver creates ports when the host announces them, which may be after PID 1 has started, and
+//! sets their names a little later. The kernel reports each step as an event on a netlink socket, which is opened only
+//! if a port is still missing.
 
 use alloc::format;
 use alloc::string::String;
@@ -35,8 +35,8 @@ pub struct Ports {
 
 /// Opens the two ports, and waits for them if necessary.
 ///
-/// No port is opened before both exist, because closing one again would discard the commands that the host has sent in the
-/// meantime.
+/// No port is opened before both exist, because closing one again would discard the commands that the host has sent in
+/// the meantime.
 pub fn open() -> Result<Ports, Fault> {
     let [control, streams] = await_named([CONTROL_PORT, STREAM_PORT])?;
     Ok(Ports { control: device(control)?, streams: device(streams)? })
@@ -53,7 +53,7 @@ fn await_named<const N: usize>(names: [&str; N]) -> Result<[u32; N], Fault> {
         return Ok(numbers);
     }
     let events = listen()?;
-    // Look first: there are no events for what happened before the socket was opened.
+    // Search before waiting: ports that appeared before the socket was opened cause no event.
     loop {
         if let Some(numbers) = find(names) {
             return Ok(numbers);
@@ -94,7 +94,7 @@ fn device(number: u32) -> Result<OwnedFd, Fault> {
 }
 
 fn listen() -> Result<OwnedFd, Fault> {
-    /// The group of the kernel's events; group 2 has udev's.
+    /// The multicast group of the kernel's events; group 2 is udev's.
     const KERNEL: u32 = 1;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let protocol = Some(KOBJECT_UEVENT);

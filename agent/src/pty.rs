@@ -21,8 +21,8 @@ impl Terminal {
     pub const MASTER: OFlags =
         OFlags::RDWR.union(OFlags::NOCTTY).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
-    /// Opens the other end of `master`, which comes from a container's file system. Anything but the kernel's own
-    /// multiplexer is refused, because the agent will read from it.
+    /// Opens the other end of `master`, which comes from a container's file system. Refuses any device but the kernel's
+    /// multiplexer, because the agent will read from it.
     pub fn from_master(master: OwnedFd, rows: u16, columns: u16) -> Result<Terminal, Fault> {
         let stat = fstat(&master).step("stat", "ptmx")?;
         let device = (major(stat.st_rdev), minor(stat.st_rdev));
@@ -38,7 +38,7 @@ impl Terminal {
         Ok(Terminal { master, slave })
     }
 
-    /// Makes the terminal the session's controlling terminal and its user's property.
+    /// Makes the terminal the session's controlling terminal, and the process's user its owner.
     pub fn take(&self, uid: Uid) -> Result<(), Fault> {
         rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("set", "controlling terminal")?;
         if uid.is_root() {

@@ -1,8 +1,9 @@
 //! Forwards name queries to a server on a loopback address of the host's network namespace.
 //!
 //! An engine's name server listens on a loopback address in the container's network namespace on the host (Docker:
-//! 127.0.0.11), and the container's resolv.conf contains that address. The guest has another loopback interface. So a separate
-//! process accepts the queries in the guest and sends them through a port to the host, which forwards them in that namespace.
+//! 127.0.0.11), and the container's resolv.conf contains that address. The guest has another loopback interface. So a
+//! separate process accepts the queries in the guest and sends them through a port to the host, which forwards them in
+//! that namespace.
 
 use alloc::format;
 use alloc::string::ToString;

@@ -83,9 +83,9 @@ impl State {
         Ok(())
     }
 
-    /// Removes exited containers for API 4244, whose hosts rely on that: the container with this name, or at the limit all
-    /// of them. They are kept until then, so that late commands still find them. In the extended form the host removes
-    /// containers.
+    /// Removes exited containers for API 4244, whose hosts rely on that: the container with this name, or at the limit
+    /// all of them. They are kept until then, so that late commands still find them. In the extended form the host
+    /// removes containers.
     fn remove_exited(&mut self, id: &str) {
         if self.control.is_extended() {
             return;
@@ -203,11 +203,11 @@ impl State {
         }
     }
 
-    /// Answers a start after the child's last report: the program runs, or why it does not. An error is sent when nothing
-    /// of the attempt is left, so that the host can try again at once.
+    /// Answers a start after the child's last report: the program runs, or why it does not. An error is sent when the
+    /// child has been reaped, so that the host can try again at once.
     ///
-    /// API 4244 has no such errors: a program that cannot be executed is reported as an exit with 126 or 127, and an exec
-    /// process that could not be started as an exit with 125.
+    /// API 4244 has no such errors: a program that cannot be executed is reported as an exit with 126 or 127, and an
+    /// exec process that could not be started as an exit with 125.
     pub(crate) fn answer_start(&mut self, key: u32) {
         let extended = self.control.is_extended();
         let Some(process) = self.processes.get_mut(&key) else { return };

@@ -1,7 +1,7 @@
 //! The agent's state: the channels to the host, the pod, and the pod's containers and processes.
 //!
-//! The operations on the state are in the modules of their commands ([`commands`](crate::commands), [`start`](crate::start)
-//! and so on). The event loop ([`agent`](crate::agent)) calls them.
+//! The operations on the state are in the modules of their commands ([`commands`](crate::commands),
+//! [`start`](crate::start) and so on). The event loop ([`agent`](crate::agent)) calls them.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -31,7 +31,8 @@ pub enum Setting {
     Host,
 }
 
-/// Source of an event: a channel, a timer, or one of the file descriptors of the process whose key is in the event's token.
+/// Source of an event: a channel, a timer, or one of the file descriptors of the process whose key is in the event's
+/// token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum EventSource {
@@ -139,7 +140,8 @@ impl State {
         })
     }
 
-    /// Handles a pod that could not start. With API 4244 the machine then powers off; in the extended form the host decides.
+    /// Records that the pod could not start. With API 4244 the machine then powers off; in the extended form the host
+    /// decides.
     pub(crate) fn pod_failed(&mut self, fault: Fault) -> Fault {
         self.power_off = !self.control.is_extended();
         fault

@@ -1,7 +1,7 @@
 //! The stream channel, and the input and output of processes.
 //!
-//! A process's output is read only while the stream has credit and the port's buffer has space, so that memory usage does not
-//! grow with the output. Input is buffered up to the window; beyond that the channel is not read.
+//! A process's output is read only while the stream has credit and the port's buffer has space, so that memory usage
+//! does not grow with the output. Input is buffered up to the window; beyond that the channel is not read.
 
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -21,8 +21,8 @@ use crate::sys;
 const FRAME_MAX: usize = 32 << 10;
 /// Minimum free space in the port's buffer for a new frame.
 const SPACE_MIN: usize = 4 << 10;
-/// Limit of bytes that are read from the channel in one round. The port returns a page at a time, and a process's input should
-/// not be split into pages.
+/// Limit of bytes that are read from the channel in one round. The port returns a page at a time, and a process's input
+/// should not be split into pages.
 const READ: usize = 64 << 10;
 /// Size of one read in bytes.
 const READ_STEP: usize = 16 << 10;
@@ -31,7 +31,7 @@ const OUT_MAX: usize = 64 << 10;
 /// Credit is returned in steps of this size: the host can use the other half of the window meanwhile.
 const CREDIT_BATCH: u32 = STREAM_WINDOW / 2;
 
-/// A message of the host for one stream.
+/// A message from the host for one stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Inbound<'a> {
     /// Input for a process.
@@ -132,8 +132,8 @@ impl Streams {
         if space < SPACE_MIN { 0 } else { space - STREAM_HEADER }
     }
 
-    /// Queues a frame of at most `max` bytes from the pipe `fd` without copying them. Returns their number, or `None` if
-    /// the queue is not empty.
+    /// Queues a frame of at most `max` bytes from the pipe `fd` without copying them. Returns their number, or `None`
+    /// if the queue is not empty.
     fn relay(&mut self, seq: u64, fd: &OwnedFd, max: usize) -> Option<rustix::io::Result<usize>> {
         if self.port.unsent() > 0 {
             return None;
@@ -228,8 +228,8 @@ impl Stdin {
         self.writable = true;
     }
 
-    /// Whether no more input may be accepted. This stops the whole channel, including the credit of other streams, but never
-    /// happens if the host respects the window.
+    /// Whether no more input may be accepted. This stops the whole channel, including the credit of other streams, but
+    /// never happens if the host respects the window.
     pub fn is_full(&self) -> bool {
         self.buffer.len() > STREAM_WINDOW as usize
     }
@@ -241,8 +241,9 @@ impl Stdin {
         }
     }
 
-    /// Accepts the end of input: `fd` is closed when all input has been written. A terminal gets its end-of-file character
-    /// instead. After an incomplete line it gets the character twice, because the first one only ends the line.
+    /// Accepts the end of input: `fd` is closed when all input has been written. A terminal gets its end-of-file
+    /// character instead. After an incomplete line it gets the character twice, because the first one only ends the
+    /// line.
     pub fn end(&mut self) {
         if core::mem::replace(&mut self.ended, true) || !self.terminal {
             return;
@@ -292,7 +293,7 @@ impl Stdin {
     }
 }
 
-/// Bytes that may still be inside a terminal when its process has ended, in addition to those that it reports.
+/// Bytes that a terminal may still contain after its process has exited, in addition to those that FIONREAD reports.
 const TERMINAL_SLACK: u64 = 64 << 10;
 /// Size of the buffer that an idle stdin keeps, in bytes.
 const KEEP: usize = 4 << 10;
@@ -310,7 +311,7 @@ pub struct Output {
     credit: u64,
     /// Number of bytes sent in the stream.
     pub bytes: u64,
-    /// Number of bytes that are still read after the process has ended. Set when it has.
+    /// Number of bytes that are still read after the process has exited. Set at the exit.
     left: Option<u64>,
     transfer: Transfer,
 }
@@ -364,8 +365,8 @@ impl Output {
         self.fd = None;
     }
 
-    /// Queues one frame of output. `exited` means that the process has ended and has written all its output. In the extended
-    /// form only that output is read, even if other processes still have the stream open or write to it.
+    /// Queues one frame of output. `exited` means that the process has exited and has written all its output. In the
+    /// extended form only that output is read, even if other processes still have the stream open or write to it.
     pub fn pump(&mut self, streams: &mut Streams, extended: bool, exited: bool) -> Pump {
         let Some(fd) = &self.fd else { return Pump::Idle };
         let last = extended && exited;
@@ -397,7 +398,8 @@ impl Output {
                 self.readable = false;
                 Pump::Idle
             }
-            // The end of a pipe, EIO of a terminal after the last close, or no more output of a process that has ended.
+            // The end of a pipe, EIO of a terminal after the last close, or no more output of a process that has
+            // exited.
             _ => {
                 self.close();
                 Pump::Ended
@@ -424,7 +426,8 @@ fn forward(
     (limit, max): (u64, usize),
 ) -> rustix::io::Result<usize> {
     if *transfer == Transfer::Relayed {
-        // A process that writes much will write more: a frame for each write would be several times as many frames.
+        // A process that writes much is likely to continue. Let it fill the pipe, so that a frame carries several
+        // writes.
         if rustix::io::ioctl_fionread(fd).is_ok_and(|there| there < RELAY_MAX as u64 / 2) {
             rustix::thread::sched_yield();
         }

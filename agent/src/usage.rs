@@ -38,8 +38,8 @@ impl State {
         Ok(json(&all))
     }
 
-    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It may take
-    /// effect shortly after the reply.
+    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It
+    /// may take effect shortly after the reply.
     pub(crate) fn freeze(&self, name: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
         for container in self.selected(name)? {
             let Some(cgroup) = container.cgroup() else { continue };
@@ -82,7 +82,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// Returns the entry of a process; `None` if it has ended meanwhile.
+/// Returns the entry of a process; `None` if it has exited meanwhile.
 fn entry(pid: i32) -> Option<ProcessEntry> {
     let status = read(CWD, &format!("/proc/{pid}/status"));
     let command = read(CWD, &format!("/proc/{pid}/cmdline"));

@@ -21,7 +21,7 @@ pub struct Address {
     pub peer: Option<IpAddr>,
     /// Prefix length.
     pub bits: u8,
-    /// The kernel makes no route to the address's network.
+    /// The kernel adds no route to the address's network.
     pub no_prefix_route: bool,
 }
 
@@ -31,8 +31,8 @@ impl Address {
         Message::new(Verb::LIST, Object::Address, &[0; FIXED])
     }
 
-    /// Returns a request that adds the address to its link ([`Operation::Put`]) or deletes it. IPv6 uses the address at once,
-    /// without duplicate address detection, because its origin guarantees that no other host has it.
+    /// Returns a request that adds the address to its link ([`Operation::Put`]) or deletes it. IPv6 uses the address at
+    /// once, without duplicate address detection, because its origin guarantees that no other host has it.
     pub fn request(&self, operation: Operation) -> Message {
         /// IFA_F_NODAD: no duplicate address detection.
         const NO_DETECTION: u8 = 2;

@@ -1,9 +1,10 @@
 //! The messages of rtnetlink(7) that the agent and the runtime exchange with the kernel: links, addresses, routes,
 //! neighbours, and the traffic control that joins an interface to a tap.
 //!
-//! This crate has messages and parsers but no I/O: each side has its own socket. A request is a [`Message`]; the bytes to
-//! send come from [`Message::into_bytes`]. [`replies`] reads the kernel's answer, and the `parse` function of the requested type
-//! reads the body of an entry. No answer of the kernel, however short or malformed, makes this crate panic.
+//! This crate has messages and parsers but no I/O: each side has its own socket. A request is a [`Message`]; the bytes
+//! to send come from [`Message::into_bytes`]. [`replies`] reads the kernel's answer, and the `parse` function of the
+//! requested type reads the body of an entry. No answer of the kernel, however short or malformed, makes this crate
+//! panic.
 //!
 //! ```
 //! use netlink::{Link, Reply, replies};

@@ -31,7 +31,8 @@ pub struct Route {
     pub metric: u32,
     /// MTU of the route in bytes. 0 means the link's MTU.
     pub mtu: u32,
-    /// A property of a parsed route that the fields above cannot express. Requests do not contain it.
+    /// A property of a parsed route that the other fields cannot express, so that the route cannot be reproduced.
+    /// Requests do not contain it.
     pub unsupported: Option<&'static str>,
 }
 
@@ -77,8 +78,8 @@ impl Route {
         message
     }
 
-    /// Parses an entry of the list. `None` for routes of other tables, routes that the kernel derives from addresses, and
-    /// routes that routers advertise.
+    /// Parses an entry of the list. `None` for routes of other tables, routes that the kernel derives from addresses,
+    /// and routes that routers advertise.
     pub fn parse(body: &[u8]) -> Option<Route> {
         /// RTPROT_KERNEL and RTPROT_RA.
         const BY_KERNEL: u8 = 2;

@@ -63,7 +63,8 @@ proptest! {
     }
 }
 
-/// Returns a fixed part with an address family, the main table and a permanent state, so that parsers read the attributes.
+/// Returns a fixed part with an address family, the main table and a permanent state, so that parsers read the
+/// attributes.
 fn vec_of_route(length: usize) -> Vec<u8> {
     let mut fixed = Vec::from([2, 24, 0, 0, 254, 3, 0, 1, 0x80, 0, 0, 0]);
     fixed.resize(length, 0);

@@ -1,5 +1,5 @@
-//! Traffic control at a link's ingress (linux/pkt_sched.h, linux/pkt_cls.h, linux/rtnetlink.h `struct tcmsg`): a queueing
-//! discipline, and a filter whose action redirects every packet to another link (tc-mirred(8)).
+//! Traffic control at a link's ingress (linux/pkt_sched.h, linux/pkt_cls.h, linux/rtnetlink.h `struct tcmsg`): a
+//! queueing discipline, and a filter whose action redirects every packet to another link (tc-mirred(8)).
 
 use alloc::string::String;
 
@@ -19,8 +19,8 @@ pub fn create_ingress(link: u32) -> Message {
     ingress(Verb::CREATE, link)
 }
 
-/// Returns a request that deletes a link's ingress discipline with its filters. It contains the discipline's kind, so that the
-/// kernel refuses to delete a `clsact`, which has the same parent.
+/// Returns a request that deletes a link's ingress discipline with its filters. It contains the discipline's kind, so
+/// that the kernel refuses to delete a `clsact`, which has the same parent.
 pub fn delete_ingress(link: u32) -> Message {
     ingress(Operation::Delete, link)
 }

@@ -40,7 +40,8 @@ impl ControlFrame {
 
 /// Decodes the channel's bytes into frames.
 ///
-/// All frames must be taken out before the next [`push`](Self::push); the buffer then holds at most one incomplete frame.
+/// All frames must be taken out before the next [`push`](Self::push); the buffer then holds at most one incomplete
+/// frame.
 #[derive(Debug, Default)]
 pub struct ControlCodec {
     buffer: Vec<u8>,
@@ -196,7 +197,10 @@ mod tests {
     proptest! {
         #[test]
         fn frames_survive_any_split(
-            frames in prop::collection::vec((any::<u32>(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..200)), 0..8),
+            frames in prop::collection::vec(
+                (any::<u32>(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..200)),
+                0..8,
+            ),
             extended: bool,
             step in 1usize..40,
         ) {

@@ -7,7 +7,7 @@
 //! (`u64 seq, u32 length, data`). All numbers are big-endian, and lengths include the header. See [`command`] for the
 //! control channel's codes, [`payload`] for its JSON, [`control`] and [`stream`] for the frames.
 //!
-//! A command's frame as the host writes it, and as the agent reads it, whatever pieces it arrives in:
+//! The host encodes a command; the agent decodes it from pieces of any size:
 //!
 //! ```
 //! use agent_proto::command::Code;

@@ -1,4 +1,4 @@
-//! The agent on a socketpair, with real child processes in the host's own surroundings.
+//! The agent on socket pairs, with real child processes on the host, without isolation.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::sys;
 mod commands;
 mod reference;
 
-/// Longest time that any step of a test may take.
+/// Timeout of each step of a test.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A host that drives the agent.
@@ -33,11 +33,11 @@ struct Host {
     extended: bool,
     next_id: u32,
     frames: Vec<ControlFrame>,
-    /// What came of each stream; true once it has ended.
+    /// Received data of each stream, and whether it has ended.
     output: BTreeMap<u64, (Vec<u8>, bool)>,
     credit: BTreeMap<u64, u64>,
     gives_credit: bool,
-    /// What the stream channel has not taken yet.
+    /// Data that the stream channel has not accepted yet.
     waiting: Vec<u8>,
     turn: Turn,
 }
@@ -98,7 +98,7 @@ impl Host {
         id
     }
 
-    /// Lets the agent work once and takes what it sent.
+    /// Runs one turn of the agent and receives what it sent.
     fn turn(&mut self) {
         let taken = rustix::io::write(&self.streams, &self.waiting).unwrap_or(0);
         self.waiting.drain(..taken);
@@ -146,7 +146,7 @@ impl Host {
         StreamFrame { seq, data: data.to_vec() }.encode(&mut self.waiting);
     }
 
-    /// Works until `until` says so.
+    /// Runs turns until `until` returns true.
     fn work(&mut self, mut until: impl FnMut(&mut Host) -> bool) {
         let end = Instant::now() + DEADLINE;
         while !until(self) {
@@ -245,7 +245,7 @@ fn stdin_reaches_the_process_and_its_end_too() {
     host.input(1, b"");
     host.exit("init");
     assert_eq!(host.output(1), b"through cat");
-    // As long as the host has half of the window it is not told.
+    // Credit is returned only when half of the window has been used.
     assert_eq!(host.credit.get(&1), None);
 }
 
@@ -255,7 +255,7 @@ fn output_stops_at_the_window_and_goes_on_with_credit() {
     host.gives_credit = false;
     host.ok(Code::NewContainer, &container("head -c 1000000 /dev/zero; echo end >&2"));
     host.work(|host| host.output(1).len() == STREAM_WINDOW as usize);
-    // Another stream is not held up by it.
+    // Other streams continue.
     host.ok(Code::ExecCmd, &ExecCommand { container: "c1".into(), process: shell("e1", "echo free", 3, 4) });
     host.exit("e1");
     assert_eq!(host.output(3), b"free\n");
@@ -287,7 +287,7 @@ fn background_child_that_goes_on_writing_does_not_hold_back_the_exit() {
     host.ok(Code::NewContainer, &container("yes & echo $! >&2; exit 3"));
     let exit = host.exit("init").exit.unwrap();
     assert_eq!((exit.code, exit.stdout_bytes), (Some(3), host.output(1).len() as u64));
-    // Nothing reads it any more, so that the writer is told so and ends.
+    // The agent has closed the pipe, so the writer gets SIGPIPE.
 }
 
 #[test]
@@ -500,7 +500,7 @@ fn base_session_is_api_4244s() {
     let event = host.frame(|frame| frame.code == 23);
     assert_eq!(event.payload, br#"{"container":"c1","process":"init","event":"finished","status":5}"#);
     assert_eq!((host.output(1), host.output(2)), (&b"in b\n"[..], &b"oops\n"[..]));
-    // One end for the whole process, on stdio's stream.
+    // One end frame for the whole process, on the stdio stream.
     assert!(host.has_ended(1) && !host.has_ended(2));
     host.send_raw(4, Vec::new());
     assert_eq!(host.frame(|frame| frame.code != 14), ack(b""));

@@ -18,12 +18,12 @@ pub const CGROUPS: &str = "/run/cgroup";
 /// File of the root cgroup that enables controllers for its children.
 const CONTROL: &str = "/run/cgroup/cgroup.subtree_control";
 
-/// Turns on the controllers that count the memory, processes and CPU time of containers. Containers that are created before
-/// this are not counted.
+/// Turns on the controllers that count the memory, processes and CPU time of containers. Containers that are created
+/// before this are not counted.
 pub fn account() -> Result<(), Fault> {
     let file = rustix::fs::openat(CWD, CONTROL, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
         .step("open", CONTROL)?;
-    // One write for each: a kernel that lacks one controller has the others.
+    // One write for each controller, because the kernel may lack some of them.
     for controller in ["+memory", "+pids", "+cpu"] {
         let _ = rustix::io::write(&file, controller.as_bytes());
     }
@@ -48,8 +48,8 @@ pub fn open_below(cgroup: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Fault> 
     rustix::fs::openat2(cgroup, path, flags, Mode::empty(), inside).step("open the container's cgroup", path)
 }
 
-/// Whether `cgroup` has enabled controllers for its children. It then accepts no processes (cgroup-v2, "No Internal Process
-/// Constraint").
+/// Whether `cgroup` has enabled controllers for its children. It then accepts no processes (cgroup-v2, "No Internal
+/// Process Constraint").
 pub fn enables_controllers(cgroup: BorrowedFd<'_>) -> bool {
     read(&cgroup, "cgroup.subtree_control").is_ok_and(|controllers| !controllers.trim().is_empty())
 }
@@ -85,8 +85,8 @@ pub fn limit(cgroup: &OwnedFd, file: &str, value: &str) -> Result<(), Fault> {
     write(cgroup, file, value).step("set limit", &format!("{file} to {value}"))
 }
 
-/// Applies [`device_rules`](agent_proto::payload::OciContainer::device_rules) to `cgroup` and all cgroups below. Does nothing
-/// with a kernel that has no devices controller in cgroup v2, such as one that was named with `--kernel`.
+/// Applies [`device_rules`](agent_proto::payload::OciContainer::device_rules) to `cgroup` and all cgroups below. Does
+/// nothing if the kernel has no devices controller in cgroup v2, as is possible with `--kernel`.
 pub fn filter_devices(cgroup: &OwnedFd, rules: &[String]) -> Result<(), Fault> {
     if rules.is_empty() {
         return Ok(());

@@ -90,8 +90,8 @@ pub fn null() -> Result<OwnedFd, Fault> {
     open_node(&own_node("null", 1, 3)?)
 }
 
-/// Binds one of the agent's nodes, which all containers of the pod share. The mount is read-only so that a container cannot
-/// change the node's mode or owner. The device can still be written to.
+/// Binds one of the agent's nodes, which all containers of the pod share. The mount is read-only so that a container
+/// cannot change the node's mode or owner. The device can still be written to.
 fn bind_node(root: &Root, name: &str, major: u32, minor: u32) -> Result<(), Fault> {
     let source = open_node(&own_node(name, major, minor)?)?;
     let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
@@ -102,8 +102,9 @@ fn open_node(path: &str) -> Result<OwnedFd, Fault> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 
-/// Returns the path of a device node in the agent's root file system, and creates the node if it is missing. The nodes in the
-/// agent's /dev are not safe: it is a devtmpfs, which a container with SYS_ADMIN can mount too, and replace nodes in.
+/// Returns the path of a device node in the agent's root file system, and creates the node if it is missing. The nodes
+/// in the agent's /dev are not safe: it is a devtmpfs, which a container with SYS_ADMIN can mount too, and replace
+/// nodes in.
 fn own_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
     let path = format!("/run/{name}");
     let mode = Mode::from_raw_mode(0o666);

@@ -112,8 +112,8 @@ pub fn bind_own(root: &Root, path: &str, destination: &str) -> Result<(), Fault>
     bind_tree(root, &source, destination, false, MountAttributes::default()).map(drop)
 }
 
-/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an empty
-/// file. Attributes that are not given are those of the source's mount.
+/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an
+/// empty file. Attributes that are not given are those of the source's mount.
 pub fn bind_tree(
     root: &Root,
     source: &OwnedFd,

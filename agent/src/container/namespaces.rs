@@ -11,8 +11,9 @@ use rustix::thread::{
 use crate::fault::{Fault, Step};
 use crate::sys::{self, namespace};
 
-/// Returns the flags of clone(2) for a container's own namespaces. The child makes two of them itself: a cgroup namespace
-/// starts at the cgroup of the process that makes it, and a time namespace needs its offsets before a process enters it.
+/// Returns the flags of clone(2) for a container's own namespaces. The child creates two of them itself: a cgroup
+/// namespace starts at the cgroup of the process that creates it, and a time namespace needs its offsets before a
+/// process enters it.
 pub fn flags(oci: Option<&OciContainer>) -> u64 {
     let own = oci.map_or(&[][..], |oci| &oci.namespaces);
     own.iter().fold(namespace::MOUNT, |flags, own| {

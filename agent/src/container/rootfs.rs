@@ -1,7 +1,7 @@
 //! A container's root directory: path resolution inside it, mount points, and pivot_root.
 //!
-//! The tree belongs to the container's image and is hostile. The kernel resolves all paths with this directory as the root
-//! (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link can leave it.
+//! The tree belongs to the container's image and is hostile. The kernel resolves all paths with this directory as the
+//! root (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link can leave it.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -34,7 +34,7 @@ const FILE: Mode = Mode::from_raw_mode(0o644);
 /// MOUNT_ATTR_RDONLY.
 pub const READ_ONLY: u64 = 1;
 
-/// Handling of a missing name.
+/// What to do about a missing name.
 #[derive(Clone, Copy, Debug)]
 enum Missing {
     /// It is an error.
@@ -114,8 +114,9 @@ impl Root {
         }
     }
 
-    /// Opens path `path` of the share. Each directory of the share that is a separate file system on the host is one here too;
-    /// the kernel mounts it when a process enters it. That must happen now, or it would be mounted over the container's root.
+    /// Opens `path` of the share. A directory that is a mount point on the host is a submount in the guest, which the
+    /// kernel mounts when a process first opens it. Opening it as a directory does that now; otherwise the kernel would
+    /// mount it over the container's root later.
     pub fn find_shared(&self, path: &str) -> IoResult<OwnedFd> {
         match self.open_in(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
             Err(Errno::NOTDIR) => self.find(path),

@@ -93,7 +93,8 @@ fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Fault> {
     }
 }
 
-/// Sets kernel parameters through the agent's own /proc. The namespaces of the writing process determine which are changed.
+/// Sets kernel parameters through the agent's own /proc. The namespaces of the writing process determine which are
+/// changed.
 fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
     for (name, value) in &spec.sysctl {
         let path: String = format!("/proc/sys/{}", name.replace('.', "/"));

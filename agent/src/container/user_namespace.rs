@@ -1,8 +1,8 @@
 //! A container's user namespace.
 //!
-//! The guest's root mounts and creates everything before a process enters the user namespace. The container's other namespaces
-//! therefore belong to the guest, and the container's root cannot change its mounts, network and host name. Its capabilities
-//! apply only to its own files, processes and IDs.
+//! The agent mounts and creates everything as the guest's root user before a process enters the user namespace. The
+//! container's other namespaces therefore belong to the guest, and the container's root user cannot change its mounts,
+//! network and host name. The capabilities of that user apply only to the container's files, processes and IDs.
 
 use alloc::format;
 use alloc::string::String;
@@ -25,8 +25,8 @@ pub fn open_proc_self() -> Result<OwnedFd, Fault> {
     rustix::fs::open(PATH, flags, Mode::empty()).step("open", PATH)
 }
 
-/// Moves this process into a new user namespace. Only a process outside of it may set the ID mappings: a child that stays
-/// outside.
+/// Moves this process into a new user namespace. Only a process outside of that namespace may set its ID mappings, so a
+/// child that stays outside sets them.
 pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Fault> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     let child = match sys::fork(0, None).step("start", "process")? {

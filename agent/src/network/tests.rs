@@ -1,12 +1,12 @@
-//! The kernel's own answers, in a network of the test's own.
+//! Tests with the real kernel, each in a new network namespace.
 
 use agent_proto::payload::IpAddress;
 
 use super::*;
 use crate::sys::{self, Fork, namespace};
 
-/// Runs `test` in a child in a network of its own; returns what it says went wrong. Where the kernel lets nobody make
-/// one there is nothing to see.
+/// Runs `test` in a child process in a new user and network namespace, and fails with its error. Passes if the kernel
+/// does not permit a user namespace.
 fn in_own_network(test: impl FnOnce() -> Result<(), Fault>) {
     const USER: u64 = 0x1000_0000;
     let (read, write) = rustix::pipe::pipe().unwrap();
@@ -24,7 +24,7 @@ fn in_own_network(test: impl FnOnce() -> Result<(), Fault>) {
             rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
         }
         Err(Errno::PERM | Errno::NOSPC | Errno::NOSYS) => {
-            std::eprintln!("user namespaces are not to be had here");
+            std::eprintln!("skipped: the kernel does not permit user namespaces");
         }
         Err(errno) => panic!("{errno}"),
     }
@@ -81,12 +81,15 @@ fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
         set_route(&gone)?;
         set_route(&gone)?;
         expect(!is_there(), "no route to 10.9.0.0/16")?;
-        expect(far.is_err_and(|fault| fault.text.starts_with("add route to 10.8.0.0/16: ")), "no such way")?;
+        expect(
+            far.is_err_and(|fault| fault.text.starts_with("add route to 10.8.0.0/16: ")),
+            "gateway is unreachable",
+        )?;
         set_up(&interface(&[("-10.5.0.2", "24"), ("-fd00:5::2", "64")]))?;
         let gone = set_up(&interface(&[("-10.5.0.2", "24"), ("10.6.0.2", "24")])).unwrap_err();
         let text = "remove address 10.5.0.2 of interface lo: cannot assign requested address";
         expect(gone.text == text, &gone.text)?;
-        // What comes after it is done all the same.
+        // The address after the one that failed has been added.
         set_up(&interface(&[("-10.6.0.2", "24")]))
     });
 }

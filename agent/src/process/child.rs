@@ -59,7 +59,7 @@ fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
     outside.map(Uid::from_raw).ok_or_else(unknown)
 }
 
-/// What a child is to become.
+/// Configuration of a child.
 #[derive(Debug)]
 pub struct Child<'a> {
     /// Specification of the process.
@@ -87,9 +87,9 @@ fn start(child: &Child<'_>) -> Result<Infallible, Fault> {
     rustix::process::setsid().step("create", "session")?;
     let Stdio { stdin, stdout, stderr } = &child.stdio;
     install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
-    // Processes of the container can see this child before it calls execve, while its memory is still the agent's. Our kernel
-    // denies them access until then (resources/kernel/patches/ptrace-before-exec.patch), even with SYS_PTRACE. With another
-    // kernel the missing dumpable flag keeps out those without SYS_PTRACE.
+    // Processes of the container can see this child before it calls execve, while its memory is still the agent's. The
+    // project's kernel denies them access until then (resources/kernel/patches/ptrace-before-exec.patch), even with
+    // SYS_PTRACE. With another kernel the missing dumpable flag keeps out those without SYS_PTRACE.
     let joined = if let ChildContainer::Existing(init, _) = &child.container { Some(*init) } else { None };
     sys::close_others([Some(child.report.as_fd()), joined]);
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("clear", "dumpable flag")?;

@@ -1,9 +1,10 @@
-//! User, groups and capabilities of a process, in the only order that works (capabilities(7)): the bounding set while SETPCAP
-//! is available, then the user with the permitted set kept, then the other sets, and the ambient set last.
+//! User, groups and capabilities of a process, in the order that the kernel requires (capabilities(7)): the bounding
+//! set while SETPCAP is available, then the user with the permitted set kept, then the other sets, and the ambient set
+//! last.
 //!
-//! A seccomp filter is installed at the very end, so that it need not allow the calls made here. But without SYS_ADMIN only a
-//! process with no_new_privs may install a filter. Other processes install it first, and the filter must allow these calls,
-//! as with runc.
+//! A seccomp filter is installed at the very end, so that it need not allow the calls made here. But without SYS_ADMIN
+//! only a process with no_new_privs may install a filter. Other processes install it first, and the filter must allow
+//! these calls, as with runc.
 
 use agent_proto::payload::{self, Filter, OciProcess};
 use rustix::io::Errno;

@@ -58,7 +58,7 @@ pub struct Program {
     candidates: Strings,
     args: Strings,
     envs: Strings,
-    /// Text that a failed search adds to its fault.
+    /// Text that is appended to the fault of a failed search.
     note: String,
 }
 

@@ -1,5 +1,5 @@
-//! Reports from a child to the agent between fork and exec, over a socket that exec closes: the child's terminal, or why its
-//! program does not run. The end of the socket without a fault means that the program runs.
+//! Reports from a child to the agent between fork and exec, over a socket that exec closes: the child's terminal, or
+//! why its program does not run. The end of the socket without a fault means that the program runs.
 
 use alloc::string::String;
 use alloc::vec::Vec;

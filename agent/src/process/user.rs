@@ -1,6 +1,5 @@
 //! User and groups of a process: looks names and numbers up in the container's /etc/passwd and /etc/group.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -12,7 +11,7 @@ use crate::sys;
 
 /// Limit of bytes of /etc/passwd or /etc/group that are read, because the container controls these files.
 const FILE_MAX: usize = 1 << 20;
-/// The ID that means "no change" to the kernel, and is not a valid ID.
+/// Not a valid ID: system calls that change IDs take it as "no change".
 const INVALID_ID: u32 = u32::MAX;
 
 /// User and groups of a process.
@@ -24,9 +23,9 @@ pub struct User {
     pub gid: Gid,
     /// Supplementary group IDs.
     pub groups: Vec<Gid>,
-    /// Name of the user, if the container has one for it.
+    /// Name of the user. Empty if /etc/passwd has none.
     pub name: String,
-    /// Home directory, `/` if the container has none for the user.
+    /// Home directory. `/` if /etc/passwd has none for the user.
     pub home: String,
 }
 
@@ -137,11 +136,6 @@ fn memberships_of<'a>(file: &'a str, user: &'a str) -> impl Iterator<Item = u32>
     groups(file)
         .filter(move |(_, _, members)| members.split(',').any(|member| member == user))
         .map(|(_, number, _)| number)
-}
-
-/// Returns the environment variable `name=value`.
-pub fn variable(name: &str, value: &str) -> String {
-    format!("{name}={value}")
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ impl Serialize for Program {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = String::with_capacity(self.0.len() * DIGITS);
         for word in &self.0 {
-            // Writing to a string does not fail.
+            // Writing to a String cannot fail.
             let _ = write!(text, "{word:016x}");
         }
         serializer.serialize_str(&text)

@@ -34,7 +34,7 @@ pub struct Interface {
     /// Extension: permanent neighbours on the interface's link.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub neighbours: Vec<Neighbour>,
-    /// Extension: the interface gets no addresses but these, not even IPv6's link-local address.
+    /// Extension: the interface gets only these addresses, not even an IPv6 link-local address.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub no_link_local: bool,
 }
@@ -59,7 +59,7 @@ pub struct IpAddress {
     pub ip_address: String,
     /// Prefix length, or for IPv4 also a netmask in dotted form.
     pub net_mask: String,
-    /// Extension: the kernel makes no route to the address's network.
+    /// Extension: the kernel adds no route to the address's network.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub no_prefix_route: bool,
 }
@@ -85,7 +85,7 @@ object!(Neighbour, Refused, {
     "macAddr": mac_addr,
 });
 
-/// RESOLVER: sets STARTPOD's `resolver` while the pod runs.
+/// RESOLVER: like STARTPOD's `resolver`, but while the pod runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resolver {
     /// Loopback address at which the agent accepts name queries for the host.

@@ -1,4 +1,4 @@
-//! Each command of API 4244 beside those that start and end processes, in both forms, and what is refused.
+//! The commands of API 4244 except those that start and end processes, in both forms, and their errors.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::files::READ_MAX;
 const ACK: u32 = Code::Ack as u32;
 const ERROR: u32 = Code::Error as u32;
 
-/// A directory of the test's own.
+/// A temporary directory, which is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -71,7 +71,7 @@ fn file_is_written_whole_and_read_back_in_both_forms() {
     let scratch = Scratch::new("whole");
     for extended in [false, true] {
         let mut host = with_container(extended);
-        // A brace in the name, a directory that is not there, data that look like JSON, and no data at all.
+        // A brace in the name, a missing directory, data that look like JSON, and no data.
         let path = scratch.file("new/odd } name");
         for data in [&b"{\"a\":1} \xff\0}"[..], b"", b"short"] {
             assert_eq!(write(&mut host, &file(&path), data), Ok(vec![]));
@@ -136,7 +136,7 @@ fn what_is_no_file_or_not_there_is_refused() {
         assert_eq!(text, format!("open {path}: {cause}"));
         assert_eq!(message(write(&mut host, &file(path), b"x")), format!("open {path}: {cause}"));
     }
-    // A named pipe without a reader would hold a writer up for ever.
+    // A FIFO without a reader would block a writer forever.
     let pipe = scratch.file("pipe");
     rustix::fs::mknodat(rustix::fs::CWD, &*pipe, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
     assert_eq!(
@@ -212,7 +212,7 @@ fn commands_without_payload_are_done_in_both_forms() {
 #[test]
 fn abandoned_and_unknown_codes_are_errors_and_the_connection_stays() {
     let mut host = Host::base();
-    // Before a pod nothing of a container's can be done either.
+    // Commands for containers also fail before STARTPOD.
     for code in [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 17, 22, 23, 24, 26, 63, 1000, u32::MAX] {
         let id = host.send_raw(code, b"{}".to_vec());
         assert_eq!(host.reply(id), Err(vec![]), "{code}");
