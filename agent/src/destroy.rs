@@ -3,7 +3,7 @@
 //!
 //! In the extended form the agent kills all processes immediately: the host sends DESTROYPOD when it no longer needs
 //! the pod. API 4244's hosts expect SIGTERM and a wait; the agent limits the wait. In both forms the reply comes when
-//! all processes have exited and the host has accepted all output that it is willing to accept. Cgroups and mounts are
+//! all processes have exited and as much of their output as the host accepts has been sent. Cgroups and mounts are
 //! not removed one by one: the reset discards them.
 
 use alloc::collections::BTreeMap;

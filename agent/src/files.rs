@@ -30,7 +30,7 @@ impl State {
         let (command, data) = split(payload)?;
         let root = self.root_of(&command.container)?;
         let path = command.file.as_str();
-        let found = root.make_file(path)?;
+        let found = root.create_file(path)?;
         let flags = if command.offset.is_some() { OFlags::WRONLY } else { OFlags::WRONLY | OFlags::TRUNC };
         let file = open_regular(&found, flags).step("open", path)?;
         let mut at = command.offset.unwrap_or(0);

@@ -15,7 +15,7 @@ const CPUS_MAX: u32 = 256;
 /// Limit of memory blocks, of 128 MiB or more each: 512 GiB.
 const MEMORY_MAX: u32 = 4096;
 
-/// Starts to bring everything online. A child process does it in the background, because it takes long for memory.
+/// Starts to bring everything online, in a child process, because bringing memory online takes long.
 pub fn start() -> Result<(), Fault> {
     match sys::fork(0, None).step("start", "hotplug process")? {
         Fork::Child => {

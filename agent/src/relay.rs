@@ -1,9 +1,9 @@
 //! Two pipes through which a large frame is sent to its port without copying: its pages are moved from the process's
 //! pipe to the host.
 //!
-//! The number of bytes is known only after they have been moved, because other processes may also read from the
-//! process's pipe; but the header with that number comes first. So the data are moved to one pipe, and then after their
-//! header to another.
+//! A frame's header precedes its data and contains their length. The length is known only after the data have been
+//! moved, because other processes may also read from the process's pipe. So the data are moved to a first pipe, and
+//! from there to a second pipe that already contains the header.
 
 use agent_proto::command::{STREAM_FRAME_MAX, STREAM_HEADER};
 use agent_proto::stream::encode_header;

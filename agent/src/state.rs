@@ -72,7 +72,7 @@ impl EventSource {
     }
 }
 
-/// The agent's state.
+/// The pod with its containers and processes, and the channels to the host.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) setting: Setting,
@@ -117,7 +117,7 @@ impl State {
         })
     }
 
-    /// Returns the container of this name.
+    /// Returns container `id`.
     pub(crate) fn container(&self, id: &str) -> Result<&Container, Fault> {
         let found = self.containers.iter().find(|container| container.id == id);
         found.ok_or_else(|| Fault::not_found("container", id))

@@ -35,8 +35,10 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
     if oci.mounts.iter().any(is_dev) {
         return Ok(());
     }
-    oci.devices.iter().try_for_each(|device| make(root, device).step("create device", &device.path))?;
-    let dev = root.make_directory("/dev")?;
+    oci.devices
+        .iter()
+        .try_for_each(|device| create_node(root, device).step("create device", &device.path))?;
+    let dev = root.create_directory("/dev")?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
         match mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
@@ -55,9 +57,9 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
 }
 
 /// Creates one node. It is not an error if the node exists.
-fn make(root: &Root, device: &Device) -> rustix::io::Result<()> {
+fn create_node(root: &Root, device: &Device) -> rustix::io::Result<()> {
     let (parent, name) = device.path.rsplit_once('/').ok_or(Errno::INVAL)?;
-    let directory = root.make_directory_at(parent)?;
+    let directory = root.create_directory_at(parent)?;
     let kind = FileType::from_raw_mode(device.mode);
     let number = makedev(device.major, device.minor);
     match mknodat(&directory, name, kind, Mode::from_raw_mode(device.mode), number) {
@@ -87,13 +89,13 @@ fn bind_console(root: &Root, slave: &OwnedFd) -> Result<(), Fault> {
 
 /// Opens the agent's /dev/null, which is bound on masked files.
 pub fn null() -> Result<OwnedFd, Fault> {
-    open_node(&own_node("null", 1, 3)?)
+    open_node(&agent_node("null", 1, 3)?)
 }
 
 /// Binds one of the agent's nodes, which all containers of the pod share. The mount is read-only so that a container
 /// cannot change the node's mode or owner. The device can still be written to.
 fn bind_node(root: &Root, name: &str, major: u32, minor: u32) -> Result<(), Fault> {
-    let source = open_node(&own_node(name, major, minor)?)?;
+    let source = open_node(&agent_node(name, major, minor)?)?;
     let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
     bind_tree(root, &source, &format!("/dev/{name}"), false, attributes).map(drop)
 }
@@ -103,9 +105,9 @@ fn open_node(path: &str) -> Result<OwnedFd, Fault> {
 }
 
 /// Returns the path of a device node in the agent's root file system, and creates the node if it is missing. The nodes
-/// in the agent's /dev are not safe: it is a devtmpfs, which a container with SYS_ADMIN can mount too, and replace
-/// nodes in.
-fn own_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
+/// in the agent's /dev cannot be trusted: /dev is a devtmpfs, which a container with SYS_ADMIN can also mount and
+/// change.
+fn agent_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
     let path = format!("/run/{name}");
     let mode = Mode::from_raw_mode(0o666);
     match mknodat(CWD, path.as_str(), FileType::CharacterDevice, mode, makedev(major, minor)) {

@@ -40,7 +40,7 @@ mod attr {
 /// Mounts one entry of the container's list.
 pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     if entry.kind == payload::POD_SHM {
-        return bind_own(root, paths::SHM, &entry.destination);
+        return bind_agent_file(root, paths::SHM, &entry.destination);
     }
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);
@@ -50,7 +50,7 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     let what = format!("{kind} on {}", entry.destination);
     let data = CString::new(entry.data.as_str())
         .map_err(|_| Fault::bad_request(format!("mount {what}: data contains a NUL byte")))?;
-    let target = root.make_directory(&entry.destination)?;
+    let target = root.create_directory(&entry.destination)?;
     // Make the target the working directory, so that no path to it can be changed meanwhile.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
     let later = if is_read_only_later(entry) { ms::RDONLY } else { 0 };
@@ -106,7 +106,7 @@ pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
 }
 
 /// Bind-mounts a file of the agent's mount namespace.
-pub fn bind_own(root: &Root, path: &str, destination: &str) -> Result<(), Fault> {
+pub fn bind_agent_file(root: &Root, path: &str, destination: &str) -> Result<(), Fault> {
     let source =
         rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)?;
     bind_tree(root, &source, destination, false, MountAttributes::default()).map(drop)
@@ -122,8 +122,8 @@ pub fn bind_tree(
     attributes: MountAttributes,
 ) -> Result<OwnedFd, Fault> {
     let target = match kind(source) {
-        FileType::Directory => root.make_directory(destination)?,
-        _ => root.make_file(destination)?,
+        FileType::Directory => root.create_directory(destination)?,
+        _ => root.create_file(destination)?,
     };
     let tree = clone_tree(source.as_fd(), recursive).step("bind-mount", destination)?;
     if attributes != MountAttributes::default() {

@@ -15,10 +15,10 @@ use crate::sys::{self, namespace};
 /// namespace starts at the cgroup of the process that creates it, and a time namespace needs its offsets before a
 /// process enters it.
 pub fn flags(oci: Option<&OciContainer>) -> u64 {
-    let own = oci.map_or(&[][..], |oci| &oci.namespaces);
-    own.iter().fold(namespace::MOUNT, |flags, own| {
+    let namespaces = oci.map_or(&[][..], |oci| &oci.namespaces);
+    namespaces.iter().fold(namespace::MOUNT, |flags, namespace| {
         flags
-            | match own {
+            | match namespace {
                 Namespace::Pid => namespace::PID,
                 Namespace::Ipc => namespace::IPC,
                 Namespace::Uts => namespace::UTS,
@@ -30,8 +30,8 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
 
 /// Sets up the namespaces of the child.
 pub fn set_up(oci: &OciContainer) -> Result<(), Fault> {
-    for own in &oci.namespaces {
-        match own {
+    for namespace in &oci.namespaces {
+        match namespace {
             Namespace::Cgroup => sys::unshare_cgroup_view().step("create", "cgroup namespace")?,
             Namespace::Network => bring_loopback_up()?,
             Namespace::Time => enter_time(&oci.time_offsets)?,
@@ -74,7 +74,7 @@ pub fn bring_loopback_up() -> Result<(), Fault> {
 }
 
 /// Enters the namespaces of a container's init process. Root and working directory become the container's root.
-/// Does not enter the PID namespace, which the parent chooses before fork ([`set_pids_for_children`]).
+/// Does not enter the PID namespace, which the parent sets before fork ([`set_pids_for_children`]).
 pub fn enter(init: BorrowedFd<'_>) -> Result<(), Fault> {
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
@@ -85,7 +85,7 @@ pub fn enter(init: BorrowedFd<'_>) -> Result<(), Fault> {
     move_into_thread_name_spaces(init, all).step("enter", "the container's namespaces")
 }
 
-/// Makes future children of this process members of `process`'s PID namespace.
+/// Sets the PID namespace of this process's future children to that of `process`.
 pub fn set_pids_for_children(process: BorrowedFd<'_>) -> Result<(), Fault> {
     move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
         .step("set", "PID namespace of children")

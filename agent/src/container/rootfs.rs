@@ -46,7 +46,7 @@ enum Missing {
 }
 
 impl Missing {
-    fn make(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
+    fn create(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
         match self {
             Missing::Fails => Err(Errno::NOENT),
             // Not with open(2), because a read-only share refuses to open files for writing.
@@ -131,12 +131,12 @@ impl Root {
     }
 
     /// Opens directory `path`, and creates it and its parents if missing.
-    pub fn make_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
-        self.make_directory_at(path).step("create directory", path)
+    pub fn create_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
+        self.create_directory_at(path).step("create directory", path)
     }
 
-    /// Like [`Self::make_directory`], for callers that add their own step to the error.
-    pub fn make_directory_at(&self, path: &str) -> IoResult<OwnedFd> {
+    /// Like [`Self::create_directory`], for callers that add their own step to the error.
+    pub fn create_directory_at(&self, path: &str) -> IoResult<OwnedFd> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsDirectory),
             found => found,
@@ -144,7 +144,7 @@ impl Root {
     }
 
     /// Opens file `path`, and creates it and its parent directories if missing.
-    pub fn make_file(&self, path: &str) -> Result<OwnedFd, Fault> {
+    pub fn create_file(&self, path: &str) -> Result<OwnedFd, Fault> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsFile),
             found => found,
@@ -166,7 +166,7 @@ impl Root {
                 continue;
             }
             let found = match open_name(&here, &name) {
-                Err(Errno::NOENT) => match missing.make(&here, &name, names.is_empty()) {
+                Err(Errno::NOENT) => match missing.create(&here, &name, names.is_empty()) {
                     Ok(()) => open_name(&here, &name)?,
                     Err(Errno::EXIST) => open_new_name(&here, &name)?,
                     Err(errno) => return Err(errno),

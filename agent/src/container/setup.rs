@@ -44,7 +44,7 @@ pub fn set_up(container: &Setup<'_>, process: &payload::Process) -> Result<Optio
     }
     let terminal = process.terminal.then(|| dev::open_console(&root, process)).transpose()?;
     // As in runc. If it cannot be created, entering it reports the error.
-    let _ = root.make_directory(&process.workdir);
+    let _ = root.create_directory(&process.workdir);
     set_parameters(spec)?;
     restrict(&root, &oci, spec.read_only)?;
     root.become_root()?;
@@ -82,11 +82,11 @@ fn default_4244() -> OciContainer {
 /// Creates the files in /etc that API 4244's `initialize` requests.
 fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Fault> {
     if container.has_resolv_conf {
-        mounts::bind_own(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
+        mounts::bind_agent_file(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
     }
-    mounts::bind_own(root, paths::HOSTNAME, "/etc/hostname")?;
-    root.make_file("/etc/hosts")?;
-    let etc = root.make_directory("/etc")?;
+    mounts::bind_agent_file(root, paths::HOSTNAME, "/etc/hostname")?;
+    root.create_file("/etc/hosts")?;
+    let etc = root.create_directory("/etc")?;
     match rustix::fs::symlinkat("/proc/mounts", &etc, "mtab") {
         Ok(()) | Err(Errno::EXIST | Errno::ROFS) => Ok(()),
         Err(errno) => Err(errno).step("link", "/etc/mtab"),
