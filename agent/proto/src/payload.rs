@@ -417,10 +417,6 @@ pub struct Exit {
     pub stderr_bytes: u64,
 }
 
-fn is_zero_u32(value: &u32) -> bool {
-    *value == 0
-}
-
 fn is_zero_u16(value: &u16) -> bool {
     *value == 0
 }

@@ -20,7 +20,7 @@ pub struct Interface {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ip_addresses: Vec<IpAddress>,
     /// MTU in bytes. 0 means unchanged.
-    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    #[serde(skip_serializing_if = "is_zero_u32")]
     pub mtu: u32,
     /// Hardware address that identifies the interface, `aa:bb:cc:dd:ee:ff`.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -126,10 +126,10 @@ pub struct Route {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Extension: metric; the lowest one is preferred. 0 means the kernel's default.
-    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    #[serde(skip_serializing_if = "is_zero_u32")]
     pub metric: u32,
     /// Extension: MTU of the route in bytes. 0 means the interface's MTU.
-    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    #[serde(skip_serializing_if = "is_zero_u32")]
     pub mtu: u32,
     /// Extension: remove the route instead of adding it.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
@@ -146,3 +146,7 @@ object!(Route, Ignored, {
     "mtu": mtu,
     "removed": removed,
 });
+
+fn is_zero_u32(value: &u32) -> bool {
+    *value == 0
+}
