@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_directory_are_refused() {
+    fn names_that_are_not_valid_directory_names_are_refused() {
         for id in ["", ".", "..", "a/b", "a\0", "hyperstart", "cgroup.procs", &"x".repeat(256)] {
             let spec = payload::Container { id: id.into(), process: process(), ..Default::default() };
             assert!(check(&spec).is_err(), "{id}");

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_begin_behind_the_object_whatever_its_names_hold() {
+    fn data_begin_after_the_object_even_with_braces_in_its_strings() {
         let (command, data) = split(br#"{"container":"c","file":"/a}\"{b"}} {data"#).unwrap();
         assert_eq!((command.file.as_str(), data), ("/a}\"{b", &b"} {data"[..]));
         let (_, data) = split(br#"{"container":"c","file":"/a"}"#).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_object_is_refused() {
+    fn payload_without_an_object_is_refused() {
         assert_eq!(split(b"").unwrap_err().text, "WriteFile: no JSON");
         assert!(split(br#"{"container":"c"}data"#).unwrap_err().text.contains("missing field `file`"));
         assert!(split(b"data").is_err());

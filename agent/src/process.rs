@@ -229,12 +229,12 @@ impl Process {
         }
     }
 
-    /// Returns the pidfd while the process is not reaped.
+    /// Returns the pidfd. `None` after the process has been reaped.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns how the process ended, and API 4244's exit code, which is 0 after a signal.
+    /// Returns how the process exited, and API 4244's exit code, which is 0 after a signal.
     pub fn exit(&self) -> (Exit, i32) {
         let bytes = |output: &Option<Output>| output.as_ref().map_or(0, |output| output.bytes);
         let status = self.status.as_ref();

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_its_header_and_what_was_there() {
+    fn a_frame_is_a_header_and_the_available_data() {
         let (reader, writer) = pipe().unwrap();
         let mut relay = Relay::new().unwrap();
         let data: Vec<u8> = (0..60_000u32).map(|number| number as u8).collect();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pipe_is_refused() {
+    fn a_source_other_than_a_pipe_is_refused() {
         let mut relay = Relay::new().unwrap();
         assert_eq!(
             relay.load(1, &rustix::fs::open("/", OFlags::RDONLY, Mode::empty()).unwrap(), 10),

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_as_its_container_sees_it() {
+    fn a_process_is_listed_with_the_pid_of_its_container() {
         let status = "Name:\tcat\nState:\tS (sleeping)\nPid:\t70\nNSpid:\t70\t2\nUid:\t5\t0\t0\t0\n";
         let mut entry = ProcessEntry { pid: 2, uid: 5, state: "S".into(), command: "cat a b".into() };
         assert_eq!(parse(status, "cat\0a b\0"), Some(entry.clone()));

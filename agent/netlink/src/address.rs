@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_ipv6_is_not_searched_for_doubles() {
+    fn an_ipv6_address_skips_duplicate_address_detection() {
         let message = address(2, "fd00::2", 64).request(Operation::Put).into_bytes(0);
         assert_eq!(&message[16..24], [10, 64, 2, 0, 2, 0, 0, 0]);
         assert_eq!(&message[24..28], [20, 0, 2, 0]);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_addresss_own_end_is_told_from_its_peer() {
+    fn local_and_peer_address_are_distinguished() {
         let fixed = [2, 24, 0x80, 0, 3, 0, 0, 0];
         let own = Nest::default().with(2, &[10, 0, 0, 2]);
         let found = parse(fixed, &own.clone().with(1, &[10, 0, 0, 9])).unwrap();

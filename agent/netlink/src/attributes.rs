@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_no_attribute_can_hold_are_cut_and_what_follows_stays_readable() {
+    fn too_long_data_are_truncated_and_the_next_attribute_stays_readable() {
         let long = Nest::default().with(1, &[7; DATA_MAX + 9]).with(2, b"after");
         let lengths: Vec<_> = Attributes::new(long.bytes()).map(|(kind, data)| (kind, data.len())).collect();
         assert_eq!(lengths, [(1, DATA_MAX), (2, 5)]);

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_says_what_changes_and_nothing_else() {
+    fn a_change_request_contains_only_the_changes() {
         let nothing = Link::change_request(9, &[]).into_bytes(0);
         assert_eq!(nothing[4..16], [19, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(nothing[16..], [0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_is_told_to_make_no_address() {
+    fn generation_of_ipv6_addresses_is_disabled() {
         let message = Link::change_request(1, &[LinkChange::NoGeneratedAddress]).into_bytes(0);
         assert_eq!(&message[32..], [16, 0, 26, 0, 12, 0, 10, 0, 5, 0, 8, 0, 1, 0, 0, 0]);
     }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_read_with_what_made_it() {
+    fn a_link_is_parsed_with_its_driver() {
         let mut fixed = [0; FIXED];
         (fixed[2], fixed[4], fixed[8]) = (1, 7, 0x43);
         let rest = Nest::default()

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_all_that_is_parsed() {
+    fn a_request_contains_all_parsed_fields() {
         let more = Route {
             on_link: true,
             source: Some([10, 0, 0, 2].into()),
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_read_with_all_that_it_can_have() {
+    fn a_route_is_parsed_with_all_its_fields() {
         let rest = Nest::default()
             .with(1, &[10, 8, 0, 0])
             .with(4, &3u32.to_ne_bytes())
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_the_kernel_of_routers_and_of_other_tables_are_left_out() {
+    fn routes_of_kernel_routers_and_other_tables_are_left_out() {
         let link = Nest::default().with(4, &3u32.to_ne_bytes());
         for fixed in [rtmsg(0, 254, 2, 1, 0), rtmsg(0, 254, 9, 1, 0), rtmsg(0, 255, 3, 1, 0)] {
             assert_eq!(parse(fixed, &link), None);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_route_has_unsupported_its_fields_is_named() {
+    fn unsupported_properties_of_a_route_are_named() {
         let none = Nest::default();
         let unsupported = |fixed, rest: &Nest| parse(fixed, rest).unwrap().unsupported;
         let plain = rtmsg(0, 254, 3, 1, 0);

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn length_below_the_header_is_refused_for_good() {
+    fn length_below_the_header_is_refused_permanently() {
         let mut codec = ControlCodec::new();
         codec.push(&[0, 0, 0, 1, 0, 0, 0, 7]);
         assert_eq!(codec.next(), Err(FrameError::TooShort { length: 7, header: 8 }));
@@ -178,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn length_above_the_maximum_is_refused_before_its_bytes_come() {
+    fn length_above_the_maximum_is_refused_before_its_bytes_arrive() {
         let mut codec = ControlCodec::new();
         codec.push(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(codec.next(), Err(FrameError::TooLong { length: u32::MAX, max: CONTROL_FRAME_MAX }));
     }
 
     #[test]
-    fn a_large_frames_memory_goes_back() {
+    fn memory_of_a_large_frame_is_freed() {
         let mut bytes = Vec::new();
         ControlFrame { code: 1, id: 0, payload: vec![0; 1 << 20] }.encode(false, &mut bytes);
         let mut codec = ControlCodec::new();

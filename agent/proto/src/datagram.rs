@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_in_pieces_is_handed_on_whole() {
+    fn datagrams_survive_any_split() {
         let program = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 9), 4321);
         let mut wire = Vec::new();
         encode(program, b"query", &mut wire);

@@ -130,7 +130,7 @@ impl Host {
             return;
         }
         let (data, ended) = self.output.entry(frame.seq).or_default();
-        assert!(!*ended, "stream {} goes on after its end", frame.seq);
+        assert!(!*ended, "stream {} continues after its end", frame.seq);
         data.extend_from_slice(&frame.data);
         *ended = frame.data.is_empty();
         if self.extended && self.gives_credit && !frame.data.is_empty() {
@@ -217,7 +217,7 @@ fn killed(signal: i32) -> KillCommand {
 }
 
 #[test]
-fn output_ends_and_exit_are_told_in_this_order_with_their_bytes() {
+fn output_its_end_and_the_exit_are_reported_in_this_order_with_byte_counts() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("echo hello; echo oops >&2; exit 7"));
     let event = host.exit("init");
@@ -268,7 +268,7 @@ fn output_stops_at_the_window_and_goes_on_with_credit() {
 }
 
 #[test]
-fn background_child_that_keeps_stdout_open_does_not_hold_back_the_exit() {
+fn background_child_that_keeps_stdout_open_does_not_delay_the_exit() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("sleep 1000 & echo $!; exit 3"));
     assert_eq!(host.exit("init").exit.unwrap().code, Some(3));
@@ -282,7 +282,7 @@ fn background_child_that_keeps_stdout_open_does_not_hold_back_the_exit() {
 }
 
 #[test]
-fn background_child_that_goes_on_writing_does_not_hold_back_the_exit() {
+fn background_child_that_continues_to_write_does_not_delay_the_exit() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("yes & echo $! >&2; exit 3"));
     let exit = host.exit("init").exit.unwrap();
@@ -310,7 +310,7 @@ fn full_stdin_does_not_stop_the_credit_of_others() {
 }
 
 #[test]
-fn missing_program_is_told_and_leaves_nothing() {
+fn missing_program_is_an_error_and_leaves_no_container() {
     let mut host = Host::extended();
     let mut spec = container("");
     spec.process.args = vec!["no-such-program".into()];
@@ -331,7 +331,7 @@ fn directory_is_not_executable() {
 }
 
 #[test]
-fn missing_working_directory_is_said() {
+fn missing_working_directory_is_refused_by_name() {
     let mut host = Host::extended();
     let mut spec = container("");
     spec.process.workdir = "/no/such/place".into();
@@ -417,7 +417,7 @@ fn streams_belong_to_one_process() {
 }
 
 #[test]
-fn unknown_and_abandoned_commands_are_refused_by_name() {
+fn unknown_and_obsolete_commands_are_refused_by_name() {
     let mut host = Host::extended();
     for (code, text) in [
         (99, "unknown command 99"),
@@ -453,7 +453,7 @@ fn extend_is_refused_when_it_is_late_or_of_another_version() {
 }
 
 #[test]
-fn destroy_ends_everything_and_then_the_machine() {
+fn destroy_kills_all_processes_and_powers_off() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("trap '' TERM; echo ready; while :; do sleep 1000; done"));
     host.work(|host| host.output(1) == b"ready\n");
@@ -463,14 +463,14 @@ fn destroy_ends_everything_and_then_the_machine() {
 }
 
 #[test]
-fn host_that_goes_away_is_noticed() {
+fn closed_control_channel_is_reported() {
     let mut host = Host::extended();
     rustix::net::shutdown(&host.control, rustix::net::Shutdown::Write).unwrap();
     host.work(|host| host.turn == Turn::HostGone);
 }
 
 #[test]
-fn broken_framing_ends_the_agent() {
+fn invalid_frame_ends_the_agent() {
     let mut host = Host::extended();
     rustix::io::write(&host.control, &[0xff; 12]).unwrap();
     let fault = host.agent.run_once(None).unwrap_err();
@@ -529,7 +529,7 @@ fn base_form_reports_a_missing_program_as_exit_127_and_a_signal_as_0() {
 }
 
 #[test]
-fn base_form_answers_input_for_nobody_with_its_end() {
+fn base_form_answers_input_of_an_unknown_stream_with_an_end_frame() {
     let mut host = Host::base();
     host.input(77, b"anyone?");
     host.work(|host| host.has_ended(77));
@@ -550,7 +550,7 @@ fn base_commands_in_one_write_are_answered_in_order() {
 }
 
 #[test]
-fn much_input_is_taken_as_the_process_takes_it() {
+fn input_larger_than_the_window_arrives_complete() {
     const TOTAL: usize = 4 << 20;
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("cat"));

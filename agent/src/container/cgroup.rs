@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_files_of_the_cgroup_and_no_other() {
+    fn limits_can_only_be_files_of_the_cgroup() {
         let nowhere = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
         for file in ["", "memory", "../memory.max", "a/b.c", "cgroup./../x", ".max"] {
             let fault = limit(&nowhere, file, "1").unwrap_err();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_below_another_is_nowhere_else() {
+    fn paths_outside_of_the_cgroup_are_refused() {
         let top = rustix::fs::open("/proc", OFlags::PATH, Mode::empty()).unwrap();
         assert!(open_below(top.as_fd(), "sys/kernel").is_ok());
         for path in ["..", "sys/../..", "/proc/sys", "self/root", "nowhere", "uptime"] {

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn access_time_replaces_what_was_set() {
+    fn access_time_replaces_the_previous_setting() {
         let expect = |set| MountAttributes { set, clear: attr::ATIME_MASK, ..MountAttributes::default() };
         assert_eq!(attributes(ms::NOATIME), expect(0x10));
         assert_eq!(attributes(ms::STRICTATIME), expect(0x20));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn further_flags_are_translated() {
+    fn flags_with_other_numbers_are_translated() {
         assert_eq!(attributes(ms::NODIRATIME | ms::NOSYMFOLLOW).set, 0x20_0080);
     }
 }

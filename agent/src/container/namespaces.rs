@@ -96,12 +96,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base_container_has_its_own_mounts_alone() {
+    fn base_container_has_only_a_mount_namespace() {
         assert_eq!(flags(None), namespace::MOUNT);
     }
 
     #[test]
-    fn each_namespace_has_its_flag() {
+    fn each_namespace_adds_its_flag() {
         let oci = OciContainer {
             namespaces: vec![
                 Namespace::Pid,

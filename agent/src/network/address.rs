@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mask_is_refused_by_name() {
+    fn invalid_masks_and_addresses_are_refused_by_name() {
         for (address, mask) in
             [("10.0.0.2", "33"), ("10.0.0.2", "255.0.255.0"), ("10.0.0.2", ""), ("fd00::2", "129")]
         {

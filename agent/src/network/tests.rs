@@ -7,7 +7,7 @@ use crate::sys::{self, Fork, namespace};
 
 /// Runs `test` in a child process in a new user and network namespace, and fails with its error. Passes if the kernel
 /// does not permit a user namespace.
-fn in_own_network(test: impl FnOnce() -> Result<(), Fault>) {
+fn in_new_network(test: impl FnOnce() -> Result<(), Fault>) {
     const USER: u64 = 0x1000_0000;
     let (read, write) = rustix::pipe::pipe().unwrap();
     match sys::fork(USER | namespace::NETWORK, None) {
@@ -58,7 +58,7 @@ fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
 
 #[test]
 fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
-    in_own_network(|| {
+    in_new_network(|| {
         let twice = Interface {
             mtu: 9000,
             ip_address: "10.7.0.1".into(),
@@ -96,7 +96,7 @@ fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
 
 #[test]
 fn interface_is_renamed_and_found_by_its_hardware_address() {
-    in_own_network(|| {
+    in_new_network(|| {
         set_up(&Interface { new_device_name: "inner".into(), ..interface(&[]) })?;
         let missing = set_up(&interface(&[])).unwrap_err();
         expect(missing.text == "no such interface: lo", &missing.text)?;
@@ -112,7 +112,7 @@ fn interface_is_renamed_and_found_by_its_hardware_address() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_by_name() {
+fn invalid_routes_and_interfaces_are_refused_by_name() {
     let text = |result: Result<(), Fault>| result.unwrap_err().text;
     assert_eq!(
         text(route("10.0.0.0/8", "fd00::1", "lo")),

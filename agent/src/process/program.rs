@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_environment_adds_home_alone_and_only_if_missing() {
+    fn exact_environment_adds_only_a_missing_home() {
         assert_eq!(exact_environment(&spec(&[("A", "b=c")]), &user()), ["A=b=c", "HOME=/home/ann"]);
         assert_eq!(exact_environment(&spec(&[("HOME", "/x")]), &user()), ["HOME=/x"]);
     }

@@ -27,7 +27,7 @@ pub enum Report {
     Terminal(OwnedFd),
     /// The child could not start its program, and exits.
     Fault(Fault),
-    /// The program runs, or the child has died.
+    /// The program runs, or the child has exited.
     Started,
     /// There is no message.
     Nothing,
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_arrives_whole_and_then_the_end() {
+    fn fault_arrives_complete_and_then_the_end() {
         let (ours, theirs) = channel().unwrap();
         assert!(matches!(receive(&ours), Report::Nothing));
         let fault = Fault::new(ErrorCode::NotExecutable, "execute /bin/x: permission denied");

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_said() {
+    fn unknown_user_and_group_are_refused_by_name() {
         assert_eq!(check("eve", "", &[], false).unwrap_err().text, "no such user in the container: eve");
         assert_eq!(
             check("ann", "spies", &[], false).unwrap_err().text,

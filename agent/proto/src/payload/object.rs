@@ -8,7 +8,7 @@ use core::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, Visitor};
 
 /// Implements `Deserialize` for an object from its keys and their fields. Missing keys keep the value of `Default`.
-/// Other keys are handled as an [`Unknown`] says.
+/// The [`Unknown`] determines how other keys are handled.
 macro_rules! object {
     ($object:ident, $unknown:ident, { $($key:literal: $field:ident),+ $(,)? }) => {
         impl<'de> ::serde::Deserialize<'de> for $object {
@@ -146,13 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_was_read() {
+    fn serialization_is_the_inverse_of_deserialization() {
         let read: Pod = serde_json::from_value(pod()).unwrap();
         assert_eq!(serde_json::to_value(read).unwrap(), pod());
     }
 
     #[test]
-    fn unknown_keys_are_the_extension_s_errors_alone() {
+    fn unknown_keys_are_errors_only_in_the_extension() {
         let with = |path: &str| {
             let mut json = pod();
             json.pointer_mut(path).unwrap()["new"] = json!({"a": [1]});

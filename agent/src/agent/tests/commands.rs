@@ -101,7 +101,7 @@ fn file_is_written_and_read_in_parts() {
 }
 
 #[test]
-fn file_of_proc_has_no_size_and_is_read_all_the_same() {
+fn file_of_proc_without_a_size_is_read() {
     for extended in [false, true] {
         let mut host = with_container(extended);
         let read = call_json(&mut host, Code::ReadFile, &file("/proc/self/status")).unwrap();
@@ -110,7 +110,7 @@ fn file_of_proc_has_no_size_and_is_read_all_the_same() {
 }
 
 #[test]
-fn largest_file_of_one_reply_is_read_and_a_larger_one_is_said() {
+fn largest_file_of_one_reply_is_read_and_a_larger_one_is_refused() {
     let scratch = Scratch::new("large");
     let mut host = with_container(true);
     let path = scratch.file("large");
@@ -125,7 +125,7 @@ fn largest_file_of_one_reply_is_read_and_a_larger_one_is_said() {
 }
 
 #[test]
-fn what_is_no_file_or_not_there_is_refused() {
+fn missing_and_special_files_are_refused() {
     let scratch = Scratch::new("odd");
     let mut host = with_container(true);
     let missing = scratch.file("missing");
@@ -143,8 +143,8 @@ fn what_is_no_file_or_not_there_is_refused() {
         message(write(&mut host, &file(&pipe), b"x")),
         format!("open {pipe}: operation not supported")
     );
-    let nobody = FileCommand { container: "c2".into(), ..file("/etc/passwd") };
-    assert_eq!(message(call_json(&mut host, Code::ReadFile, &nobody)), "no such container: c2");
+    let unknown = FileCommand { container: "c2".into(), ..file("/etc/passwd") };
+    assert_eq!(message(call_json(&mut host, Code::ReadFile, &unknown)), "no such container: c2");
     host.input(1, b"");
     host.exit("init");
     let text = message(call_json(&mut host, Code::ReadFile, &file("/etc/passwd")));
@@ -210,7 +210,7 @@ fn commands_without_payload_are_done_in_both_forms() {
 }
 
 #[test]
-fn abandoned_and_unknown_codes_are_errors_and_the_connection_stays() {
+fn obsolete_and_unknown_codes_are_errors_and_the_connection_stays_open() {
     let mut host = Host::base();
     // Commands for containers also fail before STARTPOD.
     for code in [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 17, 22, 23, 24, 26, 63, 1000, u32::MAX] {
@@ -221,7 +221,7 @@ fn abandoned_and_unknown_codes_are_errors_and_the_connection_stays() {
 }
 
 #[test]
-fn kill_says_why_not_in_the_words_of_api_4244() {
+fn errors_of_kill_are_the_texts_of_api_4244() {
     let mut host = with_container(false);
     let kill = |container: &str, signal| KillCommand { container: container.into(), signal, ..killed(0) };
     for (command, text) in [
@@ -289,7 +289,7 @@ fn pod_starts_its_first_containers_in_order_and_is_answered_once() {
 }
 
 #[test]
-fn pod_whose_container_does_not_start_is_an_error_and_in_the_base_form_the_end() {
+fn pod_with_a_container_that_does_not_start_is_an_error_and_in_the_base_form_powers_off() {
     for extended in [false, true] {
         let mut host = Host::base();
         if extended {

@@ -31,7 +31,7 @@ impl Drop for Tree {
 }
 
 #[test]
-fn directories_are_made_on_the_way() {
+fn missing_parent_directories_are_created() {
     let tree = Tree::new("way");
     tree.root.create_directory("/a/b/./c/").unwrap();
     assert!(tree.path("a/b/c").is_dir());
@@ -57,7 +57,7 @@ fn file_outside_is_not_found() {
 }
 
 #[test]
-fn dangling_link_is_made_to_what_it_names() {
+fn target_of_a_dangling_link_is_created() {
     let tree = Tree::new("dangling");
     fs::create_dir(tree.path("var")).unwrap();
     symlink("../run", tree.path("var/run")).unwrap();
@@ -77,7 +77,7 @@ fn links_in_a_circle_are_refused() {
 }
 
 #[test]
-fn file_in_the_way_is_said() {
+fn file_instead_of_a_directory_is_refused() {
     let tree = Tree::new("file");
     fs::write(tree.path("f"), "").unwrap();
     assert_eq!(
@@ -87,7 +87,7 @@ fn file_in_the_way_is_said() {
 }
 
 #[test]
-fn existing_file_is_left_alone() {
+fn existing_file_is_unchanged() {
     let tree = Tree::new("keep");
     fs::write(tree.path("f"), "text").unwrap();
     tree.root.create_file("/f").unwrap();
