@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::channel::{Input, Port, json};
 use crate::destroy;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::Process;
 pub use crate::state::Setting;
 use crate::state::{EventSource, State};
@@ -53,7 +53,7 @@ pub struct Agent {
 
 impl Agent {
     /// Returns an agent with these two channels, which must be non-blocking, and sends READY.
-    pub fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<Agent, Fault> {
+    pub fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<Agent, Error> {
         let state = State::new(control, streams, setting)?;
         Ok(Agent { state, first: 0, busy: false, host_gone: false })
     }
@@ -63,7 +63,7 @@ impl Agent {
     /// # Errors
     ///
     /// If the link to the host is broken, or if a system call fails that the agent cannot do without.
-    pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<Turn, Fault> {
+    pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
         self.wait(if self.busy { Some(Duration::ZERO) } else { timeout })?;
         self.busy = false;
         for _ in 0..ROUNDS {
@@ -96,7 +96,7 @@ impl Agent {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Fault> {
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
@@ -135,7 +135,7 @@ impl Agent {
     }
 
     /// Runs one round. Returns whether there was progress.
-    fn round(&mut self) -> Result<bool, Fault> {
+    fn round(&mut self) -> Result<bool, Error> {
         let mut moved = self.serve_commands()?;
         moved |= self.take_reports()?;
         self.state.reap()?;
@@ -149,7 +149,7 @@ impl Agent {
         Ok(moved)
     }
 
-    fn serve_commands(&mut self) -> Result<bool, Fault> {
+    fn serve_commands(&mut self) -> Result<bool, Error> {
         let mut moved = false;
         while !self.is_held() {
             match self.state.control.take()? {
@@ -179,7 +179,7 @@ impl Agent {
                     || self.state.processes.values().any(|process| process.pending.is_some()))
     }
 
-    fn take_reports(&mut self) -> Result<bool, Fault> {
+    fn take_reports(&mut self) -> Result<bool, Error> {
         let reported: Vec<u32> = self
             .state
             .processes
@@ -193,7 +193,7 @@ impl Agent {
         Ok(!reported.is_empty())
     }
 
-    fn serve_input(&mut self) -> Result<bool, Fault> {
+    fn serve_input(&mut self) -> Result<bool, Error> {
         let mut moved = false;
         if !self.state.processes.values().any(Process::is_full) {
             let State { processes, streams, control, .. } = &mut self.state;

@@ -11,7 +11,7 @@ use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
 
 use crate::agent::{Agent, Setting, Turn};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::ports::{self, Ports};
 use crate::sys;
 
@@ -23,8 +23,8 @@ const HANG_UP_SECONDS: i64 = 2;
 /// Runs the agent. When the agent ends for any reason, it resets the machine.
 pub fn main() -> ! {
     sys::mark(Mark::AgentStarted);
-    if let Err(fault) = run() {
-        say(&format!("agent: {}\n", fault.text));
+    if let Err(error) = run() {
+        say(&format!("agent: {}\n", error.text));
     }
     reset()
 }
@@ -46,7 +46,7 @@ pub fn reset() -> ! {
     sys::exit(1)
 }
 
-fn run() -> Result<(), Fault> {
+fn run() -> Result<(), Error> {
     // Device nodes, and the attributes with the names of the ports: nothing else is needed before READY.
     mount("devtmpfs", "/dev")?;
     mount("sysfs", "/sys")?;
@@ -69,7 +69,7 @@ fn await_hang_up(control: BorrowedFd<'_>) {
     let _ = poll(&mut [PollFd::from_borrowed_fd(control, PollFlags::empty())], Some(&timeout));
 }
 
-fn mount(kind: &str, target: &str) -> Result<(), Fault> {
+fn mount(kind: &str, target: &str) -> Result<(), Error> {
     match rustix::mount::mount(kind, target, kind, MountFlags::empty(), None) {
         // The kernel may already have mounted the file system.
         Err(Errno::BUSY) => Ok(()),
@@ -82,7 +82,7 @@ fn mount(kind: &str, target: &str) -> Result<(), Fault> {
 ///
 /// The kernel opens the console as these descriptors, unless the console's port appears after the start of PID 1. In
 /// that case this function opens /dev/null for them.
-fn keep_above_stdio(ports: Ports) -> Result<Ports, Fault> {
+fn keep_above_stdio(ports: Ports) -> Result<Ports, Error> {
     if ports.control.as_raw_fd() >= FIRST_FREE {
         return Ok(ports);
     }

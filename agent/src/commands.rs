@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::container;
 use crate::destroy::Destroy;
-use crate::fault::{Fault, cause};
+use crate::error::{Error, cause};
 use crate::pod::Pod;
 use crate::process;
 use crate::state::{EventSource, Setting, State, watch};
@@ -31,7 +31,7 @@ enum Reply {
     Later,
 }
 
-const DONE: Result<Reply, Fault> = Ok(Reply::Now(Vec::new()));
+const DONE: Result<Reply, Error> = Ok(Reply::Now(Vec::new()));
 
 impl State {
     /// Executes a command. `first` is true for the first command of the link.
@@ -40,13 +40,13 @@ impl State {
         match self.serve(code, id, &payload, first) {
             Ok(Reply::Now(data)) => self.control.reply(id, Ok(data), code),
             Ok(Reply::Later) => {}
-            Err(fault) => self.control.reply(id, Err(fault), code),
+            Err(error) => self.control.reply(id, Err(error), code),
         }
     }
 
-    fn serve(&mut self, code: u32, id: u32, payload: &[u8], first: bool) -> Result<Reply, Fault> {
+    fn serve(&mut self, code: u32, id: u32, payload: &[u8], first: bool) -> Result<Reply, Error> {
         let Some(code) = Code::from_u32(code) else {
-            return Err(Fault::new(ErrorCode::Unsupported, format!("unknown command {code}")));
+            return Err(Error::new(ErrorCode::Unsupported, format!("unknown command {code}")));
         };
         match code {
             Code::GetVersion => Ok(Reply::Now(API_VERSION.to_be_bytes().into())),
@@ -83,23 +83,23 @@ impl State {
             | Code::RestartContainerDeprecated
             | Code::CmdFinishedDeprecated
             | Code::PodFinishedDeprecated => {
-                Err(Fault::new(ErrorCode::Unsupported, format!("{code:?} is obsolete and not supported")))
+                Err(Error::new(ErrorCode::Unsupported, format!("{code:?} is obsolete and not supported")))
             }
             Code::Ack | Code::Error | Code::Next | Code::ProcessAsyncEvent => {
-                Err(Fault::bad_request(format!("{code:?} is not a command")))
+                Err(Error::bad_request(format!("{code:?} is not a command")))
             }
         }
     }
 
-    fn extend(&mut self, payload: &[u8], first: bool) -> Result<Reply, Fault> {
+    fn extend(&mut self, payload: &[u8], first: bool) -> Result<Reply, Error> {
         // The form changes even if the reply is an error, because the host does not wait for the reply.
         self.control.extend(first);
         let extend: Extend = parse(Code::Extend, payload)?;
         if !first {
-            return Err(Fault::bad_request("Extend must be the first command"));
+            return Err(Error::bad_request("Extend must be the first command"));
         }
         if extend.extension != EXTENSION_VERSION {
-            return Err(Fault::new(
+            return Err(Error::new(
                 ErrorCode::Unsupported,
                 format!(
                     "extension version {}: only version {EXTENSION_VERSION} is supported",
@@ -110,47 +110,47 @@ impl State {
         DONE
     }
 
-    fn start_pod(&mut self, id: u32, spec: payload::Pod) -> Result<Reply, Fault> {
+    fn start_pod(&mut self, id: u32, spec: payload::Pod) -> Result<Reply, Error> {
         if self.pod.is_some() {
-            return Err(Fault::new(ErrorCode::Exists, "the pod is already started"));
+            return Err(Error::new(ErrorCode::Exists, "the pod is already started"));
         }
         let started = Pod::start(&spec, self.setting == Setting::Guest);
         match started.and_then(|pod| self.start_containers(id, pod, spec.containers)) {
             Ok(true) => DONE,
             Ok(false) => Ok(Reply::Later),
-            Err(fault) => Err(self.pod_failed(fault)),
+            Err(error) => Err(self.pod_failed(error)),
         }
     }
 
-    fn set_up_interface(&self, interface: &Interface) -> Result<Reply, Fault> {
+    fn set_up_interface(&self, interface: &Interface) -> Result<Reply, Error> {
         network::check(interface)?;
         self.in_guest(|| network::set_up(interface))
     }
 
-    fn set_routes(&self, routes: &Routes) -> Result<Reply, Fault> {
+    fn set_routes(&self, routes: &Routes) -> Result<Reply, Error> {
         routes.routes.iter().try_for_each(|route| network::check_route(route).map(drop))?;
         self.in_guest(|| network::each(&routes.routes, network::set_route))
     }
 
-    fn delete_interface(&self, interface: &Interface) -> Result<Reply, Fault> {
+    fn delete_interface(&self, interface: &Interface) -> Result<Reply, Error> {
         network::check(interface)?;
         self.in_guest(|| network::delete(interface))
     }
 
-    fn start_resolver(&self, resolver: &Resolver) -> Result<Reply, Fault> {
+    fn start_resolver(&self, resolver: &Resolver) -> Result<Reply, Error> {
         let address = resolver::parse(&resolver.address)?;
         self.in_guest(|| resolver::start(address))
     }
 
     /// Executes a change of the machine, except in tests, where it would change the host.
-    fn in_guest(&self, change: impl FnOnce() -> Result<(), Fault>) -> Result<Reply, Fault> {
+    fn in_guest(&self, change: impl FnOnce() -> Result<(), Error>) -> Result<Reply, Error> {
         if self.setting == Setting::Guest {
             change()?;
         }
         DONE
     }
 
-    fn kill_container(&mut self, command: &KillCommand) -> Result<Reply, Fault> {
+    fn kill_container(&mut self, command: &KillCommand) -> Result<Reply, Error> {
         let container = self.container(&command.container)?;
         let signal = process::signal(command.signal)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
@@ -165,44 +165,44 @@ impl State {
         signal_reply(init.map_or(Err(Errno::SRCH), |init| init.signal(signal)))
     }
 
-    fn signal_process(&mut self, command: &SignalCommand) -> Result<Reply, Fault> {
+    fn signal_process(&mut self, command: &SignalCommand) -> Result<Reply, Error> {
         let signal: Signal = process::signal(command.signal)?;
         signal_reply(self.process(&command.container, &command.process)?.signal_group(signal))
     }
 
-    fn update(&self, command: &ContainerLimits) -> Result<Reply, Fault> {
+    fn update(&self, command: &ContainerLimits) -> Result<Reply, Error> {
         self.container(&command.container)?.limit(&command.cgroup)?;
         DONE
     }
 
-    fn resize(&mut self, command: &WindowSize) -> Result<Reply, Fault> {
+    fn resize(&mut self, command: &WindowSize) -> Result<Reply, Error> {
         self.process(&command.container, &command.process)?.resize(command.row, command.column)?;
         DONE
     }
 
-    fn exec(&mut self, id: u32, command: &ExecCommand) -> Result<Reply, Fault> {
+    fn exec(&mut self, id: u32, command: &ExecCommand) -> Result<Reply, Error> {
         container::check_process(&command.process)?;
         self.start_exec(id, command)?;
         Ok(Reply::Later)
     }
 
-    fn new_container(&mut self, id: u32, spec: &payload::Container) -> Result<Reply, Fault> {
+    fn new_container(&mut self, id: u32, spec: &payload::Container) -> Result<Reply, Error> {
         self.start_container((id, Code::NewContainer), spec)?;
         Ok(Reply::Later)
     }
 
-    fn remove_container(&mut self, command: &ContainerName) -> Result<Reply, Fault> {
+    fn remove_container(&mut self, command: &ContainerName) -> Result<Reply, Error> {
         self.container(&command.container)?;
         if self.is_running(&command.container) {
-            return Err(Fault::failed(format!("container {} is running", command.container)));
+            return Err(Error::failed(format!("container {} is running", command.container)));
         }
         self.containers.retain(|container| container.id != command.container);
         DONE
     }
 
-    fn destroy_pod(&mut self, id: u32) -> Result<Reply, Fault> {
+    fn destroy_pod(&mut self, id: u32) -> Result<Reply, Error> {
         if self.destroy.is_some() {
-            return Err(Fault::failed("the pod is already being destroyed"));
+            return Err(Error::failed("the pod is already being destroyed"));
         }
         let destroy = if self.control.is_extended() || self.processes.is_empty() {
             Destroy::kill(id, &self.processes, &self.containers)
@@ -219,20 +219,20 @@ impl State {
 }
 
 /// Returns the reply to a signal command, with API 4244's error texts.
-fn signal_reply(result: Result<(), Errno>) -> Result<Reply, Fault> {
+fn signal_reply(result: Result<(), Errno>) -> Result<Reply, Error> {
     match result {
         Ok(()) => DONE,
-        Err(Errno::SRCH) => Err(Fault::new(ErrorCode::NotFound, "no such process")),
-        Err(Errno::PERM) => Err(Fault::failed("no permission")),
-        Err(Errno::INVAL) => Err(Fault::bad_request("invalid signal")),
-        Err(errno) => Err(Fault::failed(format!("kill failed: {}", cause(errno)))),
+        Err(Errno::SRCH) => Err(Error::new(ErrorCode::NotFound, "no such process")),
+        Err(Errno::PERM) => Err(Error::failed("no permission")),
+        Err(Errno::INVAL) => Err(Error::bad_request("invalid signal")),
+        Err(errno) => Err(Error::failed(format!("kill failed: {}", cause(errno)))),
     }
 }
 
-fn name(code: Code, payload: &[u8]) -> Result<String, Fault> {
+fn name(code: Code, payload: &[u8]) -> Result<String, Error> {
     parse(code, payload).map(|name: ContainerName| name.container)
 }
 
-fn parse<'a, T: Deserialize<'a>>(code: Code, payload: &'a [u8]) -> Result<T, Fault> {
-    serde_json::from_slice(payload).map_err(|error| Fault::bad_request(format!("{code:?}: {error}")))
+fn parse<'a, T: Deserialize<'a>>(code: Code, payload: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(payload).map_err(|error| Error::bad_request(format!("{code:?}: {error}")))
 }

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use crate::container::cgroup::CGROUPS;
-use crate::fault::Fault;
+use crate::error::Error;
 use crate::sys;
 
 /// The name that API 4244 reserves for the guest itself.
@@ -49,7 +49,7 @@ pub struct Container {
 
 impl Container {
     /// Returns a container that is about to start. If it is isolated, creates its cgroup.
-    pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
+    pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Error> {
         let maps = spec.oci.as_ref().and_then(|oci| oci.user_namespace.clone());
         let own_pids = has_own_pids(spec);
         let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, own_pids };
@@ -64,7 +64,7 @@ impl Container {
     }
 
     /// Sets limits, given as files of the cgroup and the text to write.
-    pub fn limit(&self, files: &BTreeMap<String, String>) -> Result<(), Fault> {
+    pub fn limit(&self, files: &BTreeMap<String, String>) -> Result<(), Error> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         files.iter().try_for_each(|(file, value)| cgroup::limit(cgroup, file, value))
     }
@@ -76,7 +76,7 @@ impl Container {
 
     /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of
     /// `init` if the container's own does not accept processes.
-    pub fn exec_cgroup(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
+    pub fn exec_cgroup(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Error> {
         match &self.cgroup {
             None => Ok(None),
             Some(own) if !path.is_empty() => cgroup::open_below(own.as_fd(), path).map(Some),
@@ -147,12 +147,12 @@ pub fn shares_shm(spec: &payload::Container) -> bool {
 }
 
 /// Refuses an invalid container specification before anything is changed.
-pub fn check(spec: &payload::Container) -> Result<(), Fault> {
+pub fn check(spec: &payload::Container) -> Result<(), Error> {
     let id = spec.id.as_str();
     let plain =
         !id.is_empty() && id.len() <= NAME_MAX && !id.contains(['/', '\0']) && id != "." && id != "..";
     if !plain || id == GUEST || id.starts_with("cgroup.") {
-        return Err(Fault::bad_request(format!("invalid container name {id:?}")));
+        return Err(Error::bad_request(format!("invalid container name {id:?}")));
     }
     let refused = [
         (!spec.addr.is_empty(), "addr: block devices are not supported"),
@@ -161,13 +161,13 @@ pub fn check(spec: &payload::Container) -> Result<(), Fault> {
         (!spec.ports.is_empty(), "ports: port mapping is not supported"),
     ];
     if let Some((_, why)) = refused.iter().find(|(asked, _)| *asked) {
-        return Err(Fault::new(ErrorCode::Unsupported, format!("container {id}: {why}")));
+        return Err(Error::new(ErrorCode::Unsupported, format!("container {id}: {why}")));
     }
     check_process(&spec.process)
 }
 
 /// Refuses an invalid process specification.
-pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
+pub fn check_process(spec: &payload::Process) -> Result<(), Error> {
     let complaint = if spec.args.is_empty() {
         "has no program"
     } else if spec.id.is_empty() {
@@ -181,7 +181,7 @@ pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
     } else {
         return Ok(());
     };
-    Err(Fault::bad_request(format!("process {:?} {complaint}", spec.id)))
+    Err(Error::bad_request(format!("process {:?} {complaint}", spec.id)))
 }
 
 #[cfg(test)]

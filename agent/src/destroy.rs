@@ -15,7 +15,7 @@ use rustix::time::{
 };
 
 use crate::container::Container;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::Process;
 
 /// Seconds between SIGTERM and SIGKILL.
@@ -37,7 +37,7 @@ impl Destroy {
     }
 
     /// Sends SIGTERM to the processes for the command `id`. The caller must [`kill`] them when the timer expires.
-    pub fn terminate(id: u32, processes: &BTreeMap<u32, Process>) -> Result<Destroy, Fault> {
+    pub fn terminate(id: u32, processes: &BTreeMap<u32, Process>) -> Result<Destroy, Error> {
         processes.values().for_each(|process| _ = process.signal(Signal::TERM));
         Ok(Destroy { id, timer: Some(grace_timer()?) })
     }
@@ -54,7 +54,7 @@ pub fn kill(processes: &BTreeMap<u32, Process>, containers: &[Container]) {
     containers.iter().for_each(Container::kill);
 }
 
-fn grace_timer() -> Result<OwnedFd, Fault> {
+fn grace_timer() -> Result<OwnedFd, Error> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).step("create", "timer")?;
     let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     let when = Itimerspec { it_interval: zero, it_value: Timespec { tv_sec: GRACE_SECONDS, tv_nsec: 0 } };

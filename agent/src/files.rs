@@ -15,7 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::container::rootfs::{Root, kind};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::state::{Setting, State};
 
 /// Limit of bytes of a file in one reply.
@@ -26,7 +26,7 @@ const READ_STEP: usize = 64 << 10;
 impl State {
     /// Writes the data after the command's JSON. Without an offset they replace the content of the file; with an offset
     /// they are written there. A missing file and missing parent directories are created.
-    pub(crate) fn write_file(&mut self, payload: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn write_file(&mut self, payload: &[u8]) -> Result<(), Error> {
         let (command, data) = split(payload)?;
         let root = self.root_of(&command.container)?;
         let path = command.file.as_str();
@@ -50,7 +50,7 @@ impl State {
     }
 
     /// Returns the content of the file, or the requested part of it.
-    pub(crate) fn read_file(&mut self, command: &FileCommand) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn read_file(&mut self, command: &FileCommand) -> Result<Vec<u8>, Error> {
         let root = self.root_of(&command.container)?;
         let path = command.file.as_str();
         let file =
@@ -80,13 +80,13 @@ impl State {
         if data.len() > READ_MAX { Err(too_large(path)) } else { Ok(data) }
     }
 
-    fn root_of(&self, id: &str) -> Result<Root, Fault> {
+    fn root_of(&self, id: &str) -> Result<Root, Error> {
         let container = self.container(id)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
         // Until the program of the init process runs, that process's root may be the agent's.
         let init = init.filter(|init| init.pending.is_none() && init.pidfd.is_some());
         let init =
-            init.ok_or_else(|| Fault::new(ErrorCode::NotFound, format!("container {id} is not running")))?;
+            init.ok_or_else(|| Error::new(ErrorCode::NotFound, format!("container {id} is not running")))?;
         match self.setting {
             Setting::Guest => Root::open(&format!("/proc/{}/root", init.pid.as_raw_nonzero())),
             Setting::Host => Root::open("/"),
@@ -95,7 +95,7 @@ impl State {
 }
 
 /// Splits WRITEFILE's payload into a JSON object and the data that follow it.
-fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Fault> {
+fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Error> {
     let code = Code::WriteFile;
     let mut objects = serde_json::Deserializer::from_slice(payload).into_iter::<FileCommand>();
     match objects.next() {
@@ -103,8 +103,8 @@ fn split(payload: &[u8]) -> Result<(FileCommand, &[u8]), Fault> {
             let data = &payload[objects.byte_offset()..];
             Ok((command, data))
         }
-        Some(Err(error)) => Err(Fault::bad_request(format!("{code:?}: {error}"))),
-        None => Err(Fault::bad_request(format!("{code:?}: no JSON"))),
+        Some(Err(error)) => Err(Error::bad_request(format!("{code:?}: {error}"))),
+        None => Err(Error::bad_request(format!("{code:?}: no JSON"))),
     }
 }
 
@@ -120,8 +120,8 @@ fn open_regular(found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
 }
 
-fn too_large(path: &str) -> Fault {
-    Fault::failed(format!("read {path}: larger than {READ_MAX} bytes, the limit of one reply"))
+fn too_large(path: &str) -> Error {
+    Error::failed(format!("read {path}: larger than {READ_MAX} bytes, the limit of one reply"))
 }
 
 #[cfg(test)]

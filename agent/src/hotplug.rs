@@ -5,7 +5,7 @@ use alloc::format;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Result as IoResult;
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys::{self, Fork};
 
 /// Directory in which the kernel lists CPUs and memory blocks.
@@ -16,7 +16,7 @@ const CPUS_MAX: u32 = 256;
 const MEMORY_MAX: u32 = 4096;
 
 /// Starts to bring everything online, in a child process, because bringing memory online takes long.
-pub fn start() -> Result<(), Fault> {
+pub fn start() -> Result<(), Error> {
     match sys::fork(0, None).step("start", "hotplug process")? {
         Fork::Child => {
             bring_up(DEVICES);

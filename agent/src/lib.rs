@@ -22,7 +22,7 @@ pub mod channel;
 pub mod commands;
 pub mod container;
 pub mod destroy;
-pub mod fault;
+pub mod error;
 pub mod files;
 pub mod hotplug;
 #[cfg(feature = "init")]

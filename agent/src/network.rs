@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use self::netlink::Netlink;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use address::Network;
 
 /// The driver of virtio-mmio slots, and the kernel's name prefix for them, followed by a number.
@@ -34,7 +34,7 @@ struct Change<'a> {
 }
 
 /// Returns the requested changes to an interface's addresses.
-fn changes(interface: &Interface) -> Result<Vec<Change<'_>>, Fault> {
+fn changes(interface: &Interface) -> Result<Vec<Change<'_>>, Error> {
     let list = interface
         .ip_addresses
         .iter()
@@ -50,16 +50,16 @@ fn changes(interface: &Interface) -> Result<Vec<Change<'_>>, Fault> {
 }
 
 /// Refuses an invalid interface before anything is changed.
-pub fn check(interface: &Interface) -> Result<(), Fault> {
+pub fn check(interface: &Interface) -> Result<(), Error> {
     if interface.device.is_empty() && interface.mac_addr.is_empty() {
-        return Err(Fault::bad_request("interface has neither a name nor a hardware address"));
+        return Err(Error::bad_request("interface has neither a name nor a hardware address"));
     }
     changes(interface).map(drop)
 }
 
 /// Sets up an interface: name, MTU, addresses, state "up", neighbours. If the MTU, an address or a neighbour fails, the
 /// rest is still set.
-pub fn set_up(interface: &Interface) -> Result<(), Fault> {
+pub fn set_up(interface: &Interface) -> Result<(), Error> {
     check(interface)?;
     let mut netlink = Netlink::open()?;
     let link = find(&mut netlink, interface).or_else(|_| {
@@ -100,8 +100,8 @@ pub fn set_up(interface: &Interface) -> Result<(), Fault> {
 /// the others are still set.
 pub fn each<T>(
     all: impl IntoIterator<Item = T>,
-    mut what: impl FnMut(T) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+    mut what: impl FnMut(T) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut first = Ok(());
     for one in all {
         first = first.and(what(one));
@@ -109,7 +109,7 @@ pub fn each<T>(
     first
 }
 
-fn add_neighbour(netlink: &mut Netlink, link: u32, neighbour: &Neighbour) -> Result<(), Fault> {
+fn add_neighbour(netlink: &mut Netlink, link: u32, neighbour: &Neighbour) -> Result<(), Error> {
     let address = address::parse(&neighbour.ip_address)?;
     let mac = address::parse_link(&neighbour.mac_addr)?;
     let request = ::netlink::Neighbour { link, address, mac }.request(Operation::Put);
@@ -121,11 +121,11 @@ fn entry_name(address: &str, interface: &str) -> String {
 }
 
 /// Returns a route's destination and gateway, or why the route is invalid.
-pub fn check_route(route: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
+pub fn check_route(route: &Route) -> Result<(Network, Option<IpAddr>), Error> {
     let gateway = (!route.gateway.is_empty()).then(|| address::parse(&route.gateway)).transpose()?;
     let destination = Network::destination(&route.dest, gateway)?;
     if gateway.is_some_and(|gateway| gateway.is_ipv4() != destination.address.is_ipv4()) {
-        return Err(Fault::bad_request(format!(
+        return Err(Error::bad_request(format!(
             "route to {} via {}: address families differ",
             route.dest, route.gateway
         )));
@@ -134,7 +134,7 @@ pub fn check_route(route: &Route) -> Result<(Network, Option<IpAddr>), Fault> {
 }
 
 /// Adds or removes a route.
-pub fn set_route(route: &Route) -> Result<(), Fault> {
+pub fn set_route(route: &Route) -> Result<(), Error> {
     let (destination, gateway) = check_route(route)?;
     let mut netlink = Netlink::open()?;
     let link = if route.device.is_empty() {
@@ -158,7 +158,7 @@ pub fn set_route(route: &Route) -> Result<(), Fault> {
 
 /// Removes an interface. A virtual interface is deleted. Otherwise the device is removed from its bus, or unbound from
 /// its driver if the bus cannot remove devices.
-pub fn delete(interface: &Interface) -> Result<(), Fault> {
+pub fn delete(interface: &Interface) -> Result<(), Error> {
     check(interface)?;
     let mut netlink = Netlink::open()?;
     let link = find(&mut netlink, interface)?;
@@ -204,14 +204,14 @@ fn write(path: &str, text: &[u8]) -> Result<(), Errno> {
 }
 
 /// Finds an interface by its hardware address if given, or else by its name.
-fn find(netlink: &mut Netlink, interface: &Interface) -> Result<Link, Fault> {
+fn find(netlink: &mut Netlink, interface: &Interface) -> Result<Link, Error> {
     let by_address = !interface.mac_addr.is_empty();
     let name = if by_address { &interface.mac_addr } else { &interface.device };
     let mac = address::parse_link(&interface.mac_addr).ok();
     let mut links = netlink.links().step("list", "interfaces")?.into_iter();
     let found =
         links.find(|link| if by_address { mac.as_ref() == Some(&link.mac) } else { link.name == *name });
-    found.ok_or_else(|| Fault::not_found("interface", name))
+    found.ok_or_else(|| Error::not_found("interface", name))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::container::cgroup::{self, CGROUPS};
 use crate::container::namespaces::{self, bring_loopback_up};
 use crate::container::paths::{HOSTNAME, RESOLV_CONF, SHM};
 use crate::container::rootfs::{ROOT, Root, SHARE};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::network;
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
@@ -53,10 +53,10 @@ struct PidNamespace {
 impl Pod {
     /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
     /// are stored.
-    pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
+    pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Error> {
         if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
             let why = "portmappingWhiteLists: port mapping is not supported";
-            return Err(Fault::new(ErrorCode::Unsupported, why));
+            return Err(Error::new(ErrorCode::Unsupported, why));
         }
         let has_resolv_conf =
             !(spec.dns.is_empty() && spec.dns_search.is_empty() && spec.dns_options.is_empty());
@@ -90,12 +90,12 @@ impl Pod {
     }
 
     /// Creates the file for /etc/hostname in API 4244's containers.
-    pub fn write_hostname(&self) -> Result<(), Fault> {
+    pub fn write_hostname(&self) -> Result<(), Error> {
         write(HOSTNAME, &format!("{}\n", self.hostname))
     }
 
     /// Mounts the shared /dev/shm.
-    pub fn mount_shm(&mut self) -> Result<(), Fault> {
+    pub fn mount_shm(&mut self) -> Result<(), Error> {
         if !self.has_shm {
             match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -114,7 +114,7 @@ impl Pod {
     }
 
     /// Runs `fork` so that its child is in the pod's PID namespace.
-    pub fn fork_with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    pub fn fork_with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let pids = match self.pids.take() {
             Some(pids) => pids,
             None => PidNamespace::create()?,
@@ -125,7 +125,7 @@ impl Pod {
 }
 
 impl PidNamespace {
-    fn create() -> Result<PidNamespace, Fault> {
+    fn create() -> Result<PidNamespace, Error> {
         let agent_pidfd = agent_pidfd()?;
         match sys::fork(namespace::PID | namespace::MOUNT, None).step("create", "the pod's PID namespace")? {
             Fork::Child => hold_pids(),
@@ -159,7 +159,7 @@ fn hold_pids() -> ! {
 }
 
 /// Returns the agent's own pidfd, which identifies its PID namespace.
-pub fn agent_pidfd() -> Result<OwnedFd, Fault> {
+pub fn agent_pidfd() -> Result<OwnedFd, Error> {
     pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "pidfd of the agent")
 }
 
@@ -167,8 +167,8 @@ pub fn agent_pidfd() -> Result<OwnedFd, Fault> {
 pub fn fork_with_pids<T>(
     process: BorrowedFd<'_>,
     agent: BorrowedFd<'_>,
-    fork: impl FnOnce() -> Result<T, Fault>,
-) -> Result<T, Fault> {
+    fork: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
     namespaces::set_pids_for_children(process)?;
     let forked = fork();
     namespaces::set_pids_for_children(agent)?;
@@ -177,12 +177,12 @@ pub fn fork_with_pids<T>(
 
 /// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes
 /// the new mount the agent's root. The path `/..` reaches a mount on the root itself.
-fn prepare_root() -> Result<(), Fault> {
+fn prepare_root() -> Result<(), Error> {
     rustix::mount::mount_bind_recursive("/", "/").step("bind-mount", "/")?;
     rustix::process::chroot("/..").step("change root to", "/")
 }
 
-fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
+fn mount_share(spec: &payload::Pod) -> Result<(), Error> {
     let tag = spec.share_dir.as_str();
     if tag.is_empty() {
         return Ok(());
@@ -192,7 +192,7 @@ fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
         "virtiofs" => rustix::mount::mount(tag, SHARE, "virtiofs", flags, None),
         "" | "9p" => rustix::mount::mount(tag, SHARE, "9p", flags, OPTIONS_9P),
         other => {
-            return Err(Fault::new(ErrorCode::Unsupported, format!("share type {other:?} is not supported")));
+            return Err(Error::new(ErrorCode::Unsupported, format!("share type {other:?} is not supported")));
         }
     };
     mounted.step("mount share", tag)
@@ -211,7 +211,7 @@ fn resolv_conf(spec: &payload::Pod) -> String {
     text
 }
 
-fn write(path: &str, text: &str) -> Result<(), Fault> {
+fn write(path: &str, text: &str) -> Result<(), Error> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).step("write", path)?;
     rustix::io::write(&file, text.as_bytes()).map(drop).step("write", path)

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 
 /// Highest port number of the first console device that is searched.
 const NUMBER_MAX: u32 = 15;
@@ -37,18 +37,18 @@ pub struct Ports {
 ///
 /// No port is opened before both exist, because closing one again would discard the commands that the host has sent in
 /// the meantime.
-pub fn open() -> Result<Ports, Fault> {
+pub fn open() -> Result<Ports, Error> {
     let [control, streams] = await_named([CONTROL_PORT, STREAM_PORT])?;
     Ok(Ports { control: device(control)?, streams: device(streams)? })
 }
 
 /// Opens the port for name queries, non-blocking, and waits for it if necessary.
-pub fn open_resolver() -> Result<OwnedFd, Fault> {
+pub fn open_resolver() -> Result<OwnedFd, Error> {
     let [number] = await_named([RESOLVER_PORT])?;
     device(number)
 }
 
-fn await_named<const N: usize>(names: [&str; N]) -> Result<[u32; N], Fault> {
+fn await_named<const N: usize>(names: [&str; N]) -> Result<[u32; N], Error> {
     if let Some(numbers) = find(names) {
         return Ok(numbers);
     }
@@ -87,13 +87,13 @@ fn name(number: u32, buffer: &mut [u8; NAME_MAX]) -> Option<&[u8]> {
     Some(buffer[..count].trim_ascii_end())
 }
 
-fn device(number: u32) -> Result<OwnedFd, Fault> {
+fn device(number: u32) -> Result<OwnedFd, Error> {
     let path = format!("/dev/vport0p{number}");
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(path.as_str(), flags, Mode::empty()).step("open", &path)
 }
 
-fn listen() -> Result<OwnedFd, Fault> {
+fn listen() -> Result<OwnedFd, Error> {
     /// The multicast group of the kernel's events; group 2 is udev's.
     const KERNEL: u32 = 1;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -105,7 +105,7 @@ fn listen() -> Result<OwnedFd, Fault> {
 }
 
 /// Waits for device events and discards them. Port `name` may have appeared with one of them.
-fn wait(events: &OwnedFd, name: &str) -> Result<(), Fault> {
+fn wait(events: &OwnedFd, name: &str) -> Result<(), Error> {
     let timeout = Timespec { tv_sec: TIMEOUT_SECONDS, tv_nsec: 0 };
     let mut list = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
     match poll(&mut list, Some(&timeout)) {

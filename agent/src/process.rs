@@ -21,7 +21,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitStatus};
 use rustix::termios::Winsize;
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::child::Stdio;
 use crate::pty;
 use crate::streams::{Inbound, Output, Stdin};
@@ -37,7 +37,7 @@ pub struct Pending {
     /// Socket on which the child reports its set-up. `None` after its last message.
     pub report: Option<OwnedFd>,
     /// Why the program does not run.
-    pub fault: Option<Fault>,
+    pub error: Option<Error>,
 }
 
 /// A process and its streams.
@@ -121,7 +121,7 @@ impl Process {
     }
 
     /// Sets the terminal's master, which the child has opened.
-    pub fn set_terminal(&mut self, master: OwnedFd) -> Result<Rc<OwnedFd>, Fault> {
+    pub fn set_terminal(&mut self, master: OwnedFd) -> Result<Rc<OwnedFd>, Error> {
         set_nonblocking(&master)?;
         let master = Rc::new(master);
         if let Some(size) = self.size.take() {
@@ -139,9 +139,9 @@ impl Process {
     }
 
     /// Records why the program does not run.
-    pub fn fail(&mut self, fault: Fault) {
+    pub fn fail(&mut self, error: Error) {
         if let Some(pending) = &mut self.pending {
-            pending.fault = Some(fault);
+            pending.error = Some(error);
         }
     }
 
@@ -153,7 +153,7 @@ impl Process {
     }
 
     /// Sets the size of the terminal.
-    pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Fault> {
+    pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Error> {
         let size = pty::winsize(rows, columns);
         match &self.terminal {
             Some(master) => {
@@ -163,7 +163,7 @@ impl Process {
                 self.size = Some(size);
                 Ok(())
             }
-            None => Err(Fault::bad_request("the process has no terminal")),
+            None => Err(Error::bad_request("the process has no terminal")),
         }
     }
 
@@ -261,7 +261,7 @@ pub struct Pipes {
 }
 
 /// Creates a process's pipes. With a terminal there is only that of stderr, and only if stderr has its own stream.
-pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
+pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Error> {
     let (mut pipes, mut stdio) = (Pipes::default(), Stdio::default());
     if !spec.terminal {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
@@ -275,17 +275,17 @@ pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
     Ok((pipes, stdio))
 }
 
-fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Fault> {
+fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Error> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     set_nonblocking(&read)?;
     Ok((Some(read), Some(write)))
 }
 
-fn set_nonblocking(fd: &OwnedFd) -> Result<(), Fault> {
+fn set_nonblocking(fd: &OwnedFd) -> Result<(), Error> {
     rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set O_NONBLOCK of", "stream")
 }
 
 /// Returns signal `number`, or API 4244's error for an invalid number.
-pub fn signal(number: i32) -> Result<rustix::process::Signal, Fault> {
-    sys::signal(number).ok_or_else(|| Fault::bad_request("invalid signal"))
+pub fn signal(number: i32) -> Result<rustix::process::Signal, Error> {
+    sys::signal(number).ok_or_else(|| Error::bad_request("invalid signal"))
 }

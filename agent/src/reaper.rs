@@ -3,12 +3,12 @@
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::state::{Setting, State};
 
 impl State {
     /// Reaps all children that have exited.
-    pub(crate) fn reap(&mut self) -> Result<(), Fault> {
+    pub(crate) fn reap(&mut self) -> Result<(), Error> {
         if !core::mem::take(&mut self.child_exited) {
             return Ok(());
         }
@@ -33,9 +33,9 @@ impl State {
         Ok(())
     }
 
-    fn exited(&mut self, pid: Pid, status: WaitStatus) -> Result<(), Fault> {
+    fn exited(&mut self, pid: Pid, status: WaitStatus) -> Result<(), Error> {
         if self.pod.as_ref().is_some_and(|pod| pod.is_pid_1(pid)) {
-            return Err(Fault::failed("PID 1 of the pod's PID namespace has exited"));
+            return Err(Error::failed("PID 1 of the pod's PID namespace has exited"));
         }
         let known = |process: &crate::process::Process| process.pid == pid && process.pidfd.is_some();
         let Some((key, process)) = self.processes.iter_mut().find(|(_, process)| known(process)) else {
@@ -54,7 +54,7 @@ impl State {
     }
 }
 
-fn reap(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Fault> {
+fn reap(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Error> {
     // waitpid without a PID would mean the agent's process group; wait means any child.
     let reaped = match pid {
         Some(pid) => waitpid(Some(pid), WaitOptions::NOHANG),

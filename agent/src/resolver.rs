@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use self::connections::Connections;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::ports;
 use crate::sys::{self, Fork};
 
@@ -31,12 +31,12 @@ const BACKLOG: i32 = 16;
 const READ: usize = 16 << 10;
 
 /// Parses the address at which queries are accepted.
-pub fn parse(address: &str) -> Result<Ipv4Addr, Fault> {
-    address.parse().map_err(|_| Fault::bad_request(format!("resolver: invalid IPv4 address {address:?}")))
+pub fn parse(address: &str) -> Result<Ipv4Addr, Error> {
+    address.parse().map_err(|_| Error::bad_request(format!("resolver: invalid IPv4 address {address:?}")))
 }
 
 /// Starts to accept queries at `address`, in a process that runs as long as the guest.
-pub fn start(address: Ipv4Addr) -> Result<(), Fault> {
+pub fn start(address: Ipv4Addr) -> Result<(), Error> {
     let name = &address.to_string();
     let bound = |kind, flags| {
         let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::container::setup::Setup;
 use crate::container::{self, Container, has_own_pids, namespaces, shares_shm};
-use crate::fault::{Fault, START_FAILED, Step};
+use crate::error::{Error, START_FAILED, Step};
 use crate::pod::{self, Pod};
 use crate::process::child::{self, Child, ChildContainer};
 use crate::process::report::{self, Report};
@@ -24,7 +24,7 @@ const PROCESSES_MAX: usize = 1024;
 const CONTAINERS_MAX: usize = 256;
 
 /// PID and pidfd of a process.
-type Forked = Result<(Pid, OwnedFd), Fault>;
+type Forked = Result<(Pid, OwnedFd), Error>;
 
 impl State {
     /// Stores a pod that has started, and starts the first of STARTPOD's containers. Returns true if there are none.
@@ -33,14 +33,14 @@ impl State {
         id: u32,
         pod: Pod,
         containers: Vec<payload::Container>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<bool, Error> {
         self.pod = Some(pod);
         self.to_start = containers.into();
         self.start_next(id)
     }
 
     /// Starts the next container of STARTPOD. Returns true if all have been started.
-    fn start_next(&mut self, id: u32) -> Result<bool, Fault> {
+    fn start_next(&mut self, id: u32) -> Result<bool, Error> {
         let Some(spec) = self.to_start.pop_front() else { return Ok(true) };
         self.start_container((id, Code::StartPod), &spec).map(|()| false)
     }
@@ -50,14 +50,14 @@ impl State {
         &mut self,
         command: (u32, Code),
         spec: &payload::Container,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Error> {
         container::check(spec)?;
         self.remove_exited(&spec.id);
         if self.containers.iter().any(|container| container.id == spec.id) {
-            return Err(Fault::new(ErrorCode::Exists, format!("container {} already exists", spec.id)));
+            return Err(Error::new(ErrorCode::Exists, format!("container {} already exists", spec.id)));
         }
         if self.containers.len() >= CONTAINERS_MAX {
-            return Err(Fault::failed(format!("limit of {CONTAINERS_MAX} containers reached")));
+            return Err(Error::failed(format!("limit of {CONTAINERS_MAX} containers reached")));
         }
         self.check_streams(&spec.process)?;
         let isolated = self.setting == Setting::Guest;
@@ -98,12 +98,12 @@ impl State {
     }
 
     /// Starts an exec process of a container. The command is answered when its program runs.
-    pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Fault> {
+    pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Error> {
         let spec = &command.process;
         self.check_streams(spec)?;
         let taken = |process: &Process| process.container == command.container && process.id == spec.id;
         if self.processes.values().any(taken) {
-            return Err(Fault::new(ErrorCode::Exists, format!("process {} already exists", spec.id)));
+            return Err(Error::new(ErrorCode::Exists, format!("process {} already exists", spec.id)));
         }
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
         if command.container == container::GUEST {
@@ -117,7 +117,7 @@ impl State {
         // Until its init process runs, a container is not yet isolated from the agent's mounts.
         let init = init.filter(|init| init.pending.is_none());
         let (pid, init) = init.and_then(|init| Some((init.pid, init.pidfd()?))).ok_or_else(|| {
-            Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
+            Error::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
         })?;
         let path = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
         let exec_cgroup = container.exec_cgroup(path, pid)?;
@@ -132,13 +132,13 @@ impl State {
         self.add(&command.container, spec, forked, ends, (id, Code::ExecCmd)).map(drop)
     }
 
-    fn check_streams(&self, spec: &payload::Process) -> Result<(), Fault> {
+    fn check_streams(&self, spec: &payload::Process) -> Result<(), Error> {
         let taken = |seq| self.processes.values().any(|process| process.has_seq(seq));
         if let Some(seq) = [spec.stdio, spec.stderr].into_iter().find(|seq| taken(*seq)) {
-            return Err(Fault::new(ErrorCode::Exists, format!("stream {seq} is already in use")));
+            return Err(Error::new(ErrorCode::Exists, format!("stream {seq} is already in use")));
         }
         if self.processes.len() >= PROCESSES_MAX {
-            return Err(Fault::failed(format!("limit of {PROCESSES_MAX} processes reached")));
+            return Err(Error::failed(format!("limit of {PROCESSES_MAX} processes reached")));
         }
         Ok(())
     }
@@ -151,7 +151,7 @@ impl State {
         (pid, pidfd): (Pid, OwnedFd),
         ends: AgentEnds,
         (id, command): (u32, Code),
-    ) -> Result<u32, Fault> {
+    ) -> Result<u32, Error> {
         let key = self.next_key;
         self.next_key += 1;
         let watched = self.watch_process(
@@ -164,11 +164,11 @@ impl State {
                 (ends.pipes.stderr.as_ref().map(AsFd::as_fd), EventSource::Stderr),
             ],
         );
-        let pending = Pending { id, command: command as u32, report: Some(ends.report), fault: None };
+        let pending = Pending { id, command: command as u32, report: Some(ends.report), error: None };
         let mut process = Process::new(container, spec, pid, pidfd, pending);
-        if let Err(fault) = watched {
+        if let Err(error) = watched {
             let _ = process.signal(Signal::KILL);
-            return Err(fault);
+            return Err(error);
         }
         process.set_pipes(ends.pipes);
         self.processes.insert(key, process);
@@ -176,7 +176,7 @@ impl State {
     }
 
     /// Handles all reports of the child that have arrived.
-    pub(crate) fn take_report(&mut self, key: u32) -> Result<(), Fault> {
+    pub(crate) fn take_report(&mut self, key: u32) -> Result<(), Error> {
         loop {
             let Some(process) = self.processes.get_mut(&key) else { return Ok(()) };
             let Some(report) = process.pending.as_ref().and_then(|pending| pending.report.as_ref()) else {
@@ -192,9 +192,9 @@ impl State {
                     Ok(master) => {
                         self.watch_process(key, &[(Some(master.as_fd()), EventSource::Terminal)])?;
                     }
-                    Err(fault) => process.fail(fault),
+                    Err(error) => process.fail(error),
                 },
-                Report::Fault(fault) => process.fail(fault),
+                Report::Error(error) => process.fail(error),
                 Report::Started => {
                     process.close_report();
                     self.answer_start(key);
@@ -214,10 +214,10 @@ impl State {
         let is_init = process.is_init;
         let exited = process.status.is_some();
         let answerable =
-            |pending: &mut Pending| pending.report.is_none() && (pending.fault.is_none() || exited);
+            |pending: &mut Pending| pending.report.is_none() && (pending.error.is_none() || exited);
         let Some(pending) = process.pending.take_if(answerable) else { return };
-        let reply = match pending.fault {
-            Some(fault) if extended || is_init && fault.exit_code() == START_FAILED => Err(fault),
+        let reply = match pending.error {
+            Some(error) if extended || is_init && error.exit_code() == START_FAILED => Err(error),
             _ => Ok(Vec::new()),
         };
         if reply.is_err() {
@@ -235,13 +235,13 @@ impl State {
     }
 
     /// Continues STARTPOD after one of its containers has started or failed.
-    fn continue_pod(&mut self, id: u32, started: Result<Vec<u8>, Fault>) {
+    fn continue_pod(&mut self, id: u32, started: Result<Vec<u8>, Error>) {
         let reply = match started.and_then(|_| self.start_next(id)) {
             Ok(false) => return,
             Ok(true) => Ok(Vec::new()),
-            Err(fault) => {
+            Err(error) => {
                 self.to_start.clear();
-                Err(self.pod_failed(fault))
+                Err(self.pod_failed(error))
             }
         };
         self.control.reply(id, reply, Code::StartPod as u32);
@@ -259,7 +259,7 @@ fn prepare<'a>(
     spec: &'a payload::Process,
     container: ChildContainer<'a>,
     hostname: &'a str,
-) -> Result<(AgentEnds, Child<'a>), Fault> {
+) -> Result<(AgentEnds, Child<'a>), Error> {
     let (pipes, stdio) = pipes(spec)?;
     let (agent_report, report) = report::channel()?;
     Ok((AgentEnds { pipes, report: agent_report }, Child { spec, container, hostname, stdio, report }))
@@ -272,6 +272,6 @@ fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: Child<'_>) -> Forked 
     }
 }
 
-fn no_pod() -> Fault {
-    Fault::failed("no pod has been started")
+fn no_pod() -> Error {
+    Error::failed("no pod has been started")
 }

@@ -15,7 +15,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::channel::Control;
 use crate::container::Container;
 use crate::destroy::Destroy;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::streams::Streams;
@@ -94,7 +94,7 @@ pub(crate) struct State {
 
 impl State {
     /// Returns the state without a pod, and sends READY.
-    pub(crate) fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<State, Fault> {
+    pub(crate) fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<State, Error> {
         // READY first, because the host waits for it.
         let mut control = Control::new(control)?;
         let mut streams = Streams::new(streams);
@@ -118,9 +118,9 @@ impl State {
     }
 
     /// Returns container `id`.
-    pub(crate) fn container(&self, id: &str) -> Result<&Container, Fault> {
+    pub(crate) fn container(&self, id: &str) -> Result<&Container, Error> {
         let found = self.containers.iter().find(|container| container.id == id);
-        found.ok_or_else(|| Fault::not_found("container", id))
+        found.ok_or_else(|| Error::not_found("container", id))
     }
 
     /// Whether a process of container `id` runs.
@@ -129,22 +129,22 @@ impl State {
     }
 
     /// Returns process `id` of a container.
-    pub(crate) fn process(&mut self, container: &str, id: &str) -> Result<&mut Process, Fault> {
+    pub(crate) fn process(&mut self, container: &str, id: &str) -> Result<&mut Process, Error> {
         let found = self
             .processes
             .values_mut()
             .find(|process| process.container == container && process.id == id && !process.failed);
         found.ok_or_else(|| {
             let name: String = format!("{id} of container {container}");
-            Fault::not_found("process", &name)
+            Error::not_found("process", &name)
         })
     }
 
     /// Records that the pod could not start. With API 4244 the machine then powers off; in the extended form the host
     /// decides.
-    pub(crate) fn pod_failed(&mut self, fault: Fault) -> Fault {
+    pub(crate) fn pod_failed(&mut self, error: Error) -> Error {
         self.power_off = !self.control.is_extended();
-        fault
+        error
     }
 
     /// Registers a process's file descriptors with the event loop.
@@ -152,7 +152,7 @@ impl State {
         &mut self,
         key: u32,
         fds: &[(Option<BorrowedFd<'_>>, EventSource)],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Error> {
         for (fd, source) in fds {
             let flags = match source {
                 EventSource::Terminal => EDGES,
@@ -175,6 +175,6 @@ pub(crate) fn watch(
     key: u32,
     source: EventSource,
     flags: EventFlags,
-) -> Result<(), Fault> {
+) -> Result<(), Error> {
     epoll::add(epoll, fd, EventData::new_u64(source.token(key)), flags).step("watch", "file descriptor")
 }

@@ -13,7 +13,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::channel::{Input, Port};
-use crate::fault::Fault;
+use crate::error::Error;
 use crate::relay::RELAY_MAX;
 use crate::sys;
 
@@ -77,7 +77,7 @@ impl Streams {
         &mut self,
         extended: bool,
         mut deliver: impl FnMut(Inbound<'_>) -> bool,
-    ) -> Result<Input, Fault> {
+    ) -> Result<Input, Error> {
         if !self.port.is_readable() || self.port.unsent() > OUT_MAX {
             return Ok(Input::Nothing);
         }
@@ -87,7 +87,7 @@ impl Streams {
         let mut input = scratch.as_slice();
         loop {
             let piece = self.splitter.split(&mut input);
-            let piece = piece.map_err(|error| Fault::failed(alloc::format!("stream channel: {error}")))?;
+            let piece = piece.map_err(|error| Error::failed(alloc::format!("stream channel: {error}")))?;
             let Some(Piece { seq, mut data, end }) = piece else { break };
             let known = if extended && seq == CREDIT_SEQ {
                 while let Some(credit) = self.credit.next(&mut data, end) {
@@ -108,7 +108,7 @@ impl Streams {
     }
 
     /// Reads until there is no more input or the round's limit is reached.
-    fn read(&mut self, scratch: &mut Vec<u8>) -> Result<Input, Fault> {
+    fn read(&mut self, scratch: &mut Vec<u8>) -> Result<Input, Error> {
         loop {
             let read = self.port.read(scratch, READ_STEP)?;
             let more = matches!(read, Input::Data(_)) && scratch.len() < READ;

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::channel::json;
 use crate::container::Container;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::state::State;
 use crate::sys;
 
@@ -23,13 +23,13 @@ const COMMAND_MAX: usize = 256;
 
 impl State {
     /// Executes STATS for one container, or for all if `name` is empty.
-    pub(crate) fn usage(&self, name: &str) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn usage(&self, name: &str) -> Result<Vec<u8>, Error> {
         let all: Vec<ContainerUsage> = self.selected(name)?.map(usage_of).collect();
         Ok(json(&all))
     }
 
     /// Executes PROCESSES for one container, or for all if `name` is empty.
-    pub(crate) fn process_list(&self, name: &str) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn process_list(&self, name: &str) -> Result<Vec<u8>, Error> {
         let list = |container: &Container| ContainerProcesses {
             container: container.id.clone(),
             processes: container.pids().iter().take(PROCESSES_MAX).filter_map(|pid| entry(*pid)).collect(),
@@ -40,7 +40,7 @@ impl State {
 
     /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It
     /// may take effect shortly after the reply.
-    pub(crate) fn freeze(&self, name: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn freeze(&self, name: &str, frozen: bool) -> Result<Vec<u8>, Error> {
         for container in self.selected(name)? {
             let Some(cgroup) = container.cgroup() else { continue };
             rustix::fs::openat(cgroup, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
@@ -51,7 +51,7 @@ impl State {
     }
 
     /// Returns the container of this name, or all containers for an empty name.
-    fn selected(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Fault> {
+    fn selected(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Error> {
         if !name.is_empty() {
             self.container(name)?;
         }

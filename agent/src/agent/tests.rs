@@ -473,8 +473,8 @@ fn closed_control_channel_is_reported() {
 fn invalid_frame_ends_the_agent() {
     let mut host = Host::extended();
     rustix::io::write(&host.control, &[0xff; 12]).unwrap();
-    let fault = host.agent.run_once(None).unwrap_err();
-    assert!(fault.text.starts_with("control channel: frame of"), "{}", fault.text);
+    let error = host.agent.run_once(None).unwrap_err();
+    assert!(error.text.starts_with("control channel: frame of"), "{}", error.text);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys::{self, namespace};
 
 /// Returns the flags of clone(2) for a container's own namespaces. The child creates two of them itself: a cgroup
@@ -29,7 +29,7 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
 }
 
 /// Sets up the namespaces of the child.
-pub fn set_up(oci: &OciContainer) -> Result<(), Fault> {
+pub fn set_up(oci: &OciContainer) -> Result<(), Error> {
     for namespace in &oci.namespaces {
         match namespace {
             Namespace::Cgroup => sys::unshare_cgroup_view().step("create", "cgroup namespace")?,
@@ -52,7 +52,7 @@ pub fn set_up(oci: &OciContainer) -> Result<(), Fault> {
 }
 
 /// Moves this process into a time namespace with these offsets.
-fn enter_time(offsets: &str) -> Result<(), Fault> {
+fn enter_time(offsets: &str) -> Result<(), Error> {
     const OFFSETS: &str = "/proc/self/timens_offsets";
     const NAMESPACE: &str = "/proc/self/ns/time_for_children";
     sys::unshare_time().step("create", "time namespace")?;
@@ -67,7 +67,7 @@ fn enter_time(offsets: &str) -> Result<(), Fault> {
 }
 
 /// Brings up the loopback interface of this process's network namespace.
-pub fn bring_loopback_up() -> Result<(), Fault> {
+pub fn bring_loopback_up() -> Result<(), Error> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .step("open", "socket")?;
     sys::loopback_up(socket.as_fd()).step("bring up", "lo")
@@ -75,7 +75,7 @@ pub fn bring_loopback_up() -> Result<(), Fault> {
 
 /// Enters the namespaces of a container's init process. Root and working directory become the container's root.
 /// Does not enter the PID namespace, which the parent sets before fork ([`set_pids_for_children`]).
-pub fn enter(init: BorrowedFd<'_>) -> Result<(), Fault> {
+pub fn enter(init: BorrowedFd<'_>) -> Result<(), Error> {
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -86,7 +86,7 @@ pub fn enter(init: BorrowedFd<'_>) -> Result<(), Fault> {
 }
 
 /// Sets the PID namespace of this process's future children to that of `process`.
-pub fn set_pids_for_children(process: BorrowedFd<'_>) -> Result<(), Fault> {
+pub fn set_pids_for_children(process: BorrowedFd<'_>) -> Result<(), Error> {
     move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
         .step("set", "PID namespace of children")
 }

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys::{self, MountAttributes};
 
 /// Mount point of the pod's share in the agent's mount namespace.
@@ -89,13 +89,13 @@ pub struct Root {
 
 impl Root {
     /// Opens a directory of the agent's mount namespace.
-    pub fn open(path: &str) -> Result<Root, Fault> {
+    pub fn open(path: &str) -> Result<Root, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty()).map(|fd| Root { fd }).step("open", path)
     }
 
     /// Mounts the share's directory `path` at [`ROOT`] and returns it.
-    pub fn attach(share: &Root, path: &str) -> Result<Root, Fault> {
+    pub fn attach(share: &Root, path: &str) -> Result<Root, Error> {
         let source = share.find_shared(path).step("open root", path)?;
         if kind(&source) != FileType::Directory {
             return Err(Errno::NOTDIR).step("open root", path);
@@ -131,7 +131,7 @@ impl Root {
     }
 
     /// Opens directory `path`, and creates it and its parents if missing.
-    pub fn create_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
+    pub fn create_directory(&self, path: &str) -> Result<OwnedFd, Error> {
         self.create_directory_at(path).step("create directory", path)
     }
 
@@ -144,7 +144,7 @@ impl Root {
     }
 
     /// Opens file `path`, and creates it and its parent directories if missing.
-    pub fn create_file(&self, path: &str) -> Result<OwnedFd, Fault> {
+    pub fn create_file(&self, path: &str) -> Result<OwnedFd, Error> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsFile),
             found => found,
@@ -194,7 +194,7 @@ impl Root {
     }
 
     /// Makes the mount at `path` read-only, but not the mounts below it.
-    pub fn set_read_only(&self, path: &str) -> Result<(), Fault> {
+    pub fn set_read_only(&self, path: &str) -> Result<(), Error> {
         let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
         self.find(path)
             .and_then(|mounted| sys::mount_setattr(mounted.as_fd(), false, attributes))
@@ -202,7 +202,7 @@ impl Root {
     }
 
     /// Makes this directory the process's root and unmounts the old root, which is the agent's.
-    pub fn become_root(self) -> Result<(), Fault> {
+    pub fn become_root(self) -> Result<(), Error> {
         let old = Root::open("/")?;
         rustix::process::fchdir(&self.fd).step("enter", "new root")?;
         rustix::process::pivot_root(".", ".").step("pivot to", "new root")?;

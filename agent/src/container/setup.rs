@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::container::rootfs::{Root, SHARE};
 use crate::container::{dev, mounts, namespaces, paths};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::pty::Terminal;
 
 /// A container to set up and enter.
@@ -24,7 +24,7 @@ pub struct Setup<'a> {
 }
 
 /// Sets up the container and makes its root this process's root. Returns the terminal if the process has one.
-pub fn set_up(container: &Setup<'_>, process: &payload::Process) -> Result<Option<Terminal>, Fault> {
+pub fn set_up(container: &Setup<'_>, process: &payload::Process) -> Result<Option<Terminal>, Error> {
     let spec = container.spec;
     let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(default_4244()), Cow::Borrowed);
     namespaces::set_up(&oci)?;
@@ -80,7 +80,7 @@ fn default_4244() -> OciContainer {
 }
 
 /// Creates the files in /etc that API 4244's `initialize` requests.
-fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Fault> {
+fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Error> {
     if container.has_resolv_conf {
         mounts::bind_agent_file(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
     }
@@ -95,7 +95,7 @@ fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Fault> {
 
 /// Sets kernel parameters through the agent's own /proc. The namespaces of the writing process determine which are
 /// changed.
-fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
+fn set_parameters(spec: &payload::Container) -> Result<(), Error> {
     for (name, value) in &spec.sysctl {
         let path: String = format!("/proc/sys/{}", name.replace('.', "/"));
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -106,7 +106,7 @@ fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
     Ok(())
 }
 
-fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Fault> {
+fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Error> {
     for path in &oci.readonly_paths {
         mounts::set_read_only(root, path)?;
     }

@@ -15,11 +15,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::fault::{Fault, Step, cause};
+use crate::error::{Error, Step, cause};
 use crate::sys::{self, Fork};
 
 /// Opens this process's directory in the agent's /proc, for use when that /proc is no longer reachable.
-pub fn open_proc_self() -> Result<OwnedFd, Fault> {
+pub fn open_proc_self() -> Result<OwnedFd, Error> {
     const PATH: &str = "/proc/self";
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(PATH, flags, Mode::empty()).step("open", PATH)
@@ -27,7 +27,7 @@ pub fn open_proc_self() -> Result<OwnedFd, Fault> {
 
 /// Moves this process into a new user namespace. Only a process outside of that namespace may set its ID mappings, so a
 /// child that stays outside sets them.
-pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Fault> {
+pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Error> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     let child = match sys::fork(0, None).step("start", "process")? {
         Fork::Child => {
@@ -47,13 +47,13 @@ pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Fault> {
         Some(0) => Ok(()),
         code => {
             let why = cause(Errno::from_raw_os_error(code.unwrap_or(0)));
-            Err(Fault::failed(format!("write ID mappings of user namespace: {why}")))
+            Err(Error::failed(format!("write ID mappings of user namespace: {why}")))
         }
     }
 }
 
 /// Moves this process into the user namespace of a container's init process.
-pub fn enter(init: BorrowedFd<'_>) -> Result<(), Fault> {
+pub fn enter(init: BorrowedFd<'_>) -> Result<(), Error> {
     move_into_thread_name_spaces(init, ThreadNameSpaceType::USER).step("enter", "user namespace")
 }
 

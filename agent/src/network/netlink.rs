@@ -7,7 +7,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys;
 
 /// Limit of bytes that are read at a time. The kernel splits lists accordingly.
@@ -24,7 +24,7 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens a socket in the agent's network namespace.
-    pub fn open() -> Result<Netlink, Fault> {
+    pub fn open() -> Result<Netlink, Error> {
         // NETLINK_ROUTE is protocol 0, the default.
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)

@@ -7,12 +7,12 @@ use crate::sys::{self, Fork, namespace};
 
 /// Runs `test` in a child process in a new user and network namespace, and fails with its error. Passes if the kernel
 /// does not permit a user namespace.
-fn in_new_network(test: impl FnOnce() -> Result<(), Fault>) {
+fn in_new_network(test: impl FnOnce() -> Result<(), Error>) {
     const USER: u64 = 0x1000_0000;
     let (read, write) = rustix::pipe::pipe().unwrap();
     match sys::fork(USER | namespace::NETWORK, None) {
         Ok(Fork::Child) => {
-            let said = test().err().map_or_else(|| "well".into(), |fault| fault.text);
+            let said = test().err().map_or_else(|| "well".into(), |error| error.text);
             let _ = rustix::io::write(&write, said.as_bytes());
             sys::exit(0)
         }
@@ -30,8 +30,8 @@ fn in_new_network(test: impl FnOnce() -> Result<(), Fault>) {
     }
 }
 
-fn expect(is: bool, what: &str) -> Result<(), Fault> {
-    if is { Ok(()) } else { Err(Fault::failed(format!("expected: {what}"))) }
+fn expect(is: bool, what: &str) -> Result<(), Error> {
+    if is { Ok(()) } else { Err(Error::failed(format!("expected: {what}"))) }
 }
 
 fn interface(addresses: &[(&str, &str)]) -> Interface {
@@ -47,7 +47,7 @@ fn interface(addresses: &[(&str, &str)]) -> Interface {
     }
 }
 
-fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
+fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Error> {
     set_route(&Route {
         dest: dest.into(),
         gateway: gateway.into(),
@@ -82,7 +82,7 @@ fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
         set_route(&gone)?;
         expect(!is_there(), "no route to 10.9.0.0/16")?;
         expect(
-            far.is_err_and(|fault| fault.text.starts_with("add route to 10.8.0.0/16: ")),
+            far.is_err_and(|error| error.text.starts_with("add route to 10.8.0.0/16: ")),
             "gateway is unreachable",
         )?;
         set_up(&interface(&[("-10.5.0.2", "24"), ("-fd00:5::2", "64")]))?;
@@ -113,7 +113,7 @@ fn interface_is_renamed_and_found_by_its_hardware_address() {
 
 #[test]
 fn invalid_routes_and_interfaces_are_refused_by_name() {
-    let text = |result: Result<(), Fault>| result.unwrap_err().text;
+    let text = |result: Result<(), Error>| result.unwrap_err().text;
     assert_eq!(
         text(route("10.0.0.0/8", "fd00::1", "lo")),
         "route to 10.0.0.0/8 via fd00::1: address families differ"

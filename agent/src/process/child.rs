@@ -10,7 +10,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::container::setup::{self, Setup};
 use crate::container::{namespaces, user_namespace};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::program::Program;
 use crate::process::user::{self, User};
 use crate::process::{credentials, limits, program, report};
@@ -51,11 +51,11 @@ impl<'a> ChildContainer<'a> {
 }
 
 /// Returns the user ID outside of the container's user namespace.
-fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
+fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Error> {
     let Some(maps) = maps else { return Ok(uid) };
     let outside = IdMap::outside(&maps.users, uid.as_raw());
     let unknown =
-        || Fault::bad_request(format!("user ID {} is not mapped in the user namespace", uid.as_raw()));
+        || Error::bad_request(format!("user ID {} is not mapped in the user namespace", uid.as_raw()));
     outside.map(Uid::from_raw).ok_or_else(unknown)
 }
 
@@ -76,12 +76,12 @@ pub struct Child<'a> {
 
 /// Becomes the process that `child` describes.
 pub fn run(child: Child<'_>) -> ! {
-    let Err(fault) = start(&child);
-    report::send_fault(&child.report, &fault);
-    sys::exit(fault.exit_code())
+    let Err(error) = start(&child);
+    report::send_error(&child.report, &error);
+    sys::exit(error.exit_code())
 }
 
-fn start(child: &Child<'_>) -> Result<Infallible, Fault> {
+fn start(child: &Child<'_>) -> Result<Infallible, Error> {
     let spec = child.spec;
     sys::reset_signals();
     rustix::process::setsid().step("create", "session")?;
@@ -127,7 +127,7 @@ fn start(child: &Child<'_>) -> Result<Infallible, Fault> {
 }
 
 /// Enters the child's container and opens its terminal there.
-fn enter_container(child: &Child<'_>) -> Result<Option<Terminal>, Fault> {
+fn enter_container(child: &Child<'_>) -> Result<Option<Terminal>, Error> {
     let spec = child.spec;
     match &child.container {
         ChildContainer::New(new) => {
@@ -143,7 +143,7 @@ fn enter_container(child: &Child<'_>) -> Result<Option<Terminal>, Fault> {
     }
 }
 
-fn open_terminal(spec: &payload::Process, path: &str) -> Result<Terminal, Fault> {
+fn open_terminal(spec: &payload::Process, path: &str) -> Result<Terminal, Error> {
     let master = rustix::fs::openat(CWD, path, Terminal::MASTER, Mode::empty()).step("open", path)?;
     Terminal::from_master(master, spec.rows, spec.columns)
 }
@@ -152,7 +152,7 @@ fn install_stdio(
     stdin: Option<&OwnedFd>,
     stdout: Option<&OwnedFd>,
     stderr: Option<&OwnedFd>,
-) -> Result<(), Fault> {
+) -> Result<(), Error> {
     stdin
         .map_or(Ok(()), rustix::stdio::dup2_stdin)
         .and_then(|()| stdout.map_or(Ok(()), rustix::stdio::dup2_stdout))
@@ -160,7 +160,7 @@ fn install_stdio(
         .step("redirect", "stdio")
 }
 
-fn become_user(child: &Child<'_>, user: &User) -> Result<(), Fault> {
+fn become_user(child: &Child<'_>, user: &User) -> Result<(), Error> {
     let directory = if child.spec.workdir.is_empty() { "/" } else { child.spec.workdir.as_str() };
     if let ChildContainer::None = child.container {
         return rustix::process::chdir(directory).step("enter working directory", directory);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use agent_proto::payload;
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fstat};
 
-use crate::fault::Fault;
+use crate::error::Error;
 use crate::sys;
 
 /// Limit of bytes of /etc/passwd or /etc/group that are read, because the container controls these files.
@@ -45,7 +45,7 @@ pub fn resolve(
     memberships: bool,
     needs_home: bool,
     read: impl Fn(&str) -> String,
-) -> Result<User, Fault> {
+) -> Result<User, Error> {
     let wanted = if spec.user.is_empty() { "0" } else { &spec.user };
     let number = wanted.parse::<u32>().ok().filter(|number| *number != INVALID_ID);
     let needs_account = number.is_none() || needs_home || memberships || spec.group.is_empty();
@@ -55,7 +55,7 @@ pub fn resolve(
     let uid = match (number, &account) {
         (Some(number), _) => number,
         (None, Some(account)) => account.uid,
-        (None, None) => return Err(Fault::not_found("user in the container", wanted)),
+        (None, None) => return Err(Error::not_found("user in the container", wanted)),
     };
     let name = account.as_ref().map_or("", |account| account.name);
 
@@ -122,14 +122,14 @@ fn groups(file: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-fn group(file: &str, wanted: &str) -> Result<u32, Fault> {
+fn group(file: &str, wanted: &str) -> Result<u32, Error> {
     if let Some(number) = wanted.parse().ok().filter(|number| *number != INVALID_ID) {
         return Ok(number);
     }
     groups(file)
         .find(|(name, ..)| *name == wanted)
         .map(|(_, number, _)| number)
-        .ok_or_else(|| Fault::not_found("group in the container", wanted))
+        .ok_or_else(|| Error::not_found("group in the container", wanted))
 }
 
 fn memberships_of<'a>(file: &'a str, user: &'a str) -> impl Iterator<Item = u32> + 'a {
@@ -146,7 +146,7 @@ mod tests {
         "root:x:0:0:root:/root:/bin/sh\nbroken\n:x:5:5::/:\nann:x:1000:100:Ann:/home/ann:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nusers:x:100:\naudio:x:29:bob,ann\nwheel:x:10:root\n";
 
-    fn check(user: &str, group: &str, further: &[&str], memberships: bool) -> Result<User, Fault> {
+    fn check(user: &str, group: &str, further: &[&str], memberships: bool) -> Result<User, Error> {
         let spec = payload::Process {
             user: user.into(),
             group: group.into(),
