@@ -28,6 +28,19 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
+impl Stdio {
+    /// Makes `user` the owner of the pipes, which are installed as standard streams. Programs open their standard streams
+    /// again by path, `/dev/stdout` for example, which only the owner of a pipe may do.
+    fn give_to(&self, user: Uid) -> Result<(), Error> {
+        let pipes = [&self.stdin, &self.stdout, &self.stderr];
+        let installed = pipes.into_iter().zip(sys::standard_streams()).filter(|(pipe, _)| pipe.is_some());
+        installed
+            .map(|(_, stream)| rustix::fs::fchown(stream, Some(user), None))
+            .collect::<Result<(), _>>()
+            .step("change owner of", "stdio")
+    }
+}
+
 /// The container in which a child runs.
 #[derive(Debug)]
 pub enum ChildContainer<'a> {
@@ -102,6 +115,9 @@ fn start(child: &Child<'_>) -> Result<Infallible, Error> {
     let exact = spec.oci.is_some();
     let needs_home = !program::has(spec, "HOME");
     let user = user::resolve(spec, !exact, needs_home, user::read_file)?;
+    if isolated {
+        child.stdio.give_to(outside(maps, user.uid)?)?;
+    }
     if let Some(terminal) = &terminal {
         terminal.take(outside(maps, user.uid)?)?;
         report::send_terminal(&child.report, &terminal.master)?;
