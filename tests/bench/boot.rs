@@ -1,7 +1,7 @@
-//! Boots `vmm`, QEMU's microvm machine and runc in turn and prints how long each took, as JSON.
+//! Measures the start of `vmm`, QEMU's microvm machine and runc in turn, and prints the times as JSON.
 //!
-//! Times are of the monotonic clock from just before the program is started. In the emulated KVM host's instruction clock
-//! that clock counts instructions, one for a nanosecond.
+//! Times are those of the monotonic clock since just before the program is started. On the instruction clock of the emulated
+//! KVM host, one nanosecond is one instruction.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// What to boot and how often: the command line, in order.
+/// What to measure and how often: the arguments, in order.
 struct Plan {
     vmm: String,
     bundle: String,
@@ -20,12 +20,12 @@ struct Plan {
     other: Option<String>,
 }
 
-/// The names of a `vmm`'s milestones: the agent's READY, the container's first byte, the end.
+/// Names of a `vmm`'s milestones: READY of the agent, first byte of the container, exit.
 type Names = [&'static str; 3];
 const VMM: Names = ["vmm: agent ready", "vmm: container's first output", "vmm: exit"];
 const OTHER: Names = ["other vmm: agent ready", "other vmm: container's first output", "other vmm: exit"];
 
-/// One contender's milestones, each with a sample a run, in milliseconds.
+/// Milestones of all programs, each with a sample per run in milliseconds.
 type Series = Vec<(&'static str, Vec<f64>)>;
 
 fn main() {
@@ -42,7 +42,7 @@ fn main() {
         other: rest.first().cloned(),
     };
     let mut series: Series = Vec::new();
-    // The first round fills caches and is not counted.
+    // The first round fills caches and does not count.
     for round in 0..=plan.runs {
         let other = plan.other.iter().flat_map(|other| boot_vmm(&plan, other, OTHER)).collect();
         let samples =
@@ -70,11 +70,11 @@ fn report(series: &Series) -> Value {
     json!({"series": rows.collect::<Vec<_>>()})
 }
 
-/// How long the host is left alone before each start. Of a machine that has just ended the kernel takes leave for a while,
-/// and whoever makes the next one waits for it.
+/// Pause before each start. After the end of a machine the kernel still works on its removal, without an event for the end
+/// of this work, and the creation of the next machine would wait for it.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// Starts `command` and returns when its first byte came and when it had ended, in milliseconds, and all it wrote.
+/// Runs `command`. Returns the times of its first byte and of its end, in milliseconds, and its output.
 fn time(command: &mut Command) -> (f64, f64, Vec<u8>) {
     std::thread::sleep(SETTLE);
     let start = Instant::now();
@@ -88,14 +88,14 @@ fn time(command: &mut Command) -> (f64, f64, Vec<u8>) {
     let mut all = vec![0];
     stdout
         .read_exact(&mut all)
-        .unwrap_or_else(|error| panic!("{:?} said nothing: {error}", command.get_program()));
+        .unwrap_or_else(|error| panic!("{:?} printed nothing: {error}", command.get_program()));
     let first = ms();
     stdout.read_to_end(&mut all).expect("read standard output");
     child.wait().expect("wait for the program");
     (first, ms(), all)
 }
 
-/// `vmm run`: to the agent's READY by its own marks, to the container's first byte and to the end from outside.
+/// `vmm run`: READY of the agent according to its marks, and first byte of the container and exit as seen from outside.
 fn boot_vmm(plan: &Plan, vmm: &str, names: Names) -> Vec<(&'static str, f64)> {
     let (first, end, text) = time(Command::new(vmm).args(["run", &plan.bundle]));
     assert_eq!(text, b"hello\n");
@@ -104,19 +104,19 @@ fn boot_vmm(plan: &Plan, vmm: &str, names: Names) -> Vec<(&'static str, f64)> {
         time(Command::new(vmm).args(["run", "--marks", file, &plan.bundle]).stderr(Stdio::null()));
     let marks: Value =
         serde_json::from_slice(&std::fs::read(file).expect("read the marks")).expect("parse the marks");
-    // The marks count from the program's first line; the output's, seen from both sides, tells what came before that.
+    // The marks count from the beginning of main(). The first output, which both clocks know, gives their offset.
     let ready = marked - (mark(&marks, "first_output") - mark(&marks, "agent_ready"));
     names.into_iter().zip([ready, first, end]).collect()
 }
 
-/// When the mark `name` was set, in milliseconds.
+/// Time of the mark `name` in milliseconds.
 fn mark(marks: &Value, name: &str) -> f64 {
     let all = marks["marks"].as_array().expect("the marks are a list");
     let found = all.iter().find(|m| m["name"] == name).unwrap_or_else(|| panic!("no mark {name}"));
     found["us"].as_f64().expect("a mark has a time") / 1000.0
 }
 
-/// QEMU's microvm machine with the same kernel, to the first line of a trivial init.
+/// QEMU's microvm machine with the same kernel: first line of a trivial init, and exit.
 fn boot_qemu(plan: &Plan) -> Vec<(&'static str, f64)> {
     let (first, end, _) = time(
         Command::new("qemu-system-x86_64")
@@ -141,7 +141,7 @@ fn boot_qemu(plan: &Plan) -> Vec<(&'static str, f64)> {
     vec![("QEMU microvm: init's first line", first), ("QEMU microvm: exit", end)]
 }
 
-/// `runc run` of the same bundle.
+/// `runc run` of the same bundle: first byte of the container, and exit.
 fn run_runc(plan: &Plan, round: usize) -> Vec<(&'static str, f64)> {
     let id = format!("bench-{round}");
     let (first, end, text) = time(Command::new("runc").args(["run", "--bundle", &plan.bundle, &id]));

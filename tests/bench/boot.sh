@@ -1,8 +1,8 @@
 #!/bin/bash
-# boot.sh BENCH VMM BUNDLE KERNEL INITRAMFS RUNS [OTHER]: runs the boot bench with everything it starts in memory. OTHER is
-# another vmm program, which is measured in the same run.
+# boot.sh BENCH VMM BUNDLE KERNEL INITRAMFS RUNS [OTHER]: runs the boot bench with all its files in memory. OTHER is another
+# vmm program, which is measured in the same run.
 #
-# A file that is read from a shared folder while the instruction clock runs would put the machine's own latency into it.
+# Reading a shared directory would add the outer machine's latency to times of the instruction clock.
 set -euo pipefail
 bench=$1 vmm=$2 bundle=$3 kernel=$4 initramfs=$5 runs=$6 other=${7:-}
 dir=$(mktemp -d /dev/shm/boot.XXXXXX)

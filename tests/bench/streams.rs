@@ -1,5 +1,5 @@
-//! Moves bytes out of a container and into one, and runs further processes in one, each beside the same without a machine,
-//! and prints how fast that was, as JSON.
+//! Measures output and input of a container, and exec processes, each in comparison with the same without a machine. Prints
+//! the results as JSON.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,24 +9,24 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-/// Bytes that are written and read at a time, on both sides.
+/// Size of reads and writes in bytes, on both sides.
 const BLOCK: usize = 64 << 10;
-/// The pod, and the container that further processes run in.
+/// Name of the pod and of the container with the exec processes.
 const NAME: &str = "bench";
 
-/// What to run and how often.
+/// What to measure and how often.
 struct Plan {
     vmm: PathBuf,
     rootfs: PathBuf,
-    /// What `config.json` is made from.
+    /// Template of `config.json`.
     config: Value,
-    /// A folder for bundles.
+    /// Directory for bundles.
     dir: PathBuf,
     mib: usize,
     runs: usize,
 }
 
-/// A contender's samples, by name in order of appearance.
+/// Samples by name, in order of appearance.
 #[derive(Default)]
 struct Series(Vec<(&'static str, Vec<f64>)>);
 
@@ -61,7 +61,7 @@ fn main() {
     let groups = [
         plan.output().group("from the guest", "MiB/s"),
         plan.input().group("to the guest", "MiB/s"),
-        plan.execs().group("a further process", "ms"),
+        plan.execs().group("exec process", "ms"),
     ];
     println!("{}", json!({ "groups": groups }));
 }
@@ -73,21 +73,21 @@ impl Plan {
         let mut config = self.config.clone();
         config["root"]["path"] = json!(self.rootfs);
         config["process"]["args"] = json!(["/bin/sh", "-c", script]);
-        fs::create_dir_all(&dir).expect("make a bundle");
+        fs::create_dir_all(&dir).expect("create a bundle");
         fs::write(dir.join("config.json"), config.to_string()).expect("write config.json");
         dir
     }
 
-    /// The same script here and in a container.
+    /// The same script on the host and in a container.
     fn contenders(&self, name: &str, script: &str) -> [(&'static str, Command); 2] {
-        let mut here = Command::new("/bin/busybox");
-        here.args(["sh", "-c", script]);
-        let mut there = Command::new(&self.vmm);
-        there.arg("run").arg(self.bundle(name, script));
-        [("pipe between two processes", here), ("vmm", there)]
+        let mut host = Command::new("/bin/busybox");
+        host.args(["sh", "-c", script]);
+        let mut container = Command::new(&self.vmm);
+        container.arg("run").arg(self.bundle(name, script));
+        [("pipe between two processes", host), ("vmm", container)]
     }
 
-    /// Rates of what a process writes, from its first byte to its last.
+    /// Rates at which a process's output arrives, from the first byte to the last.
     fn output(&self) -> Series {
         let mut series = Series::default();
         let script =
@@ -113,7 +113,7 @@ impl Plan {
         series
     }
 
-    /// Rates of what a process reads, from when it is there to when it says that it has all.
+    /// Rates at which a process reads its input, from its first line of output to its last.
     fn input(&self) -> Series {
         let mut series = Series::default();
         let script = format!("echo ready; dd of=/dev/null bs={BLOCK} 2>/dev/null; echo done");
@@ -138,7 +138,7 @@ impl Plan {
         series
     }
 
-    /// Times of a further process in a running container, from its start to its end.
+    /// Times of an exec process in a running container, from start to end.
     fn execs(&self) -> Series {
         let mut series = Series::default();
         let bundle = self.bundle("exec", "exec sleep 100000");
@@ -157,7 +157,7 @@ impl Plan {
         };
         succeed(&mut vmm(&["run", "--detach", &text(&podfile)]));
         succeed(&mut runc(&["run", "--detach", "--bundle", &text(&bundle), NAME]));
-        // The first of each fills caches.
+        // The first run of each fills caches and does not count.
         for run in 0..=self.runs * 4 {
             for (name, mut command) in [
                 ("runc exec", runc(&["exec", NAME, "true"])),
@@ -181,7 +181,7 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// MiB a second.
+/// MiB per second.
 fn rate(bytes: usize, since: Instant) -> f64 {
     bytes as f64 / f64::from(1 << 20) / since.elapsed().as_secs_f64()
 }

@@ -1,7 +1,7 @@
-//! The files of a release on a machine where a user installs them: the Debian package with Docker, and the tarball.
+//! The files of a release: the Debian package is installed and used with Docker, and the tarball is unpacked and run.
 //!
-//! It installs and removes packages, so it is for the emulated KVM host alone, whose every change is dropped.
-//! `$VMM_TEST_DIST` is the folder that `cargo xtask dist` has filled.
+//! The tests install and remove packages, so they run only in the emulated KVM host, which drops all changes.
+//! `$VMM_TEST_DIST` is the output directory of `cargo xtask dist`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use std::process::Command;
 use tempfile::TempDir;
 use tests::{Daemon, Finished, Running, busybox_rootfs, check_output, output};
 
-/// Where the package puts its documentation.
+/// Directory of the package's documentation.
 const DOC: &str = "/usr/share/doc/vmm";
-/// Where Docker looks for its settings.
+/// Docker's configuration file.
 const SETTINGS: &str = "/etc/docker/daemon.json";
 
-/// The only file of the release whose name ends like this.
+/// The only file of the release whose name has this end.
 fn release(end: &str) -> PathBuf {
-    let dir = std::env::var_os("VMM_TEST_DIST").expect("VMM_TEST_DIST names the folder of the release");
+    let dir = std::env::var_os("VMM_TEST_DIST").expect("VMM_TEST_DIST names the directory of the release");
     let all = fs::read_dir(dir).expect("list the release").map(|entry| entry.unwrap().path());
     let found: Vec<PathBuf> = all.filter(|path| path.to_string_lossy().ends_with(end)).collect();
     let [file] = &found[..] else { panic!("{end}: {found:?}") };
     file.clone()
 }
 
-/// Runs a command that succeeds and returns what it prints.
+/// Runs a command that must succeed, and returns its output.
 fn ok(program: &str, words: &[&str]) -> String {
     check_output(Command::new(program).args(words))
 }
@@ -36,10 +36,10 @@ fn docker(words: &[&str]) -> Finished {
 }
 
 #[test]
-fn docker_runs_containers_with_the_installed_package_and_nothing_is_left_of_it() {
+fn docker_runs_containers_with_the_package_and_its_removal_leaves_nothing() {
     let package = release("_amd64.deb");
-    let package = package.to_str().expect("the path is text");
-    // Triggers would have man-db read every page of the machine again.
+    let package = package.to_str().expect("the path is UTF-8");
+    // Triggers would make man-db read every manual page of the machine.
     ok("dpkg", &["--no-triggers", "--install", package]);
     let files = ok("dpkg", &["--listfiles", "vmm"]);
     let version = ok("/usr/bin/vmm", &["--version"]);
@@ -47,10 +47,10 @@ fn docker_runs_containers_with_the_installed_package_and_nothing_is_left_of_it()
     ok("dpkg", &["--verify", "vmm"]);
     manual_and_completion_are_found();
 
-    // As the documentation has it: the example, a daemon with nothing else, `--runtime vmm`.
-    fs::create_dir_all("/etc/docker").expect("make Docker's folder");
+    // As in the documentation: the example configuration, a daemon without flags, and `--runtime vmm`.
+    fs::create_dir_all("/etc/docker").expect("create Docker's directory");
     fs::copy(format!("{DOC}/examples/daemon.json"), SETTINGS).expect("copy the example");
-    let dir = TempDir::new().expect("make a folder");
+    let dir = TempDir::new().expect("create a directory");
     let daemon = Daemon::start(Command::new("/usr/sbin/dockerd"), &dir.path().join("log"), "API listen on");
     docker_runs_a_container(dir.path());
     drop(daemon);
@@ -60,7 +60,7 @@ fn docker_runs_containers_with_the_installed_package_and_nothing_is_left_of_it()
         files.lines().filter(|file| file.contains("vmm") && Path::new(file).exists()).collect();
     assert!(left.is_empty(), "left: {left:?}");
     assert!(files.contains("/usr/bin/vmm\n") && files.contains(&format!("{DOC}/copyright\n")), "{files}");
-    // Known to dpkg no more: not even as removed with its configuration kept.
+    // dpkg does not know the package, not even as removed with its configuration kept.
     assert!(!output(Command::new("dpkg-query").args(["--show", "vmm"])).status.success());
     assert!(fs::read_dir("/run/vmm").map_or(true, |mut left| left.next().is_none()));
 }
@@ -70,7 +70,7 @@ fn manual_and_completion_are_found() {
         let text = ok("gzip", &["-dc", &format!("/usr/share/man/man1/{page}.1.gz")]);
         assert!(text.contains(word), "{page}: {text}");
     }
-    // What bash does when somebody types `vmm pod ex` and the tabulator key.
+    // What bash does after `vmm pod ex` and the tab key.
     let script = "source /usr/share/bash-completion/completions/vmm\n\
                   COMP_WORDS=(vmm pod ex) COMP_CWORD=2\n_vmm vmm ex pod\necho \"${COMPREPLY[@]}\"";
     assert_eq!(ok("bash", &["-c", script]), "exec\n");
@@ -85,20 +85,23 @@ fn docker_runs_a_container(dir: &Path) {
     busybox_rootfs(&rootfs);
     let archive = dir.join("box.tar");
     check_output(Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&archive).arg("."));
-    docker(&["import", archive.to_str().expect("the path is text"), "box"]).code(0);
+    docker(&["import", archive.to_str().expect("the path is UTF-8"), "box"]).code(0);
     let run = ["run", "--rm", "--network", "none", "--runtime", "vmm", "box", "sh", "-c"];
     let script = "uname -r; echo failed >&2; exit 7";
     let run = docker(&[&run[..], &[script]].concat()).code(7).stderr("failed\n");
     let host = ok("uname", &["-r"]);
-    assert!(!run.text().is_empty() && run.text() != host.trim(), "not in a machine of its own: {run}");
+    assert!(
+        !run.text().is_empty() && run.text() != host.trim(),
+        "the container has the host's kernel: {run}"
+    );
 }
 
 #[test]
-fn the_tarball_has_the_package_s_files_and_runs_from_any_folder() {
+fn the_tarball_has_the_package_s_files_and_runs_from_any_directory() {
     let sums = release("SHA256SUMS");
-    let dir = sums.parent().expect("it is in a folder");
+    let dir = sums.parent().expect("the file has a directory");
     check_output(Command::new("sha256sum").args(["--check", "--quiet"]).arg(&sums).current_dir(dir));
-    let prefix = TempDir::new().expect("make a folder");
+    let prefix = TempDir::new().expect("create a directory");
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(prefix.path()).arg("--strip-components=1").arg("-xf").arg(release(".tar.gz"));
     check_output(&mut tar);

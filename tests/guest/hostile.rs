@@ -1,6 +1,6 @@
-//! An agent that means no good: process 1 of the guest, with the real agent's ports.
+//! A hostile agent: PID 1 of the guest, with the real agent's ports.
 //!
-//! `guest hostile SCENARIO` does its worst and then does nothing more: how the run ends is the host's to say.
+//! `guest hostile SCENARIO` plays a scenario and then stays silent, so that the host ends the run.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,16 +14,16 @@ use agent_proto::payload::{Container, Exit, ProcessEvent, Ready};
 use agent_proto::stream::encode_header;
 use rustix::mount::{MountFlags, mount};
 
-/// The first process's name.
+/// Name of the init process.
 const PROCESS: &str = "init";
-/// The stream of the first process's standard output.
+/// Stream of the init process's standard output.
 const STDOUT: u64 = 1;
 
-/// Plays `scenario` to its end, and then stays silent.
+/// Plays `scenario`, and then stays silent.
 pub fn run(scenario: &str) -> ! {
     for (kind, target) in [("devtmpfs", "/dev"), ("sysfs", "/sys")] {
-        fs::create_dir_all(target).expect("make a mount point");
-        // The kernel may have mounted it itself.
+        fs::create_dir_all(target).expect("create a mount point");
+        // The kernel may have mounted it already.
         let _ = mount(kind, target, kind, MountFlags::empty(), None);
     }
     let mut peer =
@@ -34,7 +34,7 @@ pub fn run(scenario: &str) -> ! {
     }
 }
 
-/// Opens the port called `name`, once it is there.
+/// Opens the port called `name` when it exists.
 fn port(name: &str) -> File {
     loop {
         for number in 1..16 {
@@ -58,14 +58,14 @@ impl Peer {
     fn play(&mut self, scenario: &str) {
         let mut noise = Noise::new();
         match scenario {
-            "noise" => self.say(&noise.bytes(64 << 10)),
+            "noise" => self.send(&noise.bytes(64 << 10)),
             "noise-after-ready" => {
                 self.ready();
-                self.say(&noise.bytes(64 << 10));
+                self.send(&noise.bytes(64 << 10));
             }
             "length" => {
                 self.ready();
-                self.say(&[0, 0, 0, 9, 0xff, 0xff, 0xff, 0xff]);
+                self.send(&[0, 0, 0, 9, 0xff, 0xff, 0xff, 0xff]);
             }
             "order" => {
                 self.ready();
@@ -73,7 +73,7 @@ impl Peer {
             }
             "half-a-frame" => {
                 self.ready();
-                self.say(&[0, 0, 0, 9, 0, 1]);
+                self.send(&[0, 0, 0, 9, 0, 1]);
             }
             "flood" => {
                 self.ready();
@@ -94,7 +94,7 @@ impl Peer {
                 self.obey_before(Code::NewContainer);
                 self.trickle();
             }
-            // No worse than a mirror: what the bench of round trips compares the agent with.
+            // Not hostile: the bench of round trips compares it with the agent.
             "echo" => {
                 let mut buffer = [0; 4096];
                 loop {
@@ -109,10 +109,10 @@ impl Peer {
         }
     }
 
-    /// Plays a scenario that begins when the container is said to run.
+    /// Plays a scenario that begins after the reply that the container runs.
     fn play_later(&mut self, scenario: &str, container: &str) {
         match scenario {
-            // It pauses, so that what waits in a paused container can be looked at.
+            // It answers PAUSE, for tests of a paused container.
             "silent" => loop {
                 let frame = self.next();
                 if frame.code == Code::Pause as u32 {
@@ -122,7 +122,7 @@ impl Peer {
             "trickle" => {
                 self.trickle();
             }
-            // Everything is done at once, and nothing ends.
+            // It acknowledges every command, and no process ends.
             "acks" => loop {
                 let frame = self.next();
                 self.frame(Code::Ack, frame.id, b"");
@@ -161,7 +161,7 @@ impl Peer {
         }
     }
 
-    fn say(&mut self, bytes: &[u8]) {
+    fn send(&mut self, bytes: &[u8]) {
         self.control.write_all(bytes).expect("write to the control port");
     }
 
@@ -175,10 +175,10 @@ impl Peer {
         let mut bytes = Vec::new();
         let frame = ControlFrame { code: code as u32, id, payload: payload.to_vec() };
         frame.encode(self.codec.is_extended(), &mut bytes);
-        self.say(&bytes);
+        self.send(&bytes);
     }
 
-    /// Says that all is well until the container is said to run, and returns its name.
+    /// Acknowledges every command up to NEWCONTAINER. Returns the container's name.
     fn obey(&mut self) -> String {
         let frame = self.obey_before(Code::NewContainer);
         self.frame(Code::Ack, frame.id, b"");
@@ -186,7 +186,7 @@ impl Peer {
         spec.id
     }
 
-    /// Says that all is well until the command `last`, which is left unanswered.
+    /// Acknowledges every command before `last`, which it returns.
     fn obey_before(&mut self, last: Code) -> ControlFrame {
         self.ready();
         // The host's first frame, EXTEND, is in the base form.
@@ -201,7 +201,7 @@ impl Peer {
         }
     }
 
-    /// Hears everything and says nothing.
+    /// Reads everything and answers nothing.
     fn ignore(&mut self) -> ! {
         let mut buffer = [0; 4096];
         loop {
@@ -209,12 +209,12 @@ impl Peer {
         }
     }
 
-    /// Says one frame that does not end, a byte a second.
+    /// Sends one byte per second of a frame, and never the whole frame.
     fn trickle(&mut self) -> ! {
         let mut frame = vec![0; 1 << 16];
         frame[..8].copy_from_slice(&[0, 0, 0, Code::Ack as u8, 0, 1, 0, 0]);
         for byte in frame {
-            self.say(&[byte]);
+            self.send(&[byte]);
             std::thread::sleep(std::time::Duration::from_secs(1));
         }
         self.ignore()
@@ -243,7 +243,7 @@ fn event(container: &str, exit: Exit) -> Vec<u8> {
     serde_json::to_vec(&event).expect("print an event")
 }
 
-/// Xorshift: the same noise in every run.
+/// Pseudo-random bytes (xorshift), the same in every run.
 struct Noise(u64);
 
 impl Noise {

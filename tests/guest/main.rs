@@ -1,8 +1,9 @@
-//! Runs inside the container: does what programs do to files and asserts what they rely on.
+//! The program that tests run in the guest. Its checks use files like other programs and assert what these rely on.
 //!
-//! `guest CHECK` works in the current folder and prints `ok`; a broken expectation panics with its line. `guest hostile
-//! SCENARIO` takes the agent's place. `guest echo`, `datagrams`, `drain` and `pour` are ends of connections.
-// UNSAFETY: mmap(2), whose shared mappings are what one of the checks is about, and ioperm(2), which no crate here has.
+//! `guest CHECK` works in the current directory and prints `ok`, or panics. `guest hostile SCENARIO` replaces the agent.
+//! `guest echo`, `datagrams`, `drain` and `pour` are ends of connections.
+// UNSAFETY: mmap(2), because one of the checks is about shared mappings, and ioperm(2), for which no dependency has a
+// function.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +16,7 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 mod hostile;
 mod network;
 
-/// Entries in the large directory: several readdir replies' worth.
+/// Entries of the large directory, which need several READDIR replies.
 const MANY: usize = 1500;
 
 fn main() {
@@ -43,7 +44,7 @@ fn main() {
     println!("ok");
 }
 
-/// The machine's I/O ports, among them the one that tells the host how far the boot is, are nobody's without SYS_RAWIO.
+/// Without CAP_SYS_RAWIO a process cannot use I/O ports, such as the port of the boot's marks.
 fn ports() {
     const IOPERM: isize = 173;
     const EPERM: isize = 1;
@@ -67,13 +68,13 @@ fn open_new(name: &str) -> File {
     OpenOptions::new().read(true).write(true).create_new(true).open(name).unwrap()
 }
 
-/// apt, mkstemp users, `cat <<EOF`: a file lives on without a name.
+/// apt, users of mkstemp, here documents: an unlinked file can be used while it is open.
 fn unlinked() {
     let mut file = open_new("u");
     file.write_all(b"before").unwrap();
     fs::remove_file("u").unwrap();
-    let found = file.metadata().unwrap();
-    assert_eq!((found.len(), found.nlink()), (6, 0));
+    let metadata = file.metadata().unwrap();
+    assert_eq!((metadata.len(), metadata.nlink()), (6, 0));
     file.set_len(3).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 3);
     file.seek(SeekFrom::End(0)).unwrap();
@@ -86,11 +87,11 @@ fn unlinked() {
     assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
     // A new file of the same name is another file.
     fs::write("u", "new").unwrap();
-    assert_ne!(fs::metadata("u").unwrap().ino(), found.ino());
+    assert_ne!(fs::metadata("u").unwrap().ino(), metadata.ino());
     assert_eq!(file.metadata().unwrap().len(), 8);
 }
 
-/// dpkg, editors: the new file takes the name while the old one is still open.
+/// dpkg, editors: a rename replaces a file that is open, and the old file stays readable.
 fn renamed_over() {
     fs::write("old", "old").unwrap();
     let mut open = File::open("old").unwrap();
@@ -112,13 +113,13 @@ fn renamed_over() {
     assert_eq!(refused, Err(rustix::io::Errno::EXIST));
 }
 
-/// Databases, rpm, ldconfig: memory and file are one.
-/// With `synced`, what was written to the mapping is synced before it is read.
+/// Databases, rpm, ldconfig: a shared mapping and its file are coherent. With `synced` the mapping is synced before the file
+/// is read.
 fn mapped(synced: bool) {
     const LEN: usize = 1 << 20;
     let file = open_new("m");
     file.set_len(LEN as u64).unwrap();
-    // SAFETY: a fresh shared mapping of a file that nothing truncates while it is mapped; only this function has it.
+    // SAFETY: a new shared mapping of a file that is not truncated meanwhile. Only this function uses it.
     let bytes = unsafe {
         let flags = MapFlags::SHARED;
         let at =
@@ -127,7 +128,7 @@ fn mapped(synced: bool) {
     };
     bytes[5000..5005].copy_from_slice(b"hello");
     if synced {
-        // SAFETY: the mapping above, whole.
+        // SAFETY: this is the whole mapping from above.
         unsafe { rustix::mm::msync(bytes.as_mut_ptr().cast(), LEN, MsyncFlags::SYNC).unwrap() };
     }
     let mut piece = [0; 5];
@@ -135,7 +136,7 @@ fn mapped(synced: bool) {
     assert_eq!(&piece, b"hello");
     file.write_all_at(b"world", 9000).unwrap();
     assert_eq!(&bytes[9000..9005], b"world");
-    // SAFETY: the mapping above, whole.
+    // SAFETY: this is the whole mapping from above.
     unsafe { rustix::mm::msync(bytes.as_mut_ptr().cast(), LEN, MsyncFlags::SYNC).unwrap() };
     let mut again = [0; 5];
     File::open("m").unwrap().read_exact_at(&mut again, 5000).unwrap();
@@ -176,9 +177,9 @@ fn sparse() {
     let file = open_new("s");
     file.write_all_at(b"end", 64 * MIB).unwrap();
     file.sync_all().unwrap();
-    let found = file.metadata().unwrap();
-    assert_eq!(found.len(), 64 * MIB + 3);
-    assert!(found.blocks() * 512 < MIB, "{} blocks", found.blocks());
+    let metadata = file.metadata().unwrap();
+    assert_eq!(metadata.len(), 64 * MIB + 3);
+    assert!(metadata.blocks() * 512 < MIB, "{} blocks", metadata.blocks());
     assert_eq!(rustix::fs::seek(&file, Whence::Data(0)).unwrap(), 64 * MIB);
     assert_eq!(rustix::fs::seek(&file, Whence::Hole(0)).unwrap(), 0);
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 2 * MIB).unwrap();
@@ -204,7 +205,7 @@ fn many() {
     assert!(!fs::exists("many").unwrap());
 }
 
-/// Log writers: two descriptors append to one file and overwrite nothing.
+/// Log writers: appends through two descriptors overwrite nothing.
 fn appended() {
     let mut one = OpenOptions::new().append(true).create(true).open("l").unwrap();
     let mut two = OpenOptions::new().append(true).open("l").unwrap();
@@ -218,7 +219,7 @@ fn appended() {
     assert_eq!(fs::read_to_string("l").unwrap(), "x");
 }
 
-/// dpkg's and databases' locks exclude another opening of the file.
+/// dpkg, databases: a lock excludes another open file description.
 fn locked() {
     let one = open_new("k");
     let two = File::open("k").unwrap();

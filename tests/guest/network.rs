@@ -4,12 +4,12 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// The longest that a datagram is waited for; one may be lost.
+/// Maximum time for the answer to a datagram, either of which may be lost.
 const ANSWER: Duration = Duration::from_secs(2);
-/// How often one that is lost is sent again.
+/// How often a datagram is sent until its answer arrives.
 const ATTEMPTS: usize = 20;
 
-/// Sends every datagram back to where it came from, for ever.
+/// Returns every datagram to its sender, forever.
 pub fn echo(address: &str) {
     let socket = UdpSocket::bind(address).unwrap();
     println!("ready");
@@ -20,7 +20,7 @@ pub fn echo(address: &str) {
     }
 }
 
-/// Sends datagrams of many lengths, some of them longer than a packet, and expects each back.
+/// Sends datagrams of many lengths, some of them longer than a packet, and asserts that each is returned.
 pub fn datagrams(address: &str) {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(address).unwrap();
@@ -32,17 +32,17 @@ pub fn datagrams(address: &str) {
             socket.send(&datagram).unwrap();
             socket.recv(&mut answer).is_ok_and(|count| answer[..count] == datagram)
         });
-        assert!(arrived, "a datagram of {len} bytes");
+        assert!(arrived, "a datagram of {len} bytes is not answered");
     }
 }
 
-/// Bytes of a block: a number, and then what repeats only in the next one.
+/// Size of a block in bytes: a number, and pseudo-random bytes that are the same in each block.
 const BLOCK: usize = 1 << 18;
 
-/// How long the rest of a load may take when the last of it has been written.
+/// Maximum time for the delivery of a load after its last write.
 const DELIVERY_MAX: Duration = Duration::from_secs(60);
 
-/// Makes `block` the `number`-th of a load.
+/// Writes the number of a block.
 fn number(block: &mut [u8], number: u64) {
     block[..8].copy_from_slice(&number.to_le_bytes());
 }
@@ -56,7 +56,7 @@ fn block() -> Vec<u8> {
     (0..BLOCK).map(|_| next()).collect()
 }
 
-/// Takes the load of one connection, expects it to the byte, and says how long it took.
+/// Receives the load of one connection, asserts that it is complete, and prints how long it took.
 pub fn drain(address: &str, mib: &str) {
     let listener = TcpListener::bind(address).unwrap();
     println!("ready");
@@ -65,13 +65,13 @@ pub fn drain(address: &str, mib: &str) {
     for at in 0..blocks(mib) {
         number(&mut expected, at);
         stream.read_exact(&mut arrived).unwrap();
-        assert!(arrived == expected, "block {at} is another");
+        assert!(arrived == expected, "block {at} differs");
     }
-    assert_eq!(stream.read(&mut arrived).unwrap(), 0, "more than was expected");
+    assert_eq!(stream.read(&mut arrived).unwrap(), 0, "the load is longer than expected");
     println!("{mib} MiB in {} ms", start.elapsed().as_millis());
 }
 
-/// Sends a load over one connection, and ends when the other side has it: a guest's kernel may go with its last process.
+/// Sends a load over one connection. Returns after its delivery: a guest may end with its last process, and drop the rest.
 pub fn pour(address: &str, mib: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     rustix::net::sockopt::set_socket_linger(&stream, Some(DELIVERY_MAX)).unwrap();
