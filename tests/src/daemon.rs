@@ -1,4 +1,4 @@
-//! An engine's daemon: started with a log of its own, ready when the log says so, killed when it is dropped.
+//! An engine's daemon: its log says when it is ready, and it is stopped on drop.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The longest that a daemon may take to be ready or to end.
+/// Maximum time for a daemon to become ready.
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// How much of the log is shown where a case failed, in lines.
+/// Number of lines of the log that are printed after a failed case.
 const LOG_LINES: usize = 25;
 
-/// A daemon that runs.
+/// A running daemon.
 pub struct Daemon {
     child: Child,
     log: PathBuf,
 }
 
 impl Daemon {
-    /// Starts `command`, whose standard error goes to `log`, and waits until a line of it holds `ready`.
+    /// Starts `command` with its standard error in the file `log`, and waits until a line of it contains `ready`.
     pub fn start(mut command: Command, log: &Path, ready: &'static str) -> Daemon {
         let mut child = command
             .stdin(Stdio::null())
@@ -32,14 +32,14 @@ impl Daemon {
             .spawn()
             .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let lines = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
-        let mut file = File::options().create(true).append(true).open(log).expect("make the log");
+        let mut file = File::options().create(true).append(true).open(log).expect("open the log");
         let (send, receive) = channel();
         thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
-                // A log that cannot be written is no reason to stop the daemon.
+                // The daemon continues if its log cannot be written.
                 writeln!(file, "{line}").ok();
                 if line.contains(ready) {
-                    // Whoever waited may have given up.
+                    // The receiver is gone after the first message or the deadline.
                     send.send(()).ok();
                 }
             }
@@ -48,21 +48,21 @@ impl Daemon {
             Ok(()) => Daemon { child, log: log.to_owned() },
             Err(error) => {
                 drop(child.kill());
-                let why = match error {
+                let what = match error {
                     RecvTimeoutError::Timeout => "is not ready",
                     RecvTimeoutError::Disconnected => "has ended",
                 };
-                panic!("{command:?} {why}:\n{}", tail(log));
+                panic!("{command:?} {what}:\n{}", tail(log));
             }
         }
     }
 
-    /// Prints the end of its log.
+    /// Prints the end of the log.
     pub fn show_log(&self) {
         eprintln!("--- the end of {}\n{}", self.log.display(), tail(&self.log));
     }
 
-    /// Ends it with `signal` and waits for that.
+    /// Sends `signal` to the daemon and waits for its end.
     pub fn end(&mut self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("signal the daemon");

@@ -1,4 +1,4 @@
-//! An initramfs with another process 1 than the agent.
+//! An initramfs whose PID 1 is not the agent.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,21 +7,21 @@ use tempfile::TempDir;
 
 use crate::check_output;
 
-/// An archive with one program and nothing else; it goes away with this.
+/// An archive with one program. It is removed on drop.
 pub struct Initrd {
     _dir: TempDir,
     path: String,
 }
 
 impl Initrd {
-    /// Packs `program` as `/name`, and as `/init` too.
+    /// Packs `program` as `/name` and `/init`.
     pub fn new(program: &Path, name: &str) -> Initrd {
-        let dir = TempDir::new().expect("make a folder for the initramfs");
+        let dir = TempDir::new().expect("create a directory for the initramfs");
         let script = "cd \"$1\" && mkdir -p root/dev && cp \"$2\" \"root/$3\" && cd root && ln \"$3\" init && \
                       find . | cpio --quiet -o -H newc > ../initrd";
         let words = ["-c", script, "sh"];
         check_output(Command::new("sh").args(words).arg(dir.path()).arg(program).arg(name));
-        let path = dir.path().join("initrd").into_os_string().into_string().expect("a folder of plain name");
+        let path = dir.path().join("initrd").into_os_string().into_string().expect("the path is UTF-8");
         Initrd { _dir: dir, path }
     }
 

@@ -1,7 +1,7 @@
-//! What the whole-VM tests stand on: bundles made on the spot, and `vmm` run on them with a deadline.
+//! Fixtures of the whole-VM tests: bundles, and runs of `vmm` with a deadline.
 //!
-//! The program under test is `$VMM_PROGRAM`. `cargo xtask test` builds it and runs the tests on this machine's KVM, or
-//! in the emulated KVM host where that cannot run a guest.
+//! The program under test is `$VMM_PROGRAM`. `cargo xtask test` builds it and runs the tests on this machine's KVM, or in
+//! the emulated KVM host if this machine's KVM cannot run a guest.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,14 +14,16 @@ use tempfile::TempDir;
 mod daemon;
 mod initrd;
 mod process;
+mod state;
 mod terminal;
 
 pub use daemon::Daemon;
 pub use initrd::Initrd;
 pub use process::{Finished, Running, check_output, output, status, wait};
+pub use state::StateDir;
 pub use terminal::{ConsoleSocket, Controller, Terminal};
 
-/// What container engines give a container that asks for nothing.
+/// The capabilities that container engines give by default.
 const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -39,15 +41,20 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// Returns the program under test.
+/// Returns the path of the program under test.
 pub fn program() -> PathBuf {
     PathBuf::from(std::env::var_os("VMM_PROGRAM").expect("VMM_PROGRAM names the program under test"))
 }
 
-/// Makes a root file system of static busybox with two users, root and ann, in `rootfs`.
+/// Returns the path of the program that tests run in the guest, built from tests/guest.
+pub fn guest_program() -> PathBuf {
+    PathBuf::from(std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest"))
+}
+
+/// Creates a root file system of static busybox with the users root and ann in `rootfs`.
 pub fn busybox_rootfs(rootfs: &Path) {
     for part in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "mnt"] {
-        fs::create_dir_all(rootfs.join(part)).expect("make the root file system");
+        fs::create_dir_all(rootfs.join(part)).expect("create the root file system");
     }
     fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("copy /bin/busybox");
     let list = check_output(Command::new("/bin/busybox").arg("--list"));
@@ -62,27 +69,28 @@ pub fn busybox_rootfs(rootfs: &Path) {
     fs::write(rootfs.join("etc/group"), "root:x:0:\nann:x:1000:\nwheel:x:10:ann\n").expect("write group");
 }
 
-/// An OCI bundle in a folder of its own, which goes away with it.
+/// An OCI bundle in its own directory, which is removed on drop.
 pub struct Bundle {
     dir: TempDir,
-    /// The `config.json` to be.
+    /// Contents of `config.json`.
     pub config: Value,
     flags: Vec<String>,
 }
 
 impl Bundle {
-    /// A bundle of static busybox that runs `args`, otherwise as `vmm spec` has it without a terminal.
+    /// A bundle of static busybox that runs `args` without a terminal, with a writable root and the default capabilities
+    /// of container engines. Otherwise `config.json` is that of `vmm spec`.
     pub fn new(args: &[&str]) -> Bundle {
-        let dir = TempDir::new().expect("make a folder for the bundle");
+        let dir = TempDir::new().expect("create a directory for the bundle");
         busybox_rootfs(&dir.path().join("rootfs"));
         Bundle::over(dir, args)
     }
 
     /// A bundle of a minimal Debian that runs `args`.
     pub fn debian(args: &[&str]) -> Bundle {
-        let dir = TempDir::new().expect("make a folder for the bundle");
+        let dir = TempDir::new().expect("create a directory for the bundle");
         let rootfs = dir.path().join("rootfs");
-        fs::create_dir(&rootfs).expect("make the root file system");
+        fs::create_dir(&rootfs).expect("create the root file system");
         let archive =
             std::env::var_os("VMM_TEST_DEBIAN").expect("VMM_TEST_DEBIAN names an archive of Debian");
         check_output(Command::new("tar").arg("-C").arg(&rootfs).arg("-xf").arg(archive));
@@ -107,13 +115,16 @@ impl Bundle {
         Bundle::new(&["sh", "-c", script])
     }
 
-    /// A bundle that runs one check of the program in `tests/guest`, in a folder of the share.
+    /// A bundle that runs one check of the program of tests/guest in a directory of the share.
     pub fn guest(check: &str) -> Bundle {
         let bundle = Bundle::sh(&format!("cd /mnt && exec /bin/guest {check}"));
-        let guest =
-            std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest");
-        fs::copy(guest, bundle.rootfs().join("bin/guest")).expect("copy the program for the guest");
+        bundle.copy_guest_program();
         bundle
+    }
+
+    /// Copies the program of tests/guest to `/bin/guest`.
+    pub fn copy_guest_program(&self) {
+        fs::copy(guest_program(), self.rootfs().join("bin/guest")).expect("copy the program for the guest");
     }
 
     /// Changes `config.json`.
@@ -122,12 +133,12 @@ impl Bundle {
         self
     }
 
-    /// Adds a mount at the end of the list.
+    /// Appends a mount.
     pub fn mount(self, mount: Value) -> Bundle {
         self.with(|c| c["mounts"].as_array_mut().expect("mounts is a list").push(mount))
     }
 
-    /// Drops the namespace of this kind, so that the container shares the pod's.
+    /// Removes the namespace of this kind, so that the container shares the pod's.
     pub fn share(self, kind: &str) -> Bundle {
         self.with(|c| {
             let all = c["linux"]["namespaces"].as_array_mut().expect("namespaces is a list");
@@ -141,7 +152,7 @@ impl Bundle {
         self
     }
 
-    /// The bundle's folder.
+    /// The bundle's directory.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -151,10 +162,15 @@ impl Bundle {
         self.dir.path().join("rootfs")
     }
 
-    /// Writes `config.json` and returns the command that runs the bundle.
-    pub fn command(&self) -> Command {
+    /// Writes `config.json`.
+    pub fn write(&self) {
         let text = serde_json::to_vec(&self.config).expect("print config.json");
         fs::write(self.dir.path().join("config.json"), text).expect("write config.json");
+    }
+
+    /// Writes `config.json` and returns the command that runs the bundle.
+    pub fn command(&self) -> Command {
+        self.write();
         let mut command = Command::new(program());
         command.arg("run").args(&self.flags).arg(self.dir.path());
         command

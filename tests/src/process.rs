@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The longest that one program may take, or a piece of its output: an emulated host runs a guest at a hundredth of
-/// hardware's speed. `$VMM_TEST_DEADLINE`, in seconds, says otherwise.
+/// Maximum time for a program, and for each output that a test waits for. It is long because the emulated host runs a guest
+/// at a hundredth of the speed of hardware. `$VMM_TEST_DEADLINE` sets another, in seconds.
 pub(crate) fn deadline() -> Duration {
     let seconds =
         std::env::var("VMM_TEST_DEADLINE").ok().map(|text| text.parse().expect("a number of seconds"));
@@ -22,9 +22,9 @@ pub(crate) fn deadline() -> Duration {
 pub struct Finished {
     /// The program's own status.
     pub status: ExitStatus,
-    /// All that came from its standard output.
+    /// Everything from its standard output.
     pub stdout: Vec<u8>,
-    /// All that came from its standard error.
+    /// Everything from its standard error.
     pub stderr: Vec<u8>,
 }
 
@@ -50,19 +50,19 @@ impl Finished {
         self
     }
 
-    /// Asserts that standard error is one line that holds each of `parts`.
+    /// Asserts that standard error is a message of `vmm` that contains each of `parts`.
     #[track_caller]
     pub fn says(self, parts: &[&str]) -> Finished {
         let text = String::from_utf8_lossy(&self.stderr).into_owned();
         for part in parts {
-            // The guest's words for an error begin with a small letter, the host's with a capital.
+            // The guest's errors begin with a lower-case letter, those of the host's libc with a capital.
             assert!(text.to_lowercase().contains(&part.to_lowercase()), "no {part:?} in {self}");
         }
         assert!(text.starts_with("vmm: "), "{self}");
         self
     }
 
-    /// Standard output as text, without the last line's end.
+    /// Standard output as text, without the last newline.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
@@ -76,7 +76,7 @@ impl std::fmt::Display for Finished {
     }
 }
 
-/// A `vmm` that runs, with pipes for its standard streams.
+/// A running program with pipes for its standard streams.
 pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -95,21 +95,21 @@ impl Running {
         Running { stdin: child.stdin.take(), stdout: child.stdout.take(), child }
     }
 
-    /// The process.
+    /// The program's process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends `signal` (`TERM` and so on) to the process.
+    /// Sends a signal, such as `TERM`, to the program.
     pub fn signal(&self, signal: &str) {
         check_output(Command::new("/bin/busybox").args(["kill", "-s", signal, &self.pid().to_string()]));
     }
 
-    /// Writes `input` from a thread of its own and then closes standard input.
+    /// Writes `input` in another thread, and then closes standard input.
     pub fn feed(mut self, input: &[u8]) -> Running {
         let mut stdin = self.stdin.take().expect("standard input is open");
         let input = input.to_vec();
-        // A container that ends without reading its input is no fault: the broken pipe is dropped.
+        // A container may end without reading its input, so a broken pipe is not an error.
         thread::spawn(move || drop(stdin.write_all(&input)));
         self
     }
@@ -120,7 +120,7 @@ impl Running {
         stdin.write_all(input).expect("write to the program under test");
     }
 
-    /// Reads standard output up to and with the first line that holds `mark`, and returns it.
+    /// Reads standard output up to the end of `mark`, and returns it.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
         let mut stdout = self.stdout.take().expect("standard output is open");
@@ -136,19 +136,19 @@ impl Running {
             }
             drop(send.send((seen, stdout)));
         });
-        let (seen, stdout) = self.within(&receive, "the expected output");
+        let (seen, stdout) = self.within(&receive, &format!("output {mark:?}"));
         self.stdout = Some(stdout);
         let seen = String::from_utf8_lossy(&seen).into_owned();
         assert!(seen.contains(mark), "output ended before {mark:?}: {seen:?}");
         seen
     }
 
-    /// Hands standard output over, for a reader of the test's own.
+    /// Returns standard output, for a test that reads it itself.
     pub fn take_stdout(&mut self) -> ChildStdout {
         self.stdout.take().expect("standard output is open")
     }
 
-    /// Kills the program, whatever it is at.
+    /// Kills the program.
     pub fn stop(mut self) {
         self.child.kill().expect("kill the program under test");
         self.child.wait().expect("wait for the program under test");
@@ -173,12 +173,12 @@ impl Running {
             stderr.read_to_end(&mut all).expect("read standard error");
             drop(send.send((all, out.join().expect("the reader does not panic"))));
         });
-        let (stderr, stdout) = self.within(&receive, "the end");
+        let (stderr, stdout) = self.within(&receive, "end of the program");
         let status = self.child.wait().expect("wait for the program under test");
         Finished { status, stdout, stderr }
     }
 
-    /// Receives, or kills the program and fails at the deadline.
+    /// Receives from a reader. At the deadline, kills the program and fails.
     #[track_caller]
     fn within<T>(&mut self, receive: &Receiver<T>, what: &str) -> T {
         let deadline = deadline();
@@ -186,14 +186,14 @@ impl Running {
             Ok(value) => value,
             Err(RecvTimeoutError::Timeout) => {
                 self.child.kill().expect("kill the program under test");
-                panic!("no sign of {what} after {} s", deadline.as_secs());
+                panic!("no {what} within {} s", deadline.as_secs());
             }
-            Err(RecvTimeoutError::Disconnected) => panic!("the reader of {what} panicked"),
+            Err(RecvTimeoutError::Disconnected) => panic!("no {what}: the reader panicked"),
         }
     }
 }
 
-/// Runs `command` to its end without input and reads its output; kills it and fails at the deadline.
+/// Runs `command` without input and returns its output. At the deadline, kills it and fails.
 #[track_caller]
 pub fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -201,19 +201,19 @@ pub fn output(command: &mut Command) -> Output {
     by_deadline(child.id(), move || child.wait_with_output())
 }
 
-/// Runs `command` to its end without its output; kills it and fails at the deadline.
+/// Runs `command` and returns its status. At the deadline, kills it and fails.
 #[track_caller]
 pub fn status(command: &mut Command) -> ExitStatus {
     wait(command.spawn().expect("start a command"))
 }
 
-/// Waits for the end of `child`; kills it and fails at the deadline.
+/// Waits for the end of `child`. At the deadline, kills it and fails.
 #[track_caller]
 pub fn wait(mut child: Child) -> ExitStatus {
     by_deadline(child.id(), move || child.wait())
 }
 
-/// Waits for a process with `wait` from a thread of its own; kills it and fails at the deadline.
+/// Waits for a process by calling `wait` in another thread. At the deadline, kills it and fails.
 #[track_caller]
 fn by_deadline<T: Send + 'static>(pid: u32, wait: impl FnOnce() -> io::Result<T> + Send + 'static) -> T {
     let (send, receive) = channel();
@@ -223,10 +223,10 @@ fn by_deadline<T: Send + 'static>(pid: u32, wait: impl FnOnce() -> io::Result<T>
     }
     let pid = Pid::from_raw(pid.try_into().expect("a process id")).expect("a process id");
     let _ = kill_process(pid, Signal::KILL);
-    panic!("process {pid:?} has not ended after {} s", deadline().as_secs());
+    panic!("process {pid:?} has not ended within {} s", deadline().as_secs());
 }
 
-/// Runs `command`, fails if it did not succeed, and returns its standard output.
+/// Runs `command`, asserts that it succeeds, and returns its standard output.
 #[track_caller]
 pub fn check_output(command: &mut Command) -> String {
     let output = output(command);

@@ -1,4 +1,4 @@
-//! A program on a pseudo-terminal whose other end the test holds.
+//! Programs on a pseudo-terminal that the test controls.
 
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
@@ -18,7 +18,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::process::deadline;
 
-/// The end of a terminal at which people sit.
+/// The controlling end of a pseudo-terminal, which types and reads like a user.
 pub struct Controller {
     file: File,
     pieces: Receiver<Vec<u8>>,
@@ -36,12 +36,12 @@ impl Controller {
         self.file.write_all(keys.as_bytes()).expect("type");
     }
 
-    /// Changes the size, which the kernel tells the program with SIGWINCH.
+    /// Resizes the terminal. The kernel sends SIGWINCH to the program.
     pub fn resize(&mut self, rows: u16, columns: u16) {
         tcsetwinsize(&self.file, size(rows, columns)).expect("size the terminal");
     }
 
-    /// Waits until the output holds `mark` beyond what was waited for before, and returns all up to it.
+    /// Waits for `mark` in the output after the last one, and returns the output up to its end.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
         self.look_for(mark).unwrap_or_else(|what| panic!("{what}; the terminal shows {:?}", self.seen))
@@ -65,7 +65,7 @@ impl Controller {
     }
 }
 
-/// The terminal and the program that runs on it.
+/// A terminal and the program that runs on it.
 pub struct Terminal {
     controller: Controller,
     user: OwnedFd,
@@ -73,7 +73,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Runs `command` as a session's leader on a new terminal of this size.
+    /// Runs `command` as a session leader on a new terminal of this size.
     pub fn start(command: &Command, rows: u16, columns: u16) -> Terminal {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("open a pseudo-terminal");
         grantpt(&controller).expect("grant the terminal");
@@ -100,12 +100,12 @@ impl Terminal {
         self.controller.type_keys(keys);
     }
 
-    /// Changes the size, which the kernel tells the program with SIGWINCH.
+    /// Resizes the terminal. The kernel sends SIGWINCH to the program.
     pub fn resize(&mut self, rows: u16, columns: u16) {
         self.controller.resize(rows, columns);
     }
 
-    /// Waits until the output holds `mark` beyond what was waited for before, and returns all up to it.
+    /// Waits for `mark` in the output after the last one, and returns the output up to its end.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
         match self.controller.look_for(mark) {
@@ -114,7 +114,7 @@ impl Terminal {
         }
     }
 
-    /// Whether the terminal echoes and edits lines, as a shell leaves it.
+    /// Whether the terminal echoes and edits lines, as in a shell.
     pub fn is_cooked(&self) -> bool {
         let modes = tcgetattr(self.user.as_fd()).expect("read the terminal's modes").local_modes;
         modes.contains(LocalModes::ICANON | LocalModes::ECHO)
@@ -125,7 +125,7 @@ impl Terminal {
         self.child.id()
     }
 
-    /// Waits for the program's end.
+    /// Waits for the end of the program.
     #[track_caller]
     pub fn finish(&mut self) -> ExitStatus {
         let pid = self.child.id();
@@ -145,7 +145,7 @@ impl Terminal {
     }
 }
 
-/// A socket on which one terminal's controller is expected, as engines' shims have it.
+/// A console socket as engines' shims create it, which receives one terminal's controlling end.
 pub struct ConsoleSocket(Receiver<File>);
 
 impl ConsoleSocket {
@@ -160,14 +160,14 @@ impl ConsoleSocket {
         ConsoleSocket(receive)
     }
 
-    /// Waits for the controller.
+    /// Waits for the controlling end.
     #[track_caller]
     pub fn take(self) -> Controller {
-        Controller::new(self.0.recv_timeout(deadline()).expect("the terminal comes"))
+        Controller::new(self.0.recv_timeout(deadline()).expect("the terminal arrives"))
     }
 }
 
-/// Takes the controller of a terminal that is sent over a socket.
+/// Receives the controlling end of a terminal from a socket.
 fn receive_terminal(socket: &UnixStream) -> File {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -179,14 +179,14 @@ fn receive_terminal(socket: &UnixStream) -> File {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    File::from(sent.expect("a descriptor comes along"))
+    File::from(sent.expect("the message has a descriptor"))
 }
 
 fn size(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-/// Reads the controller's end from a thread of its own; the channel closes where reading does.
+/// Reads the terminal in another thread. The channel closes at the end of the output.
 fn read_pieces(mut controller: File) -> Receiver<Vec<u8>> {
     let (send, receive) = channel();
     thread::spawn(move || {
