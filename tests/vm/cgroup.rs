@@ -1,22 +1,23 @@
-//! A machine's cgroup on the host.
+//! The cgroup of a machine on the host, and limits of its containers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tests::{Bundle, Running, check_output, program};
+use tests::{Bundle, Running};
 
 use crate::lifecycle::Container;
+use crate::pods::Pod;
 
-/// Where the host has its tree.
+/// Mount point of the host's cgroups.
 const TREE: &str = "/sys/fs/cgroup";
-/// A container's limit, and what a machine of 64 MiB more 1 MiB for pages and 32 MiB for its kernel may take on the host.
+/// A container's memory limit.
 const LIMIT: u64 = 64 << 20;
+/// The memory limit of its machine on the host: guest memory (the container's limit, 1 MiB for page tables and 32 MiB for
+/// the kernel), 2 MiB for the host's page tables, and 48 MiB for the monitor.
 const MACHINE: u64 = (97 + 2 + 48) << 20;
 
-/// A cgroup of a test's own, which goes with it.
+/// A parent cgroup that no other test uses. It is removed on drop.
 struct Parent(String);
 
 impl Parent {
@@ -47,7 +48,7 @@ impl Drop for Parent {
 }
 
 #[test]
-fn the_monitor_with_all_its_threads_is_in_the_cgroup_with_its_limits() {
+fn all_threads_of_the_monitor_are_in_the_limited_cgroup() {
     let parent = Parent::new("limits");
     let resources = json!({
         "memory": {"limit": LIMIT, "reservation": 1 << 20},
@@ -58,7 +59,7 @@ fn the_monitor_with_all_its_threads_is_in_the_cgroup_with_its_limits() {
     let script = "nproc; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; read x";
     let bundle = parent.bundle(script, resources);
     let mut running = bundle.start();
-    // One CPU of the host's is one of the machine's; what the container may use is kept in the guest.
+    // The machine has as many vCPUs as the cgroup has CPUs. The guest enforces the container's limits.
     assert!(running.wait_for("\n100\n").starts_with(&format!("1\n{LIMIT}\n")));
     let tasks = fs::read_dir(format!("/proc/{}/task", running.pid())).unwrap();
     let cgroups: Vec<String> =
@@ -78,7 +79,7 @@ fn the_monitor_with_all_its_threads_is_in_the_cgroup_with_its_limits() {
 }
 
 #[test]
-fn a_container_that_uses_all_its_memory_leaves_its_monitor_alive() {
+fn a_container_over_its_memory_limit_does_not_kill_its_monitor() {
     let parent = Parent::new("memory");
     let script = "tail -n 1 /dev/zero; echo $? is the code; read x";
     let bundle = parent.bundle(script, json!({"memory": {"limit": LIMIT}}));
@@ -91,7 +92,7 @@ fn a_container_that_uses_all_its_memory_leaves_its_monitor_alive() {
 }
 
 #[test]
-fn what_the_host_cannot_keep_is_named_and_leaves_nothing() {
+fn a_limit_that_the_host_lacks_is_refused_and_leaves_nothing() {
     let parent = Parent::new("refused");
     let run = parent.bundle("true", json!({"unified": {"misc.wonder": "1"}})).run().code(125);
     let errors = String::from_utf8_lossy(&run.stderr);
@@ -103,7 +104,7 @@ fn what_the_host_cannot_keep_is_named_and_leaves_nothing() {
 }
 
 #[test]
-fn a_cgroup_with_processes_is_not_taken() {
+fn a_cgroup_with_processes_is_refused() {
     let parent = Parent::new("busy");
     let bundle = parent.bundle("echo here; read x", json!({}));
     let mut first = bundle.start();
@@ -113,51 +114,16 @@ fn a_cgroup_with_processes_is_not_taken() {
     first.finish().code(1);
 }
 
-/// A pod of one container in the background.
-struct One {
-    dir: TempDir,
-    _image: Bundle,
-}
-
-impl One {
-    fn start() -> One {
-        let (one, image) = (TempDir::new().unwrap(), Bundle::new(&["true"]));
-        let container = json!({
-            "name": "c", "image": image.rootfs(), "command": ["sleep", "1000"],
-            "envs": [{"env": "PATH", "value": "/bin"}]
-        });
-        let pod = json!({"id": "c", "resource": {"memory": 128}, "containers": [container]});
-        fs::write(one.path().join("pod.json"), pod.to_string()).unwrap();
-        let one = One { dir: one, _image: image };
-        let file = one.dir.path().join("pod.json");
-        check_output(one.command(&["pod"]).args(["run", "-d"]).arg(file));
-        one
-    }
-
-    /// `vmm` with these words and then the state's directory.
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command.args(words).arg("--root").arg(self.dir.path().join("state"));
-        command
-    }
-
-    fn update(&self, words: &[&str]) -> Output {
-        tests::output(self.command(&["update"]).args(words).arg("c"))
-    }
-
-    fn exec(&self, script: &str) -> String {
-        check_output(self.command(&["pod"]).args(["exec", "c", "c", "sh", "-c", script]))
-    }
-}
-
-impl Drop for One {
-    fn drop(&mut self) {
-        tests::output(self.command(&["pod"]).args(["rm", "--force", "c"]));
-    }
+/// A pod in the background whose only container, `p`, sleeps.
+fn sleeping_pod() -> Pod {
+    let pod = Pod::new();
+    let container = pod.container("p", "exec sleep 1000", json!({}));
+    pod.detach(json!({"resource": {"memory": 128}, "containers": [container]}));
+    pod
 }
 
 #[test]
-fn a_period_alone_leaves_the_quota() {
+fn a_new_period_keeps_the_quota() {
     let parent = Parent::new("period");
     let container = Container::new(parent.bundle("exec sleep 1000", json!({"cpu": {"quota": 70000}})));
     container.create();
@@ -175,22 +141,18 @@ fn a_period_alone_leaves_the_quota() {
 }
 
 #[test]
-fn a_container_that_runs_gets_other_limits_and_tells_what_it_uses() {
-    let one = One::start();
-    let updated = one.update(&["--pids-limit", "9", "--memory", "32m", "--cpu-quota", "70000"]);
-    assert!(updated.status.success(), "{updated:?}");
+fn limits_of_a_running_container_are_updated_and_its_usage_is_reported() {
+    let pod = sleeping_pod();
+    pod.state.out(&["update", "--pids-limit", "9", "--memory", "32m", "--cpu-quota", "70000", "p"]);
     let files = "cd /sys/fs/cgroup; cat pids.max memory.max cpu.max";
-    assert_eq!(one.exec(files), "9\n33554432\n70000 100000\n");
-    assert!(one.update(&["--pids-limit", "-1"]).status.success());
-    assert_eq!(one.exec(files), "max\n33554432\n70000 100000\n");
-    let refused = one.update(&["--memory", "1g"]);
-    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
-    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(text.contains("are more than the 128 MiB of the container's virtual machine"), "{text}");
+    assert_eq!(pod.exec_out("p", files), "9\n33554432\n70000 100000\n");
+    pod.state.out(&["update", "--pids-limit", "-1", "p"]);
+    assert_eq!(pod.exec_out("p", files), "max\n33554432\n70000 100000\n");
+    let error = pod.state.error(125, &["update", "--memory", "1g", "p"]);
+    assert!(error.contains("are more than the 128 MiB of the container's virtual machine"), "{error}");
 
-    let report: Value =
-        serde_json::from_str(&check_output(one.command(&["events"]).args(["--stats", "c"]))).unwrap();
-    assert_eq!((&report["type"], &report["id"]), (&json!("stats"), &json!("c")));
+    let report: Value = serde_json::from_str(&pod.state.out(&["events", "--stats", "p"])).unwrap();
+    assert_eq!((&report["type"], &report["id"]), (&json!("stats"), &json!("p")));
     let data = &report["data"];
     assert_eq!(data["memory"]["usage"]["limit"], 32 << 20);
     let used = data["memory"]["usage"]["usage"].as_u64().unwrap();
@@ -200,15 +162,13 @@ fn a_container_that_runs_gets_other_limits_and_tells_what_it_uses() {
 }
 
 #[test]
-fn a_container_whose_memory_was_short_is_told_of() {
-    let one = One::start();
-    assert!(one.update(&["--memory", "16m"]).status.success());
-    let mut command = one.command(&["events"]);
-    command.args(["--interval", "100ms", "c"]);
-    let mut events = Running::start(command);
+fn an_out_of_memory_kill_is_reported_as_an_event() {
+    let pod = sleeping_pod();
+    pod.state.out(&["update", "--memory", "16m", "p"]);
+    let mut events = Running::start(pod.state.command(&["events", "--interval", "100ms", "p"]));
     events.wait_for("stats");
-    assert_eq!(one.exec("tail -n 1 /dev/zero; echo $?"), "137\n");
-    events.wait_for(r#"{"id":"c","type":"oom"}"#);
-    check_output(one.command(&["pod"]).args(["rm", "--force", "c"]));
+    assert_eq!(pod.exec_out("p", "tail -n 1 /dev/zero; echo $?"), "137\n");
+    events.wait_for(r#"{"id":"p","type":"oom"}"#);
+    pod.state.out(&["pod", "rm", "--force", "p"]);
     events.finish().code(0).stderr("");
 }

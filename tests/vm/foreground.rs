@@ -1,18 +1,18 @@
-//! What other commands see of a container that `vmm run` has in the foreground, and what is left of it.
+//! A container of `vmm run` in the foreground: other commands reach it, and its end leaves nothing.
 
-use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
-use tests::{Bundle, Running, program};
+use serde_json::Value;
+use tests::{Bundle, Running, StateDir, program};
+
+use crate::hooks::{RecordingHooks, with_failing_hook};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A container in the foreground with a state directory of its own.
+/// A bundle, and the state directory in which it runs as container `c`.
 struct Foreground {
-    root: TempDir,
+    state: StateDir,
     bundle: Bundle,
 }
 
@@ -22,105 +22,73 @@ impl Foreground {
     }
 
     fn new(bundle: Bundle) -> Foreground {
-        Foreground { root: TempDir::new().expect("make a folder"), bundle }
+        Foreground { state: StateDir::new(), bundle }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command.arg("--root").arg(self.root.path().join("state")).args(words).stdin(Stdio::null());
-        command
-    }
-
-    /// `vmm run` as container `c`.
+    /// `vmm run` of the bundle as container `c`.
     fn run(&self) -> Command {
-        self.bundle.command();
-        let mut command = self.command(&["run", "--bundle"]);
+        self.bundle.write();
+        let mut command = self.state.command(&["run", "--bundle"]);
         command.arg(self.bundle.path()).arg("c");
         command
     }
 
-    /// The output of a command that succeeds.
+    /// Waits until `vmm state` reports this status. Output of the container may arrive before its state is written.
     #[track_caller]
-    fn out(&self, words: &[&str]) -> String {
-        let output = tests::output(&mut self.command(words));
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {} {error}", output.status);
-        String::from_utf8(output.stdout).expect("output is text")
-    }
-
-    /// Waits until `vmm state` has this status. The container's output may arrive before the state is written.
-    #[track_caller]
-    fn awaits(&self, status: &str) -> Value {
+    fn wait_for_status(&self, status: &str) -> Value {
         let until = Instant::now() + DEADLINE;
         loop {
-            let state: Value = serde_json::from_str(&self.out(&["state", "c"])).expect("a state");
+            let state: Value =
+                serde_json::from_str(&self.state.out(&["state", "c"])).expect("parse the state");
             if state["status"] == status {
                 return state;
             }
             assert!(Instant::now() < until, "{state}");
         }
     }
-
-    /// The names of the containers that are left.
-    fn left(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.root.path().join("state")).into_iter().flatten();
-        let names = entries.map(|entry| entry.expect("list").file_name().into_string().expect("a name"));
-        names.filter(|name| !name.starts_with('.')).collect()
-    }
 }
 
 #[test]
 fn other_commands_reach_it_and_nothing_is_left() {
-    let container = Foreground::sh("echo up; trap 'exit 7' TERM; while :; do read x; done");
+    // `up` comes after the trap: init processes ignore signals for which they have no handler.
+    let container = Foreground::sh("trap 'exit 7' TERM; echo up; while :; do read x; done");
     let mut run = Running::start(container.run());
     run.wait_for("up");
-    let state = container.awaits("running");
+    let state = container.wait_for_status("running");
     assert_eq!(state["pid"].as_u64(), Some(run.pid().into()));
-    assert_eq!(container.out(&["list", "--quiet"]), "c\n");
-    assert_eq!(container.out(&["exec", "c", "echo", "hello"]), "hello\n");
-    container.out(&["pause", "c"]);
-    container.awaits("paused");
-    container.out(&["resume", "c"]);
-    assert!(container.out(&["ps", "c"]).contains(&run.pid().to_string()));
-    assert!(container.out(&["events", "--stats", "c"]).contains("\"memory\""));
-    container.out(&["kill", "c", "TERM"]);
-    // A trap runs between two commands of the shell.
+    let state = &container.state;
+    assert_eq!(state.out(&["list", "--quiet"]), "c\n");
+    assert_eq!(state.out(&["exec", "c", "echo", "hello"]), "hello\n");
+    state.out(&["pause", "c"]);
+    container.wait_for_status("paused");
+    state.out(&["resume", "c"]);
+    assert!(state.out(&["ps", "c"]).contains(&run.pid().to_string()));
+    assert!(state.out(&["events", "--stats", "c"]).contains("\"memory\""));
+    state.out(&["kill", "c", "TERM"]);
+    // The shell runs its trap when `read` returns, here or at the end of the input.
     run.write(b"\n");
     run.finish().code(7);
-    assert_eq!(container.left(), [""; 0]);
+    assert_eq!(state.names(), [""; 0]);
 }
 
 #[test]
-fn hooks_run_in_the_specification_s_order_with_the_state() {
-    let folder = TempDir::new().expect("make a folder");
-    let out = folder.path().join("out");
-    let hook = |name: &str| {
-        let script = format!("echo {name} $(grep -o '\"status\":\"[a-z]*\"') >> {}", out.display());
-        json!([{"path": "/bin/busybox", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
-    };
-    let kinds = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-    let hooks: Value = kinds.iter().map(|kind| ((*kind).to_owned(), hook(kind))).collect();
-    let container = Foreground::new(Bundle::sh("exit 3").with(|config| config["hooks"] = hooks));
+fn run_passes_hooks_the_state_in_the_specification_s_order() {
+    let hooks = RecordingHooks::new();
+    let container = Foreground::new(hooks.of(Bundle::sh("exit 3")));
     Running::start(container.run()).finish().code(3);
-    let text = fs::read_to_string(&out).expect("read what the hooks wrote");
-    let states = ["creating", "creating", "creating", "created", "running", "stopped"];
-    let expected: String =
-        kinds.iter().zip(states).map(|(kind, state)| format!("{kind} \"status\":\"{state}\"\n")).collect();
-    assert_eq!(text, expected);
-    assert_eq!(container.left(), [""; 0]);
+    assert_eq!(hooks.statuses(), ["creating", "creating", "creating", "created", "running", "stopped"]);
+    assert_eq!(container.state.names(), [""; 0]);
 }
 
 #[test]
-fn a_hook_that_fails_ends_the_run_and_nothing_is_left() {
-    let hook =
-        json!({"createRuntime": [{"path": "/bin/busybox", "args": ["sh", "-c", "echo no >&2; exit 4"]}]});
-    let container = Foreground::new(Bundle::sh("true").with(|config| config["hooks"] = hook));
+fn a_failed_hook_ends_the_run_and_leaves_nothing() {
+    let container = Foreground::new(with_failing_hook());
     Running::start(container.run()).finish().code(125).says(&["createRuntime hook /bin/busybox", "no"]);
-    assert_eq!(container.left(), [""; 0]);
+    assert_eq!(container.state.names(), [""; 0]);
 }
 
 #[test]
-fn an_id_is_taken_once_and_one_that_nobody_chose_is_nobody_s() {
+fn a_given_id_is_unique_and_a_container_without_one_is_not_registered() {
     let container = Foreground::sh("echo up; read x");
     let start = |command| {
         let mut run = Running::start(command);
@@ -130,35 +98,35 @@ fn an_id_is_taken_once_and_one_that_nobody_chose_is_nobody_s() {
     let named = start(container.run());
     Running::start(container.run()).finish().code(125).says(&["container with id exists: c"]);
     let unnamed = || {
-        let mut command = container.command(&["run"]);
+        let mut command = container.state.command(&["run"]);
         command.arg(container.bundle.path());
         command
     };
     let (first, second) = (start(unnamed()), start(unnamed()));
-    assert_eq!(container.left(), ["c"]);
+    assert_eq!(container.state.names(), ["c"]);
     for mut run in [named, first, second] {
         run.write(b"\n");
         run.finish().code(0);
     }
-    assert_eq!(container.left(), [""; 0]);
+    assert_eq!(container.state.names(), [""; 0]);
 }
 
 #[test]
-fn without_a_place_for_its_state_it_runs_all_the_same() {
+fn a_container_without_an_id_needs_no_state_directory() {
     let container = Foreground::sh("echo up");
-    container.bundle.command();
+    container.bundle.write();
     let mut command = Command::new(program());
     command.args(["--root", "/proc/no/such/place", "run"]).arg(container.bundle.path());
     Running::start(command).finish().code(0).stdout("up\n").stderr("");
 }
 
 #[test]
-fn one_that_was_killed_is_gone_with_the_next_look() {
+fn list_removes_a_container_whose_process_was_killed() {
     let container = Foreground::sh("echo up; read x");
     let mut run = Running::start(container.run());
     run.wait_for("up");
     run.stop();
-    assert_eq!(container.left(), ["c"]);
-    assert_eq!(container.out(&["list", "--quiet"]), "");
-    assert_eq!(container.left(), [""; 0]);
+    assert_eq!(container.state.names(), ["c"]);
+    assert_eq!(container.state.out(&["list", "--quiet"]), "");
+    assert_eq!(container.state.names(), [""; 0]);
 }

@@ -1,80 +1,72 @@
-//! The life of an OCI container as engines drive it: this process does what their shims do, and reaps what `vmm create`
-//! leaves behind.
+//! The life of an OCI container, from create to delete. This process takes the part of an engine's shim: it runs the
+//! commands and reaps the process that `vmm create` leaves behind.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tests::{Bundle, ConsoleSocket, program};
+use tests::{Bundle, ConsoleSocket, StateDir};
+
+use crate::hooks::{RecordingHooks, with_failing_hook};
 
 pub(crate) mod faults;
 
-/// The longest wait for a process's end.
+/// Maximum time for a process to end.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// A container `c` with a state directory of its own; what of it still runs goes with it.
+/// Container `c` in a state directory that no other test uses. It is deleted on drop.
 pub(crate) struct Container {
-    dir: TempDir,
+    pub(crate) state: StateDir,
     bundle: Bundle,
 }
 
 impl Container {
     pub(crate) fn new(bundle: Bundle) -> Container {
-        // Whoever `vmm create` leaves behind is ours to reap, as it is a shim's.
+        // The processes that `vmm create` forks become children of this process, as of an engine's shim.
         set_child_subreaper(Some(rustix::process::getpid())).expect("become a subreaper");
-        Container { dir: TempDir::new().expect("make a folder"), bundle }
+        Container { state: StateDir::new(), bundle }
     }
 
     fn sh(script: &str) -> Container {
         Container::new(Bundle::sh(script))
     }
 
+    /// The path of a file next to the state directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.state.beside(name)
     }
 
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command.arg("--root").arg(self.path("state")).args(words).stdin(Stdio::null());
-        command
+        self.state.command(words)
     }
 
-    fn output(&self, words: &[&str]) -> Output {
-        tests::output(&mut self.command(words))
-    }
-
-    /// The output of a command that succeeds.
+    /// Returns what a command that succeeds prints.
     #[track_caller]
     pub(crate) fn out(&self, words: &[&str]) -> String {
-        let output = self.output(words);
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {} {error}", output.status);
-        String::from_utf8(output.stdout).expect("output is text")
+        self.state.out(words)
     }
 
-    /// The error of a command that fails with `code`.
+    /// Returns the error message of a command that fails with `code`.
     #[track_caller]
     pub(crate) fn error(&self, code: i32, words: &[&str]) -> String {
-        let output = self.output(words);
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
-        text
+        self.state.error(code, words)
     }
 
-    /// `vmm create` with more flags, and files for standard output and error.
+    /// Runs `vmm create` with these additional flags and returns its exit code.
     fn try_create(&self, flags: &[&str]) -> i32 {
         self.run_create(self.command(&["create"]).args(flags))
     }
 
+    /// Runs a `vmm create` with the bundle, the id, and files for its pid, standard output and error. Returns its exit
+    /// code.
     pub(crate) fn run_create(&self, create: &mut Command) -> i32 {
-        self.bundle.command();
-        let file = |name: &str| File::create(self.path(name)).expect("make a file");
+        self.bundle.write();
+        let file = |name: &str| File::create(self.path(name)).expect("create a file");
         create.arg("--bundle").arg(self.bundle.path()).arg("--pid-file").arg(self.path("pid")).arg("c");
         create.stdout(file("stdout")).stderr(file("stderr"));
         tests::status(create).code().expect("it exits")
@@ -85,7 +77,7 @@ impl Container {
         self.create_with(&[])
     }
 
-    /// `vmm create` with a machine's settings from the environment.
+    /// Creates the container with settings of the machine in environment variables. Returns its process.
     #[track_caller]
     pub(crate) fn create_with(&self, settings: &[(&str, &str)]) -> Pid {
         let code = self.run_create(self.command(&["create"]).envs(settings.iter().copied()));
@@ -102,17 +94,18 @@ impl Container {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
+    /// What `vmm state` prints.
     #[track_caller]
-    fn state(&self) -> Value {
+    fn oci_state(&self) -> Value {
         serde_json::from_str(&self.out(&["state", "c"])).expect("parse the state")
     }
 
     #[track_caller]
     pub(crate) fn status(&self) -> String {
-        self.state()["status"].as_str().expect("a status").to_owned()
+        self.oci_state()["status"].as_str().expect("a status").to_owned()
     }
 
-    /// Whether nothing of it is left in the state directory.
+    /// Whether the container's directory was removed.
     pub(crate) fn is_gone(&self) -> bool {
         !self.path("state/c").exists()
     }
@@ -120,28 +113,28 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        self.output(&["delete", "--force", "c"]);
+        self.state.output(&["delete", "--force", "c"]);
     }
 }
 
-/// Reaps a process that was left to us; returns its exit code, or the signal that ended it.
+/// Waits for the end of a child process. Returns its exit code, or the signal that terminated it.
 #[track_caller]
 pub(crate) fn reap(pid: Pid) -> Result<i32, i32> {
     let (send, receive) = channel();
     thread::spawn(move || {
-        // Whoever waited may have given up.
+        // The receiver is gone after the deadline.
         send.send(waitpid(Some(pid), WaitOptions::empty())).ok();
     });
-    let waited = receive.recv_timeout(DEADLINE).expect("the process ends").expect("it is ours to reap");
-    let (_, status) = waited.expect("its status");
-    status.exit_status().ok_or_else(|| status.terminating_signal().expect("a signal"))
+    let waited = receive.recv_timeout(DEADLINE).expect("the process ends").expect("the process is a child");
+    let (_, status) = waited.expect("waitpid returns a status");
+    status.exit_status().ok_or_else(|| status.terminating_signal().expect("a signal terminated it"))
 }
 
 #[test]
 fn a_container_lives_from_create_to_delete() {
     let container = Container::sh("trap 'echo bye; exit 7' TERM; echo hello; while :; do sleep 1; done");
     let pid = container.create();
-    let state = container.state();
+    let state = container.oci_state();
     assert_eq!((&state["status"], &state["id"]), (&json!("created"), &json!("c")));
     assert_eq!(state["pid"], json!(pid.as_raw_nonzero().get()));
     assert_eq!(state["bundle"], json!(container.bundle.path()));
@@ -160,7 +153,7 @@ fn a_container_lives_from_create_to_delete() {
     container.out(&["kill", "c"]);
     assert_eq!(reap(pid), Ok(7));
     assert_eq!(container.read("stdout"), "hello\nbye\n");
-    let state = container.state();
+    let state = container.oci_state();
     assert_eq!((&state["status"], &state["pid"]), (&json!("stopped"), &json!(0)));
     assert!(container.error(1, &["kill", "c"]).contains("container not running"));
     container.out(&["delete", "c"]);
@@ -169,7 +162,7 @@ fn a_container_lives_from_create_to_delete() {
 }
 
 #[test]
-fn the_monitor_s_own_signals_go_to_the_container_and_its_death_is_its_end() {
+fn signals_to_the_monitor_reach_the_container_and_sigkill_ends_both() {
     let container = Container::sh("echo up; exec sleep 1000");
     let pid = container.create();
     container.out(&["start", "c"]);
@@ -182,7 +175,7 @@ fn the_monitor_s_own_signals_go_to_the_container_and_its_death_is_its_end() {
 }
 
 #[test]
-fn a_container_that_never_starts_ends_when_it_is_killed() {
+fn a_container_that_was_never_started_ends_when_it_is_killed() {
     let container = Container::sh("echo never");
     let pid = container.create();
     assert_ne!(container.try_create(&[]), 0);
@@ -191,7 +184,7 @@ fn a_container_that_never_starts_ends_when_it_is_killed() {
     assert_eq!(reap(pid), Ok(137));
     container.out(&["delete", "c"]);
     container.out(&["delete", "--force", "c"]);
-    // A container that is created is deleted without force, as with runc.
+    // As with runc, a created container can be deleted without force.
     let pid = container.create();
     container.out(&["delete", "c"]);
     assert_eq!(reap(pid), Err(9));
@@ -200,66 +193,56 @@ fn a_container_that_never_starts_ends_when_it_is_killed() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_told_in_the_words_that_engines_know() {
-    let told = "exec: \"no-such-program\": executable file not found in $PATH";
+fn a_missing_program_is_reported_with_runc_s_text() {
+    let text = "exec: \"no-such-program\": executable file not found in $PATH";
     let container = Container::new(Bundle::new(&["no-such-program"]));
     assert_eq!(container.try_create(&[]), 1);
-    assert!(container.read("stderr").contains(told), "{}", container.read("stderr"));
+    assert!(container.read("stderr").contains(text), "{}", container.read("stderr"));
     assert!(container.is_gone());
-    // Where a mount might bring it, the guest finds out.
+    // A mount might contain the program, so the guest looks for it at the start.
     let mount = json!({"destination": "/opt", "type": "tmpfs", "source": "tmpfs"});
     let container = Container::new(Bundle::new(&["no-such-program"]).mount(mount));
     let pid = container.create();
     let error = container.error(1, &["start", "c"]);
-    assert!(error.contains(told), "{error}");
+    assert!(error.contains(text), "{error}");
     reap(pid).unwrap_or_default();
     assert_eq!(container.status(), "stopped");
 }
 
 #[test]
-fn hooks_run_in_the_specification_s_order_with_the_state() {
-    let folder = TempDir::new().expect("make a folder");
-    let out = folder.path().join("out");
-    let hook = |name: &str| {
-        let script = format!("echo {name} $(grep -o '\"status\":\"[a-z]*\"') >> {}", out.display());
-        json!([{"path": "/bin/busybox", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
-    };
-    let kinds = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-    let hooks: Value = kinds.iter().map(|kind| ((*kind).to_owned(), hook(kind))).collect();
-    let container = Container::new(Bundle::sh("exit 3").with(|config| config["hooks"] = hooks));
+fn create_start_and_delete_pass_hooks_the_state_in_the_specification_s_order() {
+    let hooks = RecordingHooks::new();
+    let container = Container::new(hooks.of(Bundle::sh("exit 3")));
     let pid = container.create();
     container.out(&["start", "c"]);
     assert_eq!(reap(pid), Ok(3));
     container.out(&["delete", "c"]);
-    let text = fs::read_to_string(&out).expect("read what the hooks wrote");
-    let names: Vec<_> = text.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
-    assert_eq!(names, kinds, "{text}");
-    assert!(text.contains("prestart \"status\":\"creating\""), "{text}");
-    assert!(text.contains("startContainer \"status\":\"created\""), "{text}");
-    assert!(text.contains("poststop \"status\":\"stopped\""), "{text}");
+    let statuses = hooks.statuses();
+    assert_eq!(statuses[..4], ["creating", "creating", "creating", "created"]);
+    // The container may end before its poststart hook runs.
+    assert!(["running", "stopped"].contains(&statuses[4].as_str()), "{statuses:?}");
+    assert_eq!(statuses[5], "stopped");
 }
 
 #[test]
-fn a_hook_that_fails_fails_the_creation_and_nothing_is_left() {
-    let hook =
-        json!({"createRuntime": [{"path": "/bin/busybox", "args": ["sh", "-c", "echo no >&2; exit 4"]}]});
-    let container = Container::new(Bundle::sh("true").with(|config| config["hooks"] = hook));
+fn a_failed_hook_fails_create_and_leaves_nothing() {
+    let container = Container::new(with_failing_hook());
     let log = container.path("log");
-    container.bundle.command();
+    container.bundle.write();
     let mut create = container.command(&["--log"]);
     create.arg(&log).args(["--log-format", "json", "create", "--bundle"]);
     let status = tests::status(create.arg(container.bundle.path()).arg("c"));
     assert_eq!(status.code(), Some(1));
     let line: Value = serde_json::from_str(container.read("log").trim()).expect("a line of JSON");
     assert_eq!(line["level"], json!("error"));
-    let told = line["msg"].as_str().expect("a message");
-    assert!(told.contains("createRuntime hook /bin/busybox: exit status: 4: no"), "{told}");
+    let message = line["msg"].as_str().expect("a message");
+    assert!(message.contains("createRuntime hook /bin/busybox: exit status: 4: no"), "{message}");
     assert!(container.is_gone());
 }
 
 #[test]
-fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
-    // A trap runs between commands alone: a signal just before a read would wait for what is read.
+fn the_console_socket_gets_a_terminal_that_can_be_resized() {
+    // A shell runs traps between commands only: after a signal just before `read` it would wait for input.
     let script = "trap 'new=1' WINCH; stty size; until [ \"$new\" ]; do :; done; stty size; \
                   read line; echo got-$line; read line; exit 5";
     let container = Container::new(Bundle::sh(script).with(|config| {
@@ -267,18 +250,18 @@ fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
         config["process"]["consoleSize"] = json!({"height": 12, "width": 34});
     }));
     let (first, second) = (container.path("first.sock"), container.path("second.sock"));
-    let taken = ConsoleSocket::at(&first);
-    assert_eq!(container.try_create(&["--console-socket", first.to_str().expect("a text")]), 0);
+    let socket = ConsoleSocket::at(&first);
+    assert_eq!(container.try_create(&["--console-socket", first.to_str().expect("the path is UTF-8")]), 0);
     let pid = container.pid("pid");
-    let mut controller = taken.take();
+    let mut controller = socket.take();
     container.out(&["start", "c"]);
     controller.wait_for("12 34");
     controller.resize(20, 50);
     controller.wait_for("20 50");
     controller.type_keys("key\n");
     controller.wait_for("got-key");
-    // A further program, left behind with a terminal of its own.
-    let taken = ConsoleSocket::at(&second);
+    // A detached exec process with its own terminal.
+    let socket = ConsoleSocket::at(&second);
     let process = json!({
         "terminal": true, "args": ["sh", "-c", "tty; read line; exit 6"], "cwd": "/", "env": ["PATH=/bin"],
         "user": {"uid": 0, "gid": 0}
@@ -289,7 +272,7 @@ fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
     exec.arg("--pid-file").arg(container.path("exec.pid")).arg("c");
     assert!(tests::status(&mut exec).success());
     let stub = container.pid("exec.pid");
-    let mut other = taken.take();
+    let mut other = socket.take();
     other.wait_for("/dev/pts/");
     other.type_keys("\n");
     assert_eq!(reap(stub), Ok(6));
@@ -298,7 +281,7 @@ fn a_terminal_goes_over_the_console_socket_and_follows_its_size() {
 }
 
 #[test]
-fn a_program_left_behind_goes_with_the_process_that_stands_for_it() {
+fn killing_the_stub_of_a_detached_exec_process_kills_the_process() {
     let container = Container::sh("while [ ! -e /tmp/over ]; do sleep 1; done; exit 0");
     let pid = container.create();
     container.out(&["start", "c"]);
@@ -317,13 +300,14 @@ fn a_program_left_behind_goes_with_the_process_that_stands_for_it() {
 }
 
 #[test]
-fn a_container_s_process_is_in_its_cgroup_which_goes_with_delete() {
+fn the_monitor_is_in_the_container_s_cgroup_and_delete_removes_it() {
     let name = format!("vmm-test-life-{}", std::process::id());
     let bundle =
         Bundle::sh("exec sleep 100000").with(|c| c["linux"]["cgroupsPath"] = json!(format!("/{name}")));
     let container = Container::new(bundle);
     let pid = container.create();
-    let own = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).expect("read its cgroup");
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero()))
+        .expect("read the monitor's cgroup");
     assert!(own.trim_end().ends_with(&format!("/{name}")), "{own}");
     let directory = Path::new("/sys/fs/cgroup").join(&name);
     assert!(directory.exists());
@@ -337,7 +321,7 @@ fn a_container_s_process_is_in_its_cgroup_which_goes_with_delete() {
 }
 
 #[test]
-fn a_further_process_is_in_the_cgroup_that_takes_it() {
+fn an_exec_process_joins_the_cgroup_that_accepts_it() {
     let container = Container::new(Bundle::sh("exec sleep 100000").with(|c| {
         let mounts = c["mounts"].as_array_mut().expect("the bundle has mounts");
         let cgroup = mounts.iter_mut().find(|mount| mount["destination"] == "/sys/fs/cgroup");
@@ -351,7 +335,7 @@ fn a_further_process_is_in_the_cgroup_that_takes_it() {
     let error = container.error(255, &["exec", "--cgroup", "b", "c", "true"]);
     assert!(error.contains("open the container's cgroup b: no such file or directory"), "{error}");
     container.error(255, &["exec", "--cgroup", "..", "c", "true"]);
-    // What hands its controllers on may have no process of its own: neither the first, nor any further one.
+    // A cgroup that passes controllers to its children cannot contain processes, neither init nor exec processes.
     let script = "cd /sys/fs/cgroup; echo 1 > a/cgroup.procs; echo $$ > a/cgroup.procs; echo +pids > cgroup.subtree_control";
     assert_eq!(container.out(&["exec", "c", "sh", "-ec", script]), "");
     assert_eq!(container.out(&["exec", "c", "cat", "/proc/self/cgroup"]), "0::/a\n");

@@ -5,6 +5,7 @@ mod cgroup;
 mod faults;
 mod files;
 mod foreground;
+mod hooks;
 mod hostile;
 mod identity;
 mod isolation;

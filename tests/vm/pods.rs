@@ -1,43 +1,35 @@
-//! Pods: several containers in one machine, and everything that is asked of a living one.
+//! Pods: several containers in one machine, and the commands of a running pod.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tests::{Bundle, Running, Terminal, check_output, program};
+use tests::{Bundle, Running, StateDir, Terminal, check_output, program};
 
-/// Further processes in a row in one pod.
+/// Exec processes that run one after the other in one pod.
 const EXECS: usize = 200;
 /// Containers of a full pod.
 const CONTAINERS: usize = 64;
-/// Descriptors that may be on their way out when they are counted.
-const FEW: usize = 8;
-/// Memory that a pod's process may have more after many execs: what its allocator keeps.
+/// Descriptors of the pod's process that may still be open when they are counted.
+const CLOSING_MAX: usize = 8;
+/// Permitted growth of the pod's process after many exec processes: memory that its allocator keeps.
 const GROWTH_KIB: u64 = 2048;
 
-/// A pod with a state directory of its own; what of it still runs goes with it.
+/// Pod `p` in a state directory that no other test uses. It is removed on drop.
 pub(crate) struct Pod {
-    dir: TempDir,
-    /// Its image.
+    pub(crate) state: StateDir,
+    /// The bundle whose root file system the containers use.
     image: Bundle,
 }
 
 impl Pod {
     pub(crate) fn new() -> Pod {
-        let image = Bundle::new(&["true"]);
-        // A plain root file system, not a bundle.
-        Pod { dir: TempDir::new().expect("make a folder"), image }
+        Pod { state: StateDir::new(), image: Bundle::new(&["true"]) }
     }
 
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    /// A container of the image that runs `script`.
+    /// Describes a container of the image that runs `script`, with the fields of `more`.
     pub(crate) fn container(&self, name: &str, script: &str, more: Value) -> Value {
         let mut container = json!({
             "name": name, "image": self.image.rootfs(), "command": ["sh", "-c", script],
@@ -47,14 +39,14 @@ impl Pod {
         container
     }
 
+    /// `vmm pod` with these arguments.
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command.args(["pod", "--root"]).arg(self.root()).args(words);
-        command
+        self.state.command(&pod(words))
     }
 
+    /// Writes a podfile, or the description of a container. Returns its path.
     fn write(&self, name: &str, value: &Value) -> String {
-        let path = self.dir.path().join(name);
+        let path = self.state.beside(name);
         fs::write(&path, serde_json::to_vec(value).unwrap()).expect("write a podfile");
         path.display().to_string()
     }
@@ -65,7 +57,7 @@ impl Pod {
         Running::start(self.command(&["run", &path]))
     }
 
-    /// Runs the pod in the background, and returns once all its containers run.
+    /// Runs the pod in the background. Returns once all its containers run.
     #[track_caller]
     pub(crate) fn detach(&self, mut pod: Value) {
         pod["id"] = json!("p");
@@ -73,23 +65,20 @@ impl Pod {
         assert_eq!(self.out(&["run", "--detach", &path]), "p\n");
     }
 
-    /// The output of a command that succeeds.
+    /// Returns what a `vmm pod` that succeeds prints.
     #[track_caller]
     fn out(&self, words: &[&str]) -> String {
-        check_output(&mut self.command(words))
+        self.state.out(&pod(words))
     }
 
     fn output(&self, words: &[&str]) -> Output {
-        tests::output(&mut self.command(words))
+        self.state.output(&pod(words))
     }
 
-    /// The error of a command that fails with `code`.
+    /// Returns the error message of a `vmm pod` that fails with `code`.
     #[track_caller]
     fn error(&self, code: i32, words: &[&str]) -> String {
-        let output = self.output(words);
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
-        text
+        self.state.error(code, &pod(words))
     }
 
     fn exec(&self, container: &str, script: &str) -> Output {
@@ -101,60 +90,67 @@ impl Pod {
         self.out(&["exec", "p", container, "sh", "-c", script])
     }
 
-    fn state(&self) -> Value {
+    /// The pod's entry in `vmm pod list`.
+    fn listed(&self) -> Value {
         let all: Value = serde_json::from_str(&self.out(&["list", "--json"])).unwrap();
         all[0].clone()
     }
 
-    fn of_container(&self, name: &str) -> Value {
-        let state = self.state();
-        let all = state["containers"].as_array().unwrap();
+    /// A container's part of the pod's entry, or null.
+    fn listed_container(&self, name: &str) -> Value {
+        let pod = self.listed();
+        let all = pod["containers"].as_array().unwrap();
         all.iter().find(|container| container["name"] == name).cloned().unwrap_or(Value::Null)
     }
 
-    /// Follows the logs until every container has ended.
+    /// Returns the log of a container once it has ended.
     #[track_caller]
     fn wait(&self, container: &str) -> String {
         self.out(&["logs", "--follow", "p", container])
     }
 
     fn pid(&self) -> u64 {
-        self.state()["pid"].as_u64().unwrap()
+        self.listed()["pid"].as_u64().unwrap()
     }
 }
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        // A test that has failed may have left one.
-        tests::output(&mut self.command(&["rm", "--force", "p"]));
+        self.output(&["rm", "--force", "p"]);
     }
 }
 
+/// The arguments of a subcommand of `vmm pod`.
+fn pod<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    [&["pod"], words].concat()
+}
+
+/// The lines of an output, sorted.
 fn lines(text: &[u8]) -> Vec<String> {
     let mut lines: Vec<String> = String::from_utf8_lossy(text).lines().map(str::to_owned).collect();
     lines.sort();
     lines
 }
 
-/// README's example: one talks to another, one sees the others' processes, one is started again.
+/// The example of docs/pods.md.
 #[test]
-fn the_example_s_containers_talk_see_each_other_and_are_started_again() {
+fn the_example_s_containers_share_network_and_processes_and_one_is_restarted() {
     let pod = Pod::new();
-    let bin = pod.dir.path().join("rootfs/bin");
+    let bin = pod.state.beside("rootfs/bin");
     fs::create_dir_all(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-    let podfile = pod.dir.path().join("three.yaml");
+    let podfile = pod.state.beside("three.yaml");
     fs::write(&podfile, include_str!("../../resources/pods/three.yaml")).unwrap();
     let run = Running::start(pod.command(&["run", &podfile.display().to_string()])).finish().code(0);
-    let wanted = ["client | answer 1", "client | answer 2", "watcher | the server is there"];
-    assert_eq!(lines(&run.stdout), wanted, "{run}");
-    // Nothing is left of a pod in the foreground.
+    let expected = ["client | answer 1", "client | answer 2", "watcher | the server is there"];
+    assert_eq!(lines(&run.stdout), expected, "{run}");
+    // A pod in the foreground removes its directory.
     assert_eq!(pod.out(&["list", "--json"]), "[]\n");
-    assert_eq!(fs::read_dir(pod.root()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(pod.state.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn a_pod_shares_all_but_its_mounts_and_what_it_is_told_not_to() {
+fn containers_of_a_pod_share_all_namespaces_but_mounts_and_requested_own_ones() {
     let pod = Pod::new();
     let show = "for n in net ipc uts pid mnt; do readlink /proc/self/ns/$n; done; hostname";
     pod.detach(json!({"hostname": "shared", "containers": [
@@ -177,14 +173,15 @@ fn a_pod_shares_all_but_its_mounts_and_what_it_is_told_not_to() {
         pod.exec_out("a", "cat /proc/1/comm; ls /proc/1/root/ 2>/dev/null | wc -l; cat /etc/hostname"),
         "pod\n0\nshared\n"
     );
-    // Whoever is orphaned is not left a zombie.
-    assert_eq!(pod.exec_out("a", "(true & exec true); sleep 1; ps -o stat | grep -c Z; true"), "0\n");
-    // Processes of the other containers are there, the agent is not.
+    // An orphan is reaped. `cat` ends when the orphan has exited.
+    let orphan = "(true & exec true) | cat; while ps -o stat | grep -q Z; do :; done; echo reaped";
+    assert_eq!(pod.exec_out("a", orphan), "reaped\n");
+    // It sees processes of other containers, but not the agent.
     assert_eq!(pod.exec_out("a", "ps -o args | grep -c '^sleep'"), "2\n");
 }
 
 #[test]
-fn an_exec_is_the_process_that_it_runs() {
+fn pod_exec_behaves_like_the_process_that_it_runs() {
     let pod = Pod::new();
     pod.detach(
         json!({"containers": [pod.container("a", "exec sleep 10000", json!({"user": {"name": "ann"}}))]}),
@@ -213,16 +210,16 @@ fn an_exec_is_the_process_that_it_runs() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "b c\n/tmp\n0\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "e\n");
     assert_eq!(pod.exec_out("a", "id -un; id -Gn"), "ann\nann\n");
-    // Input goes through, and its end.
+    // The process reads the input and its end.
     let cat = Running::start(pod.command(&["exec", "p", "a", "cat"]));
     cat.feed(b"typed").finish().code(0).stdout("typed");
-    // A signal to the stub is the process's.
+    // The stub forwards signals.
     let script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
     let mut run = Running::start(pod.command(&["exec", "p", "a", "sh", "-c", script]));
     run.wait_for("ready\n");
     run.signal("TERM");
     run.finish().code(3).stdout("caught\n");
-    // A stub that is killed takes its process with it.
+    // Killing the stub kills the process.
     let mut run = Running::start(pod.command(&["exec", "p", "a", "sh", "-c", "echo ready; exec sleep 4321"]));
     run.wait_for("ready\n");
     run.signal("KILL");
@@ -231,11 +228,11 @@ fn an_exec_is_the_process_that_it_runs() {
 }
 
 #[test]
-fn many_execs_in_a_row_leave_nothing_behind() {
+fn two_hundred_exec_processes_leak_nothing() {
     let pod = Pod::new();
     pod.detach(json!({"containers": [pod.container("a", "exec sleep 10000", json!({}))]}));
     let pid = pod.pid();
-    let seen = || {
+    let count = || {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
@@ -246,31 +243,31 @@ fn many_execs_in_a_row_leave_nothing_behind() {
     for _ in 0..20 {
         assert_eq!(pod.exec_out("a", "echo x"), "x\n");
     }
-    let before = seen();
+    let before = count();
     for _ in 0..EXECS {
         assert_eq!(pod.exec_out("a", "echo x"), "x\n");
     }
-    let after = seen();
+    let after = count();
     assert_eq!(before.2, after.2);
-    let grew = after.0 > before.0 + FEW || after.1 > before.1 + GROWTH_KIB;
-    assert!(!grew, "{before:?} became {after:?}");
+    let grew = after.0 > before.0 + CLOSING_MAX || after.1 > before.1 + GROWTH_KIB;
+    assert!(!grew, "{before:?} before, {after:?} after");
 }
 
 #[test]
-fn a_full_pod() {
+fn a_pod_runs_64_containers() {
     let pod = Pod::new();
     let names: Vec<String> = (0..CONTAINERS).map(|number| format!("c{number}")).collect();
     let containers: Vec<Value> =
         names.iter().map(|name| pod.container(name, &format!("echo {name}"), json!({}))).collect();
     let run = pod.run(json!({"resource": {"memory": 512}, "containers": containers})).finish().code(0);
-    let mut wanted: Vec<String> = names.iter().map(|name| format!("{name} | {name}")).collect();
-    wanted.sort();
-    assert_eq!(lines(&run.stdout), wanted, "{run}");
+    let mut expected: Vec<String> = names.iter().map(|name| format!("{name} | {name}")).collect();
+    expected.sort();
+    assert_eq!(lines(&run.stdout), expected, "{run}");
 }
 
-/// A hundred MiB each way over eight streams at once, each its own bytes, one of which nobody reads until the others are done.
+/// Eight concurrent streams carry 100 MiB in each direction, each with different data. One is read only after the others.
 #[test]
-fn a_stalled_reader_stops_its_own_stream_alone() {
+fn a_reader_that_stalls_stops_only_its_own_stream() {
     const STREAMS: usize = 8;
     const BYTES: usize = (100 << 20) / STREAMS;
     let pod = Pod::new();
@@ -290,11 +287,11 @@ fn a_stalled_reader_stops_its_own_stream_alone() {
 }
 
 #[test]
-fn containers_come_and_go() {
+fn containers_are_added_to_a_running_pod_and_removed() {
     let pod = Pod::new();
     pod.detach(json!({"containers": []}));
-    assert_eq!(pod.state()["status"], "running");
-    let shared = pod.dir.path().join("data");
+    assert_eq!(pod.listed()["status"], "running");
+    let shared = pod.state.beside("data");
     fs::create_dir(&shared).unwrap();
     for turn in ["first", "second"] {
         fs::write(shared.join("f"), turn).unwrap();
@@ -306,23 +303,23 @@ fn containers_come_and_go() {
         assert!(pod.error(125, &["add", "p", &path]).contains("has a container \"late\""));
         assert!(pod.error(125, &["remove", "p", "late"]).contains("is running"));
         pod.out(&["remove", "--force", "p", "late"]);
-        assert_eq!(pod.of_container("late"), Value::Null);
+        assert_eq!(pod.listed_container("late"), Value::Null);
     }
     let path =
         pod.write("c.json", &json!({"name": "bad", "image": pod.image.rootfs(), "command": ["wonder"]}));
     assert!(pod.error(127, &["add", "p", &path]).contains("start container \"bad\""));
-    assert_eq!(pod.of_container("bad"), Value::Null);
+    assert_eq!(pod.listed_container("bad"), Value::Null);
     let path = pod.write("c.json", &json!({"name": "bad", "image": "busybox"}));
     assert!(pod.error(125, &["add", "p", &path]).contains("container.image: not supported"));
-    // A pod without containers lives until it is told to end.
+    // A pod without containers runs until it is stopped.
     pod.out(&["stop", "p"]);
-    assert_eq!(pod.state()["status"], "stopped");
+    assert_eq!(pod.listed()["status"], "stopped");
 }
 
 #[test]
-fn a_podfile_s_files_volumes_limits_and_names_are_what_the_container_finds() {
+fn a_container_gets_the_podfile_s_files_volumes_limits_and_names() {
     let pod = Pod::new();
-    let host = pod.dir.path().join("host");
+    let host = pod.state.beside("host");
     fs::create_dir(&host).unwrap();
     fs::write(host.join("f"), "host").unwrap();
     let script = "cat /text /etc/resolv.conf; stat -c '%a %u %g' /text; cat /v/f; touch /v/x 2>&1 | grep -c Read-only; \
@@ -339,12 +336,12 @@ fn a_podfile_s_files_volumes_limits_and_names_are_what_the_container_finds() {
         }))]
     }));
     let run = run.finish().code(0);
-    let wanted = "text\nnameserver 9.9.9.9\n640 5 6\nhost1\n77\n77\nCapEff:\t00000000a80425fb\n0\n0\n1\n127.0.0.1\tpp\n";
-    assert_eq!(String::from_utf8_lossy(&run.stdout), wanted, "{run}");
+    let expected = "text\nnameserver 9.9.9.9\n640 5 6\nhost1\n77\n77\nCapEff:\t00000000a80425fb\n0\n0\n1\n127.0.0.1\tpp\n";
+    assert_eq!(String::from_utf8_lossy(&run.stdout), expected, "{run}");
 }
 
 #[test]
-fn logs_are_kept_and_the_state_says_how_it_ended() {
+fn logs_and_exit_codes_outlive_the_containers() {
     let pod = Pod::new();
     pod.detach(json!({"labels": {"tier": "test"}, "containers": [
         pod.container("a", "for i in 1 2 3; do echo out$i; done; echo err >&2; exit 4", json!({})),
@@ -352,18 +349,18 @@ fn logs_are_kept_and_the_state_says_how_it_ended() {
     ]}));
     let followed = Running::start(pod.command(&["logs", "-f", "p"]));
     assert_eq!(pod.wait("a"), "out1\nout2\nout3\n");
-    assert_eq!(pod.of_container("a")["exitCode"], 4);
+    assert_eq!(pod.listed_container("a")["exitCode"], 4);
     let process = Pid::from_raw(i32::try_from(pod.pid()).unwrap()).unwrap();
     let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
     assert_eq!(pod.exec("b", "touch /dev/shm/go").status.code(), Some(0));
     let followed = followed.finish().code(0);
     assert_eq!(lines(&followed.stdout), ["a | out1", "a | out2", "a | out3", "b | b"]);
     assert_eq!(lines(&followed.stderr), ["a | err"]);
-    // Every container has ended, and with them the pod, but its logs end a little before its process.
+    // The pod has ended with its last container, but its logs end shortly before its process.
     let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
     assert_eq!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&deadline)), Ok(1));
-    let state = pod.state();
-    assert_eq!((&state["status"], &state["labels"]["tier"]), (&json!("stopped"), &json!("test")));
+    let listed = pod.listed();
+    assert_eq!((&listed["status"], &listed["labels"]["tier"]), (&json!("stopped"), &json!("test")));
     let tail = pod.output(&["logs", "--tail", "2", "p", "a"]);
     assert_eq!(lines(&tail.stdout).len() + lines(&tail.stderr).len(), 2);
     let line = pod.out(&["logs", "--timestamps", "p", "a"]);
@@ -375,15 +372,15 @@ fn logs_are_kept_and_the_state_says_how_it_ended() {
 }
 
 #[test]
-fn a_stop_signal_comes_before_the_end_and_the_end_all_the_same() {
+fn stop_sends_the_stop_signal_and_then_kills() {
     let pod = Pod::new();
-    let heeds = "trap 'echo heard; exit 0' INT; echo up; while :; do sleep 0.1; done";
+    let obeys = "trap 'echo heard; exit 0' INT; echo up; while :; do sleep 0.1; done";
     let ignores = "trap '' TERM; echo up; while :; do sleep 0.1; done";
     pod.detach(json!({"restartPolicy": "always", "containers": [
-        pod.container("a", heeds, json!({"StopSignal": "INT"})),
+        pod.container("a", obeys, json!({"StopSignal": "INT"})),
         pod.container("b", ignores, json!({})),
     ]}));
-    // Both have their traps once they say so.
+    // Each prints `up` after it has set its trap.
     for name in ["a", "b"] {
         let mut up = Running::start(pod.command(&["logs", "-f", "p", name]));
         up.wait_for("up");
@@ -395,19 +392,19 @@ fn a_stop_signal_comes_before_the_end_and_the_end_all_the_same() {
     let processes = pod.out(&["ps", "--processes", "p"]);
     assert!(processes.contains("trap 'echo heard"), "{processes}");
     pod.out(&["pause", "p", "a"]);
-    assert_eq!(pod.of_container("a")["status"], "paused");
+    assert_eq!(pod.listed_container("a")["status"], "paused");
     assert!(pod.error(125, &["exec", "p", "a", "true"]).contains("is paused"));
     pod.out(&["resume", "p", "a"]);
     assert_eq!(pod.exec_out("a", "echo on"), "on\n");
     pod.out(&["stop", "--time", "1", "p"]);
-    let state = pod.state();
-    let codes = [&state["containers"][0]["exitCode"], &state["containers"][1]["exitCode"]];
-    assert_eq!((&state["status"], codes), (&json!("stopped"), [&json!(0), &json!(137)]));
+    let listed = pod.listed();
+    let codes = [&listed["containers"][0]["exitCode"], &listed["containers"][1]["exitCode"]];
+    assert_eq!((&listed["status"], codes), (&json!("stopped"), [&json!(0), &json!(137)]));
     assert_eq!(pod.out(&["logs", "--tail", "1", "p", "a"]), "heard\n");
 }
 
 #[test]
-fn a_pod_that_is_killed_leaves_a_directory_that_can_be_removed() {
+fn a_killed_pod_leaves_a_directory_that_rm_removes() {
     let pod = Pod::new();
     pod.detach(json!({"containers": [pod.container("a", "echo said; exec sleep 10000", json!({}))]}));
     assert!(pod.error(125, &["rm", "p"]).contains("is running"));
@@ -416,16 +413,16 @@ fn a_pod_that_is_killed_leaves_a_directory_that_can_be_removed() {
     exec.wait_for("in");
     check_output(Command::new("/bin/busybox").args(["kill", "-s", "KILL", &pid]));
     exec.finish().code(125).says(&["the pod ended before it answered"]);
-    assert_eq!(pod.state()["status"], "stopped");
+    assert_eq!(pod.listed()["status"], "stopped");
     assert_eq!(pod.out(&["logs", "p"]), "said\n");
-    let path = pod.dir.path().join("pod.json").display().to_string();
+    let path = pod.state.beside("pod.json").display().to_string();
     assert!(pod.error(125, &["run", "-d", &path]).contains("vmm pod rm"));
     pod.out(&["rm", "p"]);
-    assert_eq!(fs::read_dir(pod.root()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(pod.state.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn a_pod_that_cannot_start_leaves_nothing_and_says_why() {
+fn a_pod_that_fails_to_start_reports_why_and_leaves_nothing() {
     let pod = Pod::new();
     let path = pod.write(
         "pod.json",
@@ -458,7 +455,7 @@ fn a_signal_ends_a_pod_in_the_foreground() {
 }
 
 #[test]
-fn a_terminal_of_an_exec_is_the_client_s() {
+fn an_exec_process_uses_its_client_s_terminal() {
     let pod = Pod::new();
     pod.detach(json!({"containers": [pod.container("a", "exec sleep 10000", json!({}))]}));
     let script =
@@ -474,13 +471,13 @@ fn a_terminal_of_an_exec_is_the_client_s() {
     assert!(terminal.is_cooked(), "the terminal was left raw");
 }
 
-/// The pod is a job in the background of the terminal on which its client reads.
+/// The pod is a background job of the terminal that its exec process reads.
 #[test]
-fn a_pod_in_the_background_of_its_client_s_terminal_reads_it_all_the_same() {
+fn a_background_job_s_pod_can_read_its_client_s_terminal() {
     let pod = Pod::new();
     let container = pod.container("a", "exec sleep 10000", json!({}));
     let path = pod.write("pod.json", &json!({"id": "p", "containers": [container]}));
-    let vmm = format!("{} pod --root {}", program().display(), pod.root().display());
+    let vmm = format!("{} pod --root {}", program().display(), pod.state.path().display());
     let script = format!(
         "{vmm} run {path} & until {vmm} exec p a true 2>/dev/null; do sleep 0.2; done; \
          {vmm} exec -t p a sh -c 'echo ready; read x; echo got:$x'; {vmm} stop p; wait; echo over"

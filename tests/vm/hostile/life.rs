@@ -1,27 +1,27 @@
-//! A container whose guest does not answer can be managed all the same: each command ends in time, with a code and a text that
-//! names the silence, and nothing is left.
+//! A container whose guest does not answer can be managed: each command ends in time, with an exit code and a message that
+//! names the silence, and nothing is left on the host.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tests::{Initrd, check_output};
+use tests::{Initrd, check_output, guest_program};
 
 use super::PATIENCE;
 use crate::lifecycle::faults::{in_cgroup, processes};
 use crate::lifecycle::{Container, reap};
 
-/// How long anything may take here: the agent's patience, the bounds above it, and a busy host.
+/// Maximum time for a command: the agent's time limit, the limits above it, and an allowance for a busy host.
 const BOUND: Duration = Duration::from_secs(60);
-/// How long what needs nobody's answer may take.
+/// Maximum time for a command that needs no answer of the guest.
 const AT_ONCE: Duration = Duration::from_secs(8);
-/// How a command says that the guest does not answer.
+/// The message of a command whose guest does not answer.
 const SILENT: &str = "no answer from the guest's agent for";
 
 /// A container in a cgroup, whose agent plays a scenario of tests/guest/hostile.rs.
@@ -34,15 +34,13 @@ struct Play {
 
 impl Play {
     fn new(scenario: &'static str) -> Play {
-        let guest =
-            std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest");
         static PLAYS: AtomicU32 = AtomicU32::new(0);
         let number = PLAYS.fetch_add(1, Ordering::Relaxed);
         let (container, cgroup) = in_cgroup(&format!("hostile-{scenario}-{number}"));
-        Play { container, cgroup, initrd: Initrd::new(Path::new(&guest), "guest"), scenario }
+        Play { container, cgroup, initrd: Initrd::new(&guest_program(), "guest"), scenario }
     }
 
-    /// Creates it; returns the exit code.
+    /// Creates the container. Returns the exit code.
     fn create(&self) -> i32 {
         let cmdline = format!("rdinit=/guest -- hostile {}", self.scenario);
         let mut command = self.container.command(&["create"]);
@@ -50,7 +48,7 @@ impl Play {
         self.container.run_create(command.env("VMM_AGENT_TIMEOUT", PATIENCE))
     }
 
-    /// One that runs, and its process.
+    /// A running container, and its process.
     #[track_caller]
     fn running(scenario: &'static str) -> (Play, Pid) {
         let play = Play::new(scenario);
@@ -60,24 +58,24 @@ impl Play {
         (play, pid)
     }
 
-    /// Asserts that nothing of it is left on the host.
+    /// Asserts that nothing of the container is left on the host.
     #[track_caller]
-    fn is_gone(&self) {
+    fn assert_gone(&self) {
         assert_eq!(processes(&self.container), [""; 0]);
         assert!(self.container.is_gone() && !self.cgroup.exists());
     }
 
-    /// Deletes it after its end, and looks for what is left.
+    /// Deletes the stopped container, and asserts that nothing is left.
     #[track_caller]
-    fn is_deleted(&self) {
+    fn delete(&self) {
         assert_eq!(self.container.status(), "stopped");
         self.container.out(&["delete", "c"]);
-        self.is_gone();
+        self.assert_gone();
     }
 
-    /// What can be known without anybody's answer is told at once.
+    /// Asserts that commands which need no answer of the guest report `status` at once.
     #[track_caller]
-    fn is_told(&self, status: &str) {
+    fn assert_status(&self, status: &str) {
         let start = Instant::now();
         assert_eq!(self.container.status(), status);
         assert!(self.container.out(&["list"]).contains(status));
@@ -85,9 +83,9 @@ impl Play {
         assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     }
 
-    /// Runs all of these commands at once; each fails in time, with its code, and says `part`.
+    /// Runs these commands concurrently. Asserts that each fails in time, with its exit code and a message with `part`.
     #[track_caller]
-    fn fail(&self, commands: &[&[&str]], part: &str) {
+    fn assert_fail(&self, commands: &[&[&str]], part: &str) {
         let start = Instant::now();
         let outputs: Vec<Output> = thread::scope(|scope| {
             let run = |words: &[&str]| {
@@ -112,12 +110,12 @@ impl Play {
 }
 
 #[test]
-fn a_creation_that_the_guest_does_not_answer_fails_and_leaves_nothing() {
+fn a_create_that_the_guest_does_not_answer_fails_and_leaves_nothing() {
     let play = Play::new("silent-at-pod");
     assert_eq!(play.create(), 1);
     let error = play.container.read("stderr");
     assert!(error.contains("start the pod") && error.contains(SILENT), "{error}");
-    play.is_gone();
+    play.assert_gone();
 }
 
 #[test]
@@ -125,42 +123,42 @@ fn a_start_that_the_guest_does_not_answer_fails_and_leaves_nothing() {
     for scenario in ["silent-at-start", "trickle-at-start"] {
         let play = Play::new(scenario);
         assert_eq!(play.create(), 0, "{}", play.container.read("stderr"));
-        play.is_told("created");
-        play.fail(&[&["start", "c"]], SILENT);
+        play.assert_status("created");
+        play.assert_fail(&[&["start", "c"]], SILENT);
         reap(play.container.pid("pid")).unwrap_or_default();
-        play.is_deleted();
+        play.delete();
     }
 }
 
 #[test]
-fn what_is_asked_of_a_silent_guest_is_told_of_its_silence() {
+fn commands_to_a_silent_guest_fail_in_time_and_name_the_silence() {
     for scenario in ["silent", "trickle"] {
         let (play, pid) = Play::running(scenario);
-        play.is_told("running");
+        play.assert_status("running");
         let mut commands: Vec<&[&str]> =
             vec![&["exec", "c", "true"], &["exec", "--detach", "c", "true"], &["events", "--stats", "c"]];
         commands.push(&["update", "--pids-limit", "9", "c"]);
         if scenario == "trickle" {
             commands.push(&["pause", "c"]);
         }
-        play.fail(&commands, SILENT);
+        play.assert_fail(&commands, SILENT);
         assert_eq!(reap(pid), Ok(125));
-        play.is_deleted();
+        play.delete();
     }
 }
 
 #[test]
-fn a_silent_guest_is_not_paused_for_ever() {
+fn a_resume_of_a_silent_guest_fails_in_time() {
     let (play, pid) = Play::running("silent");
     play.container.out(&["pause", "c"]);
-    play.is_told("paused");
-    play.fail(&[&["exec", "--ignore-paused", "c", "true"], &["resume", "c"]], SILENT);
+    play.assert_status("paused");
+    play.assert_fail(&[&["exec", "--ignore-paused", "c", "true"], &["resume", "c"]], SILENT);
     assert_eq!(reap(pid), Ok(125));
-    play.is_deleted();
+    play.delete();
 }
 
 #[test]
-fn a_guest_that_does_not_heed_a_kill_loses_its_machine() {
+fn a_kill_that_the_guest_ignores_ends_the_machine() {
     for scenario in ["silent", "trickle", "acks"] {
         let (play, pid) = Play::running(scenario);
         let start = Instant::now();
@@ -170,46 +168,46 @@ fn a_guest_that_does_not_heed_a_kill_loses_its_machine() {
         assert!(start.elapsed() < BOUND);
         let error = play.container.read("stderr");
         assert!(error.contains("killed, and no answer from the guest's agent for 10 s"), "{error}");
-        play.is_deleted();
+        play.delete();
     }
 }
 
 #[test]
-fn a_paused_container_that_does_not_heed_a_kill_loses_its_machine() {
+fn a_kill_that_a_paused_guest_ignores_ends_the_machine() {
     let (play, pid) = Play::running("silent");
     play.container.out(&["pause", "c"]);
     play.container.out(&["kill", "c", "KILL"]);
     assert_eq!(reap(pid), Ok(137));
-    play.is_deleted();
+    play.delete();
 }
 
 #[test]
-fn a_deletion_by_force_asks_nobody() {
+fn a_forced_delete_needs_no_answer_of_the_guest() {
     for scenario in ["silent", "trickle", "acks"] {
         let (play, pid) = Play::running(scenario);
         let start = Instant::now();
         play.container.out(&["delete", "--force", "c"]);
         assert!(start.elapsed() < BOUND);
         assert_eq!(reap(pid), Err(9));
-        play.is_gone();
+        play.assert_gone();
     }
 }
 
 #[test]
-fn a_flood_from_a_container_s_guest_is_its_end() {
+fn a_flood_of_events_ends_the_container() {
     let (play, pid) = Play::running("flood-later");
     assert_eq!(reap(pid), Ok(125));
     let error = play.container.read("stderr");
     assert!(error.contains("events"), "{error}");
-    play.is_deleted();
+    play.delete();
 }
 
-/// A process that is stopped says as little as one that a guest has found a way to hold up.
+/// A monitor that is suspended by SIGSTOP behaves like one that its guest has blocked.
 #[test]
-fn a_process_that_is_stopped_is_told_of_and_taken_away() {
+fn a_stopped_monitor_is_reported_and_can_be_killed_and_deleted() {
     let (play, pid) = Play::running("acks");
     kill_process(pid, Signal::STOP).expect("stop the container's process");
-    play.is_told("running");
+    play.assert_status("running");
     let silent = "c: no answer from its machine within 10 s";
     let commands: [&[&str]; 4] = [
         &["kill", "c", "TERM"],
@@ -217,26 +215,27 @@ fn a_process_that_is_stopped_is_told_of_and_taken_away() {
         &["update", "--pids-limit", "9", "c"],
         &["events", "--stats", "c"],
     ];
-    play.fail(&commands, silent);
-    // What it has sent of its descriptors stays open in the socket as long as that is there: a pipe would have no end.
-    let said = play.container.path("said");
+    play.assert_fail(&commands, silent);
+    // Its stderr is a file: a pipe would have no end, since its descriptors stay open in the monitor's socket.
+    let stderr = play.container.path("exec-stderr");
     let mut exec = play.container.command(&["exec", "c", "true"]);
-    exec.stdout(Stdio::null()).stderr(File::create(&said).expect("make a file"));
+    exec.stdout(Stdio::null()).stderr(File::create(&stderr).expect("create a file"));
     assert_eq!(tests::status(&mut exec).code(), Some(255));
-    assert!(play.container.read("said").contains(silent), "{}", play.container.read("said"));
+    let error = play.container.read("exec-stderr");
+    assert!(error.contains(silent), "{error}");
     play.container.out(&["delete", "--force", "c"]);
     assert_eq!(reap(pid), Err(9));
-    play.is_gone();
+    play.assert_gone();
 
     let (play, pid) = Play::running("acks");
     kill_process(pid, Signal::STOP).expect("stop the container's process");
     play.container.out(&["kill", "c", "KILL"]);
     assert_eq!(reap(pid), Err(9));
-    play.is_deleted();
+    play.delete();
 }
 
-/// What a pod says to whoever only connects, up to the connection's end.
-fn told(mut socket: UnixStream) -> String {
+/// What the pod sends to a client without a request, up to the end of the connection.
+fn answer_without_request(mut socket: UnixStream) -> String {
     let mut text = Vec::new();
     socket.set_read_timeout(Some(BOUND)).expect("set a deadline");
     socket.read_to_end(&mut text).expect("read to the end");
@@ -244,18 +243,18 @@ fn told(mut socket: UnixStream) -> String {
 }
 
 #[test]
-fn a_process_without_further_descriptors_says_so_and_can_be_ended() {
+fn a_monitor_without_free_descriptors_says_so_and_can_be_deleted() {
     let (play, pid) = Play::running("acks");
     let number = pid.as_raw_nonzero().to_string();
     let open = std::fs::read_dir(format!("/proc/{number}/fd")).expect("list descriptors").count();
     check_output(Command::new("prlimit").args(["--pid", &number, &format!("--nofile={open}:{open}")]));
     let socket = play.container.path("state/c/sandbox.sock");
-    // Those that find a place among the numbers below the limit are let go of in time, since they ask for nothing.
+    // The pod disconnects clients that it could accept after a while, because they send no request.
     let all: Vec<_> = (0..32).map(|_| UnixStream::connect(&socket).expect("connect")).collect();
-    let answers: Vec<_> = all.into_iter().map(told).collect();
+    let answers: Vec<_> = all.into_iter().map(answer_without_request).collect();
     assert!(answers.iter().any(|answer| answer.contains("no free file descriptors")), "{answers:?}");
-    play.is_told("running");
+    play.assert_status("running");
     play.container.out(&["delete", "--force", "c"]);
     assert_eq!(reap(pid), Err(9));
-    play.is_gone();
+    play.assert_gone();
 }

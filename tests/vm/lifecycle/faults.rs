@@ -1,4 +1,4 @@
-//! Faults between create and delete: the reason is told, and nothing is left.
+//! Faults between create and delete: the reason is reported, and nothing is left on the host.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
@@ -8,9 +8,9 @@ use tests::check_output;
 
 use super::*;
 
-/// The processes of the container's state directory: the program's own, by what they were called with.
+/// Command lines of the processes that have the container's state directory among their arguments.
 pub(crate) fn processes(container: &Container) -> Vec<String> {
-    let mark = container.path("state").display().to_string();
+    let mark = container.state.path().display().to_string();
     let all = fs::read_dir("/proc").expect("list processes").filter_map(Result::ok);
     let words = |entry: fs::DirEntry| {
         let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -19,44 +19,44 @@ pub(crate) fn processes(container: &Container) -> Vec<String> {
     all.map(words).filter(|words| words.contains(&mark)).collect()
 }
 
-/// Whether no such process is left.
+/// Whether no process of the container is left.
 fn no_process_is_left(container: &Container) -> bool {
     processes(container).is_empty()
 }
 
 #[test]
-fn of_two_creations_at_once_one_has_the_id() {
+fn one_of_two_concurrent_creates_gets_the_id() {
     let container = Container::sh("exit 5");
-    container.bundle.command();
+    container.bundle.write();
     let create = |file: &str| {
         let mut command = container.command(&["create", "--bundle"]);
         command.arg(container.bundle.path()).arg("--pid-file").arg(container.path(file)).arg("c");
-        let error = File::create(container.path(&format!("{file}-error"))).expect("make a file");
+        let error = File::create(container.path(&format!("{file}-error"))).expect("create a file");
         command.stdout(Stdio::null()).stderr(error).spawn().expect("start the program under test")
     };
     let codes = ["one", "two"].map(create).map(|child| tests::wait(child).code());
     assert!(codes == [Some(0), Some(1)] || codes == [Some(1), Some(0)], "{codes:?}");
-    let (made, other) = if codes[0] == Some(0) { ("one", "two-error") } else { ("two", "one-error") };
+    let (created, other) = if codes[0] == Some(0) { ("one", "two-error") } else { ("two", "one-error") };
     assert!(container.read(other).contains("container with id exists: c"), "{}", container.read(other));
     container.out(&["start", "c"]);
-    assert_eq!(reap(container.pid(made)), Ok(5));
+    assert_eq!(reap(container.pid(created)), Ok(5));
     container.out(&["delete", "c"]);
     assert!(container.is_gone() && no_process_is_left(&container));
 }
 
-/// A container with a cgroup of its own, and that cgroup.
+/// A container with a cgroup that no other test uses, and the path of that cgroup.
 pub(crate) fn in_cgroup(name: &str) -> (Container, PathBuf) {
     let place = format!("/vmm-test-{name}-{}", std::process::id());
     let bundle = Bundle::sh("sleep 1000").with(|c| c["linux"]["cgroupsPath"] = json!(place));
     (Container::new(bundle), PathBuf::from(format!("/sys/fs/cgroup{place}")))
 }
 
-/// Begins a creation, and waits until there is `step` of it in the state's directory.
+/// Begins to create the container, and waits until its directory contains `step`.
 fn begin(container: &Container, step: &str) -> Child {
-    container.bundle.command();
+    container.bundle.write();
     let mut command = container.command(&["create", "--bundle"]);
     command.arg(container.bundle.path()).arg("c").stdout(Stdio::null());
-    let error = File::create(container.path("stderr")).expect("make a file");
+    let error = File::create(container.path("stderr")).expect("create a file");
     let create = command.stderr(error).spawn().expect("start the program under test");
     let until = Instant::now() + DEADLINE;
     while !container.path("state/c").join(step).exists() {
@@ -66,14 +66,22 @@ fn begin(container: &Container, step: &str) -> Child {
     create
 }
 
+/// The container's process as its state file has it.
+#[track_caller]
+fn recorded_pid(container: &Container) -> Pid {
+    let state: Value = serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
+    let pid = state["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    pid.expect("the state has a process")
+}
+
 #[test]
-fn a_creation_that_is_killed_leaves_nothing() {
+fn a_killed_create_leaves_nothing_after_a_delete() {
     for step in ["", "lock", "state.json", "sandbox.sock"] {
         let (container, cgroup) = in_cgroup("create");
         let mut create = begin(&container, step);
         create.kill().expect("kill the creation");
         tests::wait(create);
-        // What an engine does then, whatever there is.
+        // Like an engine, whatever exists by now.
         container.out(&["delete", "--force", "c"]);
         assert_eq!(processes(&container), [""; 0], "{step}");
         assert!(container.is_gone(), "{step}");
@@ -81,21 +89,19 @@ fn a_creation_that_is_killed_leaves_nothing() {
     }
 }
 
-/// An engine that ends while it has a container made may not come back to delete it.
+/// An engine that ends during its create may not delete the container later.
 #[test]
-fn a_creation_that_is_killed_and_forgotten_leaves_nothing() {
+fn a_killed_create_leaves_nothing_without_a_delete() {
     for step in ["state.json", "sandbox.sock"] {
         let (container, cgroup) = in_cgroup("forgotten");
         let mut create = begin(&container, step);
-        let state: Value =
-            serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
-        let pid = state["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        let pid = recorded_pid(&container);
         create.kill().expect("kill the creation");
         if tests::wait(create).success() {
-            // It had been made by then.
+            // It was complete before.
             container.out(&["delete", "--force", "c"]);
         }
-        let _ = reap(pid.expect("a process"));
+        let _ = reap(pid);
         assert!(container.is_gone(), "{step}: {}", container.read("stderr"));
         assert_eq!(processes(&container), [""; 0], "{step}");
         assert!(!cgroup.exists(), "{step}");
@@ -103,17 +109,14 @@ fn a_creation_that_is_killed_and_forgotten_leaves_nothing() {
 }
 
 #[test]
-fn a_creation_whose_own_process_is_killed_leaves_nothing() {
+fn a_create_whose_monitor_is_killed_fails_and_leaves_nothing() {
     for step in ["state.json", "sandbox.sock"] {
         let (container, cgroup) = in_cgroup("own");
         let create = begin(&container, step);
-        let state: Value =
-            serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
-        let pid = state["pid"].as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-        kill_process(pid.expect("a process"), Signal::KILL).expect("kill the container's process");
+        kill_process(recorded_pid(&container), Signal::KILL).expect("kill the container's process");
         let code = tests::wait(create).code();
         if code == Some(0) {
-            // It had been made by then.
+            // It was complete before.
             container.out(&["delete", "c"]);
         } else {
             let error = container.read("stderr");
@@ -124,7 +127,7 @@ fn a_creation_whose_own_process_is_killed_leaves_nothing() {
     }
 }
 
-/// System calls by which commands change what is outside of their process.
+/// System calls by which commands change something outside of their process.
 const STEPS: [&str; 13] = [
     "mkdir",
     "rename",
@@ -141,7 +144,7 @@ const STEPS: [&str; 13] = [
     "rmdir",
 ];
 
-/// `command` and what it starts, where whoever is at such a system call for the `nth` time is killed there.
+/// `command`, in which strace kills the process that calls one of `step` for the `nth` time. Covers child processes.
 fn killed_at(step: &str, nth: u32, command: &Command) -> Command {
     let mut strace = Command::new("strace");
     strace.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={step}")]);
@@ -150,43 +153,43 @@ fn killed_at(step: &str, nth: u32, command: &Command) -> Command {
     strace
 }
 
-/// What an engine does with a container that it gives up, and what is there of it then.
-fn delete_and_look(container: &Container, cgroup: &Path, moment: &str) {
+/// Deletes the container like an engine whose command failed, and asserts that nothing is left.
+fn delete_and_check(container: &Container, cgroup: &Path, moment: &str) {
     container.out(&["delete", "--force", "c"]);
     assert_eq!(processes(container), [""; 0], "{moment}");
     assert!(container.is_gone() && !cgroup.exists(), "{moment}");
 }
 
 #[test]
-fn a_creation_killed_at_any_of_its_steps_leaves_nothing() {
+fn a_create_killed_at_any_of_its_system_calls_leaves_nothing() {
     let mut kills = 0;
     for step in STEPS {
         for nth in 1.. {
             let (container, cgroup) = in_cgroup("steps");
-            container.bundle.command();
+            container.bundle.write();
             let mut create = container.command(&["create", "--bundle"]);
             create.arg(container.bundle.path()).arg("--pid-file").arg(container.path("pid")).arg("c");
             let mut create = killed_at(step, nth, &create);
-            create.stderr(File::create(container.path("stderr")).expect("make a file"));
+            create.stderr(File::create(container.path("stderr")).expect("create a file"));
             let code = tests::status(&mut create).code();
-            // Who is not killed itself clears up, and says so.
+            // A process that was not killed itself cleans up and reports the error.
             assert!(code != Some(1) || container.is_gone() && !cgroup.exists(), "{step} {nth}");
-            let whole = code == Some(0) && container.status() == "created";
-            delete_and_look(&container, &cgroup, &format!("{step} {nth}"));
-            if whole {
+            let complete = code == Some(0) && container.status() == "created";
+            delete_and_check(&container, &cgroup, &format!("{step} {nth}"));
+            if complete {
                 break;
             }
             kills += 1;
         }
     }
-    assert!(kills > 20, "{kills} steps");
+    assert!(kills > 20, "{kills} kills");
 }
 
-/// Nobody comes to delete what the first process of a creation leaves that is killed.
+/// No engine deletes the container after this kill, because its process does not exist yet.
 #[test]
-fn a_creation_killed_before_its_container_s_process_is_there_leaves_nothing() {
+fn a_create_killed_before_it_forks_leaves_nothing() {
     let (container, cgroup) = in_cgroup("first");
-    container.bundle.command();
+    container.bundle.write();
     let mut create = container.command(&["create", "--bundle"]);
     create.arg(container.bundle.path()).arg("c");
     let status = tests::status(killed_at("clone", 1, &create).stderr(Stdio::null()));
@@ -200,7 +203,7 @@ fn a_creation_killed_before_its_container_s_process_is_there_leaves_nothing() {
 }
 
 #[test]
-fn a_start_or_deletion_killed_at_any_of_its_steps_leaves_nothing() {
+fn a_start_or_delete_killed_at_any_of_its_system_calls_leaves_nothing() {
     let mut kills = 0;
     for words in [&["start", "c"][..], &["delete", "--force", "c"]] {
         for step in STEPS {
@@ -208,20 +211,20 @@ fn a_start_or_deletion_killed_at_any_of_its_steps_leaves_nothing() {
                 let (container, cgroup) = in_cgroup("later");
                 container.create();
                 let mut command = killed_at(step, nth, &container.command(words));
-                let whole = tests::status(command.stderr(Stdio::null())).success();
-                delete_and_look(&container, &cgroup, &format!("{words:?} {step} {nth}"));
-                if whole {
+                let complete = tests::status(command.stderr(Stdio::null())).success();
+                delete_and_check(&container, &cgroup, &format!("{words:?} {step} {nth}"));
+                if complete {
                     break;
                 }
                 kills += 1;
             }
         }
     }
-    assert!(kills > 5, "{kills} steps");
+    assert!(kills > 5, "{kills} kills");
 }
 
 #[test]
-fn a_root_that_vanishes_before_the_start_is_told() {
+fn a_root_that_was_removed_before_the_start_is_reported() {
     let container = Container::sh("true");
     let pid = container.create();
     fs::remove_dir_all(container.bundle.rootfs()).expect("remove the root file system");
@@ -234,10 +237,10 @@ fn a_root_that_vanishes_before_the_start_is_told() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_no_machine() {
+fn a_full_disk_is_reported_and_leaves_nothing() {
     let container = Container::sh("true");
     let small = container.path("state");
-    fs::create_dir(&small).expect("make a folder");
+    fs::create_dir(&small).expect("create a directory");
     check_output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k", "none"]).arg(&small));
     let filled = fs::write(small.join("filler"), vec![0; 64 << 10]);
     let code = container.try_create(&[]);
@@ -251,7 +254,7 @@ fn a_full_disk_is_told_and_leaves_no_machine() {
 }
 
 #[test]
-fn a_deletion_during_the_start_is_the_end_of_both() {
+fn a_forced_delete_during_a_start_ends_both() {
     let container = Container::sh("exec sleep 1000");
     let pid = container.create();
     let start = container.command(&["start", "c"]).stderr(Stdio::null()).spawn().expect("start");
@@ -262,7 +265,7 @@ fn a_deletion_during_the_start_is_the_end_of_both() {
 }
 
 #[test]
-fn a_guest_that_panics_is_a_container_that_has_stopped() {
+fn a_guest_panic_stops_the_container() {
     let bundle = Bundle::sh("echo c >/proc/sysrq-trigger; sleep 1000");
     let container = Container::new(bundle.with(|config| config["linux"]["readonlyPaths"] = json!([])));
     let pid = container.create();
