@@ -1,4 +1,4 @@
-//! The root and what is mounted on it.
+//! A container's root file system and mounts.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,7 +17,7 @@ fn a_read_only_root_cannot_be_written() {
     assert!(!bundle.rootfs().join("tmp/new").exists());
 }
 
-/// Makes a directory, a file, a link and a FIFO in the guest, and looks at them on the host.
+/// Creates a directory, a file, a symlink and a FIFO in the guest, and checks them on the host.
 #[track_caller]
 pub fn check_writes_on_the_host(flag: &str) {
     let bundle = Bundle::sh(
@@ -40,7 +40,7 @@ fn writes_are_on_the_host_with_owner_and_mode() {
 }
 
 #[test]
-fn files_are_made_by_the_user_who_makes_them() {
+fn files_belong_to_the_user_who_creates_them() {
     let bundle = Bundle::sh("echo hi > /mnt/f; mkdir /mnt/d").with(|c| {
         c["process"]["user"] = json!({"uid": 1000, "gid": 1000});
     });
@@ -48,13 +48,13 @@ fn files_are_made_by_the_user_who_makes_them() {
     fs::set_permissions(&mnt, fs::Permissions::from_mode(0o777)).unwrap();
     bundle.run().code(0).stderr("");
     for name in ["f", "d"] {
-        let found = fs::metadata(mnt.join(name)).unwrap();
-        assert_eq!((found.uid(), found.gid()), (1000, 1000), "{name}");
+        let metadata = fs::metadata(mnt.join(name)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (1000, 1000), "{name}");
     }
 }
 
 #[test]
-fn a_directory_is_bound_both_ways() {
+fn a_bind_of_a_directory_works_both_ways() {
     let dir = tempfile::TempDir::new().unwrap();
     fs::write(dir.path().join("from-host"), "host\n").unwrap();
     let bundle = Bundle::sh("cat /srv/shared/from-host; echo guest > /srv/shared/from-guest").mount(json!({
@@ -65,7 +65,7 @@ fn a_directory_is_bound_both_ways() {
 }
 
 #[test]
-fn a_file_is_bound_both_ways() {
+fn a_bind_of_a_file_works_both_ways() {
     let dir = tempfile::TempDir::new().unwrap();
     let file = dir.path().join("hosts");
     fs::write(&file, "host\n").unwrap();
@@ -87,26 +87,33 @@ fn a_read_only_bind_cannot_be_written() {
     assert!(!dir.path().join("f").exists());
 }
 
-#[test]
-fn what_the_host_changes_is_seen() {
+/// Changes a bound directory on the host while the container runs. The container runs `wait` before it looks.
+#[track_caller]
+pub fn check_changes_on_the_host(flag: &str, wait: &str) {
     let dir = tempfile::TempDir::new().unwrap();
     let file = dir.path().join("f");
     fs::write(&file, "before\n").unwrap();
-    let bundle = Bundle::sh("cat /srv/f; echo ready; read a; sleep 2; cat /srv/f; ls /srv").mount(json!({
-        "destination": "/srv", "type": "bind", "source": dir.path(), "options": ["bind"],
-    }));
+    let bundle = Bundle::sh(&format!("cat /srv/f; echo ready; read a; {wait} cat /srv/f; ls /srv"))
+        .flag(flag)
+        .mount(json!({"destination": "/srv", "type": "bind", "source": dir.path(), "options": ["bind"]}));
     let mut run = bundle.start();
     run.wait_for("ready\n");
     fs::write(&file, "after, and longer\n").unwrap();
     fs::write(dir.path().join("g"), "").unwrap();
-    // The server's attributes are good for a second; the shell waits longer than that after its read.
     run.write(b"\n");
     let run = run.finish().code(0);
     assert_eq!(run.text(), "after, and longer\nf\ng", "{run}");
 }
 
+/// The guest caches attributes and names for a second.
 #[test]
-fn a_tmpfs_with_its_options() {
+fn changes_on_the_host_become_visible() {
+    let wait = "until grep -q longer /srv/f && ls /srv | grep -q g; do :; done;";
+    check_changes_on_the_host("--share=virtiofs", wait);
+}
+
+#[test]
+fn a_tmpfs_has_its_options() {
     let bundle = Bundle::sh("df -k /scratch | tail -n 1 | awk '{print $1, $2}'; stat -c %a /scratch; touch /scratch/x; mount | grep ' /scratch '")
         .mount(json!({
             "destination": "/scratch", "type": "tmpfs", "source": "scratch",
@@ -119,10 +126,10 @@ fn a_tmpfs_with_its_options() {
 }
 
 #[test]
-fn the_standard_mounts_are_there() {
+fn the_standard_mounts_exist() {
     let script = "for p in /proc /dev /dev/pts /dev/shm /dev/mqueue /sys /sys/fs/cgroup; do mount | grep -q \" $p type\" && echo $p; done";
-    let wanted = "/proc\n/dev\n/dev/pts\n/dev/shm\n/dev/mqueue\n/sys\n/sys/fs/cgroup\n";
-    Bundle::sh(script).run().code(0).stdout(wanted);
+    let expected = "/proc\n/dev\n/dev/pts\n/dev/shm\n/dev/mqueue\n/sys\n/sys/fs/cgroup\n";
+    Bundle::sh(script).run().code(0).stdout(expected);
 }
 
 #[test]
@@ -131,14 +138,14 @@ fn the_root_is_one_mount() {
 }
 
 #[test]
-fn device_nodes_work() {
+fn standard_device_nodes_work() {
     let script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c \
                   && (echo x > /dev/full) 2>&1 | grep -c 'No space'; for l in fd stdin ptmx; do readlink /dev/$l; done";
     Bundle::sh(script).run().code(0).stdout("4\n4\n1\n/proc/self/fd\n/proc/self/fd/0\npts/ptmx\n");
 }
 
 #[test]
-fn masked_and_read_only_paths() {
+fn masked_and_read_only_paths_are_protected() {
     let script = "cat /proc/kcore | wc -c; ls /proc/scsi | wc -l; echo 1 > /proc/sys/kernel/panic";
     let bundle = Bundle::sh(script).with(|c| {
         c["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/scsi", "/proc/not-there"]);
@@ -150,17 +157,17 @@ fn masked_and_read_only_paths() {
 }
 
 #[test]
-fn a_links_target_outside_the_root_is_not_followed() {
+fn a_mount_point_behind_a_symlink_stays_in_the_root() {
     let bundle = Bundle::sh("ls /srv").mount(json!({
         "destination": "/escape/deep", "type": "tmpfs", "source": "tmpfs", "options": [],
     }));
     std::os::unix::fs::symlink("../../../../../../tmp", bundle.rootfs().join("escape")).unwrap();
     bundle.run();
-    assert!(bundle.rootfs().join("tmp/deep").is_dir(), "the link did not resolve inside the root");
+    assert!(bundle.rootfs().join("tmp/deep").is_dir(), "the symlink was not resolved inside the root");
 }
 
 #[test]
-fn a_read_only_root_gets_the_mount_points_that_it_misses() {
+fn missing_mount_points_are_created_in_a_read_only_root() {
     let dir = tempfile::TempDir::new().unwrap();
     let script =
         "echo x > /a/b/f; echo x > /srv/data/f; cat /etc/new/conf; touch /a/x /etc/new/y; mkdir /a/b/c";
@@ -180,7 +187,7 @@ fn a_read_only_root_gets_the_mount_points_that_it_misses() {
 }
 
 #[test]
-fn a_read_only_tmpfs_gets_the_mount_points_that_it_misses() {
+fn missing_mount_points_are_created_in_a_read_only_tmpfs() {
     let options =
         |words: &[&str]| json!({"destination": "/t", "type": "tmpfs", "source": "t", "options": words});
     Bundle::sh("echo x > /t/in/f && cat /t/in/f; touch /t/x")
@@ -193,7 +200,7 @@ fn a_read_only_tmpfs_gets_the_mount_points_that_it_misses() {
 }
 
 #[test]
-fn a_tmpfs_may_begin_with_what_it_hides() {
+fn tmpcopyup_copies_the_directory_below_the_tmpfs() {
     let bundle = Bundle::sh(
         "cat /etc/passwd | wc -l; readlink /etc/l; stat -c %a /etc /etc/d/f; rm -r /etc/d; ls /etc",
     )
@@ -209,7 +216,7 @@ fn a_tmpfs_may_begin_with_what_it_hides() {
 }
 
 #[test]
-fn mount_options_are_in_force() {
+fn mount_options_are_applied() {
     let dir = tempfile::TempDir::new().unwrap();
     let bind = |destination: &str, words: &[&str]| json!({"destination": destination, "type": "bind", "source": dir.path(), "options": words});
     let script = "awk '$5 ~ \"^/mnt/\" {print $5, $6, $7}' /proc/self/mountinfo; touch /mnt/b/f";
@@ -244,7 +251,7 @@ fn mount_options_are_in_force() {
 }
 
 #[test]
-fn the_root_s_propagation() {
+fn the_root_has_the_configured_propagation() {
     for (word, tag) in
         [("private", "-"), ("shared", "shared:"), ("rslave", "-"), ("unbindable", "unbindable")]
     {
@@ -256,7 +263,7 @@ fn the_root_s_propagation() {
 }
 
 #[test]
-fn devices_of_the_guest_are_made() {
+fn configured_device_nodes_are_created() {
     let bundle = Bundle::sh("stat -c '%n %F %a %u %g %t:%T' /dev/fuse /dev/zero /dev/pipe /opt/null; echo x > /opt/null")
         .with(|c| {
             c["linux"]["devices"] = json!([
@@ -278,7 +285,7 @@ fn devices_of_the_guest_are_made() {
 }
 
 #[test]
-fn a_device_that_the_guest_does_not_have_is_refused() {
+fn a_device_that_the_guest_lacks_is_refused() {
     let bundle = Bundle::sh("true").with(|c| {
         c["linux"]["devices"] = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
     });

@@ -1,12 +1,12 @@
-//! Standard input, output and error: complete, apart, and under back-pressure.
+//! Standard input, output and error: complete, separate, and with back-pressure.
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use tests::{Bundle, Running};
+use tests::Bundle;
 
-/// Bytes that no transport can repeat, drop or reorder unseen.
+/// Pseudo-random bytes: a transport that repeats, drops or reorders some changes the sequence.
 fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -21,13 +21,13 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn stdout_and_stderr_stay_apart() {
+fn stdout_and_stderr_are_separate() {
     let script = "for i in 1 2 3; do echo out$i; echo err$i >&2; done";
     Bundle::sh(script).run().code(0).stdout("out1\nout2\nout3\n").stderr("err1\nerr2\nerr3\n");
 }
 
 #[test]
-fn ten_mebibytes_through_stdin_to_stdout() {
+fn ten_mebibytes_of_input_are_copied_to_the_output() {
     let input = noise(10 << 20);
     let run = Bundle::new(&["cat"]).run_with(&input).code(0);
     assert_eq!(run.stdout.len(), input.len());
@@ -35,7 +35,7 @@ fn ten_mebibytes_through_stdin_to_stdout() {
 }
 
 #[test]
-fn a_hundred_mebibytes_to_a_slow_reader() {
+fn a_slow_reader_gets_a_hundred_mebibytes() {
     const BYTES: usize = 100 << 20;
     let bundle =
         Bundle::sh(&format!("dd if=/dev/zero bs=64k count={} 2>/dev/null; echo end >&2", BYTES >> 16));
@@ -44,7 +44,7 @@ fn a_hundred_mebibytes_to_a_slow_reader() {
     let reader = std::thread::spawn(move || {
         let (mut total, mut piece) = (0, vec![0; 1 << 20]);
         loop {
-            // A reader that does other work between two reads, as a terminal or a log driver does.
+            // Like a terminal or a log driver, the reader works between two reads.
             let busy =
                 (0..20_000_u32).fold(0_u32, |a, b| std::hint::black_box(a.wrapping_mul(31).wrapping_add(b)));
             std::hint::black_box(busy);
@@ -59,7 +59,7 @@ fn a_hundred_mebibytes_to_a_slow_reader() {
 }
 
 #[test]
-fn input_ends_where_it_ends() {
+fn the_end_of_input_is_forwarded() {
     Bundle::sh("read a; read b; echo \"$a-$b\"; cat; echo eof")
         .run_with(b"x\ny\nz\n")
         .code(0)
@@ -67,12 +67,12 @@ fn input_ends_where_it_ends() {
 }
 
 #[test]
-fn input_that_nobody_reads_does_not_block() {
+fn unread_input_does_not_block() {
     Bundle::sh("exec 0<&-; echo done").run_with(&noise(4 << 20)).code(0).stdout("done\n");
 }
 
 #[test]
-fn output_after_the_reader_has_gone_does_not_block() {
+fn output_without_a_reader_does_not_block() {
     let bundle = Bundle::sh("dd if=/dev/zero bs=64k count=150 2>/dev/null; echo end >&2");
     let mut run = bundle.start();
     drop(run.take_stdout());
@@ -81,7 +81,7 @@ fn output_after_the_reader_has_gone_does_not_block() {
 }
 
 #[test]
-fn files_as_standard_streams() {
+fn standard_streams_can_be_files() {
     let bundle = Bundle::sh("cat; echo err >&2");
     let path = |name: &str| bundle.path().join(name);
     fs::write(path("in"), noise(300_000)).unwrap();
@@ -99,7 +99,7 @@ fn files_as_standard_streams() {
 }
 
 #[test]
-fn one_file_for_both_outputs_keeps_what_each_wrote() {
+fn stdout_and_stderr_can_be_one_file() {
     let bundle = Bundle::sh("i=0; while [ $i -lt 500 ]; do echo out$i; echo err$i >&2; i=$((i+1)); done");
     let file = File::create(bundle.path().join("both")).unwrap();
     let mut command = bundle.command();
@@ -112,7 +112,7 @@ fn one_file_for_both_outputs_keeps_what_each_wrote() {
 }
 
 #[test]
-fn closed_standard_streams() {
+fn standard_streams_can_be_closed() {
     let bundle = Bundle::sh("cat; echo out; echo err >&2; exit 5");
     let inner = format!("{:?} <&- >&- 2>&-", bundle.command());
     let status = tests::status(Command::new("bash").args(["-c", &inner]));
@@ -120,7 +120,7 @@ fn closed_standard_streams() {
 }
 
 #[test]
-fn output_to_a_full_disk_is_an_error_and_not_silence() {
+fn output_to_a_full_disk_is_an_error() {
     let bundle = Bundle::sh("head -c 100000 /dev/zero; exit 0");
     let run = bundle
         .command()
@@ -138,8 +138,7 @@ fn output_to_a_full_disk_is_an_error_and_not_silence() {
 
 #[test]
 fn input_written_before_the_container_runs_is_kept() {
-    let bundle = Bundle::sh("sleep 1; cat");
-    let mut run = Running::start(bundle.command());
+    let mut run = Bundle::new(&["cat"]).start();
     run.write(b"early\n");
     run.finish().code(0).stdout("early\n");
 }
