@@ -1,4 +1,4 @@
-//! Many boots, odd ends, and what they leave behind.
+//! Repeated runs, abnormal ends, what they leave on the host, and how much memory they use.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tests::{Bundle, check_output, program};
 
-/// Everything that a run could leave behind on the host.
+/// What a run could leave on the host.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {
     mounts: String,
@@ -16,7 +16,7 @@ struct Traces {
 }
 
 impl Traces {
-    /// Looks at the host; `bundle` tells this test's processes from its neighbours'.
+    /// Collects the traces of runs of `bundle`.
     fn of(bundle: &Path) -> Traces {
         let own = bundle.to_string_lossy().into_owned();
         let mut processes = BTreeSet::new();
@@ -40,7 +40,7 @@ impl Traces {
 }
 
 #[test]
-fn twenty_boots_in_a_row() {
+fn twenty_runs_in_a_row_succeed() {
     let bundle = Bundle::sh("echo boot");
     for _ in 0..20 {
         bundle.run().code(0).stdout("boot\n").stderr("");
@@ -48,9 +48,9 @@ fn twenty_boots_in_a_row() {
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn a_run_leaves_nothing_on_the_host() {
     let bundle = Bundle::sh("echo up; cat");
-    drop(bundle.command());
+    bundle.write();
     let before = Traces::of(bundle.path());
     bundle.run().code(0);
     assert_eq!(Traces::of(bundle.path()), before, "after a clean exit");
@@ -61,7 +61,7 @@ fn nothing_is_left_behind() {
         run.wait_for("up\n");
         run.signal(signal);
         if signal == "QUIT" {
-            // Forwarded; as process 1 the shell has no handler and lives on until its input ends.
+            // Forwarded. The shell is an init process without a handler, so it runs until its input ends.
             run.finish();
         } else {
             assert_eq!(std::os::unix::process::ExitStatusExt::signal(&run.finish().status), Some(9));
@@ -71,7 +71,7 @@ fn nothing_is_left_behind() {
 }
 
 #[test]
-fn vmm_holds_no_more_memory_than_it_may() {
+fn vmm_uses_at_most_8_mib_of_private_memory() {
     let bundle = Bundle::sh("echo up; cat");
     let mut run = bundle.start();
     run.wait_for("up\n");
@@ -84,7 +84,7 @@ fn vmm_holds_no_more_memory_than_it_may() {
         let kib = || line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
         match word {
             "Size:" => size = kib(),
-            // Guest memory is told by its size: no other mapping has tens of mebibytes.
+            // Only guest memory is a mapping of this size.
             "Private_Dirty:" if size >= 32 << 10 => guest += kib(),
             "Private_Dirty:" => private += kib(),
             _ => {}
@@ -96,18 +96,18 @@ fn vmm_holds_no_more_memory_than_it_may() {
 }
 
 #[test]
-fn the_guest_itself_takes_little_memory() {
+fn kernel_and_agent_use_at_most_24_mib() {
     let text = Bundle::new(&["cat", "/proc/meminfo"]).flag("--memory").flag("256").run().code(0).text();
     let free = text.lines().find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next());
     let free: u64 = free.expect("meminfo has a line MemFree").parse().unwrap();
-    // Everything that is not free: kernel, page structures, agent, and what `cat` needs.
-    let taken = (256 << 10) - free;
-    println!("the guest takes {taken} KiB");
-    assert!(taken <= 24 << 10, "the guest takes {taken} KiB");
+    // The kernel with its page structures, the agent, and `cat`.
+    let used = (256 << 10) - free;
+    println!("the guest uses {used} KiB");
+    assert!(used <= 24 << 10, "the guest uses {used} KiB");
 }
 
 #[test]
-fn the_timeline_is_written() {
+fn marks_are_written_in_order() {
     let bundle = Bundle::sh("echo hi");
     let file = bundle.path().join("marks.json");
     let bundle = bundle.flag("--marks").flag(file.to_str().unwrap());
@@ -135,17 +135,21 @@ fn the_timeline_is_written() {
 }
 
 #[test]
-fn the_two_forms_of_run_and_the_version() {
+fn run_takes_the_bundle_from_a_flag_or_the_working_directory() {
     let bundle = Bundle::sh("echo form");
-    drop(bundle.command());
+    bundle.write();
     let dir = bundle.path().to_str().unwrap();
     assert_eq!(check_output(Command::new(program()).args(["run", "--bundle", dir, "some-id"])), "form\n");
     assert_eq!(check_output(Command::new(program()).args(["run", "other-id"]).current_dir(dir)), "form\n");
+}
+
+#[test]
+fn the_version_is_printed() {
     assert!(check_output(Command::new(program()).arg("--version")).starts_with("vmm "));
 }
 
 #[test]
-fn a_debian_looks_around() {
+fn programs_of_debian_run() {
     let bundle = Bundle::debian(&["sh", "-c", "uname -a; cat /etc/os-release; id; mount; ls /proc | wc -l"]);
     let text = bundle.run().code(0).text();
     for part in ["Linux", "Debian GNU/Linux", "uid=0(root)", "on / type", "on /proc type proc"] {

@@ -1,4 +1,4 @@
-//! What bad input gets: one line that names step, operand and cause, exit code 125, and nothing left behind.
+//! Invalid input: `vmm run` prints one line with step, operand and cause, and exits with 125.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::json;
 use tests::{Bundle, Initrd, Running, check_output, program};
 
 #[test]
-fn no_configuration() {
+fn a_bundle_without_a_configuration_is_an_error() {
     let dir = tempfile::TempDir::new().unwrap();
     let mut command = Command::new(program());
     command.arg("run").arg(dir.path());
@@ -16,7 +16,7 @@ fn no_configuration() {
 }
 
 #[test]
-fn broken_json_is_told_by_line_and_column() {
+fn invalid_json_is_reported_with_line_and_column() {
     let bundle = Bundle::sh("true");
     let mut command = bundle.command();
     fs::write(bundle.path().join("config.json"), "{\n  \"ociVersion\": \"1.0.2\",\n  oops\n}").unwrap();
@@ -25,7 +25,7 @@ fn broken_json_is_told_by_line_and_column() {
 }
 
 #[test]
-fn a_missing_or_wrong_root() {
+fn a_missing_root_or_a_file_as_root_is_an_error() {
     let bundle = Bundle::sh("true").with(|c| c["root"]["path"] = json!("no-such-root"));
     bundle.run().code(125).says(&["no-such-root", "No such file or directory"]);
     let bundle = Bundle::sh("true").with(|c| c["root"]["path"] = json!("config.json"));
@@ -52,7 +52,7 @@ fn an_unsupported_field_is_refused_by_its_path() {
 }
 
 #[test]
-fn a_kernel_that_is_none() {
+fn a_missing_kernel_or_another_file_as_kernel_is_an_error() {
     let bundle = Bundle::sh("true").flag("--kernel").flag("/etc/passwd");
     bundle.run().code(125).says(&["/etc/passwd", "kernel"]);
     let bundle = Bundle::sh("true").flag("--kernel").flag("/no/such/kernel");
@@ -60,12 +60,12 @@ fn a_kernel_that_is_none() {
 }
 
 #[test]
-fn too_little_memory() {
+fn too_little_memory_is_refused() {
     Bundle::sh("true").flag("--memory").flag("8").run().code(125).says(&["memory"]);
 }
 
 #[test]
-fn a_guest_that_panics_shows_its_last_words() {
+fn a_guest_s_panic_is_reported_with_the_kernel_s_message() {
     let bundle = Bundle::sh("echo c > /proc/sysrq-trigger").with(|c| {
         c["linux"]["readonlyPaths"] = json!([]);
         c["linux"]["maskedPaths"] = json!([]);
@@ -74,8 +74,8 @@ fn a_guest_that_panics_shows_its_last_words() {
 }
 
 #[test]
-fn an_agent_that_never_answers_meets_the_deadline() {
-    // An init that is no agent: busybox under the name of its applet, which sleeps.
+fn an_agent_that_never_answers_ends_the_run_at_the_deadline() {
+    // Instead of the agent, PID 1 is busybox as `sleep`.
     let initrd = Initrd::new(Path::new("/bin/busybox"), "sleep");
     let bundle = Bundle::sh("true").flag("--initrd").flag(initrd.path());
     let bundle = bundle.flag("--cmdline").flag("rdinit=/sleep -- 1000");
@@ -85,12 +85,12 @@ fn an_agent_that_never_answers_meets_the_deadline() {
 }
 
 #[test]
-fn no_kvm_and_no_permission() {
+fn a_missing_dev_kvm_or_one_without_permission_is_an_error() {
     let bundle = Bundle::sh("true");
     let missing = "mount -t tmpfs none /dev && exec \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", missing, "sh"]).arg(program()).arg("run").arg(bundle.path());
-    drop(bundle.command());
+    bundle.write();
     Running::start(command).finish().code(125).says(&["/dev/kvm", "No such file or directory"]);
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program()).arg("run");
@@ -101,7 +101,7 @@ fn no_kvm_and_no_permission() {
 }
 
 #[test]
-fn check_finds_this_kvm_fit() {
+fn check_accepts_the_kvm_of_this_host() {
     let mut command = Command::new(program());
     command.arg("check");
     let run = Running::start(command).finish().code(0);

@@ -1,4 +1,5 @@
-//! The root file system behaves as a local one: what apt, dpkg, databases, editors and loggers rely on.
+//! The root file system behaves like a local one, as apt, dpkg, databases, editors and loggers require. Most tests run a
+//! check of tests/guest in the container.
 
 use std::fs;
 use std::process::Command;
@@ -11,59 +12,59 @@ fn check(name: &str) {
 }
 
 #[test]
-fn a_file_lives_on_without_a_name() {
+fn an_unlinked_file_that_is_open_can_be_used() {
     check("unlinked");
 }
 
 #[test]
-fn rename_over_an_open_file() {
+fn a_file_that_is_replaced_by_a_rename_stays_readable() {
     check("renamed-over");
 }
 
 #[test]
-fn a_shared_mapping_and_its_file_are_one() {
+fn a_shared_mapping_and_its_file_are_coherent() {
     check("mapped");
 }
 
 #[test]
-fn hard_links() {
+fn hard_links_share_one_inode() {
     check("linked");
 }
 
 #[test]
-fn extended_attributes() {
+fn extended_attributes_can_be_set_listed_and_removed() {
     check("xattrs");
 }
 
 #[test]
-fn holes_and_allocation() {
+fn files_have_holes_and_can_be_preallocated() {
     check("sparse");
 }
 
 #[test]
-fn a_large_directory() {
+fn a_large_directory_is_listed_completely() {
     check("many");
 }
 
 #[test]
-fn appending_from_two_sides() {
+fn appends_through_two_descriptors_overwrite_nothing() {
     check("appended");
 }
 
 #[test]
-fn locks() {
+fn a_lock_excludes_another_open_file() {
     check("locked");
 }
 
 #[test]
-fn a_here_document() {
+fn here_documents_work() {
     let bundle = Bundle::debian(&["bash", "-c", "cat <<EOF\nsome text\nEOF\nread x <<<word; echo $x"]);
     bundle.run().code(0).stdout("some text\nword\n").stderr("");
 }
 
-/// dpkg unpacks, renames over, fsyncs, locks and runs scripts: the workload on which shared root file systems broke.
+/// dpkg unpacks, renames over files, calls fsync, locks, and runs scripts. Other shared root file systems fail at this.
 #[test]
-fn a_package_is_installed_and_removed() {
+fn dpkg_installs_and_removes_a_package() {
     let script = "set -e; dpkg -i /srv/toy_1.0_all.deb >/dev/null; cat /usr/share/toy/note; dpkg -s toy | grep ^Status; \
                   dpkg -P toy >/dev/null; test ! -e /usr/share/toy; dpkg --audit; apt-get --version | head -c 3; \
                   sort -u /var/lib/dpkg/status | wc -l | grep -c .";
@@ -87,7 +88,7 @@ fn a_package_is_installed_and_removed() {
 }
 
 #[test]
-fn a_full_disk_is_the_containers_error() {
+fn a_full_disk_is_an_error_in_the_container() {
     let dir = tempfile::TempDir::new().unwrap();
     let image = dir.path().join("small.ext4");
     let mounted = dir.path().join("small");

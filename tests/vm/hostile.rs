@@ -1,21 +1,20 @@
-//! A guest whose agent means no good: the host ends with a reason, in time, and without having grown.
+//! Hostile agents: `vmm run` ends in time, with a reason, and within its memory limit.
 
 use std::io::Read;
-use std::path::Path;
 use std::process::Command;
 
-use tests::{Bundle, Finished, Initrd, Running};
+use tests::{Bundle, Finished, Initrd, Running, guest_program};
 
 mod life;
 
-/// Memory of the machine, MiB.
+/// Guest memory in MiB.
 const GUEST_MIB: u64 = 64;
-/// What `vmm` may have in private memory above it: its threads' stacks are most of that.
+/// Limit of `vmm`'s private memory above guest memory, in MiB: mostly stacks of its threads.
 const OWN_MIB: u64 = 48;
-/// Seconds that an agent may be silent here; long enough for a boot on a busy emulated host.
+/// Time limit for the agent's answers in seconds. A busy emulated host boots a guest in less.
 const PATIENCE: &str = "20";
 
-/// A `vmm` whose guest plays a scenario of tests/guest/hostile.rs, and what it stands on.
+/// A `vmm run` whose guest plays a scenario of tests/guest/hostile.rs, and the files that it needs.
 struct Play {
     _bundle: Bundle,
     _initrd: Initrd,
@@ -24,14 +23,12 @@ struct Play {
 
 impl Play {
     fn new(scenario: &str) -> Play {
-        let guest =
-            std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the program for the guest");
-        let initrd = Initrd::new(Path::new(&guest), "guest");
+        let initrd = Initrd::new(&guest_program(), "guest");
         let cmdline = format!("rdinit=/guest -- hostile {scenario}");
         let bundle = Bundle::sh("true").flag("--memory").flag(&GUEST_MIB.to_string());
         let bundle = bundle.flag("--initrd").flag(initrd.path()).flag("--cmdline").flag(&cmdline);
         let run = bundle.command();
-        // A host that grows meets the limit, and aborts where it should have given a reason.
+        // A `vmm` that needs more memory aborts instead of reporting a reason.
         let mut command = Command::new("prlimit");
         command.arg(format!("--data={}", (GUEST_MIB + OWN_MIB) << 20)).arg("--core=0");
         command.arg(run.get_program()).args(run.get_args()).env("VMM_AGENT_TIMEOUT", PATIENCE);
@@ -45,37 +42,37 @@ fn play(scenario: &str) -> Finished {
 }
 
 #[test]
-fn noise_is_no_ready() {
+fn random_bytes_instead_of_ready_end_the_run() {
     play("noise").code(125).stdout("").says(&["agent"]);
 }
 
 #[test]
-fn noise_in_place_of_replies_is_told() {
+fn random_bytes_instead_of_replies_end_the_run() {
     play("noise-after-ready").code(125).stdout("").says(&["the agent's control channel"]);
 }
 
 #[test]
-fn a_length_of_four_gigabytes_is_refused() {
+fn a_frame_of_four_gigabytes_ends_the_run() {
     play("length").code(125).says(&["control channel", "4294967295"]);
 }
 
 #[test]
-fn a_reply_to_nothing_is_refused() {
+fn a_reply_without_a_command_ends_the_run() {
     play("order").code(125).says(&["4711"]);
 }
 
 #[test]
-fn half_a_frame_meets_the_deadline() {
+fn half_a_frame_ends_the_run_at_the_deadline() {
     play("half-a-frame").code(125).says(&["no answer", PATIENCE]);
 }
 
 #[test]
-fn a_byte_a_second_meets_the_deadline() {
+fn one_byte_per_second_ends_the_run_at_the_deadline() {
     play("trickle-at-start").code(125).says(&["start the container", "no answer", PATIENCE]);
 }
 
 #[test]
-fn silence_names_what_was_asked_for() {
+fn a_silent_agent_is_reported_with_the_command_it_did_not_answer() {
     play("silent-at-pod").code(125).says(&["start the pod: no answer from the guest's agent", PATIENCE]);
 }
 
@@ -85,33 +82,33 @@ fn a_flood_of_events_ends_the_run() {
 }
 
 #[test]
-fn noise_on_the_stream_channel_ends_the_run() {
+fn random_bytes_on_the_stream_channel_end_the_run() {
     play("stream-noise").code(125).says(&["the agent's stream channel"]);
 }
 
 #[test]
-fn output_that_was_reported_and_never_comes_meets_the_deadline() {
+fn reported_output_that_never_arrives_ends_the_run_at_the_deadline() {
     play("owed-output").code(125).says(&["the container's output", "no answer"]);
 }
 
-/// The reply may be lost in the reset; the pod has ended all the same.
+/// The reset may lose the reply, and the pod has ended.
 #[test]
-fn a_reset_without_a_reply_is_an_end_that_was_asked_for() {
+fn a_reset_instead_of_a_reply_to_destroypod_is_a_regular_end() {
     play("no-farewell").code(3).stderr("");
 }
 
 #[test]
-fn output_without_end_or_credit_costs_no_memory() {
+fn endless_output_beyond_the_credit_uses_no_memory() {
     let Play { command, _bundle, _initrd } = Play::new("endless-output");
     let mut run = Running::start(command);
     let mut stdout = run.take_stdout();
     let mut buffer = vec![0; 1 << 20];
-    // With a reader it all goes through; without one the guest runs on into a host that takes no more than it may.
+    // All output arrives while it is read. Then the guest continues to write, and the host must not buffer it.
     for _ in 0..16 {
         stdout.read_exact(&mut buffer).unwrap();
         assert!(buffer.iter().all(|byte| *byte == b'x'));
     }
-    // A signal that the agent leaves unanswered ends the run when its patience is over.
+    // The agent does not answer the signal, which ends the run at the deadline.
     run.signal("TERM");
     run.finish().code(125).says(&["no answer"]);
 }

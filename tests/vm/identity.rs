@@ -1,10 +1,10 @@
-//! What a process finds itself to be: environment, user, limits, capabilities, names.
+//! Attributes of the init process: environment, user, limits, capabilities, host name, scheduling.
 
 use serde_json::json;
 use tests::Bundle;
 
 #[test]
-fn the_environment_is_exactly_the_given_one() {
+fn the_environment_is_the_configured_one() {
     let bundle =
         Bundle::new(&["env"]).with(|c| c["process"]["env"] = json!(["PATH=/bin", "A=b c", "EMPTY="]));
     let run = bundle.run().code(0);
@@ -15,18 +15,18 @@ fn the_environment_is_exactly_the_given_one() {
 }
 
 #[test]
-fn the_working_directory_is_the_given_one() {
+fn the_working_directory_is_the_configured_one() {
     Bundle::new(&["pwd"]).with(|c| c["process"]["cwd"] = json!("/tmp")).run().code(0).stdout("/tmp\n");
 }
 
 #[test]
-fn a_missing_working_directory_is_made() {
+fn a_missing_working_directory_is_created() {
     let bundle = Bundle::new(&["pwd"]).with(|c| c["process"]["cwd"] = json!("/srv/new"));
     bundle.run().code(0).stdout("/srv/new\n");
 }
 
 #[test]
-fn user_and_groups() {
+fn user_and_groups_are_set() {
     let bundle = Bundle::sh("id -u; id -g; id -G").with(|c| {
         c["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [10, 20]});
     });
@@ -34,20 +34,20 @@ fn user_and_groups() {
 }
 
 #[test]
-fn umask() {
+fn the_umask_is_set() {
     let bundle = Bundle::sh("umask").with(|c| c["process"]["user"]["umask"] = json!(0o27));
     bundle.run().code(0).stdout("0027\n");
 }
 
 #[test]
-fn the_host_name() {
+fn the_host_name_is_set() {
     let bundle =
         Bundle::sh("hostname; cat /proc/sys/kernel/hostname").with(|c| c["hostname"] = json!("kiste"));
     bundle.run().code(0).stdout("kiste\nkiste\n");
 }
 
 #[test]
-fn resource_limits() {
+fn resource_limits_are_set() {
     let bundle = Bundle::sh("ulimit -n; ulimit -Hn; ulimit -c").with(|c| {
         c["process"]["rlimits"] = json!([
             {"type": "RLIMIT_NOFILE", "soft": 777, "hard": 1234},
@@ -58,7 +58,7 @@ fn resource_limits() {
 }
 
 #[test]
-fn each_capability_set_is_the_given_one() {
+fn each_capability_set_is_the_configured_one() {
     let set = |names: &[&str]| json!(names);
     let bundle =
         Bundle::sh("grep ^Cap /proc/self/status | cut -f2; grep NoNewPrivs /proc/self/status").with(|c| {
@@ -72,12 +72,12 @@ fn each_capability_set_is_the_given_one() {
                 "ambient": set(&["CAP_KILL"]),
             });
         });
-    let wanted = "0000000000000020\n0000000000000020\n0000000000000020\n0000000000000421\n0000000000000020\nNoNewPrivs:\t1\n";
-    bundle.run().code(0).stdout(wanted);
+    let expected = "0000000000000020\n0000000000000020\n0000000000000020\n0000000000000421\n0000000000000020\nNoNewPrivs:\t1\n";
+    bundle.run().code(0).stdout(expected);
 }
 
 #[test]
-fn a_capability_that_was_not_given_is_missed() {
+fn an_operation_without_its_capability_is_denied() {
     let bundle = Bundle::sh("chown 5:5 /tmp && echo changed").with(|c| {
         for kind in ["bounding", "effective", "permitted"] {
             c["process"]["capabilities"][kind] = json!(["CAP_KILL"]);
@@ -97,14 +97,14 @@ fn an_inheritable_capability_outside_of_the_bounding_set_is_an_error() {
 }
 
 #[test]
-fn oom_score() {
+fn the_oom_score_is_set() {
     let bundle =
         Bundle::sh("cat /proc/self/oom_score_adj").with(|c| c["process"]["oomScoreAdj"] = json!(500));
     bundle.run().code(0).stdout("500\n");
 }
 
 #[test]
-fn scheduling_and_execution_domain() {
+fn scheduling_and_execution_domain_are_set() {
     let script = "awk '{print $19, $41}' /proc/self/stat; ionice -p $$; uname -m";
     let bundle = Bundle::sh(script).with(|c| {
         c["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
@@ -118,7 +118,7 @@ fn scheduling_and_execution_domain() {
 }
 
 #[test]
-fn clocks_of_its_own() {
+fn a_time_namespace_has_its_offsets() {
     let bundle = Bundle::sh("cut -d . -f 1 /proc/uptime").with(|c| {
         c["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
         c["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000}, "monotonic": {"secs": 5}});
@@ -129,7 +129,7 @@ fn clocks_of_its_own() {
 }
 
 #[test]
-fn kernel_parameters() {
+fn kernel_parameters_are_set() {
     let bundle = Bundle::sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni").with(|c| {
         c["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "111"});
     });
@@ -137,7 +137,7 @@ fn kernel_parameters() {
 }
 
 #[test]
-fn no_descriptor_but_the_standard_streams_is_open() {
+fn only_the_standard_streams_are_open() {
     Bundle::sh("ls /proc/self/fd | head -n 3 | tr '\\n' ' '; ls /proc/self/fd | wc -l")
         .run()
         .code(0)

@@ -1,4 +1,4 @@
-//! What a container cannot reach, whatever it may: the agent, its ports, its tree.
+//! What a container cannot reach even with all privileges: the agent, its ports, its file tree.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::pods::Pod;
 /// Exec processes that are started while a container inspects them.
 const EXECS: usize = 25;
 
-/// Every right that a container engine's privileged container has.
+/// A bundle with the privileges of a container engine's privileged container.
 fn privileged(script: &str) -> Bundle {
     Bundle::sh(script).with(|c| {
         let more = [
@@ -55,7 +55,7 @@ fn with_cgroup(bundle: Bundle) -> Bundle {
     })
 }
 
-/// The kernel has port 0 for its console, the agent the two others.
+/// Port 0 is the kernel's console; the agent uses the other two.
 #[test]
 fn the_agent_s_ports_cannot_be_opened() {
     let script = "mkdir /tmp/dev; mount -t devtmpfs none /tmp/dev; ls /tmp/dev | grep vport
@@ -69,7 +69,7 @@ fn the_agent_s_ports_cannot_be_opened() {
 }
 
 #[test]
-fn the_machine_s_memory_and_ports_have_no_device() {
+fn guest_memory_and_io_ports_have_no_device() {
     let script =
         "for minor in 1 2 4; do mknod /dev/x c 1 $minor; (: < /dev/x) 2>&1 && echo opened; rm /dev/x; done";
     let expected = "sh: can't open /dev/x: No such device or address\n".repeat(3);
@@ -77,19 +77,19 @@ fn the_machine_s_memory_and_ports_have_no_device() {
 }
 
 #[test]
-fn the_machine_s_ports_are_not_a_container_s() {
+fn a_container_cannot_use_io_ports() {
     Bundle::guest("ports").run().code(0).stdout("ok\n");
 }
 
 #[test]
-fn process_1_s_root_is_the_container_s_own_or_nobody_s() {
+fn the_root_of_pid_1_is_the_container_s_or_unreadable() {
     let script = "ls /proc/1/root/run 2>&1; cat /proc/1/comm; ls -A /proc/1/root/ | wc -l; \
                   for p in /proc/[0-9]*; do readlink $p/exe; done | sort -u; ls -d /proc/[0-9]*/root/init 2>/dev/null";
-    // The shell has its own process ids: it is process 1 itself.
+    // With a PID namespace, the shell is PID 1.
     let run = privileged(script).run();
     assert!(run.text().starts_with("ls: /proc/1/root/run: No such file or directory\nsh\n"), "{run}");
     assert!(run.text().ends_with("\n/bin/busybox"), "{run}");
-    // It shares the pod's: process 1 holds them, and is closed to every capability.
+    // With the pod's PID namespace, PID 1 is the pod's process, which no capability can inspect.
     let run = privileged(script).share("pid").run();
     let expected = "ls: /proc/1/root/run: Permission denied\npod\n0\n/bin/busybox";
     assert!(run.text().starts_with(expected), "{run}");
@@ -111,7 +111,7 @@ while [ ! -e /stop ]; do
 done 2>/dev/null"#;
 
 #[test]
-fn an_exec_process_that_starts_shows_nothing_of_the_agent() {
+fn a_starting_exec_process_exposes_nothing_of_the_agent() {
     let container = Container::new(privileged(SPY));
     container.create();
     container.out(&["start", "c"]);
@@ -123,7 +123,7 @@ fn an_exec_process_that_starts_shows_nothing_of_the_agent() {
 }
 
 #[test]
-fn an_exec_process_shows_nothing_of_the_agent_to_another_container_of_its_pod() {
+fn an_exec_process_exposes_nothing_of_the_agent_to_other_containers_of_its_pod() {
     let (spy, pod) = (privileged(SPY).share("pid"), Pod::new());
     spy.command();
     let other = pod.container("other", "exec sleep 100000", json!({}));
@@ -135,7 +135,7 @@ fn an_exec_process_shows_nothing_of_the_agent_to_another_container_of_its_pod() 
 }
 
 #[test]
-fn the_share_is_mounted_once() {
+fn the_share_cannot_be_mounted_again() {
     let script = "mount -t virtiofs share /mnt; mount -t 9p -o trans=virtio,version=9p2000.L share /mnt; ls /mnt; ls /bin/busybox";
     let run = privileged(script).run().code(0).stdout("/bin/busybox\n");
     let errors = String::from_utf8_lossy(&run.stderr).into_owned();
@@ -146,7 +146,7 @@ fn the_share_is_mounted_once() {
 }
 
 #[test]
-fn the_machine_s_devices_keep_their_drivers() {
+fn drivers_cannot_be_unbound_from_the_machine_s_devices() {
     let script = "mount -t sysfs sysfs /mnt; cd /mnt/bus
         for bus in virtio platform; do
             for file in $bus/drivers/virtio*/unbind $bus/drivers/virtio*/bind; do
@@ -156,9 +156,9 @@ fn the_machine_s_devices_keep_their_drivers() {
     privileged(script).run().code(0).stdout("Operation not permitted\n/bin/busybox\n");
 }
 
-/// The kernel would start the program of core_pattern outside of the container, with the agent's root.
+/// The kernel would run a helper of core_pattern outside of the container, with the agent's root.
 #[test]
-fn the_kernel_runs_nothing_of_a_container_s() {
+fn the_kernel_runs_no_core_dump_helper_of_a_container() {
     let here = "/../run/share/1-c/rootfs";
     let script = format!(
         "cd /proc/sys/kernel; echo 1 > core_pipe_limit; echo '|{here}/helper' > core_pattern

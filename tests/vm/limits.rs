@@ -1,4 +1,4 @@
-//! A container's limits: its cgroup in the guest.
+//! A container's limits, which its cgroup in the guest enforces.
 
 use serde_json::{Value, json};
 use tests::Bundle;
@@ -8,8 +8,8 @@ fn limited(bundle: Bundle, resources: Value) -> Bundle {
 }
 
 #[test]
-fn a_container_over_its_memory_limit_is_killed_alone() {
-    // One line without an end, which tail(1) has to keep.
+fn a_process_over_the_memory_limit_is_killed() {
+    // tail(1) keeps the endless line in memory.
     let limit = json!({"memory": {"limit": 32 << 20}});
     limited(Bundle::new(&["tail", "-n", "1", "/dev/zero"]), limit.clone())
         .run()
@@ -27,7 +27,7 @@ fn a_container_may_use_its_memory_up_to_the_limit() {
 }
 
 #[test]
-fn a_container_over_its_limit_of_processes_cannot_fork() {
+fn a_container_at_its_process_limit_cannot_fork() {
     let script = "for i in 1 2 3 4 5 6 7 8; do sleep 100 & done; echo unreachable";
     let run = limited(Bundle::sh(script), json!({"pids": {"limit": 5}})).run();
     assert!(!run.text().contains("unreachable"), "{run}");
@@ -38,7 +38,7 @@ fn a_container_over_its_limit_of_processes_cannot_fork() {
 }
 
 #[test]
-fn each_limit_is_in_its_file() {
+fn each_limit_is_written_to_its_cgroup_file() {
     let script = "cd /sys/fs/cgroup; cat memory.max memory.low memory.oom.group cpu.weight cpu.max pids.max cpuset.cpus; \
                   grep Cpus_allowed_list /proc/self/status";
     let resources = json!({
@@ -52,7 +52,7 @@ fn each_limit_is_in_its_file() {
 }
 
 #[test]
-fn a_container_cannot_lift_its_limits() {
+fn a_container_cannot_raise_its_limits() {
     let script = "echo max > /sys/fs/cgroup/pids.max; cat /sys/fs/cgroup/pids.max";
     let bundle = limited(Bundle::sh(script), json!({"pids": {"limit": 100}})).with(|c| {
         let mounts = c["mounts"].as_array_mut().unwrap();
@@ -68,7 +68,7 @@ fn a_container_cannot_lift_its_limits() {
 }
 
 #[test]
-fn a_limit_that_the_guest_does_not_have_is_named() {
+fn a_limit_that_the_guest_lacks_is_an_error() {
     let run = limited(Bundle::sh("true"), json!({"unified": {"memory.wonder": "1"}})).run().code(125);
     let errors = String::from_utf8_lossy(&run.stderr);
     assert!(errors.contains("set limit memory.wonder to 1: no such file or directory"), "{run}");

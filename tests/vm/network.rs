@@ -1,4 +1,4 @@
-//! A bundle that is joined to a network namespace of the host: what its guest has of it, and what is left on the host.
+//! A container in a network namespace of the host: what the guest gets of it, and what is left on the host.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 use serde_json::json;
-use tests::{Bundle, Running, check_output};
+use tests::{Bundle, Running, check_output, guest_program};
 
 use crate::lifecycle::{Container, reap};
 
 mod changes;
 
-/// What goes through a connection, in MiB.
+/// Data that a connection carries, in MiB.
 const LOAD_MIB: &str = "20";
 
-/// A network namespace for a pod, and one for whom it speaks to.
+/// A network namespace for a pod, and one for its peer.
 struct Nets {
     pod: String,
     peer: String,
@@ -34,7 +34,7 @@ impl Nets {
         nets
     }
 
-    /// Two namespaces with an interface `eth0` each: 10.9.0.2 and fd09::2 are the pod's, .1 and ::1 its peer's.
+    /// Two namespaces whose interfaces `eth0` are connected: the pod has 10.9.0.2 and fd09::2, the peer .1 and ::1.
     fn joined() -> Nets {
         let nets = Nets::new();
         nets.link("eth0", "02:00:00:00:09:02", 1400);
@@ -45,7 +45,7 @@ impl Nets {
         nets
     }
 
-    /// Makes a pair of interfaces called `name`, one in each.
+    /// Creates a pair of interfaces called `name`, one in each namespace.
     fn link(&self, name: &str, mac: &str, mtu: u32) {
         let mtu = mtu.to_string();
         let pair = ["link", "add", name, "netns", &self.pod, "address", mac, "mtu", &mtu, "type", "veth"];
@@ -71,16 +71,15 @@ impl Nets {
         in_namespace(Bundle::sh(script), self.path().to_str().unwrap())
     }
 
-    /// A bundle that runs an end of a connection in the pod's namespace.
+    /// A bundle that runs one end of a connection in the pod's namespace.
     fn guest(&self, check: &str) -> Bundle {
         in_namespace(Bundle::guest(check), self.path().to_str().unwrap())
     }
 
-    /// The other end, in the peer's.
+    /// Starts the other end in the peer's namespace.
     fn end(&self, words: &[&str]) -> Running {
-        let program = std::env::var_os("VMM_TEST_GUEST").expect("VMM_TEST_GUEST names the guest's program");
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.peer]).arg(program).args(words);
+        command.args(["netns", "exec", &self.peer]).arg(guest_program()).args(words);
         Running::start(command)
     }
 
@@ -91,7 +90,7 @@ impl Nets {
         command
     }
 
-    /// Taps and queueing disciplines that are in the pod's namespace.
+    /// Taps and queueing disciplines of `vmm` in the pod's namespace.
     fn traces(&self) -> String {
         let list = |tool: &str, words: &[&str]| {
             let mut command = Command::new("ip");
@@ -124,7 +123,7 @@ fn in_namespace(bundle: Bundle, path: &str) -> Bundle {
 }
 
 #[test]
-fn the_guest_has_what_the_interface_has() {
+fn the_guest_gets_addresses_routes_and_neighbours_of_the_interface() {
     let nets = Nets::joined();
     nets.pod(&["addr", "add", "10.9.1.2/32", "dev", "eth0"]);
     nets.pod(&["route", "add", "default", "via", "10.9.0.1"]);
@@ -172,11 +171,12 @@ fn both_sides_reach_each_other_over_ipv4_and_ipv6() {
     run.finish().code(0).stderr("");
 }
 
-/// Holds a bundle's interfaces to their addresses, and lets it change them.
+/// Filters a bundle's packets by source address, and lets it change its addresses.
 fn filtered(bundle: Bundle) -> Bundle {
     may_change(bundle).with(|c| c["annotations"]["vmm.network.filter"] = json!("true"))
 }
 
+/// Lets a bundle change its addresses.
 fn may_change(bundle: Bundle) -> Bundle {
     bundle.with(|c| {
         for set in ["bounding", "effective", "permitted"] {
@@ -185,7 +185,7 @@ fn may_change(bundle: Bundle) -> Bundle {
     })
 }
 
-/// Says from which of its own and of others' addresses a guest gets an answer.
+/// Prints the source addresses, its own and others, from which the guest gets an answer.
 const SENDERS: &str = "try() { ping -c 1 -W $1 -I $2 $3 >/dev/null 2>&1 && echo $2; }
     try 20 10.9.0.2 10.9.0.1; try 20 fd09::2 fd09::1
     ip addr add 10.9.0.66/24 dev eth0; try 3 10.9.0.66 10.9.0.1
@@ -197,24 +197,24 @@ const SENDERS: &str = "try() { ping -c 1 -W $1 -I $2 $3 >/dev/null 2>&1 && echo 
     try 20 10.9.0.2 10.9.0.1";
 
 #[test]
-fn an_interface_that_is_held_to_its_addresses_sends_from_no_others() {
+fn a_filtered_interface_sends_only_from_its_own_addresses() {
     let nets = Nets::joined();
     let run = filtered(nets.bundle(SENDERS)).run().code(0);
     assert_eq!(run.text(), "10.9.0.2\nfd09::2\n10.9.0.2", "{run}");
     assert!(String::from_utf8_lossy(&run.stderr).contains("a packet that may not leave"), "{run}");
-    // The peer has not heard of them.
+    // No packet from another address has reached the peer.
     let neighbours = check_output(Command::new("ip").args(["-n", &nets.peer, "neigh"]));
     assert!(neighbours.contains("10.9.0.2 ") && !neighbours.contains("66"), "{neighbours}");
 }
 
 #[test]
-fn an_interface_that_is_not_may_send_from_any() {
+fn an_unfiltered_interface_sends_from_any_address() {
     let nets = Nets::joined();
     let run = may_change(nets.bundle(SENDERS)).run().code(0).stderr("");
     assert_eq!(run.text(), "10.9.0.2\nfd09::2\n10.9.0.66\nfd09::66\nanother mac\n10.9.0.2", "{run}");
 }
 
-/// A load out of a guest whose packets `vhost_net` says who passes on.
+/// Sends a load out of a guest with the flag `--vhost-net`.
 fn load_goes_out(vhost_net: &str) {
     let nets = Nets::joined();
     let mut server = nets.end(&["drain", "[fd09::1]:5001", LOAD_MIB]);
@@ -226,7 +226,7 @@ fn load_goes_out(vhost_net: &str) {
     assert_eq!(nets.traces(), "");
 }
 
-/// A load into such a guest.
+/// Sends a load into a guest with the flag `--vhost-net`.
 fn load_comes_in(vhost_net: &str) {
     let nets = Nets::joined();
     let bundle = nets.guest(&format!("drain 0.0.0.0:5001 {LOAD_MIB}")).flag("--vhost-net").flag(vhost_net);
@@ -239,40 +239,40 @@ fn load_comes_in(vhost_net: &str) {
 }
 
 #[test]
-fn a_load_goes_out_to_the_byte() {
+fn a_load_out_of_the_guest_is_complete() {
     load_goes_out("off");
 }
 
 #[test]
-fn a_load_goes_out_through_the_kernel_to_the_byte() {
+fn a_load_out_of_the_guest_through_vhost_is_complete() {
     load_goes_out("on");
 }
 
 #[test]
-fn a_load_comes_in_to_the_byte() {
+fn a_load_into_the_guest_is_complete() {
     load_comes_in("off");
 }
 
 #[test]
-fn a_load_comes_in_through_the_kernel_to_the_byte() {
+fn a_load_into_the_guest_through_vhost_is_complete() {
     load_comes_in("on");
 }
 
-/// Whether a worker of vhost's is there for a thread of the process `pid`. An older kernel has it as a process of its own.
+/// Whether vhost has a worker for a thread of the process `pid`. Older kernels run it as a separate process.
 fn has_vhost_worker(pid: u32) -> bool {
     let list = |path: String| std::fs::read_dir(path).expect("list processes").map(|entry| entry.unwrap());
     let threads = || list(format!("/proc/{pid}/task"));
-    let wanted: Vec<String> =
+    let names: Vec<String> =
         threads().map(|thread| format!("vhost-{}\n", thread.file_name().display())).collect();
     let mut all = list("/proc".to_owned()).chain(threads());
     all.any(|entry| {
-        // One that has ended meanwhile has no name.
-        std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| wanted.contains(&comm))
+        // A process that has ended meanwhile has no name.
+        std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| names.contains(&comm))
     })
 }
 
 #[test]
-fn the_kernel_passes_packets_on_where_it_is_to() {
+fn vhost_is_used_unless_it_is_off() {
     for (vhost_net, expected) in [("auto", true), ("on", true), ("off", false)] {
         let nets = Nets::joined();
         let bundle = nets.bundle("ping -c 1 -W 20 10.9.0.1 >/dev/null && echo up; read go");
@@ -287,7 +287,7 @@ fn the_kernel_passes_packets_on_where_it_is_to() {
 }
 
 #[test]
-fn datagrams_go_both_ways() {
+fn datagrams_arrive_in_both_directions() {
     let nets = Nets::joined();
     let mut server = nets.end(&["echo", "10.9.0.1:7"]);
     server.wait_for("ready");
@@ -297,7 +297,7 @@ fn datagrams_go_both_ways() {
 }
 
 #[test]
-fn a_gateway_outside_of_every_network_is_reached_and_ipv4_alone_stays_alone() {
+fn a_gateway_outside_of_all_subnets_is_reached_and_no_ipv6_is_added() {
     let nets = Nets::new();
     nets.link("eth0", "02:00:00:00:09:05", 1500);
     nets.pod(&["addr", "add", "10.9.5.2/32", "dev", "eth0"]);
@@ -312,7 +312,7 @@ fn a_gateway_outside_of_every_network_is_reached_and_ipv4_alone_stays_alone() {
 }
 
 #[test]
-fn a_machine_that_does_not_start_leaves_nothing() {
+fn a_machine_that_fails_to_start_leaves_nothing() {
     let nets = Nets::joined();
     nets.bundle("true").flag("--kernel").flag("/bin/busybox").run().code(125);
     assert_eq!(nets.traces(), "");
@@ -321,7 +321,7 @@ fn a_machine_that_does_not_start_leaves_nothing() {
 #[test]
 fn two_interfaces_keep_their_names() {
     let nets = Nets::new();
-    // Made in the other order, and one with a name that no kernel gives.
+    // Created in another order, and one has a name that the kernel does not use by default.
     nets.link("eth1", "02:00:00:00:00:01", 1500);
     nets.link("lan", "02:00:00:00:00:02", 1500);
     nets.link("eth0", "02:00:00:00:00:03", 9000);
@@ -335,7 +335,7 @@ fn two_interfaces_keep_their_names() {
 }
 
 #[test]
-fn a_namespace_with_its_loopback_alone_gives_no_interface() {
+fn a_namespace_without_interfaces_gives_the_guest_none() {
     let nets = Nets::new();
     nets.bundle("ls /sys/class/net").run().code(0).stdout("lo\n").stderr("");
 }
@@ -349,7 +349,7 @@ fn the_hosts_own_network_is_refused() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_no_obstacle() {
+fn the_next_run_works_after_a_killed_one() {
     let nets = Nets::joined();
     let bundle = nets.bundle("echo up; read go");
     let mut run = bundle.start();
@@ -363,7 +363,7 @@ fn what_a_killed_process_left_is_no_obstacle() {
 }
 
 #[test]
-fn what_a_killed_container_left_goes_with_it() {
+fn delete_removes_what_a_killed_container_left() {
     let nets = Nets::joined();
     let container = Container::new(nets.bundle("sleep 1000"));
     let pid = container.create();
@@ -371,7 +371,7 @@ fn what_a_killed_container_left_goes_with_it() {
     kill_process(pid, Signal::KILL).expect("kill the container's process");
     assert!(reap(pid).is_err());
     assert!(nets.traces().contains("ingress"), "{}", nets.traces());
-    // Somebody else's is left alone.
+    // A queueing discipline of another program remains.
     nets.pod(&["link", "add", "other", "type", "dummy"]);
     let tc = ["netns", "exec", &nets.pod, "tc", "qdisc", "add", "dev", "other", "ingress"];
     ip(&tc);
@@ -379,25 +379,25 @@ fn what_a_killed_container_left_goes_with_it() {
     assert_eq!(nets.traces().matches("ingress").count(), 1, "{}", nets.traces());
 }
 
-/// An engine deletes a container that did not start only if it knows of its end by then.
+/// An engine deletes a container whose start failed only if it has seen the container's process end.
 #[test]
-fn a_start_that_fails_returns_when_the_containers_process_has_ended() {
+fn a_failed_start_returns_after_the_end_of_the_monitor() {
     let nets = Nets::joined();
     let mount = json!({"destination": "/etc", "type": "bind", "source": "/bin/busybox", "options": ["bind"]});
     let bundle = nets.bundle("true").mount(mount);
-    std::fs::create_dir_all(bundle.rootfs().join("etc")).expect("make a folder");
+    std::fs::create_dir_all(bundle.rootfs().join("etc")).expect("create a directory");
     let container = Container::new(bundle);
     let pid = container.create();
     let error = container.error(1, &["start", "c"]);
     assert!(error.contains("mount /etc: not a directory"), "{error}");
-    let ended = waitpid(Some(pid), WaitOptions::NOHANG).expect("it is ours to reap");
+    let ended = waitpid(Some(pid), WaitOptions::NOHANG).expect("the monitor is a child");
     assert!(ended.is_some());
     container.out(&["delete", "c"]);
     assert_eq!(nets.traces(), "");
 }
 
 #[test]
-fn a_second_machine_in_the_namespace_is_refused_and_harms_nobody() {
+fn a_second_machine_in_a_namespace_is_refused_and_the_first_continues() {
     let nets = Nets::joined();
     let bundle = nets.bundle("echo up; read go; ping -c 1 -W 20 10.9.0.1 | grep -c ttl");
     let mut run = bundle.start();

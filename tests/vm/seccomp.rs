@@ -1,9 +1,9 @@
-//! Filters of system calls: what the profile says happens.
+//! Seccomp profiles.
 
 use serde_json::{Value, json};
 use tests::Bundle;
 
-/// A bundle whose profile allows all but what `syscalls` says.
+/// A bundle whose profile allows all system calls except for the rules `syscalls`.
 fn filtered(bundle: Bundle, no_new_privileges: bool, syscalls: Value) -> Bundle {
     bundle.with(|c| {
         c["process"]["noNewPrivileges"] = json!(no_new_privileges);
@@ -16,7 +16,7 @@ fn filtered(bundle: Bundle, no_new_privileges: bool, syscalls: Value) -> Bundle 
 }
 
 #[test]
-fn a_denied_call_gives_the_profile_s_errno() {
+fn a_denied_call_fails_with_the_profile_s_errno() {
     for no_new_privileges in [true, false] {
         let script = "mkdir /tmp/a; grep Seccomp: /proc/self/status; kill -USR1 $$ || echo denied; kill -0 $$ && echo allowed";
         let rules = json!([
@@ -32,7 +32,7 @@ fn a_denied_call_gives_the_profile_s_errno() {
 }
 
 #[test]
-fn a_call_that_kills_is_signal_31() {
+fn a_call_that_kills_ends_the_process_with_sigsys() {
     for action in ["SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"] {
         let rules = json!([{"names": ["mkdir", "mkdirat"], "action": action}]);
         filtered(Bundle::new(&["mkdir", "/tmp/a"]), true, rules).run().code(128 + 31).stdout("").stderr("");
@@ -40,7 +40,7 @@ fn a_call_that_kills_is_signal_31() {
 }
 
 #[test]
-fn what_the_set_up_needs_is_denied_only_without_no_new_privileges() {
+fn the_filter_covers_the_set_up_only_without_no_new_privileges() {
     let rules = json!([{"names": ["setgroups", "capset"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]);
     let bundle = |no_new_privileges| filtered(Bundle::sh("echo runs"), no_new_privileges, rules.clone());
     bundle(true).run().code(0).stdout("runs\n");
@@ -49,7 +49,7 @@ fn what_the_set_up_needs_is_denied_only_without_no_new_privileges() {
 }
 
 #[test]
-fn a_profile_that_denies_by_default() {
+fn a_profile_that_denies_by_default_applies_to_the_program() {
     let bundle = Bundle::sh("cat /proc/self/mountinfo | wc -l").with(|c| {
         c["process"]["noNewPrivileges"] = json!(true);
         c["linux"]["seccomp"] = json!({
@@ -57,7 +57,7 @@ fn a_profile_that_denies_by_default() {
             "syscalls": [{"names": ["execve", "exit_group", "write"], "action": "SCMP_ACT_ALLOW"}],
         });
     });
-    // The program runs, and gets no further than its first memory.
+    // The program is executed, and fails when it first allocates memory.
     let run = bundle.run();
     assert_ne!(run.status.code(), Some(0), "{run}");
     assert_ne!(run.status.code(), Some(125), "{run}");

@@ -1,4 +1,4 @@
-//! What of the host a guest reaches through its share, and what it can leave there.
+//! What a guest can reach and create on the host through its share.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,19 +8,19 @@ use std::process::Command;
 use serde_json::json;
 use tests::{Bundle, check_output};
 
-/// Makes nodes in the share and prints those that are allowed.
+/// Creates device nodes in the share and prints those that are allowed.
 const MAKE_NODES: &str = "cd /mnt; mkfifo p; \
     for n in 'disk b 8 0' 'mem c 1 1' 'null c 1 3' 'whiteout c 0 0' 'loop b 7 3'; do mknod $n 2>&1 && echo $n; done";
 
 #[track_caller]
-fn check_nodes(bundle: &Bundle, made: &[&str]) {
+fn check_nodes(bundle: &Bundle, allowed: &[&str]) {
     let run = bundle.run();
     let text = run.text();
     let (refused, printed): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.contains(": "));
-    assert_eq!(printed, made, "{run}");
-    assert_eq!(refused.len(), 5 - made.len(), "{run}");
+    assert_eq!(printed, allowed, "{run}");
+    assert_eq!(refused.len(), 5 - allowed.len(), "{run}");
     assert!(refused.iter().all(|line| line.ends_with("Operation not permitted")), "{run}");
-    let names = made.iter().map(|node| node.split(' ').next().unwrap_or_default());
+    let names = allowed.iter().map(|node| node.split(' ').next().unwrap_or_default());
     let mut expected: Vec<&str> = names.chain(["p"]).collect();
     expected.sort_unstable();
     let left = fs::read_dir(bundle.rootfs().join("mnt")).unwrap().map(|entry| entry.unwrap().file_name());
@@ -30,14 +30,14 @@ fn check_nodes(bundle: &Bundle, made: &[&str]) {
 }
 
 #[test]
-fn a_guest_leaves_only_the_device_nodes_that_every_container_may_make() {
+fn a_guest_can_create_null_and_whiteout_device_nodes_only() {
     for protocol in ["--share=virtiofs", "--share=9p"] {
         check_nodes(&Bundle::sh(MAKE_NODES).flag(protocol), &["null c 1 3", "whiteout c 0 0"]);
     }
 }
 
 #[test]
-fn a_guest_leaves_the_device_nodes_that_the_bundle_allows() {
+fn a_guest_can_create_the_device_nodes_that_the_bundle_allows() {
     let bundle = Bundle::sh(MAKE_NODES).with(|c| {
         c["linux"]["resources"]["devices"] =
             json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 7, "access": "rwm"}]);
@@ -45,7 +45,7 @@ fn a_guest_leaves_the_device_nodes_that_the_bundle_allows() {
     check_nodes(&bundle, &["null c 1 3", "whiteout c 0 0", "loop b 7 3"]);
 }
 
-/// Every descriptor of the process from which `path` leads to something.
+/// The paths below descriptors of the process at which `path` exists.
 fn through_descriptors(process: u32, path: &str) -> Vec<PathBuf> {
     let descriptors = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
     let paths = descriptors.map(|entry| entry.unwrap().path().join(path));
@@ -70,7 +70,7 @@ fn the_share_is_on_a_mount_without_devices() {
     run.finish().code(0);
 }
 
-/// A tmpfs with one file at a path, which goes with it.
+/// A tmpfs with one file. It is unmounted on drop.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -89,7 +89,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn what_the_host_mounts_later_is_seen_where_the_bundle_asks() {
+fn later_mounts_on_the_host_are_visible_in_slave_binds_only() {
     let dir = tempfile::TempDir::new().unwrap();
     let _early = Mounted::at(&dir.path().join("early"));
     fs::create_dir(dir.path().join("late")).unwrap();

@@ -10,7 +10,7 @@ fn on_terminal(script: &str) -> Bundle {
 }
 
 #[test]
-fn the_terminal_has_the_hosts_size_and_follows_it() {
+fn the_container_s_terminal_has_the_size_of_the_host_s() {
     let bundle = on_terminal("trap 'stty size; exit 0' WINCH; stty size; while :; do sleep 1; done");
     let mut terminal = Terminal::start(&bundle.command(), 33, 101);
     terminal.wait_for("33 101");
@@ -20,7 +20,7 @@ fn the_terminal_has_the_hosts_size_and_follows_it() {
 }
 
 #[test]
-fn keys_reach_the_container_and_control_c_interrupts() {
+fn keys_reach_the_container_and_control_c_interrupts_it() {
     let bundle =
         on_terminal("trap 'echo interrupted; exit 9' INT; read a; echo got:$a; while :; do sleep 1; done");
     let mut terminal = Terminal::start(&bundle.command(), 24, 80);
@@ -44,14 +44,14 @@ fn standard_streams_are_the_terminal() {
 }
 
 #[test]
-fn the_consoles_size_in_the_configuration_wins_over_no_terminal() {
+fn without_a_terminal_on_the_host_the_configured_size_applies() {
     let bundle =
         on_terminal("stty size").with(|c| c["process"]["consoleSize"] = json!({"height": 12, "width": 34}));
     bundle.run().code(0).stdout("12 34\r\n");
 }
 
 #[test]
-fn the_terminal_is_raw_while_the_container_has_it() {
+fn the_terminal_is_raw_while_the_container_uses_it() {
     let bundle = on_terminal("echo up; sleep 1000");
     let mut terminal = Terminal::start(&bundle.command(), 24, 80);
     terminal.wait_for("up");
@@ -61,7 +61,7 @@ fn the_terminal_is_raw_while_the_container_has_it() {
 }
 
 #[test]
-fn the_terminal_is_restored_when_the_guest_dies() {
+fn the_terminal_is_restored_after_a_guest_panic() {
     let bundle = on_terminal("echo up; read a; echo c > /proc/sysrq-trigger").with(|c| {
         c["linux"]["readonlyPaths"] = json!([]);
         c["linux"]["maskedPaths"] = json!([]);

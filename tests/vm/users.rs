@@ -1,4 +1,4 @@
-//! User namespaces: ids that are others outside.
+//! User namespaces: users and groups of a container have other ids outside of it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, lchown};
@@ -7,19 +7,20 @@ use std::path::Path;
 use serde_json::json;
 use tests::{Bundle, Terminal};
 
-/// The container's root outside.
+/// Uid and gid of the container's root outside of its namespace.
 const ROOT: u32 = 100_000;
 
-fn give(path: &Path, id: u32) {
+/// Changes the owner of a tree.
+fn chown(path: &Path, id: u32) {
     lchown(path, Some(id), Some(id)).unwrap();
     if fs::symlink_metadata(path).unwrap().is_dir() {
         for entry in fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), id);
+            chown(&entry.unwrap().path(), id);
         }
     }
 }
 
-/// A bundle whose files are its root's, and whose root is [`ROOT`].
+/// A bundle with a user namespace whose files belong to its root, [`ROOT`] outside.
 fn mapped(script: &str) -> Bundle {
     let bundle = Bundle::sh(script).with(|c| {
         c["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
@@ -27,12 +28,12 @@ fn mapped(script: &str) -> Bundle {
             c["linux"][list] = json!([{"containerID": 0, "hostID": ROOT, "size": 65536}]);
         }
     });
-    give(&bundle.rootfs(), ROOT);
+    chown(&bundle.rootfs(), ROOT);
     bundle
 }
 
 #[test]
-fn root_of_the_container_is_somebody_else_outside() {
+fn the_container_s_root_has_another_id_outside() {
     let script = "id -u; cat /proc/self/uid_map; touch /mnt/f; chown 5:6 /mnt/f; stat -c '%u %g' /mnt/f /mnt /dev /dev/shm; \
                   grep CapEff /proc/self/status | cut -f 2; echo x > /dev/shm/x && cat /dev/shm/x; echo x > /dev/null && echo null";
     let bundle = mapped(script);
@@ -44,17 +45,17 @@ fn root_of_the_container_is_somebody_else_outside() {
 }
 
 #[test]
-fn a_user_of_the_container_is_another_outside() {
+fn a_container_s_user_has_another_id_outside() {
     let bundle = mapped("id; echo hi > /tmp/f; kill -0 1 && echo alive").with(|c| {
         c["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [10]});
     });
-    give(&bundle.rootfs().join("tmp"), ROOT + 1000);
+    chown(&bundle.rootfs().join("tmp"), ROOT + 1000);
     bundle.run().code(0).stdout("uid=1000(ann) gid=1000(ann) groups=10(wheel)\nalive\n").stderr("");
     assert_eq!(fs::metadata(bundle.rootfs().join("tmp/f")).unwrap().uid(), ROOT + 1000);
 }
 
 #[test]
-fn what_is_not_mapped_is_out_of_reach() {
+fn files_of_unmapped_users_cannot_be_written() {
     let bundle = mapped("stat -c %u /srv/f; echo x > /srv/f; cat /srv/f").mount(json!({
         "destination": "/srv", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "mode=755"],
     }));
@@ -67,7 +68,7 @@ fn what_is_not_mapped_is_out_of_reach() {
 }
 
 #[test]
-fn a_user_that_is_in_no_range_is_named() {
+fn an_unmapped_user_is_an_error() {
     let bundle = mapped("true").with(|c| c["process"]["user"]["uid"] = json!(70_000));
     let run = bundle.run().code(125);
     assert!(String::from_utf8_lossy(&run.stderr).contains("set user: invalid argument"), "{run}");

@@ -1,5 +1,5 @@
-//! The host's vhost-net under a driver that makes mistakes. There is no machine here: the driver's side is the test's own, and
-//! a packet socket that is bound to no interface stands for the tap: what it is given is lost.
+//! The host's vhost-net with a driver that makes mistakes. There is no machine: the test is the driver, and instead of a
+//! tap there is a packet socket without an interface, which drops what it gets.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const TRANSMIT: u32 = 1;
 const NEEDS_RESET: u32 = 64;
 const STATUS: u32 = 0x70;
 
-/// How long anything may take.
+/// Maximum time for an answer.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Guest {
@@ -23,7 +23,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// A guest whose queues the kernel has; whatever the loop has to do is done when the test turns it.
+    /// Returns a guest whose queues the kernel serves. The device's event loop runs only when the test turns it.
     fn new() -> Guest {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let packets = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None);
@@ -38,7 +38,7 @@ impl Guest {
         Guest { events, driver, transmit }
     }
 
-    /// Waits until `count` packets are answered; `turning`, the loop may do it. Returns them.
+    /// Waits until `count` packets are answered and returns them. With `turning` the event loop runs meanwhile.
     fn answers(&mut self, count: usize, turning: bool) -> Vec<Vec<u8>> {
         let begun = Instant::now();
         let mut all = Vec::new();
@@ -58,29 +58,29 @@ impl Guest {
 }
 
 #[test]
-fn what_the_kernel_does_not_understand_is_answered_by_the_device() {
+fn the_device_takes_over_a_queue_that_the_kernel_cannot_serve() {
     let mut guest = Guest::new();
     for _ in 0..3 {
         guest.transmit.send(&[0; 100]);
     }
     guest.driver.kick(TRANSMIT);
-    // Nobody turns the loop: it is the kernel that answers.
+    // The event loop does not run, so the kernel answers.
     assert_eq!(guest.answers(3, false).len(), 3);
-    // A buffer outside of memory, and behind it one as it should be.
+    // A buffer outside of guest memory, and then a valid one.
     guest.transmit.put_descriptor(200, (1 << 40, 100, 0, 0));
     guest.transmit.make_available(200);
     guest.transmit.send(&[0; 100]);
     guest.driver.kick(TRANSMIT);
     assert_eq!(guest.answers(2, true).len(), 2);
     assert_eq!(guest.driver.status() & NEEDS_RESET, 0);
-    // And so on, from here.
+    // Later packets are served by the device as well.
     guest.transmit.send(&[0; 100]);
     guest.driver.kick(TRANSMIT);
     assert_eq!(guest.answers(1, true).len(), 1);
 }
 
 #[test]
-fn a_reset_takes_the_queues_from_the_kernel() {
+fn a_reset_takes_the_queues_back_from_the_kernel() {
     let mut guest = Guest::new();
     guest.driver.write(STATUS, 0);
     assert_ne!(guest.driver.status(), 0);

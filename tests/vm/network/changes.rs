@@ -1,4 +1,4 @@
-//! What changes in a network namespace while its container runs.
+//! Changes of a network namespace while its container runs.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use crate::lifecycle::Container;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A container that does nothing, in the pod's namespace, running.
+/// A running container in the pod's namespace.
 fn running(nets: &Nets) -> Container {
     running_with(nets, "auto")
 }
@@ -21,13 +21,13 @@ fn running_with(nets: &Nets, vhost_net: &str) -> Container {
 }
 
 impl Container {
-    /// Waits until a line of what `command` says in the guest is like `pattern`.
+    /// Waits until a line of the output of `command` in the container matches `pattern`.
     #[track_caller]
     fn awaits(&self, command: &str, pattern: &str) {
         self.waits("until", command, pattern);
     }
 
-    /// Waits until there is no such line.
+    /// Waits until no line matches.
     #[track_caller]
     fn awaits_no(&self, command: &str, pattern: &str) {
         self.waits("while", command, pattern);
@@ -39,7 +39,7 @@ impl Container {
         self.out(&["exec", "c", "timeout", &DEADLINE.as_secs().to_string(), "sh", "-c", &script]);
     }
 
-    /// Waits until the container's process has said so on its standard error.
+    /// Waits until the monitor has written `text` to its standard error.
     #[track_caller]
     fn awaits_error(&self, text: &str) {
         let until = Instant::now() + DEADLINE;
@@ -55,7 +55,7 @@ impl Container {
     }
 }
 
-/// More often than the machine has places for interfaces that come later.
+/// Adds and removes an interface more often than the machine has slots for NICs.
 fn come_and_go(vhost_net: &str) {
     let nets = Nets::joined();
     let container = running_with(&nets, vhost_net);
@@ -69,7 +69,7 @@ fn come_and_go(vhost_net: &str) {
         let has = container.says("cat /sys/class/net/eth1/address /sys/class/net/eth1/mtu");
         assert_eq!(has, format!("{mac}\n1400\n"));
         container.says(&format!("ping -c 1 -W 20 {network}.1"));
-        // The first one goes on.
+        // The first interface still works.
         container.says("ping -c 1 -W 20 10.9.0.1");
         nets.pod(&["link", "del", "eth1"]);
         container.awaits_no("ls /sys/class/net", "eth1");
@@ -81,17 +81,17 @@ fn come_and_go(vhost_net: &str) {
 }
 
 #[test]
-fn interfaces_come_and_go_while_the_container_runs() {
+fn interfaces_are_added_and_removed() {
     come_and_go("off");
 }
 
 #[test]
-fn interfaces_that_the_kernel_serves_come_and_go() {
+fn interfaces_with_vhost_are_added_and_removed() {
     come_and_go("on");
 }
 
 #[test]
-fn an_interface_of_the_start_goes_and_another_takes_its_place() {
+fn the_first_interface_can_be_replaced() {
     let nets = Nets::joined();
     let container = running(&nets);
     nets.pod(&["link", "del", "eth0"]);
@@ -105,7 +105,7 @@ fn an_interface_of_the_start_goes_and_another_takes_its_place() {
 }
 
 #[test]
-fn addresses_and_routes_change_while_the_container_runs() {
+fn addresses_and_routes_are_updated() {
     let nets = Nets::joined();
     nets.pod(&["route", "add", "default", "via", "10.9.0.1"]);
     let container = running(&nets);
@@ -127,7 +127,7 @@ fn addresses_and_routes_change_while_the_container_runs() {
 }
 
 #[test]
-fn what_an_interface_may_send_from_follows_its_addresses() {
+fn a_filter_follows_the_interface_s_addresses() {
     let nets = Nets::joined();
     let container = Container::new(super::filtered(nets.bundle("sleep 1000")));
     container.create_with(&[]);
@@ -139,7 +139,7 @@ fn what_an_interface_may_send_from_follows_its_addresses() {
     assert_eq!(answered("10.9.0.2", "10.9.0.1", 20), "yes\n");
     container.says("ip addr add 10.9.0.66/24 dev eth0");
     assert_eq!(answered("10.9.0.66", "10.9.0.1", 3), "no\n");
-    // What the host gives it may be used, and no more when it is taken.
+    // An address that the host adds can be used until the host removes it.
     nets.peer(&["addr", "add", "10.9.3.1/24", "dev", "eth0"]);
     nets.pod(&["addr", "add", "10.9.3.2/24", "dev", "eth0"]);
     container.awaits("ip -o addr", "10.9.3.2/24");
@@ -148,7 +148,7 @@ fn what_an_interface_may_send_from_follows_its_addresses() {
     container.awaits_no("ip -o addr", "10.9.3.2/24");
     container.says("ip addr add 10.9.3.2/24 dev eth0");
     assert_eq!(answered("10.9.3.2", "10.9.3.1", 3), "no\n");
-    // An interface that comes is held to its own, too.
+    // The filter applies to an added interface as well.
     nets.link("eth1", "02:00:00:00:10:01", 1400);
     nets.peer(&["addr", "add", "10.10.1.1/24", "dev", "eth1"]);
     nets.pod(&["addr", "add", "10.10.1.2/24", "dev", "eth1"]);
@@ -158,9 +158,9 @@ fn what_an_interface_may_send_from_follows_its_addresses() {
     assert_eq!(answered("10.10.1.66", "10.10.1.1", 3), "no\n");
 }
 
-/// There is nobody to refuse it to but whoever reads the log.
+/// No command is in progress that could refuse the change.
 #[test]
-fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
+fn changes_that_a_running_machine_cannot_apply_are_logged_and_others_applied() {
     let nets = Nets::joined();
     let container = running(&nets);
     for number in 1..=5 {
@@ -169,12 +169,12 @@ fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
             container.awaits("ls /sys/class/net", &format!("eth{number}"));
         }
     }
-    let no_place = "eth5: not added to the guest: a running machine is limited to 5 network interfaces";
-    container.awaits_error(no_place);
-    // A place that is given up is the next one's.
+    let no_slot = "eth5: not added to the guest: a running machine is limited to 5 network interfaces";
+    container.awaits_error(no_slot);
+    // A slot that becomes free is used for the next interface.
     nets.pod(&["link", "del", "eth2"]);
     container.awaits("ls /sys/class/net", "eth5");
-    // Its driver takes packets no longer than those of its start.
+    // The guest's driver accepts no larger MTU than at its start.
     nets.peer(&["link", "set", "eth0", "mtu", "9000"]);
     nets.pod(&["link", "set", "eth0", "mtu", "9000"]);
     nets.pod(&["addr", "add", "10.9.4.2/24", "dev", "eth0"]);
@@ -189,9 +189,9 @@ fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
     assert_eq!(nets.traces(), "");
 }
 
-/// A namespace that has nothing but its loopback when the machine is made.
+/// The namespace has only a loopback when the machine is created.
 #[test]
-fn the_first_interface_comes_while_the_container_runs() {
+fn the_first_interface_can_be_added_to_a_running_container() {
     let nets = Nets::new();
     let container = running(&nets);
     nets.link("eth0", "02:00:00:00:09:02", 1400);
