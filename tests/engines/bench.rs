@@ -1,4 +1,4 @@
-//! What a container costs a user of Docker, with `runc` and with `vmm` in turn: prints a report in JSON.
+//! Measures containers of Docker with `runc` and `vmm` in turn, and prints a report as JSON.
 
 use std::time::Instant;
 
@@ -8,16 +8,16 @@ use tests::Running;
 use crate::engine::{Engine, Kind, WITHOUT_VHOST};
 use crate::{RUNTIMES, images};
 
-/// How much a file has that is written and read, MiB.
+/// Size of the file that is written and read, in MiB.
 const FILE_MIB: u32 = 64;
-/// How long each transfer over the network takes, seconds.
+/// Duration of each transfer over the network, in seconds.
 const TRANSFER_SECONDS: &str = "3";
-/// Whose networks are compared.
+/// Runtimes whose networks are compared.
 const NETWORKED: [&str; 3] = ["runc", "vmm", WITHOUT_VHOST];
-/// Where containers find the host on Docker's own bridge.
+/// Address of the host on Docker's default bridge.
 const GATEWAY: &str = "172.17.0.1";
 
-/// Samples of both runtimes under one heading.
+/// Samples of a measurement by runtime.
 struct Measured {
     title: &'static str,
     unit: &'static str,
@@ -43,7 +43,7 @@ impl Measured {
     }
 }
 
-/// Measures `runs` times in turn; `all` is more than the time of a run.
+/// Measures `runs` times. With `all`, measures memory, files and network besides the time of a run.
 pub fn bench(runs: usize, all: bool) {
     let engine = Engine::start(Kind::Docker, "vmm");
     let mut groups = vec![whole_runs(&engine, runs)];
@@ -55,10 +55,10 @@ pub fn bench(runs: usize, all: bool) {
     println!("{}", json!({"groups": groups.iter().map(Measured::json).collect::<Vec<_>>()}));
 }
 
-/// From `docker run` to its end.
+/// Time of `docker run`.
 fn whole_runs(engine: &Engine, runs: usize) -> Measured {
     let mut measured = Measured::new("docker run --rm box true", "ms");
-    // The first round fills caches and is not counted.
+    // The first round fills caches and does not count.
     for round in 0..=runs {
         for runtime in RUNTIMES {
             let begun = Instant::now();
@@ -71,7 +71,7 @@ fn whole_runs(engine: &Engine, runs: usize) -> Measured {
     measured
 }
 
-/// What the process that stands for a container, and the container, have to themselves.
+/// Private memory of the process that represents a container, which includes the guest's.
 fn private_memory(engine: &Engine) -> Measured {
     let mut measured = Measured::new("private memory of a container that sleeps", "MiB");
     for runtime in RUNTIMES {
@@ -91,10 +91,10 @@ fn private_memory(engine: &Engine) -> Measured {
     measured
 }
 
-/// A file of the root file system, written with fsync and read again.
+/// Rates at which a file of the root file system is written with fsync, and read.
 fn files(engine: &Engine, runs: usize) -> Measured {
     let mut measured = Measured::new("a file of the root file system", "MiB/s");
-    // The container's own clock, to a hundredth of a second, before and after each.
+    // The container prints its clock, in hundredths of a second, before and after each.
     let script = format!(
         "now() {{ cut -d' ' -f1 /proc/uptime; }}; now; dd if=/dev/zero of=/f bs=1M count={FILE_MIB} conv=fsync 2>/dev/null; \
          now; dd if=/f of=/dev/null bs=1M 2>/dev/null; now"
@@ -113,7 +113,7 @@ fn files(engine: &Engine, runs: usize) -> Measured {
     measured
 }
 
-/// One TCP stream to the host and one from it, by iperf3.
+/// Rates of a TCP stream to the host and of one from it, measured by iperf3.
 fn network(engine: &Engine, runs: usize) -> Measured {
     let mut measured = Measured::new("TCP over the bridge, iperf3", "Mbit/s");
     images::import_programs(engine);

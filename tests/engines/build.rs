@@ -1,4 +1,4 @@
-//! Images made with the runtime under test.
+//! Images that are built with the runtime under test.
 
 use std::fs;
 
@@ -10,12 +10,12 @@ pub const CASES: &[Case] =
 
 fn dockerfile_is_built(engine: &Engine) {
     let dir = engine.dir().join("context");
-    fs::create_dir_all(&dir).expect("make a folder");
+    fs::create_dir_all(&dir).expect("create a directory");
     fs::write(dir.join("hello.sh"), "#!/bin/sh\necho built by $1\n").expect("write a file");
     let steps = "FROM box\nCOPY hello.sh /usr/bin/hello\nRUN chmod 755 /usr/bin/hello && mkdir /made && hello someone >/made/out\n\
                  RUN rm /etc/group\nUSER ann\nWORKDIR /made\nCMD [\"cat\", \"out\"]\n";
     fs::write(dir.join("Dockerfile"), steps).expect("write a file");
-    engine.ok(&["build", "-t", "built", dir.to_str().expect("the path is text")]);
+    engine.ok(&["build", "-t", "built", dir.to_str().expect("the path is UTF-8")]);
     assert_eq!(engine.ok(&["run", "--rm", "built"]), "built by someone");
     engine.run(&["run", "--rm", "built", "test", "-e", "/etc/group"]).code(1);
     engine.ok(&["rmi", "built"]);

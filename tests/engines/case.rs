@@ -1,44 +1,44 @@
-//! A case: a name, what it does, and whether a virtual machine can have it at all.
+//! Cases and groups of cases.
 
 use crate::engine::{Engine, Kind};
 
-/// The cases of one subject with one engine.
+/// The cases of one subject and engine.
 pub struct Group {
-    /// What the names of its cases begin with.
+    /// First part of its cases' names.
     pub name: &'static str,
-    /// The engine that they drive.
+    /// The engine that the cases use.
     pub engine: Kind,
-    /// In the order in which they run.
+    /// The cases, in the order in which they run.
     pub cases: &'static [Case],
 }
 
-/// Something that must hold with either runtime.
+/// A test that must pass with both runtimes.
 pub struct Case {
     /// The function's name.
     pub name: &'static str,
-    /// Drives the engine, and panics where something is not as it should be.
+    /// The test, which panics if it fails.
     pub run: fn(&Engine),
-    /// It is in the part that every run of the whole test suite includes.
+    /// Whether the case belongs to the part that `cargo xtask test` runs.
     pub core: bool,
-    /// Why it cannot hold for a virtual machine: the case then asserts that `vmm` refuses it by name.
+    /// Why a virtual machine does not support it. The case then asserts that `vmm` refuses it by name.
     pub refused: Option<&'static str>,
 }
 
 impl Case {
-    /// Makes it one of those that always run.
+    /// Adds the case to the part that `cargo xtask test` runs.
     pub const fn core(mut self) -> Case {
         self.core = true;
         self
     }
 
-    /// Says why a virtual machine cannot have it.
+    /// Sets the reason why a virtual machine does not support it.
     pub const fn refused(mut self, why: &'static str) -> Case {
         self.refused = Some(why);
         self
     }
 }
 
-/// A [`Case`] that has its function's name.
+/// A [`Case`] with its function's name.
 macro_rules! case {
     ($run:ident) => {
         $crate::case::Case { name: stringify!($run), run: $run, core: false, refused: None }

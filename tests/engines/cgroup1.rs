@@ -1,4 +1,4 @@
-//! Docker on a host whose cgroups are version 1's: one tree for each controller.
+//! Docker on a host with cgroups of version 1, which have a tree per controller.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,10 +17,10 @@ pub const CASES: &[Case] = &[
     case!(memory_beyond_the_limit_kills),
 ];
 
-/// Where the trees are mounted.
+/// Mount point of the trees.
 const TREES: &str = "/sys/fs/cgroup";
 
-/// Whether version 1's trees are there, and nothing else.
+/// Whether the host has cgroups of version 1.
 pub fn is_host() -> bool {
     Path::new(TREES).join("memory").is_dir()
 }
@@ -30,7 +30,7 @@ fn cgroups(engine: &Engine, name: &str) -> BTreeMap<String, PathBuf> {
     let path = format!("/proc/{}/cgroup", engine.inspect(name, ".State.Pid"));
     let text = fs::read_to_string(path).expect("read its cgroups");
     let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    // Version 2's tree has no name and no controllers here.
+    // The tree of version 2 has no controllers, so its name is empty.
     let lines = lines.filter(|(tree, _)| !tree.is_empty());
     lines
         .map(|(tree, path)| (tree.to_owned(), Path::new(TREES).join(tree).join(path.trim_start_matches('/'))))
@@ -57,7 +57,7 @@ fn a_container_is_in_every_tree_with_its_limits(engine: &Engine) {
     for (tree, path) in &cgroups {
         assert_eq!(path, &Path::new(TREES).join(tree).join("docker").join(&id));
     }
-    // A machine has room for its monitor.
+    // The limit of a machine includes an allowance for its monitor.
     let memory = number(&cgroups, "memory", "memory.limit_in_bytes");
     assert!((64 << 20..512 << 20).contains(&memory), "{memory}");
     assert!((50..500).contains(&number(&cgroups, "pids", "pids.max")));
@@ -77,11 +77,11 @@ fn update_changes_limits_up_and_down(engine: &Engine) {
     let words = ["-m", "64m", "--memory-swap", "64m", "box", "sh", "-c", "echo up; exec sleep 1000"];
     engine.start_container("inner", &words, "up");
     let cgroups = cgroups(engine, "inner");
-    // In version 1 the limit of memory must at no step be above that of memory and swap.
+    // In version 1 the memory limit must never exceed the limit of memory and swap, not even between two writes.
     for (size, bytes) in [("48m", 48 << 20), ("60m", 60 << 20)] {
         engine.ok(&["update", "--memory", size, "--memory-swap", size, "inner"]);
-        // The host holds the machine; the guest, whose cgroups are version 2's, holds the container. Docker gives none a
-        // namespace of cgroups on such a host.
+        // The host limits the machine; the guest, with cgroups of version 2, limits the container. On such a host Docker
+        // creates no cgroup namespaces.
         let inside = "cat /sys/fs/cgroup$(cut -d : -f 3 /proc/self/cgroup)/memory.max";
         let limit = match engine.is_vm() {
             true => engine.ok(&["exec", "inner", "sh", "-c", inside]).parse().expect("a number"),

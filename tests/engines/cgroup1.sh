@@ -1,7 +1,8 @@
 #!/bin/bash
-# cgroup1.sh COMMAND [ARG...]: runs a command where all of the kernel's controllers are version 1's, as older hosts have them.
+# cgroup1.sh COMMAND [ARG...]: runs a command with all controllers in cgroups of version 1, as on older hosts.
 #
-# A controller changes over while no cgroup but the root has it, so that nothing may have used it since the machine started.
+# A controller can change its version only while no cgroup except the root uses it, so this must run before other programs
+# that use cgroups.
 set -euo pipefail
 read -ra controllers </sys/fs/cgroup/cgroup.subtree_control
 for controller in "${controllers[@]}"; do
@@ -13,7 +14,7 @@ for tree in cpuset cpu,cpuacct blkio memory devices freezer net_cls,net_prio per
     mkdir "/sys/fs/cgroup/$tree"
     mount -t cgroup -o "$tree" none "/sys/fs/cgroup/$tree"
 done
-# As systemd has them: each controller has its own name, too.
+# As systemd does: links with the name of each controller.
 for pair in cpu,cpuacct net_cls,net_prio; do
     ln -s "$pair" "/sys/fs/cgroup/${pair%,*}"
     ln -s "$pair" "/sys/fs/cgroup/${pair#*,}"

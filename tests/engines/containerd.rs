@@ -1,4 +1,4 @@
-//! containerd by itself, driven by `ctr run --runc-binary`.
+//! containerd without Docker, with `ctr run --runc-binary`.
 
 use std::path::PathBuf;
 
@@ -14,17 +14,17 @@ pub const CASES: &[Case] = &[
     case!(metrics),
 ];
 
-/// A root file system of busybox, made once.
+/// Returns a root file system of busybox, which is created at the first call.
 fn rootfs(engine: &Engine) -> PathBuf {
     let path = engine.dir().join("rootfs");
     if !path.exists() {
-        std::fs::create_dir(&path).expect("make a folder");
+        std::fs::create_dir(&path).expect("create a directory");
         busybox_rootfs(&path);
     }
     path
 }
 
-/// `ctr run` with a network namespace made for it, which `vmm` wants: the host's own is not for guests.
+/// `ctr run` with these flags and this command.
 fn run(engine: &Engine, flags: &[&str], id: &str, words: &[&str]) -> Finished {
     let all = run_words(engine, flags, id, words);
     engine.run(&all.iter().map(String::as_str).collect::<Vec<_>>())
@@ -35,7 +35,7 @@ fn run_words(engine: &Engine, flags: &[&str], id: &str, words: &[&str]) -> Vec<S
     let rootfs = rootfs(engine);
     let mut all = vec!["run".to_owned(), "--runc-binary".to_owned(), binary.display().to_string()];
     all.extend(flags.iter().map(ToString::to_string));
-    // What an image would say; runc looks for no program without it.
+    // Without an image there is no PATH, in which runc looks for the program.
     all.extend(["--env".to_owned(), "PATH=/bin".to_owned()]);
     all.extend(["--rootfs".to_owned(), rootfs.display().to_string(), id.to_owned()]);
     all.extend(words.iter().map(ToString::to_string));

@@ -1,4 +1,4 @@
-//! An engine with one runtime, and its command line.
+//! An engine with the runtime under test, and its command line.
 
 use std::cell::RefCell;
 use std::fs::{self, Permissions};
@@ -12,26 +12,26 @@ use tests::{Daemon, Finished, Running, program};
 
 use crate::{images, leftovers};
 
-/// `vmm` told to leave the host's vhost-net alone, as a further runtime of Docker's.
+/// Name of a runtime of Docker: `vmm` without the host's vhost-net.
 pub const WITHOUT_VHOST: &str = "vmm-without-vhost";
 
-/// Which engine.
+/// The engines.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     /// dockerd, with the containerd that it starts.
     Docker,
-    /// The same as a service of systemd's, whose cgroups it uses.
+    /// dockerd as a service of systemd, with systemd's cgroup driver.
     DockerOfSystemd,
-    /// The same where cgroups are version 1's.
+    /// dockerd on a host with cgroups of version 1.
     DockerOfCgroup1,
     /// Podman, which has no daemon, with conmon.
     Podman,
-    /// containerd by itself, driven by ctr.
+    /// containerd without Docker, with the command line ctr.
     Containerd,
 }
 
 impl Kind {
-    /// As the table calls it.
+    /// The engine's name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Docker => "docker",
@@ -43,7 +43,7 @@ impl Kind {
     }
 }
 
-/// An engine whose only, or default, runtime is the one under test; it goes with the value.
+/// A running engine whose only or default runtime is the one under test. It is stopped on drop.
 pub struct Engine {
     kind: Kind,
     runtime: &'static str,
@@ -52,26 +52,26 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the engine and gives it its images.
+    /// Starts the engine and imports its image.
     pub fn start(kind: Kind, runtime: &'static str) -> Engine {
-        let dir = TempDir::new().expect("make a folder for the engine");
+        let dir = TempDir::new().expect("create a directory for the engine");
         let engine = Engine { kind, runtime, dir, daemon: RefCell::new(None) };
         engine.start_daemon(&[]);
         images::import_busybox(&engine);
         engine
     }
 
-    /// Whether the runtime under test is ours.
+    /// Whether the runtime under test is `vmm`.
     pub fn is_vm(&self) -> bool {
         self.runtime == "vmm"
     }
 
-    /// A folder that goes with the engine.
+    /// The engine's directory, which is removed on drop.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Starts the daemon, if the engine has one, with these flags besides its usual ones.
+    /// Starts the daemon, if the engine has one, with these additional flags.
     pub fn start_daemon(&self, flags: &[&str]) {
         let (command, ready) = match self.kind {
             Kind::Docker | Kind::DockerOfCgroup1 => (self.dockerd(), "API listen on"),
@@ -85,7 +85,7 @@ impl Engine {
         self.daemon.replace(Some(daemon));
     }
 
-    /// Ends the daemon with `signal`.
+    /// Sends `signal` to the daemon and waits for its end.
     pub fn end_daemon(&self, signal: Signal) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         daemon.end(signal);
@@ -105,7 +105,7 @@ impl Engine {
         command
     }
 
-    /// A program that is `vmm` with a setting: Docker's command line has no way to give a runtime arguments.
+    /// Writes a script that runs `vmm` with a setting, because `docker` cannot pass arguments to a runtime.
     fn without_vhost(&self) -> PathBuf {
         let path = self.dir.path().join(WITHOUT_VHOST);
         let script = format!("#!/bin/sh\nVMM_VHOST_NET=off exec {} \"$@\"\n", program().display());
@@ -114,7 +114,7 @@ impl Engine {
         path
     }
 
-    /// What runs `command` as a service of a systemd of its own.
+    /// Returns a command that runs `command` as a service of a new systemd.
     fn service(&self, command: &Command) -> Command {
         let mut service = Command::new("bash");
         service.args(["-c", include_str!("systemd.sh"), "systemd.sh"]).arg(self.dir.path());
@@ -122,7 +122,7 @@ impl Engine {
         service
     }
 
-    /// A command that asks the engine's systemd.
+    /// `systemctl` of the engine's systemd.
     pub fn systemctl(&self, words: &[&str]) -> Command {
         let unshare = fs::read_to_string(self.dir.path().join("unshare.pid")).expect("systemd was started");
         let unshare = unshare.trim();
@@ -148,7 +148,7 @@ impl Engine {
         self.dir.path().join("engine.sock")
     }
 
-    /// The engine's command line with these words.
+    /// The engine's command line with these arguments.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = match self.kind {
             Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 => {
@@ -173,19 +173,19 @@ impl Engine {
         command
     }
 
-    /// Runs the command line to its end.
+    /// Runs the engine's command line.
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Finished {
         self.feed(words, b"")
     }
 
-    /// Runs the command line to its end with `input` on its standard input.
+    /// Runs the engine's command line with `input` on its standard input.
     #[track_caller]
     pub fn feed(&self, words: &[&str], input: &[u8]) -> Finished {
         Running::start(self.command(words)).feed(input).finish()
     }
 
-    /// What a command line that succeeds prints, without the last line's end.
+    /// Returns what a command line that must succeed prints, without the last newline.
     #[track_caller]
     pub fn ok(&self, words: &[&str]) -> String {
         let done = self.run(words);
@@ -193,7 +193,7 @@ impl Engine {
         done.text()
     }
 
-    /// Starts the command line with pipes.
+    /// Starts the engine's command line with pipes for its standard streams.
     pub fn start_command(&self, words: &[&str]) -> Running {
         Running::start(self.command(words))
     }
@@ -207,7 +207,7 @@ impl Engine {
         self.wait_log(name, mark);
     }
 
-    /// Waits until the log of `name` holds `mark`.
+    /// Waits until the log of `name` contains `mark`.
     #[track_caller]
     pub fn wait_log(&self, name: &str, mark: &str) {
         let mut log = self.start_command(&["logs", "-f", name]);
@@ -215,25 +215,25 @@ impl Engine {
         log.stop();
     }
 
-    /// A field of `inspect`, such as `.State.ExitCode`.
+    /// Returns a field of `inspect`, such as `.State.ExitCode`.
     #[track_caller]
     pub fn inspect(&self, name: &str, field: &str) -> String {
         self.ok(&["inspect", "--format", &format!("{{{{{field}}}}}"), name])
     }
 
-    /// Makes an image `name` of an archive of a root file system, with a shell as its command.
+    /// Imports an archive of a root file system as image `name`, whose command is a shell.
     pub fn import(&self, archive: &Path, name: &str) {
         match self.kind {
             Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::Podman => {
-                let archive = archive.to_str().expect("the path is text");
+                let archive = archive.to_str().expect("the path is UTF-8");
                 self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
             }
-            // ctr runs a root file system that is no image.
+            // ctr runs a root file system without an image.
             Kind::Containerd => {}
         }
     }
 
-    /// Removes every container, and asserts that nothing of the runtime's is left on the host.
+    /// Removes all containers, and asserts that the runtime has left nothing on the host.
     pub fn clean(&self) {
         match self.kind {
             Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::Podman => {
@@ -246,7 +246,7 @@ impl Engine {
             }
             Kind::Containerd => {
                 for id in self.ok(&["container", "list", "-q"]).lines() {
-                    // A case that failed may have left it at any step.
+                    // A failed case may have left it in any state.
                     self.run(&["task", "kill", "-s", "SIGKILL", id]);
                     self.run(&["task", "delete", "-f", id]);
                     self.ok(&["container", "delete", id]);
@@ -263,12 +263,12 @@ impl Engine {
         if self.is_vm() { program() } else { PathBuf::from("/usr/sbin/runc") }
     }
 
-    /// Whether a process of the runtime's runs.
+    /// Whether a process of the runtime exists.
     pub fn runtime_runs(&self) -> bool {
         !leftovers::processes(&self.program()).is_empty()
     }
 
-    /// Whether the runtime has the state of a container that Docker made.
+    /// Whether the runtime has the state of a container of Docker.
     pub fn has_state(&self) -> bool {
         leftovers::states(self.dir.path()).iter().any(|path| !leftovers::names(path).is_empty())
     }

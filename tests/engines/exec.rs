@@ -1,4 +1,4 @@
-//! Further programs in a container that runs.
+//! Exec processes.
 
 use tests::Terminal;
 
@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
     case!(many_at_once),
 ];
 
-/// A container that waits.
+/// Starts a container that sleeps.
 fn sleeper(engine: &Engine) {
     engine.start_container("sleeper", &["box", "sh", "-c", "echo ready; exec sleep 1000"], "ready");
 }

@@ -1,4 +1,4 @@
-//! Faults: nothing is lost, nothing is left, and the engine's own words say why.
+//! Faults: nothing is lost, nothing is left, and the engine reports the reason.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
     case!(full_disk_is_told),
 ];
 
-/// How long the engine may take to start the runtime.
+/// Maximum time for the engine to start the runtime.
 const DEADLINE: Duration = Duration::from_secs(120);
 const WAITER: &str = "echo ready; exec sleep 1000";
 
@@ -77,25 +77,25 @@ fn engine_restarted_with_live_restore(engine: &Engine) {
 fn engine_killed(engine: &Engine) {
     engine.start_container("orphan", &["box", "sh", "-c", WAITER], "ready");
     engine.end_daemon(Signal::KILL);
-    // containerd is a child of its own that outlives dockerd's death by SIGKILL; the next dockerd finds it.
+    // containerd, a child of dockerd, survives the SIGKILL, and the next dockerd finds it.
     engine.start_daemon(&[]);
-    // Without live-restore the new daemon ends what it finds.
+    // Without live-restore the new daemon stops the containers that it finds.
     engine.ok(&["start", "orphan"]);
     engine.wait_log("orphan", "ready\nready");
 }
 
 fn engine_killed_while_a_container_is_made(engine: &Engine) {
-    // As soon as the runtime has been started, and once it has a state of the container.
-    let is_there: [fn(&Engine) -> bool; 2] = [|engine| engine.runtime_runs(), |engine| engine.has_state()];
-    for (moment, is_there) in ["early", "late"].into_iter().zip(is_there) {
-        let making = engine.start_command(&["run", "-d", "--name", moment, "box", "sh", "-c", WAITER]);
+    // When the runtime was started, and when it has a state of the container.
+    let reached: [fn(&Engine) -> bool; 2] = [|engine| engine.runtime_runs(), |engine| engine.has_state()];
+    for (moment, reached) in ["early", "late"].into_iter().zip(reached) {
+        let creating = engine.start_command(&["run", "-d", "--name", moment, "box", "sh", "-c", WAITER]);
         let until = Instant::now() + DEADLINE;
-        while !is_there(engine) {
-            assert!(Instant::now() < until, "the runtime is not asked");
+        while !reached(engine) {
+            assert!(Instant::now() < until, "the engine does not start the runtime");
             std::thread::yield_now();
         }
         engine.end_daemon(Signal::KILL);
-        assert!(!making.finish().status.success());
+        assert!(!creating.finish().status.success());
         engine.start_daemon(&[]);
         engine.ok(&["rm", "-f", moment]);
         engine.clean();
@@ -106,18 +106,18 @@ fn engine_killed_while_a_container_is_made(engine: &Engine) {
 fn full_disk_is_told(engine: &Engine) {
     engine.ok(&["create", "--name", "patient", "box", "sh", "-c", WAITER]);
     let filler = engine.dir().join("filler");
-    let mut file = File::create(&filler).expect("make a file");
+    let mut file = File::create(&filler).expect("create a file");
     let free = rustix::fs::statvfs(engine.dir()).expect("ask for free space");
-    // All that is not kept for root, and then that.
-    let most = (free.f_bavail * free.f_frsize).saturating_sub(16 << 20);
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).expect("fill the disk");
+    // First the space that any user can use, then the space that is reserved for root.
+    let available = (free.f_bavail * free.f_frsize).saturating_sub(16 << 20);
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, available).expect("fill the disk");
     file.seek(SeekFrom::End(0)).expect("go to the end");
     let full = std::iter::repeat_with(|| file.write_all(&[0; 1 << 16])).find_map(Result::err);
     let done = engine.run(&["start", "patient"]);
-    // Its blocks are free once nobody has it open.
+    // The disk frees the blocks when the file is closed.
     drop(file);
     std::fs::remove_file(&filler).expect("remove the file");
-    assert_eq!(full.expect("a disk has an end").kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(full.expect("the disk is full").kind(), std::io::ErrorKind::StorageFull);
     assert!(!done.status.success(), "{done}");
     assert!(done.to_string().to_lowercase().contains("no space left on device"), "{done}");
     engine.ok(&["start", "patient"]);

@@ -1,4 +1,4 @@
-//! The images, made on the spot from Debian's packages.
+//! Images, created from Debian's packages.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,16 +8,16 @@ use tests::{busybox_rootfs, check_output};
 
 use crate::engine::Engine;
 
-/// Gives the engine an image `box`: static busybox, with a shell as its command.
+/// Imports the image `box`: static busybox, with a shell as its command.
 pub fn import_busybox(engine: &Engine) {
-    let dir = TempDir::new().expect("make a folder for the image");
+    let dir = TempDir::new().expect("create a directory for the image");
     busybox_rootfs(dir.path());
     let archive = engine.dir().join("box.tar");
     check_output(Command::new("tar").arg("-C").arg(dir.path()).arg("-cf").arg(&archive).arg("."));
     engine.import(&archive, "box");
 }
 
-/// Gives the engine an image `debian` with the programs that the cases run, once.
+/// Imports the image `programs`, Debian with the programs that cases run, unless the engine has it.
 pub fn import_programs(engine: &Engine) {
     if engine.run(&["image", "inspect", "programs"]).status.success() {
         return;

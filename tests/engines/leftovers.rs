@@ -1,4 +1,4 @@
-//! What a runtime must not leave on the host when its containers are gone.
+//! What a runtime must not leave on the host after the removal of its containers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tests::{check_output, program};
 
-/// How long what was told to go may take.
+/// Maximum time for a process to end.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Asserts that no process of ours is left, and no state, tap or queueing discipline.
+/// Asserts that `vmm` has left no process, state or tap.
 pub fn assert_none(engine: &Path) {
     for pid in processes(&program()) {
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         let timeout = Timespec::try_from(DEADLINE).expect("the deadline is a time");
         let ended =
             poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).expect("wait for a process");
-        assert!(ended > 0, "process {pid:?} is left: {}", words_of(pid));
+        assert!(ended > 0, "process {pid:?} is left: {}", command_line(pid));
     }
     for state in states(engine).into_iter().chain(["/run/vmm".into(), "/run/containerd/runc/default".into()])
     {
@@ -29,13 +29,13 @@ pub fn assert_none(engine: &Path) {
     assert_eq!(links, "", "taps are left");
 }
 
-/// Where the runtime has its states of Docker's containers.
+/// The runtime's state directories for Docker's containers.
 pub fn states(engine: &Path) -> [PathBuf; 2] {
-    // Docker calls the directory by the runtime's type, however it is named in its settings.
+    // Docker names the directory after the type of the runtime, which is independent of the configured name.
     ["run/runtime-vmm/moby", "run/runtime-runc/moby"].map(|path| engine.join(path))
 }
 
-/// The processes of a program.
+/// Processes that execute `program`.
 pub fn processes(program: &Path) -> Vec<Pid> {
     let all = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
     all.filter(|pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program))
@@ -43,12 +43,12 @@ pub fn processes(program: &Path) -> Vec<Pid> {
         .collect()
 }
 
-fn words_of(pid: Pid) -> String {
+fn command_line(pid: Pid) -> String {
     let path = PathBuf::from(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).replace('\0', " ")
 }
 
-/// What is in a directory, but for a lock that all containers of a state directory share, which stays with it.
+/// The names in a directory, without the lock that all containers of a state directory share and that remains.
 pub fn names(dir: &Path) -> Vec<String> {
     let Ok(all) = fs::read_dir(dir) else { return Vec::new() };
     let all = all.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

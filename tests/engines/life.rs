@@ -1,4 +1,4 @@
-//! A container's life: started, looked at, stopped, started again.
+//! The life of a container: start, inspection, stop, restart.
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -20,7 +20,7 @@ pub const CASES: &[Case] = &[
     case!(create_then_start),
 ];
 
-/// A shell that says `ready` and then waits, whose SIGTERM and SIGUSR1 do what `traps` says.
+/// A script that sets `traps`, prints `ready` and waits for signals.
 fn waiter(traps: &str) -> String {
     format!("{traps}; echo ready; while :; do sleep 1000 & wait $!; done")
 }
@@ -67,7 +67,7 @@ pub fn pause_holds_it(engine: &Engine) {
     assert_eq!(engine.inspect("clock", ".State.Status"), "paused");
     let before = engine.ok(&["logs", "clock"]).lines().count();
     let after = engine.ok(&["logs", "clock"]).lines().count();
-    assert_eq!(before, after, "a container that is paused goes on talking");
+    assert_eq!(before, after, "the paused container still prints");
     engine.ok(&["unpause", "clock"]);
     let last = engine.ok(&["logs", "--tail", "1", "clock"]);
     let mut log = engine.start_command(&["logs", "-f", "--since", "0m", "clock"]);
@@ -89,7 +89,7 @@ fn wait_top_rename(engine: &Engine) {
 fn copies_in_and_out(engine: &Engine) {
     let file = engine.dir().join("copied");
     std::fs::write(&file, "over\n").expect("write a file");
-    let path = file.to_str().expect("the path is text");
+    let path = file.to_str().expect("the path is UTF-8");
     engine.start_container(
         "copier",
         &["box", "sh", "-c", "mkdir /d; echo in >/d/f; echo ready; exec sleep 1000"],

@@ -1,4 +1,4 @@
-//! Limits that the container runs into.
+//! Resource limits of containers.
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -14,7 +14,7 @@ pub const CASES: &[Case] = &[
 ];
 
 pub fn memory_beyond_the_limit_kills(engine: &Engine) {
-    // Half of what is asked for is within the limit.
+    // The first command stays within the limit.
     let script =
         "head -c 24m /dev/zero | tail | wc -c; echo within; head -c 96m /dev/zero | tail | wc -c; echo $?";
     engine.ok(&["create", "--name", "eater", "-m", "48m", "--memory-swap", "48m", "box", "sh", "-c", script]);
@@ -52,7 +52,7 @@ fn cpu_set_and_shares(engine: &Engine) {
         "cat /sys/fs/cgroup/cpu.weight; nproc",
     ];
     let text = engine.ok(&words);
-    // Runtimes of before 2025 turn 512 shares into a weight of 20, newer ones into 59, nearer to the half that it is.
+    // Older runtimes convert 512 shares to a weight of 20. Since 2025 it is 59, closer to half of the default weight.
     assert!(["20\n1", "59\n1"].contains(&text.as_str()), "{text}");
 }
 
@@ -75,7 +75,7 @@ fn memory_reservation_and_swap(engine: &Engine) {
 }
 
 fn oom_killer_cannot_be_disabled(engine: &Engine) {
-    // On cgroup version 2 nobody has it: Docker drops the flag with a warning.
+    // cgroup version 2 does not support it: Docker drops the flag with a warning.
     let done = engine.run(&["run", "--rm", "-m", "64m", "--oom-kill-disable", "box", "true"]).code(0);
     assert!(done.to_string().contains("does not support"), "{done}");
 }

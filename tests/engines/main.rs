@@ -1,9 +1,9 @@
-//! Container engines end to end: each case is driven through an engine's own command line, once with `runc` and once with
-//! `vmm` in its place, and must hold for both. The engines are Debian's, unmodified, and started here. Where cgroups are
-//! version 1's it is the cases for such a host that run, and no others.
+//! Tests of container engines: each case uses an engine's command line, once with `runc` and once with `vmm`, and must pass
+//! with both. The engines are Debian's, unmodified, and started by this program. On a host with cgroups of version 1, only
+//! the cases for such a host run.
 //!
-//! `engines [--core] [--runtime NAME] [FILTER...]` tests: `cargo xtask test --engines` runs it where KVM is. The table of
-//! results goes to `$VMM_ENGINES_TABLE` if that is set. `engines --bench RUNS [--all]` measures: `cargo xtask bench docker`.
+//! `engines [--core] [--runtime NAME] [FILTER...]` runs cases, for `cargo xtask test --engines`. It writes the table of
+//! results to `$VMM_ENGINES_TABLE` if that is set. `engines --bench RUNS [--all]` measures, for `cargo xtask bench docker`.
 
 mod bench;
 mod build;
@@ -38,7 +38,7 @@ use table::{Outcome, Table};
 /// The runtimes that are compared.
 const RUNTIMES: [&str; 2] = ["runc", "vmm"];
 
-/// All cases, in the order in which they run and stand in the table.
+/// All cases, in the order in which they run and are listed in the table.
 const GROUPS: &[Group] = &[
     Group { name: "streams", engine: Kind::Docker, cases: streams::CASES },
     Group { name: "life", engine: Kind::Docker, cases: life::CASES },
@@ -57,7 +57,7 @@ const GROUPS: &[Group] = &[
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
 ];
 
-/// What was asked for.
+/// The command line.
 #[derive(Default)]
 struct Options {
     core: bool,
@@ -73,19 +73,20 @@ impl Options {
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--core" => options.core = true,
-                "--runtime" => options.runtime = Some(words.next().ok_or("--runtime wants a name")?),
+                "--runtime" => options.runtime = Some(words.next().ok_or("--runtime needs a name")?),
                 "--bench" => {
                     let runs = words.next().and_then(|word| word.parse().ok());
-                    options.bench = Some(runs.ok_or("--bench wants a number of runs")?);
+                    options.bench = Some(runs.ok_or("--bench needs a number of runs")?);
                 }
                 "--all" => options.all = true,
-                flag if flag.starts_with("--") => return Err(format!("{flag}: no such flag")),
+                flag if flag.starts_with("--") => return Err(format!("{flag}: unknown flag")),
                 _ => options.filters.push(word),
             }
         }
         Ok(options)
     }
 
+    /// Whether the case is to run.
     fn wants(&self, group: &Group, case: &Case) -> bool {
         let name = format!("{}::{}", group.name, case.name);
         let named = self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter));
@@ -124,7 +125,7 @@ fn main() -> ExitCode {
     if table.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Runs what is wanted of one engine's cases with one runtime.
+/// Runs the selected cases of an engine with one runtime.
 fn run_engine(kind: Kind, runtime: &'static str, options: &Options, table: &mut Table) {
     let wanted: Vec<(&Group, &Case)> = GROUPS
         .iter()
@@ -145,11 +146,11 @@ fn run_engine(kind: Kind, runtime: &'static str, options: &Options, table: &mut 
     }
 }
 
-/// Runs one case; what it leaves behind counts against it.
+/// Runs a case. It fails if it leaves something on the host.
 fn run_case(engine: &Engine, case: &Case) -> Outcome {
-    let held = catch_unwind(AssertUnwindSafe(|| (case.run)(engine)));
+    let ran = catch_unwind(AssertUnwindSafe(|| (case.run)(engine)));
     let clean = catch_unwind(AssertUnwindSafe(|| engine.clean()));
-    match (held, clean) {
+    match (ran, clean) {
         (Err(_), _) => {
             engine.show_log();
             Outcome::Failed

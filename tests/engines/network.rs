@@ -45,11 +45,11 @@ fn none_has_a_loopback_alone(engine: &Engine) {
     assert_eq!(engine.ok(&["run", "--rm", "--net", "none", "box", "sh", "-c", script]), "lo\n1");
 }
 
-/// Asks the web server behind this port of the host for its first page; the whole answer.
+/// Returns the answer of the web server behind this port of the host, with its header.
 pub fn fetch(port: &str) -> String {
     let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("connect to the published port");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a deadline");
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("send the request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("read the answer");
     answer
@@ -72,8 +72,8 @@ fn containers_talk_by_name(engine: &Engine) {
     let script =
         "wget -q -O - http://server/; wget -q -O - http://web/; nslookup server 127.0.0.11 | grep -c Name";
     assert_eq!(engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]), "hello\nhello\n1");
-    // A query of RFC 1035 for the addresses of `server`, behind its length, as it goes over TCP; of the answer the number,
-    // that it is one, and how many addresses it has.
+    // A query over TCP (RFC 1035) for the addresses of `server`. The script prints the answer's id, flags and the numbers of
+    // its questions and addresses.
     let script = r"printf '\000\030\001\002\001\000\000\001\000\000\000\000\000\000\006server\000\000\001\000\001' |
         nc 127.0.0.11 53 | head -c 10 | tail -c 8 | od -An -tx1";
     let answer = engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]);
@@ -82,7 +82,7 @@ fn containers_talk_by_name(engine: &Engine) {
     engine.ok(&["network", "rm", "town"]);
 }
 
-/// By the addresses of its tasks, by a virtual address that the engine balances, and by a port of the host.
+/// Services are reached by the addresses of their tasks, by a virtual address, and by a port of the host.
 fn services_of_a_swarm(engine: &Engine) {
     const ADDRESS: &str = "10.50.0.1";
     for words in [
@@ -100,7 +100,7 @@ fn services_of_a_swarm(engine: &Engine) {
     {
         let create = ["service", "create", "--quiet", "--no-resolve-image", "--stop-grace-period", "0s"];
         let what = ["--network", "plain", "--name", name];
-        // It returns when the service is there.
+        // It returns when the service runs.
         engine.ok(&[&create[..], &what, flags, &["box", "sh", "-c", SERVER]].concat());
     }
     let script = "wget -q -O - http://tasks/; wget -q -O - http://virtual/";
@@ -188,7 +188,7 @@ fn ipvlan(engine: &Engine) {
     neighbours_of_one_link(engine, "ipvlan");
 }
 
-/// Two containers whose interfaces are of one link of the host's, which has none of their packets itself.
+/// Two containers with interfaces on the same link of the host.
 fn neighbours_of_one_link(engine: &Engine, driver: &str) {
     engine.ok(&["network", "create", "-d", driver, "--subnet", "10.81.0.0/24", "street"]);
     engine.start_container("server", &["--net", "street", "box", "sh", "-c", SERVER], "ready");
@@ -206,7 +206,7 @@ fn host_network() -> String {
     let parts: [&[&str]; 4] =
         [&["ip", "-o", "link"], &["ip", "-o", "addr"], &["ip", "route"], &["iptables-save"]];
     let all = parts.map(|words| tests::check_output(std::process::Command::new(words[0]).args(&words[1..])));
-    // Counters and times of day are no settings; the bridge's state follows its ports.
+    // Comments contain times, and chains counters. The state of the bridge depends on its ports.
     let lines = all.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#'));
     let lines = lines.filter(|line| !line.contains("docker0") && !line.starts_with(':'));
     lines.collect::<Vec<_>>().join("\n")
@@ -230,7 +230,7 @@ fn network_of_another_container_is_refused(engine: &Engine) {
     engine.ok(&["exec", "owner", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
 }
 
-/// The bridge that every container is on has no name server.
+/// The default bridge has no name server.
 fn names_of_the_first_network_that_has_them(engine: &Engine) {
     engine.ok(&["network", "create", "named"]);
     engine.start_container("server", &["--net", "named", "box", "sh", "-c", SERVER], "ready");
@@ -248,13 +248,13 @@ fn connect_while_it_runs(engine: &Engine) {
     engine.start_container("server", &["--net", "early", "box", "sh", "-c", SERVER], "ready");
     for _ in 0..2 {
         engine.ok(&["network", "connect", "--ip", "10.83.0.99", "--alias", "latecomer", "late", "server"]);
-        // Docker returns when its side is done; a machine takes the interface a moment later.
+        // Docker returns after the change of the namespace. The machine gets the interface a moment later.
         let there = "until ip -o -4 addr | grep -q 10.83.0.99; do sleep 0.1; done";
         engine.ok(&["exec", "server", "timeout", "30", "sh", "-c", there]);
         let page =
             engine.ok(&["run", "--rm", "--net", "late", "box", "wget", "-q", "-O", "-", "http://latecomer/"]);
         assert!(page.contains("hello"), "{page}");
-        // Out of it, too, and by name.
+        // The container reaches others on that network by name.
         engine.start_container("other", &["--net", "late", "box", "sh", "-c", SERVER], "ready");
         engine.ok(&["exec", "server", "wget", "-q", "-O", "-", "http://other/"]);
         engine.ok(&["rm", "-f", "other"]);

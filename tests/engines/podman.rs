@@ -1,4 +1,4 @@
-//! Podman with conmon and `--runtime vmm`: the cases of Docker that mean the same there, and its own.
+//! Podman with conmon.
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -15,7 +15,7 @@ pub const CASES: &[Case] = &[
     case!(volume),
 ];
 
-/// What every run here has: no network of its own unless the case is about that.
+/// `podman run` without a network, for cases that need none.
 const QUIET: [&str; 3] = ["run", "--rm", "--net=none"];
 
 fn quiet<'a>(words: &[&'a str]) -> Vec<&'a str> {
@@ -80,14 +80,14 @@ fn settings(engine: &Engine) {
 
 fn bridge_network(engine: &Engine) {
     let script = "ping -c 1 -q $(ip route | awk '/default/ {print $3}') | grep -c '1 packets received'";
-    // Podman's containers may not make packets of their own unless they are told to.
+    // By default, containers of Podman have no CAP_NET_RAW, which ping needs.
     assert_eq!(engine.ok(&["run", "--rm", "--cap-add", "NET_RAW", "box", "sh", "-c", script]), "1");
 }
 
 fn network_that_comes_while_it_runs(engine: &Engine) {
     engine.ok(&["network", "create", "--subnet", "10.84.0.0/24", "early"]);
     engine.ok(&["network", "create", "--subnet", "10.85.0.0/24", "late"]);
-    // As above.
+    // ping needs CAP_NET_RAW.
     let words = ["--net", "early", "--cap-add", "NET_RAW", "box", "sh", "-c", "echo ready; exec sleep 1000"];
     engine.start_container("lasting", &words, "ready");
     engine.ok(&["network", "connect", "late", "lasting"]);

@@ -1,4 +1,4 @@
-//! Programs that people run, from Debian's packages.
+//! Popular programs, from Debian's packages.
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -32,7 +32,7 @@ fn redis_on_a_volume_under_its_own_benchmark(engine: &Engine) {
     assert!(report.contains("\"GET\""), "{report}");
     engine.ok(&["exec", "redis", "redis-cli", "set", "key", "kept"]);
     engine.ok(&["restart", "redis"]);
-    // Its log has the line of the first start, too: until it is there again nobody answers, or says that it is loading.
+    // The log already has the line of the first start. Until redis is ready again it does not answer, or reports LOADING.
     let get = || engine.run(&["exec", "redis", "redis-cli", "get", "key"]);
     let mut value = get();
     while !value.status.success() || value.text().starts_with("LOADING ") {
@@ -59,7 +59,7 @@ fn postgres_on_a_volume_under_its_own_benchmark(engine: &Engine) {
 
 fn apt_installs_a_package(engine: &Engine) {
     images::import_programs(engine);
-    // A package source of its own, from a package that the image has as a file.
+    // A local package source with a package that is a file of the image.
     let script = "set -e; cd /srv/packages; dpkg-scanpackages -m . >Packages 2>/dev/null; \
         echo 'deb [trusted=yes] file:/srv/packages ./' >/etc/apt/sources.list; rm -f /etc/apt/sources.list.d/*; \
         apt-get -qq update; apt-get -qq -y install hello >/dev/null 2>&1; hello";

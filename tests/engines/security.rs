@@ -1,4 +1,4 @@
-//! What a container may not do, and what it may when told.
+//! Privileges of containers: capabilities, seccomp, devices, namespaces.
 
 use std::fs;
 
@@ -81,7 +81,7 @@ fn masked_and_read_only_paths(engine: &Engine) {
 }
 
 fn user_namespaces(engine: &Engine) {
-    // Docker's own remapping is a setting of the daemon; a container may at least leave it.
+    // Remapping is a setting of the daemon, which a container can turn off for itself.
     assert_eq!(
         engine
             .ok(&["run", "--rm", "--userns", "host", "box", "cat", "/proc/self/uid_map"])

@@ -1,4 +1,4 @@
-//! What `docker run` is told about a container's surroundings.
+//! Settings of `docker run`: names, user, environment, limits, kernel parameters, namespaces.
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -180,7 +180,7 @@ fn host_ipc_is_refused(engine: &Engine) {
     expect_refusal(engine, &done, "ipc");
 }
 
-/// Asserts that runc does it, and that `vmm` refuses it with a text that names `what`.
+/// Asserts that the command succeeds with runc, and that `vmm` refuses it with a message that contains `what`.
 #[track_caller]
 pub fn expect_refusal(engine: &Engine, done: &tests::Finished, what: &str) {
     if engine.is_vm() {

@@ -1,4 +1,4 @@
-//! What goes into a container and what comes out of it.
+//! Standard streams and terminals of containers.
 
 use std::fmt::Write;
 
@@ -50,7 +50,7 @@ fn terminal_of_its_own(engine: &Engine) {
     terminal.wait_for("# ");
     terminal.type_keys("tty\r");
     terminal.wait_for("/dev/pts/0");
-    // The engine tells the size when the container runs already.
+    // The engine sends the size after the container has started.
     terminal.type_keys("until stty size | grep '33 77'; do :; done\r");
     terminal.wait_for("\n33 77");
     terminal.resize(44, 88);

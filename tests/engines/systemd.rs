@@ -1,4 +1,4 @@
-//! Docker as a service of systemd's, with systemd's driver for cgroups: each container is a scope.
+//! Docker as a service of systemd, with systemd's cgroup driver: each container is a scope.
 
 use std::fs;
 use std::path::Path;
@@ -49,10 +49,10 @@ fn a_container_is_a_scope_with_its_limits(engine: &Engine) {
     assert_eq!(property(engine, &unit, "Slice"), "system.slice");
     assert_eq!(property(engine, &unit, "ControlGroup"), format!("/system.slice/{unit}"));
     assert_eq!(property(engine, &unit, "CPUQuotaPerSecUSec"), "1.500000s");
-    // A machine has room for its monitor.
-    let memory: u64 = property(engine, &unit, "MemoryMax").parse().expect("it is limited");
+    // The limit of a machine includes an allowance for its monitor.
+    let memory: u64 = property(engine, &unit, "MemoryMax").parse().expect("the unit has a limit");
     assert!((64 << 20..512 << 20).contains(&memory), "{memory}");
-    let processes: u64 = property(engine, &unit, "TasksMax").parse().expect("it is limited");
+    let processes: u64 = property(engine, &unit, "TasksMax").parse().expect("the unit has a limit");
     assert!((50..500).contains(&processes), "{processes}");
     let inside = file(engine, &unit, "cgroup.procs");
     assert!(!inside.is_empty());
@@ -101,7 +101,7 @@ fn codes_of_what_ends_by_itself_and_by_kill(engine: &Engine) {
     engine.ok(&["kill", "inner"]);
     assert_eq!(engine.ok(&["wait", "inner"]), "137");
     assert_eq!(property(engine, &unit, "ActiveState"), "inactive");
-    // Once more, in a scope of the same name.
+    // A new start uses a scope of the same name.
     engine.ok(&["start", "inner"]);
     assert_eq!(property(engine, &unit, "ActiveState"), "active");
 }

@@ -1,8 +1,8 @@
 #!/bin/bash
-# systemd.sh DIR COMMAND [ARG...]: runs a command as a service of a systemd of its own, process 1 of namespaces that it
-# shares with nobody; what the service prints to its standard error is ours. SIGTERM ends all of it.
+# systemd.sh DIR COMMAND [ARG...]: runs a command as a service of a new systemd, which is PID 1 of its own namespaces. The
+# service's standard error goes to that of this script. SIGTERM ends systemd and the service.
 #
-# DIR/unshare.pid has the process whose child that systemd is.
+# DIR/unshare.pid contains the process ID of systemd's parent.
 set -euo pipefail
 dir=$1
 shift
@@ -20,7 +20,7 @@ mkfifo "$dir/output"
     printf ' 2>%q\n' "$dir/output"
 } >"$dir/service.sh"
 
-# As far as container managers prepare it (systemd.io/CONTAINER_INTERFACE).
+# What container managers prepare (systemd.io/CONTAINER_INTERFACE).
 prepare='
 set -e
 umount /sys/fs/cgroup
@@ -40,7 +40,7 @@ container=other exec /lib/systemd/systemd --system --unit=engine.service'
 (
     echo "$BASHPID" >"$tree/cgroup.procs"
     echo "$BASHPID" >"$dir/unshare.pid"
-    # What waits for it must not be in its tree: only leaves of one with controllers have processes.
+    # systemd's parent must leave its cgroup, because only leaves of a tree with controllers can contain processes.
     leave='echo $$ >/sys/fs/cgroup/cgroup.procs; exec unshare --fork --kill-child --pid --mount-proc bash -c "$1" "$0"'
     exec unshare --mount --cgroup --uts bash -c "$leave" "$dir" "$prepare"
 ) >"$dir/systemd.log" 2>&1 &
@@ -48,7 +48,7 @@ systemd=$!
 
 end() {
     kill -KILL "$systemd" 2>/dev/null || true
-    # It ends with everybody in it; the kernel lets go of them one after another.
+    # Kills all processes of the tree. The kernel removes them one after the other.
     echo 1 >"$tree/cgroup.kill"
     wait
     find "$tree" -depth -type d -exec rmdir {} +

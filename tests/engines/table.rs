@@ -1,18 +1,18 @@
-//! What held, with which runtime, as a table for people.
+//! The table of results.
 
 use std::fmt::{Display, Formatter, Write};
 
 use crate::case::Case;
 use crate::engine::Kind;
 
-/// How a case ended with one runtime.
+/// The result of a case with one runtime.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Outcome {
-    /// Everything held.
+    /// The case passed.
     Passed,
-    /// A virtual machine cannot have it, and it was refused by name.
+    /// `vmm` refused by name what a virtual machine does not support.
     Refused,
-    /// Something did not hold, or was left behind.
+    /// The case failed or left something on the host.
     Failed,
 }
 
@@ -40,7 +40,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Notes how `case`, whose full name is `name`, ended with `runtime`.
+    /// Adds the result of `case`, whose full name is `name`, with `runtime`.
     pub fn add(&mut self, engine: Kind, name: &str, case: &Case, runtime: &'static str, outcome: Outcome) {
         let engine = engine.name();
         match self.rows.iter_mut().find(|row| row.engine == engine && row.name == name) {
@@ -74,7 +74,7 @@ impl Table {
         text
     }
 
-    /// One line: how many of each, and the names of those that failed.
+    /// Returns the number of each outcome, and the names of the failed cases.
     pub fn summary(&self) -> String {
         let mut text = String::from("engines:");
         for runtime in crate::RUNTIMES {

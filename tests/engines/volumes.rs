@@ -1,4 +1,4 @@
-//! Volumes and binds.
+//! Volumes and bind mounts.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,10 +19,10 @@ pub const CASES: &[Case] = &[
     case!(a_socket_of_the_host_is_refused).refused("a socket's other end is in the host's kernel"),
 ];
 
-/// A folder on the host, new and empty.
-fn folder(engine: &Engine, name: &str) -> PathBuf {
+/// Creates a directory on the host.
+fn directory(engine: &Engine, name: &str) -> PathBuf {
     let path = engine.dir().join(name);
-    fs::create_dir_all(&path).expect("make a folder");
+    fs::create_dir_all(&path).expect("create a directory");
     path
 }
 
@@ -33,7 +33,7 @@ fn named_volume_keeps_its_files(engine: &Engine) {
 }
 
 fn bind_of_a_folder_is_seen_on_both_sides(engine: &Engine) {
-    let path = folder(engine, "both");
+    let path = directory(engine, "both");
     fs::write(path.join("in"), "from the host\n").expect("write a file");
     let bind = format!("{}:/b", path.display());
     let script = "cat /b/in; echo from inside >/b/out; mkdir /b/d; mv /b/in /b/d/moved";
@@ -43,7 +43,7 @@ fn bind_of_a_folder_is_seen_on_both_sides(engine: &Engine) {
 }
 
 fn read_only_bind(engine: &Engine) {
-    let path = folder(engine, "fixed");
+    let path = directory(engine, "fixed");
     let bind = format!("{}:/b:ro", path.display());
     let done = engine.run(&["run", "--rm", "-v", &bind, "box", "touch", "/b/f"]).code(1);
     assert!(done.to_string().contains("Read-only file system"), "{done}");
@@ -51,7 +51,7 @@ fn read_only_bind(engine: &Engine) {
 }
 
 fn bind_of_a_file(engine: &Engine) {
-    let path = folder(engine, "single").join("f");
+    let path = directory(engine, "single").join("f");
     fs::write(&path, "one\n").expect("write a file");
     let bind = format!("{}:/etc/motd", path.display());
     let script = "cat /etc/motd; echo two >/etc/motd";
@@ -60,7 +60,7 @@ fn bind_of_a_file(engine: &Engine) {
 }
 
 fn owners_are_the_same_on_both_sides(engine: &Engine) {
-    let path = folder(engine, "owned");
+    let path = directory(engine, "owned");
     let bind = format!("{}:/b", path.display());
     let script = "touch /b/f; chown 123:456 /b/f; chmod 640 /b/f; stat -c '%u %g %a' /b/f";
     assert_eq!(engine.ok(&["run", "--rm", "-v", &bind, "box", "sh", "-c", script]), "123 456 640");
@@ -80,7 +80,7 @@ fn tmpfs_mount(engine: &Engine) {
 }
 
 fn bind_over_a_file_of_the_image(engine: &Engine) {
-    let path = folder(engine, "over").join("passwd");
+    let path = directory(engine, "over").join("passwd");
     fs::write(&path, "root:x:0:0::/:/bin/sh\neve:x:7:7::/:/bin/sh\n").expect("write a file");
     let mount = format!("type=bind,source={},target=/etc/passwd,readonly", path.display());
     assert_eq!(engine.ok(&["run", "--rm", "--mount", &mount, "box", "id", "-u", "eve"]), "7");
