@@ -1,8 +1,8 @@
-//! The host's end of the control channel against an agent that says anything at any time.
+//! The host's end of the control channel, with an agent that sends arbitrary bytes at any time.
 //!
-//! The first byte of each step says what happens: the agent's bytes come, or the host asks, looks for replies, or for
-//! events. Every second input begins with a proper READY, so that what is behind it is reached; whose agent it is comes
-//! from the input, too, with API 4244's alone among them.
+//! The first byte of each step selects what happens: bytes of the agent arrive, or the host sends a command, or it takes
+//! replies and events. Half of the inputs begin with a valid READY, so that the code behind it is reached. The input also
+//! selects the protocol.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use link::AgentLink;
 
 const READY: &[u8] = br#"{"api":4244,"extension":1,"window":262144}"#;
-/// What GETVERSION is answered with.
+/// Reply to GETVERSION.
 const VERSION: [u8; 4] = 4244u32.to_be_bytes();
 
 fuzz_target!(|data: &[u8]| {
@@ -24,16 +24,16 @@ fuzz_target!(|data: &[u8]| {
     let protocol = [Protocol::Extended, Protocol::Negotiated, Protocol::Api4244][usize::from(seed >> 1) % 3];
     let mut link = AgentLink::new(ours, protocol).unwrap();
     let base = protocol == Protocol::Api4244;
-    let say = |mut to: &UnixStream, code: Code, payload: &[u8]| {
+    let send = |mut to: &UnixStream, code: Code, payload: &[u8]| {
         let mut frame = Vec::new();
         ControlFrame { code: code as u32, id: 0, payload: payload.to_vec() }.encode(false, &mut frame);
         to.write_all(&frame).is_ok()
     };
     if seed & 1 == 1 {
-        say(&theirs, Code::Ready, if base { &[] } else { READY });
+        send(&theirs, Code::Ready, if base { &[] } else { READY });
         link.receive().unwrap();
         if base {
-            say(&theirs, Code::Ack, &VERSION);
+            send(&theirs, Code::Ack, &VERSION);
             link.receive().unwrap();
         }
     }
@@ -65,10 +65,10 @@ fuzz_target!(|data: &[u8]| {
         while let Ok(count @ 1..) = theirs.read(&mut sink) {
             taken += count as u32;
         }
-        // An agent of API 4244 tells of what it reads, so that more is written.
-        if base && taken > 0 && what & 4 == 0 && !say(&theirs, Code::Next, &taken.to_be_bytes()) {
+        // An agent of API 4244 reports the bytes that it has read, so that the host sends more.
+        if base && taken > 0 && what & 4 == 0 && !send(&theirs, Code::Next, &taken.to_be_bytes()) {
             return;
         }
     }
-    assert!(link.outstanding() <= asked.len() + 1, "more replies are waited for than commands were sent");
+    assert!(link.outstanding() <= asked.len() + 1, "more replies are outstanding than commands were sent");
 });

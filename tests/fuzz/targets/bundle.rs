@@ -1,4 +1,4 @@
-//! config.json: any text is a plan or a reason.
+//! config.json: any text becomes a plan or an error.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The control channel's codec: any bytes in any pieces, in either form. What comes out goes in again.
+//! The control channel's codec: arbitrary bytes in pieces of any size, in both forms. Decoded frames encode to the input.
 #![no_main]
 
 use agent_proto::control::ControlCodec;

@@ -1,8 +1,7 @@
-//! Real devices behind their registers, under a driver that starts, resets and starts them again with anything, in guest
-//! memory that changes while they work on it.
+//! Devices behind their registers, with a driver that starts and resets them with arbitrary values, in guest memory that
+//! changes while the devices use it.
 //!
-//! An input is the number of a device, and a script of steps of twelve bytes for
-//! [`devices::virtio::hostile`].
+//! An input is the number of a device and a script for [`devices::virtio::hostile`], in steps of twelve bytes.
 #![no_main]
 
 use devices::virtio::fs::{self, FileServer};
@@ -13,10 +12,10 @@ use vmm_sys_util::signal::block_signal;
 
 mod scratch;
 
-/// As signal(7) has it.
+/// The signal's number (signal(7)).
 const SIGPIPE: i32 = 13;
 
-// A socket whose other end has gone is an error of a write, as in every program whose start is Rust's.
+// As in every program with Rust's runtime, a write to a closed socket returns an error and sends no signal.
 fuzz_target!(init: block_signal(SIGPIPE).unwrap(), |data: &[u8]| {
     let [number, script @ ..] = data else { return };
     let subject = Subject::ALL[usize::from(*number) % Subject::ALL.len()];

@@ -1,8 +1,8 @@
-//! The file server under a guest that sends anything: requests of its own making to a share of two folders and a file,
-//! one of them read-only.
+//! The FUSE server with a guest that sends arbitrary requests, on a share of two directories and a file. One of the
+//! directories is read-only.
 //!
-//! An input is a list of requests: two bytes of length, an opcode, a node, and the rest as it is. The server really does
-//! what it is asked, as far as the share goes; FALLOCATE alone is left out, which would fill the disk.
+//! An input is a list of requests: two bytes of length, an opcode, a node, and the body. The server performs the requests
+//! in the share, except FALLOCATE, which would fill the disk.
 #![no_main]
 
 use devices::Pieces;
@@ -12,13 +12,13 @@ use vm_memory::VolatileSlice;
 
 mod scratch;
 
-/// FUSE_INIT's opcode.
+/// Opcode of FUSE_INIT.
 const INIT: u32 = 26;
-/// FUSE_FALLOCATE's.
+/// Opcode of FUSE_FALLOCATE.
 const FALLOCATE: u32 = 43;
-/// Opcodes up to a little above the last one that there is.
+/// Number of opcodes that are tried, some of which do not exist.
 const OPCODES: u32 = 56;
-/// Node numbers that are likely to be known.
+/// Number of node numbers that are tried, most of which exist.
 const NODES: u64 = 16;
 
 fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
@@ -41,10 +41,10 @@ fuzz_target!(|data: &[u8]| {
             return;
         }
         let request = Pieces::new(vec![VolatileSlice::from(bytes.as_mut_slice())]);
-        let room = reply.len();
+        let capacity = reply.len();
         let reply = Pieces::new(vec![VolatileSlice::from(reply.as_mut_slice())]);
         if let Ok(written) = server.handle(request, reply) {
-            assert!(written <= room);
+            assert!(written <= capacity);
         }
     };
     let mut init = [0; 64];
@@ -59,6 +59,6 @@ fuzz_target!(|data: &[u8]| {
         rest = after;
         call(request(u32::from(*opcode) % OPCODES, u64::from(*node) % NODES, body));
     }
-    // A header of the guest's own making, too.
+    // An arbitrary header.
     call(data.to_vec());
 });

@@ -1,8 +1,8 @@
-//! The file server under a guest that speaks 9P2000.L in any way: messages of its own making to a share of two folders and
-//! a file, one of them read-only.
+//! The 9P server with a guest that sends arbitrary messages, on a share of two directories and a file. One of the
+//! directories is read-only.
 //!
-//! An input is a list of messages: two bytes of length, a type, a fid, and the rest as it is. The server really does
-//! what it is asked, as far as the share goes.
+//! An input is a list of messages: two bytes of length, a type, a fid, and the body. The server performs the requests in
+//! the share.
 #![no_main]
 
 use devices::Pieces;
@@ -19,14 +19,14 @@ const LOPEN: u8 = 12;
 const VERSION: u8 = 100;
 const ATTACH: u8 = 104;
 const WALK: u8 = 110;
-/// Every type that asks for something, and one that there is not.
+/// All types of requests, and one that does not exist.
 const TYPES: [u8; 29] = [
     8, LOPEN, 14, 16, 18, 20, 22, 24, 26, 30, 32, 40, 50, 52, 54, 70, 72, 74, 76, VERSION, 102, ATTACH, 108,
     WALK, 116, 118, 120, 122, 255,
 ];
-/// Fids that are likely to be known.
+/// Number of fids that are tried, half of which exist.
 const FIDS: u32 = 8;
-/// What the guest has room for in a reply.
+/// Size of the guest's buffer for a reply.
 const ROOM: usize = 64 << 10;
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -38,7 +38,7 @@ fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u16).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
-/// A session in which fids 1 to 4 are a folder, an open file in it, a read-only folder and a file that is shared alone.
+/// Begins a session in which fids 1 to 4 are a directory, an open file in it, a read-only directory, and the shared file.
 fn begin(mut call: impl FnMut(Vec<u8>)) {
     call(message(VERSION, &[&MSIZE_MAX.to_le_bytes()[..], &string("9P2000.L")].concat()));
     let nobody = u32::MAX.to_le_bytes();
@@ -50,7 +50,7 @@ fn begin(mut call: impl FnMut(Vec<u8>)) {
         let count = path.len() as u16;
         call(message(WALK, &[&[0; 4][..], &fid.to_le_bytes(), &count.to_le_bytes(), &names].concat()));
     }
-    // To read and write.
+    // O_RDWR.
     call(message(LOPEN, &[2u32.to_le_bytes(), 2u32.to_le_bytes()].concat()));
 }
 
@@ -76,6 +76,6 @@ fuzz_target!(|data: &[u8]| {
         let fid = u32::from(*fid) % FIDS;
         call(message(TYPES[usize::from(*kind) % TYPES.len()], &[&fid.to_le_bytes()[..], body].concat()));
     }
-    // A header of the guest's own making, too.
+    // An arbitrary header.
     call(data.to_vec());
 });

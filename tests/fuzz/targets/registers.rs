@@ -1,7 +1,7 @@
-//! A virtio-mmio register file, and the queue behind it, under a driver that does anything.
+//! A virtio-mmio register file and its queues, with a driver that does anything.
 //!
-//! Each step is nine bytes: what to do and two numbers. One step does the whole proper set-up, so that rings in guest
-//! memory, which other steps fill with anything, are looked at.
+//! Each step is nine bytes: an action and two numbers. One action is the complete initialization, so that the device reads
+//! rings in guest memory, which other actions fill with arbitrary values.
 #![no_main]
 
 use std::io::{self, Read, Write};
@@ -17,10 +17,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const MEMORY: usize = 1 << 20;
 const QUEUE_SIZE: u16 = 64;
-/// The most that the device reads of a request.
+/// Maximum number of bytes of a request that the device reads.
 const REQUEST_MAX: usize = 64 << 10;
 
-/// A device of two queues that reads what it is sent and fills what it is given.
+/// A device with two queues that reads all requests and fills all buffers.
 struct Device(Arc<Mutex<Vec<VirtQueue>>>);
 
 impl VirtioDevice for Device {
@@ -42,7 +42,7 @@ fn write(transport: &mut MmioTransport, register: u64, value: u32) {
     transport.write(register, &value.to_le_bytes());
 }
 
-/// VIRTIO 1.2, 3.1.1 and 4.2.3: what a driver does before its first request.
+/// Initializes the device (VIRTIO 1.2, 3.1.1 and 4.2.3).
 fn set_up(transport: &mut MmioTransport, event_idx: bool) {
     for status in [0, 1, 3] {
         write(transport, 0x70, status);
@@ -82,7 +82,7 @@ fn serve(queues: &Mutex<Vec<VirtQueue>>) {
     });
 }
 
-/// Has two messages come in, the second of them too long for some drivers' buffers.
+/// Receives two messages, the second of which is too long for some drivers' buffers.
 fn receive(queues: &Mutex<Vec<VirtQueue>>) {
     queues.lock().unwrap().retain_mut(|queue| {
         let mut messages = [60, 9000].into_iter();
@@ -114,7 +114,7 @@ fuzz_target!(|data: &[u8]| {
                 transport.read(u64::from(a % 0x120), &mut bytes[..1 << (b % 4)]);
             }
             3 => drop(transport.write(u64::from(a), &step[5..5 + (b as usize % 5)])),
-            // Rings and descriptors lie in the first pages.
+            // Rings and descriptors are in the first pages.
             4 => memory.write_slice(&b.to_le_bytes(), GuestAddress(u64::from(a) % 0x9000)).unwrap(),
             5 => receive(&queues),
             _ => serve(&queues),

@@ -1,4 +1,4 @@
-//! A share of two folders and a file, one of the folders read-only, as both of its protocols' targets have it.
+//! The share of the targets `fuse`, `p9` and `devices`: two directories, one of them read-only, and a file.
 
 use std::fs::{self, File};
 use std::sync::OnceLock;
@@ -11,11 +11,11 @@ fn scratch() -> &'static TempDir {
     SCRATCH.get_or_init(|| tempfile::tempdir().unwrap())
 }
 
-/// Makes the share anew.
+/// Creates the share, without the changes of earlier inputs.
 pub fn tree() -> ShareTree {
     let dir = scratch().path();
     for name in ["open", "closed"] {
-        // What an earlier input has done to them.
+        // Removes what earlier inputs have created.
         let _ = fs::remove_dir_all(dir.join(name));
         fs::create_dir_all(dir.join(name).join("d")).unwrap();
         fs::write(dir.join(name).join("f"), "text").unwrap();

@@ -1,4 +1,4 @@
-//! The host's end of the stream channel against a guest that sends anything: two outputs, one input, and what goes back.
+//! The host's end of the stream channel, with a guest that sends arbitrary bytes: two outputs, one input, and credit.
 #![no_main]
 
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use libfuzzer_sys::fuzz_target;
 use link::streams::{StreamSpec, streams};
 
-/// Room for what goes to the guest; a guest has buffers of a page.
+/// Size of the guest's receive buffer: a page, as Linux's driver has.
 const ROOM: usize = 4096;
 
 fuzz_target!(|data: &[u8]| {
@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
     let mut sent = 0;
     for chunk in data.chunks(usize::from(step) + 1) {
         table.take(chunk, watch);
-        // A guest may give credit for more than is there; what is read for it is bounded by its buffers all the same.
+        // A guest may give excessive credit, but the host reads no more input than fits into the guest's buffer.
         sent += table.fill(&mut room);
     }
     assert!(sent <= ROOM * data.len().max(1));
