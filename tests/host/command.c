@@ -41,7 +41,7 @@ static void step(struct stream *s, int drain)
 	}
 }
 
-/* The descriptor that holds `s` up, for poll. */
+/* The descriptor for which `s` waits, for poll. */
 static struct pollfd waits_for(const struct stream *s)
 {
 	if (s->length)
@@ -49,8 +49,8 @@ static struct pollfd waits_for(const struct stream *s)
 	return (struct pollfd){ s->from, POLLIN, 0 };
 }
 
-/* In the child: becomes the command. No vCPU may run on CPU 0 of a machine with several (README.md, "The one trap"), so the
- * command gets all CPUs but that one. */
+/* Executes the command in the child. On a machine with several CPUs no vCPU may run on CPU 0 (README.md, "No vCPU on L1's CPU 0"),
+ * so the command gets all other CPUs. */
 static void become(int in, int out, int err)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -78,7 +78,7 @@ static void become(int in, int out, int err)
 	_exit(status);
 }
 
-/* Begins to watch what is opened on the root file system; -1 if nobody asked. */
+/* Begins to watch files that are opened on the root file system. Returns -1 if the request has no `trace`. */
 static int trace(void)
 {
 	if (!request.trace)
@@ -89,7 +89,7 @@ static int trace(void)
 	return fd;
 }
 
-/* Reports the regular files that were opened, each as often as it was. */
+/* Reports each open of a regular file. */
 static void say_opened(int trace)
 {
 	static struct fanotify_event_metadata events[256];
@@ -110,7 +110,7 @@ static void say_opened(int trace)
 	}
 }
 
-/* Starts the command with pipes at its ends of `streams`. */
+/* Starts the command with pipes for `streams`. */
 static pid_t start(struct stream streams[3])
 {
 	int out[2], err[2], in[2] = { -1, -1 };
@@ -140,7 +140,7 @@ static pid_t start(struct stream streams[3])
 	return command;
 }
 
-/* Reaps whoever ended; returns whether `command` did, and its status. */
+/* Reaps all ended processes. Returns whether `command` is among them, and its status. */
 static int reap(pid_t command, int *status)
 {
 	int one, ended = 0;
@@ -158,7 +158,7 @@ static int done(const struct stream *s)
 	return s->from < 0 && !s->length;
 }
 
-/* Runs the command to its end and to the end of its output; returns its status as waitpid gives it. */
+/* Runs the command until its exit and the end of its output. Returns its status as from waitpid. */
 int run(struct stream streams[3])
 {
 	sigset_t child;
@@ -195,7 +195,7 @@ int run(struct stream streams[3])
 			;
 		if (reap(command, &status)) {
 			ended = 1;
-			kill(-1, SIGKILL); /* what the command left behind must not keep its output open */
+			kill(-1, SIGKILL); /* remaining processes must not keep its output open */
 		}
 	}
 }

@@ -1,6 +1,6 @@
-/* What KVM costs at the least: creates a machine of 2 MiB with an in-kernel irqchip and one vCPU, runs a few instructions of
- * real mode in it, and prints one line per step with its time in nanoseconds of CLOCK_MONOTONIC (with the instruction clock:
- * instructions). Exits with 0 only if the guest did what it should: this is also the proof that a KVM works.
+/* The minimum cost of KVM: creates a machine of 2 MiB with an in-kernel irqchip and one vCPU, runs a few instructions in real
+ * mode, and prints the time of each step in nanoseconds of CLOCK_MONOTONIC, which are instructions on the instruction clock.
+ * Exits with 0 only if the guest did what it should, so it also proves that KVM works.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -17,7 +17,7 @@
 #define MEMORY (2 << 20)
 #define ROUNDS 200
 
-/* Guest, from 0x1000 on, 16 bit. Each block is run ROUNDS times; SI counts. */
+/* The guest's 16-bit code, at 0x1000. Each block runs ROUNDS times. */
 static const uint8_t code[] = {
 	0xb0, 0x42,                         /* mov al, 0x42 */
 	0xe6, 0x10,                         /* out 0x10, al      the first exit */
@@ -26,20 +26,20 @@ static const uint8_t code[] = {
 	0x4e, 0x75, 0xfb,                   /* dec si; jnz */
 	0xe6, 0x12,                         /* out 0x12, al      mark */
 	0xbe, ROUNDS, 0x00,                 /* mov si, ROUNDS */
-	0xe6, 0x13,                         /* out 0x13, al      ioeventfd: stays in the kernel */
+	0xe6, 0x13,                         /* out 0x13, al      ioeventfd: handled in the kernel */
 	0x4e, 0x75, 0xfb,                   /* dec si; jnz */
 	0xe6, 0x14,                         /* out 0x14, al      mark */
 	0xbf, ROUNDS, 0x00,                 /* mov di, ROUNDS */
-	0x31, 0xc0, 0x0f, 0xa2,             /* xor ax, ax; cpuid: stays in the kernel */
+	0x31, 0xc0, 0x0f, 0xa2,             /* xor ax, ax; cpuid: handled in the kernel */
 	0x4f, 0x75, 0xf9,                   /* dec di; jnz */
 	0xe6, 0x15,                         /* out 0x15, al      mark */
 	0xb8, 0x00, 0x20, 0x8e, 0xd8,       /* mov ax, 0x2000; mov ds, ax */
 	0xbf, ROUNDS, 0x00,                 /* mov di, ROUNDS */
-	0xc6, 0x06, 0x00, 0x00, 0x01,       /* mov byte [0], 1   a page that was never touched */
+	0xc6, 0x06, 0x00, 0x00, 0x01,       /* mov byte [0], 1   first touch of a page */
 	0x05, 0x00, 0x01, 0x8e, 0xd8,       /* add ax, 0x100; mov ds, ax */
 	0x4f, 0x75, 0xf3,                   /* dec di; jnz */
 	0xe6, 0x16,                         /* out 0x16, al      mark */
-	0xf4,                               /* hlt: ends nothing, the host never re-enters */
+	0xf4,                               /* hlt               never executed: the host does not re-enter */
 };
 
 static long now(void)
@@ -68,7 +68,7 @@ static int call(const char *what, int fd, unsigned long request, void *argument)
 	return result;
 }
 
-/* Runs the vCPU up to the next write to `port` and returns how many other exits came before. */
+/* Runs the vCPU until it writes to `port`. Returns the number of exits before. */
 static int run_to(int vcpu, struct kvm_run *run, uint16_t port)
 {
 	for (int exits = 0;; exits++) {

@@ -1,20 +1,19 @@
 /* PID 1 of the emulated KVM host: the only program in its initramfs.
  *
- * It boots the machine (`boot`), says `ready` on port 1 and waits for a request. The snapshot is taken while it waits, so what
- * follows is what every run does: read the request, put the outer machine's root file system under a tmpfs overlay, run the
- * command, carry its streams, report how it ended. Nothing here ends a machine that has booted: the outer side does, once it has
- * every byte.
+ * It boots the machine (`boot`), says `ready` on port 1 and waits for a request. The snapshot is taken while it waits, so each
+ * run does the rest: it reads the request, mounts the outer machine's root file system below a tmpfs overlay, runs the command,
+ * copies its streams, and reports its status. A booted machine does not end itself: the outer side ends it after the last byte.
  *
  * Ports (virtio-serial, /dev/vport0pN):  1 control, 2 stdout, 3 stderr, 4 stdin.
- * Control, inwards:   records `KEY VALUE\0`, ended by an empty record (keys: see `struct request`).
- * Control, outwards:  lines. `ready`; an empty line once a second (the heartbeat); `opened PATH`; `fail TEXT`;
+ * Control, input:     records `KEY VALUE\0`, ended by an empty record (keys: see `struct request`).
+ * Control, output:    lines. `ready`; an empty line once a second (the heartbeat); `opened PATH`; `fail TEXT`;
  *                     `exit STATUS STDOUT_BYTES STDERR_BYTES MOUNT_US COMMAND_US SYNC_US`.
  */
 #include "init.h"
 
 #include <stdarg.h>
 
-#define REQUEST_MAX (4 << 20) /* bytes; Linux itself takes no more than 6 MiB of arguments and environment */
+#define REQUEST_MAX (4 << 20) /* bytes; Linux accepts at most 6 MiB of arguments and environment */
 
 struct request request;
 static int control = -1;
@@ -26,8 +25,8 @@ long now_us(void)
 	return t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-/* Sends one line to the outer side. The ports are opened non-blocking everywhere: a blocking write to a virtio port spins in
- * the kernel with interrupts off until the other side has taken it. */
+/* Sends one line to the outer side. All ports are non-blocking: a blocking write to a virtio port would spin in the kernel with
+ * interrupts disabled until the other side has read it. */
 void say(const char *format, ...)
 {
 	char line[PATH_MAX + 32];
@@ -50,8 +49,8 @@ void say(const char *format, ...)
 	}
 }
 
-/* Reports that `what` failed with errno, and waits to be ended. Before the control port is there, the report goes to the kernel's
- * log (level 2, `quiet` shows it), and the end of PID 1 is the machine's. */
+/* Reports that `what` failed with errno, and waits until the outer side ends the machine. Before the control port exists, the
+ * report goes to the kernel's log (level 2, which `quiet` shows), and the exit of PID 1 ends the machine. */
 void die(const char *what)
 {
 	const char *why = strerror(errno);
@@ -94,7 +93,7 @@ static void read_request(void)
 	size_t length = 0, record = 0;
 	for (;;) {
 		ssize_t n = read(control, buffer + length, sizeof buffer - length);
-		if (n <= 0) { /* 0: the outer side is not there yet */
+		if (n <= 0) { /* 0: the outer side has not connected yet */
 			struct pollfd p = { control, POLLIN, 0 };
 			poll(&p, 1, n ? -1 : 10);
 			continue;
@@ -123,7 +122,7 @@ int main(void)
 	streams[1].to = open_port(3, O_WRONLY);
 	streams[2].from = open_port(4, O_RDONLY);
 	say("ready\n");
-	read_request(); /* the snapshot holds a machine that waits here */
+	read_request(); /* the snapshot is a machine that waits here */
 	say("\n");
 	long begin = now_us();
 	enter();

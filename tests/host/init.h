@@ -1,4 +1,4 @@
-/* What the parts of PID 1 share: init.c (control port, request, main), machine.c (from boot to root file system), command.c. */
+/* Declarations shared by init.c (control port, request, main), machine.c (from boot to the root file system) and command.c. */
 #pragma once
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #define LIST_MAX 65536 /* entries of one request list */
-#define CHUNK 65536    /* bytes carried at a time, a pipe's capacity */
+#define CHUNK 65536    /* bytes copied at a time, the capacity of a pipe */
 
 struct list {
 	char *item[LIST_MAX];
@@ -25,13 +25,13 @@ struct list {
 
 struct request {
 	char *time;               /* seconds.nanoseconds since 1970 */
-	char *seed;               /* any text, stirred into the kernel's random numbers */
+	char *seed;               /* any text, which is mixed into the kernel's entropy */
 	char *folder;             /* working directory of the command */
-	char *modules;            /* folder of this kernel's modules, on the outer machine; its last part is the release */
-	char *stdin_;             /* present: port 4 feeds standard input, else it is /dev/null */
-	char *trace;              /* present: every file that is opened is reported */
-	struct list out;          /* folders of the outer machine shared for writing; entry N has the 9p tag `outN` */
-	struct list stage;        /* files and folders to copy into memory first */
+	char *modules;            /* directory of this kernel's modules on the outer machine; its last component is the release */
+	char *stdin_;             /* if present, standard input comes from port 4, else from /dev/null */
+	char *trace;              /* if present, every opened file is reported */
+	struct list out;          /* directories of the outer machine shared for writing; entry N has the 9p tag `outN` */
+	struct list stage;        /* files and directories to copy into memory first */
 	struct list arg, env;
 };
 extern struct request request;
@@ -52,7 +52,7 @@ __attribute__((noreturn)) void die(const char *what);
 /* machine.c */
 void boot(void);
 int open_port(int number, int flags);
-void enter(void); /* gives the machine the time, entropy and the root file system of the request */
+void enter(void); /* sets time and entropy, and mounts the root file system of the request */
 
 /* command.c */
 int run(struct stream streams[3]);

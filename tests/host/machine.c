@@ -36,9 +36,9 @@ static void write_file(const char *path, const char *text)
 	close(fd);
 }
 
-/* ---- up to the snapshot ---- */
+/* ---- before the snapshot ---- */
 
-/* Loads /modules/NNN-NAME.ko in order of their numbers; a module that does not load is the outer side's to notice in the log. */
+/* Loads /modules/NNN.ko in the order of their numbers. */
 static void load_modules(void)
 {
 	char path[64];
@@ -54,7 +54,7 @@ static void load_modules(void)
 	}
 }
 
-/* Every controller that the kernel has is handed to the cgroups below the root. */
+/* Enables all of the kernel's controllers for the cgroups below the root. */
 static void enable_controllers(void)
 {
 	char names[512] = "", one[64];
@@ -77,7 +77,7 @@ static void loopback_up(void)
 	close(fd);
 }
 
-/* Opens port `number`; the driver adds ports in its own time. */
+/* Opens port `number`, which the driver may not have added yet. */
 int open_port(int number, int flags)
 {
 	char path[32];
@@ -119,7 +119,7 @@ void boot(void)
 	write_file("/proc/sys/net/ipv4/ip_forward", "1");
 }
 
-/* ---- after it ---- */
+/* ---- after the snapshot ---- */
 
 static void set_time_and_seed(void)
 {
@@ -136,7 +136,7 @@ static void set_time_and_seed(void)
 	close(random);
 }
 
-/* Opening a file for writing, or setting a link's owner, makes overlayfs copy it into its upper layer, which is memory. */
+/* overlayfs copies a file to its upper layer, in memory, when it is opened for writing, and a link when its owner is set. */
 static int copy_up(const char *path, const struct stat *status, int type, struct FTW *walk)
 {
 	(void)walk;
@@ -170,7 +170,7 @@ static void mount_root(void)
 		make_path(other);
 		mount_or_die(path, other, NULL, MS_BIND, NULL);
 	}
-	/* Container engines put overlays into these; an overlay cannot be the upper layer of another. */
+	/* Container engines create overlays here, and an overlay cannot be the upper layer of another one. */
 	const char *engines[] = { "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers" };
 	for (int i = 0; i < 3; i++) {
 		snprintf(path, sizeof path, "/scratch/engine%d", i);

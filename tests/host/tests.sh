@@ -1,7 +1,7 @@
 #!/bin/bash
 # tests.sh PROGRAM TESTS [ARG...]: runs a program of whole-VM tests in the emulated KVM host.
 #
-# The host's root is an overlay on tmpfs, which has no user xattrs; the tests' files go to a real ext4 instead.
+# The tests use files on ext4, because the host's root is an overlay on tmpfs, which has no user xattrs.
 set -euo pipefail
 program=$1
 shift
