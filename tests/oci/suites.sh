@@ -1,12 +1,12 @@
 #!/bin/bash
 # suites.sh OUT YOUKI RUNTIME_TOOLS TEST...: runs tests of the two public suites with runc and with $VMM_PROGRAM in turn.
 #
-# A TEST is contest/GROUP or runtime-tools/PROGRAM. What each said goes to OUT/TEST.runc and OUT/TEST.vmm, its exit code last.
-# A test has a pid namespace of its own, so that nothing which it leaves running meets the next one.
+# A TEST is contest/GROUP or runtime-tools/PROGRAM. Its output goes to OUT/TEST.runc and OUT/TEST.vmm, with the exit code at the
+# end. Each test has a PID namespace, so that processes that it leaves running do not affect the next test.
 set -euo pipefail
 out=$1 youki=$2 tools=$3
 shift 3
-# One of contest's machines has a twentieth of a CPU, in an emulated host.
+# A machine of contest has a twentieth of a CPU of the emulated host.
 seconds=300
 work=$(mktemp -d "${TMPDIR:-/tmp}/suites.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -14,9 +14,8 @@ export TMPDIR=$work/tmp
 chmod 755 "$work"
 mkdir -p "$TMPDIR" "$work/bin"
 
-# Two habits of contest's are seen to here, for both runtimes. It lets `create` run on its own and comes with `start` a second
-# later, when a slow machine may not be there yet: of the two, in one root, the second waits for the first. And it does not look
-# at exit codes, but for the word "error".
+# Wrappers for both runtimes adapt them to contest. It runs `start` one second after it has begun `create`, which may take
+# longer, so `start` waits for a `create` with the same root. It ignores exit codes and looks for the word "error" instead.
 for runtime in runc vmm; do
     program=$(type -P runc)
     [ $runtime = runc ] || program=$VMM_PROGRAM
@@ -47,7 +46,7 @@ for test in "$@"; do
     suite=${test%%/*} name=${test#*/}
     mkdir -p "$out/$suite"
     for runtime in runc vmm; do
-        # contest leaves out what it knows of runc.
+        # contest skips tests that runc is known to fail.
         export RUNTIME_KIND=$runtime
         if [ "$suite" = contest ]; then
             command=("$work/contest" run --runtime "$work/bin/$runtime" --runtimetest "$work/runtimetest" -t "$name")
