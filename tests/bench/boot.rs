@@ -1,7 +1,7 @@
 //! Measures the start of `vmm`, QEMU's microvm machine and runc in turn, and prints the times as JSON.
 //!
-//! Times are those of the monotonic clock since just before the program is started. On the instruction clock of the emulated
-//! KVM host, one nanosecond is one instruction.
+//! Times are those of the monotonic clock since just before the program is started. On the instruction clock of the
+//! emulated KVM host, one nanosecond is one instruction.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -70,8 +70,8 @@ fn report(series: &Series) -> Value {
     json!({"series": rows.collect::<Vec<_>>()})
 }
 
-/// Pause before each start. After the end of a machine the kernel still works on its removal, without an event for the end
-/// of this work, and the creation of the next machine would wait for it.
+/// Pause before each start. After the end of a machine the kernel still works on its removal, without an event for the
+/// end of this work, and the creation of the next machine would wait for it.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Runs `command`. Returns the times of its first byte and of its end, in milliseconds, and its output.

@@ -1,6 +1,6 @@
 #!/bin/bash
-# boot.sh BENCH VMM BUNDLE KERNEL INITRAMFS RUNS [OTHER]: runs the boot bench with all its files in memory. OTHER is another
-# vmm program, which is measured in the same run.
+# boot.sh BENCH VMM BUNDLE KERNEL INITRAMFS RUNS [OTHER]: runs the boot bench with all its files in memory. OTHER is
+# another vmm program, which is measured in the same run.
 #
 # Reading a shared directory would add the outer machine's latency to times of the instruction clock.
 set -euo pipefail

@@ -1,5 +1,5 @@
-// The init for other monitors: prints one line and stops the machine. Without libc, so that only the kernel and the monitor
-// are measured.
+// The init for other monitors: prints one line and stops the machine. Without libc, so that only the kernel and the
+// monitor are measured.
 static long call(long nr, long a, long b, long c, long d)
 {
     register long r10 __asm__("r10") = d;

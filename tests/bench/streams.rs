@@ -1,5 +1,5 @@
-//! Measures output and input of a container, and exec processes, each in comparison with the same without a machine. Prints
-//! the results as JSON.
+//! Measures output and input of a container, and exec processes, each in comparison with the same without a machine.
+//! Prints the results as JSON.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

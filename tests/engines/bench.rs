@@ -101,7 +101,7 @@ fn files(engine: &Engine, runs: usize) -> Measured {
     );
     for _ in 0..runs {
         for runtime in RUNTIMES {
-            let text = engine.ok(&["run", "--rm", "--runtime", runtime, "box", "sh", "-c", &script]);
+            let text = engine.sh(&["--runtime", runtime], &script);
             let times: Vec<f64> = text.lines().map(|line| line.parse().expect("a time")).collect();
             assert_eq!(times.len(), 3, "{text}");
             for (name, pair) in ["write", "read"].iter().zip(times.windows(2)) {

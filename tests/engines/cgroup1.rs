@@ -80,8 +80,8 @@ fn update_changes_limits_up_and_down(engine: &Engine) {
     // In version 1 the memory limit must never exceed the limit of memory and swap, not even between two writes.
     for (size, bytes) in [("48m", 48 << 20), ("60m", 60 << 20)] {
         engine.ok(&["update", "--memory", size, "--memory-swap", size, "inner"]);
-        // The host limits the machine; the guest, with cgroups of version 2, limits the container. On such a host Docker
-        // creates no cgroup namespaces.
+        // The host limits the machine; the guest, with cgroups of version 2, limits the container. On such a host
+        // Docker creates no cgroup namespaces.
         let inside = "cat /sys/fs/cgroup$(cut -d : -f 3 /proc/self/cgroup)/memory.max";
         let limit = match engine.is_vm() {
             true => engine.ok(&["exec", "inner", "sh", "-c", inside]).parse().expect("a number"),

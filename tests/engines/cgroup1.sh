@@ -1,8 +1,8 @@
 #!/bin/bash
 # cgroup1.sh COMMAND [ARG...]: runs a command with all controllers in cgroups of version 1, as on older hosts.
 #
-# A controller can change its version only while no cgroup except the root uses it, so this must run before other programs
-# that use cgroups.
+# A controller can change its version only while no cgroup except the root uses it, so this must run before other
+# programs that use cgroups.
 set -euo pipefail
 read -ra controllers </sys/fs/cgroup/cgroup.subtree_control
 for controller in "${controllers[@]}"; do

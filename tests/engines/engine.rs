@@ -193,6 +193,13 @@ impl Engine {
         done.text()
     }
 
+    /// Runs `script` in a new container of the image `box` with these flags. Returns its output, without the last
+    /// newline.
+    #[track_caller]
+    pub fn sh(&self, flags: &[&str], script: &str) -> String {
+        self.ok(&[&["run", "--rm"], flags, &["box", "sh", "-c", script]].concat())
+    }
+
     /// Starts the engine's command line with pipes for its standard streams.
     pub fn start_command(&self, words: &[&str]) -> Running {
         Running::start(self.command(words))

@@ -39,39 +39,20 @@ fn cpus_are_limited(engine: &Engine) {
 }
 
 fn cpu_set_and_shares(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "--cpuset-cpus",
-        "1",
-        "--cpu-shares",
-        "512",
-        "box",
-        "sh",
-        "-c",
-        "cat /sys/fs/cgroup/cpu.weight; nproc",
-    ];
-    let text = engine.ok(&words);
+    let text =
+        engine.sh(&["--cpuset-cpus", "1", "--cpu-shares", "512"], "cat /sys/fs/cgroup/cpu.weight; nproc");
     // Older runtimes convert 512 shares to a weight of 20. Since 2025 it is 59, closer to half of the default weight.
     assert!(["20\n1", "59\n1"].contains(&text.as_str()), "{text}");
 }
 
 fn memory_reservation_and_swap(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "-m",
-        "64m",
-        "--memory-reservation",
-        "32m",
-        "--memory-swap",
-        "64m",
-        "box",
-        "sh",
-        "-c",
-        "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.low",
-    ];
-    assert_eq!(engine.ok(&words), "67108864\n33554432");
+    assert_eq!(
+        engine.sh(
+            &["-m", "64m", "--memory-reservation", "32m", "--memory-swap", "64m"],
+            "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.low"
+        ),
+        "67108864\n33554432"
+    );
 }
 
 fn oom_killer_cannot_be_disabled(engine: &Engine) {

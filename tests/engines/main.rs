@@ -1,9 +1,10 @@
-//! Tests of container engines: each case uses an engine's command line, once with `runc` and once with `vmm`, and must pass
-//! with both. The engines are Debian's, unmodified, and started by this program. On a host with cgroups of version 1, only
-//! the cases for such a host run.
+//! Tests of container engines: each case uses an engine's command line, once with `runc` and once with `vmm`, and must
+//! pass with both. The engines are Debian's, unmodified, and started by this program. On a host with cgroup v1, only the cases
+//! for such a host run.
 //!
 //! `engines [--core] [--runtime NAME] [FILTER...]` runs cases, for `cargo xtask test --engines`. It writes the table of
-//! results to `$VMM_ENGINES_TABLE` if that is set. `engines --bench RUNS [--all]` measures, for `cargo xtask bench docker`.
+//! results to `$VMM_ENGINES_TABLE` if that is set. For `cargo xtask bench docker`, `engines --bench RUNS [--all]`
+//! measures.
 
 mod bench;
 mod build;

@@ -34,7 +34,7 @@ const SERVER: &str = "mkdir /w; echo hello >/w/index.html; httpd -h /w -p 80; ec
 fn bridge_reaches_the_gateway(engine: &Engine) {
     let script = "ip -o -4 addr show eth0 | awk '{print $4}'; ip route | awk '/default/ {print $3}'; \
                   ping -c 2 -q $(ip route | awk '/default/ {print $3}') | grep received";
-    let text = engine.ok(&["run", "--rm", "box", "sh", "-c", script]);
+    let text = engine.sh(&[], script);
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[0].starts_with("172.") && lines[0].ends_with("/16"), "{text}");
     assert!(lines[2].contains("2 packets received"), "{text}");
@@ -42,7 +42,7 @@ fn bridge_reaches_the_gateway(engine: &Engine) {
 
 fn none_has_a_loopback_alone(engine: &Engine) {
     let script = "ls /sys/class/net | grep -v tunl | grep -v sit; ping -c 1 -q 127.0.0.1 | grep -c '1 packets received'";
-    assert_eq!(engine.ok(&["run", "--rm", "--net", "none", "box", "sh", "-c", script]), "lo\n1");
+    assert_eq!(engine.sh(&["--net", "none"], script), "lo\n1");
 }
 
 /// Returns the answer of the web server behind this port of the host, with its header.
@@ -71,12 +71,12 @@ fn containers_talk_by_name(engine: &Engine) {
     );
     let script =
         "wget -q -O - http://server/; wget -q -O - http://web/; nslookup server 127.0.0.11 | grep -c Name";
-    assert_eq!(engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]), "hello\nhello\n1");
-    // A query over TCP (RFC 1035) for the addresses of `server`. The script prints the answer's id, flags and the numbers of
-    // its questions and addresses.
+    assert_eq!(engine.sh(&["--net", "town"], script), "hello\nhello\n1");
+    // A query over TCP (RFC 1035) for the addresses of `server`. The script prints the answer's id, flags and the
+    // numbers of its questions and addresses.
     let script = r"printf '\000\030\001\002\001\000\000\001\000\000\000\000\000\000\006server\000\000\001\000\001' |
         nc 127.0.0.11 53 | head -c 10 | tail -c 8 | od -An -tx1";
-    let answer = engine.ok(&["run", "--rm", "--net", "town", "box", "sh", "-c", script]);
+    let answer = engine.sh(&["--net", "town"], script);
     assert!(answer.trim().starts_with("01 02 8") && answer.ends_with("00 01 00 01"), "{answer}");
     engine.ok(&["rm", "-f", "server"]);
     engine.ok(&["network", "rm", "town"]);
@@ -104,7 +104,7 @@ fn services_of_a_swarm(engine: &Engine) {
         engine.ok(&[&create[..], &what, flags, &["box", "sh", "-c", SERVER]].concat());
     }
     let script = "wget -q -O - http://tasks/; wget -q -O - http://virtual/";
-    assert_eq!(engine.ok(&["run", "--rm", "--net", "plain", "box", "sh", "-c", script]), "hello\nhello");
+    assert_eq!(engine.sh(&["--net", "plain"], script), "hello\nhello");
     assert!(fetch("8766").ends_with("hello\n"));
     engine.ok(&["service", "rm", "tasks", "virtual"]);
     engine.ok(&["swarm", "leave", "--force"]);
@@ -134,21 +134,13 @@ fn two_networks_from_the_start(engine: &Engine) {
 
 fn hardware_address_and_fixed_address(engine: &Engine) {
     engine.ok(&["network", "create", "--subnet", "10.79.0.0/24", "fixed"]);
-    let words = [
-        "run",
-        "--rm",
-        "--net",
-        "fixed",
-        "--ip",
-        "10.79.0.99",
-        "--mac-address",
-        "02:00:00:00:12:34",
-        "box",
-        "sh",
-        "-c",
-        "cat /sys/class/net/eth0/address; ip -o -4 addr show eth0 | awk '{print $4}'",
-    ];
-    assert_eq!(engine.ok(&words), "02:00:00:00:12:34\n10.79.0.99/24");
+    assert_eq!(
+        engine.sh(
+            &["--net", "fixed", "--ip", "10.79.0.99", "--mac-address", "02:00:00:00:12:34"],
+            "cat /sys/class/net/eth0/address; ip -o -4 addr show eth0 | awk '{print $4}'"
+        ),
+        "02:00:00:00:12:34\n10.79.0.99/24"
+    );
     engine.ok(&["network", "rm", "fixed"]);
 }
 
@@ -164,19 +156,10 @@ fn mtu_of_the_network(engine: &Engine) {
 fn ipv6(engine: &Engine) {
     engine.ok(&["network", "create", "--ipv6", "--subnet", "fd00:77::/64", "six"]);
     let script = "ip -o -6 addr show eth0 scope global | awk '{print $4}'; ping6 -c 1 -q fd00:77::1 | grep -c '1 packets received'";
-    let words = [
-        "run",
-        "--rm",
-        "--net",
-        "six",
-        "--sysctl",
-        "net.ipv6.conf.all.disable_ipv6=0",
-        "box",
-        "sh",
-        "-c",
-        script,
-    ];
-    assert_eq!(engine.ok(&words), "fd00:77::2/64\n1");
+    assert_eq!(
+        engine.sh(&["--net", "six", "--sysctl", "net.ipv6.conf.all.disable_ipv6=0"], script),
+        "fd00:77::2/64\n1"
+    );
     engine.ok(&["network", "rm", "six"]);
 }
 

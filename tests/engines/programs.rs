@@ -32,7 +32,8 @@ fn redis_on_a_volume_under_its_own_benchmark(engine: &Engine) {
     assert!(report.contains("\"GET\""), "{report}");
     engine.ok(&["exec", "redis", "redis-cli", "set", "key", "kept"]);
     engine.ok(&["restart", "redis"]);
-    // The log already has the line of the first start. Until redis is ready again it does not answer, or reports LOADING.
+    // The log already has the line of the first start. Until redis is ready again it does not answer, or reports
+    // LOADING.
     let get = || engine.run(&["exec", "redis", "redis-cli", "get", "key"]);
     let mut value = get();
     while !value.status.success() || value.text().starts_with("LOADING ") {

@@ -18,27 +18,11 @@ pub const CASES: &[Case] = &[
 ];
 
 fn names_and_hosts(engine: &Engine) {
-    let flags = [
-        "run",
-        "--rm",
-        "--hostname",
-        "web",
-        "--domainname",
-        "example.org",
-        "--dns",
-        "192.0.2.53",
-        "--dns-search",
-        "example.org",
-        "--dns-option",
-        "ndots:3",
-        "--add-host",
-        "db:192.0.2.7",
-        "box",
-        "sh",
-        "-c",
-        "hostname; cat /proc/sys/kernel/domainname; cat /etc/resolv.conf; grep db /etc/hosts; cat /etc/hostname",
-    ];
-    let text = engine.ok(&flags);
+    let names = ["--hostname", "web", "--domainname", "example.org", "--add-host", "db:192.0.2.7"];
+    let dns = ["--dns", "192.0.2.53", "--dns-search", "example.org", "--dns-option", "ndots:3"];
+    let script =
+        "hostname; cat /proc/sys/kernel/domainname /etc/resolv.conf; grep db /etc/hosts; cat /etc/hostname";
+    let text = engine.sh(&[names, dns].concat(), script);
     for line in [
         "web",
         "example.org",
@@ -52,21 +36,8 @@ fn names_and_hosts(engine: &Engine) {
 }
 
 fn user_folder_and_environment(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "-u",
-        "ann",
-        "-w",
-        "/srv/new",
-        "-e",
-        "A=b c",
-        "box",
-        "sh",
-        "-c",
-        "id -un; pwd; echo $A; echo $HOSTNAME",
-    ];
-    let text = engine.ok(&words);
+    let text =
+        engine.sh(&["-u", "ann", "-w", "/srv/new", "-e", "A=b c"], "id -un; pwd; echo $A; echo $HOSTNAME");
     assert!(text.starts_with("ann\n/srv/new\nb c\n"), "{text}");
     let added = ["run", "--rm", "-u", "5:6", "--group-add", "77", "box", "id"];
     let text = engine.ok(&added);
@@ -82,53 +53,33 @@ fn read_only_root(engine: &Engine) {
 }
 
 fn tmpfs_and_shared_memory(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "--tmpfs",
-        "/t:size=4m,mode=1770",
-        "--shm-size",
-        "8m",
-        "box",
-        "sh",
-        "-c",
-        "df -k /t /dev/shm | awk '/tmpfs|shm/ {print $2}'; stat -c %a /t",
-    ];
-    assert_eq!(engine.ok(&words), "4096\n8192\n1770");
+    assert_eq!(
+        engine.sh(
+            &["--tmpfs", "/t:size=4m,mode=1770", "--shm-size", "8m"],
+            "df -k /t /dev/shm | awk '/tmpfs|shm/ {print $2}'; stat -c %a /t"
+        ),
+        "4096\n8192\n1770"
+    );
 }
 
 fn resource_limits_of_processes(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "--ulimit",
-        "nofile=321:654",
-        "--ulimit",
-        "core=0",
-        "--oom-score-adj",
-        "300",
-        "box",
-        "sh",
-        "-c",
-        "ulimit -n; ulimit -Hn; ulimit -c; cat /proc/self/oom_score_adj",
-    ];
-    assert_eq!(engine.ok(&words), "321\n654\n0\n300");
+    assert_eq!(
+        engine.sh(
+            &["--ulimit", "nofile=321:654", "--ulimit", "core=0", "--oom-score-adj", "300"],
+            "ulimit -n; ulimit -Hn; ulimit -c; cat /proc/self/oom_score_adj"
+        ),
+        "321\n654\n0\n300"
+    );
 }
 
 fn kernel_parameters(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "--sysctl",
-        "net.ipv4.ip_unprivileged_port_start=99",
-        "--sysctl",
-        "kernel.shmmax=77777",
-        "box",
-        "sh",
-        "-c",
-        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmax",
-    ];
-    assert_eq!(engine.ok(&words), "99\n77777");
+    assert_eq!(
+        engine.sh(
+            &["--sysctl", "net.ipv4.ip_unprivileged_port_start=99", "--sysctl", "kernel.shmmax=77777"],
+            "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmax"
+        ),
+        "99\n77777"
+    );
 }
 
 fn entrypoint_and_labels(engine: &Engine) {
@@ -149,19 +100,10 @@ fn entrypoint_and_labels(engine: &Engine) {
 }
 
 fn namespaces_of_its_own(engine: &Engine) {
-    let words = [
-        "run",
-        "--rm",
-        "--cgroupns",
-        "private",
-        "--ipc",
-        "private",
-        "box",
-        "sh",
-        "-c",
+    let text = engine.sh(
+        &["--cgroupns", "private", "--ipc", "private"],
         "echo $$; cat /proc/self/cgroup; ls /proc | grep -c '^[0-9]'",
-    ];
-    let text = engine.ok(&words);
+    );
     assert!(text.starts_with("1\n0::/\n"), "{text}");
 }
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# systemd.sh DIR COMMAND [ARG...]: runs a command as a service of a new systemd, which is PID 1 of its own namespaces. The
-# service's standard error goes to that of this script. SIGTERM ends systemd and the service.
+# systemd.sh DIR COMMAND [ARG...]: runs a command as a service of a new systemd, which is PID 1 of its own namespaces.
+# The service's standard error goes to that of this script. SIGTERM ends systemd and the service.
 #
 # DIR/unshare.pid contains the process ID of systemd's parent.
 set -euo pipefail

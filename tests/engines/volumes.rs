@@ -27,7 +27,7 @@ fn directory(engine: &Engine, name: &str) -> PathBuf {
 }
 
 fn named_volume_keeps_its_files(engine: &Engine) {
-    engine.ok(&["run", "--rm", "-v", "keep:/data", "box", "sh", "-c", "echo kept >/data/f"]);
+    engine.sh(&["-v", "keep:/data"], "echo kept >/data/f");
     assert_eq!(engine.ok(&["run", "--rm", "-v", "keep:/other", "box", "cat", "/other/f"]), "kept");
     engine.ok(&["volume", "rm", "keep"]);
 }
@@ -37,7 +37,7 @@ fn bind_of_a_folder_is_seen_on_both_sides(engine: &Engine) {
     fs::write(path.join("in"), "from the host\n").expect("write a file");
     let bind = format!("{}:/b", path.display());
     let script = "cat /b/in; echo from inside >/b/out; mkdir /b/d; mv /b/in /b/d/moved";
-    assert_eq!(engine.ok(&["run", "--rm", "-v", &bind, "box", "sh", "-c", script]), "from the host");
+    assert_eq!(engine.sh(&["-v", &bind], script), "from the host");
     assert_eq!(fs::read_to_string(path.join("out")).expect("read a file"), "from inside\n");
     assert!(path.join("d/moved").exists());
 }
@@ -55,7 +55,7 @@ fn bind_of_a_file(engine: &Engine) {
     fs::write(&path, "one\n").expect("write a file");
     let bind = format!("{}:/etc/motd", path.display());
     let script = "cat /etc/motd; echo two >/etc/motd";
-    assert_eq!(engine.ok(&["run", "--rm", "-v", &bind, "box", "sh", "-c", script]), "one");
+    assert_eq!(engine.sh(&["-v", &bind], script), "one");
     assert_eq!(fs::read_to_string(&path).expect("read a file"), "two\n");
 }
 
@@ -63,7 +63,7 @@ fn owners_are_the_same_on_both_sides(engine: &Engine) {
     let path = directory(engine, "owned");
     let bind = format!("{}:/b", path.display());
     let script = "touch /b/f; chown 123:456 /b/f; chmod 640 /b/f; stat -c '%u %g %a' /b/f";
-    assert_eq!(engine.ok(&["run", "--rm", "-v", &bind, "box", "sh", "-c", script]), "123 456 640");
+    assert_eq!(engine.sh(&["-v", &bind], script), "123 456 640");
     let seen = fs::metadata(path.join("f")).expect("look at a file");
     assert_eq!((seen.uid(), seen.gid(), seen.mode() & 0o777), (123, 456, 0o640));
 }
@@ -76,7 +76,7 @@ fn volumes_from_another(engine: &Engine) {
 fn tmpfs_mount(engine: &Engine) {
     let mount = "type=tmpfs,destination=/t,tmpfs-size=2097152";
     let script = "df -k /t | awk 'END {print $2}'; echo x >/t/f && cat /t/f";
-    assert_eq!(engine.ok(&["run", "--rm", "--mount", mount, "box", "sh", "-c", script]), "2048\nx");
+    assert_eq!(engine.sh(&["--mount", mount], script), "2048\nx");
 }
 
 fn bind_over_a_file_of_the_image(engine: &Engine) {

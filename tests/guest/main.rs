@@ -1,7 +1,7 @@
 //! The program that tests run in the guest. Its checks use files like other programs and assert what these rely on.
 //!
-//! `guest CHECK` works in the current directory and prints `ok`, or panics. `guest hostile SCENARIO` replaces the agent.
-//! `guest echo`, `datagrams`, `drain` and `pour` are ends of connections.
+//! `guest CHECK` works in the current directory and prints `ok`, or panics. `guest hostile SCENARIO` replaces the
+//! agent. `guest echo`, `datagrams`, `drain` and `pour` are ends of connections.
 // UNSAFETY: mmap(2), because one of the checks is about shared mappings, and ioperm(2), for which no dependency has a
 // function.
 #![allow(unsafe_code)]
@@ -113,8 +113,8 @@ fn renamed_over() {
     assert_eq!(refused, Err(rustix::io::Errno::EXIST));
 }
 
-/// Databases, rpm, ldconfig: a shared mapping and its file are coherent. With `synced` the mapping is synced before the file
-/// is read.
+/// Databases, rpm, ldconfig: a shared mapping and its file are coherent. With `synced` the mapping is synced before the
+/// file is read.
 fn mapped(synced: bool) {
     const LEN: usize = 1 << 20;
     let file = open_new("m");

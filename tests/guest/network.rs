@@ -71,7 +71,8 @@ pub fn drain(address: &str, mib: &str) {
     println!("{mib} MiB in {} ms", start.elapsed().as_millis());
 }
 
-/// Sends a load over one connection. Returns after its delivery: a guest may end with its last process, and drop the rest.
+/// Sends a load over one connection. Returns after its delivery: a guest may end with its last process, and drop the
+/// rest.
 pub fn pour(address: &str, mib: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     rustix::net::sockopt::set_socket_linger(&stream, Some(DELIVERY_MAX)).unwrap();

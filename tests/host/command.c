@@ -49,8 +49,8 @@ static struct pollfd waits_for(const struct stream *s)
 	return (struct pollfd){ s->from, POLLIN, 0 };
 }
 
-/* Executes the command in the child. On a machine with several CPUs no vCPU may run on CPU 0 (README.md, "No vCPU on L1's CPU 0"),
- * so the command gets all other CPUs. */
+/* Executes the command in the child. On a machine with several CPUs no vCPU may run on CPU 0 (README.md, "No vCPU on
+ * L1's CPU 0"), so the command gets all other CPUs. */
 static void become(int in, int out, int err)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);

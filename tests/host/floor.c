@@ -1,6 +1,6 @@
-/* The minimum cost of KVM: creates a machine of 2 MiB with an in-kernel irqchip and one vCPU, runs a few instructions in real
- * mode, and prints the time of each step in nanoseconds of CLOCK_MONOTONIC, which are instructions on the instruction clock.
- * Exits with 0 only if the guest did what it should, so it also proves that KVM works.
+/* The minimum cost of KVM: creates a machine of 2 MiB with an in-kernel irqchip and one vCPU, runs a few instructions in
+ * real mode, and prints the time of each step in nanoseconds of CLOCK_MONOTONIC, which are instructions on the instruction
+ * clock. Exits with 0 only if the guest did what it should, so it also proves that KVM works.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>

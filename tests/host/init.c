@@ -1,8 +1,9 @@
 /* PID 1 of the emulated KVM host: the only program in its initramfs.
  *
- * It boots the machine (`boot`), says `ready` on port 1 and waits for a request. The snapshot is taken while it waits, so each
- * run does the rest: it reads the request, mounts the outer machine's root file system below a tmpfs overlay, runs the command,
- * copies its streams, and reports its status. A booted machine does not end itself: the outer side ends it after the last byte.
+ * It boots the machine (`boot`), says `ready` on port 1 and waits for a request. The snapshot is taken while it waits, so
+ * each run does the rest: it reads the request, mounts the outer machine's root file system below a tmpfs overlay, runs the
+ * command, copies its streams, and reports its status. A booted machine does not end itself: the outer side ends it after
+ * the last byte.
  *
  * Ports (virtio-serial, /dev/vport0pN):  1 control, 2 stdout, 3 stderr, 4 stdin.
  * Control, input:     records `KEY VALUE\0`, ended by an empty record (keys: see `struct request`).
@@ -25,8 +26,8 @@ long now_us(void)
 	return t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-/* Sends one line to the outer side. All ports are non-blocking: a blocking write to a virtio port would spin in the kernel with
- * interrupts disabled until the other side has read it. */
+/* Sends one line to the outer side. All ports are non-blocking: a blocking write to a virtio port would spin in the kernel
+ * with interrupts disabled until the other side has read it. */
 void say(const char *format, ...)
 {
 	char line[PATH_MAX + 32];
@@ -49,8 +50,8 @@ void say(const char *format, ...)
 	}
 }
 
-/* Reports that `what` failed with errno, and waits until the outer side ends the machine. Before the control port exists, the
- * report goes to the kernel's log (level 2, which `quiet` shows), and the exit of PID 1 ends the machine. */
+/* Reports that `what` failed with errno, and waits until the outer side ends the machine. Before the control port exists,
+ * the report goes to the kernel's log (level 2, which `quiet` shows), and the exit of PID 1 ends the machine. */
 void die(const char *what)
 {
 	const char *why = strerror(errno);

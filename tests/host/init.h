@@ -1,4 +1,4 @@
-/* Declarations shared by init.c (control port, request, main), machine.c (from boot to the root file system) and command.c. */
+/* Shared by init.c (control port, request, main), machine.c (from boot to the root file system) and command.c. */
 #pragma once
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,7 +27,7 @@ struct request {
 	char *time;               /* seconds.nanoseconds since 1970 */
 	char *seed;               /* any text, which is mixed into the kernel's entropy */
 	char *folder;             /* working directory of the command */
-	char *modules;            /* directory of this kernel's modules on the outer machine; its last component is the release */
+	char *modules;            /* directory of this kernel's modules on the outer machine, named after the release */
 	char *stdin_;             /* if present, standard input comes from port 4, else from /dev/null */
 	char *trace;              /* if present, every opened file is reported */
 	struct list out;          /* directories of the outer machine shared for writing; entry N has the 9p tag `outN` */

@@ -136,7 +136,7 @@ static void set_time_and_seed(void)
 	close(random);
 }
 
-/* overlayfs copies a file to its upper layer, in memory, when it is opened for writing, and a link when its owner is set. */
+/* overlayfs copies a file to its upper layer, in memory, when it is opened for writing; a link, when its owner is set. */
 static int copy_up(const char *path, const struct stat *status, int type, struct FTW *walk)
 {
 	(void)walk;

@@ -1,8 +1,9 @@
 #!/bin/bash
-# suites.sh OUT YOUKI RUNTIME_TOOLS TEST...: runs tests of the two public suites with runc and with $VMM_PROGRAM in turn.
+# suites.sh OUT YOUKI RUNTIME_TOOLS TEST...: runs tests of the two public suites with runc and with $VMM_PROGRAM in
+# turn.
 #
-# A TEST is contest/GROUP or runtime-tools/PROGRAM. Its output goes to OUT/TEST.runc and OUT/TEST.vmm, with the exit code at the
-# end. Each test has a PID namespace, so that processes that it leaves running do not affect the next test.
+# A TEST is contest/GROUP or runtime-tools/PROGRAM. Its output goes to OUT/TEST.runc and OUT/TEST.vmm, with the exit
+# code at the end. Each test has a PID namespace, so that processes that it leaves running do not affect the next test.
 set -euo pipefail
 out=$1 youki=$2 tools=$3
 shift 3
@@ -14,8 +15,9 @@ export TMPDIR=$work/tmp
 chmod 755 "$work"
 mkdir -p "$TMPDIR" "$work/bin"
 
-# Wrappers for both runtimes adapt them to contest. It runs `start` one second after it has begun `create`, which may take
-# longer, so `start` waits for a `create` with the same root. It ignores exit codes and looks for the word "error" instead.
+# Wrappers for both runtimes adapt them to contest. It runs `start` one second after it has begun `create`, which may
+# take longer, so `start` waits for a `create` with the same root. It ignores exit codes and looks for the word "error"
+# instead.
 for runtime in runc vmm; do
     program=$(type -P runc)
     [ $runtime = runc ] || program=$VMM_PROGRAM

@@ -1,7 +1,7 @@
 //! Fixtures of the whole-VM tests: bundles, and runs of `vmm` with a deadline.
 //!
-//! The program under test is `$VMM_PROGRAM`. `cargo xtask test` builds it and runs the tests on this machine's KVM, or in
-//! the emulated KVM host if this machine's KVM cannot run a guest.
+//! The program under test is `$VMM_PROGRAM`. `cargo xtask test` builds it and runs the tests on this machine's KVM, or
+//! in the emulated KVM host if this machine's KVM cannot run a guest.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -78,8 +78,8 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// A bundle of static busybox that runs `args` without a terminal, with a writable root and the default capabilities
-    /// of container engines. Otherwise `config.json` is that of `vmm spec`.
+    /// A bundle of static busybox that runs `args` without a terminal, with a writable root and the default
+    /// capabilities of container engines. Otherwise `config.json` is that of `vmm spec`.
     pub fn new(args: &[&str]) -> Bundle {
         let dir = TempDir::new().expect("create a directory for the bundle");
         busybox_rootfs(&dir.path().join("rootfs"));

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Maximum time for a program, and for each output that a test waits for. It is long because the emulated host runs a guest
-/// at a hundredth of the speed of hardware. `$VMM_TEST_DEADLINE` sets another, in seconds.
+/// Maximum time for a program, and for each output that a test waits for. It is long because the emulated host runs a
+/// guest at a hundredth of the speed of hardware. `$VMM_TEST_DEADLINE` sets another, in seconds.
 pub(crate) fn deadline() -> Duration {
     let seconds =
         std::env::var("VMM_TEST_DEADLINE").ok().map(|text| text.parse().expect("a number of seconds"));

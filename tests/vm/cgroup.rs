@@ -13,8 +13,8 @@ use crate::pods::Pod;
 const TREE: &str = "/sys/fs/cgroup";
 /// A container's memory limit.
 const LIMIT: u64 = 64 << 20;
-/// The memory limit of its machine on the host: guest memory (the container's limit, 1 MiB for page tables and 32 MiB for
-/// the kernel), 2 MiB for the host's page tables, and 48 MiB for the monitor.
+/// The memory limit of its machine on the host: guest memory (the container's limit, 1 MiB for page tables and 32 MiB
+/// for the kernel), 2 MiB for the host's page tables, and 48 MiB for the monitor.
 const MACHINE: u64 = (97 + 2 + 48) << 20;
 
 /// A parent cgroup that no other test uses. It is removed on drop.

@@ -1,5 +1,5 @@
-//! The root file system behaves like a local one, as apt, dpkg, databases, editors and loggers require. Most tests run a
-//! check of tests/guest in the container.
+//! The root file system behaves like a local one, as apt, dpkg, databases, editors and loggers require. Most tests run
+//! a check of tests/guest in the container.
 
 use std::fs;
 use std::process::Command;

@@ -72,8 +72,9 @@ fn each_capability_set_is_the_configured_one() {
                 "ambient": set(&["CAP_KILL"]),
             });
         });
-    let expected = "0000000000000020\n0000000000000020\n0000000000000020\n0000000000000421\n0000000000000020\nNoNewPrivs:\t1\n";
-    bundle.run().code(0).stdout(expected);
+    let kill = "0000000000000020\n";
+    let expected = format!("{kill}{kill}{kill}0000000000000421\n{kill}NoNewPrivs:\t1\n");
+    bundle.run().code(0).stdout(&expected);
 }
 
 #[test]

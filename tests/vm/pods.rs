@@ -265,7 +265,8 @@ fn a_pod_runs_64_containers() {
     assert_eq!(lines(&run.stdout), expected, "{run}");
 }
 
-/// Eight concurrent streams carry 100 MiB in each direction, each with different data. One is read only after the others.
+/// Eight concurrent streams carry 100 MiB in each direction, each with different data. One is read only after the
+/// others.
 #[test]
 fn a_reader_that_stalls_stops_only_its_own_stream() {
     const STREAMS: usize = 8;

@@ -81,7 +81,8 @@ fn a_background_child_that_keeps_the_output_open_does_not_delay_the_exit() {
 #[test]
 fn orphans_are_reaped() {
     // `cat` ends when all orphans have exited.
-    let script = "for i in 1 2 3 4 5; do (sleep 0.1 &); done | cat; while ps -o stat | grep -q Z; do :; done; echo reaped";
+    let script = "for i in 1 2 3 4 5; do (sleep 0.1 &); done | cat; \
+                  while ps -o stat | grep -q Z; do :; done; echo reaped";
     for bundle in [Bundle::sh(script).share("pid"), Bundle::sh(script)] {
         bundle.run().code(0).stdout("reaped\n");
     }

@@ -1,5 +1,5 @@
-//! The host's vhost-net with a driver that makes mistakes. There is no machine: the test is the driver, and instead of a
-//! tap there is a packet socket without an interface, which drops what it gets.
+//! The host's vhost-net with a driver that makes mistakes. There is no machine: the test is the driver, and instead of
+//! a tap there is a packet socket without an interface, which drops what it gets.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! The host's end of the control channel, with an agent that sends arbitrary bytes at any time.
 //!
-//! The first byte of each step selects what happens: bytes of the agent arrive, or the host sends a command, or it takes
-//! replies and events. Half of the inputs begin with a valid READY, so that the code behind it is reached. The input also
-//! selects the protocol.
+//! The first byte of each step selects what happens: bytes of the agent arrive, or the host sends a command, or it
+//! takes replies and events. Half of the inputs begin with a valid READY, so that the code behind it is reached. The
+//! input also selects the protocol.
 #![no_main]
 
 use std::io::{Read, Write};

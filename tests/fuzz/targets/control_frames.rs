@@ -1,4 +1,5 @@
-//! The control channel's codec: arbitrary bytes in pieces of any size, in both forms. Decoded frames encode to the input.
+//! The control channel's codec: arbitrary bytes in pieces of any size, in both forms. Decoded frames encode to the
+//! input.
 #![no_main]
 
 use agent_proto::control::ControlCodec;

@@ -1,5 +1,5 @@
-//! Devices behind their registers, with a driver that starts and resets them with arbitrary values, in guest memory that
-//! changes while the devices use it.
+//! Devices behind their registers, with a driver that starts and resets them with arbitrary values, in guest memory
+//! that changes while the devices use it.
 //!
 //! An input is the number of a device and a script for [`devices::virtio::hostile`], in steps of twelve bytes.
 #![no_main]

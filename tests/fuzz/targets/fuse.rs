@@ -1,8 +1,8 @@
 //! The FUSE server with a guest that sends arbitrary requests, on a share of two directories and a file. One of the
 //! directories is read-only.
 //!
-//! An input is a list of requests: two bytes of length, an opcode, a node, and the body. The server performs the requests
-//! in the share, except FALLOCATE, which would fill the disk.
+//! An input is a list of requests: two bytes of length, an opcode, a node, and the body. The server performs the
+//! requests in the share, except FALLOCATE, which would fill the disk.
 #![no_main]
 
 use devices::Pieces;

@@ -1,8 +1,8 @@
 //! The 9P server with a guest that sends arbitrary messages, on a share of two directories and a file. One of the
 //! directories is read-only.
 //!
-//! An input is a list of messages: two bytes of length, a type, a fid, and the body. The server performs the requests in
-//! the share.
+//! An input is a list of messages: two bytes of length, a type, a fid, and the body. The server performs the requests
+//! in the share.
 #![no_main]
 
 use devices::Pieces;
@@ -38,7 +38,8 @@ fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u16).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
-/// Begins a session in which fids 1 to 4 are a directory, an open file in it, a read-only directory, and the shared file.
+/// Begins a session in which fids 1 to 4 are a directory, an open file in it, a read-only directory, and the shared
+/// file.
 fn begin(mut call: impl FnMut(Vec<u8>)) {
     call(message(VERSION, &[&MSIZE_MAX.to_le_bytes()[..], &string("9P2000.L")].concat()));
     let nobody = u32::MAX.to_le_bytes();

@@ -1,7 +1,7 @@
 //! A virtio-mmio register file and its queues, with a driver that does anything.
 //!
-//! Each step is nine bytes: an action and two numbers. One action is the complete initialization, so that the device reads
-//! rings in guest memory, which other actions fill with arbitrary values.
+//! Each step is nine bytes: an action and two numbers. One action is the complete initialization, so that the device
+//! reads rings in guest memory, which other actions fill with arbitrary values.
 #![no_main]
 
 use std::io::{self, Read, Write};

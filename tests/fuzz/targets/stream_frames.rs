@@ -1,5 +1,5 @@
-//! The stream channel's codecs: for arbitrary bytes in pieces of any size, the splitter and the whole-frame codec return the
-//! same frames. Credit records are decoded from frames of any size.
+//! The stream channel's codecs: for arbitrary bytes in pieces of any size, the splitter and the whole-frame codec
+//! return the same frames. Credit records are decoded from frames of any size.
 #![no_main]
 
 use agent_proto::command::CREDIT_SEQ;

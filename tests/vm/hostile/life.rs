@@ -1,5 +1,5 @@
-//! A container whose guest does not answer can be managed: each command ends in time, with an exit code and a message that
-//! names the silence, and nothing is left on the host.
+//! A container whose guest does not answer can be managed: each command ends in time, with an exit code and a message
+//! that names the silence, and nothing is left on the host.
 
 use std::fs::File;
 use std::io::Read;
