@@ -41,7 +41,7 @@ impl Controller {
         tcsetwinsize(&self.file, size(rows, columns)).expect("size the terminal");
     }
 
-    /// Waits for `mark` in the output after the last one, and returns the output up to its end.
+    /// Waits for `mark` in the output since the previous wait. Returns the output up to the end of `mark`.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
         self.look_for(mark).unwrap_or_else(|what| panic!("{what}; the terminal shows {:?}", self.seen))
@@ -105,7 +105,7 @@ impl Terminal {
         self.controller.resize(rows, columns);
     }
 
-    /// Waits for `mark` in the output after the last one, and returns the output up to its end.
+    /// Waits for `mark` in the output since the previous wait. Returns the output up to the end of `mark`.
     #[track_caller]
     pub fn wait_for(&mut self, mark: &str) -> String {
         match self.controller.look_for(mark) {

@@ -1,4 +1,4 @@
-//! Whole-VM tests: each boots `vmm run` on a bundle of its own and looks at what a user would see.
+//! Whole-VM tests: each runs `vmm` on its own bundles and checks what a user sees.
 
 mod boots;
 mod cgroup;

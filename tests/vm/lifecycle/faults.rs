@@ -66,7 +66,7 @@ fn begin(container: &Container, step: &str) -> Child {
     create
 }
 
-/// The container's process as its state file has it.
+/// The container's process according to its state file.
 #[track_caller]
 fn recorded_pid(container: &Container) -> Pid {
     let state: Value = serde_json::from_str(&container.read("state/c/state.json")).expect("parse the state");
@@ -81,7 +81,7 @@ fn a_killed_create_leaves_nothing_after_a_delete() {
         let mut create = begin(&container, step);
         create.kill().expect("kill the creation");
         tests::wait(create);
-        // Like an engine, whatever exists by now.
+        // An engine does this whatever the create has reached.
         container.out(&["delete", "--force", "c"]);
         assert_eq!(processes(&container), [""; 0], "{step}");
         assert!(container.is_gone(), "{step}");
