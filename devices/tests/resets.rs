@@ -79,8 +79,8 @@ fn round(driver: &mut Driver, start: Start) -> bool {
     driver.status() & NEEDS_RESET == 0
 }
 
-/// Drives a device and compares the resources of the process before and afterwards. With `often` it runs until the device
-/// has started in every round; without, each round tries to start the device once.
+/// Drives a device and compares the resources of the process before and afterwards. With `often` it runs until the
+/// device has started in every round; without, each round tries to start the device once.
 fn drive(name: &str, device: Box<dyn VirtioDevice>, often: bool) {
     let mut driver = Driver::new(device);
     let mut refused = 0;

@@ -5,10 +5,10 @@
 //! these two numbers are the key by which a second lookup finds the same inode.
 //!
 //! The number of descriptors is limited. At the limit, inodes give up their descriptors if they are not open, were not
-//! used recently and are still at the place where the guest found them ([`Inode::unpin`]). When such an inode is needed,
-//! it is found again by name ([`Inode::fd`]), and must be the same file ([`Identity`]). A file that the host or another
-//! machine has moved, removed or replaced meanwhile is stale, and the guest looks its name up again. A file that the
-//! guest itself moves or removes is pinned before.
+//! used recently and are still at the place where the guest found them ([`Inode::unpin`]). When such an inode is
+//! needed, it is found again by name ([`Inode::fd`]), and must be the same file ([`Identity`]). A file that the host or
+//! another machine has moved, removed or replaced meanwhile is stale, and the guest looks its name up again. A file
+//! that the guest itself moves or removes is pinned before.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -156,8 +156,8 @@ impl Inode {
         self.state.lock().unwrap().place.as_ref().map(|place| (place.dir.clone(), place.name.clone()))
     }
 
-    /// Clears the place when the guest has forgotten the file. Inodes whose places form a cycle would otherwise keep each
-    /// other alive.
+    /// Clears the place when the guest has forgotten the file. Inodes whose places form a cycle would otherwise keep
+    /// each other alive.
     pub fn lose_place(&self) {
         self.state.lock().unwrap().place = None;
     }
@@ -252,8 +252,8 @@ struct Version {
 }
 
 impl Version {
-    /// Seconds within which a file may change again without a new time stamp: file systems use a clock with a resolution
-    /// of up to 10 ms, and some store whole seconds.
+    /// Seconds within which a file may change again without a new time stamp: file systems use a clock with a
+    /// resolution of up to 10 ms, and some store whole seconds.
     const SETTLED_S: i64 = 2;
 
     fn of(stat: &Stat, now: i64) -> Option<Version> {

@@ -199,8 +199,8 @@ impl Table {
         }
     }
 
-    /// Pins all inodes of the file with this key that have given up their descriptors. There can be several: if a directory
-    /// is bound twice, or binds are nested, each bind has its own inode for the file.
+    /// Pins all inodes of the file with this key that have given up their descriptors. There can be several: if a
+    /// directory is bound twice, or binds are nested, each bind has its own inode for the file.
     pub fn pin(&mut self, key: (u64, u64)) -> Result<()> {
         let inodes: Vec<_> = self.binds.iter().filter_map(|bind| self.inode_in(*bind, key)).collect();
         for inode in inodes.into_iter().filter(|inode| !inode.is_pinned()) {
@@ -291,8 +291,8 @@ impl Table {
         if full(&self.descriptors, self.limit) { Err(Errno(libc::ENFILE)) } else { Ok(()) }
     }
 
-    /// Takes descriptors from inodes that can be found again: those that were not used recently, or with `used_too` any.
-    /// Returns the number of descriptors taken.
+    /// Takes descriptors from inodes that can be found again: those that were not used recently, or with `used_too`
+    /// any. Returns the number of descriptors taken.
     fn evict(&mut self, used_too: bool) -> usize {
         let mut freed = 0;
         for _ in 0..EVICT_LOOKED_AT.min(self.pinned.len() + 1) {

@@ -1,8 +1,8 @@
 //! A hostile driver of a real device, controlled by the bytes of a script: for the fuzz target and for tests.
 //!
-//! It starts the device with any features, queue sizes and rings, resets it and starts it again, and changes guest memory
-//! while the device uses it. The devices' loop runs only when the script says so, and can therefore be late at any point
-//! of a reset or a start; or it runs while a separate thread acts as a vCPU.
+//! It starts the device with any features, queue sizes and rings, resets it and starts it again, and changes guest
+//! memory while the device uses it. The devices' loop runs only when the script says so, and can therefore be late at
+//! any point of a reset or a start; or it runs while a separate thread acts as a vCPU.
 //!
 //! Nothing may panic, and after any script [`Machine::finish`] must find a device that serves an honest driver.
 

@@ -237,7 +237,10 @@ mod tests {
     #[test]
     fn cpu_time_and_processes_become_files() {
         check(
-            &json!({"cpu": {"shares": 1024, "quota": 150_000, "period": 50_000, "cpus": "0-1", "mems": "0"}, "pids": {"limit": 5}}),
+            &json!({
+                "cpu": {"shares": 1024, "quota": 150_000, "period": 50_000, "cpus": "0-1", "mems": "0"},
+                "pids": {"limit": 5},
+            }),
             &[
                 ("cpu.shares", "1024"),
                 ("cpu.cfs_period_us", "50000"),

@@ -27,8 +27,8 @@ pub fn clear_environment(kept: &[&str]) -> io::Result<()> {
     super::check_single_thread()?;
     let kept: Vec<(&str, OsString)> =
         kept.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect();
-    // SAFETY: there is no other thread to read or change the environment. `environ` is null or a null-terminated list of
-    // writable strings; each is overwritten up to its NUL, which stays. clearenv and set_var only change the list.
+    // SAFETY: there is no other thread to read or change the environment. `environ` is null or a null-terminated list
+    // of writable strings; each is overwritten up to its NUL, which stays. clearenv and set_var only change the list.
     unsafe {
         let mut next = environ;
         while !next.is_null() && !(*next).is_null() {

@@ -135,7 +135,10 @@ fn reference_session_has_the_bytes_of_api_4244() {
     agent.plays(
         Code::SetupInterface,
         &interface,
-        r#"{"device":"eth0","newDeviceName":"eth0","ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],"mtu":1500}"#,
+        concat!(
+            r#"{"device":"eth0","newDeviceName":"eth0","#,
+            r#""ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],"mtu":1500}"#
+        ),
     );
     let route = Route {
         dest: "default".into(),

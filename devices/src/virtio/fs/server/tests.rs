@@ -68,7 +68,8 @@ impl Guest {
         self.dir.path().join(name)
     }
 
-    /// Sends raw bytes in two pieces, with space for `room` bytes of reply. `None` if the queue must refuse the request.
+    /// Sends raw bytes in two pieces, with space for `room` bytes of reply. `None` if the queue must refuse the
+    /// request.
     fn send(&mut self, bytes: &[u8], room: usize) -> Option<Vec<u8>> {
         let mut request = bytes.to_vec();
         let (head, tail) = request.split_at_mut(bytes.len().min(40));
