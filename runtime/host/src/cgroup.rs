@@ -24,6 +24,8 @@ pub mod usage;
 use hierarchies::{Hierarchies, Hierarchy};
 use systemd::{Manager, SystemdError, properties};
 
+use crate::HostError;
+
 /// Timeout for the kernel to remove exited processes from a cgroup.
 const REMOVAL: Duration = Duration::from_secs(2);
 /// First interval between two attempts; each following interval is twice as long.
@@ -33,16 +35,8 @@ const REMOVAL_STEP: Duration = Duration::from_millis(1);
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// An operation on a cgroup's directory or files failed.
-    #[error("{step} cgroup {}", path.display())]
-    Host {
-        /// The operation, such as `join`.
-        step: &'static str,
-        /// Path of the cgroup or file.
-        path: PathBuf,
-        /// Error of the operation.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// Another process is in the cgroup.
     #[error("cgroup {} has processes already", .0.display())]
     Busy(PathBuf),
@@ -176,11 +170,11 @@ impl Cgroup {
     /// Returns the cgroup of the process `pid`.
     pub fn of_process(pid: u32) -> Result<Cgroup> {
         let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
-        let own = fs::read_to_string(&path).map_err(host("read", &path))?;
-        let mounts =
-            fs::read_to_string("/proc/self/mountinfo").map_err(host("read", Path::new("/proc/self")))?;
+        let own = fs::read_to_string(&path).map_err(HostError::at("read", &path))?;
         let mut cgroup = Cgroup::default();
-        Hierarchies::parse(&mounts, &own).all().for_each(|tree| cgroup.add(tree, tree.mount.join(&tree.own)));
+        Hierarchies::parse(&hierarchies::mounts()?, &own)
+            .all()
+            .for_each(|tree| cgroup.add(tree, tree.mount.join(&tree.own)));
         Ok(cgroup)
     }
 
@@ -283,7 +277,7 @@ impl Cgroup {
 fn join(directory: &Path) -> Result<()> {
     let path = directory.join("cgroup.procs");
     let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"0"));
-    written.map_err(host("join", directory))
+    Ok(written.map_err(HostError::at("join cgroup", directory))?)
 }
 
 /// Creates the cgroup's directory in each hierarchy.
@@ -301,7 +295,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
         path.push(name);
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(host("create", &path)(error));
+                return Err(HostError::at("create cgroup", &path)(error).into());
             }
             _ => {}
         }
@@ -328,8 +322,9 @@ fn inherit_cpuset(path: &Path) -> Result<()> {
         let own = path.join(file);
         let is_empty = fs::read_to_string(&own).is_ok_and(|set| set.trim().is_empty());
         if is_empty && let Some(above) = path.parent() {
-            let set = fs::read_to_string(above.join(file)).map_err(host("read the CPUs of", above))?;
-            fs::write(&own, set.trim()).map_err(host("set the CPUs of", path))?;
+            let set = fs::read_to_string(above.join(file))
+                .map_err(HostError::at("read the CPUs of cgroup", above))?;
+            fs::write(&own, set.trim()).map_err(HostError::at("set the CPUs of cgroup", path))?;
         }
     }
     Ok(())
@@ -351,14 +346,9 @@ fn remove_directory(path: &Path) -> Result<()> {
                 thread::sleep(step);
                 step *= 2;
             }
-            other => return other.map_err(host("remove", path)),
+            other => return Ok(other.map_err(HostError::at("remove cgroup", path))?),
         }
     }
-}
-
-fn host(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
-    let path = path.to_owned();
-    move |source| CgroupError::Host { step, path, source }
 }
 
 #[cfg(test)]
