@@ -18,11 +18,12 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
 pub use self::found::{Address, Found, Link, Neighbour, Route};
 use self::netlink::Netlink;
 use self::taps::Taps;
 use self::watch::Watch;
-use crate::sys;
 
 mod found;
 mod netlink;
@@ -126,7 +127,8 @@ pub fn enter(path: &Path) -> Result<()> {
     if hosts.iter().flatten().any(|host| (host.dev(), host.ino()) == place) {
         return Err(NetworkError::Host { path: path.to_owned() });
     }
-    sys::enter_network(namespace.as_fd()).map_err(join)
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|error| join(error.into()))
 }
 
 /// Removes what a killed process has left on the interfaces of the namespace `path`. Interfaces of running machines do

@@ -54,7 +54,7 @@ impl Signals {
     /// Blocks the handled signals. To be called before the first thread is started, so that all threads inherit the
     /// mask.
     pub fn block() -> io::Result<Signals> {
-        let realtime = FIRST_REALTIME..=sys::sigrtmax();
+        let realtime = FIRST_REALTIME..=libc::SIGRTMAX();
         let fd = sys::signalfd(FORWARDED.into_iter().chain([libc::SIGWINCH]).chain(realtime))?;
         Ok(Signals { fd })
     }

@@ -51,7 +51,7 @@ impl Taps {
         // The tap's owner owns the interface: a second machine fails here, before it changes anything.
         let name = name(link.index);
         let tap = sys::tap(&name).map_err(failed("create a tap for"))?;
-        let index = sys::interface_index(&name).map_err(failed("find the tap of"))?;
+        let index = self.netlink.index_of(&name).map_err(failed("find the tap of"))?;
         // The tap gets no address of its own: the host sends nothing to the guest over it.
         let quiet = Link::change_request(index, &[LinkChange::NoGeneratedAddress]);
         self.netlink.request(quiet).or_else(without_ipv6).map_err(failed("set up the tap of"))?;

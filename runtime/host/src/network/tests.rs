@@ -97,3 +97,12 @@ fn a_namespace_that_is_the_hosts_is_refused() {
     let error = enter(Path::new("/no/such/namespace")).unwrap_err();
     assert_eq!(error.to_string(), "join network namespace /no/such/namespace");
 }
+
+#[test]
+fn each_namespace_has_a_loopback_interface() {
+    let mut netlink = Netlink::open().unwrap();
+    let found = Found::list(&mut netlink).unwrap();
+    let loopback = found.links.iter().find(|link| link.name == "lo").unwrap();
+    assert_eq!(netlink.index_of("lo").unwrap(), loopback.index);
+    assert!(netlink.index_of("none").is_err());
+}

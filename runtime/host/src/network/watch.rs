@@ -3,6 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::net::bind;
+use rustix::net::netlink::SocketAddrNetlink;
+
+use super::netlink;
 use crate::sys;
 
 /// Multicast groups (linux/rtnetlink.h): interfaces, neighbours, addresses and routes.
@@ -20,8 +24,8 @@ pub struct Watch(OwnedFd);
 impl Watch {
     /// Opens a socket in this thread's network namespace.
     pub fn open() -> io::Result<Watch> {
-        let socket = sys::route_socket()?;
-        sys::hear_of_routes(socket.as_fd(), GROUPS)?;
+        let socket = netlink::socket()?;
+        bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
         Ok(Watch(socket))
     }
 
