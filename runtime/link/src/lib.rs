@@ -21,6 +21,8 @@ use serde::Serialize;
 
 pub mod api4244;
 pub mod streams;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use api4244::Pace;
 
