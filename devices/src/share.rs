@@ -25,6 +25,8 @@ pub(crate) mod operations;
 mod owners;
 pub(crate) mod sys;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tree;
 pub(crate) mod xattr;
 
