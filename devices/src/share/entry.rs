@@ -196,7 +196,7 @@ impl Operations {
         Ok(())
     }
 
-    /// Records the new place of a moved file. A file with an outdated place cannot give up its descriptor.
+    /// Records the new location of a moved file. A file with an outdated location cannot give up its descriptor.
     fn note_place(&self, dir: &Arc<Inode>, name: &CStr) {
         if !self.shared.table.lock().unwrap().is_crowded() {
             return;

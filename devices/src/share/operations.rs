@@ -127,9 +127,9 @@ impl Operations {
 
     /// Returns the directory and the name at which the guest last found a node, if the node is still there. If a file
     /// has several names, this is one of them.
-    pub fn place(&self, node: u64) -> Result<(u64, CString)> {
+    pub fn location(&self, node: u64) -> Result<(u64, CString)> {
         let inode = self.host_node(node, libc::EROFS)?;
-        let (dir, name) = inode.place().ok_or(Errno(libc::EBUSY))?;
+        let (dir, name) = inode.location().ok_or(Errno(libc::EBUSY))?;
         let (key, kind, _) = sys::identity(dir.fd()?.as_fd(), &name)?;
         if (key, kind) == (inode.key, inode.kind) { Ok((dir.id, name)) } else { Err(Errno(libc::ESTALE)) }
     }
