@@ -60,7 +60,10 @@ impl Credentials {
         // SAFETY: no pointers; detaches this thread's umask and working directory from the other threads'.
         let own_umask = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
         if !own_umask {
-            log::debug!("file server: no umask of its own: {}", std::io::Error::last_os_error());
+            log::debug!(
+                "file server: separate the umask from the process's: {}",
+                std::io::Error::last_os_error()
+            );
         }
         // If this fails, relative paths must not be used: a descriptor's number would name a file in the process's
         // working directory.

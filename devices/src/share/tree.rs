@@ -377,7 +377,7 @@ impl Bind {
 fn own_mount(path: &str, fd: OwnedFd) -> Result<OwnedFd> {
     match sys::clone_mount(fd.as_fd()) {
         Err(errno @ Errno(libc::EPERM | libc::EINVAL | libc::ENOSYS)) => {
-            log::debug!("share {path:?} on the host's mount: {}", std::io::Error::from(errno));
+            log::debug!("share {path:?}: clone its mount: {}", std::io::Error::from(errno));
             Ok(fd)
         }
         cloned => cloned,

@@ -197,7 +197,7 @@ fn bzimages_that_cannot_be_booted_are_refused() {
     assert_eq!(refusal(&bzimage(setup_header { setup_sects: 0, ..bz_setup() }, 0xc00)), "it is truncated");
     assert_eq!(refusal(&bzimage(bz_setup(), 0x4000)[..0x210]), "it is truncated");
     let huge = setup_header { pref_address: u64::MAX, ..bz_setup() };
-    assert_eq!(refusal(&bzimage(huge, 0x4000)), "it has nothing to load");
+    assert_eq!(refusal(&bzimage(huge, 0x4000)), "it has no segments");
 }
 
 prop_compose! {

@@ -52,7 +52,7 @@ impl Worker {
         // reset completes only when no request is being processed.
         self.stop();
         if self.server.is_none() {
-            return Err(io::Error::other("the file server is gone"));
+            return Err(io::Error::other("the file server's thread panicked"));
         }
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let poller = poller(&stop, &queues)?;
