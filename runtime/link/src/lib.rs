@@ -15,7 +15,7 @@ use std::time::Duration;
 use agent_proto::FrameError;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, Protocol, STREAM_WINDOW};
 use agent_proto::control::{ControlCodec, ControlFrame};
-use agent_proto::payload::{ErrorCode, ErrorReply, Extend, FileCommand, ProcessEvent, Ready};
+use agent_proto::payload::{ErrorCode, ErrorReply, Extend, ProcessEvent, Ready};
 use host::text::printable;
 use serde::Serialize;
 
@@ -60,8 +60,8 @@ pub enum LinkError {
     Protocol(String),
     /// The agent's version or extension is not supported.
     #[error(
-        "the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION} (--agent api-4244 runs one \
-         without, and what it cannot do is left out)"
+        "the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION} (with --agent api-4244 vmm \
+         runs an agent without the extension, and omits features that need it)"
     )]
     Version(String),
     /// The agent replied to a command with an error.
@@ -194,13 +194,6 @@ impl AgentLink {
         self.queue(code, step, encode(payload)?, Reader::Log).map(drop)
     }
 
-    /// Queues WRITEFILE, whose data follow its JSON.
-    pub fn send_file(&mut self, step: &'static str, command: &FileCommand, data: &[u8]) -> Result<CommandId> {
-        let mut payload = encode(command)?;
-        payload.extend_from_slice(data);
-        self.queue(Code::WriteFile, step, payload, Reader::Sender)
-    }
-
     /// Queues a command without payload.
     pub fn send_bare(&mut self, code: Code, step: &'static str) -> Result<CommandId> {
         self.queue(code, step, Vec::new(), Reader::Sender)
@@ -295,11 +288,6 @@ impl AgentLink {
     pub fn reply(&mut self, id: CommandId) -> Option<Result<Vec<u8>>> {
         let index = self.commands.iter().position(|command| command.id == id && command.reply.is_some())?;
         self.commands.remove(index)?.reply
-    }
-
-    /// Whether a reply is outstanding.
-    pub fn is_waiting(&self) -> bool {
-        self.commands.iter().any(|command| command.reply.is_none())
     }
 
     /// Adds `time` to the waiting time of all outstanding replies.
@@ -397,7 +385,10 @@ impl AgentLink {
         }
         // The host buffers at most its own window for a slow client, so that the agent must not send more.
         if ready.window == 0 || ready.window > STREAM_WINDOW {
-            return Err(LinkError::Protocol(format!("READY: a window of {} bytes", ready.window)));
+            return Err(LinkError::Protocol(format!(
+                "READY: window of {} bytes, not 1 to {STREAM_WINDOW}",
+                ready.window
+            )));
         }
         self.ready = Some(ready);
         self.codec.set_extended(true);
@@ -423,7 +414,7 @@ impl AgentLink {
         match (reader, reply) {
             (Reader::Version, Ok(data)) if data != API_VERSION.to_be_bytes() => {
                 let version = data.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-                Err(LinkError::Protocol(format!("it speaks API {version}, not {API_VERSION}")))
+                Err(LinkError::Protocol(format!("GETVERSION: API {version}, not {API_VERSION}")))
             }
             (Reader::Version | Reader::Extend, Err(error)) => Err(error),
             (_, Err(error)) => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use agent::agent::{Agent, Setting, Turn};
 use agent_proto::payload::{
-    Container, Env, Exit, Interface, KillCommand, OciProcess, Pod, Process, Route, Routes,
+    Container, Env, Exit, FileCommand, Interface, KillCommand, OciProcess, Pod, Process, Route, Routes,
 };
 
 use super::*;

@@ -294,7 +294,7 @@ fn agent_of_another_version_and_excess_acknowledgement_end_the_link() {
     agent.hears(0, "");
     agent.socket.write_all(&[0, 0, 0, 9, 0, 0, 0, 12, 0, 0, 0x10, 0x92]).unwrap();
     let error = agent.link.receive().unwrap_err().to_string();
-    assert_eq!(error, "the agent's control channel: it speaks API 4242, not 4244");
+    assert_eq!(error, "the agent's control channel: GETVERSION: API 4242, not 4244");
     let mut agent = Scripted::ready();
     agent.socket.write_all(&[0, 0, 0, 14, 0, 0, 0, 12, 0, 0, 0, 1]).unwrap();
     assert!(matches!(agent.link.receive(), Err(LinkError::Protocol(_))));
