@@ -15,7 +15,7 @@ use oci::spec::Hook;
 use crate::sys;
 
 /// Maximum length in bytes of a hook's stderr in an error.
-const SAID_MAX: u64 = 4096;
+const STDERR_MAX: u64 = 4096;
 
 /// An error of running a hook.
 #[derive(Debug, thiserror::Error)]
@@ -31,29 +31,20 @@ pub enum HookError {
         #[source]
         source: io::Error,
     },
-    /// The hook exceeded its timeout and was killed.
-    #[error("{kind} hook {}: timed out after {seconds} s", path.display())]
-    Late {
-        /// Kind of hook.
-        kind: &'static str,
-        /// Path of the program.
-        path: PathBuf,
-        /// Timeout in seconds.
-        seconds: u64,
-    },
-    /// The hook failed.
-    #[error("{kind} hook {}: {status}{said}", path.display())]
+    /// The hook failed, or exceeded its timeout and was killed.
+    #[error("{kind} hook {}: {why}", path.display())]
     Failed {
         /// Kind of hook.
         kind: &'static str,
         /// Path of the program.
         path: PathBuf,
-        /// Exit status.
-        status: ExitStatus,
-        /// Beginning of its stderr, after `: `; or empty.
-        said: String,
+        /// Exit status with the beginning of its stderr, or the timeout.
+        why: String,
     },
 }
+
+/// Result with [`HookError`] as the default error.
+pub type Result<T, E = HookError> = std::result::Result<T, E>;
 
 /// Environment variables of hooks whose configuration has none.
 #[derive(Clone, Debug, Default)]
@@ -88,30 +79,21 @@ impl Environment {
 
 /// Runs `hooks` in their order, each with `state` as its standard input. Hooks without their own environment get
 /// `environment`. Stops at the first hook that fails.
-pub fn run(
-    kind: &'static str,
-    hooks: &[Hook],
-    state: &[u8],
-    environment: &Environment,
-) -> Result<(), HookError> {
+pub fn run(kind: &'static str, hooks: &[Hook], state: &[u8], environment: &Environment) -> Result<()> {
     hooks.iter().try_for_each(|hook| run_one(kind, hook, state, environment))
 }
 
-fn run_one(
-    kind: &'static str,
-    hook: &Hook,
-    state: &[u8],
-    environment: &Environment,
-) -> Result<(), HookError> {
+fn run_one(kind: &'static str, hook: &Hook, state: &[u8], environment: &Environment) -> Result<()> {
     let path = hook.path.clone();
     let failed = |source| HookError::Run { kind, path: path.clone(), source };
-    let (mut child, mut said) = start(hook, state, environment).map_err(failed)?;
+    let (mut child, mut stderr) = start(hook, state, environment).map_err(failed)?;
     let limit = hook.timeout.filter(|seconds| *seconds > 0);
-    match wait(&mut child, limit.map(Duration::from_secs)).map_err(failed)? {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(HookError::Failed { kind, path, status, said: text_of(&mut said) }),
-        None => Err(HookError::Late { kind, path, seconds: limit.unwrap_or_default() }),
-    }
+    let why = match wait(&mut child, limit.map(Duration::from_secs)).map_err(failed)? {
+        Some(status) if status.success() => return Ok(()),
+        Some(status) => format!("{status}{}", text_of(&mut stderr)),
+        None => format!("timed out after {} s", limit.unwrap_or_default()),
+    };
+    Err(HookError::Failed { kind, path, why })
 }
 
 /// Starts a hook. Its stdin and stderr are files in memory, so that neither side ever blocks on a pipe.
@@ -119,7 +101,7 @@ fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Ch
     let mut input = sys::memory_file(c"vmm-state")?;
     input.write_all(state)?;
     input.seek(SeekFrom::Start(0))?;
-    let said = sys::memory_file(c"vmm-hook")?;
+    let stderr = sys::memory_file(c"vmm-hook")?;
     let mut command = Command::new(&hook.path);
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
@@ -129,9 +111,9 @@ fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Ch
         Some(env) => command.envs(env.iter().filter_map(|variable| variable.split_once('='))),
         None => command.envs(environment.0.iter().map(|(name, value)| (name, value))),
     };
-    command.stdin(input).stdout(Stdio::null()).stderr(said.try_clone()?);
+    command.stdin(input).stdout(Stdio::null()).stderr(stderr.try_clone()?);
     sys::unblock_signals_in(&mut command);
-    Ok((command.spawn()?, said))
+    Ok((command.spawn()?, stderr))
 }
 
 /// Waits for the exit status. Returns `None` if the hook exceeded `limit` and was killed.
@@ -149,9 +131,9 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitSta
 }
 
 /// Returns the hook's stderr after a colon, or an empty text.
-fn text_of(said: &mut File) -> String {
+fn text_of(stderr: &mut File) -> String {
     let mut text = Vec::new();
-    let read = said.seek(SeekFrom::Start(0)).and_then(|_| said.take(SAID_MAX).read_to_end(&mut text));
+    let read = stderr.seek(SeekFrom::Start(0)).and_then(|_| stderr.take(STDERR_MAX).read_to_end(&mut text));
     match read.map(|_| String::from_utf8_lossy(&text).trim().to_owned()) {
         Ok(text) if !text.is_empty() => format!(": {text}"),
         _ => String::new(),
