@@ -38,7 +38,7 @@ pub enum CgroupError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// Another process is in the cgroup.
-    #[error("cgroup {} has processes already", .0.display())]
+    #[error("cgroup {} already has processes", .0.display())]
     Busy(PathBuf),
     /// The host's kernel has no such limit, or the controller is not enabled in the cgroup.
     #[error("config.json {at}: not supported: the host has no {file} in {}", directory.display())]
@@ -201,7 +201,10 @@ impl Cgroup {
 
     /// Moves this process with all its threads into the cgroup.
     pub fn join(&self) -> Result<()> {
-        self.directories.iter().try_for_each(|directory| join(&directory.path))
+        self.directories.iter().try_for_each(|Directory { path, .. }| {
+            let joined = write_file(&path.join("cgroup.procs"), "0");
+            Ok(joined.map_err(HostError::at("join cgroup", path))?)
+        })
     }
 
     /// Writes limits. Retries failed writes once, because a limit may depend on a later one: memory plus swap is never
@@ -217,9 +220,7 @@ impl Cgroup {
         for (file, value) in &setting.files {
             let Some(directory) = self.directory_of(file) else { continue };
             let path = directory.join(file);
-            let written =
-                OpenOptions::new().write(true).open(&path).and_then(|mut to| to.write_all(value.as_bytes()));
-            match written {
+            match write_file(&path, value) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(directory),
                 Err(source) => {
@@ -250,14 +251,11 @@ impl Cgroup {
 
     fn directory_of(&self, file: &str) -> Option<&Path> {
         let controller = file.split('.').next().unwrap_or(file);
-        let found = match self.version() {
-            Version::Two => self.directories.iter().find(|directory| directory.controllers.is_empty()),
-            Version::One => self
-                .directories
-                .iter()
-                .find(|directory| directory.controllers.iter().any(|name| name == controller)),
+        let has = |Directory { controllers, .. }: &&Directory| match self.version() {
+            Version::Two => controllers.is_empty(),
+            Version::One => controllers.iter().any(|name| name == controller),
         };
-        found.map(|directory| directory.path.as_path())
+        self.directories.iter().find(has).map(|directory| directory.path.as_path())
     }
 
     /// Removes the cgroup. Kills its remaining processes, which all belong to the machine.
@@ -266,18 +264,16 @@ impl Cgroup {
             Manager::connect()?.stop(unit)?;
         }
         self.directories.iter().try_for_each(|directory| {
-            let kill = directory.path.join("cgroup.kill");
             // An older kernel does not have the file, and usually no process is left.
-            let _ = OpenOptions::new().write(true).open(kill).and_then(|mut file| file.write_all(b"1"));
+            let _ = write_file(&directory.path.join("cgroup.kill"), "1");
             remove_directory(&directory.path)
         })
     }
 }
 
-fn join(directory: &Path) -> Result<()> {
-    let path = directory.join("cgroup.procs");
-    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"0"));
-    Ok(written.map_err(HostError::at("join cgroup", directory))?)
+/// Writes to a file that the kernel has created.
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// Creates the cgroup's directory in each hierarchy.
@@ -311,8 +307,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
 fn delegate(path: &Path) {
     let controllers = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
-        let control = OpenOptions::new().write(true).open(path.join("cgroup.subtree_control"));
-        let _ = control.and_then(|mut file| file.write_all(format!("+{controller}").as_bytes()));
+        let _ = write_file(&path.join("cgroup.subtree_control"), &format!("+{controller}"));
     }
 }
 

@@ -43,7 +43,7 @@ pub enum SystemdError {
     #[error("--systemd-cgroup: systemd does not run on this host")]
     Missing,
     /// The communication with systemd failed.
-    #[error("ask systemd at {}", path.display())]
+    #[error("call systemd at {}", path.display())]
     Connection {
         /// Path of the socket.
         path: PathBuf,

@@ -30,7 +30,7 @@ pub fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
 /// Removes an interface's redirection. Refuses an ingress discipline of another program.
 pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     if !is_ours(netlink, from)? {
-        return Err(io::Error::other("it has an ingress queueing discipline that vmm did not create"));
+        return Err(io::Error::other("the interface has an ingress queueing discipline of another program"));
     }
     // For a clsact discipline, whose filters are not in this list, the kernel refuses the request.
     netlink.request(traffic::delete_ingress(from))

@@ -37,27 +37,15 @@ pub enum BusError {
     /// The server refused the credentials.
     #[error("authentication rejected: {0}")]
     Rejected(String),
-    /// A received message is malformed or exceeds a limit.
-    #[error("broken message")]
-    Broken,
-    /// A received message has unexpected content.
-    #[error("unexpected message: {0:?}")]
-    Content(UnmarshalError),
+    /// A received message exceeds a limit.
+    #[error("received more than the limit")]
+    Limit,
+    /// A received message is malformed or has unexpected content.
+    #[error("parse a message")]
+    Parse(#[from] UnmarshalError),
     /// A message cannot be encoded.
-    #[error("message: {0:?}")]
-    Marshal(MarshalError),
-}
-
-impl From<UnmarshalError> for BusError {
-    fn from(error: UnmarshalError) -> BusError {
-        BusError::Content(error)
-    }
-}
-
-impl From<MarshalError> for BusError {
-    fn from(error: MarshalError) -> BusError {
-        BusError::Marshal(error)
-    }
+    #[error("encode a message")]
+    Encode(#[from] MarshalError),
 }
 
 type Result<T, E = BusError> = std::result::Result<T, E>;
@@ -87,7 +75,7 @@ impl Bus {
             bus.read(&mut byte)?;
             line.push(byte[0]);
             if line.len() > LINE_MAX {
-                return Err(BusError::Broken);
+                return Err(BusError::Limit);
             }
         }
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -125,7 +113,7 @@ impl Bus {
     fn keep(&mut self, message: MarshalledMessage) -> Result<()> {
         if matches!(message.typ, MessageType::Signal) {
             if self.signals.len() == SIGNALS_MAX {
-                return Err(BusError::Broken);
+                return Err(BusError::Limit);
             }
             self.signals.push_back(message);
         }
@@ -142,7 +130,7 @@ impl Bus {
         };
         let (body, fields) = (number(4), number(12));
         if body > MESSAGE_MAX || fields > MESSAGE_MAX {
-            return Err(BusError::Broken);
+            return Err(BusError::Limit);
         }
         bytes.resize((HEADER + fields).next_multiple_of(8) + body, 0);
         self.read(&mut bytes[HEADER..])?;
@@ -229,7 +217,7 @@ mod tests {
         assert!(
             matches!(heard(b"REJECTED EXTERNAL\r\n").0, Err(BusError::Rejected(line)) if line == "REJECTED EXTERNAL")
         );
-        assert!(matches!(heard(&[b'x'; LINE_MAX + 1]).0, Err(BusError::Broken)));
+        assert!(matches!(heard(&[b'x'; LINE_MAX + 1]).0, Err(BusError::Limit)));
         for message in [[0xff; 64], [0; 64]] {
             let mut bytes = b"OK 0\r\n".to_vec();
             bytes.extend(message);
