@@ -48,12 +48,12 @@ pub type Result<T, E = HookError> = std::result::Result<T, E>;
 
 /// Environment variables of hooks whose configuration has none.
 #[derive(Clone, Debug, Default)]
-pub struct Environment(Vec<(OsString, OsString)>);
+pub struct Variables(Vec<(OsString, OsString)>);
 
-impl Environment {
+impl Variables {
     /// Returns the environment of this process.
-    pub fn own() -> Environment {
-        Environment(std::env::vars_os().collect())
+    pub fn own() -> Variables {
+        Variables(std::env::vars_os().collect())
     }
 
     /// Overwrites the variables in memory, so that a guest that breaks out of its machine cannot read them.
@@ -68,22 +68,22 @@ impl Environment {
     }
 
     /// Keeps the variables if one of `hooks` needs them, and overwrites them otherwise.
-    pub fn kept_for<'a>(self, mut hooks: impl Iterator<Item = &'a Hook>) -> Environment {
+    pub fn kept_for<'a>(self, mut hooks: impl Iterator<Item = &'a Hook>) -> Variables {
         if hooks.any(|hook| hook.env.is_none()) {
             return self;
         }
         self.forget();
-        Environment::default()
+        Variables::default()
     }
 }
 
 /// Runs `hooks` in their order, each with `state` as its standard input. Hooks without their own environment get
 /// `environment`. Stops at the first hook that fails.
-pub fn run(kind: &'static str, hooks: &[Hook], state: &[u8], environment: &Environment) -> Result<()> {
+pub fn run(kind: &'static str, hooks: &[Hook], state: &[u8], environment: &Variables) -> Result<()> {
     hooks.iter().try_for_each(|hook| run_one(kind, hook, state, environment))
 }
 
-fn run_one(kind: &'static str, hook: &Hook, state: &[u8], environment: &Environment) -> Result<()> {
+fn run_one(kind: &'static str, hook: &Hook, state: &[u8], environment: &Variables) -> Result<()> {
     let path = hook.path.clone();
     let failed = |source| HookError::Run { kind, path: path.clone(), source };
     let (mut child, mut stderr) = start(hook, state, environment).map_err(failed)?;
@@ -97,7 +97,7 @@ fn run_one(kind: &'static str, hook: &Hook, state: &[u8], environment: &Environm
 }
 
 /// Starts a hook. Its stdin and stderr are files in memory, so that neither side ever blocks on a pipe.
-fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Child, File)> {
+fn start(hook: &Hook, state: &[u8], environment: &Variables) -> io::Result<(Child, File)> {
     let mut input = sys::memory_file(c"vmm-state")?;
     input.write_all(state)?;
     input.seek(SeekFrom::Start(0))?;
@@ -158,7 +158,7 @@ mod tests {
             hook.env.get_or_insert_default().push("A=b".into());
             hook
         };
-        run("prestart", &[hook("one"), hook("two")], b"state\n", &Environment::own()).unwrap();
+        run("prestart", &[hook("one"), hook("two")], b"state\n", &Variables::own()).unwrap();
         assert_eq!(std::fs::read_to_string(out).unwrap(), "one state b\ntwo state b\n");
     }
 
@@ -166,16 +166,16 @@ mod tests {
     fn a_hook_without_an_environment_has_ours() {
         let own = std::env::var("PATH").unwrap();
         let script = format!("test \"$PATH\" = '{own}'");
-        let ours = Environment::own();
+        let ours = Variables::own();
         run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"", &ours).unwrap();
         let none = Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) };
         run("prestart", std::slice::from_ref(&none), b"", &ours).unwrap();
         // Uses the kept environment, not the current one of this process.
-        let kept = Environment::own().kept_for([&none, &Hook { env: None, ..Hook::default() }].into_iter());
+        let kept = Variables::own().kept_for([&none, &Hook { env: None, ..Hook::default() }].into_iter());
         assert_eq!(kept.0, ours.0);
-        assert!(Environment::own().kept_for(std::iter::once(&none)).0.is_empty());
+        assert!(Variables::own().kept_for(std::iter::once(&none)).0.is_empty());
         let bare = Hook { env: None, ..shell("test -z \"$HOME\"", None) };
-        run("poststop", &[bare], b"", &Environment::default()).unwrap();
+        run("poststop", &[bare], b"", &Variables::default()).unwrap();
     }
 
     #[test]
@@ -184,19 +184,19 @@ mod tests {
         let mark = folder.path().join("mark");
         let after = shell(&format!("touch {}", mark.display()), None);
         let error =
-            run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"", &Environment::own())
+            run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"", &Variables::own())
                 .unwrap_err();
         assert_eq!(error.to_string(), "poststop hook /bin/sh: exit status: 3: no luck");
         assert!(!mark.exists());
         let error =
-            run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"", &Environment::own());
+            run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"", &Variables::own());
         assert_eq!(error.unwrap_err().to_string(), "run prestart hook /no/such");
     }
 
     #[test]
     fn a_hook_that_takes_too_long_is_killed() {
         let error =
-            run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Environment::own()).unwrap_err();
+            run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Variables::own()).unwrap_err();
         assert_eq!(error.to_string(), "createRuntime hook /bin/sh: timed out after 1 s");
     }
 }
