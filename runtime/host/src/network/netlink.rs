@@ -7,7 +7,7 @@ use netlink::{Message, Reply, replies};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::sys;
+use crate::{HostError, sys};
 
 /// Maximum bytes of a reply per read. The kernel divides lists accordingly.
 const ANSWER_MAX: usize = 32 << 10;
@@ -29,8 +29,8 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens a socket in this thread's network namespace.
-    pub fn open() -> io::Result<Netlink> {
-        Ok(Netlink { socket: socket()?, sequence: 0 })
+    pub fn open() -> Result<Netlink, HostError> {
+        Ok(Netlink { socket: socket().map_err(HostError::step("open a netlink socket"))?, sequence: 0 })
     }
 
     /// Returns the index of an interface.

@@ -19,14 +19,14 @@ const RTMGRP_IPV6: u32 = 0x100 | 0x400;
 
 /// The socket. Notifications are not parsed: after a change the owner lists the namespace again.
 #[derive(Debug)]
-pub struct Watch(OwnedFd);
+pub struct Notifications(OwnedFd);
 
-impl Watch {
+impl Notifications {
     /// Opens a socket in this thread's network namespace.
-    pub fn open() -> io::Result<Watch> {
+    pub fn open() -> io::Result<Notifications> {
         let socket = netlink::socket()?;
         bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
-        Ok(Watch(socket))
+        Ok(Notifications(socket))
     }
 
     /// Returns a descriptor that is readable when something has changed.
