@@ -72,7 +72,8 @@ pub fn eventfd() -> io::Result<File> {
 /// Returns a set of signals.
 fn signal_set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initializes the whole set, a local variable. sigaddset changes nothing if a number is invalid.
+    // SAFETY: sigemptyset initializes the whole set, a local variable. sigaddset changes nothing if a number is
+    // invalid.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in signals {

@@ -23,7 +23,7 @@ pub fn machine_bytes(memory_mib: u32) -> u64 {
 
 /// Returns the settings for `resources` and a machine of `memory_mib`.
 pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec<Setting> {
-    let mut list = List { version, settings: Vec::new() };
+    let mut list = Settings { version, settings: Vec::new() };
     list.memory(&resources.memory, memory_mib);
     list.cpu(&resources.cpu);
     if positive(resources.pids.limit).is_some() {
@@ -49,12 +49,12 @@ pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec
     list.settings
 }
 
-struct List {
+struct Settings {
     version: Version,
     settings: Vec<Setting>,
 }
 
-impl List {
+impl Settings {
     fn add(&mut self, at: &str, one: &str, two: &str, value: impl ToString) {
         let file = if self.version == Version::One { one } else { two };
         self.either(at, &[(file, value.to_string())]);
