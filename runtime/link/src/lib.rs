@@ -16,6 +16,7 @@ use agent_proto::FrameError;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, Protocol, STREAM_WINDOW};
 use agent_proto::control::{ControlCodec, ControlFrame};
 use agent_proto::payload::{ErrorCode, ErrorReply, Extend, ProcessEvent, Ready};
+use host::HostError;
 use host::text::printable;
 use serde::Serialize;
 
@@ -37,18 +38,15 @@ const UNDUE_MAX: u32 = 1024;
 /// Maximum number of reads before the owner handles replies and events.
 const READS_MAX: usize = 64;
 
+/// Step of an error.
+const READ: &str = "read the agent's control channel";
+
 /// An error of the communication with the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// A system call on the channel failed.
-    #[error("{step} the agent's control channel")]
-    Channel {
-        /// The call: `open`, `read` or `write`.
-        step: &'static str,
-        /// Error of the call.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Channel(#[from] HostError),
     /// The agent's bytes on the control channel are not valid frames.
     #[error("read the agent's control channel")]
     Frame(#[source] FrameError),
@@ -131,7 +129,7 @@ pub struct AgentLink {
 impl AgentLink {
     /// Opens the channel to an agent with `protocol`. The first frame is EXTEND, or GETVERSION in the base form.
     pub fn new(socket: UnixStream, protocol: Protocol) -> Result<AgentLink> {
-        socket.set_nonblocking(true).map_err(|source| LinkError::Channel { step: "open", source })?;
+        socket.set_nonblocking(true).map_err(HostError::step("open the agent's control channel"))?;
         let mut link = AgentLink {
             socket,
             codec: ControlCodec::new(),
@@ -244,7 +242,7 @@ impl AgentLink {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(source) => return Err(LinkError::Channel { step: "write", source }),
+                Err(error) => return Err(HostError::step("write the agent's control channel")(error).into()),
             }
         }
         Ok(())
@@ -257,10 +255,7 @@ impl AgentLink {
         let mut buffer = [0; READ_SIZE];
         for _ in 0..READS_MAX {
             match self.socket.read(&mut buffer) {
-                Ok(0) => {
-                    let source = io::ErrorKind::UnexpectedEof.into();
-                    return Err(LinkError::Channel { step: "read", source });
-                }
+                Ok(0) => return Err(HostError::step(READ)(io::ErrorKind::UnexpectedEof).into()),
                 Ok(count) => {
                     any = true;
                     self.codec.push(&buffer[..count]);
@@ -273,7 +268,7 @@ impl AgentLink {
                     // READY or NEXT may permit further writes.
                     return self.flush().map(|()| any);
                 }
-                Err(source) => return Err(LinkError::Channel { step: "read", source }),
+                Err(error) => return Err(HostError::step(READ)(error).into()),
             }
         }
         self.flush().map(|()| any)

@@ -294,11 +294,7 @@ impl StreamTable {
     fn remove(&mut self, seq: u64, watch: &mut Watcher<'_>) {
         let Some((index, _)) = self.find(seq) else { return };
         let Some(stream) = self.streams[index].take() else { return };
-        for (fd, which) in stream.registered() {
-            if let Err(error) = watch(fd, token(index, which), Watch::Stop) {
-                log::debug!("stream {seq}: stop watching: {error}");
-            }
-        }
+        stream.registered().for_each(|(fd, which)| unwatch(seq, fd, token(index, which), watch));
     }
 
     fn find(&mut self, seq: u64) -> Option<(usize, &mut Stream)> {
@@ -362,11 +358,7 @@ impl StreamTable {
                     sink.flush();
                 }
             }
-            (Some(fd), None) => {
-                if let Err(error) = watch(fd, token, Watch::Stop) {
-                    log::debug!("stream {seq}: stop watching: {error}");
-                }
-            }
+            (Some(fd), None) => unwatch(*seq, fd, token, watch),
             _ => {}
         }
         match sink.take_owed() {
@@ -391,6 +383,13 @@ impl StreamTable {
             self.complaints += 1;
             log::warn!("stream channel: {what}");
         }
+    }
+}
+
+/// Stops watching a descriptor of a stream.
+fn unwatch(seq: u64, fd: RawFd, token: u16, watch: &mut Watcher<'_>) {
+    if let Err(error) = watch(fd, token, Watch::Stop) {
+        log::debug!("stream {seq}: stop watching: {error}");
     }
 }
 

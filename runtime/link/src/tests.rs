@@ -176,7 +176,9 @@ fn a_refused_extension_and_a_closed_channel_end_the_link() {
     assert_eq!(link.receive().unwrap_err().to_string(), "agree on the protocol: no");
     let (mut link, peer) = Agent::extended();
     drop(peer);
-    assert!(matches!(link.receive(), Err(LinkError::Channel { step: "read", .. })));
+    let error = link.receive().unwrap_err();
+    assert!(matches!(error, LinkError::Channel(_)), "{error}");
+    assert_eq!(error.to_string(), "read the agent's control channel");
 }
 
 #[test]
