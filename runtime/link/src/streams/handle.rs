@@ -183,7 +183,7 @@ impl StreamHandle {
     /// it, and checks for new streams only when the guest uses an unknown number.
     pub fn open(&mut self, spec: &StreamSpec) -> io::Result<()> {
         let stream = self.make(spec)?;
-        self.request(Request::Open(stream));
+        self.shared.requests.lock().unwrap().push(Request::Open(stream));
         Ok(())
     }
 
@@ -201,13 +201,11 @@ impl StreamHandle {
     /// Starts input of stream `seq`: its process exists and accepts `window` bytes at a time.
     pub fn start(&self, seq: u64, window: u32) {
         self.request(Request::Start(seq, window));
-        wake(&self.shared.wake);
     }
 
     /// Grants `bytes` of credit for input of stream `seq`, for a guest that grants none itself.
     pub fn give(&self, seq: u64, bytes: u32) {
         self.request(Request::Give(seq, bytes));
-        wake(&self.shared.wake);
     }
 
     /// Returns the bytes of input that stream `seq` has sent to a guest without credit.
@@ -238,11 +236,11 @@ impl StreamHandle {
     pub fn close(&mut self, seq: u64) {
         self.states.retain(|(known, _)| *known != seq);
         self.request(Request::Close(seq));
-        wake(&self.shared.wake);
     }
 
     fn request(&self, request: Request) {
         self.shared.requests.lock().unwrap().push(request);
+        wake(&self.shared.wake);
     }
 
     /// Returns the progress of stream `seq` towards `total` bytes, and requests a notification when they are delivered.
