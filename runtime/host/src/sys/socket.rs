@@ -80,11 +80,17 @@ mod tests {
     #[test]
     fn descriptors_in_excess_of_the_limit_are_dropped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let fds = [ours.as_fd(); FDS_MAX + 1];
-        assert_eq!(send_with_fds(ours.as_fd(), b"data", &fds).unwrap(), 4);
-        let (mut buffer, mut received) = ([0; 8], Vec::new());
-        assert_eq!(receive_with_fds(theirs.as_fd(), &mut buffer, &mut received).unwrap(), 4);
-        assert_eq!((&buffer[..4], received.len()), (&b"data"[..], FDS_MAX));
+        let fds = [ours.as_fd(); FDS_MAX + 2];
+        assert_eq!(send_with_fds(ours.as_fd(), b"some", &fds).unwrap(), 4);
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FDS_MAX + 2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        net::sendmsg(&ours, &[IoSlice::new(b"more")], &mut control, SendFlags::empty()).unwrap();
+        for data in [b"some", b"more"] {
+            let (mut buffer, mut received) = ([0; 4], Vec::new());
+            assert_eq!(receive_with_fds(theirs.as_fd(), &mut buffer, &mut received).unwrap(), 4);
+            assert_eq!((&buffer, received.len()), (data, FDS_MAX));
+        }
     }
 
     #[test]
