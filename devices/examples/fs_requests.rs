@@ -1,7 +1,8 @@
 //! Measures the cost of FUSE requests: `cargo run --release -p devices --example fs_requests [DIRECTORY]`.
 //!
 //! Sends requests as a guest's kernel does, without a queue and a guest, to a share of a scratch directory (created in
-//! DIRECTORY, or the system's temporary directory). Prints the CPU time of each request type and the memory of an inode.
+//! DIRECTORY, or the system's temporary directory). Prints the CPU time of each request type and the memory of an
+//! inode.
 
 use std::fs;
 use std::io::Write;

@@ -44,7 +44,7 @@ pub enum BusError {
     },
 }
 
-struct Slot {
+struct Mapping {
     base: u64,
     last: u64,
     device: Mutex<Box<dyn BusDevice>>,
@@ -53,7 +53,7 @@ struct Slot {
 /// Sorted, disjoint address ranges, each with its device.
 #[derive(Default)]
 pub struct Bus {
-    slots: Vec<Slot>,
+    mappings: Vec<Mapping>,
 }
 
 impl Bus {
@@ -66,35 +66,35 @@ impl Bus {
     pub fn insert(&mut self, base: u64, len: u64, device: Box<dyn BusDevice>) -> Result<(), BusError> {
         let last =
             len.checked_sub(1).and_then(|n| base.checked_add(n)).ok_or(BusError::BadRange { base, len })?;
-        if self.slots.iter().any(|s| s.base <= last && base <= s.last) {
+        if self.mappings.iter().any(|m| m.base <= last && base <= m.last) {
             return Err(BusError::Overlap { base, len });
         }
-        let at = self.slots.partition_point(|s| s.base < base);
-        self.slots.insert(at, Slot { base, last, device: Mutex::new(device) });
+        let at = self.mappings.partition_point(|m| m.base < base);
+        self.mappings.insert(at, Mapping { base, last, device: Mutex::new(device) });
         Ok(())
     }
 
     /// Reads from the device at `addr`. Without a device all bits read as 1, as on hardware.
     pub fn read(&self, addr: u64, data: &mut [u8]) {
-        match self.slot(addr, data.len()) {
-            Some(s) => s.device.lock().unwrap().read(addr - s.base, data),
+        match self.mapping(addr, data.len()) {
+            Some(m) => m.device.lock().unwrap().read(addr - m.base, data),
             None => data.fill(0xff),
         }
     }
 
     /// Writes to the device at `addr`. Without a device the write is ignored, as on hardware.
     pub fn write(&self, addr: u64, data: &[u8]) -> Action {
-        match self.slot(addr, data.len()) {
-            Some(s) => s.device.lock().unwrap().write(addr - s.base, data),
+        match self.mapping(addr, data.len()) {
+            Some(m) => m.device.lock().unwrap().write(addr - m.base, data),
             None => Action::None,
         }
     }
 
-    /// Returns the slot that contains the whole access, or `None` if there is none or the access crosses its end.
-    fn slot(&self, addr: u64, len: usize) -> Option<&Slot> {
-        let slot = &self.slots[self.slots.partition_point(|s| s.base <= addr).checked_sub(1)?];
+    /// Returns the mapping that contains the whole access, or `None` if there is none or the access crosses its end.
+    fn mapping(&self, addr: u64, len: usize) -> Option<&Mapping> {
+        let mapping = &self.mappings[self.mappings.partition_point(|m| m.base <= addr).checked_sub(1)?];
         let last = addr.checked_add((len as u64).checked_sub(1)?)?;
-        (last <= slot.last).then_some(slot)
+        (last <= mapping.last).then_some(mapping)
     }
 }
 

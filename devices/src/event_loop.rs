@@ -42,8 +42,8 @@ impl LoopHandle {
 /// A device's seat in a loop. It holds at most one subscriber, which the loop drops when the device is reset.
 ///
 /// The loop never drops a subscriber on its own, even if the subscriber's descriptors are closed. A device therefore
-/// puts its handler into its seat and clears the seat on a reset, so that repeated resets leave nothing behind. Dropping
-/// the seat clears it.
+/// puts its handler into its seat and clears the seat on a reset, so that repeated resets leave nothing behind.
+/// Dropping the seat clears it.
 pub struct Seat {
     handle: LoopHandle,
     held: Option<Held>,

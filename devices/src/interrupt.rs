@@ -11,9 +11,9 @@ use crate::faults::GuestFaults;
 
 /// Raises a virtio-mmio device's interrupt (VIRTIO 1.2, 4.2.2, InterruptStatus). Clones share one line.
 ///
-/// It exists as long as the device, across resets, so it also counts the faults of the device's driver. A session is the
-/// time from one reset to the next. A clone belongs to the session in which it was made: a thread that reports a failure
-/// late, after a reset, does not affect the next session.
+/// It exists as long as the device, across resets, so it also counts the faults of the device's driver. A session is
+/// the time from one reset to the next. A clone belongs to the session in which it was made: a thread that reports a
+/// failure late, after a reset, does not affect the next session.
 #[derive(Clone, Debug)]
 pub struct Interrupt {
     session: u64,

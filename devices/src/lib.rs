@@ -1,8 +1,8 @@
 //! The devices of a machine, and the bus that connects them to the vCPUs.
 //!
 //! This crate accesses guest memory directly and represents interrupts as file descriptors. It does not know KVM,
-//! containers or the agent's protocol. Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`], [`share`],
-//! then any device.
+//! containers or the agent's protocol. Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`],
+//! [`share`], then any device.
 //!
 //! A device with registers is a [`BusDevice`]. A write returns what the machine must do, as an [`Action`]:
 //!

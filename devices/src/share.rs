@@ -1,14 +1,13 @@
 //! Directories and files of the host that a guest may use: a tree of binds, and what the guest knows of it.
 //!
 //! Nothing here belongs to a protocol. The servers in [`crate::virtio::fs`] (FUSE) and [`crate::virtio::p9`] (9P2000.L)
-//! translate their
-//! requests into the same operations and encode the results.
+//! translate their requests into the same operations and encode the results.
 //!
-//! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and plain
-//! structures, and returns plain structures.
+//! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
+//! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `dir`, `attributes`, `xattr`, `table`, `inode`,
-//! `identity`, `cursor`, `owners`, `credentials`.
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `dir`, `attributes`, `xattr`, `table`,
+//! `inode`, `identity`, `cursor`, `owners`, `credentials`.
 
 pub(crate) mod attributes;
 mod credentials;
@@ -26,6 +25,8 @@ pub(crate) mod operations;
 mod owners;
 pub(crate) mod sys;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tree;
 pub(crate) mod xattr;
 

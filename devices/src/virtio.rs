@@ -49,11 +49,13 @@ pub struct Activation {
 
 /// A virtio device behind a transport.
 ///
-/// `activate` and `reset` run on vCPU threads. `activate` passes the queues to the thread that serves them, and returns.
+/// `activate` and `reset` run on vCPU threads. `activate` passes the queues to the thread that serves them, and
+/// returns.
 pub trait VirtioDevice: Send {
     /// Returns the device's type, features and queues. They do not change.
     fn info(&self) -> DeviceInfo;
-    /// Whether the device is present. The driver reads device ID 0 from an empty [`net::Slot`] until a NIC is plugged in.
+    /// Whether the device is present. The driver reads device ID 0 from an empty [`net::Slot`] until a NIC is plugged
+    /// in.
     fn is_present(&self) -> bool {
         true
     }

@@ -60,7 +60,7 @@ fn no_driver_does_harm_to_a_network_device_whose_queues_are_lent() {
 
 #[test]
 fn no_driver_does_harm_to_network_devices_that_come_and_go() {
-    drive(Subject::Place);
+    drive(Subject::Slot);
 }
 
 #[test]

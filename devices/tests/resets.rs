@@ -52,7 +52,7 @@ impl Count {
 
 /// How the driver starts the device in a round.
 #[derive(Clone, Copy, Debug)]
-enum Start {
+enum StartMode {
     /// Correctly, with all queues.
     Whole,
     /// Without any queue that is ready, so that no kick can wake the device.
@@ -60,7 +60,7 @@ enum Start {
 }
 
 /// Resets and starts the device once. Returns whether the device started.
-fn round(driver: &mut Driver, start: Start) -> bool {
+fn round(driver: &mut Driver, start: StartMode) -> bool {
     driver.write(STATUS, 0);
     let deadline = Instant::now() + DEADLINE;
     while driver.status() != 0 {
@@ -68,8 +68,8 @@ fn round(driver: &mut Driver, start: Start) -> bool {
         thread::yield_now();
     }
     match start {
-        Start::Whole => drop(driver.start(u64::MAX)),
-        Start::NoQueues => {
+        StartMode::Whole => drop(driver.start(u64::MAX)),
+        StartMode::NoQueues => {
             driver.negotiate(u64::MAX);
             assert_ne!(driver.status() & FEATURES_OK, 0);
             driver.add_status(DRIVER_OK);
@@ -79,15 +79,15 @@ fn round(driver: &mut Driver, start: Start) -> bool {
     driver.status() & NEEDS_RESET == 0
 }
 
-/// Drives a device and compares the resources of the process before and afterwards. With `often` it runs until the device
-/// has started in every round; without, each round tries to start the device once.
+/// Drives a device and compares the resources of the process before and afterwards. With `often` it runs until the
+/// device has started in every round; without, each round tries to start the device once.
 fn drive(name: &str, device: Box<dyn VirtioDevice>, often: bool) {
     let mut driver = Driver::new(device);
     let mut refused = 0;
     let mut rounds = |count: usize| {
         let deadline = Instant::now() + DEADLINE;
         for number in 0..count {
-            let start = if number % 2 == 0 { Start::NoQueues } else { Start::Whole };
+            let start = if number % 2 == 0 { StartMode::NoQueues } else { StartMode::Whole };
             while !round(&mut driver, start) {
                 refused += 1;
                 if !often {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use plan::vm::Kernel;
 use vmm::Image;
+use vmm::little_endian::{u16_at, u32_at, u64_at};
 
 /// The section with the initramfs.
 pub const INITRD_SECTION: &str = ".initrd";
@@ -182,18 +183,6 @@ fn sections(file: &File) -> io::Result<Vec<Section>> {
 
 fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use resolver::Names;
 
 /// Puts the namespace's interfaces and routes into STARTPOD.
 pub fn describe(network: &Network, vm: &mut VmPlan) {
-    describe::describe(network.found(), &mut vm.pod);
+    describe::describe(network.config(), &mut vm.pod);
     if vm.protocol == Protocol::Api4244 {
         let left_out = api4244::reduce_network(&mut vm.pod);
         if !left_out.is_empty() {

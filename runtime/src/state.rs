@@ -241,9 +241,9 @@ impl StateRoot {
 pub fn clear_network(state: &PodState) {
     let path = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
     if let Some(path) = path.filter(|path| path.exists()) {
-        match network::clear(path) {
+        match network::remove_leftovers(path) {
             // The host's own namespace: the container was refused and left nothing there.
-            Ok(()) | Err(NetworkError::Host { .. }) => {}
+            Ok(()) | Err(NetworkError::HostNamespace(_)) => {}
             Err(error) => log::warn!("clear the network namespace {}: {error}", path.display()),
         }
     }

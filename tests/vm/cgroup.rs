@@ -110,7 +110,7 @@ fn a_cgroup_with_processes_is_refused() {
     let mut first = bundle.start();
     first.wait_for("here");
     let run = parent.bundle("true", json!({})).run().code(125);
-    assert!(String::from_utf8_lossy(&run.stderr).contains("has processes already"), "{run}");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("already has processes"), "{run}");
     first.finish().code(1);
 }
 

@@ -8,7 +8,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
-    BASE_MEMORY_END, CMDLINE_MAX, CMDLINE_START, DevicePlace, HIGH_MEMORY_START, HOLE_START, PAGE_SIZE,
+    BASE_MEMORY_END, CMDLINE_MAX, CMDLINE_START, DeviceResources, HIGH_MEMORY_START, HOLE_START, PAGE_SIZE,
     RamRange, ZERO_PAGE_START,
 };
 
@@ -47,7 +47,7 @@ pub enum CmdlineError {
 
 /// Adds the machine's virtio-mmio devices to the kernel parameters of `cmdline`. They are inserted before ` -- `,
 /// because the rest are arguments of init.
-pub fn command_line(cmdline: &str, devices: &[DevicePlace]) -> Result<String, CmdlineError> {
+pub fn command_line(cmdline: &str, devices: &[DeviceResources]) -> Result<String, CmdlineError> {
     if let Some((at, byte)) = cmdline.bytes().enumerate().find(|(_, byte)| !(b' '..=b'~').contains(byte)) {
         return Err(CmdlineError::BadByte { byte, at });
     }
@@ -80,11 +80,11 @@ pub fn memory_map(ranges: &[RamRange]) -> Vec<RamRange> {
 
 /// Returns the page-aligned address of an initramfs of `len` bytes: as high in low memory as the kernel allows
 /// (`reach` is the last address that it may occupy). `None` if it does not fit above `kernel_end`.
-pub fn initramfs_place(ranges: &[RamRange], reach: u64, kernel_end: u64, len: u64) -> Option<u64> {
+pub fn initramfs_address(ranges: &[RamRange], reach: u64, kernel_end: u64, len: u64) -> Option<u64> {
     let low_end = ranges.iter().map(RamRange::end).find(|end| *end <= HOLE_START)?;
     let top = low_end.min(reach.saturating_add(1));
-    let place = top.checked_sub(len)? & !(PAGE_SIZE - 1);
-    (place >= kernel_end).then_some(place)
+    let start = top.checked_sub(len)? & !(PAGE_SIZE - 1);
+    (start >= kernel_end).then_some(start)
 }
 
 /// Returns the zero page. `setup` is the setup header of a bzImage; a `vmlinux` has none.

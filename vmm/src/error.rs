@@ -24,7 +24,7 @@ pub enum Error {
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
     /// The kernel and the initramfs leave too little memory.
-    #[error("{have_mib} MiB of memory are too little for {kernel}: it needs {need_mib} MiB")]
+    #[error("memory of {have_mib} MiB is too small for {kernel}, which needs {need_mib} MiB")]
     TooLittleMemory {
         /// Path of the kernel.
         kernel: PathBuf,
@@ -34,7 +34,7 @@ pub enum Error {
         need_mib: u64,
     },
     /// The configured memory exceeds [`MEMORY_MIB_MAX`](crate::layout::MEMORY_MIB_MAX).
-    #[error("{have_mib} MiB of memory are too much: the limit is {max_mib} MiB")]
+    #[error("memory of {have_mib} MiB exceeds the limit of {max_mib} MiB")]
     TooMuchMemory {
         /// Configured memory.
         have_mib: u32,
@@ -42,7 +42,7 @@ pub enum Error {
         max_mib: u32,
     },
     /// The configured number of vCPUs is not between 1 and [`VCPUS_MAX`](crate::layout::VCPUS_MAX).
-    #[error("a machine cannot have {vcpus} vcpus: 1 to {max} are supported")]
+    #[error("{vcpus} vcpus are not supported: a machine has 1 to {max}")]
     BadVcpus {
         /// Configured number of vCPUs.
         vcpus: u8,
@@ -50,13 +50,13 @@ pub enum Error {
         max: u8,
     },
     /// More virtio devices than interrupts for them.
-    #[error("a machine cannot have more than {max} devices")]
+    #[error("limit of {max} devices reached")]
     TooManyDevices {
         /// Largest supported number of devices.
         max: usize,
     },
     /// A device's address range is invalid or overlaps another device's.
-    #[error("put a device on the bus")]
+    #[error("add a device to the bus")]
     Bus(#[from] devices::bus::BusError),
     /// The host kernel could not create a file descriptor or a thread.
     #[error("{step}")]

@@ -93,7 +93,7 @@ impl PendingVm {
     /// Waits until the machine is created.
     pub(crate) fn wait(mut self) -> Result<KvmVm, KvmError> {
         let thread = self.thread.take().expect("only this and drop take it");
-        thread.join().unwrap_or_else(|_| Err(KvmError::Thread(io::Error::other("it panicked"))))
+        thread.join().unwrap_or_else(|_| Err(KvmError::Thread(io::Error::other("the thread panicked"))))
     }
 }
 

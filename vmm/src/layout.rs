@@ -76,16 +76,16 @@ pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 
 /// Address and interrupt of one virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DevicePlace {
+pub struct DeviceResources {
     /// Guest physical address of the first register.
     pub base: u64,
     /// Interrupt number, the same as the IOAPIC pin.
     pub gsi: u32,
 }
 
-/// Returns the place of device `index` (from 0, in order of attachment), or `None` when all interrupts are used.
-pub fn device_place(index: usize) -> Option<DevicePlace> {
-    (index < DEVICES_MAX).then(|| DevicePlace {
+/// Returns the resources of device `index` (from 0, in order of attachment), or `None` when all interrupts are used.
+pub fn device_resources(index: usize) -> Option<DeviceResources> {
+    (index < DEVICES_MAX).then(|| DeviceResources {
         base: VIRTIO_MMIO_START + index as u64 * devices::virtio::mmio::MMIO_SIZE,
         gsi: FIRST_DEVICE_GSI + index as u32,
     })
@@ -142,10 +142,10 @@ mod tests {
 
     #[test]
     fn devices_follow_each_other_until_the_interrupts_end() {
-        assert_eq!(device_place(0), Some(DevicePlace { base: 0xd000_0000, gsi: 5 }));
-        assert_eq!(device_place(18), Some(DevicePlace { base: 0xd001_2000, gsi: 23 }));
-        assert_eq!(device_place(19), None);
-        assert_eq!(device_place(usize::MAX), None);
+        assert_eq!(device_resources(0), Some(DeviceResources { base: 0xd000_0000, gsi: 5 }));
+        assert_eq!(device_resources(18), Some(DeviceResources { base: 0xd001_2000, gsi: 23 }));
+        assert_eq!(device_resources(19), None);
+        assert_eq!(device_resources(usize::MAX), None);
     }
 
     #[test]

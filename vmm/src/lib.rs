@@ -38,6 +38,7 @@ mod cpuid;
 mod error;
 mod kvm;
 pub mod layout;
+pub mod little_endian;
 mod loader;
 mod memory;
 mod mptable;

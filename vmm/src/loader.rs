@@ -62,7 +62,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The image is not a kernel, or a kernel that this machine cannot run.
-    #[error("{name} is not a kernel that can be booted: {why}")]
+    #[error("{name} is not a bootable kernel: {why}")]
     NotAKernel {
         /// Name of the image.
         name: PathBuf,
@@ -137,7 +137,7 @@ impl Kernel {
                 .ok_or(Refusal::Not("a segment lies above the memory that a kernel may be linked to"))?;
         }
         if self.segments.is_empty() || self.end < free || self.end > HOLE_START {
-            return Err(Refusal::Not("it has nothing to load"));
+            return Err(Refusal::Not("it has no segments"));
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kvm::{self, KvmVm, PendingVm};
 use crate::layout::{
-    self, DEVICES_MAX, DevicePlace, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, TIMER_GSI, VCPUS_MAX,
+    self, DEVICES_MAX, DeviceResources, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, TIMER_GSI, VCPUS_MAX,
 };
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
@@ -29,7 +29,7 @@ const WORKING_MEMORY: u64 = 16 << 20;
 
 /// A virtio device's interrupt and its queues' kicks, which [`wire`] registers with KVM when the machine starts.
 struct Wiring {
-    place: DevicePlace,
+    resources: DeviceResources,
     irq: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
 }
@@ -116,14 +116,14 @@ impl Vm {
 
     /// Attaches a virtio device. The guest enumerates devices in the order of the calls.
     pub fn attach(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
-        let place =
-            layout::device_place(self.wiring.len()).ok_or(Error::TooManyDevices { max: DEVICES_MAX })?;
+        let resources =
+            layout::device_resources(self.wiring.len()).ok_or(Error::TooManyDevices { max: DEVICES_MAX })?;
         let irq = Arc::new(eventfd()?);
         let transport = MmioTransport::new(device, self.ram.memory().clone(), irq.clone())
             .map_err(host("make a device's transport"))?;
         let kicks = transport.kicks().to_vec();
-        self.mmio.insert(place.base, MMIO_SIZE, Box::new(transport))?;
-        self.wiring.push(Wiring { place, irq, kicks });
+        self.mmio.insert(resources.base, MMIO_SIZE, Box::new(transport))?;
+        self.wiring.push(Wiring { resources, irq, kicks });
         Ok(())
     }
 
@@ -159,14 +159,14 @@ impl Vm {
     /// The interrupts that a device may raise, and the timer's: Linux complains if the timer has no pin.
     fn gsis(&self) -> Vec<u32> {
         let serial = self.serial_irq.as_ref().map(|_| SERIAL_GSI);
-        [TIMER_GSI].into_iter().chain(serial).chain(self.wiring.iter().map(|w| w.place.gsi)).collect()
+        [TIMER_GSI].into_iter().chain(serial).chain(self.wiring.iter().map(|w| w.resources.gsi)).collect()
     }
 
     /// Writes the boot parameters, page tables, descriptor tables and MP table that the kernel and the first vCPU read
     /// at the entry point.
     fn write_tables(&self) -> Result<()> {
         let memory = self.ram.memory();
-        let devices: Vec<_> = self.wiring.iter().map(|w| w.place).collect();
+        let devices: Vec<_> = self.wiring.iter().map(|w| w.resources).collect();
         let cmdline = boot_params::command_line(&self.cmdline, &devices)?;
         match self.kernel.entry {
             Entry::Linux64(_) => {
@@ -209,7 +209,7 @@ fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Re
         return Ok(None);
     }
     let reach = kernel.setup.map_or(u64::from(u32::MAX), |setup| u64::from(setup.initrd_addr_max));
-    let start = boot_params::initramfs_place(ranges, reach, kernel.end, len).ok_or_else(too_little)?;
+    let start = boot_params::initramfs_address(ranges, reach, kernel.end, len).ok_or_else(too_little)?;
     Ok(Some(RamRange { start, len }))
 }
 
@@ -219,9 +219,9 @@ fn wire(vm: &mut KvmVm, serial_irq: Option<&Arc<EventFd>>, wiring: &[Wiring]) ->
         vm.connect_irq(irq, SERIAL_GSI)?;
     }
     for device in wiring {
-        vm.connect_irq(&device.irq, device.place.gsi)?;
+        vm.connect_irq(&device.irq, device.resources.gsi)?;
         for (queue, kick) in device.kicks.iter().enumerate() {
-            vm.connect_kick(kick, device.place.base + NOTIFY_OFFSET, queue as u32)?;
+            vm.connect_kick(kick, device.resources.base + NOTIFY_OFFSET, queue as u32)?;
         }
     }
     Ok(())

@@ -55,9 +55,9 @@ pub struct Entry {
     pub node: u64,
     /// The node's attributes.
     pub attributes: Attributes,
-    /// The node is a directory of another file system of the host than its parent: a mount point below a bind, or a bind
-    /// in the virtual tree. If the guest gives it a separate device number, no two files have the same device and inode
-    /// number.
+    /// The node is a directory of another file system of the host than its parent: a mount point below a bind, or a
+    /// bind in the virtual tree. If the guest gives it a separate device number, no two files have the same device and
+    /// inode number.
     pub submount: bool,
 }
 

@@ -3,16 +3,16 @@
 #![allow(unsafe_code)]
 //! The credentials with which a request acts on the host.
 //!
-//! The guest's kernel checks permissions before it sends a request (a virtio-fs mount always has `default_permissions`),
-//! so the server acts with all its privileges, and only the files that it *creates* must belong to the right user. The
-//! kernel gives a new inode the thread's fsuid and fsgid, or the group of a set-group-ID directory, and the entries of a
-//! default ACL. Creating the file as root and changing its owner afterwards would give a different result, and for a
-//! moment show other processes a file with the wrong owner. A change of fsuid normally drops CAP_DAC_OVERRIDE and similar
-//! capabilities. SECBIT_NO_SETUID_FIXUP keeps them, so that a creation that a supplementary group permits to the caller
-//! does not fail on the host.
+//! The guest's kernel checks permissions before it sends a request (a virtio-fs mount always has
+//! `default_permissions`), so the server acts with all its privileges, and only the files that it *creates* must belong
+//! to the right user. The kernel gives a new inode the thread's fsuid and fsgid, or the group of a set-group-ID
+//! directory, and the entries of a default ACL. Creating the file as root and changing its owner afterwards would give
+//! a different result, and for a moment show other processes a file with the wrong owner. A change of fsuid normally
+//! drops CAP_DAC_OVERRIDE and similar capabilities. SECBIT_NO_SETUID_FIXUP keeps them, so that a creation that a
+//! supplementary group permits to the caller does not fail on the host.
 //!
-//! With CAP_FSETID, set-user-ID bits survive a write. The guest says for each write whether the writing process has that
-//! capability (FUSE_HANDLE_KILLPRIV_V2); the server switches its own only when the answer changes.
+//! With CAP_FSETID, set-user-ID bits survive a write. The guest says for each write whether the writing process has
+//! that capability (FUSE_HANDLE_KILLPRIV_V2); the server switches its own only when the answer changes.
 //!
 //! Without privileges none of this is possible: all new files belong to the user that runs the server.
 
@@ -60,7 +60,10 @@ impl Credentials {
         // SAFETY: no pointers; detaches this thread's umask and working directory from the other threads'.
         let own_umask = unsafe { libc::unshare(libc::CLONE_FS) } == 0;
         if !own_umask {
-            log::debug!("file server: no umask of its own: {}", std::io::Error::last_os_error());
+            log::debug!(
+                "file server: separate the umask from the process's: {}",
+                std::io::Error::last_os_error()
+            );
         }
         // If this fails, relative paths must not be used: a descriptor's number would name a file in the process's
         // working directory.
@@ -103,8 +106,8 @@ impl Credentials {
         self.in_proc_self_fd
     }
 
-    /// Creates files as the guest's `uid` and `gid` with `umask` until the guard is dropped. Also returns the mode to pass
-    /// to the system call.
+    /// Creates files as the guest's `uid` and `gid` with `umask` until the guard is dropped. Also returns the mode to
+    /// pass to the system call.
     pub fn create_as(&mut self, (uid, gid): (u32, u32), umask: u32, mode: u32) -> (Creating, u32) {
         // The guest's kernel has already cleared set-group-ID in the mode if necessary.
         self.keep_setid(true);
@@ -116,7 +119,8 @@ impl Credentials {
         }
         let changed = self.privileged && (uid, gid) != (0, 0);
         if changed {
-            // The group first: without SECBIT_NO_SETUID_FIXUP a change of user drops the capability to change the group.
+            // The group first: without SECBIT_NO_SETUID_FIXUP a change of user drops the capability to change the
+            // group.
             set_fsgid(gid);
             set_fsuid(uid);
         }

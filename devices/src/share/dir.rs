@@ -67,8 +67,8 @@ impl Operations {
         }
     }
 
-    /// Reads an open directory from `offset`, which is 0 or that of an entry. Calls `take` with each entry until it returns
-    /// false; that entry is not consumed.
+    /// Reads an open directory from `offset`, which is 0 or that of an entry. Calls `take` with each entry until it
+    /// returns false; that entry is not consumed.
     pub fn readdir(
         &mut self,
         dir: OpenFile,

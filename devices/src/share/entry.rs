@@ -161,8 +161,8 @@ impl Operations {
         sys::unlinkat(dir.fd()?.as_fd(), name.as_c_str(), flags)
     }
 
-    /// Pins the file at a name that is about to be removed, in every bind in which the guest knows the file. Otherwise its
-    /// inode number could be given to another file.
+    /// Pins the file at a name that is about to be removed, in every bind in which the guest knows the file. Otherwise
+    /// its inode number could be given to another file.
     fn pin_at(&self, dir: &Inode, name: &CStr) -> Result<()> {
         if !self.shared.table.lock().unwrap().has_evicted() {
             return Ok(());
@@ -196,7 +196,7 @@ impl Operations {
         Ok(())
     }
 
-    /// Records the new place of a moved file. A file with an outdated place cannot give up its descriptor.
+    /// Records the new location of a moved file. A file with an outdated location cannot give up its descriptor.
     fn note_place(&self, dir: &Arc<Inode>, name: &CStr) {
         if !self.shared.table.lock().unwrap().is_crowded() {
             return;

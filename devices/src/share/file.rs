@@ -20,8 +20,8 @@ use crate::pieces::Pieces;
 pub const MAX_WRITE: u32 = 1 << 20;
 /// Limit of bytes for one copy between files; the guest sends another request for the rest.
 const MAX_COPY: u64 = 64 << 20;
-/// The flags of the guest's open(2) that are applied on the host. Each write contains O_APPEND and O_SYNC again, and they
-/// apply to that write only; O_DIRECT concerns the guest's page cache.
+/// The flags of the guest's open(2) that are applied on the host. Each write contains O_APPEND and O_SYNC again, and
+/// they apply to that write only; O_DIRECT concerns the guest's page cache.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_NOATIME;
 
 /// How a file is opened.
@@ -208,8 +208,8 @@ impl Operations {
         } else if write.flags & libc::O_DSYNC != 0 {
             flags |= libc::RWF_DSYNC;
         }
-        // Writeback from the guest's page cache has a fixed offset and may use any handle. All other writes with O_APPEND
-        // append at the end of the file on the host.
+        // Writeback from the guest's page cache has a fixed offset and may use any handle. All other writes with
+        // O_APPEND append at the end of the file on the host.
         if write.flags & libc::O_APPEND != 0 && !write.from_cache {
             flags |= libc::RWF_APPEND;
         }

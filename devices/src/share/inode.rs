@@ -5,10 +5,10 @@
 //! these two numbers are the key by which a second lookup finds the same inode.
 //!
 //! The number of descriptors is limited. At the limit, inodes give up their descriptors if they are not open, were not
-//! used recently and are still at the place where the guest found them ([`Inode::unpin`]). When such an inode is needed,
-//! it is found again by name ([`Inode::fd`]), and must be the same file ([`Identity`]). A file that the host or another
-//! machine has moved, removed or replaced meanwhile is stale, and the guest looks its name up again. A file that the
-//! guest itself moves or removes is pinned before.
+//! used recently and are still at the location where the guest found them ([`Inode::unpin`]). When such an inode is
+//! needed, it is found again by name ([`Inode::fd`]), and must be the same file ([`Identity`]). A file that the host or
+//! another machine has moved, removed or replaced meanwhile is stale, and the guest looks its name up again. A file
+//! that the guest itself moves or removes is pinned before.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,17 +23,17 @@ use super::tree::Bind;
 const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
 /// RAII guard that counts one of the guest's descriptors.
-pub struct Slot(Arc<AtomicUsize>);
+pub struct DescriptorCount(Arc<AtomicUsize>);
 
-impl Slot {
+impl DescriptorCount {
     /// Counts one more descriptor.
-    pub fn take(count: &Arc<AtomicUsize>) -> Slot {
+    pub fn new(count: &Arc<AtomicUsize>) -> DescriptorCount {
         count.fetch_add(1, Ordering::Relaxed);
-        Slot(count.clone())
+        DescriptorCount(count.clone())
     }
 }
 
-impl Drop for Slot {
+impl Drop for DescriptorCount {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -43,18 +43,18 @@ impl Drop for Slot {
 pub struct Pin {
     fd: OwnedFd,
     /// `None` if the descriptor was opened for a single request.
-    slot: Option<Slot>,
+    count: Option<DescriptorCount>,
 }
 
 impl Pin {
-    /// Returns a descriptor that is counted by `slot`.
-    pub fn new(fd: OwnedFd, slot: Slot) -> Pin {
-        Pin { fd, slot: Some(slot) }
+    /// Returns a descriptor that is counted by `count`.
+    pub fn new(fd: OwnedFd, count: DescriptorCount) -> Pin {
+        Pin { fd, count: Some(count) }
     }
 
     /// Whether the file was found again by name for a single request.
     pub fn is_found_anew(&self) -> bool {
-        self.slot.is_none()
+        self.count.is_none()
     }
 }
 
@@ -69,14 +69,14 @@ const MAX_DEPTH: usize = 256;
 
 /// The directory and name at which the guest last found a file.
 #[derive(Clone)]
-struct Place {
+struct Location {
     dir: Arc<Inode>,
     name: CString,
 }
 
 struct State {
     pin: Option<Arc<Pin>>,
-    place: Option<Place>,
+    location: Option<Location>,
     /// Identity of the file, recorded when it gave up its descriptor.
     identity: Option<Identity>,
     /// Version of the file when the guest last opened it; `None` if a later change might not be visible in it.
@@ -113,7 +113,7 @@ impl Inode {
             open: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             names_known: AtomicBool::new(false),
-            state: Mutex::new(State { pin: Some(Arc::new(pin)), place: None, identity: None, seen: None }),
+            state: Mutex::new(State { pin: Some(Arc::new(pin)), location: None, identity: None, seen: None }),
         }
     }
 
@@ -125,41 +125,46 @@ impl Inode {
 
     fn fd_within(&self, depth: usize) -> Result<Arc<Pin>> {
         let stale = Errno(libc::ESTALE);
-        // The lock is not held during the recursion: outdated places can form a cycle.
-        let (place, identity) = {
+        // The lock is not held during the recursion: outdated locations can form a cycle.
+        let (location, identity) = {
             let state = self.state.lock().unwrap();
             match &state.pin {
                 Some(pin) => return Ok(pin.clone()),
-                None => (state.place.clone().ok_or(stale)?, state.identity.clone().ok_or(stale)?),
+                None => (state.location.clone().ok_or(stale)?, state.identity.clone().ok_or(stale)?),
             }
         };
-        let dir = place.dir.fd_within(depth.checked_sub(1).ok_or(stale)?)?;
-        let fd = sys::openat(dir.as_fd(), &place.name, PIN_FLAGS, 0).map_err(|_| stale)?;
+        let dir = location.dir.fd_within(depth.checked_sub(1).ok_or(stale)?)?;
+        let fd = sys::openat(dir.as_fd(), &location.name, PIN_FLAGS, 0).map_err(|_| stale)?;
         let found = Identity::of(fd.as_fd(), c"").map_err(|_| stale)?;
         if found != identity || !self.can_be(&found) {
             return Err(stale);
         }
-        Ok(Arc::new(Pin { fd, slot: None }))
+        Ok(Arc::new(Pin { fd, count: None }))
     }
 
-    /// Records the place at which the guest found the file.
+    /// Records the location at which the guest found the file.
     pub fn found_at(&self, dir: &Arc<Inode>, name: &CStr) {
         let mut state = self.state.lock().unwrap();
-        let same = |place: &Place| place.dir.id == dir.id && place.name.as_c_str() == name;
-        if !state.place.as_ref().is_some_and(same) {
-            state.place = Some(Place { dir: dir.clone(), name: name.to_owned() });
+        let same = |location: &Location| location.dir.id == dir.id && location.name.as_c_str() == name;
+        if !state.location.as_ref().is_some_and(same) {
+            state.location = Some(Location { dir: dir.clone(), name: name.to_owned() });
         }
     }
 
     /// Returns the directory and name at which the guest last found the file.
-    pub fn place(&self) -> Option<(Arc<Inode>, CString)> {
-        self.state.lock().unwrap().place.as_ref().map(|place| (place.dir.clone(), place.name.clone()))
+    pub fn location(&self) -> Option<(Arc<Inode>, CString)> {
+        self.state
+            .lock()
+            .unwrap()
+            .location
+            .as_ref()
+            .map(|location| (location.dir.clone(), location.name.clone()))
     }
 
-    /// Clears the place when the guest has forgotten the file. Inodes whose places form a cycle would otherwise keep each
-    /// other alive.
+    /// Clears the location when the guest has forgotten the file. Inodes whose locations form a cycle would otherwise
+    /// keep each other alive.
     pub fn lose_place(&self) {
-        self.state.lock().unwrap().place = None;
+        self.state.lock().unwrap().location = None;
     }
 
     /// Whether the inode has its own descriptor.
@@ -174,16 +179,16 @@ impl Inode {
 
     /// Gives up the descriptor if the file can be found again by name. Returns whether it did.
     pub fn unpin(&self) -> bool {
-        let (pin, place) = {
+        let (pin, location) = {
             let state = self.state.lock().unwrap();
-            let (Some(pin), Some(place)) = (&state.pin, &state.place) else { return false };
-            (pin.clone(), place.clone())
+            let (Some(pin), Some(location)) = (&state.pin, &state.location) else { return false };
+            (pin.clone(), location.clone())
         };
         if self.open.load(Ordering::Relaxed) != 0 {
             return false;
         }
         let Ok(own) = Identity::of(pin.as_fd(), c"") else { return false };
-        let found = place.dir.fd().and_then(|dir| Identity::of(dir.as_fd(), &place.name));
+        let found = location.dir.fd().and_then(|dir| Identity::of(dir.as_fd(), &location.name));
         if !self.can_be(&own) || found != Ok(own.clone()) {
             return false;
         }
@@ -252,8 +257,8 @@ struct Version {
 }
 
 impl Version {
-    /// Seconds within which a file may change again without a new time stamp: file systems use a clock with a resolution
-    /// of up to 10 ms, and some store whole seconds.
+    /// Seconds within which a file may change again without a new time stamp: file systems use a clock with a
+    /// resolution of up to 10 ms, and some store whole seconds.
     const SETTLED_S: i64 = 2;
 
     fn of(stat: &Stat, now: i64) -> Option<Version> {

@@ -1,8 +1,8 @@
 //! The operations on the files of a share, for one thread. Each protocol's server calls them.
 //!
-//! Nodes and open files have numbers ([`OpenFile`]), which a hostile guest may invent: every operation checks them. Names
-//! are single components ([`Name`]) and are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH descriptor.
-//! No operation resolves a path, so the guest cannot leave a bind.
+//! Nodes and open files have numbers ([`OpenFile`]), which a hostile guest may invent: every operation checks them.
+//! Names are single components ([`Name`]) and are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH
+//! descriptor. No operation resolves a path, so the guest cannot leave a bind.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -125,11 +125,11 @@ impl Operations {
         })
     }
 
-    /// Returns the directory and the name at which the guest last found a node, if the node is still there. If a file has
-    /// several names, this is one of them.
-    pub fn place(&self, node: u64) -> Result<(u64, CString)> {
+    /// Returns the directory and the name at which the guest last found a node, if the node is still there. If a file
+    /// has several names, this is one of them.
+    pub fn location(&self, node: u64) -> Result<(u64, CString)> {
         let inode = self.host_node(node, libc::EROFS)?;
-        let (dir, name) = inode.place().ok_or(Errno(libc::EBUSY))?;
+        let (dir, name) = inode.location().ok_or(Errno(libc::EBUSY))?;
         let (key, kind, _) = sys::identity(dir.fd()?.as_fd(), &name)?;
         if (key, kind) == (inode.key, inode.kind) { Ok((dir.id, name)) } else { Err(Errno(libc::ESTALE)) }
     }
@@ -177,14 +177,14 @@ impl Operations {
         self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
     }
 
-    /// Creates files for `new`'s caller with `mode` until the guard is dropped. Also returns the mode to pass to the system
-    /// call.
+    /// Creates files for `new`'s caller with `mode` until the guard is dropped. Also returns the mode to pass to the
+    /// system call.
     pub(super) fn create_as(&mut self, new: &NewFile, mode: u32) -> (Creating, u32) {
         self.credentials().create_as((new.caller.uid, new.caller.gid), new.umask, mode)
     }
 
-    /// Opens an inode for reading or writing. Only regular files and directories: opening a device may have effects, and
-    /// opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of the file.
+    /// Opens an inode for reading or writing. Only regular files and directories: opening a device may have effects,
+    /// and opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of the file.
     pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
         match inode.kind {
             libc::S_IFREG | libc::S_IFDIR => {

@@ -7,8 +7,8 @@ use super::sys;
 pub enum Owners {
     /// Identity: the server runs as root.
     Host,
-    /// The server runs as this unprivileged user and group, which own all files that the guest creates. In the guest they
-    /// are root, and all other users are nobody, as in a user namespace with a single mapping.
+    /// The server runs as this unprivileged user and group, which own all files that the guest creates. In the guest
+    /// they are root, and all other users are nobody, as in a user namespace with a single mapping.
     Single(u32, u32),
 }
 

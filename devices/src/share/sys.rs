@@ -111,7 +111,8 @@ pub fn file_handle(dir: BorrowedFd, name: &CStr) -> Result<Option<FileHandle>> {
         let mut handle = RawHandle { len: MAX_HANDLE as u32, kind: 0, bytes: [0; MAX_HANDLE] };
         let (mut mount, flags) = (0 as c_int, libc::AT_EMPTY_PATH | more);
         let (pointer, mount_id) = (&raw mut handle, &raw mut mount);
-        // SAFETY: `name` ends with NUL; the kernel writes at most `len` bytes behind the header, and the mount's number.
+        // SAFETY: `name` ends with NUL; the kernel writes at most `len` bytes behind the header, and the mount's
+        // number.
         let result = check_len(unsafe {
             let number = libc::SYS_name_to_handle_at;
             libc::syscall(number, dir.as_raw_fd(), name.as_ptr(), pointer, mount_id, flags) as isize
@@ -138,8 +139,8 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// Returns the directory `dir` on a copy of its mount and of all mounts below. The copy is in no mount namespace, has the
-/// options nodev and nosuid, and exists until its last file descriptor is closed.
+/// Returns the directory `dir` on a copy of its mount and of all mounts below. The copy is in no mount namespace, has
+/// the options nodev and nosuid, and exists until its last file descriptor is closed.
 pub fn clone_mount(dir: BorrowedFd) -> Result<OwnedFd> {
     let empty = (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
     let flags = empty | libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
@@ -310,8 +311,8 @@ pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
 /// Reads from a file directly into guest memory. Returns the number of bytes read.
 pub fn preadv(file: &File, slices: &[VolatileSlice], offset: i64) -> Result<usize> {
     let vector = vector(slices);
-    // SAFETY: each piece is in a guest mapping that `slices` keeps borrowed. The guest may write there at the same time,
-    // which VolatileSlice allows, and no Rust reference to those bytes exists.
+    // SAFETY: each piece is in a guest mapping that `slices` keeps borrowed. The guest may write there at the same
+    // time, which VolatileSlice allows, and no Rust reference to those bytes exists.
     check_len(unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), vector.len() as c_int, offset) })
 }
 

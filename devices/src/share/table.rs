@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::cursor::Cursor;
 use super::errno::{Errno, Result};
 use super::identity::Identity;
-use super::inode::{Inode, Pin, Slot};
+use super::inode::{DescriptorCount, Inode, Pin};
 use super::sys::Stat;
 use super::tree::Bind;
 
@@ -59,7 +59,7 @@ pub struct Table {
     by_key: HashMap<(u64, u64, u64), u64>,
     /// Numbers of the binds of which an inode is or was known.
     binds: BTreeSet<u64>,
-    handles: HashMap<u64, (Arc<Handle>, Slot)>,
+    handles: HashMap<u64, (Arc<Handle>, DescriptorCount)>,
     next_inode: u64,
     next_handle: u64,
     /// Number of descriptors in use.
@@ -132,13 +132,13 @@ impl Table {
         }
         self.room()?;
         let key = (stat.st_dev, stat.st_ino);
-        let slot = Slot::take(&self.descriptors);
+        let count = DescriptorCount::new(&self.descriptors);
         if let Some(known) = self.known(bind, key).filter(|known| !known.inode.is_pinned()) {
             // The inode has given up its descriptor. It gets `fd`, unless that is another file with the same number.
             if known.inode.is(&Identity::of(fd.as_fd(), c"")?) {
                 known.lookups = known.lookups.saturating_add(1);
                 let inode = known.inode.clone();
-                inode.pin(Pin::new(fd, slot));
+                inode.pin(Pin::new(fd, count));
                 self.pinned.insert(inode.id);
                 return Ok(inode);
             }
@@ -148,7 +148,7 @@ impl Table {
         }
         let id = self.next_inode;
         self.next_inode += 1;
-        let inode = Arc::new(Inode::new(id, bind, Pin::new(fd, slot), stat));
+        let inode = Arc::new(Inode::new(id, bind, Pin::new(fd, count), stat));
         self.by_key.insert((bind.id, key.0, key.1), id);
         self.binds.insert(bind.id);
         self.pinned.insert(id);
@@ -199,8 +199,8 @@ impl Table {
         }
     }
 
-    /// Pins all inodes of the file with this key that have given up their descriptors. There can be several: if a directory
-    /// is bound twice, or binds are nested, each bind has its own inode for the file.
+    /// Pins all inodes of the file with this key that have given up their descriptors. There can be several: if a
+    /// directory is bound twice, or binds are nested, each bind has its own inode for the file.
     pub fn pin(&mut self, key: (u64, u64)) -> Result<()> {
         let inodes: Vec<_> = self.binds.iter().filter_map(|bind| self.inode_in(*bind, key)).collect();
         for inode in inodes.into_iter().filter(|inode| !inode.is_pinned()) {
@@ -208,7 +208,7 @@ impl Table {
             // A stale inode stays stale.
             if let Ok(found) = inode.fd() {
                 let fd = found.as_fd().try_clone_to_owned()?;
-                inode.pin(Pin::new(fd, Slot::take(&self.descriptors)));
+                inode.pin(Pin::new(fd, DescriptorCount::new(&self.descriptors)));
                 self.pinned.insert(inode.id);
             }
         }
@@ -221,7 +221,7 @@ impl Table {
         self.room()?;
         let id = self.next_handle;
         self.next_handle += 1;
-        self.handles.insert(id, (Arc::new(handle), Slot::take(&self.descriptors)));
+        self.handles.insert(id, (Arc::new(handle), DescriptorCount::new(&self.descriptors)));
         Ok(id)
     }
 
@@ -291,8 +291,8 @@ impl Table {
         if full(&self.descriptors, self.limit) { Err(Errno(libc::ENFILE)) } else { Ok(()) }
     }
 
-    /// Takes descriptors from inodes that can be found again: those that were not used recently, or with `used_too` any.
-    /// Returns the number of descriptors taken.
+    /// Takes descriptors from inodes that can be found again: those that were not used recently, or with `used_too`
+    /// any. Returns the number of descriptors taken.
     fn evict(&mut self, used_too: bool) -> usize {
         let mut freed = 0;
         for _ in 0..EVICT_LOOKED_AT.min(self.pinned.len() + 1) {

@@ -15,8 +15,8 @@
 //! host's mount; then only the server's checks of file types protect the host's devices.
 //!
 //! The copies are in no mount namespace, so nothing remains on the host. A [`ShareTree`] is a handle, and its clones
-//! share one tree. The guest sees a bind or unbind immediately, or when its negative lookup expires. After [`ShareTree::unbind`] the server has no file descriptors of the bind, except those of a
-//! request in progress.
+//! share one tree. The guest sees a bind or unbind immediately, or when its negative lookup expires. After
+//! [`ShareTree::unbind`] the server has no file descriptors of the bind, except those of a request in progress.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -287,7 +287,8 @@ impl ShareTree {
         Ok(())
     }
 
-    /// Removes a bind. The guest no longer finds it, and gets ESTALE or EBADF for the files that it still has open there.
+    /// Removes a bind. The guest no longer finds it, and gets ESTALE or EBADF for the files that it still has open
+    /// there.
     pub fn unbind(&self, path: &str) -> std::result::Result<(), ShareError> {
         let names = components(path)?;
         let mut tree = self.0.tree.lock().unwrap();
@@ -296,8 +297,8 @@ impl ShareTree {
         Ok(())
     }
 
-    /// Sets whether the guest may create directories and empty files in a read-only bind, for use as mount points. It can
-    /// change nothing else. Off by default.
+    /// Sets whether the guest may create directories and empty files in a read-only bind, for use as mount points. It
+    /// can change nothing else. Off by default.
     pub fn allow_mount_points(&self, path: &str, on: bool) -> std::result::Result<(), ShareError> {
         let names = components(path)?;
         let tree = self.0.tree.lock().unwrap();
@@ -306,8 +307,8 @@ impl ShareTree {
         Ok(())
     }
 
-    /// Sets whether the guest's sync(2) and umount(2) make the host write its file systems to disk. On by default. Must be
-    /// switched off before a guest is shut down: its data is in the host's page cache, which survives the guest.
+    /// Sets whether the guest's sync(2) and umount(2) make the host write its file systems to disk. On by default. Must
+    /// be switched off before a guest is shut down: its data is in the host's page cache, which survives the guest.
     pub fn set_host_sync(&self, on: bool) {
         self.0.host_sync.store(on, Ordering::Relaxed);
     }
@@ -376,7 +377,7 @@ impl Bind {
 fn own_mount(path: &str, fd: OwnedFd) -> Result<OwnedFd> {
     match sys::clone_mount(fd.as_fd()) {
         Err(errno @ Errno(libc::EPERM | libc::EINVAL | libc::ENOSYS)) => {
-            log::debug!("share {path:?} on the host's mount: {}", std::io::Error::from(errno));
+            log::debug!("share {path:?}: clone its mount: {}", std::io::Error::from(errno));
             Ok(fd)
         }
         cloned => cloned,

@@ -1,7 +1,7 @@
 //! Extended attributes that the guest may see and set.
 //!
-//! These are `user.*`, `security.capability`, and the two POSIX ACLs. All others belong to the host: `trusted.overlay.*`
-//! or a security label would affect the host's kernel, not the guest's.
+//! These are `user.*`, `security.capability`, and the two POSIX ACLs. All others belong to the host:
+//! `trusted.overlay.*` or a security label would affect the host's kernel, not the guest's.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -34,8 +34,8 @@ impl Operations {
         if is_open(name) { Ok(()) } else { Err(Errno(libc::EOPNOTSUPP)) }
     }
 
-    /// Appends the value of an extended attribute, of at most `size` bytes, to `value`. Returns its length. With a size of
-    /// 0 it only returns the length. After an error, `value` may be longer than before.
+    /// Appends the value of an extended attribute, of at most `size` bytes, to `value`. Returns its length. With a size
+    /// of 0 it only returns the length. After an error, `value` may be longer than before.
     pub fn getxattr(
         &mut self,
         node: u64,
@@ -61,7 +61,8 @@ impl Operations {
     }
 
     /// Appends the names of a node's extended attributes, each with a NUL and together at most `size` bytes, to `list`.
-    /// Returns their length. With a size of 0 it only returns the length. After an error, `list` may be longer than before.
+    /// Returns their length. With a size of 0 it only returns the length. After an error, `list` may be longer than
+    /// before.
     pub fn listxattr(&mut self, node: u64, size: usize, list: &mut Vec<u8>) -> Result<usize> {
         let inode = self.host_node(node, libc::EOPNOTSUPP)?;
         let pin = inode.fd()?;

@@ -96,7 +96,8 @@ impl VirtioDevice for Console {
             queue.quiet();
             queue.kick_in_batches();
         }
-        let ports = self.ports.take().ok_or_else(|| io::Error::other("a console's ports start only once"))?;
+        let ports =
+            self.ports.take().ok_or_else(|| io::Error::other("the console's ports were started before"))?;
         self.seat.put(Box::new(Handler::new(ports, activation)))
     }
 

@@ -1,5 +1,5 @@
-//! The driver's side of virtio, for this crate's tests and, with the feature `driver`, for those of other crates. It uses
-//! registers and rings as Linux's drivers do, and panics when the device does not behave.
+//! The driver's side of virtio, for this crate's tests and, with the feature `driver`, for those of other crates. It
+//! uses registers and rings as Linux's drivers do, and panics when the device does not behave.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -131,7 +131,8 @@ impl Driver {
         self.write(VIRTIO_MMIO_DRIVER_FEATURES, features as u32);
     }
 
-    /// Resets the device and negotiates up to FEATURES_OK. Accepts the offered features that are in the mask `features`.
+    /// Resets the device and negotiates up to FEATURES_OK. Accepts the offered features that are in the mask
+    /// `features`.
     pub fn negotiate(&mut self, features: u64) -> u64 {
         self.write(VIRTIO_MMIO_STATUS, 0);
         self.add_status(VIRTIO_CONFIG_S_ACKNOWLEDGE);

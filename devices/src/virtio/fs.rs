@@ -3,8 +3,8 @@
 //!
 //! Queue 0 is hiprio (FORGET), queue 1 is the request queue. The device offers neither a notification queue
 //! (VIRTIO_FS_F_NOTIFICATION) nor a DAX window. The configuration space contains a tag of 36 bytes and the number of
-//! request queues. One thread ([`worker`]) owns both queues and the server. The protocol is FUSE (`server`); the operations
-//! of [`crate::share`] access the host.
+//! request queues. One thread ([`worker`]) owns both queues and the server. The protocol is FUSE (`server`); the
+//! operations of [`crate::share`] access the host.
 //!
 //! The server does not use fuse-backend-rs's passthrough and Vfs, because they cannot: serve single files; refuse
 //! changes to a read-only share; start from an open file descriptor instead of a path; remove a share with all its file

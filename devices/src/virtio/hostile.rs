@@ -1,8 +1,8 @@
 //! A hostile driver of a real device, controlled by the bytes of a script: for the fuzz target and for tests.
 //!
-//! It starts the device with any features, queue sizes and rings, resets it and starts it again, and changes guest memory
-//! while the device uses it. The devices' loop runs only when the script says so, and can therefore be late at any point
-//! of a reset or a start; or it runs while a separate thread acts as a vCPU.
+//! It starts the device with any features, queue sizes and rings, resets it and starts it again, and changes guest
+//! memory while the device uses it. The devices' loop runs only when the script says so, and can therefore be late at
+//! any point of a reset or a start; or it runs while a separate thread acts as a vCPU.
 //!
 //! Nothing may panic, and after any script [`Machine::finish`] must find a device that serves an honest driver.
 
@@ -52,7 +52,7 @@ pub enum Subject {
     /// A network device whose queues are lent to a test double of the host's kernel.
     LentNet,
     /// A slot in which network devices are plugged in and removed.
-    Place,
+    Slot,
     /// The entropy device.
     Rng,
     /// A share over virtio-fs.
@@ -67,7 +67,7 @@ impl Subject {
         Subject::Console,
         Subject::Net,
         Subject::LentNet,
-        Subject::Place,
+        Subject::Slot,
         Subject::Rng,
         Subject::Fs,
         Subject::P9,
@@ -98,7 +98,7 @@ enum Host {
     Sockets([UnixStream; 2]),
     Wire(UnixDatagram),
     LentWire(UnixDatagram, EventFd),
-    Place(Slot, Option<UnixDatagram>),
+    Slot(Slot, Option<UnixDatagram>),
 }
 
 /// A device with its event loop, a hostile guest and the host's side.
@@ -163,9 +163,9 @@ impl Machine {
                 let (net, wire) = net(&events, Some(vhost));
                 (Box::new(net), Host::LentWire(wire, fault))
             }
-            Subject::Place => {
+            Subject::Slot => {
                 let slot = Slot::default();
-                (Box::new(slot.clone()), Host::Place(slot, None))
+                (Box::new(slot.clone()), Host::Slot(slot, None))
             }
             Subject::Rng => (Box::new(Rng::new(events.handle())), Host::Nothing),
             Subject::Fs => (Box::new(Fs::new("share", spared())), Host::Nothing),
@@ -240,7 +240,7 @@ impl Machine {
                 }
                 pass(wire, step, &mut buffer);
             }
-            Host::Place(slot, wire) => match (wire, step.a % 4) {
+            Host::Slot(slot, wire) => match (wire, step.a % 4) {
                 (Some(wire), 0 | 1) => pass(wire, step, &mut buffer),
                 (wire @ Some(_), 2) => {
                     slot.unplug();
@@ -269,7 +269,7 @@ impl Machine {
             thread::yield_now();
         }
         assert!(self.events.turn_at_most(1000), "{:?}: the loop does not come to rest", self.subject);
-        if let Host::Place(slot, wire) = &mut self.host {
+        if let Host::Slot(slot, wire) = &mut self.host {
             let (net, other) = net(&self.events, None);
             slot.plug(net);
             *wire = Some(other);
@@ -280,7 +280,7 @@ impl Machine {
         match self.subject {
             // A console's ports can be started only once.
             Subject::Console => {}
-            Subject::Net | Subject::LentNet | Subject::Place => self.expect_packet(queues),
+            Subject::Net | Subject::LentNet | Subject::Slot => self.expect_packet(queues),
             Subject::Rng => self.expect_entropy(queues),
             Subject::Fs => self.expect_answer(queues, 1, &guest::fuse_init()),
             Subject::P9 => self.expect_answer(queues, 0, &guest::p9_version()),
@@ -289,7 +289,7 @@ impl Machine {
 
     fn expect_packet(&mut self, mut queues: Vec<DriverQueue>) {
         let wire = match &self.host {
-            Host::Wire(wire) | Host::Place(_, Some(wire)) => wire,
+            Host::Wire(wire) | Host::Slot(_, Some(wire)) => wire,
             Host::LentWire(wire, fault) => {
                 fault.write(1).unwrap();
                 wire

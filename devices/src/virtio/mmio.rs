@@ -190,7 +190,8 @@ impl MmioTransport {
         }
         self.finish_reset();
         if self.resetting {
-            // Linux does not wait for the end of a reset: it reads Status, adds a bit that is already set, and writes it.
+            // Linux does not wait for the end of a reset: it reads Status, adds a bit that is already set, and writes
+            // it.
             return if value == self.status { Ok(()) } else { Err("status written during a reset") };
         }
         let mut added = status::added(self.status, value)?;

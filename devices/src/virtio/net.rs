@@ -6,9 +6,9 @@
 //! | 1 | transmit | 256 |
 //!
 //! The device offers F_MAC and F_MTU; F_CSUM and F_GUEST_CSUM, F_HOST_TSO4/6 with F_HOST_ECN and F_GUEST_TSO4/6 with
-//! F_GUEST_ECN, all of which the tap implements; and F_MRG_RXBUF, so that a long packet can occupy many small buffers. It
-//! does not offer UFO (kernels have dropped it), USO (new on taps), F_CTRL_VQ (the guest gets every packet that reaches
-//! the tap), F_MQ (one thread serves all queues) and F_STATUS (the link is always up).
+//! F_GUEST_ECN, all of which the tap implements; and F_MRG_RXBUF, so that a long packet can occupy many small buffers.
+//! It does not offer UFO (kernels have dropped it), USO (new on taps), F_CTRL_VQ (the guest gets every packet that
+//! reaches the tap), F_MQ (one thread serves all queues) and F_STATUS (the link is always up).
 //!
 //! Packets go between guest memory and the tap without an intermediate buffer. The 12-byte header before each packet is
 //! the tap's (IFF_VNET_HDR); the host's kernel checks it. If the host has vhost-net ([`Vhost`]), its kernel serves both
@@ -16,8 +16,8 @@
 //! event loop serves them. There, a full tap stops transmission until the tap is writable again, and a guest without
 //! receive buffers stops reception until its next kick.
 //!
-//! A device may be restricted to its interface's addresses ([`SourceFilter`]): packets from other sources are refused and
-//! counted. The event loop then serves the queues, and copies the beginning of each packet to check it.
+//! A device may be restricted to its interface's addresses ([`SourceFilter`]): packets from other sources are refused
+//! and counted. The event loop then serves the queues, and copies the beginning of each packet to check it.
 //!
 //! A [`Slot`] is a place for a NIC that can be plugged in and removed while the machine runs.
 
@@ -111,8 +111,8 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        // Linux's driver fills the receive queue at once. Kicks for these buffers would be wasted, as there is nothing to
-        // receive yet.
+        // Linux's driver fills the receive queue at once. Kicks for these buffers would be wasted, as there is nothing
+        // to receive yet.
         activation.queues[RECEIVE].quiet();
         self.tap.set_offloads(activation.features)?;
         let demand = demand(activation.features, self.mtu);

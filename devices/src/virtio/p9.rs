@@ -1,11 +1,10 @@
-//! virtio-9p (device ID 9; VIRTIO 1.2 only assigns the ID, see Linux `net/9p/trans_virtio.c`): the share for guests without
-//! virtio-fs.
+//! virtio-9p (device ID 9; VIRTIO 1.2 only assigns the ID, see Linux `net/9p/trans_virtio.c`): the share for guests
+//! without virtio-fs.
 //!
-//! The device has one request queue and offers VIRTIO_9P_MOUNT_TAG: the configuration space contains the tag as `len[2]`
-//! and its bytes. The protocol is 9P2000.L (`server`). Its server calls the same operations of [`crate::share`] as
-//! that of virtio-fs, so that all code that accesses the host exists once: tree, inode table, credentials, rules for names
-//! and read-only binds.
-//! The device also uses the thread of [`super::fs::worker`].
+//! The device has one request queue and offers VIRTIO_9P_MOUNT_TAG: the configuration space contains the tag as
+//! `len[2]` and its bytes. The protocol is 9P2000.L (`server`). Its server calls the same operations of
+//! [`crate::share`] as that of virtio-fs, so that all code that accesses the host exists once: tree, inode table,
+//! credentials, rules for names and read-only binds. The device also uses the thread of [`super::fs::worker`].
 //!
 //! The protocol lacks some features of virtio-fs. A write clears set-user-ID bits even if the writing process is
 //! privileged. There is no fallocate, SEEK_HOLE or renameat2 flags. The original RENAME and REMOVE act on the last name

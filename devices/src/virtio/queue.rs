@@ -207,8 +207,8 @@ impl VirtQueue {
 
     /// From now on, whenever the queue has been served until empty, asks the driver to kick only when half of the
     /// highest number of requests that were ever available at once are available again. For receive buffers, which the
-    /// driver adds again as soon as it has read them: with one kick per buffer, a large transfer would proceed buffer by
-    /// buffer. Takes effect only with VIRTIO_F_EVENT_IDX.
+    /// driver adds again as soon as it has read them: with one kick per buffer, a large transfer would proceed buffer
+    /// by buffer. Takes effect only with VIRTIO_F_EVENT_IDX.
     pub fn kick_in_batches(&mut self) {
         self.batched = self.queue.event_idx_enabled();
     }
@@ -251,7 +251,8 @@ impl VirtQueue {
         result.map_err(|source| QueueError::Rings { index, source })
     }
 
-    /// Serves the available requests. Returns whether there are completed requests that the driver has not been told of.
+    /// Serves the available requests. Returns whether there are completed requests that the driver has not been told
+    /// of.
     fn drain(
         &mut self,
         mut op: impl FnMut(&GuestMemoryMmap, Chain) -> io::Result<Served>,

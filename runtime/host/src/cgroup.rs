@@ -24,6 +24,8 @@ pub mod usage;
 use hierarchies::{Hierarchies, Hierarchy};
 use systemd::{Manager, SystemdError, properties};
 
+use crate::HostError;
+
 /// Timeout for the kernel to remove exited processes from a cgroup.
 const REMOVAL: Duration = Duration::from_secs(2);
 /// First interval between two attempts; each following interval is twice as long.
@@ -33,18 +35,10 @@ const REMOVAL_STEP: Duration = Duration::from_millis(1);
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// An operation on a cgroup's directory or files failed.
-    #[error("{step} cgroup {}", path.display())]
-    Host {
-        /// The operation, such as `join`.
-        step: &'static str,
-        /// Path of the cgroup or file.
-        path: PathBuf,
-        /// Error of the operation.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// Another process is in the cgroup.
-    #[error("cgroup {} has processes already", .0.display())]
+    #[error("cgroup {} already has processes", .0.display())]
     Busy(PathBuf),
     /// The host's kernel has no such limit, or the controller is not enabled in the cgroup.
     #[error("config.json {at}: not supported: the host has no {file} in {}", directory.display())]
@@ -176,11 +170,11 @@ impl Cgroup {
     /// Returns the cgroup of the process `pid`.
     pub fn of_process(pid: u32) -> Result<Cgroup> {
         let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
-        let own = fs::read_to_string(&path).map_err(host("read", &path))?;
-        let mounts =
-            fs::read_to_string("/proc/self/mountinfo").map_err(host("read", Path::new("/proc/self")))?;
+        let own = fs::read_to_string(&path).map_err(HostError::at("read", &path))?;
         let mut cgroup = Cgroup::default();
-        Hierarchies::parse(&mounts, &own).all().for_each(|tree| cgroup.add(tree, tree.mount.join(&tree.own)));
+        Hierarchies::parse(&hierarchies::mounts()?, &own)
+            .all()
+            .for_each(|tree| cgroup.add(tree, tree.mount.join(&tree.own)));
         Ok(cgroup)
     }
 
@@ -207,7 +201,10 @@ impl Cgroup {
 
     /// Moves this process with all its threads into the cgroup.
     pub fn join(&self) -> Result<()> {
-        self.directories.iter().try_for_each(|directory| join(&directory.path))
+        self.directories.iter().try_for_each(|Directory { path, .. }| {
+            let joined = write_file(&path.join("cgroup.procs"), "0");
+            Ok(joined.map_err(HostError::at("join cgroup", path))?)
+        })
     }
 
     /// Writes limits. Retries failed writes once, because a limit may depend on a later one: memory plus swap is never
@@ -223,9 +220,7 @@ impl Cgroup {
         for (file, value) in &setting.files {
             let Some(directory) = self.directory_of(file) else { continue };
             let path = directory.join(file);
-            let written =
-                OpenOptions::new().write(true).open(&path).and_then(|mut to| to.write_all(value.as_bytes()));
-            match written {
+            match write_file(&path, value) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(directory),
                 Err(source) => {
@@ -256,14 +251,11 @@ impl Cgroup {
 
     fn directory_of(&self, file: &str) -> Option<&Path> {
         let controller = file.split('.').next().unwrap_or(file);
-        let found = match self.version() {
-            Version::Two => self.directories.iter().find(|directory| directory.controllers.is_empty()),
-            Version::One => self
-                .directories
-                .iter()
-                .find(|directory| directory.controllers.iter().any(|name| name == controller)),
+        let has = |Directory { controllers, .. }: &&Directory| match self.version() {
+            Version::Two => controllers.is_empty(),
+            Version::One => controllers.iter().any(|name| name == controller),
         };
-        found.map(|directory| directory.path.as_path())
+        self.directories.iter().find(has).map(|directory| directory.path.as_path())
     }
 
     /// Removes the cgroup. Kills its remaining processes, which all belong to the machine.
@@ -272,18 +264,16 @@ impl Cgroup {
             Manager::connect()?.stop(unit)?;
         }
         self.directories.iter().try_for_each(|directory| {
-            let kill = directory.path.join("cgroup.kill");
             // An older kernel does not have the file, and usually no process is left.
-            let _ = OpenOptions::new().write(true).open(kill).and_then(|mut file| file.write_all(b"1"));
+            let _ = write_file(&directory.path.join("cgroup.kill"), "1");
             remove_directory(&directory.path)
         })
     }
 }
 
-fn join(directory: &Path) -> Result<()> {
-    let path = directory.join("cgroup.procs");
-    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"0"));
-    written.map_err(host("join", directory))
+/// Writes to a file that the kernel has created.
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// Creates the cgroup's directory in each hierarchy.
@@ -301,7 +291,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
         path.push(name);
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(host("create", &path)(error));
+                return Err(HostError::at("create cgroup", &path)(error).into());
             }
             _ => {}
         }
@@ -317,8 +307,7 @@ fn make_directory(tree: &Hierarchy, below: &Path, unified: bool) -> Result<()> {
 fn delegate(path: &Path) {
     let controllers = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
-        let control = OpenOptions::new().write(true).open(path.join("cgroup.subtree_control"));
-        let _ = control.and_then(|mut file| file.write_all(format!("+{controller}").as_bytes()));
+        let _ = write_file(&path.join("cgroup.subtree_control"), &format!("+{controller}"));
     }
 }
 
@@ -328,8 +317,9 @@ fn inherit_cpuset(path: &Path) -> Result<()> {
         let own = path.join(file);
         let is_empty = fs::read_to_string(&own).is_ok_and(|set| set.trim().is_empty());
         if is_empty && let Some(above) = path.parent() {
-            let set = fs::read_to_string(above.join(file)).map_err(host("read the CPUs of", above))?;
-            fs::write(&own, set.trim()).map_err(host("set the CPUs of", path))?;
+            let set = fs::read_to_string(above.join(file))
+                .map_err(HostError::at("read the CPUs of cgroup", above))?;
+            fs::write(&own, set.trim()).map_err(HostError::at("set the CPUs of cgroup", path))?;
         }
     }
     Ok(())
@@ -351,14 +341,9 @@ fn remove_directory(path: &Path) -> Result<()> {
                 thread::sleep(step);
                 step *= 2;
             }
-            other => return other.map_err(host("remove", path)),
+            other => return Ok(other.map_err(HostError::at("remove cgroup", path))?),
         }
     }
-}
-
-fn host(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
-    let path = path.to_owned();
-    move |source| CgroupError::Host { step, path, source }
 }
 
 #[cfg(test)]

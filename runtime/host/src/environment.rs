@@ -6,87 +6,75 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci::spec::{ConsoleSize, Linux};
+use rustix::process::{DumpableBehavior, ioctl_tiocsctty, set_dumpable_behavior};
+use rustix::pty::{ptsname, unlockpt};
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 use crate::network::{self, NetworkError};
-use crate::sys;
+use crate::{HostError, sys, terminal};
 
 /// An error of setting up the environment.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvironmentError {
-    /// The terminal cannot be created or used.
-    #[error("{step} the container's terminal")]
-    Terminal {
-        /// The operation, such as `open`.
-        step: &'static str,
-        /// Error of the operation.
-        #[source]
-        source: io::Error,
-    },
-    /// The terminal's controller cannot be sent to the console socket.
-    #[error("send the terminal to {}", path.display())]
-    Socket {
-        /// Path of the socket.
-        path: PathBuf,
-        /// Error of connect or send.
-        #[source]
-        source: io::Error,
-    },
+    /// A step of the setup failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The network namespace cannot be joined.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// A new network namespace cannot be created.
-    #[error("create a network namespace")]
-    NewNetwork(#[source] io::Error),
-    /// The process cannot be separated from what it inherited.
-    #[error("{step}")]
-    Inherited {
-        /// The operation, such as `clear the environment`.
-        step: &'static str,
-        /// Error of the operation.
-        #[source]
-        source: io::Error,
-    },
 }
+
+/// Result with [`EnvironmentError`] as the default error.
+pub type Result<T, E = EnvironmentError> = std::result::Result<T, E>;
 
 /// Environment variables that a machine's process keeps: they locate an ordinary user's systemd when it must stop the
 /// scope.
 const KEPT: [&str; 1] = ["XDG_RUNTIME_DIR"];
 
 /// Closes all inherited descriptors above stderr. The caller must not have opened any yet.
-pub fn close_descriptors() -> Result<(), EnvironmentError> {
-    let failed = |source| EnvironmentError::Inherited { step: "close inherited descriptors", source };
-    sys::inherited::close_descriptors().map_err(failed)
+pub fn close_descriptors() -> Result<()> {
+    Ok(sys::inherited::close_descriptors().map_err(HostError::step("close inherited descriptors"))?)
 }
 
 /// Clears the environment variables and forbids core dumps, because a guest may break out of this process. To be called
 /// before the first thread is started, after the last hook, and after all variables were read.
-pub fn seclude() -> Result<(), EnvironmentError> {
-    let failed = |step| move |source| EnvironmentError::Inherited { step, source };
-    sys::inherited::clear_environment(&KEPT).map_err(failed("clear the environment"))?;
-    sys::inherited::forbid_dumps().map_err(failed("forbid core dumps"))
+pub fn seclude() -> Result<()> {
+    sys::inherited::clear_environment(&KEPT).map_err(HostError::step("clear the environment"))?;
+    let forbidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    Ok(forbidden.map_err(HostError::step("forbid core dumps"))?)
 }
 
 /// Creates a terminal of this size and sends its controller over the socket at `path`. The other end, in raw mode,
 /// becomes this process's controlling terminal and standard streams, so that a change of size by the controller's owner
 /// raises SIGWINCH in this process.
-pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<(), EnvironmentError> {
-    let failed = |step| move |source| EnvironmentError::Terminal { step, source };
-    let (controller, number) = sys::open_terminal().map_err(failed("create"))?;
-    let name = format!("/dev/pts/{number}");
+pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<()> {
+    let (controller, name) = create_terminal().map_err(HostError::step("create the container's terminal"))?;
     let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&name);
-    let own = open.map_err(failed("open"))?;
+    let own = open.map_err(HostError::step("open the container's terminal"))?;
+    configure(&own, size).map_err(HostError::step("configure the container's terminal"))?;
+    send(path, &controller, &name).map_err(HostError::at("send the terminal to", path))?;
+    attach(&own).map_err(HostError::step("attach to the container's terminal"))?;
+    Ok(())
+}
+
+/// Creates a terminal. Returns its controller and the path of its other end.
+fn create_terminal() -> io::Result<(File, String)> {
+    let controller = File::options().read(true).write(true).open("/dev/ptmx")?;
+    unlockpt(&controller)?;
+    let name = ptsname(&controller, Vec::new())?.into_string().map_err(io::Error::other)?;
+    Ok((controller, name))
+}
+
+/// Sets the terminal's size, if there is one, and raw mode.
+fn configure(terminal: &File, size: Option<ConsoleSize>) -> io::Result<()> {
     if let Some(size) = size.filter(|size| size.height > 0 && size.width > 0) {
-        sys::set_window_size(own.as_fd(), size.height, size.width).map_err(failed("resize"))?;
+        let (ws_row, ws_col) = (size.height, size.width);
+        tcsetwinsize(terminal, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 })?;
     }
-    let settings = sys::terminal_settings(own.as_fd()).map_err(failed("configure"))?;
-    sys::set_terminal(own.as_fd(), &settings.raw()).map_err(failed("configure"))?;
-    send(path, &controller, &name)
-        .map_err(|source| EnvironmentError::Socket { path: path.to_owned(), source })?;
-    sys::control_terminal(own.as_fd()).map_err(failed("attach to"))?;
-    sys::set_standard([&own, &own, &own]).map_err(failed("attach to"))
+    terminal::set_raw(terminal, &tcgetattr(terminal)?)
 }
 
 /// Sends the controller, with the terminal's name as the data of the message.
@@ -95,20 +83,46 @@ fn send(path: &Path, controller: &File, name: &str) -> io::Result<()> {
     sys::send_with_fds(socket.as_fd(), name.as_bytes(), &[controller.as_fd()]).map(drop)
 }
 
+/// Makes the terminal this process's controlling terminal and standard streams.
+fn attach(terminal: &File) -> io::Result<()> {
+    ioctl_tiocsctty(terminal)?;
+    sys::set_standard([terminal; 3])
+}
+
 /// Joins the network namespace that config.json names, or a new one if config.json requests one without a path. Engines
 /// then find the namespace through this process. Returns whether the process is in such a namespace now. Without
 /// privilege it does not create a new one, because no process could add an interface to it.
-pub fn enter_network(linux: &Linux) -> Result<bool, EnvironmentError> {
-    let Some(asked) = linux.namespaces.iter().find(|namespace| namespace.kind == "network") else {
+pub fn enter_network(linux: &Linux) -> Result<bool> {
+    let Some(namespace) = linux.namespaces.iter().find(|namespace| namespace.kind == "network") else {
         return Ok(false);
     };
-    if !asked.path.is_empty() {
-        network::enter(Path::new(&asked.path))?;
+    if !namespace.path.is_empty() {
+        network::enter(Path::new(&namespace.path))?;
         return Ok(true);
     }
     match sys::new_network() {
         Ok(()) => Ok(true),
         Err(_) if sys::effective_user() != 0 => Ok(false),
-        Err(source) => Err(EnvironmentError::NewNetwork(source)),
+        Err(error) => Err(HostError::step("create a network namespace")(error).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::termios::{LocalModes, tcgetwinsize};
+
+    use super::*;
+
+    #[test]
+    fn a_new_terminal_is_raw_and_has_its_size() {
+        let (_controller, name) = create_terminal().unwrap();
+        assert!(name.starts_with("/dev/pts/"), "{name}");
+        let terminal =
+            File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name).unwrap();
+        configure(&terminal, Some(ConsoleSize { height: 30, width: 100 })).unwrap();
+        let size = tcgetwinsize(&terminal).unwrap();
+        assert_eq!((size.ws_row, size.ws_col), (30, 100));
+        let modes = tcgetattr(&terminal).unwrap().local_modes;
+        assert!(!modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG));
     }
 }

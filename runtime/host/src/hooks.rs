@@ -15,7 +15,7 @@ use oci::spec::Hook;
 use crate::sys;
 
 /// Maximum length in bytes of a hook's stderr in an error.
-const SAID_MAX: u64 = 4096;
+const STDERR_MAX: u64 = 4096;
 
 /// An error of running a hook.
 #[derive(Debug, thiserror::Error)]
@@ -31,38 +31,29 @@ pub enum HookError {
         #[source]
         source: io::Error,
     },
-    /// The hook exceeded its timeout and was killed.
-    #[error("{kind} hook {}: timed out after {seconds} s", path.display())]
-    Late {
-        /// Kind of hook.
-        kind: &'static str,
-        /// Path of the program.
-        path: PathBuf,
-        /// Timeout in seconds.
-        seconds: u64,
-    },
-    /// The hook failed.
-    #[error("{kind} hook {}: {status}{said}", path.display())]
+    /// The hook failed, or exceeded its timeout and was killed.
+    #[error("{kind} hook {}: {why}", path.display())]
     Failed {
         /// Kind of hook.
         kind: &'static str,
         /// Path of the program.
         path: PathBuf,
-        /// Exit status.
-        status: ExitStatus,
-        /// Beginning of its stderr, after `: `; or empty.
-        said: String,
+        /// Exit status with the beginning of its stderr, or the timeout.
+        why: String,
     },
 }
 
+/// Result with [`HookError`] as the default error.
+pub type Result<T, E = HookError> = std::result::Result<T, E>;
+
 /// Environment variables of hooks whose configuration has none.
 #[derive(Clone, Debug, Default)]
-pub struct Environment(Vec<(OsString, OsString)>);
+pub struct Variables(Vec<(OsString, OsString)>);
 
-impl Environment {
+impl Variables {
     /// Returns the environment of this process.
-    pub fn own() -> Environment {
-        Environment(std::env::vars_os().collect())
+    pub fn own() -> Variables {
+        Variables(std::env::vars_os().collect())
     }
 
     /// Overwrites the variables in memory, so that a guest that breaks out of its machine cannot read them.
@@ -77,49 +68,40 @@ impl Environment {
     }
 
     /// Keeps the variables if one of `hooks` needs them, and overwrites them otherwise.
-    pub fn kept_for<'a>(self, mut hooks: impl Iterator<Item = &'a Hook>) -> Environment {
+    pub fn kept_for<'a>(self, mut hooks: impl Iterator<Item = &'a Hook>) -> Variables {
         if hooks.any(|hook| hook.env.is_none()) {
             return self;
         }
         self.forget();
-        Environment::default()
+        Variables::default()
     }
 }
 
 /// Runs `hooks` in their order, each with `state` as its standard input. Hooks without their own environment get
 /// `environment`. Stops at the first hook that fails.
-pub fn run(
-    kind: &'static str,
-    hooks: &[Hook],
-    state: &[u8],
-    environment: &Environment,
-) -> Result<(), HookError> {
+pub fn run(kind: &'static str, hooks: &[Hook], state: &[u8], environment: &Variables) -> Result<()> {
     hooks.iter().try_for_each(|hook| run_one(kind, hook, state, environment))
 }
 
-fn run_one(
-    kind: &'static str,
-    hook: &Hook,
-    state: &[u8],
-    environment: &Environment,
-) -> Result<(), HookError> {
+fn run_one(kind: &'static str, hook: &Hook, state: &[u8], environment: &Variables) -> Result<()> {
     let path = hook.path.clone();
     let failed = |source| HookError::Run { kind, path: path.clone(), source };
-    let (mut child, mut said) = start(hook, state, environment).map_err(failed)?;
+    let (mut child, mut stderr) = start(hook, state, environment).map_err(failed)?;
     let limit = hook.timeout.filter(|seconds| *seconds > 0);
-    match wait(&mut child, limit.map(Duration::from_secs)).map_err(failed)? {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(HookError::Failed { kind, path, status, said: text_of(&mut said) }),
-        None => Err(HookError::Late { kind, path, seconds: limit.unwrap_or_default() }),
-    }
+    let why = match wait(&mut child, limit.map(Duration::from_secs)).map_err(failed)? {
+        Some(status) if status.success() => return Ok(()),
+        Some(status) => format!("{status}{}", text_of(&mut stderr)),
+        None => format!("timed out after {} s", limit.unwrap_or_default()),
+    };
+    Err(HookError::Failed { kind, path, why })
 }
 
 /// Starts a hook. Its stdin and stderr are files in memory, so that neither side ever blocks on a pipe.
-fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Child, File)> {
+fn start(hook: &Hook, state: &[u8], environment: &Variables) -> io::Result<(Child, File)> {
     let mut input = sys::memory_file(c"vmm-state")?;
     input.write_all(state)?;
     input.seek(SeekFrom::Start(0))?;
-    let said = sys::memory_file(c"vmm-hook")?;
+    let stderr = sys::memory_file(c"vmm-hook")?;
     let mut command = Command::new(&hook.path);
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
@@ -129,9 +111,9 @@ fn start(hook: &Hook, state: &[u8], environment: &Environment) -> io::Result<(Ch
         Some(env) => command.envs(env.iter().filter_map(|variable| variable.split_once('='))),
         None => command.envs(environment.0.iter().map(|(name, value)| (name, value))),
     };
-    command.stdin(input).stdout(Stdio::null()).stderr(said.try_clone()?);
+    command.stdin(input).stdout(Stdio::null()).stderr(stderr.try_clone()?);
     sys::unblock_signals_in(&mut command);
-    Ok((command.spawn()?, said))
+    Ok((command.spawn()?, stderr))
 }
 
 /// Waits for the exit status. Returns `None` if the hook exceeded `limit` and was killed.
@@ -149,9 +131,9 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitSta
 }
 
 /// Returns the hook's stderr after a colon, or an empty text.
-fn text_of(said: &mut File) -> String {
+fn text_of(stderr: &mut File) -> String {
     let mut text = Vec::new();
-    let read = said.seek(SeekFrom::Start(0)).and_then(|_| said.take(SAID_MAX).read_to_end(&mut text));
+    let read = stderr.seek(SeekFrom::Start(0)).and_then(|_| stderr.take(STDERR_MAX).read_to_end(&mut text));
     match read.map(|_| String::from_utf8_lossy(&text).trim().to_owned()) {
         Ok(text) if !text.is_empty() => format!(": {text}"),
         _ => String::new(),
@@ -176,7 +158,7 @@ mod tests {
             hook.env.get_or_insert_default().push("A=b".into());
             hook
         };
-        run("prestart", &[hook("one"), hook("two")], b"state\n", &Environment::own()).unwrap();
+        run("prestart", &[hook("one"), hook("two")], b"state\n", &Variables::own()).unwrap();
         assert_eq!(std::fs::read_to_string(out).unwrap(), "one state b\ntwo state b\n");
     }
 
@@ -184,16 +166,16 @@ mod tests {
     fn a_hook_without_an_environment_has_ours() {
         let own = std::env::var("PATH").unwrap();
         let script = format!("test \"$PATH\" = '{own}'");
-        let ours = Environment::own();
+        let ours = Variables::own();
         run("prestart", &[Hook { env: None, ..shell(&script, None) }], b"", &ours).unwrap();
         let none = Hook { env: Some(Vec::new()), ..shell("test -z \"$HOME\"", None) };
         run("prestart", std::slice::from_ref(&none), b"", &ours).unwrap();
         // Uses the kept environment, not the current one of this process.
-        let kept = Environment::own().kept_for([&none, &Hook { env: None, ..Hook::default() }].into_iter());
+        let kept = Variables::own().kept_for([&none, &Hook { env: None, ..Hook::default() }].into_iter());
         assert_eq!(kept.0, ours.0);
-        assert!(Environment::own().kept_for(std::iter::once(&none)).0.is_empty());
+        assert!(Variables::own().kept_for(std::iter::once(&none)).0.is_empty());
         let bare = Hook { env: None, ..shell("test -z \"$HOME\"", None) };
-        run("poststop", &[bare], b"", &Environment::default()).unwrap();
+        run("poststop", &[bare], b"", &Variables::default()).unwrap();
     }
 
     #[test]
@@ -202,19 +184,19 @@ mod tests {
         let mark = folder.path().join("mark");
         let after = shell(&format!("touch {}", mark.display()), None);
         let error =
-            run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"", &Environment::own())
+            run("poststop", &[shell("echo no luck >&2; exit 3", None), after], b"", &Variables::own())
                 .unwrap_err();
         assert_eq!(error.to_string(), "poststop hook /bin/sh: exit status: 3: no luck");
         assert!(!mark.exists());
         let error =
-            run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"", &Environment::own());
+            run("prestart", &[Hook { path: "/no/such".into(), ..Hook::default() }], b"", &Variables::own());
         assert_eq!(error.unwrap_err().to_string(), "run prestart hook /no/such");
     }
 
     #[test]
     fn a_hook_that_takes_too_long_is_killed() {
         let error =
-            run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Environment::own()).unwrap_err();
+            run("createRuntime", &[shell("exec sleep 1000", Some(1))], b"", &Variables::own()).unwrap_err();
         assert_eq!(error.to_string(), "createRuntime hook /bin/sh: timed out after 1 s");
     }
 }

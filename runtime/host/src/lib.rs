@@ -5,9 +5,12 @@
 
 pub mod cgroup;
 pub mod environment;
+mod error;
 pub mod hooks;
 pub mod network;
 pub mod signals;
 pub mod sys;
 pub mod terminal;
 pub mod text;
+
+pub use error::HostError;

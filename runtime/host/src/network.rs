@@ -3,7 +3,7 @@
 //! Each interface gets a NIC in the guest with the same hardware address, MTU, addresses, routes and neighbours. The
 //! NIC is backed by a tap, and traffic control redirects packets between tap and interface ([`redirect`]). The
 //! interface keeps its configuration. Nothing outside of the namespace changes, and the taps disappear with this
-//! process. [`Network::look_again`] returns changes of the namespace while the machine runs.
+//! process. [`Network::refresh`] returns changes of the namespace while the machine runs.
 //!
 //! The process is in the namespace itself: its main thread enters before the machine's threads start, which inherit the
 //! namespace. Programs that look up a pod's network by its process (hooks, nsenter(1)) therefore find it.
@@ -18,17 +18,19 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-pub use self::found::{Address, Found, Link, Neighbour, Route};
-use self::netlink::Netlink;
-use self::taps::Taps;
-use self::watch::Watch;
-use crate::sys;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-mod found;
+pub use self::config::{Address, Link, Neighbour, NetworkConfig, Route};
+use self::netlink::Netlink;
+use self::notifications::Notifications;
+use self::taps::Taps;
+use crate::HostError;
+
+mod config;
 mod netlink;
+mod notifications;
 mod redirect;
 mod taps;
-mod watch;
 
 /// Maximum number of interfaces: each uses an interrupt of the machine, and console, share and entropy device use
 /// three.
@@ -37,27 +39,18 @@ pub const NICS_MAX: usize = 16;
 /// Maximum number of NICs that can be added while a machine runs: its kernel probes each such slot when it boots.
 const SPARE_NICS: usize = 4;
 
+/// Step of an error, before the path.
+const JOIN: &str = "join network namespace";
+
 /// An error of setting up a pod's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The namespace cannot be joined.
-    #[error("join network namespace {}", path.display())]
-    Join {
-        /// Path of the namespace.
-        path: PathBuf,
-        /// Error of open or setns(2).
-        #[source]
-        source: io::Error,
-    },
+    /// The namespace cannot be joined or listed.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The namespace is that of the host.
-    #[error("join network namespace {}: the host's own network cannot be the guest's", path.display())]
-    Host {
-        /// Path of the namespace.
-        path: PathBuf,
-    },
-    /// The interfaces, addresses, routes or neighbours cannot be listed.
-    #[error("list the network namespace")]
-    List(#[source] io::Error),
+    #[error("join network namespace {}: the host's own network cannot be the guest's", .0.display())]
+    HostNamespace(PathBuf),
     /// The namespace has too many interfaces.
     #[error("network namespace: {0} interfaces exceed the limit of {NICS_MAX}")]
     TooMany(usize),
@@ -105,11 +98,11 @@ pub struct Nic {
 pub struct Network {
     /// In the order of the machine's slots, so that the guest's kernel itself gives most NICs their names.
     pub nics: Vec<Nic>,
-    found: Found,
+    config: NetworkConfig,
     /// `None` if no interface is connected or will be added.
     taps: Option<Taps>,
     /// `None` if changes are not followed.
-    watch: Option<Watch>,
+    notifications: Option<Notifications>,
 }
 
 /// Enters the network namespace `path` with this thread. Threads that it starts later inherit the namespace.
@@ -118,100 +111,104 @@ pub struct Network {
 ///
 /// Also if `path` is the namespace of this process or of the host's process 1.
 pub fn enter(path: &Path) -> Result<()> {
-    let join = |source| NetworkError::Join { path: path.to_owned(), source };
-    let namespace = File::open(path).map_err(join)?;
-    let place = namespace.metadata().map(|it| (it.dev(), it.ino())).map_err(join)?;
+    let open = || {
+        let namespace = File::open(path)?;
+        let metadata = namespace.metadata()?;
+        io::Result::Ok((namespace, (metadata.dev(), metadata.ino())))
+    };
+    let (namespace, identity) = open().map_err(HostError::at(JOIN, path))?;
     // /proc/1 may not be readable; then this process may not enter the host's network either.
     let hosts = ["/proc/self/ns/net", "/proc/1/ns/net"].map(fs::metadata);
-    if hosts.iter().flatten().any(|host| (host.dev(), host.ino()) == place) {
-        return Err(NetworkError::Host { path: path.to_owned() });
+    if hosts.iter().flatten().any(|host| (host.dev(), host.ino()) == identity) {
+        return Err(NetworkError::HostNamespace(path.to_owned()));
     }
-    sys::enter_network(namespace.as_fd()).map_err(join)
+    let joined = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
+    Ok(joined.map_err(HostError::at(JOIN, path))?)
 }
 
 /// Removes what a killed process has left on the interfaces of the namespace `path`. Interfaces of running machines do
 /// not change, and the caller stays in its namespace.
-pub fn clear(path: &Path) -> Result<()> {
-    let clear = || {
+pub fn remove_leftovers(path: &Path) -> Result<()> {
+    let remove = || {
         enter(path)?;
-        let mut netlink = Netlink::open().map_err(NetworkError::List)?;
-        let links = Found::list(&mut netlink).map_err(NetworkError::List)?.links;
+        let mut netlink = Netlink::open()?;
+        let links = NetworkConfig::list(&mut netlink)?.links;
         let has_tap = |link: &Link| links.iter().any(|it| it.name == taps::name(link.index));
         for link in links.iter().filter(|link| !has_tap(link)) {
             let left = redirect::remove_left(&mut netlink, link.index);
-            left.map_err(|source| NetworkError::Interface {
-                step: "clear",
-                name: link.name.clone(),
-                source,
-            })?;
+            let (step, name) = ("remove the redirection of", &link.name);
+            left.map_err(|source| NetworkError::Interface { step, name: name.clone(), source })?;
         }
         Ok(())
     };
     // setns(2) affects one thread; this thread must stay in its namespace.
-    thread::scope(|scope| scope.spawn(clear).join()).unwrap_or_else(|panic| resume_unwind(panic))
+    thread::scope(|scope| scope.spawn(remove).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl Network {
     /// Connects the interfaces of this thread's namespace to taps.
     pub fn of_this_namespace() -> Result<Network> {
-        let mut netlink = Netlink::open().map_err(NetworkError::List)?;
-        let mut found = Found::list(&mut netlink).map_err(NetworkError::List)?;
-        keep_wanted(&mut found);
-        check(&found)?;
-        in_slots(&mut found.links);
+        let mut netlink = Netlink::open()?;
+        let mut config = NetworkConfig::list(&mut netlink)?;
+        keep_wanted(&mut config);
+        check(&config)?;
+        in_slots(&mut config.links);
         let mut taps = Taps::new(netlink);
-        let join = |link: &Link| taps.join(link, found.addresses_of(link.index));
-        let nics = found.links.iter().map(join).collect::<Result<_>>()?;
-        Ok(Network { nics, found, taps: Some(taps), watch: None })
+        let join = |link: &Link| taps.connect(link, config.addresses_of(link.index));
+        let nics = config.links.iter().map(join).collect::<Result<_>>()?;
+        Ok(Network { nics, config, taps: Some(taps), notifications: None })
     }
 
     /// Like [`of_this_namespace`](Self::of_this_namespace), and also follows changes of the namespace.
     pub fn followed() -> Result<Network> {
-        let watch = Watch::open().map_err(NetworkError::List)?;
-        Ok(Network { watch: Some(watch), ..Network::of_this_namespace()? })
+        let notifications = Notifications::open().map_err(HostError::step("watch the network namespace"))?;
+        Ok(Network { notifications: Some(notifications), ..Network::of_this_namespace()? })
     }
 
     /// Returns how many NICs can be added while the machine runs.
     pub fn spare_nics(&self) -> usize {
-        self.watch.as_ref().map_or(0, |_| SPARE_NICS.min(NICS_MAX.saturating_sub(self.nics.len())))
+        self.notifications.as_ref().map_or(0, |_| SPARE_NICS.min(NICS_MAX.saturating_sub(self.nics.len())))
     }
 
     /// Returns a descriptor that is readable when something may have changed; `None` if changes are not followed.
     pub fn changes_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.as_ref().map(Watch::fd)
+        self.notifications.as_ref().map(Notifications::fd)
     }
 
-    /// Lists the namespace again. Returns the previous state; [`found`](Self::found) returns the new one. Returns
+    /// Lists the namespace again. Returns the previous state; [`config`](Self::config) returns the new one. Returns
     /// `None` if changes are not followed.
     ///
     /// # Errors
     ///
-    /// Something in the namespace is not supported in a guest. Then [`found`](Self::found) returns the previous state.
-    pub fn look_again(&mut self) -> Result<Option<Found>> {
-        let (Some(watch), Some(taps)) = (&self.watch, &mut self.taps) else { return Ok(None) };
-        watch.drain();
-        let mut found = Found::list(&mut taps.netlink).map_err(NetworkError::List)?;
-        found.links.retain(|link| !taps.has(link.index));
-        keep_wanted(&mut found);
-        check(&found)?;
-        Ok(Some(std::mem::replace(&mut self.found, found)))
+    /// Something in the namespace is not supported in a guest. Then [`config`](Self::config) returns the previous
+    /// state.
+    pub fn refresh(&mut self) -> Result<Option<NetworkConfig>> {
+        let (Some(notifications), Some(taps)) = (&self.notifications, &mut self.taps) else {
+            return Ok(None);
+        };
+        notifications.drain();
+        let mut config = NetworkConfig::list(&mut taps.netlink)?;
+        config.links.retain(|link| !taps.has(link.index));
+        keep_wanted(&mut config);
+        check(&config)?;
+        Ok(Some(std::mem::replace(&mut self.config, config)))
     }
 
     /// Returns the guest's interfaces with their configuration.
-    pub fn found(&self) -> &Found {
-        &self.found
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
     }
 
     /// Returns the addresses of each interface by its index, from the last listing.
     pub fn addresses(&self) -> impl Iterator<Item = (u32, Vec<IpAddr>)> {
-        self.found.links.iter().map(|link| (link.index, self.found.addresses_of(link.index)))
+        self.config.links.iter().map(|link| (link.index, self.config.addresses_of(link.index)))
     }
 
     /// Connects a new interface to a tap. After an error the caller must [remove](Self::remove) it.
     pub fn add(&mut self, link: &Link) -> Result<Nic> {
         match &mut self.taps {
-            Some(taps) => taps.join(link, self.found.addresses_of(link.index)),
-            None => Err(NetworkError::List(io::ErrorKind::NotFound.into())),
+            Some(taps) => taps.connect(link, self.config.addresses_of(link.index)),
+            None => Err(HostError::step("connect a network interface")(io::ErrorKind::NotFound).into()),
         }
     }
 
@@ -219,40 +216,40 @@ impl Network {
     /// is found again.
     pub fn remove(&mut self, link: u32) {
         if let Some(taps) = &mut self.taps {
-            taps.part(link);
+            taps.disconnect(link);
         }
-        self.found.links.retain(|it| it.index != link);
-        keep_wanted(&mut self.found);
+        self.config.links.retain(|it| it.index != link);
+        keep_wanted(&mut self.config);
     }
 }
 
-/// Removes from `found` what is not for the guest. Interfaces that are up or have addresses stay, with their
+/// Removes from `config` what is not for the guest. Interfaces that are up or have addresses stay, with their
 /// configuration.
-fn keep_wanted(found: &mut Found) {
-    let has_address: BTreeSet<u32> = found.addresses.iter().map(|address| address.link).collect();
+fn keep_wanted(config: &mut NetworkConfig) {
+    let has_address: BTreeSet<u32> = config.addresses.iter().map(|address| address.link).collect();
     let up = |flags: u32| flags & libc::IFF_UP as u32 != 0;
     let loopback = |flags: u32| flags & libc::IFF_LOOPBACK as u32 != 0;
-    found.links.retain(|it| !loopback(it.flags) && (up(it.flags) || has_address.contains(&it.index)));
-    let kept: BTreeSet<u32> = found.links.iter().map(|link| link.index).collect();
-    found.addresses.retain(|it| kept.contains(&it.link));
-    found.neighbours.retain(|it| kept.contains(&it.link));
+    config.links.retain(|it| !loopback(it.flags) && (up(it.flags) || has_address.contains(&it.index)));
+    let kept: BTreeSet<u32> = config.links.iter().map(|link| link.index).collect();
+    config.addresses.retain(|it| kept.contains(&it.link));
+    config.neighbours.retain(|it| kept.contains(&it.link));
     // A route over several interfaces stays, so that `check` refuses it.
-    found.routes.retain(|it| kept.contains(&it.link) || it.unsupported.is_some() && it.link == 0);
+    config.routes.retain(|it| kept.contains(&it.link) || it.unsupported.is_some() && it.link == 0);
 }
 
 /// Refuses what cannot be reproduced in the guest.
-fn check(found: &Found) -> Result<()> {
-    if found.links.is_empty() {
+fn check(config: &NetworkConfig) -> Result<()> {
+    if config.links.is_empty() {
         return Ok(());
     }
-    if found.links.len() > NICS_MAX {
-        return Err(NetworkError::TooMany(found.links.len()));
+    if config.links.len() > NICS_MAX {
+        return Err(NetworkError::TooMany(config.links.len()));
     }
-    let name = |index: u32| found.links.iter().find(|it| it.index == index).map_or("?", |it| &it.name);
+    let name = |index: u32| config.links.iter().find(|it| it.index == index).map_or("?", |it| &it.name);
     let unsupported =
         |link: u32, why: String| Err(NetworkError::Unsupported { name: name(link).to_owned(), why });
     let mut macs = BTreeSet::new();
-    for link in &found.links {
+    for link in &config.links {
         if link.driver == "tun" && link.name.starts_with(taps::PREFIX) {
             return unsupported(link.index, "another virtual machine is in this namespace".to_owned());
         }
@@ -264,10 +261,10 @@ fn check(found: &Found) -> Result<()> {
             return unsupported(link.index, "another interface has the same hardware address".to_owned());
         }
     }
-    if let Some(address) = found.addresses.iter().find(|address| address.peer.is_some()) {
+    if let Some(address) = config.addresses.iter().find(|address| address.peer.is_some()) {
         return unsupported(address.link, format!("address {} has a peer", address.address));
     }
-    if let Some((route, why)) = found.routes.iter().find_map(|route| Some((route, route.unsupported?))) {
+    if let Some((route, why)) = config.routes.iter().find_map(|route| Some((route, route.unsupported?))) {
         let (address, bits) = route.destination;
         return unsupported(route.link, format!("route to {address}/{bits} has {why}"));
     }

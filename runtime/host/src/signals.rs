@@ -37,7 +37,7 @@ const FIRST_REALTIME: i32 = 35;
 
 /// The action for a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum SignalAction {
     /// The terminal has a new size.
     Resize,
     /// Forward this signal to the init process.
@@ -54,7 +54,7 @@ impl Signals {
     /// Blocks the handled signals. To be called before the first thread is started, so that all threads inherit the
     /// mask.
     pub fn block() -> io::Result<Signals> {
-        let realtime = FIRST_REALTIME..=sys::sigrtmax();
+        let realtime = FIRST_REALTIME..=libc::SIGRTMAX();
         let fd = sys::signalfd(FORWARDED.into_iter().chain([libc::SIGWINCH]).chain(realtime))?;
         Ok(Signals { fd })
     }
@@ -65,15 +65,15 @@ impl Signals {
     }
 
     /// Takes the next signal; `None` if none is pending.
-    pub fn next(&self) -> io::Result<Option<Asked>> {
+    pub fn next(&self) -> io::Result<Option<SignalAction>> {
         Ok(sys::next_signal(self.fd.as_fd())?.map(|signal| match signal {
-            libc::SIGWINCH => Asked::Resize,
-            other => Asked::Forward(other),
+            libc::SIGWINCH => SignalAction::Resize,
+            other => SignalAction::Forward(other),
         }))
     }
 }
 
 /// Whether a signal requests termination. Before the init process exists, `vmm` itself must obey such a signal.
-pub fn asks_for_an_end(signal: i32) -> bool {
+pub fn requests_termination(signal: i32) -> bool {
     matches!(signal, libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM)
 }

@@ -1,17 +1,26 @@
-// UNSAFETY: signalfd, poll, terminal settings and single system calls that std does not provide.
+// UNSAFETY: system calls that neither std nor rustix wraps, or that rustix leaves unsafe.
 #![allow(unsafe_code)]
-//! Safe wrappers for the system calls that the runtime needs and std does not provide.
+//! System calls that the runtime needs and std does not provide.
 
-use std::ffi::CString;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::fs::{MemfdFlags, inotify};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{self, Pid, PidfdFlags, Signal};
+use rustix::termios::{OptionalActions, Termios, tcsetattr};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::{event, stdio};
 
 pub mod inherited;
 mod socket;
@@ -23,20 +32,14 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Returns the number of bytes, or errno as an error if it is negative.
-fn check_len(result: libc::ssize_t) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
 /// Waits until one of `fds` is ready for its events (POLLIN, POLLOUT), in error or at its end; `None` waits without a
 /// timeout. Returns which descriptors are ready; none after a signal.
 pub fn poll<const N: usize>(
     fds: [(BorrowedFd<'_>, i16); N],
     timeout: Option<Duration>,
 ) -> io::Result<[bool; N]> {
-    let mut polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 });
-    poll_raw(&mut polled, timeout)?;
-    Ok(polled.map(|fd| fd.revents != 0))
+    let ready = poll_all(fds.iter(), timeout)?;
+    Ok(std::array::from_fn(|index| ready[index]))
 }
 
 /// Like [`poll`], for a number of descriptors that is not known at compile time.
@@ -44,90 +47,77 @@ pub fn poll_all<'a>(
     fds: impl Iterator<Item = &'a (BorrowedFd<'a>, i16)>,
     timeout: Option<Duration>,
 ) -> io::Result<Vec<bool>> {
-    let polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events: *events, revents: 0 });
-    let mut polled: Vec<libc::pollfd> = polled.collect();
-    poll_raw(&mut polled, timeout)?;
-    Ok(polled.iter().map(|fd| fd.revents != 0).collect())
-}
-
-/// Calls poll(2). After a signal no descriptor is ready.
-fn poll_raw(polled: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
-    let ms = timeout.map_or(-1, |time| time.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
-    // SAFETY: `polled` is a slice of initialized pollfds that the kernel writes back to.
-    match check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, ms) }) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        _ => Ok(()),
+    let polled =
+        fds.map(|(fd, events)| PollFd::from_borrowed_fd(*fd, PollFlags::from_bits_retain(*events as u16)));
+    let mut polled: Vec<PollFd<'_>> = polled.collect();
+    // A timeout that the kernel cannot represent is none.
+    let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
+    match event::poll(&mut polled, timeout.as_ref()) {
+        Err(error) if error != Errno::INTR => Err(error.into()),
+        _ => Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect()),
     }
 }
 
 /// Whether `fd` is ready for `events` (POLLIN, POLLOUT) now.
 pub fn is_ready(fd: BorrowedFd<'_>, events: i16) -> bool {
-    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    // SAFETY: `polled` is one initialized pollfd that the kernel writes back to.
-    unsafe { libc::poll(&mut polled, 1, 0) > 0 }
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::from_bits_retain(events as u16))];
+    event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// Returns a new non-blocking eventfd with count 0.
 pub fn eventfd() -> io::Result<File> {
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-    // SAFETY: the kernel has just created `fd`, which has no other owner.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    Ok(event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into())
+}
+
+/// Returns a set of signals.
+fn signal_set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initializes the whole set, a local variable. sigaddset changes nothing if a number is
+    // invalid.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        set.assume_init()
+    }
+}
+
+/// Changes this thread's signal mask by `set`: SIG_BLOCK or SIG_SETMASK. Async-signal-safe.
+fn mask_signals(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: the set is initialized, and the pointer for the old mask may be null.
+    match unsafe { libc::pthread_sigmask(how, set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// Blocks `signals` in this thread, and in threads that it starts later. Returns a non-blocking signalfd for them.
 pub fn signalfd(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initializes the whole set, a local variable.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    for signal in signals {
-        // SAFETY: the set is initialized; an invalid signal number is refused and changes nothing.
-        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
-    }
-    // SAFETY: the set is initialized, and the pointer for the old mask may be null.
-    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
+    let set = signal_set(signals);
+    mask_signals(libc::SIG_BLOCK, &set)?;
     // SAFETY: the set is initialized.
-    let fd = check(unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
+    let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
     // SAFETY: the kernel has just created `fd`, which has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes `command` start its program with no signal blocked.
 pub fn unblock_signals_in(command: &mut Command) {
-    let unblock = || {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset initializes the whole set, a local variable.
-        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        // SAFETY: the set is initialized, and the pointer for the old mask may be null.
-        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
-    };
+    let none = signal_set(std::iter::empty());
     // SAFETY: between fork and exec the closure makes one async-signal-safe call, and allocates nothing.
-    unsafe { command.pre_exec(unblock) };
+    unsafe { command.pre_exec(move || mask_signals(libc::SIG_SETMASK, &none)) };
 }
 
 /// Reads one signal number from a signalfd; `None` if no signal is pending.
 pub fn next_signal(signalfd: BorrowedFd<'_>) -> io::Result<Option<i32>> {
-    let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
-    let size = size_of::<libc::signalfd_siginfo>();
-    // SAFETY: `info` has `size` bytes to write to.
-    match check_len(unsafe { libc::read(signalfd.as_raw_fd(), info.as_mut_ptr().cast(), size) }) {
-        // SAFETY: `info` was zeroed, and every bit pattern is a valid signalfd_siginfo.
-        Ok(n) if n == size => Ok(Some(unsafe { info.assume_init() }.ssi_signo as i32)),
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
+    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(signalfd, &mut info) {
+        // The number is the first field.
+        Ok(count) if count == info.len() => Ok(info.first_chunk().map(|number| i32::from_ne_bytes(*number))),
+        Ok(_) | Err(Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
     }
-}
-
-/// Returns the number of the highest real-time signal.
-pub fn sigrtmax() -> i32 {
-    libc::SIGRTMAX()
 }
 
 /// Duplicates `fd` to a descriptor above stderr with close-on-exec.
@@ -140,30 +130,18 @@ pub fn duplicate(fd: RawFd) -> io::Result<File> {
 
 /// Receives available data from a socket without blocking, regardless of O_NONBLOCK.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    let pointer = buffer.as_mut_ptr().cast();
-    // SAFETY: `buffer` is writable for its whole length.
-    check_len(unsafe { libc::recv(socket.as_raw_fd(), pointer, buffer.len(), libc::MSG_DONTWAIT) })
+    Ok(rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?.0)
 }
 
 /// Sends as much data as a socket accepts without blocking, regardless of O_NONBLOCK, and without SIGPIPE.
 pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: `data` is readable for its whole length.
-    check_len(unsafe { libc::send(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags) })
-}
-
-/// Sends SIGKILL to the process of a pidfd.
-fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
-    let (signal, info): (_, *const libc::siginfo_t) = (libc::SIGKILL, std::ptr::null());
-    // SAFETY: no memory is involved.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };
-    check(sent as libc::c_int).map(drop)
+    Ok(rustix::net::send(socket, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 /// Sends SIGKILL to the process of a pidfd and waits until it has exited, at most for `patience`.
 pub fn kill_and_wait(process: BorrowedFd<'_>, patience: Duration) -> io::Result<()> {
-    match kill(process) {
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+    match process::pidfd_send_signal(process, Signal::KILL) {
+        Err(error) if error != Errno::SRCH => return Err(error.into()),
         _ => {}
     }
     // The kernel releases the process's locks before it is gone (the vhost worker of a NIC takes a while), and only
@@ -179,58 +157,16 @@ pub fn kill_and_wait(process: BorrowedFd<'_>, patience: Duration) -> io::Result<
 }
 
 /// Returns a new, empty file in memory (memfd_create(2)) with close-on-exec.
-pub fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
-    // SAFETY: `name` is NUL-terminated.
-    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
-    // SAFETY: the kernel has just created `fd`, which has no other owner.
-    Ok(unsafe { File::from_raw_fd(fd) })
+pub fn memory_file(name: &CStr) -> io::Result<File> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
 }
 
 /// Returns an inotify descriptor that is readable after a change in the directory `path`.
-pub fn watch_directory(path: &std::ffi::CStr) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) })?;
-    // SAFETY: the kernel has just created `fd`, which has no other owner.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mask = libc::IN_MODIFY | libc::IN_CREATE | libc::IN_MOVED_TO;
-    // SAFETY: `path` is NUL-terminated.
-    check(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) })?;
+pub fn watch_directory(path: &CStr) -> io::Result<OwnedFd> {
+    use inotify::{CreateFlags, WatchFlags};
+    let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&fd, path, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
     Ok(fd)
-}
-
-/// Enters the network namespace `namespace` with this thread.
-pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
-}
-
-/// Returns a rtnetlink socket in this thread's network namespace.
-pub fn route_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
-    // SAFETY: the kernel has just created `fd`, which has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Subscribes a socket of [`route_socket`] to multicast groups (linux/rtnetlink.h, RTMGRP_...).
-pub fn hear_of_routes(socket: BorrowedFd<'_>, groups: u32) -> io::Result<()> {
-    // SAFETY: a zeroed sockaddr_nl is valid.
-    let mut address: libc::sockaddr_nl = unsafe { MaybeUninit::zeroed().assume_init() };
-    (address.nl_family, address.nl_groups) = (libc::AF_NETLINK as libc::sa_family_t, groups);
-    let (pointer, length) = ((&raw const address).cast(), size_of_val(&address) as libc::socklen_t);
-    // SAFETY: `address` is readable for its whole length.
-    check(unsafe { libc::bind(socket.as_raw_fd(), pointer, length) }).map(drop)
-}
-
-/// Returns the index of an interface in this thread's network namespace.
-pub fn interface_index(name: &str) -> io::Result<u32> {
-    let name = CString::new(name)?;
-    // SAFETY: `name` is NUL-terminated.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
-    }
 }
 
 /// Creates the tap `name` in this thread's network namespace. It is non-blocking, has no packet information but a
@@ -258,8 +194,7 @@ pub fn tap(name: &str) -> io::Result<OwnedFd> {
 
 /// Returns the effective user id.
 pub fn effective_user() -> u32 {
-    // SAFETY: geteuid cannot fail and accesses no memory.
-    unsafe { libc::geteuid() }
+    process::geteuid().as_raw()
 }
 
 /// Returns an error if this process has more than one thread.
@@ -284,8 +219,7 @@ pub fn fork_detached(output: Option<&File>) -> io::Result<u32> {
     if copy != 0 {
         return Ok(copy as u32);
     }
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::setsid() })?;
+    process::setsid()?;
     if let Some(output) = output {
         set_standard([&null, output, output])?;
     }
@@ -293,60 +227,28 @@ pub fn fork_detached(output: Option<&File>) -> io::Result<u32> {
 }
 
 /// Replaces standard input, output and error by duplicates of these descriptors.
-pub fn set_standard(from: [&impl AsRawFd; 3]) -> io::Result<()> {
-    for (from, to) in from.iter().zip([libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO]) {
-        // SAFETY: no memory is involved; the standard descriptors are the process's own to change.
-        check(unsafe { libc::dup2(from.as_raw_fd(), to) })?;
-    }
-    Ok(())
+pub fn set_standard([input, output, error]: [&impl AsFd; 3]) -> io::Result<()> {
+    stdio::dup2_stdin(input)?;
+    stdio::dup2_stdout(output)?;
+    Ok(stdio::dup2_stderr(error)?)
 }
 
 /// Returns a pidfd of the process `pid`, which is readable once the process has exited.
 pub fn process(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-    let fd = check(fd as libc::c_int)?;
-    // SAFETY: the kernel has just created `fd`, which has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::INVAL)?;
+    Ok(process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Moves this process into a new network namespace, which has only a loopback interface that is down.
 pub fn new_network() -> io::Result<()> {
-    // SAFETY: no memory is involved, and no descriptor changes.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
-}
-
-/// Returns the controller of a new pseudo-terminal and the terminal's number below /dev/pts.
-pub fn open_terminal() -> io::Result<(File, u32)> {
-    let controller = File::options().read(true).write(true).open("/dev/ptmx")?;
-    let (unlocked, mut number): (libc::c_int, libc::c_uint) = (0, 0);
-    // SAFETY: TIOCSPTLCK reads one int and TIOCGPTN writes one unsigned int.
-    unsafe {
-        check(libc::ioctl(controller.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked))?;
-        check(libc::ioctl(controller.as_raw_fd(), libc::TIOCGPTN, &raw mut number))?;
-    }
-    Ok((controller, number))
-}
-
-/// Sets the size of a terminal in rows and columns.
-pub fn set_window_size(fd: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCSWINSZ reads one winsize.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
-}
-
-/// Makes `fd` the controlling terminal of this process, which must be a session leader without one.
-pub fn control_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: TIOCSCTTY takes a number.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+    // SAFETY: descriptors stay shared by all threads.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?)
 }
 
 /// Detaches this process from its controlling terminal, unless it leads the session. Otherwise job control would stop a
 /// background process that reads the client's terminal. Keys still send signals to the process group.
 pub fn leave_terminal() {
-    // SAFETY: neither call accesses memory.
-    let leads = unsafe { libc::getsid(0) == libc::getpid() };
-    if leads {
+    if process::getsid(None) == Ok(process::getpid()) {
         return;
     }
     if let Ok(terminal) = File::open("/dev/tty") {
@@ -355,60 +257,17 @@ pub fn leave_terminal() {
     }
 }
 
-/// Returns the rows and columns of a terminal; `None` if `fd` is not a terminal or its size is 0.
-pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCGWINSZ writes one winsize.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
-    (result == 0 && size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
-}
-
-/// Settings of a terminal.
-#[derive(Clone, Copy)]
-pub struct Settings(libc::termios);
-
-/// Returns the settings of the terminal `fd`.
-pub fn terminal_settings(fd: BorrowedFd<'_>) -> io::Result<Settings> {
-    let mut settings = MaybeUninit::<libc::termios>::uninit();
-    // SAFETY: tcgetattr fills the whole structure if it succeeds.
-    check(unsafe { libc::tcgetattr(fd.as_raw_fd(), settings.as_mut_ptr()) })?;
-    // SAFETY: tcgetattr has succeeded.
-    Ok(Settings(unsafe { settings.assume_init() }))
-}
-
-/// Applies settings to the terminal `fd`.
-pub fn set_terminal(fd: BorrowedFd<'_>, settings: &Settings) -> io::Result<()> {
-    // SAFETY: the settings are initialized.
-    check(unsafe { libc::tcsetattr(fd.as_raw_fd(), libc::TCSANOW, &settings.0) }).map(drop)
-}
-
-impl Settings {
-    /// Returns these settings in raw mode: all bytes pass unchanged (cfmakeraw(3)).
-    pub fn raw(&self) -> Settings {
-        let mut settings = self.0;
-        // SAFETY: the settings are initialized, and a local copy.
-        unsafe { libc::cfmakeraw(&mut settings) };
-        Settings(settings)
-    }
-}
-
-/// Settings that [`restore_now`] restores. Written before [`ARMED`] is set, and never afterwards.
-static mut SAVED: MaybeUninit<(RawFd, libc::termios)> = MaybeUninit::uninit();
-static ARMED: AtomicBool = AtomicBool::new(false);
+/// Settings that a crash restores on stdin.
+static SAVED: OnceLock<Termios> = OnceLock::new();
 
 /// Signals that end the process without unwinding and that `vmm` does not forward.
 const CRASHES: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
 
-/// Restores the terminal's settings when the process crashes. `fd` must stay open until the process exits.
-///
-/// The main thread must call it before it changes the settings. Further calls have no effect.
-pub fn restore_on_crash(fd: RawFd, settings: &Settings) {
-    if ARMED.load(Ordering::Acquire) {
+/// Restores these settings of stdin's terminal when the process crashes. Further calls have no effect.
+pub fn restore_on_crash(settings: &Termios) {
+    if SAVED.set(settings.clone()).is_err() {
         return;
     }
-    // SAFETY: SAVED is not read before ARMED is set, and only the main thread writes it, once.
-    unsafe { (&raw mut SAVED).write(MaybeUninit::new((fd, settings.0))) };
-    ARMED.store(true, Ordering::Release);
     for signal in CRASHES {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: a zeroed sigaction is valid; the handler only calls async-signal-safe functions.
@@ -420,20 +279,37 @@ pub fn restore_on_crash(fd: RawFd, settings: &Settings) {
     }
 }
 
-/// Restores the settings saved by [`restore_on_crash`], if any. Async-signal-safe.
-pub fn restore_now() {
-    if ARMED.load(Ordering::Acquire) {
-        // SAFETY: ARMED is set only after SAVED was written, and SAVED never changes again; tcsetattr is
-        // async-signal-safe.
-        unsafe {
-            let (fd, settings) = (&raw const SAVED).read().assume_init();
-            libc::tcsetattr(fd, libc::TCSANOW, &settings);
-        }
-    }
-}
-
+/// Makes one system call and reads an initialized [`OnceLock`], which never blocks.
 extern "C" fn crashed(signal: libc::c_int) {
-    restore_now();
+    if let Some(settings) = SAVED.get() {
+        let _ = tcsetattr(stdio::stdin(), OptionalActions::Now, settings);
+    }
     // SAFETY: SA_RESETHAND has restored the default handler, so that this ends the process as the signal would have.
     unsafe { libc::raise(signal) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_signal_is_read_once() {
+        let fd = signalfd([libc::SIGUSR1, libc::SIGUSR2].into_iter()).unwrap();
+        assert_eq!(next_signal(fd.as_fd()).unwrap(), None);
+        // SAFETY: no memory is involved; this thread has blocked the signal.
+        assert_eq!(unsafe { libc::raise(libc::SIGUSR2) }, 0);
+        assert!(is_ready(fd.as_fd(), libc::POLLIN));
+        assert_eq!(next_signal(fd.as_fd()).unwrap(), Some(libc::SIGUSR2));
+        assert_eq!(next_signal(fd.as_fd()).unwrap(), None);
+    }
+
+    #[test]
+    fn poll_names_the_ready_descriptors_and_ends_at_its_timeout() {
+        let (mut full, empty) = (eventfd().unwrap(), eventfd().unwrap());
+        io::Write::write_all(&mut full, &1_u64.to_ne_bytes()).unwrap();
+        let fds = [(empty.as_fd(), libc::POLLIN), (full.as_fd(), libc::POLLIN)];
+        assert_eq!(poll(fds, None).unwrap(), [false, true]);
+        assert_eq!(poll([fds[0]], Some(Duration::from_millis(1))).unwrap(), [false]);
+        assert_eq!(poll([fds[0]], Some(Duration::ZERO)).unwrap(), [false]);
+    }
 }

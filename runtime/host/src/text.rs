@@ -116,8 +116,9 @@ mod tests {
     use super::*;
 
     /// The module's documentation describes their effects on terminals and readers.
-    const ORDERS: &str = "\0\u{7}\u{8}\t\n\u{b}\r\u{1b}[2J\u{7f}\u{85}\u{9b}2J\u{ad}\u{61c}\u{200b}\u{200e}\u{200f}\u{2028}\
-                          \u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2060}\u{2066}\u{2067}\u{2068}\u{2069}\u{feff}\u{e0041}";
+    const ORDERS: &str = "\0\u{7}\u{8}\t\n\u{b}\r\u{1b}[2J\u{7f}\u{85}\u{9b}2J\u{ad}\u{61c}\u{200b}\u{200e}\u{200f}\
+                          \u{2028}\u{2029}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\
+                          \u{2060}\u{2066}\u{2067}\u{2068}\u{2069}\u{feff}\u{e0041}";
 
     #[test]
     fn a_guest_s_text_is_one_line_without_orders() {

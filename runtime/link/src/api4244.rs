@@ -79,11 +79,11 @@ pub struct InputPace {
     seq: u64,
     /// Bytes that count as taken.
     taken: u64,
-    asked: Option<Asked>,
+    ping: Option<Ping>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct Ping {
     command: CommandId,
     /// Input bytes that were sent before the PING.
     sent: u64,
@@ -94,18 +94,18 @@ struct Asked {
 impl InputPace {
     /// Returns the input pacing of stream `seq`.
     pub fn new(seq: u64) -> InputPace {
-        InputPace { seq, taken: 0, asked: None }
+        InputPace { seq, taken: 0, ping: None }
     }
 
     /// Sends PINGs and handles their answers. The owner calls it in every turn of its loop.
     pub fn turn(&mut self, link: &mut AgentLink, streams: &StreamHandle) -> Result<()> {
         let mut next = (streams.sent(self.seq), ROUNDS);
-        if let Some(Asked { command, sent, rounds }) = self.asked {
+        if let Some(Ping { command, sent, rounds }) = self.ping {
             match link.reply(command) {
                 None => return Ok(()),
                 Some(reply) => drop(reply?),
             }
-            self.asked = None;
+            self.ping = None;
             if rounds > 1 {
                 next = (sent, rounds - 1);
             } else {
@@ -117,7 +117,7 @@ impl InputPace {
         let (sent, rounds) = next;
         if sent > self.taken {
             let command = link.send_bare(Code::Ping, "pace the input")?;
-            self.asked = Some(Asked { command, sent, rounds });
+            self.ping = Some(Ping { command, sent, rounds });
             link.flush()?;
         }
         Ok(())

@@ -15,12 +15,15 @@ use std::time::Duration;
 use agent_proto::FrameError;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, Protocol, STREAM_WINDOW};
 use agent_proto::control::{ControlCodec, ControlFrame};
-use agent_proto::payload::{ErrorCode, ErrorReply, Extend, FileCommand, ProcessEvent, Ready};
+use agent_proto::payload::{ErrorCode, ErrorReply, Extend, ProcessEvent, Ready};
+use host::HostError;
 use host::text::printable;
 use serde::Serialize;
 
 pub mod api4244;
 pub mod streams;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use api4244::Pace;
 
@@ -35,18 +38,15 @@ const UNDUE_MAX: u32 = 1024;
 /// Maximum number of reads before the owner handles replies and events.
 const READS_MAX: usize = 64;
 
+/// Step of an error.
+const READ: &str = "read the agent's control channel";
+
 /// An error of the communication with the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// A system call on the channel failed.
-    #[error("{step} the agent's control channel")]
-    Channel {
-        /// The call: `open`, `read` or `write`.
-        step: &'static str,
-        /// Error of the call.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Channel(#[from] HostError),
     /// The agent's bytes on the control channel are not valid frames.
     #[error("read the agent's control channel")]
     Frame(#[source] FrameError),
@@ -58,8 +58,8 @@ pub enum LinkError {
     Protocol(String),
     /// The agent's version or extension is not supported.
     #[error(
-        "the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION} (--agent api-4244 runs one \
-         without, and what it cannot do is left out)"
+        "the agent offers {0}, not API {API_VERSION} with extension {EXTENSION_VERSION} (with --agent api-4244 vmm \
+         runs an agent without the extension, and omits features that need it)"
     )]
     Version(String),
     /// The agent replied to a command with an error.
@@ -129,7 +129,7 @@ pub struct AgentLink {
 impl AgentLink {
     /// Opens the channel to an agent with `protocol`. The first frame is EXTEND, or GETVERSION in the base form.
     pub fn new(socket: UnixStream, protocol: Protocol) -> Result<AgentLink> {
-        socket.set_nonblocking(true).map_err(|source| LinkError::Channel { step: "open", source })?;
+        socket.set_nonblocking(true).map_err(HostError::step("open the agent's control channel"))?;
         let mut link = AgentLink {
             socket,
             codec: ControlCodec::new(),
@@ -192,13 +192,6 @@ impl AgentLink {
         self.queue(code, step, encode(payload)?, Reader::Log).map(drop)
     }
 
-    /// Queues WRITEFILE, whose data follow its JSON.
-    pub fn send_file(&mut self, step: &'static str, command: &FileCommand, data: &[u8]) -> Result<CommandId> {
-        let mut payload = encode(command)?;
-        payload.extend_from_slice(data);
-        self.queue(Code::WriteFile, step, payload, Reader::Sender)
-    }
-
     /// Queues a command without payload.
     pub fn send_bare(&mut self, code: Code, step: &'static str) -> Result<CommandId> {
         self.queue(code, step, Vec::new(), Reader::Sender)
@@ -249,7 +242,7 @@ impl AgentLink {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(source) => return Err(LinkError::Channel { step: "write", source }),
+                Err(error) => return Err(HostError::step("write the agent's control channel")(error).into()),
             }
         }
         Ok(())
@@ -262,10 +255,7 @@ impl AgentLink {
         let mut buffer = [0; READ_SIZE];
         for _ in 0..READS_MAX {
             match self.socket.read(&mut buffer) {
-                Ok(0) => {
-                    let source = io::ErrorKind::UnexpectedEof.into();
-                    return Err(LinkError::Channel { step: "read", source });
-                }
+                Ok(0) => return Err(HostError::step(READ)(io::ErrorKind::UnexpectedEof).into()),
                 Ok(count) => {
                     any = true;
                     self.codec.push(&buffer[..count]);
@@ -278,7 +268,7 @@ impl AgentLink {
                     // READY or NEXT may permit further writes.
                     return self.flush().map(|()| any);
                 }
-                Err(source) => return Err(LinkError::Channel { step: "read", source }),
+                Err(error) => return Err(HostError::step(READ)(error).into()),
             }
         }
         self.flush().map(|()| any)
@@ -293,11 +283,6 @@ impl AgentLink {
     pub fn reply(&mut self, id: CommandId) -> Option<Result<Vec<u8>>> {
         let index = self.commands.iter().position(|command| command.id == id && command.reply.is_some())?;
         self.commands.remove(index)?.reply
-    }
-
-    /// Whether a reply is outstanding.
-    pub fn is_waiting(&self) -> bool {
-        self.commands.iter().any(|command| command.reply.is_none())
     }
 
     /// Adds `time` to the waiting time of all outstanding replies.
@@ -395,7 +380,10 @@ impl AgentLink {
         }
         // The host buffers at most its own window for a slow client, so that the agent must not send more.
         if ready.window == 0 || ready.window > STREAM_WINDOW {
-            return Err(LinkError::Protocol(format!("READY: a window of {} bytes", ready.window)));
+            return Err(LinkError::Protocol(format!(
+                "READY: window of {} bytes, not 1 to {STREAM_WINDOW}",
+                ready.window
+            )));
         }
         self.ready = Some(ready);
         self.codec.set_extended(true);
@@ -421,7 +409,7 @@ impl AgentLink {
         match (reader, reply) {
             (Reader::Version, Ok(data)) if data != API_VERSION.to_be_bytes() => {
                 let version = data.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-                Err(LinkError::Protocol(format!("it speaks API {version}, not {API_VERSION}")))
+                Err(LinkError::Protocol(format!("GETVERSION: API {version}, not {API_VERSION}")))
             }
             (Reader::Version | Reader::Extend, Err(error)) => Err(error),
             (_, Err(error)) => {

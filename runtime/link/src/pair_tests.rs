@@ -1,16 +1,16 @@
 //! The link and the streams against the agent's own code, over two socket pairs: no VM, no root.
 
-use std::io::{PipeReader, PipeWriter, pipe};
-use std::os::fd::OwnedFd;
+use std::io::pipe;
 use std::time::{Duration, Instant};
 
 use agent::agent::{Agent, Setting, Turn};
 use agent_proto::payload::{
-    Container, Env, Exit, Interface, KillCommand, OciProcess, Pod, Process, Route, Routes,
+    Container, Env, Exit, FileCommand, Interface, KillCommand, OciProcess, Pod, Process, Route, Routes,
 };
 
-use super::streams::{Delivery, StreamHandle, StreamSpec, StreamTable, streams};
 use super::*;
+use crate::streams::Delivery;
+use crate::testing::{Host, Stdio, read_text, specs};
 
 mod endurance;
 
@@ -20,50 +20,28 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Host and agent, which one thread runs in turns.
 struct Pair {
     agent: Agent,
-    link: AgentLink,
-    table: StreamTable,
-    handle: StreamHandle,
-    channel: UnixStream,
-    /// Frames from the table that the channel has not accepted.
-    unsent: Vec<u8>,
+    host: Host,
     turn: Turn,
-    stdin: Option<PipeWriter>,
-    stdout: PipeReader,
-    stderr: PipeReader,
+    stdio: Stdio,
 }
 
 impl Pair {
     fn new() -> Pair {
-        let (control, agent_control) = UnixStream::pair().unwrap();
-        let (channel, agent_channel) = UnixStream::pair().unwrap();
-        for socket in [&agent_control, &agent_channel, &channel] {
-            socket.set_nonblocking(true).unwrap();
-        }
-        let (stdin_reader, stdin) = pipe().unwrap();
-        let (stdout, stdout_writer) = pipe().unwrap();
-        let (stderr, stderr_writer) = pipe().unwrap();
-        let specs = [
-            StreamSpec { seq: 1, source: Some(raw(&stdin_reader)), sink: Some(raw(&stdout_writer)) },
-            StreamSpec { seq: 2, source: None, sink: Some(raw(&stderr_writer)) },
-        ];
-        let (table, handle) = streams(&specs, None).unwrap();
-        let agent =
-            Agent::new(OwnedFd::from(agent_control), OwnedFd::from(agent_channel), Setting::Host).unwrap();
-        let link = AgentLink::new(control, Protocol::Extended).unwrap();
-        let (unsent, turn, stdin) = (Vec::new(), Turn::Continue, Some(stdin));
-        Pair { agent, link, table, handle, channel, unsent, turn, stdin, stdout, stderr }
+        let (stdio, fds) = Stdio::new();
+        let (host, [control, channel]) = Host::new(&specs(&fds), Protocol::Extended);
+        let agent = Agent::new(control.into(), channel.into(), Setting::Host).unwrap();
+        Pair { agent, host, turn: Turn::Continue, stdio }
     }
 
     /// Returns a pair whose container runs `script`.
     fn running(script: &str) -> Pair {
         let mut pair = Pair::new();
-        let pod = pair.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap();
+        let pod = pair.host.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap();
         let container = pair.send_container(&["/bin/sh", "-c", script]);
-        pair.until(|pair| pair.link.reply(pod)).unwrap();
-        pair.until(|pair| pair.link.reply(container)).unwrap();
-        let window = pair.link.ready().unwrap().window;
-        pair.handle.start(1, window);
-        pair.table.ready(0, &mut |_, _, _| Ok(()));
+        pair.until(|pair| pair.host.link.reply(pod)).unwrap();
+        pair.until(|pair| pair.host.link.reply(container)).unwrap();
+        let window = pair.host.link.ready().unwrap().window;
+        pair.host.streams.start(window);
         pair
     }
 
@@ -79,8 +57,8 @@ impl Pair {
             ..Process::default()
         };
         let container = Container { id: "c1".into(), process, ..Container::default() };
-        let id = self.link.send(Code::NewContainer, "start the container", &container).unwrap();
-        self.link.flush().unwrap();
+        let id = self.host.link.send(Code::NewContainer, "start the container", &container).unwrap();
+        self.host.link.flush().unwrap();
         id
     }
 
@@ -88,7 +66,7 @@ impl Pair {
     fn until<T>(&mut self, mut done: impl FnMut(&mut Pair) -> Option<T>) -> T {
         let start = Instant::now();
         loop {
-            self.link.receive().unwrap();
+            self.host.link.receive().unwrap();
             if let Some(value) = done(self) {
                 return value;
             }
@@ -96,34 +74,13 @@ impl Pair {
             if self.turn != Turn::PowerOff {
                 self.turn = self.agent.run_once(Some(Duration::from_millis(1))).unwrap();
             }
-            self.carry();
-        }
-    }
-
-    /// Does the work of the devices thread: transfers the bytes of the stream channel, and handles all ready
-    /// descriptors.
-    fn carry(&mut self) {
-        let mut buffer = vec![0; 8192];
-        while let Ok(count @ 1..) = self.channel.read(&mut buffer) {
-            self.table.take(&buffer[..count], &mut |_, _, _| Ok(()));
-        }
-        for token in 1..5 {
-            self.table.ready(token, &mut |_, _, _| Ok(()));
-        }
-        loop {
-            if self.unsent.is_empty() {
-                let count = self.table.fill(&mut buffer);
-                self.unsent.extend_from_slice(&buffer[..count]);
-            }
-            match self.channel.write(&self.unsent) {
-                Ok(count @ 1..) => drop(self.unsent.drain(..count)),
-                _ => return,
-            }
+            // New streams are found without a wake-up.
+            self.host.carry(1..5);
         }
     }
 
     fn exit(&mut self) -> Exit {
-        let event = self.until(|pair| pair.link.event());
+        let event = self.until(|pair| pair.host.link.event());
         assert_eq!((event.container.as_str(), event.process.as_str()), ("c1", "init"));
         assert_eq!(event.event, "finished");
         event.exit.unwrap()
@@ -131,19 +88,11 @@ impl Pair {
 
     fn delivered(&mut self, exit: &Exit) {
         for (seq, bytes) in [(1, exit.stdout_bytes), (2, exit.stderr_bytes)] {
-            self.until(|pair| (pair.handle.delivery(seq, bytes) == Delivery::Done).then_some(()));
+            self.until(|pair| {
+                (pair.host.streams.handle.delivery(seq, bytes) == Delivery::Done).then_some(())
+            });
         }
     }
-
-    fn read(reader: &mut PipeReader, count: u64) -> String {
-        let mut data = vec![0; count as usize];
-        reader.read_exact(&mut data).unwrap();
-        String::from_utf8(data).unwrap()
-    }
-}
-
-fn raw(fd: &impl std::os::fd::AsRawFd) -> i32 {
-    fd.as_raw_fd()
 }
 
 #[test]
@@ -152,22 +101,22 @@ fn a_container_says_hello_and_ends() {
     let exit = pair.exit();
     assert_eq!((exit.code, exit.signal, exit.stdout_bytes, exit.stderr_bytes), (Some(3), None, 6, 5));
     pair.delivered(&exit);
-    assert_eq!(Pair::read(&mut pair.stdout, 6), "hello\n");
-    assert_eq!(Pair::read(&mut pair.stderr, 5), "oops\n");
-    let destroy = pair.link.send_bare(Code::DestroyPod, "end the pod").unwrap();
-    pair.link.flush().unwrap();
-    pair.until(|pair| pair.link.reply(destroy)).unwrap();
+    assert_eq!(read_text(&mut pair.stdio.stdout, 6), "hello\n");
+    assert_eq!(read_text(&mut pair.stdio.stderr, 5), "oops\n");
+    let destroy = pair.host.link.send_bare(Code::DestroyPod, "end the pod").unwrap();
+    pair.host.link.flush().unwrap();
+    pair.until(|pair| pair.host.link.reply(destroy)).unwrap();
 }
 
 #[test]
 fn input_comes_back_whole_and_its_end_is_seen() {
     let mut pair = Pair::running("cat");
-    let mut stdin = pair.stdin.take().unwrap();
+    let mut stdin = pair.stdio.stdin.take().unwrap();
     let sent: String = (0..20_000).map(|n| format!("line {n}\n")).collect();
     let text = sent.clone();
     let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()).unwrap());
-    let mut stdout = pair.stdout.try_clone().unwrap();
-    let reader = std::thread::spawn(move || Pair::read(&mut stdout, sent.len() as u64) == sent);
+    let mut stdout = pair.stdio.stdout.try_clone().unwrap();
+    let reader = std::thread::spawn(move || read_text(&mut stdout, sent.len() as u64) == sent);
     let exit = pair.exit();
     assert_eq!(exit.code, Some(0));
     pair.delivered(&exit);
@@ -178,10 +127,10 @@ fn input_comes_back_whole_and_its_end_is_seen() {
 #[test]
 fn a_signal_ends_a_process_and_is_reported_as_one() {
     let mut pair = Pair::running("echo ready; exec cat");
-    pair.until(|pair| (pair.handle.delivery(1, 6) == Delivery::Done).then_some(()));
+    pair.until(|pair| (pair.host.streams.handle.delivery(1, 6) == Delivery::Done).then_some(()));
     let command = KillCommand { container: "c1".into(), signal: libc::SIGTERM, all_processes: false };
-    pair.link.notify(Code::KillContainer, "forward a signal", &command).unwrap();
-    pair.link.flush().unwrap();
+    pair.host.link.notify(Code::KillContainer, "forward a signal", &command).unwrap();
+    pair.host.link.flush().unwrap();
     let exit = pair.exit();
     assert_eq!((exit.code, exit.signal), (None, Some(libc::SIGTERM)));
 }
@@ -192,10 +141,10 @@ fn a_missing_program_is_distinguished_from_one_that_cannot_run() {
         [("/nonexistent", ErrorCode::NotExecutableMissing), ("/etc/passwd", ErrorCode::NotExecutable)]
     {
         let mut pair = Pair::new();
-        let pod = pair.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap();
+        let pod = pair.host.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap();
         let container = pair.send_container(&[program]);
-        pair.until(|pair| pair.link.reply(pod)).unwrap();
-        match pair.until(|pair| pair.link.reply(container)) {
+        pair.until(|pair| pair.host.link.reply(pod)).unwrap();
+        match pair.until(|pair| pair.host.link.reply(container)) {
             Err(LinkError::Refused { code, .. }) => assert_eq!(code, expected, "{program}"),
             other => panic!("{program}: {other:?}"),
         }
@@ -206,7 +155,7 @@ fn a_missing_program_is_distinguished_from_one_that_cannot_run() {
 fn a_client_that_disconnects_ends_a_process_that_continues_to_write() {
     let mut pair = Pair::running("exec yes");
     let (empty, _) = pipe().unwrap();
-    drop(std::mem::replace(&mut pair.stdout, empty));
+    drop(std::mem::replace(&mut pair.stdio.stdout, empty));
     let exit = pair.exit();
     assert!(exit.signal == Some(libc::SIGPIPE) || exit.code == Some(1), "{exit:?}");
 }
@@ -218,7 +167,7 @@ fn each_command_of_the_extended_form_is_answered_while_a_slow_one_runs() {
     let route = Route { dest: "default".into(), ..Route::default() };
     let file =
         FileCommand { container: "c1".into(), file: "/proc/self/stat".into(), ..FileCommand::default() };
-    let (link, step) = (&mut pair.link, "call");
+    let (link, step) = (&mut pair.host.link, "call");
     let mut ids = vec![
         link.send(Code::SetupInterface, step, &interface).unwrap(),
         link.send(Code::DeleteInterface, step, &interface).unwrap(),
@@ -230,7 +179,7 @@ fn each_command_of_the_extended_form_is_answered_while_a_slow_one_runs() {
     }
     link.flush().unwrap();
     for id in ids {
-        pair.until(|pair| pair.link.reply(id)).unwrap();
+        pair.until(|pair| pair.host.link.reply(id)).unwrap();
     }
 }
 
@@ -241,15 +190,15 @@ fn file_is_written_and_read_back_and_an_error_has_its_text() {
     let path = directory.path().join("a } name").to_str().unwrap().to_owned();
     let file = FileCommand { container: "c1".into(), file: path.clone(), ..FileCommand::default() };
     let data: Vec<u8> = (0..300_000).map(|n| n as u8).collect();
-    let written = pair.link.send_file("write", &file, &data).unwrap();
-    let read = pair.link.send(Code::ReadFile, "read", &file).unwrap();
-    pair.link.flush().unwrap();
-    pair.until(|pair| pair.link.reply(written)).unwrap();
-    assert!(pair.until(|pair| pair.link.reply(read)).unwrap() == data);
+    let written = pair.host.link.send_file("write", &file, &data).unwrap();
+    let read = pair.host.link.send(Code::ReadFile, "read", &file).unwrap();
+    pair.host.link.flush().unwrap();
+    pair.until(|pair| pair.host.link.reply(written)).unwrap();
+    assert!(pair.until(|pair| pair.host.link.reply(read)).unwrap() == data);
     std::fs::remove_file(&path).unwrap();
-    let missing = pair.link.send(Code::ReadFile, "read", &file).unwrap();
-    pair.link.flush().unwrap();
-    let error = pair.until(|pair| pair.link.reply(missing)).unwrap_err().to_string();
+    let missing = pair.host.link.send(Code::ReadFile, "read", &file).unwrap();
+    pair.host.link.flush().unwrap();
+    let error = pair.until(|pair| pair.host.link.reply(missing)).unwrap_err().to_string();
     assert_eq!(error, format!("read: open {path}: no such file or directory"));
 }
 
@@ -259,7 +208,7 @@ fn child_in_the_background_does_not_hold_back_the_exit() {
     let exit = pair.exit();
     assert_eq!(exit.code, Some(5));
     pair.delivered(&exit);
-    let child = Pair::read(&mut pair.stdout, exit.stdout_bytes);
+    let child = read_text(&mut pair.stdio.stdout, exit.stdout_bytes);
     // The child does not belong to the container any more; the test must end it.
     assert_eq!(std::process::Command::new("kill").arg(child.trim()).status().unwrap().code(), Some(0));
 }
@@ -267,7 +216,7 @@ fn child_in_the_background_does_not_hold_back_the_exit() {
 #[test]
 fn damaged_frame_of_the_host_ends_the_agent_with_a_reason() {
     let mut pair = Pair::new();
-    pair.link.socket.write_all(&[0, 0, 0, 12, 0, 0, 0, 7, 0, 0, 0, 9]).unwrap();
+    pair.host.link.socket.write_all(&[0, 0, 0, 12, 0, 0, 0, 7, 0, 0, 0, 9]).unwrap();
     let fault = pair.agent.run_once(Some(Duration::from_millis(100))).unwrap_err();
     assert_eq!(fault.text, "control channel: frame of 7 bytes is shorter than its header of 8 bytes");
 }

@@ -30,7 +30,7 @@ pub mod source;
 
 use descriptor::{Descriptor, Use};
 pub use handle::{Delivery, StreamHandle, StreamSpec, StreamState};
-use handle::{Order, Shared};
+use handle::{Request, Shared};
 use sink::{Owed, Sink};
 use source::Source;
 
@@ -237,7 +237,7 @@ impl StreamTable {
     /// Handles a ready descriptor.
     pub fn ready(&mut self, token: u16, watch: &mut Watcher<'_>) {
         if token == WAKE {
-            return self.take_orders(watch);
+            return self.take_requests(watch);
         }
         let (index, is_sink) = (usize::from(token - 1) / 2, token.is_multiple_of(2));
         let Some(Some(stream)) = self.streams.get_mut(index) else { return };
@@ -250,23 +250,23 @@ impl StreamTable {
         }
     }
 
-    fn take_orders(&mut self, watch: &mut Watcher<'_>) {
+    fn take_requests(&mut self, watch: &mut Watcher<'_>) {
         let mut count = [0; 8];
-        // An empty eventfd is no error: the orders are handled in any case.
+        // An empty eventfd is no error: the requests are handled in any case.
         let _ = io::Read::read(&mut &self.shared.wake, &mut count);
-        let orders = std::mem::take(&mut *self.shared.orders.lock().unwrap());
-        for order in orders {
-            match order {
-                Order::Open(stream) => self.add(stream),
-                Order::Start(seq, window) => self.start(seq, window, watch),
-                Order::Give(seq, bytes) => {
+        let requests = std::mem::take(&mut *self.shared.requests.lock().unwrap());
+        for request in requests {
+            match request {
+                Request::Open(stream) => self.add(stream),
+                Request::Start(seq, window) => self.start(seq, window, watch),
+                Request::Give(seq, bytes) => {
                     let stream = self.find(seq).map(|(_, stream)| stream);
                     stream
                         .and_then(|stream| stream.source.as_mut())
                         .into_iter()
                         .for_each(|source| source.give(bytes));
                 }
-                Order::Close(seq) => self.remove(seq, watch),
+                Request::Close(seq) => self.remove(seq, watch),
             }
         }
     }
@@ -294,11 +294,7 @@ impl StreamTable {
     fn remove(&mut self, seq: u64, watch: &mut Watcher<'_>) {
         let Some((index, _)) = self.find(seq) else { return };
         let Some(stream) = self.streams[index].take() else { return };
-        for (fd, which) in stream.registered() {
-            if let Err(error) = watch(fd, token(index, which), Watch::Stop) {
-                log::debug!("stream {seq}: stop watching: {error}");
-            }
-        }
+        stream.registered().for_each(|(fd, which)| unwatch(seq, fd, token(index, which), watch));
     }
 
     fn find(&mut self, seq: u64) -> Option<(usize, &mut Stream)> {
@@ -328,7 +324,7 @@ impl StreamTable {
         }
         if piece.seq > self.newest {
             // The main thread opened the stream before it started the process, but has not woken the table since.
-            self.take_orders(watch);
+            self.take_requests(watch);
         }
         let (newest, base) = (self.newest, self.base);
         let Some((index, Stream { sink: Some(sink), state, .. })) = self.find(piece.seq) else {
@@ -362,11 +358,7 @@ impl StreamTable {
                     sink.flush();
                 }
             }
-            (Some(fd), None) => {
-                if let Err(error) = watch(fd, token, Watch::Stop) {
-                    log::debug!("stream {seq}: stop watching: {error}");
-                }
-            }
+            (Some(fd), None) => unwatch(*seq, fd, token, watch),
             _ => {}
         }
         match sink.take_owed() {
@@ -391,6 +383,13 @@ impl StreamTable {
             self.complaints += 1;
             log::warn!("stream channel: {what}");
         }
+    }
+}
+
+/// Stops watching a descriptor of a stream.
+fn unwatch(seq: u64, fd: RawFd, token: u16, watch: &mut Watcher<'_>) {
+    if let Err(error) = watch(fd, token, Watch::Stop) {
+        log::debug!("stream {seq}: stop watching: {error}");
     }
 }
 

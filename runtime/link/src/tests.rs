@@ -1,6 +1,25 @@
+use agent_proto::payload::FileCommand;
 use proptest::prelude::*;
 
 use super::*;
+
+impl AgentLink {
+    /// Queues WRITEFILE, whose data follow its JSON.
+    pub(crate) fn send_file(
+        &mut self,
+        step: &'static str,
+        command: &FileCommand,
+        data: &[u8],
+    ) -> Result<CommandId> {
+        let payload = [&encode(command)?[..], data].concat();
+        self.queue(Code::WriteFile, step, payload, Reader::Sender)
+    }
+
+    /// Whether a reply is outstanding.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.commands.iter().any(|command| command.reply.is_none())
+    }
+}
 
 /// The agent's end of a channel, controlled by the test.
 struct Agent {
@@ -117,8 +136,8 @@ fn an_unusable_agent_is_refused_with_a_reason() {
     };
     let needs = |offer: &str| {
         format!(
-            "the agent offers {offer}, not API 4244 with extension 1 (--agent api-4244 runs one without, and what it \
-             cannot do is left out)"
+            "the agent offers {offer}, not API 4244 with extension 1 (with --agent api-4244 vmm runs an agent without \
+             the extension, and omits features that need it)"
         )
     };
     let (mut link, mut peer) = Agent::pair();
@@ -129,7 +148,11 @@ fn an_unusable_agent_is_refused_with_a_reason() {
     fails(&mut peer, &mut link, &needs("API 4244 with extension 0"));
     let (mut link, mut peer) = Agent::pair();
     peer.ready(1, STREAM_WINDOW + 1);
-    fails(&mut peer, &mut link, "the agent's control channel: READY: a window of 524289 bytes");
+    fails(
+        &mut peer,
+        &mut link,
+        "the agent's control channel: READY: window of 524289 bytes, not 1 to 524288",
+    );
     let (mut link, mut peer) = Agent::pair();
     peer.socket.write_all(&[0, 0, 0, 9, 0, 0, 0, 8]).unwrap();
     fails(&mut peer, &mut link, "the agent's control channel: code 9 before READY");
@@ -153,7 +176,9 @@ fn a_refused_extension_and_a_closed_channel_end_the_link() {
     assert_eq!(link.receive().unwrap_err().to_string(), "agree on the protocol: no");
     let (mut link, peer) = Agent::extended();
     drop(peer);
-    assert!(matches!(link.receive(), Err(LinkError::Channel { step: "read", .. })));
+    let error = link.receive().unwrap_err();
+    assert!(matches!(error, LinkError::Channel(_)), "{error}");
+    assert_eq!(error.to_string(), "read the agent's control channel");
 }
 
 #[test]

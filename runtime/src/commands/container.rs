@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use host::hooks::{self, Environment};
+use host::hooks::{self, Variables};
 use host::signals::name::signal_of;
 use host::sys;
 use oci::OCI_VERSION;
@@ -72,7 +72,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     }
     let hooks = hooks_of(&state)?;
     let run = || -> Result<()> {
-        let own = Environment::own();
+        let own = Variables::own();
         hooks::run("startContainer", &hooks.start_container, &bytes_of(&state), &own)?;
         let container = id.to_owned();
         done(checked(connect(&directory)?.ask(&Request::Start { container }, &[])?)?)?;
@@ -168,11 +168,11 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     // The process may be about to end.
     directory.wait_until_released(deadlines::ENDING)?;
     let state = directory.read().unwrap_or(state);
-    finish(&directory, state, &Environment::own()).map(|()| 0)
+    finish(&directory, state, &Variables::own()).map(|()| 0)
 }
 
 /// Removes what a container left on the host and runs the bundle's poststop hooks.
-pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> Result<()> {
+pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Variables) -> Result<()> {
     let hooks = hooks_of(&state).unwrap_or_else(|error| {
         log::warn!("{error:#}");
         Hooks::default()

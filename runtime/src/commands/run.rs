@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use host::environment;
-use host::hooks::{self, Environment};
+use host::hooks::{self, Variables};
 use host::signals::Signals;
 use oci::Bundle;
 use oci::spec::Hooks;
@@ -43,7 +43,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     refuse_descriptors(engine.preserve_fds)?;
     check_console(false, engine.console_socket.as_deref(), false)?;
     let marks = BootMarks::new(&config, start);
-    let environment = Environment::own();
+    let environment = Variables::own();
     environment::seclude()?;
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
@@ -97,7 +97,7 @@ fn leave_nothing(life: &Life, registered: Option<(StateDir, File)>) -> Result<()
 }
 
 /// Runs the hooks that follow the container's start. No request of another process is served meanwhile.
-fn started(hooks: &Hooks, life: &Life, environment: &Environment) -> Started {
+fn started(hooks: &Hooks, life: &Life, environment: &Variables) -> Started {
     if hooks.poststart.is_empty() {
         return Box::new(|| Ok(()));
     }

@@ -1,7 +1,7 @@
 //! Differences between two states of a network namespace, to be sent to the guest.
 
 use agent_proto::payload::{self, Interface};
-use host::network::{Found, Link, Route};
+use host::network::{Link, NetworkConfig, Route};
 
 use super::describe;
 
@@ -20,7 +20,7 @@ pub struct Changes {
 
 impl Changes {
     /// Compares two states.
-    pub fn between(before: &Found, after: &Found) -> Changes {
+    pub fn between(before: &NetworkConfig, after: &NetworkConfig) -> Changes {
         let gone = before.links.iter().filter(|link| !has(after, link)).cloned().collect();
         let (kept, new): (Vec<&Link>, Vec<&Link>) = after.links.iter().partition(|link| has(before, link));
         let stays = |route: &&Route| kept.iter().any(|link| link.index == route.link);
@@ -41,13 +41,13 @@ impl Changes {
 }
 
 /// Whether the interface is the same for a guest.
-fn has(found: &Found, link: &Link) -> bool {
+fn has(found: &NetworkConfig, link: &Link) -> bool {
     let same = |it: &Link| it.index == link.index && it.name == link.name && it.mac == link.mac;
     found.links.iter().any(same)
 }
 
 /// Returns an interface that stays, if its addresses changed.
-fn altered(before: &Found, after: &Found, link: &Link) -> Option<Interface> {
+fn altered(before: &NetworkConfig, after: &NetworkConfig, link: &Link) -> Option<Interface> {
     let old = before.links.iter().find(|it| it.index == link.index)?;
     let (old, mut new) = (describe::interface(before, old), describe::interface(after, link));
     if old == new {

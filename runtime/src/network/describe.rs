@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use agent_proto::payload::{self, Interface, IpAddress};
-use host::network::{Found, Link, Route};
+use host::network::{Link, NetworkConfig, Route};
 
 /// Adds the namespace's interfaces and routes to STARTPOD.
-pub fn describe(found: &Found, pod: &mut payload::Pod) {
+pub fn describe(found: &NetworkConfig, pod: &mut payload::Pod) {
     pod.interfaces.extend(found.links.iter().map(|link| interface(found, link)));
     let mut routes: Vec<_> = found.routes.iter().collect();
     // The route to a gateway must precede the routes through it.
@@ -15,7 +15,7 @@ pub fn describe(found: &Found, pod: &mut payload::Pod) {
 }
 
 /// Returns an interface with its addresses.
-pub fn interface(found: &Found, link: &Link) -> Interface {
+pub fn interface(found: &NetworkConfig, link: &Link) -> Interface {
     let addresses = found.addresses.iter().filter(|it| it.link == link.index);
     let neighbours = found.neighbours.iter().filter(|it| it.link == link.index);
     Interface {
@@ -38,7 +38,7 @@ pub fn interface(found: &Found, link: &Link) -> Interface {
 }
 
 /// Returns a route with its interface's name.
-pub fn route(found: &Found, route: &Route) -> payload::Route {
+pub fn route(found: &NetworkConfig, route: &Route) -> payload::Route {
     let (address, bits) = route.destination;
     let text = |address: Option<IpAddr>| address.map(|it| it.to_string()).unwrap_or_default();
     let link = found.links.iter().find(|link| link.index == route.link);

@@ -37,7 +37,7 @@ impl LiveNetwork {
     /// to.
     pub fn follow(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
         self.serve_names(sandbox)?;
-        let before = match self.network.look_again() {
+        let before = match self.network.refresh() {
             Ok(Some(before)) => before,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -49,7 +49,7 @@ impl LiveNetwork {
         for (link, addresses) in self.network.addresses() {
             sandbox.set_addresses(link, addresses);
         }
-        let Changes { gone, new, altered, mut routes } = Changes::between(&before, self.network.found());
+        let Changes { gone, new, altered, mut routes } = Changes::between(&before, self.network.config());
         for link in gone {
             self.remove(sandbox, &link)?;
         }

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use agent_proto::command::{Code, Protocol};
 use agent_proto::payload::{ContainerName, Exit};
-use host::signals::asks_for_an_end;
+use host::signals::requests_termination;
 use host::terminal::{self, RawTerminal};
 use link::streams::StreamSpec;
 use link::{CommandId, LinkError};
@@ -283,7 +283,7 @@ impl Container {
             return false;
         }
         match (&self.phase, &mut self.process) {
-            (Phase::Created, _) if signal == libc::SIGKILL || asks_for_an_end(signal) => {
+            (Phase::Created, _) if signal == libc::SIGKILL || requests_termination(signal) => {
                 (self.phase, self.exit) = (Phase::Ended, Some(exit::of_signal(signal)));
             }
             (Phase::Created, _) => {}

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use agent_proto::command::Code;
 use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
-use host::signals::{Asked, Signals, asks_for_an_end};
+use host::signals::{SignalAction, Signals, requests_termination};
 use host::{sys, terminal};
 use link::CommandId;
 use vmm::Timeline;
@@ -346,20 +346,20 @@ impl Supervisor {
             let container = &self.pod.id;
             match asked {
                 // Nothing runs yet that would have to be stopped in order.
-                Asked::Forward(signal) if self.is_awaited() && asks_for_an_end(signal) => {
+                SignalAction::Forward(signal) if self.is_awaited() && requests_termination(signal) => {
                     return Err(SessionError::Interrupted(signal).into());
                 }
-                Asked::Forward(signal) if self.own.is_some() => {
+                SignalAction::Forward(signal) if self.own.is_some() => {
                     let guest = &mut self.session.sandbox.guest();
                     let reply = self.containers.kill(guest, container, signal, false)?;
                     log::debug!("signal {signal}: {reply:?}");
                 }
-                Asked::Resize if self.own.is_some() => {
+                SignalAction::Resize if self.own.is_some() => {
                     let guest = &mut self.session.sandbox.guest();
                     let size = terminal::size();
                     size.map_or(Ok(()), |size| self.containers.resize(guest, container, size))?;
                 }
-                Asked::Forward(signal) if asks_for_an_end(signal) => {
+                SignalAction::Forward(signal) if requests_termination(signal) => {
                     let grace = if self.stopping { Duration::ZERO } else { GRACE };
                     self.stop(grace);
                 }

@@ -1,26 +1,26 @@
 use vm_memory::ByteValued;
 
 use super::*;
-use crate::layout::{device_place, ram_ranges};
+use crate::layout::{device_resources, ram_ranges};
 
-fn places(count: usize) -> Vec<DevicePlace> {
-    (0..count).map(|n| device_place(n).unwrap()).collect()
+fn devices(count: usize) -> Vec<DeviceResources> {
+    (0..count).map(|n| device_resources(n).unwrap()).collect()
 }
 
 #[test]
 fn devices_are_added_to_the_command_line_in_order() {
     assert_eq!(
-        command_line("console=hvc0 quiet", &places(2)).unwrap(),
+        command_line("console=hvc0 quiet", &devices(2)).unwrap(),
         "console=hvc0 quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
     );
-    assert_eq!(command_line("", &places(1)).unwrap(), "virtio_mmio.device=4K@0xd0000000:5");
+    assert_eq!(command_line("", &devices(1)).unwrap(), "virtio_mmio.device=4K@0xd0000000:5");
     assert_eq!(command_line("", &[]).unwrap(), "");
 }
 
 #[test]
 fn the_arguments_of_init_stay_behind_the_devices() {
     assert_eq!(
-        command_line("quiet -- -x --", &places(1)).unwrap(),
+        command_line("quiet -- -x --", &devices(1)).unwrap(),
         "quiet virtio_mmio.device=4K@0xd0000000:5 -- -x --"
     );
 }
@@ -31,8 +31,8 @@ fn a_command_line_may_be_as_long_as_the_kernel_takes() {
     assert_eq!(command_line(&longest, &[]).unwrap(), longest);
     assert_eq!(command_line(&"x".repeat(2048), &[]), Err(CmdlineError::TooLong { len: 2048, max: 2047 }));
     let device_words = " virtio_mmio.device=4K@0xd0000000:5".len();
-    assert!(command_line(&"x".repeat(2047 - device_words), &places(1)).is_ok());
-    assert!(command_line(&"x".repeat(2048 - device_words), &places(1)).is_err());
+    assert!(command_line(&"x".repeat(2047 - device_words), &devices(1)).is_ok());
+    assert!(command_line(&"x".repeat(2048 - device_words), &devices(1)).is_err());
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn the_memory_map_leaves_out_the_bios_area_and_the_hole() {
 #[test]
 fn the_initramfs_goes_to_the_end_of_low_memory() {
     let check = |mib, reach, kernel_end, len, expected| {
-        assert_eq!(initramfs_place(&ram_ranges(mib), reach, kernel_end, len), expected);
+        assert_eq!(initramfs_address(&ram_ranges(mib), reach, kernel_end, len), expected);
     };
     let all = u64::from(u32::MAX);
     check(256, all, 0x200_0000, 0x1000, Some(0xfff_f000));

@@ -5,6 +5,7 @@
 
 use super::{Entry, Kernel, Refusal, Segment};
 use crate::Image;
+use crate::little_endian::{u16_at, u32_at, u64_at};
 
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 const CLASS_64: u8 = 2;
@@ -23,18 +24,6 @@ const PHYS32_ENTRY: u32 = 18;
 const NOTE_NAME: &[u8] = b"Xen\0";
 /// Start of the upper half of the virtual address space, where kernels are linked.
 const KERNEL_HALF: u64 = 1 << 63;
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
-}
 
 /// Reads the headers of an ELF kernel.
 pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {

@@ -197,17 +197,25 @@ fn bzimages_that_cannot_be_booted_are_refused() {
     assert_eq!(refusal(&bzimage(setup_header { setup_sects: 0, ..bz_setup() }, 0xc00)), "it is truncated");
     assert_eq!(refusal(&bzimage(bz_setup(), 0x4000)[..0x210]), "it is truncated");
     let huge = setup_header { pref_address: u64::MAX, ..bz_setup() };
-    assert_eq!(refusal(&bzimage(huge, 0x4000)), "it has nothing to load");
+    assert_eq!(refusal(&bzimage(huge, 0x4000)), "it has no segments");
 }
 
 prop_compose! {
-    fn any_number()(kind in 0..4, small in 0u64..0x4000, any in any::<u64>(), high in 0x100_0000u64..0x120_0000) -> u64 {
+    fn any_number()(
+        kind in 0..4,
+        small in 0u64..0x4000,
+        any in any::<u64>(),
+        high in 0x100_0000u64..0x120_0000,
+    ) -> u64 {
         match kind { 0 => small, 1 => any, 2 => u64::MAX - small, _ => high }
     }
 }
 
 prop_compose! {
-    fn any_program()(kind in prop::sample::select(vec![1u32, 1, 4, 6]), n in prop::array::uniform5(any_number())) -> Program {
+    fn any_program()(
+        kind in prop::sample::select(vec![1u32, 1, 4, 6]),
+        n in prop::array::uniform5(any_number()),
+    ) -> Program {
         Program { kind, at: n[0], virt: n[1], phys: n[2], len: n[3], memory_len: n[4] }
     }
 }
@@ -234,7 +242,10 @@ proptest! {
     }
 
     #[test]
-    fn hostile_bzimage_headers_are_refused_or_loadable(header in prop::collection::vec(any::<u8>(), 0x80), len in 0x280usize..0x3000) {
+    fn hostile_bzimage_headers_are_refused_or_loadable(
+        header in prop::collection::vec(any::<u8>(), 0x80),
+        len in 0x280usize..0x3000,
+    ) {
         let mut bytes = vec![0; len];
         bytes[0x1f1..0x271].copy_from_slice(&header);
         bytes[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");

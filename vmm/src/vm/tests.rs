@@ -58,7 +58,7 @@ fn too_little_memory_names_what_is_needed() {
     let error = plan(32, 0).unwrap_err().to_string();
     assert_eq!(
         error,
-        format!("32 MiB of memory are too little for /boot/vmlinux: it needs {} MiB", 32 + working)
+        format!("memory of 32 MiB is too small for /boot/vmlinux, which needs {} MiB", 32 + working)
     );
 }
 

@@ -3,11 +3,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use super::*;
-
-fn open_path(path: &Path) -> OwnedFd {
-    use std::os::unix::fs::OpenOptionsExt;
-    fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
-}
+use crate::share::testing::open_path;
 
 fn root() -> OwnedFd {
     open_path(Path::new("/"))

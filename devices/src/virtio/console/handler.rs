@@ -46,7 +46,8 @@ impl Handler {
         }
     }
 
-    /// Whether the guest has the port open. Without F_MULTIPORT there are no control messages, and port 0 counts as open.
+    /// Whether the guest has the port open. Without F_MULTIPORT there are no control messages, and port 0 counts as
+    /// open.
     fn is_guest_open(&self, port: usize) -> bool {
         if self.multiport { self.control.is_guest_open(port) } else { port == 0 }
     }

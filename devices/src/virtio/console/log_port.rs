@@ -38,8 +38,8 @@ pub struct LogPort {
 }
 
 impl LogPort {
-    /// Returns a port that copies its bytes to `copy`, and its reader. `copy` must not block: it would block all devices
-    /// of the loop.
+    /// Returns a port that copies its bytes to `copy`, and its reader. `copy` must not block: it would block all
+    /// devices of the loop.
     pub fn new(copy: Option<Box<dyn Write + Send>>) -> (LogPort, LogTail) {
         let tail = LogTail::default();
         (LogPort { tail: tail.clone(), copy }, tail)

@@ -21,8 +21,8 @@ pub trait PortBackend: Send {
     /// Accepts all of `data`, which the guest sent. To bound what it has to keep, a backend relies on the protocol that
     /// it carries, or on [`takes_output`](Self::takes_output).
     fn output(&mut self, data: &[u8], events: &mut PortEvents);
-    /// Whether the backend accepts output now. Called before each of the guest's buffers, which stays in the queue if the
-    /// answer is no, and again after [`ready`](Self::ready).
+    /// Whether the backend accepts output now. Called before each of the guest's buffers, which stays in the queue if
+    /// the answer is no, and again after [`ready`](Self::ready).
     fn takes_output(&self) -> bool {
         true
     }
@@ -73,8 +73,8 @@ impl Source {
 
 /// Registers a backend's file descriptors with the devices' event loop.
 ///
-/// With edge-triggered registration a backend need not call `modify` while the guest has no receive buffers: the console
-/// calls [`PortBackend::input`] again when there are some.
+/// With edge-triggered registration a backend need not call `modify` while the guest has no receive buffers: the
+/// console calls [`PortBackend::input`] again when there are some.
 pub struct PortEvents<'a, 'b> {
     port: u16,
     ops: &'a mut EventOps<'b>,

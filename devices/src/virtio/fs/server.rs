@@ -1,9 +1,9 @@
 //! The FUSE server: reads one request and writes one reply.
 //!
-//! The guest is hostile and may send any bytes. A request that is shorter than its header says is an error for the queue;
-//! every other request gets a reply, which may be an error number. Limits: [`MAX_BODY`] for the part of a request that is
-//! copied, [`MAX_WRITE`] for data, [`crate::share::xattr::MAX_VALUE`], and those of [`crate::share`]. The server only
-//! parses requests and encodes replies; [`Operations`] execute them.
+//! The guest is hostile and may send any bytes. A request that is shorter than its header says is an error for the
+//! queue; every other request gets a reply, which may be an error number. Limits: [`MAX_BODY`] for the part of a
+//! request that is copied, [`MAX_WRITE`] for data, [`crate::share::xattr::MAX_VALUE`], and those of [`crate::share`].
+//! The server only parses requests and encodes replies; [`Operations`] execute them.
 
 use std::ffi::CStr;
 use std::io;
@@ -25,9 +25,9 @@ const MAX_BACKGROUND: u16 = 64;
 /// The features that the server supports (FUSE_INIT).
 ///
 /// It does not support WRITEBACK_CACHE (the guest would use its own idea of size and times, and lose the host's changes
-/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (the guest's kernel manages the locks, and only the guest has processes
-/// that use them); POSIX_ACL (the guest would send a GETXATTR for each inode that is accessed by another user than its
-/// owner; ACLs are stored in any case).
+/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (the guest's kernel manages the locks, and only the guest has
+/// processes that use them); POSIX_ACL (the guest would send a GETXATTR for each inode that is accessed by another user
+/// than its owner; ACLs are stored in any case).
 const FEATURES: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -78,8 +78,8 @@ enum Answer {
 /// A server of one share tree, for one thread.
 pub struct FuseServer {
     pub(super) share: Operations,
-    /// The guest supports FUSE_SUBMOUNTS: it makes a separate file system of each directory with that flag. A guest that
-    /// does not support it, but sees the flag, would drop the directory at each revalidation.
+    /// The guest supports FUSE_SUBMOUNTS: it makes a separate file system of each directory with that flag. A guest
+    /// that does not support it, but sees the flag, would drop the directory at each revalidation.
     pub(super) submounts: bool,
     body: Vec<u8>,
     /// The reply under construction, header included.
@@ -205,9 +205,9 @@ impl FuseServer {
             op::GETXATTR => self.getxattr(request),
             op::LISTXATTR => self.listxattr(request),
             op::REMOVEXATTR => self.removexattr(request),
-            // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached the
-            // host. ACCESS: the guest's kernel checks permissions. GETLK, SETLK, SETLKW: the guest's kernel manages locks.
-            // BMAP, IOCTL, POLL and DAX mappings: not supported.
+            // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached
+            // the host. ACCESS: the guest's kernel checks permissions. GETLK, SETLK, SETLKW: the guest's kernel manages
+            // locks. BMAP, IOCTL, POLL and DAX mappings: not supported.
             _ => Err(Errno(libc::ENOSYS)),
         }
     }

@@ -1,7 +1,7 @@
 //! The FUSE messages and their encoding (Linux `include/uapi/linux/fuse.h`, protocol 7.38).
 //!
-//! All numbers are little-endian: virtio-fs (VIRTIO 1.2, 5.11.6.1) uses the guest's byte order, and the guest is x86_64.
-//! All structures are complete, because the tests also write requests and read replies.
+//! All numbers are little-endian: virtio-fs (VIRTIO 1.2, 5.11.6.1) uses the guest's byte order, and the guest is
+//! x86_64. All structures are complete, because the tests also write requests and read replies.
 #![allow(dead_code)]
 
 /// Major version of the protocol.

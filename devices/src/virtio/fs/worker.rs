@@ -1,5 +1,5 @@
-//! The thread of a file device. It owns the device's queues and its server, because system calls on files block and must
-//! not delay a vCPU or the console. All file protocols use it.
+//! The thread of a file device. It owns the device's queues and its server, because system calls on files block and
+//! must not delay a vCPU or the console. All file protocols use it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,8 +20,8 @@ const STOP: u64 = u64::MAX;
 /// The server of one protocol.
 pub trait FileServer: Send {
     /// Reads one request and writes its reply. Returns the number of bytes written, 0 for a request without a reply. On
-    /// an error, which is for requests that cannot be answered, the queue completes the request with length 0 and counts
-    /// a fault.
+    /// an error, which is for requests that cannot be answered, the queue completes the request with length 0 and
+    /// counts a fault.
     ///
     /// Only one thread calls this, from the first request on.
     fn handle(&mut self, request: Pieces, reply: Pieces) -> io::Result<usize>;
@@ -48,16 +48,16 @@ impl Worker {
 
     /// Starts the thread, which serves `queues`.
     pub fn serve(&mut self, queues: Vec<VirtQueue>) -> io::Result<()> {
-        // When the driver starts the device again after a reset, the previous thread still runs. It is idle, because a reset
-        // completes only when no request is being processed.
+        // When the driver starts the device again after a reset, the previous thread still runs. It is idle, because a
+        // reset completes only when no request is being processed.
         self.stop();
         if self.server.is_none() {
-            return Err(io::Error::other("the file server is gone"));
+            return Err(io::Error::other("the file server's thread panicked"));
         }
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let poller = poller(&stop, &queues)?;
-        // The server is sent to the thread only after the thread was created. If that fails, for example because the guest
-        // has used up the file descriptors, the server stays here for the driver's next attempt.
+        // The server is sent to the thread only after the thread was created. If that fails, for example because the
+        // guest has used up the file descriptors, the server stays here for the driver's next attempt.
         let (give, take) = channel();
         let thread = Builder::new().name(self.name.to_owned());
         let thread = thread.spawn(move || take.recv().ok().map(|server| run(&poller, queues, server)))?;
@@ -87,8 +87,8 @@ impl Drop for Worker {
     }
 }
 
-/// Registers all kicks, and the stop event. Kicks are edge-triggered and need not be read, which saves a system call for
-/// each. A kick that comes while its queue is served makes the next wait return at once.
+/// Registers all kicks, and the stop event. Kicks are edge-triggered and need not be read, which saves a system call
+/// for each. A kick that comes while its queue is served makes the next wait return at once.
 fn poller(stop: &EventFd, queues: &[VirtQueue]) -> io::Result<Epoll> {
     let poller = Epoll::new()?;
     poller.ctl(ControlOperation::Add, stop.as_raw_fd(), EpollEvent::new(EventSet::IN, STOP))?;

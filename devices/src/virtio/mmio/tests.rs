@@ -355,11 +355,14 @@ fn the_configuration_belongs_to_the_device() {
 }
 
 proptest! {
-    /// For any writes by the guest, the device answers, starts only after a correct sequence, and never gets a ring outside
-    /// of memory.
+    /// For any writes by the guest, the device answers, starts only after a correct sequence, and never gets a ring
+    /// outside of memory.
     #[test]
     fn no_write_does_harm(
-        writes in prop::collection::vec((0u64..0x120, any::<u32>(), prop::sample::select(vec![1, 2, 4, 4, 4, 8])), 0..200),
+        writes in prop::collection::vec(
+            (0u64..0x120, any::<u32>(), prop::sample::select(vec![1, 2, 4, 4, 4, 8])),
+            0..200,
+        ),
         lead in prop::bool::ANY,
     ) {
         let (mut driver, probe) = driver();

@@ -1,8 +1,8 @@
 //! The source filter: decides which frames of a guest may leave if its interface is restricted to its own addresses.
 //!
-//! A frame leaves if all addresses in it that identify the sender are the interface's: the Ethernet source, the sender in
-//! ARP, the IPv4 or IPv6 source, and in neighbour discovery the target of an advertisement and its hardware address. A
-//! frame that cannot be checked does not leave: any other EtherType, and so VLAN tags, 802.3 frames and RARP; IPv6
+//! A frame leaves if all addresses in it that identify the sender are the interface's: the Ethernet source, the sender
+//! in ARP, the IPv4 or IPv6 source, and in neighbour discovery the target of an advertisement and its hardware address.
+//! A frame that cannot be checked does not leave: any other EtherType, and so VLAN tags, 802.3 frames and RARP; IPv6
 //! extension headers that are truncated or more than [`EXTENSIONS_MAX`]; neighbour discovery in fragments (RFC 6980).
 //!
 //! Two kinds of frames without a source address may leave, since they cannot impersonate another host. An ARP probe
@@ -10,12 +10,12 @@
 //! addresses is in use, and report its multicast groups. A DHCP client's frames also have no source address, but are
 //! refused: the host configures the interface.
 //!
-//! The packet's virtio header is checked as well. It tells the host where to compute and write a checksum. Inside the part
-//! that was checked, that write would change it afterwards, so the checksum must be in the transport header or after it.
-//! When the host segments a packet, all segments get the headers of the whole packet.
+//! The packet's virtio header is checked as well. It tells the host where to compute and write a checksum. Inside the
+//! part that was checked, that write would change it afterwards, so the checksum must be in the transport header or
+//! after it. When the host segments a packet, all segments get the headers of the whole packet.
 //!
-//! This module does no I/O: bytes go in, a reason comes out. The bytes are a copy of the packet's beginning, and the packet
-//! is sent with that copy, because guest memory may change between the check and the write.
+//! This module does no I/O: bytes go in, a reason comes out. The bytes are a copy of the packet's beginning, and the
+//! packet is sent with that copy, because guest memory may change between the check and the write.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
 
 use super::{ETHERNET_LEN, HEADER_LEN};
 
-/// Number of bytes at a packet's beginning that are checked, including the virtio header. All relevant headers are in them.
+/// Number of bytes at a packet's beginning that are checked, including the virtio header. All relevant headers are in
+/// them.
 pub const HEAD_MAX: usize = 512;
 /// Limit of IPv6 extension headers before the transport header.
 const EXTENSIONS_MAX: usize = 8;
@@ -86,8 +87,8 @@ impl SourceFilter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).addresses = addresses;
     }
 
-    /// Checks the first [`HEAD_MAX`] bytes of a packet, or the whole packet if it is shorter. The error names the field that
-    /// is refused.
+    /// Checks the first [`HEAD_MAX`] bytes of a packet, or the whole packet if it is shorter. The error names the field
+    /// that is refused.
     pub fn check(&self, head: &[u8]) -> Result<(), Refusal> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).check(head)
     }

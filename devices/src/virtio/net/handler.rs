@@ -1,5 +1,5 @@
-//! The handler of a started network device, in the devices' event loop. It serves both queues and the tap, or waits for a
-//! fault while the host's kernel serves them.
+//! The handler of a started network device, in the devices' event loop. It serves both queues and the tap, or waits for
+//! a fault while the host's kernel serves them.
 
 use std::sync::Arc;
 use std::{io, iter};
@@ -62,8 +62,8 @@ pub(super) struct Handler {
     lent: Option<Lent>,
 }
 
-/// vhost-net and the loans of both queues. The order of the fields matters: dropping `vhost` stops the kernel, and the loans
-/// must not end before that.
+/// vhost-net and the loans of both queues. The order of the fields matters: dropping `vhost` stops the kernel, and the
+/// loans must not end before that.
 struct Lent {
     vhost: Vhost,
     loans: [Loan; 2],
@@ -128,15 +128,16 @@ impl Handler {
                 self.queues[index] = None;
             }
         }
-        // The guest may have handled the kernel's last interrupt after share(false), when InterruptStatus did not show it.
+        // The guest may have handled the kernel's last interrupt after share(false), when InterruptStatus did not show
+        // it.
         self.interrupt.used_buffers();
         self.listen(ops);
     }
 
     /// Registers the kicks and the tap with the event loop.
     fn listen(&mut self, ops: &mut EventOps) {
-        // Edge-triggered, so that eventfds need not be read, and a tap whose packets cannot be received yet does not wake
-        // the loop.
+        // Edge-triggered, so that eventfds need not be read, and a tap whose packets cannot be received yet does not
+        // wake the loop.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let queues = self.queues.iter().flatten().filter(|queue| queue.is_ready());
         let kicks = queues.map(|queue| Events::with_data(queue.kick(), queue.index().into(), edge));
@@ -229,8 +230,8 @@ fn take_packet(tap: &Tap, buffers: &mut ReceiveBuffers, interrupt: &Interrupt) -
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
         Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EIO)) => {
-            // The tap was deleted or its link is down. If the link comes up again, the tap's event wakes the loop. This is
-            // counted because every kick of the guest leads here.
+            // The tap was deleted or its link is down. If the link comes up again, the tap's event wakes the loop. This
+            // is counted because every kick of the guest leads here.
             interrupt.fault(format_args!("read a packet: {error}"));
             Received::Nothing
         }

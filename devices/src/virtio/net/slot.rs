@@ -1,7 +1,7 @@
 //! A slot for a NIC, which can be plugged in and removed while the machine runs.
 //!
-//! The address range of a slot exists from the machine's start. While the slot is empty it shows device ID 0, which tells
-//! the driver that there is no device (VIRTIO 1.2, 4.2.2: "0x0 is to be used to define a system memory map with
+//! The address range of a slot exists from the machine's start. While the slot is empty it shows device ID 0, which
+//! tells the driver that there is no device (VIRTIO 1.2, 4.2.2: "0x0 is to be used to define a system memory map with
 //! placeholder devices"). The driver finds a NIC that was plugged in when it probes the slot again.
 
 use std::io;
@@ -20,8 +20,8 @@ impl Slot {
         *self.inside() = Some(net);
     }
 
-    /// Removes the NIC. Its driver should have released it before. A driver that has not keeps queues that are no longer
-    /// served, and has no access to the tap.
+    /// Removes the NIC. Its driver should have released it before. A driver that has not keeps queues that are no
+    /// longer served, and has no access to the tap.
     pub fn unplug(&self) {
         let net = self.inside().take();
         // Dropped without the lock, because closing a tap takes long.

@@ -1,5 +1,5 @@
-// UNSAFETY: vectored I/O on guest memory and an ioctl exist only as raw system calls; each is wrapped here in a function
-// that is safe to call.
+// UNSAFETY: vectored I/O on guest memory and an ioctl exist only as raw system calls; each is wrapped here in a
+// function that is safe to call.
 #![allow(unsafe_code)]
 //! A tap's file descriptor: transfers packets with their headers to and from guest memory.
 
@@ -64,8 +64,9 @@ impl Tap {
         let mut rest = 0u8;
         let mut vector = vector(pieces);
         vector.push(libc::iovec { iov_base: (&raw mut rest).cast(), iov_len: 1 });
-        // SAFETY: each piece is in a guest mapping that `pieces` keeps borrowed. The guest may write there at the same time,
-        // which VolatileSlice allows, and no Rust reference to those bytes exists. The last piece is the local `rest`.
+        // SAFETY: each piece is in a guest mapping that `pieces` keeps borrowed. The guest may write there at the same
+        // time, which VolatileSlice allows, and no Rust reference to those bytes exists. The last piece is the local
+        // `rest`.
         let len = unsafe { libc::readv(self.file.as_raw_fd(), vector.as_ptr(), vector.len() as libc::c_int) };
         usize::try_from(len).map_err(|_| io::Error::last_os_error())
     }

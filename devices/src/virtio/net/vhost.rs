@@ -146,7 +146,7 @@ fn set_up(
     work: &Work,
 ) -> io::Result<()> {
     let rings = loan.rings;
-    let place = VringConfigData {
+    let config = VringConfigData {
         queue_max_size: QUEUE_SIZE,
         queue_size: rings.size,
         flags: 0,
@@ -157,7 +157,7 @@ fn set_up(
     };
     net.set_vring_num(index, rings.size).map_err(host("VHOST_SET_VRING_NUM"))?;
     net.set_vring_base(index, rings.next_avail).map_err(host("VHOST_SET_VRING_BASE"))?;
-    net.set_vring_addr(index, &place).map_err(host("VHOST_SET_VRING_ADDR"))?;
+    net.set_vring_addr(index, &config).map_err(host("VHOST_SET_VRING_ADDR"))?;
     net.set_vring_err(index, work.fault).map_err(host("VHOST_SET_VRING_ERR"))?;
     net.set_vring_call(index, work.interrupt.line()).map_err(host("VHOST_SET_VRING_CALL"))?;
     net.set_vring_kick(index, queue.kick()).map_err(host("VHOST_SET_VRING_KICK"))

@@ -117,8 +117,8 @@ impl P9Server {
         Ok(())
     }
 
-    /// READDIR. It reserves space for each name as if it were padded to 8 bytes, so that a directory is listed in the same
-    /// portions as over virtio-fs.
+    /// READDIR. It reserves space for each name as if it were padded to 8 bytes, so that a directory is listed in the
+    /// same portions as over virtio-fs.
     pub(super) fn readdir(&mut self, fields: &mut Fields) -> Result<()> {
         let (fid, offset, count) = (fields.u32()?, fields.u64()?, fields.u32()?);
         let mut room = (self.most(count) as usize).min(MAX_LISTING);
@@ -156,7 +156,8 @@ impl P9Server {
         self.share.fsync(OpenFile { node, handle: *fh }, data_only)
     }
 
-    /// LOCK always succeeds: the guest's kernel has already acquired the lock, and only the guest has processes that lock.
+    /// LOCK always succeeds: the guest's kernel has already acquired the lock, and only the guest has processes that
+    /// lock.
     pub(super) fn lock(&mut self, fields: &mut Fields) -> Result<()> {
         self.opened_file(fields.u32()?)?;
         let (_, _) = (fields.u8()?, fields.u32()?);

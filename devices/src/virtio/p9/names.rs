@@ -150,7 +150,7 @@ impl P9Server {
     pub(super) fn rename(&mut self, fields: &mut Fields) -> Result<()> {
         let (file, dir, name) = (fields.u32()?, fields.u32()?, fields.name()?);
         let (file, to) = (self.fids.get(file)?.node, self.fids.get(dir)?.node);
-        let (from, old) = self.share.place(file)?;
+        let (from, old) = self.share.location(file)?;
         self.rename_names((from, &old), (to, &name))
     }
 
@@ -186,7 +186,7 @@ impl P9Server {
     }
 
     fn remove_node(&mut self, node: u64) -> Result<()> {
-        let (dir, name) = self.share.place(node)?;
+        let (dir, name) = self.share.location(node)?;
         let is_dir = self.share.identify(node)?.1 == libc::S_IFDIR;
         let name = Name::new(&name)?;
         if is_dir { self.share.rmdir(dir, name) } else { self.share.unlink(dir, name) }

@@ -16,8 +16,8 @@ const MAX_PREFIXES: usize = (1 << (u64::BITS - LOW_BITS)) - 1;
 pub struct Numbers(HashMap<(u64, u64), u64>);
 
 impl Numbers {
-    /// Returns the guest's number for a file of the host, always the same. The guest's cache relies on unique numbers, so
-    /// a file is refused when there is no prefix left for it.
+    /// Returns the guest's number for a file of the host, always the same. The guest's cache relies on unique numbers,
+    /// so a file is refused when there is no prefix left for it.
     pub fn of_host(&mut self, (device, number): (u64, u64)) -> Result<u64> {
         let next = self.0.len() as u64 + 1;
         let key = (device, number >> LOW_BITS);

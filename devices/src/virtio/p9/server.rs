@@ -1,9 +1,10 @@
 //! The 9P2000.L server: reads one message and writes one reply.
 //!
-//! The guest is hostile and may send any bytes. A message without a complete header is an error for the queue; every other
-//! message gets a reply, which may be an error number. Malformed messages are also counted. Limits: [`MSIZE_MAX`] for a
-//! message, [`MAX_BODY`] for the part that is copied, [`super::wire::MAX_WALK`] for names, those of [`super::fids`], and
-//! those of [`crate::share`]. Only single components are accepted as names, so `..` is refused, which Linux never sends.
+//! The guest is hostile and may send any bytes. A message without a complete header is an error for the queue; every
+//! other message gets a reply, which may be an error number. Malformed messages are also counted. Limits: [`MSIZE_MAX`]
+//! for a message, [`MAX_BODY`] for the part that is copied, [`super::wire::MAX_WALK`] for names, those of
+//! [`super::fids`], and those of [`crate::share`]. Only single components are accepted as names, so `..` is refused,
+//! which Linux never sends.
 
 use std::io;
 
@@ -90,7 +91,8 @@ impl P9Server {
         }
     }
 
-    /// Reads the body of a message and executes the message. Returns the number of bytes of data already in guest memory.
+    /// Reads the body of a message and executes the message. Returns the number of bytes of data already in guest
+    /// memory.
     fn serve(&mut self, what: u8, size: usize, input: &mut Pieces, output: &mut Pieces) -> Result<usize> {
         // Older guests do not include the data in the size of a WRITE.
         let fits = size >= HEADER && size - HEADER <= input.len() && size <= MSIZE_MAX as usize;

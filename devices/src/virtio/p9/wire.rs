@@ -1,7 +1,7 @@
 //! Encoding of 9P2000.L (Linux `include/net/9p/9p.h`; the message list of diod's protocol description).
 //!
-//! A message is `size[4] type[1] tag[2]` followed by its fields. All numbers are little-endian. A string is `len[2]` and
-//! its bytes without a NUL; a qid is `type[1] version[4] path[8]`.
+//! A message is `size[4] type[1] tag[2]` followed by its fields. All numbers are little-endian. A string is `len[2]`
+//! and its bytes without a NUL; a qid is `type[1] version[4] path[8]`.
 
 use std::ffi::CString;
 

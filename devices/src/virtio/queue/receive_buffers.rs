@@ -25,7 +25,8 @@ const PIECES_MAX: usize = MAX_CHAIN - 1;
 pub struct Demand {
     /// Minimum length of a buffer in bytes. Smaller buffers are refused.
     pub buffer: usize,
-    /// Length of the longest message in bytes. If it is larger than `buffer`, a message may continue in the next buffers.
+    /// Length of the longest message in bytes. If it is larger than `buffer`, a message may continue in the next
+    /// buffers.
     pub message: usize,
 }
 
@@ -143,7 +144,8 @@ impl<'a> ReceiveBuffers<'a> {
                 queue.set_next_used(used);
                 queue.add_used(memory, buffer.head, written as u32)?;
             } else {
-                // The used index changes only with the last buffer: when the driver sees it, it expects a whole message.
+                // The used index changes only with the last buffer: when the driver sees it, it expects a whole
+                // message.
                 let element = u64::from(buffer.head) | (written as u64) << 32;
                 let slot = queue.used_ring() + 4 + 8 * u64::from(used % queue.size());
                 memory.write_obj(element.to_le(), GuestAddress(slot)).map_err(Error::GuestMemory)?;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use oci::cgroups_path::CgroupPath;
 
-use super::{CgroupError, Result, Version};
+use super::{Result, Version};
+use crate::HostError;
 
 /// One hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,17 +46,10 @@ pub struct Hierarchies {
 impl Hierarchies {
     /// Finds the hierarchies of the host.
     pub fn find() -> Result<Hierarchies> {
-        let read = |path: &str| {
-            fs::read_to_string(path).map_err(|source| CgroupError::Host {
-                step: "read",
-                path: path.into(),
-                source,
-            })
-        };
-        let found = Hierarchies::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
-        if found.unified.is_none() && found.legacy.is_empty() {
-            let source = io::Error::from_raw_os_error(libc::ENOENT);
-            return Err(CgroupError::Host { step: "find a tree at", path: "/sys/fs/cgroup".into(), source });
+        let found = Hierarchies::parse(&mounts()?, &read("/proc/self/cgroup")?);
+        if found.all().next().is_none() {
+            let path = Path::new("/sys/fs/cgroup");
+            return Err(HostError::at("find a cgroup hierarchy at", path)(io::ErrorKind::NotFound).into());
         }
         Ok(found)
     }
@@ -112,6 +106,15 @@ impl Hierarchies {
     pub fn is_unified(&self) -> bool {
         self.legacy.iter().all(|tree| tree.controllers.iter().all(|name| name.starts_with("name=")))
     }
+}
+
+/// Returns the content of `/proc/self/mountinfo`.
+pub fn mounts() -> Result<String> {
+    read("/proc/self/mountinfo")
+}
+
+fn read(path: &str) -> Result<String> {
+    Ok(fs::read_to_string(path).map_err(HostError::at("read", Path::new(path)))?)
 }
 
 /// Mount options of version 1 that are not controllers.

@@ -15,6 +15,7 @@ pub const HOST_OVERHEAD_MIB: u64 = 48;
 /// Limit of host tasks for a machine whose container has a process limit. The container's processes exist only in the
 /// guest, so that its limit does not apply to the monitor's threads (one per vCPU, a few for devices and vhost).
 const HOST_TASKS: u64 = 128;
+
 /// Returns the memory limit in bytes of a machine of this size.
 pub fn machine_bytes(memory_mib: u32) -> u64 {
     let mib = u64::from(memory_mib);
@@ -23,7 +24,7 @@ pub fn machine_bytes(memory_mib: u32) -> u64 {
 
 /// Returns the settings for `resources` and a machine of `memory_mib`.
 pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec<Setting> {
-    let mut list = List { version, settings: Vec::new() };
+    let mut list = Settings { version, settings: Vec::new() };
     list.memory(&resources.memory, memory_mib);
     list.cpu(&resources.cpu);
     if positive(resources.pids.limit).is_some() {
@@ -31,10 +32,8 @@ pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec
     }
     list.block_io(&resources.block_io);
     for (index, limit) in resources.hugepage_limits.iter().enumerate() {
-        let (one, two) = (
-            format!("hugetlb.{}.limit_in_bytes", limit.page_size),
-            format!("hugetlb.{}.max", limit.page_size),
-        );
+        let size = &limit.page_size;
+        let (one, two) = (format!("hugetlb.{size}.limit_in_bytes"), format!("hugetlb.{size}.max"));
         list.add(&format!("hugepageLimits[{index}]"), &one, &two, limit.limit);
     }
     for (device, limit) in &resources.rdma {
@@ -49,12 +48,12 @@ pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec
     list.settings
 }
 
-struct List {
+struct Settings {
     version: Version,
     settings: Vec<Setting>,
 }
 
-impl List {
+impl Settings {
     fn add(&mut self, at: &str, one: &str, two: &str, value: impl ToString) {
         let file = if self.version == Version::One { one } else { two };
         self.either(at, &[(file, value.to_string())]);
@@ -132,28 +131,23 @@ impl List {
     }
 
     fn block_io(&mut self, io: &BlockIo) {
-        let one = self.version == Version::One;
         if io.weight != 0 {
-            let plain = io.weight.to_string();
-            if one {
-                self.either(
-                    "blockIO.weight",
-                    &[("blkio.weight", plain.clone()), ("blkio.bfq.weight", plain)],
-                );
-            } else {
-                let scaled = format!("default {}", io_weight(io.weight));
-                self.either("blockIO.weight", &[("io.bfq.weight", plain), ("io.weight", scaled)]);
-            }
+            let (plain, scaled) = (io.weight.to_string(), format!("default {}", io_weight(io.weight)));
+            let files = match self.version {
+                Version::One => [("blkio.weight", plain.clone()), ("blkio.bfq.weight", plain)],
+                Version::Two => [("io.bfq.weight", plain), ("io.weight", scaled)],
+            };
+            self.either("blockIO.weight", &files);
         }
         for (index, device) in io.weight_device.iter().enumerate() {
             let value = format!("{}:{} {}", device.major, device.minor, device.weight);
-            let at = format!("blockIO.weightDevice[{index}]");
-            if one {
-                let files = [("blkio.weight_device", value.clone()), ("blkio.bfq.weight_device", value)];
-                self.either(&at, &files);
-            } else {
-                self.add(&at, "", "io.bfq.weight", value);
-            }
+            let files = match self.version {
+                Version::One => {
+                    &[("blkio.weight_device", value.clone()), ("blkio.bfq.weight_device", value)][..]
+                }
+                Version::Two => &[("io.bfq.weight", value)],
+            };
+            self.either(&format!("blockIO.weightDevice[{index}]"), files);
         }
         for (name, one, two, devices) in [
             ("throttleReadBpsDevice", "read_bps", "rbps", &io.throttle_read_bps_device),
@@ -162,15 +156,13 @@ impl List {
             ("throttleWriteIOPSDevice", "write_iops", "wiops", &io.throttle_write_iops_device),
         ] {
             for (index, device) in devices.iter().enumerate() {
-                let (at, number) =
-                    (format!("blockIO.{name}[{index}]"), format!("{}:{}", device.major, device.minor));
-                if self.version == Version::One {
-                    let file = format!("blkio.throttle.{one}_device");
-                    self.add(&at, &file, "", format!("{number} {}", device.rate));
-                } else {
-                    let rate = if device.rate == 0 { "max".to_owned() } else { device.rate.to_string() };
-                    self.add(&at, "", "io.max", format!("{number} {two}={rate}"));
-                }
+                let limit = match (self.version, device.rate) {
+                    (Version::One, rate) => rate.to_string(),
+                    (Version::Two, 0) => format!("{two}=max"),
+                    (Version::Two, rate) => format!("{two}={rate}"),
+                };
+                let (at, file) = (format!("blockIO.{name}[{index}]"), format!("blkio.throttle.{one}_device"));
+                self.add(&at, &file, "io.max", format!("{}:{} {limit}", device.major, device.minor));
             }
         }
     }
@@ -237,7 +229,10 @@ mod tests {
     #[test]
     fn cpu_time_and_processes_become_files() {
         check(
-            &json!({"cpu": {"shares": 1024, "quota": 150_000, "period": 50_000, "cpus": "0-1", "mems": "0"}, "pids": {"limit": 5}}),
+            &json!({
+                "cpu": {"shares": 1024, "quota": 150_000, "period": 50_000, "cpus": "0-1", "mems": "0"},
+                "pids": {"limit": 5},
+            }),
             &[
                 ("cpu.shares", "1024"),
                 ("cpu.cfs_period_us", "50000"),

@@ -13,11 +13,11 @@ use rustbus::wire::ObjectPath;
 use rustbus::wire::errors::MarshalError;
 use rustbus::{Marshal, Signature};
 
-use self::bus::{Bus, BusError};
+use self::dbus::{Connection, DbusError};
 use super::{Setting, Version};
 use crate::sys;
 
-mod bus;
+mod dbus;
 
 /// Directory that exists if systemd is running (sd_booted(3)).
 const RUNS: &str = "/run/systemd/system";
@@ -43,13 +43,13 @@ pub enum SystemdError {
     #[error("--systemd-cgroup: systemd does not run on this host")]
     Missing,
     /// The communication with systemd failed.
-    #[error("ask systemd at {}", path.display())]
+    #[error("call systemd at {}", path.display())]
     Connection {
         /// Path of the socket.
         path: PathBuf,
         /// Error of the connection.
         #[source]
-        source: BusError,
+        source: DbusError,
     },
     /// systemd refused a call.
     #[error("systemd: {call} {unit}: {message}")]
@@ -87,7 +87,7 @@ pub type Property = (String, Value);
 
 /// A connection to systemd's manager.
 pub struct Manager {
-    bus: Bus,
+    connection: Connection,
     path: PathBuf,
 }
 
@@ -100,8 +100,8 @@ impl Manager {
         let user = || std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let runtime = if sys::effective_user() == 0 { Some(PathBuf::from("/run")) } else { user() };
         let path = runtime.ok_or(SystemdError::Missing)?.join(SOCKET);
-        match Bus::connect(&path, Instant::now() + DEADLINE) {
-            Ok(bus) => Ok(Manager { bus, path }),
+        match Connection::connect(&path, Instant::now() + DEADLINE) {
+            Ok(connection) => Ok(Manager { connection, path }),
             Err(source) => Err(SystemdError::Connection { path, source }),
         }
     }
@@ -146,7 +146,7 @@ impl Manager {
     /// Waits for the end of a job and returns its result.
     fn wait_for(&mut self, job: &str) -> Result<String> {
         loop {
-            let signal = self.bus.signal().map_err(|source| self.broken(source))?;
+            let signal = self.connection.signal().map_err(|source| self.broken(source))?;
             if signal.dynheader.member.as_deref() != Some("JobRemoved") {
                 continue;
             }
@@ -179,8 +179,9 @@ impl Manager {
     ) -> Result<MarshalledMessage> {
         let mut message =
             MessageBuilder::new().call(call).with_interface(MANAGER).on(OBJECT).at(SERVICE).build();
-        let filled = fill(&mut message.body).map_err(BusError::from);
-        let reply = filled.and_then(|()| self.bus.call(&message)).map_err(|source| self.broken(source))?;
+        let filled = fill(&mut message.body).map_err(DbusError::from);
+        let reply =
+            filled.and_then(|()| self.connection.call(&message)).map_err(|source| self.broken(source))?;
         if reply.typ == MessageType::Error {
             let name = reply.dynheader.error_name.clone().unwrap_or_default();
             let message = reply.body.parser().get::<String>().unwrap_or_else(|_| name.clone());
@@ -189,7 +190,7 @@ impl Manager {
         Ok(reply)
     }
 
-    fn broken(&self, source: BusError) -> SystemdError {
+    fn broken(&self, source: DbusError) -> SystemdError {
         SystemdError::Connection { path: self.path.clone(), source }
     }
 }

@@ -4,13 +4,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use netlink::{Message, Reply, replies};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::sys;
+use crate::{HostError, sys};
 
 /// Maximum bytes of a reply per read. The kernel divides lists accordingly.
 const ANSWER_MAX: usize = 32 << 10;
 /// Maximum number of entries in a list.
 const ENTRIES_MAX: usize = 4096;
+
+/// Returns a rtnetlink socket in this thread's network namespace.
+pub fn socket() -> io::Result<OwnedFd> {
+    // Protocol 0 is NETLINK_ROUTE.
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
+}
 
 /// The socket. It belongs to the network namespace in which it was opened.
 #[derive(Debug)]
@@ -21,8 +29,13 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens a socket in this thread's network namespace.
-    pub fn open() -> io::Result<Netlink> {
-        Ok(Netlink { socket: sys::route_socket()?, sequence: 0 })
+    pub fn open() -> Result<Netlink, HostError> {
+        Ok(Netlink { socket: socket().map_err(HostError::step("open a netlink socket"))?, sequence: 0 })
+    }
+
+    /// Returns the index of an interface.
+    pub fn index_of(&self, name: &str) -> io::Result<u32> {
+        Ok(name_to_index(&self.socket, name)?)
     }
 
     /// Sends a request and checks its acknowledgement.

@@ -27,10 +27,11 @@ pub fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
     netlink.request(traffic::create_redirection(from, to, MARK))
 }
 
-/// Removes an interface's redirection. Refuses an ingress discipline of another program.
+/// Removes an interface's redirection. Refuses an ingress discipline of another program. One of this program may have
+/// no filters, if the process was killed early.
 pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
-    if !is_ours(netlink, from)? {
-        return Err(io::Error::other("it has an ingress queueing discipline that vmm did not create"));
+    if marks(netlink, from)?.contains(&false) {
+        return Err(io::Error::other("the interface has an ingress queueing discipline of another program"));
     }
     // For a clsact discipline, whose filters are not in this list, the kernel refuses the request.
     netlink.request(traffic::delete_ingress(from))
@@ -39,15 +40,7 @@ pub fn remove_ours(netlink: &mut Netlink, from: u32) -> io::Result<()> {
 /// Removes the redirection that a killed process has left, if all filters are marked, and nothing else.
 pub fn remove_left(netlink: &mut Netlink, from: u32) -> io::Result<()> {
     let marks = marks(netlink, from)?;
-    if marks.is_empty() || marks.contains(&false) {
-        return Ok(());
-    }
-    remove_ours(netlink, from)
-}
-
-/// Whether all filters of the ingress discipline are marked. It may have none if its creator was killed early.
-fn is_ours(netlink: &mut Netlink, link: u32) -> io::Result<bool> {
-    Ok(!marks(netlink, link)?.contains(&false))
+    if marks.is_empty() || marks.contains(&false) { Ok(()) } else { remove_ours(netlink, from) }
 }
 
 /// Returns for each filter of the ingress discipline whether it is marked.

@@ -14,7 +14,7 @@ pub const PREFIX: &str = "vmm";
 
 /// Indexes of an interface and its tap.
 #[derive(Debug)]
-struct Joined {
+struct Redirection {
     link: u32,
     tap: u32,
     /// Whether packets are redirected between them.
@@ -26,7 +26,7 @@ struct Joined {
 pub struct Taps {
     /// A socket in the namespace of the interfaces.
     pub netlink: Netlink,
-    joined: Vec<Joined>,
+    joined: Vec<Redirection>,
 }
 
 /// Returns the name of an interface's tap.
@@ -41,8 +41,8 @@ impl Taps {
     }
 
     /// Creates the tap of an interface with `addresses`, and redirects packets between them. After an error,
-    /// [`part`](Self::part) or dropping this cleans up.
-    pub fn join(&mut self, link: &Link, addresses: Vec<IpAddr>) -> Result<Nic> {
+    /// [`disconnect`](Self::disconnect) or dropping this cleans up.
+    pub fn connect(&mut self, link: &Link, addresses: Vec<IpAddr>) -> Result<Nic> {
         let failed = |step| move |source| NetworkError::Interface { step, name: link.name.clone(), source };
         let unsupported =
             |why: &str| NetworkError::Unsupported { name: link.name.clone(), why: why.to_owned() };
@@ -51,13 +51,13 @@ impl Taps {
         // The tap's owner owns the interface: a second machine fails here, before it changes anything.
         let name = name(link.index);
         let tap = sys::tap(&name).map_err(failed("create a tap for"))?;
-        let index = sys::interface_index(&name).map_err(failed("find the tap of"))?;
+        let index = self.netlink.index_of(&name).map_err(failed("find the tap of"))?;
         // The tap gets no address of its own: the host sends nothing to the guest over it.
         let quiet = Link::change_request(index, &[LinkChange::NoGeneratedAddress]);
         self.netlink.request(quiet).or_else(without_ipv6).map_err(failed("set up the tap of"))?;
         let up = Link::change_request(index, &[LinkChange::Up, LinkChange::Mtu(link.mtu)]);
         self.netlink.request(up).map_err(failed("set up the tap of"))?;
-        self.joined.push(Joined { link: link.index, tap: index, redirected: true });
+        self.joined.push(Redirection { link: link.index, tap: index, redirected: true });
         for (from, to) in [(link.index, index), (index, link.index)] {
             redirect::redirect(&mut self.netlink, from, to).map_err(failed("redirect the packets of"))?;
         }
@@ -65,7 +65,7 @@ impl Taps {
     }
 
     /// Ends the redirection of an interface. Its tap is still recognized as long as its descriptor is open.
-    pub fn part(&mut self, link: u32) {
+    pub fn disconnect(&mut self, link: u32) {
         for joined in self.joined.iter_mut().filter(|it| it.link == link && it.redirected) {
             joined.redirected = false;
             // The redirection may be missing, with its interface or after an error.
@@ -82,7 +82,7 @@ impl Taps {
 impl Drop for Taps {
     fn drop(&mut self) {
         let links: Vec<u32> = self.joined.iter().map(|joined| joined.link).collect();
-        links.into_iter().for_each(|link| self.part(link));
+        links.into_iter().for_each(|link| self.disconnect(link));
     }
 }
 

@@ -14,12 +14,12 @@ pub(super) fn link(index: u32, name: &str) -> Link {
     }
 }
 
-fn address(link: u32, address: [u8; 4]) -> found::Address {
-    found::Address { link, address: address.into(), peer: None, bits: 24, no_prefix_route: false }
+fn address(link: u32, address: [u8; 4]) -> config::Address {
+    config::Address { link, address: address.into(), peer: None, bits: 24, no_prefix_route: false }
 }
 
-fn way(link: u32, gateway: Option<[u8; 4]>) -> found::Route {
-    found::Route {
+fn way(link: u32, gateway: Option<[u8; 4]>) -> config::Route {
+    config::Route {
         link,
         destination: ([10, 8, 0, 0].into(), 16),
         gateway: gateway.map(IpAddr::from),
@@ -32,17 +32,17 @@ fn way(link: u32, gateway: Option<[u8; 4]>) -> found::Route {
 }
 
 #[track_caller]
-fn refused(found: &Found, text: &str) {
+fn refused(found: &NetworkConfig, text: &str) {
     assert_eq!(check(found).unwrap_err().to_string(), text);
 }
 
 #[test]
 fn interfaces_that_are_up_or_have_an_address_are_for_the_guest() {
-    let mut found = Found {
+    let mut found = NetworkConfig {
         links: ["lo", "up", "down", "addressed"].iter().zip(1..).map(|(name, at)| link(at, name)).collect(),
         addresses: vec![address(1, [127, 0, 0, 1]), address(4, [10, 0, 0, 2])],
         routes: vec![way(1, None), way(2, None), way(3, None)],
-        ..Found::default()
+        ..NetworkConfig::default()
     };
     found.links[0].flags |= libc::IFF_LOOPBACK as u32;
     (found.links[2].flags, found.links[3].flags) = (0, 0);
@@ -68,7 +68,7 @@ fn interfaces_with_the_kernel_s_names_are_in_their_slots() {
 #[test]
 fn unsupported_interfaces_are_refused_by_name() {
     let one = |change: fn(&mut Link)| {
-        let mut found = Found { links: vec![link(2, "eth0")], ..Found::default() };
+        let mut found = NetworkConfig { links: vec![link(2, "eth0")], ..NetworkConfig::default() };
         change(&mut found.links[0]);
         found
     };
@@ -76,16 +76,18 @@ fn unsupported_interfaces_are_refused_by_name() {
     refused(&one(|link| link.hardware = 65534), "network interface eth0: not an Ethernet interface");
     let machine = one(|link| (link.name, link.driver) = ("vmm2".into(), "tun".into()));
     refused(&machine, "network interface vmm2: another virtual machine is in this namespace");
-    let mut twins = Found { links: vec![link(2, "eth0"), link(3, "eth1")], ..Found::default() };
+    let mut twins =
+        NetworkConfig { links: vec![link(2, "eth0"), link(3, "eth1")], ..NetworkConfig::default() };
     twins.links[1].mac = twins.links[0].mac.clone();
     refused(&twins, "network interface eth1: another interface has the same hardware address");
-    let many = Found { links: (0..17).map(|at| link(at, "x")).collect(), ..Found::default() };
+    let many = NetworkConfig { links: (0..17).map(|at| link(at, "x")).collect(), ..NetworkConfig::default() };
     refused(&many, "network namespace: 17 interfaces exceed the limit of 16");
     let mut peered = one(|_| ());
-    peered.addresses = vec![found::Address { peer: Some([10, 0, 0, 9].into()), ..address(2, [10, 0, 0, 2]) }];
+    peered.addresses =
+        vec![config::Address { peer: Some([10, 0, 0, 9].into()), ..address(2, [10, 0, 0, 2]) }];
     refused(&peered, "network interface eth0: address 10.0.0.2 has a peer");
     let mut routed = one(|_| ());
-    routed.routes = vec![found::Route { unsupported: Some("several next hops"), ..way(2, None) }];
+    routed.routes = vec![config::Route { unsupported: Some("several next hops"), ..way(2, None) }];
     refused(&routed, "network interface eth0: route to 10.8.0.0/16 has several next hops");
 }
 
@@ -96,4 +98,13 @@ fn a_namespace_that_is_the_hosts_is_refused() {
     assert_eq!(error.to_string(), text);
     let error = enter(Path::new("/no/such/namespace")).unwrap_err();
     assert_eq!(error.to_string(), "join network namespace /no/such/namespace");
+}
+
+#[test]
+fn each_namespace_has_a_loopback_interface() {
+    let mut netlink = Netlink::open().unwrap();
+    let found = NetworkConfig::list(&mut netlink).unwrap();
+    let loopback = found.links.iter().find(|link| link.name == "lo").unwrap();
+    assert_eq!(netlink.index_of("lo").unwrap(), loopback.index);
+    assert!(netlink.index_of("none").is_err());
 }

@@ -1,7 +1,7 @@
-// UNSAFETY: close_range(2), prctl(2), and the environment's own bytes, which std only reads.
+// UNSAFETY: close_range(2), and the environment's own bytes, which std only reads.
 #![allow(unsafe_code)]
-//! Separates a machine's process from what it inherited: descriptors and environment variables, and forbids core dumps.
-//! Such a process runs code of a guest and needs none of these.
+//! Separates a machine's process from the descriptors and environment variables that it inherited. Such a process runs
+//! code of a guest and needs none of these.
 
 use std::ffi::{CStr, OsString};
 use std::io;
@@ -27,8 +27,8 @@ pub fn clear_environment(kept: &[&str]) -> io::Result<()> {
     super::check_single_thread()?;
     let kept: Vec<(&str, OsString)> =
         kept.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect();
-    // SAFETY: there is no other thread to read or change the environment. `environ` is null or a null-terminated list of
-    // writable strings; each is overwritten up to its NUL, which stays. clearenv and set_var only change the list.
+    // SAFETY: there is no other thread to read or change the environment. `environ` is null or a null-terminated list
+    // of writable strings; each is overwritten up to its NUL, which stays. clearenv and set_var only change the list.
     unsafe {
         let mut next = environ;
         while !next.is_null() && !(*next).is_null() {
@@ -40,10 +40,4 @@ pub fn clear_environment(kept: &[&str]) -> io::Result<()> {
         kept.into_iter().for_each(|(name, value)| std::env::set_var(name, value));
     }
     Ok(())
-}
-
-/// Forbids core dumps of this process, and access to its memory by other processes of the same user.
-pub fn forbid_dumps() -> io::Result<()> {
-    // SAFETY: PR_SET_DUMPABLE takes a number.
-    super::check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) }).map(drop)
 }

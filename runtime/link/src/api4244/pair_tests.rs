@@ -1,8 +1,6 @@
 //! The link against the agent's own code, both in the base form: no VM, no root.
 
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use agent::agent::{Agent, Setting, Turn};
@@ -14,8 +12,9 @@ use agent_proto::payload::{
 };
 use serde::Serialize;
 
-use super::tests::{Wire, container, process};
+use super::tests::{container, process};
 use super::*;
+use crate::testing::{Host, Stdio, read_text, specs};
 
 /// Timeout of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,26 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The link and the agent, both in the base form.
 struct Pair {
     agent: Agent,
-    link: AgentLink,
-    wire: Wire,
+    host: Host,
+    stdio: Stdio,
     pace: InputPace,
-    channel: UnixStream,
-    unsent: Vec<u8>,
     turn: Turn,
 }
 
 impl Pair {
     fn new() -> Pair {
-        let (control, agent_control) = UnixStream::pair().unwrap();
-        let (channel, agent_channel) = UnixStream::pair().unwrap();
-        for socket in [&agent_control, &agent_channel, &channel] {
-            socket.set_nonblocking(true).unwrap();
-        }
-        let agent =
-            Agent::new(OwnedFd::from(agent_control), OwnedFd::from(agent_channel), Setting::Host).unwrap();
-        let link = AgentLink::new(control, Protocol::Api4244).unwrap();
-        let (wire, pace, unsent, turn) = (Wire::new(), InputPace::new(1), Vec::new(), Turn::Continue);
-        Pair { agent, link, wire, pace, channel, unsent, turn }
+        let (stdio, fds) = Stdio::new();
+        let (host, [control, channel]) = Host::new(&specs(&fds), Protocol::Api4244);
+        let agent = Agent::new(control.into(), channel.into(), Setting::Host).unwrap();
+        Pair { agent, host, stdio, pace: InputPace::new(1), turn: Turn::Continue }
     }
 
     /// Returns a pair whose container runs `script`.
@@ -50,26 +41,26 @@ impl Pair {
         let mut pair = Pair::new();
         pair.call(Code::StartPod, &Pod::default()).unwrap();
         pair.call(Code::NewContainer, &container(&["/bin/sh", "-c", script])).unwrap();
-        pair.wire.start();
+        pair.host.streams.start(INPUT_WINDOW);
         pair
     }
 
     fn call(&mut self, code: Code, payload: &impl Serialize) -> Result<Vec<u8>> {
-        let id = self.link.send(code, "call", payload).unwrap();
-        self.until(|pair| pair.link.reply(id))
+        let id = self.host.link.send(code, "call", payload).unwrap();
+        self.until(|pair| pair.host.link.reply(id))
     }
 
     fn bare(&mut self, code: Code) -> Result<Vec<u8>> {
-        let id = self.link.send_bare(code, "call").unwrap();
-        self.until(|pair| pair.link.reply(id))
+        let id = self.host.link.send_bare(code, "call").unwrap();
+        self.until(|pair| pair.host.link.reply(id))
     }
 
     /// Runs both sides in turns until `done` returns a value.
     fn until<T>(&mut self, mut done: impl FnMut(&mut Pair) -> Option<T>) -> T {
         let start = Instant::now();
         loop {
-            self.link.receive().unwrap();
-            self.pace.turn(&mut self.link, &self.wire.handle).unwrap();
+            self.host.link.receive().unwrap();
+            self.pace.turn(&mut self.host.link, &self.host.streams.handle).unwrap();
             if let Some(value) = done(self) {
                 return value;
             }
@@ -77,56 +68,35 @@ impl Pair {
             if self.turn != Turn::PowerOff {
                 self.turn = self.agent.run_once(Some(Duration::from_millis(1))).unwrap();
             }
-            self.carry();
-        }
-    }
-
-    fn carry(&mut self) {
-        let mut buffer = [0; 4096];
-        while self.wire.table.takes_output() {
-            let Ok(count @ 1..) = self.channel.read(&mut buffer) else { break };
-            self.wire.take(&buffer[..count]);
-        }
-        for token in 0..5 {
-            self.wire.table.ready(token, &mut |_, _, _| Ok(()));
-        }
-        loop {
-            if self.unsent.is_empty() {
-                self.unsent = self.wire.filled();
-            }
-            match self.channel.write(&self.unsent) {
-                Ok(count @ 1..) => drop(self.unsent.drain(..count)),
-                _ => return,
-            }
+            self.host.carry(0..5);
         }
     }
 
     /// Waits for the exit report and the end of all output. Returns the status.
     fn exit(&mut self) -> i32 {
-        let event = self.until(|pair| pair.link.event());
+        let event = self.until(|pair| pair.host.link.event());
         assert_eq!((event.event.as_str(), event.exit.as_ref()), ("finished", None));
-        self.until(|pair| pair.wire.handle.is_ended(1).then_some(()));
+        self.until(|pair| pair.host.streams.handle.is_ended(1).then_some(()));
         event.status
     }
 
     fn output(&mut self) -> String {
-        let mut data = vec![0; self.wire.handle.received(1) as usize];
-        self.wire.stdout.read_exact(&mut data).unwrap();
-        String::from_utf8(data).unwrap()
+        let count = self.host.streams.handle.received(1);
+        read_text(&mut self.stdio.stdout, count)
     }
 }
 
 #[test]
 fn container_of_the_base_form_reads_writes_and_ends() {
     let mut pair = Pair::running("read line; echo $A $line; echo oops >&2; cat; exit 3");
-    let mut stdin = pair.wire.stdin.take().unwrap();
+    let mut stdin = pair.stdio.stdin.take().unwrap();
     stdin.write_all(b"one\n").unwrap();
     let text: String = (0..1000).map(|n| format!("line {n}\n")).collect();
     stdin.write_all(text.as_bytes()).unwrap();
     drop(stdin);
     assert_eq!(pair.exit(), 3);
     assert_eq!(pair.output(), format!("b one\n{text}"));
-    assert_eq!(pair.wire.handle.received(2), 5);
+    assert_eq!(pair.host.streams.handle.received(2), 5);
     pair.bare(Code::DestroyPod).unwrap();
     assert_eq!(pair.turn, Turn::PowerOff);
 }
@@ -147,8 +117,8 @@ fn each_command_of_the_base_form_is_answered() {
     let file = directory.path().join("a } name").to_str().unwrap().to_owned();
     let file = FileCommand { container: "c1".into(), file, ..FileCommand::default() };
     let long: Vec<u8> = (0..5000).map(|n| n as u8).collect();
-    let written = pair.link.send_file("write", &file, &long).unwrap();
-    pair.until(|pair| pair.link.reply(written)).unwrap();
+    let written = pair.host.link.send_file("write", &file, &long).unwrap();
+    pair.until(|pair| pair.host.link.reply(written)).unwrap();
     assert_eq!(pair.call(Code::ReadFile, &file).unwrap(), long);
     let exec = |stdio, script: &str| ExecCommand {
         container: "c1".into(),
@@ -157,16 +127,16 @@ fn each_command_of_the_base_form_is_answered() {
     pair.call(Code::ExecCmd, &exec(3, "exec sleep 1000")).unwrap();
     let signal = |signal| SignalCommand { container: "c1".into(), process: "e1".into(), signal };
     pair.call(Code::SignalProcess, &signal(9)).unwrap();
-    let event = pair.until(|pair| pair.link.event());
+    let event = pair.until(|pair| pair.host.link.event());
     // API 4244 reports status 0 after a signal.
     assert_eq!((event.process.as_str(), event.status), ("e1", 0));
     pair.call(Code::ExecCmd, &exec(5, "exit 7")).unwrap();
-    assert_eq!(pair.until(|pair| pair.link.event()).status, 7);
+    assert_eq!(pair.until(|pair| pair.host.link.event()).status, 7);
     // A missing program is reported as a process that ran and exited.
     let mut missing = exec(7, "");
     missing.process.args = vec!["/no/such/program".into()];
     pair.call(Code::ExecCmd, &missing).unwrap();
-    assert_eq!(pair.until(|pair| pair.link.event()).status, 127);
+    assert_eq!(pair.until(|pair| pair.host.link.event()).status, 127);
     let kill = |signal| KillCommand { container: "c1".into(), signal, all_processes: false };
     pair.call(Code::KillContainer, &kill(15)).unwrap();
     assert_eq!(pair.exit(), 0);
@@ -206,7 +176,7 @@ fn each_error_of_the_base_form_leaves_the_link_as_it_was() {
     let kill = KillCommand { container: nobody(), signal: 9, all_processes: false };
     assert_eq!(error(pair.call(Code::KillContainer, &kill)), "call: no such container");
     pair.bare(Code::Ping).unwrap();
-    drop(pair.wire.stdin.take());
+    drop(pair.stdio.stdin.take());
     assert_eq!(pair.exit(), 0);
 }
 
@@ -214,23 +184,23 @@ fn each_error_of_the_base_form_leaves_the_link_as_it_was() {
 fn signal_and_input_right_behind_a_start_are_not_lost_in_the_base_form() {
     let mut pair = Pair::new();
     let commands = [
-        pair.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap(),
-        pair.link.send(Code::NewContainer, "start", &container(&["/bin/cat"])).unwrap(),
+        pair.host.link.send(Code::StartPod, "start the pod", &Pod::default()).unwrap(),
+        pair.host.link.send(Code::NewContainer, "start", &container(&["/bin/cat"])).unwrap(),
     ];
-    pair.wire.stdin.as_mut().unwrap().write_all(b"early").unwrap();
-    pair.wire.start();
+    pair.stdio.stdin.as_mut().unwrap().write_all(b"early").unwrap();
+    pair.host.streams.start(INPUT_WINDOW);
     for id in commands {
-        pair.until(|pair| pair.link.reply(id)).unwrap();
+        pair.until(|pair| pair.host.link.reply(id)).unwrap();
     }
-    pair.until(|pair| (pair.wire.handle.received(1) == 5).then_some(()));
+    pair.until(|pair| (pair.host.streams.handle.received(1) == 5).then_some(()));
     let exec = ExecCommand { container: "c1".into(), process: process("e1", &["/bin/sleep", "1000"], 3, 4) };
     let signal = SignalCommand { container: "c1".into(), process: "e1".into(), signal: 15 };
     let ids = [
-        pair.link.send(Code::ExecCmd, "exec", &exec).unwrap(),
-        pair.link.send(Code::SignalProcess, "signal", &signal).unwrap(),
+        pair.host.link.send(Code::ExecCmd, "exec", &exec).unwrap(),
+        pair.host.link.send(Code::SignalProcess, "signal", &signal).unwrap(),
     ];
     for id in ids {
-        pair.until(|pair| pair.link.reply(id)).unwrap();
+        pair.until(|pair| pair.host.link.reply(id)).unwrap();
     }
-    assert_eq!(pair.until(|pair| pair.link.event()).process, "e1");
+    assert_eq!(pair.until(|pair| pair.host.link.event()).process, "e1");
 }

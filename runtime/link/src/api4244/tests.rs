@@ -1,7 +1,6 @@
 //! The base form: the link against a scripted agent of API 4244.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::AsRawFd;
+use std::io::{self, Read, Write, pipe};
 use std::os::unix::net::UnixStream;
 
 use agent_proto::command::Protocol;
@@ -10,7 +9,8 @@ use agent_proto::stream::encode_header;
 use serde::Serialize;
 
 use super::*;
-use crate::streams::{Delivery, StreamSpec, StreamTable, streams};
+use crate::streams::Delivery;
+use crate::testing::{Stdio, Streams, specs};
 
 const READY: &[u8] = &[0, 0, 0, 8, 0, 0, 0, 8];
 
@@ -135,7 +135,10 @@ fn reference_session_has_the_bytes_of_api_4244() {
     agent.plays(
         Code::SetupInterface,
         &interface,
-        r#"{"device":"eth0","newDeviceName":"eth0","ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],"mtu":1500}"#,
+        concat!(
+            r#"{"device":"eth0","newDeviceName":"eth0","#,
+            r#""ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],"mtu":1500}"#
+        ),
     );
     let route = Route {
         dest: "default".into(),
@@ -180,64 +183,31 @@ fn reference_session_has_the_bytes_of_api_4244() {
 /// Stream frames of the session: stdin and its end, output on both streams, and one end for all.
 fn reference_streams() {
     let mut wire = Wire::new();
-    let mut stdin = wire.stdin.take().unwrap();
+    let mut stdin = wire.stdio.stdin.take().unwrap();
     stdin.write_all(b"in").unwrap();
-    wire.start();
-    assert_eq!(wire.filled(), b"\0\0\0\0\0\0\0\x01\0\0\0\x0ein");
+    wire.streams.start(INPUT_WINDOW);
+    assert_eq!(wire.streams.filled(), b"\0\0\0\0\0\0\0\x01\0\0\0\x0ein");
     drop(stdin);
-    wire.table.ready(1, &mut |_, _, _| Ok(()));
-    assert_eq!(wire.filled(), b"\0\0\0\0\0\0\0\x01\0\0\0\x0c");
-    wire.take(b"\0\0\0\0\0\0\0\x01\0\0\0\x0fout\0\0\0\0\0\0\0\x02\0\0\0\x0eno");
-    assert!(!wire.handle.is_ended(1));
-    wire.take(b"\0\0\0\0\0\0\0\x01\0\0\0\x0c");
-    assert!(wire.handle.is_ended(1) && !wire.handle.is_ended(2));
-    assert_eq!((wire.handle.received(1), wire.handle.received(2)), (3, 2));
-    assert_eq!(wire.filled(), b"");
+    wire.streams.ready(1);
+    assert_eq!(wire.streams.filled(), b"\0\0\0\0\0\0\0\x01\0\0\0\x0c");
+    wire.streams.take(b"\0\0\0\0\0\0\0\x01\0\0\0\x0fout\0\0\0\0\0\0\0\x02\0\0\0\x0eno");
+    assert!(!wire.streams.handle.is_ended(1));
+    wire.streams.take(b"\0\0\0\0\0\0\0\x01\0\0\0\x0c");
+    assert!(wire.streams.handle.is_ended(1) && !wire.streams.handle.is_ended(2));
+    assert_eq!((wire.streams.handle.received(1), wire.streams.handle.received(2)), (3, 2));
+    assert_eq!(wire.streams.filled(), b"");
 }
 
 /// The streams of one process, without an agent.
-pub(super) struct Wire {
-    pub(super) table: StreamTable,
-    pub(super) handle: StreamHandle,
-    pub(super) stdin: Option<PipeWriter>,
-    pub(super) stdout: PipeReader,
-    _stderr: PipeReader,
+struct Wire {
+    streams: Streams,
+    stdio: Stdio,
 }
 
 impl Wire {
-    pub(super) fn new() -> Wire {
-        let (stdin_reader, stdin) = pipe().unwrap();
-        let (stdout, stdout_writer) = pipe().unwrap();
-        let (stderr, stderr_writer) = pipe().unwrap();
-        let specs = [
-            StreamSpec {
-                seq: 1,
-                source: Some(stdin_reader.as_raw_fd()),
-                sink: Some(stdout_writer.as_raw_fd()),
-            },
-            StreamSpec { seq: 2, source: None, sink: Some(stderr_writer.as_raw_fd()) },
-        ];
-        let (table, handle) = streams(&specs, None).unwrap();
-        Wire { table: table.without_credit(), handle, stdin: Some(stdin), stdout, _stderr: stderr }
-    }
-
-    pub(super) fn start(&mut self) {
-        self.handle.start(1, INPUT_WINDOW);
-        self.wake();
-    }
-
-    fn wake(&mut self) {
-        self.table.ready(0, &mut |_, _, _| Ok(()));
-    }
-
-    pub(super) fn filled(&mut self) -> Vec<u8> {
-        let mut buffer = [0; 4096];
-        let count = self.table.fill(&mut buffer);
-        buffer[..count].to_vec()
-    }
-
-    pub(super) fn take(&mut self, bytes: &[u8]) {
-        self.table.take(bytes, &mut |_, _, _| Ok(()));
+    fn new() -> Wire {
+        let (stdio, fds) = Stdio::new();
+        Wire { streams: Streams::new(&specs(&fds), Protocol::Api4244), stdio }
     }
 }
 
@@ -245,20 +215,20 @@ impl Wire {
 fn input_goes_out_512_bytes_for_three_answers() {
     let mut agent = Scripted::ready();
     let mut wire = Wire::new();
-    wire.stdin.as_mut().unwrap().write_all(&[7; 2000]).unwrap();
-    wire.start();
+    wire.stdio.stdin.as_mut().unwrap().write_all(&[7; 2000]).unwrap();
+    wire.streams.start(INPUT_WINDOW);
     let mut pace = InputPace::new(1);
     for length in [512, 512, 512, 464] {
-        assert_eq!(wire.filled().len(), 12 + length);
+        assert_eq!(wire.streams.filled().len(), 12 + length);
         for _ in 0..3 {
-            pace.turn(&mut agent.link, &wire.handle).unwrap();
-            wire.wake();
-            assert_eq!(wire.filled(), b"");
+            pace.turn(&mut agent.link, &wire.streams.handle).unwrap();
+            wire.streams.ready(0);
+            assert_eq!(wire.streams.filled(), b"");
             agent.hears(12, "");
             agent.says(&[0, 0, 0, 9, 0, 0, 0, 8]);
         }
-        pace.turn(&mut agent.link, &wire.handle).unwrap();
-        wire.wake();
+        pace.turn(&mut agent.link, &wire.streams.handle).unwrap();
+        wire.streams.ready(0);
     }
     assert!(!agent.link.is_waiting());
 }
@@ -267,31 +237,38 @@ fn input_goes_out_512_bytes_for_three_answers() {
 fn output_is_not_taken_while_a_client_is_slow_and_none_is_lost() {
     let mut wire = Wire::new();
     let mut sent = 0;
-    while wire.table.takes_output() {
+    while wire.streams.table.takes_output() {
         let frame = [&encode_header(1, 30_000)[..], &[b'x'; 30_000]].concat();
-        wire.take(&frame);
+        wire.streams.take(&frame);
         sent += 30_000;
     }
     assert!(sent > 60_000);
-    assert_eq!((wire.handle.received(1), wire.handle.delivery(1, sent)), (sent, Delivery::Client));
+    assert_eq!(
+        (wire.streams.handle.received(1), wire.streams.handle.delivery(1, sent)),
+        (sent, Delivery::Client)
+    );
     let mut data = vec![0; sent as usize];
     let mut got = 0;
     while got < data.len() {
-        got += wire.stdout.read(&mut data[got..]).unwrap();
-        wire.table.ready(2, &mut |_, _, _| Ok(()));
+        got += wire.stdio.stdout.read(&mut data[got..]).unwrap();
+        wire.streams.ready(2);
     }
-    assert!(wire.table.takes_output() && data.iter().all(|byte| *byte == b'x'));
-    assert_eq!(wire.handle.delivery(1, sent), Delivery::Done);
+    assert!(wire.streams.table.takes_output() && data.iter().all(|byte| *byte == b'x'));
+    assert_eq!(wire.streams.handle.delivery(1, sent), Delivery::Done);
 }
 
 #[test]
 fn client_that_disconnects_is_recorded_and_not_reported_to_the_guest() {
     let mut wire = Wire::new();
-    drop(std::mem::replace(&mut wire.stdout, pipe().unwrap().0));
-    assert!(!wire.handle.is_hung_up(1));
-    wire.take(b"\0\0\0\0\0\0\0\x01\0\0\0\x0fout");
-    assert!(wire.handle.is_hung_up(1) && !wire.handle.is_hung_up(2) && wire.table.takes_output());
-    assert_eq!((wire.filled(), wire.handle.delivery(1, 3)), (vec![], Delivery::Done));
+    drop(std::mem::replace(&mut wire.stdio.stdout, pipe().unwrap().0));
+    assert!(!wire.streams.handle.is_hung_up(1));
+    wire.streams.take(b"\0\0\0\0\0\0\0\x01\0\0\0\x0fout");
+    assert!(
+        wire.streams.handle.is_hung_up(1)
+            && !wire.streams.handle.is_hung_up(2)
+            && wire.streams.table.takes_output()
+    );
+    assert_eq!((wire.streams.filled(), wire.streams.handle.delivery(1, 3)), (vec![], Delivery::Done));
 }
 
 #[test]
@@ -317,7 +294,7 @@ fn agent_of_another_version_and_excess_acknowledgement_end_the_link() {
     agent.hears(0, "");
     agent.socket.write_all(&[0, 0, 0, 9, 0, 0, 0, 12, 0, 0, 0x10, 0x92]).unwrap();
     let error = agent.link.receive().unwrap_err().to_string();
-    assert_eq!(error, "the agent's control channel: it speaks API 4242, not 4244");
+    assert_eq!(error, "the agent's control channel: GETVERSION: API 4242, not 4244");
     let mut agent = Scripted::ready();
     agent.socket.write_all(&[0, 0, 0, 14, 0, 0, 0, 12, 0, 0, 0, 1]).unwrap();
     assert!(matches!(agent.link.receive(), Err(LinkError::Protocol(_))));

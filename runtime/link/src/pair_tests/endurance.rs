@@ -1,11 +1,14 @@
 //! Ten thousand exec processes, one after the other, leak nothing on either side.
 
 use std::fs;
+use std::io::PipeWriter;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use agent_proto::payload::ExecCommand;
 
 use super::*;
+use crate::streams::StreamSpec;
 
 const EXECS: u64 = 10_000;
 /// Number of processes after which buffers have reached their final size.
@@ -29,7 +32,11 @@ fn held() -> (usize, usize, u64) {
 fn exec(pair: &mut Pair, number: u64, sink: &PipeWriter) {
     let (stdout, stderr) = (2 * number + 3, 2 * number + 4);
     for seq in [stdout, stderr] {
-        pair.handle.open(&StreamSpec { seq, source: None, sink: Some(raw(sink)) }).unwrap();
+        pair.host
+            .streams
+            .handle
+            .open(&StreamSpec { seq, source: None, sink: Some(sink.as_raw_fd()) })
+            .unwrap();
     }
     let process = Process {
         id: format!("exec{number}"),
@@ -42,13 +49,13 @@ fn exec(pair: &mut Pair, number: u64, sink: &PipeWriter) {
     };
     let id = process.id.clone();
     let command = ExecCommand { container: "c1".into(), process };
-    let reply = pair.link.send(Code::ExecCmd, "start a process", &command).unwrap();
-    pair.link.flush().unwrap();
-    pair.until(|pair| pair.link.reply(reply)).unwrap();
-    let event = pair.until(|pair| pair.link.event());
+    let reply = pair.host.link.send(Code::ExecCmd, "start a process", &command).unwrap();
+    pair.host.link.flush().unwrap();
+    pair.until(|pair| pair.host.link.reply(reply)).unwrap();
+    let event = pair.until(|pair| pair.host.link.event());
     assert_eq!((event.process, event.exit.unwrap().code), (id, Some(0)));
-    pair.handle.close(stdout);
-    pair.handle.close(stderr);
+    pair.host.streams.handle.close(stdout);
+    pair.host.streams.handle.close(stderr);
 }
 
 #[test]

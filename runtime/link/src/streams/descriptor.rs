@@ -18,10 +18,8 @@ const PIPE_BUF: usize = 4096;
 /// The way in which a descriptor is kept from blocking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Reads and writes never block.
-    File,
-    /// The file description is not shared and has O_NONBLOCK.
-    Own,
+    /// A file, whose reads and writes never block, or a file description that is not shared and has O_NONBLOCK.
+    NonBlocking,
     /// The file description is shared: poll(2) before each access.
     Shared,
     /// MSG_DONTWAIT on each call.
@@ -53,13 +51,13 @@ impl Descriptor {
             return Ok(Descriptor { file, kind: Kind::Socket });
         }
         if !file_type.is_fifo() && !file_type.is_char_device() {
-            return Ok(Descriptor { file, kind: Kind::File });
+            return Ok(Descriptor { file, kind: Kind::NonBlocking });
         }
         let mut options = OpenOptions::new();
         options.read(purpose == Use::Source).write(purpose == Use::Sink);
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         match options.open(format!("/proc/self/fd/{fd}")) {
-            Ok(own) => Ok(Descriptor { file: own, kind: Kind::Own }),
+            Ok(own) => Ok(Descriptor { file: own, kind: Kind::NonBlocking }),
             Err(error) => {
                 log::debug!("reopen descriptor {fd}: {error}; it is polled instead");
                 Ok(Descriptor { file, kind: Kind::Shared })
@@ -80,19 +78,18 @@ impl Descriptor {
     /// Reads available bytes. Returns 0 at the end.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         retry(|| match self.kind {
-            Kind::File | Kind::Own => (&self.file).read(buffer),
             Kind::Socket => sys::receive(self.file.as_fd(), buffer),
             Kind::Shared if !sys::is_ready(self.file.as_fd(), libc::POLLIN) => {
                 Err(io::ErrorKind::WouldBlock.into())
             }
-            Kind::Shared => (&self.file).read(buffer),
+            Kind::Shared | Kind::NonBlocking => (&self.file).read(buffer),
         })
     }
 
     /// Writes as many bytes as the descriptor accepts.
     pub fn write(&self, data: &[u8]) -> io::Result<usize> {
         retry(|| match self.kind {
-            Kind::File | Kind::Own => (&self.file).write(data),
+            Kind::NonBlocking => (&self.file).write(data),
             Kind::Socket => sys::send(self.file.as_fd(), data),
             Kind::Shared if !sys::is_ready(self.file.as_fd(), libc::POLLOUT) => {
                 Err(io::ErrorKind::WouldBlock.into())
@@ -130,7 +127,7 @@ mod tests {
         let before = (flags(&reader), flags(&writer));
         let source = Descriptor::open(reader.as_raw_fd(), Use::Source).unwrap();
         let sink = Descriptor::open(writer.as_raw_fd(), Use::Sink).unwrap();
-        assert_eq!((source.kind, sink.kind), (Kind::Own, Kind::Own));
+        assert_eq!((source.kind, sink.kind), (Kind::NonBlocking, Kind::NonBlocking));
         let mut buffer = [0; 8];
         assert_eq!(source.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         while sink.write(&[7; 4096]).is_ok() {}
@@ -169,7 +166,7 @@ mod tests {
         assert_eq!(source.write(&[0]).unwrap_err().raw_os_error(), Some(libc::EBADF));
         let file = tempfile::tempfile().unwrap();
         let sink = Descriptor::open(file.as_raw_fd(), Use::Sink).unwrap();
-        assert_eq!(sink.kind, Kind::File);
+        assert_eq!(sink.kind, Kind::NonBlocking);
         assert_eq!(sink.write(&[0; 100_000]).unwrap(), 100_000);
     }
 }

@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use agent_proto::FrameError;
 use host::sys;
@@ -25,63 +24,64 @@ pub struct StreamSpec {
     pub sink: Option<RawFd>,
 }
 
-/// Counters of a stream, shared between both threads.
+/// State of a stream, shared between both threads.
 #[derive(Debug)]
 pub struct StreamState {
-    /// Bytes of output received from the guest.
-    received: AtomicU64,
-    /// Bytes of output written to the client or dropped.
-    delivered: AtomicU64,
-    /// Value of `delivered` that the main thread waits for.
-    target: AtomicU64,
-    /// errno that ended delivery; 0 for none.
-    error: AtomicI32,
-    /// Bytes of input sent to the guest; counted only without credit.
-    sent: AtomicU64,
-    /// Whether the guest has ended the stream.
-    ended: AtomicBool,
-    /// Whether the client has disconnected and the guest cannot be informed.
-    hung_up: AtomicBool,
+    progress: Mutex<Progress>,
     /// Eventfd that wakes the main thread.
     notify: Arc<File>,
 }
 
+#[derive(Debug, Default)]
+struct Progress {
+    /// Bytes of output received from the guest.
+    received: u64,
+    /// Bytes of output written to the client or dropped.
+    delivered: u64,
+    /// Value of `delivered` that the main thread waits for, if it does.
+    target: Option<u64>,
+    /// errno that ended delivery.
+    error: Option<i32>,
+    /// Bytes of input sent to the guest; counted only without credit.
+    sent: u64,
+    /// Whether the guest has ended the stream.
+    ended: bool,
+    /// Whether the client has disconnected and the guest cannot be informed.
+    hung_up: bool,
+}
+
 impl StreamState {
     fn new(notify: Arc<File>) -> StreamState {
-        StreamState {
-            received: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            target: AtomicU64::new(u64::MAX),
-            error: AtomicI32::new(0),
-            sent: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-            hung_up: AtomicBool::new(false),
-            notify,
-        }
+        StreamState { progress: Mutex::default(), notify }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap()
     }
 
     pub(super) fn received(&self, bytes: usize) {
-        self.received.fetch_add(bytes as u64, Ordering::SeqCst);
+        self.progress().received += bytes as u64;
     }
 
     /// Counts delivered bytes, and wakes the main thread once its target is reached.
     pub(super) fn delivered(&self, bytes: usize) {
-        let before = self.delivered.fetch_add(bytes as u64, Ordering::SeqCst);
-        let target = self.target.load(Ordering::SeqCst);
-        if before < target && before + bytes as u64 >= target {
+        let mut progress = self.progress();
+        let before = progress.delivered;
+        progress.delivered += bytes as u64;
+        if progress.target.is_some_and(|target| before < target && target <= progress.delivered) {
             wake(&self.notify);
         }
     }
 
     /// Counts input, and wakes the main thread, which asks the agent whether the input was taken.
     pub(super) fn sent(&self, bytes: usize) {
-        self.sent.fetch_add(bytes as u64, Ordering::SeqCst);
+        self.progress().sent += bytes as u64;
         wake(&self.notify);
     }
 
     /// Records the stream's end, and wakes the main thread if no exit report does.
     pub(super) fn ended(&self, tell: bool) {
-        self.ended.store(true, Ordering::SeqCst);
+        self.progress().ended = true;
         if tell {
             wake(&self.notify);
         }
@@ -89,16 +89,16 @@ impl StreamState {
 
     /// Records that the client has disconnected, and wakes the main thread, which informs the process.
     pub(super) fn hung_up(&self) {
-        self.hung_up.store(true, Ordering::SeqCst);
+        self.progress().hung_up = true;
         wake(&self.notify);
     }
 
     pub(super) fn failed(&self, number: i32) {
-        self.error.store(number, Ordering::SeqCst);
+        self.progress().error = Some(number);
     }
 }
 
-/// Progress of a stream's output.
+/// How much of a stream's output has arrived at its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// All bytes were written to the client or dropped.
@@ -110,7 +110,7 @@ pub enum Delivery {
 }
 
 /// A request of the main thread to the table.
-pub(super) enum Order {
+pub(super) enum Request {
     /// Adds a stream.
     Open(Stream),
     /// Starts reading the stream's source, with this window: its process exists.
@@ -123,7 +123,7 @@ pub(super) enum Order {
 
 /// State shared by both threads.
 pub(super) struct Shared {
-    pub(super) orders: Mutex<Vec<Order>>,
+    pub(super) requests: Mutex<Vec<Request>>,
     pub(super) wake: File,
     notify: Arc<File>,
     /// The first invalid frame, after which all output is lost.
@@ -133,7 +133,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new() -> io::Result<Shared> {
         Ok(Shared {
-            orders: Mutex::new(Vec::new()),
+            requests: Mutex::new(Vec::new()),
             wake: sys::eventfd()?,
             notify: Arc::new(sys::eventfd()?),
             lost: OnceLock::new(),
@@ -183,7 +183,7 @@ impl StreamHandle {
     /// it, and checks for new streams only when the guest uses an unknown number.
     pub fn open(&mut self, spec: &StreamSpec) -> io::Result<()> {
         let stream = self.make(spec)?;
-        self.order(Order::Open(stream));
+        self.shared.requests.lock().unwrap().push(Request::Open(stream));
         Ok(())
     }
 
@@ -200,60 +200,56 @@ impl StreamHandle {
 
     /// Starts input of stream `seq`: its process exists and accepts `window` bytes at a time.
     pub fn start(&self, seq: u64, window: u32) {
-        self.order(Order::Start(seq, window));
-        wake(&self.shared.wake);
+        self.request(Request::Start(seq, window));
     }
 
     /// Grants `bytes` of credit for input of stream `seq`, for a guest that grants none itself.
     pub fn give(&self, seq: u64, bytes: u32) {
-        self.order(Order::Give(seq, bytes));
-        wake(&self.shared.wake);
+        self.request(Request::Give(seq, bytes));
     }
 
     /// Returns the bytes of input that stream `seq` has sent to a guest without credit.
     pub fn sent(&self, seq: u64) -> u64 {
-        self.state(seq).map_or(0, |state| state.sent.load(Ordering::SeqCst))
+        self.progress(seq).map_or(0, |progress| progress.sent)
     }
 
     /// Returns the bytes of output that the guest has sent on stream `seq`.
     pub fn received(&self, seq: u64) -> u64 {
-        self.state(seq).map_or(0, |state| state.received.load(Ordering::SeqCst))
+        self.progress(seq).map_or(0, |progress| progress.received)
     }
 
     /// Whether the guest has ended stream `seq`.
     pub fn is_ended(&self, seq: u64) -> bool {
-        self.state(seq).is_none_or(|state| state.ended.load(Ordering::SeqCst))
+        self.progress(seq).is_none_or(|progress| progress.ended)
     }
 
     /// Whether the client of stream `seq` has disconnected and the guest cannot be informed.
     pub fn is_hung_up(&self, seq: u64) -> bool {
-        self.state(seq).is_some_and(|state| state.hung_up.load(Ordering::SeqCst))
+        self.progress(seq).is_some_and(|progress| progress.hung_up)
     }
 
-    fn state(&self, seq: u64) -> Option<&StreamState> {
-        self.states.iter().find(|(known, _)| *known == seq).map(|(_, state)| &**state)
+    fn progress(&self, seq: u64) -> Option<MutexGuard<'_, Progress>> {
+        self.states.iter().find(|(known, _)| *known == seq).map(|(_, state)| state.progress())
     }
 
     /// Closes stream `seq` with its descriptors, and drops output that its client has not accepted.
     pub fn close(&mut self, seq: u64) {
         self.states.retain(|(known, _)| *known != seq);
-        self.order(Order::Close(seq));
-        wake(&self.shared.wake);
+        self.request(Request::Close(seq));
     }
 
-    fn order(&self, order: Order) {
-        self.shared.orders.lock().unwrap().push(order);
+    fn request(&self, request: Request) {
+        self.shared.requests.lock().unwrap().push(request);
+        wake(&self.shared.wake);
     }
 
     /// Returns the progress of stream `seq` towards `total` bytes, and requests a notification when they are delivered.
     pub fn delivery(&self, seq: u64, total: u64) -> Delivery {
-        let Some(state) = self.state(seq) else { return Delivery::Done };
-        // The target is stored before the count is read, and the table counts before it reads the target, so that at
-        // least one of the two threads sees the other's value.
-        state.target.store(total, Ordering::SeqCst);
-        if state.delivered.load(Ordering::SeqCst) >= total {
+        let Some(mut progress) = self.progress(seq) else { return Delivery::Done };
+        progress.target = Some(total);
+        if progress.delivered >= total {
             Delivery::Done
-        } else if state.received.load(Ordering::SeqCst) >= total {
+        } else if progress.received >= total {
             Delivery::Client
         } else {
             Delivery::Guest
@@ -262,10 +258,7 @@ impl StreamHandle {
 
     /// Returns the error that prevented delivery of stream `seq`'s output. A disconnected client is no error.
     pub fn error(&self, seq: u64) -> Option<io::Error> {
-        match self.state(seq)?.error.load(Ordering::SeqCst) {
-            0 => None,
-            number => Some(io::Error::from_raw_os_error(number)),
-        }
+        self.progress(seq)?.error.map(io::Error::from_raw_os_error)
     }
 }
 

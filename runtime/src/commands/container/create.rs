@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
-use host::hooks::Environment;
+use host::hooks::Variables;
 use host::signals::Signals;
 use host::{environment, sys};
 use oci::bundle::Bundle;
@@ -85,7 +85,7 @@ fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
     end(&directory)?;
     let state = directory.read()?;
     take_away(&directory, &state)?;
-    run_last(&life.bundle.spec.hooks.poststop, &state.stopped(), &Environment::own());
+    run_last(&life.bundle.spec.hooks.poststop, &state.stopped(), &Variables::own());
     Ok(())
 }
 
@@ -127,8 +127,8 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     // Holders of the lock wait for the end of this process, so only the kernel closes the lock.
     let _ = held.into_raw_fd();
     // This process closes its own descriptors before it has a machine.
-    let environment = Environment::own().kept_for(life.bundle.spec.hooks.poststop.iter());
-    life.environment = Environment::own();
+    let environment = Variables::own().kept_for(life.bundle.spec.hooks.poststop.iter());
+    life.environment = Variables::own();
     life.directory = Some(directory.clone());
     // The fork's process id differs from that of the process that read the bundle.
     life.state.pid = std::process::id();
@@ -159,7 +159,7 @@ struct Forgotten;
 
 /// Removes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
 /// not delete the container. An engine that does kills this process first, and finds the rest through the state file.
-fn abandon(directory: &StateDir, environment: &Environment) {
+fn abandon(directory: &StateDir, environment: &Variables) {
     // The container's cgroup is about to be removed, so this process joins that of its parent, which reaps it.
     let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
     let taken = left.and_then(|()| finish(directory, directory.read()?, environment));

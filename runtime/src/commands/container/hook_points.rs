@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use host::hooks::{self, Environment, HookError};
+use host::hooks::{self, HookError, Variables};
 use oci::spec::{Hook, Hooks};
 use serde::Deserialize;
 
@@ -41,7 +41,7 @@ pub fn bytes_of(state: &PodState) -> Vec<u8> {
 }
 
 /// Runs the hooks that precede a container's creation.
-pub fn run_first(hooks: &Hooks, state: &PodState, environment: &Environment) -> Result<(), HookError> {
+pub fn run_first(hooks: &Hooks, state: &PodState, environment: &Variables) -> Result<(), HookError> {
     let all: [(_, &[Hook]); 3] = [
         ("prestart", &hooks.prestart),
         ("createRuntime", &hooks.create_runtime),
@@ -52,7 +52,7 @@ pub fn run_first(hooks: &Hooks, state: &PodState, environment: &Environment) -> 
 
 /// Runs the hooks after a container's end. "If any poststop hook fails, the runtime MUST log a warning, but the
 /// remaining hooks and lifecycle continue" (runtime.md, "Lifecycle").
-pub fn run_last(hooks: &[Hook], state: &PodState, environment: &Environment) {
+pub fn run_last(hooks: &[Hook], state: &PodState, environment: &Variables) {
     for hook in hooks {
         if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &bytes_of(state), environment)
         {

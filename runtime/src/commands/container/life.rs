@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use host::cgroup::Cgroup;
-use host::hooks::Environment;
+use host::hooks::Variables;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
 use oci::{Bundle, program};
@@ -35,7 +35,7 @@ pub struct Life {
     /// Socket to which the terminal's controller is sent.
     pub console_socket: Option<PathBuf>,
     /// The environment of hooks that have none.
-    pub environment: Environment,
+    pub environment: Variables,
     /// The container starts without `vmm start`, and its directory is removed at its end.
     pub foreground: bool,
     /// The boot's marks, if `--marks` was given.
@@ -60,7 +60,7 @@ impl Life {
             directory: None,
             state,
             console_socket: None,
-            environment: Environment::default(),
+            environment: Variables::default(),
             foreground: false,
             timeline: None,
             cgroup_before: Cgroup::default(),

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
-use host::signals::{Asked, Signals};
+use host::signals::{SignalAction, Signals};
 use host::sys;
 use host::terminal::{self, RawTerminal};
 use oci::exec::ProcessChanges;
@@ -69,8 +69,8 @@ pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> R
         if signal {
             while let Some(asked) = signals.next().context("read a signal")? {
                 let request = match asked {
-                    Asked::Forward(signal) => Request::Signal(signal),
-                    Asked::Resize => match terminal::size().filter(|_| terminal) {
+                    SignalAction::Forward(signal) => Request::Signal(signal),
+                    SignalAction::Resize => match terminal::size().filter(|_| terminal) {
                         Some(size) => Request::Resize(size.height, size.width),
                         None => continue,
                     },

@@ -35,12 +35,12 @@ fn way(link: u32, net: u8, gateway: Option<u8>) -> Route {
 }
 
 /// Returns eth0 with an address, a direct route and a route through a gateway.
-fn one() -> Found {
-    Found {
+fn one() -> NetworkConfig {
+    NetworkConfig {
         links: vec![link(2, "eth0")],
         addresses: vec![address(2, 2)],
         routes: vec![way(2, 70, None), way(2, 71, Some(1))],
-        ..Found::default()
+        ..NetworkConfig::default()
     }
 }
 
@@ -129,7 +129,7 @@ fn a_gateway_is_replaced() {
 
 #[test]
 fn direct_routes_precede_the_gateways_behind_them() {
-    let found = Found {
+    let found = NetworkConfig {
         links: vec![link(2, "eth0")],
         addresses: vec![address(2, 2)],
         routes: vec![way(2, 8, Some(1)), way(2, 8, None)],

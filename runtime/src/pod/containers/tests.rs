@@ -1,15 +1,15 @@
 //! Tests of [`Containers`] against the agent's own code over two socket pairs, without VM and root. A container is a
 //! plain process of the host.
 
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::io::Write;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use agent::agent::{Agent, Setting, Turn};
+use agent_proto::command::Protocol;
 use agent_proto::payload::{self, Env, OciProcess, Pod, Process};
-use link::AgentLink;
-use link::streams::{StreamHandle, StreamTable, streams};
+use link::testing::{Host, Stdio};
 use oci::exec::ProcessChanges;
 use oci::spec;
 use plan::INIT_PROCESS;
@@ -26,19 +26,17 @@ mod standing;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Number of exec processes in a row, to detect leaks.
 const EXECS: usize = 200;
+/// Tokens of the streams' descriptors, with room for many processes.
+const TOKENS: Range<u16> = 0..64;
 /// Number of containers in a full pod.
 const CONTAINERS: usize = 64;
 
 /// Host and agent, run in turns by one thread.
 struct Rig {
     agent: Agent,
-    link: AgentLink,
-    table: StreamTable,
-    handle: StreamHandle,
-    channel: UnixStream,
+    host: Host,
     containers: Containers,
     outputs: Outputs,
-    unsent: Vec<u8>,
     turn: Turn,
     events: Vec<Event>,
     folder: tempfile::TempDir,
@@ -46,24 +44,14 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
-        let (control, agent_control) = UnixStream::pair().unwrap();
-        let (channel, agent_channel) = UnixStream::pair().unwrap();
-        for socket in [&agent_control, &agent_channel, &channel] {
-            socket.set_nonblocking(true).unwrap();
-        }
-        let (table, handle) = streams(&[], None).unwrap();
-        let agent = Agent::new(agent_control.into(), agent_channel.into(), Setting::Host).unwrap();
-        let mut link = AgentLink::new(control, agent_proto::command::Protocol::Extended).unwrap();
-        link.notify(Code::StartPod, "start the pod", &Pod::default()).unwrap();
+        let (mut host, [control, channel]) = Host::new(&[], Protocol::Extended);
+        let agent = Agent::new(control.into(), channel.into(), Setting::Host).unwrap();
+        host.link.notify(Code::StartPod, "start the pod", &Pod::default()).unwrap();
         Rig {
             agent,
-            link,
-            table,
-            handle,
-            channel,
+            host,
             containers: Containers::new().unwrap(),
             outputs: Outputs::default(),
-            unsent: Vec::new(),
             turn: Turn::Continue,
             events: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
@@ -109,8 +97,8 @@ impl Rig {
     fn until(&mut self, mut done: impl FnMut(&mut Rig) -> bool) {
         let start = Instant::now();
         loop {
-            self.link.receive().unwrap();
-            let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
+            self.host.link.receive().unwrap();
+            let mut guest = Guest { link: &mut self.host.link, streams: &mut self.host.streams.handle };
             let events = self.containers.step(&mut guest, Instant::now()).unwrap();
             self.events.extend(events);
             let outputs = &mut self.outputs;
@@ -127,36 +115,12 @@ impl Rig {
             if self.turn != Turn::PowerOff {
                 self.turn = self.agent.run_once(Some(Duration::from_millis(1))).unwrap();
             }
-            self.carry();
+            self.host.carry(TOKENS);
         }
     }
 
-    /// Does the work of the devices' thread: moves bytes of the stream channel and serves ready descriptors.
-    fn carry(&mut self) {
-        let mut buffer = vec![0; 8192];
-        while let Ok(count @ 1..) = self.channel.read(&mut buffer) {
-            self.table.take(&buffer[..count], &mut |_, _, _| Ok(()));
-        }
-        for token in 0..64 {
-            self.table.ready(token, &mut |_, _, _| Ok(()));
-        }
-        loop {
-            if self.unsent.is_empty() {
-                let count = self.table.fill(&mut buffer);
-                self.unsent.extend_from_slice(&buffer[..count]);
-            }
-            match self.channel.write(&self.unsent) {
-                Ok(count @ 1..) => drop(self.unsent.drain(..count)),
-                _ => return,
-            }
-        }
-    }
-
-    fn exec(&mut self, client: ClientId, script: &str) -> Client {
-        let (stdin_reader, stdin) = pipe().unwrap();
-        let (stdout, stdout_writer) = pipe().unwrap();
-        let (stderr, stderr_writer) = pipe().unwrap();
-        let fds: [OwnedFd; 3] = [stdin_reader.into(), stdout_writer.into(), stderr_writer.into()];
+    fn exec(&mut self, client: ClientId, script: &str) -> Stdio {
+        let (stdio, fds) = Stdio::new();
         let request = ExecRequest {
             container: "a".into(),
             changes: ProcessChanges {
@@ -166,9 +130,9 @@ impl Rig {
             },
             ..ExecRequest::default()
         };
-        let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
+        let mut guest = Guest { link: &mut self.host.link, streams: &mut self.host.streams.handle };
         assert_eq!(self.containers.exec(&mut guest, client, &request, &fds).unwrap(), None);
-        Client { stdin: Some(stdin), stdout, stderr }
+        stdio
     }
 
     /// Returns the last answer to the client.
@@ -183,29 +147,13 @@ impl Rig {
             found.is_some()
         });
         // The stream table drops the client's descriptors.
-        self.carry();
+        self.host.carry(TOKENS);
         found.unwrap()
     }
 
     fn logged(&self, name: &str) -> Vec<(Stream, String)> {
         let (_, lines) = LogReader::open(&self.folder.path().join(name), &Wanted::default()).unwrap();
         lines.into_iter().map(|line| (line.stream, line.log)).collect()
-    }
-}
-
-/// The test's ends of an exec process's descriptors.
-struct Client {
-    stdin: Option<PipeWriter>,
-    stdout: PipeReader,
-    stderr: PipeReader,
-}
-
-impl Client {
-    fn output(&mut self) -> (String, String) {
-        let (mut out, mut err) = (String::new(), String::new());
-        self.stdout.read_to_string(&mut out).unwrap();
-        self.stderr.read_to_string(&mut err).unwrap();
-        (out, err)
     }
 }
 
@@ -292,7 +240,7 @@ fn an_exec_has_its_client_s_streams_and_every_exit_code_comes_back() {
 fn an_exec_that_fails_reports_why() {
     let mut rig = Rig::running("exec sleep 1000");
     let mut exec = |request: ExecRequest, fds: &[OwnedFd]| {
-        let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+        let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
         rig.containers.exec(&mut guest, 1, &request, fds).unwrap()
     };
     let request = |container: &str, args: &[&str]| ExecRequest {
@@ -322,7 +270,7 @@ fn an_exec_that_fails_reports_why() {
 fn a_client_s_signals_reach_its_process_even_before_it_runs() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.exec(1, "exec sleep 1000");
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     rig.containers.exec_of(1).unwrap().process.signal(&mut guest, libc::SIGTERM, false).unwrap();
     assert_eq!(rig.last(1), Reply::Exited(143));
 }
@@ -332,7 +280,7 @@ fn the_process_of_a_client_that_vanishes_is_killed() {
     let mut rig = Rig::running("exec sleep 1000");
     drop(rig.exec(1, "exec sleep 1000"));
     rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     rig.containers.forget(&mut guest, 1).unwrap();
     rig.until(|rig| rig.containers.execs.is_empty());
     assert!(!rig.events.iter().any(|events| matches!(events, Event::Last(..))));
@@ -347,8 +295,8 @@ fn many_execs_in_a_row_leave_nothing_behind() {
             assert_eq!(rig.last(client), Reply::Exited(0));
             assert_eq!(ours.output(), ("out\n".to_owned(), "err\n".to_owned()));
         }
-        rig.until(|rig| rig.link.outstanding() == 0);
-        rig.carry();
+        rig.until(|rig| rig.host.link.outstanding() == 0);
+        rig.host.carry(TOKENS);
     };
     run(&mut rig, 1);
     let before = descriptors();
@@ -449,13 +397,13 @@ fn signals_go_to_one_container_or_to_all() {
     let mut rig = Rig::running("exec sleep 1000");
     rig.add("b", "exec sleep 1000", RestartPolicy::Never);
     rig.until(|rig| rig.container("b").phase == Phase::Running);
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     let unknown = rig.containers.kill(&mut guest, "x", 15, false).unwrap();
     assert_eq!(unknown, super::refused("the pod has no container \"x\"".to_owned()));
     assert_eq!(rig.containers.kill(&mut guest, "b", libc::SIGINT, false).unwrap(), Reply::Done);
     rig.until(|rig| rig.container("b").phase == Phase::Ended);
     assert_eq!((rig.container("b").exit, rig.container("a").exit), (Some(130), None));
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     assert_eq!(rig.containers.kill(&mut guest, "", libc::SIGUSR1, false).unwrap(), Reply::Done);
     rig.until(|rig| rig.containers.is_over());
     assert_eq!(rig.containers.exit_code(), 138);
@@ -465,7 +413,7 @@ fn signals_go_to_one_container_or_to_all() {
 fn the_guest_is_asked_about_its_containers() {
     let mut rig = Rig::running("exec sleep 1000");
     for (client, question) in [(1, Question::Stats), (2, Question::Processes)] {
-        let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+        let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
         assert_eq!(rig.containers.ask(&mut guest, client, &question).unwrap(), None);
     }
     let (mut stats, mut processes) = (false, false);
@@ -479,12 +427,12 @@ fn the_guest_is_asked_about_its_containers() {
         }
         stats && processes
     });
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     let pause = |paused| Question::Pause { container: "a".into(), paused };
     assert_eq!(rig.containers.ask(&mut guest, 3, &pause(true)).unwrap(), None);
     rig.until(|rig| rig.container("a").paused);
     assert_eq!(rig.container("a").state().status, "paused");
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     assert_eq!(rig.containers.ask(&mut guest, 3, &pause(false)).unwrap(), None);
     rig.until(|rig| !rig.container("a").paused);
 }
@@ -493,7 +441,7 @@ fn the_guest_is_asked_about_its_containers() {
 fn limits_of_a_running_container_are_updated() {
     let mut rig = Rig::running("exec sleep 1000");
     let files = BTreeMap::from([("pids.max".to_owned(), "7".to_owned())]);
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     let mut update =
         |container: &str| rig.containers.update(&mut guest, 1, container.to_owned(), files.clone()).unwrap();
     assert_eq!(update("x"), Some(super::refused("the pod has no container \"x\"".to_owned())));

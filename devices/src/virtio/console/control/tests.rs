@@ -77,7 +77,7 @@ fn each_message_has_its_effect() {
 fn the_driver_hears_when_the_hosts_side_changes() {
     let mut control = control();
     control.set_host_open(1, false);
-    assert_eq!(replies(&mut control), [], "before it is ready there is nobody to tell");
+    assert_eq!(replies(&mut control), [], "the driver is not ready");
     control.handle(message(0, DEVICE_READY, 1)).unwrap();
     let said = replies(&mut control);
     assert!(!said.iter().any(|(said, _)| *said == message(1, PORT_OPEN, 1)));

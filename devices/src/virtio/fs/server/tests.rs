@@ -1,17 +1,17 @@
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::share::inode::Inode;
 use crate::share::nodes::{NodeKind, NodePolicy, NodeRule};
 use crate::share::sys;
+use crate::share::testing::{exchange, open_path, scratch};
 use crate::share::tree::ROOT_ID;
 use crate::share::{ShareTree, Terms};
 use crate::virtio::fs::wire::*;
@@ -22,10 +22,6 @@ mod names;
 mod owners;
 mod requests;
 mod shares;
-
-pub fn open_path(path: &Path) -> OwnedFd {
-    fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
-}
 
 fn is_root() -> bool {
     sys::effective_ids().0 == 0
@@ -45,11 +41,7 @@ type Reply = std::result::Result<Vec<u8>, i32>;
 impl Guest {
     /// Returns a guest of a share in which /c1/rootfs is bound to a new directory.
     fn new() -> Guest {
-        let dir = tempfile::tempdir().unwrap();
-        // The umask may be that of a guest that this thread served before.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let tree = ShareTree::new().unwrap();
-        tree.bind("/c1/rootfs", open_path(dir.path()), Terms::default()).unwrap();
+        let (tree, dir) = scratch(Terms::default());
         let mut guest = Guest { server: server(&tree), tree, caller: (0, 0), dir };
         guest.init();
         guest
@@ -68,18 +60,10 @@ impl Guest {
         self.dir.path().join(name)
     }
 
-    /// Sends raw bytes in two pieces, with space for `room` bytes of reply. `None` if the queue must refuse the request.
+    /// Sends raw bytes in two pieces, with space for `room` bytes of reply. `None` if the queue must refuse the
+    /// request.
     fn send(&mut self, bytes: &[u8], room: usize) -> Option<Vec<u8>> {
-        let mut request = bytes.to_vec();
-        let (head, tail) = request.split_at_mut(bytes.len().min(40));
-        let mut reply = vec![0xaa; room];
-        let (first, second) = reply.split_at_mut(room.min(16));
-        let request = Pieces::new(vec![VolatileSlice::from(head), VolatileSlice::from(tail)]);
-        let output = Pieces::new(vec![VolatileSlice::from(first), VolatileSlice::from(second)]);
-        let len = self.server.handle(request, output).ok()?;
-        assert!(len <= room);
-        reply.truncate(len);
-        Some(reply)
+        exchange(bytes, room, [40, 16], |request, reply| self.server.handle(request, reply))
     }
 
     fn call(&mut self, opcode: u32, nodeid: u64, body: &[u8]) -> Reply {

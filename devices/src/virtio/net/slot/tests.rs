@@ -11,7 +11,8 @@ use crate::virtio::net::{TRANSMIT, Tap, VIRTIO_ID_NET};
 
 const PACKET: [u8; 60] = [0; 60];
 
-/// Plugs in a device whose hardware address ends with `number`. Returns the other end of the socket that replaces its tap.
+/// Plugs in a device whose hardware address ends with `number`. Returns the other end of the socket that replaces its
+/// tap.
 fn plug(slot: &Slot, events: &Loop, number: u8) -> UnixDatagram {
     let (wire, tap) = UnixDatagram::pair().unwrap();
     wire.set_nonblocking(true).unwrap();

@@ -1,20 +1,15 @@
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vm_memory::VolatileSlice;
 
 use super::*;
 use crate::share::Terms;
+use crate::share::testing::{exchange, open_path, scratch};
 use crate::virtio::p9::fids::MAX_XATTR_BYTES;
 use crate::virtio::p9::wire::{NO_FID, set};
-
-fn open_path(path: &Path) -> OwnedFd {
-    fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
-}
 
 /// A message's body under construction.
 #[derive(Clone, Default)]
@@ -73,10 +68,7 @@ const TOP: u32 = 1;
 impl Guest {
     /// Returns a guest of a share in which /c1/rootfs is bound to a new directory.
     fn new(read_only: bool) -> Guest {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let tree = ShareTree::new().unwrap();
-        tree.bind("/c1/rootfs", open_path(dir.path()), Terms { read_only, ..Terms::default() }).unwrap();
+        let (tree, dir) = scratch(Terms { read_only, ..Terms::default() });
         let mut guest = Guest { server: P9Server::new(&tree), tree, dir };
         let version = guest.call(kind::VERSION, body().u32(512_000).text("9P2000.L")).unwrap();
         assert_eq!(version, body().u32(512_000).text("9P2000.L").0);
@@ -91,16 +83,7 @@ impl Guest {
 
     /// Sends raw bytes in two pieces. `None` if the queue must refuse them.
     fn send(&mut self, bytes: &[u8], room: usize) -> Option<Vec<u8>> {
-        let mut request = bytes.to_vec();
-        let (head, tail) = request.split_at_mut(bytes.len().min(9));
-        let mut reply = vec![0xaa; room];
-        let (first, second) = reply.split_at_mut(room.min(11));
-        let request = Pieces::new(vec![VolatileSlice::from(head), VolatileSlice::from(tail)]);
-        let output = Pieces::new(vec![VolatileSlice::from(first), VolatileSlice::from(second)]);
-        let len = self.server.handle(request, output).ok()?;
-        assert!(len <= room);
-        reply.truncate(len);
-        Some(reply)
+        exchange(bytes, room, [9, 11], |request, reply| self.server.handle(request, reply))
     }
 
     fn call(&mut self, what: u8, body: Body) -> Reply {

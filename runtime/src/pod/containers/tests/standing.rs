@@ -16,7 +16,7 @@ impl Rig {
     }
 
     fn kill(&mut self, signal: i32) -> Reply {
-        let mut guest = Guest { link: &mut self.link, streams: &mut self.handle };
+        let mut guest = Guest { link: &mut self.host.link, streams: &mut self.host.streams.handle };
         self.containers.kill(&mut guest, "a", signal, false).unwrap()
     }
 
@@ -77,7 +77,7 @@ fn a_missing_program_is_reported_to_the_client_and_ends_it() {
 
 /// Returns the events of containers whose agent stops answering, `after` the longest time that it may take.
 fn silent(rig: &mut Rig, after: Duration) -> Vec<Event> {
-    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     let now = Instant::now();
     let asked = rig.containers.step(&mut guest, now).unwrap();
     assert!(!asked.iter().any(|events| matches!(events, Event::Unkilled(_))), "{asked:?}");

@@ -164,8 +164,8 @@ fn syncing_reaches_the_host_only_if_wanted() {
 
 #[test]
 fn a_full_disk_is_reported_to_the_guest() {
-    // /dev/full is not a regular file, and a file size limit of the process would send SIGXFSZ. What works everywhere is
-    // a length that is too large for every file system.
+    // /dev/full is not a regular file, and a file size limit of the process would send SIGXFSZ. What works everywhere
+    // is a length that is too large for every file system.
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
     let (node, fh) = guest.make(rootfs, "a");

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 pub use netlink::{Address, Link, Neighbour, Route};
 
 use super::netlink::Netlink;
+use crate::HostError;
 
 /// Configuration of a network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct NetworkConfig {
     /// Interfaces.
     pub links: Vec<Link>,
     /// Addresses, in the order of their interfaces.
@@ -20,15 +21,18 @@ pub struct Found {
     pub neighbours: Vec<Neighbour>,
 }
 
-impl Found {
+impl NetworkConfig {
     /// Lists this namespace by netlink.
-    pub fn list(netlink: &mut Netlink) -> io::Result<Found> {
-        Ok(Found {
-            links: netlink.list(Link::list_request(), Link::parse)?,
-            addresses: netlink.list(Address::list_request(), Address::parse)?,
-            routes: netlink.list(Route::list_request(), Route::parse)?,
-            neighbours: netlink.list(Neighbour::list_request(), Neighbour::parse)?,
-        })
+    pub fn list(netlink: &mut Netlink) -> Result<NetworkConfig, HostError> {
+        let mut list = || {
+            io::Result::Ok(NetworkConfig {
+                links: netlink.list(Link::list_request(), Link::parse)?,
+                addresses: netlink.list(Address::list_request(), Address::parse)?,
+                routes: netlink.list(Route::list_request(), Route::parse)?,
+                neighbours: netlink.list(Neighbour::list_request(), Neighbour::parse)?,
+            })
+        };
+        list().map_err(HostError::step("list the network namespace"))
     }
 
     /// Returns the addresses of an interface.

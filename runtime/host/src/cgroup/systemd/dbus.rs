@@ -30,68 +30,56 @@ const SIGNALS_MAX: usize = 4096;
 
 /// An error of the connection.
 #[derive(Debug, thiserror::Error)]
-pub enum BusError {
+pub enum DbusError {
     /// A system call on the socket failed or timed out.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The server refused the credentials.
     #[error("authentication rejected: {0}")]
     Rejected(String),
-    /// A received message is malformed or exceeds a limit.
-    #[error("broken message")]
-    Broken,
-    /// A received message has unexpected content.
-    #[error("unexpected message: {0:?}")]
-    Content(UnmarshalError),
+    /// A received message exceeds a limit.
+    #[error("received more than the limit")]
+    Limit,
+    /// A received message is malformed or has unexpected content.
+    #[error("parse a message")]
+    Parse(#[from] UnmarshalError),
     /// A message cannot be encoded.
-    #[error("message: {0:?}")]
-    Marshal(MarshalError),
+    #[error("encode a message")]
+    Encode(#[from] MarshalError),
 }
 
-impl From<UnmarshalError> for BusError {
-    fn from(error: UnmarshalError) -> BusError {
-        BusError::Content(error)
-    }
-}
-
-impl From<MarshalError> for BusError {
-    fn from(error: MarshalError) -> BusError {
-        BusError::Marshal(error)
-    }
-}
-
-type Result<T, E = BusError> = std::result::Result<T, E>;
+type Result<T, E = DbusError> = std::result::Result<T, E>;
 
 /// A connection with a deadline.
-pub struct Bus {
+pub struct Connection {
     stream: UnixStream,
     until: Instant,
     serial: u32,
     signals: VecDeque<MarshalledMessage>,
 }
 
-impl Bus {
+impl Connection {
     /// Connects to a socket with the credentials of the effective user. All calls fail after `until`.
-    pub fn connect(path: &Path, until: Instant) -> Result<Bus> {
-        Bus::over(UnixStream::connect(path)?, until)
+    pub fn connect(path: &Path, until: Instant) -> Result<Connection> {
+        Connection::over(UnixStream::connect(path)?, until)
     }
 
-    fn over(stream: UnixStream, until: Instant) -> Result<Bus> {
-        let mut bus = Bus { stream, until, serial: 0, signals: VecDeque::new() };
+    fn over(stream: UnixStream, until: Instant) -> Result<Connection> {
+        let mut connection = Connection { stream, until, serial: 0, signals: VecDeque::new() };
         let user = sys::effective_user().to_string();
         let hex: String = user.bytes().map(|digit| format!("{digit:02x}")).collect();
-        bus.write(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
+        connection.write(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut byte = [0];
-            bus.read(&mut byte)?;
+            connection.read(&mut byte)?;
             line.push(byte[0]);
             if line.len() > LINE_MAX {
-                return Err(BusError::Broken);
+                return Err(DbusError::Limit);
             }
         }
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        if line.starts_with("OK ") { Ok(bus) } else { Err(BusError::Rejected(line)) }
+        if line.starts_with("OK ") { Ok(connection) } else { Err(DbusError::Rejected(line)) }
     }
 
     /// Sends a call and waits for its reply, which may be an error message.
@@ -125,7 +113,7 @@ impl Bus {
     fn keep(&mut self, message: MarshalledMessage) -> Result<()> {
         if matches!(message.typ, MessageType::Signal) {
             if self.signals.len() == SIGNALS_MAX {
-                return Err(BusError::Broken);
+                return Err(DbusError::Limit);
             }
             self.signals.push_back(message);
         }
@@ -142,7 +130,7 @@ impl Bus {
         };
         let (body, fields) = (number(4), number(12));
         if body > MESSAGE_MAX || fields > MESSAGE_MAX {
-            return Err(BusError::Broken);
+            return Err(DbusError::Limit);
         }
         bytes.resize((HEADER + fields).next_multiple_of(8) + body, 0);
         self.read(&mut bytes[HEADER..])?;
@@ -187,10 +175,10 @@ mod tests {
     use super::*;
 
     /// Returns the result of a connection to a server that has sent `bytes` in advance, and the server's end.
-    fn heard(bytes: &[u8]) -> (Result<Bus>, UnixStream) {
+    fn heard(bytes: &[u8]) -> (Result<Connection>, UnixStream) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(bytes).unwrap();
-        (Bus::over(ours, Instant::now() + Duration::from_secs(5)), theirs)
+        (Connection::over(ours, Instant::now() + Duration::from_secs(5)), theirs)
     }
 
     fn bytes_of(message: &MarshalledMessage, serial: u32) -> Vec<u8> {
@@ -211,12 +199,12 @@ mod tests {
         let mut all = b"OK 0123\r\n".to_vec();
         all.extend(bytes_of(&signal, 1));
         all.extend(bytes_of(&reply, 2));
-        let (bus, mut theirs) = heard(&all);
-        let mut bus = bus.unwrap();
-        let said = bus.call(&call).unwrap();
+        let (connection, mut theirs) = heard(&all);
+        let mut connection = connection.unwrap();
+        let said = connection.call(&call).unwrap();
         assert_eq!(said.body.parser().get::<u32>().unwrap(), 7);
-        assert_eq!(bus.signal().unwrap().body.parser().get::<String>().unwrap(), "x");
-        drop(bus);
+        assert_eq!(connection.signal().unwrap().body.parser().get::<String>().unwrap(), "x");
+        drop(connection);
         let mut sent = Vec::new();
         theirs.read_to_end(&mut sent).unwrap();
         assert!(sent.starts_with(b"\0AUTH EXTERNAL 3"));
@@ -227,15 +215,15 @@ mod tests {
     #[test]
     fn an_invalid_answer_is_an_error() {
         assert!(
-            matches!(heard(b"REJECTED EXTERNAL\r\n").0, Err(BusError::Rejected(line)) if line == "REJECTED EXTERNAL")
+            matches!(heard(b"REJECTED EXTERNAL\r\n").0, Err(DbusError::Rejected(line)) if line == "REJECTED EXTERNAL")
         );
-        assert!(matches!(heard(&[b'x'; LINE_MAX + 1]).0, Err(BusError::Broken)));
+        assert!(matches!(heard(&[b'x'; LINE_MAX + 1]).0, Err(DbusError::Limit)));
         for message in [[0xff; 64], [0; 64]] {
             let mut bytes = b"OK 0\r\n".to_vec();
             bytes.extend(message);
-            let (bus, theirs) = heard(&bytes);
+            let (connection, theirs) = heard(&bytes);
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
-            bus.unwrap().signal().unwrap_err();
+            connection.unwrap().signal().unwrap_err();
         }
     }
 }

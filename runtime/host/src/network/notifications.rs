@@ -3,6 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::net::bind;
+use rustix::net::netlink::SocketAddrNetlink;
+
+use super::netlink;
 use crate::sys;
 
 /// Multicast groups (linux/rtnetlink.h): interfaces, neighbours, addresses and routes.
@@ -15,14 +19,14 @@ const RTMGRP_IPV6: u32 = 0x100 | 0x400;
 
 /// The socket. Notifications are not parsed: after a change the owner lists the namespace again.
 #[derive(Debug)]
-pub struct Watch(OwnedFd);
+pub struct Notifications(OwnedFd);
 
-impl Watch {
+impl Notifications {
     /// Opens a socket in this thread's network namespace.
-    pub fn open() -> io::Result<Watch> {
-        let socket = sys::route_socket()?;
-        sys::hear_of_routes(socket.as_fd(), GROUPS)?;
-        Ok(Watch(socket))
+    pub fn open() -> io::Result<Notifications> {
+        let socket = netlink::socket()?;
+        bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
+        Ok(Notifications(socket))
     }
 
     /// Returns a descriptor that is readable when something has changed.
