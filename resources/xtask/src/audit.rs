@@ -9,8 +9,8 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use crate::program::target_dir;
-use crate::steps::{run, say, top};
+use crate::checkout::{target_dir, top};
+use crate::steps::{run, say};
 use crate::{apt, tools};
 
 /// Version of cargo-deny to install.

@@ -8,8 +8,10 @@ use anyhow::{Context, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::checkout::{target_dir, top};
+use crate::executable::static_program;
 use crate::host::{self, Clock, Host};
-use crate::steps::{output, run, say, top};
+use crate::steps::{output, run, say};
 use crate::{apt, bundle, kernel, newc, program};
 
 mod docker;
@@ -68,7 +70,7 @@ fn boot(args: &BootArgs) -> anyhow::Result<()> {
     apt::install(&["qemu-system-x86"])?;
     let program = program::program()?;
     let bundle = bundle::busybox(&program, &["echo", "hello"])?;
-    let bench = program::static_program("tests", "boot-bench")?;
+    let bench = static_program("tests", "boot-bench")?;
     let mut words = vec![
         "bash".to_owned(),
         top().join("tests/bench/boot.sh").display().to_string(),
@@ -117,7 +119,7 @@ fn keep(series: &[Series], unit: &str, args: &BootArgs) -> anyhow::Result<()> {
 
 /// Writes a file of a bench into the target folder, and prints its path.
 fn write_report(name: &str, text: &str) -> anyhow::Result<()> {
-    let dir = program::target_dir().join("bench");
+    let dir = target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let path = dir.join(name);
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
@@ -140,7 +142,7 @@ fn print_groups(report: &Value) -> anyhow::Result<Vec<Value>> {
 
 /// Returns an initramfs for the other VMMs, whose init prints one line and resets.
 fn trivial_initramfs() -> anyhow::Result<String> {
-    let dir = program::target_dir().join("bench");
+    let dir = target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let (init, path) = (dir.join("init"), dir.join("init.cpio"));
     let flags = ["-static", "-nostdlib", "-O2", "-s", "-fno-stack-protector", "-o"];

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::steps::{cargo, output, run, say, top};
+use crate::checkout::top;
+use crate::steps::{cargo, output, run, say};
 
 mod links;
 

@@ -15,9 +15,10 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 use crate::apt;
+use crate::checkout::{target_dir, top};
 use crate::kernel::{self, KernelFiles};
-use crate::program::{self, target_dir};
-use crate::steps::{cargo, output, run, say, top};
+use crate::program;
+use crate::steps::{cargo, output, run, say};
 use tree::Tree;
 
 /// Packages that building the release needs.

@@ -5,9 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::checkout::top;
+use crate::executable::test_program;
 use crate::host::{self, Host};
-use crate::steps::{run, say, top};
-use crate::{apt, bundle, cache, program, test};
+use crate::steps::{output, run, say};
+use crate::{apt, bundle, cache, program};
 
 /// Debian packages of the engines and their networks.
 pub const PACKAGES: [&str; 13] = [
@@ -57,7 +59,7 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     apt::install(&PACKAGES)?;
     let program = program::program()?;
     say("building the tests of engines");
-    let mut words = vec![test::test_program("engines")?.display().to_string()];
+    let mut words = vec![test_program("engines")?.display().to_string()];
     if cases.core {
         words.extend(["--core", "--runtime", "vmm"].map(str::to_owned));
     }
@@ -184,8 +186,7 @@ fn record(table: &Path) -> anyhow::Result<()> {
     let path = top().join(RESULTS);
     let text = merged(&std::fs::read_to_string(&path).unwrap_or_default(), &text);
     let versions = ["docker.io", "containerd", "runc", "podman", "conmon"].map(|package| {
-        let version =
-            crate::steps::output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]));
+        let version = output(Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]));
         version.map(|version| format!("{package} {}", version.trim()))
     });
     let versions = versions.into_iter().collect::<anyhow::Result<Vec<_>>>()?.join(", ");

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::ensure;
 
-use crate::program::target_dir;
-use crate::steps::{run, say, top};
+use crate::checkout::{target_dir, top};
+use crate::steps::{run, say};
 use crate::{apt, tools};
 
 /// Version of cargo-fuzz to install.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 
+use crate::checkout::target_dir;
 use crate::newc;
-use crate::program::target_dir;
 use crate::steps::{cargo, run, say};
 
 /// The most that the agent may weigh: every byte is guest memory twice, in the archive and unpacked.

@@ -16,7 +16,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
-use crate::steps::top;
+use crate::checkout::top;
 use crate::{apt, cache};
 use fragments::Request;
 use patches::Patches;

@@ -10,8 +10,10 @@ mod bench;
 mod bundle;
 mod cache;
 mod check;
+mod checkout;
 mod dist;
 mod engines;
+mod executable;
 mod fuzz;
 mod host;
 mod initramfs;
@@ -61,7 +63,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let task = Cli::parse().task;
-    if let Err(error) = steps::find_top() {
+    if let Err(error) = checkout::find_top() {
         return exit(Err(error));
     }
     let done = match task {

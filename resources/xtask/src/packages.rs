@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde::Deserialize;
 
-use crate::program::TARGET;
+use crate::executable::TARGET;
 use crate::steps::{cargo, output};
 
 /// A package of the workspace or of a registry.

@@ -6,11 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::steps::{cargo, output, run, say, top};
+use crate::checkout::target_dir;
+use crate::executable::static_program;
+use crate::steps::{run, say};
 use crate::{apt, initramfs, kernel};
 
-/// Target of the program. It is named explicitly so that its flags do not apply to build scripts and macros.
-pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Maximum size of the program in bytes, with kernel and agent.
 const PROGRAM_BYTES_MAX: u64 = 24 << 20;
 
@@ -32,27 +32,6 @@ pub fn program() -> anyhow::Result<PathBuf> {
         program.display()
     );
     Ok(program)
-}
-
-/// Builds an executable of `package` without run-time libraries, and returns its path.
-pub fn static_program(package: &str, name: &str) -> anyhow::Result<PathBuf> {
-    let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
-    let mut build = cargo();
-    build.args(["build", "--release", "--package", package, "--bin", name]);
-    build.args(["--target", TARGET, "--config", &flags]);
-    // For the output of `vmm --version`, which reports an unknown commit without git, as in an archive.
-    if let Ok(commit) = output(
-        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).current_dir(top()),
-    ) {
-        build.env("VMM_COMMIT", commit.trim());
-    }
-    run(&mut build)?;
-    Ok(target_dir().join(TARGET).join("release").join(name))
-}
-
-/// Returns the folder of cargo's output.
-pub fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), |dir| top().join(dir))
 }
 
 /// Writes `program`: `bare` with two page-aligned sections, which the runtime maps from its own file.

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::checkout::{target_dir, top};
 use crate::host::{self, Host};
-use crate::steps::{output, run, say, top};
+use crate::steps::{output, run, say};
 use crate::{apt, program};
 
 mod build;
@@ -50,7 +51,7 @@ pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> a
         let checkout = checkout.canonicalize().with_context(|| format!("find {}", checkout.display()))?;
         suites.push(build::suite(&checkout)?);
     }
-    let out = program::target_dir().join("oci/said");
+    let out = target_dir().join("oci/said");
     fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
     let chosen: Vec<String> =
         suites.iter().flat_map(Suite::names).filter(|name| filter.is_none_or(|f| name.contains(f))).collect();

@@ -2,14 +2,15 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
-use serde_json::Value;
+use anyhow::{bail, ensure};
 
+use crate::checkout::top;
 use crate::engines::{self, Cases, engines};
+use crate::executable::{static_program, test_program};
 use crate::host::{self, Host};
-use crate::steps::{cargo, output, run, say, top};
+use crate::steps::{cargo, run, say};
 use crate::{apt, bundle, check, dist, program, suites};
 
 /// Timeout of the whole-VM tests in seconds: several times their duration, and well below CI's timeout.
@@ -88,8 +89,7 @@ fn vm(args: &Args) -> anyhow::Result<()> {
     let debian = rootfs_archive(&bundle::debian(&program)?)?;
     say("building the whole-VM tests");
     let tests = test_program("vm")?;
-    let environment =
-        [("VMM_TEST_GUEST", program::static_program("tests", "guest")?), ("VMM_TEST_DEBIAN", debian)];
+    let environment = [("VMM_TEST_GUEST", static_program("tests", "guest")?), ("VMM_TEST_DEBIAN", debian)];
     let mut words = vec![tests.display().to_string()];
     words.extend(args.filter.clone());
     if host::kvm_usable() {
@@ -131,19 +131,4 @@ fn rootfs_archive(dir: &Path) -> anyhow::Result<PathBuf> {
         bundle::pack(&dir.join("rootfs"), &archive)?;
     }
     Ok(archive)
-}
-
-/// Builds the test program `name` of the package of whole-VM tests and returns its executable.
-pub fn test_program(name: &str) -> anyhow::Result<PathBuf> {
-    let lines = output(
-        cargo()
-            .args(["test", "--package", "tests", "--test", name, "--no-run", "--message-format", "json"])
-            .stderr(Stdio::inherit()),
-    )?;
-    lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|m| m["target"]["name"] == name && m["executable"].is_string())
-        .and_then(|m| m["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("cargo named no test program {name}"))
 }

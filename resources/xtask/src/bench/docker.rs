@@ -4,9 +4,11 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use super::{ClockArg, print_groups, write_report};
+use crate::checkout::top;
+use crate::executable::test_program;
 use crate::host::{Clock, Host};
-use crate::steps::{say, top};
-use crate::{apt, bundle, engines, program, test};
+use crate::steps::say;
+use crate::{apt, bundle, engines, program};
 
 const DEADLINE_SECONDS: u64 = 3600;
 
@@ -29,7 +31,7 @@ pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
     apt::install(&["iperf3"])?;
     let program = program::program()?;
     let mut words = vec!["bash".to_owned(), top().join("tests/host/tests.sh").display().to_string()];
-    words.extend([program.display().to_string(), test::test_program("engines")?.display().to_string()]);
+    words.extend([program.display().to_string(), test_program("engines")?.display().to_string()]);
     words.extend(["--bench".to_owned(), args.runs.to_string()]);
     let counted = args.clock == ClockArg::Instructions;
     let mut host = Host::new().memory(6144).deadline(DEADLINE_SECONDS);

@@ -7,8 +7,10 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use super::{print_groups, write_report};
+use crate::checkout::{target_dir, top};
+use crate::executable::static_program;
 use crate::host::{self, Host};
-use crate::steps::{cargo, output, run, say, top};
+use crate::steps::{cargo, output, run, say};
 use crate::{apt, bundle, initramfs, kernel, newc, program};
 
 /// Round trips per run.
@@ -32,13 +34,13 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
     apt::install(&["runc", "busybox-static"])?;
     let program = program::program()?;
     let bundle = bundle::busybox(&program, &["true"])?;
-    let bench = program::static_program("tests", "stream-bench")?;
+    let bench = static_program("tests", "stream-bench")?;
     run(cargo().args(["build", "--release", "--package", "runtime", "--example", "round_trips"]))?;
     let words = [
         "bash".to_owned(),
         top().join("tests/bench/streams.sh").display().to_string(),
         bench.display().to_string(),
-        program::target_dir().join("release/examples/round_trips").display().to_string(),
+        target_dir().join("release/examples/round_trips").display().to_string(),
         program.display().to_string(),
         bundle.display().to_string(),
         kernel::kernel()?.vmlinux.display().to_string(),
@@ -79,7 +81,7 @@ fn with_busybox() -> anyhow::Result<String> {
 
 /// Returns an initramfs whose process 1 echoes its input.
 fn mirror() -> anyhow::Result<String> {
-    let guest = program::static_program("tests", "guest")?;
+    let guest = static_program("tests", "guest")?;
     let mut archive = Vec::new();
     newc::append(&mut archive, "dev", 0o040_755, &[]);
     newc::append_node(&mut archive, "dev/console", 0o020_600, (5, 1));
@@ -90,7 +92,7 @@ fn mirror() -> anyhow::Result<String> {
 }
 
 fn keep(name: &str, bytes: &[u8]) -> anyhow::Result<String> {
-    let dir = program::target_dir().join("bench");
+    let dir = target_dir().join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let path = dir.join(name);
     fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;

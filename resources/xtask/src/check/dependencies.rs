@@ -9,8 +9,8 @@ use anyhow::Context;
 use serde::Deserialize;
 
 use super::license::Expression;
+use crate::checkout::top;
 use crate::packages::{Package, Packages};
-use crate::steps::top;
 
 /// cargo's name of the only permitted registry.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";

@@ -7,15 +7,15 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::Suite;
+use crate::apt;
+use crate::checkout::target_dir;
+use crate::executable::TARGET;
 use crate::steps::{cargo, output, run, say};
-use crate::{apt, program};
 
 /// youki's suite, named after its program.
 pub const CONTEST: &str = "contest";
 /// The suite of the Open Container Initiative.
 pub const RUNTIME_TOOLS: &str = "runtime-tools";
-/// Target of the program that runs in containers, which must not need a library.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Debian's folder of a Go compiler whose package name has a version.
 const GO: &str = "/usr/lib/go-1.22/bin/go";
 
@@ -87,7 +87,7 @@ fn go() -> anyhow::Result<&'static str> {
 }
 
 fn folder(suite: &str) -> anyhow::Result<PathBuf> {
-    let folder = program::target_dir().join("oci").join(suite);
+    let folder = target_dir().join("oci").join(suite);
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     // go takes a path with a slash for a folder.
     Ok(folder.join(""))

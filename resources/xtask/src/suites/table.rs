@@ -8,8 +8,7 @@ use anyhow::Context;
 
 use super::said::{Row, Verdict};
 use super::version;
-use crate::program;
-use crate::steps::top;
+use crate::checkout::{target_dir, top};
 
 /// Path of the table below the checkout.
 const TABLE: &str = "tests/oci/RESULTS.md";
@@ -84,7 +83,7 @@ pub fn write(
 ) -> anyhow::Result<()> {
     let path = top().join(TABLE);
     let runc = version(Path::new("runc"))?;
-    let vmm = version(&program::target_dir().join("vmm"))?;
+    let vmm = version(&target_dir().join("vmm"))?;
     let mut text = format!(
         "# Public suites, with runc and with vmm\n\n\
          Written by `cargo xtask test --oci` (see README.md here): {}; {runc}; {vmm}.\n\n\
