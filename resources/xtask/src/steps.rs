@@ -1,6 +1,7 @@
 //! Steps of a task: says what comes next, and runs a command.
 
 use std::env;
+use std::io;
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -20,6 +21,12 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
         bail!("{name}: {status}");
     }
     Ok(())
+}
+
+/// Runs `command` like [`run`], with its standard output on standard error: a task prints only its result on standard
+/// output.
+pub fn run_aside(command: &mut Command) -> anyhow::Result<()> {
+    run(command.stdout(io::stderr()))
 }
 
 /// Runs `command` and returns its standard output as text. The error of a failed command ends with its standard error.

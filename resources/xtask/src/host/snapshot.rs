@@ -20,6 +20,7 @@ use super::monitor::Monitor;
 use super::qemu::{Qemu, Sockets};
 use super::request::{Line, Lines};
 use crate::newc;
+use crate::steps::output;
 use crate::{apt, cache};
 
 /// The program that is L1's PID 1, as file names and contents.
@@ -240,7 +241,7 @@ fn build_initramfs(kernel: &Kernel, folder: &Path) -> anyhow::Result<Vec<u8>> {
     let sources = INIT_SOURCES.iter().map(|(name, _)| *name).filter(|name| name.ends_with(".c"));
     let mut cc = Command::new("cc");
     cc.current_dir(work.path()).args(["-static", "-O2", "-s", "-o"]).arg(&program).args(sources);
-    kernel::run(&mut cc).context("build tests/host/init.c")?;
+    output(&mut cc).context("build tests/host/init.c")?;
     let mut archive = Vec::new();
     newc::append(&mut archive, "init", 0o100755, &fs::read(&program)?);
     for folder in ["dev", "modules"] {
