@@ -1,4 +1,4 @@
-//! The `vmm` program: a static executable with the guest's kernel and agent in ELF sections of its own.
+//! The `vmm` program: a static executable that contains the guest's kernel and initramfs as ELF sections.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use crate::executable::static_program;
 use crate::steps::{run, say};
 use crate::{apt, initramfs, kernel};
 
-/// Maximum size of the program in bytes, with kernel and agent.
+/// Maximum size of the program in bytes, with kernel and initramfs.
 const PROGRAM_BYTES_MAX: u64 = 24 << 20;
 
-/// Builds kernel, agent and runtime if they are out of date, and returns the path of the finished program.
+/// Builds kernel, agent and runtime if they are out of date, and returns the path of the program.
 pub fn program() -> anyhow::Result<PathBuf> {
     apt::install(&["binutils", "gcc", "libc6-dev"])?;
     let kernel = kernel::kernel()?;
@@ -25,16 +25,17 @@ pub fn program() -> anyhow::Result<PathBuf> {
     if !newer(&program, &[&bare, &kernel.vmlinux, &initramfs]) {
         embed(&bare, &kernel.vmlinux, &initramfs, &program)?;
     }
-    let bytes = fs::metadata(&program).with_context(|| format!("look at {}", program.display()))?.len();
+    let bytes =
+        fs::metadata(&program).with_context(|| format!("read the size of {}", program.display()))?.len();
     ensure!(
         bytes <= PROGRAM_BYTES_MAX,
-        "{} has {bytes} bytes, more than {PROGRAM_BYTES_MAX}",
+        "{} has {bytes} bytes: limit of {PROGRAM_BYTES_MAX}",
         program.display()
     );
     Ok(program)
 }
 
-/// Writes `program`: `bare` with two page-aligned sections, which the runtime maps from its own file.
+/// Writes `program`: the executable `bare` with two page-aligned sections, which the runtime finds in its own file.
 fn embed(bare: &Path, kernel: &Path, initramfs: &Path, program: &Path) -> anyhow::Result<()> {
     let fresh = program.with_extension("new");
     let mut objcopy = Command::new("objcopy");
@@ -48,9 +49,9 @@ fn embed(bare: &Path, kernel: &Path, initramfs: &Path, program: &Path) -> anyhow
         .with_context(|| format!("rename {} to {}", fresh.display(), program.display()))
 }
 
-/// Whether `made` exists and is newer than all its sources.
-fn newer(made: &Path, from: &[&Path]) -> bool {
+/// Whether `target` exists and is newer than all its sources.
+fn newer(target: &Path, from: &[&Path]) -> bool {
     let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-    let Some(made) = time(made) else { return false };
-    from.iter().all(|path| time(path).is_some_and(|t| t < made))
+    let Some(target) = time(target) else { return false };
+    from.iter().all(|path| time(path).is_some_and(|t| t < target))
 }
