@@ -1,15 +1,16 @@
-//! `cargo xtask bench docker`: the cost of a container for a user of Docker, with runc and with `vmm` in turn.
+//! `cargo xtask bench docker`: the cost of a Docker container, with runc and with `vmm` in turn.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{ClockArg, print_groups, write_report};
+use super::{ClockArg, print_groups, report_in, write_report};
 use crate::checkout::top;
 use crate::executable::test_program;
 use crate::host::{Clock, Host};
 use crate::steps::say;
 use crate::{apt, bundle, engines, program};
 
+/// Timeout of the bench in seconds.
 const DEADLINE_SECONDS: u64 = 3600;
 
 /// Options for measuring containers of Docker.
@@ -23,10 +24,10 @@ pub struct DockerArgs {
     runs: usize,
 }
 
-/// Measures in the emulated KVM host even if this machine has a usable KVM: the bench starts its own engine, with its
-/// own network.
+/// Runs the bench in the emulated KVM host, even if this machine has a usable KVM: the bench starts a Docker daemon
+/// with networks.
 pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
-    ensure!(args.runs > 0, "--runs 0 measures nothing");
+    ensure!(args.runs > 0, "--runs is 0");
     apt::install(&engines::PACKAGES)?;
     apt::install(&["iperf3"])?;
     let program = program::program()?;
@@ -41,15 +42,11 @@ pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
         words.push("--all".to_owned());
         host = host.env("VMM_TEST_PROGRAMS", bundle::programs()?);
     }
-    say(&format!("running containers of Docker, {} times each runtime in turn", args.runs));
-    let done = host.output(&words)?;
-    if done.status != 0 {
-        bail!("the bench failed: exit code {}\n{}", done.status, String::from_utf8_lossy(&done.stderr));
-    }
-    let text = String::from_utf8(done.stdout).context("read the bench's report")?;
-    let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
+    say(&format!("running containers of Docker {} times with each runtime in turn", args.runs));
+    let report: Value =
+        serde_json::from_str(&report_in(&host, &words)?).context("parse the bench's report")?;
     if counted {
-        say("of the instruction clock: a millisecond is a million instructions");
+        say("on the instruction clock, a millisecond is a million instructions");
     }
     let name = format!("docker-{:?}.json", args.clock).to_lowercase();
     write_report(&name, &Value::from(print_groups(&report)?).to_string())
