@@ -48,7 +48,7 @@ const FORBIDDEN: [(&str, &[&str]); 10] = [
     ("runtime", &["kvm-", "virtio-queue", "linux-loader", "tokio"]),
 ];
 
-/// Files that may contain unsafe code.
+/// The only files that may contain unsafe code.
 const UNSAFE_FILES: [&str; 13] = [
     "agent/src/bin/init.rs",
     "agent/src/memory.rs",
