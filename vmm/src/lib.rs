@@ -35,6 +35,7 @@ mod boot_params;
 pub mod check;
 mod config;
 mod cpuid;
+pub mod elf;
 mod error;
 mod kvm;
 pub mod layout;
