@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measures vmm and alternatives in one run.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -142,10 +143,15 @@ fn print_groups(report: &Value) -> anyhow::Result<Vec<Value>> {
 }
 
 /// Runs a bench in the emulated KVM host and returns its report.
-fn report_in(host: &Host, words: &[String]) -> anyhow::Result<String> {
+fn report_in<S: AsRef<OsStr>>(host: &Host, words: &[S]) -> anyhow::Result<String> {
     let done = host.output(words)?;
     let stderr = String::from_utf8_lossy(&done.stderr);
-    ensure!(done.status == 0, "{}: exit code {}\n{}", words.join(" "), done.status, stderr.trim_end());
+    ensure!(
+        done.status == 0,
+        "bench in the emulated KVM host: exit code {}\n{}",
+        done.status,
+        stderr.trim_end()
+    );
     String::from_utf8(done.stdout).context("decode the bench's report")
 }
 

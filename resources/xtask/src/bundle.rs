@@ -85,7 +85,7 @@ fn debootstrap(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     }
     command.arg(&suite).arg(&rootfs).arg(mirror()?);
     run(command.stderr(out.try_clone().context("duplicate the log's descriptor")?).stdout(out))
-        .with_context(|| format!("create a root file system, log {}", log.display()))?;
+        .with_context(|| format!("create a root file system (log: {})", log.display()))?;
     run(Command::new("chroot").arg(&rootfs).args(["apt-get", "clean"]))?;
     fs::write(dir.join("made"), "").with_context(|| format!("mark {} as complete", dir.display()))?;
     Ok(dir)

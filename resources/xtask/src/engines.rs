@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use crate::checkout::top;
 use crate::executable::test_program;
 use crate::host::{self, Host};
+use crate::kvm_tests::KvmTests;
 use crate::steps::{output, run, say};
 use crate::{apt, bundle, cache, program};
 
@@ -38,6 +39,8 @@ const RESULTS: &str = "tests/engines/RESULTS.md";
 
 /// Group of the cases for a host with cgroup version 1.
 const CGROUP1: &str = "cgroup1";
+/// Path of the script that gives the emulated KVM host cgroup version 1.
+const CGROUP1_SCRIPT: &str = "tests/engines/cgroup1.sh";
 
 /// Selection of cases.
 pub struct Cases<'a> {
@@ -61,43 +64,38 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     apt::install(&PACKAGES)?;
     let program = program::program()?;
     say("building the tests of engines");
-    let mut words = vec![test_program("engines")?.display().to_string()];
+    let mut words: Vec<OsString> = vec![test_program("engines")?.into()];
     if cases.core {
-        words.extend(["--core", "--runtime", "vmm"].map(str::to_owned));
+        words.extend(["--core", "--runtime", "vmm"].map(OsString::from));
     }
-    words.extend_from_slice(cases.filters);
+    words.extend(cases.filters.iter().map(OsString::from));
     let out = cache::dir("engines");
     let table = out.join("table.md");
-    let mut environment = vec![
-        ("VMM_TEST_DEADLINE", COMMAND_SECONDS.into()),
-        ("VMM_ENGINES_TABLE", table.clone().into_os_string()),
-    ];
+    let mut environment =
+        vec![("VMM_TEST_DEADLINE", COMMAND_SECONDS.into()), ("VMM_ENGINES_TABLE", table.clone().into())];
     if !cases.core && (cases.filters.is_empty() || cases.select("programs")) {
-        environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into_os_string()));
+        environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into()));
     }
+    let tests = KvmTests { name: "tests of engines", program: &program, words, environment };
+    let emulated = || Host::new().memory(6144).deadline(SECONDS).out(&out);
     let mut codes = Vec::new();
-    for host in if host::kvm_usable() { &[EngineHost::Native][..] } else { &EngineHost::EMULATED } {
+    for host in EngineHost::of_this_machine() {
         if !host.has_cases(cases) {
             continue;
         }
-        say(&format!("tests of engines, {}", host.name()));
-        let environment = environment.clone();
-        codes.push(match host.words(&program) {
-            None => run_natively(&program, &words, environment)?,
-            Some(mut command) => {
-                command.extend_from_slice(&words);
-                let host = Host::new().memory(6144).deadline(SECONDS).out(&out);
-                environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)?
+        codes.push(match host {
+            EngineHost::Native => run_natively(&tests)?,
+            EngineHost::Emulated => tests.run_emulated(emulated(), &[])?,
+            EngineHost::Cgroup1 => {
+                say("tests of engines: cgroup version 1");
+                tests.run_emulated(emulated(), &["bash".into(), top().join(CGROUP1_SCRIPT).into()])?
             }
         });
         if cases.record {
             record(&table)?;
         }
     }
-    match codes.into_iter().find(|code| *code != 0) {
-        None => Ok(()),
-        Some(code) => bail!("tests of engines: exit code {code}"),
-    }
+    codes.into_iter().try_for_each(|code| tests.check(code))
 }
 
 /// The host on which the engines run.
@@ -112,48 +110,25 @@ enum EngineHost {
 }
 
 impl EngineHost {
-    /// Both configurations of the emulated KVM host.
-    const EMULATED: [EngineHost; 2] = [EngineHost::Emulated, EngineHost::Cgroup1];
+    /// Returns the hosts for the tests: this machine if its KVM is usable, otherwise both emulated ones.
+    fn of_this_machine() -> &'static [EngineHost] {
+        if host::kvm_usable() { &[EngineHost::Native] } else { &[EngineHost::Emulated, EngineHost::Cgroup1] }
+    }
 
     /// Whether the selection may contain cases for this host.
     fn has_cases(self, cases: &Cases<'_>) -> bool {
         let others = cases.filters.iter().any(|filter| !filter.starts_with(CGROUP1));
         self != EngineHost::Emulated || cases.filters.is_empty() || others
     }
-
-    fn name(self) -> &'static str {
-        match self {
-            EngineHost::Native => "on this machine's KVM",
-            EngineHost::Emulated => "in the emulated KVM host",
-            EngineHost::Cgroup1 => "in the emulated KVM host with cgroup version 1",
-        }
-    }
-
-    /// Returns the first words of the command in the emulated KVM host; `None` for this machine.
-    fn words(self, program: &Path) -> Option<Vec<String>> {
-        let script = |path: &str| ["bash".to_owned(), top().join(path).display().to_string()];
-        let mut words = match self {
-            EngineHost::Native => return None,
-            EngineHost::Emulated => Vec::new(),
-            EngineHost::Cgroup1 => script("tests/engines/cgroup1.sh").to_vec(),
-        };
-        words.extend(script("tests/host/tests.sh"));
-        words.push(program.display().to_string());
-        Some(words)
-    }
 }
 
-/// Runs the tests on this machine and returns their exit code. Refuses if Docker runs, whose bridge and packet filter
-/// the tests would change.
-fn run_natively(program: &Path, words: &[String], environment: Vec<(&str, OsString)>) -> anyhow::Result<i32> {
+/// Runs the tests on this machine. Refuses if Docker runs, whose bridge and packet filter the tests would change.
+fn run_natively(tests: &KvmTests<'_>) -> anyhow::Result<i32> {
     ensure!(
         !Path::new("/run/docker.sock").exists(),
         "Docker runs on this machine: stop it, or set VMM_TEST_KVM=emulated"
     );
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).env("VMM_PROGRAM", program).envs(environment);
-    let status = command.status().with_context(|| format!("start {}", words[0]))?;
-    Ok(status.code().unwrap_or(1))
+    tests.run_natively()
 }
 
 /// Returns the table `new`, with the rows of the file `old` whose cases it does not have. Each goes behind the last row

@@ -18,6 +18,7 @@ mod fuzz;
 mod host;
 mod initramfs;
 mod kernel;
+mod kvm_tests;
 mod newc;
 mod packages;
 mod program;

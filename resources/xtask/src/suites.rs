@@ -3,15 +3,17 @@
 //! The caller provides a suite as a checkout; the repository contains none of it. `build` builds its programs,
 //! `tests/oci/suites.sh` runs them with a usable KVM, `results` parses their output, and `table` writes the results.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use crate::checkout::{target_dir, top};
-use crate::host::{self, Host};
-use crate::steps::{output, run, say};
+use crate::host::Host;
+use crate::kvm_tests::KvmTests;
+use crate::steps::output;
 use crate::{apt, program};
 
 mod build;
@@ -86,26 +88,19 @@ pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> a
     Ok(())
 }
 
+/// Runs `tests` with both runtimes. Their output goes to `out`.
 fn run_batch(suites: &[Suite], program: &Path, out: &Path, tests: &[String]) -> anyhow::Result<()> {
     let programs = |name: &str| {
         let suite = suites.iter().find(|suite| suite.name == name);
-        suite.map_or_else(String::new, |suite| suite.programs.display().to_string())
+        suite.map_or_else(OsString::new, |suite| suite.programs.clone().into())
     };
-    let script = |name: &str| top().join(name).display().to_string();
-    let mut words = vec!["bash".to_owned(), script("tests/oci/suites.sh"), out.display().to_string()];
+    let script = top().join("tests/oci/suites.sh");
+    let mut words: Vec<OsString> = vec!["bash".into(), script.into(), out.into()];
     words.extend([programs(build::CONTEST), programs(build::RUNTIME_TOOLS)]);
-    words.extend(tests.iter().cloned());
-    if host::kvm_usable() {
-        say(&format!("{} tests, on this machine's KVM", tests.len()));
-        return run(Command::new(&words[0]).args(&words[1..]).env("VMM_PROGRAM", program));
-    }
-    say(&format!("{} tests, in the emulated KVM host", tests.len()));
-    let mut command = vec!["bash".to_owned(), script("tests/host/tests.sh"), program.display().to_string()];
-    command.extend(words);
-    match Host::new().memory(3072).deadline(BATCH_SECONDS).out(out).run(&command)? {
-        0 => Ok(()),
-        code => bail!("tests/oci/suites.sh: exit code {code}"),
-    }
+    words.extend(tests.iter().map(OsString::from));
+    let name = format!("{} tests of OCI suites", tests.len());
+    let tests = KvmTests { name: &name, program, words, environment: Vec::new() };
+    tests.run(Host::new().memory(3072).deadline(BATCH_SECONDS).out(out))
 }
 
 /// Returns the first line of `program --version`.

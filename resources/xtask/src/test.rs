@@ -2,14 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 
-use crate::checkout::top;
 use crate::engines::{self, Cases, engines};
 use crate::executable::{static_program, test_program};
-use crate::host::{self, Host};
+use crate::host::Host;
+use crate::kvm_tests::KvmTests;
 use crate::steps::{cargo, run, say};
 use crate::{apt, bundle, check, dist, program, suites};
 
@@ -89,22 +88,12 @@ fn vm_tests(args: &Args) -> anyhow::Result<()> {
     let debian = rootfs_archive(&bundle::debian(&program)?)?;
     say("building the whole-VM tests");
     let tests = test_program("vm")?;
-    let environment = [("VMM_TEST_GUEST", static_program("tests", "guest")?), ("VMM_TEST_DEBIAN", debian)];
-    let mut words = vec![tests.display().to_string()];
-    words.extend(args.filter.clone());
-    if host::kvm_usable() {
-        say("whole-VM tests, on this machine's KVM");
-        return run(Command::new(&words[0]).args(&words[1..]).env("VMM_PROGRAM", &program).envs(environment));
-    }
-    say("whole-VM tests, in the emulated KVM host");
-    let script = top().join("tests/host/tests.sh");
-    let mut command = vec!["bash".to_owned(), script.display().to_string(), program.display().to_string()];
-    command.extend(words);
-    let host = Host::new().memory(6144).deadline(VM_TESTS_SECONDS);
-    match environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)? {
-        0 => Ok(()),
-        code => bail!("whole-VM tests: exit code {code}"),
-    }
+    let mut words = vec![tests.into()];
+    words.extend(args.filter.iter().map(OsString::from));
+    let guest = static_program("tests", "guest")?;
+    let environment = vec![("VMM_TEST_GUEST", guest.into()), ("VMM_TEST_DEBIAN", debian.into())];
+    let tests = KvmTests { name: "whole-VM tests", program: &program, words, environment };
+    tests.run(Host::new().memory(6144).deadline(VM_TESTS_SECONDS))
 }
 
 /// Builds the release files and tests them in the emulated KVM host, so that they are not installed on this machine.
@@ -113,15 +102,11 @@ fn dist_tests(args: &Args) -> anyhow::Result<()> {
     let dir = dist::dist()?.dir;
     say("building the tests of the release files");
     let tests = test_program("dist")?;
-    say("tests of the release files, in the emulated KVM host");
-    let script = top().join("tests/host/tests.sh");
-    let mut command: Vec<OsString> =
-        vec!["bash".into(), script.into(), program::program()?.into(), tests.into()];
-    command.extend(args.filter.iter().map(OsString::from));
-    match Host::new().memory(6144).deadline(DIST_TESTS_SECONDS).env("VMM_TEST_DIST", dir).run(&command)? {
-        0 => Ok(()),
-        code => bail!("tests of the release files: exit code {code}"),
-    }
+    let mut words = vec![tests.into()];
+    words.extend(args.filter.iter().map(OsString::from));
+    let (program, environment) = (program::program()?, vec![("VMM_TEST_DIST", dir.into())]);
+    let tests = KvmTests { name: "tests of the release files", program: &program, words, environment };
+    tests.check(tests.run_emulated(Host::new().memory(6144).deadline(DIST_TESTS_SECONDS), &[])?)
 }
 
 /// Returns the path of an archive of the bundle's root file system. Creates the archive once.

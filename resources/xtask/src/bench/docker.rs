@@ -1,14 +1,15 @@
 //! `cargo xtask bench docker`: the cost of a Docker container, with runc and with `vmm` in turn.
 
+use std::ffi::OsString;
+
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::{ClockArg, print_groups, report_in, write_report};
-use crate::checkout::top;
 use crate::executable::test_program;
 use crate::host::{Clock, Host};
 use crate::steps::say;
-use crate::{apt, bundle, engines, program};
+use crate::{apt, bundle, engines, kvm_tests, program};
 
 /// Timeout of the bench in seconds.
 const DEADLINE_SECONDS: u64 = 3600;
@@ -31,20 +32,19 @@ pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
     apt::install(&engines::PACKAGES)?;
     apt::install(&["iperf3"])?;
     let program = program::program()?;
-    let mut words = vec!["bash".to_owned(), top().join("tests/host/tests.sh").display().to_string()];
-    words.extend([program.display().to_string(), test_program("engines")?.display().to_string()]);
-    words.extend(["--bench".to_owned(), args.runs.to_string()]);
+    let mut words: Vec<OsString> = vec![test_program("engines")?.into(), "--bench".into()];
+    words.push(args.runs.to_string().into());
     let counted = args.clock == ClockArg::Instructions;
     let mut host = Host::new().memory(6144).deadline(DEADLINE_SECONDS);
     if counted {
         host = host.clock(Clock::Instructions).stage_opened(true);
     } else {
-        words.push("--all".to_owned());
+        words.push("--all".into());
         host = host.env("VMM_TEST_PROGRAMS", bundle::programs()?);
     }
     say(&format!("running containers of Docker {} times with each runtime in turn", args.runs));
-    let report: Value =
-        serde_json::from_str(&report_in(&host, &words)?).context("parse the bench's report")?;
+    let report: Value = serde_json::from_str(&report_in(&host, &kvm_tests::emulated(&program, &words))?)
+        .context("parse the bench's report")?;
     if counted {
         say("on the instruction clock, a millisecond is a million instructions");
     }

@@ -19,21 +19,22 @@ const TAIL_LINES: usize = 40;
 
 /// Runs `command` with stdout and stderr in the file `log`, and counts the objects in the output of kbuild.
 pub fn run(command: &mut Command, log: &Path) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
     let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
     let (reader, writer) = io::pipe().context("create a pipe")?;
     let second = writer.try_clone().context("duplicate a pipe")?;
     command.stdin(Stdio::null()).stdout(second).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+    let mut child = command.spawn().with_context(|| format!("start {name}"))?;
     // `command` still owns writers of the pipe: with them the reader would never reach the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut line = ProgressLine::new();
     for text in BufReader::new(reader).split(b'\n') {
-        let mut text = text.with_context(|| format!("read output of {command:?}"))?;
+        let mut text = text.with_context(|| format!("read the output of {name}"))?;
         line.update(&String::from_utf8_lossy(&text));
         text.push(b'\n');
         file.write_all(&text).with_context(|| format!("write {}", log.display()))?;
     }
-    let status = child.wait().with_context(|| format!("wait for {command:?}"))?;
+    let status = child.wait().with_context(|| format!("wait for {name}"))?;
     line.end();
     if !status.success() {
         let text = fs::read(log).with_context(|| format!("read {}", log.display()))?;
