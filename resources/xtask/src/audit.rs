@@ -39,7 +39,7 @@ pub fn audit(args: &Args) -> anyhow::Result<()> {
     run(deny.arg("check"))
 }
 
-/// Clones the advisory database `dir` to the place where cargo-deny expects it. Writes a `deny.toml` that names the
+/// Clones the advisory database `dir` to the folder where cargo-deny expects it. Writes a `deny.toml` that names the
 /// clone, and returns its path.
 fn with_database(dir: &Path) -> anyhow::Result<PathBuf> {
     let folder = target_dir().join("advisories");

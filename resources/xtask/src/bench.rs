@@ -24,7 +24,6 @@ use docker::DockerArgs;
 use series::Series;
 use streams::StreamsArgs;
 
-/// A bench.
 #[derive(Subcommand)]
 pub enum Bench {
     /// Cold boots, compared with QEMU's microvm machine and runc

@@ -77,9 +77,7 @@ impl Release {
 pub struct Dist {
     /// Folder of the files.
     pub dir: PathBuf,
-    /// The Debian package.
     pub package: PathBuf,
-    /// The tarball.
     pub tarball: PathBuf,
     /// File with the checksums of both.
     pub sums: PathBuf,

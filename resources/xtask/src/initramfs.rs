@@ -14,8 +14,8 @@ const AGENT_BYTES_MAX: usize = 300 << 10;
 /// Mount points of the agent, parents first.
 const FOLDERS: [&str; 7] = ["dev", "proc", "sys", "run", "run/share", "run/root", "run/cgroup"];
 
-/// Builds the agent and returns the path of the archive. Writes the archive only if the agent has changed, so that the
-/// program is not linked again.
+/// Builds the agent and returns the path of the archive. An unchanged archive is not written, so that `vmm` is not
+/// built again.
 pub fn initramfs() -> anyhow::Result<PathBuf> {
     say("building the agent");
     // A build of the whole workspace would enable features of the agent's dependencies that only the host needs.

@@ -18,7 +18,6 @@ pub struct KvmTests<'a> {
     pub program: &'a Path,
     /// The test program and its arguments.
     pub words: Vec<OsString>,
-    /// Additional environment variables.
     pub environment: Vec<(&'static str, OsString)>,
 }
 
@@ -51,15 +50,14 @@ impl KvmTests<'_> {
         self.environment.iter().fold(host, set).run(&words)
     }
 
-    /// Fails unless `code` is 0.
     pub fn check(&self, code: i32) -> anyhow::Result<()> {
         ensure!(code == 0, "{}: exit code {code}", self.name);
         Ok(())
     }
 }
 
-/// Returns a command for the emulated KVM host that runs `words` with a copy of `program` as `$VMM_PROGRAM`, and with
-/// an ext4 file system for temporary files.
+/// Returns a command for the emulated KVM host. It prepares an ext4 file system for temporary files, and runs `words`
+/// with a copy of `program` as `$VMM_PROGRAM`.
 pub fn emulated(program: &Path, words: &[OsString]) -> Vec<OsString> {
     let script = top().join("tests/host/tests.sh");
     let mut command = vec!["bash".into(), script.into(), program.into()];

@@ -1,8 +1,7 @@
 //! Writes a cpio archive in `newc` format, as for an initramfs (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst).
 
-/// Appends a file or folder to `archive`. `mode` is type and permissions as in stat(2). The owner is root, the time is
-/// 0.
+/// Appends a file or folder to `archive`, with owner root and time 0. `mode` is type and permissions as in stat(2).
 pub fn append(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     entry(archive, name, mode, (0, 0), data);
 }

@@ -20,7 +20,6 @@ impl Series {
         Series { name: name.to_owned(), samples }
     }
 
-    /// Returns the median.
     pub fn median(&self) -> f64 {
         let half = self.samples.len() / 2;
         if self.samples.len() % 2 == 1 {

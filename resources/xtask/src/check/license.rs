@@ -20,7 +20,6 @@ pub enum Expression {
 }
 
 impl Expression {
-    /// Parses an expression.
     pub fn parse(text: &str) -> anyhow::Result<Expression> {
         let text = text.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
         let mut words = text.split_whitespace().peekable();
@@ -75,7 +74,6 @@ impl Expression {
     }
 }
 
-/// Words of an expression.
 type Words<'a> = Peekable<SplitWhitespace<'a>>;
 
 /// Returns the only element of `all`, or a combination of all elements.

@@ -24,7 +24,6 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Returns the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -36,7 +35,6 @@ impl Tree {
         files
     }
 
-    /// Returns the installed size in KiB.
     pub fn installed_kib(&self) -> u64 {
         self.installed_kib
     }

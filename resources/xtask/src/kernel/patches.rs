@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-/// The patches of this checkout.
 pub struct Patches {
     /// Paths in the order of application.
     pub files: Vec<PathBuf>,
