@@ -1,12 +1,11 @@
-//! Link arguments of process 1 alone: no C library, nothing before its own entry point, no dynamic linker.
+//! Link arguments of the binary `init`: no C library, no start-up code, no dynamic linker.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=init.ld");
-    // Cargo runs this script once and keeps what it prints. In that it knows its own folder for output again when the
-    // checkout has moved, but not the checkout: so the linker script is read from a copy there.
-    let script =
-        format!("{}/init.ld", std::env::var("OUT_DIR").expect("cargo sets it for every build script"));
+    // Cargo caches this script's output. In a checkout that has moved, Cargo updates paths below OUT_DIR in the cached
+    // output but no others, so the linker reads a copy of its script there.
+    let script = format!("{}/init.ld", std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     std::fs::copy("init.ld", &script).expect("copy init.ld");
     println!("cargo::rustc-link-arg-bin=init=-Wl,-T,{script}");
     for argument in [

@@ -1,44 +1,34 @@
-//! The agent: one event loop that owns all state.
+//! The agent: one event loop, which owns all state.
 //!
-//! A turn waits for events and then runs rounds until there is no progress: commands, input, output, exits, and writes to
-//! the ports. Ports and process streams are edge-triggered; each object remembers whether it is ready.
+//! A turn waits for events and then runs rounds until there is no progress: commands, input, output, exits, and writes
+//! to the ports. Ports and process streams are edge-triggered; each object remembers whether it is ready.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use core::ops::Bound;
 use core::time::Duration;
 
 use agent_proto::command::Code;
-use agent_proto::payload::{self, ProcessEvent};
+use agent_proto::payload::ProcessEvent;
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::epoll::{self, Event};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
-use crate::channel::{Control, Input, Port, json};
-use crate::container::Container;
-use crate::destroy::Destroy;
-use crate::fault::{Fault, Step};
-use crate::pod::Pod;
+use crate::channel::{Input, Port, json};
+use crate::destroy;
+use crate::error::{Error, Step};
 use crate::process::Process;
-use crate::process::report::{self, Report};
+pub use crate::state::Setting;
+use crate::state::{EventSource, State};
 use crate::streams::{Inbound, Output, Pump, Streams};
+use crate::timeline;
 
 /// Limit of rounds in one turn, after which the agent checks for events again.
 const ROUNDS: usize = 16;
 /// Limit of events read at a time.
 const EVENTS: usize = 64;
-const EDGES: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::ET);
-
-/// The environment in which the agent runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Setting {
-    /// The agent is PID 1 of a guest: containers are isolated, and orphans become its children.
-    Guest,
-    /// The agent runs in a test on a host: a container is an ordinary child process without isolation.
-    Host,
-}
 
 /// Result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,55 +37,14 @@ pub enum Turn {
     Continue,
     /// The host has closed the control channel. A port also reports this before the host has opened it.
     HostGone,
-    /// The pod has been destroyed and the host has been told: the machine must be reset.
+    /// The pod has been destroyed and the reply has been sent: the machine must be reset.
     PowerOff,
 }
 
-/// Source of an event: one of the channels, or together with a process's key one of its file descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Role {
-    Control,
-    Streams,
-    Deadline,
-    Report,
-    Exit,
-    Stdin,
-    Stdout,
-    Stderr,
-    Terminal,
-}
-
-const ROLES: [Role; 9] = [
-    Role::Control,
-    Role::Streams,
-    Role::Deadline,
-    Role::Report,
-    Role::Exit,
-    Role::Stdin,
-    Role::Stdout,
-    Role::Stderr,
-    Role::Terminal,
-];
-
-/// The agent's state.
+/// The agent: its state, and the event loop over it.
 #[derive(Debug)]
 pub struct Agent {
-    pub(crate) setting: Setting,
-    pub(crate) control: Control,
-    pub(crate) streams: Streams,
-    pub(crate) pod: Option<Pod>,
-    pub(crate) containers: Vec<Container>,
-    /// Containers of STARTPOD that have not been started yet.
-    pub(crate) to_start: VecDeque<payload::Container>,
-    pub(crate) processes: BTreeMap<u32, Process>,
-    pub(crate) destroy: Option<Destroy>,
-    /// The machine must be reset once everything queued for the host has been sent.
-    pub(crate) power_off: bool,
-    pub(crate) next_key: u32,
-    /// A child has exited and must be reaped.
-    pub(crate) children: bool,
-    pub(crate) epoll: OwnedFd,
+    state: State,
     /// Key of the process whose output is served first in the next round.
     first: u32,
     busy: bool,
@@ -104,38 +53,17 @@ pub struct Agent {
 
 impl Agent {
     /// Returns an agent with these two channels, which must be non-blocking, and sends READY.
-    pub fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<Agent, Fault> {
-        // READY first, because the host waits for it.
-        let mut control = Control::new(control)?;
-        let mut streams = Streams::new(streams);
-        let epoll = epoll::create(CreateFlags::CLOEXEC).step("make", "epoll")?;
-        watch(&epoll, control.port().as_fd(), 0, Role::Control, EDGES)?;
-        watch(&epoll, streams.port().as_fd(), 0, Role::Streams, EDGES)?;
-        Ok(Agent {
-            setting,
-            control,
-            streams,
-            pod: None,
-            containers: Vec::new(),
-            to_start: VecDeque::new(),
-            processes: BTreeMap::new(),
-            destroy: None,
-            power_off: false,
-            next_key: 1,
-            children: false,
-            epoll,
-            first: 0,
-            busy: false,
-            host_gone: false,
-        })
+    pub fn new(control: OwnedFd, streams: OwnedFd, setting: Setting) -> Result<Agent, Error> {
+        let state = State::new(control, streams, setting)?;
+        Ok(Agent { state, first: 0, busy: false, host_gone: false })
     }
 
     /// Waits for events, at most for `timeout`, and handles them.
     ///
     /// # Errors
     ///
-    /// If the link to the host is broken, or a system call fails that must not fail.
-    pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<Turn, Fault> {
+    /// If the link to the host is broken, or if a system call fails that the agent cannot do without.
+    pub fn run_once(&mut self, timeout: Option<Duration>) -> Result<Turn, Error> {
         self.wait(if self.busy { Some(Duration::ZERO) } else { timeout })?;
         self.busy = false;
         for _ in 0..ROUNDS {
@@ -149,17 +77,17 @@ impl Agent {
 
     /// Returns a file descriptor that is readable when there are events, for an outer event loop.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+        self.state.epoll.as_fd()
     }
 
     /// Returns the control channel.
     pub fn control(&mut self) -> BorrowedFd<'_> {
-        let port: &Port = self.control.port();
+        let port: &Port = self.state.control.port();
         port.as_fd()
     }
 
     fn turn(&mut self) -> Turn {
-        if self.power_off && self.control.port().unsent() == 0 {
+        if self.state.power_off && self.state.control.port().unsent() == 0 {
             Turn::PowerOff
         } else if core::mem::take(&mut self.host_gone) {
             Turn::HostGone
@@ -168,13 +96,13 @@ impl Agent {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Fault> {
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let mut events = [MaybeUninit::<Event>::uninit(); EVENTS];
-        let events = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+        let events = match epoll::wait(&self.state.epoll, &mut events, timeout.as_ref()) {
             Ok((events, _)) => events,
             Err(Errno::INTR) => return Ok(()),
             Err(errno) => return Err(errno).step("wait for", "events"),
@@ -186,18 +114,19 @@ impl Agent {
     }
 
     fn woken(&mut self, token: u64) {
-        let Some(role) = ROLES.get((token & 0xf) as usize) else { return };
-        let process = self.processes.get_mut(&((token >> 4) as u32));
-        match (role, process) {
-            (Role::Control, _) => self.control.port().woken(),
-            (Role::Streams, _) => self.streams.port().woken(),
-            (Role::Deadline, _) => self.deadline_passed(),
-            (Role::Exit, _) => self.children = true,
-            (Role::Report, Some(process)) => process.reported = true,
-            (Role::Stdin, Some(process)) => process.stdin.iter_mut().for_each(|stdin| stdin.woken()),
-            (Role::Stdout, Some(process)) => process.stdout.iter_mut().for_each(Output::woken),
-            (Role::Stderr, Some(process)) => process.stderr.iter_mut().for_each(Output::woken),
-            (Role::Terminal, Some(process)) => {
+        let Some((source, key)) = EventSource::from_token(token) else { return };
+        let state = &mut self.state;
+        let process = state.processes.get_mut(&key);
+        match (source, process) {
+            (EventSource::Control, _) => state.control.port().woken(),
+            (EventSource::Streams, _) => state.streams.port().woken(),
+            (EventSource::GracePeriod, _) => self.grace_period_ended(),
+            (EventSource::Exit, _) => state.child_exited = true,
+            (EventSource::Report, Some(process)) => process.reported = true,
+            (EventSource::Stdin, Some(process)) => process.stdin.iter_mut().for_each(|stdin| stdin.woken()),
+            (EventSource::Stdout, Some(process)) => process.stdout.iter_mut().for_each(Output::woken),
+            (EventSource::Stderr, Some(process)) => process.stderr.iter_mut().for_each(Output::woken),
+            (EventSource::Terminal, Some(process)) => {
                 process.stdin.iter_mut().for_each(|stdin| stdin.woken());
                 process.stdout.iter_mut().for_each(Output::woken);
             }
@@ -206,29 +135,29 @@ impl Agent {
     }
 
     /// Runs one round. Returns whether there was progress.
-    fn round(&mut self) -> Result<bool, Fault> {
+    fn round(&mut self) -> Result<bool, Error> {
         let mut moved = self.serve_commands()?;
         moved |= self.take_reports()?;
-        self.reap()?;
+        self.state.reap()?;
         moved |= self.serve_input()?;
         moved |= self.pump_output();
-        self.streams.queue_credit();
-        moved |= self.streams.port().flush()?;
+        self.state.streams.queue_credit();
+        moved |= self.state.streams.port().flush()?;
         moved |= self.report_exits();
-        moved = moved || self.finish_destroy();
-        moved |= self.control.port().flush()?;
+        moved = moved || self.complete_destroy();
+        moved |= self.state.control.port().flush()?;
         Ok(moved)
     }
 
-    fn serve_commands(&mut self) -> Result<bool, Fault> {
+    fn serve_commands(&mut self) -> Result<bool, Error> {
         let mut moved = false;
         while !self.is_held() {
-            match self.control.take()? {
+            match self.state.control.take()? {
                 Some((frame, first)) => {
-                    self.command(frame, first);
+                    self.state.command(frame, first);
                     moved = true;
                 }
-                None => match self.control.fill()? {
+                None => match self.state.control.fill()? {
                     Input::Data(_) => moved = true,
                     Input::Nothing => break,
                     Input::Closed => {
@@ -241,82 +170,61 @@ impl Agent {
         Ok(moved)
     }
 
-    /// Whether no command may start now. API 4244 has no message ids: replies come in the order of the commands, so a command
-    /// starts only when all replies have been given.
+    /// Whether no command may start now. API 4244 has no message ids: replies come in the order of the commands, so a
+    /// command starts only when all earlier commands have been answered.
     fn is_held(&self) -> bool {
-        self.power_off
-            || !self.control.is_extended()
-                && (self.destroy.is_some()
-                    || self.processes.values().any(|process| process.pending.is_some()))
+        self.state.power_off
+            || !self.state.control.is_extended()
+                && (self.state.destroy.is_some()
+                    || self.state.processes.values().any(|process| process.pending.is_some()))
     }
 
-    fn take_reports(&mut self) -> Result<bool, Fault> {
-        let reported: Vec<u32> =
-            self.processes.iter().filter(|(_, process)| process.reported).map(|(key, _)| *key).collect();
+    fn take_reports(&mut self) -> Result<bool, Error> {
+        let reported: Vec<u32> = self
+            .state
+            .processes
+            .iter()
+            .filter(|(_, process)| process.reported)
+            .map(|(key, _)| *key)
+            .collect();
         for key in &reported {
-            self.take_report(*key)?;
+            self.state.take_report(*key)?;
         }
         Ok(!reported.is_empty())
     }
 
-    pub(crate) fn take_report(&mut self, key: u32) -> Result<(), Fault> {
-        loop {
-            let Some(process) = self.processes.get_mut(&key) else { return Ok(()) };
-            let Some(report) = process.pending.as_ref().and_then(|pending| pending.report.as_ref()) else {
-                process.reported = false;
-                return Ok(());
-            };
-            match report::receive(report) {
-                Report::Nothing => {
-                    process.reported = false;
-                    return Ok(());
-                }
-                Report::Terminal(master) => match process.set_terminal(master) {
-                    Ok(master) => watch(&self.epoll, master.as_fd(), key, Role::Terminal, EDGES)?,
-                    Err(fault) => process.fail(fault),
-                },
-                Report::Fault(fault) => process.fail(fault),
-                Report::Started => {
-                    process.close_report();
-                    self.answer_start(key);
-                }
-            }
-        }
-    }
-
-    fn serve_input(&mut self) -> Result<bool, Fault> {
+    fn serve_input(&mut self) -> Result<bool, Error> {
         let mut moved = false;
-        if !self.processes.values().any(Process::is_full) {
-            let processes = &mut self.processes;
-            let read =
-                self.streams.receive(self.control.is_extended(), |inbound| deliver(processes, inbound))?;
+        if !self.state.processes.values().any(Process::is_full) {
+            let State { processes, streams, control, .. } = &mut self.state;
+            let read = streams.receive(control.is_extended(), |inbound| deliver(processes, inbound))?;
             moved = matches!(read, Input::Data(_));
         }
-        let extended = self.control.is_extended();
-        for process in self.processes.values_mut() {
+        let extended = self.state.control.is_extended();
+        for process in self.state.processes.values_mut() {
             let Some(stdin) = &mut process.stdin else { continue };
             if let Some(taken) = stdin.pump() {
                 moved = true;
                 if extended {
-                    self.streams.give_credit(stdin.seq, taken);
+                    self.state.streams.give_credit(stdin.seq, taken);
                 }
             }
         }
         Ok(moved)
     }
 
-    /// Queues one frame of every stream that has data, while there is space. Each round starts with another process, so that no
-    /// stream starves.
+    /// Queues one frame of every stream that has data, while there is space. Each round starts with another process, so
+    /// that no stream starves.
     fn pump_output(&mut self) -> bool {
-        let extended = self.control.is_extended();
+        let extended = self.state.control.is_extended();
         let mut moved = false;
         self.first += 1;
         for range in
             [(Bound::Included(self.first), Bound::Unbounded), (Bound::Unbounded, Bound::Excluded(self.first))]
         {
-            for (key, process) in self.processes.range_mut(range) {
+            for (key, process) in self.state.processes.range_mut(range) {
                 let errors_first = self.first.is_multiple_of(2);
-                if pump_process(process, &mut self.streams, extended, errors_first) {
+                if pump_process(process, &mut self.state.streams, extended, errors_first) {
                     moved = true;
                     self.first = *key;
                 }
@@ -327,12 +235,12 @@ impl Agent {
 
     /// Reports the exit of every process whose output has been sent completely, and removes the process.
     fn report_exits(&mut self) -> bool {
-        let sent = self.streams.sent();
+        let sent = self.state.streams.sent();
         let over = |process: &Process| process.drained_at.is_some_and(|queued| queued <= sent);
         let keys: Vec<u32> =
-            self.processes.iter().filter(|(_, process)| over(process)).map(|(key, _)| *key).collect();
+            self.state.processes.iter().filter(|(_, process)| over(process)).map(|(key, _)| *key).collect();
         for key in &keys {
-            let Some(process) = self.processes.remove(key) else { continue };
+            let Some(process) = self.state.processes.remove(key) else { continue };
             if process.failed {
                 continue;
             }
@@ -342,30 +250,36 @@ impl Agent {
                 process: process.id,
                 event: "finished".into(),
                 status,
-                exit: self.control.is_extended().then_some(exit),
+                exit: self.state.control.is_extended().then_some(exit),
             };
-            self.control.send(Code::ProcessAsyncEvent, 0, json(&event));
+            self.state.control.send(Code::ProcessAsyncEvent, 0, json(&event));
         }
         !keys.is_empty()
     }
 
-    /// Registers a process's file descriptors with the event loop.
-    pub(crate) fn watch_process(
-        &mut self,
-        key: u32,
-        fds: &[(Option<BorrowedFd<'_>>, Role)],
-    ) -> Result<(), Fault> {
-        for (fd, role) in fds {
-            let flags = match role {
-                Role::Stdin => EventFlags::OUT | EventFlags::ET,
-                Role::Stdout | Role::Stderr => EventFlags::IN | EventFlags::ET,
-                _ => EventFlags::IN,
-            };
-            if let Some(fd) = fd {
-                watch(&self.epoll, *fd, key, *role, flags)?;
-            }
+    /// Kills the processes that have not exited after SIGTERM.
+    fn grace_period_ended(&mut self) {
+        if self.state.destroy.is_some() {
+            destroy::kill(&self.state.processes, &self.state.containers);
         }
-        Ok(())
+    }
+
+    /// Completes DESTROYPOD when all processes have exited. Called when there is no more progress, so any remaining
+    /// output is output that the host does not accept.
+    fn complete_destroy(&mut self) -> bool {
+        let state = &mut self.state;
+        if state.destroy.is_none() || state.processes.values().any(|process| process.pidfd.is_some()) {
+            return false;
+        }
+        let Some(destroy) = state.destroy.take() else { return false };
+        if state.setting == Setting::Guest {
+            // At the end, so that it does not affect measurements.
+            timeline::copy_if_wanted();
+            rustix::fs::sync();
+        }
+        state.control.reply(destroy.id, Ok(Vec::new()), Code::DestroyPod as u32);
+        state.power_off = true;
+        true
     }
 }
 
@@ -410,17 +324,6 @@ fn deliver(processes: &mut BTreeMap<u32, Process>, inbound: Inbound<'_>) -> bool
     let Some(process) = processes.values_mut().find(|process| process.seqs.0 == seq) else { return false };
     process.input(inbound);
     true
-}
-
-pub(crate) fn watch(
-    epoll: &OwnedFd,
-    fd: BorrowedFd<'_>,
-    key: u32,
-    role: Role,
-    flags: EventFlags,
-) -> Result<(), Fault> {
-    let token = u64::from(key) << 4 | role as u64;
-    epoll::add(epoll, fd, EventData::new_u64(token), flags).step("watch", "descriptor")
 }
 
 #[cfg(test)]

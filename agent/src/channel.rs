@@ -9,7 +9,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::relay::Relay;
 use crate::sys;
 
@@ -65,7 +65,7 @@ impl Port {
     }
 
     /// Reads at most `max` bytes and appends them to `into`.
-    pub fn read(&mut self, into: &mut Vec<u8>, max: usize) -> Result<Input, Fault> {
+    pub fn read(&mut self, into: &mut Vec<u8>, max: usize) -> Result<Input, Error> {
         match sys::read_append(self.fd.as_fd(), into, max) {
             Ok(0) | Err(Errno::CONNRESET | Errno::PIPE) => {
                 self.readable = false;
@@ -91,8 +91,8 @@ impl Port {
         self.out.len() - self.sent + self.relay.as_ref().map_or(0, Relay::left)
     }
 
-    /// Queues a frame of at most `max` bytes from the pipe `from` without copying them. Returns their number. The queue must be
-    /// empty.
+    /// Queues a frame of at most `max` bytes from the pipe `from` without copying them. Returns their number. The queue
+    /// must be empty.
     pub fn relay(&mut self, seq: u64, from: &OwnedFd, max: usize) -> rustix::io::Result<usize> {
         let relay = match &mut self.relay {
             Some(relay) => relay,
@@ -102,7 +102,7 @@ impl Port {
     }
 
     /// Sends as much as the host accepts now. Returns whether anything was sent.
-    pub fn flush(&mut self) -> Result<bool, Fault> {
+    pub fn flush(&mut self) -> Result<bool, Error> {
         let mut progress = false;
         while self.writable && self.unsent() > 0 {
             let relay = self.relay.as_mut().filter(|relay| relay.left() > 0);
@@ -155,7 +155,7 @@ pub struct Control {
 
 impl Control {
     /// Returns the channel for `fd`, and sends READY if the host accepts it at once.
-    pub fn new(fd: OwnedFd) -> Result<Control, Fault> {
+    pub fn new(fd: OwnedFd) -> Result<Control, Error> {
         let mut control = Control {
             port: Port::new(fd),
             codec: ControlCodec::new(),
@@ -187,17 +187,17 @@ impl Control {
     }
 
     /// Takes the host's next message, with a flag that is true for the first message of the link.
-    pub fn take(&mut self) -> Result<Option<(ControlFrame, bool)>, Fault> {
+    pub fn take(&mut self) -> Result<Option<(ControlFrame, bool)>, Error> {
         if self.port.unsent() > CONTROL_OUT_MAX {
             return Ok(None);
         }
         let frame =
-            self.codec.next().map_err(|error| Fault::failed(alloc::format!("control channel: {error}")))?;
+            self.codec.next().map_err(|error| Error::failed(alloc::format!("control channel: {error}")))?;
         Ok(frame.map(|frame| (frame, !core::mem::replace(&mut self.begun, true))))
     }
 
     /// Reads the available input into the codec. All frames must have been taken out before.
-    pub fn fill(&mut self) -> Result<Input, Fault> {
+    pub fn fill(&mut self) -> Result<Input, Error> {
         if !self.port.is_readable() || self.port.unsent() > CONTROL_OUT_MAX {
             return Ok(Input::Nothing);
         }
@@ -211,8 +211,8 @@ impl Control {
         Ok(input)
     }
 
-    /// Confirms the bytes read to an API 4244 host, which sends more only after that. A host that starts with EXTEND gets no
-    /// NEXT at all, so nothing is sent until the code of the first frame is known.
+    /// Confirms the bytes read to an API 4244 host, which sends more only after that. A host that starts with EXTEND
+    /// gets no NEXT at all, so nothing is sent until the code of the first frame is known.
     fn send_next(&mut self) {
         if self.is_extended() {
             self.owed = 0;
@@ -236,13 +236,13 @@ impl Control {
     }
 
     /// Queues the reply to message `id`. In the base form only errors of KILLCONTAINER have a text.
-    pub fn reply(&mut self, id: u32, reply: Result<Vec<u8>, Fault>, command: u32) {
+    pub fn reply(&mut self, id: u32, reply: Result<Vec<u8>, Error>, command: u32) {
         match reply {
             Ok(data) => self.send(Code::Ack, id, data),
-            Err(fault) if self.is_extended() => self.send(Code::Error, id, json(&ErrorReply::from(fault))),
-            Err(fault) if command == Code::KillContainer as u32 => {
+            Err(error) if self.is_extended() => self.send(Code::Error, id, json(&ErrorReply::from(error))),
+            Err(error) if command == Code::KillContainer as u32 => {
                 // API 4244 knows only these texts, without an operand.
-                let text = fault.text.split(':').next().filter(|text| KILL_TEXTS.contains(text));
+                let text = error.text.split(':').next().filter(|text| KILL_TEXTS.contains(text));
                 let text = text.unwrap_or(KILL_TEXTS[4]);
                 self.send(Code::Error, id, [text.as_bytes(), &[0]].concat());
             }

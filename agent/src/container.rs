@@ -5,8 +5,9 @@ pub mod copy_up;
 pub mod dev;
 pub mod mounts;
 pub mod namespaces;
+pub mod paths;
 pub mod rootfs;
-pub mod surroundings;
+pub mod setup;
 pub mod user_namespace;
 
 use alloc::collections::BTreeMap;
@@ -21,7 +22,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use crate::container::cgroup::CGROUPS;
-use crate::fault::Fault;
+use crate::error::Error;
 use crate::sys;
 
 /// The name that API 4244 reserves for the guest itself.
@@ -36,24 +37,24 @@ const PROCS_MAX: usize = 64 << 10;
 pub struct Container {
     /// Name of the container.
     pub id: String,
-    /// Key of the init process in the agent's table. `None` after it has ended.
+    /// Key of the init process in the agent's table. `None` after it has exited.
     pub init: Option<u32>,
     /// ID mappings of the container's user namespace, if it has one.
     pub maps: Option<IdMaps>,
     /// Cgroup of the container's processes. `None` in tests on a host.
     cgroup: Option<OwnedFd>,
-    /// The container has its own PID namespace, so the kernel kills all processes when the init process ends.
-    ends_itself: bool,
+    /// The container has its own PID namespace, so the kernel kills all its processes when the init process exits.
+    own_pids: bool,
 }
 
 impl Container {
-    /// Returns a container that is about to start, with its cgroup if it is isolated.
-    pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Fault> {
+    /// Returns a container that is about to start. If it is isolated, creates its cgroup.
+    pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Error> {
         let maps = spec.oci.as_ref().and_then(|oci| oci.user_namespace.clone());
-        let ends_itself = has_own_pids(spec);
-        let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, ends_itself };
+        let own_pids = has_own_pids(spec);
+        let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, own_pids };
         if isolated {
-            let cgroup = container.cgroup.insert(cgroup::make(&spec.id)?);
+            let cgroup = container.cgroup.insert(cgroup::create(&spec.id)?);
             if let Some(oci) = &spec.oci {
                 cgroup::filter_devices(cgroup, &oci.device_rules)?;
                 container.limit(&oci.cgroup)?;
@@ -63,7 +64,7 @@ impl Container {
     }
 
     /// Sets limits, given as files of the cgroup and the text to write.
-    pub fn limit(&self, files: &BTreeMap<String, String>) -> Result<(), Fault> {
+    pub fn limit(&self, files: &BTreeMap<String, String>) -> Result<(), Error> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         files.iter().try_for_each(|(file, value)| cgroup::limit(cgroup, file, value))
     }
@@ -73,20 +74,20 @@ impl Container {
         self.cgroup.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of `init`
-    /// if the container's own does not accept processes.
-    pub fn cgroup_of_further(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Fault> {
+    /// Returns the cgroup of an exec process if it is not the container's own: `path` below that, or the cgroup of
+    /// `init` if the container's own does not accept processes.
+    pub fn exec_cgroup(&self, path: &str, init: Pid) -> Result<Option<OwnedFd>, Error> {
         match &self.cgroup {
             None => Ok(None),
-            Some(own) if !path.is_empty() => cgroup::below(own.as_fd(), path).map(Some),
-            Some(own) if cgroup::is_closed(own.as_fd()) => cgroup::of(init).map(Some),
+            Some(own) if !path.is_empty() => cgroup::open_below(own.as_fd(), path).map(Some),
+            Some(own) if cgroup::enables_controllers(own.as_fd()) => cgroup::open_of(init).map(Some),
             Some(_) => Ok(None),
         }
     }
 
-    /// Kills the remaining processes after the init process has ended.
-    pub fn end_rest(&self) {
-        if !self.ends_itself {
+    /// Kills the remaining processes after the init process has exited.
+    pub fn kill_remaining(&self) {
+        if !self.own_pids {
             self.kill();
         }
     }
@@ -104,8 +105,8 @@ impl Container {
 
     /// Sends a signal to all processes that are now in the container's cgroup.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Errno> {
-        for pid in self.members()?.into_iter().filter_map(Pid::from_raw) {
-            // A process that has ended meanwhile is not an error.
+        for pid in self.read_pids()?.into_iter().filter_map(Pid::from_raw) {
+            // A process that has exited meanwhile is not an error.
             let _ = rustix::process::kill_process(pid, signal);
         }
         Ok(())
@@ -113,10 +114,10 @@ impl Container {
 
     /// Returns the PIDs of the processes that are now in the container's cgroup.
     pub fn pids(&self) -> Vec<i32> {
-        self.members().unwrap_or_default()
+        self.read_pids().unwrap_or_default()
     }
 
-    fn members(&self) -> Result<Vec<i32>, Errno> {
+    fn read_pids(&self) -> Result<Vec<i32>, Errno> {
         let Some(cgroup) = &self.cgroup else { return Err(Errno::SRCH) };
         let file =
             rustix::fs::openat(cgroup, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -146,27 +147,27 @@ pub fn shares_shm(spec: &payload::Container) -> bool {
 }
 
 /// Refuses an invalid container specification before anything is changed.
-pub fn check(spec: &payload::Container) -> Result<(), Fault> {
+pub fn check(spec: &payload::Container) -> Result<(), Error> {
     let id = spec.id.as_str();
     let plain =
         !id.is_empty() && id.len() <= NAME_MAX && !id.contains(['/', '\0']) && id != "." && id != "..";
     if !plain || id == GUEST || id.starts_with("cgroup.") {
-        return Err(Fault::bad_request(format!("container name {id:?} cannot be")));
+        return Err(Error::bad_request(format!("invalid container name {id:?}")));
     }
     let refused = [
-        (!spec.addr.is_empty(), "addr: there are no block devices"),
-        (!spec.fstype.is_empty(), "fstype: there are no block devices"),
-        (!spec.volumes.is_empty(), "volumes: there are no block devices"),
-        (!spec.ports.is_empty(), "ports: the guest maps no ports"),
+        (!spec.addr.is_empty(), "addr: block devices are not supported"),
+        (!spec.fstype.is_empty(), "fstype: block devices are not supported"),
+        (!spec.volumes.is_empty(), "volumes: block devices are not supported"),
+        (!spec.ports.is_empty(), "ports: port mapping is not supported"),
     ];
     if let Some((_, why)) = refused.iter().find(|(asked, _)| *asked) {
-        return Err(Fault::new(ErrorCode::Unsupported, format!("container {id}: {why}")));
+        return Err(Error::new(ErrorCode::Unsupported, format!("container {id}: {why}")));
     }
     check_process(&spec.process)
 }
 
 /// Refuses an invalid process specification.
-pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
+pub fn check_process(spec: &payload::Process) -> Result<(), Error> {
     let complaint = if spec.args.is_empty() {
         "has no program"
     } else if spec.id.is_empty() {
@@ -176,11 +177,11 @@ pub fn check_process(spec: &payload::Process) -> Result<(), Fault> {
     } else if !spec.terminal && spec.stderr == 0 {
         "has neither a terminal nor a stream for stderr"
     } else if spec.stdio == spec.stderr {
-        "has one stream for stdio and stderr"
+        "has the same stream for stdio and stderr"
     } else {
         return Ok(());
     };
-    Err(Fault::bad_request(format!("process {:?} {complaint}", spec.id)))
+    Err(Error::bad_request(format!("process {:?} {complaint}", spec.id)))
 }
 
 #[cfg(test)]
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_directory_are_refused() {
+    fn names_that_are_not_valid_directory_names_are_refused() {
         for id in ["", ".", "..", "a/b", "a\0", "hyperstart", "cgroup.procs", &"x".repeat(256)] {
             let spec = payload::Container { id: id.into(), process: process(), ..Default::default() };
             assert!(check(&spec).is_err(), "{id}");
@@ -214,7 +215,7 @@ mod tests {
             change(&mut spec);
             check(&spec).unwrap_err().text
         };
-        let no_disks = "there are no block devices";
+        let no_disks = "block devices are not supported";
         assert_eq!(spec(|spec| spec.addr = "0:1".into()), format!("container c1: addr: {no_disks}"));
         assert_eq!(spec(|spec| spec.fstype = "ext4".into()), format!("container c1: fstype: {no_disks}"));
         assert_eq!(
@@ -223,7 +224,7 @@ mod tests {
         );
         assert_eq!(
             spec(|spec| spec.ports = vec![payload::Present]),
-            "container c1: ports: the guest maps no ports"
+            "container c1: ports: port mapping is not supported"
         );
     }
 

@@ -5,7 +5,7 @@ use alloc::format;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Result as IoResult;
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys::{self, Fork};
 
 /// Directory in which the kernel lists CPUs and memory blocks.
@@ -15,9 +15,9 @@ const CPUS_MAX: u32 = 256;
 /// Limit of memory blocks, of 128 MiB or more each: 512 GiB.
 const MEMORY_MAX: u32 = 4096;
 
-/// Starts to bring everything online. A child process does it in the background, because memory takes long.
-pub fn begin() -> Result<(), Fault> {
-    match sys::fork(0, None).step("start", "a process that brings up processors and memory")? {
+/// Starts to bring everything online, in a child process, because bringing memory online takes long.
+pub fn start() -> Result<(), Error> {
+    match sys::fork(0, None).step("start", "hotplug process")? {
         Fork::Child => {
             bring_up(DEVICES);
             sys::exit(0)
@@ -26,11 +26,11 @@ pub fn begin() -> Result<(), Fault> {
     }
 }
 
-/// Brings all CPUs and memory blocks below `devices` online, except the first of each, which always are. Their numbers may
-/// have gaps.
+/// Brings all CPUs and memory blocks below `devices` online, except the first of each, which is always online. Their
+/// numbers may have gaps.
 fn bring_up(devices: &str) {
-    for (kind, most) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
-        for number in 1..most {
+    for (kind, limit) in [("cpu", CPUS_MAX), ("memory", MEMORY_MAX)] {
+        for number in 1..limit {
             // Ignore failures: the number may not exist, be online already, or fail to come online.
             let _ = write_one(&format!("{devices}/{kind}/{kind}{number}/online"));
         }

@@ -1,14 +1,14 @@
 //! The guest agent: PID 1 of a pod's machine.
 //!
-//! The agent speaks hyperstart's API 4244 and its extension (`agent-proto`) over two ports. It starts containers, carries their
-//! streams and reports their exits. It has one thread, one loop ([`agent`]) and no globals. All memory whose size the host
-//! determines has a named limit.
+//! The agent speaks hyperstart's API 4244 and its extension (`agent-proto`) over two ports. It starts containers,
+//! carries their streams and reports their exits. It has one thread, one loop ([`agent`]) and no globals. All memory
+//! whose size the host determines has a named limit.
 //!
 //! The agent does not support port mapping and block devices, and refuses them by name.
 //!
 //! Read in this order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; then
-//! [`network`], [`files`], [`hotplug`], [`usage`]. Only [`boot`] requires to be PID 1, so that the tests of the agent and of
-//! the host's side can run the agent on a host.
+//! [`network`], [`files`], [`hotplug`], [`usage`]. Only [`boot`] must run as PID 1; tests run the rest of the agent on
+//! a host.
 #![no_std]
 
 extern crate alloc;
@@ -22,7 +22,7 @@ pub mod channel;
 pub mod commands;
 pub mod container;
 pub mod destroy;
-pub mod fault;
+pub mod error;
 pub mod files;
 pub mod hotplug;
 #[cfg(feature = "init")]
@@ -31,10 +31,12 @@ pub mod network;
 pub mod pod;
 pub mod ports;
 pub mod process;
+pub mod pty;
 pub mod reaper;
 pub mod relay;
 pub mod resolver;
 pub mod start;
+mod state;
 pub mod streams;
 pub mod sys;
 pub mod timeline;

@@ -1,7 +1,8 @@
 //! Memory of PID 1: the allocator, and the functions that compilers expect from a C library.
 //!
-//! Small blocks come from a static heap, which uses no memory until it is touched, and from further heaps when it is full.
-//! Large blocks are separate mappings, so that the memory of a big message or a full stream is returned to the kernel.
+//! Small blocks come from a static heap, which uses no memory until it is touched, and from additional heaps when it is
+//! full. Large blocks are separate mappings, so that the memory of a big message or a full stream is returned to the
+//! kernel.
 // UNSAFETY: an allocator, memcpy and similar functions work on raw pointers.
 #![allow(unsafe_code)]
 
@@ -19,7 +20,7 @@ use crate::sys;
 const LARGE: usize = 32 << 10;
 /// Size of the first heap in bytes: more than an agent with a few containers uses.
 const HEAP: usize = 128 << 10;
-/// Size of each further heap in bytes.
+/// Size of each additional heap in bytes.
 const FURTHER: usize = 256 << 10;
 
 static mut FIRST: [u128; HEAP / 16] = [0; HEAP / 16];
@@ -64,8 +65,8 @@ impl Memory {
     }
 }
 
-// SAFETY: large blocks are whole mappings; only the size, which every call of GlobalAlloc repeats, decides that. All other
-// blocks come from the inner allocator.
+// SAFETY: large blocks are whole mappings; only the size, which every call of GlobalAlloc repeats, decides that. All
+// other blocks come from the inner allocator.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_large(layout) {
@@ -178,7 +179,8 @@ pub unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcmp(one: *const u8, other: *const u8, len: usize) -> i32 {
     for at in 0..len {
-        // SAFETY: guaranteed by the caller. Volatile reads prevent the compiler from turning the loop into a call of memcmp.
+        // SAFETY: guaranteed by the caller. Volatile reads prevent the compiler from turning the loop into a call of
+        // memcmp.
         let (one, other) = unsafe { (one.add(at).read_volatile(), other.add(at).read_volatile()) };
         if one != other {
             return i32::from(one) - i32::from(other);

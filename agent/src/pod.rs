@@ -14,20 +14,17 @@ use rustix::process::{
 
 use crate::container::cgroup::{self, CGROUPS};
 use crate::container::namespaces::{self, bring_loopback_up};
+use crate::container::paths::{HOSTNAME, RESOLV_CONF, SHM};
 use crate::container::rootfs::{ROOT, Root, SHARE};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::network;
 use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
 use crate::sys::{self, Fork, namespace};
 
-pub mod paths;
-
-use paths::{HOSTNAME, RESOLV_CONF, SHM};
-
-/// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches pages
-/// only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the guest would
-/// never see the host's changes.
+/// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches
+/// pages only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the
+/// guest would never see the host's changes.
 const OPTIONS_9P: &core::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 
 /// A pod that has started.
@@ -39,26 +36,27 @@ pub struct Pod {
     pub has_resolv_conf: bool,
     /// The shared /dev/shm has been mounted.
     has_shm: bool,
-    /// PID 1 of the pod's PID namespace, once a container uses that namespace.
-    init: Option<Init>,
+    /// The pod's PID namespace, once a container uses it.
+    pids: Option<PidNamespace>,
 }
 
-/// PID 1 of the pod's PID namespace.
+/// The PID namespace that containers of a pod share.
 #[derive(Debug)]
-struct Init {
-    pid: Pid,
+struct PidNamespace {
+    /// PID 1 of the namespace.
+    pid_1: Pid,
     pidfd: OwnedFd,
     /// The agent's pidfd, to return to its own PID namespace.
-    own: OwnedFd,
+    agent_pidfd: OwnedFd,
 }
 
 impl Pod {
-    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data are
-    /// stored.
-    pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Fault> {
+    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
+    /// are stored.
+    pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Error> {
         if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
-            let why = "portmappingWhiteLists: the guest maps no ports";
-            return Err(Fault::new(ErrorCode::Unsupported, why));
+            let why = "portmappingWhiteLists: port mapping is not supported";
+            return Err(Error::new(ErrorCode::Unsupported, why));
         }
         let has_resolv_conf =
             !(spec.dns.is_empty() && spec.dns_search.is_empty() && spec.dns_options.is_empty());
@@ -75,8 +73,8 @@ impl Pod {
                 resolver::start(resolver::parse(&spec.resolver)?)?;
             }
             mount_share(spec)?;
-            // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its own
-            // limits.
+            // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its
+            // own limits.
             rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
                 .step("mount", "cgroup2")?;
             if spec.accounting {
@@ -85,23 +83,23 @@ impl Pod {
             if has_resolv_conf {
                 write(RESOLV_CONF, &resolv_conf(spec))?;
             }
-            let most = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
-            setrlimit(Resource::Nofile, most).step("set", "RLIMIT_NOFILE")?;
+            let limit = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
+            setrlimit(Resource::Nofile, limit).step("set", "RLIMIT_NOFILE")?;
         }
-        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, init: None })
+        Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, pids: None })
     }
 
     /// Creates the file for /etc/hostname in API 4244's containers.
-    pub fn write_hostname(&self) -> Result<(), Fault> {
+    pub fn write_hostname(&self) -> Result<(), Error> {
         write(HOSTNAME, &format!("{}\n", self.hostname))
     }
 
     /// Mounts the shared /dev/shm.
-    pub fn make_shm(&mut self) -> Result<(), Fault> {
+    pub fn mount_shm(&mut self) -> Result<(), Error> {
         if !self.has_shm {
             match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno).step("make", SHM),
+                Err(errno) => return Err(errno).step("create", SHM),
             }
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             rustix::mount::mount("shm", SHM, "tmpfs", flags, Some(c"mode=1777")).step("mount", SHM)?;
@@ -111,35 +109,35 @@ impl Pod {
     }
 
     /// Whether `pid` is PID 1 of the pod's PID namespace.
-    pub fn is_init(&self, pid: Pid) -> bool {
-        self.init.as_ref().is_some_and(|init| init.pid == pid)
+    pub fn is_pid_1(&self, pid: Pid) -> bool {
+        self.pids.as_ref().is_some_and(|pids| pids.pid_1 == pid)
     }
 
     /// Runs `fork` so that its child is in the pod's PID namespace.
-    pub fn with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-        if self.init.is_none() {
-            self.init = Some(Init::start()?);
-        }
-        match &self.init {
-            Some(init) => with_pids(init.pidfd.as_fd(), init.own.as_fd(), fork),
-            None => Err(Fault::failed("start the pod's first process")),
-        }
+    pub fn fork_with_shared_pids<T>(&mut self, fork: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let pids = match self.pids.take() {
+            Some(pids) => pids,
+            None => PidNamespace::create()?,
+        };
+        let pids = self.pids.insert(pids);
+        fork_with_pids(pids.pidfd.as_fd(), pids.agent_pidfd.as_fd(), fork)
     }
 }
 
-impl Init {
-    fn start() -> Result<Init, Fault> {
-        let own = own_pidfd()?;
-        match sys::fork(namespace::PID | namespace::MOUNT, None).step("start", "the pod's first process")? {
+impl PidNamespace {
+    fn create() -> Result<PidNamespace, Error> {
+        let agent_pidfd = agent_pidfd()?;
+        match sys::fork(namespace::PID | namespace::MOUNT, None).step("create", "the pod's PID namespace")? {
             Fork::Child => hold_pids(),
-            Fork::Parent { pid, pidfd } => Ok(Init { pid, pidfd, own }),
+            Fork::Parent { pid, pidfd } => Ok(PidNamespace { pid_1: pid, pidfd, agent_pidfd }),
         }
     }
 }
 
 /// Body of PID 1 of the pod's PID namespace, which only has to exist: the kernel reaps its orphans. Containers see this
-/// process, so its root is an empty directory and it has none of the agent's file descriptors. Its memory and capabilities
-/// are those of the agent. The kernel denies containers access to them, as to any child before execve (`process/child.rs`).
+/// process, so its root is an empty directory and it has none of the agent's file descriptors. Its memory and
+/// capabilities are those of the agent. The kernel denies containers access to them, as to any child before execve
+/// (`process/child.rs`).
 fn hold_pids() -> ! {
     sys::ignore_children();
     if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
@@ -161,30 +159,30 @@ fn hold_pids() -> ! {
 }
 
 /// Returns the agent's own pidfd, which identifies its PID namespace.
-pub fn own_pidfd() -> Result<OwnedFd, Fault> {
-    pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "own process")
+pub fn agent_pidfd() -> Result<OwnedFd, Error> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step("open", "pidfd of the agent")
 }
 
-/// Runs `fork` so that its child is in the PID namespace of `process`, and then returns to that of `own`.
-pub fn with_pids<T>(
+/// Runs `fork` so that its child is in the PID namespace of `process`, and then returns to the agent's.
+pub fn fork_with_pids<T>(
     process: BorrowedFd<'_>,
-    own: BorrowedFd<'_>,
-    fork: impl FnOnce() -> Result<T, Fault>,
-) -> Result<T, Fault> {
-    namespaces::choose_pids(process)?;
+    agent: BorrowedFd<'_>,
+    fork: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    namespaces::set_pids_for_children(process)?;
     let forked = fork();
-    namespaces::choose_pids(own)?;
+    namespaces::set_pids_for_children(agent)?;
     forked
 }
 
-/// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes the new
-/// mount the agent's root. The path `/..` reaches a mount on the root itself.
-fn prepare_root() -> Result<(), Fault> {
-    rustix::mount::mount_bind_recursive("/", "/").step("bind", "/")?;
-    rustix::process::chroot("/..").step("enter", "/")
+/// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes
+/// the new mount the agent's root. The path `/..` reaches a mount on the root itself.
+fn prepare_root() -> Result<(), Error> {
+    rustix::mount::mount_bind_recursive("/", "/").step("bind-mount", "/")?;
+    rustix::process::chroot("/..").step("change root to", "/")
 }
 
-fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
+fn mount_share(spec: &payload::Pod) -> Result<(), Error> {
     let tag = spec.share_dir.as_str();
     if tag.is_empty() {
         return Ok(());
@@ -194,10 +192,7 @@ fn mount_share(spec: &payload::Pod) -> Result<(), Fault> {
         "virtiofs" => rustix::mount::mount(tag, SHARE, "virtiofs", flags, None),
         "" | "9p" => rustix::mount::mount(tag, SHARE, "9p", flags, OPTIONS_9P),
         other => {
-            return Err(Fault::new(
-                ErrorCode::Unsupported,
-                format!("share of type {other} is not supported"),
-            ));
+            return Err(Error::new(ErrorCode::Unsupported, format!("share type {other:?} is not supported")));
         }
     };
     mounted.step("mount share", tag)
@@ -216,7 +211,7 @@ fn resolv_conf(spec: &payload::Pod) -> String {
     text
 }
 
-fn write(path: &str, text: &str) -> Result<(), Fault> {
+fn write(path: &str, text: &str) -> Result<(), Error> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).step("write", path)?;
     rustix::io::write(&file, text.as_bytes()).map(drop).step("write", path)

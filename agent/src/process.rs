@@ -4,7 +4,6 @@ pub mod child;
 pub mod credentials;
 pub mod limits;
 pub mod program;
-pub mod pty;
 pub mod report;
 pub mod user;
 
@@ -22,8 +21,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitStatus};
 use rustix::termios::Winsize;
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::child::Stdio;
+use crate::pty;
 use crate::streams::{Inbound, Output, Stdin};
 use crate::sys;
 
@@ -37,7 +37,7 @@ pub struct Pending {
     /// Socket on which the child reports its set-up. `None` after its last message.
     pub report: Option<OwnedFd>,
     /// Why the program does not run.
-    pub fault: Option<Fault>,
+    pub error: Option<Error>,
 }
 
 /// A process and its streams.
@@ -54,7 +54,7 @@ pub struct Process {
     /// Set until the program runs or could not be started.
     pub pending: Option<Pending>,
     /// Whether this is the container's init process.
-    pub is_first: bool,
+    pub is_init: bool,
     /// The child has sent a report.
     pub reported: bool,
     /// The start was answered with an error, so no exit is reported.
@@ -95,7 +95,7 @@ impl Process {
             id: spec.id.clone(),
             pid,
             pidfd: Some(pidfd),
-            is_first: pending.command != Code::ExecCmd as u32,
+            is_init: pending.command != Code::ExecCmd as u32,
             pending: Some(pending),
             reported: false,
             failed: false,
@@ -121,7 +121,7 @@ impl Process {
     }
 
     /// Sets the terminal's master, which the child has opened.
-    pub fn set_terminal(&mut self, master: OwnedFd) -> Result<Rc<OwnedFd>, Fault> {
+    pub fn set_terminal(&mut self, master: OwnedFd) -> Result<Rc<OwnedFd>, Error> {
         set_nonblocking(&master)?;
         let master = Rc::new(master);
         if let Some(size) = self.size.take() {
@@ -139,9 +139,9 @@ impl Process {
     }
 
     /// Records why the program does not run.
-    pub fn fail(&mut self, fault: Fault) {
+    pub fn fail(&mut self, error: Error) {
         if let Some(pending) = &mut self.pending {
-            pending.fault = Some(fault);
+            pending.error = Some(error);
         }
     }
 
@@ -153,7 +153,7 @@ impl Process {
     }
 
     /// Sets the size of the terminal.
-    pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Fault> {
+    pub fn resize(&mut self, rows: u16, columns: u16) -> Result<(), Error> {
         let size = pty::winsize(rows, columns);
         match &self.terminal {
             Some(master) => {
@@ -163,7 +163,7 @@ impl Process {
                 self.size = Some(size);
                 Ok(())
             }
-            None => Err(Fault::bad_request("the process has no terminal")),
+            None => Err(Error::bad_request("the process has no terminal")),
         }
     }
 
@@ -229,12 +229,12 @@ impl Process {
         }
     }
 
-    /// Returns the pidfd while the process is not reaped.
+    /// Returns the pidfd. `None` after the process has been reaped.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns how the process ended, and API 4244's exit code, which is 0 after a signal.
+    /// Returns how the process exited, and API 4244's exit code, which is 0 after a signal.
     pub fn exit(&self) -> (Exit, i32) {
         let bytes = |output: &Option<Output>| output.as_ref().map_or(0, |output| output.bytes);
         let status = self.status.as_ref();
@@ -261,31 +261,31 @@ pub struct Pipes {
 }
 
 /// Creates a process's pipes. With a terminal there is only that of stderr, and only if stderr has its own stream.
-pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Fault> {
-    let (mut ours, mut theirs) = (Pipes::default(), Stdio::default());
+pub fn pipes(spec: &payload::Process) -> Result<(Pipes, Stdio), Error> {
+    let (mut pipes, mut stdio) = (Pipes::default(), Stdio::default());
     if !spec.terminal {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
         set_nonblocking(&write)?;
-        (theirs.stdin, ours.stdin) = (Some(read), Some(write));
-        (ours.stdout, theirs.stdout) = output_pipe()?;
+        (stdio.stdin, pipes.stdin) = (Some(read), Some(write));
+        (pipes.stdout, stdio.stdout) = output_pipe()?;
     }
     if spec.stderr != 0 {
-        (ours.stderr, theirs.stderr) = output_pipe()?;
+        (pipes.stderr, stdio.stderr) = output_pipe()?;
     }
-    Ok((ours, theirs))
+    Ok((pipes, stdio))
 }
 
-fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Fault> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+fn output_pipe() -> Result<(Option<OwnedFd>, Option<OwnedFd>), Error> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     set_nonblocking(&read)?;
     Ok((Some(read), Some(write)))
 }
 
-fn set_nonblocking(fd: &OwnedFd) -> Result<(), Fault> {
-    rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set up", "pipe")
+fn set_nonblocking(fd: &OwnedFd) -> Result<(), Error> {
+    rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).step("set O_NONBLOCK of", "stream")
 }
 
 /// Returns signal `number`, or API 4244's error for an invalid number.
-pub fn signal(number: i32) -> Result<rustix::process::Signal, Fault> {
-    sys::signal(number).ok_or_else(|| Fault::bad_request("invalid signal"))
+pub fn signal(number: i32) -> Result<rustix::process::Signal, Error> {
+    sys::signal(number).ok_or_else(|| Error::bad_request("invalid signal"))
 }

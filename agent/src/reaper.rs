@@ -3,18 +3,18 @@
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 
-use crate::agent::{Agent, Setting};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
+use crate::state::{Setting, State};
 
-impl Agent {
-    /// Reaps all children that have ended.
-    pub(crate) fn reap(&mut self) -> Result<(), Fault> {
-        if !core::mem::take(&mut self.children) {
+impl State {
+    /// Reaps all children that have exited.
+    pub(crate) fn reap(&mut self) -> Result<(), Error> {
+        if !core::mem::take(&mut self.child_exited) {
             return Ok(());
         }
         if self.setting == Setting::Guest {
-            while let Some((pid, status)) = ended(None)? {
-                self.ended(pid, status)?;
+            while let Some((pid, status)) = reap(None)? {
+                self.exited(pid, status)?;
             }
             return Ok(());
         }
@@ -26,16 +26,16 @@ impl Agent {
             .map(|process| process.pid)
             .collect();
         for pid in own {
-            if let Some((pid, status)) = ended(Some(pid))? {
-                self.ended(pid, status)?;
+            if let Some((pid, status)) = reap(Some(pid))? {
+                self.exited(pid, status)?;
             }
         }
         Ok(())
     }
 
-    fn ended(&mut self, pid: Pid, status: WaitStatus) -> Result<(), Fault> {
-        if self.pod.as_ref().is_some_and(|pod| pod.is_init(pid)) {
-            return Err(Fault::failed("the pod's first process has ended"));
+    fn exited(&mut self, pid: Pid, status: WaitStatus) -> Result<(), Error> {
+        if self.pod.as_ref().is_some_and(|pod| pod.is_pid_1(pid)) {
+            return Err(Error::failed("PID 1 of the pod's PID namespace has exited"));
         }
         let known = |process: &crate::process::Process| process.pid == pid && process.pidfd.is_some();
         let Some((key, process)) = self.processes.iter_mut().find(|(_, process)| known(process)) else {
@@ -46,7 +46,7 @@ impl Agent {
         let key = *key;
         if let Some(container) = self.containers.iter_mut().find(|container| container.init == Some(key)) {
             container.init = None;
-            container.end_rest();
+            container.kill_remaining();
         }
         self.take_report(key)?;
         self.answer_start(key);
@@ -54,13 +54,13 @@ impl Agent {
     }
 }
 
-fn ended(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Fault> {
+fn reap(pid: Option<Pid>) -> Result<Option<(Pid, WaitStatus)>, Error> {
     // waitpid without a PID would mean the agent's process group; wait means any child.
-    let ended = match pid {
+    let reaped = match pid {
         Some(pid) => waitpid(Some(pid), WaitOptions::NOHANG),
         None => wait(WaitOptions::NOHANG),
     };
-    match ended {
+    match reaped {
         Err(Errno::CHILD | Errno::INTR) => Ok(None),
         other => other.step("wait for", "children"),
     }

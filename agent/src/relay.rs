@@ -1,9 +1,9 @@
-//! Two pipes through which a large frame is sent to its port without copying: its pages are moved from the process's pipe to
-//! the host.
+//! Two pipes through which a large frame is sent to its port without copying: its pages are moved from the process's
+//! pipe to the host.
 //!
-//! The number of bytes is known only after they have been moved, because other processes may also read from the process's
-//! pipe; but the header with that number comes first. So the data are moved to one pipe, and then after their header to
-//! another.
+//! A frame's header precedes its data and contains their length. The length is known only after the data have been
+//! moved, because other processes may also read from the process's pipe. So the data are moved to a first pipe, and
+//! from there to a second pipe that already contains the header.
 
 use agent_proto::command::{STREAM_FRAME_MAX, STREAM_HEADER};
 use agent_proto::stream::encode_header;
@@ -43,7 +43,7 @@ impl Relay {
         self.left
     }
 
-    /// Makes a frame of at most `max` bytes from the pipe `from`. Returns their number. No other frame may be unsent.
+    /// Creates a frame of at most `max` bytes from the pipe `from`. Returns their number. No other frame may be unsent.
     pub fn load(&mut self, seq: u64, from: &OwnedFd, max: usize) -> Result<usize> {
         let count = splice(from, &self.data.1, max.min(RELAY_MAX))?;
         if count == 0 {
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(rustix::io::write(to, data), Ok(data.len()));
     }
 
-    /// Everything that `relay` sends, and how much its source gave.
+    /// Returns the bytes that `relay` sends, and the number of bytes taken from its source.
     fn relayed(relay: &mut Relay, from: &OwnedFd, max: usize) -> (Vec<u8>, usize) {
         let (ours, theirs) = sockets();
         let count = relay.load(7, from, max).unwrap();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_its_header_and_what_was_there() {
+    fn a_frame_is_a_header_and_the_available_data() {
         let (reader, writer) = pipe().unwrap();
         let mut relay = Relay::new().unwrap();
         let data: Vec<u8> = (0..60_000u32).map(|number| number as u8).collect();
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn many_small_pages_fit_too() {
-        // Packets have a page each, however small they are.
+        // In packet mode each write uses a whole page.
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::DIRECT | PipeFlags::NONBLOCK).unwrap();
         rustix::pipe::fcntl_setpipe_size(&writer, RELAY_MAX).unwrap();
         let mut relay = Relay::new().unwrap();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pipe_is_refused() {
+    fn a_source_other_than_a_pipe_is_refused() {
         let mut relay = Relay::new().unwrap();
         assert_eq!(
             relay.load(1, &rustix::fs::open("/", OFlags::RDONLY, Mode::empty()).unwrap(), 10),

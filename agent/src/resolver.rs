@@ -1,9 +1,11 @@
 //! Forwards name queries to a server on a loopback address of the host's network namespace.
 //!
 //! An engine's name server listens on a loopback address in the container's network namespace on the host (Docker:
-//! 127.0.0.11), and the container's resolv.conf contains that address. The guest has another loopback interface. So a separate
-//! process accepts the queries in the guest and sends them through a port to the host, which forwards them in that namespace.
+//! 127.0.0.11), and the container's resolv.conf contains that address. The guest has another loopback interface. So a
+//! separate process accepts the queries in the guest and sends them through a port to the host, which forwards them in
+//! that namespace.
 
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -15,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use self::connections::Connections;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::ports;
 use crate::sys::{self, Fork};
 
@@ -29,24 +31,24 @@ const BACKLOG: i32 = 16;
 const READ: usize = 16 << 10;
 
 /// Parses the address at which queries are accepted.
-pub fn parse(address: &str) -> Result<Ipv4Addr, Fault> {
-    address.parse().map_err(|_| Fault::bad_request("resolver: not an IPv4 address"))
+pub fn parse(address: &str) -> Result<Ipv4Addr, Error> {
+    address.parse().map_err(|_| Error::bad_request(format!("resolver: invalid IPv4 address {address:?}")))
 }
 
 /// Starts to accept queries at `address`, in a process that runs as long as the guest.
-pub fn start(address: Ipv4Addr) -> Result<(), Fault> {
+pub fn start(address: Ipv4Addr) -> Result<(), Error> {
     let name = &address.to_string();
     let bound = |kind, flags| {
         let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
         rustix::net::bind(&socket, &SocketAddrV4::new(address, DNS))?;
         Ok(socket)
     };
-    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("take queries at", name)?;
+    let socket = bound(SocketType::DGRAM, SocketFlags::CLOEXEC).step("bind UDP socket to", name)?;
     let listener = bound(SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         .and_then(|socket| rustix::net::listen(&socket, BACKLOG).map(|()| socket))
-        .step("take connections at", name)?;
+        .step("listen for TCP connections at", name)?;
     let port = ports::open_resolver()?;
-    match sys::fork(0, None).step("start", "the resolver")? {
+    match sys::fork(0, None).step("start", "resolver process")? {
         Fork::Child => {
             sys::close_others([&socket, &listener, &port].map(|fd| Some(fd.as_fd())));
             let _ = rustix::thread::set_name(c"resolver");

@@ -8,13 +8,14 @@ use agent_proto::payload::{self, ErrorCode, ExecCommand};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, Signal};
 
-use crate::agent::{Agent, Role, Setting};
-use crate::container::surroundings::Surroundings;
+use crate::container::setup::Setup;
 use crate::container::{self, Container, has_own_pids, namespaces, shares_shm};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, START_FAILED, Step};
 use crate::pod::{self, Pod};
-use crate::process::child::{self, Job, Place};
-use crate::process::{Pending, Process, pipes, report};
+use crate::process::child::{self, Child, ChildContainer};
+use crate::process::report::{self, Report};
+use crate::process::{Pending, Pipes, Process, pipes};
+use crate::state::{EventSource, Setting, State};
 use crate::sys::{self, Fork};
 
 /// Limit of processes, running or not yet reported.
@@ -23,24 +24,23 @@ const PROCESSES_MAX: usize = 1024;
 const CONTAINERS_MAX: usize = 256;
 
 /// PID and pidfd of a process.
-type Forked = Result<(Pid, OwnedFd), Fault>;
+type Forked = Result<(Pid, OwnedFd), Error>;
 
-impl Agent {
-    /// Stores a pod that has started, and starts the first of its containers. Returns true if it has
-    /// none.
-    pub(crate) fn fill_pod(
+impl State {
+    /// Stores a pod that has started, and starts the first of STARTPOD's containers. Returns true if there are none.
+    pub(crate) fn start_containers(
         &mut self,
         id: u32,
         pod: Pod,
         containers: Vec<payload::Container>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<bool, Error> {
         self.pod = Some(pod);
         self.to_start = containers.into();
         self.start_next(id)
     }
 
     /// Starts the next container of STARTPOD. Returns true if all have been started.
-    fn start_next(&mut self, id: u32) -> Result<bool, Fault> {
+    fn start_next(&mut self, id: u32) -> Result<bool, Error> {
         let Some(spec) = self.to_start.pop_front() else { return Ok(true) };
         self.start_container((id, Code::StartPod), &spec).map(|()| false)
     }
@@ -50,14 +50,14 @@ impl Agent {
         &mut self,
         command: (u32, Code),
         spec: &payload::Container,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Error> {
         container::check(spec)?;
-        self.forget_ended(&spec.id);
+        self.remove_exited(&spec.id);
         if self.containers.iter().any(|container| container.id == spec.id) {
-            return Err(Fault::new(ErrorCode::Exists, format!("container {} is there", spec.id)));
+            return Err(Error::new(ErrorCode::Exists, format!("container {} already exists", spec.id)));
         }
         if self.containers.len() >= CONTAINERS_MAX {
-            return Err(Fault::failed(format!("{CONTAINERS_MAX} containers are the most")));
+            return Err(Error::failed(format!("limit of {CONTAINERS_MAX} containers reached")));
         }
         self.check_streams(&spec.process)?;
         let isolated = self.setting == Setting::Guest;
@@ -66,27 +66,27 @@ impl Agent {
             pod.write_hostname()?;
         }
         if isolated && shares_shm(spec) {
-            pod.make_shm()?;
+            pod.mount_shm()?;
         }
         let mut container = Container::new(spec, isolated)?;
         let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };
-        let surroundings = Surroundings { spec, has_resolv_conf: pod.has_resolv_conf };
-        let place = if isolated { Place::New(surroundings) } else { Place::Here };
+        let setup = Setup { spec, has_resolv_conf: pod.has_resolv_conf };
+        let new = if isolated { ChildContainer::New(setup) } else { ChildContainer::None };
         let hostname = pod.hostname.clone();
-        let start = Start::new(&spec.process, place, &hostname)?;
-        let (ours, job) = (start.ours, start.job);
-        let fork = || fork(flags, container.cgroup(), job);
+        let (ends, child) = prepare(&spec.process, new, &hostname)?;
+        let fork = || fork(flags, container.cgroup(), child);
         let shared = isolated && !has_own_pids(spec);
-        let forked = if shared { pod.with_shared_pids(fork) } else { fork() }?;
-        let key = self.add(&spec.id, &spec.process, forked, ours, command)?;
+        let forked = if shared { pod.fork_with_shared_pids(fork) } else { fork() }?;
+        let key = self.add(&spec.id, &spec.process, forked, ends, command)?;
         container.init = Some(key);
         self.containers.push(container);
         Ok(())
     }
 
-    /// Removes ended containers for API 4244, whose hosts rely on that; in the extended form the host removes them. They are
-    /// kept until their place is needed, so that late commands still find them.
-    fn forget_ended(&mut self, id: &str) {
+    /// Removes exited containers for API 4244, whose hosts rely on that: the container with this name, or at the limit
+    /// all of them. They are kept until then, so that late commands still find them. In the extended form the host
+    /// removes containers.
+    fn remove_exited(&mut self, id: &str) {
         if self.control.is_extended() {
             return;
         }
@@ -98,46 +98,47 @@ impl Agent {
     }
 
     /// Starts an exec process of a container. The command is answered when its program runs.
-    pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Fault> {
+    pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Error> {
         let spec = &command.process;
         self.check_streams(spec)?;
         let taken = |process: &Process| process.container == command.container && process.id == spec.id;
         if self.processes.values().any(taken) {
-            return Err(Fault::new(ErrorCode::Exists, format!("process {} is there", spec.id)));
+            return Err(Error::new(ErrorCode::Exists, format!("process {} already exists", spec.id)));
         }
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
         if command.container == container::GUEST {
             // The guest itself, in which API 4244's hosts run their tools.
-            let start = Start::new(spec, Place::Here, &hostname)?;
-            let forked = fork(0, None, start.job)?;
-            return self.add(container::GUEST, spec, forked, start.ours, (id, Code::ExecCmd)).map(drop);
+            let (ends, child) = prepare(spec, ChildContainer::None, &hostname)?;
+            let forked = fork(0, None, child)?;
+            return self.add(container::GUEST, spec, forked, ends, (id, Code::ExecCmd)).map(drop);
         }
         let container = self.container(&command.container)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
         // Until its init process runs, a container is not yet isolated from the agent's mounts.
         let init = init.filter(|init| init.pending.is_none());
         let (pid, init) = init.and_then(|init| Some((init.pid, init.pidfd()?))).ok_or_else(|| {
-            Fault::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
+            Error::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
         })?;
-        let below = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
-        let below = container.cgroup_of_further(below, pid)?;
+        let path = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
+        let exec_cgroup = container.exec_cgroup(path, pid)?;
+        let cgroup = exec_cgroup.as_ref().map(AsFd::as_fd).or(container.cgroup());
         let isolated = self.setting == Setting::Guest;
-        let place = if isolated { Place::Join(init, container.maps.as_ref()) } else { Place::Here };
-        let start = Start::new(spec, place, &hostname)?;
-        let (ours, job) = (start.ours, start.job);
-        let cgroup = below.as_ref().map(AsFd::as_fd).or(container.cgroup());
-        let fork = || fork(0, cgroup, job);
-        let forked = if isolated { pod::with_pids(init, pod::own_pidfd()?.as_fd(), fork) } else { fork() }?;
-        self.add(&command.container, spec, forked, ours, (id, Code::ExecCmd)).map(drop)
+        let maps = container.maps.as_ref();
+        let existing = if isolated { ChildContainer::Existing(init, maps) } else { ChildContainer::None };
+        let (ends, child) = prepare(spec, existing, &hostname)?;
+        let fork = || fork(0, cgroup, child);
+        let forked =
+            if isolated { pod::fork_with_pids(init, pod::agent_pidfd()?.as_fd(), fork) } else { fork() }?;
+        self.add(&command.container, spec, forked, ends, (id, Code::ExecCmd)).map(drop)
     }
 
-    fn check_streams(&self, spec: &payload::Process) -> Result<(), Fault> {
+    fn check_streams(&self, spec: &payload::Process) -> Result<(), Error> {
         let taken = |seq| self.processes.values().any(|process| process.has_seq(seq));
         if let Some(seq) = [spec.stdio, spec.stderr].into_iter().find(|seq| taken(*seq)) {
-            return Err(Fault::new(ErrorCode::Exists, format!("stream {seq} is taken")));
+            return Err(Error::new(ErrorCode::Exists, format!("stream {seq} is already in use")));
         }
         if self.processes.len() >= PROCESSES_MAX {
-            return Err(Fault::failed(format!("{PROCESSES_MAX} processes are the most")));
+            return Err(Error::failed(format!("limit of {PROCESSES_MAX} processes reached")));
         }
         Ok(())
     }
@@ -148,108 +149,129 @@ impl Agent {
         container: &str,
         spec: &payload::Process,
         (pid, pidfd): (Pid, OwnedFd),
-        ours: Ours,
+        ends: AgentEnds,
         (id, command): (u32, Code),
-    ) -> Result<u32, Fault> {
+    ) -> Result<u32, Error> {
         let key = self.next_key;
         self.next_key += 1;
         let watched = self.watch_process(
             key,
             &[
-                (Some(pidfd.as_fd()), Role::Exit),
-                (Some(ours.report.as_fd()), Role::Report),
-                (ours.pipes.stdin.as_ref().map(AsFd::as_fd), Role::Stdin),
-                (ours.pipes.stdout.as_ref().map(AsFd::as_fd), Role::Stdout),
-                (ours.pipes.stderr.as_ref().map(AsFd::as_fd), Role::Stderr),
+                (Some(pidfd.as_fd()), EventSource::Exit),
+                (Some(ends.report.as_fd()), EventSource::Report),
+                (ends.pipes.stdin.as_ref().map(AsFd::as_fd), EventSource::Stdin),
+                (ends.pipes.stdout.as_ref().map(AsFd::as_fd), EventSource::Stdout),
+                (ends.pipes.stderr.as_ref().map(AsFd::as_fd), EventSource::Stderr),
             ],
         );
-        let pending = Pending { id, command: command as u32, report: Some(ours.report), fault: None };
+        let pending = Pending { id, command: command as u32, report: Some(ends.report), error: None };
         let mut process = Process::new(container, spec, pid, pidfd, pending);
-        if let Err(fault) = watched {
+        if let Err(error) = watched {
             let _ = process.signal(Signal::KILL);
-            return Err(fault);
+            return Err(error);
         }
-        process.set_pipes(ours.pipes);
+        process.set_pipes(ends.pipes);
         self.processes.insert(key, process);
         Ok(key)
     }
 
-    /// Answers a start after the child's last report: the program runs, or why it does not. An error is sent when nothing
-    /// of the attempt is left, so that the host can try again at once.
+    /// Handles all reports of the child that have arrived.
+    pub(crate) fn take_report(&mut self, key: u32) -> Result<(), Error> {
+        loop {
+            let Some(process) = self.processes.get_mut(&key) else { return Ok(()) };
+            let Some(report) = process.pending.as_ref().and_then(|pending| pending.report.as_ref()) else {
+                process.reported = false;
+                return Ok(());
+            };
+            match report::receive(report) {
+                Report::Nothing => {
+                    process.reported = false;
+                    return Ok(());
+                }
+                Report::Terminal(master) => match process.set_terminal(master) {
+                    Ok(master) => {
+                        self.watch_process(key, &[(Some(master.as_fd()), EventSource::Terminal)])?;
+                    }
+                    Err(error) => process.fail(error),
+                },
+                Report::Error(error) => process.fail(error),
+                Report::Started => {
+                    process.close_report();
+                    self.answer_start(key);
+                }
+            }
+        }
+    }
+
+    /// Answers a start after the child's last report: the program runs, or why it does not. An error is sent when the
+    /// child has been reaped, so that the host can try again at once.
     ///
-    /// API 4244 has no such errors: a program that cannot be executed is reported as an exit with 126 or 127, and an exec
-    /// process that could not be started as an exit with 125.
+    /// API 4244 has no such errors: a program that cannot be executed is reported as an exit with 126 or 127, and an
+    /// exec process that could not be started as an exit with 125.
     pub(crate) fn answer_start(&mut self, key: u32) {
         let extended = self.control.is_extended();
         let Some(process) = self.processes.get_mut(&key) else { return };
-        let first = process.is_first;
-        let ended = process.status.is_some();
+        let is_init = process.is_init;
+        let exited = process.status.is_some();
         let answerable =
-            |pending: &mut Pending| pending.report.is_none() && (pending.fault.is_none() || ended);
+            |pending: &mut Pending| pending.report.is_none() && (pending.error.is_none() || exited);
         let Some(pending) = process.pending.take_if(answerable) else { return };
-        let reply = match pending.fault {
-            Some(fault) if extended || first && fault.exit_code() == FAULT_OF_OURS => Err(fault),
+        let reply = match pending.error {
+            Some(error) if extended || is_init && error.exit_code() == START_FAILED => Err(error),
             _ => Ok(Vec::new()),
         };
         if reply.is_err() {
             process.failed = true;
-            if first {
+            if is_init {
                 let id = process.container.clone();
                 self.containers.retain(|container| container.id != id);
             }
         }
         if pending.command == Code::StartPod as u32 {
-            self.go_on_with_pod(pending.id, reply);
+            self.continue_pod(pending.id, reply);
         } else {
             self.control.reply(pending.id, reply, pending.command);
         }
     }
 
     /// Continues STARTPOD after one of its containers has started or failed.
-    fn go_on_with_pod(&mut self, id: u32, started: Result<Vec<u8>, Fault>) {
+    fn continue_pod(&mut self, id: u32, started: Result<Vec<u8>, Error>) {
         let reply = match started.and_then(|_| self.start_next(id)) {
             Ok(false) => return,
             Ok(true) => Ok(Vec::new()),
-            Err(fault) => {
+            Err(error) => {
                 self.to_start.clear();
-                Err(self.pod_failed(fault))
+                Err(self.pod_failed(error))
             }
         };
         self.control.reply(id, reply, Code::StartPod as u32);
     }
 }
 
-/// Exit code for other failures than a program that is missing or cannot be executed.
-const FAULT_OF_OURS: i32 = 125;
-
 /// The agent's ends of a child's pipes and report socket.
-struct Ours {
-    pipes: crate::process::Pipes,
+struct AgentEnds {
+    pipes: Pipes,
     report: OwnedFd,
 }
 
-/// A child that is about to be forked.
-struct Start<'a> {
-    ours: Ours,
-    job: Job<'a>,
+/// Creates the pipes and the report socket of a child. Returns the agent's ends, and the child to fork.
+fn prepare<'a>(
+    spec: &'a payload::Process,
+    container: ChildContainer<'a>,
+    hostname: &'a str,
+) -> Result<(AgentEnds, Child<'a>), Error> {
+    let (pipes, stdio) = pipes(spec)?;
+    let (agent_report, report) = report::channel()?;
+    Ok((AgentEnds { pipes, report: agent_report }, Child { spec, container, hostname, stdio, report }))
 }
 
-impl<'a> Start<'a> {
-    fn new(spec: &'a payload::Process, place: Place<'a>, hostname: &'a str) -> Result<Start<'a>, Fault> {
-        let (ours, stdio) = pipes(spec)?;
-        let (report, theirs) = report::channel()?;
-        let job = Job { spec, place, hostname, stdio, report: theirs };
-        Ok(Start { ours: Ours { pipes: ours, report }, job })
-    }
-}
-
-fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, job: Job<'_>) -> Forked {
+fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: Child<'_>) -> Forked {
     match sys::fork(flags, cgroup).step("start", "process")? {
-        Fork::Child => child::run(job),
+        Fork::Child => child::run(child),
         Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
     }
 }
 
-fn no_pod() -> Fault {
-    Fault::failed("there is no pod yet")
+fn no_pod() -> Error {
+    Error::failed("no pod has been started")
 }

@@ -1,7 +1,7 @@
 //! The stream channel, and the input and output of processes.
 //!
-//! A process's output is read only while the stream has credit and the port's buffer has space, so that memory usage does not
-//! grow with the output. Input is buffered up to the window; beyond that the channel is not read.
+//! A process's output is read only while the stream has credit and the port's buffer has space, so that memory usage
+//! does not grow with the output. Input is buffered up to the window; beyond that the channel is not read.
 
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -13,16 +13,16 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::channel::{Input, Port};
-use crate::fault::Fault;
+use crate::error::Error;
 use crate::relay::RELAY_MAX;
 use crate::sys;
 
 /// Limit of a frame in bytes, including the header: what the kernel's port driver accepts in one write.
-const FRAME: usize = 32 << 10;
+const FRAME_MAX: usize = 32 << 10;
 /// Minimum free space in the port's buffer for a new frame.
-const ROOM_MIN: usize = 4 << 10;
-/// Limit of bytes that are read from the channel in one round. The port returns a page at a time, and a process's input should
-/// not be split into pages.
+const SPACE_MIN: usize = 4 << 10;
+/// Limit of bytes that are read from the channel in one round. The port returns a page at a time, and a process's input
+/// should not be split into pages.
 const READ: usize = 64 << 10;
 /// Size of one read in bytes.
 const READ_STEP: usize = 16 << 10;
@@ -31,7 +31,7 @@ const OUT_MAX: usize = 64 << 10;
 /// Credit is returned in steps of this size: the host can use the other half of the window meanwhile.
 const CREDIT_BATCH: u32 = STREAM_WINDOW / 2;
 
-/// A message of the host for one stream.
+/// A message from the host for one stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Inbound<'a> {
     /// Input for a process.
@@ -77,7 +77,7 @@ impl Streams {
         &mut self,
         extended: bool,
         mut deliver: impl FnMut(Inbound<'_>) -> bool,
-    ) -> Result<Input, Fault> {
+    ) -> Result<Input, Error> {
         if !self.port.is_readable() || self.port.unsent() > OUT_MAX {
             return Ok(Input::Nothing);
         }
@@ -87,7 +87,7 @@ impl Streams {
         let mut input = scratch.as_slice();
         loop {
             let piece = self.splitter.split(&mut input);
-            let piece = piece.map_err(|error| Fault::failed(alloc::format!("stream channel: {error}")))?;
+            let piece = piece.map_err(|error| Error::failed(alloc::format!("stream channel: {error}")))?;
             let Some(Piece { seq, mut data, end }) = piece else { break };
             let known = if extended && seq == CREDIT_SEQ {
                 while let Some(credit) = self.credit.next(&mut data, end) {
@@ -108,7 +108,7 @@ impl Streams {
     }
 
     /// Reads until there is no more input or the round's limit is reached.
-    fn read(&mut self, scratch: &mut Vec<u8>) -> Result<Input, Fault> {
+    fn read(&mut self, scratch: &mut Vec<u8>) -> Result<Input, Error> {
         loop {
             let read = self.port.read(scratch, READ_STEP)?;
             let more = matches!(read, Input::Data(_)) && scratch.len() < READ;
@@ -127,13 +127,13 @@ impl Streams {
     }
 
     /// Returns the number of bytes that a frame may have now; 0 if the port's buffer has no space for a frame.
-    pub fn room(&self) -> usize {
-        let room = FRAME.saturating_sub(self.port.unsent());
-        if room < ROOM_MIN { 0 } else { room - STREAM_HEADER }
+    pub fn space(&self) -> usize {
+        let space = FRAME_MAX.saturating_sub(self.port.unsent());
+        if space < SPACE_MIN { 0 } else { space - STREAM_HEADER }
     }
 
-    /// Queues a frame of at most `max` bytes from the pipe `fd` without copying them. Returns their number, or `None` if
-    /// the queue is not empty.
+    /// Queues a frame of at most `max` bytes from the pipe `fd` without copying them. Returns their number, or `None`
+    /// if the queue is not empty.
     fn relay(&mut self, seq: u64, fd: &OwnedFd, max: usize) -> Option<rustix::io::Result<usize>> {
         if self.port.unsent() > 0 {
             return None;
@@ -228,8 +228,8 @@ impl Stdin {
         self.writable = true;
     }
 
-    /// Whether no more input may be accepted. This stops the whole channel, including the credit of other streams, but never
-    /// happens if the host respects the window.
+    /// Whether no more input may be accepted. This stops the whole channel, including the credit of other streams, but
+    /// never happens if the host respects the window.
     pub fn is_full(&self) -> bool {
         self.buffer.len() > STREAM_WINDOW as usize
     }
@@ -241,8 +241,9 @@ impl Stdin {
         }
     }
 
-    /// Accepts the end of input: `fd` is closed when all input has been written. A terminal gets its end-of-file character
-    /// instead. After an incomplete line it gets the character twice, because the first one only ends the line.
+    /// Accepts the end of input: `fd` is closed when all input has been written. A terminal gets its end-of-file
+    /// character instead. After an incomplete line it gets the character twice, because the first one only ends the
+    /// line.
     pub fn end(&mut self) {
         if core::mem::replace(&mut self.ended, true) || !self.terminal {
             return;
@@ -292,7 +293,7 @@ impl Stdin {
     }
 }
 
-/// Bytes that may still be inside a terminal when its process has ended, in addition to those that it reports.
+/// Bytes that a terminal may still contain after its process has exited, in addition to those that FIONREAD reports.
 const TERMINAL_SLACK: u64 = 64 << 10;
 /// Size of the buffer that an idle stdin keeps, in bytes.
 const KEEP: usize = 4 << 10;
@@ -310,14 +311,14 @@ pub struct Output {
     credit: u64,
     /// Number of bytes sent in the stream.
     pub bytes: u64,
-    /// Number of bytes that are still read after the process has ended. Set when it has.
+    /// Number of bytes that are still read after the process has exited. Set at the exit.
     left: Option<u64>,
-    way: Way,
+    transfer: Transfer,
 }
 
 /// How output is transferred into frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Transfer {
     /// Output is copied while it comes in small pieces.
     Copied,
     /// Pages are moved without copying.
@@ -339,7 +340,7 @@ impl Output {
             credit: u64::from(STREAM_WINDOW),
             bytes: 0,
             left: None,
-            way: Way::Copied,
+            transfer: Transfer::Copied,
         }
     }
 
@@ -364,8 +365,8 @@ impl Output {
         self.fd = None;
     }
 
-    /// Queues one frame of output. `exited` means that the process has ended and has written all its output. In the extended
-    /// form only that output is read, even if other processes still have the stream open or write to it.
+    /// Queues one frame of output. `exited` means that the process has exited and has written all its output. In the
+    /// extended form only that output is read, even if other processes still have the stream open or write to it.
     pub fn pump(&mut self, streams: &mut Streams, extended: bool, exited: bool) -> Pump {
         let Some(fd) = &self.fd else { return Pump::Idle };
         let last = extended && exited;
@@ -377,19 +378,19 @@ impl Output {
                 *none.insert(there + TERMINAL_SLACK)
             }
         };
-        let room = streams.room();
-        let most = if extended { left.min(self.credit) } else { left };
-        let max = usize::try_from(most).map_or(room, |most| most.min(room));
+        let space = streams.space();
+        let limit = if extended { left.min(self.credit) } else { left };
+        let max = usize::try_from(limit).map_or(space, |limit| limit.min(space));
         if left > 0 && (!(self.readable || exited) || max == 0) {
             return Pump::Idle;
         }
         let read = match left {
             0 => Ok(0),
-            _ => forward(&mut self.way, streams, (self.seq, fd), (most, max)),
+            _ => forward(&mut self.transfer, streams, (self.seq, fd), (limit, max)),
         };
         match read {
             Ok(count) if count > 0 => {
-                self.took(count as u64, extended);
+                self.count(count as u64, extended);
                 Pump::Moved
             }
             Err(Errno::INTR) => Pump::Moved,
@@ -397,7 +398,8 @@ impl Output {
                 self.readable = false;
                 Pump::Idle
             }
-            // The end of a pipe, EIO of a terminal after the last close, or no more output of a process that has ended.
+            // The end of a pipe, EIO of a terminal after the last close, or no more output of a process that has
+            // exited.
             _ => {
                 self.close();
                 Pump::Ended
@@ -405,7 +407,7 @@ impl Output {
         }
     }
 
-    fn took(&mut self, count: u64, extended: bool) {
+    fn count(&mut self, count: u64, extended: bool) {
         self.bytes += count;
         if extended {
             self.credit -= count;
@@ -416,34 +418,35 @@ impl Output {
     }
 }
 
-/// Queues a frame of at most `most` bytes if they can be moved, otherwise of at most `max` bytes.
+/// Queues a frame of at most `limit` bytes if they can be moved, otherwise of at most `max` bytes.
 fn forward(
-    way: &mut Way,
+    transfer: &mut Transfer,
     streams: &mut Streams,
     (seq, fd): (u64, &OwnedFd),
-    (most, max): (u64, usize),
+    (limit, max): (u64, usize),
 ) -> rustix::io::Result<usize> {
-    if *way == Way::Relayed {
-        // A process that writes much will write more: a frame for each write would be several times as many frames.
+    if *transfer == Transfer::Relayed {
+        // A process that writes much is likely to continue. Let it fill the pipe, so that a frame carries several
+        // writes.
         if rustix::io::ioctl_fionread(fd).is_ok_and(|there| there < RELAY_MAX as u64 / 2) {
             rustix::thread::sched_yield();
         }
-        match streams.relay(seq, fd, usize::try_from(most).unwrap_or(usize::MAX)) {
+        match streams.relay(seq, fd, usize::try_from(limit).unwrap_or(usize::MAX)) {
             Some(Ok(count)) => {
                 if count < PIECE_LARGE {
-                    *way = Way::Copied;
+                    *transfer = Transfer::Copied;
                 }
                 return Ok(count);
             }
             Some(Err(errno @ (Errno::AGAIN | Errno::INTR))) => return Err(errno),
             // Not a pipe, or no more file descriptors.
-            Some(Err(_)) => *way = Way::CopiedAlways,
+            Some(Err(_)) => *transfer = Transfer::CopiedAlways,
             None => {}
         }
     }
     let read = streams.forward(seq, fd, max);
-    if *way == Way::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
-        *way = Way::Relayed;
+    if *transfer == Transfer::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
+        *transfer = Transfer::Relayed;
         // Ignore failures: the pipe keeps its size.
         let _ = rustix::pipe::fcntl_setpipe_size(fd, RELAY_MAX);
     }

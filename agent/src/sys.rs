@@ -38,7 +38,7 @@ mod number {
 /// The arguments must be valid for the call, and pointers must be valid for as long as it uses them.
 unsafe fn syscall(number: usize, args: [usize; 5]) -> Result<usize> {
     let value: isize;
-    // SAFETY: the kernel keeps every register but rax, rcx and r11; the caller answers for the arguments.
+    // SAFETY: the kernel preserves all registers except rax, rcx and r11; the caller guarantees valid arguments.
     unsafe {
         asm!(
             "syscall",
@@ -115,9 +115,10 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// Makes a copy of this process in new `namespaces` and, if given, in `cgroup`.
+/// Forks this process into new `namespaces` and, if given, into `cgroup`.
 ///
-/// The copy has only this thread. The agent has no other; in a test the child must not wait for locks of other threads.
+/// The child has only the calling thread. The agent has no other; in a test the child must not wait for locks that
+/// other threads hold.
 pub fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
     const CLONE_PIDFD: u64 = 0x1000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -134,8 +135,8 @@ pub fn fork(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: args is a whole clone_args and its pidfd points to an int; without CLONE_VM the child runs on its own
-    // copy of memory and stack, so that both sides return from here as from fork(2).
+    // SAFETY: args is a whole clone_args and its pidfd points to an int; without CLONE_VM the child has a copy of
+    // memory and stack, so that both processes return from here as from fork(2).
     let pid =
         unsafe { syscall(number::CLONE3, [&raw const args as usize, size_of::<CloneArgs>(), 0, 0, 0]) }?;
     // SAFETY: the kernel wrote pidfd; a volatile read because the compiler saw only its address taken.
@@ -244,8 +245,8 @@ pub fn set_personality(new: u32) -> Result<()> {
 
 /// Resets signals to what a new program expects: none blocked, none ignored.
 ///
-/// As PID 1 the agent ignores no signals. In a test it may: Rust's runtime ignores SIGPIPE, nohup(1) ignores SIGHUP, and
-/// a shell without job control ignores SIGINT and SIGQUIT in background processes.
+/// As PID 1 the agent ignores no signals. In a test it may: Rust's runtime ignores SIGPIPE, nohup(1) ignores SIGHUP,
+/// and a shell without job control ignores SIGINT and SIGQUIT in background processes.
 pub fn reset_signals() {
     const SIG_SETMASK: usize = 2;
     for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::PIPE] {
@@ -272,7 +273,7 @@ pub fn signal(number: i32) -> Option<Signal> {
 
 /// Closes all file descriptors except stdin, stdout, stderr and those in `keep`, in a child before exec.
 ///
-/// The owners of the others in the child's memory must not be used or dropped afterwards: the child ends with exec or exit.
+/// The owners of the closed descriptors must not be used or dropped afterwards: the child ends with exec or exit.
 pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
     let mut keep = keep.map(|fd| fd.map_or(usize::MAX, |fd| fd.as_raw_fd() as usize));
     keep.sort_unstable();
@@ -288,6 +289,12 @@ pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
         // SAFETY: as above.
         let _ = unsafe { syscall(number::CLOSE_RANGE, [first, u32::MAX as usize, 0, 0, 0]) };
     }
+}
+
+/// Returns stdin, stdout and stderr of this process.
+pub fn standard_streams() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: the three stay open: only `close_all` closes them, whose caller uses no descriptor afterwards.
+    unsafe { [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] }
 }
 
 /// Closes all file descriptors, for a process that never uses any again.
@@ -381,7 +388,8 @@ pub fn read_append(fd: BorrowedFd<'_>, out: &mut Vec<u8>, max: usize) -> Result<
 /// As for memcpy.
 #[cfg(feature = "init")]
 pub(crate) unsafe fn copy_forward(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the caller's. The direction flag is clear by the ABI. Eight bytes at a time: emulators count each step.
+    // SAFETY: guaranteed by the caller. The direction flag is clear by the ABI. Eight bytes at a time, because
+    // emulators execute each step separately.
     unsafe {
         asm!(
             "rep movsq",
@@ -403,7 +411,7 @@ pub(crate) unsafe fn copy_forward(to: *mut u8, from: *const u8, len: usize) {
 /// As for memmove.
 #[cfg(feature = "init")]
 pub(crate) unsafe fn copy_backward(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the caller's. The direction flag is set for the copy and clear again after it.
+    // SAFETY: guaranteed by the caller. The direction flag is set for the copy and cleared afterwards.
     unsafe {
         asm!(
             "std",
@@ -424,7 +432,7 @@ pub(crate) unsafe fn copy_backward(to: *mut u8, from: *const u8, len: usize) {
 /// As for memset.
 #[cfg(feature = "init")]
 pub(crate) unsafe fn fill(to: *mut u8, byte: u8, len: usize) {
-    // SAFETY: the caller's. The direction flag is clear by the ABI.
+    // SAFETY: guaranteed by the caller. The direction flag is clear by the ABI.
     unsafe {
         asm!(
             "rep stosq",

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_left_out() {
+    fn malformed_records_are_left_out() {
         check("nonsense", "");
         check("6,1,x,-;text", "");
     }

@@ -8,10 +8,10 @@ use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage, ProcessEnt
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::agent::Agent;
 use crate::channel::json;
 use crate::container::Container;
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
+use crate::state::State;
 use crate::sys;
 
 /// Limit of bytes that are read from a file of the kernel.
@@ -21,27 +21,27 @@ const PROCESSES_MAX: usize = 1024;
 /// Limit of the length of a reported command.
 const COMMAND_MAX: usize = 256;
 
-impl Agent {
-    /// Executes STATS for one container, or for all if `wanted` is empty.
-    pub(crate) fn usage(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
-        let all: Vec<ContainerUsage> = self.wanted(wanted)?.map(usage_of).collect();
+impl State {
+    /// Executes STATS for one container, or for all if `name` is empty.
+    pub(crate) fn usage(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let all: Vec<ContainerUsage> = self.selected(name)?.map(usage_of).collect();
         Ok(json(&all))
     }
 
-    /// Executes PROCESSES for one container, or for all if `wanted` is empty.
-    pub(crate) fn process_list(&self, wanted: &str) -> Result<Vec<u8>, Fault> {
+    /// Executes PROCESSES for one container, or for all if `name` is empty.
+    pub(crate) fn process_list(&self, name: &str) -> Result<Vec<u8>, Error> {
         let list = |container: &Container| ContainerProcesses {
             container: container.id.clone(),
             processes: container.pids().iter().take(PROCESSES_MAX).filter_map(|pid| entry(*pid)).collect(),
         };
-        let all: Vec<ContainerProcesses> = self.wanted(wanted)?.map(list).collect();
+        let all: Vec<ContainerProcesses> = self.selected(name)?.map(list).collect();
         Ok(json(&all))
     }
 
-    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It may take
-    /// effect shortly after the reply.
-    pub(crate) fn freeze(&self, wanted: &str, frozen: bool) -> Result<Vec<u8>, Fault> {
-        for container in self.wanted(wanted)? {
+    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It
+    /// may take effect shortly after the reply.
+    pub(crate) fn freeze(&self, name: &str, frozen: bool) -> Result<Vec<u8>, Error> {
+        for container in self.selected(name)? {
             let Some(cgroup) = container.cgroup() else { continue };
             rustix::fs::openat(cgroup, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .and_then(|file| rustix::io::write(&file, if frozen { b"1" } else { b"0" }))
@@ -51,7 +51,7 @@ impl Agent {
     }
 
     /// Returns the container of this name, or all containers for an empty name.
-    fn wanted(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Fault> {
+    fn selected(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Error> {
         if !name.is_empty() {
             self.container(name)?;
         }
@@ -82,7 +82,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// Returns the entry of a process; `None` if it has ended meanwhile.
+/// Returns the entry of a process; `None` if it has exited meanwhile.
 fn entry(pid: i32) -> Option<ProcessEntry> {
     let status = read(CWD, &format!("/proc/{pid}/status"));
     let command = read(CWD, &format!("/proc/{pid}/cmdline"));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_as_its_container_sees_it() {
+    fn a_process_is_listed_with_the_pid_of_its_container() {
         let status = "Name:\tcat\nState:\tS (sleeping)\nPid:\t70\nNSpid:\t70\t2\nUid:\t5\t0\t0\t0\n";
         let mut entry = ProcessEntry { pid: 2, uid: 5, state: "S".into(), command: "cat a b".into() };
         assert_eq!(parse(status, "cat\0a b\0"), Some(entry.clone()));

@@ -68,7 +68,7 @@ impl Assembly {
         patience: Duration,
     ) -> Result<Machine> {
         let mut guest = in_namespace.map(|spec| guest_network(vm, spec)).transpose()?.unwrap_or_default();
-        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref())?;
+        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), vm.kernel)?;
         let outputs = Outputs::open(config.vm.console.as_ref(), self.kernel_marks)
             .context("open the console's copy")?;
         let first_output = self

@@ -1,17 +1,16 @@
 //! The guest's kernel and initramfs: given files, or sections of this program.
 //!
-//! The build appends them to the program as ELF sections, [`KERNEL_SECTION`] and [`INITRD_SECTION`], page-aligned so
-//! that the VMM can map them. This module finds them by name and does not read their contents.
+//! The build appends them to the program as ELF sections, one for each [`Kernel`] and [`INITRD_SECTION`], page-aligned
+//! so that the VMM can map them. This module finds them by name and does not read their contents.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use plan::vm::Kernel;
 use vmm::Image;
 use vmm::elf::sections;
 
-/// The section with the kernel.
-pub const KERNEL_SECTION: &str = ".linux";
 /// The section with the initramfs.
 pub const INITRD_SECTION: &str = ".initrd";
 
@@ -62,11 +61,11 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the given files, and the embedded images in place of files that are not given.
-    pub fn find(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Images> {
+    /// Opens the given files, and the embedded images in place of files that are not given: `embedded` of the kernels.
+    pub fn find(kernel: Option<&Path>, initrd: Option<&Path>, embedded: Kernel) -> Result<Images> {
         let embedded = match (kernel, initrd) {
             (Some(_), Some(_)) => Embedded::default(),
-            _ => Embedded::find()?,
+            _ => Embedded::find(embedded)?,
         };
         let missing = |what, flag, variable| ImageError::Missing { what, flag, variable };
         let kernel = match kernel {
@@ -91,8 +90,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Finds the images in the running program.
-    pub fn find() -> Result<Embedded> {
+    /// Finds the images in the running program, with the kernel `kernel`.
+    pub fn find(kernel: Kernel) -> Result<Embedded> {
         let file = File::open(SELF).map_err(ImageError::Program)?;
         let sections = sections(&file).map_err(ImageError::Program)?;
         let part = |name: &str| -> Result<Option<Image>> {
@@ -101,7 +100,15 @@ impl Embedded {
             let name = PathBuf::from(format!("{SELF}:{name}"));
             Ok(Some(Image { file, offset: section.offset, len: section.len, name }))
         };
-        Ok(Embedded { kernel: part(KERNEL_SECTION)?, initramfs: part(INITRD_SECTION)? })
+        Ok(Embedded { kernel: part(section_of(kernel))?, initramfs: part(INITRD_SECTION)? })
+    }
+}
+
+/// Returns the name of the section with the kernel `kernel`.
+fn section_of(kernel: Kernel) -> &'static str {
+    match kernel {
+        Kernel::Base => ".linux",
+        Kernel::Full => ".linux-full",
     }
 }
 
@@ -121,9 +128,9 @@ mod tests {
 
     #[test]
     fn a_test_program_has_no_embedded_kernel() {
-        let embedded = Embedded::find().unwrap();
+        let embedded = Embedded::find(Kernel::Base).unwrap();
         assert!(embedded.kernel.is_none() && embedded.initramfs.is_none());
-        let error = Images::find(None, Some(Path::new("/dev/null"))).unwrap_err().to_string();
+        let error = Images::find(None, Some(Path::new("/dev/null")), Kernel::Full).unwrap_err().to_string();
         assert!(error.contains("--kernel") && error.contains("VMM_KERNEL"), "{error}");
     }
 
@@ -131,7 +138,7 @@ mod tests {
     fn a_directory_and_a_missing_file_are_named() {
         let error = |path: &str| {
             let path = Path::new(path);
-            let error = Images::find(Some(path), Some(path)).unwrap_err();
+            let error = Images::find(Some(path), Some(path), Kernel::Base).unwrap_err();
             format!("{:#}", anyhow::Error::from(error))
         };
         assert_eq!(error("/"), "open kernel /: not a file");

@@ -85,3 +85,15 @@ fn the_terminal_belongs_to_the_user() {
     terminal.wait_for("written");
     assert_eq!(terminal.finish().code(), Some(0));
 }
+
+/// Opens the three standard streams again by path, as logging programs do.
+const REOPEN: &str =
+    "echo out > /dev/stdout; echo error > /dev/stderr; cat /dev/stdin; echo fd > /proc/self/fd/1";
+
+#[test]
+fn a_user_opens_its_standard_streams_by_path() {
+    for bundle in [Bundle::sh(REOPEN), mapped(REOPEN)] {
+        let bundle = bundle.with(|c| c["process"]["user"] = json!({"uid": 1000, "gid": 1000}));
+        bundle.run_with(b"in\n").code(0).stdout("out\nin\nfd\n").stderr("error\n");
+    }
+}

@@ -21,7 +21,7 @@ pub struct Address {
     pub peer: Option<IpAddr>,
     /// Prefix length.
     pub bits: u8,
-    /// The kernel makes no route to the address's network.
+    /// The kernel adds no route to the address's network.
     pub no_prefix_route: bool,
 }
 
@@ -31,8 +31,8 @@ impl Address {
         Message::new(Verb::LIST, Object::Address, &[0; FIXED])
     }
 
-    /// Returns a request that adds the address to its link ([`Operation::Put`]) or deletes it. IPv6 uses the address at once,
-    /// without duplicate address detection, because its origin guarantees that no other host has it.
+    /// Returns a request that adds the address to its link ([`Operation::Put`]) or deletes it. IPv6 uses the address at
+    /// once, without duplicate address detection, because its origin guarantees that no other host has it.
     pub fn request(&self, operation: Operation) -> Message {
         /// IFA_F_NODAD: no duplicate address detection.
         const NO_DETECTION: u8 = 2;
@@ -89,36 +89,36 @@ mod tests {
     fn an_address_is_the_kernels_to_the_byte() {
         let wanted = address(3, "10.0.0.2", 24);
         #[rustfmt::skip]
-        assert_eq!(wanted.request(Operation::Put).finish(0), [
+        assert_eq!(wanted.request(Operation::Put).into_bytes(0), [
             40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 24, 0, 0, 3, 0, 0, 0,
             8, 0, 2, 0, 10, 0, 0, 2,
             8, 0, 1, 0, 10, 0, 0, 2,
         ]);
-        let deleted = wanted.request(Operation::Delete).finish(0);
+        let deleted = wanted.request(Operation::Delete).into_bytes(0);
         assert_eq!(&deleted[4..8], [21, 0, 5, 0]);
-        assert_eq!(deleted[8..], wanted.request(Operation::Put).finish(0)[8..]);
-        assert_eq!(&Address::list_request().finish(0)[..8], [24, 0, 0, 0, 22, 0, 1, 3]);
+        assert_eq!(deleted[8..], wanted.request(Operation::Put).into_bytes(0)[8..]);
+        assert_eq!(&Address::list_request().into_bytes(0)[..8], [24, 0, 0, 0, 22, 0, 1, 3]);
     }
 
     #[test]
-    fn an_address_of_ipv6_is_not_searched_for_doubles() {
-        let message = address(2, "fd00::2", 64).request(Operation::Put).finish(0);
+    fn an_ipv6_address_skips_duplicate_address_detection() {
+        let message = address(2, "fd00::2", 64).request(Operation::Put).into_bytes(0);
         assert_eq!(&message[16..24], [10, 64, 2, 0, 2, 0, 0, 0]);
         assert_eq!(&message[24..28], [20, 0, 2, 0]);
         assert_eq!(message.len(), 64);
         let alone = Address { no_prefix_route: true, ..address(2, "fd00::2", 64) };
-        assert_eq!(&alone.request(Operation::Put).finish(0)[64..], [8, 0, 8, 0, 2, 2, 0, 0]);
+        assert_eq!(&alone.request(Operation::Put).into_bytes(0)[64..], [8, 0, 8, 0, 2, 2, 0, 0]);
     }
 
     #[test]
-    fn an_addresss_own_end_is_told_from_its_peer() {
+    fn local_and_peer_address_are_distinguished() {
         let fixed = [2, 24, 0x80, 0, 3, 0, 0, 0];
         let own = Nest::default().with(2, &[10, 0, 0, 2]);
         let found = parse(fixed, &own.clone().with(1, &[10, 0, 0, 9])).unwrap();
         assert_eq!((found.link, found.bits), (3, 24));
         assert_eq!((found.address, found.peer), ([10, 0, 0, 2].into(), Some([10, 0, 0, 9].into())));
-        let message = found.request(Operation::Put).finish(0);
+        let message = found.request(Operation::Put).into_bytes(0);
         assert_eq!(message[24..], [8, 0, 2, 0, 10, 0, 0, 2, 8, 0, 1, 0, 10, 0, 0, 9]);
         let same = own.with(1, &[10, 0, 0, 2]).with(8, &0x280u32.to_ne_bytes());
         let found = parse(fixed, &same).unwrap();

@@ -1,4 +1,5 @@
-//! Attributes of a message (linux/netlink.h, `struct nlattr`): length including the header, type, data, padding to 4 bytes.
+//! Attributes of a message (linux/netlink.h, `struct nlattr`): length including the header, type, data, padding to 4
+//! bytes.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -36,8 +37,8 @@ impl Nest {
     }
 }
 
-/// Appends an attribute to `out`. Data are truncated to [`DATA_MAX`] bytes, so that the following attributes stay readable.
-/// No attribute that the kernel accepts is that long.
+/// Appends an attribute to `out`. Data are truncated to [`DATA_MAX`] bytes, so that the following attributes stay
+/// readable. No attribute that the kernel accepts is that long.
 pub(crate) fn push(out: &mut Vec<u8>, kind: u16, data: &[u8]) {
     let data = &data[..data.len().min(DATA_MAX)];
     out.extend_from_slice(&((HEADER + data.len()) as u16).to_ne_bytes());
@@ -54,8 +55,8 @@ pub(crate) fn push_address(out: &mut Vec<u8>, kind: u16, address: IpAddr) {
     }
 }
 
-/// Iterates over the attributes in a message's body or in another attribute: type and data. An attribute that is truncated, or
-/// shorter than its own header, ends the iteration.
+/// Iterates over the attributes in a message's body or in another attribute: type and data. An attribute that is
+/// truncated, or shorter than its own header, ends the iteration.
 #[derive(Clone, Debug)]
 pub struct Attributes<'a>(&'a [u8]);
 
@@ -124,7 +125,7 @@ mod tests {
     fn broken_attributes_end_the_iteration() {
         assert_eq!(Attributes::new(&[2, 0, 3, 0]).next(), None);
         assert_eq!(Attributes::new(&[9, 0, 3, 0, 1]).next(), None);
-        // The last one may come without its padding.
+        // The last attribute may lack its padding.
         assert_eq!(Attributes::new(&[5, 0, 3, 0, 1]).collect::<Vec<_>>(), [(3, &[1][..])]);
         assert_eq!((number(&[1, 2]), text(b"lo\0"), text(b"")), (0, "lo".into(), String::new()));
         assert_eq!(address(&[10, 0, 0]), None);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_no_attribute_can_hold_are_cut_and_what_follows_stays_readable() {
+    fn too_long_data_are_truncated_and_the_next_attribute_stays_readable() {
         let long = Nest::default().with(1, &[7; DATA_MAX + 9]).with(2, b"after");
         let lengths: Vec<_> = Attributes::new(long.bytes()).map(|(kind, data)| (kind, data.len())).collect();
         assert_eq!(lengths, [(1, DATA_MAX), (2, 5)]);

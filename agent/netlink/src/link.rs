@@ -123,38 +123,38 @@ mod tests {
 
     #[test]
     fn a_name_ends_with_nul_and_is_padded() {
-        let message = Link::change_request(1, &[LinkChange::Name("eth10")]).finish(0);
+        let message = Link::change_request(1, &[LinkChange::Name("eth10")]).into_bytes(0);
         assert_eq!(&message[32..], [10, 0, 3, 0, b'e', b't', b'h', b'1', b'0', 0, 0, 0]);
         assert_eq!(&message[..4], [44, 0, 0, 0]);
     }
 
     #[test]
-    fn a_change_says_what_changes_and_nothing_else() {
-        let nothing = Link::change_request(9, &[]).finish(0);
+    fn a_change_request_contains_only_the_changes() {
+        let nothing = Link::change_request(9, &[]).into_bytes(0);
         assert_eq!(nothing[4..16], [19, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(nothing[16..], [0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         #[rustfmt::skip]
-        assert_eq!(Link::change_request(9, &[LinkChange::Up, LinkChange::Mtu(1400)]).finish(2), [
+        assert_eq!(Link::change_request(9, &[LinkChange::Up, LinkChange::Mtu(1400)]).into_bytes(2), [
             40, 0, 0, 0, 19, 0, 5, 0, 2, 0, 0, 0, 0, 0, 0, 0,
             0, 0, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0,
             8, 0, 4, 0, 0x78, 5, 0, 0,
         ]);
-        let down = Link::change_request(9, &[LinkChange::Down]).finish(2);
+        let down = Link::change_request(9, &[LinkChange::Down]).into_bytes(2);
         assert_eq!(down[24..], [0, 0, 0, 0, 1, 0, 0, 0]);
     }
 
     #[test]
-    fn ipv6_is_told_to_make_no_address() {
-        let message = Link::change_request(1, &[LinkChange::NoGeneratedAddress]).finish(0);
+    fn generation_of_ipv6_addresses_is_disabled() {
+        let message = Link::change_request(1, &[LinkChange::NoGeneratedAddress]).into_bytes(0);
         assert_eq!(&message[32..], [16, 0, 26, 0, 12, 0, 10, 0, 5, 0, 8, 0, 1, 0, 0, 0]);
     }
 
     #[test]
     fn list_and_deletion_are_the_kernels_to_the_byte() {
-        let list = Link::list_request().finish(3);
+        let list = Link::list_request().into_bytes(3);
         assert_eq!(list[..16], [32, 0, 0, 0, 18, 0, 1, 3, 3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(list[16..], [0; 16]);
-        let deletion = Link::delete_request(5).finish(3);
+        let deletion = Link::delete_request(5).into_bytes(3);
         assert_eq!(
             deletion[..24],
             [32, 0, 0, 0, 17, 0, 5, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_read_with_what_made_it() {
+    fn a_link_is_parsed_with_its_driver() {
         let mut fixed = [0; FIXED];
         (fixed[2], fixed[4], fixed[8]) = (1, 7, 0x43);
         let rest = Nest::default()

@@ -68,9 +68,9 @@ pub struct Message(Vec<u8>);
 impl Message {
     /// Returns a request with its fixed part and no attributes.
     pub(crate) fn new(verb: impl Into<Verb>, object: Object, fixed: &[u8]) -> Message {
-        let Verb(place, flags) = verb.into();
+        let Verb(offset, flags) = verb.into();
         let mut message = Vec::from([0; HEADER]);
-        message[4..6].copy_from_slice(&(object as u16 + place).to_ne_bytes());
+        message[4..6].copy_from_slice(&(object as u16 + offset).to_ne_bytes());
         message[6..8].copy_from_slice(&flags.to_ne_bytes());
         message.extend_from_slice(fixed);
         Message(message)
@@ -99,7 +99,7 @@ impl Message {
     }
 
     /// Returns the bytes to send as request number `sequence`. The kernel's replies have the same number.
-    pub fn finish(mut self, sequence: u32) -> Vec<u8> {
+    pub fn into_bytes(mut self, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
@@ -119,8 +119,10 @@ mod tests {
     #[test]
     fn a_message_is_header_fixed_part_and_attributes() {
         let inner = Nest::default().with(2, b"ab");
-        let message =
-            Message::new(Verb::CREATE, Object::Discipline, &[7; 4]).with(1, b"x\0").nest(2, &inner).finish(5);
+        let message = Message::new(Verb::CREATE, Object::Discipline, &[7; 4])
+            .with(1, b"x\0")
+            .nest(2, &inner)
+            .into_bytes(5);
         #[rustfmt::skip]
         assert_eq!(message, [
             40, 0, 0, 0, 36, 0, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0,

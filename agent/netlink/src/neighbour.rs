@@ -64,14 +64,14 @@ mod tests {
     fn a_neighbour_is_permanent() {
         let wanted = Neighbour { link: 3, address: [10, 0, 0, 9].into(), mac: Vec::from([2, 0, 0, 0, 0, 1]) };
         #[rustfmt::skip]
-        assert_eq!(&wanted.request(Operation::Put).finish(0)[4..], [
+        assert_eq!(&wanted.request(Operation::Put).into_bytes(0)[4..], [
             28, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 3, 0, 0, 0, 0x80, 0, 0, 0,
             8, 0, 1, 0, 10, 0, 0, 9,
             10, 0, 2, 0, 2, 0, 0, 0, 0, 1, 0, 0,
         ]);
-        assert_eq!(Neighbour::parse(&wanted.request(Operation::Put).finish(0)[16..]), Some(wanted));
-        assert_eq!(&Neighbour::list_request().finish(0)[..8], [28, 0, 0, 0, 30, 0, 1, 3]);
+        assert_eq!(Neighbour::parse(&wanted.request(Operation::Put).into_bytes(0)[16..]), Some(wanted));
+        assert_eq!(&Neighbour::list_request().into_bytes(0)[..8], [28, 0, 0, 0, 30, 0, 1, 3]);
     }
 
     #[test]

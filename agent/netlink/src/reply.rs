@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_another_request_is_passed_over() {
+    fn replies_to_other_requests_are_skipped() {
         let answer = [message(ERROR, 6, &[0; 4]), message(16, 8, b"x"), message(ERROR, 7, &[0; 4])].concat();
         assert_eq!(all(&answer), [Reply::Done]);
         // NLMSG_NOOP.
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_form_fails_and_is_not_waited_for() {
+    fn a_malformed_answer_fails_at_once() {
         for length in 1..HEADER {
             assert_eq!(all(&vec![0; length]), [Reply::Failed(PROTOCOL)]);
         }

@@ -31,8 +31,9 @@ pub struct Route {
     pub metric: u32,
     /// MTU of the route in bytes. 0 means the link's MTU.
     pub mtu: u32,
-    /// A property of a parsed route that the fields above cannot express. Requests do not contain it.
-    pub beyond: Option<&'static str>,
+    /// A property of a parsed route that the other fields cannot express, so that the route cannot be reproduced.
+    /// Requests do not contain it.
+    pub unsupported: Option<&'static str>,
 }
 
 impl Route {
@@ -77,8 +78,8 @@ impl Route {
         message
     }
 
-    /// Parses an entry of the list. `None` for routes of other tables, routes that the kernel derives from addresses, and
-    /// routes that routers advertise.
+    /// Parses an entry of the list. `None` for routes of other tables, routes that the kernel derives from addresses,
+    /// and routes that routers advertise.
     pub fn parse(body: &[u8]) -> Option<Route> {
         /// RTPROT_KERNEL and RTPROT_RA.
         const BY_KERNEL: u8 = 2;
@@ -86,7 +87,7 @@ impl Route {
         /// RTM_F_CLONED.
         const CLONED: u32 = 0x200;
         let (fixed, rest) = body.split_first_chunk::<FIXED>()?;
-        let [family, bits, _, tos, table, protocol, _, way, ..] = *fixed;
+        let [family, bits, _, tos, table, protocol, _, route_type, ..] = *fixed;
         let flags = number(&fixed[8..]);
         let everything = match family {
             IPV4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -102,10 +103,10 @@ impl Route {
             source: None,
             metric: 0,
             mtu: 0,
-            beyond: (tos != 0).then_some("a type of service"),
+            unsupported: (tos != 0).then_some("a type of service"),
         };
-        if way != UNICAST {
-            route.beyond = Some("another type than unicast");
+        if route_type != UNICAST {
+            route.unsupported = Some("a type other than unicast");
         }
         for (attribute, data) in Attributes::new(rest) {
             match attribute {
@@ -115,22 +116,22 @@ impl Route {
                 kind::ROUTE_PRIORITY => route.metric = number(data),
                 kind::ROUTE_SOURCE => route.source = attributes::address(data),
                 kind::ROUTE_METRICS => route.read_metrics(data),
-                kind::ROUTE_MULTIPATH => route.beyond = Some("several next hops"),
+                kind::ROUTE_MULTIPATH => route.unsupported = Some("several next hops"),
                 kind::ROUTE_TABLE => table = number(data),
-                kind::ROUTE_VIA => route.beyond = Some("a next hop of the other family"),
-                kind::ROUTE_ENCAPSULATION => route.beyond = Some("an encapsulation"),
+                kind::ROUTE_VIA => route.unsupported = Some("a next hop of another address family"),
+                kind::ROUTE_ENCAPSULATION => route.unsupported = Some("an encapsulation"),
                 _ => {}
             }
         }
-        let made = ![BY_KERNEL, BY_ADVERTISEMENT].contains(&protocol) && flags & CLONED == 0;
-        (made && table == u32::from(TABLE_MAIN)).then_some(route)
+        let configured = ![BY_KERNEL, BY_ADVERTISEMENT].contains(&protocol) && flags & CLONED == 0;
+        (configured && table == u32::from(TABLE_MAIN)).then_some(route)
     }
 
     fn read_metrics(&mut self, data: &[u8]) {
         for (attribute, data) in Attributes::new(data) {
             match attribute {
                 kind::ROUTE_METRICS_MTU => self.mtu = number(data),
-                _ => self.beyond = Some("metrics"),
+                _ => self.unsupported = Some("metrics other than an MTU"),
             }
         }
     }
@@ -149,7 +150,7 @@ mod tests {
             source: None,
             metric: 0,
             mtu: 0,
-            beyond: None,
+            unsupported: None,
         }
     }
 
@@ -167,23 +168,23 @@ mod tests {
     fn a_route_has_its_gateway_and_its_link() {
         let default = route("0.0.0.0", 0, Some("10.0.0.1"), 7);
         #[rustfmt::skip]
-        assert_eq!(default.request(Operation::Put).finish(0), [
+        assert_eq!(default.request(Operation::Put).into_bytes(0), [
             44, 0, 0, 0, 24, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0,
             8, 0, 5, 0, 10, 0, 0, 1,
             8, 0, 4, 0, 7, 0, 0, 0,
         ]);
-        let removed = default.request(Operation::Delete).finish(0);
+        let removed = default.request(Operation::Delete).into_bytes(0);
         assert_eq!(&removed[4..8], [25, 0, 5, 0]);
-        let near = route("10.9.0.0", 16, None, 1).request(Operation::Put).finish(0);
+        let near = route("10.9.0.0", 16, None, 1).request(Operation::Put).into_bytes(0);
         assert_eq!(&near[16..36], [2, 16, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0, 8, 0, 1, 0, 10, 9, 0, 0]);
-        let near = route("fd00:9::", 48, None, 1).request(Operation::Put).finish(0);
+        let near = route("fd00:9::", 48, None, 1).request(Operation::Put).into_bytes(0);
         assert_eq!(&near[16..28], [10, 48, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]);
-        assert_eq!(&Route::list_request().finish(0)[..8], [28, 0, 0, 0, 26, 0, 1, 3]);
+        assert_eq!(&Route::list_request().into_bytes(0)[..8], [28, 0, 0, 0, 26, 0, 1, 3]);
     }
 
     #[test]
-    fn a_request_has_all_that_is_parsed() {
+    fn a_request_contains_all_parsed_fields() {
         let more = Route {
             on_link: true,
             source: Some([10, 0, 0, 2].into()),
@@ -191,7 +192,7 @@ mod tests {
             mtu: 1300,
             ..route("10.8.0.0", 16, Some("10.0.0.1"), 7)
         };
-        let message = more.request(Operation::Put).finish(0);
+        let message = more.request(Operation::Put).into_bytes(0);
         assert_eq!(&message[24..28], [4, 0, 0, 0]);
         let attributes = [
             [8, 0, 1, 0, 10, 8, 0, 0],
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_read_with_all_that_it_can_have() {
+    fn a_route_is_parsed_with_all_its_fields() {
         let rest = Nest::default()
             .with(1, &[10, 8, 0, 0])
             .with(4, &3u32.to_ne_bytes())
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_the_kernel_of_routers_and_of_other_tables_are_left_out() {
+    fn routes_of_kernel_routers_and_other_tables_are_left_out() {
         let link = Nest::default().with(4, &3u32.to_ne_bytes());
         for fixed in [rtmsg(0, 254, 2, 1, 0), rtmsg(0, 254, 9, 1, 0), rtmsg(0, 255, 3, 1, 0)] {
             assert_eq!(parse(fixed, &link), None);
@@ -237,16 +238,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_route_has_beyond_its_fields_is_named() {
+    fn unsupported_properties_of_a_route_are_named() {
         let none = Nest::default();
-        let beyond = |fixed, rest: &Nest| parse(fixed, rest).unwrap().beyond;
+        let unsupported = |fixed, rest: &Nest| parse(fixed, rest).unwrap().unsupported;
         let plain = rtmsg(0, 254, 3, 1, 0);
-        assert_eq!(beyond(plain, &none), None);
-        assert_eq!(beyond(rtmsg(0, 254, 3, 6, 0), &none), Some("another type than unicast"));
-        assert_eq!(beyond(plain, &Nest::default().with(9, &[])), Some("several next hops"));
-        assert_eq!(beyond(plain, &Nest::default().with(18, &[])), Some("a next hop of the other family"));
-        assert_eq!(beyond(plain, &Nest::default().with(22, &[])), Some("an encapsulation"));
+        assert_eq!(unsupported(plain, &none), None);
+        assert_eq!(unsupported(rtmsg(0, 254, 3, 6, 0), &none), Some("a type other than unicast"));
+        assert_eq!(unsupported(plain, &Nest::default().with(9, &[])), Some("several next hops"));
+        assert_eq!(
+            unsupported(plain, &Nest::default().with(18, &[])),
+            Some("a next hop of another address family")
+        );
+        assert_eq!(unsupported(plain, &Nest::default().with(22, &[])), Some("an encapsulation"));
         let metrics = Nest::default().nest(8, &Nest::default().with(4, &[0; 4]));
-        assert_eq!(beyond(plain, &metrics), Some("metrics"));
+        assert_eq!(unsupported(plain, &metrics), Some("metrics other than an MTU"));
     }
 }

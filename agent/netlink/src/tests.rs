@@ -55,7 +55,7 @@ proptest! {
         cut in 0usize..12,
     ) {
         let nest = attributes.iter().fold(Nest::default(), |nest, (kind, data)| nest.with(*kind, data));
-        let mut body = [&vec_of_route(fixed)[..], nest.bytes()].concat();
+        let mut body = [&fixed_part(fixed)[..], nest.bytes()].concat();
         let read: Vec<_> = Attributes::new(&body[fixed..]).map(|(kind, data)| (kind, data.to_vec())).collect();
         prop_assert_eq!(read, attributes);
         body.truncate(body.len().saturating_sub(cut));
@@ -63,8 +63,9 @@ proptest! {
     }
 }
 
-/// Returns a fixed part with an address family, the main table and a permanent state, so that parsers read the attributes.
-fn vec_of_route(length: usize) -> Vec<u8> {
+/// Returns a fixed part with an address family, the main table and a permanent state, so that parsers read the
+/// attributes.
+fn fixed_part(length: usize) -> Vec<u8> {
     let mut fixed = Vec::from([2, 24, 0, 0, 254, 3, 0, 1, 0x80, 0, 0, 0]);
     fixed.resize(length, 0);
     fixed

@@ -1,5 +1,5 @@
-//! Traffic control at a link's ingress (linux/pkt_sched.h, linux/pkt_cls.h, linux/rtnetlink.h `struct tcmsg`): a queueing
-//! discipline, and a filter whose action redirects every packet to another link (tc-mirred(8)).
+//! Traffic control at a link's ingress (linux/pkt_sched.h, linux/pkt_cls.h, linux/rtnetlink.h `struct tcmsg`): a
+//! queueing discipline, and a filter whose action redirects every packet to another link (tc-mirred(8)).
 
 use alloc::string::String;
 
@@ -19,8 +19,8 @@ pub fn create_ingress(link: u32) -> Message {
     ingress(Verb::CREATE, link)
 }
 
-/// Returns a request that deletes a link's ingress discipline with its filters. It contains the discipline's kind, so that the
-/// kernel refuses to delete a `clsact`, which has the same parent.
+/// Returns a request that deletes a link's ingress discipline with its filters. It contains the discipline's kind, so
+/// that the kernel refuses to delete a `clsact`, which has the same parent.
 pub fn delete_ingress(link: u32) -> Message {
     ingress(Operation::Delete, link)
 }
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn the_filter_is_the_kernels_to_the_byte() {
         #[rustfmt::skip]
-        assert_eq!(create_redirection(2, 5, 0x76_6d6d).finish(1), [
+        assert_eq!(create_redirection(2, 5, 0x76_6d6d).into_bytes(1), [
             112, 0, 0, 0, 44, 0, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0,
             0, 0, 0, 0, 2, 0, 0, 0, 0x6d, 0x6d, 0x76, 0, 0, 0, 0xff, 0xff, 0, 3, 1, 0,
             13, 0, 1, 0, b'm', b'a', b't', b'c', b'h', b'a', b'l', b'l', 0, 0, 0, 0,
@@ -114,20 +114,20 @@ mod tests {
             &[12, 0, 1, 0],
             b"ingress\0",
         ];
-        let created = create_ingress(2).finish(1);
+        let created = create_ingress(2).into_bytes(1);
         assert_eq!(created[..16], [48, 0, 0, 0, 36, 0, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(created[16..], rest.concat());
-        let deleted = delete_ingress(2).finish(1);
+        let deleted = delete_ingress(2).into_bytes(1);
         assert_eq!(deleted[..16], [48, 0, 0, 0, 37, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(deleted[16..], rest.concat());
     }
 
     #[test]
     fn a_filter_is_read_with_its_handle_and_kind() {
-        let message = create_redirection(2, 5, 9).finish(1);
+        let message = create_redirection(2, 5, 9).into_bytes(1);
         assert_eq!(Filter::parse(&message[16..]), Some(Filter { handle: 9, kind: "matchall".into() }));
         assert_eq!(Filter::parse(&[0; FIXED]), Some(Filter { handle: 0, kind: String::new() }));
         assert_eq!(Filter::parse(&[0; FIXED - 1]), None);
-        assert_eq!(&list_filters(2).finish(0)[..8], [36, 0, 0, 0, 46, 0, 1, 3]);
+        assert_eq!(&list_filters(2).into_bytes(0)[..8], [36, 0, 0, 0, 46, 0, 1, 3]);
     }
 }

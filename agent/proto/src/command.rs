@@ -1,15 +1,15 @@
 //! The codes of the control channel, and the rules of the base form and of the extended form.
 //!
-//! The agent sends the first message: READY. A READY without payload comes from a peer that speaks only API 4244. A READY
-//! with a JSON [`Ready`](crate::payload::Ready) offers the extension. A host that wants the extension sends
+//! The agent sends the first message: READY. A READY without payload comes from a peer that speaks only API 4244. A
+//! READY with a JSON [`Ready`](crate::payload::Ready) offers the extension. A host that wants the extension sends
 //! [`Code::Extend`] with an [`Extend`](crate::payload::Extend) as its first command, and need not wait for the reply:
 //! everything after that frame, in both directions and including its reply, is in the extended form.
 //!
-//! Extended control frames have a `u32` message id between header and payload. A reply has its command's id, an event has
-//! id 0. There is no NEXT, not even for the bytes of the initial EXTEND. ERROR contains an
-//! [`ErrorReply`](crate::payload::ErrorReply). Commands start in order. NEWCONTAINER, EXECCMD and DESTROYPOD are answered
-//! when they are complete, which may be after the replies to later commands. NEWCONTAINER and EXECCMD are complete when
-//! the program runs. If a program cannot be executed, the reply is ERROR and there is no exit event.
+//! Extended control frames have a `u32` message id between header and payload. A reply has its command's id, an event
+//! has id 0. There is no NEXT, not even for the bytes of the initial EXTEND. ERROR contains an
+//! [`ErrorReply`](crate::payload::ErrorReply). Commands start in order. NEWCONTAINER, EXECCMD and DESTROYPOD are
+//! answered when they are complete, which may be after the replies to later commands. NEWCONTAINER and EXECCMD are
+//! complete when the program runs. If a program cannot be executed, the reply is ERROR and there is no exit event.
 //!
 //! Extended streams have credit: a sender may have at most the window (bytes of data without headers, from the offer in
 //! READY) outstanding in a stream. A stream frame with sequence number [`CREDIT_SEQ`] contains
@@ -17,19 +17,19 @@
 //! frame. The empty frame of stdin, from the host, closes the process's stdin (on a terminal it types the end-of-file
 //! character).
 //!
-//! The base form is that of API 4244, for a host without EXTEND or an agent whose READY has no payload. Control frames have
-//! no id. Replies come in the order of the commands, so the agent starts a command only after the previous reply. The agent
-//! answers each read of the control channel with NEXT and the number of bytes read; the host sends at most 512 bytes that
-//! NEXT has not confirmed. ERROR has no payload, except that of KILLCONTAINER, which is a short text with a NUL. Streams
-//! have no credit: a receiver that is full does not read the channel. An empty frame from the host closes stdin. An empty
-//! frame from the agent on the stdio stream ends stdout and stderr together; the stderr stream has no end frame. The exit
-//! report contains only the exit code (0 if a signal ended the process), and comes when all processes that have the output
-//! open have closed it. It is sent on another channel than the end of the output, so the host waits for both. A program that
-//! cannot be executed is reported as an exit with 125, 126 or 127.
+//! The base form is that of API 4244, for a host without EXTEND or an agent whose READY has no payload. Control frames
+//! have no id. Replies come in the order of the commands, so the agent starts a command only after the previous reply.
+//! The agent answers each read of the control channel with NEXT and the number of bytes read; the host sends at most
+//! 512 bytes that NEXT has not confirmed. ERROR has no payload, except that of KILLCONTAINER, which is a short text
+//! with a NUL. Streams have no credit: a receiver that is full does not read the channel. An empty frame from the host
+//! closes stdin. An empty frame from the agent on the stdio stream ends stdout and stderr together; the stderr stream
+//! has no end frame. The exit report contains only the exit code (0 if a signal ended the process), and comes when all
+//! processes that have the output open have closed it. It is sent on another channel than the end of the output, so the
+//! host waits for both. A program that cannot be executed is reported as an exit with 125, 126 or 127.
 //!
-//! In the extended form a process's exit is reported when its output has been drained: when all writers have closed it, or,
-//! if a background child still has it open after the process has ended, when everything written until then has been read.
-//! The exit event is sent after the last byte of output, and contains the number of bytes of each stream.
+//! In the extended form a process's exit is reported when its output has been drained: when all writers have closed it,
+//! or, if a background child still has it open after the process has ended, when everything written until then has been
+//! read. The exit event is sent after the last byte of output, and contains the number of bytes of each stream.
 
 /// Version of API 4244. Both sides must report exactly this version.
 pub const API_VERSION: u32 = 4244;
@@ -39,10 +39,11 @@ pub const EXTENSION_VERSION: u32 = 1;
 pub const CONTROL_HEADER: usize = 8;
 /// Length of a stream frame's header: sequence number and length.
 pub const STREAM_HEADER: usize = 12;
-/// Limit of a control frame's length, including the header. The largest message is a container with a long environment and
-/// a seccomp program. A peer that announces more is broken.
+/// Limit of a control frame's length, including the header. The largest message is a container with a long environment
+/// and a seccomp program. A peer that announces more is broken.
 pub const CONTROL_FRAME_MAX: usize = 4 << 20;
-/// Limit of a stream frame's length, including the header: the content of a pipe. Longer output is sent as several frames.
+/// Limit of a stream frame's length, including the header: the content of a pipe. Longer output is sent as several
+/// frames.
 pub const STREAM_FRAME_MAX: usize = (256 << 10) + STREAM_HEADER;
 /// Number of the stream for credit in the extended form. API 4244 never uses it.
 pub const CREDIT_SEQ: u64 = 0;
@@ -154,11 +155,13 @@ codes! {
     /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName); the reply's data is a list of
     /// [`ContainerProcesses`](crate::payload::usage::ContainerProcesses).
     Processes = 66,
-    /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName): suspends all processes of the container.
+    /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName): suspends all processes of the
+    /// container.
     Pause = 67,
     /// Extension. Host to guest, [`ContainerName`](crate::payload::ContainerName): resumes them.
     Resume = 68,
-    /// Extension. Host to guest, [`ContainerLimits`](crate::payload::oci::ContainerLimits): changes a container's limits.
+    /// Extension. Host to guest, [`ContainerLimits`](crate::payload::oci::ContainerLimits): changes a container's
+    /// limits.
     Update = 69,
     /// Extension. Host to guest, [`Resolver`](crate::payload::Resolver): starts to accept name queries.
     Resolver = 70,

@@ -40,7 +40,8 @@ impl ControlFrame {
 
 /// Decodes the channel's bytes into frames.
 ///
-/// All frames must be taken out before the next [`push`](Self::push); the buffer then holds at most one incomplete frame.
+/// All frames must be taken out before the next [`push`](Self::push); the buffer then holds at most one incomplete
+/// frame.
 #[derive(Debug, Default)]
 pub struct ControlCodec {
     buffer: Vec<u8>,
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn length_below_the_header_is_refused_for_good() {
+    fn length_below_the_header_is_refused_permanently() {
         let mut codec = ControlCodec::new();
         codec.push(&[0, 0, 0, 1, 0, 0, 0, 7]);
         assert_eq!(codec.next(), Err(FrameError::TooShort { length: 7, header: 8 }));
@@ -177,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn length_above_the_maximum_is_refused_before_its_bytes_come() {
+    fn length_above_the_maximum_is_refused_before_its_bytes_arrive() {
         let mut codec = ControlCodec::new();
         codec.push(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(codec.next(), Err(FrameError::TooLong { length: u32::MAX, max: CONTROL_FRAME_MAX }));
     }
 
     #[test]
-    fn a_large_frames_memory_goes_back() {
+    fn memory_of_a_large_frame_is_freed() {
         let mut bytes = Vec::new();
         ControlFrame { code: 1, id: 0, payload: vec![0; 1 << 20] }.encode(false, &mut bytes);
         let mut codec = ControlCodec::new();
@@ -196,7 +197,10 @@ mod tests {
     proptest! {
         #[test]
         fn frames_survive_any_split(
-            frames in prop::collection::vec((any::<u32>(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..200)), 0..8),
+            frames in prop::collection::vec(
+                (any::<u32>(), any::<u32>(), prop::collection::vec(any::<u8>(), 0..200)),
+                0..8,
+            ),
             extended: bool,
             step in 1usize..40,
         ) {

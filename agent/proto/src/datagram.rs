@@ -1,5 +1,5 @@
-//! Datagrams on the resolver's port: `u16 length, u16 port, 4 bytes of IPv4 address, data`, big-endian. The length is that
-//! of the data. In both directions, address and port are those of the program in the guest.
+//! Datagrams on the resolver's port: `u16 length, u16 port, 4 bytes of IPv4 address, data`, big-endian. The length is
+//! that of the data. In both directions, address and port are those of the program in the guest.
 //!
 //! A query that came over TCP has the address 0.0.0.0, and as its port the number of its connection. An answer without
 //! data to such a query means that there is no answer.
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_in_pieces_is_handed_on_whole() {
+    fn datagrams_survive_any_split() {
         let program = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 9), 4321);
         let mut wire = Vec::new();
         encode(program, b"query", &mut wire);

@@ -7,7 +7,7 @@
 //! (`u64 seq, u32 length, data`). All numbers are big-endian, and lengths include the header. See [`command`] for the
 //! control channel's codes, [`payload`] for its JSON, [`control`] and [`stream`] for the frames.
 //!
-//! A command's frame as the host writes it, and as the agent reads it, whatever pieces it arrives in:
+//! The host encodes a command; the agent decodes it from pieces of any size:
 //!
 //! ```
 //! use agent_proto::command::Code;
@@ -41,7 +41,7 @@ pub mod stream;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The length is shorter than the header.
-    #[error("frame of {length} bytes is shorter than its header of {header}")]
+    #[error("frame of {length} bytes is shorter than its header of {header} bytes")]
     TooShort {
         /// Length in the frame's header.
         length: u32,
@@ -49,7 +49,7 @@ pub enum FrameError {
         header: usize,
     },
     /// The length exceeds the channel's limit.
-    #[error("frame of {length} bytes is longer than {max}")]
+    #[error("frame of {length} bytes exceeds the limit of {max} bytes")]
     TooLong {
         /// Length in the frame's header.
         length: u32,

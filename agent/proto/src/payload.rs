@@ -1,9 +1,9 @@
-//! The control channel's JSON. Keys that API 4244 does not have belong to the extension; they are omitted when empty, so
-//! that a peer that speaks only API 4244 never sees them.
+//! The control channel's JSON. Keys that API 4244 does not have belong to the extension; they are omitted when empty,
+//! so that a peer that speaks only API 4244 never sees them.
 //!
-//! Unknown keys in API 4244's objects are ignored: all its hosts have sent keys of their own, and in the base form the agent
-//! cannot report which key it refuses. Unknown keys in the extension's objects (`oci`, EXTEND) are refused: the extension's
-//! version defines the keys, and a container must not run without a restriction that its host relies on.
+//! Unknown keys in API 4244's objects are ignored: its hosts send additional keys, and in the base form the
+//! agent cannot report which key it refuses. Unknown keys in the extension's objects (`oci`, EXTEND) are refused: the
+//! extension's version defines the keys, and a container must not run without a restriction that its host relies on.
 
 mod filter;
 pub mod network;
@@ -103,8 +103,8 @@ pub struct Pod {
     /// Containers that are started with the pod, in this order. NEWCONTAINER does the same later.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<Container>,
-    /// Networks that may reach the pod's ports (`internalNetworks`, `externalNetworks`). Refused unless all lists are empty,
-    /// because the guest does not map ports.
+    /// Networks that may reach the pod's ports (`internalNetworks`, `externalNetworks`). Refused unless all lists are
+    /// empty, because the guest does not map ports.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub portmapping_white_lists: BTreeMap<String, Vec<String>>,
     /// Ignored, as API 4244 does.
@@ -379,8 +379,8 @@ pub struct FileCommand {
     /// Extension: offset of the data in the file. Without it the file is created or truncated, and written completely.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// Extension: limit of bytes that READFILE returns. It returns fewer only at the end of the file. Without it, READFILE
-    /// returns the whole file.
+    /// Extension: limit of bytes that READFILE returns. It returns fewer only at the end of the file. Without it,
+    /// READFILE returns the whole file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
 }
@@ -415,10 +415,6 @@ pub struct Exit {
     pub stdout_bytes: u64,
     /// Number of bytes in the stderr stream.
     pub stderr_bytes: u64,
-}
-
-fn is_zero_u32(value: &u32) -> bool {
-    *value == 0
 }
 
 fn is_zero_u16(value: &u16) -> bool {

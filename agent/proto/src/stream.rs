@@ -1,8 +1,8 @@
 //! The stream channel's codec: `u64 seq, u32 length, data`, big-endian. The length includes the header.
 //!
-//! [`StreamSplitter`] returns data in the pieces in which they arrive, [`StreamCodec`] collects complete frames. An empty
-//! frame ends its stream. In the extended form, frames of [`CREDIT_SEQ`](crate::command::CREDIT_SEQ) contain [`Credit`]
-//! records.
+//! [`StreamSplitter`] returns data in the pieces in which they arrive, [`StreamCodec`] collects complete frames. An
+//! empty frame ends its stream. In the extended form, frames of [`CREDIT_SEQ`](crate::command::CREDIT_SEQ) contain
+//! [`Credit`] records.
 
 use alloc::vec::Vec;
 
@@ -112,7 +112,8 @@ impl StreamFrame {
 
 /// Decodes the channel's bytes into complete frames.
 ///
-/// All frames must be taken out before the next [`push`](Self::push); the codec then holds at most one incomplete frame.
+/// All frames must be taken out before the next [`push`](Self::push); the codec then holds at most one incomplete
+/// frame.
 #[derive(Debug, Default)]
 pub struct StreamCodec {
     buffer: Vec<u8>,

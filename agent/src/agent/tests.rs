@@ -1,4 +1,4 @@
-//! The agent on a socketpair, with real child processes in the host's own surroundings.
+//! The agent on socket pairs, with real child processes on the host, without isolation.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::sys;
 mod commands;
 mod reference;
 
-/// Longest time that any step of a test may take.
+/// Timeout of each step of a test.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A host that drives the agent.
@@ -33,11 +33,11 @@ struct Host {
     extended: bool,
     next_id: u32,
     frames: Vec<ControlFrame>,
-    /// What came of each stream; true once it has ended.
+    /// Received data of each stream, and whether it has ended.
     output: BTreeMap<u64, (Vec<u8>, bool)>,
     credit: BTreeMap<u64, u64>,
     gives_credit: bool,
-    /// What the stream channel has not taken yet.
+    /// Data that the stream channel has not accepted yet.
     waiting: Vec<u8>,
     turn: Turn,
 }
@@ -98,7 +98,7 @@ impl Host {
         id
     }
 
-    /// Lets the agent work once and takes what it sent.
+    /// Runs one turn of the agent and receives what it sent.
     fn turn(&mut self) {
         let taken = rustix::io::write(&self.streams, &self.waiting).unwrap_or(0);
         self.waiting.drain(..taken);
@@ -130,7 +130,7 @@ impl Host {
             return;
         }
         let (data, ended) = self.output.entry(frame.seq).or_default();
-        assert!(!*ended, "stream {} goes on after its end", frame.seq);
+        assert!(!*ended, "stream {} continues after its end", frame.seq);
         data.extend_from_slice(&frame.data);
         *ended = frame.data.is_empty();
         if self.extended && self.gives_credit && !frame.data.is_empty() {
@@ -146,7 +146,7 @@ impl Host {
         StreamFrame { seq, data: data.to_vec() }.encode(&mut self.waiting);
     }
 
-    /// Works until `until` says so.
+    /// Runs turns until `until` returns true.
     fn work(&mut self, mut until: impl FnMut(&mut Host) -> bool) {
         let end = Instant::now() + DEADLINE;
         while !until(self) {
@@ -217,7 +217,7 @@ fn killed(signal: i32) -> KillCommand {
 }
 
 #[test]
-fn output_ends_and_exit_are_told_in_this_order_with_their_bytes() {
+fn output_its_end_and_the_exit_are_reported_in_this_order_with_byte_counts() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("echo hello; echo oops >&2; exit 7"));
     let event = host.exit("init");
@@ -245,7 +245,7 @@ fn stdin_reaches_the_process_and_its_end_too() {
     host.input(1, b"");
     host.exit("init");
     assert_eq!(host.output(1), b"through cat");
-    // As long as the host has half of the window it is not told.
+    // Credit is returned only when half of the window has been used.
     assert_eq!(host.credit.get(&1), None);
 }
 
@@ -255,7 +255,7 @@ fn output_stops_at_the_window_and_goes_on_with_credit() {
     host.gives_credit = false;
     host.ok(Code::NewContainer, &container("head -c 1000000 /dev/zero; echo end >&2"));
     host.work(|host| host.output(1).len() == STREAM_WINDOW as usize);
-    // Another stream is not held up by it.
+    // Other streams continue.
     host.ok(Code::ExecCmd, &ExecCommand { container: "c1".into(), process: shell("e1", "echo free", 3, 4) });
     host.exit("e1");
     assert_eq!(host.output(3), b"free\n");
@@ -268,7 +268,7 @@ fn output_stops_at_the_window_and_goes_on_with_credit() {
 }
 
 #[test]
-fn background_child_that_keeps_stdout_open_does_not_hold_back_the_exit() {
+fn background_child_that_keeps_stdout_open_does_not_delay_the_exit() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("sleep 1000 & echo $!; exit 3"));
     assert_eq!(host.exit("init").exit.unwrap().code, Some(3));
@@ -282,12 +282,12 @@ fn background_child_that_keeps_stdout_open_does_not_hold_back_the_exit() {
 }
 
 #[test]
-fn background_child_that_goes_on_writing_does_not_hold_back_the_exit() {
+fn background_child_that_continues_to_write_does_not_delay_the_exit() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("yes & echo $! >&2; exit 3"));
     let exit = host.exit("init").exit.unwrap();
     assert_eq!((exit.code, exit.stdout_bytes), (Some(3), host.output(1).len() as u64));
-    // Nothing reads it any more, so that the writer is told so and ends.
+    // The agent has closed the pipe, so the writer gets SIGPIPE.
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn full_stdin_does_not_stop_the_credit_of_others() {
 }
 
 #[test]
-fn missing_program_is_told_and_leaves_nothing() {
+fn missing_program_is_an_error_and_leaves_no_container() {
     let mut host = Host::extended();
     let mut spec = container("");
     spec.process.args = vec!["no-such-program".into()];
@@ -331,7 +331,7 @@ fn directory_is_not_executable() {
 }
 
 #[test]
-fn missing_working_directory_is_said() {
+fn missing_working_directory_is_refused_by_name() {
     let mut host = Host::extended();
     let mut spec = container("");
     spec.process.workdir = "/no/such/place".into();
@@ -417,14 +417,14 @@ fn streams_belong_to_one_process() {
 }
 
 #[test]
-fn unknown_and_abandoned_commands_are_refused_by_name() {
+fn unknown_and_obsolete_commands_are_refused_by_name() {
     let mut host = Host::extended();
     for (code, text) in [
-        (99, "no such command: 99"),
-        (2, "GetPodDeprecated is abandoned"),
-        (9, "Ack is no command"),
+        (99, "unknown command 99"),
+        (2, "GetPodDeprecated is obsolete and not supported"),
+        (9, "Ack is not a command"),
         (15, "WriteFile: no JSON"),
-        (14, "Next is no command"),
+        (14, "Next is not a command"),
     ] {
         let id = host.send_raw(code, Vec::new());
         let error: ErrorReply = serde_json::from_slice(&host.reply(id).unwrap_err()).unwrap();
@@ -444,7 +444,7 @@ fn extend_is_refused_when_it_is_late_or_of_another_version() {
     host.codec.set_extended(true);
     let frame = host.frame(|_| true);
     let error: ErrorReply = serde_json::from_slice(&frame.payload).unwrap();
-    assert_eq!(error.message, "extension 7 is not supported, 1 is");
+    assert_eq!(error.message, "extension version 7: only version 1 is supported");
     let mut host = Host::extended();
     assert_eq!(
         host.refused(Code::Extend, &Extend { extension: 1 }).message,
@@ -453,28 +453,28 @@ fn extend_is_refused_when_it_is_late_or_of_another_version() {
 }
 
 #[test]
-fn destroy_ends_everything_and_then_the_machine() {
+fn destroy_kills_all_processes_and_powers_off() {
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("trap '' TERM; echo ready; while :; do sleep 1000; done"));
     host.work(|host| host.output(1) == b"ready\n");
     host.ok(Code::DestroyPod, &());
     host.work(|host| host.turn == Turn::PowerOff);
-    assert!(host.agent.processes.values().all(|process| process.pidfd.is_none()));
+    assert!(host.agent.state.processes.values().all(|process| process.pidfd.is_none()));
 }
 
 #[test]
-fn host_that_goes_away_is_noticed() {
+fn closed_control_channel_is_reported() {
     let mut host = Host::extended();
     rustix::net::shutdown(&host.control, rustix::net::Shutdown::Write).unwrap();
     host.work(|host| host.turn == Turn::HostGone);
 }
 
 #[test]
-fn broken_framing_ends_the_agent() {
+fn invalid_frame_ends_the_agent() {
     let mut host = Host::extended();
     rustix::io::write(&host.control, &[0xff; 12]).unwrap();
-    let fault = host.agent.run_once(None).unwrap_err();
-    assert!(fault.text.starts_with("control channel: frame of"), "{}", fault.text);
+    let error = host.agent.run_once(None).unwrap_err();
+    assert!(error.text.starts_with("control channel: frame of"), "{}", error.text);
 }
 
 #[test]
@@ -500,7 +500,7 @@ fn base_session_is_api_4244s() {
     let event = host.frame(|frame| frame.code == 23);
     assert_eq!(event.payload, br#"{"container":"c1","process":"init","event":"finished","status":5}"#);
     assert_eq!((host.output(1), host.output(2)), (&b"in b\n"[..], &b"oops\n"[..]));
-    // One end for the whole process, on stdio's stream.
+    // One end frame for the whole process, on the stdio stream.
     assert!(host.has_ended(1) && !host.has_ended(2));
     host.send_raw(4, Vec::new());
     assert_eq!(host.frame(|frame| frame.code != 14), ack(b""));
@@ -529,7 +529,7 @@ fn base_form_reports_a_missing_program_as_exit_127_and_a_signal_as_0() {
 }
 
 #[test]
-fn base_form_answers_input_for_nobody_with_its_end() {
+fn base_form_answers_input_of_an_unknown_stream_with_an_end_frame() {
     let mut host = Host::base();
     host.input(77, b"anyone?");
     host.work(|host| host.has_ended(77));
@@ -550,7 +550,7 @@ fn base_commands_in_one_write_are_answered_in_order() {
 }
 
 #[test]
-fn much_input_is_taken_as_the_process_takes_it() {
+fn input_larger_than_the_window_arrives_complete() {
     const TOTAL: usize = 4 << 20;
     let mut host = Host::extended();
     host.ok(Code::NewContainer, &container("cat"));

@@ -1,5 +1,5 @@
-//! PID 1 of the guest. It uses neither a C library nor the standard library. Build it separately with `cargo build -p agent
-//! --features init --profile agent`, never with the workspace.
+//! PID 1 of the guest. It uses neither a C library nor the standard library. Build it separately with `cargo build -p
+//! agent --features init --profile agent`, never with the workspace.
 // UNSAFETY: the entry point is assembly, and the linker expects some symbols.
 #![allow(unsafe_code)]
 #![no_std]

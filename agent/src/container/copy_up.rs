@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_has_an_end() {
+    fn depth_is_limited() {
         let top = tree("depth");
         fs::create_dir_all(top.join("from").join("d/".repeat(DEPTH_MAX))).unwrap();
         assert_eq!(copy_in(&top), Err(Errno::NAMETOOLONG));

@@ -13,8 +13,8 @@ use agent_proto::payload::{Device, Mount, OciContainer, Process};
 
 use crate::container::mounts::bind_tree;
 use crate::container::rootfs::{READ_ONLY, Root};
-use crate::fault::{Fault, Step};
-use crate::process::pty::Terminal;
+use crate::error::{Error, Step};
+use crate::pty::Terminal;
 use crate::sys::MountAttributes;
 
 const NODES: [(&str, u32, u32); 6] =
@@ -30,13 +30,15 @@ const LINKS: [(&str, &str); 5] = [
 
 /// Creates the given nodes, and the default nodes and links. Leaves a /dev that is bind-mounted from outside
 /// unchanged.
-pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
+pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Error> {
     let is_dev = |mount: &Mount| mount.destination.trim_end_matches('/') == "/dev" && mount.kind == "bind";
     if oci.mounts.iter().any(is_dev) {
         return Ok(());
     }
-    oci.devices.iter().try_for_each(|device| make(root, device).step("make device", &device.path))?;
-    let dev = root.make_directory("/dev")?;
+    oci.devices
+        .iter()
+        .try_for_each(|device| create_node(root, device).step("create device", &device.path))?;
+    let dev = root.create_directory("/dev")?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
         match mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
@@ -55,9 +57,9 @@ pub fn populate(root: &Root, oci: &OciContainer) -> Result<(), Fault> {
 }
 
 /// Creates one node. It is not an error if the node exists.
-fn make(root: &Root, device: &Device) -> rustix::io::Result<()> {
+fn create_node(root: &Root, device: &Device) -> rustix::io::Result<()> {
     let (parent, name) = device.path.rsplit_once('/').ok_or(Errno::INVAL)?;
-    let directory = root.make_directory_at(parent)?;
+    let directory = root.create_directory_at(parent)?;
     let kind = FileType::from_raw_mode(device.mode);
     let number = makedev(device.major, device.minor);
     match mknodat(&directory, name, kind, Mode::from_raw_mode(device.mode), number) {
@@ -73,7 +75,7 @@ fn make(root: &Root, device: &Device) -> rustix::io::Result<()> {
 }
 
 /// Opens the init process's terminal in the container's devpts and bind-mounts it on /dev/console.
-pub fn open_console(root: &Root, spec: &Process) -> Result<Terminal, Fault> {
+pub fn open_console(root: &Root, spec: &Process) -> Result<Terminal, Error> {
     const PATH: &str = "/dev/pts/ptmx";
     let master = root.open_in(PATH, Terminal::MASTER, Mode::empty()).step("open", PATH)?;
     let terminal = Terminal::from_master(master, spec.rows, spec.columns)?;
@@ -81,34 +83,35 @@ pub fn open_console(root: &Root, spec: &Process) -> Result<Terminal, Fault> {
     Ok(terminal)
 }
 
-fn bind_console(root: &Root, slave: &OwnedFd) -> Result<(), Fault> {
+fn bind_console(root: &Root, slave: &OwnedFd) -> Result<(), Error> {
     bind_tree(root, slave, "/dev/console", false, MountAttributes::default()).map(drop)
 }
 
 /// Opens the agent's /dev/null, which is bound on masked files.
-pub fn null() -> Result<OwnedFd, Fault> {
-    open_node(&own_node("null", 1, 3)?)
+pub fn null() -> Result<OwnedFd, Error> {
+    open_node(&agent_node("null", 1, 3)?)
 }
 
-/// Binds one of the agent's nodes, which all containers of the pod share. The mount is read-only so that a container cannot
-/// change the node's mode or owner. The device can still be written to.
-fn bind_node(root: &Root, name: &str, major: u32, minor: u32) -> Result<(), Fault> {
-    let source = open_node(&own_node(name, major, minor)?)?;
+/// Binds one of the agent's nodes, which all containers of the pod share. The mount is read-only so that a container
+/// cannot change the node's mode or owner. The device can still be written to.
+fn bind_node(root: &Root, name: &str, major: u32, minor: u32) -> Result<(), Error> {
+    let source = open_node(&agent_node(name, major, minor)?)?;
     let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
     bind_tree(root, &source, &format!("/dev/{name}"), false, attributes).map(drop)
 }
 
-fn open_node(path: &str) -> Result<OwnedFd, Fault> {
+fn open_node(path: &str) -> Result<OwnedFd, Error> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)
 }
 
-/// Returns the path of a device node in the agent's root file system, and creates the node if it is missing. The nodes in the
-/// agent's /dev are not safe: it is a devtmpfs, which a container with SYS_ADMIN can mount too, and replace nodes in.
-fn own_node(name: &str, major: u32, minor: u32) -> Result<String, Fault> {
+/// Returns the path of a device node in the agent's root file system, and creates the node if it is missing. The nodes
+/// in the agent's /dev cannot be trusted: /dev is a devtmpfs, which a container with SYS_ADMIN can also mount and
+/// change.
+fn agent_node(name: &str, major: u32, minor: u32) -> Result<String, Error> {
     let path = format!("/run/{name}");
     let mode = Mode::from_raw_mode(0o666);
     match mknodat(CWD, path.as_str(), FileType::CharacterDevice, mode, makedev(major, minor)) {
         Ok(()) | Err(Errno::EXIST) => Ok(path),
-        Err(errno) => Err(errno).step("make device", &path),
+        Err(errno) => Err(errno).step("create device", &path),
     }
 }

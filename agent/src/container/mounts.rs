@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::container::copy_up;
+use crate::container::paths;
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
-use crate::fault::{Fault, Step};
-use crate::pod::paths;
+use crate::error::{Error, Step};
 use crate::sys::{self, MountAttributes};
 
 /// The flags of mount(2) that are used here.
@@ -38,9 +38,9 @@ mod attr {
 }
 
 /// Mounts one entry of the container's list.
-pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
+pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Error> {
     if entry.kind == payload::POD_SHM {
-        return bind_own(root, paths::SHM, &entry.destination);
+        return bind_agent_file(root, paths::SHM, &entry.destination);
     }
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);
@@ -49,8 +49,8 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     let kind = if entry.kind == "cgroup" { "cgroup2" } else { entry.kind.as_str() };
     let what = format!("{kind} on {}", entry.destination);
     let data = CString::new(entry.data.as_str())
-        .map_err(|_| Fault::bad_request(format!("mount {what}: data with NUL")))?;
-    let target = root.make_directory(&entry.destination)?;
+        .map_err(|_| Error::bad_request(format!("mount {what}: data contains a NUL byte")))?;
+    let target = root.create_directory(&entry.destination)?;
     // Make the target the working directory, so that no path to it can be changed meanwhile.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
     let later = if is_read_only_later(entry) { ms::RDONLY } else { 0 };
@@ -62,7 +62,7 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     if entry.copy_up {
         copy_up::copy(&target, &mounted).step("copy up", &entry.destination)?;
     }
-    finish(&mounted, entry)
+    apply_attributes(&mounted, entry)
 }
 
 /// Whether a mount becomes read-only only after all mounts: mount points may have to be created in a tmpfs.
@@ -71,7 +71,7 @@ pub fn is_read_only_later(entry: &Mount) -> bool {
 }
 
 /// Applies propagation and recursive attributes to a new mount.
-fn finish(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
+fn apply_attributes(mounted: &OwnedFd, entry: &Mount) -> Result<(), Error> {
     if entry.recursive_set | entry.recursive_clear != 0 {
         let (set, clear) = (entry.recursive_set, entry.recursive_clear);
         let attributes = MountAttributes { set, clear, ..MountAttributes::default() };
@@ -83,49 +83,49 @@ fn finish(mounted: &OwnedFd, entry: &Mount) -> Result<(), Fault> {
     }
 }
 
-fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
-    let source = share.find_shared(&entry.source).step("open shared", &entry.source)?;
+fn bind(root: &Root, share: &Root, entry: &Mount) -> Result<(), Error> {
+    let source = share.find_shared(&entry.source).step("open share path", &entry.source)?;
     let tree =
         bind_tree(root, &source, &entry.destination, entry.flags & ms::REC != 0, attributes(entry.flags))?;
-    finish(&tree, entry)
+    apply_attributes(&tree, entry)
 }
 
 /// Sets the propagation of the mount at `path`.
-pub fn set_propagation(mounted: &impl AsFd, path: &str, propagation: u64) -> Result<(), Fault> {
+pub fn set_propagation(mounted: &impl AsFd, path: &str, propagation: u64) -> Result<(), Error> {
     let recursive = propagation & ms::REC != 0;
     let attributes = MountAttributes { propagation: propagation & !ms::REC, ..MountAttributes::default() };
     sys::mount_setattr(mounted.as_fd(), recursive, attributes).step("set propagation of", path)
 }
 
 /// Bind-mounts one of API 4244's shared files or directories.
-pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Fault> {
+pub fn map(root: &Root, share: &Root, entry: &FsMap) -> Result<(), Error> {
     let path = if entry.docker_volume { format!("{}/_data", entry.source) } else { entry.source.clone() };
-    let source = share.find_shared(&path).step("open shared", &path)?;
+    let source = share.find_shared(&path).step("open share path", &path)?;
     let flags = if entry.read_only { ms::RDONLY } else { 0 };
     bind_tree(root, &source, &entry.path, true, attributes(flags)).map(drop)
 }
 
 /// Bind-mounts a file of the agent's mount namespace.
-pub fn bind_own(root: &Root, path: &str, destination: &str) -> Result<(), Fault> {
+pub fn bind_agent_file(root: &Root, path: &str, destination: &str) -> Result<(), Error> {
     let source =
         rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)?;
     bind_tree(root, &source, destination, false, MountAttributes::default()).map(drop)
 }
 
-/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an empty
-/// file. Attributes that are not given are those of the source's mount.
+/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an
+/// empty file. Attributes that are not given are those of the source's mount.
 pub fn bind_tree(
     root: &Root,
     source: &OwnedFd,
     destination: &str,
     recursive: bool,
     attributes: MountAttributes,
-) -> Result<OwnedFd, Fault> {
+) -> Result<OwnedFd, Error> {
     let target = match kind(source) {
-        FileType::Directory => root.make_directory(destination)?,
-        _ => root.make_file(destination)?,
+        FileType::Directory => root.create_directory(destination)?,
+        _ => root.create_file(destination)?,
     };
-    let tree = clone_tree(source.as_fd(), recursive).step("bind", destination)?;
+    let tree = clone_tree(source.as_fd(), recursive).step("bind-mount", destination)?;
     if attributes != MountAttributes::default() {
         sys::mount_setattr(tree.as_fd(), false, attributes).step("set options of", destination)?;
     }
@@ -155,7 +155,7 @@ fn attributes(flags: u64) -> MountAttributes {
 }
 
 /// Masks `path`: a directory by an empty one, a file by /dev/null. A missing path is ignored.
-pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Fault> {
+pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Error> {
     let Some(target) = find(root, path)? else { return Ok(()) };
     if kind(&target) == FileType::Directory {
         rustix::process::fchdir(&target).step("enter", path)?;
@@ -166,15 +166,15 @@ pub fn mask(root: &Root, null: &OwnedFd, path: &str) -> Result<(), Fault> {
 }
 
 /// Makes `path` read-only, if it exists.
-pub fn set_read_only(root: &Root, path: &str) -> Result<(), Fault> {
+pub fn set_read_only(root: &Root, path: &str) -> Result<(), Error> {
     let Some(target) = find(root, path)? else { return Ok(()) };
-    let tree = clone_tree(target.as_fd(), true).step("bind", path)?;
+    let tree = clone_tree(target.as_fd(), true).step("bind-mount", path)?;
     let attributes = MountAttributes { set: ms::RDONLY, ..MountAttributes::default() };
     sys::mount_setattr(tree.as_fd(), false, attributes).step("make read-only", path)?;
     attach_tree(&tree, target.as_fd()).step("make read-only", path)
 }
 
-fn find(root: &Root, path: &str) -> Result<Option<OwnedFd>, Fault> {
+fn find(root: &Root, path: &str) -> Result<Option<OwnedFd>, Error> {
     match root.find(path) {
         Ok(found) => Ok(Some(found)),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn access_time_replaces_what_was_set() {
+    fn access_time_replaces_the_previous_setting() {
         let expect = |set| MountAttributes { set, clear: attr::ATIME_MASK, ..MountAttributes::default() };
         assert_eq!(attributes(ms::NOATIME), expect(0x10));
         assert_eq!(attributes(ms::STRICTATIME), expect(0x20));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn further_flags_are_translated() {
+    fn flags_with_other_numbers_are_translated() {
         assert_eq!(attributes(ms::NODIRATIME | ms::NOSYMFOLLOW).set, 0x20_0080);
     }
 }

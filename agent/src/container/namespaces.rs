@@ -8,16 +8,17 @@ use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys::{self, namespace};
 
-/// Returns the flags of clone(2) for a container's own namespaces. The child makes two of them itself: a cgroup namespace
-/// starts at the cgroup of the process that makes it, and a time namespace needs its offsets before a process enters it.
+/// Returns the flags of clone(2) for a container's own namespaces. The child creates two of them itself: a cgroup
+/// namespace starts at the cgroup of the process that creates it, and a time namespace needs its offsets before a
+/// process enters it.
 pub fn flags(oci: Option<&OciContainer>) -> u64 {
-    let own = oci.map_or(&[][..], |oci| &oci.namespaces);
-    own.iter().fold(namespace::MOUNT, |flags, own| {
+    let namespaces = oci.map_or(&[][..], |oci| &oci.namespaces);
+    namespaces.iter().fold(namespace::MOUNT, |flags, namespace| {
         flags
-            | match own {
+            | match namespace {
                 Namespace::Pid => namespace::PID,
                 Namespace::Ipc => namespace::IPC,
                 Namespace::Uts => namespace::UTS,
@@ -28,12 +29,12 @@ pub fn flags(oci: Option<&OciContainer>) -> u64 {
 }
 
 /// Sets up the namespaces of the child.
-pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
-    for own in &oci.namespaces {
-        match own {
-            Namespace::Cgroup => sys::unshare_cgroup_view().step("make", "cgroup namespace")?,
+pub fn set_up(oci: &OciContainer) -> Result<(), Error> {
+    for namespace in &oci.namespaces {
+        match namespace {
+            Namespace::Cgroup => sys::unshare_cgroup_view().step("create", "cgroup namespace")?,
             Namespace::Network => bring_loopback_up()?,
-            Namespace::Time => make_time(&oci.time_offsets)?,
+            Namespace::Time => enter_time(&oci.time_offsets)?,
             Namespace::Uts => {
                 if !oci.hostname.is_empty() {
                     rustix::system::sethostname(oci.hostname.as_bytes())
@@ -51,10 +52,10 @@ pub fn furnish(oci: &OciContainer) -> Result<(), Fault> {
 }
 
 /// Moves this process into a time namespace with these offsets.
-fn make_time(offsets: &str) -> Result<(), Fault> {
+fn enter_time(offsets: &str) -> Result<(), Error> {
     const OFFSETS: &str = "/proc/self/timens_offsets";
     const NAMESPACE: &str = "/proc/self/ns/time_for_children";
-    sys::unshare_time().step("make", "time namespace")?;
+    sys::unshare_time().step("create", "time namespace")?;
     if !offsets.is_empty() {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = rustix::fs::open(OFFSETS, flags, Mode::empty()).step("open", OFFSETS)?;
@@ -66,27 +67,28 @@ fn make_time(offsets: &str) -> Result<(), Fault> {
 }
 
 /// Brings up the loopback interface of this process's network namespace.
-pub fn bring_loopback_up() -> Result<(), Fault> {
+pub fn bring_loopback_up() -> Result<(), Error> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .step("open", "socket")?;
     sys::loopback_up(socket.as_fd()).step("bring up", "lo")
 }
 
 /// Enters the namespaces of a container's init process. Root and working directory become the container's root.
-/// Does not enter the PID namespace, which the parent chooses before fork ([`choose_pids`]).
-pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
+/// Does not enter the PID namespace, which the parent sets before fork ([`set_pids_for_children`]).
+pub fn enter(init: BorrowedFd<'_>) -> Result<(), Error> {
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::TIME;
-    move_into_thread_name_spaces(init, all).step("join", "the container's namespaces")
+    move_into_thread_name_spaces(init, all).step("enter", "the container's namespaces")
 }
 
-/// Makes future children of this process members of `process`'s PID namespace.
-pub fn choose_pids(process: BorrowedFd<'_>) -> Result<(), Fault> {
-    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID).step("join", "process ids")
+/// Sets the PID namespace of this process's future children to that of `process`.
+pub fn set_pids_for_children(process: BorrowedFd<'_>) -> Result<(), Error> {
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
+        .step("set", "PID namespace of children")
 }
 
 #[cfg(test)]
@@ -94,12 +96,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base_container_has_its_own_mounts_alone() {
+    fn base_container_has_only_a_mount_namespace() {
         assert_eq!(flags(None), namespace::MOUNT);
     }
 
     #[test]
-    fn each_namespace_has_its_flag() {
+    fn each_namespace_adds_its_flag() {
         let oci = OciContainer {
             namespaces: vec![
                 Namespace::Pid,

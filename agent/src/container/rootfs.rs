@@ -1,7 +1,7 @@
 //! A container's root directory: path resolution inside it, mount points, and pivot_root.
 //!
-//! The tree belongs to the container's image and is hostile. The kernel resolves all paths with this directory as the root
-//! (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link can leave it.
+//! The tree belongs to the container's image and is hostile. The kernel resolves all paths with this directory as the
+//! root (openat2, RESOLVE_IN_ROOT), so that neither `..` nor a symbolic link can leave it.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::{Errno, Result as IoResult};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys::{self, MountAttributes};
 
 /// Mount point of the pod's share in the agent's mount namespace.
@@ -34,7 +34,7 @@ const FILE: Mode = Mode::from_raw_mode(0o644);
 /// MOUNT_ATTR_RDONLY.
 pub const READ_ONLY: u64 = 1;
 
-/// Handling of a missing name.
+/// What to do about a missing name.
 #[derive(Clone, Copy, Debug)]
 enum Missing {
     /// It is an error.
@@ -46,7 +46,7 @@ enum Missing {
 }
 
 impl Missing {
-    fn make(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
+    fn create(self, parent: &OwnedFd, name: &str, last: bool) -> IoResult<()> {
         match self {
             Missing::Fails => Err(Errno::NOENT),
             // Not with open(2), because a read-only share refuses to open files for writing.
@@ -89,13 +89,13 @@ pub struct Root {
 
 impl Root {
     /// Opens a directory of the agent's mount namespace.
-    pub fn open(path: &str) -> Result<Root, Fault> {
+    pub fn open(path: &str) -> Result<Root, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty()).map(|fd| Root { fd }).step("open", path)
     }
 
     /// Mounts the share's directory `path` at [`ROOT`] and returns it.
-    pub fn attach(share: &Root, path: &str) -> Result<Root, Fault> {
+    pub fn attach(share: &Root, path: &str) -> Result<Root, Error> {
         let source = share.find_shared(path).step("open root", path)?;
         if kind(&source) != FileType::Directory {
             return Err(Errno::NOTDIR).step("open root", path);
@@ -114,8 +114,9 @@ impl Root {
         }
     }
 
-    /// Opens path `path` of the share. Each directory of the share that is a separate file system on the host is one here too;
-    /// the kernel mounts it when a process enters it. That must happen now, or it would be mounted over the container's root.
+    /// Opens `path` of the share. A directory that is a mount point on the host is a submount in the guest, which the
+    /// kernel mounts when a process first opens it. Opening it as a directory does that now; otherwise the kernel would
+    /// mount it over the container's root later.
     pub fn find_shared(&self, path: &str) -> IoResult<OwnedFd> {
         match self.open_in(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
             Err(Errno::NOTDIR) => self.find(path),
@@ -130,12 +131,12 @@ impl Root {
     }
 
     /// Opens directory `path`, and creates it and its parents if missing.
-    pub fn make_directory(&self, path: &str) -> Result<OwnedFd, Fault> {
-        self.make_directory_at(path).step("make directory", path)
+    pub fn create_directory(&self, path: &str) -> Result<OwnedFd, Error> {
+        self.create_directory_at(path).step("create directory", path)
     }
 
-    /// Like [`Self::make_directory`], for callers that add their own step to the error.
-    pub fn make_directory_at(&self, path: &str) -> IoResult<OwnedFd> {
+    /// Like [`Self::create_directory`], for callers that add their own step to the error.
+    pub fn create_directory_at(&self, path: &str) -> IoResult<OwnedFd> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsDirectory),
             found => found,
@@ -143,12 +144,12 @@ impl Root {
     }
 
     /// Opens file `path`, and creates it and its parent directories if missing.
-    pub fn make_file(&self, path: &str) -> Result<OwnedFd, Fault> {
+    pub fn create_file(&self, path: &str) -> Result<OwnedFd, Error> {
         match self.find(path) {
             Err(Errno::NOENT) => self.walk(path, Missing::IsFile),
             found => found,
         }
-        .step("make file", path)
+        .step("create file", path)
     }
 
     /// Opens `path` name by name, with this directory as the root. Links, also dangling ones, are followed inside this
@@ -165,7 +166,7 @@ impl Root {
                 continue;
             }
             let found = match open_name(&here, &name) {
-                Err(Errno::NOENT) => match missing.make(&here, &name, names.is_empty()) {
+                Err(Errno::NOENT) => match missing.create(&here, &name, names.is_empty()) {
                     Ok(()) => open_name(&here, &name)?,
                     Err(Errno::EXIST) => open_new_name(&here, &name)?,
                     Err(errno) => return Err(errno),
@@ -193,7 +194,7 @@ impl Root {
     }
 
     /// Makes the mount at `path` read-only, but not the mounts below it.
-    pub fn set_read_only(&self, path: &str) -> Result<(), Fault> {
+    pub fn set_read_only(&self, path: &str) -> Result<(), Error> {
         let attributes = MountAttributes { set: READ_ONLY, ..MountAttributes::default() };
         self.find(path)
             .and_then(|mounted| sys::mount_setattr(mounted.as_fd(), false, attributes))
@@ -201,10 +202,10 @@ impl Root {
     }
 
     /// Makes this directory the process's root and unmounts the old root, which is the agent's.
-    pub fn become_root(self) -> Result<(), Fault> {
+    pub fn become_root(self) -> Result<(), Error> {
         let old = Root::open("/")?;
-        rustix::process::fchdir(&self.fd).step("enter", "root")?;
-        rustix::process::pivot_root(".", ".").step("pivot to", "root")?;
+        rustix::process::fchdir(&self.fd).step("enter", "new root")?;
+        rustix::process::pivot_root(".", ".").step("pivot to", "new root")?;
         // The old root is now mounted on the new one. Enter the old root, so that "." refers to it for the unmount.
         rustix::process::fchdir(&old.fd).step("enter", "old root")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).step("unmount", "old root")?;

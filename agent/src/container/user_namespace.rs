@@ -1,8 +1,8 @@
 //! A container's user namespace.
 //!
-//! The guest's root mounts and creates everything before a process enters the user namespace. The container's other namespaces
-//! therefore belong to the guest, and the container's root cannot change its mounts, network and host name. Its capabilities
-//! apply only to its own files, processes and IDs.
+//! The agent mounts and creates everything as the guest's root user before a process enters the user namespace. The
+//! container's other namespaces therefore belong to the guest, and the container's root user cannot change its mounts,
+//! network and host name. The capabilities of that user apply only to the container's files, processes and IDs.
 
 use alloc::format;
 use alloc::string::String;
@@ -15,24 +15,24 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::fault::{Fault, Step, cause};
+use crate::error::{Error, Step, cause};
 use crate::sys::{self, Fork};
 
 /// Opens this process's directory in the agent's /proc, for use when that /proc is no longer reachable.
-pub fn own_folder() -> Result<OwnedFd, Fault> {
+pub fn open_proc_self() -> Result<OwnedFd, Error> {
     const PATH: &str = "/proc/self";
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(PATH, flags, Mode::empty()).step("open", PATH)
 }
 
-/// Moves this process into a new user namespace. Only a process outside of it may set the ID mappings: a child that stays
-/// outside.
-pub fn make(maps: &IdMaps, folder: &OwnedFd) -> Result<(), Fault> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("make", "pipe")?;
+/// Moves this process into a new user namespace. Only a process outside of that namespace may set its ID mappings, so a
+/// child that stays outside sets them.
+pub fn create(maps: &IdMaps, proc_self: &OwnedFd) -> Result<(), Error> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).step("create", "pipe")?;
     let child = match sys::fork(0, None).step("start", "process")? {
         Fork::Child => {
             drop(write);
-            stay_behind(maps, folder, &read);
+            write_maps_and_exit(maps, proc_self, &read);
         }
         Fork::Parent { pidfd, .. } => pidfd,
     };
@@ -42,34 +42,34 @@ pub fn make(maps: &IdMaps, folder: &OwnedFd) -> Result<(), Fault> {
     }
     drop(write);
     let status = waitid(WaitId::PidFd(rustix::fd::AsFd::as_fd(&child)), WaitIdOptions::EXITED);
-    made.step("make", "user namespace")?;
+    made.step("create", "user namespace")?;
     match status.step("wait for", "process")?.and_then(|status| status.exit_status()) {
         Some(0) => Ok(()),
         code => {
             let why = cause(Errno::from_raw_os_error(code.unwrap_or(0)));
-            Err(Fault::failed(format!("write the ids of the user namespace: {why}")))
+            Err(Error::failed(format!("write ID mappings of user namespace: {why}")))
         }
     }
 }
 
 /// Moves this process into the user namespace of a container's init process.
-pub fn join(init: BorrowedFd<'_>) -> Result<(), Fault> {
-    move_into_thread_name_spaces(init, ThreadNameSpaceType::USER).step("join", "user namespace")
+pub fn enter(init: BorrowedFd<'_>) -> Result<(), Error> {
+    move_into_thread_name_spaces(init, ThreadNameSpaceType::USER).step("enter", "user namespace")
 }
 
 /// Writes the ID mappings when the pipe becomes readable, and exits with the error number as its code.
-fn stay_behind(maps: &IdMaps, folder: &OwnedFd, go: &OwnedFd) -> ! {
+fn write_maps_and_exit(maps: &IdMaps, proc_self: &OwnedFd, go: &OwnedFd) -> ! {
     let mut byte = [0];
     let written = match rustix::io::read(go, &mut byte) {
-        Ok(1) => write_maps(maps, folder),
+        Ok(1) => write_maps(maps, proc_self),
         other => other.map(drop),
     };
     sys::exit(written.map_or_else(Errno::raw_os_error, |()| 0));
 }
 
-fn write_maps(maps: &IdMaps, folder: &OwnedFd) -> IoResult<()> {
+fn write_maps(maps: &IdMaps, proc_self: &OwnedFd) -> IoResult<()> {
     for (name, ranges) in [("uid_map", &maps.users), ("gid_map", &maps.groups)] {
-        let file = rustix::fs::openat(folder, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let file = rustix::fs::openat(proc_self, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(&file, text(ranges).as_bytes())?;
     }
     Ok(())

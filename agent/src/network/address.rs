@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::fault::Fault;
+use crate::error::Error;
 
 /// An address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,15 +17,15 @@ pub struct Network {
 
 impl Network {
     /// Parses an address and its mask, which is a prefix length, or for IPv4 also a netmask in dotted form.
-    pub fn with_mask(address: &str, mask: &str) -> Result<Network, Fault> {
+    pub fn with_mask(address: &str, mask: &str) -> Result<Network, Error> {
         let parsed = parse(address)?;
         let bits = bits(mask, parsed)
-            .ok_or_else(|| Fault::bad_request(format!("address {address}: {mask:?} is no mask for it")))?;
+            .ok_or_else(|| Error::bad_request(format!("address {address}: invalid mask {mask:?}")))?;
         Ok(Network { address: parsed, bits })
     }
 
     /// Parses a route's destination: all addresses of the gateway's family, a network, or a single address.
-    pub fn destination(text: &str, gateway: Option<IpAddr>) -> Result<Network, Fault> {
+    pub fn destination(text: &str, gateway: Option<IpAddr>) -> Result<Network, Error> {
         if matches!(text, "default" | "any" | "all") {
             let v6 = gateway.is_some_and(|gateway| gateway.is_ipv6());
             let address = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -55,16 +55,16 @@ impl Network {
 }
 
 /// Parses an IP address.
-pub fn parse(text: &str) -> Result<IpAddr, Fault> {
-    text.parse().map_err(|_| Fault::bad_request(format!("{text:?} is no address")))
+pub fn parse(text: &str) -> Result<IpAddr, Error> {
+    text.parse().map_err(|_| Error::bad_request(format!("invalid IP address {text:?}")))
 }
 
 /// Parses a hardware address: hexadecimal bytes, separated by colons.
-pub fn parse_link(text: &str) -> Result<Vec<u8>, Fault> {
+pub fn parse_link(text: &str) -> Result<Vec<u8>, Error> {
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
     bytes
         .collect::<Result<_, _>>()
-        .map_err(|_| Fault::bad_request(format!("{text:?} is no hardware address")))
+        .map_err(|_| Error::bad_request(format!("invalid hardware address {text:?}")))
 }
 
 fn width(address: IpAddr) -> u8 {
@@ -100,16 +100,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mask_is_refused_by_name() {
+    fn invalid_masks_and_addresses_are_refused_by_name() {
         for (address, mask) in
             [("10.0.0.2", "33"), ("10.0.0.2", "255.0.255.0"), ("10.0.0.2", ""), ("fd00::2", "129")]
         {
             assert_eq!(with_mask(address, mask), None, "{mask}");
         }
-        let fault = Network::with_mask("fd00::2", "255.255.0.0").unwrap_err();
-        assert_eq!(fault.text, "address fd00::2: \"255.255.0.0\" is no mask for it");
-        assert_eq!(parse("10.0.0").unwrap_err().text, "\"10.0.0\" is no address");
-        assert_eq!(parse_link("02:x").unwrap_err().text, "\"02:x\" is no hardware address");
+        let error = Network::with_mask("fd00::2", "255.255.0.0").unwrap_err();
+        assert_eq!(error.text, "address fd00::2: invalid mask \"255.255.0.0\"");
+        assert_eq!(parse("10.0.0").unwrap_err().text, "invalid IP address \"10.0.0\"");
+        assert_eq!(parse_link("02:x").unwrap_err().text, "invalid hardware address \"02:x\"");
         assert_eq!(parse_link("02:fF").unwrap(), [2, 0xff]);
     }
 

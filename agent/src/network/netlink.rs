@@ -7,7 +7,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, Result as IoResult};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys;
 
 /// Limit of bytes that are read at a time. The kernel splits lists accordingly.
@@ -24,7 +24,7 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens a socket in the agent's network namespace.
-    pub fn open() -> Result<Netlink, Fault> {
+    pub fn open() -> Result<Netlink, Error> {
         // NETLINK_ROUTE is protocol 0, the default.
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
@@ -51,7 +51,7 @@ impl Netlink {
     /// Sends a message and passes each entry of the answer to `take`, until the last reply.
     fn exchange(&mut self, message: Message, take: &mut dyn FnMut(&[u8])) -> IoResult<()> {
         self.sequence += 1;
-        rustix::net::send(&self.socket, &message.finish(self.sequence), SendFlags::empty())?;
+        rustix::net::send(&self.socket, &message.into_bytes(self.sequence), SendFlags::empty())?;
         let mut answer = Vec::new();
         loop {
             answer.clear();

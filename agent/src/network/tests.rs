@@ -1,18 +1,18 @@
-//! The kernel's own answers, in a network of the test's own.
+//! Tests with the real kernel, each in a new network namespace.
 
 use agent_proto::payload::IpAddress;
 
 use super::*;
 use crate::sys::{self, Fork, namespace};
 
-/// Runs `test` in a child in a network of its own; returns what it says went wrong. Where the kernel lets nobody make
-/// one there is nothing to see.
-fn in_own_network(test: impl FnOnce() -> Result<(), Fault>) {
+/// Runs `test` in a child process in a new user and network namespace, and fails with its error. Passes if the kernel
+/// does not permit a user namespace.
+fn in_new_network(test: impl FnOnce() -> Result<(), Error>) {
     const USER: u64 = 0x1000_0000;
     let (read, write) = rustix::pipe::pipe().unwrap();
     match sys::fork(USER | namespace::NETWORK, None) {
         Ok(Fork::Child) => {
-            let said = test().err().map_or_else(|| "well".into(), |fault| fault.text);
+            let said = test().err().map_or_else(|| "well".into(), |error| error.text);
             let _ = rustix::io::write(&write, said.as_bytes());
             sys::exit(0)
         }
@@ -24,14 +24,14 @@ fn in_own_network(test: impl FnOnce() -> Result<(), Fault>) {
             rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
         }
         Err(Errno::PERM | Errno::NOSPC | Errno::NOSYS) => {
-            std::eprintln!("user namespaces are not to be had here");
+            std::eprintln!("skipped: the kernel does not permit user namespaces");
         }
         Err(errno) => panic!("{errno}"),
     }
 }
 
-fn expect(is: bool, what: &str) -> Result<(), Fault> {
-    if is { Ok(()) } else { Err(Fault::failed(format!("expected: {what}"))) }
+fn expect(is: bool, what: &str) -> Result<(), Error> {
+    if is { Ok(()) } else { Err(Error::failed(format!("expected: {what}"))) }
 }
 
 fn interface(addresses: &[(&str, &str)]) -> Interface {
@@ -47,7 +47,7 @@ fn interface(addresses: &[(&str, &str)]) -> Interface {
     }
 }
 
-fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
+fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Error> {
     set_route(&Route {
         dest: dest.into(),
         gateway: gateway.into(),
@@ -58,7 +58,7 @@ fn route(dest: &str, gateway: &str, device: &str) -> Result<(), Fault> {
 
 #[test]
 fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
-    in_own_network(|| {
+    in_new_network(|| {
         let twice = Interface {
             mtu: 9000,
             ip_address: "10.7.0.1".into(),
@@ -81,19 +81,22 @@ fn interface_gets_addresses_mtu_and_routes_and_loses_them() {
         set_route(&gone)?;
         set_route(&gone)?;
         expect(!is_there(), "no route to 10.9.0.0/16")?;
-        expect(far.is_err_and(|fault| fault.text.starts_with("add route to 10.8.0.0/16: ")), "no such way")?;
+        expect(
+            far.is_err_and(|error| error.text.starts_with("add route to 10.8.0.0/16: ")),
+            "gateway is unreachable",
+        )?;
         set_up(&interface(&[("-10.5.0.2", "24"), ("-fd00:5::2", "64")]))?;
         let gone = set_up(&interface(&[("-10.5.0.2", "24"), ("10.6.0.2", "24")])).unwrap_err();
         let text = "remove address 10.5.0.2 of interface lo: cannot assign requested address";
         expect(gone.text == text, &gone.text)?;
-        // What comes after it is done all the same.
+        // The address after the one that failed has been added.
         set_up(&interface(&[("-10.6.0.2", "24")]))
     });
 }
 
 #[test]
 fn interface_is_renamed_and_found_by_its_hardware_address() {
-    in_own_network(|| {
+    in_new_network(|| {
         set_up(&Interface { new_device_name: "inner".into(), ..interface(&[]) })?;
         let missing = set_up(&interface(&[])).unwrap_err();
         expect(missing.text == "no such interface: lo", &missing.text)?;
@@ -109,13 +112,13 @@ fn interface_is_renamed_and_found_by_its_hardware_address() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_by_name() {
-    let text = |result: Result<(), Fault>| result.unwrap_err().text;
+fn invalid_routes_and_interfaces_are_refused_by_name() {
+    let text = |result: Result<(), Error>| result.unwrap_err().text;
     assert_eq!(
         text(route("10.0.0.0/8", "fd00::1", "lo")),
-        "route to 10.0.0.0/8 over fd00::1: one is IPv4, the other IPv6"
+        "route to 10.0.0.0/8 via fd00::1: address families differ"
     );
-    assert_eq!(text(route("nowhere", "", "lo")), "\"nowhere\" is no address");
+    assert_eq!(text(route("nowhere", "", "lo")), "invalid IP address \"nowhere\"");
     assert_eq!(text(route("default", "", "no-such-link")), "no such interface: no-such-link");
-    assert_eq!(text(set_up(&Interface::default())), "an interface without a name");
+    assert_eq!(text(set_up(&Interface::default())), "interface has neither a name nor a hardware address");
 }

@@ -8,13 +8,13 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, Uid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::container::surroundings::{self, Surroundings};
+use crate::container::setup::{self, Setup};
 use crate::container::{namespaces, user_namespace};
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::program::Program;
-use crate::process::pty::Terminal;
 use crate::process::user::{self, User};
 use crate::process::{credentials, limits, program, report};
+use crate::pty::Terminal;
 use crate::sys;
 
 /// The child's ends of the pipes.
@@ -28,44 +28,57 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
-/// The container in which a child runs.
-#[derive(Debug)]
-pub enum Place<'a> {
-    /// A new container, which the child sets up.
-    New(Surroundings<'a>),
-    /// An existing container: the pidfd of its init process, and its ID mappings.
-    Join(BorrowedFd<'a>, Option<&'a IdMaps>),
-    /// No container: the guest itself, or the host in tests.
-    Here,
+impl Stdio {
+    /// Makes `user` the owner of the pipes, which are installed as standard streams. Programs open their standard streams
+    /// again by path, `/dev/stdout` for example, which only the owner of a pipe may do.
+    fn give_to(&self, user: Uid) -> Result<(), Error> {
+        let pipes = [&self.stdin, &self.stdout, &self.stderr];
+        let installed = pipes.into_iter().zip(sys::standard_streams()).filter(|(pipe, _)| pipe.is_some());
+        installed
+            .map(|(_, stream)| rustix::fs::fchown(stream, Some(user), None))
+            .collect::<Result<(), _>>()
+            .step("change owner of", "stdio")
+    }
 }
 
-impl<'a> Place<'a> {
+/// The container in which a child runs.
+#[derive(Debug)]
+pub enum ChildContainer<'a> {
+    /// A new container, which the child sets up.
+    New(Setup<'a>),
+    /// An existing container: the pidfd of its init process, and its ID mappings.
+    Existing(BorrowedFd<'a>, Option<&'a IdMaps>),
+    /// No container: the guest itself, or the host in tests.
+    None,
+}
+
+impl<'a> ChildContainer<'a> {
     /// Returns the ID mappings of the container's user namespace.
     fn maps(&self) -> Option<&'a IdMaps> {
         match self {
-            Place::New(new) => new.spec.oci.as_ref()?.user_namespace.as_ref(),
-            Place::Join(_, maps) => *maps,
-            Place::Here => None,
+            ChildContainer::New(new) => new.spec.oci.as_ref()?.user_namespace.as_ref(),
+            ChildContainer::Existing(_, maps) => *maps,
+            ChildContainer::None => None,
         }
     }
 }
 
 /// Returns the user ID outside of the container's user namespace.
-fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Fault> {
+fn outside(maps: Option<&IdMaps>, uid: Uid) -> Result<Uid, Error> {
     let Some(maps) = maps else { return Ok(uid) };
     let outside = IdMap::outside(&maps.users, uid.as_raw());
     let unknown =
-        || Fault::bad_request(format!("user {} is in no range of the user namespace", uid.as_raw()));
+        || Error::bad_request(format!("user ID {} is not mapped in the user namespace", uid.as_raw()));
     outside.map(Uid::from_raw).ok_or_else(unknown)
 }
 
-/// Everything that a child needs.
+/// Configuration of a child.
 #[derive(Debug)]
-pub struct Job<'a> {
+pub struct Child<'a> {
     /// Specification of the process.
     pub spec: &'a payload::Process,
     /// The container in which the process runs.
-    pub place: Place<'a>,
+    pub container: ChildContainer<'a>,
     /// The pod's host name, for API 4244's environment.
     pub hostname: &'a str,
     /// The child's ends of the pipes.
@@ -74,50 +87,53 @@ pub struct Job<'a> {
     pub report: OwnedFd,
 }
 
-/// Becomes the process that `job` describes.
-pub fn run(job: Job<'_>) -> ! {
-    let Err(fault) = start(&job);
-    report::send_fault(&job.report, &fault);
-    sys::exit(fault.exit_code())
+/// Becomes the process that `child` describes.
+pub fn run(child: Child<'_>) -> ! {
+    let Err(error) = start(&child);
+    report::send_error(&child.report, &error);
+    sys::exit(error.exit_code())
 }
 
-fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
-    let spec = job.spec;
+fn start(child: &Child<'_>) -> Result<Infallible, Error> {
+    let spec = child.spec;
     sys::reset_signals();
-    rustix::process::setsid().step("make", "session")?;
-    let Stdio { stdin, stdout, stderr } = &job.stdio;
+    rustix::process::setsid().step("create", "session")?;
+    let Stdio { stdin, stdout, stderr } = &child.stdio;
     install_stdio(stdin.as_ref(), stdout.as_ref(), stderr.as_ref())?;
-    // Processes of the container can see this child before it calls execve, while its memory is still the agent's. Our kernel
-    // denies them access until then (resources/kernel/patches/ptrace-before-exec.patch), even with SYS_PTRACE. With another
-    // kernel the missing dumpable flag keeps out those without SYS_PTRACE.
-    let joined = if let Place::Join(init, _) = &job.place { Some(*init) } else { None };
-    sys::close_others([Some(job.report.as_fd()), joined]);
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("hide", "process")?;
-    let maps = job.place.maps();
-    let folder = maps.map(|_| user_namespace::own_folder()).transpose()?;
-    let terminal = settle(job)?;
-    let isolated = !matches!(job.place, Place::Here);
+    // Processes of the container can see this child before it calls execve, while its memory is still the agent's. The
+    // project's kernel denies them access until then (resources/kernel/patches/ptrace-before-exec.patch), even with
+    // SYS_PTRACE. With another kernel the missing dumpable flag keeps out those without SYS_PTRACE.
+    let joined = if let ChildContainer::Existing(init, _) = &child.container { Some(*init) } else { None };
+    sys::close_others([Some(child.report.as_fd()), joined]);
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("clear", "dumpable flag")?;
+    let maps = child.container.maps();
+    let proc_self = maps.map(|_| user_namespace::open_proc_self()).transpose()?;
+    let terminal = enter_container(child)?;
+    let isolated = !matches!(child.container, ChildContainer::None);
     limits::apply(spec, isolated)?;
     limits::apply_scheduling(spec)?;
     let exact = spec.oci.is_some();
     let needs_home = !program::has(spec, "HOME");
     let user = user::resolve(spec, !exact, needs_home, user::read_file)?;
+    if isolated {
+        child.stdio.give_to(outside(maps, user.uid)?)?;
+    }
     if let Some(terminal) = &terminal {
         terminal.take(outside(maps, user.uid)?)?;
-        report::send_terminal(&job.report, &terminal.master)?;
+        report::send_terminal(&child.report, &terminal.master)?;
         let errors = stderr.is_none().then_some(&terminal.slave);
         install_stdio(Some(&terminal.slave), Some(&terminal.slave), errors)?;
     }
-    match (&job.place, maps, &folder) {
-        (Place::New(_), Some(maps), Some(folder)) => user_namespace::make(maps, folder)?,
-        (Place::Join(init, _), Some(_), _) => user_namespace::join(*init)?,
+    match (&child.container, maps, &proc_self) {
+        (ChildContainer::New(_), Some(maps), Some(proc_self)) => user_namespace::create(maps, proc_self)?,
+        (ChildContainer::Existing(init, _), Some(_), _) => user_namespace::enter(*init)?,
         _ => {}
     }
-    become_user(job, &user)?;
+    become_user(child, &user)?;
     let environment = if exact {
         program::exact_environment(spec, &user)
     } else {
-        program::environment_4244(spec, &user, job.hostname)
+        program::environment_4244(spec, &user, child.hostname)
     };
     let program = Program::new(&spec.args, &environment)?;
     if isolated {
@@ -127,23 +143,23 @@ fn start(job: &Job<'_>) -> Result<Infallible, Fault> {
 }
 
 /// Enters the child's container and opens its terminal there.
-fn settle(job: &Job<'_>) -> Result<Option<Terminal>, Fault> {
-    let spec = job.spec;
-    match &job.place {
-        Place::New(new) => {
+fn enter_container(child: &Child<'_>) -> Result<Option<Terminal>, Error> {
+    let spec = child.spec;
+    match &child.container {
+        ChildContainer::New(new) => {
             limits::apply_oom_score(spec)?;
-            surroundings::enter(new, spec)
+            setup::set_up(new, spec)
         }
-        Place::Join(init, _) => {
+        ChildContainer::Existing(init, _) => {
             limits::apply_oom_score(spec)?;
-            namespaces::join(*init)?;
+            namespaces::enter(*init)?;
             spec.terminal.then(|| open_terminal(spec, "/dev/pts/ptmx")).transpose()
         }
-        Place::Here => spec.terminal.then(|| open_terminal(spec, "/dev/ptmx")).transpose(),
+        ChildContainer::None => spec.terminal.then(|| open_terminal(spec, "/dev/ptmx")).transpose(),
     }
 }
 
-fn open_terminal(spec: &payload::Process, path: &str) -> Result<Terminal, Fault> {
+fn open_terminal(spec: &payload::Process, path: &str) -> Result<Terminal, Error> {
     let master = rustix::fs::openat(CWD, path, Terminal::MASTER, Mode::empty()).step("open", path)?;
     Terminal::from_master(master, spec.rows, spec.columns)
 }
@@ -152,18 +168,18 @@ fn install_stdio(
     stdin: Option<&OwnedFd>,
     stdout: Option<&OwnedFd>,
     stderr: Option<&OwnedFd>,
-) -> Result<(), Fault> {
+) -> Result<(), Error> {
     stdin
         .map_or(Ok(()), rustix::stdio::dup2_stdin)
         .and_then(|()| stdout.map_or(Ok(()), rustix::stdio::dup2_stdout))
         .and_then(|()| stderr.map_or(Ok(()), rustix::stdio::dup2_stderr))
-        .step("install", "stdio")
+        .step("redirect", "stdio")
 }
 
-fn become_user(job: &Job<'_>, user: &User) -> Result<(), Fault> {
-    let directory = if job.spec.workdir.is_empty() { "/" } else { job.spec.workdir.as_str() };
-    if let Place::Here = job.place {
+fn become_user(child: &Child<'_>, user: &User) -> Result<(), Error> {
+    let directory = if child.spec.workdir.is_empty() { "/" } else { child.spec.workdir.as_str() };
+    if let ChildContainer::None = child.container {
         return rustix::process::chdir(directory).step("enter working directory", directory);
     }
-    credentials::apply(job.spec, user, directory)
+    credentials::apply(child.spec, user, directory)
 }

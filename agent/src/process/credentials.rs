@@ -1,9 +1,10 @@
-//! User, groups and capabilities of a process, in the only order that works (capabilities(7)): the bounding set while SETPCAP
-//! is available, then the user with the permitted set kept, then the other sets, and the ambient set last.
+//! User, groups and capabilities of a process, in the order that the kernel requires (capabilities(7)): the bounding
+//! set while SETPCAP is available, then the user with the permitted set kept, then the other sets, and the ambient set
+//! last.
 //!
-//! A seccomp filter is installed at the very end, so that it need not allow the calls made here. But without SYS_ADMIN only a
-//! process with no_new_privs may install a filter. Other processes install it first, and the filter must allow these calls,
-//! as with runc.
+//! A seccomp filter is installed at the very end, so that it need not allow the calls made here. But without SYS_ADMIN
+//! only a process with no_new_privs may install a filter. Other processes install it first, and the filter must allow
+//! these calls, as with runc.
 
 use agent_proto::payload::{self, Filter, OciProcess};
 use rustix::io::Errno;
@@ -13,12 +14,12 @@ use rustix::thread::{
     set_thread_uid,
 };
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::process::user::User;
 use crate::sys;
 
 /// Becomes `user`, with the process's capabilities, in `directory`.
-pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<(), Fault> {
+pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<(), Error> {
     let oci = spec.oci.as_ref();
     if let Some(OciProcess { no_new_privileges: false, seccomp: Some(filter), .. }) = oci {
         install(filter)?;
@@ -48,18 +49,18 @@ pub fn apply(spec: &payload::Process, user: &User, directory: &str) -> Result<()
 }
 
 /// Installs the seccomp filter, if [`apply`] has not done so.
-pub fn apply_last(spec: &payload::Process) -> Result<(), Fault> {
+pub fn apply_last(spec: &payload::Process) -> Result<(), Error> {
     match &spec.oci {
         Some(OciProcess { no_new_privileges: true, seccomp: Some(filter), .. }) => install(filter),
         _ => Ok(()),
     }
 }
 
-fn install(filter: &Filter) -> Result<(), Fault> {
-    sys::install_filter(&filter.program.0, filter.flags).step("install", "system call filter")
+fn install(filter: &Filter) -> Result<(), Error> {
+    sys::install_filter(&filter.program.0, filter.flags).step("install", "seccomp filter")
 }
 
-fn drop_bounding(keep: u64) -> Result<(), Fault> {
+fn drop_bounding(keep: u64) -> Result<(), Error> {
     for bit in (0..u64::BITS).filter(|bit| keep & (1 << bit) == 0) {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
             // The kernel has no more capabilities.
@@ -70,7 +71,7 @@ fn drop_bounding(keep: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn apply_sets(sets: &payload::Capabilities) -> Result<(), Fault> {
+fn apply_sets(sets: &payload::Capabilities) -> Result<(), Error> {
     set_keep_capabilities(false).step("keep", "capabilities")?;
     let new = CapabilitySets {
         effective: CapabilitySet::from_bits_retain(sets.effective),

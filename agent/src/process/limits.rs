@@ -6,7 +6,7 @@ use agent_proto::payload;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, setrlimit, umask};
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 use crate::sys;
 
 /// Default limit of open files: systemd's default, which Linux programs expect.
@@ -17,13 +17,13 @@ pub const OPEN_FILES_MAX: u64 = 512 << 10;
 const UMASK: u32 = 0o022;
 
 /// Sets the process's resource limits. Limits that are not specified stay the agent's, except that of open files.
-pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
+pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Error> {
     if defaults && !spec.rlimits.iter().any(|limit| limit.kind == "RLIMIT_NOFILE") {
         setrlimit(Resource::Nofile, OPEN_FILES).step("set", "RLIMIT_NOFILE")?;
     }
     for limit in &spec.rlimits {
         let resource = resource(&limit.kind)
-            .ok_or_else(|| Fault::bad_request(format!("no such resource limit: {}", limit.kind)))?;
+            .ok_or_else(|| Error::bad_request(format!("unknown resource limit {}", limit.kind)))?;
         let new = Rlimit { current: bound(limit.soft), maximum: bound(limit.hard) };
         setrlimit(resource, new).step("set", &limit.kind)?;
     }
@@ -33,7 +33,7 @@ pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Fault> {
 }
 
 /// Sets scheduler, I/O priority and personality. Must be called before the necessary privileges are dropped.
-pub fn apply_scheduling(spec: &payload::Process) -> Result<(), Fault> {
+pub fn apply_scheduling(spec: &payload::Process) -> Result<(), Error> {
     let Some(oci) = &spec.oci else { return Ok(()) };
     if let Some(scheduler) = &oci.scheduler {
         sys::set_scheduler(scheduler).step("set", "scheduler")?;
@@ -45,7 +45,7 @@ pub fn apply_scheduling(spec: &payload::Process) -> Result<(), Fault> {
 }
 
 /// Sets the OOM score adjustment through the agent's own /proc, because the container's cannot be trusted.
-pub fn apply_oom_score(spec: &payload::Process) -> Result<(), Fault> {
+pub fn apply_oom_score(spec: &payload::Process) -> Result<(), Error> {
     const PATH: &str = "/proc/self/oom_score_adj";
     let Some(score) = spec.oci.as_ref().and_then(|oci| oci.oom_score_adj) else { return Ok(()) };
     let file = rustix::fs::open(PATH, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).step("open", PATH)?;
@@ -87,7 +87,7 @@ mod tests {
     fn unknown_limit_is_refused_by_name() {
         let limit = payload::Rlimit { kind: "RLIMIT_SMELL".into(), ..payload::Rlimit::default() };
         let spec = payload::Process { rlimits: vec![limit], ..payload::Process::default() };
-        assert_eq!(apply(&spec, false).unwrap_err().text, "no such resource limit: RLIMIT_SMELL");
+        assert_eq!(apply(&spec, false).unwrap_err().text, "unknown resource limit RLIMIT_SMELL");
     }
 
     #[test]

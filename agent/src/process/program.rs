@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use agent_proto::payload::{self, ErrorCode};
 use rustix::io::Errno;
 
-use crate::fault::{Fault, cause};
+use crate::error::{Error, cause};
 use crate::process::user::User;
 use crate::sys;
 
@@ -58,7 +58,7 @@ pub struct Program {
     candidates: Strings,
     args: Strings,
     envs: Strings,
-    /// Text that a failed search adds to its fault.
+    /// Text that is appended to the error of a failed search.
     note: String,
 }
 
@@ -66,10 +66,12 @@ type Strings = Vec<CString>;
 
 impl Program {
     /// Returns a program with its arguments and environment, and determines its possible paths.
-    pub fn new(args: &[String], environment: &[String]) -> Result<Program, Fault> {
+    pub fn new(args: &[String], environment: &[String]) -> Result<Program, Error> {
         let args = strings(args)?;
         let envs = strings(environment)?;
-        let Some(program) = args.first() else { return Err(Fault::bad_request("no program")) };
+        let Some(program) = args.first() else {
+            return Err(Error::bad_request("the process has no program"));
+        };
         let name = program.to_string_lossy();
         if name.is_empty() || name.contains('/') {
             return Ok(Program { candidates: vec![program.clone()], args, envs, note: String::new() });
@@ -85,33 +87,33 @@ impl Program {
     }
 
     /// Replaces this process by the program. Returns only on failure.
-    pub fn execute(&self) -> Fault {
+    pub fn execute(&self) -> Error {
         let name = self.args[0].to_string_lossy();
         let mut worst = Errno::NOENT;
         for candidate in &self.candidates {
             match sys::execve(candidate, &self.args, &self.envs) {
                 Errno::NOENT | Errno::NOTDIR if !self.note.is_empty() => {}
                 Errno::ACCESS => worst = Errno::ACCESS,
-                other => return fault(&name, other, ""),
+                other => return error(&name, other, ""),
             }
         }
-        fault(&name, worst, &self.note)
+        error(&name, worst, &self.note)
     }
 }
 
-fn strings(list: &[String]) -> Result<Strings, Fault> {
+fn strings(list: &[String]) -> Result<Strings, Error> {
     list.iter()
         .map(|text| CString::new(text.as_str()))
         .collect::<Result<_, _>>()
-        .map_err(|_| Fault::bad_request("arguments or environment with a NUL"))
+        .map_err(|_| Error::bad_request("arguments or environment contain a NUL byte"))
 }
 
-fn fault(name: &str, errno: Errno, note: &str) -> Fault {
+fn error(name: &str, errno: Errno, note: &str) -> Error {
     let code = match errno {
         Errno::NOENT | Errno::NOTDIR => ErrorCode::NotExecutableMissing,
         _ => ErrorCode::NotExecutable,
     };
-    Fault::new(code, format!("execute {}: {}{note}", name.to_owned(), cause(errno)))
+    Error::new(code, format!("execute {}: {}{note}", name.to_owned(), cause(errno)))
 }
 
 #[cfg(test)]
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_environment_adds_home_alone_and_only_if_missing() {
+    fn exact_environment_adds_only_a_missing_home() {
         assert_eq!(exact_environment(&spec(&[("A", "b=c")]), &user()), ["A=b=c", "HOME=/home/ann"]);
         assert_eq!(exact_environment(&spec(&[("HOME", "/x")]), &user()), ["HOME=/x"]);
     }
@@ -154,15 +156,15 @@ mod tests {
         assert_eq!(list, ["HOME=/home/ann", "USER=ann", "HOSTNAME=h", "PATH=/p"]);
     }
 
-    fn execute(args: &[String], environment: &[String]) -> Fault {
-        Program::new(args, environment).map_or_else(|fault| fault, |program| program.execute())
+    fn execute(args: &[String], environment: &[String]) -> Error {
+        Program::new(args, environment).map_or_else(|error| error, |program| program.execute())
     }
 
     #[test]
     fn missing_program_is_127_and_says_where_it_was_searched() {
-        let fault = execute(&["no-such-program".into()], &["PATH=/nowhere".into()]);
-        assert_eq!(fault.code, ErrorCode::NotExecutableMissing);
-        assert_eq!(fault.text, "execute no-such-program: no such file or directory (searched in /nowhere)");
+        let error = execute(&["no-such-program".into()], &["PATH=/nowhere".into()]);
+        assert_eq!(error.code, ErrorCode::NotExecutableMissing);
+        assert_eq!(error.text, "execute no-such-program: no such file or directory (searched in /nowhere)");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Reports from a child to the agent between fork and exec, over a socket that exec closes: the child's terminal, or why its
-//! program does not run. The end of the socket without a fault means that the program runs.
+//! Reports from a child to the agent between fork and exec, over a socket that exec closes: the child's terminal, or
+//! why its program does not run. The end of the socket without an error means that the program runs.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -14,9 +14,9 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 
-/// Limit of a message in bytes, and so of the text of a fault.
+/// Limit of a message in bytes, and so of the text of an error.
 const MESSAGE_MAX: usize = 4 << 10;
 const TERMINAL: u8 = b'T';
 
@@ -26,36 +26,36 @@ pub enum Report {
     /// The child has opened its terminal; this is the master.
     Terminal(OwnedFd),
     /// The child could not start its program, and exits.
-    Fault(Fault),
-    /// The program runs, or the child has died.
+    Error(Error),
+    /// The program runs, or the child has exited.
     Started,
     /// There is no message.
     Nothing,
 }
 
 /// Returns the agent's and the child's end.
-pub fn channel() -> Result<(OwnedFd, OwnedFd), Fault> {
+pub fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-        .step("make", "socket pair")
+        .step("create", "socket pair")
 }
 
 /// Sends the terminal's master.
-pub fn send_terminal(to: &OwnedFd, master: &OwnedFd) -> Result<(), Fault> {
+pub fn send_terminal(to: &OwnedFd, master: &OwnedFd) -> Result<(), Error> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [master.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
     rustix::net::sendmsg(to, &[IoSlice::new(&[TERMINAL])], &mut control, SendFlags::empty())
         .map(drop)
-        .step("hand over", "terminal")
+        .step("send", "terminal")
 }
 
 /// Sends why the program does not run.
-pub fn send_fault(to: &OwnedFd, fault: &Fault) {
-    let text = fault.text.as_bytes();
+pub fn send_error(to: &OwnedFd, error: &Error) {
+    let text = error.text.as_bytes();
     let mut message = Vec::with_capacity(MESSAGE_MAX);
-    message.push(fault.code as u8);
+    message.push(error.code as u8);
     message.extend_from_slice(&text[..text.len().min(MESSAGE_MAX - 1)]);
     // A failure means that the agent is gone.
     let _ = rustix::net::send(to, &message, SendFlags::NOSIGNAL);
@@ -80,7 +80,7 @@ pub fn receive(from: &OwnedFd) -> Report {
         (None, _) => Report::Started,
         (Some((&TERMINAL, _)), Some(master)) => Report::Terminal(master),
         (Some((&code, text)), _) => {
-            Report::Fault(Fault::new(error_code(code), String::from_utf8_lossy(text)))
+            Report::Error(Error::new(error_code(code), String::from_utf8_lossy(text)))
         }
     }
 }
@@ -102,14 +102,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_arrives_whole_and_then_the_end() {
+    fn error_arrives_complete_and_then_the_end() {
         let (ours, theirs) = channel().unwrap();
         assert!(matches!(receive(&ours), Report::Nothing));
-        let fault = Fault::new(ErrorCode::NotExecutable, "execute /bin/x: permission denied");
-        send_fault(&theirs, &fault);
+        let error = Error::new(ErrorCode::NotExecutable, "execute /bin/x: permission denied");
+        send_error(&theirs, &error);
         drop(theirs);
-        let Report::Fault(seen) = receive(&ours) else { panic!("no fault") };
-        assert_eq!(seen, fault);
+        let Report::Error(seen) = receive(&ours) else { panic!("no error") };
+        assert_eq!(seen, error);
         assert!(matches!(receive(&ours), Report::Started));
     }
 

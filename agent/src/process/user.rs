@@ -1,19 +1,18 @@
 //! User and groups of a process: looks names and numbers up in the container's /etc/passwd and /etc/group.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use agent_proto::payload;
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fstat};
 
-use crate::fault::Fault;
+use crate::error::Error;
 use crate::sys;
 
 /// Limit of bytes of /etc/passwd or /etc/group that are read, because the container controls these files.
 const FILE_MAX: usize = 1 << 20;
-/// The ID that means "no change" to the kernel, and is not a valid ID.
-const NOBODY_AT_ALL: u32 = u32::MAX;
+/// Not a valid ID: system calls that change IDs take it as "no change".
+const INVALID_ID: u32 = u32::MAX;
 
 /// User and groups of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +23,9 @@ pub struct User {
     pub gid: Gid,
     /// Supplementary group IDs.
     pub groups: Vec<Gid>,
-    /// Name of the user, if the container has one for it.
+    /// Name of the user. Empty if /etc/passwd has none.
     pub name: String,
-    /// Home directory, `/` if the container has none for the user.
+    /// Home directory. `/` if /etc/passwd has none for the user.
     pub home: String,
 }
 
@@ -46,9 +45,9 @@ pub fn resolve(
     memberships: bool,
     needs_home: bool,
     read: impl Fn(&str) -> String,
-) -> Result<User, Fault> {
+) -> Result<User, Error> {
     let wanted = if spec.user.is_empty() { "0" } else { &spec.user };
-    let number = wanted.parse::<u32>().ok().filter(|number| *number != NOBODY_AT_ALL);
+    let number = wanted.parse::<u32>().ok().filter(|number| *number != INVALID_ID);
     let needs_account = number.is_none() || needs_home || memberships || spec.group.is_empty();
     let passwd = if needs_account { read("/etc/passwd") } else { String::new() };
     let account = accounts(&passwd)
@@ -56,7 +55,7 @@ pub fn resolve(
     let uid = match (number, &account) {
         (Some(number), _) => number,
         (None, Some(account)) => account.uid,
-        (None, None) => return Err(Fault::not_found("user in the container", wanted)),
+        (None, None) => return Err(Error::not_found("user in the container", wanted)),
     };
     let name = account.as_ref().map_or("", |account| account.name);
 
@@ -123,25 +122,20 @@ fn groups(file: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     })
 }
 
-fn group(file: &str, wanted: &str) -> Result<u32, Fault> {
-    if let Some(number) = wanted.parse().ok().filter(|number| *number != NOBODY_AT_ALL) {
+fn group(file: &str, wanted: &str) -> Result<u32, Error> {
+    if let Some(number) = wanted.parse().ok().filter(|number| *number != INVALID_ID) {
         return Ok(number);
     }
     groups(file)
         .find(|(name, ..)| *name == wanted)
         .map(|(_, number, _)| number)
-        .ok_or_else(|| Fault::not_found("group in the container", wanted))
+        .ok_or_else(|| Error::not_found("group in the container", wanted))
 }
 
 fn memberships_of<'a>(file: &'a str, user: &'a str) -> impl Iterator<Item = u32> + 'a {
     groups(file)
         .filter(move |(_, _, members)| members.split(',').any(|member| member == user))
         .map(|(_, number, _)| number)
-}
-
-/// Returns the environment variable `name=value`.
-pub fn variable(name: &str, value: &str) -> String {
-    format!("{name}={value}")
 }
 
 #[cfg(test)]
@@ -152,7 +146,7 @@ mod tests {
         "root:x:0:0:root:/root:/bin/sh\nbroken\n:x:5:5::/:\nann:x:1000:100:Ann:/home/ann:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nusers:x:100:\naudio:x:29:bob,ann\nwheel:x:10:root\n";
 
-    fn check(user: &str, group: &str, further: &[&str], memberships: bool) -> Result<User, Fault> {
+    fn check(user: &str, group: &str, further: &[&str], memberships: bool) -> Result<User, Error> {
         let spec = payload::Process {
             user: user.into(),
             group: group.into(),
@@ -193,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_said() {
+    fn unknown_user_and_group_are_refused_by_name() {
         assert_eq!(check("eve", "", &[], false).unwrap_err().text, "no such user in the container: eve");
         assert_eq!(
             check("ann", "spies", &[], false).unwrap_err().text,

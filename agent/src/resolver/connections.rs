@@ -1,4 +1,4 @@
-//! Queries over TCP: each follows its length, and a connection may have several (RFC 1035, 4.2.2).
+//! DNS queries over TCP: each is preceded by its length, and a connection may carry several (RFC 1035, 4.2.2).
 
 use alloc::vec::Vec;
 
@@ -52,7 +52,7 @@ impl Connections {
     /// Returns the events to wait for, one per connection.
     pub fn watched(&self) -> impl Iterator<Item = PollFd<'_>> {
         self.all.iter().map(|connection| {
-            // A connection at its end would always be readable.
+            // A socket at end of file would always be readable.
             let events = if connection.ended { PollFlags::empty() } else { PollFlags::IN };
             PollFd::new(&connection.socket, events)
         })
@@ -79,7 +79,7 @@ impl Connection {
     /// Returns whether the connection stays open.
     fn take(&mut self, out: &mut Vec<u8>) -> bool {
         if self.ended {
-            // The only awaited event was an error.
+            // No event was requested, so the event is an error.
             return false;
         }
         match sys::read_append(self.socket.as_fd(), &mut self.incoming, READ) {

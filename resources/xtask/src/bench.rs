@@ -76,7 +76,7 @@ fn boot(args: &BootArgs) -> anyhow::Result<()> {
         bench.display().to_string(),
         program.display().to_string(),
         bundle.display().to_string(),
-        kernel::kernel()?.vmlinux.display().to_string(),
+        kernel::kernel(kernel::Variant::Base)?.vmlinux.display().to_string(),
         trivial_initramfs()?,
         args.runs.to_string(),
     ];

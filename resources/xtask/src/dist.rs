@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 
 use crate::apt;
 use crate::checkout::{target_dir, top};
-use crate::kernel::{self, KernelFiles};
+use crate::kernel::{self, KernelFiles, Variant};
 use crate::program;
 use crate::steps::{cargo, output, run, say};
 use tree::Tree;
@@ -87,7 +87,7 @@ pub struct Dist {
 pub fn dist() -> anyhow::Result<Dist> {
     apt::install(&TOOLS)?;
     let program = program::program()?;
-    let kernel = kernel::kernel()?;
+    let kernel = kernel::kernel(Variant::Base)?;
     let release = Release::new()?;
     say("packing the release");
     let dir = target_dir().join("dist");
@@ -138,6 +138,8 @@ fn add_documents(tree: &mut Tree, release: &Release, kernel: &KernelFiles) -> an
     tree.add(&format!("{DOC}/copyright"), 0o644, release.template("copyright", kernel)?.as_bytes())?;
     tree.add_compressed(&format!("{DOC}/changelog.gz"), release.template("changelog", kernel)?.as_bytes())?;
     tree.add_compressed(&format!("{DOC}/kernel.config.gz"), &read(&kernel.config)?)?;
+    let full = kernel::kernel(Variant::Full)?;
+    tree.add_compressed(&format!("{DOC}/kernel-full.config.gz"), &read(&full.config)?)?;
     tree.add_compressed(&format!("{DOC}/third-party.txt.gz"), notices::notices()?.as_bytes())?;
     let overrides = read(&top().join("resources/dist/lintian-overrides"))?;
     tree.add("usr/share/lintian/overrides/vmm", 0o644, &overrides)

@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
 use crate::checkout::top;
+use crate::steps::run_aside;
 use crate::{apt, cache};
 use fragments::Options;
 use patches::Patches;
@@ -60,6 +61,34 @@ const MAKE: &[&str] = &[
 /// layout of the image.
 const RECIPE: u32 = 1;
 
+/// A guest kernel. The variants differ in their fragments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// The kernel for ordinary containers, with the fragments of `resources/kernel`.
+    Base,
+    /// The kernel for containers with CAP_SYS_ADMIN or CAP_NET_ADMIN, with those of `resources/kernel/full` as well.
+    Full,
+}
+
+impl Variant {
+    /// Returns the folders of the variant's fragments in this checkout.
+    fn fragment_folders(self) -> Vec<PathBuf> {
+        let base = fragment_folder();
+        match self {
+            Variant::Base => vec![base],
+            Variant::Full => vec![base.join("full"), base],
+        }
+    }
+
+    /// Returns the name of the folder of object files in the cache.
+    fn objects(self) -> &'static str {
+        match self {
+            Variant::Base => "objects",
+            Variant::Full => "objects-full",
+        }
+    }
+}
+
 /// Paths of the files of a built guest kernel.
 #[derive(Debug, Clone)]
 pub struct KernelFiles {
@@ -80,10 +109,10 @@ impl KernelFiles {
     }
 }
 
-/// Returns the guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other.
-/// If an option of a fragment has another value in the resulting configuration, the build fails.
-pub fn kernel() -> anyhow::Result<KernelFiles> {
-    let options = options()?;
+/// Returns a guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other. If
+/// an option of a fragment has another value in the resulting configuration, the build fails.
+pub fn kernel(variant: Variant) -> anyhow::Result<KernelFiles> {
+    let options = options(variant)?;
     let patches = Patches::read(&fragment_folder().join("patches"))?;
     let cache = cache::dir("kernel");
     let folder_of = |source: &Source| cache.join(key(&options, &patches, &source.version));
@@ -105,8 +134,9 @@ pub fn kernel() -> anyhow::Result<KernelFiles> {
         let staged = cache.join("staged");
         apt::install(TOOLS)?;
         let tree = source.unpack(&cache, &patches)?;
+        let objects = objects(&cache, variant)?;
         eprintln!("kernel: compiling {}", source.version);
-        build(&options, &source, &tree, &cache, &staged)?;
+        build(&options, &source, &tree, &objects, &staged)?;
         fs::rename(&staged, &folder).with_context(|| format!("rename to {}", folder.display()))?;
     }
     Ok(KernelFiles::in_folder(&folder, &source))
@@ -117,13 +147,13 @@ fn fragment_folder() -> PathBuf {
     top().join("resources/kernel")
 }
 
-fn options() -> anyhow::Result<Options> {
-    let folder = fragment_folder();
-    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
-        .with_context(|| format!("read {}", folder.display()))?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "config"))
-        .collect();
+fn options(variant: Variant) -> anyhow::Result<Options> {
+    let mut files = Vec::new();
+    for folder in variant.fragment_folders() {
+        let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+        let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        files.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "config")));
+    }
     files.sort();
     let mut all = Options::new();
     for file in files {
@@ -156,11 +186,29 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn build(options: &Options, source: &Source, tree: &Path, cache: &Path, staged: &Path) -> anyhow::Result<()> {
-    let objects = cache.join("objects");
-    configure(options, tree, &objects)?;
+/// Returns the folder of a variant's object files. A new one begins with those of the base kernel: Kbuild compiles only
+/// files that depend on a different option.
+fn objects(cache: &Path, variant: Variant) -> anyhow::Result<PathBuf> {
+    let [objects, base] = [variant, Variant::Base].map(|variant| cache.join(variant.objects()));
+    if !objects.exists() && base.exists() {
+        let copy = cache.join("objects-copy");
+        let _ = fs::remove_dir_all(&copy);
+        run_aside(Command::new("cp").arg("-a").args([&base, &copy]))?;
+        fs::rename(&copy, &objects).with_context(|| format!("rename to {}", objects.display()))?;
+    }
+    Ok(objects)
+}
+
+fn build(
+    options: &Options,
+    source: &Source,
+    tree: &Path,
+    objects: &Path,
+    staged: &Path,
+) -> anyhow::Result<()> {
+    configure(options, tree, objects)?;
     eprintln!("kernel: log: {}", objects.join("log").display());
-    let mut make = make(tree, &objects);
+    let mut make = make(tree, objects);
     make.arg(format!("-j{}", available_parallelism().map_or(1, usize::from))).args(["vmlinux", "bzImage"]);
     progress::run(&mut make, &objects.join("log"))?;
 
@@ -221,6 +269,10 @@ mod tests {
 
     #[test]
     fn fragments_of_this_checkout_parse() {
-        assert!(options().unwrap().contains_key("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"));
+        let [base, full] = [Variant::Base, Variant::Full].map(|variant| options(variant).unwrap());
+        assert!(
+            base.contains_key("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES") && !base.contains_key("CONFIG_BRIDGE")
+        );
+        assert!(base.keys().all(|option| full.contains_key(option)) && full.contains_key("CONFIG_BRIDGE"));
     }
 }

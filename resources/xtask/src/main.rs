@@ -28,6 +28,8 @@ mod suites;
 mod test;
 mod tools;
 
+use kernel::Variant;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs, tests and measures vmm")]
 struct Cli {
@@ -54,8 +56,12 @@ enum Task {
     Build,
     /// Build a Debian package and a tarball with the manual and the documentation, in `target/dist`
     Dist,
-    /// Build the guest kernel if it is not cached, and print the paths of its files
-    Kernel,
+    /// Build a guest kernel if it is not cached, and print the paths of its files
+    Kernel {
+        /// The kernel for containers with CAP_SYS_ADMIN or CAP_NET_ADMIN
+        #[arg(long)]
+        full: bool,
+    },
     /// Build an initramfs with the guest's agent, and print its path
     Initramfs,
     /// Run a command in the emulated KVM host
@@ -82,11 +88,13 @@ fn main() -> ExitCode {
             }
         }),
         Task::Initramfs => initramfs::initramfs().map(|path| println!("{}", path.display())),
-        Task::Kernel => kernel::kernel().map(|files| {
-            for path in [files.vmlinux, files.bzimage, files.config] {
-                println!("{}", path.display());
-            }
-        }),
+        Task::Kernel { full } => {
+            kernel::kernel(if full { Variant::Full } else { Variant::Base }).map(|files| {
+                for path in [files.vmlinux, files.bzimage, files.config] {
+                    println!("{}", path.display());
+                }
+            })
+        }
     };
     exit(done.map(|()| 0))
 }

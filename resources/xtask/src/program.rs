@@ -8,22 +8,25 @@ use anyhow::{Context, ensure};
 
 use crate::checkout::target_dir;
 use crate::executable::static_program;
+use crate::kernel::{self, Variant};
 use crate::steps::{run, say};
-use crate::{apt, initramfs, kernel};
+use crate::{apt, initramfs};
 
-/// Maximum size of the program in bytes, with kernel and initramfs.
-const PROGRAM_BYTES_MAX: u64 = 24 << 20;
+/// Maximum size of the program in bytes, with kernels and initramfs.
+const PROGRAM_BYTES_MAX: u64 = 40 << 20;
 
-/// Builds kernel, agent and runtime if they are out of date, and returns the path of the program.
+/// Builds kernels, agent and runtime if they are out of date, and returns the path of the program.
 pub fn program() -> anyhow::Result<PathBuf> {
     apt::install(&["binutils", "gcc", "libc6-dev"])?;
-    let kernel = kernel::kernel()?;
+    let kernel = kernel::kernel(Variant::Base)?.vmlinux;
+    let full_kernel = kernel::kernel(Variant::Full)?.vmlinux;
     let initramfs = initramfs::initramfs()?;
     say("building vmm");
     let bare = static_program("runtime", "vmm")?;
     let program = target_dir().join("vmm");
-    if !newer(&program, &[&bare, &kernel.vmlinux, &initramfs]) {
-        embed(&bare, &kernel.vmlinux, &initramfs, &program)?;
+    let sections = [(".linux", &*kernel), (".linux-full", &*full_kernel), (".initrd", &*initramfs)];
+    if !newer(&program, &[&bare, &kernel, &full_kernel, &initramfs]) {
+        embed(&bare, &sections, &program)?;
     }
     let bytes =
         fs::metadata(&program).with_context(|| format!("read the size of {}", program.display()))?.len();
@@ -35,11 +38,11 @@ pub fn program() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// Writes `program`: the executable `bare` with two page-aligned sections, which the runtime finds in its own file.
-fn embed(bare: &Path, kernel: &Path, initramfs: &Path, program: &Path) -> anyhow::Result<()> {
+/// Writes `program`: the executable `bare` with page-aligned sections, which the runtime finds in its own file.
+fn embed(bare: &Path, sections: &[(&str, &Path)], program: &Path) -> anyhow::Result<()> {
     let fresh = program.with_extension("new");
     let mut objcopy = Command::new("objcopy");
-    for (section, file) in [(".linux", kernel), (".initrd", initramfs)] {
+    for (section, file) in sections {
         objcopy.arg("--add-section").arg(format!("{section}={}", file.display()));
         objcopy.arg("--set-section-flags").arg(format!("{section}=contents,readonly"));
         objcopy.arg("--set-section-alignment").arg(format!("{section}=4096"));

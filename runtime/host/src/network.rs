@@ -237,7 +237,7 @@ fn keep_wanted(found: &mut Found) {
     found.addresses.retain(|it| kept.contains(&it.link));
     found.neighbours.retain(|it| kept.contains(&it.link));
     // A route over several interfaces stays, so that `check` refuses it.
-    found.routes.retain(|it| kept.contains(&it.link) || it.beyond.is_some() && it.link == 0);
+    found.routes.retain(|it| kept.contains(&it.link) || it.unsupported.is_some() && it.link == 0);
 }
 
 /// Refuses what cannot be reproduced in the guest.
@@ -267,7 +267,7 @@ fn check(found: &Found) -> Result<()> {
     if let Some(address) = found.addresses.iter().find(|address| address.peer.is_some()) {
         return unsupported(address.link, format!("address {} has a peer", address.address));
     }
-    if let Some((route, why)) = found.routes.iter().find_map(|route| Some((route, route.beyond?))) {
+    if let Some((route, why)) = found.routes.iter().find_map(|route| Some((route, route.unsupported?))) {
         let (address, bits) = route.destination;
         return unsupported(route.link, format!("route to {address}/{bits} has {why}"));
     }

@@ -269,5 +269,5 @@ fn damaged_frame_of_the_host_ends_the_agent_with_a_reason() {
     let mut pair = Pair::new();
     pair.link.socket.write_all(&[0, 0, 0, 12, 0, 0, 0, 7, 0, 0, 0, 9]).unwrap();
     let fault = pair.agent.run_once(Some(Duration::from_millis(100))).unwrap_err();
-    assert_eq!(fault.text, "control channel: frame of 7 bytes is shorter than its header of 8");
+    assert_eq!(fault.text, "control channel: frame of 7 bytes is shorter than its header of 8 bytes");
 }

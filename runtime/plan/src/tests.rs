@@ -7,6 +7,7 @@ use oci::error::Result;
 use oci::spec::ConsoleSize;
 
 use super::device_rules::{Kind, access, allow};
+use super::vm::Kernel;
 use super::*;
 
 mod engines;
@@ -51,6 +52,21 @@ fn plan_with(
 fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBind {
     let (path, host, nodes) = (path.into(), host.into(), Vec::new());
     ShareBind { path, host, read_only, mount_points, nodes, later_mounts: false }
+}
+
+#[test]
+fn capabilities_choose_the_kernel() {
+    let with = |names: &[&str]| {
+        let change =
+            |json: &mut serde_json::Value| json["process"]["capabilities"]["bounding"] = names.into();
+        plan_of(change).unwrap().vm.kernel
+    };
+    assert_eq!(plan_of(|_| {}).unwrap().vm.kernel, Kernel::Base, "Docker's default capabilities");
+    assert_eq!(with(&["CAP_CHOWN", "CAP_NET_RAW"]), Kernel::Base);
+    assert_eq!(with(&["CAP_CHOWN", "CAP_NET_ADMIN"]), Kernel::Full);
+    assert_eq!(with(&["CAP_SYS_ADMIN"]), Kernel::Full);
+    let none = plan_of(|json| drop(json["process"].as_object_mut().unwrap().remove("capabilities")));
+    assert_eq!(none.unwrap().vm.kernel, Kernel::Base);
 }
 
 #[test]

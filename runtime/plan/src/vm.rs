@@ -6,6 +6,7 @@ use agent_proto::command::Protocol;
 use agent_proto::payload::Pod;
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
+use oci::spec::Capabilities;
 use oci::{Bundle, Spec};
 
 use crate::limits::{self, Sets};
@@ -54,6 +55,27 @@ pub enum VhostNet {
     Off,
 }
 
+/// A kernel that the program brings along.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernel {
+    /// The kernel that boots soonest. It has what a container without privileges can use.
+    #[default]
+    Base,
+    /// The kernel of containers that administer a network or mount file systems, such as container engines: with
+    /// bridges, tunnels, packet filters, queueing disciplines, eBPF, and more file systems.
+    Full,
+}
+
+impl Kernel {
+    /// Returns the kernel for containers whose init processes have these capability sets; `None` is a process without
+    /// capabilities.
+    pub fn for_capabilities<'a>(sets: impl IntoIterator<Item = Option<&'a Capabilities>>) -> Kernel {
+        const USERS: [&str; 4] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN"];
+        let mut names = sets.into_iter().flatten().flat_map(|sets| &sets.bounding);
+        if names.any(|name| USERS.contains(&name.as_str())) { Kernel::Full } else { Kernel::Base }
+    }
+}
+
 /// A user's settings of the machine: flags, environment variables and configuration file, merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmSettings {
@@ -84,6 +106,8 @@ pub struct VmPlan {
     pub memory_mib: u32,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// The kernel, unless the user names a file.
+    pub kernel: Kernel,
     /// The kernel's command line. Crate `vmm` adds the devices.
     pub cmdline: String,
     /// Protocol of the share.
@@ -108,6 +132,7 @@ impl VmPlan {
         VmPlan {
             memory_mib: settings.memory_mib.unwrap_or(limits::DEFAULT_MEMORY_MIB),
             vcpus: settings.vcpus.unwrap_or(1),
+            kernel: Kernel::Base,
             cmdline: cmdline(settings),
             share: settings.share,
             vhost_net: settings.vhost_net,
@@ -143,6 +168,7 @@ impl VmPlan {
             vcpus: settings.vcpus.map_or_else(|| limits::vcpus(resources, sets), Ok)?,
             cgroup,
             network: bundle.network().map(Path::to_owned),
+            kernel: Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..VmPlan::new(settings, &bundle.spec.hostname)
         })

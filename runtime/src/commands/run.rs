@@ -11,6 +11,7 @@ use host::hooks::{self, Environment};
 use host::signals::Signals;
 use oci::Bundle;
 use oci::spec::Hooks;
+use plan::vm::Kernel;
 use vmm::Timeline;
 
 use super::container::create;
@@ -156,14 +157,13 @@ impl BootMarks {
 
 /// Describes the embedded kernel and initramfs for `vmm --version`.
 pub fn embedded() -> String {
-    match image::Embedded::find() {
-        Ok(found) => {
-            let size = |part: &Option<vmm::Image>| {
-                part.as_ref()
-                    .map_or("not embedded".to_owned(), |image| format!("embedded, {} KiB", image.len >> 10))
-            };
-            format!("kernel: {}\nagent: {}", size(&found.kernel), size(&found.initramfs))
-        }
-        Err(error) => format!("kernel and agent: {error}"),
-    }
+    let size = |part: Option<vmm::Image>| {
+        part.map_or("not embedded".to_owned(), |image| format!("embedded, {} KiB", image.len >> 10))
+    };
+    let sizes = || -> image::Result<String> {
+        let [base, full] = [image::Embedded::find(Kernel::Base)?, image::Embedded::find(Kernel::Full)?];
+        let [kernel, full, agent] = [base.kernel, full.kernel, base.initramfs].map(size);
+        Ok(format!("kernel: {kernel}\nkernel for privileged containers: {full}\nagent: {agent}"))
+    };
+    sizes().unwrap_or_else(|error| format!("kernel and agent: {error}"))
 }

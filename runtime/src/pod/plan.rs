@@ -15,6 +15,7 @@ use oci::spec::{self, Spec};
 use plan::limits::{MAX_VCPUS, MIN_MEMORY_MIB};
 use plan::mounts::Content;
 use plan::process::RLIMITS;
+use plan::vm::Kernel;
 use plan::{ContainerPlan, VmPlan, VmSettings};
 
 use super::podfile::{
@@ -103,11 +104,13 @@ impl PodPlan {
         machine.pod.accounting = true;
         let resolv_conf = resolv_conf(&file);
         let log = file.log.clone();
-        let pod = PodPlan { id, hostname, machine, log, file, base: base.to_owned(), resolv_conf };
+        let mut pod = PodPlan { id, hostname, machine, log, file, base: base.to_owned(), resolv_conf };
         let containers = pod.file.containers.iter().enumerate();
-        let plans = containers
+        let plans: Vec<ContainerSpec> = containers
             .map(|(index, container)| pod.container(&format!("containers[{index}]"), container, base))
             .collect::<Result<_>>()?;
+        let capabilities = plans.iter().map(|plan| plan.process.capabilities.as_ref());
+        pod.machine.kernel = Kernel::for_capabilities(capabilities);
         Ok((pod, plans))
     }
 

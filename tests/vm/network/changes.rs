@@ -178,7 +178,7 @@ fn what_a_running_machine_cannot_have_is_logged_and_the_rest_goes_on() {
     nets.peer(&["link", "set", "eth0", "mtu", "9000"]);
     nets.pod(&["link", "set", "eth0", "mtu", "9000"]);
     nets.pod(&["addr", "add", "10.9.4.2/24", "dev", "eth0"]);
-    container.awaits_error("change a network interface: set mtu of interface eth0: invalid argument");
+    container.awaits_error("change a network interface: set MTU of interface eth0: invalid argument");
     container.awaits("ip -o addr", "10.9.4.2");
     nets.pod(&["link", "add", "twin", "address", "02:00:00:00:09:02", "type", "dummy"]);
     nets.pod(&["link", "set", "twin", "up"]);

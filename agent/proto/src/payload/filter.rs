@@ -37,7 +37,7 @@ impl Serialize for Program {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut text = String::with_capacity(self.0.len() * DIGITS);
         for word in &self.0 {
-            // Writing to a string does not fail.
+            // Writing to a String cannot fail.
             let _ = write!(text, "{word:016x}");
         }
         serializer.serialize_str(&text)
@@ -56,20 +56,23 @@ impl Visitor<'_> for ProgramVisitor {
     type Value = Program;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("sixteen hexadecimal digits for each instruction of a filter")
+        f.write_str("a seccomp filter with 16 hexadecimal digits for each instruction")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Program, E> {
         let (words, rest) = text.as_bytes().as_chunks::<DIGITS>();
-        if !rest.is_empty() || words.len() > FILTER_MAX {
-            return Err(E::custom("a filter of a length that cannot be"));
+        if !rest.is_empty() {
+            return Err(E::custom("seccomp filter ends with an incomplete instruction"));
+        }
+        if words.len() > FILTER_MAX {
+            return Err(E::custom(format_args!("limit of {FILTER_MAX} seccomp instructions exceeded")));
         }
         words
             .iter()
             .map(word)
             .collect::<Option<_>>()
             .map(Program)
-            .ok_or_else(|| E::custom("a filter of no digits"))
+            .ok_or_else(|| E::custom("seccomp filter contains a character that is not a hexadecimal digit"))
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Interface {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ip_addresses: Vec<IpAddress>,
     /// MTU in bytes. 0 means unchanged.
-    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    #[serde(skip_serializing_if = "is_zero_u32")]
     pub mtu: u32,
     /// Hardware address that identifies the interface, `aa:bb:cc:dd:ee:ff`.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -34,7 +34,7 @@ pub struct Interface {
     /// Extension: permanent neighbours on the interface's link.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub neighbours: Vec<Neighbour>,
-    /// Extension: the interface gets no addresses but these, not even IPv6's link-local address.
+    /// Extension: the interface gets only these addresses, not even an IPv6 link-local address.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub no_link_local: bool,
 }
@@ -59,7 +59,7 @@ pub struct IpAddress {
     pub ip_address: String,
     /// Prefix length, or for IPv4 also a netmask in dotted form.
     pub net_mask: String,
-    /// Extension: the kernel makes no route to the address's network.
+    /// Extension: the kernel adds no route to the address's network.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub no_prefix_route: bool,
 }
@@ -85,7 +85,7 @@ object!(Neighbour, Refused, {
     "macAddr": mac_addr,
 });
 
-/// RESOLVER: sets STARTPOD's `resolver` while the pod runs.
+/// RESOLVER: like STARTPOD's `resolver`, but while the pod runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resolver {
     /// Loopback address at which the agent accepts name queries for the host.
@@ -126,10 +126,10 @@ pub struct Route {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Extension: metric; the lowest one is preferred. 0 means the kernel's default.
-    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    #[serde(skip_serializing_if = "is_zero_u32")]
     pub metric: u32,
     /// Extension: MTU of the route in bytes. 0 means the interface's MTU.
-    #[serde(skip_serializing_if = "super::is_zero_u32")]
+    #[serde(skip_serializing_if = "is_zero_u32")]
     pub mtu: u32,
     /// Extension: remove the route instead of adding it.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
@@ -146,3 +146,7 @@ object!(Route, Ignored, {
     "mtu": mtu,
     "removed": removed,
 });
+
+fn is_zero_u32(value: &u32) -> bool {
+    *value == 0
+}

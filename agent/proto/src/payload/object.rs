@@ -1,13 +1,14 @@
-//! Deserialization of the agent's objects. serde's derive keeps every field of an object in a separate `Option`, also reads
-//! arrays, and compares keys in three ways; for the objects of STARTPOD, NEWCONTAINER and EXECCMD that was a sixth of the
-//! agent's size. The macro `object` writes each field directly into the default value, and one function finds all keys.
+//! Deserialization of the agent's objects. serde's derive keeps every field of an object in a separate `Option`, also
+//! reads arrays, and compares keys in three ways; for the objects of STARTPOD, NEWCONTAINER and EXECCMD that was a
+//! sixth of the agent's size. The macro `object` writes each field directly into the default value, and one function
+//! finds all keys.
 
 use core::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, Visitor};
 
-/// Implements `Deserialize` for an object from its keys and their fields. Missing keys keep the value of `Default`. Other keys
-/// are handled as an [`Unknown`] says.
+/// Implements `Deserialize` for an object from its keys and their fields. Missing keys keep the value of `Default`.
+/// The [`Unknown`] determines how other keys are handled.
 macro_rules! object {
     ($object:ident, $unknown:ident, { $($key:literal: $field:ident),+ $(,)? }) => {
         impl<'de> ::serde::Deserialize<'de> for $object {
@@ -100,10 +101,11 @@ mod tests {
 
     use crate::payload::Pod;
 
-    /// One of everything, nothing as it is by default.
+    /// A pod with all keys and no default values.
     fn pod() -> Value {
         let process = json!({
-            "id": "init", "user": "u", "group": "g", "additionalGroups": ["a"], "terminal": true, "stdio": 1, "stderr": 2,
+            "id": "init", "user": "u", "group": "g", "additionalGroups": ["a"], "terminal": true,
+            "stdio": 1, "stderr": 2,
             "args": ["sh"], "envs": [{"env": "A", "value": "b"}], "workdir": "/w", "rows": 3, "columns": 4,
             "rlimits": [{"type": "RLIMIT_CORE", "hard": 6, "soft": 5}],
             "oci": {
@@ -123,8 +125,8 @@ mod tests {
                 "recursiveClear": 4, "copyUp": true, "data": "x",
             }],
             "devices": [{"path": "/dev/x", "mode": 1, "major": 2, "minor": 3, "uid": 4, "gid": 5}],
-            "deviceRules": ["deny a"], "cgroup": {"pids.max": "1"}, "userNamespace": {"users": range, "groups": range}, "timeOffsets": "t",
-            "rootPropagation": 9,
+            "deviceRules": ["deny a"], "cgroup": {"pids.max": "1"},
+            "userNamespace": {"users": range, "groups": range}, "timeOffsets": "t", "rootPropagation": 9,
         });
         json!({
             "hostname": "h", "dns": ["1.1.1.1"], "dnsSearch": ["s"], "dnsOptions": ["o"], "shareDir": "share",
@@ -144,13 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_was_read() {
+    fn serialization_is_the_inverse_of_deserialization() {
         let read: Pod = serde_json::from_value(pod()).unwrap();
         assert_eq!(serde_json::to_value(read).unwrap(), pod());
     }
 
     #[test]
-    fn unknown_keys_are_the_extension_s_errors_alone() {
+    fn unknown_keys_are_errors_only_in_the_extension() {
         let with = |path: &str| {
             let mut json = pod();
             json.pointer_mut(path).unwrap()["new"] = json!({"a": [1]});

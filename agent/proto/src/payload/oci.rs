@@ -17,7 +17,8 @@ pub const DEVICE_RULES_MAX: usize = 1024;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OciContainer {
-    /// The container's own namespaces. The others are the pod's, except that each container has its own mount namespace.
+    /// The container's own namespaces. The others are the pod's, except that each container has its own mount
+    /// namespace.
     pub namespaces: Vec<Namespace>,
     /// Host name of the container, if it has its own UTS namespace.
     pub hostname: String,
@@ -32,9 +33,10 @@ pub struct OciContainer {
     /// Device nodes in addition to the default ones in `/dev`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
-    /// Rules for the kernel's devices controller, in the order in which they are written. Each is `allow` or `deny`, a space,
-    /// and a line for the file `devices.allow` or `devices.deny` (Documentation/admin-guide/cgroup-v1/devices.rst). Without
-    /// rules the container can use all devices. Limit: [`DEVICE_RULES_MAX`].
+    /// Rules for the kernel's devices controller, in the order in which they are written. Each is `allow` or `deny`, a
+    /// space, and a line for the file `devices.allow` or `devices.deny`
+    /// (Documentation/admin-guide/cgroup-v1/devices.rst). Without rules the container can use all devices. Limit:
+    /// [`DEVICE_RULES_MAX`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub device_rules: Vec<String>,
     /// Files of the container's cgroup (version 2) and the text to write, for example `memory.max` and `1048576`.
@@ -236,8 +238,8 @@ pub struct OciProcess {
     /// Seccomp filter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Filter>,
-    /// Cgroup of an exec process, below the container's. Empty means the container's cgroup, or that of the init process if the
-    /// container's cgroup does not accept processes any more.
+    /// Cgroup of an exec process, below the container's. Empty means the container's cgroup, or that of the init
+    /// process if the container's cgroup does not accept processes any more.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroup: String,
 }

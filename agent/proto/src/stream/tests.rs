@@ -24,7 +24,7 @@ fn frame_has_the_bytes_of_api_4244() {
 }
 
 #[test]
-fn piece_is_given_as_soon_as_it_is_there() {
+fn piece_is_returned_as_soon_as_it_arrives() {
     let mut out = Vec::new();
     StreamFrame { seq: 5, data: b"abcdef".to_vec() }.encode(&mut out);
     let mut splitter = StreamSplitter::new();
@@ -46,7 +46,7 @@ fn empty_frame_is_an_empty_piece() {
 }
 
 #[test]
-fn length_above_the_maximum_is_refused_for_good() {
+fn length_above_the_maximum_is_refused_permanently() {
     let error = FrameError::TooLong { length: STREAM_FRAME_MAX as u32 + 1, max: STREAM_FRAME_MAX };
     let mut splitter = StreamSplitter::new();
     let header = encode_header(1, STREAM_FRAME_MAX - STREAM_HEADER + 1);
@@ -62,14 +62,14 @@ fn length_below_the_header_is_refused() {
 }
 
 #[test]
-fn no_credit_is_no_frame() {
+fn no_credit_gives_no_frame() {
     let mut out = Vec::new();
     Credit::encode(&[], &mut out);
     assert!(out.is_empty());
 }
 
 #[test]
-fn half_a_record_at_a_frames_end_is_dropped() {
+fn incomplete_record_at_the_end_of_a_frame_is_dropped() {
     let mut decoder = CreditDecoder::default();
     assert_eq!(decoder.next(&mut &[1; 5][..], true), None);
     let mut record = Vec::new();

@@ -1,4 +1,4 @@
-//! Each command of API 4244 beside those that start and end processes, in both forms, and what is refused.
+//! The commands of API 4244 except those that start and end processes, in both forms, and their errors.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::files::READ_MAX;
 const ACK: u32 = Code::Ack as u32;
 const ERROR: u32 = Code::Error as u32;
 
-/// A directory of the test's own.
+/// A temporary directory, which is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -71,7 +71,7 @@ fn file_is_written_whole_and_read_back_in_both_forms() {
     let scratch = Scratch::new("whole");
     for extended in [false, true] {
         let mut host = with_container(extended);
-        // A brace in the name, a directory that is not there, data that look like JSON, and no data at all.
+        // A brace in the name, a missing directory, data that look like JSON, and no data.
         let path = scratch.file("new/odd } name");
         for data in [&b"{\"a\":1} \xff\0}"[..], b"", b"short"] {
             assert_eq!(write(&mut host, &file(&path), data), Ok(vec![]));
@@ -101,7 +101,7 @@ fn file_is_written_and_read_in_parts() {
 }
 
 #[test]
-fn file_of_proc_has_no_size_and_is_read_all_the_same() {
+fn file_of_proc_without_a_size_is_read() {
     for extended in [false, true] {
         let mut host = with_container(extended);
         let read = call_json(&mut host, Code::ReadFile, &file("/proc/self/status")).unwrap();
@@ -110,7 +110,7 @@ fn file_of_proc_has_no_size_and_is_read_all_the_same() {
 }
 
 #[test]
-fn largest_file_of_one_reply_is_read_and_a_larger_one_is_said() {
+fn largest_file_of_one_reply_is_read_and_a_larger_one_is_refused() {
     let scratch = Scratch::new("large");
     let mut host = with_container(true);
     let path = scratch.file("large");
@@ -119,13 +119,13 @@ fn largest_file_of_one_reply_is_read_and_a_larger_one_is_said() {
     assert!(call_json(&mut host, Code::ReadFile, &file(&path)) == Ok(data.clone()));
     std::fs::write(&path, [&data[..], b"x"].concat()).unwrap();
     let text = message(call_json(&mut host, Code::ReadFile, &file(&path)));
-    assert_eq!(text, format!("read {path}: it has more than the {READ_MAX} bytes of one reply"));
+    assert_eq!(text, format!("read {path}: larger than {READ_MAX} bytes, the limit of one reply"));
     let rest = FileCommand { offset: Some(READ_MAX as u64), ..file(&path) };
     assert_eq!(call_json(&mut host, Code::ReadFile, &rest), Ok(b"x".to_vec()));
 }
 
 #[test]
-fn what_is_no_file_or_not_there_is_refused() {
+fn missing_and_special_files_are_refused() {
     let scratch = Scratch::new("odd");
     let mut host = with_container(true);
     let missing = scratch.file("missing");
@@ -136,15 +136,15 @@ fn what_is_no_file_or_not_there_is_refused() {
         assert_eq!(text, format!("open {path}: {cause}"));
         assert_eq!(message(write(&mut host, &file(path), b"x")), format!("open {path}: {cause}"));
     }
-    // A named pipe without a reader would hold a writer up for ever.
+    // A FIFO without a reader would block a writer forever.
     let pipe = scratch.file("pipe");
     rustix::fs::mknodat(rustix::fs::CWD, &*pipe, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
     assert_eq!(
         message(write(&mut host, &file(&pipe), b"x")),
         format!("open {pipe}: operation not supported")
     );
-    let nobody = FileCommand { container: "c2".into(), ..file("/etc/passwd") };
-    assert_eq!(message(call_json(&mut host, Code::ReadFile, &nobody)), "no such container: c2");
+    let unknown = FileCommand { container: "c2".into(), ..file("/etc/passwd") };
+    assert_eq!(message(call_json(&mut host, Code::ReadFile, &unknown)), "no such container: c2");
     host.input(1, b"");
     host.exit("init");
     let text = message(call_json(&mut host, Code::ReadFile, &file("/etc/passwd")));
@@ -181,11 +181,11 @@ fn network_commands_are_done_or_refused_by_name_in_both_forms() {
             call_json(&mut host, Code::Resolver, &resolver("::1")),
         ];
         let expected = [
-            "\"10.0.0\" is no address",
-            "an interface without a name",
-            "address 10.0.0.0: \"33\" is no mask for it",
-            "an interface without a name",
-            "resolver: not an IPv4 address",
+            "invalid IP address \"10.0.0\"",
+            "interface has neither a name nor a hardware address",
+            "address 10.0.0.0: invalid mask \"33\"",
+            "interface has neither a name nor a hardware address",
+            "resolver: invalid IPv4 address \"::1\"",
         ];
         for (reply, expected) in refused.into_iter().zip(expected) {
             if extended {
@@ -210,9 +210,9 @@ fn commands_without_payload_are_done_in_both_forms() {
 }
 
 #[test]
-fn abandoned_and_unknown_codes_are_errors_and_the_connection_stays() {
+fn obsolete_and_unknown_codes_are_errors_and_the_connection_stays_open() {
     let mut host = Host::base();
-    // Before a pod nothing of a container's can be done either.
+    // Commands for containers also fail before STARTPOD.
     for code in [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 17, 22, 23, 24, 26, 63, 1000, u32::MAX] {
         let id = host.send_raw(code, b"{}".to_vec());
         assert_eq!(host.reply(id), Err(vec![]), "{code}");
@@ -221,7 +221,7 @@ fn abandoned_and_unknown_codes_are_errors_and_the_connection_stays() {
 }
 
 #[test]
-fn kill_says_why_not_in_the_words_of_api_4244() {
+fn errors_of_kill_are_the_texts_of_api_4244() {
     let mut host = with_container(false);
     let kill = |container: &str, signal| KillCommand { container: container.into(), signal, ..killed(0) };
     for (command, text) in [
@@ -289,7 +289,7 @@ fn pod_starts_its_first_containers_in_order_and_is_answered_once() {
 }
 
 #[test]
-fn pod_whose_container_does_not_start_is_an_error_and_in_the_base_form_the_end() {
+fn pod_with_a_container_that_does_not_start_is_an_error_and_in_the_base_form_powers_off() {
     for extended in [false, true] {
         let mut host = Host::base();
         if extended {
@@ -371,7 +371,7 @@ fn input_before_the_reply_to_a_start_is_not_lost() {
         let exec = ExecCommand { container: "c1".into(), process: shell("e1", "cat", 3, 4) };
         let id = host.send(Code::ExecCmd, &exec);
         // The process is in the table once the command is taken; its program runs some time later.
-        host.work(|host| host.agent.processes.values().any(|process| process.id == "e1"));
+        host.work(|host| host.agent.state.processes.values().any(|process| process.id == "e1"));
         host.input(3, b"early ");
         host.input(3, b"");
         assert_eq!(host.reply(id), Ok(vec![]));

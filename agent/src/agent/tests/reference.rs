@@ -1,5 +1,5 @@
-//! API 4244's reference session, to the byte, with the agent's side checked: the host writes as the original's did, a
-//! header and then its payload, and waits for NEXT.
+//! API 4244's reference session, to the byte. The host writes as the original host did: a header, then its payload,
+//! each followed by a wait for NEXT.
 
 use super::*;
 
@@ -101,7 +101,8 @@ fn reference_session_has_the_bytes_of_api_4244() {
         Hears(ACK),
         Says(
             20,
-            r#"{"device":"eth0","newDeviceName":"eth0","ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],"mtu":1500}"#,
+            r#"{"device":"eth0","newDeviceName":"eth0","ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}],
+        "mtu":1500}"#,
         ),
         Hears(ACK),
         Says(21, r#"{"routes":[{"dest":"default","gateway":"10.0.0.1","device":"eth0"}]}"#),
@@ -117,7 +118,8 @@ fn reference_session_has_the_bytes_of_api_4244() {
         Gets(b"\0\0\0\0\0\0\0\x02\0\0\0\x12one b\n"),
         Says(
             6,
-            r#"{"container":"c1","process":{"id":"e1","terminal":true,"stdio":3,"args":["sh","-c","tty >/dev/null && exit 3"],"workdir":"/"}}"#,
+            r#"{"container":"c1","process":{"id":"e1","terminal":true,"stdio":3,
+        "args":["sh","-c","tty >/dev/null && exit 3"],"workdir":"/"}}"#,
         ),
         Hears(ACK),
         Gets(b"\0\0\0\0\0\0\0\x03\0\0\0\x0c"),
@@ -125,7 +127,7 @@ fn reference_session_has_the_bytes_of_api_4244() {
         Sends(b"\0\0\0\0\0\0\0\x01\0\0\0\x10two\n"),
         Gets(b"\0\0\0\0\0\0\0\x01\0\0\0\x10two\n"),
         Sends(b"\0\0\0\0\0\0\0\x01\0\0\0\x0c"),
-        // One end for all of the process, on stdio's stream; none on stderr's.
+        // One end frame for the whole process, on the stdio stream; none on the stderr stream.
         Gets(b"\0\0\0\0\0\0\0\x01\0\0\0\x0c"),
         Hears(&ended),
         Says(4, ""),

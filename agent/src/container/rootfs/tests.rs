@@ -31,9 +31,9 @@ impl Drop for Tree {
 }
 
 #[test]
-fn directories_are_made_on_the_way() {
+fn missing_parent_directories_are_created() {
     let tree = Tree::new("way");
-    tree.root.make_directory("/a/b/./c/").unwrap();
+    tree.root.create_directory("/a/b/./c/").unwrap();
     assert!(tree.path("a/b/c").is_dir());
 }
 
@@ -42,8 +42,8 @@ fn link_out_of_the_root_stays_in_it() {
     let tree = Tree::new("out");
     symlink("../../../../..", tree.path("up")).unwrap();
     symlink("/", tree.path("top")).unwrap();
-    tree.root.make_directory("/up/x").unwrap();
-    tree.root.make_file("/top/y").unwrap();
+    tree.root.create_directory("/up/x").unwrap();
+    tree.root.create_file("/top/y").unwrap();
     assert!(tree.path("x").is_dir());
     assert!(tree.path("y").is_file());
 }
@@ -57,13 +57,13 @@ fn file_outside_is_not_found() {
 }
 
 #[test]
-fn dangling_link_is_made_to_what_it_names() {
+fn target_of_a_dangling_link_is_created() {
     let tree = Tree::new("dangling");
     fs::create_dir(tree.path("var")).unwrap();
     symlink("../run", tree.path("var/run")).unwrap();
     symlink("/run/conf", tree.path("conf")).unwrap();
-    tree.root.make_directory("/var/run/secrets").unwrap();
-    tree.root.make_file("/conf").unwrap();
+    tree.root.create_directory("/var/run/secrets").unwrap();
+    tree.root.create_file("/conf").unwrap();
     assert!(tree.path("run/secrets").is_dir());
     assert!(tree.path("run/conf").is_file());
 }
@@ -73,20 +73,23 @@ fn links_in_a_circle_are_refused() {
     let tree = Tree::new("circle");
     symlink("b", tree.path("a")).unwrap();
     symlink("a", tree.path("b")).unwrap();
-    assert!(tree.root.make_directory("/a/x").is_err());
+    assert!(tree.root.create_directory("/a/x").is_err());
 }
 
 #[test]
-fn file_in_the_way_is_said() {
+fn file_instead_of_a_directory_is_refused() {
     let tree = Tree::new("file");
     fs::write(tree.path("f"), "").unwrap();
-    assert_eq!(tree.root.make_directory("/f/x").unwrap_err().text, "make directory /f/x: not a directory");
+    assert_eq!(
+        tree.root.create_directory("/f/x").unwrap_err().text,
+        "create directory /f/x: not a directory"
+    );
 }
 
 #[test]
-fn existing_file_is_left_alone() {
+fn existing_file_is_unchanged() {
     let tree = Tree::new("keep");
     fs::write(tree.path("f"), "text").unwrap();
-    tree.root.make_file("/f").unwrap();
+    tree.root.create_file("/f").unwrap();
     assert_eq!(fs::read(tree.path("f")).unwrap(), b"text");
 }

@@ -44,7 +44,7 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
         target_dir().join("release/examples/round_trips").display().to_string(),
         program.display().to_string(),
         bundle.display().to_string(),
-        kernel::kernel()?.vmlinux.display().to_string(),
+        kernel::kernel(kernel::Variant::Base)?.vmlinux.display().to_string(),
         initramfs_with_busybox()?,
         echo_initramfs()?,
         args.mib.to_string(),

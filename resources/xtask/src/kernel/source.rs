@@ -63,7 +63,7 @@ impl Source {
 
     /// Replaces the tree by Debian's unpatched tree.
     fn replace(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
-        for folder in ["source", "objects"] {
+        for folder in ["source", "objects", "objects-full"] {
             remove(&cache.join(folder))?;
         }
         let package = self.download(cache)?;

@@ -34,7 +34,7 @@ impl Netlink {
     /// has the reply ready when the request was sent, and the rest of a list when the previous part was read.
     pub fn list<T>(&mut self, message: Message, parse: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         self.sequence += 1;
-        sys::send(self.socket.as_fd(), &message.finish(self.sequence))?;
+        sys::send(self.socket.as_fd(), &message.into_bytes(self.sequence))?;
         let (mut entries, mut count) = (Vec::new(), 0);
         let mut answer = vec![0; ANSWER_MAX];
         loop {

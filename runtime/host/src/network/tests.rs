@@ -27,7 +27,7 @@ fn way(link: u32, gateway: Option<[u8; 4]>) -> found::Route {
         source: None,
         metric: 0,
         mtu: 0,
-        beyond: None,
+        unsupported: None,
     }
 }
 
@@ -85,7 +85,7 @@ fn unsupported_interfaces_are_refused_by_name() {
     peered.addresses = vec![found::Address { peer: Some([10, 0, 0, 9].into()), ..address(2, [10, 0, 0, 2]) }];
     refused(&peered, "network interface eth0: address 10.0.0.2 has a peer");
     let mut routed = one(|_| ());
-    routed.routes = vec![found::Route { beyond: Some("several next hops"), ..way(2, None) }];
+    routed.routes = vec![found::Route { unsupported: Some("several next hops"), ..way(2, None) }];
     refused(&routed, "network interface eth0: route to 10.8.0.0/16 has several next hops");
 }
 

@@ -30,7 +30,7 @@ fn way(link: u32, net: u8, gateway: Option<u8>) -> Route {
         source: None,
         metric: 0,
         mtu: 0,
-        beyond: None,
+        unsupported: None,
     }
 }
 

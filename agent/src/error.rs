@@ -6,34 +6,37 @@ use alloc::string::String;
 use agent_proto::payload::{ErrorCode, ErrorReply};
 use rustix::io::Errno;
 
+/// Exit code of a process that could not be started for another reason than its program.
+pub const START_FAILED: i32 = 125;
+
 /// An error that is reported to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct Error {
     /// Kind of failure.
     pub code: ErrorCode,
     /// Text for the user.
     pub text: String,
 }
 
-impl Fault {
-    /// Returns a fault of `code` with `text`.
-    pub fn new(code: ErrorCode, text: impl Into<String>) -> Fault {
-        Fault { code, text: text.into() }
+impl Error {
+    /// Returns an error of `code` with `text`.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Error {
+        Error { code, text: text.into() }
     }
 
-    /// Returns a fault with code [`ErrorCode::Failed`].
-    pub fn failed(text: impl Into<String>) -> Fault {
-        Fault::new(ErrorCode::Failed, text)
+    /// Returns an error with code [`ErrorCode::Failed`].
+    pub fn failed(text: impl Into<String>) -> Error {
+        Error::new(ErrorCode::Failed, text)
     }
 
-    /// Returns the fault of an invalid command.
-    pub fn bad_request(text: impl Into<String>) -> Fault {
-        Fault::new(ErrorCode::BadRequest, text)
+    /// Returns the error of an invalid command.
+    pub fn bad_request(text: impl Into<String>) -> Error {
+        Error::new(ErrorCode::BadRequest, text)
     }
 
-    /// Returns the fault for an unknown name.
-    pub fn not_found(what: &str, name: &str) -> Fault {
-        Fault::new(ErrorCode::NotFound, format!("no such {what}: {name}"))
+    /// Returns the error for an unknown name.
+    pub fn not_found(what: &str, name: &str) -> Error {
+        Error::new(ErrorCode::NotFound, format!("no such {what}: {name}"))
     }
 
     /// Returns the exit code that API 4244 reports for a process that could not be started.
@@ -41,36 +44,36 @@ impl Fault {
         match self.code {
             ErrorCode::NotExecutableMissing => 127,
             ErrorCode::NotExecutable => 126,
-            _ => 125,
+            _ => START_FAILED,
         }
     }
 }
 
-impl From<Fault> for ErrorReply {
-    fn from(fault: Fault) -> ErrorReply {
-        ErrorReply { code: fault.code, message: fault.text }
+impl From<Error> for ErrorReply {
+    fn from(error: Error) -> ErrorReply {
+        ErrorReply { code: error.code, message: error.text }
     }
 }
 
 /// Adds step and operand to the error of a system call.
 pub trait Step<T> {
-    /// Converts an error into the fault `verb operand: cause`.
-    fn step(self, verb: &str, operand: &str) -> Result<T, Fault>;
+    /// Converts the error of a system call into the error `verb operand: cause`.
+    fn step(self, verb: &str, operand: &str) -> Result<T, Error>;
 }
 
 impl<T> Step<T> for rustix::io::Result<T> {
-    fn step(self, verb: &str, operand: &str) -> Result<T, Fault> {
+    fn step(self, verb: &str, operand: &str) -> Result<T, Error> {
         self.map_err(|errno| step_failed(verb, operand, errno))
     }
 }
 
 #[cold]
-fn step_failed(verb: &str, operand: &str, errno: Errno) -> Fault {
+fn step_failed(verb: &str, operand: &str, errno: Errno) -> Error {
     let cause = cause(errno);
     if operand.is_empty() {
-        Fault::failed(format!("{verb}: {cause}"))
+        Error::failed(format!("{verb}: {cause}"))
     } else {
-        Fault::failed(format!("{verb} {operand}: {cause}"))
+        Error::failed(format!("{verb} {operand}: {cause}"))
     }
 }
 
@@ -97,7 +100,7 @@ const CAUSES: &[(Errno, &str)] = &[
     (Errno::BUSY, "device or resource busy"),
     (Errno::EXIST, "file exists"),
     (Errno::XDEV, "invalid cross-device link"),
-    (Errno::NODEV, "no such device (is its driver or file system in the guest kernel?)"),
+    (Errno::NODEV, "no such device (the guest kernel may lack its driver or file system)"),
     (Errno::NOTDIR, "not a directory"),
     (Errno::ISDIR, "is a directory"),
     (Errno::INVAL, "invalid argument"),
@@ -107,7 +110,7 @@ const CAUSES: &[(Errno, &str)] = &[
     (Errno::ROFS, "read-only file system"),
     (Errno::PIPE, "broken pipe"),
     (Errno::NAMETOOLONG, "file name too long"),
-    (Errno::NOSYS, "function not in the guest kernel"),
+    (Errno::NOSYS, "function not implemented in the guest kernel"),
     (Errno::NOTEMPTY, "directory not empty"),
     (Errno::LOOP, "too many levels of symbolic links"),
     (Errno::OPNOTSUPP, "operation not supported"),
@@ -123,8 +126,8 @@ mod tests {
 
     #[test]
     fn text_is_step_operand_and_cause() {
-        let fault = Err::<(), _>(Errno::NOENT).step("mount", "/proc").unwrap_err();
-        assert_eq!(fault, Fault::failed("mount /proc: no such file or directory"));
+        let error = Err::<(), _>(Errno::NOENT).step("mount", "/proc").unwrap_err();
+        assert_eq!(error, Error::failed("mount /proc: no such file or directory"));
     }
 
     #[test]
@@ -134,8 +137,8 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_a_shell() {
-        assert_eq!(Fault::new(ErrorCode::NotExecutableMissing, "").exit_code(), 127);
-        assert_eq!(Fault::new(ErrorCode::NotExecutable, "").exit_code(), 126);
-        assert_eq!(Fault::failed("").exit_code(), 125);
+        assert_eq!(Error::new(ErrorCode::NotExecutableMissing, "").exit_code(), 127);
+        assert_eq!(Error::new(ErrorCode::NotExecutable, "").exit_code(), 126);
+        assert_eq!(Error::failed("").exit_code(), 125);
     }
 }

@@ -5,7 +5,7 @@ use rustix::fs::{FileType, Gid, OFlags, Uid, fstat, major, minor};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use crate::fault::{Fault, Step};
+use crate::error::{Error, Step};
 
 /// Both ends of a terminal.
 #[derive(Debug)]
@@ -21,13 +21,13 @@ impl Terminal {
     pub const MASTER: OFlags =
         OFlags::RDWR.union(OFlags::NOCTTY).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
-    /// Opens the other end of `master`, which comes from a container's file system. Anything but the kernel's own
-    /// multiplexer is refused, because the agent will read from it.
-    pub fn from_master(master: OwnedFd, rows: u16, columns: u16) -> Result<Terminal, Fault> {
+    /// Opens the other end of `master`, which comes from a container's file system. Refuses any device but the kernel's
+    /// multiplexer, because the agent will read from it.
+    pub fn from_master(master: OwnedFd, rows: u16, columns: u16) -> Result<Terminal, Error> {
         let stat = fstat(&master).step("stat", "ptmx")?;
         let device = (major(stat.st_rdev), minor(stat.st_rdev));
         if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || device != (5, 2) {
-            return Err(Fault::failed("open terminal: /dev/pts/ptmx is not a terminal multiplexer"));
+            return Err(Error::failed("open terminal: /dev/pts/ptmx is not the pseudo-terminal multiplexer"));
         }
         rustix::pty::unlockpt(&master).step("unlock", "terminal")?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -38,13 +38,13 @@ impl Terminal {
         Ok(Terminal { master, slave })
     }
 
-    /// Makes the terminal the session's controlling terminal and its user's property.
-    pub fn take(&self, uid: Uid) -> Result<(), Fault> {
-        rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("take", "terminal")?;
+    /// Makes the terminal the session's controlling terminal, and the process's user its owner.
+    pub fn take(&self, uid: Uid) -> Result<(), Error> {
+        rustix::process::ioctl_tiocsctty(self.slave.as_fd()).step("set", "controlling terminal")?;
         if uid.is_root() {
             return Ok(());
         }
-        rustix::fs::fchown(&self.slave, Some(uid), None::<Gid>).step("give terminal to", "user")
+        rustix::fs::fchown(&self.slave, Some(uid), None::<Gid>).step("change owner of", "terminal")
     }
 }
 

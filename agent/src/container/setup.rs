@@ -10,14 +10,13 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::container::rootfs::{Root, SHARE};
-use crate::container::{dev, mounts, namespaces};
-use crate::fault::{Fault, Step};
-use crate::pod::paths;
-use crate::process::pty::Terminal;
+use crate::container::{dev, mounts, namespaces, paths};
+use crate::error::{Error, Step};
+use crate::pty::Terminal;
 
 /// A container to set up and enter.
 #[derive(Debug)]
-pub struct Surroundings<'a> {
+pub struct Setup<'a> {
     /// Specification of the container.
     pub spec: &'a payload::Container,
     /// The pod has name servers, so it has a resolv.conf.
@@ -25,10 +24,10 @@ pub struct Surroundings<'a> {
 }
 
 /// Sets up the container and makes its root this process's root. Returns the terminal if the process has one.
-pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result<Option<Terminal>, Fault> {
+pub fn set_up(container: &Setup<'_>, process: &payload::Process) -> Result<Option<Terminal>, Error> {
     let spec = container.spec;
-    let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(surroundings_4244()), Cow::Borrowed);
-    namespaces::furnish(&oci)?;
+    let oci = spec.oci.as_ref().map_or_else(|| Cow::Owned(default_4244()), Cow::Borrowed);
+    namespaces::set_up(&oci)?;
     // Created files get exactly the requested modes; the process's own mask is set later.
     rustix::process::umask(Mode::empty());
     let share = Root::open(SHARE)?;
@@ -45,7 +44,7 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
     }
     let terminal = process.terminal.then(|| dev::open_console(&root, process)).transpose()?;
     // As in runc. If it cannot be created, entering it reports the error.
-    let _ = root.make_directory(&process.workdir);
+    let _ = root.create_directory(&process.workdir);
     set_parameters(spec)?;
     restrict(&root, &oci, spec.read_only)?;
     root.become_root()?;
@@ -56,7 +55,7 @@ pub fn enter(container: &Surroundings<'_>, process: &payload::Process) -> Result
 }
 
 /// Returns the set-up of API 4244's containers, except that each has its own /dev.
-fn surroundings_4244() -> OciContainer {
+fn default_4244() -> OciContainer {
     const NOSUID: u64 = 2;
     const NODEV: u64 = 4;
     const NOEXEC: u64 = 8;
@@ -81,32 +80,33 @@ fn surroundings_4244() -> OciContainer {
 }
 
 /// Creates the files in /etc that API 4244's `initialize` requests.
-fn initialize(root: &Root, container: &Surroundings<'_>) -> Result<(), Fault> {
+fn initialize(root: &Root, container: &Setup<'_>) -> Result<(), Error> {
     if container.has_resolv_conf {
-        mounts::bind_own(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
+        mounts::bind_agent_file(root, paths::RESOLV_CONF, "/etc/resolv.conf")?;
     }
-    mounts::bind_own(root, paths::HOSTNAME, "/etc/hostname")?;
-    root.make_file("/etc/hosts")?;
-    let etc = root.make_directory("/etc")?;
+    mounts::bind_agent_file(root, paths::HOSTNAME, "/etc/hostname")?;
+    root.create_file("/etc/hosts")?;
+    let etc = root.create_directory("/etc")?;
     match rustix::fs::symlinkat("/proc/mounts", &etc, "mtab") {
         Ok(()) | Err(Errno::EXIST | Errno::ROFS) => Ok(()),
         Err(errno) => Err(errno).step("link", "/etc/mtab"),
     }
 }
 
-/// Sets kernel parameters through the agent's own /proc. The namespaces of the writing process determine which are changed.
-fn set_parameters(spec: &payload::Container) -> Result<(), Fault> {
+/// Sets kernel parameters through the agent's own /proc. The namespaces of the writing process determine which are
+/// changed.
+fn set_parameters(spec: &payload::Container) -> Result<(), Error> {
     for (name, value) in &spec.sysctl {
         let path: String = format!("/proc/sys/{}", name.replace('.', "/"));
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty()).step("set parameter", name)?;
-        rustix::io::write(&file, value.as_bytes()).step("set parameter", name)?;
+        let file = rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty())
+            .step("set kernel parameter", name)?;
+        rustix::io::write(&file, value.as_bytes()).step("set kernel parameter", name)?;
     }
     Ok(())
 }
 
-fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Fault> {
+fn restrict(root: &Root, oci: &OciContainer, read_only: bool) -> Result<(), Error> {
     for path in &oci.readonly_paths {
         mounts::set_read_only(root, path)?;
     }
