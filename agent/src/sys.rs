@@ -294,7 +294,7 @@ pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
 /// Returns stdin, stdout and stderr of this process.
 pub fn standard_streams() -> [BorrowedFd<'static>; 3] {
     // SAFETY: the three stay open: only `close_all` closes them, whose caller uses no descriptor afterwards.
-    unsafe { [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] }
+    [0, 1, 2].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// Closes all file descriptors, for a process that never uses any again.

@@ -1,30 +1,20 @@
 //! The guest's kernel and initramfs: given files, or sections of this program.
 //!
 //! The build appends them to the program as ELF sections, one for each [`Kernel`] and [`INITRD_SECTION`], page-aligned
-//! so that the VMM can map them. This module finds them by name in the section header table (System V ABI, chapter 4)
-//! and does not read their contents.
+//! so that the VMM can map them. This module finds them by name and does not read their contents.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use plan::vm::Kernel;
 use vmm::Image;
-use vmm::little_endian::{u16_at, u32_at, u64_at};
+use vmm::elf::sections;
 
 /// The section with the initramfs.
 pub const INITRD_SECTION: &str = ".initrd";
 
 const SELF: &str = "/proc/self/exe";
-/// Bytes of an ELF64 file header.
-const FILE_HEADER: usize = 64;
-/// Bytes of an ELF64 section header.
-const SECTION_HEADER: usize = 64;
-/// Maximum number of sections of this program.
-const SECTIONS_MAX: u16 = 256;
-/// Maximum number of bytes of section names.
-const NAMES_MAX: u64 = 64 << 10;
 
 /// An error in finding the kernel or initramfs.
 #[derive(Debug, thiserror::Error)]
@@ -132,99 +122,16 @@ fn open(what: &'static str, path: &Path) -> Result<Image> {
     Ok(Image { file, offset: 0, len: metadata.len(), name: path.to_owned() })
 }
 
-/// A section with bytes in the file.
-#[derive(Debug, PartialEq, Eq)]
-struct Section {
-    name: String,
-    offset: u64,
-    len: u64,
-}
-
-/// Reads the names and offsets of an ELF64 file's sections. A section outside of the file is an error.
-fn sections(file: &File) -> io::Result<Vec<Section>> {
-    let size = file.metadata()?.len();
-    let mut header = [0; FILE_HEADER];
-    file.read_exact_at(&mut header, 0)?;
-    if header[..6] != *b"\x7fELF\x02\x01" {
-        return Err(invalid("not a little-endian ELF64 file"));
-    }
-    let (offset, entry_size) = (u64_at(&header, 0x28), u16_at(&header, 0x3a));
-    let (count, names_index) = (u16_at(&header, 0x3c), u16_at(&header, 0x3e));
-    if offset == 0 || count == 0 {
-        return Ok(Vec::new());
-    }
-    if usize::from(entry_size) != SECTION_HEADER || count > SECTIONS_MAX || names_index >= count {
-        return Err(invalid("invalid section header table"));
-    }
-    let mut table = vec![0; usize::from(count) * SECTION_HEADER];
-    file.read_exact_at(&mut table, offset)?;
-    let headers: Vec<&[u8]> = table.chunks_exact(SECTION_HEADER).collect();
-    let names = headers[usize::from(names_index)];
-    let (names_offset, names_len) = (u64_at(names, 0x18), u64_at(names, 0x20));
-    if names_len > NAMES_MAX {
-        return Err(invalid("too many section names"));
-    }
-    let mut names = vec![0; names_len as usize];
-    file.read_exact_at(&mut names, names_offset)?;
-    // SHT_NOBITS (8) and SHT_NULL (0) have no bytes in the file.
-    let with_bytes = headers.iter().filter(|header| !matches!(u32_at(header, 4), 0 | 8));
-    with_bytes
-        .map(|header| {
-            let (offset, len) = (u64_at(header, 0x18), u64_at(header, 0x20));
-            if offset.checked_add(len).is_none_or(|end| end > size) {
-                return Err(invalid("a section outside of the file"));
-            }
-            let name = names.get(u32_at(header, 0) as usize..).unwrap_or_default();
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            Ok(Section { name: String::from_utf8_lossy(name).into_owned(), offset, len })
-        })
-        .collect()
-}
-
-fn invalid(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn file_of(bytes: &[u8]) -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(bytes).unwrap();
-        file
-    }
-
     #[test]
-    fn this_program_has_sections_and_no_kernel() {
-        let sections = sections(&File::open(SELF).unwrap()).unwrap();
-        assert!(sections.iter().any(|section| section.name == ".text" && section.len > 0));
+    fn a_test_program_has_no_embedded_kernel() {
         let embedded = Embedded::find(Kernel::Base).unwrap();
         assert!(embedded.kernel.is_none() && embedded.initramfs.is_none());
         let error = Images::find(None, Some(Path::new("/dev/null")), Kernel::Full).unwrap_err().to_string();
         assert!(error.contains("--kernel") && error.contains("VMM_KERNEL"), "{error}");
-    }
-
-    #[test]
-    fn a_section_is_found_by_its_name() {
-        let mut elf = vec![0; 0x2000];
-        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        elf[0x28..0x30].copy_from_slice(&0x100_u64.to_le_bytes());
-        elf[0x3a..0x40].copy_from_slice(&[64, 0, 2, 0, 0, 0]);
-        // Section 0: the names, at 0x200; section 1: named `.linux`, 0x1000 bytes at 0x1000.
-        elf[0x104] = 3;
-        elf[0x118..0x128].copy_from_slice(&[0, 2, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
-        elf[0x200..0x209].copy_from_slice(b"\0.linux\0\0");
-        elf[0x140..0x148].copy_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0]);
-        elf[0x158..0x168].copy_from_slice(&[0, 16, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0]);
-        let found = sections(&file_of(&elf)).unwrap();
-        assert_eq!(found[1], Section { name: ".linux".into(), offset: 0x1000, len: 0x1000 });
-        assert!(sections(&file_of(&elf[..0x1fff])).is_err());
-        assert!(sections(&file_of(&elf[..0x150])).is_err());
     }
 
     #[test]
@@ -236,19 +143,5 @@ mod tests {
         };
         assert_eq!(error("/"), "open kernel /: not a file");
         assert_eq!(error("/nonexistent"), "open kernel /nonexistent: No such file or directory (os error 2)");
-    }
-
-    proptest! {
-        #[test]
-        fn any_headers_are_read_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 64..1024), small: bool) {
-            bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-            if small {
-                bytes[0x28..0x30].copy_from_slice(&64_u64.to_le_bytes());
-                bytes[0x3a..0x3c].copy_from_slice(&[64, 0]);
-                bytes[0x3d] = 0;
-                bytes[0x3f] = 0;
-            }
-            let _ = sections(&file_of(&bytes));
-        }
     }
 }

@@ -103,7 +103,7 @@ impl Kernel {
             image.read_exact_at(0, &mut magic[..len])?;
         }
         let mut kernel = match magic {
-            elf::MAGIC => elf::parse(image)?,
+            crate::elf::MAGIC => elf::parse(image)?,
             _ if bzimage::is_one(image)? => bzimage::parse(image)?,
             [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] | [0xfd, b'7', b'z', b'X'] => {
                 return Err(Refusal::Not("it is compressed; unpack it to a vmlinux first"));

@@ -1,4 +1,4 @@
-//! Debian packages: installs what a task needs without asking, and does nothing if it is installed.
+//! Installs and downloads Debian packages with apt, without questions.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
+
+use crate::steps::run_aside;
 
 /// Folder of apt's sources.
 const SOURCES: &str = "/etc/apt/sources.list.d";
@@ -24,32 +26,33 @@ pub fn install_from(suite: &str, packages: &[&str]) -> anyhow::Result<()> {
     install_with(&["-t", suite], packages)
 }
 
-/// Downloads the package with prefix `prefix` on which the meta package `meta` depends (`linux-image-amd64`, for
-/// example) into `folder`, without installing it. Returns the file.
+/// Downloads a dependency of the meta package `meta` (`linux-image-amd64`, for example) into `folder`: the package
+/// whose name begins with `prefix`. Returns the file.
 pub fn download(meta: &str, prefix: &str, folder: &Path) -> anyhow::Result<PathBuf> {
     let package = match real_package(meta, prefix)? {
         Some(package) => package,
         None => {
             update()?;
-            real_package(meta, prefix)?.with_context(|| format!("apt knows no package behind {meta}"))?
+            real_package(meta, prefix)?.with_context(|| format!("{meta} depends on no package {prefix}*"))?
         }
     };
     download_package(&package, folder)?;
-    let found = fs::read_dir(folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    found
-        .into_iter()
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| path.extension() == Some(OsStr::new("deb")))
-        .with_context(|| format!("apt-get download {package} left no file in {}", folder.display()))
+        .with_context(|| format!("apt-get download {package} wrote no package into {}", folder.display()))
 }
 
-/// Downloads `package` into `folder`, without installing it.
+/// Downloads `package`, or `package=version`, into `folder`, without installing it. Refreshes apt's lists once if
+/// necessary.
 pub fn download_package(package: &str, folder: &Path) -> anyhow::Result<()> {
     let fetch = || {
         let mut command = Command::new("apt-get");
         // apt's own user may have no permission to write here. apt checks the file against the signed lists in any
         // case.
         command.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
-        run(&mut command)
+        run_aside(&mut command)
     };
     fetch().or_else(|_| update().and_then(|()| fetch()))
 }
@@ -69,31 +72,29 @@ fn installed(package: &str) -> bool {
 fn install_with(options: &[&str], packages: &[&str]) -> anyhow::Result<()> {
     eprintln!("xtask: installing {}", packages.join(" "));
     let attempt = || {
-        let mut command = as_root("apt-get");
+        let mut command = apt_get();
         command.args(["-qq", "-y", "--no-install-recommends"]).args(options).arg("install").args(packages);
-        run(&mut command)
+        run_aside(&mut command)
     };
     attempt().or_else(|_| update().and_then(|()| attempt()))
 }
 
 /// Refreshes apt's lists.
 pub fn update() -> anyhow::Result<()> {
-    run(as_root("apt-get").args(["-qq", "update"]))
+    run_aside(apt_get().args(["-qq", "update"]))
 }
 
-/// Returns a command for `program` with the permission to install. apt waits for its lock and asks nothing; its
-/// messages go to stderr.
-fn as_root(program: &str) -> Command {
+/// Returns an `apt-get` that asks no questions and waits for the lock of another apt.
+fn apt_get() -> Command {
+    as_root(&["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=600"])
+}
+
+/// Returns a command that runs `words` as root: environment variables, a program and its arguments.
+fn as_root(words: &[&str]) -> Command {
     let root = fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0);
     let mut command = Command::new(if root { "env" } else { "sudo" });
-    command.args(["DEBIAN_FRONTEND=noninteractive", program, "-o", "DPkg::Lock::Timeout=600"]);
+    command.args(words);
     command
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.stdout(std::io::stderr()).status().with_context(|| format!("start {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
 }
 
 fn real_package(meta: &str, prefix: &str) -> anyhow::Result<Option<String>> {
@@ -109,11 +110,11 @@ fn add_suite(suite: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let codename = os_release("VERSION_CODENAME").context("no VERSION_CODENAME in /etc/os-release")?;
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(SOURCES)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let entries = fs::read_dir(SOURCES).with_context(|| format!("list {SOURCES}"))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.sort();
     files.push("/etc/apt/sources.list".into());
-    let own = files.iter().find_map(|file| {
+    let archive = files.iter().find_map(|file| {
         let text = fs::read_to_string(file).ok()?;
         if file.extension() == Some(OsStr::new("sources")) {
             stanza_for(&text, &codename)
@@ -121,32 +122,25 @@ fn add_suite(suite: &str) -> anyhow::Result<()> {
             line_for(&text, &codename)
         }
     });
-    let Some(own) = own else {
-        bail!("no Debian source with suite {codename} in {SOURCES} or /etc/apt/sources.list");
+    let Some(archive) = archive else {
+        bail!("no Debian archive with suite {codename} in {SOURCES} or /etc/apt/sources.list");
     };
     let staged = env::temp_dir().join(format!("{suite}.{}.sources", std::process::id()));
-    fs::write(&staged, own.stanza(suite))?;
-    let copied = run(as_root_plain("install").args(["-m", "644"]).arg(&staged).arg(&path));
-    fs::remove_file(&staged)?;
+    fs::write(&staged, archive.stanza(suite)).with_context(|| format!("write {}", staged.display()))?;
+    let copied = run_aside(as_root(&["install", "-m", "644"]).arg(&staged).arg(&path));
+    fs::remove_file(&staged).with_context(|| format!("remove {}", staged.display()))?;
     copied?;
     update()
 }
 
-fn as_root_plain(program: &str) -> Command {
-    let root = fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0);
-    let mut command = Command::new(if root { "env" } else { "sudo" });
-    command.arg(program);
-    command
-}
-
-/// Properties of the machine's own source that an additional suite uses.
+/// Address and keyring of this machine's Debian archive, for a stanza with another suite.
 #[derive(Debug, PartialEq)]
-struct Source {
+struct Archive {
     uri: String,
     signed_by: Option<String>,
 }
 
-impl Source {
+impl Archive {
     fn stanza(&self, suite: &str) -> String {
         let key = self.signed_by.as_ref().map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
         format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n{key}", self.uri)
@@ -154,7 +148,7 @@ impl Source {
 }
 
 /// Returns the first stanza of a `.sources` file (deb822, see sources.list(5)) that offers component main of `suite`.
-fn stanza_for(text: &str, suite: &str) -> Option<Source> {
+fn stanza_for(text: &str, suite: &str) -> Option<Archive> {
     text.split("\n\n").find_map(|stanza| {
         let field = |name: &str| {
             let value = stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -164,12 +158,12 @@ fn stanza_for(text: &str, suite: &str) -> Option<Source> {
             |name, word| field(name).is_some_and(|value| value.split_whitespace().any(|part| part == word));
         (has("Types", "deb") && has("Suites", suite) && has("Components", "main")).then_some(())?;
         let uri = field("URIs")?.split_whitespace().next()?.to_string();
-        Some(Source { uri, signed_by: field("Signed-By").map(str::to_string) })
+        Some(Archive { uri, signed_by: field("Signed-By").map(str::to_string) })
     })
 }
 
 /// Returns the first line of a `.list` file, `deb [signed-by=KEY …] URI SUITE COMPONENT…`, that offers main of `suite`.
-fn line_for(text: &str, suite: &str) -> Option<Source> {
+fn line_for(text: &str, suite: &str) -> Option<Archive> {
     text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb ")?.trim_start();
         let (options, rest) = match rest.strip_prefix('[') {
@@ -180,7 +174,7 @@ fn line_for(text: &str, suite: &str) -> Option<Source> {
         let (uri, this) = (words.next()?, words.next()?);
         (this == suite && words.any(|component| component == "main")).then_some(())?;
         let signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
-        Some(Source { uri: uri.to_string(), signed_by: signed_by.map(str::to_string) })
+        Some(Archive { uri: uri.to_string(), signed_by: signed_by.map(str::to_string) })
     })
 }
 
@@ -194,7 +188,7 @@ mod tests {
                     Components: main\n\nTypes: deb\nURIs: http://a/debian\nSuites: bookworm bookworm-updates\n\
                     Components: main\nSigned-By: /k.gpg\n";
         let source = stanza_for(text, "bookworm").unwrap();
-        assert_eq!(source, Source { uri: "http://a/debian".into(), signed_by: Some("/k.gpg".into()) });
+        assert_eq!(source, Archive { uri: "http://a/debian".into(), signed_by: Some("/k.gpg".into()) });
         assert_eq!(
             source.stanza("bookworm-backports"),
             "Types: deb\nURIs: http://a/debian\nSuites: bookworm-backports\nComponents: main\nSigned-By: /k.gpg\n"
@@ -206,10 +200,10 @@ mod tests {
     fn line_of_the_named_suite_is_taken() {
         let text = "# deb http://b bookworm main\ndeb http://c other main\n\
                     deb [arch=amd64 signed-by=/k.gpg] http://d/debian bookworm main contrib\n";
-        let source = Source { uri: "http://d/debian".into(), signed_by: Some("/k.gpg".into()) };
+        let source = Archive { uri: "http://d/debian".into(), signed_by: Some("/k.gpg".into()) };
         assert_eq!(line_for(text, "bookworm"), Some(source));
         assert_eq!(line_for("deb http://d bookworm contrib", "bookworm"), None);
-        let plain = Source { uri: "http://d".into(), signed_by: None };
+        let plain = Archive { uri: "http://d".into(), signed_by: None };
         assert_eq!(line_for("deb http://d bookworm main", "bookworm"), Some(plain));
     }
 }

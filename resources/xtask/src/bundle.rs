@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use crate::steps::{output, run, say};
 use crate::{apt, cache};
 
-/// Command of the sample bundle, which prints general information about the container.
-const LOOK_AROUND: &str = "uname -a; cat /etc/os-release; id; mount; ls /proc | wc -l";
+/// Command of the sample bundle: prints information about the container.
+const PRINT_SYSTEM: &str = "uname -a; cat /etc/os-release; id; mount; ls /proc | wc -l";
 
 /// Creates a bundle whose root file system is a minimal Debian, and returns its folder.
 ///
-/// `program` writes the `config.json`; the command is [`LOOK_AROUND`].
+/// `program` writes the `config.json`; the command is [`PRINT_SYSTEM`].
 pub fn debian(program: &Path) -> anyhow::Result<PathBuf> {
     let dir = debootstrap("debian", &[])?;
-    configure(program, &dir, &["sh", "-c", LOOK_AROUND])?;
+    configure(program, &dir, &["sh", "-c", PRINT_SYSTEM])?;
     Ok(dir)
 }
 
@@ -42,49 +42,52 @@ pub fn programs() -> anyhow::Result<PathBuf> {
     let archive = dir.join("rootfs.tar");
     if !archive.exists() {
         let packages = dir.join("rootfs/srv/packages");
-        fs::create_dir_all(&packages).with_context(|| format!("make {}", packages.display()))?;
+        fs::create_dir_all(&packages).with_context(|| format!("create {}", packages.display()))?;
         apt::download_package("hello", &packages)?;
-        // Container images leave these folders out.
-        let unread = "rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/locale/* /var/lib/apt/lists/*";
-        run(Command::new("chroot").arg(dir.join("rootfs")).args(["sh", "-c", unread]))?;
+        // Container images do not have these files.
+        let remove = "rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/locale/* /var/lib/apt/lists/*";
+        run(Command::new("chroot").arg(dir.join("rootfs")).args(["sh", "-c", remove]))?;
         pack(&dir.join("rootfs"), &archive)?;
     }
     Ok(archive)
 }
 
-/// Packs a root file system atomically: a shared folder serves one file much faster than ten thousand.
+/// Packs a root file system atomically. A file server is much faster with one file than with ten thousand.
 pub fn pack(rootfs: &Path, archive: &Path) -> anyhow::Result<()> {
     let fresh = archive.with_extension("new");
     run(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(&fresh).arg("."))?;
-    fs::rename(&fresh, archive).with_context(|| format!("rename {}", fresh.display()))
+    fs::rename(&fresh, archive)
+        .with_context(|| format!("rename {} to {}", fresh.display(), archive.display()))
 }
 
 /// Creates a minimal Debian with `packages` in the folder `rootfs` of the bundle `name`, once, and returns the bundle.
 fn debootstrap(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
-    let suite = apt::os_release("VERSION_CODENAME").context("/etc/os-release names no VERSION_CODENAME")?;
+    let suite = apt::os_release("VERSION_CODENAME").context("no VERSION_CODENAME in /etc/os-release")?;
     let dir = cache::dir("bundles").join(format!("{name}-{suite}"));
     let rootfs = dir.join("rootfs");
     if dir.join("made").exists() {
         return Ok(dir);
     }
     apt::install(&["debootstrap"])?;
-    say(&format!("making a Debian {suite} root file system (debootstrap, a minute or more)"));
+    say(&format!(
+        "creating a Debian {suite} root file system with debootstrap, which takes a minute or more"
+    ));
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     }
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let log = dir.join("debootstrap.log");
-    let out = fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let out = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
     let mut command = Command::new("debootstrap");
     command.arg("--variant=minbase");
     if !packages.is_empty() {
         command.arg(format!("--include={}", packages.join(",")));
     }
     command.arg(&suite).arg(&rootfs).arg(mirror()?);
-    run(command.stderr(out.try_clone().context("share the log")?).stdout(out))
-        .with_context(|| format!("make a root file system, see {}", log.display()))?;
+    run(command.stderr(out.try_clone().context("duplicate the log's descriptor")?).stdout(out))
+        .with_context(|| format!("create a root file system (log: {})", log.display()))?;
     run(Command::new("chroot").arg(&rootfs).args(["apt-get", "clean"]))?;
-    fs::write(dir.join("made"), "").context("mark the bundle as made")?;
+    fs::write(dir.join("made"), "").with_context(|| format!("mark {} as complete", dir.display()))?;
     Ok(dir)
 }
 
@@ -94,9 +97,9 @@ pub fn busybox(program: &Path, args: &[&str]) -> anyhow::Result<PathBuf> {
     let dir = cache::dir("bundles").join("busybox");
     let bin = dir.join("rootfs/bin");
     if !dir.join("made").exists() {
-        for part in ["bin", "dev", "etc", "proc", "sys", "tmp", "root"] {
-            let path = dir.join("rootfs").join(part);
-            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        for folder in ["bin", "dev", "etc", "proc", "sys", "tmp", "root"] {
+            let path = dir.join("rootfs").join(folder);
+            fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         }
         fs::copy("/bin/busybox", bin.join("busybox")).context("copy /bin/busybox")?;
         for applet in output(Command::new("/bin/busybox").arg("--list"))?.lines().filter(|a| *a != "busybox")
@@ -106,7 +109,7 @@ pub fn busybox(program: &Path, args: &[&str]) -> anyhow::Result<PathBuf> {
                 symlink("busybox", &link).with_context(|| format!("link {}", link.display()))?;
             }
         }
-        fs::write(dir.join("made"), "").context("mark the bundle as made")?;
+        fs::write(dir.join("made"), "").with_context(|| format!("mark {} as complete", dir.display()))?;
     }
     configure(program, &dir, args)?;
     Ok(dir)
@@ -125,15 +128,15 @@ fn configure(program: &Path, dir: &Path, args: &[&str]) -> anyhow::Result<()> {
     config["process"]["terminal"] = json!(false);
     config["process"]["args"] = json!(args);
     config["root"]["readonly"] = json!(false);
-    fs::write(&path, serde_json::to_vec_pretty(&config).context("print config.json")?)
+    fs::write(&path, serde_json::to_vec_pretty(&config).context("serialize config.json")?)
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// Returns the package source of this machine.
+/// Returns the address of this machine's Debian archive.
 fn mirror() -> anyhow::Result<String> {
     let targets = output(Command::new("apt-get").args(["indextargets", "--format", "$(SITE)"]))?;
     match targets.lines().find(|site| site.ends_with("/debian") || site.ends_with("/debian/")) {
         Some(site) => Ok(site.to_owned()),
-        None => bail!("no Debian package source is configured for apt"),
+        None => bail!("no Debian archive in apt's sources"),
     }
 }

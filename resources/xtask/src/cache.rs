@@ -1,10 +1,10 @@
-//! The cache for expensive results, outside the repository.
+//! The cache for downloads and expensive results, outside of the repository.
 
 use std::path::PathBuf;
 use std::{env, fs};
 
 /// Returns the cache folder `name` and creates it: below `$VMM_CACHE`, otherwise `$XDG_CACHE_HOME/vmm`, otherwise
-/// `~/.cache/vmm`. Panics if it cannot create the folder, which all tasks need.
+/// `~/.cache/vmm`. Panics if it cannot create the folder.
 pub fn dir(name: &str) -> PathBuf {
     let set = |key| env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = set("VMM_CACHE")

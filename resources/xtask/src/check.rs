@@ -1,7 +1,8 @@
-//! `cargo xtask check`: format, lints, dependencies between crates, licenses, file sizes and documents' links.
+//! `cargo xtask check`: format, lints, dependencies between crates, licenses, file sizes and links in documents.
 
 mod dependencies;
 mod license;
+mod links;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,9 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::steps::{cargo, output, run, say, top};
-
-mod links;
+use crate::checkout::top;
+use crate::steps::{cargo, output, run, say};
 
 /// Maximum number of lines of a source file above its tests. clippy checks the length of functions (clippy.toml).
 const FILE_LINES_MAX: usize = 500;
@@ -33,12 +33,12 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("xtask", &[]),
 ];
 
-/// Prefixes of crates that a crate must never use directly.
+/// Prefixes of crates on which a crate must not depend directly.
 const FORBIDDEN: [(&str, &[&str]); 10] = [
     ("devices", &["kvm-", "linux-loader", "oci-spec", "clap"]),
     ("vmm", &["oci-spec", "clap", "serde_json"]),
     ("agent-proto", &["libc", "rustix", "nix", "tokio"]),
-    // All crates: every name starts with the empty prefix.
+    // No crates at all: every name starts with the empty prefix.
     ("netlink", &[""]),
     ("agent", &["libc", "tokio", "async-std", "smol"]),
     ("oci", &["kvm-", "virtio-queue", "clap", "anyhow"]),
@@ -65,7 +65,7 @@ const UNSAFE_FILES: [&str; 13] = [
     "vmm/src/signal.rs",
 ];
 
-/// Runs all checks. Fails at the first kind of check that finds a fault.
+/// Runs all checks. Formatting and clippy end the task at once; violations of the other rules are listed together.
 pub fn check() -> anyhow::Result<()> {
     say("format, lints, borders, licenses, sizes, links");
     run(cargo().args(["fmt", "--all", "--check"]))?;
@@ -73,16 +73,16 @@ pub fn check() -> anyhow::Result<()> {
     // cargo builds these crates only when they are named.
     let tests = ["--package", "tests", "--test", "vm", "--test", "engines", "--test", "dist"];
     run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
-    let mut faults = border_faults(&metadata()?)?;
-    faults.extend(dependencies::faults()?);
+    let mut violations = border_violations(&metadata()?)?;
+    violations.extend(dependencies::violations()?);
     for path in files(&top(), ".rs")? {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let name = path.strip_prefix(top()).unwrap_or(&path).to_owned();
-        faults.extend(file_faults(&name, &text));
+        violations.extend(file_violations(&name, &text));
     }
-    faults.extend(links::faults(&top(), &files(&top(), ".md")?)?);
-    if !faults.is_empty() {
-        bail!("{} faults:\n{}", faults.len(), faults.join("\n"));
+    violations.extend(links::violations(&top(), &files(&top(), ".md")?)?);
+    if !violations.is_empty() {
+        bail!("{} violations:\n{}", violations.len(), violations.join("\n"));
     }
     Ok(())
 }
@@ -92,52 +92,53 @@ fn metadata() -> anyhow::Result<Value> {
     serde_json::from_str(&text).context("parse cargo's metadata")
 }
 
-/// Lists all forbidden dependencies. Development dependencies are exempt: tests may use more than the product.
-fn border_faults(metadata: &Value) -> anyhow::Result<Vec<String>> {
-    let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
+/// Lists all forbidden dependencies. Development dependencies are exempt.
+fn border_violations(metadata: &Value) -> anyhow::Result<Vec<String>> {
+    let packages = metadata["packages"].as_array().context("no packages in cargo's metadata")?;
     let ours: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
-    let mut faults = Vec::new();
+    let mut violations = Vec::new();
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
-            faults.push(format!("{name}: a crate that the design does not name"));
+            violations.push(format!("{name}: crate without an entry in EDGES"));
             continue;
         };
         let forbidden = FORBIDDEN.iter().find(|(from, _)| *from == name).map_or(&[][..], |(_, to)| to);
         let used = package["dependencies"].as_array().into_iter().flatten().filter(|d| d["kind"].is_null());
         for to in used.filter_map(|d| d["name"].as_str()) {
-            let crosses = ours.contains(to) && !allowed.contains(&to);
-            if crosses || forbidden.iter().any(|f| to.starts_with(f)) {
-                faults.push(format!("{name} -> {to}: an edge that the design forbids"));
+            let is_undeclared = ours.contains(to) && !allowed.contains(&to);
+            if is_undeclared || forbidden.iter().any(|f| to.starts_with(f)) {
+                violations.push(format!("{name} -> {to}: forbidden dependency"));
             }
         }
     }
-    Ok(faults)
+    Ok(violations)
 }
 
-/// Lists the faults of one source file: its length, and unsafe code in a file that may not contain any.
-fn file_faults(name: &Path, text: &str) -> Vec<String> {
-    let mut faults = Vec::new();
+/// Lists the violations of a source file: too many lines, and unsafe code without permission or reason.
+fn file_violations(name: &Path, text: &str) -> Vec<String> {
+    let mut violations = Vec::new();
     let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
     if lines > FILE_LINES_MAX && !name.ends_with("tests.rs") {
-        faults.push(format!("{}: {lines} lines, more than {FILE_LINES_MAX}", name.display()));
+        violations.push(format!("{}: {lines} lines: limit of {FILE_LINES_MAX}", name.display()));
     }
-    let opens = text.lines().any(|l| l.trim_start().starts_with("#![allow(unsafe_code)]"));
-    if opens && !UNSAFE_FILES.iter().any(|f| Path::new(f) == name) {
-        faults.push(format!("{}: unsafe code in a file not named for it", name.display()));
+    let allows_unsafe = text.lines().any(|l| l.trim_start().starts_with("#![allow(unsafe_code)]"));
+    if allows_unsafe && !UNSAFE_FILES.iter().any(|f| Path::new(f) == name) {
+        violations.push(format!("{}: unsafe code in a file that UNSAFE_FILES does not name", name.display()));
     }
-    if opens && !text.contains("// UNSAFETY: ") {
-        faults.push(format!("{}: unsafe code without an UNSAFETY line", name.display()));
+    if allows_unsafe && !text.contains("// UNSAFETY: ") {
+        violations.push(format!("{}: unsafe code without an UNSAFETY comment", name.display()));
     }
-    let single = text.lines().any(|l| l.trim_start().starts_with("#[allow(unsafe_code)]"));
-    if single {
-        faults.push(format!("{}: unsafe code opened for less than a named file", name.display()));
+    let allows_in_item = text.lines().any(|l| l.trim_start().starts_with("#[allow(unsafe_code)]"));
+    if allows_in_item {
+        violations
+            .push(format!("{}: unsafe code allowed for a single item instead of the file", name.display()));
     }
-    faults
+    violations
 }
 
-/// Returns all files below `dir` whose name ends with `ending`, without cargo's output.
-fn files(dir: &Path, ending: &str) -> anyhow::Result<Vec<PathBuf>> {
+/// Returns all files below `dir` whose names end with `suffix`, except in `target` and hidden folders.
+fn files(dir: &Path, suffix: &str) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -146,7 +147,7 @@ fn files(dir: &Path, ending: &str) -> anyhow::Result<Vec<PathBuf>> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() && name != "target" && !name.starts_with('.') {
                 folders.push(path);
-            } else if name.ends_with(ending) {
+            } else if name.ends_with(suffix) {
                 found.push(path);
             }
         }
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forbidden_edge_is_a_fault() {
+    fn a_forbidden_dependency_is_a_violation() {
         for (from, to) in [
             ("devices", "kvm-ioctls"),
             ("vmm", "runtime"),
@@ -177,24 +178,24 @@ mod tests {
             ("netlink", "serde"),
             ("stray", "serde"),
         ] {
-            assert_eq!(border_faults(&package(from, to)).unwrap().len(), 1, "{from} -> {to}");
+            assert_eq!(border_violations(&package(from, to)).unwrap().len(), 1, "{from} -> {to}");
         }
-        assert!(border_faults(&package("vmm", "kvm-ioctls")).unwrap().is_empty());
+        assert!(border_violations(&package("vmm", "kvm-ioctls")).unwrap().is_empty());
     }
 
     #[test]
-    fn a_long_file_is_a_fault_unless_its_tests_make_it_long() {
+    fn a_file_is_too_long_only_if_the_lines_above_its_tests_are_too_many() {
         let long = "//\n".repeat(FILE_LINES_MAX + 1);
-        assert_eq!(file_faults(Path::new("vmm/src/a.rs"), &long).len(), 1);
+        assert_eq!(file_violations(Path::new("vmm/src/a.rs"), &long).len(), 1);
         let tested = format!("//\n#[cfg(test)]\n{long}");
-        assert!(file_faults(Path::new("vmm/src/a.rs"), &tested).is_empty());
+        assert!(file_violations(Path::new("vmm/src/a.rs"), &tested).is_empty());
     }
 
     #[test]
     fn unsafe_code_needs_a_named_file_and_a_reason() {
         let open = "#![allow(unsafe_code)]\n";
-        assert_eq!(file_faults(Path::new("vmm/src/a.rs"), open).len(), 2);
-        let told = format!("// UNSAFETY: ioctls\n{open}");
-        assert!(file_faults(Path::new("vmm/src/kvm.rs"), &told).is_empty());
+        assert_eq!(file_violations(Path::new("vmm/src/a.rs"), open).len(), 2);
+        let explained = format!("// UNSAFETY: ioctls\n{open}");
+        assert!(file_violations(Path::new("vmm/src/kvm.rs"), &explained).is_empty());
     }
 }

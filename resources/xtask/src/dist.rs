@@ -15,12 +15,13 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 use crate::apt;
+use crate::checkout::{target_dir, top};
 use crate::kernel::{self, KernelFiles, Variant};
-use crate::program::{self, target_dir};
-use crate::steps::{cargo, output, run, say, top};
+use crate::program;
+use crate::steps::{cargo, output, run, say};
 use tree::Tree;
 
-/// Packages that building the release needs.
+/// Debian packages that the build of a release needs.
 const TOOLS: [&str; 4] = ["binutils", "dpkg", "gzip", "tar"];
 /// Default maintainer of the package; `DEBFULLNAME` and `DEBEMAIL` override it.
 const MAINTAINER: (&str, &str) = ("vmm maintainers", "maintainers@example.org");
@@ -38,14 +39,14 @@ struct Release {
 }
 
 impl Release {
-    /// Returns the release of the environment variables and the checkout's last commit.
+    /// Returns the release that the environment variables and the last commit describe.
     fn new() -> anyhow::Result<Release> {
         let epoch = match env::var("SOURCE_DATE_EPOCH") {
             Ok(epoch) => epoch,
             Err(_) => output(Command::new("git").current_dir(top()).args(["log", "-1", "--format=%ct"]))
-                .context("find the commit's time; without git, set SOURCE_DATE_EPOCH")?,
+                .context("read the commit's time, which SOURCE_DATE_EPOCH replaces without git")?,
         };
-        let epoch = epoch.trim().parse().with_context(|| format!("SOURCE_DATE_EPOCH {epoch:?}"))?;
+        let epoch = epoch.trim().parse().with_context(|| format!("parse SOURCE_DATE_EPOCH {epoch:?}"))?;
         let set = |key: &str, default: &str| env::var(key).unwrap_or_else(|_| default.to_owned());
         let name = set("DEBFULLNAME", MAINTAINER.0);
         let maintainer = format!("{name} <{}>", set("DEBEMAIL", MAINTAINER.1));
@@ -76,21 +77,19 @@ impl Release {
 pub struct Dist {
     /// Folder of the files.
     pub dir: PathBuf,
-    /// The Debian package.
     pub package: PathBuf,
-    /// The tarball.
     pub tarball: PathBuf,
     /// File with the checksums of both.
     pub sums: PathBuf,
 }
 
-/// Builds the program and packs it with its documentation.
+/// Builds the program and packs it with its manual and documentation.
 pub fn dist() -> anyhow::Result<Dist> {
     apt::install(&TOOLS)?;
     let program = program::program()?;
     let kernel = kernel::kernel(Variant::Base)?;
     let release = Release::new()?;
-    say("packing");
+    say("packing the release");
     let dir = target_dir().join("dist");
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
@@ -106,19 +105,19 @@ pub fn dist() -> anyhow::Result<Dist> {
 }
 
 /// Creates man pages and completions with the crate that defines the command line.
-fn add_manual(tree: &mut Tree, made: &Path, release: &Release) -> anyhow::Result<()> {
+fn add_manual(tree: &mut Tree, folder: &Path, release: &Release) -> anyhow::Result<()> {
     let words = ["run", "--quiet", "--package", "runtime", "--example", "manual", "--"];
-    run(cargo().args(words).arg(made).arg(release.date("+%F")?))?;
-    for page in files_of(&made.join("man1"))? {
+    run(cargo().args(words).arg(folder).arg(release.date("+%F")?))?;
+    for page in files_of(&folder.join("man1"))? {
         let name = page.file_name().unwrap_or_default().to_string_lossy().into_owned();
         tree.add_compressed(&format!("usr/share/man/man1/{name}.gz"), &read(&page)?)?;
     }
-    for (made_as, place) in [
+    for (name, path) in [
         ("vmm.bash", "usr/share/bash-completion/completions/vmm"),
         ("_vmm", "usr/share/zsh/vendor-completions/_vmm"),
         ("vmm.fish", "usr/share/fish/vendor_completions.d/vmm.fish"),
     ] {
-        tree.add(place, 0o644, &read(&made.join("completions").join(made_as))?)?;
+        tree.add(path, 0o644, &read(&folder.join("completions").join(name))?)?;
     }
     Ok(())
 }
@@ -130,11 +129,11 @@ fn add_documents(tree: &mut Tree, release: &Release, kernel: &KernelFiles) -> an
             tree.add_all(&format!("{DOC}/{document}"), &path)?;
         }
     }
-    for (place, path) in [
+    for (path, source) in [
         ("examples/daemon.json", "resources/dist/daemon.json"),
         ("examples/three.yaml", "resources/pods/three.yaml"),
     ] {
-        tree.add(&format!("{DOC}/{place}"), 0o644, &read(&top().join(path))?)?;
+        tree.add(&format!("{DOC}/{path}"), 0o644, &read(&top().join(source))?)?;
     }
     tree.add(&format!("{DOC}/copyright"), 0o644, release.template("copyright", kernel)?.as_bytes())?;
     tree.add_compressed(&format!("{DOC}/changelog.gz"), release.template("changelog", kernel)?.as_bytes())?;
@@ -154,7 +153,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 fn files_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    ensure!(!files.is_empty(), "{} is empty", folder.display());
+    ensure!(!files.is_empty(), "no files in {}", folder.display());
     files.sort();
     Ok(files)
 }

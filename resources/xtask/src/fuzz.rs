@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::ensure;
 
-use crate::program::target_dir;
-use crate::steps::{run, say, top};
+use crate::checkout::{target_dir, top};
+use crate::steps::{run, say};
 use crate::{apt, tools};
 
 /// Version of cargo-fuzz to install.
@@ -36,11 +36,15 @@ pub struct Args {
     seconds: u64,
 }
 
-/// Fuzzes until the time is over or a target fails. Failing inputs are stored below tests/fuzz/artifacts.
+/// Fuzzes until the time is over or a target fails. cargo-fuzz writes failing inputs to tests/fuzz/artifacts.
 pub fn fuzz(args: &Args) -> anyhow::Result<()> {
     let targets: Vec<&str> = match &args.target {
         Some(name) => {
-            ensure!(TARGETS.contains(&name.as_str()), "no target {name:?}; there are {}", TARGETS.join(", "));
+            ensure!(
+                TARGETS.contains(&name.as_str()),
+                "no target {name:?}: the targets are {}",
+                TARGETS.join(", ")
+            );
             vec![name]
         }
         None => TARGETS.to_vec(),
@@ -53,11 +57,11 @@ pub fn fuzz(args: &Args) -> anyhow::Result<()> {
             .args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", target, "--"])
             .arg(format!("-max_total_time={}", args.seconds))
             .args(["-rss_limit_mb=1024", "-timeout=20", "-print_final_stats=1", "-verbosity=0"])
-            // The leak detector reports the C library's memory of a thread that is just exiting.
+            // The leak detector would report memory of the C library for a thread that is exiting.
             .args((target == THREADED).then_some("-detect_leaks=0"))
             .current_dir(top())
             .env("CARGO_TARGET_DIR", target_dir().join("fuzz"))
-            // The instrumentation's flags are not stable; the compiler is the one that builds everything else.
+            // The instrumentation needs unstable flags, which this variable permits with the project's stable compiler.
             .env("RUSTC_BOOTSTRAP", "1"))?;
     }
     Ok(())

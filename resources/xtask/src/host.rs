@@ -1,5 +1,5 @@
 //! The emulated KVM host: runs any command as root in a machine with a working /dev/kvm, even if this machine has no
-//! usable KVM. `tests/host/README.md` describes its design, its cost and measurements in it.
+//! usable KVM. `tests/host/README.md` describes its design, its cost and how to measure in it.
 //!
 //! Reading order: `machine` (the QEMU command line), `snapshot` (the booted state), `request` (the protocol of its PID
 //! 1, `tests/host/init.c`), `session` (one run), and then this file, which uses them. This module does not depend on
@@ -11,11 +11,11 @@ mod kernel;
 mod kvm;
 mod machine;
 mod monitor;
-mod opened;
 mod qemu;
 mod request;
 mod session;
 mod snapshot;
+mod trace;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -30,10 +30,10 @@ pub use cli::{HostArgs, main};
 pub use kvm::kvm_usable;
 pub use machine::Clock;
 use machine::{Machine, OUT_SLOTS};
-use opened::Opened;
 use request::{Exit, REQUEST_MAX, Request};
 use session::{Ending, Session, Sink, silence_max};
 use snapshot::Snapshot;
+use trace::Trace;
 
 /// Exit code of a run that exceeded its timeout.
 pub const TIMED_OUT: i32 = 124;
@@ -47,7 +47,7 @@ pub const DEADLINE: Duration = Duration::from_secs(600);
 const CPUS: u32 = 2;
 /// Maximum number of repetitions of a run that failed because the machine ended or stalled.
 const RERUNS_MAX: u32 = 2;
-/// Number of lines of the machine's log in an error.
+/// Maximum number of lines of the machine's log in an error.
 const LOG_LINES: usize = 30;
 
 /// Options for running a command. Working folder and environment are those of this process.
@@ -197,40 +197,43 @@ impl Host {
         let outs = self.outs.iter().map(|folder| make_folder(folder)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut stage = self.stage.iter().map(|path| find(path)).collect::<anyhow::Result<Vec<_>>>()?;
         if self.stage_opened {
-            ensure!(!self.stdin, "a command that reads standard input cannot be run twice");
-            let opened = Opened::default();
+            ensure!(
+                !self.stdin,
+                "--stage-opened runs the command twice, which standard input does not permit"
+            );
+            let trace = Trace::default();
             let drop_output = || [Sink::Keep(Arc::default()), Sink::Keep(Arc::default())];
-            let request = Parts { machine, outs: &outs, stage: &stage, opened: Some(&opened) };
-            let (status, reruns) = self.rerun(&request, command, drop_output)?;
+            let first = Run { machine, outs: &outs, stage: &stage, trace: Some(&trace) };
+            let (status, reruns) = self.rerun(&first, command, drop_output)?;
             if status == TIMED_OUT {
                 return Ok((status, reruns));
             }
-            stage.extend(opened.finish(&outs));
+            stage.extend(trace.staged_files(&outs));
         }
-        self.rerun(&Parts { machine, outs: &outs, stage: &stage, opened: None }, command, sinks)
+        self.rerun(&Run { machine, outs: &outs, stage: &stage, trace: None }, command, sinks)
     }
 
     /// Runs `command`, and repeats it if the machine ended or stalled. Returns its exit code and the number of
     /// repetitions.
     fn rerun<S: AsRef<OsStr>>(
         &self,
-        parts: &Parts,
+        run: &Run,
         command: &[S],
         sinks: impl Fn() -> [Sink; 2],
     ) -> anyhow::Result<(i32, u32)> {
         let mut reruns = 0;
         loop {
-            let snapshot = Snapshot::get(&parts.machine)?;
+            let snapshot = Snapshot::get(&run.machine)?;
             let begin = Instant::now();
             let session = Session {
-                arguments: &|sockets| snapshot.arguments(&parts.machine, sockets, parts.outs),
+                arguments: &|sockets| snapshot.arguments(&run.machine, sockets, run.outs),
                 state: &snapshot.state(),
-                request: &self.request(&snapshot, parts, command)?,
+                request: &self.request(&snapshot, run, command)?,
                 stdin: self.stdin,
                 sinks: sinks(),
                 deadline: self.deadline,
                 silence_max: silence_max(self.clock),
-                opened: &|path| parts.opened.iter().for_each(|opened| opened.add(path.clone())),
+                on_open: &|path| run.trace.iter().for_each(|trace| trace.record(path.clone())),
             };
             let (ending, log) = session.run()?;
             match ending {
@@ -239,12 +242,12 @@ impl Host {
                     return Ok((exit.status, reruns));
                 }
                 Ending::Deadline => {
-                    eprintln!("xtask host: stopped at the deadline of {} s", self.deadline.as_secs());
+                    eprintln!("xtask host: command stopped after {} s", self.deadline.as_secs());
                     return Ok((TIMED_OUT, reruns));
                 }
-                Ending::Refused(what) => bail!("the machine cannot do this: {what}"),
+                Ending::Refused(reason) => bail!("set up the command in the machine: {reason}"),
                 Ending::Machine { cause, .. } if self.stdin || reruns == RERUNS_MAX => {
-                    bail!("{cause}, after {reruns} reruns; it said:\n{}", last_lines(&log))
+                    bail!("{cause}, after {reruns} reruns; its log ends with:\n{}", last_lines(&log))
                 }
                 Ending::Machine { cause, restored } => {
                     reruns += 1;
@@ -259,12 +262,16 @@ impl Host {
 
     fn machine(&self) -> anyhow::Result<Machine> {
         let cpus = match (self.clock, self.cpus) {
-            (Clock::Instructions, Some(2..)) => bail!("with the instruction clock the machine has one CPU"),
+            (Clock::Instructions, Some(2..)) => bail!("the instruction clock permits only one CPU"),
             (Clock::Instructions, _) => 1,
             (Clock::Wall, cpus) => cpus.unwrap_or(CPUS),
         };
-        ensure!(cpus > 0, "the command needs a CPU");
-        ensure!(self.outs.len() <= OUT_SLOTS, "at most {OUT_SLOTS} folders can be shared for writing");
+        ensure!(cpus > 0, "the number of CPUs is 0");
+        ensure!(
+            self.outs.len() <= OUT_SLOTS,
+            "{} folders shared for writing: limit of {OUT_SLOTS}",
+            self.outs.len()
+        );
         Ok(Machine { memory_mib: self.memory_mib, cpus, clock: self.clock })
     }
 
@@ -272,12 +279,12 @@ impl Host {
     fn request<S: AsRef<OsStr>>(
         &self,
         snapshot: &Snapshot,
-        parts: &Parts,
+        run: &Run,
         command: &[S],
     ) -> anyhow::Result<Vec<u8>> {
-        ensure!(!command.is_empty(), "no command");
+        ensure!(!command.is_empty(), "the command is empty");
         let mut request = Request::default();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the time")?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("read the clock")?;
         request.record("time", format!("{}.{:09}", now.as_secs(), now.subsec_nanos()));
         request.record("seed", seed()?);
         request.record("folder", env::current_dir().context("find the working folder")?);
@@ -285,28 +292,29 @@ impl Host {
         if self.stdin {
             request.record("stdin", "");
         }
-        if parts.opened.is_some() {
+        if run.trace.is_some() {
             request.record("trace", "");
         }
-        parts.outs.iter().for_each(|folder| request.record("out", folder));
-        parts.stage.iter().for_each(|path| request.record("stage", path));
+        run.outs.iter().for_each(|folder| request.record("out", folder));
+        run.stage.iter().for_each(|path| request.record("stage", path));
         command.iter().for_each(|word| request.record("arg", word));
         let own = env::vars_os().filter(|(key, _)| !self.env.iter().any(|(set, _)| set == key));
         own.chain(self.env.iter().cloned()).for_each(|(key, value)| request.env(&key, &value));
         let request = request.finish();
-        ensure!(request.len() < REQUEST_MAX, "a request of {} bytes is too long", request.len());
+        ensure!(request.len() < REQUEST_MAX, "a request of {} bytes: limit of {REQUEST_MAX}", request.len());
         Ok(request)
     }
 
     fn say_times(&self, all: Duration, exit: &Exit, reruns: u32) {
         if reruns > 0 {
-            eprintln!("xtask host: {reruns} of {} runs ended by the machine itself", reruns + 1);
+            eprintln!("xtask host: the machine failed in {reruns} of {} runs", reruns + 1);
         }
         if self.verbose {
             let clock = if self.clock == Clock::Wall { "" } else { " of counted instructions" };
             let seconds = |us: u64| us as f64 / 1e6;
             eprintln!(
-                "xtask host: {:.2} s in all; in the machine{clock}: mounts and staging {:.3} s, command {:.3} s, sync {:.3} s",
+                "xtask host: {:.2} s in all; in the machine{clock}: mounts and staging {:.3} s, command {:.3} s, \
+                 sync {:.3} s",
                 all.as_secs_f64(),
                 seconds(exit.mount_us),
                 seconds(exit.command_us),
@@ -316,13 +324,13 @@ impl Host {
     }
 }
 
-/// Parts of a run of the machine, with absolute paths.
-struct Parts<'a> {
+/// A run of the machine, with absolute paths.
+struct Run<'a> {
     machine: Machine,
     outs: &'a [PathBuf],
     stage: &'a [PathBuf],
-    /// Where to record the files that the command opens.
-    opened: Option<&'a Opened>,
+    /// Records the files that the command opens.
+    trace: Option<&'a Trace>,
 }
 
 /// Creates `folder` and returns its absolute path.
@@ -355,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machine_is_what_was_asked_for() {
+    fn options_determine_the_machine() {
         let machine = Host::new().memory(512).cpus(3).machine().unwrap();
         assert_eq!(machine, Machine { memory_mib: 512, cpus: 3, clock: Clock::Wall });
         assert_eq!(Host::new().clock(Clock::Instructions).machine().unwrap().cpus, 1);
@@ -370,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn log_in_a_message_is_short() {
+    fn an_error_has_only_the_last_lines_of_the_log() {
         let log: String = (0..100).map(|index| format!("{index}\n")).collect();
         let last = last_lines(&log);
         assert!(last.starts_with("70\n") && last.ends_with("\n99"));

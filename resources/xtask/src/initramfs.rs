@@ -1,39 +1,32 @@
-//! The guest's initramfs: the agent as `/init` and the folders that it mounts on, nothing else.
+//! The guest's initramfs: the agent as `/init`, and its mount points.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 
+use crate::checkout::target_dir;
 use crate::newc;
-use crate::program::target_dir;
 use crate::steps::{cargo, run, say};
 
-/// The most that the agent may weigh: every byte is guest memory twice, in the archive and unpacked.
+/// Maximum size of the agent in bytes. Each byte takes guest memory twice: in the archive and unpacked.
 const AGENT_BYTES_MAX: usize = 300 << 10;
-/// What the agent mounts on, parents first.
+/// Mount points of the agent, parents first.
 const FOLDERS: [&str; 7] = ["dev", "proc", "sys", "run", "run/share", "run/root", "run/cgroup"];
 
-/// Builds the agent and packs it; returns the archive, which changes only when the agent does.
+/// Builds the agent and returns the path of the archive. An unchanged archive is not written, so that `vmm` is not
+/// built again.
 pub fn initramfs() -> anyhow::Result<PathBuf> {
     say("building the agent");
-    // By itself: with the workspace, its dependencies would be built with the features that the host's side needs.
-    run(cargo().args([
-        "build",
-        "--package",
-        "agent",
-        "--bin",
-        "init",
-        "--features",
-        "init",
-        "--profile",
-        "agent",
-    ]))?;
+    // A build of the whole workspace would enable features of the agent's dependencies that only the host needs.
+    let words = ["build", "--package", "agent", "--bin", "init", "--features", "init", "--profile", "agent"];
+    run(cargo().args(words))?;
     let path = target_dir().join("agent/init");
     let agent = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     ensure!(
         agent.len() <= AGENT_BYTES_MAX,
-        "the agent has {} bytes, more than {AGENT_BYTES_MAX}",
+        "{} has {} bytes: limit of {AGENT_BYTES_MAX}",
+        path.display(),
         agent.len()
     );
     let archive = archive(&agent);
@@ -45,7 +38,8 @@ pub fn initramfs() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The archive. The kernel opens `/dev/console` for init's standard streams and complains where it is missing.
+/// Returns an archive with `agent`. The kernel opens `/dev/console` for init's standard streams, and warns if it is
+/// missing.
 fn archive(agent: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
     for folder in FOLDERS {

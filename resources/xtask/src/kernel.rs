@@ -7,7 +7,6 @@ mod patches;
 mod progress;
 mod source;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,9 +15,10 @@ use std::thread::available_parallelism;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
-use crate::steps::{run, top};
+use crate::checkout::top;
+use crate::steps::run_aside;
 use crate::{apt, cache};
-use fragments::Request;
+use fragments::Options;
 use patches::Patches;
 pub use source::PACKAGE;
 use source::Source;
@@ -57,21 +57,21 @@ const MAKE: &[&str] = &[
     ),
 ];
 
-/// Version of the recipe: increases with changes that neither [`MAKE`] nor the fragments show, such as the layout of
-/// the image.
+/// Version of the recipe. It increases with changes outside of [`MAKE`], the fragments and the patches, such as the
+/// layout of the image.
 const RECIPE: u32 = 1;
 
-/// Which guest kernel: what differs is the set of fragments.
+/// A guest kernel. The variants differ in their fragments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// The kernel of ordinary containers: the fragments of `resources/kernel`.
+    /// The kernel for ordinary containers, with the fragments of `resources/kernel`.
     Base,
-    /// The kernel of containers with CAP_SYS_ADMIN or CAP_NET_ADMIN: those of `resources/kernel/full` as well.
+    /// The kernel for containers with CAP_SYS_ADMIN or CAP_NET_ADMIN, with those of `resources/kernel/full` as well.
     Full,
 }
 
 impl Variant {
-    /// Returns the folders of its fragments in this checkout.
+    /// Returns the folders of the variant's fragments in this checkout.
     fn fragment_folders(self) -> Vec<PathBuf> {
         let base = fragment_folder();
         match self {
@@ -80,7 +80,7 @@ impl Variant {
         }
     }
 
-    /// Returns the name of the folder of its object files in the cache.
+    /// Returns the name of the folder of object files in the cache.
     fn objects(self) -> &'static str {
         match self {
             Variant::Base => "objects",
@@ -92,9 +92,9 @@ impl Variant {
 /// Paths of the files of a built guest kernel.
 #[derive(Debug, Clone)]
 pub struct KernelFiles {
-    /// Uncompressed ELF with a 64-bit entry point, for mapping: see [`image::pack`].
+    /// Uncompressed ELF file with a 64-bit entry point, packed by [`image::pack`].
     pub vmlinux: PathBuf,
-    /// bzImage: the compressed kernel with a boot sector and the boot protocol's header.
+    /// bzImage: the compressed kernel with the header of the Linux boot protocol.
     pub bzimage: PathBuf,
     /// Complete configuration.
     pub config: PathBuf,
@@ -109,24 +109,24 @@ impl KernelFiles {
     }
 }
 
-/// Returns a guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other.
-/// An option of a fragment that the resulting configuration does not have is an error.
+/// Returns a guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other. If
+/// an option of a fragment has another value in the resulting configuration, the build fails.
 pub fn kernel(variant: Variant) -> anyhow::Result<KernelFiles> {
-    let requests = requests(variant)?;
+    let options = options(variant)?;
     let patches = Patches::read(&fragment_folder().join("patches"))?;
     let cache = cache::dir("kernel");
-    let folder_of = |source: &Source| cache.join(key(&requests, &patches, &source.version));
-    // A finished kernel never changes: only builders must wait for each other.
+    let folder_of = |source: &Source| cache.join(key(&options, &patches, &source.version));
+    // A cached kernel never changes, so that only builds need the lock.
     let source = Source::newest()?;
     let folder = folder_of(&source);
     if folder.is_dir() {
         return Ok(KernelFiles::in_folder(&folder, &source));
     }
     let _lock = lock(&cache.join("lock"))?;
-    // Apt's lists may be outdated. A later refresh would bring a newer version and cause another build, so that the
-    // lists are refreshed before this build. Without a network the old lists suffice if the source is in the cache.
+    // apt's lists may be outdated. A refresh after this build could bring a newer version and cause another build.
+    // Without a network the old lists suffice if the source is in the cache.
     if let Err(error) = apt::update() {
-        eprintln!("kernel: going on with apt's lists as they are: {error:#}");
+        eprintln!("kernel: apt's lists are not refreshed: {error:#}");
     }
     let source = Source::newest()?;
     let folder = folder_of(&source);
@@ -136,7 +136,7 @@ pub fn kernel(variant: Variant) -> anyhow::Result<KernelFiles> {
         let tree = source.unpack(&cache, &patches)?;
         let objects = objects(&cache, variant)?;
         eprintln!("kernel: compiling {}", source.version);
-        build(&requests, &source, &tree, &objects, &staged)?;
+        build(&options, &source, &tree, &objects, &staged)?;
         fs::rename(&staged, &folder).with_context(|| format!("rename to {}", folder.display()))?;
     }
     Ok(KernelFiles::in_folder(&folder, &source))
@@ -147,7 +147,7 @@ fn fragment_folder() -> PathBuf {
     top().join("resources/kernel")
 }
 
-fn requests(variant: Variant) -> anyhow::Result<BTreeMap<String, Request>> {
+fn options(variant: Variant) -> anyhow::Result<Options> {
     let mut files = Vec::new();
     for folder in variant.fragment_folders() {
         let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
@@ -155,7 +155,7 @@ fn requests(variant: Variant) -> anyhow::Result<BTreeMap<String, Request>> {
         files.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "config")));
     }
     files.sort();
-    let mut all = BTreeMap::new();
+    let mut all = Options::new();
     for file in files {
         let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -165,8 +165,8 @@ fn requests(variant: Variant) -> anyhow::Result<BTreeMap<String, Request>> {
 }
 
 /// Returns the cache key of a build: equal keys mean equal kernels. Comments and the order of lines do not matter.
-fn key(requests: &BTreeMap<String, Request>, patches: &Patches, version: &str) -> String {
-    let (make, patches, options) = (MAKE.join("\n"), patches.digest(), fragments::render(requests));
+fn key(options: &Options, patches: &Patches, version: &str) -> String {
+    let (make, patches, options) = (MAKE.join("\n"), patches.digest(), fragments::render(options));
     let text = format!("{RECIPE}\n{make}\n{version}\n{patches}\n{options}");
     Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -176,7 +176,7 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            eprintln!("kernel: another run is at work, waiting for it");
+            eprintln!("kernel: waiting for another build");
             file.lock().with_context(|| format!("lock {}", path.display()))?;
         }
         Err(TryLockError::Error(error)) => {
@@ -187,27 +187,27 @@ fn lock(path: &Path) -> anyhow::Result<File> {
 }
 
 /// Returns the folder of a variant's object files. A new one begins with those of the base kernel: Kbuild compiles only
-/// what depends on an option that differs.
+/// files that depend on a different option.
 fn objects(cache: &Path, variant: Variant) -> anyhow::Result<PathBuf> {
     let [objects, base] = [variant, Variant::Base].map(|variant| cache.join(variant.objects()));
     if !objects.exists() && base.exists() {
         let copy = cache.join("objects-copy");
         let _ = fs::remove_dir_all(&copy);
-        run(Command::new("cp").arg("-a").args([&base, &copy]))?;
+        run_aside(Command::new("cp").arg("-a").args([&base, &copy]))?;
         fs::rename(&copy, &objects).with_context(|| format!("rename to {}", objects.display()))?;
     }
     Ok(objects)
 }
 
 fn build(
-    requests: &BTreeMap<String, Request>,
+    options: &Options,
     source: &Source,
     tree: &Path,
     objects: &Path,
     staged: &Path,
 ) -> anyhow::Result<()> {
-    configure(requests, tree, objects)?;
-    eprintln!("kernel: the log is {}", objects.join("log").display());
+    configure(options, tree, objects)?;
+    eprintln!("kernel: log: {}", objects.join("log").display());
     let mut make = make(tree, objects);
     make.arg(format!("-j{}", available_parallelism().map_or(1, usize::from))).args(["vmlinux", "bzImage"]);
     progress::run(&mut make, &objects.join("log"))?;
@@ -216,33 +216,35 @@ fn build(
     fs::create_dir(staged).with_context(|| format!("create {}", staged.display()))?;
     let elf = fs::read(objects.join("vmlinux")).context("read the built vmlinux")?;
     let files = KernelFiles::in_folder(staged, source);
-    fs::write(&files.vmlinux, image::pack(&elf)?)?;
+    fs::write(&files.vmlinux, image::pack(&elf)?)
+        .with_context(|| format!("write {}", files.vmlinux.display()))?;
     fs::copy(objects.join("arch/x86/boot/bzImage"), &files.bzimage).context("copy bzImage")?;
     fs::copy(objects.join(".config"), &files.config).context("copy .config")?;
-    // For debugging: the symbols.
+    // Symbols for debugging.
     fs::copy(objects.join("System.map"), staged.join("System.map")).context("copy System.map")?;
     Ok(())
 }
 
-/// Disables all options that the fragments do not request or need.
-fn configure(requests: &BTreeMap<String, Request>, tree: &Path, objects: &Path) -> anyhow::Result<()> {
+/// Writes a `.config` in which all options are off that the fragments neither set nor select.
+fn configure(options: &Options, tree: &Path, objects: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(objects).with_context(|| format!("create {}", objects.display()))?;
-    let asked = objects.join("asked.config");
-    fs::write(&asked, fragments::render(requests))?;
+    let fragments = objects.join("fragments.config");
+    fs::write(&fragments, fragments::render(options))
+        .with_context(|| format!("write {}", fragments.display()))?;
     let mut make = make(tree, objects);
-    make.arg(format!("KCONFIG_ALLCONFIG={}", asked.display())).arg("allnoconfig");
+    make.arg(format!("KCONFIG_ALLCONFIG={}", fragments.display())).arg("allnoconfig");
     progress::run(&mut make, &objects.join("log"))?;
     let config = fs::read_to_string(objects.join(".config")).context("read .config")?;
-    let unmet = fragments::unmet(requests, &config);
-    if !unmet.is_empty() {
-        bail!("the configuration is not what the fragments ask for:\n  {}", unmet.join("\n  "));
+    let differences = fragments::differences(options, &config);
+    if !differences.is_empty() {
+        bail!("options of the fragments are not in the configuration:\n  {}", differences.join("\n  "));
     }
     Ok(())
 }
 
 fn make(tree: &Path, objects: &Path) -> Command {
     let mut make = Command::new("make");
-    // Variables of a surrounding make (of a job server, for example) must not affect this one.
+    // A make that runs this task must not affect this one, for example with its job server.
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env("LC_ALL", "C");
     make.arg("-C").arg(tree).arg(format!("O={}", objects.display())).args(MAKE);
     make
@@ -253,21 +255,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn key_ignores_comments_and_follows_values() {
+    fn the_key_depends_on_values_and_not_on_comments() {
         let patches = Patches::read(&fragment_folder().join("patches")).unwrap();
         let of = |text: &str| {
-            let mut all = BTreeMap::new();
+            let mut all = Options::new();
             fragments::add(&mut all, "a.config", text).unwrap();
             key(&all, &patches, "6.1.1-1")
         };
         assert_eq!(of("CONFIG_A=y\nCONFIG_B=y\n"), of("# why\nCONFIG_B=y\n\nCONFIG_A=y\n"));
         assert_ne!(of("CONFIG_A=y\n"), of("CONFIG_A=n\n"));
-        assert_ne!(of("CONFIG_A=y\n"), key(&BTreeMap::new(), &patches, "6.1.1-1"));
+        assert_ne!(of("CONFIG_A=y\n"), key(&Options::new(), &patches, "6.1.1-1"));
     }
 
     #[test]
     fn fragments_of_this_checkout_parse() {
-        let [base, full] = [Variant::Base, Variant::Full].map(|variant| requests(variant).unwrap());
+        let [base, full] = [Variant::Base, Variant::Full].map(|variant| options(variant).unwrap());
         assert!(
             base.contains_key("CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES") && !base.contains_key("CONFIG_BRIDGE")
         );

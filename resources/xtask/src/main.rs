@@ -10,12 +10,15 @@ mod bench;
 mod bundle;
 mod cache;
 mod check;
+mod checkout;
 mod dist;
 mod engines;
+mod executable;
 mod fuzz;
 mod host;
 mod initramfs;
 mod kernel;
+mod kvm_tests;
 mod newc;
 mod packages;
 mod program;
@@ -36,30 +39,30 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run a Debian container in a virtual machine, with all setup
+    /// Build vmm and run a bundle, by default a minimal Debian
     Run(run::Args),
     /// Run the tests: checks, unit tests, whole-VM tests, container engines, release files
     Test(test::Args),
     /// Measure vmm and alternatives in one run
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Fuzz input from guests and bundles
+    /// Fuzz the code that parses input from guests and bundles
     Fuzz(fuzz::Args),
-    /// Check format, lints, crate borders, sizes and the documents' links
+    /// Check format, lints, dependencies between crates, licenses, sizes, and links in documents
     Check,
-    /// Look for known vulnerabilities in the dependencies (cargo-deny)
+    /// Check the dependencies for known vulnerabilities (cargo-deny)
     Audit(audit::Args),
-    /// Build `target/vmm`: the static program with guest kernel and agent inside
+    /// Build `target/vmm`: the static program with guest kernel and agent
     Build,
     /// Build a Debian package and a tarball with the manual and the documentation, in `target/dist`
     Dist,
-    /// Build the guest kernel unless it is cached, and print the paths of its files
+    /// Build a guest kernel if it is not cached, and print the paths of its files
     Kernel {
-        /// The kernel of containers with CAP_SYS_ADMIN or CAP_NET_ADMIN
+        /// The kernel for containers with CAP_SYS_ADMIN or CAP_NET_ADMIN
         #[arg(long)]
         full: bool,
     },
-    /// Build the guest's agent into an initramfs and print its path
+    /// Build an initramfs with the guest's agent, and print its path
     Initramfs,
     /// Run a command in the emulated KVM host
     Host(host::HostArgs),
@@ -67,7 +70,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let task = Cli::parse().task;
-    if let Err(error) = steps::find_top() {
+    if let Err(error) = checkout::find_top() {
         return exit(Err(error));
     }
     let done = match task {
@@ -96,7 +99,7 @@ fn main() -> ExitCode {
     exit(done.map(|()| 0))
 }
 
-/// Prints an error once and returns the exit code.
+/// Returns the exit code. Prints the error of a failed task.
 fn exit(done: anyhow::Result<i32>) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),

@@ -1,12 +1,12 @@
-//! Writes a cpio archive of the `newc` kind, the form of an initramfs
-//! (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+//! Writes a cpio archive in `newc` format, as for an initramfs (Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 
-/// Appends one entry to `archive`: `mode` holds type and permissions as in stat(2). Owner is root, times are 0.
+/// Appends a file or folder to `archive`, with owner root and time 0. `mode` is type and permissions as in stat(2).
 pub fn append(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
     entry(archive, name, mode, (0, 0), data);
 }
 
-/// Appends a device node; `device` is its major and minor number.
+/// Appends a device node with the major and minor numbers `device`.
 pub fn append_node(archive: &mut Vec<u8>, name: &str, mode: u32, device: (usize, usize)) {
     entry(archive, name, mode, device, &[]);
 }
@@ -27,7 +27,7 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (usize, usize), d
     pad(archive);
 }
 
-/// Ends `archive`.
+/// Appends the trailer of `archive`.
 pub fn finish(archive: &mut Vec<u8>) {
     append(archive, "TRAILER!!!", 0, &[]);
 }

@@ -6,17 +6,15 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde::Deserialize;
 
-use crate::program::TARGET;
+use crate::executable::TARGET;
 use crate::steps::{cargo, output};
 
 /// A package of the workspace or of a registry.
 #[derive(Debug, Deserialize)]
 pub struct Package {
-    /// Identifier of cargo.
+    /// cargo's package id.
     pub id: String,
-    /// Name of the package.
     pub name: String,
-    /// Version of the package.
     pub version: String,
     /// License as an SPDX expression.
     pub license: Option<String>,
@@ -102,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_member_links_is_found_through_others_and_what_it_only_builds_with_is_not() {
+    fn linked_packages_include_indirect_dependencies_and_not_development_dependencies() {
         let packages = Packages::load().unwrap();
         let names = |members: &[&str]| -> Vec<String> {
             packages.linked_into(members).iter().map(|package| package.name.clone()).collect()

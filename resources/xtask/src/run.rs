@@ -1,4 +1,4 @@
-//! `cargo xtask run`: builds everything and runs a bundle.
+//! `cargo xtask run`: builds the program and runs a bundle.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,12 +9,12 @@ use crate::host::{self, Host};
 use crate::steps::say;
 use crate::{bundle, program};
 
-/// The bundle and its options.
+/// The bundle and options of `vmm run`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The bundle; a Debian root file system is created by default
+    /// OCI bundle; by default a minimal Debian, created with debootstrap
     bundle: Option<PathBuf>,
-    /// Additional arguments of `vmm run`
+    /// Additional options of `vmm run`
     #[arg(last = true)]
     options: Vec<String>,
 }
@@ -23,7 +23,9 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<i32> {
     let program = program::program()?;
     let bundle = match &args.bundle {
-        Some(bundle) => bundle.canonicalize().with_context(|| format!("find {}", bundle.display()))?,
+        Some(bundle) => {
+            bundle.canonicalize().with_context(|| format!("resolve bundle {}", bundle.display()))?
+        }
         None => bundle::debian(&program)?,
     };
     let mut words = vec![program.display().to_string(), "run".to_owned()];
@@ -31,9 +33,12 @@ pub fn run(args: &Args) -> anyhow::Result<i32> {
     words.push(bundle.display().to_string());
     if host::kvm_usable() {
         say(&words.join(" "));
-        let status = Command::new(&words[0]).args(&words[1..]).status().context("start vmm")?;
+        let status = Command::new(&words[0])
+            .args(&words[1..])
+            .status()
+            .with_context(|| format!("start {}", words[0]))?;
         return Ok(status.code().unwrap_or(1));
     }
-    say(&format!("no KVM here can run a guest: in the emulated KVM host: {}", words.join(" ")));
+    say(&format!("{} (in the emulated KVM host: this machine has no usable KVM)", words.join(" ")));
     Host::new().run(&words)
 }

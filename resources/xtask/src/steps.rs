@@ -1,50 +1,19 @@
-//! Operations of all tasks: print a step, run a command, find the checkout.
+//! Steps of a task: says what comes next, and runs a command.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::io;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use anyhow::{Context, bail};
 
-/// Returns the top folder of the checkout that this task was started in.
-///
-/// Panics outside a checkout: `main` has called [`find_top`] before any task starts.
-pub fn top() -> PathBuf {
-    find_top().expect("the task was started in a checkout").to_owned()
-}
-
-/// Finds the top folder of the checkout in which this task was started.
-///
-/// The path is not compiled in: a checkout that was copied or moved together with its target folder would work on the
-/// old place. Cargo sets `CARGO_MANIFEST_DIR` for the programs and tests that it starts; for a program that is started
-/// directly the working folder decides.
-pub fn find_top() -> anyhow::Result<&'static Path> {
-    static TOP: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(top) = TOP.get() {
-        return Ok(top);
-    }
-    let manifest = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    let here = env::current_dir().context("find the working folder")?;
-    let found = top_above(manifest.into_iter().chain([here.clone()]))
-        .with_context(|| format!("{} is not in a checkout of vmm", here.display()))?;
-    Ok(TOP.get_or_init(|| found))
-}
-
-/// Returns the top folder of the checkout that contains one of `folders`, the first if there are several.
-fn top_above(folders: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
-    let is_top = |folder: &&Path| {
-        folder.join("Cargo.lock").is_file() && folder.join("resources/xtask/Cargo.toml").is_file()
-    };
-    folders.into_iter().find_map(|folder| folder.ancestors().find(is_top).map(Path::to_owned))
-}
+use crate::checkout::top;
 
 /// Prints the next step to standard error, so that standard output belongs to the command.
 pub fn say(step: &str) {
     eprintln!("==> {step}");
 }
 
-/// Runs `command` to its end. Fails with its name and status unless it succeeds.
+/// Runs `command`. The error of a failed command has its words and its status.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let name = shown(command);
     let status = command.status().with_context(|| format!("start {name}"))?;
@@ -54,7 +23,13 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `command` and returns its standard output as text.
+/// Runs `command` like [`run`], with its standard output on standard error: a task prints only its result on standard
+/// output.
+pub fn run_aside(command: &mut Command) -> anyhow::Result<()> {
+    run(command.stdout(io::stderr()))
+}
+
+/// Runs `command` and returns its standard output as text. The error of a failed command ends with its standard error.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let name = shown(command);
     let output = command.output().with_context(|| format!("start {name}"))?;
@@ -75,48 +50,4 @@ fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
     words.join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    /// A folder that looks like a checkout.
-    fn checkout() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("resources/xtask/src")).unwrap();
-        fs::create_dir_all(dir.path().join("tests/fuzz")).unwrap();
-        for file in
-            ["Cargo.lock", "resources/xtask/Cargo.toml", "tests/fuzz/Cargo.toml", "tests/fuzz/Cargo.lock"]
-        {
-            fs::write(dir.path().join(file), "").unwrap();
-        }
-        dir
-    }
-
-    #[test]
-    fn the_top_is_found_from_any_folder_of_a_checkout() {
-        let checkout = checkout();
-        for inside in ["", "resources/xtask", "resources/xtask/src", "tests/fuzz"] {
-            let folder = checkout.path().join(inside);
-            assert_eq!(top_above([folder.clone()]), Some(checkout.path().to_owned()), "{}", folder.display());
-        }
-        assert_eq!(top_above([checkout.path().parent().unwrap().to_owned()]), None);
-        assert_eq!(top_above([]), None);
-    }
-
-    #[test]
-    fn cargo_s_folder_comes_before_the_working_folder_and_a_stranger_s_does_not_count() {
-        let (one, other, stranger) = (checkout(), checkout(), tempfile::tempdir().unwrap());
-        let [one, other, stranger] = [&one, &other, &stranger].map(|dir| dir.path().to_owned());
-        assert_eq!(top_above([one.join("resources/xtask"), other.clone()]), Some(one));
-        assert_eq!(top_above([stranger, other.clone()]), Some(other));
-    }
-
-    #[test]
-    fn the_top_of_this_run_is_this_checkout() {
-        assert!(find_top().unwrap().join("resources/xtask/src/steps.rs").is_file());
-    }
 }

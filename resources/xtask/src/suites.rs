@@ -1,26 +1,29 @@
 //! `cargo xtask test --oci DIR`: the public validation suites of OCI runtimes, with runc and with vmm.
 //!
 //! The caller provides a suite as a checkout; the repository contains none of it. `build` builds its programs,
-//! `tests/oci/suites.sh` runs them with a usable KVM, `said` parses their output, and `table` writes the results.
+//! `tests/oci/suites.sh` runs them with a usable KVM, `results` parses their output, and `table` writes the results.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
-use crate::host::{self, Host};
-use crate::steps::{output, run, say, top};
+use crate::checkout::{target_dir, top};
+use crate::host::Host;
+use crate::kvm_tests::KvmTests;
+use crate::steps::output;
 use crate::{apt, program};
 
 mod build;
-mod said;
+mod results;
 mod table;
 
-/// Number of tests per run in the emulated host. A new machine frees memory that tests have leaked.
-const PIECE: usize = 16;
+/// Number of tests in a run of the emulated KVM host. Tests leak memory, which the next machine does not inherit.
+const BATCH: usize = 16;
 /// Timeout of such a run in seconds.
-const PIECE_SECONDS: u64 = 1800;
+const BATCH_SECONDS: u64 = 1800;
 
 /// A suite with its built programs.
 struct Suite {
@@ -40,33 +43,34 @@ impl Suite {
     }
 }
 
-/// Runs those tests of the suites in `checkouts` whose names contain `filter`, and writes the table. Results of other
-/// tests stay.
+/// Runs the tests of the suites in `checkouts` whose names contain `filter`, and writes the table. The table keeps the
+/// results of other tests.
 pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> anyhow::Result<()> {
     apt::install(&["runc", "e2fsprogs"])?;
     let program = program::program()?;
     let mut suites = Vec::new();
     for checkout in checkouts {
-        let checkout = checkout.canonicalize().with_context(|| format!("find {}", checkout.display()))?;
+        let checkout =
+            checkout.canonicalize().with_context(|| format!("resolve checkout {}", checkout.display()))?;
         suites.push(build::suite(&checkout)?);
     }
-    let out = program::target_dir().join("oci/said");
-    fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
+    let out = target_dir().join("oci/output");
+    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     let chosen: Vec<String> =
         suites.iter().flat_map(Suite::names).filter(|name| filter.is_none_or(|f| name.contains(f))).collect();
-    ensure!(!chosen.is_empty(), "no test's name holds that filter");
-    for piece in chosen.chunks(PIECE).filter(|_| !table) {
-        run_piece(&suites, &program, &out, piece)?;
+    ensure!(!chosen.is_empty(), "no test has {:?} in its name", filter.unwrap_or_default());
+    for batch in chosen.chunks(BATCH).filter(|_| !table) {
+        run_batch(&suites, &program, &out, batch)?;
     }
     let before = table::read()?;
     let mut rows = Vec::new();
     let mut missing = Vec::new();
     for name in suites.iter().flat_map(Suite::names) {
-        let found = said::rows(&out, &name)?.unwrap_or_else(|| table::rows_of(&before, &name));
-        if found.is_empty() {
+        let rows_of_test = results::rows(&out, &name)?.unwrap_or_else(|| table::rows_of(&before, &name));
+        if rows_of_test.is_empty() {
             missing.push(name);
         }
-        rows.extend(found);
+        rows.extend(rows_of_test);
     }
     let reasons = table::reasons()?;
     print!(
@@ -75,31 +79,28 @@ pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> a
     );
     let versions = suites.iter().map(|suite| format!("{} {}", suite.name, suite.version)).collect();
     table::write(&rows, &missing, &reasons, versions)?;
-    let faults = table::faults(&rows, &reasons);
-    ensure!(faults.is_empty(), "no reason is given for: {}", faults.join(", "));
+    let unexplained = table::unexplained(&rows, &reasons);
+    ensure!(
+        unexplained.is_empty(),
+        "tests that fail without an entry in reasons.txt: {}",
+        unexplained.join(", ")
+    );
     Ok(())
 }
 
-fn run_piece(suites: &[Suite], program: &Path, out: &Path, tests: &[String]) -> anyhow::Result<()> {
+/// Runs `tests` with both runtimes. Their output goes to `out`.
+fn run_batch(suites: &[Suite], program: &Path, out: &Path, tests: &[String]) -> anyhow::Result<()> {
     let programs = |name: &str| {
         let suite = suites.iter().find(|suite| suite.name == name);
-        suite.map_or_else(String::new, |suite| suite.programs.display().to_string())
+        suite.map_or_else(OsString::new, |suite| suite.programs.clone().into())
     };
-    let script = |name: &str| top().join(name).display().to_string();
-    let mut words = vec!["bash".to_owned(), script("tests/oci/suites.sh"), out.display().to_string()];
+    let script = top().join("tests/oci/suites.sh");
+    let mut words: Vec<OsString> = vec!["bash".into(), script.into(), out.into()];
     words.extend([programs(build::CONTEST), programs(build::RUNTIME_TOOLS)]);
-    words.extend(tests.iter().cloned());
-    if host::kvm_usable() {
-        say(&format!("{} tests, on this machine's KVM", tests.len()));
-        return run(Command::new(&words[0]).args(&words[1..]).env("VMM_PROGRAM", program));
-    }
-    say(&format!("{} tests, in the emulated KVM host", tests.len()));
-    let mut command = vec!["bash".to_owned(), script("tests/host/tests.sh"), program.display().to_string()];
-    command.extend(words);
-    match Host::new().memory(3072).deadline(PIECE_SECONDS).out(out).run(&command)? {
-        0 => Ok(()),
-        code => bail!("tests/oci/suites.sh: exit code {code}"),
-    }
+    words.extend(tests.iter().map(OsString::from));
+    let name = format!("{} tests of OCI suites", tests.len());
+    let tests = KvmTests { name: &name, program, words, environment: Vec::new() };
+    tests.run(Host::new().memory(3072).deadline(BATCH_SECONDS).out(out))
 }
 
 /// Returns the first line of `program --version`.

@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
-use serde_json::Value;
+use anyhow::ensure;
 
 use crate::engines::{self, Cases, engines};
-use crate::host::{self, Host};
-use crate::steps::{cargo, output, run, say, top};
+use crate::executable::{static_program, test_program};
+use crate::host::Host;
+use crate::kvm_tests::KvmTests;
+use crate::steps::{cargo, run, say};
 use crate::{apt, bundle, check, dist, program, suites};
 
 /// Timeout of the whole-VM tests in seconds: several times their duration, and well below CI's timeout.
@@ -29,52 +29,52 @@ pub struct Args {
     /// Only the tests of Docker, Podman and containerd: all cases, with runc and with vmm
     #[arg(long, conflicts_with_all = ["unit", "vm"])]
     engines: bool,
-    /// Only the tests of the release files: the Debian package, installed below Docker, and the tarball
+    /// Only the tests of the release files: the Debian package with Docker, and the tarball
     #[arg(long, conflicts_with_all = ["unit", "vm", "engines"])]
     dist: bool,
-    /// Update the table of engines in the repository
+    /// Write the results to tests/engines/RESULTS.md
     #[arg(long, requires = "engines")]
     record: bool,
-    /// Only the public suite of OCI runtimes in this checkout, with runc and vmm in turn; may be repeated
+    /// Only the public OCI test suite in this checkout, with runc and with vmm; may be repeated
     #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "vm", "engines", "dist"])]
     oci: Vec<PathBuf>,
-    /// Run no tests, and update their table from the last results
+    /// Run no tests; write the table again from the last results
     #[arg(long, requires = "oci")]
     table: bool,
-    /// Only tests whose names contain this text; several with --engines
+    /// Only tests whose names contain this text; with --engines several texts
     filter: Vec<String>,
 }
 
-/// Runs checks, unit tests, whole-VM tests, core cases of the engines and tests of the release files. The test runners
-/// print their own summaries.
+/// Runs the selected tests: by default checks, unit tests, whole-VM tests, core cases of the engines, and tests of the
+/// release files. The test runners print their own summaries.
 pub fn test(args: &Args) -> anyhow::Result<()> {
     if args.engines {
         return engines(&Cases { core: false, filters: &args.filter, record: args.record });
     }
-    ensure!(args.filter.len() < 2, "only --engines accepts several filters");
+    ensure!(args.filter.len() < 2, "several filters are accepted only with --engines");
     if !args.oci.is_empty() {
         return suites::run_suites(&args.oci, args.filter.first().map(String::as_str), args.table);
     }
     if args.dist {
-        return installed(args);
+        return dist_tests(args);
     }
     if !args.vm {
         if args.filter.is_empty() {
             check::check()?;
         }
-        unit(args)?;
+        unit_tests(args)?;
     }
     if !args.unit {
-        vm(args)?;
+        vm_tests(args)?;
     }
     if !args.unit && !args.vm && args.filter.is_empty() {
         engines(&Cases { core: true, filters: &[], record: false })?;
-        installed(args)?;
+        dist_tests(args)?;
     }
     Ok(())
 }
 
-fn unit(args: &Args) -> anyhow::Result<()> {
+fn unit_tests(args: &Args) -> anyhow::Result<()> {
     say("unit tests");
     let mut words = vec!["test", "--workspace", "--exclude", "tests"];
     words.extend(args.filter.iter().map(String::as_str));
@@ -82,68 +82,38 @@ fn unit(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Builds the whole-VM tests and runs them with a usable KVM: natively, or in the emulated KVM host.
-fn vm(args: &Args) -> anyhow::Result<()> {
+fn vm_tests(args: &Args) -> anyhow::Result<()> {
     apt::install(&["busybox-static", "e2fsprogs", "iproute2", "strace"])?;
     let program = program::program()?;
     let debian = rootfs_archive(&bundle::debian(&program)?)?;
     say("building the whole-VM tests");
     let tests = test_program("vm")?;
-    let environment =
-        [("VMM_TEST_GUEST", program::static_program("tests", "guest")?), ("VMM_TEST_DEBIAN", debian)];
-    let mut words = vec![tests.display().to_string()];
-    words.extend(args.filter.clone());
-    if host::kvm_usable() {
-        say("whole-VM tests, on this machine's KVM");
-        return run(Command::new(&words[0]).args(&words[1..]).env("VMM_PROGRAM", &program).envs(environment));
-    }
-    say("whole-VM tests, in the emulated KVM host");
-    let script = top().join("tests/host/tests.sh");
-    let mut command = vec!["bash".to_owned(), script.display().to_string(), program.display().to_string()];
-    command.extend(words);
-    let host = Host::new().memory(6144).deadline(VM_TESTS_SECONDS);
-    match environment.into_iter().fold(host, |host, (key, value)| host.env(key, value)).run(&command)? {
-        0 => Ok(()),
-        code => bail!("whole-VM tests: exit code {code}"),
-    }
+    let mut words = vec![tests.into()];
+    words.extend(args.filter.iter().map(OsString::from));
+    let guest = static_program("tests", "guest")?;
+    let environment = vec![("VMM_TEST_GUEST", guest.into()), ("VMM_TEST_DEBIAN", debian.into())];
+    let tests = KvmTests { name: "whole-VM tests", program: &program, words, environment };
+    tests.run(Host::new().memory(6144).deadline(VM_TESTS_SECONDS))
 }
 
-/// Builds the release files and installs them in the emulated KVM host, so that this machine does not change.
-fn installed(args: &Args) -> anyhow::Result<()> {
+/// Builds the release files and tests them in the emulated KVM host, so that they are not installed on this machine.
+fn dist_tests(args: &Args) -> anyhow::Result<()> {
     apt::install(&engines::PACKAGES)?;
     let dir = dist::dist()?.dir;
-    say("building the tests of the release's files");
+    say("building the tests of the release files");
     let tests = test_program("dist")?;
-    say("tests of the release's files, in the emulated KVM host");
-    let script = top().join("tests/host/tests.sh");
-    let mut command: Vec<OsString> =
-        vec!["bash".into(), script.into(), program::program()?.into(), tests.into()];
-    command.extend(args.filter.iter().map(OsString::from));
-    match Host::new().memory(6144).deadline(DIST_TESTS_SECONDS).env("VMM_TEST_DIST", dir).run(&command)? {
-        0 => Ok(()),
-        code => bail!("tests of the release's files: exit code {code}"),
-    }
+    let mut words = vec![tests.into()];
+    words.extend(args.filter.iter().map(OsString::from));
+    let (program, environment) = (program::program()?, vec![("VMM_TEST_DIST", dir.into())]);
+    let tests = KvmTests { name: "tests of the release files", program: &program, words, environment };
+    tests.check(tests.run_emulated(Host::new().memory(6144).deadline(DIST_TESTS_SECONDS), &[])?)
 }
 
-/// Returns the bundle's root file system as an archive, which is created once.
+/// Returns the path of an archive of the bundle's root file system. Creates the archive once.
 fn rootfs_archive(dir: &Path) -> anyhow::Result<PathBuf> {
     let archive = dir.join("rootfs.tar");
     if !archive.exists() {
         bundle::pack(&dir.join("rootfs"), &archive)?;
     }
     Ok(archive)
-}
-
-/// Builds the test program `name` of the package of whole-VM tests and returns its executable.
-pub fn test_program(name: &str) -> anyhow::Result<PathBuf> {
-    let lines = output(
-        cargo()
-            .args(["test", "--package", "tests", "--test", name, "--no-run", "--message-format", "json"])
-            .stderr(Stdio::inherit()),
-    )?;
-    lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|m| m["target"]["name"] == name && m["executable"].is_string())
-        .and_then(|m| m["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("cargo named no test program {name}"))
 }

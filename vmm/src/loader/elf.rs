@@ -5,16 +5,10 @@
 
 use super::{Entry, Kernel, Refusal, Segment};
 use crate::Image;
-use crate::little_endian::{u16_at, u32_at, u64_at};
+use crate::elf::{HEADER_LEN, Header, MACHINE_X86_64, ProgramHeader, u32_at};
 
-pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
-const CLASS_64: u8 = 2;
-const LITTLE_ENDIAN: u8 = 1;
-const MACHINE_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
-const HEADER_LEN: usize = 64;
-const PROGRAM_HEADER_LEN: usize = 56;
 /// Limit of program headers; Linux has about five.
 const PROGRAM_HEADERS_MAX: u16 = 64;
 /// Limit of bytes of a note segment that are searched; Linux's has a few hundred.
@@ -29,36 +23,34 @@ const KERNEL_HALF: u64 = 1 << 63;
 pub(super) fn parse(image: &Image) -> Result<Kernel, Refusal> {
     let mut header = [0; HEADER_LEN];
     image.read_exact_at(0, &mut header)?;
-    if header[4] != CLASS_64 || header[5] != LITTLE_ENDIAN || u16_at(&header, 18) != MACHINE_X86_64 {
-        return Err(Refusal::Not("it is an ELF file, but not for x86-64"));
-    }
-    let (count, size) = (u16_at(&header, 56), u16_at(&header, 54));
-    if count == 0 || count > PROGRAM_HEADERS_MAX || usize::from(size) != PROGRAM_HEADER_LEN {
+    let header = Header::parse(&header).filter(|header| header.machine == MACHINE_X86_64);
+    let header = header.ok_or(Refusal::Not("it is an ELF file, but not for x86-64"))?;
+    let table = header.program_headers.program_headers_buffer(PROGRAM_HEADERS_MAX);
+    let Some(mut table) = table else {
         return Err(Refusal::Not("its ELF program headers are missing, too many or of the wrong size"));
-    }
-    let mut table = vec![0; usize::from(count) * PROGRAM_HEADER_LEN];
-    image.read_exact_at(u64_at(&header, 32), &mut table)?;
+    };
+    image.read_exact_at(header.program_headers.at, &mut table)?;
 
     let mut segments = Vec::new();
     let mut in_kernel_half = false;
     let mut pvh = None;
-    for program in table.chunks_exact(PROGRAM_HEADER_LEN) {
+    for program in ProgramHeader::parse_all(&table) {
         let segment = Segment {
-            at: u64_at(program, 8),
-            len: u64_at(program, 32),
-            addr: u64_at(program, 24),
-            memory_len: u64_at(program, 40),
+            at: program.at,
+            len: program.len,
+            addr: program.physical_address,
+            memory_len: program.memory_len,
         };
-        match u32_at(program, 0) {
+        match program.kind {
             PT_LOAD if segment.memory_len > 0 => {
-                in_kernel_half |= u64_at(program, 16) >= KERNEL_HALF;
+                in_kernel_half |= program.virtual_address >= KERNEL_HALF;
                 segments.push(segment);
             }
             PT_NOTE if pvh.is_none() => pvh = pvh_entry(image, &segment)?,
             _ => {}
         }
     }
-    let entry = entry(&segments, in_kernel_half, u64_at(&header, 24), pvh)?;
+    let entry = entry(&segments, in_kernel_half, header.entry, pvh)?;
     let end = segments.iter().map(|s| s.addr.saturating_add(s.memory_len)).max().unwrap_or(0);
     Ok(Kernel { entry, segments, end, setup: None })
 }

@@ -1,13 +1,17 @@
-//! `cargo xtask bench docker`: the cost of a container for a user of Docker, with runc and with `vmm` in turn.
+//! `cargo xtask bench docker`: the cost of a Docker container, with runc and with `vmm` in turn.
 
-use anyhow::{Context, bail, ensure};
+use std::ffi::OsString;
+
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{ClockArg, print_groups, write_report};
+use super::{ClockArg, print_groups, report_in, write_report};
+use crate::executable::test_program;
 use crate::host::{Clock, Host};
-use crate::steps::{say, top};
-use crate::{apt, bundle, engines, program, test};
+use crate::steps::say;
+use crate::{apt, bundle, engines, kvm_tests, program};
 
+/// Timeout of the bench in seconds.
 const DEADLINE_SECONDS: u64 = 3600;
 
 /// Options for measuring containers of Docker.
@@ -21,33 +25,28 @@ pub struct DockerArgs {
     runs: usize,
 }
 
-/// Measures in the emulated KVM host even if this machine has a usable KVM: the bench starts its own engine, with its
-/// own network.
+/// Runs the bench in the emulated KVM host, even if this machine has a usable KVM: the bench starts a Docker daemon
+/// with networks.
 pub fn docker(args: &DockerArgs) -> anyhow::Result<()> {
-    ensure!(args.runs > 0, "--runs 0 measures nothing");
+    ensure!(args.runs > 0, "--runs is 0");
     apt::install(&engines::PACKAGES)?;
     apt::install(&["iperf3"])?;
     let program = program::program()?;
-    let mut words = vec!["bash".to_owned(), top().join("tests/host/tests.sh").display().to_string()];
-    words.extend([program.display().to_string(), test::test_program("engines")?.display().to_string()]);
-    words.extend(["--bench".to_owned(), args.runs.to_string()]);
+    let mut words: Vec<OsString> = vec![test_program("engines")?.into(), "--bench".into()];
+    words.push(args.runs.to_string().into());
     let counted = args.clock == ClockArg::Instructions;
     let mut host = Host::new().memory(6144).deadline(DEADLINE_SECONDS);
     if counted {
         host = host.clock(Clock::Instructions).stage_opened(true);
     } else {
-        words.push("--all".to_owned());
+        words.push("--all".into());
         host = host.env("VMM_TEST_PROGRAMS", bundle::programs()?);
     }
-    say(&format!("running containers of Docker, {} times each runtime in turn", args.runs));
-    let done = host.output(&words)?;
-    if done.status != 0 {
-        bail!("the bench failed: exit code {}\n{}", done.status, String::from_utf8_lossy(&done.stderr));
-    }
-    let text = String::from_utf8(done.stdout).context("read the bench's report")?;
-    let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
+    say(&format!("running containers of Docker {} times with each runtime in turn", args.runs));
+    let report: Value = serde_json::from_str(&report_in(&host, &kvm_tests::emulated(&program, &words))?)
+        .context("parse the bench's report")?;
     if counted {
-        say("of the instruction clock: a millisecond is a million instructions");
+        say("on the instruction clock, a millisecond is a million instructions");
     }
     let name = format!("docker-{:?}.json", args.clock).to_lowercase();
     write_report(&name, &Value::from(print_groups(&report)?).to_string())

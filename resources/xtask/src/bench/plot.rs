@@ -12,12 +12,13 @@ const WIDTH: f64 = 520.0;
 
 /// Draws all series on one scale, below each other.
 pub fn bars(series: &[Series], unit: &str) -> String {
-    let most = series.iter().map(|s| s.spread().1).fold(1.0, f64::max);
-    let x = |value: f64| LEFT + value / most * WIDTH;
+    let longest = series.iter().map(|s| s.spread().1).fold(1.0, f64::max);
+    let x = |value: f64| LEFT + value / longest * WIDTH;
     let height = (series.len() + 1) * ROW;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"8\" y=\"20\">{unit}: median, minimum to maximum</text>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"8\" y=\"20\">{unit}: median, minimum to maximum</text>\n"
     );
     for (row, one) in series.iter().enumerate() {
         let y = (row + 1) * ROW;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-/// One milestone's samples.
+/// The samples of a milestone.
 pub struct Series {
     /// Name: `contender: milestone`.
     pub name: String,
@@ -20,7 +20,6 @@ impl Series {
         Series { name: name.to_owned(), samples }
     }
 
-    /// Returns the median.
     pub fn median(&self) -> f64 {
         let half = self.samples.len() / 2;
         if self.samples.len() % 2 == 1 {
@@ -38,14 +37,15 @@ impl Series {
 
 /// Parses a bench's report: `{"series": [{"name", "samples": [..]}]}`.
 pub fn read(report: &Value) -> anyhow::Result<Vec<Series>> {
-    let rows = report["series"].as_array().context("the report has no series")?;
+    let rows = report["series"].as_array().context("no series in the bench's report")?;
     rows.iter()
         .map(|row| {
-            let name = row["name"].as_str().context("a series has no name")?;
+            let name = row["name"].as_str().context("a series of the bench's report has no name")?;
             let samples: Option<Vec<f64>> =
                 row["samples"].as_array().map(|all| all.iter().filter_map(Value::as_f64).collect());
-            let samples =
-                samples.filter(|s| !s.is_empty()).with_context(|| format!("{name} has no samples"))?;
+            let samples = samples
+                .filter(|s| !s.is_empty())
+                .with_context(|| format!("no samples of {name} in the bench's report"))?;
             Ok(Series::new(name, samples))
         })
         .collect()

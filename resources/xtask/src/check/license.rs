@@ -20,12 +20,11 @@ pub enum Expression {
 }
 
 impl Expression {
-    /// Parses an expression.
     pub fn parse(text: &str) -> anyhow::Result<Expression> {
         let text = text.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
         let mut words = text.split_whitespace().peekable();
         let expression = Expression::alternatives(&mut words, 0)?;
-        ensure!(words.next().is_none(), "a word too many");
+        ensure!(words.next().is_none(), "unexpected word at the end");
         Ok(expression)
     }
 
@@ -43,7 +42,7 @@ impl Expression {
         while words.next_if_eq(&"OR").is_some() {
             all.push(Expression::conjunction(words, depth)?);
         }
-        Ok(one_or(all, Expression::Or))
+        Ok(combine(all, Expression::Or))
     }
 
     fn conjunction(words: &mut Words<'_>, depth: usize) -> anyhow::Result<Expression> {
@@ -51,23 +50,23 @@ impl Expression {
         while words.next_if_eq(&"AND").is_some() {
             all.push(Expression::single(words, depth)?);
         }
-        Ok(one_or(all, Expression::And))
+        Ok(combine(all, Expression::And))
     }
 
     fn single(words: &mut Words<'_>, depth: usize) -> anyhow::Result<Expression> {
-        match words.next().context("it ends where a license should be")? {
+        match words.next().context("end of the expression instead of a license")? {
             "(" => {
-                ensure!(depth < DEPTH_MAX, "parentheses nest more than {DEPTH_MAX} deep");
+                ensure!(depth < DEPTH_MAX, "parentheses nested more than {DEPTH_MAX} deep");
                 let inner = Expression::alternatives(words, depth + 1)?;
-                ensure!(words.next() == Some(")"), "a parenthesis is not closed");
+                ensure!(words.next() == Some(")"), "unclosed parenthesis");
                 Ok(inner)
             }
-            word @ (")" | "AND" | "OR" | "WITH") => bail!("{word} where a license should be"),
+            word @ (")" | "AND" | "OR" | "WITH") => bail!("{word} instead of a license"),
             license => {
                 let mut license = license.to_owned();
                 if words.next_if_eq(&"WITH").is_some() {
                     license += " WITH ";
-                    license += words.next().context("WITH and no exception")?;
+                    license += words.next().context("no exception after WITH")?;
                 }
                 Ok(Expression::License(license))
             }
@@ -75,16 +74,15 @@ impl Expression {
     }
 }
 
-/// Words of an expression.
 type Words<'a> = Peekable<SplitWhitespace<'a>>;
 
 /// Returns the only element of `all`, or a combination of all elements.
-fn one_or(mut all: Vec<Expression>, together: fn(Vec<Expression>) -> Expression) -> Expression {
+fn combine(mut all: Vec<Expression>, combination: fn(Vec<Expression>) -> Expression) -> Expression {
     match all.pop() {
         Some(only) if all.is_empty() => only,
         last => {
             all.extend(last);
-            together(all)
+            combination(all)
         }
     }
 }
@@ -99,8 +97,8 @@ mod tests {
     }
 
     #[test]
-    fn an_expression_holds_as_spdx_reads_it() {
-        for (expression, allowed, wanted) in [
+    fn an_expression_holds_as_spdx_defines() {
+        for (expression, allowed, expected) in [
             ("MIT", &["MIT"][..], true),
             ("MIT", &["Apache-2.0"], false),
             ("MIT OR Apache-2.0", &["MIT"], true),
@@ -115,12 +113,12 @@ mod tests {
             ("Apache-2.0 WITH LLVM-exception", &["Apache-2.0"], false),
             ("Apache-2.0 WITH LLVM-exception OR MIT", &["MIT"], true),
         ] {
-            assert_eq!(holds(expression, allowed), wanted, "{expression} with {allowed:?}");
+            assert_eq!(holds(expression, allowed), expected, "{expression} with {allowed:?}");
         }
     }
 
     #[test]
-    fn what_is_no_expression_is_refused() {
+    fn invalid_expressions_are_refused() {
         let deep = format!("{}MIT{}", "(".repeat(99), ")".repeat(99));
         for text in ["", "MIT OR", "(MIT", "MIT)", "MIT Apache-2.0", "AND MIT", "MIT WITH", &deep] {
             assert!(Expression::parse(text).is_err(), "{text:?}");

@@ -1,6 +1,6 @@
-//! Links of the repository's Markdown files: the target of each relative link, and of each `#anchor`, must exist.
+//! Checks the links in the repository's Markdown files: the target of each relative link and each `#anchor` must exist.
 //!
-//! Links to other sites are not checked: that would need a network, and a check must not fail because another site does.
+//! Links to other sites are not checked: that needs a network, and the check would fail whenever a site is down.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -8,27 +8,32 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 
-/// Returns one line for each broken link of `files`, which lie below `top`.
-pub fn faults(top: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
-    let mut faults = Vec::new();
+/// Returns a line for each broken link in `files`, which are below `top`.
+pub fn violations(top: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+    let mut violations = Vec::new();
     for path in files {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let name = path.strip_prefix(top).unwrap_or(path);
         for link in links(&text) {
-            if let Some(why) = broken(top, name, &text, &link.target)? {
-                faults.push(format!("{}:{}: link to {}: {why}", name.display(), link.line, link.target));
+            if let Some(reason) = broken(top, name, &text, &link.target)? {
+                violations.push(format!(
+                    "{}:{}: link to {}: {reason}",
+                    name.display(),
+                    link.line,
+                    link.target
+                ));
             }
         }
     }
-    Ok(faults)
+    Ok(violations)
 }
 
-/// A link as it is written.
+/// A link in a Markdown file.
 #[derive(Debug, PartialEq, Eq)]
 struct Link {
-    /// The line of its target, from 1.
+    /// Number of the line that contains the target, from 1.
     line: usize,
-    /// The path, the anchor, or both.
+    /// Path, `#anchor`, or both.
     target: String,
 }
 
@@ -51,13 +56,13 @@ fn links(text: &str) -> Vec<Link> {
     links
 }
 
-/// Returns the link that begins at `at`, without the title that may follow its target.
+/// Returns the link at offset `at`, without the title that may follow its target.
 fn link(text: &str, at: usize, target: &str) -> Option<Link> {
     let target = target.split_whitespace().next()?.trim_matches(['<', '>']).to_owned();
     Some(Link { line: text[..at].matches('\n').count() + 1, target })
 }
 
-/// Replaces fenced blocks and code spans by spaces, so that the lines stay where they are.
+/// Blanks fenced blocks and code spans. Line numbers do not change.
 fn without_code(text: &str) -> String {
     let mut fence = None;
     let mut plain = String::with_capacity(text.len());
@@ -74,7 +79,7 @@ fn without_code(text: &str) -> String {
     without_spans(&plain)
 }
 
-/// Replaces code spans. A span may cross the end of a line, but not the end of a paragraph.
+/// Blanks code spans. A span may cross the end of a line, but not the end of a paragraph.
 fn without_spans(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -84,7 +89,7 @@ fn without_spans(text: &str) -> String {
         plain.push_str(before);
         let body = &span[ticks..];
         let paragraph = &body[..body.find("\n\n").unwrap_or(body.len())];
-        // A tick that nothing closes is an ordinary character.
+        // A backtick without a closing one is an ordinary character.
         let end = paragraph.find(&span[..ticks]).map_or(0, |end| end + ticks);
         plain.extend(body[..end].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
         rest = &body[end..];
@@ -92,7 +97,7 @@ fn without_spans(text: &str) -> String {
     plain + rest
 }
 
-/// Returns why `target` does not exist, if so. It is a link in the file `name`, whose content is `text`.
+/// Returns why a link to `target` is broken, or `None`. The link is in the file `name` with the content `text`.
 fn broken(top: &Path, name: &Path, text: &str, target: &str) -> anyhow::Result<Option<String>> {
     if has_scheme(target) {
         return Ok(None);
@@ -106,7 +111,7 @@ fn broken(top: &Path, name: &Path, text: &str, target: &str) -> anyhow::Result<O
     };
     let found = top.join(&inside);
     if !found.exists() {
-        return Ok(Some(format!("there is no {}", inside.display())));
+        return Ok(Some(format!("{} does not exist", inside.display())));
     }
     let Some(anchor) = anchor else { return Ok(None) };
     if inside.extension().is_none_or(|extension| extension != "md") {
@@ -116,13 +121,13 @@ fn broken(top: &Path, name: &Path, text: &str, target: &str) -> anyhow::Result<O
     Ok(missing_anchor(&text, anchor))
 }
 
-/// Whether a target has a scheme, such as `https:`, and so is outside of the repository.
+/// Whether a target has a scheme, such as `https:`.
 fn has_scheme(target: &str) -> bool {
     let scheme = |text: &str| text.len() > 1 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
     target.split_once(':').is_some_and(|(before, _)| scheme(before))
 }
 
-/// Returns the path below the repository's top that `path` means in the file `name`; `None` if it leaves the repository.
+/// Resolves `path` in the file `name` to a path below the repository's top; `None` if it is outside of the repository.
 fn resolve(name: &Path, path: &str) -> Option<PathBuf> {
     let from = if path.starts_with('/') { Path::new("") } else { name.parent()? };
     let mut inside = PathBuf::new();
@@ -140,8 +145,8 @@ fn missing_anchor(text: &str, anchor: &str) -> Option<String> {
     (!anchors(text).contains(anchor)).then(|| format!("no heading has the anchor #{anchor}"))
 }
 
-/// Returns the anchors of a text's headings as code hosts build them: lower case, hyphens for spaces, no punctuation but
-/// `-` and `_`, and a number appended to a repeated one.
+/// Returns the anchors of a text's headings as code hosts derive them: in lower case, with hyphens for spaces, without
+/// punctuation except `-` and `_`, and with a number after a repeated heading.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut anchors = BTreeSet::new();
@@ -156,15 +161,15 @@ fn anchors(text: &str) -> BTreeSet<String> {
             continue;
         }
         let slug = slug(heading.trim());
-        let before = seen.entry(slug.clone()).or_default();
-        anchors.insert(if *before == 0 { slug } else { format!("{slug}-{before}") });
-        *before += 1;
+        let count = seen.entry(slug.clone()).or_default();
+        anchors.insert(if *count == 0 { slug } else { format!("{slug}-{count}") });
+        *count += 1;
     }
     anchors
 }
 
 fn slug(heading: &str) -> String {
-    // Only the text of a link in a heading counts.
+    // Of a link in a heading only the text counts.
     let mut parts = heading.split("](");
     let mut shown = parts.next().unwrap_or_default().to_owned();
     parts.for_each(|part| shown.push_str(part.split_once(')').map_or(part, |(_, after)| after)));
@@ -185,12 +190,12 @@ mod tests {
         links(text).into_iter().map(|link| (link.line, link.target)).collect()
     }
 
-    fn found(line: usize, target: &str) -> (usize, String) {
+    fn link_at(line: usize, target: &str) -> (usize, String) {
         (line, target.to_owned())
     }
 
-    /// The faults of `text` as `docs/a.md` of a repository with a few files.
-    fn faults_of(text: &str) -> Vec<String> {
+    /// Returns the violations of a file `docs/a.md` with the content `text`, in a repository with a few files.
+    fn violations_of(text: &str) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
         let top = folder.path();
         fs::create_dir(top.join("docs")).unwrap();
@@ -198,7 +203,7 @@ mod tests {
         fs::write(top.join("main.rs"), "").unwrap();
         let path = top.join("docs/a.md");
         fs::write(&path, text).unwrap();
-        faults(top, &[path]).unwrap()
+        violations(top, &[path]).unwrap()
     }
 
     #[test]
@@ -206,7 +211,7 @@ mod tests {
         let text = "a [b](c.md) and [d\ne](f.md#g \"title\")\n![h](i.svg)\n\n[j]: <k.md>\n";
         assert_eq!(
             targets(text),
-            [found(1, "c.md"), found(2, "f.md#g"), found(3, "i.svg"), found(5, "k.md")]
+            [link_at(1, "c.md"), link_at(2, "f.md#g"), link_at(3, "i.svg"), link_at(5, "k.md")]
         );
     }
 
@@ -214,35 +219,36 @@ mod tests {
     fn code_has_no_links() {
         let text =
             "```\n[a](b)\n```\n`[c](d)` ``[e]`(f)`` [`g`](h)\n~~~\n```\n[i](j)\n~~~\n[k](l) a ` alone\n\n`\n";
-        assert_eq!(targets(text), [found(4, "h"), found(9, "l")]);
+        assert_eq!(targets(text), [link_at(4, "h"), link_at(9, "l")]);
     }
 
     #[test]
-    fn links_that_lead_somewhere_are_no_faults() {
+    fn valid_links_are_no_violations() {
         let text = "# A b\n[a](../README.md#try-it) [b](#a-b) [c](../main.rs) [d](..) [e](/README.md)\n\
                     [f](https://example.org/x#y) [g](mailto:a@example.org)\n";
-        assert_eq!(faults_of(text), [""; 0]);
+        assert_eq!(violations_of(text), [""; 0]);
     }
 
     #[test]
-    fn links_that_lead_nowhere_are_named_with_file_and_line() {
-        for (link, why) in [
-            ("b.md", "there is no docs/b.md"),
-            ("README.md", "there is no docs/README.md"),
+    fn broken_links_are_listed_with_file_line_and_reason() {
+        for (link, reason) in [
+            ("b.md", "docs/b.md does not exist"),
+            ("README.md", "docs/README.md does not exist"),
             ("../README.md#tried", "no heading has the anchor #tried"),
             ("#b", "no heading has the anchor #b"),
             ("../main.rs#L1", "only Markdown files have anchors"),
             ("../../etc/passwd", "outside of the repository"),
         ] {
-            let faults = faults_of(&format!("# A\n\n[x]({link})\n"));
-            assert_eq!(faults, [format!("docs/a.md:3: link to {link}: {why}")]);
+            let violations = violations_of(&format!("# A\n\n[x]({link})\n"));
+            assert_eq!(violations, [format!("docs/a.md:3: link to {link}: {reason}")]);
         }
     }
 
     #[test]
     fn anchors_are_those_of_code_hosts() {
-        let text = "# Top\n## `vmm run`: what it does\n## A, b & c\n## Same\n## Same\n```\n# no heading\n```\n#none\n## [x](y) z_1\n";
-        let wanted = ["a-b--c", "same", "same-1", "top", "vmm-run-what-it-does", "x-z_1"];
-        assert_eq!(anchors(text).into_iter().collect::<Vec<_>>(), wanted);
+        let text = "# Top\n## `vmm run`: what it does\n## A, b & c\n## Same\n## Same\n\
+                    ```\n# no heading\n```\n#none\n## [x](y) z_1\n";
+        let expected = ["a-b--c", "same", "same-1", "top", "vmm-run-what-it-does", "x-z_1"];
+        assert_eq!(anchors(text).into_iter().collect::<Vec<_>>(), expected);
     }
 }

@@ -12,29 +12,29 @@ use crate::steps::{output, run};
 
 /// Creates `vmm_VERSION_amd64.deb` beside the tree. Adds the installed size to `control`, its control file.
 pub fn package(tree: &Tree, release: &Release, control: &str) -> anyhow::Result<PathBuf> {
-    let dir = tree.root().parent().context("the tree has a folder")?;
+    let dir = tree.root().parent().context("the tree's root has no parent folder")?;
     let mut control_tree = Tree::new(&dir.join("package"))?;
     let control = control.replace("@INSTALLED_SIZE@", &tree.installed_kib().to_string());
     control_tree.add("DEBIAN/control", 0o644, control.as_bytes())?;
     let sums = output(Command::new("md5sum").args(tree.files()).current_dir(tree.root()))?;
     control_tree.add("DEBIAN/md5sums", 0o644, sums.as_bytes())?;
-    let (usr, place) = (tree.root().join("usr"), control_tree.root().join("usr"));
-    // The tree serves both archives, so that the package's root has the control files beside the tree.
-    fs::rename(&usr, &place).with_context(|| format!("move {}", usr.display()))?;
+    let (usr, moved) = (tree.root().join("usr"), control_tree.root().join("usr"));
+    // dpkg-deb wants the control files beside the files of the package; the tarball needs the tree without them.
+    fs::rename(&usr, &moved).with_context(|| format!("move {}", usr.display()))?;
     let package = dir.join(format!("vmm_{}_amd64.deb", release.version));
     let mut build = Command::new("dpkg-deb");
     build.env("SOURCE_DATE_EPOCH", release.epoch.to_string());
     // The output of xz depends on whether it uses threads, but not on their number.
     build.args(["--root-owner-group", "--threads-max=1", "-Zxz", "--build"]);
     let built = run(build.arg(control_tree.root()).arg(&package).stdout(std::io::stderr()));
-    fs::rename(&place, &usr).with_context(|| format!("move {}", place.display()))?;
+    fs::rename(&moved, &usr).with_context(|| format!("move {}", moved.display()))?;
     built.map(|()| package)
 }
 
 /// Creates `vmm-VERSION-x86_64-linux.tar.gz` beside the tree, with the files below `/usr`, for any prefix.
 pub fn tarball(tree: &Tree, release: &Release) -> anyhow::Result<PathBuf> {
     let name = format!("vmm-{}-x86_64-linux", release.version);
-    let dir = tree.root().parent().context("the tree has a folder")?;
+    let dir = tree.root().parent().context("the tree's root has no parent folder")?;
     let bare = dir.join(format!("{name}.tar"));
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(tree.root().join("usr")).arg("-cf").arg(&bare);
@@ -45,7 +45,7 @@ pub fn tarball(tree: &Tree, release: &Release) -> anyhow::Result<PathBuf> {
     Ok(dir.join(format!("{name}.tar.gz")))
 }
 
-/// Writes `SHA256SUMS` of `files`, which are in `dir`.
+/// Writes `SHA256SUMS` with the checksums of `files`, which are in `dir`.
 pub fn sums(dir: &Path, files: &[&Path]) -> anyhow::Result<PathBuf> {
     let names = files.iter().filter_map(|file| file.file_name());
     let sums = output(Command::new("sha256sum").args(names).current_dir(dir))?;
@@ -63,7 +63,7 @@ mod tests {
     const CONTROL: &str = "Package: vmm\nVersion: 9.9.9\nArchitecture: amd64\nMaintainer: a <a@example.org>\n\
                            Installed-Size: @INSTALLED_SIZE@\nDescription: test\n";
 
-    /// Both archives of a tree of two files.
+    /// Creates the package and the tarball of a tree with two files.
     fn archives(dir: &Path) -> [PathBuf; 2] {
         let mut tree = Tree::new(&dir.join("tree")).unwrap();
         tree.add("usr/bin/vmm", 0o755, b"program").unwrap();
@@ -73,10 +73,10 @@ mod tests {
     }
 
     #[test]
-    fn two_runs_make_equal_archives_that_root_owns() {
+    fn two_runs_create_equal_archives_owned_by_root() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let first = archives(dirs[0].path());
-        // Later by a tick of the file system's clock, which every file's time would show.
+        // The files of the second run get other times once the file system's clock has ticked.
         let begun = SystemTime::now();
         while fs::metadata(dirs[1].path()).unwrap().modified().unwrap() <= begun {
             fs::write(dirs[1].path().join("tick"), "").unwrap();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_says_its_size_and_the_sums_of_its_files() {
+    fn a_package_has_its_size_and_the_checksums_of_its_files() {
         let dir = tempfile::tempdir().unwrap();
         let [package, tarball] = archives(dir.path());
         let field = |name: &str| output(Command::new("dpkg-deb").arg("-f").arg(&package).arg(name)).unwrap();

@@ -11,10 +11,10 @@ use crate::packages::{Package, Packages};
 
 /// Packages of the program: the runtime, and the agent that it contains.
 const MEMBERS: [&str; 2] = ["runtime", "agent"];
-/// Prefixes of files with a license, a notice or a list of copyright holders.
-const BEGINNINGS: [&str; 5] = ["license", "licence", "copying", "copyright", "notice"];
+/// Prefixes of the names of files with a license, a notice or copyright holders, in lower case.
+const PREFIXES: [&str; 5] = ["license", "licence", "copying", "copyright", "notice"];
 
-/// Returns a list of the libraries, followed by each text once, with the names of the libraries that it applies to.
+/// Returns a list of the libraries, then each license text once, below the names of its libraries.
 pub fn notices() -> anyhow::Result<String> {
     let packages = Packages::load()?;
     let linked = packages.linked_into(&MEMBERS);
@@ -32,12 +32,12 @@ pub fn notices() -> anyhow::Result<String> {
 fn render(linked: &[&Package], texts: &BTreeMap<String, Vec<&Package>>) -> String {
     let mut all = String::from("Libraries in the program vmm, with their licenses as SPDX expressions:\n\n");
     for package in linked {
-        let license = package.license.as_deref().unwrap_or("see its text below");
+        let license = package.license.as_deref().unwrap_or("see the text below");
         let authors = match &package.authors[..] {
             [] => String::new(),
             authors => format!("; {}", authors.join(", ")),
         };
-        // Writing to a string does not fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(all, "  {} {}: {license}{authors}", package.name, package.version);
     }
     for (text, packages) in texts {
@@ -56,7 +56,7 @@ fn files(package: &Package) -> anyhow::Result<Vec<PathBuf>> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-            path.is_file() && BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+            path.is_file() && PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         })
         .collect();
     files.sort();
@@ -68,10 +68,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_library_is_listed_and_its_notice_is_there() {
+    fn libraries_and_their_licenses_are_listed() {
         let notices = notices().unwrap();
-        for wanted in ["  serde 1.", "  kvm-ioctls ", "Permission is hereby granted", "Apache License"] {
-            assert!(notices.contains(wanted), "{wanted:?}");
+        for expected in ["  serde 1.", "  kvm-ioctls ", "Permission is hereby granted", "Apache License"] {
+            assert!(notices.contains(expected), "{expected:?}");
         }
         assert!(!notices.contains("  proptest "));
     }

@@ -20,11 +20,10 @@ impl Tree {
     /// Creates an empty tree in `root`, which must not exist.
     pub fn new(root: &Path) -> anyhow::Result<Tree> {
         let mut tree = Tree { root: root.to_owned(), files: Vec::new(), installed_kib: 0 };
-        tree.make_folder(root)?;
+        tree.create_folder(root)?;
         Ok(tree)
     }
 
-    /// Returns the folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -36,7 +35,6 @@ impl Tree {
         files
     }
 
-    /// Returns the installed size in KiB.
     pub fn installed_kib(&self) -> u64 {
         self.installed_kib
     }
@@ -44,8 +42,8 @@ impl Tree {
     /// Adds a file; `path` is below the root.
     pub fn add(&mut self, path: &str, mode: u32, bytes: &[u8]) -> anyhow::Result<()> {
         let full = self.root.join(path);
-        self.make_folder(full.parent().context("a file is in a folder")?)?;
-        ensure!(!full.exists(), "{path} is there twice");
+        self.create_folder(full.parent().with_context(|| format!("add {path}: no folder"))?)?;
+        ensure!(!full.exists(), "add {path}: it exists");
         let write = |file: &mut File| {
             file.write_all(bytes)?;
             file.set_permissions(Permissions::from_mode(mode))
@@ -58,7 +56,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds a gzipped file, without name and time.
+    /// Adds a file compressed with gzip, without name and time in its header.
     pub fn add_compressed(&mut self, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let mut gzip = Command::new("gzip")
             .args(["-9", "-n", "-c"])
@@ -66,14 +64,14 @@ impl Tree {
             .stdout(Stdio::piped())
             .spawn()
             .context("start gzip")?;
-        let mut input = gzip.stdin.take().context("gzip has no input")?;
+        let mut input = gzip.stdin.take().context("open the input of gzip")?;
         // A thread writes the input: gzip may fill the pipe of its output before it has read everything.
         let output = std::thread::scope(|scope| {
             scope.spawn(move || input.write_all(bytes));
             gzip.wait_with_output()
         });
-        let output = output.context("run gzip")?;
-        ensure!(output.status.success(), "gzip {path}: {}", output.status);
+        let output = output.with_context(|| format!("compress {path} with gzip"))?;
+        ensure!(output.status.success(), "compress {path} with gzip: {}", output.status);
         self.add(path, 0o644, &output.stdout)
     }
 
@@ -90,16 +88,21 @@ impl Tree {
         Ok(())
     }
 
-    fn make_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
+    fn create_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
         if folder.is_dir() {
             return Ok(());
         }
         if folder != self.root {
-            self.make_folder(folder.parent().context("a folder is below the root")?)?;
+            self.create_folder(
+                folder
+                    .parent()
+                    .with_context(|| format!("create {}: outside of the tree", folder.display()))?,
+            )?;
         }
-        let made = DirBuilder::new().recursive(folder == self.root).mode(0o755).create(folder);
-        made.and_then(|()| fs::set_permissions(folder, Permissions::from_mode(0o755)))
-            .with_context(|| format!("make {}", folder.display()))?;
+        let created = DirBuilder::new().recursive(folder == self.root).mode(0o755).create(folder);
+        created
+            .and_then(|()| fs::set_permissions(folder, Permissions::from_mode(0o755)))
+            .with_context(|| format!("create {}", folder.display()))?;
         self.installed_kib += 1;
         Ok(())
     }
@@ -110,17 +113,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_have_their_modes_whatever_the_umask() {
+    fn modes_do_not_depend_on_the_umask() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/tree");
         let mut tree = Tree::new(&root).unwrap();
         tree.add("usr/bin/program", 0o755, &[0; 1025]).unwrap();
         tree.add("usr/share/doc/text", 0o644, b"text").unwrap();
         let mode = |path: &str| root.join(path).metadata().unwrap().permissions().mode() & 0o7777;
-        for (path, wanted) in
+        for (path, expected) in
             [("", 0o755), ("usr/bin", 0o755), ("usr/bin/program", 0o755), ("usr/share/doc/text", 0o644)]
         {
-            assert_eq!(mode(path), wanted, "{path}");
+            assert_eq!(mode(path), expected, "{path}");
         }
         assert_eq!(tree.files(), ["usr/bin/program", "usr/share/doc/text"]);
         // The root, usr, bin, share and doc; two KiB and one.
@@ -129,10 +132,10 @@ mod tests {
     }
 
     #[test]
-    fn compressed_files_are_equal_and_have_all_bytes() {
+    fn compressed_files_are_reproducible_and_complete() {
         let dir = tempfile::tempdir().unwrap();
         let mut tree = Tree::new(&dir.path().join("tree")).unwrap();
-        // More than two pipes hold, and nothing that gets shorter.
+        // More incompressible bytes than two pipes hold.
         let bytes: Vec<u8> =
             (0..200_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
         tree.add_compressed("one.gz", &bytes).unwrap();

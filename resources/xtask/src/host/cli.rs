@@ -9,7 +9,7 @@ use super::{Clock, FAILED, Host, check};
 /// Runs a command as root in the emulated KVM host: a machine with a working /dev/kvm that sees this machine's files
 #[derive(clap::Args)]
 pub struct HostArgs {
-    /// Share this folder for writing; created if missing (at most 4)
+    /// Share this folder for writing, and create it if it is missing; at most 4
     #[arg(short, long, value_name = "DIR")]
     out: Vec<PathBuf>,
     /// Copy this file or folder into the machine's memory before the command starts
@@ -24,19 +24,19 @@ pub struct HostArgs {
     /// CPUs that the command may use
     #[arg(short = 's', long, value_name = "N")]
     cpus: Option<u32>,
-    /// Timeout in seconds: exit code 124 if exceeded
+    /// Timeout in seconds; the exit code is then 124
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = super::DEADLINE.as_secs())]
     deadline: u64,
     /// Clock of the machine: the wall clock, or the number of executed instructions
     #[arg(long, value_enum, default_value = "wall")]
     clock: Clock,
-    /// Pass standard input
+    /// Pass standard input to the command
     #[arg(short = 'i', long)]
     stdin: bool,
     /// Print the duration of each step
     #[arg(short, long)]
     verbose: bool,
-    /// Only create the snapshot
+    /// Only create the snapshot of the booted machine
     #[arg(long)]
     prepare: bool,
     /// Check that the machine works as documented
@@ -50,9 +50,7 @@ pub struct HostArgs {
 /// Runs the command and returns its exit code, or 125 with one line on stderr if the machine failed.
 pub fn main(args: HostArgs) -> ExitCode {
     match run(args) {
-        Ok(status) => {
-            ExitCode::from(u8::try_from(status).expect("a wait status has eight bits of exit code"))
-        }
+        Ok(status) => ExitCode::from(u8::try_from(status).expect("an exit code has eight bits")),
         Err(error) => {
             eprintln!("xtask host: {error:#}");
             ExitCode::from(FAILED)

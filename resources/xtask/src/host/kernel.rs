@@ -1,20 +1,22 @@
-//! L1's kernel: Debian's own, its package unpacked into the cache and never installed.
+//! L1's kernel: Debian's package, unpacked into the cache and not installed.
 
 use std::collections::HashSet;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::{fs, io};
 
 use anyhow::{Context, ensure};
 
+use crate::steps::output;
 use crate::{apt, cache};
 
-/// The meta package that names the kernel. The cloud flavour has no 9p.
+/// Meta package that depends on the kernel. Debian's cloud kernel has no 9p.
 const PACKAGE: &str = "linux-image-amd64";
 
-/// Modules loaded before the snapshot, those that they need included: the machine's own devices, the root file
-/// system, KVM, and what container engines use without loading it themselves. Everything else in the package can be
-/// loaded with modprobe.
+/// Modules that are loaded before the snapshot, with their dependencies: for the machine's devices, the root file
+/// system and KVM, and those that container engines use and do not load. Commands can load other modules of the package
+/// with modprobe.
 pub const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
@@ -46,76 +48,81 @@ pub const MODULES: &[&str] = &[
     "iptable_filter",
 ];
 
-/// An unpacked kernel package, with the indexes that depmod makes.
+/// An unpacked kernel package with depmod's indexes.
 pub struct Kernel {
     root: PathBuf,
-    /// Such as `6.1.0-44-amd64`.
+    /// Release as `uname -r` prints it, such as `6.1.0-44-amd64`.
     pub release: String,
 }
 
 impl Kernel {
-    /// The kernel in the cache, if there is one.
+    /// Returns the kernel in the cache.
     pub fn cached() -> Option<Kernel> {
         let root = cache::dir("host").join("kernel");
         let release = fs::read_to_string(root.join("release")).ok()?;
         Some(Kernel { root, release })
     }
 
-    /// Downloads and unpacks the kernel. The caller holds the cache's lock.
+    /// Downloads and unpacks the kernel, and replaces the one in the cache. The caller holds the cache's lock.
     pub fn fetch() -> anyhow::Result<Kernel> {
-        let work = tempfile::tempdir_in(cache::dir("host")).context("create a folder for the kernel")?;
+        let work =
+            tempfile::tempdir_in(cache::dir("host")).context("create a folder for the kernel package")?;
         let package = apt::download(PACKAGE, "linux-image-", work.path())?;
         let root = work.path().join("root");
-        run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root))?;
+        output(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root))?;
         if !root.join("lib").exists() {
-            std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
+            symlink("usr/lib", root.join("lib")).context("link lib of the kernel package")?;
         }
-        let modules = root.join("lib/modules");
-        let only =
-            fs::read_dir(&modules)?.next().with_context(|| format!("{} is empty", modules.display()))??;
-        let release = only.file_name().to_string_lossy().into_owned();
-        run(Command::new("depmod").arg("-b").arg(&root).arg(&release))?;
-        fs::write(root.join("release"), &release)?;
+        let release = release_in(&root.join("lib/modules"))?;
+        output(Command::new("depmod").arg("-b").arg(&root).arg(&release))?;
+        fs::write(root.join("release"), &release).context("write the kernel's release")?;
         let home = cache::dir("host").join("kernel");
         match fs::remove_dir_all(&home) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)?,
-            _ => fs::rename(&root, &home)?,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::rename(&root, &home),
         }
+        .with_context(|| format!("replace {}", home.display()))?;
         Ok(Kernel { root: home, release })
     }
 
-    /// The image to boot.
+    /// Returns the path of the bzImage.
     pub fn image(&self) -> PathBuf {
         self.root.join(format!("boot/vmlinuz-{}", self.release))
     }
 
-    /// The folder with this release's modules.
+    /// Returns the folder of the modules.
     pub fn modules(&self) -> PathBuf {
         self.root.join("lib/modules").join(&self.release)
     }
 
-    /// The files of `names` and of what they need, each once, in an order in which they can be loaded.
+    /// Returns the files of the modules `names` and of their dependencies in loading order, without duplicates.
     pub fn load_order(&self, names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
         let mut order = Vec::new();
         let mut seen = HashSet::new();
         for name in names {
             let mut command = Command::new("modprobe");
             command.arg("-d").arg(&self.root).args(["-S", &self.release, "--show-depends", name]);
-            let output = command.stderr(Stdio::inherit()).output().context("start modprobe")?;
-            ensure!(output.status.success(), "modprobe knows no module {name} in {}", self.root.display());
-            let text = String::from_utf8(output.stdout).context("modprobe's answer")?;
+            let text = output(&mut command)?;
             order.extend(insmod_paths(&text).filter(|path| seen.insert(path.clone())));
         }
         Ok(order)
     }
 }
 
-/// The files in an answer of `modprobe --show-depends`: lines `insmod PATH [OPTION…]` or `builtin NAME`.
+/// Returns the release of the only kernel with modules in `folder`.
+fn release_in(folder: &Path) -> anyhow::Result<String> {
+    let read = || fs::read_dir(folder)?.next().transpose();
+    let entry = read().with_context(|| format!("list {}", folder.display()))?;
+    let entry = entry.with_context(|| format!("no modules in {}", folder.display()))?;
+    Ok(entry.file_name().to_string_lossy().into_owned())
+}
+
+/// Parses the output of `modprobe --show-depends`: lines `insmod PATH [OPTION…]` or `builtin NAME`. Returns the paths.
 fn insmod_paths(text: &str) -> impl Iterator<Item = PathBuf> {
     text.lines().filter_map(|line| line.strip_prefix("insmod ")?.split_whitespace().next().map(PathBuf::from))
 }
 
-/// The module in `path` as the kernel takes it, unpacked if the package has it compressed.
+/// Reads the module in `path`. Decompresses it: PID 1 gives it to the kernel as it is.
 pub fn read_module(path: &Path) -> anyhow::Result<Vec<u8>> {
     if path.extension().is_some_and(|kind| kind == "xz") {
         let output = Command::new("xz").arg("-dc").arg(path).output().context("start xz")?;
@@ -123,14 +130,6 @@ pub fn read_module(path: &Path) -> anyhow::Result<Vec<u8>> {
         return Ok(output.stdout);
     }
     fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-/// Runs `command`; its failure is an error that holds what it said.
-pub fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}: {}", output.status, said.trim_end());
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! QEMU's command line of the emulated machine. One function creates it for saving and restoring, because both machines
+//! QEMU's command line for the emulated machine. One function creates it for saving and for restoring: both machines
 //! must be equal.
 
 use std::ffi::OsString;
@@ -29,17 +29,17 @@ pub struct Machine {
     pub memory_mib: u32,
     /// CPUs for the command.
     pub cpus: u32,
-    /// What time is.
+    /// Clock of L1.
     pub clock: Clock,
 }
 
-/// Paths of the machine's parts on the outer side.
-pub struct Place<'a> {
+/// The files, folders and sockets of the outer machine behind the machine's devices.
+pub struct Backends<'a> {
     pub kernel: &'a Path,
     pub initramfs: &'a Path,
     /// File with the machine's memory.
     pub ram: &'a Path,
-    /// Whether changes of the machine's memory go to that file.
+    /// Whether the machine writes to that file, rather than to a private copy of it.
     pub keep_ram: bool,
     /// Prefix of the ports' abstract sockets: `<sockets>.<port>`.
     pub sockets: &'a str,
@@ -59,16 +59,29 @@ impl Machine {
         }
     }
 
-    /// The kernel's command line. An engine puts a container into a cgroup, and with that cgroup's CPUs the kernel (before
-    /// 6.2) forgets the affinity that the process had: what must not run on CPU 0 is not led there by the scheduler,
-    /// either.
+    /// Returns the kernel's command line. `isolcpus` keeps the scheduler from moving a process to CPU 0: kernels before
+    /// 6.2 drop a process's affinity when an engine puts it into a cgroup with CPUs.
     fn kernel_line(&self) -> String {
         let isolated = if self.all_cpus() > 1 { " isolcpus=domain,0" } else { "" };
         format!("console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable{isolated}")
     }
 
+    /// Returns QEMU's arguments without any backend. Machines with equal shapes can be restored from the same snapshot.
+    pub fn shape(&self) -> Vec<OsString> {
+        let none = Path::new("/");
+        self.arguments(&Backends {
+            kernel: none,
+            initramfs: none,
+            ram: none,
+            keep_ram: false,
+            sockets: "",
+            outs: &[],
+            empty: none,
+        })
+    }
+
     /// Returns QEMU's arguments.
-    pub fn arguments(&self, place: &Place) -> Vec<OsString> {
+    pub fn arguments(&self, backends: &Backends) -> Vec<OsString> {
         let mut line = Arguments(Vec::new());
         match self.clock {
             Clock::Wall => line.plain(&["-accel", "tcg,thread=multi"]),
@@ -76,31 +89,30 @@ impl Machine {
                 line.plain(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"])
             }
         };
-        // QEMU makes a round for every byte of a `rep movsb`, which kernels copy and clear memory with where the processor
-        // says that it is fast: without these two features nobody does.
+        // With these two features kernels copy and clear memory by `rep movsb`, which QEMU emulates byte by byte.
         line.plain(&["-cpu", "max,-erms,-fsrm"]);
         line.plain(&["-M", "q35,memory-backend=ram", "-m", &self.memory_mib.to_string()]);
         line.plain(&["-smp", &self.all_cpus().to_string()]);
         line.plain(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         line.plain(&["-append", &self.kernel_line()]);
-        line.plain(&["-kernel"]).0.push(place.kernel.into());
-        line.plain(&["-initrd"]).0.push(place.initramfs.into());
-        let share = if place.keep_ram { "on" } else { "off" };
+        line.plain(&["-kernel"]).0.push(backends.kernel.into());
+        line.plain(&["-initrd"]).0.push(backends.initramfs.into());
+        let share = if backends.keep_ram { "on" } else { "off" };
         let ram = format!("memory-backend-file,id=ram,size={}M,share={share},mem-path=", self.memory_mib);
-        line.with_path("-object", &ram, place.ram, "");
+        line.with_path("-object", &ram, backends.ram, "");
         line.plain(&["-chardev", "stdio,id=log,signal=off", "-serial", "chardev:log"]);
         line.plain(&["-device", &format!("virtio-serial-pci,max_ports={}", PORTS.len() + 1)]);
         for (index, port) in PORTS.iter().enumerate() {
-            line.socket(port, place.sockets);
+            line.socket(port, backends.sockets);
             line.plain(&["-device", &format!("virtserialport,chardev={port},name={port},nr={}", index + 1)]);
         }
-        line.socket(MONITOR, place.sockets);
+        line.socket(MONITOR, backends.sockets);
         line.plain(&["-mon", &format!("chardev={MONITOR},mode=control")]);
         line.share("root", Path::new("/"), ",readonly=on");
         for slot in 0..OUT_SLOTS {
-            match place.outs.get(slot) {
+            match backends.outs.get(slot) {
                 Some(folder) => line.share(&format!("out{slot}"), folder, ""),
-                None => line.share(&format!("out{slot}"), place.empty, ",readonly=on"),
+                None => line.share(&format!("out{slot}"), backends.empty, ",readonly=on"),
             }
         }
         line.0
@@ -122,8 +134,8 @@ impl Arguments {
         self.plain(&["-chardev", &format!("socket,id={id},path={sockets}.{id},abstract=on")]);
     }
 
-    /// A folder of the outer machine as 9p tag `tag`. Several of its file systems may be below, so inode numbers are
-    /// remapped.
+    /// Appends a 9p device with tag `tag` for a folder of the outer machine. Inode numbers are remapped because the
+    /// folder may contain several file systems.
     fn share(&mut self, tag: &str, folder: &Path, options: &str) {
         let rest = format!(",security_model=none,multidevs=remap{options}");
         self.with_path("-fsdev", &format!("local,id={tag},path="), folder, &rest);
@@ -148,7 +160,7 @@ mod tests {
 
     fn arguments(machine: Machine, keep_ram: bool) -> Vec<String> {
         let outs = [PathBuf::from("/a,b")];
-        let place = Place {
+        let backends = Backends {
             kernel: Path::new("/k"),
             initramfs: Path::new("/i"),
             ram: Path::new("/r"),
@@ -157,7 +169,7 @@ mod tests {
             outs: &outs,
             empty: Path::new("/e"),
         };
-        machine.arguments(&place).into_iter().map(|word| word.into_string().unwrap()).collect()
+        machine.arguments(&backends).into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
     fn after<'a>(words: &'a [String], option: &str) -> &'a str {
@@ -165,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn wall_machine_has_a_cpu_more_than_the_command() {
+    fn a_machine_on_the_wall_clock_has_one_more_cpu_than_the_command() {
         let words = arguments(Machine { memory_mib: 512, cpus: 2, clock: Clock::Wall }, false);
         assert_eq!(after(&words, "-smp"), "3");
         assert_eq!(after(&words, "-object"), "memory-backend-file,id=ram,size=512M,share=off,mem-path=/r");
@@ -179,10 +191,22 @@ mod tests {
     }
 
     #[test]
-    fn instruction_machine_has_one_cpu() {
+    fn a_machine_on_the_instruction_clock_has_one_cpu() {
         let words = arguments(Machine { memory_mib: 512, cpus: 1, clock: Clock::Instructions }, true);
         assert_eq!(after(&words, "-smp"), "1");
         assert_eq!(after(&words, "-icount"), "shift=0,sleep=off");
         assert!(after(&words, "-object").contains("share=on"));
+    }
+
+    #[test]
+    fn different_machines_have_different_shapes() {
+        let machine = Machine { memory_mib: 2048, cpus: 2, clock: Clock::Wall };
+        for other in [
+            Machine { memory_mib: 4096, ..machine },
+            Machine { cpus: 3, ..machine },
+            Machine { clock: Clock::Instructions, ..machine },
+        ] {
+            assert_ne!(machine.shape(), other.shape());
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! QEMU's control socket (QMP: docs/interop/qmp-spec in QEMU's tree), as far as saving and restoring needs it.
+//! Saves and restores the machine through QEMU's monitor socket (QMP: docs/interop/qmp-spec in QEMU's source).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -8,19 +8,21 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-/// How long QEMU may take for any answer. Saving writes some MiB, everything else is immediate.
+/// Timeout of an answer of QEMU. Saving writes a few MiB; the other commands are immediate.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
-/// A conversation with QEMU.
+/// A connection to QEMU's monitor.
 pub struct Monitor {
     reader: BufReader<UnixStream>,
 }
 
 impl Monitor {
-    /// Greets QEMU at the other end of `stream`, and makes it leave memory that is a shared file out of a saved state.
+    /// Negotiates capabilities over `stream`. A saved state does not contain guest memory that is a shared file.
     pub fn open(stream: UnixStream) -> anyhow::Result<Monitor> {
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        stream.set_write_timeout(Some(ANSWER_MAX))?;
+        let timeouts = stream
+            .set_read_timeout(Some(ANSWER_MAX))
+            .and_then(|()| stream.set_write_timeout(Some(ANSWER_MAX)));
+        timeouts.context("set the timeouts of QEMU's monitor")?;
         let mut monitor = Monitor { reader: BufReader::new(stream) };
         monitor.execute("qmp_capabilities", json!({}))?;
         let on = |name| json!({"capability": name, "state": true});
@@ -29,32 +31,33 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Saves the machine into `state` and ends QEMU.
+    /// Saves the machine to the file `state` and ends QEMU.
     pub fn save(mut self, state: &Path) -> anyhow::Result<()> {
         self.execute("migrate", json!({"uri": uri(state)?}))?;
         loop {
             let message = self.message()?;
             match message["data"]["status"].as_str() {
                 Some("completed") => break,
-                Some("failed") => bail!("QEMU cannot save the machine: {message}"),
+                Some("failed") => bail!("save the machine with QEMU: {message}"),
                 _ => {}
             }
         }
         self.execute("quit", json!({}))
     }
 
-    /// Restores the machine from `state`; it runs at once. QEMU ends if it cannot.
+    /// Restores the machine from the file `state` and lets it run. QEMU ends if the state does not fit.
     pub fn restore(&mut self, state: &Path) -> anyhow::Result<()> {
         self.execute("migrate-incoming", json!({"uri": uri(state)?}))
     }
 
-    /// Has `command` done; events that come before its answer are dropped.
+    /// Runs `command` and waits for its answer. Drops earlier events.
     fn execute(&mut self, command: &str, arguments: Value) -> anyhow::Result<()> {
         let request = json!({"execute": command, "arguments": arguments});
-        writeln!(self.reader.get_mut(), "{request}").context("write to QEMU's monitor")?;
+        writeln!(self.reader.get_mut(), "{request}")
+            .with_context(|| format!("send {command} to QEMU's monitor"))?;
         loop {
             let answer = self.message()?;
-            ensure!(answer.get("error").is_none(), "QEMU answers {command} with {}", answer["error"]);
+            ensure!(answer.get("error").is_none(), "{command} in QEMU's monitor: {}", answer["error"]);
             if answer.get("return").is_some() {
                 return Ok(());
             }
@@ -63,13 +66,15 @@ impl Monitor {
 
     fn message(&mut self) -> anyhow::Result<Value> {
         let mut line = String::new();
-        ensure!(self.reader.read_line(&mut line).context("read QEMU's monitor")? > 0, "QEMU ended");
-        serde_json::from_str(&line).with_context(|| format!("QEMU's monitor says {line:?}"))
+        let length = self.reader.read_line(&mut line).context("read QEMU's monitor")?;
+        ensure!(length > 0, "QEMU closed its monitor");
+        serde_json::from_str(&line).with_context(|| format!("parse {line:?} of QEMU's monitor"))
     }
 }
 
 fn uri(state: &Path) -> anyhow::Result<String> {
-    Ok(format!("file:{}", state.to_str().context("the cache's path is not UTF-8")?))
+    let path = state.to_str().with_context(|| format!("{} is not UTF-8, as QMP needs", state.display()))?;
+    Ok(format!("file:{path}"))
 }
 
 #[cfg(test)]
@@ -78,21 +83,21 @@ mod tests {
 
     use super::*;
 
-    /// A QEMU that says `lines`, whatever it hears; returns what it heard.
-    fn pretend(lines: &'static [&'static str]) -> (UnixStream, thread::JoinHandle<Vec<String>>) {
+    /// Starts a fake QEMU that sends `lines`. The thread returns the lines that it received.
+    fn fake_qemu(lines: &'static [&'static str]) -> (UnixStream, thread::JoinHandle<Vec<String>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let heard = thread::spawn(move || {
+        let received = thread::spawn(move || {
             for line in lines {
                 writeln!(&theirs, "{line}").unwrap();
             }
             BufReader::new(theirs).lines().map(Result::unwrap).collect()
         });
-        (ours, heard)
+        (ours, received)
     }
 
     #[test]
-    fn state_is_saved_once_qemu_says_so() {
-        let (stream, heard) = pretend(&[
+    fn saving_ends_when_qemu_reports_completion() {
+        let (stream, received) = fake_qemu(&[
             r#"{"QMP": {}}"#,
             r#"{"return": {}}"#,
             r#"{"return": {}}"#,
@@ -104,15 +109,15 @@ mod tests {
             r#"{"return": {}}"#,
         ]);
         Monitor::open(stream).unwrap().save(Path::new("/a")).unwrap();
-        let heard = heard.join().unwrap();
-        assert_eq!(heard.len(), 4);
-        assert!(heard[2].contains(r#""uri":"file:/a""#), "{}", heard[2]);
+        let received = received.join().unwrap();
+        assert_eq!(received.len(), 4);
+        assert!(received[2].contains(r#""uri":"file:/a""#), "{}", received[2]);
     }
 
     #[test]
-    fn refusal_and_end_are_errors() {
+    fn an_error_answer_and_a_closed_monitor_are_errors() {
         let (stream, _) =
-            pretend(&[r#"{"QMP": {}}"#, r#"{"return": {}}"#, r#"{"error": {"desc": "no such thing"}}"#]);
+            fake_qemu(&[r#"{"QMP": {}}"#, r#"{"return": {}}"#, r#"{"error": {"desc": "no such thing"}}"#]);
         let error = Monitor::open(stream).err().unwrap();
         assert!(error.to_string().contains("no such thing"), "{error}");
         let (ours, _) = UnixStream::pair().unwrap();

@@ -1,4 +1,4 @@
-//! One QEMU process and the sockets to its ports.
+//! A QEMU process and the sockets of its ports and monitor.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -13,18 +13,18 @@ use anyhow::Context;
 
 use super::machine::{MONITOR, PORTS};
 
-/// How much of what QEMU and L1's kernel say is kept, in bytes.
+/// Maximum number of bytes kept of the log of QEMU and L1's kernel.
 const LOG_MAX: usize = 16 << 10;
 
-/// Listening sockets for QEMU to connect to, by name. Abstract: nothing is left in any file system however this ends.
+/// Listening sockets to which QEMU connects, by name. They are abstract, so that no file is left behind.
 pub struct Sockets {
-    /// What their names begin with.
+    /// Prefix of the sockets' names.
     pub prefix: String,
     listeners: Vec<(String, UnixListener)>,
 }
 
 impl Sockets {
-    /// One listener for each port and one for the monitor.
+    /// Listens on a socket for each port and one for the monitor.
     pub fn bind() -> anyhow::Result<Sockets> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("vmm-host.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -41,22 +41,24 @@ impl Sockets {
         Ok(Sockets { prefix, listeners })
     }
 
-    /// Gives out the listener of `name`, once.
+    /// Returns the listener `name`. Panics if it was taken before.
     pub fn take(&mut self, name: &str) -> UnixListener {
         let index = self.listeners.iter().position(|(this, _)| this == name);
-        self.listeners.remove(index.expect("every port is taken once, by a name that it was bound by")).1
+        self.listeners
+            .remove(index.expect("a listener is taken once, by the name of a port or the monitor"))
+            .1
     }
 }
 
-/// A running QEMU. It ends with this value, and with the thread that started it.
+/// A running QEMU. It is killed when this value is dropped, or when the thread ends that started it.
 pub struct Qemu {
     child: Child,
     log: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Qemu {
-    /// Starts QEMU with `arguments`. When it ends, whoever still waits for it at one of `sockets` gets a connection
-    /// at its end of file.
+    /// Starts QEMU with `arguments`. When it has ended, each of `sockets` that waits for its connection gets one that
+    /// is at end of file, so that no thread waits forever.
     pub fn start(arguments: &[OsString], sockets: &Sockets) -> anyhow::Result<Qemu> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]).args(arguments);
@@ -67,24 +69,24 @@ impl Qemu {
             sockets.listeners.iter().map(|(_, listener)| listener.local_addr()).collect::<Result<_, _>>();
         let addresses: Vec<SocketAddr> = addresses.context("listen for QEMU")?;
         let (out, err) = (child.stdout.take(), child.stderr.take());
-        let (kept, also_kept) = (log.clone(), log.clone());
-        thread::spawn(move || keep(out, &kept));
+        let (of_stdout, of_stderr) = (log.clone(), log.clone());
+        thread::spawn(move || read_log(out, &of_stdout));
         thread::spawn(move || {
-            keep(err, &also_kept);
+            read_log(err, &of_stderr);
             for address in addresses {
-                // Refused where the port has been given out and its connection made: nobody waits there.
+                // It fails if the listener is gone: its connection was made, and no thread waits.
                 let _ = UnixStream::connect_addr(&address);
             }
         });
         Ok(Qemu { child, log })
     }
 
-    /// The last of what QEMU and L1's kernel said.
+    /// Returns the end of the log of QEMU and L1's kernel.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&self.log.lock().unwrap()).into_owned()
     }
 
-    /// Waits until QEMU has ended by itself.
+    /// Waits until QEMU has ended.
     pub fn wait(&mut self) -> anyhow::Result<()> {
         self.child.wait().context("wait for QEMU").map(|_| ())
     }
@@ -92,14 +94,14 @@ impl Qemu {
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        // Nothing in the machine is worth an orderly end. It fails only when it has ended already.
+        // The machine has no state to save. Both calls fail only if QEMU has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Reads `from` to its end and keeps the last `LOG_MAX` bytes.
-fn keep(from: Option<impl Read>, log: &Mutex<Vec<u8>>) {
+/// Reads `from` to its end. Keeps the last `LOG_MAX` bytes in `log`.
+fn read_log(from: Option<impl Read>, log: &Mutex<Vec<u8>>) {
     let Some(mut from) = from else { return };
     let mut chunk = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut chunk) {

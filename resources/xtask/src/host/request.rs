@@ -1,29 +1,29 @@
-//! What is said on the control port: the request to L1's PID 1 and the lines that come back. The other end is
-//! `tests/host/init.c`.
+//! The protocol of the control port: a request to L1's PID 1, and the lines of its reply. `tests/host/init.c` is the
+//! other side.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// The most that PID 1 takes, in bytes.
+/// Maximum size of a request in bytes, which PID 1 enforces.
 pub const REQUEST_MAX: usize = 4 << 20;
 
-/// Records `KEY VALUE\0`, ended by an empty one: values are bytes as they are, so that nothing is ever quoted.
+/// A request: records `KEY VALUE\0`, and an empty record at the end. Values are not quoted.
 #[derive(Default)]
 pub struct Request(Vec<u8>);
 
 impl Request {
-    /// Adds one record. A value that holds a NUL cannot be a path, an argument or an environment entry.
+    /// Appends a record. Panics if the value contains NUL, as no path, argument or environment variable does.
     pub fn record(&mut self, key: &str, value: impl AsRef<OsStr>) {
         let value = value.as_ref().as_bytes();
-        assert!(!value.contains(&0), "a value of {key} holds a NUL");
+        assert!(!value.contains(&0), "the value of {key} contains NUL");
         self.0.extend_from_slice(key.as_bytes());
         self.0.push(b' ');
         self.0.extend_from_slice(value);
         self.0.push(0);
     }
 
-    /// Adds the environment entry `key=value`.
+    /// Appends the environment variable `key=value`.
     pub fn env(&mut self, key: &OsStr, value: &OsStr) {
         let mut entry = key.to_os_string();
         entry.push("=");
@@ -31,45 +31,45 @@ impl Request {
         self.record("env", entry);
     }
 
-    /// The bytes to send, the closing empty record included.
+    /// Appends the empty record and returns the request's bytes.
     pub fn finish(mut self) -> Vec<u8> {
         self.0.push(0);
         self.0
     }
 }
 
-/// One line from PID 1.
+/// A line of PID 1.
 #[derive(Debug, PartialEq)]
 pub enum Line {
-    /// The machine has booted and waits for a request.
+    /// L1 has booted, and PID 1 waits for a request.
     Ready,
-    /// The machine is alive: sent once a second.
+    /// Heartbeat, once a second.
     Beat,
-    /// A file was opened.
+    /// The command opened this file, if the request has a `trace` record.
     Opened(PathBuf),
-    /// The machine could not do what the request asks for.
+    /// PID 1 could not carry out the request, with step, operand and cause.
     Fail(String),
-    /// The command ended.
+    /// The command has ended.
     Exit(Exit),
 }
 
-/// How the command ended.
+/// Result of a command.
 #[derive(Debug, PartialEq, Clone, Copy)]
 pub struct Exit {
-    /// The command's exit code, or 128 + signal.
+    /// Exit code, or 128 + signal.
     pub status: i32,
-    /// How many bytes each of stdout and stderr carries from beginning to end.
+    /// Total number of bytes of stdout and stderr.
     pub bytes: [u64; 2],
-    /// Time in microseconds of L1's clock for mounts and staging, the command, and writing back.
+    /// Time for mounts and staging, by L1's clock.
     pub mount_us: u64,
-    /// See `mount_us`.
+    /// Time of the command, by L1's clock.
     pub command_us: u64,
-    /// See `mount_us`.
+    /// Time for writing files back to the outer machine, by L1's clock.
     pub sync_us: u64,
 }
 
 impl Line {
-    /// Reads one line, without its newline; `None` if PID 1 never says such a thing.
+    /// Parses a line without its newline. Returns `None` if it is not part of the protocol.
     pub fn parse(line: &str) -> Option<Line> {
         if line.is_empty() {
             return Some(Line::Beat);
@@ -92,17 +92,17 @@ impl Line {
     }
 }
 
-/// Cuts a byte stream into lines.
+/// Splits a byte stream into lines.
 #[derive(Default)]
 pub struct Lines(Vec<u8>);
 
 impl Lines {
-    /// Adds what was read.
+    /// Appends received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Takes the next complete line; one that PID 1 never says is returned as text, for a message.
+    /// Removes and returns the next complete line. A line that is not part of the protocol is an error with its text.
     pub fn next(&mut self) -> Option<Result<Line, String>> {
         let end = self.0.iter().position(|&byte| byte == b'\n')?;
         let line: Vec<u8> = self.0.drain(..=end).collect();
@@ -126,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "holds a NUL")]
-    fn nul_is_refused() {
+    #[should_panic(expected = "contains NUL")]
+    fn a_value_with_nul_panics() {
         Request::default().record("arg", "a\0b");
     }
 
     #[test]
-    fn lines_are_told_apart() {
+    fn each_kind_of_line_is_parsed() {
         let exit = Exit { status: 137, bytes: [10, 0], mount_us: 1, command_us: 2, sync_us: 3 };
         assert_eq!(Line::parse("exit 137 10 0 1 2 3"), Some(Line::Exit(exit)));
         assert_eq!(Line::parse("ready"), Some(Line::Ready));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_cut_wherever_they_were_split() {
+    fn lines_do_not_depend_on_the_boundaries_of_reads() {
         let mut lines = Lines::default();
         lines.push(b"rea");
         assert_eq!(lines.next(), None);

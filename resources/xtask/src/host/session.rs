@@ -1,4 +1,4 @@
-//! One run of the machine, from the snapshot to the command's end.
+//! One run of the machine: restores the snapshot, sends the request, and passes output on until the command ends.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,24 +17,24 @@ use super::monitor::Monitor;
 use super::qemu::{Qemu, Sockets};
 use super::request::{Exit, Line, Lines};
 
-/// How long output that the machine has already sent may take to come through.
+/// Timeout for output that the machine has sent before its exit line.
 const FLUSH_MAX: Duration = Duration::from_secs(20);
 
-/// How the run ended.
+/// Result of a run.
 #[derive(Debug)]
 pub enum Ending {
-    /// The command ended.
+    /// The command has ended.
     Exited(Exit),
-    /// The deadline came while the machine was alive.
+    /// The command exceeded the deadline.
     Deadline,
-    /// The machine could not do what the request asks for, and would not another time.
+    /// PID 1 could not carry out the request, with step, operand and cause. A repetition would fail as well.
     Refused(String),
-    /// The machine ended or stalled. `restored`: it had begun to run.
+    /// The machine ended or stalled; `restored` if it had sent anything before.
     Machine { cause: String, restored: bool },
 }
 
-/// How long the machine may be silent. Its PID 1 says something once a second of its own time; a second of counted
-/// instructions takes a few.
+/// Returns the time without a line after which a machine has stalled. PID 1 sends a heartbeat each second of L1's
+/// clock; a second of the instruction clock takes several seconds of this machine.
 pub fn silence_max(clock: Clock) -> Duration {
     match clock {
         Clock::Wall => Duration::from_secs(30),
@@ -42,23 +42,22 @@ pub fn silence_max(clock: Clock) -> Duration {
     }
 }
 
-/// Where the command's output goes.
+/// Destination of an output stream.
 #[derive(Clone)]
 pub enum Sink {
-    /// This process's own descriptor, as it comes.
+    /// A descriptor of this process, unbuffered.
     Pass(Arc<File>),
-    /// Memory.
+    /// A buffer in memory.
     Keep(Arc<Mutex<Vec<u8>>>),
 }
 
 impl Sink {
-    /// This process's stdout or stderr, without the buffer that the standard library puts before it.
+    /// Returns a sink for a descriptor of this process. It bypasses the standard library's buffer.
     pub fn pass(descriptor: impl AsFd) -> io::Result<Sink> {
         Ok(Sink::Pass(Arc::new(File::from(descriptor.as_fd().try_clone_to_owned()?))))
     }
 
-    /// Returns whether the sink takes more. Nobody may be left at the other end of a pipe: that is no reason to stop
-    /// the command.
+    /// Returns whether the sink accepts more. A pipe without a reader does not stop the command.
     fn write(&self, bytes: &[u8]) -> bool {
         match self {
             Sink::Pass(file) => (&**file).write_all(bytes).is_ok(),
@@ -70,71 +69,80 @@ impl Sink {
     }
 }
 
-/// How many bytes of stdout and stderr have come through, and whether more can.
+/// What an output stream has delivered to its sink.
 #[derive(Default)]
-struct Progress {
-    state: Mutex<[(u64, bool); 2]>,
+struct Delivered {
+    bytes: u64,
+    at_end: bool,
+}
+
+/// Lets the main thread wait for the threads that deliver stdout and stderr.
+#[derive(Default)]
+struct Delivery {
+    streams: Mutex<[Delivered; 2]>,
     changed: Condvar,
 }
 
-impl Progress {
-    fn update(&self, stream: usize, change: impl FnOnce(&mut (u64, bool))) {
-        change(&mut self.state.lock().unwrap()[stream]);
+impl Delivery {
+    fn update(&self, stream: usize, change: impl FnOnce(&mut Delivered)) {
+        change(&mut self.streams.lock().unwrap()[stream]);
         self.changed.notify_all();
     }
 
-    /// Waits until each stream has carried `bytes` or can carry no more; returns whether it has carried them.
+    /// Waits until each stream has delivered `bytes` or is at its end. Returns whether all bytes were delivered.
     fn wait(&self, bytes: [u64; 2]) -> bool {
-        let short = |state: &mut [(u64, bool); 2]| (0..2).any(|i| state[i].0 < bytes[i] && !state[i].1);
-        let (state, _) =
-            self.changed.wait_timeout_while(self.state.lock().unwrap(), FLUSH_MAX, short).unwrap();
-        (0..2).all(|i| state[i].0 >= bytes[i])
+        let is_short = |streams: &mut [Delivered; 2]| {
+            streams.iter().zip(bytes).any(|(stream, bytes)| stream.bytes < bytes && !stream.at_end)
+        };
+        let (streams, _) =
+            self.changed.wait_timeout_while(self.streams.lock().unwrap(), FLUSH_MAX, is_short).unwrap();
+        streams.iter().zip(bytes).all(|(stream, bytes)| stream.bytes >= bytes)
     }
 }
 
-/// What one run is given.
+/// Parameters of a run.
 pub struct Session<'a> {
-    /// QEMU's arguments for sockets that begin with the given text.
+    /// Returns QEMU's arguments for a prefix of socket names.
     pub arguments: &'a dyn Fn(&str) -> Vec<std::ffi::OsString>,
-    /// The file with the machine's state.
+    /// File with the state of the snapshot.
     pub state: &'a Path,
-    /// What to send to PID 1.
+    /// The bytes for PID 1.
     pub request: &'a [u8],
-    /// Whether this process's standard input is the command's.
+    /// Whether the command reads this process's standard input.
     pub stdin: bool,
-    /// Of stdout and stderr.
+    /// Destinations of stdout and stderr.
     pub sinks: [Sink; 2],
-    /// Of the whole run.
+    /// Timeout of the whole run.
     pub deadline: Duration,
-    /// How long the machine may be silent.
+    /// See [`silence_max`].
     pub silence_max: Duration,
-    /// What to do with each file that was opened, if the request asks for them.
-    pub opened: &'a dyn Fn(PathBuf),
+    /// Called with each file that the command opens, if the request has a `trace` record.
+    pub on_open: &'a dyn Fn(PathBuf),
 }
 
 impl Session<'_> {
-    /// Runs the machine to its end; the second part is what QEMU and L1's kernel said.
+    /// Runs the machine until the command ends. Returns the result, and the log of QEMU and L1's kernel.
     pub fn run(&self) -> anyhow::Result<(Ending, String)> {
         let mut sockets = Sockets::bind()?;
         let qemu = Qemu::start(&(self.arguments)(&sockets.prefix), &sockets)?;
-        let progress = Arc::new(Progress::default());
+        let delivery = Arc::new(Delivery::default());
         for (index, (port, sink)) in ["stdout", "stderr"].into_iter().zip(&self.sinks).enumerate() {
-            let (listener, sink, progress) = (sockets.take(port), sink.clone(), progress.clone());
+            let (listener, sink, delivery) = (sockets.take(port), sink.clone(), delivery.clone());
             thread::spawn(move || {
-                pump_out(&listener, &sink, |length| progress.update(index, |state| state.0 += length));
-                progress.update(index, |state| state.1 = true);
+                deliver(&listener, &sink, |length| delivery.update(index, |stream| stream.bytes += length));
+                delivery.update(index, |stream| stream.at_end = true);
             });
         }
-        // Without a reader the connection waits in the listener's queue, for as long as the listener is there.
         let stdin = sockets.take("stdin");
         let mut unused = None;
         if self.stdin {
-            thread::spawn(move || pump_in(&stdin));
+            thread::spawn(move || send_stdin(&stdin));
         } else {
+            // QEMU's connection waits in the queue of the listener, which must stay open.
             unused = Some(stdin);
         }
-        let (monitor, _) = sockets.take(MONITOR).accept().context("wait for QEMU")?;
-        let (control, _) = sockets.take("control").accept().context("wait for QEMU")?;
+        let (monitor, _) = sockets.take(MONITOR).accept().context("wait for QEMU's monitor")?;
+        let (control, _) = sockets.take("control").accept().context("wait for QEMU's control port")?;
         let mut monitor = Monitor::open(monitor);
         let restored = monitor.as_mut().map(|monitor| monitor.restore(self.state));
         let mut ending = match restored {
@@ -143,81 +151,82 @@ impl Session<'_> {
             Err(error) => Ending::Machine { cause: format!("{error:#}"), restored: false },
         };
         if let Ending::Exited(exit) = &ending
-            && !progress.wait(exit.bytes)
+            && !delivery.wait(exit.bytes)
         {
-            ending = Ending::Machine { cause: "the machine lost output".into(), restored: true };
+            ending =
+                Ending::Machine { cause: "the machine lost output of the command".into(), restored: true };
         }
         let log = qemu.log();
         drop(qemu);
         drop(unused);
-        // With QEMU gone both streams are at their end: what was on the way is out before this returns.
-        progress.wait([u64::MAX; 2]);
+        // QEMU has ended, so both streams reach their end. All output must be delivered before this returns.
+        delivery.wait([u64::MAX; 2]);
         Ok((ending, log))
     }
 
-    /// Sends the request and follows the control port to the end of the run.
+    /// Sends the request and reads the control port until the run ends.
     fn watch(&self, mut control: UnixStream) -> anyhow::Result<Ending> {
         let mut restored = false;
         let machine = |cause: String, restored| Ok(Ending::Machine { cause, restored });
-        control.set_write_timeout(Some(self.silence_max))?;
+        control.set_write_timeout(Some(self.silence_max)).context("set the control port's timeout")?;
         if let Err(error) = control.write_all(self.request) {
-            return machine(format!("the machine takes no request: {error}"), restored);
+            return machine(format!("send the request to the machine: {error}"), restored);
         }
         let (mut lines, mut chunk) = (Lines::default(), [0; 512]);
         let end = Instant::now() + self.deadline;
-        let mut heard = Instant::now();
+        let mut last_line = Instant::now();
         loop {
             let now = Instant::now();
-            let silent = now - heard;
-            if silent >= self.silence_max || (now >= end && silent >= self.silence_max / 2) {
-                return machine(
-                    format!("the machine stalled: nothing heard for {} s", silent.as_secs()),
-                    restored,
-                );
+            let silence = now - last_line;
+            if silence >= self.silence_max || (now >= end && silence >= self.silence_max / 2) {
+                return machine(format!("the machine stalled for {} s", silence.as_secs()), restored);
             }
             if now >= end {
                 return Ok(Ending::Deadline);
             }
-            control.set_read_timeout(Some((end - now).min(self.silence_max - silent)))?;
+            let timeout = (end - now).min(self.silence_max - silence);
+            control.set_read_timeout(Some(timeout)).context("set the control port's timeout")?;
             match control.read(&mut chunk) {
                 Ok(0) => return machine("the machine ended".into(), restored),
                 Ok(length) => lines.push(&chunk[..length]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return machine(format!("the machine's control port: {error}"), restored),
+                Err(error) => return machine(format!("read the control port: {error}"), restored),
             }
-            (heard, restored) = (Instant::now(), true);
+            (last_line, restored) = (Instant::now(), true);
             while let Some(line) = lines.next() {
                 match line {
                     Ok(Line::Beat | Line::Ready) => {}
-                    Ok(Line::Opened(path)) => (self.opened)(path),
+                    Ok(Line::Opened(path)) => (self.on_open)(path),
                     Ok(Line::Exit(exit)) => return Ok(Ending::Exited(exit)),
                     Ok(Line::Fail(what)) => return Ok(Ending::Refused(what)),
-                    Err(text) => return machine(format!("the machine says {text:?}"), restored),
+                    Err(text) => {
+                        return machine(format!("unexpected line {text:?} of the machine"), restored);
+                    }
                 }
             }
         }
     }
 }
 
-/// Carries a port's bytes into `sink` and reports each length.
-fn pump_out(listener: &UnixListener, sink: &Sink, mut carried: impl FnMut(u64)) {
+/// Passes a port's bytes to `sink` and reports the length of each piece.
+fn deliver(listener: &UnixListener, sink: &Sink, mut delivered: impl FnMut(u64)) {
     let Ok((mut port, _)) = listener.accept() else { return };
     let mut buffer = vec![0; 64 << 10];
-    let mut open = true;
+    let mut accepts = true;
     while let Ok(length @ 1..) = port.read(&mut buffer) {
-        open = open && sink.write(&buffer[..length]);
-        carried(length as u64);
+        accepts = accepts && sink.write(&buffer[..length]);
+        delivered(length as u64);
     }
 }
 
-/// Carries this process's standard input into a port; its end is the port's end.
-fn pump_in(listener: &UnixListener) {
+/// Passes this process's standard input to a port, with its end.
+fn send_stdin(listener: &UnixListener) {
     let Ok((mut port, _)) = listener.accept() else { return };
-    // An error means that one of the two ends is gone: either way no more will come.
+    // After an error there is no more input, or no reader.
     let _ = io::copy(&mut io::stdin().lock(), &mut port);
     let _ = port.shutdown(Shutdown::Write);
-    // QEMU drops what it has not read when the other side is closed altogether.
+    // Waits for QEMU: a closed socket would drop bytes that QEMU has not read.
     let _ = port.read(&mut [0]);
 }
 
@@ -227,16 +236,16 @@ mod tests {
 
     #[test]
     fn output_is_complete_when_both_streams_are() {
-        let progress = Progress::default();
-        progress.update(0, |state| state.0 += 5);
-        progress.update(1, |state| state.1 = true);
-        assert!(progress.wait([5, 0]));
-        assert!(!progress.wait([5, 1]), "a stream at its end carries no more");
+        let delivery = Delivery::default();
+        delivery.update(0, |stream| stream.bytes += 5);
+        delivery.update(1, |stream| stream.at_end = true);
+        assert!(delivery.wait([5, 0]));
+        assert!(!delivery.wait([5, 1]), "a stream at its end delivers no more");
     }
 
-    fn watch(said: &[u8], deadline: Duration, silence_max: Duration) -> Ending {
+    fn watch(lines: &[u8], deadline: Duration, silence_max: Duration) -> Ending {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        theirs.write_all(said).unwrap();
+        theirs.write_all(lines).unwrap();
         let session = Session {
             arguments: &|_| Vec::new(),
             state: Path::new("/"),
@@ -245,7 +254,7 @@ mod tests {
             sinks: [Sink::Keep(Arc::default()), Sink::Keep(Arc::default())],
             deadline,
             silence_max,
-            opened: &|_| (),
+            on_open: &|_| (),
         };
         if deadline == LONG && silence_max == LONG {
             theirs.shutdown(Shutdown::Write).unwrap();
@@ -257,14 +266,14 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(20);
 
     #[test]
-    fn exit_is_the_commands() {
+    fn the_exit_line_ends_the_run() {
         let ending = watch(b"\n\nexit 3 1 2 4 5 6\n", LONG, LONG);
         let Ending::Exited(exit) = ending else { panic!("{ending:?}") };
         assert_eq!((exit.status, exit.bytes), (3, [1, 2]));
     }
 
     #[test]
-    fn end_of_machine_is_told_from_its_refusal() {
+    fn a_failed_machine_differs_from_a_refused_request() {
         assert!(matches!(watch(b"\n", LONG, LONG), Ending::Machine { restored: true, .. }));
         assert!(matches!(watch(b"", LONG, LONG), Ending::Machine { restored: false, .. }));
         assert!(matches!(watch(b"\nfail /x: No such file\n", LONG, LONG), Ending::Refused(_)));
@@ -272,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_a_stall_before_it_is_a_deadline() {
+    fn a_silent_machine_has_stalled_and_a_live_one_exceeds_the_deadline() {
         assert!(matches!(watch(b"\n", LONG, SHORT), Ending::Machine { .. }));
         assert!(matches!(watch(b"\n", SHORT, LONG), Ending::Deadline));
     }

@@ -1,4 +1,4 @@
-//! The snapshot of a booted L1: its memory in one file, the rest of its state in another.
+//! Snapshots of a booted L1 in the cache: a file with its memory, and one with the rest of its state.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,19 +10,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::kernel::{self, Kernel, MODULES};
-use super::machine::{MONITOR, Machine, Place};
+use super::kernel::{Kernel, MODULES, read_module};
+use super::machine::{Backends, MONITOR, Machine};
 use super::monitor::Monitor;
 use super::qemu::{Qemu, Sockets};
 use super::request::{Line, Lines};
 use crate::newc;
+use crate::steps::{output, say};
 use crate::{apt, cache};
 
-/// The program that is L1's PID 1, as file names and contents.
+/// Names and contents of the source files of L1's PID 1.
 const INIT_SOURCES: [(&str, &str); 4] = [
     ("init.h", include_str!("../../../../tests/host/init.h")),
     ("init.c", include_str!("../../../../tests/host/init.c")),
@@ -30,61 +31,66 @@ const INIT_SOURCES: [(&str, &str); 4] = [
     ("command.c", include_str!("../../../../tests/host/command.c")),
 ];
 
-/// The oldest QEMU that works: earlier ones lack `file:` as a place for a snapshot.
+/// Minimum version of QEMU. Earlier versions cannot migrate to a `file:` URI.
 const QEMU_MAJOR: u32 = 10;
 
-/// A snapshot that nobody used for this long is removed when the next one is made.
+/// A snapshot that was not used for this time is removed when another one is created.
 const UNUSED_MAX: Duration = Duration::from_secs(3 * 24 * 3600);
 
-/// How long L1 may take to boot. It takes some five seconds, and may have to share the machine.
+/// Timeout of L1's boot, which takes about five seconds on an idle machine.
 const BOOT_MAX: Duration = Duration::from_secs(120);
 
-/// How often it is booted before its failure is taken for one that will come again.
+/// Number of attempts to boot L1.
 const ATTEMPTS: u32 = 3;
 
-/// A folder in the cache that holds a booted machine.
+/// Prefix of the folder of a snapshot that is being created.
+const UNFINISHED: &str = "making-";
+
+/// A snapshot: a folder in the cache.
 pub struct Snapshot {
     folder: PathBuf,
-    /// The machine's kernel.
+    /// L1's kernel.
     pub kernel: Kernel,
 }
 
 impl Snapshot {
-    /// The snapshot of `machine`, made if it is not there. One process makes it, others wait for that.
+    /// Returns the snapshot of `machine`. Creates it if it is not cached; concurrent processes wait for each other.
     pub fn get(machine: &Machine) -> anyhow::Result<Snapshot> {
         let home = cache::dir("host");
         if let Some(snapshot) = Self::find(&home, machine) {
             return Ok(snapshot);
         }
-        let lock = File::create(home.join("lock")).context("open the cache's lock")?;
-        lock.lock().context("lock the cache")?;
+        let path = home.join("lock");
+        let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        lock.lock().with_context(|| format!("lock {}", path.display()))?;
         if let Some(snapshot) = Self::find(&home, machine) {
             return Ok(snapshot);
         }
-        set_up()?;
+        install_tools()?;
         let kernel = match Kernel::cached() {
             Some(kernel) => kernel,
             None => {
-                eprintln!("xtask: unpacking the emulated host's kernel");
+                say("unpacking the kernel of the emulated KVM host");
                 Kernel::fetch()?
             }
         };
-        prune(&home)?;
-        eprintln!("xtask: booting the emulated host for its snapshot");
-        let work = Self::make(&home, machine, &kernel)?;
+        prune(&home).with_context(|| format!("remove old snapshots in {}", home.display()))?;
+        say("booting the emulated KVM host for its snapshot");
+        let work = Self::create(&home, machine, &kernel)?;
         let folder = home.join(name(&key(machine, &kernel)?));
-        fs::rename(work.path(), &folder).context("name the snapshot")?;
+        fs::rename(work.path(), &folder).with_context(|| format!("rename to {}", folder.display()))?;
         Ok(Snapshot { folder, kernel })
     }
 
-    /// Boots the machine in a folder of its own below `home` and saves it there; a machine that ends or stalls by itself is
-    /// booted again, and each time is told.
-    fn make(home: &Path, machine: &Machine, kernel: &Kernel) -> anyhow::Result<TempDir> {
+    /// Boots the machine in a temporary folder below `home` and saves it there. Repeats the boot after a failure.
+    fn create(home: &Path, machine: &Machine, kernel: &Kernel) -> anyhow::Result<TempDir> {
         let mut attempt = 1;
         loop {
-            let work =
-                tempfile::Builder::new().prefix("making-").tempdir_in(home).context("create a snapshot")?;
-            match make(machine, kernel, work.path()).context("make the emulated host's snapshot") {
+            let work = tempfile::Builder::new()
+                .prefix(UNFINISHED)
+                .tempdir_in(home)
+                .with_context(|| format!("create a folder in {}", home.display()))?;
+            match save(machine, kernel, work.path()).context("create a snapshot of the emulated KVM host") {
                 Ok(()) => return Ok(work),
                 Err(error) if attempt == ATTEMPTS => return Err(error),
                 Err(error) => eprintln!("xtask: attempt {attempt} of {ATTEMPTS}: {error:#}"),
@@ -97,14 +103,14 @@ impl Snapshot {
         let kernel = Kernel::cached()?;
         let folder = home.join(name(&key(machine, &kernel).ok()?));
         let used = File::open(&folder).ok()?;
-        // The folder's own time says when it was last used; a failure only lets it be removed early.
+        // The folder's time is that of its last use. After a failure the snapshot is removed early.
         let _ = used.set_modified(SystemTime::now());
         Some(Snapshot { folder, kernel })
     }
 
-    /// QEMU's arguments for this machine, to be restored, with a private copy of its memory.
+    /// Returns QEMU's arguments for restoring `machine`, with a private copy of its memory.
     pub fn arguments(&self, machine: &Machine, sockets: &str, outs: &[PathBuf]) -> Vec<OsString> {
-        let mut arguments = machine.arguments(&Place {
+        let mut arguments = machine.arguments(&Backends {
             kernel: &self.kernel.image(),
             initramfs: &self.folder.join("initramfs"),
             ram: &self.folder.join("ram"),
@@ -117,14 +123,14 @@ impl Snapshot {
         arguments
     }
 
-    /// The file with the machine's state.
+    /// Returns the path of the file with the state of devices and CPUs.
     pub fn state(&self) -> PathBuf {
         self.folder.join("state")
     }
 
-    /// Removes a snapshot that does not start, so that the next run makes it anew. Runs that use it are not disturbed.
+    /// Removes a snapshot that cannot be restored, so that the next run creates another. Runs that use it continue.
     pub fn discard(&self) {
-        // What cannot be removed is found again, and fails again with its own message.
+        // A snapshot that cannot be removed is used again, and its next failure is reported.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -133,30 +139,20 @@ fn name(key: &str) -> String {
     format!("snapshot-{key}")
 }
 
-/// Names everything that shapes the snapshot.
+/// Returns a hash of everything that affects the snapshot.
 fn key(machine: &Machine, kernel: &Kernel) -> anyhow::Result<String> {
-    let qemu = find_program("qemu-system-x86_64").context("no qemu-system-x86_64")?;
-    let meta = fs::metadata(&qemu).with_context(|| format!("look at {}", qemu.display()))?;
-    let path = Path::new("/");
-    let place = Place {
-        kernel: path,
-        initramfs: path,
-        ram: path,
-        keep_ram: false,
-        sockets: "",
-        outs: &[],
-        empty: path,
-    };
+    let qemu = find_program("qemu-system-x86_64").context("no qemu-system-x86_64 in $PATH")?;
+    let meta = fs::metadata(&qemu).with_context(|| format!("read the metadata of {}", qemu.display()))?;
     let mut hash = Sha256::new();
     hash.update(format!("{} {} {}\n", qemu.display(), meta.len(), meta.mtime_nsec() + meta.mtime()));
-    // L1's clock is calibrated against this machine's time stamp counter.
+    // L1 has calibrated its clock with this machine's time stamp counter.
     hash.update(processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()));
-    hash.update(format!("{} {MODULES:?}\n{:?}\n", kernel.release, machine.arguments(&place)));
+    hash.update(format!("{} {MODULES:?}\n{:?}\n", kernel.release, machine.shape()));
     INIT_SOURCES.iter().for_each(|(_, text)| hash.update(text));
     Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The model and the rounded speed of the first processor in /proc/cpuinfo's `text`.
+/// Returns the model and the rounded speed of the first processor in `text`, the content of /proc/cpuinfo.
 fn processor(text: &str) -> String {
     let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
     let speed: f64 = field("bogomips").and_then(|value| value.trim().parse().ok()).unwrap_or_default();
@@ -168,8 +164,8 @@ fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Installs what making and running the machine takes.
-fn set_up() -> anyhow::Result<()> {
+/// Installs the packages for creating and running the machine.
+fn install_tools() -> anyhow::Result<()> {
     apt::install(&["gcc", "libc6-dev", "kmod", "xz-utils", "util-linux"])?;
     if qemu_major() < Some(QEMU_MAJOR) {
         match apt::os_release("VERSION_CODENAME").as_deref() {
@@ -177,8 +173,11 @@ fn set_up() -> anyhow::Result<()> {
             _ => apt::install(&["qemu-system-x86"])?,
         }
     }
-    let found = qemu_major();
-    ensure!(found >= Some(QEMU_MAJOR), "the emulated host needs QEMU {QEMU_MAJOR} or later, found {found:?}");
+    let major = qemu_major().context("read the version of qemu-system-x86_64")?;
+    ensure!(
+        major >= QEMU_MAJOR,
+        "QEMU {major} is too old: the emulated KVM host needs {QEMU_MAJOR} or later"
+    );
     Ok(())
 }
 
@@ -191,29 +190,30 @@ fn parse_qemu_major(text: &str) -> Option<u32> {
     text.strip_prefix("QEMU emulator version ")?.split('.').next()?.parse().ok()
 }
 
-/// Removes snapshots out of use and what was left by a process that was killed while it made one.
+/// Removes unused snapshots, and the folders of processes that were killed while they created one.
 fn prune(home: &Path) -> io::Result<()> {
     for entry in fs::read_dir(home)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let unused = entry.metadata()?.modified()?.elapsed().is_ok_and(|age| age > UNUSED_MAX);
-        if name.starts_with("making-") || (name.starts_with("snapshot-") && unused) {
+        if name.starts_with(UNFINISHED) || (name.starts_with("snapshot-") && unused) {
             fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Boots `machine` and saves it into `folder`.
-fn make(machine: &Machine, kernel: &Kernel, folder: &Path) -> anyhow::Result<()> {
+/// Boots `machine` and saves it in `folder`.
+fn save(machine: &Machine, kernel: &Kernel, folder: &Path) -> anyhow::Result<()> {
     let (initramfs, ram, empty) = (folder.join("initramfs"), folder.join("ram"), folder.join("empty"));
-    fs::create_dir(&empty)?;
-    fs::write(&initramfs, build_initramfs(kernel, folder)?)?;
+    fs::create_dir(&empty).with_context(|| format!("create {}", empty.display()))?;
+    fs::write(&initramfs, build_initramfs(kernel, folder)?)
+        .with_context(|| format!("write {}", initramfs.display()))?;
     let mut sockets = Sockets::bind()?;
     let prefix = sockets.prefix.clone();
     let image = kernel.image();
-    let place = Place {
+    let backends = Backends {
         kernel: &image,
         initramfs: &initramfs,
         ram: &ram,
@@ -222,17 +222,17 @@ fn make(machine: &Machine, kernel: &Kernel, folder: &Path) -> anyhow::Result<()>
         outs: &[],
         empty: &empty,
     };
-    let mut qemu = Qemu::start(&machine.arguments(&place), &sockets)?;
-    let control = sockets.take("control").accept().context("wait for QEMU")?.0;
-    let monitor = sockets.take(MONITOR).accept().context("wait for QEMU")?.0;
+    let mut qemu = Qemu::start(&machine.arguments(&backends), &sockets)?;
+    let control = sockets.take("control").accept().context("wait for QEMU's control port")?.0;
+    let monitor = sockets.take(MONITOR).accept().context("wait for QEMU's monitor")?.0;
     let saved = wait_ready(control).and_then(|_control| Monitor::open(monitor)?.save(&folder.join("state")));
-    saved.with_context(|| format!("the machine said: {}", qemu.log().trim()))?;
+    saved.map_err(|error| anyhow!("{error:#}; log of the machine:\n{}", qemu.log().trim()))?;
     qemu.wait()
 }
 
-/// PID 1, built here, and the modules it loads; no shell, no other program.
+/// Builds PID 1 and returns an initramfs with it and the modules that it loads.
 fn build_initramfs(kernel: &Kernel, folder: &Path) -> anyhow::Result<Vec<u8>> {
-    let work = tempfile::tempdir_in(folder).context("create a folder for PID 1")?;
+    let work = tempfile::tempdir_in(folder).context("create a folder for building PID 1")?;
     for (name, text) in INIT_SOURCES {
         fs::write(work.path().join(name), text).with_context(|| format!("write {name}"))?;
     }
@@ -240,34 +240,34 @@ fn build_initramfs(kernel: &Kernel, folder: &Path) -> anyhow::Result<Vec<u8>> {
     let sources = INIT_SOURCES.iter().map(|(name, _)| *name).filter(|name| name.ends_with(".c"));
     let mut cc = Command::new("cc");
     cc.current_dir(work.path()).args(["-static", "-O2", "-s", "-o"]).arg(&program).args(sources);
-    kernel::run(&mut cc).context("build tests/host/init.c")?;
+    output(&mut cc).context("build PID 1 from tests/host/init.c")?;
     let mut archive = Vec::new();
-    newc::append(&mut archive, "init", 0o100755, &fs::read(&program)?);
+    newc::append(&mut archive, "init", 0o100755, &fs::read(&program).context("read PID 1")?);
     for folder in ["dev", "modules"] {
         newc::append(&mut archive, folder, 0o040755, &[]);
     }
     for (index, path) in kernel.load_order(MODULES)?.iter().enumerate() {
-        newc::append(&mut archive, &format!("modules/{index:03}.ko"), 0o100644, &kernel::read_module(path)?);
+        newc::append(&mut archive, &format!("modules/{index:03}.ko"), 0o100644, &read_module(path)?);
     }
     newc::finish(&mut archive);
     Ok(archive)
 }
 
-/// Waits until PID 1 asks for work. The connection is handed back: it must last as long as the machine.
+/// Waits until PID 1 is ready for a request. Returns the connection, which must stay open as long as the machine runs.
 fn wait_ready(mut control: UnixStream) -> anyhow::Result<UnixStream> {
-    control.set_read_timeout(Some(BOOT_MAX))?;
+    control.set_read_timeout(Some(BOOT_MAX)).context("set the control port's timeout")?;
     let mut lines = Lines::default();
     let mut chunk = [0; 512];
     loop {
         match control.read(&mut chunk).context("wait for the machine to boot")? {
-            0 => bail!("the machine ended while it booted"),
+            0 => bail!("the machine ended during its boot"),
             length => lines.push(&chunk[..length]),
         }
         while let Some(line) = lines.next() {
             match line {
                 Ok(Line::Ready) => return Ok(control),
                 Ok(Line::Beat) => {}
-                other => bail!("the machine does not boot: {other:?}"),
+                other => bail!("unexpected line of the machine during its boot: {other:?}"),
             }
         }
     }
@@ -275,18 +275,16 @@ fn wait_ready(mut control: UnixStream) -> anyhow::Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::Clock;
     use super::*;
 
     #[test]
-    fn qemu_version_is_read() {
+    fn the_major_version_of_qemu_is_parsed() {
         assert_eq!(parse_qemu_major("QEMU emulator version 10.0.2 (Debian 1:10.0.2)\n"), Some(10));
         assert_eq!(parse_qemu_major("something else"), None);
-        assert!(parse_qemu_major("") < Some(QEMU_MAJOR));
     }
 
     #[test]
-    fn processor_is_model_and_speed() {
+    fn a_processor_is_its_model_and_speed() {
         let text =
             "processor\t: 0\nmodel name\t: Some CPU\nflags : x\nbogomips\t: 4199.98\n\nmodel name\t: Other\n";
         assert_eq!(processor(text), "Some CPU 42");
@@ -294,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_out_of_use_are_removed() {
+    fn unused_and_unfinished_snapshots_are_removed() {
         let home = tempfile::tempdir().unwrap();
         for name in ["snapshot-old", "snapshot-new", "making-x", "kernel"] {
             fs::create_dir(home.path().join(name)).unwrap();
@@ -306,28 +304,5 @@ mod tests {
             fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["kernel", "snapshot-new"]);
-    }
-
-    #[test]
-    fn machines_differ_in_their_arguments() {
-        let path = Path::new("/");
-        let place = Place {
-            kernel: path,
-            initramfs: path,
-            ram: path,
-            keep_ram: false,
-            sockets: "",
-            outs: &[],
-            empty: path,
-        };
-        let machine = Machine { memory_mib: 2048, cpus: 2, clock: Clock::Wall };
-        let others = [
-            Machine { memory_mib: 4096, ..machine },
-            Machine { cpus: 3, ..machine },
-            Machine { clock: Clock::Instructions, ..machine },
-        ];
-        for other in others {
-            assert_ne!(machine.arguments(&place), other.arguments(&place));
-        }
     }
 }

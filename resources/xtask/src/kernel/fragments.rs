@@ -1,55 +1,61 @@
-//! Configuration fragments: their requests, and those that a finished `.config` does not meet.
+//! Configuration fragments: parses their options, and compares them with a finished `.config`.
 
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::bail;
 
-/// A requested option.
+/// The options of all fragments by name.
+pub type Options = BTreeMap<String, Setting>;
+
+/// The value of an option.
 #[derive(Debug, PartialEq)]
-pub struct Request {
+pub struct Setting {
     /// Value as in a `.config`: `y`, `n`, a number or a quoted string.
     pub value: String,
-    /// Location: `file:line`.
-    pub place: String,
+    /// Where it is set: `file:line`.
+    pub location: String,
 }
 
-/// Adds the requests of the fragment `file` with the content `text`. Each line is empty, a comment or `CONFIG_X=value`.
+/// Adds the options of the fragment `file` with the content `text`. Each line is empty, a comment or `CONFIG_X=value`.
 /// Refuses modules (`=m`) and duplicate options.
-pub fn add(all: &mut BTreeMap<String, Request>, file: &str, text: &str) -> anyhow::Result<()> {
+pub fn add(all: &mut Options, file: &str, text: &str) -> anyhow::Result<()> {
     for (index, line) in text.lines().enumerate() {
-        let (line, place) = (line.trim(), format!("{file}:{}", index + 1));
+        let (line, location) = (line.trim(), format!("{file}:{}", index + 1));
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let Some((name, value)) = line.split_once('=') else { bail!("{place}: no CONFIG_X=value: {line}") };
+        let Some((name, value)) = line.split_once('=') else {
+            bail!("{location}: not CONFIG_X=value: {line}")
+        };
         if !is_name(name) || !is_value(value) {
-            bail!("{place}: no option that a fragment can ask for: {line}");
+            bail!("{location}: invalid name or value: {line}");
         }
         if let Some(first) = all.get(name) {
-            bail!("{place}: {name} was asked for before, in {}", first.place);
+            bail!("{location}: {name} is already set in {}", first.location);
         }
-        all.insert(name.to_string(), Request { value: value.to_string(), place });
+        all.insert(name.to_string(), Setting { value: value.to_string(), location });
     }
     Ok(())
 }
 
-/// Returns the requests in the format of `KCONFIG_ALLCONFIG`.
-pub fn render(all: &BTreeMap<String, Request>) -> String {
-    all.iter().map(|(name, request)| format!("{name}={}\n", request.value)).collect()
+/// Returns the options in the format of `KCONFIG_ALLCONFIG`.
+pub fn render(all: &Options) -> String {
+    all.iter().map(|(name, setting)| format!("{name}={}\n", setting.value)).collect()
 }
 
-/// Returns the requests that `config`, the text of a `.config`, does not meet. Kconfig silently drops an option whose
-/// dependencies are off, and turns on an option that another option selects.
-pub fn unmet(all: &BTreeMap<String, Request>, config: &str) -> Vec<String> {
-    let have: HashMap<&str, &str> = config
+/// Returns the options that have another value in `config`, the text of a `.config`. Kconfig silently drops an option
+/// whose dependencies are off, and enables an option that another option selects.
+pub fn differences(all: &Options, config: &str) -> Vec<String> {
+    let values: HashMap<&str, &str> = config
         .lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.split_once('='))
         .collect();
-    let differs = |(name, request): (&String, &Request)| {
+    let differs = |(name, setting): (&String, &Setting)| {
         // Kconfig writes a disabled option as a comment, or not at all.
-        let got = have.get(name.as_str()).copied().unwrap_or("n");
-        (got != request.value).then(|| format!("{}: {name}={} became {got}", request.place, request.value))
+        let got = values.get(name.as_str()).copied().unwrap_or("n");
+        (got != setting.value)
+            .then(|| format!("{}: {name}={}, but {got} in .config", setting.location, setting.value))
     };
     all.iter().filter_map(differs).collect()
 }
@@ -72,7 +78,7 @@ fn is_value(value: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> BTreeMap<String, Request> {
+    fn parsed(text: &str) -> Options {
         let mut all = BTreeMap::new();
         add(&mut all, "f.config", text).unwrap();
         all
@@ -83,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_value_is_read() {
+    fn every_kind_of_value_is_parsed() {
         let all = parsed("# why\nCONFIG_A=y\n\nCONFIG_B=n\nCONFIG_C=-1\nCONFIG_D=0x1000\nCONFIG_E=\"a b\"\n");
         assert_eq!(render(&all), "CONFIG_A=y\nCONFIG_B=n\nCONFIG_C=-1\nCONFIG_D=0x1000\nCONFIG_E=\"a b\"\n");
-        assert_eq!(all["CONFIG_B"].place, "f.config:4");
+        assert_eq!(all["CONFIG_B"].location, "f.config:4");
     }
 
     #[test]
-    fn lines_that_are_no_request_are_refused_by_place() {
+    fn invalid_lines_are_refused_with_their_location() {
         for line in [
             "CONFIG_A",
             "A=y",
@@ -107,25 +113,23 @@ mod tests {
     }
 
     #[test]
-    fn second_request_for_an_option_names_the_first() {
-        assert!(
-            refused("CONFIG_A=y\nCONFIG_A=y\n").ends_with("CONFIG_A was asked for before, in f.config:1")
-        );
+    fn a_duplicate_option_is_refused_with_the_location_of_the_first() {
+        assert!(refused("CONFIG_A=y\nCONFIG_A=y\n").ends_with("CONFIG_A is already set in f.config:1"));
     }
 
     #[test]
-    fn unmet_names_what_was_dropped_changed_or_selected() {
+    fn dropped_changed_and_selected_options_are_differences() {
         let all = parsed("CONFIG_KEPT=y\nCONFIG_DROPPED=y\nCONFIG_N=1\nCONFIG_OFF=n\nCONFIG_SELECTED=n\n");
         let config =
             "# CONFIG_OFF is not set\nCONFIG_KEPT=y\nCONFIG_N=2\nCONFIG_SELECTED=y\nCONFIG_DROPPED_TOO=y\n";
         assert_eq!(
-            unmet(&all, config),
+            differences(&all, config),
             [
-                "f.config:2: CONFIG_DROPPED=y became n",
-                "f.config:3: CONFIG_N=1 became 2",
-                "f.config:5: CONFIG_SELECTED=n became y"
+                "f.config:2: CONFIG_DROPPED=y, but n in .config",
+                "f.config:3: CONFIG_N=1, but 2 in .config",
+                "f.config:5: CONFIG_SELECTED=n, but y in .config"
             ]
         );
-        assert!(unmet(&parsed("CONFIG_KEPT=y\n"), config).is_empty());
+        assert!(differences(&parsed("CONFIG_KEPT=y\n"), config).is_empty());
     }
 }

@@ -1,28 +1,27 @@
-//! The vmlinux that a VMM maps: the linker's output without sections, symbols and filler.
+//! Packs a vmlinux: removes sections, symbols and filler from the linker's output.
 //!
-//! The linker puts segments at file offsets that are congruent modulo 2 MiB and fills the gaps between the parts of
-//! the text, which makes half of the file. Here each PT_LOAD segment is cut where pages of filler run for
-//! [`HOLE_PAGES`] or more, and each piece goes to the next page boundary, so that `offset % 4096 == p_paddr % 4096`
-//! and a VMM can map the pieces privately over guest memory. A piece's `p_memsz` reaches over the hole behind it:
-//! what a file does not fill reads as zero, as in any ELF file.
+//! The linker aligns the file offsets of segments to 2 MiB, and fills gaps in the text. Filler is half of the file.
+//! This module splits each PT_LOAD segment at runs of at least [`HOLE_PAGES`] filler pages. Each piece begins at a page
+//! boundary of the file, so that `offset % 4096 == p_paddr % 4096`, and a VMM can map it privately. The `p_memsz` of a
+//! piece covers the hole behind it, which a loader fills with zeros.
 
 use anyhow::{Context, bail, ensure};
 
-/// x86-64's page, the unit of the mapping.
+/// Bytes of a page of x86-64.
 const PAGE: usize = 4096;
-/// The shortest run of filler pages that is cut out; shorter ones are not worth a segment (and a mapping) of their own.
+/// Minimum length of a removed run of filler pages. Each hole costs a segment, and a mapping in a VMM.
 const HOLE_PAGES: usize = 16;
-/// More program headers than this would not fit the file's first page together with the ELF header.
+/// Maximum number of program headers, which are in the first page of the file together with the ELF header.
 const SEGMENTS_MAX: usize = (PAGE - HEADER) / PROGRAM_HEADER;
 
-// ELF-64 object file format, version 1.5: sizes, field offsets and values.
+// Sizes and values of the ELF-64 Object File Format, version 1.5.
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const EM_X86_64: u16 = 62;
 
-/// A program header's fields and the bytes that it stands for.
+/// A program header with the bytes of its segment.
 struct Segment<'a> {
     kind: u32,
     flags: u32,
@@ -32,17 +31,19 @@ struct Segment<'a> {
     data: &'a [u8],
 }
 
-/// Returns the packed form of the ELF file `elf`; its entry point and everything that a loader puts into memory are
-/// the same, but for filler.
+/// Packs the ELF file `elf`. The entry point and the memory that a loader fills do not change, except for filler.
 pub fn pack(elf: &[u8]) -> anyhow::Result<Vec<u8>> {
-    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "vmlinux is no 64-bit little-endian ELF file");
+    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "vmlinux is not a little-endian ELF64 file");
     ensure!(field(elf, 18, 2)? == u64::from(EM_X86_64), "vmlinux is not for x86-64");
     let segments = segments(elf)?;
     let loads: Vec<&Segment> = segments.iter().filter(|segment| segment.kind == PT_LOAD).collect();
     let pieces: Vec<Segment> = loads.iter().flat_map(|segment| split(segment)).collect();
     let notes: Vec<&Segment> = segments.iter().filter(|segment| segment.kind == PT_NOTE).collect();
     let count = pieces.len() + notes.len();
-    ensure!(!pieces.is_empty() && count <= SEGMENTS_MAX, "vmlinux would have {count} segments");
+    ensure!(
+        !pieces.is_empty() && count <= SEGMENTS_MAX,
+        "vmlinux has {count} segments: 1 to {SEGMENTS_MAX} can be packed"
+    );
 
     let mut file = elf[..HEADER].to_vec();
     put(&mut file, 32, &(HEADER as u64).to_le_bytes()); // e_phoff
@@ -55,7 +56,7 @@ pub fn pack(elf: &[u8]) -> anyhow::Result<Vec<u8>> {
     for piece in &pieces {
         ensure!(
             piece.physical_address.is_multiple_of(PAGE as u64),
-            "a segment begins at {:#x}",
+            "a segment of vmlinux begins within a page, at {:#x}",
             piece.physical_address
         );
         file.resize(file.len().next_multiple_of(PAGE), 0);
@@ -64,28 +65,36 @@ pub fn pack(elf: &[u8]) -> anyhow::Result<Vec<u8>> {
         file.extend_from_slice(piece.data);
         put_header(&mut file, &mut headers, piece, offset as u64);
     }
-    // Whoever maps the last piece gets a whole page of it.
+    // A VMM maps whole pages, of the last piece as well.
     file.resize(file.len().next_multiple_of(PAGE), 0);
     for note in notes {
         let offset = placed.iter().find_map(|&(start, length, offset)| {
             let inside = note.physical_address.checked_sub(start)?;
             (inside + note.data.len() as u64 <= length).then_some(offset + inside)
         });
-        put_header(&mut file, &mut headers, note, offset.context("a note is in no segment")?);
+        put_header(
+            &mut file,
+            &mut headers,
+            note,
+            offset.context("a note of vmlinux is in no PT_LOAD segment")?,
+        );
     }
     Ok(file)
 }
 
 fn segments(elf: &[u8]) -> anyhow::Result<Vec<Segment<'_>>> {
     let (start, count) = (field(elf, 32, 8)?, field(elf, 56, 2)?);
-    ensure!(field(elf, 54, 2)? == PROGRAM_HEADER as u64, "vmlinux has program headers of another size");
+    ensure!(
+        field(elf, 54, 2)? == PROGRAM_HEADER as u64,
+        "program headers of vmlinux do not have {PROGRAM_HEADER} bytes"
+    );
     (0..count).map(|index| segment(elf, (start + index * PROGRAM_HEADER as u64) as usize)).collect()
 }
 
 fn segment(elf: &[u8], at: usize) -> anyhow::Result<Segment<'_>> {
     let (offset, size) = (field(elf, at + 8, 8)? as usize, field(elf, at + 32, 8)? as usize);
     let data = offset.checked_add(size).and_then(|end| elf.get(offset..end));
-    let Some(data) = data else { bail!("vmlinux ends before its segment at {offset:#x}") };
+    let Some(data) = data else { bail!("vmlinux ends within its segment at {offset:#x}") };
     Ok(Segment {
         kind: field(elf, at, 4)? as u32,
         flags: field(elf, at + 4, 4)? as u32,
@@ -96,7 +105,7 @@ fn segment(elf: &[u8], at: usize) -> anyhow::Result<Segment<'_>> {
     })
 }
 
-/// Cuts `segment` at its holes.
+/// Splits `segment` at its holes.
 fn split<'a>(segment: &Segment<'a>) -> Vec<Segment<'a>> {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
     for (index, page) in segment.data.chunks(PAGE).enumerate() {
@@ -110,7 +119,7 @@ fn split<'a>(segment: &Segment<'a>) -> Vec<Segment<'a>> {
     if ranges.is_empty() {
         ranges.push((0, 0));
     }
-    // The segment's memory begins where it began, whatever its first page holds.
+    // The first piece begins with the segment, even if the first page is filler.
     ranges[0].0 = 0;
     let ends = ranges.iter().skip(1).map(|range| range.0 as u64).chain([segment.memory_size]);
     let piece = |(&(start, end), next): (&(usize, usize), u64)| Segment {
@@ -124,11 +133,12 @@ fn split<'a>(segment: &Segment<'a>) -> Vec<Segment<'a>> {
     ranges.iter().zip(ends).map(piece).collect()
 }
 
-/// Whether `page` is nothing but zeros, or the `int3` with which the linker script fills text up to an alignment.
+/// Whether `page` contains only zeros, or only `int3`, with which the linker script pads text.
 fn is_filler(page: &[u8]) -> bool {
     [0x00, 0xcc].iter().any(|filler| page.iter().all(|byte| byte == filler))
 }
 
+/// Reads a little-endian number of `size` bytes at offset `at`.
 fn field(bytes: &[u8], at: usize, size: usize) -> anyhow::Result<u64> {
     let slice =
         at.checked_add(size).and_then(|end| bytes.get(at..end)).context("vmlinux ends within a header")?;
@@ -139,7 +149,7 @@ fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
     file[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// Writes `segment`'s program header at `*at` and moves `at` behind it.
+/// Writes the program header of `segment` at `*at`, and advances `at` past it.
 fn put_header(file: &mut [u8], at: &mut usize, segment: &Segment, offset: u64) {
     let align = if segment.kind == PT_LOAD { PAGE as u64 } else { 4 };
     put(file, *at, &segment.kind.to_le_bytes());
@@ -159,7 +169,7 @@ mod tests {
     const TEXT: u64 = 0x100_0000;
     const BIAS: u64 = 0xffff_ffff_8000_0000;
 
-    /// An ELF file with the given (kind, physical address, data, memory size), each at a 64 KiB boundary of the file.
+    /// Returns an ELF file with segments (kind, physical address, data, memory size), each at a 64 KiB boundary.
     fn elf(parts: &[(u32, u64, &[u8], u64)]) -> Vec<u8> {
         let mut file = vec![0; HEADER + parts.len() * PROGRAM_HEADER];
         put(&mut file, 0, b"\x7fELF\x02\x01\x01");
@@ -180,7 +190,7 @@ mod tests {
         file
     }
 
-    /// What a loader makes of the file: memory from TEXT on.
+    /// Returns the memory from TEXT on, as a loader fills it.
     fn memory(elf: &[u8], size: usize) -> Vec<u8> {
         let mut memory = vec![0; size];
         for segment in segments(elf).unwrap().iter().filter(|segment| segment.kind == PT_LOAD) {
@@ -192,9 +202,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_entry_and_coverage_stay_and_offsets_are_congruent() {
+    fn packing_keeps_memory_and_entry_and_aligns_offsets() {
         let mut text = vec![0x90; 3 * PAGE + 5];
-        text.resize(40 * PAGE, 0); // a hole of 36 pages and a bit
+        text.resize(40 * PAGE, 0); // a hole of more than 36 pages
         text.extend_from_slice(&[0x91; 100]);
         let data = [7; 2 * PAGE];
         let source = elf(&[
@@ -217,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn int3_filler_goes_and_short_holes_stay() {
+    fn long_runs_of_int3_are_removed_and_short_ones_are_not() {
         let mut text = vec![0x90; PAGE];
         text.resize(PAGE * HOLE_PAGES, 0xcc);
         text.extend_from_slice(&[0x90; PAGE]);
@@ -234,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn note_follows_the_segment_that_holds_it() {
+    fn the_offset_of_a_note_follows_its_segment() {
         let mut text = vec![0x90; 2 * PAGE];
         text[PAGE + 8..PAGE + 12].copy_from_slice(b"note");
         let parts: [(u32, u64, &[u8], u64); 2] =
@@ -247,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_is_refused() {
+    fn invalid_files_are_refused() {
         let good = elf(&[(PT_LOAD, TEXT, &[1; 10], 10)]);
         assert!(pack(&good).is_ok());
         assert!(pack(&good[..good.len() - 1]).is_err());

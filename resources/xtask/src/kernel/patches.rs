@@ -1,4 +1,4 @@
-//! The patches of the kernel's source: `resources/kernel/patches/*.patch`, in the order of their names.
+//! Patches of the kernel's source: `resources/kernel/patches/*.patch`, in the order of their names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-/// The patches of this checkout.
 pub struct Patches {
     /// Paths in the order of application.
     pub files: Vec<PathBuf>,
@@ -26,7 +25,7 @@ impl Patches {
         let mut changes = String::new();
         for file in &files {
             let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-            let start = text.find("\n--- ").with_context(|| format!("{} has no diff", file.display()))?;
+            let start = text.find("\n--- ").with_context(|| format!("no diff in {}", file.display()))?;
             changes += &text[start..];
         }
         Ok(Patches { files, changes })
@@ -43,14 +42,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patches_have_an_order_and_a_digest_of_what_they_change() {
-        let folder = std::env::temp_dir().join(format!("xtask-patches-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+    fn patches_are_sorted_and_the_digest_covers_only_their_diffs() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
         let read = |files: &[(&str, &str)]| {
             for (name, text) in files {
                 fs::write(folder.join(name), text).unwrap();
             }
-            Patches::read(&folder).unwrap()
+            Patches::read(folder).unwrap()
         };
         let first = read(&[("b.patch", "why\n--- b\n"), ("a.patch", "why\n--- a\n"), ("README.md", "x")]);
         assert_eq!(first.files, [folder.join("a.patch"), folder.join("b.patch")]);
@@ -58,7 +57,6 @@ mod tests {
         assert_eq!(first.digest(), read(&[("b.patch", "because\n--- b\n"), ("README.md", "y")]).digest());
         assert_ne!(first.digest(), read(&[("b.patch", "why\n--- c\n")]).digest());
         fs::write(folder.join("c.patch"), "why\n").unwrap();
-        assert!(Patches::read(&folder).is_err());
-        fs::remove_dir_all(folder).unwrap();
+        assert!(Patches::read(folder).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Runs a long command with its output in a log. Prints a line with the number of built objects, and the end of the log
-//! after a failure.
+//! Runs a long build with its output in a log. Prints the number of built objects, and after a failure the end of the
+//! log.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -17,49 +17,47 @@ const REDRAW_EVERY: Duration = Duration::from_millis(100);
 /// Number of lines of a failed command's log in the error.
 const TAIL_LINES: usize = 40;
 
-/// Runs `command` with stdout and stderr in the file `log`, and counts the objects that kbuild names.
+/// Runs `command` with stdout and stderr in the file `log`, and counts the objects in the output of kbuild.
 pub fn run(command: &mut Command, log: &Path) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
     let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
-    let (reader, writer) = io::pipe()?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
-    // `command` owns its ends of the pipe until it is dropped; the reader would wait for them forever.
+    let (reader, writer) = io::pipe().context("create a pipe")?;
+    let second = writer.try_clone().context("duplicate a pipe")?;
+    command.stdin(Stdio::null()).stdout(second).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("start {name}"))?;
+    // `command` still owns writers of the pipe: with them the reader would never reach the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut line = Line::new();
+    let mut line = ProgressLine::new();
     for text in BufReader::new(reader).split(b'\n') {
-        let mut text = text?;
-        line.saw(&String::from_utf8_lossy(&text));
+        let mut text = text.with_context(|| format!("read the output of {name}"))?;
+        line.update(&String::from_utf8_lossy(&text));
         text.push(b'\n');
-        file.write_all(&text)?;
+        file.write_all(&text).with_context(|| format!("write {}", log.display()))?;
     }
-    let status = child.wait()?;
+    let status = child.wait().with_context(|| format!("wait for {name}"))?;
     line.end();
     if !status.success() {
-        let text = fs::read(log)?;
+        let text = fs::read(log).with_context(|| format!("read {}", log.display()))?;
         let text = tail(&String::from_utf8_lossy(&text), TAIL_LINES);
-        bail!(
-            "{}: {status}; its last lines, all are in {}:\n{text}",
-            command.get_program().display(),
-            log.display()
-        );
+        bail!("{}: {status}; log {} ends with:\n{text}", command.get_program().display(), log.display());
     }
     Ok(())
 }
 
 /// The progress line.
-struct Line {
+struct ProgressLine {
     terminal: bool,
     begin: Instant,
     shown: Option<Instant>,
     objects: usize,
 }
 
-impl Line {
-    fn new() -> Line {
-        Line { terminal: io::stderr().is_terminal(), begin: Instant::now(), shown: None, objects: 0 }
+impl ProgressLine {
+    fn new() -> ProgressLine {
+        ProgressLine { terminal: io::stderr().is_terminal(), begin: Instant::now(), shown: None, objects: 0 }
     }
 
-    fn saw(&mut self, output: &str) {
+    fn update(&mut self, output: &str) {
         let Some(object) = object(output) else { return };
         self.objects += 1;
         let every = if self.terminal { REDRAW_EVERY } else { LINE_EVERY };
@@ -96,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects_are_read_off_kbuild_lines() {
+    fn objects_are_parsed_from_kbuild_s_output() {
         assert_eq!(object("  CC      mm/slub.o"), Some("mm/slub.o"));
         assert_eq!(object("  LD      vmlinux.o"), Some("vmlinux.o"));
         for line in ["make[1]: Entering directory '/x'", "mm/slub.c:1:2: error: x", "  CC", "", "  in file a"]
@@ -106,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn failure_shows_the_end_of_the_log() {
+    fn a_failure_shows_the_end_of_the_log() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let script = "i=0; while [ $i -lt 100 ]; do echo line $i; i=$((i+1)); done; echo broken >&2; exit 2";

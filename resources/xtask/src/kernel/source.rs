@@ -1,4 +1,4 @@
-//! The kernel's source: Debian's package, downloaded with apt (which checks its signature), unpacked and patched.
+//! The kernel's source: Debian's package, downloaded by apt, which checks its signature, unpacked and patched.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,13 @@ use anyhow::{Context, ensure};
 
 use super::patches::Patches;
 use crate::apt;
+use crate::steps::run_aside;
 
-/// Name of the package, whose version follows Debian's security updates.
+/// Name of the package. Its version changes with Debian's security updates.
 pub const PACKAGE: &str = "linux-source-6.1";
 
-/// Folders that no x86 build reads, a third of the tree; their Kconfig files stay.
-const LEFT_OUT: &[&str] = &[
+/// Files that no x86 build reads, a third of the tree. Their Kconfig files are unpacked.
+const EXCLUDED: &[&str] = &[
     "*/drivers/gpu/drm/amd/include/*.h",
     "*/drivers/gpu/drm/amd/include/asic_reg",
     "*/tools/testing",
@@ -33,7 +34,7 @@ impl Source {
             Some(version) => version,
             None => {
                 apt::update()?;
-                candidate()?.with_context(|| format!("apt knows no package {PACKAGE}"))?
+                candidate()?.with_context(|| format!("no package {PACKAGE} in apt's lists"))?
             }
         };
         Ok(Source { version })
@@ -47,21 +48,21 @@ impl Source {
         match fs::read_to_string(&mark) {
             Ok(found) if found == patched => return Ok(tree),
             Ok(found) if found == self.version => {}
-            _ => self.unpack_anew(cache, &tree, &mark)?,
+            _ => self.replace(cache, &tree, &mark)?,
         }
-        // The mark must not exist in a partly patched tree after an interrupted run.
+        // After an interruption a partly patched tree must not have a mark.
         fs::remove_file(&mark).with_context(|| format!("remove {}", mark.display()))?;
         for patch in &patches.files {
             eprintln!("kernel: applying {}", patch.display());
             let text = File::open(patch).with_context(|| format!("open {}", patch.display()))?;
-            run(Command::new("patch").arg("-d").arg(&tree).args(["-p1", "--forward"]).stdin(text))?;
+            run_aside(Command::new("patch").arg("-d").arg(&tree).args(["-p1", "--forward"]).stdin(text))?;
         }
-        fs::write(&mark, patched)?;
+        fs::write(&mark, patched).with_context(|| format!("write {}", mark.display()))?;
         Ok(tree)
     }
 
     /// Replaces the tree by Debian's unpatched tree.
-    fn unpack_anew(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
+    fn replace(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
         for folder in ["source", "objects", "objects-full"] {
             remove(&cache.join(folder))?;
         }
@@ -70,18 +71,19 @@ impl Source {
         fs::create_dir(tree).with_context(|| format!("create {}", tree.display()))?;
         let unpacked = cache.join("package");
         remove(&unpacked)?;
-        run(Command::new("dpkg-deb").arg("-x").args([&package, &unpacked]))?;
+        run_aside(Command::new("dpkg-deb").arg("-x").args([&package, &unpacked]))?;
         let archive = unpacked.join(format!("usr/src/{PACKAGE}.tar.xz"));
-        let excludes = LEFT_OUT.iter().map(|pattern| format!("--exclude={pattern}"));
-        run(Command::new("tar")
-            .arg("-C")
-            .arg(tree)
-            .args(excludes)
-            .args(["--strip-components=1", "-xf"])
-            .arg(archive))?;
+        let excludes = EXCLUDED.iter().map(|pattern| format!("--exclude={pattern}"));
+        run_aside(
+            Command::new("tar")
+                .arg("-C")
+                .arg(tree)
+                .args(excludes)
+                .args(["--strip-components=1", "-xf"])
+                .arg(archive),
+        )?;
         remove(&unpacked)?;
-        fs::write(mark, &self.version)?;
-        Ok(())
+        fs::write(mark, &self.version).with_context(|| format!("write {}", mark.display()))
     }
 
     /// Returns the package's file below `cache`. Removes earlier versions.
@@ -94,22 +96,16 @@ impl Source {
         remove(&folder)?;
         fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
         eprintln!("kernel: downloading {PACKAGE} {}", self.version);
-        let fetch = || {
-            // apt's own user may have no permission to write here. apt checks the file against the signed lists in any
-            // case.
-            let mut command = Command::new("apt-get");
-            command.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
-            run(command.arg(format!("{PACKAGE}={}", self.version)).current_dir(&folder))
-        };
-        fetch().or_else(|_| apt::update().and_then(|()| fetch()))?;
-        ensure!(package.is_file(), "apt-get download left no {}", package.display());
+        apt::download_package(&format!("{PACKAGE}={}", self.version), &folder)?;
+        ensure!(package.is_file(), "apt-get download {PACKAGE} did not write {}", package.display());
         Ok(package)
     }
 }
 
+/// Returns the version of the package in apt's lists.
 fn candidate() -> anyhow::Result<Option<String>> {
     let output = Command::new("apt-cache").args(["policy", PACKAGE]).env("LC_ALL", "C").output();
-    let output = output.context("start apt-cache (the kernel's source is a Debian package)")?;
+    let output = output.context("start apt-cache, which finds the kernel's source package")?;
     Ok(candidate_in(&String::from_utf8_lossy(&output.stdout)))
 }
 
@@ -126,19 +122,13 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.stdout(std::io::stderr()).status().with_context(|| format!("start {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn candidate_is_the_version_that_would_be_installed() {
-        let policy = "linux-source-6.1:\n  Installed: (none)\n  Candidate: 6.1.192-2\n  Version table:\n     6.1.192-2 500\n";
+    fn the_candidate_of_apt_cache_policy_is_parsed() {
+        let policy = "linux-source-6.1:\n  Installed: (none)\n  Candidate: 6.1.192-2\n  Version table:\n";
         assert_eq!(candidate_in(policy).as_deref(), Some("6.1.192-2"));
         assert_eq!(candidate_in("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
         assert_eq!(candidate_in(""), None);

@@ -7,16 +7,16 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::Suite;
+use crate::apt;
+use crate::checkout::target_dir;
+use crate::executable::TARGET;
 use crate::steps::{cargo, output, run, say};
-use crate::{apt, program};
 
-/// youki's suite, named after its program.
+/// Name of youki's suite and of its program.
 pub const CONTEST: &str = "contest";
-/// The suite of the Open Container Initiative.
+/// Name of the suite of the Open Container Initiative.
 pub const RUNTIME_TOOLS: &str = "runtime-tools";
-/// Target of the program that runs in containers, which must not need a library.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Debian's folder of a Go compiler whose package name has a version.
+/// Path of the Go compiler of Debian's package golang-1.22-go.
 const GO: &str = "/usr/lib/go-1.22/bin/go";
 
 /// Builds the suite in `checkout`.
@@ -30,7 +30,7 @@ pub fn suite(checkout: &Path) -> anyhow::Result<Suite> {
         let (programs, tests) = runtime_tools(checkout)?;
         Ok(Suite { name: RUNTIME_TOOLS, programs, tests, version })
     } else {
-        bail!("{} is a checkout of neither youki nor runtime-tools", checkout.display())
+        bail!("{} is not a checkout of youki or runtime-tools", checkout.display())
     }
 }
 
@@ -45,7 +45,7 @@ fn contest(checkout: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
         cargo
     };
     run(build("contest").args(["--package", "contest"]))?;
-    // Of a package on its own it would lack features of crates that only the others of the workspace ask for.
+    // Without --package: runtimetest needs features of crates that only other packages of the workspace enable.
     let flags = format!("target.{TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
     run(build("runtimetest").args(["--target", TARGET, "--config", &flags]))?;
     let programs = folder(CONTEST)?;
@@ -74,7 +74,7 @@ fn runtime_tools(checkout: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
     Ok((programs, tests))
 }
 
-/// Returns a Go compiler of version 1.21 or newer. bookworm's default version is older.
+/// Installs a Go compiler of version 1.21 or newer, and returns its name or path. bookworm's default version is older.
 fn go() -> anyhow::Result<&'static str> {
     if apt::os_release("VERSION_CODENAME").as_deref() != Some("bookworm") {
         apt::install(&["golang-go"])?;
@@ -87,9 +87,9 @@ fn go() -> anyhow::Result<&'static str> {
 }
 
 fn folder(suite: &str) -> anyhow::Result<PathBuf> {
-    let folder = program::target_dir().join("oci").join(suite);
-    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    // go takes a path with a slash for a folder.
+    let folder = target_dir().join("oci").join(suite);
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    // With a slash at its end, `go build -o` takes the path as a folder.
     Ok(folder.join(""))
 }
 

@@ -1,4 +1,4 @@
-//! `tests/oci/RESULTS.md`, with the reasons from `tests/oci/reasons.txt`.
+//! Writes `tests/oci/RESULTS.md`, with the reasons from `tests/oci/reasons.txt`.
 
 use std::fmt;
 use std::fs;
@@ -6,24 +6,23 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::said::{Row, Verdict};
+use super::results::{Row, Verdict};
 use super::version;
-use crate::program;
-use crate::steps::top;
+use crate::checkout::{target_dir, top};
 
 /// Path of the table below the checkout.
 const TABLE: &str = "tests/oci/RESULTS.md";
 
-/// Reason for a test that does not pass with vmm: its name, or a prefix of the name with a `*`, and a sentence.
+/// Why a test does not pass with vmm: the test's name, or a prefix of the name with a `*`, and a sentence.
 pub struct Reason {
     name: String,
     why: String,
 }
 
 impl Reason {
-    fn fits(&self, name: &str) -> bool {
+    fn applies_to(&self, name: &str) -> bool {
         match self.name.strip_suffix('*') {
-            Some(begin) => name.starts_with(begin),
+            Some(prefix) => name.starts_with(prefix),
             None => self.name == name,
         }
     }
@@ -33,27 +32,27 @@ impl Reason {
 pub fn reasons() -> anyhow::Result<Vec<Reason>> {
     let path = top().join("tests/oci/reasons.txt");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    parse(&text).with_context(|| format!("read {}", path.display()))
+    parse(&text).with_context(|| format!("parse {}", path.display()))
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Reason>> {
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| {
-            let (name, why) = line.split_once(": ").with_context(|| format!("no ': ' in '{line}'"))?;
+            let (name, why) = line.split_once(": ").with_context(|| format!("no ': ' in {line:?}"))?;
             Ok(Reason { name: name.to_owned(), why: why.to_owned() })
         })
         .collect()
 }
 
-/// Returns the tests that pass with runc and not with vmm, and have no reason.
-pub fn faults(rows: &[Row], reasons: &[Reason]) -> Vec<String> {
-    let worse = |row: &&Row| row.runc == Verdict::Ok && row.vmm != Verdict::Ok;
-    let told = |row: &&Row| reasons.iter().any(|reason| reason.fits(&row.name));
-    rows.iter().filter(worse).filter(|row| !told(row)).map(|row| row.name.clone()).collect()
+/// Returns the names of tests that pass with runc, do not pass with vmm, and have no reason.
+pub fn unexplained(rows: &[Row], reasons: &[Reason]) -> Vec<String> {
+    let is_worse = |row: &&Row| row.runc == Verdict::Ok && row.vmm != Verdict::Ok;
+    let has_reason = |row: &&Row| reasons.iter().any(|reason| reason.applies_to(&row.name));
+    rows.iter().filter(is_worse).filter(|row| !has_reason(row)).map(|row| row.name.clone()).collect()
 }
 
-/// Parses the current table, which may not exist.
+/// Reads the rows of the current table. A missing table has none.
 pub fn read() -> anyhow::Result<Vec<Row>> {
     let path = top().join(TABLE);
     if !path.exists() {
@@ -69,10 +68,10 @@ fn parse_row(line: &str) -> Option<Row> {
     Some(Row { name: name.to_owned(), runc: Verdict::parse(runc)?, vmm: Verdict::parse(vmm)? })
 }
 
-/// Returns the rows of a test or of a group.
+/// Returns the rows of a test or group.
 pub fn rows_of(all: &[Row], test: &str) -> Vec<Row> {
-    let fits = |row: &&Row| row.name.split("::").next() == Some(test);
-    all.iter().filter(fits).cloned().collect()
+    let is_of_test = |row: &&Row| row.name.split("::").next() == Some(test);
+    all.iter().filter(is_of_test).cloned().collect()
 }
 
 /// Writes the table. `missing` are tests that were never run.
@@ -84,7 +83,7 @@ pub fn write(
 ) -> anyhow::Result<()> {
     let path = top().join(TABLE);
     let runc = version(Path::new("runc"))?;
-    let vmm = version(&program::target_dir().join("vmm"))?;
+    let vmm = version(&target_dir().join("vmm"))?;
     let mut text = format!(
         "# Public suites, with runc and with vmm\n\n\
          Written by `cargo xtask test --oci` (see README.md here): {}; {runc}; {vmm}.\n\n\
@@ -111,7 +110,7 @@ pub fn write(
 /// Returns the lines of a table.
 pub fn rows<'a>(rows: impl Iterator<Item = &'a Row>, reasons: &[Reason]) -> String {
     rows.map(|row| {
-        let why = reasons.iter().find(|reason| row.vmm != Verdict::Ok && reason.fits(&row.name));
+        let why = reasons.iter().find(|reason| row.vmm != Verdict::Ok && reason.applies_to(&row.name));
         let why = why.map_or("", |reason| &reason.why);
         format!("| {} | {} | {} | {why} |\n", row.name, row.runc, row.vmm)
     })
@@ -119,7 +118,7 @@ pub fn rows<'a>(rows: impl Iterator<Item = &'a Row>, reasons: &[Reason]) -> Stri
 }
 
 impl Verdict {
-    /// Parses the output of `Display`.
+    /// Parses the text that `Display` writes.
     fn parse(text: &str) -> Option<Verdict> {
         Some(match text {
             "ok" => Verdict::Ok,
@@ -130,7 +129,7 @@ impl Verdict {
                     let (failed, all) = counts.split_once(" of ")?;
                     Verdict::Failed { failed: failed.parse().ok()?, all: all.parse().ok()? }
                 }
-                (None, code) => Verdict::Nothing(code?.parse().ok()?),
+                (None, code) => Verdict::NoResult(code?.parse().ok()?),
             },
         })
     }
@@ -143,7 +142,7 @@ impl fmt::Display for Verdict {
             Verdict::Skipped => f.write_str("skipped"),
             Verdict::Failed { all: 1, .. } => f.write_str("not ok"),
             Verdict::Failed { failed, all } => write!(f, "not ok: {failed} of {all}"),
-            Verdict::Nothing(code) => write!(f, "no result, exit code {code}"),
+            Verdict::NoResult(code) => write!(f, "no result, exit code {code}"),
         }
     }
 }
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_with_runc_alone_needs_a_reason() {
+    fn a_test_that_passes_only_with_runc_needs_a_reason() {
         let failed = Verdict::Failed { failed: 1, all: 1 };
         let all = [
             row("contest/a::b", Verdict::Ok, failed.clone()),
@@ -166,7 +165,7 @@ mod tests {
             row("contest/g::h", Verdict::Ok, Verdict::Ok),
         ];
         let reasons = parse("# a remark\n\ncontest/a::*: no such thing: here\n").unwrap();
-        assert_eq!(faults(&all, &reasons), ["contest/c::d"]);
+        assert_eq!(unexplained(&all, &reasons), ["contest/c::d"]);
         let table = rows(all.iter(), &reasons);
         assert!(table.starts_with("| contest/a::b | ok | not ok | no such thing: here |\n"), "{table}");
         let read: Vec<Row> = table.lines().filter_map(parse_row).collect();
@@ -174,7 +173,7 @@ mod tests {
         assert_eq!((&read[1].name, &read[1].vmm), (&all[1].name, &Verdict::Skipped));
         assert_eq!(rows_of(&read, "contest/e").len(), 1);
         assert!(rows_of(&read, "contest").is_empty());
-        for verdict in [Verdict::Failed { failed: 2, all: 7 }, Verdict::Nothing(124)] {
+        for verdict in [Verdict::Failed { failed: 2, all: 7 }, Verdict::NoResult(124)] {
             assert_eq!(Verdict::parse(&verdict.to_string()), Some(verdict));
         }
         assert!(parse("a line without a reason").is_err());

@@ -1,35 +1,35 @@
-//! What a command opens, found by running it once in a machine that is thrown away. With the instruction clock no
-//! measured step may wait for the outer machine: all these files are then copied into the machine's memory first.
+//! Files that a command opens, recorded during a first run in a temporary machine. They are staged for the measured
+//! run: on the instruction clock no measured step may wait for the outer machine.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::{fs, io};
 
-/// Folders of links that lead elsewhere, beside those above the files themselves.
+/// Folders with symbolic links to files in other folders. The folders of the files themselves are searched as well.
 const LINK_FOLDERS: [&str; 5] =
     ["/usr/bin", "/usr/sbin", "/usr/lib64", "/etc/alternatives", "/usr/share/locale"];
 
-/// Collects names while a machine runs.
+/// The paths of opened files.
 #[derive(Default)]
-pub struct Opened(Mutex<BTreeSet<PathBuf>>);
+pub struct Trace(Mutex<BTreeSet<PathBuf>>);
 
-impl Opened {
-    /// Takes note of `path`.
-    pub fn add(&self, path: PathBuf) {
+impl Trace {
+    /// Records an opened file.
+    pub fn record(&self, path: PathBuf) {
         self.0.lock().unwrap().insert(path);
     }
 
-    /// The files that this machine has, and the links that lead to them: a link is a file of its own to copy. Left out
-    /// are files that only the command made, and those in `outs`, which are never in the machine's memory.
-    pub fn finish(self, outs: &[PathBuf]) -> Vec<PathBuf> {
-        let here = |path: &PathBuf| path.is_file() && !outs.iter().any(|out| path.starts_with(out));
-        let files: BTreeSet<PathBuf> = self.0.into_inner().unwrap().into_iter().filter(here).collect();
+    /// Returns the recorded files that exist on this machine, and the symbolic links to them, which must be staged as
+    /// well. Files that the command created and files in `outs` are omitted: they are not in the machine's memory.
+    pub fn staged_files(self, outs: &[PathBuf]) -> Vec<PathBuf> {
+        let exists = |path: &PathBuf| path.is_file() && !outs.iter().any(|out| path.starts_with(out));
+        let files: BTreeSet<PathBuf> = self.0.into_inner().unwrap().into_iter().filter(exists).collect();
         let above = files.iter().flat_map(|file| file.ancestors().skip(1));
         let folders: BTreeSet<&Path> = above.chain(LINK_FOLDERS.map(Path::new)).collect();
         let mut links = BTreeSet::new();
         for folder in &folders {
-            // A folder that cannot be listed only leaves links uncopied.
+            // Without the links of an unreadable folder the run is only slower.
             let found = links_in(folder, |target| files.contains(target) || folders.contains(target));
             links.extend(found.unwrap_or_default());
         }
@@ -37,13 +37,13 @@ impl Opened {
     }
 }
 
-/// The symbolic links in `folder` whose final target `wanted` takes.
-fn links_in(folder: &Path, wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
+/// Returns the symbolic links in `folder` whose final target fulfils `is_target`.
+fn links_in(folder: &Path, is_target: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
     let mut links = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_symlink()
-            && fs::canonicalize(entry.path()).is_ok_and(|target| wanted(&target))
+            && fs::canonicalize(entry.path()).is_ok_and(|target| is_target(&target))
         {
             links.push(entry.path());
         }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_to_opened_files_are_found() {
+    fn links_to_opened_files_are_staged() {
         let folder = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(folder.path()).unwrap();
         let path = |name: &str| root.join(name);
@@ -70,11 +70,11 @@ mod tests {
         symlink("lib.so.1", path("lib.so")).unwrap();
         symlink("other", path("link")).unwrap();
         symlink(".", path("here")).unwrap();
-        let opened = Opened::default();
+        let trace = Trace::default();
         for name in ["lib.so.1.2", "lib.so.1.2", "gone", "out/result"] {
-            opened.add(path(name));
+            trace.record(path(name));
         }
-        let mut found = opened.finish(&[path("out")]);
+        let mut found = trace.staged_files(&[path("out")]);
         found.retain(|path| path.starts_with(&root));
         assert_eq!(found, ["lib.so.1.2", "here", "lib.so", "lib.so.1"].map(path));
     }
