@@ -178,7 +178,7 @@ impl StateRoot {
             write!(file, "{}", std::process::id())?;
             Ok(file)
         };
-        let held = hold().map_err(|error| {
+        let held = hold().map_err(|error: io::Error| {
             // Usually because the disk is full. An unclaimed directory would not be removed later.
             let _ = directory.remove();
             host("lock", &path)(error)
