@@ -15,6 +15,7 @@ use plan::{Console, ShareType, VhostNet, VmSettings};
 
 use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
+use crate::host_error::{HostError, failed_at};
 
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
@@ -22,24 +23,9 @@ const ID_MAX: usize = 128;
 /// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The configuration file cannot be read.
-    #[error("read configuration {}", path.display())]
-    Read {
-        /// Path of the file.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// The configuration file is not valid.
-    #[error("parse configuration {}", path.display())]
-    Parse {
-        /// Path of the file.
-        path: PathBuf,
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
+    /// The configuration file cannot be read or parsed.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A value is not valid.
     #[error("{name} {value:?}: {why}")]
     Value {
@@ -83,15 +69,16 @@ impl Settings {
         for path in user.into_iter().chain([PathBuf::from("/etc")]).map(|dir| dir.join("vmm/config.json")) {
             match fs::read(&path) {
                 Ok(text) => {
-                    return serde_json::from_slice(&text)
-                        .map_err(|source| ConfigError::Parse { path, source });
+                    return Ok(
+                        serde_json::from_slice(&text).map_err(failed_at("parse configuration", &path))?
+                    );
                 }
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 // HOME may be another user's, as under setpriv or sudo. If it is not accessible, it counts as empty.
                 Err(error)
                     if error.kind() == io::ErrorKind::PermissionDenied && !path.starts_with("/etc") => {}
-                Err(source) => return Err(ConfigError::Read { path, source }),
+                Err(error) => return Err(failed_at("read configuration", &path)(error).into()),
             }
         }
         Ok(Settings::default())

@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::deadlines;
+use crate::host_error::{HostError, failed};
 
 /// Maximum size of a message, in both directions.
 pub const MESSAGE_MAX: usize = 4 << 20;
@@ -32,15 +33,9 @@ const OUTGOING_MAX: usize = 2 * MESSAGE_MAX;
 /// An error of a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Reading or writing failed.
-    #[error("{step} the pod's socket")]
-    Socket {
-        /// `read`, `write` or `wait for`.
-        step: &'static str,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    /// The socket cannot be read or written.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A message is too large.
     #[error("message of {0} bytes on the pod's socket is too large")]
     TooLong(usize),
@@ -261,7 +256,7 @@ impl Connection {
 
     /// Wraps a client's connection to `pod`. `patience` is the maximum time for its guest to answer.
     pub fn to(pod: &str, patience: Duration, socket: UnixStream) -> Result<Connection> {
-        socket.set_nonblocking(true).map_err(failed("open"))?;
+        socket.set_nonblocking(true).map_err(failed("open the pod's socket"))?;
         Ok(Connection {
             socket,
             pod: pod.to_owned(),
@@ -290,7 +285,7 @@ impl Connection {
             Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
             Err(error) if is_passing(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
-            Err(source) => return Err(failed("read")(source)),
+            Err(error) => return Err(failed("read the pod's socket")(error).into()),
         }
         if self.fds.len() > FDS_MAX { Err(ControlError::Descriptors) } else { Ok(true) }
     }
@@ -341,7 +336,7 @@ impl Connection {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(source) => return Err(failed("write")(source)),
+                Err(error) => return Err(failed("write the pod's socket")(error).into()),
             }
         }
         Ok(())
@@ -358,7 +353,7 @@ impl Connection {
         self.send(request)?;
         match self.flush_within(request.command(), fds, answer) {
             // A pod that refuses a client answers before it reads the request.
-            Err(ControlError::Socket { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(ControlError::Host(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
             other => other?,
         }
         match self.wait(request.command(), Some(answer))? {
@@ -434,7 +429,8 @@ impl Connection {
     fn poll(&self, events: i16, until: Option<Instant>) -> Result<bool> {
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let [ready] = sys::poll([(self.fd(), events)], left).map_err(failed("wait for"))?;
+            let [ready] =
+                sys::poll([(self.fd(), events)], left).map_err(failed("wait for the pod's socket"))?;
             // A signal does not end the wait.
             if ready || until.is_some_and(|until| until <= Instant::now()) {
                 return Ok(ready);
@@ -449,10 +445,6 @@ impl Connection {
 
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
-}
-
-fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ControlError {
-    move |source| ControlError::Socket { step, source }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use vmm::Image;
 
+use crate::host_error::{HostError, failed_at};
+
 /// The section with the kernel.
 pub const KERNEL_SECTION: &str = ".linux";
 /// The section with the initramfs.
@@ -29,17 +31,9 @@ const NAMES_MAX: u64 = 64 << 10;
 /// An error in finding the kernel or initramfs.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// A given file cannot be used.
-    #[error("open {what} {}", path.display())]
-    Open {
-        /// `kernel` or `initramfs`.
-        what: &'static str,
-        /// Path of the file.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    /// A given file cannot be used, or this program's own section headers cannot be read.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The program has none embedded, and no file was given.
     #[error(
         "find a {what}: this program was built without one; name one with {flag} or {variable}, or build it in with \
@@ -53,9 +47,6 @@ pub enum ImageError {
         /// The environment variable that names a file.
         variable: &'static str,
     },
-    /// The program's own section headers cannot be read.
-    #[error("read this program's sections from {SELF}")]
-    Program(#[source] io::Error),
 }
 
 /// This module's result.
@@ -79,11 +70,11 @@ impl Images {
         };
         let missing = |what, flag, variable| ImageError::Missing { what, flag, variable };
         let kernel = match kernel {
-            Some(path) => open("kernel", path)?,
+            Some(path) => open("open kernel", path)?,
             None => embedded.kernel.ok_or(missing("kernel", "--kernel", "VMM_KERNEL"))?,
         };
         let initramfs = match initrd {
-            Some(path) => open("initramfs", path)?,
+            Some(path) => open("open initramfs", path)?,
             None => embedded.initramfs.ok_or(missing("initramfs", "--initrd", "VMM_INITRD"))?,
         };
         Ok(Images { kernel, initramfs })
@@ -102,11 +93,13 @@ pub struct Embedded {
 impl Embedded {
     /// Finds the images in the running program.
     pub fn find() -> Result<Embedded> {
-        let file = File::open(SELF).map_err(ImageError::Program)?;
-        let sections = sections(&file).map_err(ImageError::Program)?;
+        const STEP: &str = "read this program's sections from";
+        let at = Path::new(SELF);
+        let file = File::open(at).map_err(failed_at(STEP, at))?;
+        let sections = sections(&file).map_err(failed_at(STEP, at))?;
         let part = |name: &str| -> Result<Option<Image>> {
             let Some(section) = sections.iter().find(|section| section.name == name) else { return Ok(None) };
-            let file = file.try_clone().map_err(ImageError::Program)?;
+            let file = file.try_clone().map_err(failed_at(STEP, at))?;
             let name = PathBuf::from(format!("{SELF}:{name}"));
             Ok(Some(Image { file, offset: section.offset, len: section.len, name }))
         };
@@ -114,12 +107,11 @@ impl Embedded {
     }
 }
 
-fn open(what: &'static str, path: &Path) -> Result<Image> {
-    let error = |source| ImageError::Open { what, path: path.to_owned(), source };
-    let file = File::open(path).map_err(error)?;
-    let metadata = file.metadata().map_err(error)?;
+fn open(step: &str, path: &Path) -> Result<Image, HostError> {
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+    let (metadata, file) = opened.map_err(failed_at(step, path))?;
     if !metadata.is_file() {
-        return Err(error(io::Error::other("not a file")));
+        return Err(failed_at(step, path)(io::Error::other("not a file")));
     }
     Ok(Image { file, offset: 0, len: metadata.len(), name: path.to_owned() })
 }

@@ -19,6 +19,7 @@ mod control;
 mod deadlines;
 mod dispatch;
 mod exit;
+mod host_error;
 mod image;
 mod logging;
 mod marks;

@@ -3,27 +3,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::cli::LogArgs;
+use crate::host_error::{HostError, failed_at};
 use host::text;
 
 /// An error of the log's setup.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file cannot be opened.
-    #[error("open log {}", path.display())]
-    Open {
-        /// Path of the file.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The level is not known.
     #[error("log level {0:?}: not off, error, warn, info, debug or trace")]
     Level(String),
@@ -54,7 +48,7 @@ pub fn start(args: &LogArgs) -> Result<(), LogError> {
     let file = match &args.log {
         Some(path) => {
             let open = OpenOptions::new().append(true).create(true).open(path);
-            Some(open.map_err(|source| LogError::Open { path: path.clone(), source })?)
+            Some(open.map_err(failed_at("open log", path))?)
         }
         None => None,
     };

@@ -4,12 +4,10 @@
 //! processes on the host to clean up besides, so SIGKILL leaves nothing behind.
 
 use std::fs::OpenOptions;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
@@ -28,6 +26,7 @@ use vmm::devices::virtio::rng::Rng;
 use vmm::{PendingVm, Timeline, Vm, VmConfig, VmEnd};
 
 use crate::console::Outputs;
+use crate::host_error::{HostError, failed};
 use crate::image::Images;
 use crate::pod::Guest;
 use machine::Machine;
@@ -42,27 +41,12 @@ pub enum SandboxError {
     /// The VMM could not create or start the machine.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
-    /// A host path cannot be shared.
-    #[error("share {} with the guest", path.display())]
-    Open {
-        /// The path.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
     /// The share refused a path.
     #[error(transparent)]
     Share(#[from] ShareError),
     /// A system call on the host failed.
-    #[error("{step}")]
-    Host {
-        /// The step that failed.
-        step: &'static str,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The control channel failed.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -113,7 +97,7 @@ impl Sandbox {
     /// Creates the machine and starts it. The share is empty at first.
     pub fn start(plan: &VmPlan, parts: Parts) -> Result<Sandbox> {
         let (table, streams) = parts.streams;
-        let (ours, theirs) = UnixStream::pair().map_err(host("create a socket pair"))?;
+        let (ours, theirs) = UnixStream::pair().map_err(failed("create a socket pair"))?;
         let share = ShareTree::new()?;
         let config = VmConfig {
             memory_mib: plan.memory_mib,
@@ -226,7 +210,7 @@ impl Sandbox {
 /// Opens a shared path with O_PATH, without access of its own: the file server opens files for the guest's requests.
 fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
     let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
-    let file = open.map_err(|source| SandboxError::Open { path: bind.host.clone(), source })?;
+    let file = open.map_err(failed(format_args!("share {} with the guest", bind.host.display())))?;
     let terms =
         Terms { read_only: bind.read_only, nodes: node_policy(&bind.nodes), later_mounts: bind.later_mounts };
     tree.bind(&bind.path, file.into(), terms)?;
@@ -246,8 +230,4 @@ fn node_policy(rules: &[Rule]) -> NodePolicy {
         minor: rule.minor,
     };
     NodePolicy(rules.iter().map(rule).collect())
-}
-
-fn host(step: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
-    move |source| SandboxError::Host { step, source }
 }

@@ -1,6 +1,5 @@
 //! The main thread's wait: one poll for the agent, the machine's end, the streams, and descriptors of the caller.
 
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use host::text::printable;
 use link::LinkError;
 use vmm::VmEnd;
 
+use crate::host_error::{HostError, failed};
 use crate::sandbox::Sandbox;
 
 /// Number of the console's last lines in an error message.
@@ -65,14 +65,8 @@ pub enum SessionError {
     #[error(transparent)]
     Link(#[from] LinkError),
     /// A system call on the host failed.
-    #[error("{step}")]
-    Host {
-        /// The step that failed.
-        step: &'static str,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl SessionError {
@@ -152,7 +146,7 @@ impl Session {
             (sandbox.end_fd(), libc::POLLIN),
             (sandbox.streams.notify_fd(), libc::POLLIN),
         ];
-        let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(host("poll"))?;
+        let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(failed("poll"))?;
         let others = ready.split_off(own.len());
         self.pass();
         let (agent, end, streams) = (ready[0], ready[1], ready[2]);
@@ -259,10 +253,6 @@ fn tail(console: &str) -> &str {
     let console = console.trim_end();
     let start = console.rmatch_indices('\n').nth(TAIL_LINES - 1).map_or(0, |(at, _)| at + 1);
     &console[start..]
-}
-
-pub(crate) fn host(step: &'static str) -> impl FnOnce(io::Error) -> SessionError {
-    move |source| SessionError::Host { step, source }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use host::sys;
 
 use crate::config::is_id;
 use crate::deadlines;
+use crate::host_error::{HostError, failed_at};
 
 mod record;
 
@@ -47,17 +48,9 @@ const LOGS: &str = "logs";
 /// An error of a pod's directory or of a request for it.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A system call on the host failed.
-    #[error("{step} {}", path.display())]
-    Host {
-        /// The step that failed.
-        step: &'static str,
-        /// The path it was for.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    /// A system call on the host failed, or a state file is not valid.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// No pod has this name.
     #[error("there is no pod {0:?}")]
     Unknown(String),
@@ -97,15 +90,6 @@ pub enum StateError {
         /// Time that the process had to end.
         after: Duration,
     },
-    /// The state file is not valid.
-    #[error("parse {}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
 }
 
 /// This module's result.
@@ -132,7 +116,7 @@ impl StateRoot {
     pub fn create(&self, id: &str) -> Result<StateDir> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        let make = |path: &Path| builder.create(path).map_err(host("create", path));
+        let make = |path: &Path| builder.create(path).map_err(failed_at("create", path));
         make(&self.0)?;
         let path = self.0.join(id);
         match DirBuilder::new().mode(0o700).create(&path) {
@@ -141,7 +125,7 @@ impl StateRoot {
                 let living = self.open(id)?.is_living();
                 return Err(StateError::Exists { id: id.to_owned(), living });
             }
-            Err(error) => return Err(host("create", &path)(error)),
+            Err(error) => return Err(failed_at("create", &path)(error).into()),
         }
         let directory = StateDir { id: id.to_owned(), path };
         make(&directory.path.join(LOGS))?;
@@ -151,7 +135,11 @@ impl StateRoot {
     /// Creates an OCI container's directory and takes its lock, which contains this process's id. The remains of an
     /// interrupted creation are not a container.
     pub fn claim(&self, id: &str) -> Result<(StateDir, File)> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("create", &self.0))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)
+            .map_err(failed_at("create", &self.0))?;
         let path = self.0.join(id);
         let root = self.lock()?;
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
@@ -170,7 +158,7 @@ impl StateRoot {
             }
             directory.remove()?;
         }
-        DirBuilder::new().mode(0o700).create(&path).map_err(host("create", &path))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed_at("create", &path))?;
         let path = path.join(LOCK);
         let hold = || {
             let mut file = File::create(&path)?;
@@ -181,7 +169,7 @@ impl StateRoot {
         let held = hold().map_err(|error: io::Error| {
             // Usually because the disk is full. An unclaimed directory would not be removed later.
             let _ = directory.remove();
-            host("lock", &path)(error)
+            failed_at("lock", &path)(error)
         })?;
         drop(root);
         Ok((directory, held))
@@ -199,10 +187,10 @@ impl StateRoot {
     }
 
     /// Takes the root's lock.
-    fn lock(&self) -> Result<File> {
+    fn lock(&self) -> Result<File, HostError> {
         let path = self.0.join(ROOT_LOCK);
         let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
-        file.map_err(host("lock", &path))
+        file.map_err(failed_at("lock", &path))
     }
 
     /// Returns an OCI container's directory. Fails for a pod's directory, which has no lock that shows whether the
@@ -223,11 +211,11 @@ impl StateRoot {
     }
 
     /// Returns every pod's directory, sorted by name.
-    pub fn list(&self) -> Result<Vec<StateDir>> {
+    pub fn list(&self) -> Result<Vec<StateDir>, HostError> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(host("list", &self.0)(error)),
+            Err(error) => return Err(failed_at("list", &self.0)(error)),
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut found: Vec<StateDir> = names.filter_map(|id| self.open(&id).ok()).collect();
@@ -259,9 +247,9 @@ pub struct StateDir {
 
 impl StateDir {
     /// Listens on the pod's socket.
-    pub fn listen(&self) -> Result<UnixListener> {
-        let listener = self.at_socket(UnixListener::bind).map_err(host("listen in", &self.path))?;
-        listener.set_nonblocking(true).map_err(host("listen in", &self.path))?;
+    pub fn listen(&self) -> Result<UnixListener, HostError> {
+        let listener = self.at_socket(UnixListener::bind).map_err(failed_at("listen in", &self.path))?;
+        listener.set_nonblocking(true).map_err(failed_at("listen in", &self.path))?;
         Ok(listener)
     }
 
@@ -281,7 +269,7 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(StateError::Silent { id: self.id.clone(), after: patience })
             }
-            Err(error) => Err(host("connect to the pod in", &self.path)(error)),
+            Err(error) => Err(failed_at("connect to the pod in", &self.path)(error).into()),
         }
     }
 
@@ -302,7 +290,7 @@ impl StateDir {
             // The process is alive after the open, so the id has not been reused.
             Ok(process) => Ok(Some(process).filter(|_| self.is_living())),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-            Err(error) => Err(host("find the process of", &self.path)(error)),
+            Err(error) => Err(failed_at("find the process of", &self.path)(error).into()),
         }
     }
 
@@ -331,9 +319,11 @@ impl StateDir {
         let wait = move || File::open(&lock).and_then(|file| file.lock_shared());
         // The waiting thread may outlive this call. It ends with the process.
         let waiter = Builder::new().spawn(move || send.send(wait()));
-        let waited = waiter.map(|_| receive.recv_timeout(patience)).map_err(host("wait for", &path))?;
+        let waited = waiter.map(|_| receive.recv_timeout(patience)).map_err(failed_at("wait for", &path))?;
         match waited {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(host("lock", &path)(error)),
+            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed_at("lock", &path)(error).into())
+            }
             Ok(_) => Ok(()),
             Err(_) => Err(StateError::Lasting { id: self.id.clone(), after: patience }),
         }
@@ -351,35 +341,35 @@ impl StateDir {
     }
 
     /// Opens the log of the pod's own background process.
-    pub fn own_log(&self) -> Result<File> {
+    pub fn own_log(&self) -> Result<File, HostError> {
         let path = self.path.join("vmm.log");
-        File::options().append(true).create(true).open(&path).map_err(host("open", &path))
+        File::options().append(true).create(true).open(&path).map_err(failed_at("open", &path))
     }
 
     /// Writes the state atomically.
-    pub fn write(&self, state: &PodState) -> Result<()> {
+    pub fn write(&self, state: &PodState) -> Result<(), HostError> {
         let (path, next) = (self.path.join(STATE), self.path.join("state.json.next"));
-        let text = serde_json::to_vec(state).map_err(|error| host("write", &path)(error.into()))?;
-        fs::write(&next, text).map_err(host("write", &next))?;
-        fs::rename(&next, &path).map_err(host("replace", &path))
+        let text = serde_json::to_vec(state).map_err(failed_at("write", &path))?;
+        fs::write(&next, text).map_err(failed_at("write", &next))?;
+        fs::rename(&next, &path).map_err(failed_at("replace", &path))
     }
 
     /// Reads the state. The status of a pod that has ended is `stopped`, whatever was written.
-    pub fn read(&self) -> Result<PodState> {
+    pub fn read(&self) -> Result<PodState, HostError> {
         use std::io::Read;
         let path = self.path.join(STATE);
         let mut text = Vec::new();
         let state = match File::open(&path).and_then(|file| file.take(STATE_MAX).read_to_end(&mut text)) {
-            Ok(_) => serde_json::from_slice(&text).map_err(|source| StateError::Parse { path, source })?,
+            Ok(_) => serde_json::from_slice(&text).map_err(failed_at("parse", &path))?,
             // The process ended before it wrote a state.
             Err(error) if error.kind() == io::ErrorKind::NotFound => PodState::default(),
-            Err(error) => return Err(host("read", &path)(error)),
+            Err(error) => return Err(failed_at("read", &path)(error)),
         };
         Ok(PodState { id: self.id.clone(), ..state })
     }
 
     /// Returns the last written state, whether the process lives or not, without a request to it.
-    pub fn look(&self) -> Result<PodState> {
+    pub fn look(&self) -> Result<PodState, HostError> {
         if self.is_living() { self.read() } else { self.read().map(PodState::stopped) }
     }
 
@@ -390,11 +380,11 @@ impl StateDir {
     }
 
     /// Removes the directory with its contents.
-    pub fn remove(&self) -> Result<()> {
+    pub fn remove(&self) -> Result<(), HostError> {
         match self.remove_all() {
             // Another process has removed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(host("remove", &self.path)),
+            other => other.map_err(failed_at("remove", &self.path)),
         }
     }
 
@@ -420,11 +410,6 @@ fn remove_if_there(file: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-fn host(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    let path = path.to_owned();
-    move |source| StateError::Host { step, path, source }
 }
 
 #[cfg(test)]
@@ -485,7 +470,8 @@ mod tests {
         names.sort();
         assert_eq!(names, ["logs", "sandbox.sock", "state.json"]);
         fs::write(folder.path().join("deep/er/p/state.json"), "{").unwrap();
-        assert!(matches!(directory.read(), Err(StateError::Parse { .. })));
+        let error = directory.read().unwrap_err().to_string();
+        assert!(error.starts_with("parse ") && error.ends_with("/state.json"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
@@ -22,6 +22,7 @@ use super::podfile::{
 };
 use super::{base64, refuse};
 use crate::config::RunConfig;
+use crate::host_error::failed_at;
 
 /// Docker's default config.json of a container. The root is the directory itself.
 const CONTAINER: &str = include_str!("container.json");
@@ -376,12 +377,11 @@ fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
     let bytes = match file.uri.strip_prefix("file://") {
         Some(path) => {
             let path = Path::new(path);
-            let what = || format!("{at}.uri");
-            let error = |source| PodfileError::Source { what: what(), path: path.to_owned(), source };
-            check_source(&what(), path)?;
+            check_source(&format!("{at}.uri"), path)?;
             let mut bytes = Vec::new();
-            let opened = fs::File::open(path).map_err(error)?;
-            opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(error)?;
+            let opened = fs::File::open(path);
+            let read = opened.and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes));
+            read.map_err(failed_at(format_args!("open {at}.uri"), path))?;
             bytes
         }
         None => file.content.clone().into_bytes(),
@@ -398,9 +398,7 @@ fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
 
 /// Refuses files that would not work in a guest, such as sockets and devices.
 fn check_source(at: &str, path: &Path) -> Result<()> {
-    let error =
-        |source: io::Error| PodfileError::Source { what: at.to_owned(), path: path.to_owned(), source };
-    let metadata = fs::metadata(path).map_err(error)?;
+    let metadata = fs::metadata(path).map_err(failed_at(format_args!("open {at}"), path))?;
     if metadata.is_dir() || metadata.is_file() {
         return Ok(());
     }

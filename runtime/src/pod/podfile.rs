@@ -11,30 +11,17 @@ use std::{fs, io};
 use oci::spec::Given;
 use serde::{Deserialize, Serialize};
 
+use crate::host_error::{HostError, failed_at};
+
 /// Maximum size of a podfile, which can contain files as text or in base64.
 pub const PODFILE_MAX: u64 = 4 << 20;
 
 /// An error in a podfile.
 #[derive(Debug, thiserror::Error)]
 pub enum PodfileError {
-    /// The podfile cannot be read.
-    #[error("read podfile {}", path.display())]
-    Read {
-        /// The podfile.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// The JSON is not valid; the cause names line and column.
-    #[error("parse {}", path.display())]
-    Json {
-        /// The podfile.
-        path: PathBuf,
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
+    /// The podfile, or a file that it names, cannot be read, or its JSON is not valid.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The YAML is not valid.
     #[error("parse {}: {why}", path.display())]
     Yaml {
@@ -58,17 +45,6 @@ pub enum PodfileError {
         path: String,
         /// The unsupported value, or the reason.
         why: String,
-    },
-    /// A file or directory that the podfile names cannot be used.
-    #[error("open {what} {}", path.display())]
-    Source {
-        /// JSON path of the field.
-        what: String,
-        /// The path on the host.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
     },
 }
 
@@ -311,11 +287,11 @@ pub fn read_value(path: &Path) -> Result<serde_json::Value> {
 }
 
 fn read_as<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = text(path).map_err(|source| PodfileError::Read { path: path.to_owned(), source })?;
+    let text = text(path).map_err(failed_at("read podfile", path))?;
     if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
         return yaml(&text).map_err(|why| PodfileError::Yaml { path: path.to_owned(), why });
     }
-    serde_json::from_str(&text).map_err(|source| PodfileError::Json { path: path.to_owned(), source })
+    Ok(serde_json::from_str(&text).map_err(failed_at("parse", path))?)
 }
 
 /// Reads a podfile's text, up to the maximum size.
@@ -380,7 +356,8 @@ mod tests {
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
-        assert!(matches!(read(Path::new("/nonexistent/p.json")), Err(PodfileError::Read { .. })));
+        let error = read(Path::new("/nonexistent/p.json")).unwrap_err().to_string();
+        assert_eq!(error, "read podfile /nonexistent/p.json");
     }
 
     #[test]
@@ -388,7 +365,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.json");
         fs::File::create(&path).unwrap().set_len(PODFILE_MAX + 1).unwrap();
-        let PodfileError::Read { source, .. } = read(&path).unwrap_err() else { panic!() };
-        assert_eq!(source.kind(), io::ErrorKind::FileTooLarge);
+        let PodfileError::Host(error) = read(&path).unwrap_err() else { panic!() };
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -10,6 +10,7 @@ use vmm::devices::LoopHandle;
 use vmm::devices::virtio::net::{Net, Slot, SourceFilter, Sources, Tap, Vhost};
 
 use super::{Result, SandboxError};
+use crate::host_error::failed;
 
 /// One slot.
 struct Place {
@@ -86,7 +87,7 @@ fn judge(wanted: VhostNet, open: impl FnOnce() -> io::Result<Vhost>) -> Result<O
     }
     match open() {
         Ok(vhost) => Ok(Some(vhost)),
-        Err(source) if wanted == VhostNet::On => Err(SandboxError::Host { step: "use vhost-net", source }),
+        Err(error) if wanted == VhostNet::On => Err(failed("use vhost-net")(error).into()),
         Err(error) => {
             log::info!("vhost-net is not available, packets go through this process: {error}");
             Ok(None)
