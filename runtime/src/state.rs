@@ -24,6 +24,7 @@ use std::sync::mpsc::channel;
 use std::thread::Builder;
 use std::time::Duration;
 
+use host::cgroup::{Cgroup, CgroupError};
 use host::network::{self, NetworkError};
 use host::sys;
 
@@ -51,6 +52,9 @@ pub enum StateError {
     /// A system call on the host failed, or a state file is not valid.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The container's cgroup cannot be removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// No pod has this name.
     #[error("there is no pod {0:?}")]
     Unknown(String),
@@ -152,11 +156,9 @@ impl StateRoot {
             let Some(left) = left.filter(|_| directory.is_container() && !directory.is_held()) else {
                 return Err(StateError::ContainerExists(id.to_owned()));
             };
-            clear_network(&left);
-            if let Err(error) = left.cgroup.remove() {
-                log::warn!("{error}");
-            }
-            directory.remove()?;
+            // A cgroup that is still in use does not prevent the new container.
+            left.cgroup.remove().unwrap_or_else(|error| log::warn!("{error}"));
+            directory.delete(&PodState { cgroup: Cgroup::default(), ..left })?;
         }
         DirBuilder::new().mode(0o700).create(&path).map_err(failed_at("create", &path))?;
         let path = path.join(LOCK);
@@ -226,7 +228,7 @@ impl StateRoot {
 
 /// Removes what a killed process of an OCI container left in its network namespace. The state does not tell: it says
 /// `stopped` before the machine's taps are removed, and `vmm start` may kill the process in between.
-pub fn clear_network(state: &PodState) {
+fn clear_network(state: &PodState) {
     let path = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
     if let Some(path) = path.filter(|path| path.exists()) {
         match network::clear(path) {
@@ -374,9 +376,17 @@ impl StateDir {
     }
 
     /// Stops listening.
-    pub fn close(&self) {
+    pub fn stop_listening(&self) {
         // A client that comes meanwhile finds a socket without a listener, which means the same.
         let _ = fs::remove_file(self.path.join(SOCKET));
+    }
+
+    /// Deletes what an OCI container with this state left on the host. The directory goes last, so that a deletion that
+    /// failed can be repeated.
+    pub fn delete(&self, state: &PodState) -> Result<()> {
+        clear_network(state);
+        state.cgroup.remove()?;
+        Ok(self.remove()?)
     }
 
     /// Removes the directory with its contents.
@@ -552,7 +562,7 @@ mod tests {
         let directory = root.create("p").unwrap();
         let _listener = directory.listen().unwrap();
         assert!(directory.is_living());
-        directory.close();
+        directory.stop_listening();
         assert!(!directory.is_living());
     }
 }

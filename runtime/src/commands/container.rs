@@ -2,25 +2,23 @@
 //! commands send requests to the socket of that process, or read its state file.
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use host::hooks::{self, Environment};
 use host::signals::name::signal_of;
-use host::sys;
 use oci::OCI_VERSION;
-use oci::spec::Hooks;
 use serde_json::{Value, json};
 
-use self::hook_points::{bytes_of, hooks_of, run_last};
+use self::delete::kill_process;
+use self::hook_points::{bytes_of, hooks_of};
 use super::pod::{checked, connect, done, print};
-use crate::cli::container::{DeleteArgs, KillArgs};
+use crate::cli::container::KillArgs;
 use crate::control::{ControlError, Request};
-use crate::deadlines;
-use crate::state::{PodState, StateDir, StateError, StateRoot, clear_network};
+use crate::state::{PodState, StateDir, StateError, StateRoot};
 
 pub mod create;
+pub mod delete;
 pub mod exec;
 pub mod hook_points;
 pub mod life;
@@ -83,7 +81,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     };
     if let Err(error) = run() {
         // A container that failed to start is deleted.
-        if let Err(error) = end(&directory) {
+        if let Err(error) = kill_process(&directory) {
             log::warn!("{error:#}");
         }
         return Err(error);
@@ -98,14 +96,14 @@ pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
     match status(&directory.look()?) {
         "stopped" => bail!("container not running"),
         // The container's process runs hooks and does not answer requests.
-        "creating" => end(&directory)?,
+        "creating" => kill_process(&directory)?,
         _ => {
             let request = Request::Kill { container: args.id.clone(), signal, all: args.all };
             match ask_running(&directory, &request) {
                 // SIGKILL must succeed even if the container's process does not answer.
                 Err(error) if signal == libc::SIGKILL && is_silence(&error) => {
                     log::warn!("{error:#}; killing the container's process");
-                    end(&directory)?;
+                    kill_process(&directory)?;
                 }
                 asked => asked?,
             }
@@ -146,56 +144,6 @@ pub fn pause(root: &StateRoot, id: &str, paused: bool) -> Result<u8> {
     }
     let request = Request::Pause { container: id.to_owned(), paused };
     ask_running(&directory, &request).map(|()| 0)
-}
-
-/// `vmm delete`.
-pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
-    let directory = match root.container(&args.id) {
-        Err(StateError::NoContainer(_)) if args.force => return Ok(0),
-        found => found?,
-    };
-    let state = directory.look()?;
-    match status(&state) {
-        // The process may be writing the guest's cached data back.
-        "stopped" if args.force && directory.wait_until_released(deadlines::KILL).is_err() => {
-            end(&directory)?
-        }
-        "stopped" => {}
-        "created" => end(&directory)?,
-        _ if args.force => end(&directory)?,
-        status => bail!("cannot delete container {} that is not stopped: {status}", args.id),
-    }
-    // The process may be about to end.
-    directory.wait_until_released(deadlines::ENDING)?;
-    let state = directory.read().unwrap_or(state);
-    finish(&directory, state, &Environment::own()).map(|()| 0)
-}
-
-/// Removes what a container left on the host and runs the bundle's poststop hooks.
-pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Environment) -> Result<()> {
-    let hooks = hooks_of(&state).unwrap_or_else(|error| {
-        log::warn!("{error:#}");
-        Hooks::default()
-    });
-    take_away(directory, &state)?;
-    run_last(&hooks.poststop, &state.stopped(), environment);
-    Ok(())
-}
-
-/// Removes what a container left on the host, after its process has ended or was killed.
-pub(super) fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
-    clear_network(state);
-    state.cgroup.remove()?;
-    Ok(directory.remove()?)
-}
-
-/// Kills a container's process, and with it the machine, without a request to it.
-fn end(directory: &StateDir) -> Result<()> {
-    if let Some(process) = directory.process()? {
-        let killed = sys::kill_and_wait(process.as_fd(), deadlines::GONE);
-        killed.with_context(|| format!("kill the process of container {}", directory.id))?;
-    }
-    Ok(directory.wait_until_released(deadlines::GONE)?)
 }
 
 /// Writes a process id to a file, atomically.

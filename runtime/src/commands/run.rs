@@ -16,7 +16,7 @@ use vmm::Timeline;
 use super::container::create;
 use super::container::hook_points::{bytes_of, run_last};
 use super::container::life::Life;
-use super::container::{check_console, refuse_descriptors, take_away, write_pid};
+use super::container::{check_console, refuse_descriptors, write_pid};
 use crate::assembly::Assembly;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
@@ -78,19 +78,19 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     if ran.is_ok() {
         "stopped".clone_into(&mut life.state.status);
     }
-    let left = leave_nothing(&life, registered);
+    let deleted = delete(&life, registered);
     run_last(&hooks.poststop, &life.state.stopped(), &environment);
     environment.forget();
     marks.write(&config)?;
     let code = ran?;
-    left.map(|()| code)
+    deleted.map(|()| code)
 }
 
-/// Removes what the container has on the host.
-fn leave_nothing(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
+/// Deletes what the container has on the host.
+fn delete(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
     life.leave_cgroup()?;
     match registered {
-        Some((directory, _held)) => take_away(&directory, &life.state),
+        Some((directory, _held)) => Ok(directory.delete(&life.state)?),
         None => Ok(life.state.cgroup.remove()?),
     }
 }

@@ -45,13 +45,13 @@ pub enum Phase {
 
 /// Progress of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Ending {
+pub enum StopStage {
     /// The container is not being stopped.
-    Unasked,
+    None,
     /// The container is to get its stop signal.
-    Wanted,
+    Requested,
     /// The stop signal was sent.
-    Asked,
+    Signalled,
     /// SIGKILL was sent.
     Killed,
 }
@@ -73,7 +73,7 @@ pub struct Container {
     /// The present phase.
     pub phase: Phase,
     /// Progress of a stop. A container that is being stopped is not restarted.
-    pub ending: Ending,
+    pub stop_stage: StopStage,
     /// When it must have ended, once it was killed.
     pub killed: Option<Instant>,
     /// Clients that wait for its removal.
@@ -109,7 +109,7 @@ impl Container {
     pub fn new(spec: ContainerSpec, log: Option<LogFile>, now: Instant) -> Container {
         Container {
             phase: Phase::Waiting(now),
-            ending: Ending::Unasked,
+            stop_stage: StopStage::None,
             killed: None,
             removers: Vec::new(),
             leaves: false,
@@ -243,23 +243,23 @@ impl Container {
     /// Handles the agent's reply that the container was removed.
     pub fn cleared(&mut self) {
         if let Phase::Clearing(again) = self.phase {
-            let again = again.filter(|_| self.ending == Ending::Unasked);
+            let again = again.filter(|_| self.stop_stage == StopStage::None);
             self.killed = None;
             self.phase = again.map_or(Phase::Ended, Phase::Waiting);
         }
     }
 
     /// Takes the next step of a stop. `kill` means that the deadline is over.
-    pub fn end(&mut self, guest: &mut Guest<'_>, kill: bool) -> Result<(), LinkError> {
+    pub fn advance_stop(&mut self, guest: &mut Guest<'_>, kill: bool) -> Result<(), LinkError> {
         match self.phase {
             // A pending restart is cancelled.
             Phase::Waiting(_) | Phase::Created => self.phase = Phase::Ended,
-            Phase::Running if kill && self.ending < Ending::Killed => {
-                self.ending = Ending::Killed;
+            Phase::Running if kill && self.stop_stage < StopStage::Killed => {
+                self.stop_stage = StopStage::Killed;
                 self.signal(guest, libc::SIGKILL, true)?;
             }
-            Phase::Running if self.ending == Ending::Wanted => {
-                self.ending = Ending::Asked;
+            Phase::Running if self.stop_stage == StopStage::Requested => {
+                self.stop_stage = StopStage::Signalled;
                 if std::mem::take(&mut self.paused) {
                     let name = ContainerName { container: self.spec.name().to_owned() };
                     guest.link.notify(Code::Resume, "resume the container", &name)?;

@@ -12,7 +12,7 @@ use agent_proto::payload::{ContainerLimits, ContainerName};
 use link::{CommandId, LinkError};
 use oci::spec::ConsoleSize;
 
-use super::container::{Container, Ending, Phase, StartError};
+use super::container::{Container, Phase, StartError, StopStage};
 use super::exec::{self, Exec};
 use super::log::LogFile;
 use super::plan::ContainerSpec;
@@ -22,9 +22,9 @@ use crate::control::{ExecRequest, Reply};
 use crate::{deadlines, exit};
 pub use event::Event;
 
-mod ending;
 mod event;
 mod replies;
+mod stop;
 
 /// Maximum number of concurrent starts: each needs a fork of the agent and has a pending command.
 const STARTS_MAX: usize = 16;
@@ -206,7 +206,7 @@ impl Containers {
             return Some(refused(format!("container {name:?} is running")));
         }
         container.leaves = true;
-        container.ending = container.ending.max(Ending::Wanted);
+        container.stop_stage = container.stop_stage.max(StopStage::Requested);
         container.removers.push(client);
         None
     }
@@ -335,7 +335,7 @@ impl Containers {
     /// Handles the end of a client's connection.
     pub fn forget(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<()> {
         self.waiters.retain(|(_, waiter)| *waiter != client);
-        self.exec_of(client).map_or(Ok(()), |exec| exec.abandon(guest))
+        self.exec_of(client).map_or(Ok(()), |exec| exec.lose_client(guest))
     }
 
     fn advance_execs(&mut self, guest: &mut Guest<'_>, events: &mut Vec<Event>) {

@@ -51,7 +51,7 @@ impl Exec {
     }
 
     /// Kills the process, because its client is gone.
-    pub fn abandon(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
+    pub fn lose_client(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
         self.client = None;
         self.process.signal(guest, libc::SIGKILL, false)
     }

@@ -64,7 +64,7 @@ impl Outputs {
     }
 
     /// Drops unread output, and stops writing to that output.
-    pub fn abandon(&mut self) {
+    pub fn drop_unread(&mut self) {
         for own in self.0.iter_mut().filter(|own| !own.waiting.is_empty()) {
             log::warn!("{} bytes of output were not read", own.waiting.len());
             own.gone = true;
@@ -159,7 +159,7 @@ mod tests {
         while !outputs.is_full() {
             outputs.write(Stream::Stdout, &[7; 10_000]);
         }
-        outputs.abandon();
+        outputs.drop_unread();
         outputs.write(Stream::Stdout, b"nobody");
         assert!(outputs.is_flushed() && !outputs.is_full());
         drop(err);

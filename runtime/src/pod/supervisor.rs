@@ -191,7 +191,7 @@ impl Supervisor {
             // The clients' pending requests to the guest have failed.
             self.clients.fail(&refused(error.1));
         }
-        let ended = self.end(answers);
+        let ended = self.shut_down(answers);
         // The first error is the cause of the other.
         let code = result?;
         ended.map(|()| code)
@@ -249,7 +249,7 @@ impl Supervisor {
             log::warn!("{error:#}");
         }
         if self.last_output.is_some_and(|last| last <= Instant::now()) {
-            self.outputs.abandon();
+            self.outputs.drop_unread();
         }
         self.flush_clients()
     }
@@ -447,11 +447,11 @@ impl Supervisor {
     }
 
     /// Ends the machine, and with it every process that still runs. Writes the last state.
-    fn end(&mut self, answers: bool) -> Result<()> {
+    fn shut_down(&mut self, answers: bool) -> Result<()> {
         self.stopping = true;
         self.session.sandbox.expect_end();
         if answers
-            && let Err(error) = self.destroy()
+            && let Err(error) = self.destroy_pod()
             && !error.downcast_ref().is_some_and(SessionError::is_reset)
         {
             log::warn!("{error:#}");
@@ -464,7 +464,7 @@ impl Supervisor {
                 "stopped".clone_into(&mut state.status);
                 directory.write(&state)?;
             }
-            directory.close();
+            directory.stop_listening();
         }
         let patience = Instant::now() + LAST_OUTPUT;
         while !self.outputs.is_flushed() && Instant::now() < patience {
@@ -475,7 +475,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn destroy(&mut self) -> Result<()> {
+    fn destroy_pod(&mut self) -> Result<()> {
         let command = self.session.sandbox.link.send_bare(Code::DestroyPod, "end the pod")?;
         self.session.begin();
         loop {

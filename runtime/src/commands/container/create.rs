@@ -15,11 +15,11 @@ use host::signals::Signals;
 use host::{environment, sys};
 use oci::bundle::Bundle;
 use oci::refusals;
-use oci::spec::Spec;
+use oci::spec::{Hook, Spec};
 
-use super::hook_points::run_last;
+use super::delete::{delete_remains, kill_process};
 use super::life::{Life, refuse_foreground_flags};
-use super::{check_console, end, finish, refuse_descriptors, start, take_away, write_pid};
+use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::Assembly;
 use crate::cli::container::CreateArgs;
 use crate::cli::{EngineArgs, RunArgs};
@@ -78,15 +78,13 @@ fn lend_host_name(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// Removes what process `pid` left of a container whose creation failed, and runs the hooks of its end. Does nothing if
-/// another container has taken the name.
-fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
+/// Deletes what process `pid` left of a container whose creation failed. Does nothing if another container has taken the
+/// name.
+fn delete_failed(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
     let Some(directory) = root.claimed_by(&life.config.id, pid) else { return Ok(()) };
-    end(&directory)?;
-    let state = directory.read()?;
-    take_away(&directory, &state)?;
-    run_last(&life.bundle.spec.hooks.poststop, &state.stopped(), &Environment::own());
-    Ok(())
+    kill_process(&directory)?;
+    let poststop = &life.bundle.spec.hooks.poststop;
+    delete_remains(&directory, directory.read()?, poststop, &Environment::own())
 }
 
 /// Creates the container in a forked process, which detects the death of this process.
@@ -106,7 +104,7 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
                 let ended = sys::process(pid)
                     .and_then(|process| sys::kill_and_wait(process.as_fd(), deadlines::GONE));
                 ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
-                clear(root, &life, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
+                delete_failed(root, &life, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             made.map(|()| 0)
         }
@@ -127,7 +125,8 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     // Holders of the lock wait for the end of this process, so only the kernel closes the lock.
     let _ = held.into_raw_fd();
     // This process closes its own descriptors before it has a machine.
-    let environment = Environment::own().kept_for(life.bundle.spec.hooks.poststop.iter());
+    let poststop = life.bundle.spec.hooks.poststop.clone();
+    let environment = Environment::own().kept_for(poststop.iter());
     life.environment = Environment::own();
     life.directory = Some(directory.clone());
     // The fork's process id differs from that of the process that read the bundle.
@@ -145,8 +144,8 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     let (code, message) = exit::of_error(&error);
     match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
         Some(Ok(())) => {}
-        Some(Err(_)) => abandon(&directory, &environment),
-        None if error.is::<Forgotten>() => abandon(&directory, &environment),
+        Some(Err(_)) => delete_forgotten(&directory, &poststop, &environment),
+        None if error.is::<Forgotten>() => delete_forgotten(&directory, &poststop, &environment),
         None => logging::failed(&message),
     }
     code
@@ -157,13 +156,13 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
 #[error("the calling process ended before the container was created")]
 struct Forgotten;
 
-/// Removes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
+/// Deletes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
 /// not delete the container. An engine that does kills this process first, and finds the rest through the state file.
-fn abandon(directory: &StateDir, environment: &Environment) {
+fn delete_forgotten(directory: &StateDir, poststop: &[Hook], environment: &Environment) {
     // The container's cgroup is about to be removed, so this process joins that of its parent, which reaps it.
     let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
-    let taken = left.and_then(|()| finish(directory, directory.read()?, environment));
-    taken.unwrap_or_else(|error| log::warn!("{error:#}"));
+    let deleted = left.and_then(|()| delete_remains(directory, directory.read()?, poststop, environment));
+    deleted.unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
 /// Runs the container, from its environment on the host to its end.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use host::sys;
 use serde_json::Value;
 
-use super::{print, state_json, status, take_away};
+use super::{print, state_json, status};
 use crate::cli::container::{Format, ListArgs, PsArgs};
 use crate::state::StateRoot;
 
@@ -23,7 +23,8 @@ pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
         match directory.look() {
             // A foreground container that was killed could not remove its directory.
             Ok(state) if state.transient && state.status == "stopped" => {
-                take_away(&directory, &directory.read()?).unwrap_or_else(|error| log::warn!("{error:#}"));
+                let deleted = directory.delete(&directory.read()?).map_err(anyhow::Error::from);
+                deleted.unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             Ok(state) if state.oci.is_some() => states.push(state_json(&state)),
             Ok(_) => {}

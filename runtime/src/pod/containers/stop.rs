@@ -10,15 +10,15 @@ use super::{Awaited, Containers, Event, Result, is_meant};
 use crate::control::Reply;
 use crate::exit;
 use crate::pod::Guest;
-use crate::pod::container::{Container, Ending, Phase};
+use crate::pod::container::{Container, Phase, StopStage};
 
 impl Containers {
     /// Stops every container: sends the stop signal, and SIGKILL at `patience`.
     pub fn stop(&mut self, patience: Instant) {
         self.stopping = true;
         self.patience = Some(self.patience.map_or(patience, |earlier| earlier.min(patience)));
-        for container in self.all.iter_mut().filter(|container| container.ending == Ending::Unasked) {
-            container.ending = Ending::Wanted;
+        for container in self.all.iter_mut().filter(|container| container.stop_stage == StopStage::None) {
+            container.stop_stage = StopStage::Requested;
         }
     }
 
@@ -63,19 +63,19 @@ impl Containers {
             // A container that is removed by force gets no stop signal.
             let patience = self.patience.filter(|_| self.stopping);
             let kill = patience.is_some_and(|patience| patience <= now) || container.leaves;
-            let was = container.ending;
-            if container.ending > Ending::Unasked {
-                container.end(guest, kill)?;
+            let was = container.stop_stage;
+            if container.stop_stage > StopStage::None {
+                container.advance_stop(guest, kill)?;
             }
             // The agent keeps a container while one of its processes exists.
             let name = container.spec.name();
             let busy = self.execs.iter().any(|exec| exec.keeps(name));
             if kill && busy && matches!(container.phase, Phase::Draining) && container.killed.is_none() {
-                container.ending = Ending::Killed;
+                container.stop_stage = StopStage::Killed;
                 let mut left = self.execs.iter_mut().filter(|exec| exec.process.container == *name);
                 left.try_for_each(|exec| exec.process.signal(guest, libc::SIGKILL, false))?;
             }
-            if was < container.ending && container.ending == Ending::Killed {
+            if was < container.stop_stage && container.stop_stage == StopStage::Killed {
                 container.killed = container.killed.or(Some(now + self.kill_patience));
             }
             container.advance(guest)?;
