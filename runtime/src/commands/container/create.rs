@@ -1,12 +1,9 @@
 //! `vmm create`: forks the container's process, and returns once the container is ready for `vmm start`.
 
-use std::cell::Cell;
 use std::fs;
-use std::io::{PipeWriter, pipe};
 use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::process::parent_id;
 use std::path::Path;
-use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
@@ -25,8 +22,9 @@ use crate::cli::container::CreateArgs;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
+use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
-use crate::{deadlines, exit, logging, report};
+use crate::{deadlines, exit, logging};
 
 /// The error if the container's process ended without a report.
 const SILENT: &str = "the container's process ended before the container was created";
@@ -89,14 +87,9 @@ fn delete_failed(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
 
 /// Creates the container in a forked process, which detects the death of this process.
 fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
-    let (reader, writer) = pipe().context("create a pipe")?;
-    match sys::fork_detached(None).context("fork the container's process")? {
-        0 => {
-            drop(reader);
-            Ok(container(root, life, writer))
-        }
-        pid => {
-            drop(writer);
+    match report::fork("fork the container's process", None)? {
+        Forked::Child(reporter) => Ok(container(root, life, &reporter)),
+        Forked::Parent(pid, reader) => {
             let made = report::wait(reader, SILENT)
                 .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
             if made.is_err() {
@@ -112,13 +105,13 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
 }
 
 /// Runs the container's process. Until it has reported that the container is created, the caller prints errors.
-fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
+fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
     let (directory, held) = match root.claim(&life.config.id) {
         Ok(claimed) => claimed,
         Err(error) => {
             let (code, message) = exit::of_error(&error.into());
             // Nothing exists on the host yet, whether the caller reads the report or not.
-            let _ = report::send(writer, exit::OCI_FAILED, &message);
+            let _ = reporter.send(exit::OCI_FAILED, &message);
             return code;
         }
     };
@@ -131,22 +124,17 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
     life.directory = Some(directory.clone());
     // The fork's process id differs from that of the process that read the bundle.
     life.state.pid = std::process::id();
-    let writer = Rc::new(Cell::new(Some(writer)));
-    let told = writer.clone();
-    let created = move || match told.take().map(|writer| report::send(writer, 0, "")) {
-        Some(Err(_)) => Err(Forgotten.into()),
-        _ => Ok(()),
-    };
+    let parent = reporter.clone();
+    let created = move || parent.send(0, "").map(drop).map_err(|_| Forgotten.into());
     let error = match live(life, Box::new(created)) {
         Ok(code) => return code,
         Err(error) => error,
     };
     let (code, message) = exit::of_error(&error);
-    match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
-        Some(Ok(())) => {}
-        Some(Err(_)) => delete_forgotten(&directory, &poststop, &environment),
-        None if error.is::<Forgotten>() => delete_forgotten(&directory, &poststop, &environment),
-        None => logging::failed(&message),
+    match reporter.send(exit::OCI_FAILED, &message) {
+        Ok(true) => {}
+        Ok(false) if !error.is::<Forgotten>() => logging::failed(&message),
+        _ => delete_forgotten(&directory, &poststop, &environment),
     }
     code
 }

@@ -2,14 +2,14 @@
 //! and window sizes, and returns the exec process's exit code.
 
 use std::fs;
-use std::io::{self, PipeWriter, pipe};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use host::signals::Signals;
 use host::terminal::{self, RawTerminal};
-use host::{environment, sys};
+use host::environment;
 use oci::exec::ProcessChanges;
 use oci::spec::ConsoleSize;
 use serde_json::Value;
@@ -19,8 +19,9 @@ use crate::cli::container::ExecArgs;
 use crate::commands::pod::exec::wait;
 use crate::commands::pod::{checked, connect, unexpected};
 use crate::control::{Connection, ExecRequest, Reply, Request};
+use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
-use crate::{exit, logging, report};
+use crate::{exit, logging};
 
 /// The error if the detached process ended without a report.
 const SILENT: &str = "vmm's process ended before the exec process was started";
@@ -86,14 +87,11 @@ fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
 
 /// Continues in a detached process. This process waits until the exec process runs.
 fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result<u8> {
-    let (reader, writer) = pipe().context("create a pipe")?;
-    match sys::fork_detached(None).context("fork a process for the exec process")? {
-        0 => {
-            drop(reader);
-            Ok(stand(directory, request, args.console_socket.as_deref(), writer))
+    match report::fork("fork a process for the exec process", None)? {
+        Forked::Child(reporter) => {
+            Ok(represent(directory, request, args.console_socket.as_deref(), &reporter))
         }
-        pid => {
-            drop(writer);
+        Forked::Parent(pid, reader) => {
             report::wait(reader, SILENT)?;
             args.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, pid)).map(|()| 0)
         }
@@ -101,7 +99,7 @@ fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result
 }
 
 /// The detached process, which represents the exec process on the host.
-fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writer: PipeWriter) -> u8 {
+fn represent(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, reporter: &Reporter) -> u8 {
     let terminal = request.terminal;
     let size = request.process.as_ref().and_then(|process| {
         let side = |name| process["consoleSize"][name].as_u64()?.try_into().ok();
@@ -115,7 +113,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     let ended = match begun {
         Ok((mut connection, signals)) => {
             // If the caller is gone, this process ends, which kills the exec process.
-            if report::send(writer, 0, "").is_err() {
+            if reporter.send(0, "").is_err() {
                 return exit::FAILED;
             }
             wait(&mut connection, &signals, terminal)
@@ -123,7 +121,7 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
         Err(error) => {
             let (_, message) = exit::of_error(&error);
             // There is no other place to report an error of this write.
-            let _ = report::send(writer, exit::OCI_FAILED, &message);
+            let _ = reporter.send(exit::OCI_FAILED, &message);
             return exit::OCI_FAILED;
         }
     };

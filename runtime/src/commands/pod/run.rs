@@ -1,10 +1,8 @@
 //! `vmm pod run`: the process of a pod.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::io::{PipeWriter, Read, pipe};
+use std::io::Read;
 use std::path::Path;
-use std::rc::Rc;
 
 use agent_proto::command::Protocol;
 use anyhow::{Context, Result};
@@ -22,7 +20,7 @@ use crate::pod::output::Outputs;
 use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::podfile;
 use crate::pod::supervisor::{Registration, Started, Supervised, Supervisor};
-use crate::report;
+use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
 
 /// A pod that is about to run.
@@ -65,18 +63,10 @@ fn foreground(start: Start) -> Result<u8> {
 /// Continues in a new background process. This process waits for the report of the start.
 fn detach(start: Start, remove: bool) -> Result<u8> {
     let state = start.state.clone();
-    let forked = state.own_log().context("start a background process").and_then(|log| {
-        let (reader, writer) = pipe().context("create a pipe")?;
-        let own = sys::fork_detached(Some(&log)).context("fork the pod's process")?;
-        Ok((own, reader, writer))
-    });
-    match forked {
-        Ok((0, reader, writer)) => {
-            drop(reader);
-            background(start, writer, remove)
-        }
-        Ok((_, reader, writer)) => {
-            drop(writer);
+    let log = state.own_log().context("start a background process");
+    match log.and_then(|log| report::fork("fork the pod's process", Some(&log))) {
+        Ok(Forked::Child(reporter)) => background(start, &reporter, remove),
+        Ok(Forked::Parent(_, reader)) => {
             let silent = "its process ended before the pod had started; see vmm.log in its directory";
             if let Err(error) = report::wait(reader, silent) {
                 // The report's text is complete; other errors get the pod's name.
@@ -93,29 +83,23 @@ fn detach(start: Start, remove: bool) -> Result<u8> {
 }
 
 /// Runs the pod in the background. The parent process gets the start's result; later failures go to the pod's own log.
-fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
+fn background(start: Start, reporter: &Reporter, remove: bool) -> Result<u8> {
     let state = start.state.clone();
-    let writer = Rc::new(Cell::new(Some(writer)));
-    let told = writer.clone();
+    let parent = reporter.clone();
+    // There is no other place to report that the parent is gone.
     let started = move || {
-        report(told.take(), 0, "");
+        let _ = parent.send(0, "");
         Ok(())
     };
     let result = live(start, Outputs::default(), Box::new(started));
-    let unstarted = writer.take();
-    if remove || unstarted.is_some() {
+    if remove || !reporter.has_sent() {
         state.remove()?;
     }
     if let Err(error) = &result {
         let (code, message) = exit::of_error(error);
-        report(unstarted, code, &message);
+        let _ = reporter.send(code, &message);
     }
     result
-}
-
-fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
-    // There is no other place to report an error of this write.
-    let _ = writer.map(|writer| report::send(writer, code, message));
 }
 
 /// Runs the pod from the machine's start to the end of its last container.
