@@ -63,7 +63,7 @@ pub enum PodCommand {
         json: bool,
     },
     /// Run a process in a running container and exit with its exit code
-    Exec(ExecArgs),
+    Exec(PodExecArgs),
     /// Print the output of containers
     Logs(LogsArgs),
     /// Print the resource usage of containers
@@ -146,7 +146,7 @@ pub struct PodRunArgs {
 
 /// `vmm pod exec`.
 #[derive(Debug, Args)]
-pub struct ExecArgs {
+pub struct PodExecArgs {
     /// Allocate a terminal
     #[arg(short, long)]
     pub tty: bool,

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use self::delete::kill_process;
 use self::hook_points::{bytes_of, hooks_of};
-use super::pod::{checked, connect, done, print};
+use super::print;
+use super::request::{connect, done};
 use crate::cli::container::KillArgs;
 use crate::control::{ControlError, Request};
 use crate::state::{PodState, StateDir, StateError, StateRoot};
@@ -73,7 +74,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
         let own = Environment::own();
         hooks::run("startContainer", &hooks.start_container, &bytes_of(&state), &own)?;
         let container = id.to_owned();
-        done(checked(connect(&directory)?.ask(&Request::Start { container }, &[])?)?)?;
+        done(connect(&directory)?.ask(&Request::Start { container }, &[])?)?;
         if hooks.poststart.is_empty() {
             return Ok(());
         }
@@ -117,7 +118,7 @@ pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
 fn ask_running(directory: &StateDir, request: &Request) -> Result<()> {
     let asked = connect(directory).and_then(|mut connection| Ok(connection.ask(request, &[])?));
     match asked {
-        Ok(reply) => done(checked(reply)?),
+        Ok(reply) => done(reply),
         Err(error) if matches!(error.downcast_ref(), Some(StateError::Stopped(_))) => {
             bail!("container not running")
         }

@@ -1,24 +1,19 @@
-//! `vmm exec`: runs an exec process. This process passes its descriptors to the container's process, forwards signals
-//! and window sizes, and returns the exec process's exit code.
+//! `vmm exec`: runs an exec process.
 
 use std::fs;
-use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use host::signals::Signals;
-use host::terminal::{self, RawTerminal};
 use host::environment;
+use host::signals::Signals;
 use oci::exec::ProcessChanges;
 use oci::spec::ConsoleSize;
 use serde_json::Value;
 
 use super::{check_console, refuse_descriptors, status, write_pid};
 use crate::cli::container::ExecArgs;
-use crate::commands::pod::exec::wait;
-use crate::commands::pod::{checked, connect, unexpected};
-use crate::control::{Connection, ExecRequest, Reply, Request};
+use crate::commands::attached;
+use crate::control::ExecRequest;
 use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
 use crate::{exit, logging};
@@ -61,28 +56,7 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     if let Some(path) = &args.pid_file {
         write_pid(path, std::process::id())?;
     }
-    let signals = Signals::block().context("block signals")?;
-    let mut connection = ask(&directory, request)?;
-    let raw = if terminal { RawTerminal::of_stdin().context("set the terminal to raw mode")? } else { None };
-    let code = wait(&mut connection, &signals, terminal);
-    drop(raw);
-    code
-}
-
-/// Starts the exec process with this process's standard streams.
-fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
-    let terminal = request.terminal;
-    if terminal && let Some(ConsoleSize { height, width }) = terminal::size() {
-        request.size = Some((height, width));
-    }
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    let fds = if terminal { &fds[..2] } else { &fds[..] };
-    let mut connection = connect(directory)?;
-    match checked(connection.ask(&Request::Exec(Box::new(request)), fds)?)? {
-        Reply::Started => Ok(connection),
-        other => unexpected(&other),
-    }
+    attached::run(&directory, request)
 }
 
 /// Continues in a detached process. This process waits until the exec process runs.
@@ -108,7 +82,7 @@ fn represent(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, 
     let begun = (|| -> Result<_> {
         socket.map_or(Ok(()), |socket| environment::open_terminal(socket, size))?;
         let signals = Signals::block().context("block signals")?;
-        Ok((ask(directory, request)?, signals))
+        Ok((attached::start(directory, request)?, signals))
     })();
     let ended = match begun {
         Ok((mut connection, signals)) => {
@@ -116,7 +90,7 @@ fn represent(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, 
             if reporter.send(0, "").is_err() {
                 return exit::FAILED;
             }
-            wait(&mut connection, &signals, terminal)
+            attached::wait(&mut connection, &signals, terminal)
         }
         Err(error) => {
             let (_, message) = exit::of_error(&error);

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use host::sys;
 use serde_json::Value;
 
-use super::{print, state_json, status};
+use super::{state_json, status};
 use crate::cli::container::{Format, ListArgs, PsArgs};
+use crate::commands::print;
 use crate::state::StateRoot;
 
 /// Minimum width of a column, and the padding after its longest cell.

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use host::sys;
 
-use super::connect;
 use crate::cli::pod::LogsArgs;
+use crate::commands::request::connect;
 use crate::control::{Connection, Request};
 use crate::logging;
 use crate::pod::log::reader::{LogReader, Wanted};

@@ -10,10 +10,10 @@ use host::cgroup::Cgroup;
 use host::signals::Signals;
 use host::{environment, sys};
 
-use super::print;
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
+use crate::commands::print;
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
 use crate::pod::output::Outputs;

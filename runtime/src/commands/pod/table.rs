@@ -4,7 +4,7 @@ use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::print;
+use crate::commands::print;
 use crate::state::PodState;
 use host::text::{self, printable};
 
