@@ -76,6 +76,23 @@ impl LogArgs {
     }
 }
 
+/// Flags that pods, `update` and `events` accept after their name as well, where they override those before it.
+#[derive(Debug, Default, Args)]
+pub struct LateArgs {
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+}
+
+impl LateArgs {
+    /// Takes each flag that is not given from `other`.
+    pub fn or(self, other: LateArgs) -> LateArgs {
+        LateArgs { log: self.log.or(other.log), root: self.root.or(other.root) }
+    }
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {

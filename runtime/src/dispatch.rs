@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::cli::container::{CreateArgs, IdArgs, read};
 use crate::cli::pod::{PodArgs, PodCommand};
 use crate::cli::update::{EventsArgs, UpdateArgs};
-use crate::cli::{Cli, Command, LogArgs, Words};
+use crate::cli::{Cli, Command, GlobalArgs, LateArgs, LogArgs, Words};
 use crate::commands::container::delete::delete;
 use crate::commands::container::{create, exec, kill, list, pause, start, state};
 use crate::exit::{self, CodedError};
@@ -87,17 +87,17 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
     let Some(command) = cli.command.filter(|_| !cli.version) else {
         return Ok((LogArgs::default(), Job::new(|_| version())));
     };
-    let (mut log, global) = (cli.log, cli.global);
-    let given_root = global.root.clone();
-    let root = StateRoot::new(global.root, |name| std::env::var_os(name));
+    let GlobalArgs { root, systemd_cgroup, .. } = cli.global;
+    let mut given = LateArgs { log: cli.log, root };
+    let root = state_root(&given);
     let job = match command {
         Command::Run(mut args) => {
-            args.engine.systemd_cgroup = global.systemd_cgroup;
+            args.engine.systemd_cgroup = systemd_cgroup;
             Job::new(move |start| commands::run::run(&root, *args, start)).stays(true)
         }
         Command::Create(words) => {
             let mut args: CreateArgs = read("create", words)?;
-            args.engine.systemd_cgroup = global.systemd_cgroup;
+            args.engine.systemd_cgroup = systemd_cgroup;
             Job::of_runc(move || create::create_from(&root, args)).stays(true)
         }
         Command::Start(words) => {
@@ -122,28 +122,29 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
             container("resume", words, root, |root, args: &IdArgs| pause(root, &args.id, false))?
         }
         Command::Pod(words) => {
-            let mut args = PodArgs::read(words, log, given_root)?;
-            log = std::mem::take(&mut args.log);
-            let stays = matches!(args.command, PodCommand::Run(_) | PodCommand::Exec(_));
-            Job::new(move |_| commands::pod::pod(args)).stays(stays)
+            let PodArgs { late, command } = read("pod", words)?;
+            given = late.or(given);
+            let root = state_root(&given);
+            let stays = matches!(command, PodCommand::Run(_) | PodCommand::Exec(_));
+            Job::new(move |_| commands::pod::pod(&root, command)).stays(stays)
         }
         Command::Update(words) => {
             let mut args: UpdateArgs = read("update", words)?;
-            log = std::mem::take(&mut args.log).or(log);
-            args.root = args.root.or(given_root);
-            Job::new(move |_| commands::update::update(args).map(|()| 0))
+            given = std::mem::take(&mut args.late).or(given);
+            let root = state_root(&given);
+            Job::new(move |_| commands::update::update(&root, &args).map(|()| 0))
         }
         Command::Events(words) => {
             let mut args: EventsArgs = read("events", words)?;
-            log = std::mem::take(&mut args.log).or(log);
-            args.root = args.root.or(given_root);
-            Job::new(move |_| commands::events::events(&args).map(|()| 0))
+            given = std::mem::take(&mut args.late).or(given);
+            let root = state_root(&given);
+            Job::new(move |_| commands::events::events(&root, &args).map(|()| 0))
         }
         Command::Spec(args) => Job::new(move |_| commands::spec::spec(&args.bundle).map(|()| 0)),
         Command::Check => Job::new(|_| Ok(u8::from(!commands::check::check(io::stdout().lock())?))),
         Command::Features => Job::new(|_| commands::features::features(io::stdout().lock()).map(|()| 0)),
     };
-    Ok((log, job))
+    Ok((given.log, job))
 }
 
 /// Returns the command for the container that `words` name.
@@ -155,6 +156,10 @@ fn container<A: Parser + 'static>(
 ) -> Result<Job, clap::Error> {
     let args: A = read(name, words)?;
     Ok(Job::of_runc(move || command(&root, &args)))
+}
+
+fn state_root(given: &LateArgs) -> StateRoot {
+    StateRoot::new(given.root.clone(), |name| std::env::var_os(name))
 }
 
 fn version() -> Result<u8> {

@@ -19,11 +19,10 @@ use crate::state::StateRoot;
 const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Prints one event a line until the container has ended. With `--stats`, prints a single report.
-pub fn events(args: &EventsArgs) -> Result<()> {
+pub fn events(root: &StateRoot, args: &EventsArgs) -> Result<()> {
     let interval = interval(&args.interval)
         .with_context(|| format!("--interval {:?}: not a duration up to 24h", args.interval))?;
-    let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
-    let (directory, state, container) = running_container(&root, &args.id)?;
+    let (directory, state, container) = running_container(root, &args.id)?;
     let mut connection = connect(&directory)?;
     let mut killed = None;
     loop {

@@ -11,7 +11,7 @@ use oci::exec::ProcessChanges;
 
 use super::attached;
 use super::request::{ask, connect, done, tell, unexpected};
-use crate::cli::pod::{MeantArgs, PodArgs, PodCommand, PodExecArgs};
+use crate::cli::pod::{MeantArgs, PodCommand, PodExecArgs};
 use crate::control::{ExecRequest, Reply, Request};
 use crate::deadlines;
 use crate::pod::podfile;
@@ -22,19 +22,18 @@ mod run;
 mod table;
 
 /// Executes a `vmm pod` command. Returns the exit code.
-pub fn pod(args: PodArgs) -> Result<u8> {
-    let root = StateRoot::new(args.root, |name| std::env::var_os(name));
-    match args.command {
-        PodCommand::Run(args) => return run::run(&root, *args),
-        PodCommand::Exec(args) => return exec(&root, args),
-        PodCommand::Logs(args) => logs::logs(&root, &args)?,
-        PodCommand::List { json } => list(&root, json)?,
+pub fn pod(root: &StateRoot, command: PodCommand) -> Result<u8> {
+    match command {
+        PodCommand::Run(args) => return run::run(root, *args),
+        PodCommand::Exec(args) => return exec(root, args),
+        PodCommand::Logs(args) => logs::logs(root, &args)?,
+        PodCommand::List { json } => list(root, json)?,
         PodCommand::Ps { pod, processes: false, json } => table::containers(&root.open(&pod)?.look()?, json)?,
-        PodCommand::Ps { pod, processes: true, json } => match ask(&root, &pod, &Request::Processes)? {
+        PodCommand::Ps { pod, processes: true, json } => match ask(root, &pod, &Request::Processes)? {
             Reply::Processes(all) => table::processes(&all, json)?,
             other => return unexpected(&other),
         },
-        PodCommand::Stats { pod, json } => match ask(&root, &pod, &Request::Stats)? {
+        PodCommand::Stats { pod, json } => match ask(root, &pod, &Request::Stats)? {
             Reply::Stats(all) => table::usage(&all, json)?,
             other => return unexpected(&other),
         },
@@ -42,15 +41,15 @@ pub fn pod(args: PodArgs) -> Result<u8> {
         PodCommand::Kill { signal, all, pod, container } => {
             let number = signal_of(&signal).with_context(|| format!("unknown signal {signal:?}"))?;
             let container = container.unwrap_or_default();
-            tell(&root, &pod, &Request::Kill { container, signal: number, all })?;
+            tell(root, &pod, &Request::Kill { container, signal: number, all })?;
         }
-        PodCommand::Rm { force, pods } => pods.iter().try_for_each(|pod| remove(&root, pod, force))?,
-        PodCommand::Add { pod, container } => add(&root, &pod, &container)?,
+        PodCommand::Rm { force, pods } => pods.iter().try_for_each(|pod| remove(root, pod, force))?,
+        PodCommand::Add { pod, container } => add(root, &pod, &container)?,
         PodCommand::Remove { force, pod, container } => {
-            tell(&root, &pod, &Request::Remove { container, force })?;
+            tell(root, &pod, &Request::Remove { container, force })?;
         }
-        PodCommand::Pause(meant) => pause(&root, meant, true)?,
-        PodCommand::Resume(meant) => pause(&root, meant, false)?,
+        PodCommand::Pause(meant) => pause(root, meant, true)?,
+        PodCommand::Resume(meant) => pause(root, meant, false)?,
     }
     Ok(0)
 }

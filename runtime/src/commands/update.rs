@@ -18,13 +18,12 @@ use crate::state::StateRoot;
 const RESOURCES_MAX: u64 = 1 << 20;
 
 /// Updates the limits. The guest goes first, since it can refuse them.
-pub fn update(args: UpdateArgs) -> Result<()> {
-    let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
+pub fn update(root: &StateRoot, args: &UpdateArgs) -> Result<()> {
     let mut resources = match &args.resources {
         Some(path) => read(path)?,
-        None => of_flags(&args)?,
+        None => of_flags(args)?,
     };
-    let (_, state, container) = running_container(&root, &args.id)?;
+    let (_, state, container) = running_container(root, &args.id)?;
     let sets = if state.cgroup.is_none() { Sets::Guest } else { Sets::Host };
     refuse(&resources, sets)?;
     if resources.cpu.period != 0 && resources.cpu.quota == 0 && sets == Sets::Host {
@@ -33,7 +32,7 @@ pub fn update(args: UpdateArgs) -> Result<()> {
     }
     let files = limits::changes(&resources, state.memory_mib, sets)?;
     if !files.is_empty() {
-        tell(&root, &args.id, &Request::Update { container, files })?;
+        tell(root, &args.id, &Request::Update { container, files })?;
     }
     if sets == Sets::Host {
         state.cgroup.change(&resources, state.memory_mib)?;
