@@ -7,33 +7,24 @@ use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 
-use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
 use host::network::Nic;
-use link::streams::{StreamHandle, StreamTable};
+use link::streams::StreamHandle;
 use link::{AgentLink, LinkError};
+use plan::ShareBind;
 use plan::device_rules::{Kind, Rule};
-use plan::vm::SHARE_TAG;
-use plan::{ShareBind, ShareType, VmPlan};
+use vmm::VmEnd;
 use vmm::devices::share::{NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms};
-use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
-use vmm::devices::virtio::fs::{self, Fs};
+use vmm::devices::virtio::console::LogTail;
 use vmm::devices::virtio::net::Vhost;
-use vmm::devices::virtio::p9::{self, P9};
-use vmm::devices::virtio::rng::Rng;
-use vmm::{PendingVm, Timeline, Vm, VmConfig, VmEnd};
 
-use crate::console::Outputs;
 use crate::host_error::{HostError, failed};
-use crate::image::Images;
 use crate::pod::Guest;
 use machine::Machine;
 use nics::Nics;
 
-mod machine;
-mod nics;
+pub mod machine;
+pub mod nics;
 
 /// An error of creating or changing a sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -67,77 +58,13 @@ pub struct Sandbox {
     pub link: AgentLink,
     /// The handle of the streams.
     pub streams: StreamHandle,
-    vm: Machine,
-    share: ShareTree,
-    nics: Nics,
-    console: LogTail,
-}
-
-/// Parts of a sandbox besides the plan.
-pub struct Parts {
-    /// KVM's part, which was started earlier.
-    pub pending: PendingVm,
-    /// Kernel and initramfs.
-    pub images: Images,
-    /// Destinations of the guest's kernel log.
-    pub outputs: Outputs,
-    /// The streams: the devices' end and the handle.
-    pub streams: (StreamTable, StreamHandle),
-    /// The NICs.
-    pub nics: Vec<Nic>,
-    /// Number of additional slots for NICs that are added to the running machine.
-    pub spare_nics: usize,
-    /// The socket for the guest's name queries, if the guest is to send them.
-    pub resolver: Option<UnixStream>,
-    /// The boot's marks.
-    pub timeline: Option<Arc<Timeline>>,
+    pub(crate) vm: Machine,
+    pub(crate) share: ShareTree,
+    pub(crate) nics: Nics,
+    pub(crate) console: LogTail,
 }
 
 impl Sandbox {
-    /// Creates the machine and starts it. The share is empty at first.
-    pub fn start(plan: &VmPlan, parts: Parts) -> Result<Sandbox> {
-        let (table, streams) = parts.streams;
-        let (ours, theirs) = UnixStream::pair().map_err(failed("create a socket pair"))?;
-        let share = ShareTree::new()?;
-        let config = VmConfig {
-            memory_mib: plan.memory_mib,
-            vcpus: plan.vcpus,
-            kernel: parts.images.kernel,
-            initramfs: Some(parts.images.initramfs),
-            cmdline: plan.cmdline.clone(),
-            serial: parts.outputs.serial,
-            timeline: parts.timeline,
-        };
-        let mut vm = Vm::with(parts.pending, config)?;
-        let (log, console) = LogPort::new(parts.outputs.console);
-        let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
-        let mut ports = vec![
-            Port { name: None, backend: Box::new(log) },
-            port(CONTROL_PORT, Box::new(SocketPort::new(theirs))),
-            port(STREAM_PORT, Box::new(table)),
-        ];
-        ports.extend(parts.resolver.map(|socket| port(RESOLVER_PORT, Box::new(SocketPort::new(socket)))));
-        vm.attach(Box::new(Console::new(vm.events(), ports)))?;
-        match plan.share {
-            ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, fs::server(&share))))?,
-            ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
-        }
-        vm.attach(Box::new(Rng::new(vm.events())))?;
-        let places = parts.nics.len() + parts.spare_nics;
-        let mut nics = Nics::attach(&mut vm, places, plan)?;
-        for nic in parts.nics {
-            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
-        }
-        Ok(Sandbox {
-            link: AgentLink::new(ours, plan.protocol)?,
-            streams,
-            vm: Machine::new(vm.start()?),
-            share,
-            nics,
-            console,
-        })
-    }
-
     /// Returns a descriptor that is readable once the machine has ended.
     pub fn end_fd(&self) -> BorrowedFd<'_> {
         self.vm.end_fd()

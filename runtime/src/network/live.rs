@@ -9,7 +9,7 @@ use link::{CommandId, LinkError};
 
 use super::changes::Changes;
 use super::describe::mac_text;
-use super::resolver::Names;
+use super::resolver::NameQueries;
 use crate::sandbox::Sandbox;
 
 /// The network, and pending requests to the guest for it.
@@ -19,12 +19,12 @@ pub struct LiveNetwork {
     /// Interfaces that the guest was asked to release.
     leaving: Vec<(CommandId, u32)>,
     /// Its name queries, until a server listens.
-    names: Option<Names>,
+    names: Option<NameQueries>,
 }
 
 impl LiveNetwork {
     /// Takes the network with which the machine was created.
-    pub fn new(network: Network, names: Option<Names>) -> LiveNetwork {
+    pub fn new(network: Network, names: Option<NameQueries>) -> LiveNetwork {
         LiveNetwork { network, leaving: Vec::new(), names }
     }
 
@@ -89,7 +89,7 @@ impl LiveNetwork {
     /// Starts to serve name queries. An engine's name server appears with the first network that has names, before the
     /// network's interface.
     fn serve_names(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
-        let Some(server) = self.names.as_ref().and_then(Names::server) else { return Ok(()) };
+        let Some(server) = self.names.as_ref().and_then(NameQueries::server) else { return Ok(()) };
         if let Some(Err(error)) = self.names.take().map(|names| names.serve(server)) {
             log::warn!("serve name queries: {error}");
             return Ok(());

@@ -33,22 +33,22 @@ const SOCKETS: &str = "/proc/thread-self/net/udp";
 
 /// A container's name queries, until a server is found.
 #[derive(Debug)]
-pub struct Names {
+pub struct NameQueries {
     /// Path of the container's resolv.conf on the host.
     resolv_conf: PathBuf,
     /// The host's end of the guest's port.
     port: UnixStream,
 }
 
-impl Names {
+impl NameQueries {
     /// Returns the queries of a container whose resolv.conf is on the host, and the end of the guest's port.
-    pub fn of(spec: &Spec) -> io::Result<Option<(Names, UnixStream)>> {
+    pub fn of(spec: &Spec) -> io::Result<Option<(NameQueries, UnixStream)>> {
         let mut mounts = spec.mounts.iter();
         let Some(mount) = mounts.rfind(|mount| mount.destination == "/etc/resolv.conf") else {
             return Ok(None);
         };
         let (port, guest) = UnixStream::pair()?;
-        Ok(Some((Names { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
+        Ok(Some((NameQueries { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
     }
 
     /// Returns the loopback address that the container's resolv.conf names at present, if a server listens there in the

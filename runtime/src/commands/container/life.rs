@@ -115,9 +115,9 @@ impl Life {
             Ok::<_, anyhow::Error>(Registration { listener: directory.listen()?, directory })
         });
         let registration = registration.transpose()?;
-        let machine = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
+        let (session, network) = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
         let supervised = Supervised {
-            session: machine.session,
+            session,
             signals,
             pod: PodPlan::of_one(&self.config.id, vm),
             containers: vec![ContainerSpec::unattended(container, self.bundle.process.clone())],
@@ -129,7 +129,7 @@ impl Life {
                 transient: self.foreground,
             }),
             cgroup: self.state.cgroup.clone(),
-            network: machine.network,
+            network,
             timeline: self.timeline.clone(),
         };
         Supervisor::start(supervised, started)

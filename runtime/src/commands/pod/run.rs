@@ -112,9 +112,9 @@ fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
     let signals = Signals::block().context("block signals")?;
     let assembly = Assembly::begin()?;
     let registration = Registration { listener: state.listen()?, directory: state };
-    let machine = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
+    let (session, network) = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
     let supervised = Supervised {
-        session: machine.session,
+        session,
         signals,
         pod,
         containers,
@@ -122,7 +122,7 @@ fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
         outputs,
         own: None,
         cgroup: Cgroup::default(),
-        network: machine.network,
+        network,
         timeline: None,
     };
     Supervisor::start(supervised, started)?.run()
