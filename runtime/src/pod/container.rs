@@ -136,6 +136,11 @@ impl Container {
         Container { phase, stdio: Stdio::Own, ..Container::new(spec, None, Instant::now()) }
     }
 
+    /// Whether a request names this container; an empty name is that of every container.
+    pub fn is_meant(&self, name: &str) -> bool {
+        name.is_empty() || self.spec.name() == name
+    }
+
     /// Whether this process represents the container.
     pub fn is_own(&self) -> bool {
         self.stdio == Stdio::Own

@@ -95,9 +95,18 @@ impl Containers {
         self.all.push(Container::own(spec, phase));
     }
 
+    /// Returns the container `name`.
+    pub fn find(&self, name: &str) -> Option<&Container> {
+        self.all.iter().find(|container| container.spec.name() == name)
+    }
+
+    fn find_mut(&mut self, name: &str) -> Option<&mut Container> {
+        self.all.iter_mut().find(|container| container.spec.name() == name)
+    }
+
     /// Starts a container in [`Phase::Created`]. `client` gets the result.
     pub fn start(&mut self, name: &str, client: ClientId) -> Option<Reply> {
-        match self.all.iter_mut().find(|container| container.spec.name() == name) {
+        match self.find_mut(name) {
             Some(container) if container.phase == Phase::Created => {
                 (container.phase, container.starter) = (Phase::Waiting(Instant::now()), Some(client));
                 None
@@ -156,12 +165,8 @@ impl Containers {
         for (command, awaited) in &self.awaited {
             let Awaited::Exec(process) = awaited else { continue };
             let exec = self.execs.iter().find(|exec| exec.process.name == *process);
-            let paused = |exec: &Exec| {
-                self.all
-                    .iter()
-                    .any(|container| container.paused && container.spec.name() == exec.process.container)
-            };
-            guest.link.excuse(*command, exec.is_some_and(paused));
+            let container = exec.and_then(|exec| self.find(&exec.process.container));
+            guest.link.excuse(*command, container.is_some_and(|container| container.paused));
         }
     }
 
@@ -185,11 +190,7 @@ impl Containers {
 
     /// Resizes a container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
-        let mut running = self.all.iter().filter(|container| container.phase == Phase::Running);
-        let meant = running.find(|container| {
-            container.spec.name() == name && container.spec.plan.container.process.terminal
-        });
-        meant.map_or(Ok(()), |container| container.resize(guest, size))
+        self.find(name).map_or(Ok(()), |container| container.resize(guest, size))
     }
 
     /// Returns the clients that wait for an exec process.
@@ -199,9 +200,7 @@ impl Containers {
 
     /// Removes a container. With `force`, a running container is killed first.
     pub fn remove(&mut self, name: &str, force: bool, client: ClientId) -> Option<Reply> {
-        let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
-            return Some(unknown(name));
-        };
+        let Some(container) = self.find_mut(name) else { return Some(unknown(name)) };
         if container.phase != Phase::Ended && !force {
             return Some(refused(format!("container {name:?} is running")));
         }
@@ -213,7 +212,7 @@ impl Containers {
 
     /// Tells `client` when the container has ended and will not be restarted.
     pub fn wait(&mut self, name: &str, client: ClientId) -> Option<Reply> {
-        match self.all.iter().find(|container| container.spec.name() == name) {
+        match self.find(name) {
             None => Some(unknown(name)),
             Some(container) if container.phase == Phase::Ended => {
                 Some(Reply::Exited(container.exit.unwrap_or(0)))
@@ -225,38 +224,49 @@ impl Containers {
         }
     }
 
-    /// Asks the agent about every container, or to pause or resume the container `name`.
-    pub fn ask(
+    /// Asks the agent for the resource usage of every container.
+    pub fn stats(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<Option<Reply>> {
+        self.ask(guest, Code::Stats, String::new(), Awaited::Stats(client))
+    }
+
+    /// Asks the agent for the processes of every container.
+    pub fn processes(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<Option<Reply>> {
+        self.ask(guest, Code::Processes, String::new(), Awaited::Processes(client))
+    }
+
+    /// Pauses or resumes the container `name`, or every container if it is empty.
+    pub fn pause(
         &mut self,
         guest: &mut Guest<'_>,
         client: ClientId,
-        question: &Question,
+        name: String,
+        paused: bool,
     ) -> Result<Option<Reply>> {
-        let asked = |what: &&(CommandId, Awaited)| {
+        if !self.all.iter().any(|it| it.phase == Phase::Running && it.is_meant(&name)) {
+            return Ok(Some(self.not_running(&name)));
+        }
+        let code = if paused { Code::Pause } else { Code::Resume };
+        self.ask(guest, code, name.clone(), Awaited::Pause { client, container: name, paused })
+    }
+
+    fn ask(
+        &mut self,
+        guest: &mut Guest<'_>,
+        code: Code,
+        container: String,
+        awaited: Awaited,
+    ) -> Result<Option<Reply>> {
+        let is_pending = |awaited: &Awaited| {
             matches!(
-                what.1,
+                awaited,
                 Awaited::Stats(_) | Awaited::Processes(_) | Awaited::Update(_) | Awaited::Pause { .. }
             )
         };
-        if self.awaited.iter().filter(asked).count() >= QUESTIONS_MAX {
-            return Ok(Some(refused(format!(
-                "limit of {QUESTIONS_MAX} pending requests to the guest reached"
-            ))));
+        if self.awaited.iter().filter(|(_, awaited)| is_pending(awaited)).count() >= QUESTIONS_MAX {
+            let why = format!("limit of {QUESTIONS_MAX} pending requests to the guest reached");
+            return Ok(Some(refused(why)));
         }
-        let container = ContainerName { container: question.container().to_owned() };
-        let (code, awaited) = match question {
-            Question::Stats => (Code::Stats, Awaited::Stats(client)),
-            Question::Processes => (Code::Processes, Awaited::Processes(client)),
-            Question::Pause { container, paused } => {
-                let known = |it: &Container| it.phase == Phase::Running && is_meant(container, it);
-                if !self.all.iter().any(known) {
-                    return Ok(Some(self.not_running(container)));
-                }
-                let code = if *paused { Code::Pause } else { Code::Resume };
-                (code, Awaited::Pause { client, container: container.clone(), paused: *paused })
-            }
-        };
-        let command = guest.link.send(code, "ask the guest", &container)?;
+        let command = guest.link.send(code, "ask the guest", &ContainerName { container })?;
         self.awaited.push((command, awaited));
         Ok(None)
     }
@@ -269,8 +279,7 @@ impl Containers {
         container: String,
         cgroup: BTreeMap<String, String>,
     ) -> Result<Option<Reply>> {
-        let known = |it: &Container| it.phase == Phase::Running && it.spec.name() == container;
-        if !self.all.iter().any(known) {
+        if self.find(&container).is_none_or(|it| it.phase != Phase::Running) {
             return Ok(Some(self.not_running(&container)));
         }
         let limits = ContainerLimits { container, cgroup };
@@ -287,8 +296,9 @@ impl Containers {
         request: &ExecRequest,
         fds: &[OwnedFd],
     ) -> Result<Option<Reply>> {
-        let found = self.all.iter().find(|container| container.spec.name() == request.container);
-        let Some(container) = found else { return Ok(Some(unknown(&request.container))) };
+        let Some(container) = self.find(&request.container) else {
+            return Ok(Some(unknown(&request.container)));
+        };
         if container.phase != Phase::Running || container.paused && !request.ignore_paused {
             return Ok(Some(self.not_running(&request.container)));
         }
@@ -406,7 +416,7 @@ impl Containers {
     }
 
     fn not_running(&self, name: &str) -> Reply {
-        match self.all.iter().find(|container| container.spec.name() == name) {
+        match self.find(name) {
             // Engines recognize this text as "no process to signal".
             Some(container) if container.is_own() => refused("container not running".to_owned()),
             Some(container) => {
@@ -416,32 +426,6 @@ impl Containers {
             None => unknown(name),
         }
     }
-}
-
-/// A request for information from the guest, or to pause or resume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
-    /// Resource usage of the containers.
-    Stats,
-    /// Processes of the containers.
-    Processes,
-    /// Pause or resume.
-    Pause {
-        /// Name of the container; every container if it is empty.
-        container: String,
-        /// Pause, otherwise resume.
-        paused: bool,
-    },
-}
-
-impl Question {
-    fn container(&self) -> &str {
-        if let Question::Pause { container, .. } = self { container } else { "" }
-    }
-}
-
-fn is_meant(name: &str, container: &Container) -> bool {
-    name.is_empty() || container.spec.name() == name
 }
 
 /// Handles a failed start. If the container never ran, its pod or the client that added it gets the error.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use oci::spec::ConsoleSize;
 
 use super::ClientId;
-use super::containers::{Question, refused};
+use super::containers::refused;
 use super::supervisor::Supervisor;
 use crate::control::{Reply, Request};
 
@@ -52,10 +52,10 @@ impl Supervisor {
             }
             Request::Add { base, container } => self.add_sent(client, &base, container),
             Request::Remove { container, force } => containers.remove(&container, force, client),
-            Request::Stats => containers.ask(&mut guest, client, &Question::Stats)?,
-            Request::Processes => containers.ask(&mut guest, client, &Question::Processes)?,
+            Request::Stats => containers.stats(&mut guest, client)?,
+            Request::Processes => containers.processes(&mut guest, client)?,
             Request::Pause { container, paused } => {
-                containers.ask(&mut guest, client, &Question::Pause { container, paused })?
+                containers.pause(&mut guest, client, container, paused)?
             }
             Request::Update { container, files } => {
                 containers.update(&mut guest, client, container, files)?

@@ -285,7 +285,7 @@ impl Supervisor {
             Event::Exited => self.mark("exited"),
             Event::Runs(name) => {
                 self.mark("container_started");
-                let container = self.containers.all.iter().find(|container| container.spec.name() == name);
+                let container = self.containers.find(&name);
                 container
                     .map_or(Ok(()), |container| self.session.sandbox.seal(&container.spec.plan.binds))?;
             }

@@ -9,7 +9,7 @@ use link::LinkError;
 use plan::INIT_PROCESS;
 use serde::de::DeserializeOwned;
 
-use super::{Awaited, Containers, Event, Result, is_meant, refused, start_failed};
+use super::{Awaited, Containers, Event, Result, refused, start_failed};
 use crate::control::Reply;
 use crate::exit;
 use crate::pod::container::{Container, Phase, StartError};
@@ -48,7 +48,7 @@ impl Containers {
                     let reply = match reply {
                         Ok(_) => {
                             let running = |it: &&mut Container| it.phase == Phase::Running;
-                            let meant = self.all.iter_mut().filter(|it| is_meant(&container, it));
+                            let meant = self.all.iter_mut().filter(|it| it.is_meant(&container));
                             meant.filter(running).for_each(|container| container.paused = paused);
                             Reply::Done
                         }
@@ -69,9 +69,7 @@ impl Containers {
         now: Instant,
         events: &mut Vec<Event>,
     ) -> Result<()> {
-        let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
-            return Ok(());
-        };
+        let Some(container) = self.find_mut(name) else { return Ok(()) };
         events.push(Event::Changed);
         let (code, message) = match reply {
             Ok(_) => {
@@ -105,7 +103,7 @@ impl Containers {
             Err(error @ LinkError::Refused { .. }) => log::warn!("container {name}: {error}"),
             Err(error) => return Err(error),
         }
-        if let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) {
+        if let Some(container) = self.find_mut(name) {
             container.cleared();
             events.push(Event::Changed);
         }

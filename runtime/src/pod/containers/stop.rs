@@ -6,7 +6,7 @@ use std::time::Instant;
 use agent_proto::command::Code;
 use agent_proto::payload::ContainerName;
 
-use super::{Awaited, Containers, Event, Result, is_meant};
+use super::{Awaited, Containers, Event, Result};
 use crate::control::Reply;
 use crate::exit;
 use crate::pod::Guest;
@@ -25,13 +25,13 @@ impl Containers {
     /// Sends a signal to the container `name`, or to every running container if it is empty.
     pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
         let killed = (signal == libc::SIGKILL).then(|| Instant::now() + self.kill_patience);
-        if let Some(container) = self.all.iter_mut().find(|container| is_meant(name, container))
+        if let Some(container) = self.all.iter_mut().find(|container| container.is_meant(name))
             && container.hold(signal, all)
         {
             container.killed = container.killed.or(killed);
             return Ok(Reply::Done);
         }
-        let living = |container: &&Container| is_meant(name, container) && self.lives(container);
+        let living = |container: &&Container| container.is_meant(name) && self.lives(container);
         let meant: Vec<String> =
             self.all.iter().filter(living).map(|container| container.spec.name().to_owned()).collect();
         let meant = |container: &&mut Container| meant.iter().any(|name| name == container.spec.name());

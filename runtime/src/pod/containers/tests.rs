@@ -464,10 +464,9 @@ fn signals_go_to_one_container_or_to_all() {
 #[test]
 fn the_guest_is_asked_about_its_containers() {
     let mut rig = Rig::running("exec sleep 1000");
-    for (client, question) in [(1, Question::Stats), (2, Question::Processes)] {
-        let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-        assert_eq!(rig.containers.ask(&mut guest, client, &question).unwrap(), None);
-    }
+    let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
+    assert_eq!(rig.containers.stats(&mut guest, 1).unwrap(), None);
+    assert_eq!(rig.containers.processes(&mut guest, 2).unwrap(), None);
     let (mut stats, mut processes) = (false, false);
     rig.until(|rig| {
         for events in rig.events.drain(..) {
@@ -480,12 +479,11 @@ fn the_guest_is_asked_about_its_containers() {
         stats && processes
     });
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    let pause = |paused| Question::Pause { container: "a".into(), paused };
-    assert_eq!(rig.containers.ask(&mut guest, 3, &pause(true)).unwrap(), None);
+    assert_eq!(rig.containers.pause(&mut guest, 3, "a".into(), true).unwrap(), None);
     rig.until(|rig| rig.container("a").paused);
     assert_eq!(rig.container("a").state().status, "paused");
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
-    assert_eq!(rig.containers.ask(&mut guest, 3, &pause(false)).unwrap(), None);
+    assert_eq!(rig.containers.pause(&mut guest, 3, "a".into(), false).unwrap(), None);
     rig.until(|rig| !rig.container("a").paused);
 }
 

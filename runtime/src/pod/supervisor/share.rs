@@ -42,7 +42,7 @@ impl Supervisor {
 
     /// Shares a container's files and queues its start.
     pub(super) fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
-        if self.containers.all.iter().any(|container| container.spec.name() == spec.name()) {
+        if self.containers.find(spec.name()).is_some() {
             anyhow::bail!("the pod has a container {:?}", spec.name());
         }
         if self.containers.all.len() >= CONTAINERS_MAX {
