@@ -56,7 +56,6 @@ impl Assembly {
         Ok(Assembly { pending, timeline: None, kernel_marks: None })
     }
 
-    /// Records the boot's marks.
     pub fn with_marks(self, timeline: Option<Arc<Timeline>>, kernel: Option<KernelMarks>) -> Assembly {
         Assembly { timeline, kernel_marks: kernel, ..self }
     }

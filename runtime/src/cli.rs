@@ -20,10 +20,8 @@ pub struct Cli {
     /// Print version, commit, and what is embedded
     #[arg(short = 'V', long)]
     pub version: bool,
-    /// Settings of the program's own log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Flags before the command, as with runc.
     #[command(flatten)]
     pub global: GlobalArgs,
     /// The command; without one, or with --version, the version is printed.
@@ -167,10 +165,8 @@ pub struct RunArgs {
     /// Return once the container runs, and leave it in the background
     #[arg(short, long)]
     pub detach: bool,
-    /// Flags that `create` has as well.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Settings that environment variables and the configuration file can also give.
     #[command(flatten)]
     pub settings: Settings,
 }

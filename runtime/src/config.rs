@@ -20,29 +20,18 @@ use crate::host_error::{HostError, failed_at};
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
 
-/// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The configuration file cannot be read or parsed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// A value is not valid.
     #[error("{name} {value:?}: {why}")]
-    Value {
-        /// Name of the setting.
-        name: &'static str,
-        /// The given value.
-        value: String,
-        /// What is wrong with the value.
-        why: &'static str,
-    },
+    Value { name: &'static str, value: String, why: &'static str },
 }
 
-/// This module's result.
 pub type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
 impl Settings {
-    /// Reads the environment variables.
     fn from_env(lookup: impl Fn(&str) -> Option<OsString>) -> Settings {
         // A value that is not UTF-8 is refused later, by the check of the setting.
         let text = |name: &str| lookup(name).map(|value| value.to_string_lossy().into_owned());
@@ -105,13 +94,11 @@ impl Settings {
 /// The merged configuration of `vmm run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// The bundle's directory.
     pub bundle: PathBuf,
     /// The container's id, which is a valid file name.
     pub id: String,
     /// The id comes from the command line, so other commands can find the container.
     pub is_named: bool,
-    /// Settings of the machine.
     pub vm: VmSettings,
     /// Replaces the embedded kernel.
     pub kernel: Option<PathBuf>,
@@ -119,7 +106,6 @@ pub struct RunConfig {
     pub initrd: Option<PathBuf>,
     /// Destination of the boot's timeline: a file, or `-` for only the table on stderr.
     pub marks: Option<PathBuf>,
-    /// Maximum time for an answer of the agent.
     pub agent_timeout: Duration,
 }
 

@@ -22,14 +22,12 @@ const MARKS_MAX: usize = 1024;
 pub struct KernelMark {
     /// Microseconds on the guest's clock.
     pub at: Duration,
-    /// Text of the milestone.
     pub name: String,
 }
 
 /// The milestones so far, shared with the thread that reads the console.
 pub type KernelMarks = Arc<Mutex<Vec<KernelMark>>>;
 
-/// Writers for the guest's output.
 #[derive(Default)]
 pub struct ConsoleWriters {
     /// Writer for the serial port, if the machine has one.

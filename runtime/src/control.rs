@@ -30,54 +30,35 @@ const READ_SIZE: usize = 16 << 10;
 /// Maximum number of unsent bytes for a client that does not read.
 const OUTGOING_MAX: usize = 2 * MESSAGE_MAX;
 
-/// An error of a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The socket cannot be read or written.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// A message is too large.
     #[error("message of {0} bytes on the pod's socket is too large")]
     TooLong(usize),
-    /// A message is not valid JSON of a request or answer.
     #[error("parse a message on the pod's socket")]
     Parse(#[source] serde_json::Error),
-    /// More descriptors arrived than any request has.
     #[error("more than {FDS_MAX} descriptors on the pod's socket")]
     Descriptors,
-    /// The pod has ended.
     #[error("the pod ended before it answered")]
     Ended,
-    /// The pod exists and does not answer.
     #[error("{command} {pod}: no answer from its machine within {} s", after.as_secs())]
-    Silent {
-        /// The command that sent the request.
-        command: &'static str,
-        /// The pod's name.
-        pod: String,
-        /// Time that the pod had to answer.
-        after: Duration,
-    },
-    /// The client does not read.
+    Silent { command: &'static str, pod: String, after: Duration },
     #[error("a client of the pod's socket does not read its answers")]
     Stalled,
 }
 
-/// This module's result.
 pub type Result<T, E = ControlError> = std::result::Result<T, E>;
 
-/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Request {
     /// Start a container that was created.
     Start {
-        /// The container's name.
         container: String,
     },
     /// Answer when a container has ended and will not be restarted.
     Wait {
-        /// The container's name.
         container: String,
     },
     /// Start an exec process with the descriptors of the message: stdin, stdout, and without a terminal stderr.
@@ -86,50 +67,36 @@ pub enum Request {
     Signal(i32),
     /// Resize its terminal: rows and columns.
     Resize(u16, u16),
-    /// Send a signal to a container's init process, or to all of its processes.
+    /// Send a signal to a container's init process, or to all of its processes. An empty name means every container.
     Kill {
-        /// The container's name; every container if it is empty.
         container: String,
-        /// Signal number.
         signal: i32,
-        /// Whether all processes get the signal.
         all: bool,
     },
     /// Stop the pod: each container gets its stop signal, and SIGKILL after `grace` seconds.
     Stop {
-        /// Seconds until SIGKILL.
         grace: u64,
     },
-    /// Add a container.
+    /// Add a container as in a podfile. Its paths are relative to `base`, which is absolute.
     Add {
-        /// Directory to which the container's paths are relative, absolute.
         base: String,
-        /// The container as in a podfile.
         container: serde_json::Value,
     },
-    /// Remove a container.
+    /// Remove a container, with `force` even if it runs.
     Remove {
-        /// The container's name.
         container: String,
-        /// Whether a running container is killed.
         force: bool,
     },
-    /// Report the containers' resource usage.
     Stats,
-    /// Report the containers' processes.
     Processes,
-    /// Pause or resume.
+    /// Pause, or else resume. An empty name means every container.
     Pause {
-        /// The container's name; every container if it is empty.
         container: String,
-        /// Pause, otherwise resume.
         paused: bool,
     },
-    /// Update a container's limits in the guest.
+    /// Update a container's limits in the guest: the files of its cgroup, and the values to write.
     Update {
-        /// The container's name.
         container: String,
-        /// Files of the container's cgroup, and the values to write.
         files: BTreeMap<String, String>,
     },
 }
@@ -181,18 +148,15 @@ impl Request {
     }
 }
 
-/// An exec process to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExecRequest {
-    /// The container's name.
     pub container: String,
     /// Changes to the process of the container's init process.
     pub changes: ProcessChanges,
     /// User and group by name or number, which the guest looks up. If empty, those of `changes` apply.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
-    /// Whether the process has a terminal.
     pub terminal: bool,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
@@ -210,32 +174,25 @@ pub struct ExecRequest {
     pub cgroup: String,
 }
 
-/// A pod's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Reply {
     /// The request was accepted and the guest will be asked; another answer follows.
     Accepted,
-    /// The request was fulfilled.
     Done,
     /// The connection's exec process runs.
     Started,
     /// The connection's exec process, or the awaited container, has ended with this code.
     Exited(u8),
-    /// Resource usage of containers.
     Stats(Vec<ContainerUsage>),
-    /// Processes of containers.
     Processes(Vec<ContainerProcesses>),
-    /// The request was refused or failed.
+    /// The request was refused or failed. `code` is the exit code for the command.
     Failed {
-        /// The exit code for the command.
         code: u8,
-        /// The error message.
         message: String,
     },
 }
 
-/// One end of a connection.
 #[derive(Debug)]
 pub struct Connection {
     socket: UnixStream,
@@ -267,7 +224,6 @@ impl Connection {
         })
     }
 
-    /// Returns the descriptor to wait for.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -322,7 +278,6 @@ impl Connection {
         self.flush_with(&[])
     }
 
-    /// Whether bytes are queued.
     pub fn is_flushed(&self) -> bool {
         self.outgoing.is_empty()
     }

@@ -13,7 +13,6 @@ pub struct HostError {
 }
 
 impl HostError {
-    /// Returns the kind of the I/O error.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }

@@ -13,9 +13,7 @@ use vmm::Image;
 
 use crate::host_error::{HostError, failed_at};
 
-/// The section with the kernel.
 pub const KERNEL_SECTION: &str = ".linux";
-/// The section with the initramfs.
 pub const INITRD_SECTION: &str = ".initrd";
 
 const SELF: &str = "/proc/self/exe";
@@ -28,36 +26,24 @@ const SECTIONS_MAX: u16 = 256;
 /// Maximum number of bytes of section names.
 const NAMES_MAX: u64 = 64 << 10;
 
-/// An error in finding the kernel or initramfs.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A given file cannot be used, or this program's own section headers cannot be read.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The program has none embedded, and no file was given.
     #[error(
         "find a {what}: this program was built without one; name one with {flag} or {variable}, or build it in with \
          `cargo xtask kernel`"
     )]
-    Missing {
-        /// `kernel` or `initramfs`.
-        what: &'static str,
-        /// The flag that names a file.
-        flag: &'static str,
-        /// The environment variable that names a file.
-        variable: &'static str,
-    },
+    Missing { what: &'static str, flag: &'static str, variable: &'static str },
 }
 
-/// This module's result.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 
 /// The files that a guest boots from.
 #[derive(Debug)]
 pub struct Images {
-    /// The kernel.
     pub kernel: Image,
-    /// The initramfs with the agent.
     pub initramfs: Image,
 }
 
@@ -84,9 +70,7 @@ impl Images {
 /// The images that are embedded in this program.
 #[derive(Debug, Default)]
 pub struct Embedded {
-    /// The kernel, if the build embedded one.
     pub kernel: Option<Image>,
-    /// The initramfs, if the build embedded one.
     pub initramfs: Option<Image>,
 }
 

@@ -12,16 +12,12 @@ use crate::cli::LogArgs;
 use crate::host_error::{HostError, failed_at};
 use host::text;
 
-/// An error of the log's setup.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The file cannot be opened.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The level is not known.
     #[error("log level {0:?}: not off, error, warn, info, debug or trace")]
     Level(String),
-    /// The format is not known.
     #[error("log format {0:?}: not text or json")]
     Format(String),
 }

@@ -29,9 +29,7 @@ pub type ClientId = u64;
 
 /// The host's handles of the channels into the guest.
 pub struct Guest<'a> {
-    /// The control channel.
     pub link: &'a mut AgentLink,
-    /// The streams.
     pub streams: &'a mut StreamHandle,
 }
 

@@ -26,37 +26,25 @@ use nics::Nics;
 pub mod machine;
 pub mod nics;
 
-/// An error of creating or changing a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The VMM could not create or start the machine.
     #[error(transparent)]
     Vm(#[from] vmm::Error),
-    /// The share refused a path.
     #[error(transparent)]
     Share(#[from] ShareError),
-    /// A system call on the host failed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The control channel failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The machine has no free slot for a NIC.
     #[error("a running machine is limited to {count} network interfaces")]
-    NoPlace {
-        /// Number of slots of the machine.
-        count: usize,
-    },
+    NoPlace { count: usize },
 }
 
-/// This module's result.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;
 
 /// A running machine, the agent's link and the streams.
 pub struct Sandbox {
-    /// The control channel.
     pub link: AgentLink,
-    /// The handle of the streams.
     pub streams: StreamHandle,
     pub(crate) vm: Machine,
     pub(crate) share: ShareTree,
@@ -93,7 +81,6 @@ impl Sandbox {
         self.share.set_host_sync(false);
     }
 
-    /// Returns the handles of the channels into the guest.
     pub fn guest(&mut self) -> Guest<'_> {
         Guest { link: &mut self.link, streams: &mut self.streams }
     }

@@ -21,50 +21,21 @@ const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// Maximum time for a machine to end after its guest has closed the control channel.
 const END_GRACE: Duration = Duration::from_secs(2);
 
-/// An error of the wait.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The guest's kernel panicked.
     #[error("guest kernel panicked: {tail}")]
-    Panicked {
-        /// The panic and the lines after it.
-        tail: String,
-    },
-    /// The machine ended too early.
+    Panicked { tail: String },
     #[error("{step}: the virtual machine ended: {}{tail}", reason(end))]
-    Ended {
-        /// The step that was waited for.
-        step: &'static str,
-        /// How the machine ended.
-        end: VmEnd,
-        /// The console's last lines.
-        tail: String,
-    },
-    /// The agent did not answer in time.
+    Ended { step: &'static str, end: VmEnd, tail: String },
     #[error("{step}: no answer from the guest's agent for {} s{tail}", after.as_secs())]
-    Silent {
-        /// The step that was waited for.
-        step: &'static str,
-        /// Time that the agent had to answer.
-        after: Duration,
-        /// The console's last lines.
-        tail: String,
-    },
-    /// The agent has not reported the end of a killed container in time.
+    Silent { step: &'static str, after: Duration, tail: String },
     #[error("container {container}: killed, and no answer from the guest's agent for {} s", after.as_secs())]
-    Unkilled {
-        /// The container's name.
-        container: String,
-        /// Time that the agent had to report.
-        after: Duration,
-    },
+    Unkilled { container: String, after: Duration },
     /// A signal to terminate arrived before the container's process was started.
     #[error("ended by signal {0} before the container's process was started")]
     Interrupted(i32),
-    /// The agent refused a command, or broke the protocol.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// A system call on the host failed.
     #[error(transparent)]
     Host(#[from] HostError),
 }
@@ -77,7 +48,6 @@ impl SessionError {
     }
 }
 
-/// This module's result.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
 /// Something that the agent owes besides replies.
@@ -85,15 +55,12 @@ pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 struct Debt {
     /// The caller's number of it.
     what: u64,
-    /// For how long it is owed.
     waited: Duration,
 }
 
 /// A sandbox, and the wait for its events.
 pub struct Session {
-    /// The sandbox.
     pub sandbox: Sandbox,
-    /// Maximum time for an answer of the agent.
     patience: Duration,
     debt: Option<Debt>,
     /// The time up to which the agent's silence has been counted.
@@ -108,7 +75,6 @@ impl Session {
         Session { sandbox, patience, debt: None, counted: Instant::now(), over: false }
     }
 
-    /// Returns the maximum time for an answer of the agent.
     pub fn patience(&self) -> Duration {
         self.patience
     }

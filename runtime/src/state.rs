@@ -46,33 +46,20 @@ const LOCK: &str = "lock";
 const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 
-/// An error of a pod's directory or of a request for it.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A system call on the host failed, or a state file is not valid.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The container's cgroup cannot be removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// No pod has this name.
     #[error("there is no pod {0:?}")]
     Unknown(String),
-    /// A pod of this name exists.
     #[error("pod {id:?} exists already{}", if *living { "" } else { "; it has ended, `vmm pod rm` removes it" })]
-    Exists {
-        /// The pod's name.
-        id: String,
-        /// The pod's process runs.
-        living: bool,
-    },
-    /// A container with this id exists.
+    Exists { id: String, living: bool },
     #[error("container with id exists: {0}")]
     ContainerExists(String),
-    /// No container has this id.
     #[error("container does not exist: {0}")]
     NoContainer(String),
-    /// The pod is not running.
     #[error("pod {0:?} is not running")]
     Stopped(String),
     /// The pod is running, and the request is for one that has ended.
@@ -80,23 +67,11 @@ pub enum StateError {
     Running(String),
     /// The pod's process accepts no connection.
     #[error("{id}: no answer from its machine within {} s", after.as_secs())]
-    Silent {
-        /// The pod's name.
-        id: String,
-        /// Time that the process had to answer.
-        after: Duration,
-    },
-    /// The pod's process has not ended in time.
+    Silent { id: String, after: Duration },
     #[error("{id}: its machine has not ended within {} s", after.as_secs())]
-    Lasting {
-        /// The pod's name.
-        id: String,
-        /// Time that the process had to end.
-        after: Duration,
-    },
+    Lasting { id: String, after: Duration },
 }
 
-/// This module's result.
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
 /// The directory that contains the pods' directories.
@@ -188,7 +163,6 @@ impl StateRoot {
         self.open(id).ok().filter(claimed)
     }
 
-    /// Takes the root's lock.
     fn lock(&self) -> Result<File, HostError> {
         let path = self.0.join(ROOT_LOCK);
         let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
@@ -202,7 +176,6 @@ impl StateRoot {
         found.ok_or_else(|| StateError::NoContainer(id.to_owned()))
     }
 
-    /// Returns a pod's directory.
     pub fn open(&self, id: &str) -> Result<StateDir> {
         let path = self.0.join(id);
         if is_id(id) && path.is_dir() {
@@ -239,23 +212,19 @@ fn clear_network(state: &PodState) {
     }
 }
 
-/// A pod's directory.
 #[derive(Clone, Debug)]
 pub struct StateDir {
-    /// The pod's name.
     pub id: String,
     path: PathBuf,
 }
 
 impl StateDir {
-    /// Listens on the pod's socket.
     pub fn listen(&self) -> Result<UnixListener, HostError> {
         let listener = self.at_socket(UnixListener::bind).map_err(failed_at("listen in", &self.path))?;
         listener.set_nonblocking(true).map_err(failed_at("listen in", &self.path))?;
         Ok(listener)
     }
 
-    /// Connects to the pod's socket.
     pub fn connect(&self) -> Result<UnixStream> {
         self.connect_within(deadlines::ANSWER)
     }
@@ -337,7 +306,6 @@ impl StateDir {
         call(PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd())))
     }
 
-    /// Returns the path of a container's log.
     pub fn log(&self, container: &str) -> PathBuf {
         self.path.join(LOGS).join(format!("{container}-json.log"))
     }
@@ -375,7 +343,6 @@ impl StateDir {
         if self.is_living() { self.read() } else { self.read().map(PodState::stopped) }
     }
 
-    /// Stops listening.
     pub fn stop_listening(&self) {
         // A client that comes meanwhile finds a socket without a listener, which means the same.
         let _ = fs::remove_file(self.path.join(SOCKET));

@@ -21,7 +21,6 @@ pub struct CreateArgs {
     /// The bundle's directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
-    /// Flags that `run` has as well.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -118,7 +117,6 @@ pub struct ExecArgs {
     /// Cgroup in the guest, relative to the container's
     #[arg(long, value_name = "PATH", default_value = "/", hide_default_value = true)]
     pub cgroup: String,
-    /// The process itself.
     #[command(flatten)]
     pub words: ProcessArgs,
     /// The container's id

@@ -119,7 +119,6 @@ pub struct PodRunArgs {
     pub rm: bool,
     /// The podfile
     pub podfile: PathBuf,
-    /// Settings that environment variables and the configuration file can also give.
     #[command(flatten)]
     pub settings: Settings,
 }

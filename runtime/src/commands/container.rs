@@ -52,7 +52,6 @@ pub fn state_json(state: &PodState) -> Value {
     })
 }
 
-/// `vmm state`.
 pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
     let state = root.container(id)?.look()?;
     let text = serde_json::to_string_pretty(&state_json(&state)).context("print the state")?;
@@ -90,7 +89,6 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     Ok(0)
 }
 
-/// `vmm kill`.
 pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
     let directory = root.container(&args.id)?;
     let signal = signal_of(&args.signal).with_context(|| format!("unknown signal {:?}", args.signal))?;

@@ -19,7 +19,6 @@ pub fn tell(root: &StateRoot, pod: &str, request: &Request) -> Result<()> {
     done(ask(root, pod, request)?)
 }
 
-/// Connects to a living pod.
 pub fn connect(directory: &StateDir) -> Result<Connection> {
     let patience = match directory.read()?.patience {
         // The pod does not listen yet.

@@ -20,7 +20,6 @@ use oci::Spec;
 
 /// Maximum number of queries that wait for an answer. Another query replaces the oldest one.
 const QUERIES_MAX: usize = 64;
-/// The DNS port.
 const DNS: u16 = 53;
 /// Maximum time for a server on this host to accept a connection and a query.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -85,7 +84,6 @@ fn listening(sockets: &str) -> Vec<Ipv4Addr> {
     sockets.lines().skip(1).filter_map(address).collect()
 }
 
-/// A query that waits for its answer.
 struct Query {
     socket: Socket,
     program: SocketAddrV4,

@@ -20,7 +20,6 @@ const CLIENTS_MAX: usize = 512;
 /// Maximum number of connections that are accepted or refused before other work is done.
 const ACCEPTS_MAX: usize = 64;
 
-/// A connection.
 #[derive(Debug)]
 pub struct Client {
     id: ClientId,
@@ -35,7 +34,6 @@ pub struct Client {
     closed: bool,
 }
 
-/// All connections.
 #[derive(Debug)]
 pub struct Clients {
     /// `None` if no client can connect.
@@ -76,7 +74,6 @@ impl Clients {
         self.clients.iter().filter_map(|client| client.due).chain(self.rest).min()
     }
 
-    /// Accepts new connections.
     pub fn accept(&mut self, now: Instant) {
         if self.rest.is_some_and(|rest| rest > now) {
             return;
@@ -162,7 +159,6 @@ impl Clients {
         sys::peer_process(client.connection.fd()).ok()
     }
 
-    /// Returns a client's next request.
     pub fn next(&mut self, id: ClientId) -> Option<(Request, Vec<OwnedFd>)> {
         let client = self.clients.iter_mut().find(|client| client.id == id && !client.done)?;
         let taken = client.connection.take().unwrap_or_else(|error| {
@@ -204,7 +200,6 @@ impl Clients {
         }
     }
 
-    /// Sends a client its last answer.
     pub fn answer_last(&mut self, id: ClientId, reply: &Reply) {
         self.answer(id, reply);
         let client = self.clients.iter_mut().find(|client| client.id == id);

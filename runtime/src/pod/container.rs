@@ -24,7 +24,6 @@ use super::{ClientId, Guest};
 use crate::exit;
 use crate::state::ContainerState;
 
-/// The phase of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The container waits for a request to start it.
@@ -33,7 +32,6 @@ pub enum Phase {
     Waiting(Instant),
     /// The agent was asked to start the container.
     Starting,
-    /// The init process runs.
     Running,
     /// The init process has exited; its output is on the way.
     Draining,
@@ -46,13 +44,10 @@ pub enum Phase {
 /// Progress of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StopStage {
-    /// The container is not being stopped.
     None,
     /// The container is to get its stop signal.
     Requested,
-    /// The stop signal was sent.
     Signalled,
-    /// SIGKILL was sent.
     Killed,
 }
 
@@ -66,11 +61,8 @@ pub enum Stdio {
     Own,
 }
 
-/// A container.
 pub struct Container {
-    /// The container's plan and policies.
     pub spec: ContainerSpec,
-    /// The present phase.
     pub phase: Phase,
     /// Progress of a stop. A container that is being stopped is not restarted.
     pub stop_stage: StopStage,
@@ -82,9 +74,7 @@ pub struct Container {
     pub leaves: bool,
     /// The client that added or started the container, and waits for its start.
     pub starter: Option<ClientId>,
-    /// The container has run.
     pub has_run: bool,
-    /// The processes are suspended.
     pub paused: bool,
     /// Exit code of the last run.
     pub exit: Option<u8>,
@@ -198,7 +188,6 @@ impl Container {
         (self.phase, self.exit, self.error) = (Phase::Ended, Some(code), error);
     }
 
-    /// Handles the exit of the init process.
     pub fn exited(&mut self, exit: Exit) {
         if let Some(process) = self.process.as_mut().filter(|_| self.phase == Phase::Running) {
             process.exited(exit);
@@ -299,7 +288,6 @@ impl Container {
         true
     }
 
-    /// Resizes the container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
         self.process.as_ref().map_or(Ok(()), |process| process.resize(guest, size))
     }
@@ -378,16 +366,12 @@ fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
     }
 }
 
-/// An error of a container's start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The link to the agent failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The host has no free descriptors.
     #[error("open the container's output")]
     Host(#[from] io::Error),
-    /// The terminal of this process cannot be made raw.
     #[error("set the terminal to raw mode")]
     Terminal(#[source] io::Error),
 }

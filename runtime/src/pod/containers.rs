@@ -48,7 +48,6 @@ enum Awaited {
 /// This module's result. Every error is one of the link.
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;
 
-/// The containers and their exec processes.
 pub struct Containers {
     /// The containers, in the podfile's order.
     pub all: Vec<Container>,
@@ -95,7 +94,6 @@ impl Containers {
         self.all.push(Container::own(spec, phase));
     }
 
-    /// Returns the container `name`.
     pub fn find(&self, name: &str) -> Option<&Container> {
         self.all.iter().find(|container| container.spec.name() == name)
     }
@@ -188,7 +186,6 @@ impl Containers {
         codes.find(|code| *code != 0).unwrap_or(0)
     }
 
-    /// Resizes a container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
         self.find(name).map_or(Ok(()), |container| container.resize(guest, size))
     }
@@ -451,7 +448,6 @@ fn start_failed(
     }
 }
 
-/// Returns a refusal with this message.
 pub fn refused(message: String) -> Reply {
     Reply::Failed { code: exit::FAILED, message }
 }

@@ -16,12 +16,10 @@ use super::process::{Phase, Process};
 use super::{ClientId, Guest};
 use crate::control::ExecRequest;
 
-/// An exec process.
 #[derive(Debug)]
 pub struct Exec {
     /// The client that waits for the exit; `None` if it is gone.
     pub client: Option<ClientId>,
-    /// The process in the guest.
     pub process: Process,
     /// The program's name, if the client expects runc's error texts.
     pub program: Option<String>,

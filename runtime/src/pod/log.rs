@@ -22,33 +22,27 @@ const DEFAULT_FILES: u32 = 2;
 /// Maximum number of files.
 const FILES_MAX: u32 = 100;
 
-/// The output that a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     /// Standard output, or output of a terminal.
     Stdout,
-    /// Standard error.
     Stderr,
 }
 
-/// A line of a log.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// The text with its newline. Without a newline, it continues in the next line.
     pub log: String,
-    /// The output that it came from.
     pub stream: Stream,
     /// RFC 3339, in UTC.
     pub time: String,
 }
 
-/// Limits of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a file.
     pub size: u64,
-    /// Number of files.
     pub files: u32,
 }
 
@@ -83,7 +77,6 @@ fn bytes(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// A log that is written.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -95,14 +88,12 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the log at `path` for appending.
     pub fn open(path: &Path, limits: Limits) -> io::Result<LogFile> {
         let file = File::options().append(true).create(true).open(path)?;
         let size = file.metadata()?.len();
         Ok(LogFile { path: path.to_owned(), limits, file, size, broken: false })
     }
 
-    /// Returns the path of the current file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -72,7 +72,6 @@ impl Outputs {
         }
     }
 
-    /// Whether all output was written.
     pub fn is_flushed(&self) -> bool {
         self.0.iter().all(|own| own.waiting.is_empty())
     }

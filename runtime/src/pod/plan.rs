@@ -34,15 +34,11 @@ const FILE_MAX: u64 = 4 << 20;
 /// A container to be started, and the pod's policies for it.
 #[derive(Debug)]
 pub struct ContainerSpec {
-    /// The container's plan.
     pub plan: ContainerPlan,
     /// The init process in the form of config.json, the base of exec processes.
     pub process: spec::Process,
-    /// Labels for the state file.
     pub labels: BTreeMap<String, String>,
-    /// Whether the container is restarted after its exit.
     pub restart: RestartPolicy,
-    /// The signal that stops the container.
     pub stop_signal: i32,
     /// Limits and path of the log; without a path it is in the pod's directory.
     pub log_path: Option<PathBuf>,
@@ -61,7 +57,6 @@ impl ContainerSpec {
         }
     }
 
-    /// Returns the container's name.
     pub fn name(&self) -> &str {
         &self.plan.container.id
     }
@@ -70,13 +65,9 @@ impl ContainerSpec {
 /// The plan of a pod without its containers.
 #[derive(Debug)]
 pub struct PodPlan {
-    /// The pod's name.
     pub id: String,
-    /// The guest's host name.
     pub hostname: String,
-    /// The plan of the machine.
     pub machine: VmPlan,
-    /// Default limits of logs.
     pub log: Log,
     /// The podfile, to which containers that are added later refer.
     file: Podfile,
@@ -128,7 +119,6 @@ impl PodPlan {
         }
     }
 
-    /// Returns the labels of the pod.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.file.labels
     }

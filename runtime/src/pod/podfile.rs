@@ -16,48 +16,26 @@ use crate::host_error::{HostError, failed_at};
 /// Maximum size of a podfile, which can contain files as text or in base64.
 pub const PODFILE_MAX: u64 = 4 << 20;
 
-/// An error in a podfile.
 #[derive(Debug, thiserror::Error)]
 pub enum PodfileError {
     /// The podfile, or a file that it names, cannot be read, or its JSON is not valid.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The YAML is not valid.
     #[error("parse {}: {why}", path.display())]
-    Yaml {
-        /// The podfile.
-        path: PathBuf,
-        /// The cause, with line and column.
-        why: String,
-    },
-    /// A value is not valid, or is missing.
+    Yaml { path: PathBuf, why: String },
+    /// A value is not valid or is missing. `path` is its JSON path.
     #[error("podfile {path}: {why}")]
-    Invalid {
-        /// JSON path of the value.
-        path: String,
-        /// What is wrong with the value.
-        why: String,
-    },
-    /// A field is not supported.
+    Invalid { path: String, why: String },
     #[error("podfile {path}: not supported: {why}")]
-    Unsupported {
-        /// JSON path of the field.
-        path: String,
-        /// The unsupported value, or the reason.
-        why: String,
-    },
+    Unsupported { path: String, why: String },
 }
 
-/// This module's result.
 pub type Result<T, E = PodfileError> = std::result::Result<T, E>;
 
-/// A pod.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Podfile {
-    /// The pod's name.
     pub id: String,
-    /// The guest's host name.
     pub hostname: String,
     /// `pod`, or empty.
     #[serde(rename = "type")]
@@ -68,29 +46,17 @@ pub struct Podfile {
     pub tty: bool,
     /// Labels, copied to the state file.
     pub labels: BTreeMap<String, String>,
-    /// The machine's size.
     pub resource: Resource,
-    /// Where output is logged.
     pub log: Log,
-    /// Name servers.
     pub dns: Vec<String>,
-    /// Options of the resolver.
     pub dns_options: Vec<String>,
-    /// Search domains of the resolver.
     pub dns_search: Vec<String>,
-    /// The containers.
     pub containers: Vec<Container>,
-    /// Files for the containers.
     pub files: Vec<File>,
-    /// Volumes for the containers.
     pub volumes: Vec<Volume>,
-    /// Not supported.
     pub interfaces: Given,
-    /// Not supported.
     pub services: Given,
-    /// Not supported.
     pub portmappings: Given,
-    /// Not supported.
     pub portmapping_white_lists: Given,
 }
 
@@ -107,17 +73,14 @@ pub enum RestartPolicy {
     Always,
 }
 
-/// The machine's size.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resource {
-    /// Number of virtual CPUs.
     pub vcpu: Option<u8>,
     /// Memory in MiB.
     pub memory: Option<u32>,
 }
 
-/// Where output is logged.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
@@ -128,7 +91,6 @@ pub struct Log {
     pub config: BTreeMap<String, String>,
 }
 
-/// A container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Container {
@@ -138,47 +100,34 @@ pub struct Container {
     pub name: String,
     /// A directory: a root file system, or an OCI bundle.
     pub image: String,
-    /// Working directory.
     pub workdir: Option<String>,
     /// Overrides the pod's policy.
     pub restart_policy: Option<RestartPolicy>,
     /// Overrides the pod's setting.
     pub tty: Option<bool>,
-    /// Kernel parameters.
     pub sysctl: BTreeMap<String, String>,
     /// Environment variables, which override the image's.
     pub envs: Vec<Env>,
-    /// Arguments.
     pub command: Vec<String>,
     /// Program, placed before the arguments.
     pub entrypoint: Vec<String>,
-    /// Not supported.
     pub ports: Given,
-    /// Mounted volumes.
     pub volumes: Vec<VolumeMount>,
-    /// Files placed in the container.
     pub files: Vec<FileMount>,
-    /// User and groups of the init process.
     pub user: User,
-    /// Labels, copied to the state file.
     pub labels: BTreeMap<String, String>,
-    /// Signal that stops the container.
     #[serde(rename = "StopSignal")]
     pub stop_signal: String,
-    /// Resource limits of the init process.
     pub ulimits: Vec<Ulimit>,
     /// Overrides the path of the log.
     pub log_path: String,
-    /// The root file system is read-only.
     pub read_only: bool,
-    /// Not supported.
     pub cache: Given,
     /// An addition to the format: the container has its own PID namespace, with its init process as process 1.
     /// Otherwise all containers see each other's processes.
     pub own_pids: bool,
 }
 
-/// An environment variable.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Env {
@@ -188,7 +137,6 @@ pub struct Env {
     pub value: String,
 }
 
-/// A volume in a container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct VolumeMount {
@@ -196,7 +144,6 @@ pub struct VolumeMount {
     pub path: String,
     /// Name of one of the pod's volumes.
     pub volume: String,
-    /// The mount is read-only.
     pub read_only: bool,
     /// The volume itself, instead of a name.
     pub detail: Option<Volume>,
@@ -212,15 +159,11 @@ pub struct Volume {
     pub source: String,
     /// `vfs`, or empty.
     pub format: String,
-    /// Not supported.
     pub option: Given,
-    /// Not supported.
     pub fstype: Given,
-    /// Not supported.
     pub cache: Given,
 }
 
-/// A file in a container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileMount {
@@ -238,7 +181,6 @@ pub struct FileMount {
     pub detail: Option<File>,
 }
 
-/// A file's contents.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
@@ -248,7 +190,6 @@ pub struct File {
     pub encoding: String,
     /// `file://` and a path on the host, instead of contents.
     pub uri: String,
-    /// The contents.
     pub content: String,
 }
 

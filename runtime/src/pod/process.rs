@@ -15,25 +15,19 @@ use plan::INIT_PROCESS;
 
 use super::Guest;
 
-/// The phase of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The agent was asked to start it.
     Starting,
-    /// The process runs.
     Running,
     /// The process has exited; its output is on the way.
     Draining(Exit),
 }
 
-/// A process.
 #[derive(Debug)]
 pub struct Process {
-    /// The name of its container.
     pub container: String,
     /// The name of the process; an init process is called [`INIT_PROCESS`].
     pub name: String,
-    /// The present phase.
     pub phase: Phase,
     /// The process has a terminal: stderr uses the stream of stdout.
     terminal: bool,
@@ -119,7 +113,6 @@ impl Process {
         guest.link.notify(Code::SignalProcess, "signal the process", &command)
     }
 
-    /// Resizes the terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
         if !self.terminal || self.phase != Phase::Running {
             return Ok(());
@@ -145,7 +138,6 @@ impl Process {
         Ok(())
     }
 
-    /// Handles the agent's report of the exit.
     pub fn exited(&mut self, exit: Exit) {
         if self.phase == Phase::Running {
             self.phase = Phase::Draining(exit);

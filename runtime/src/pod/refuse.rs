@@ -15,7 +15,6 @@ const HOSTNAME_MAX: usize = 63;
 /// The rule for ids and container names, for error messages.
 const NAME_RULE: &str = "must have 1 to 128 letters, digits and _+-. and must not begin with a dot";
 
-/// Checks a whole podfile.
 pub fn check(pod: &Podfile) -> Result<()> {
     if !pod.id.is_empty() && !is_id(&pod.id) {
         return Err(invalid("id", format!("{:?} {NAME_RULE}", pod.id)));
@@ -191,7 +190,6 @@ fn check_volume(at: &str, volume: &Volume) -> Result<()> {
     Ok(())
 }
 
-/// Checks the settings of a log.
 pub fn check_log(at: &str, log: &Log) -> Result<()> {
     if !matches!(log.kind.as_str(), "" | "json-file" | "none") {
         return Err(unsupported(

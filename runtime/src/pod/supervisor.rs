@@ -37,39 +37,27 @@ const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
 /// What a pod's process supervises.
 pub struct Supervised {
-    /// The machine, just started.
     pub session: Session,
-    /// The signals of this process.
     pub signals: Signals,
-    /// The pod's plan.
     pub pod: PodPlan,
-    /// The plans of its containers.
     pub containers: Vec<ContainerSpec>,
     /// The pod's directory and socket; `None` if nothing can be written on the host.
     pub registration: Option<Registration>,
     /// Destination of output besides the logs.
     pub outputs: Outputs,
-    /// The OCI container that this process represents, if it does.
     pub own: Option<OwnContainer>,
-    /// The machine's cgroup on the host.
     pub cgroup: Cgroup,
-    /// The machine's network.
     pub network: LiveNetwork,
-    /// The marks of the boot, if they are wanted.
     pub timeline: Option<Arc<Timeline>>,
 }
 
 /// Directory and socket of a pod, by which other processes find it.
 pub struct Registration {
-    /// The pod's directory.
     pub directory: StateDir,
-    /// The listening socket of the pod.
     pub listener: UnixListener,
 }
 
-/// An OCI container that this process represents.
 pub struct OwnContainer {
-    /// The container's part of the state file.
     pub oci: OciState,
     /// The container starts at once, and a signal to terminate cancels the start. Otherwise a client starts it.
     pub at_once: bool,
@@ -80,7 +68,6 @@ pub struct OwnContainer {
 /// Called once when every container runs.
 pub type Started = Box<dyn FnOnce() -> Result<()>>;
 
-/// A pod's process.
 pub struct Supervisor {
     session: Session,
     /// Outlives the machine.
@@ -410,7 +397,6 @@ impl Supervisor {
         (&mut self.containers, self.session.sandbox.guest())
     }
 
-    /// Whether the pod is being stopped.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping
     }

@@ -14,7 +14,6 @@ const READ_SIZE: usize = 64 << 10;
 /// One output of a container.
 #[derive(Debug)]
 pub struct Tap {
-    /// Which output.
     pub stream: Stream,
     descriptor: Descriptor,
     lines: Lines,

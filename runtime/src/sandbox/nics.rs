@@ -12,7 +12,6 @@ use vmm::devices::virtio::net::{Net, Slot, SourceFilter, Sources, Tap, Vhost};
 use super::{Result, SandboxError};
 use crate::host_error::failed;
 
-/// One slot.
 struct Place {
     slot: Slot,
     /// Index of the interface whose NIC is in the slot.

@@ -29,7 +29,6 @@ use crate::{deadlines, exit, logging};
 /// The error if the container's process ended without a report.
 const SILENT: &str = "the container's process ended before the container was created";
 
-/// `vmm create`.
 pub fn create_from(root: &StateRoot, args: CreateArgs) -> Result<u8> {
     let CreateArgs { id, bundle, engine } = args;
     create(root, RunArgs { target: Some(id), bundle: Some(bundle), engine, ..RunArgs::default() })

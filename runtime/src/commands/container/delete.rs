@@ -15,7 +15,6 @@ use crate::cli::container::DeleteArgs;
 use crate::deadlines;
 use crate::state::{PodState, StateDir, StateError, StateRoot};
 
-/// `vmm delete`.
 pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     let directory = match root.container(&args.id) {
         Err(StateError::NoContainer(_)) if args.force => return Ok(0),

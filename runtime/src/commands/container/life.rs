@@ -24,9 +24,7 @@ use crate::state::{OciState, PodState, StateDir};
 
 /// A container that this process is about to run.
 pub struct Life {
-    /// The merged configuration.
     pub config: RunConfig,
-    /// The container's bundle.
     pub bundle: Bundle,
     /// The container's directory; `None` in the foreground without an id.
     pub directory: Option<StateDir>,

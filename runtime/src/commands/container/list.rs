@@ -17,7 +17,6 @@ use crate::state::StateRoot;
 const COLUMN_MIN: usize = 12;
 const COLUMN_SPACE: usize = 3;
 
-/// `vmm list`.
 pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
     let mut states = Vec::new();
     for directory in root.list()? {

@@ -19,14 +19,12 @@ use crate::pod::log::reader::{LogReader, Wanted};
 use crate::pod::log::{Line, Stream};
 use crate::state::{ContainerState, StateDir, StateError, StateRoot};
 
-/// A container's log.
 struct Source {
     name: String,
     path: PathBuf,
     reader: LogReader,
 }
 
-/// Prints the logs.
 pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     let directory = root.open(&args.pod)?;
     let pod = directory.look()?;

@@ -8,7 +8,6 @@ use crate::commands::print;
 use crate::state::PodState;
 use host::text::{self, printable};
 
-/// Prints pods, one a line.
 pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     let row = |state: &PodState| {
         let running = state.containers.iter().filter(|container| container.status == "running").count();
@@ -18,7 +17,6 @@ pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     show(["POD", "STATUS", "PID", "RUNNING"], states, row, json)
 }
 
-/// Prints a pod's containers, one a line.
 pub fn containers(state: &PodState, json: bool) -> Result<()> {
     let row = |container: &crate::state::ContainerState| {
         let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
@@ -47,7 +45,6 @@ pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
     print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows))
 }
 
-/// Prints the resource usage of containers, one a line.
 pub fn usage(all: &[ContainerUsage], json: bool) -> Result<()> {
     let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
     let kib = |value: Option<u64>| number(value.map(|bytes| bytes >> 10));
