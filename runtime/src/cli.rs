@@ -97,43 +97,30 @@ pub enum Command {
     /// Run a bundle and exit with its exit code
     Run(Box<RunArgs>),
     /// Create a container; its program waits for `start`
-    #[command(disable_help_flag = true)]
     Create(Words),
     /// Start a container's program
-    #[command(disable_help_flag = true)]
     Start(Words),
     /// Print a container's state
-    #[command(disable_help_flag = true)]
     State(Words),
     /// Send a signal to a container
-    #[command(disable_help_flag = true)]
     Kill(Words),
     /// Delete a container
-    #[command(disable_help_flag = true)]
     Delete(Words),
     /// Run a process in a running container
-    #[command(disable_help_flag = true)]
     Exec(Words),
     /// List containers
-    #[command(disable_help_flag = true)]
     List(Words),
     /// List the host processes of a container
-    #[command(disable_help_flag = true)]
     Ps(Words),
     /// Suspend all processes in a container
-    #[command(disable_help_flag = true)]
     Pause(Words),
     /// Resume a paused container
-    #[command(disable_help_flag = true)]
     Resume(Words),
     /// Run and manage pods: several containers in one virtual machine
-    #[command(disable_help_flag = true)]
     Pod(Words),
     /// Update a container's resource limits
-    #[command(disable_help_flag = true)]
     Update(Words),
     /// Print a container's events and resource usage
-    #[command(disable_help_flag = true)]
     Events(Words),
     /// Write a template config.json
     Spec(SpecArgs),
@@ -146,6 +133,7 @@ pub enum Command {
 /// What follows a command that has a parser of its own, unread: to define these costs as much as to read the whole line of a
 /// `vmm run`, which must not pay for it.
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub struct Words {
     /// Arguments; --help lists them
     #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
