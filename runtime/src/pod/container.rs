@@ -51,16 +51,6 @@ pub enum StopStage {
     Killed,
 }
 
-/// Where a container's init process is connected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stdio {
-    /// To the pod: output goes to the log and to the pod's own output; there is no input.
-    #[default]
-    Pod,
-    /// To this process's standard streams. The process represents the container: signals to it are the container's.
-    Own,
-}
-
 pub struct Container {
     pub spec: ContainerSpec,
     pub phase: Phase,
@@ -87,7 +77,9 @@ pub struct Container {
     process: Option<Process>,
     taps: Vec<Tap>,
     log: Option<LogFile>,
-    stdio: Stdio,
+    /// This process represents the container: its streams are this process's, and signals to it are the container's.
+    /// Otherwise output goes to the log and to the pod's own output, and there is no input.
+    own: bool,
     /// The terminal in which this process was started, raw while the container uses it.
     terminal: Option<RawTerminal>,
     /// Signals that arrived before the start, and whether each is for all of its processes.
@@ -115,7 +107,7 @@ impl Container {
             taps: Vec::new(),
             spec,
             log,
-            stdio: Stdio::Pod,
+            own: false,
             terminal: None,
             held: Vec::new(),
         }
@@ -123,7 +115,7 @@ impl Container {
 
     /// Returns the container that this process represents, in `phase`.
     pub fn own(spec: ContainerSpec, phase: Phase) -> Container {
-        Container { phase, stdio: Stdio::Own, ..Container::new(spec, None, Instant::now()) }
+        Container { phase, own: true, ..Container::new(spec, None, Instant::now()) }
     }
 
     /// Whether a request names this container; an empty name is that of every container.
@@ -133,7 +125,7 @@ impl Container {
 
     /// Whether this process represents the container.
     pub fn is_own(&self) -> bool {
-        self.stdio == Stdio::Own
+        self.own
     }
 
     /// Asks the agent to start the container, with streams from number `seq` on.
