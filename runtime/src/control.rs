@@ -335,66 +335,60 @@ impl Connection {
         mut fds: &[BorrowedFd<'_>],
         patience: Duration,
     ) -> Result<()> {
-        let until = Instant::now() + patience;
-        loop {
-            let before = self.outgoing.len();
-            self.flush_with(fds)?;
-            if self.outgoing.is_empty() {
-                return Ok(());
-            }
-            if self.outgoing.len() < before {
+        self.repeat(command, libc::POLLOUT, Some(patience), |it| {
+            let before = it.outgoing.len();
+            it.flush_with(fds)?;
+            if it.outgoing.len() < before {
                 // The descriptors were sent with the first byte.
                 fds = &[];
             }
-            if !self.poll(libc::POLLOUT, Some(until))? {
-                return Err(self.silent(command, patience));
-            }
-        }
+            Ok(it.outgoing.is_empty().then_some(()))
+        })
     }
 
     /// Waits for the next answer, at most for `patience`.
     fn wait(&mut self, command: &'static str, patience: Option<Duration>) -> Result<Reply> {
-        let until = patience.map(|patience| Instant::now() + patience);
-        loop {
-            if let Some((reply, _)) = self.take()? {
-                return Ok(reply);
+        self.repeat(command, libc::POLLIN, patience, |it| {
+            if let Some((reply, _)) = it.take()? {
+                return Ok(Some(reply));
             }
-            if !self.poll(libc::POLLIN, until)? {
-                return Err(self.silent(command, patience.unwrap_or_default()));
-            }
-            if !self.receive()? {
-                return Err(ControlError::Ended);
-            }
-        }
+            let open = it.receive()?;
+            let reply = it.take()?.map(|(reply, _)| reply);
+            if open || reply.is_some() { Ok(reply) } else { Err(ControlError::Ended) }
+        })
     }
 
     /// Waits at most for `patience` until the pod has closed the connection, which it does at its end.
     pub fn wait_for_end(&mut self, command: &'static str, patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
-        while self.poll(libc::POLLIN, Some(until))? {
-            if !self.receive()? {
-                return Ok(());
-            }
-            while self.take::<serde_json::Value>()?.is_some() {}
-        }
-        Err(self.silent(command, patience))
+        self.repeat(command, libc::POLLIN, Some(patience), |it| {
+            let open = it.receive()?;
+            while it.take::<serde_json::Value>()?.is_some() {}
+            Ok((!open).then_some(()))
+        })
     }
 
-    /// Waits for the socket. Returns false if it is not ready by `until`.
-    fn poll(&self, events: i16, until: Option<Instant>) -> Result<bool> {
+    /// Calls `attempt` until it succeeds, and waits for `events` of the socket in between, at most for `patience`.
+    fn repeat<T>(
+        &mut self,
+        command: &'static str,
+        events: i16,
+        patience: Option<Duration>,
+        mut attempt: impl FnMut(&mut Connection) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let until = patience.map(|patience| Instant::now() + patience);
         loop {
+            if let Some(result) = attempt(self)? {
+                return Ok(result);
+            }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let [ready] =
-                sys::poll([(self.fd(), events)], left).map_err(failed("wait for the pod's socket"))?;
+            let waited = sys::poll([(self.fd(), events)], left);
+            let [ready] = waited.map_err(failed("wait for the pod's socket"))?;
             // A signal does not end the wait.
-            if ready || until.is_some_and(|until| until <= Instant::now()) {
-                return Ok(ready);
+            if !ready && until.is_some_and(|until| until <= Instant::now()) {
+                let (pod, after) = (self.pod.clone(), patience.unwrap_or_default());
+                return Err(ControlError::Silent { command, pod, after });
             }
         }
-    }
-
-    fn silent(&self, command: &'static str, after: Duration) -> ControlError {
-        ControlError::Silent { command, pod: self.pod.clone(), after }
     }
 }
 
