@@ -159,8 +159,12 @@ impl RunConfig {
     }
 }
 
+fn invalid(name: &'static str, value: &str, why: &'static str) -> ConfigError {
+    ConfigError::Value { name, value: value.to_owned(), why }
+}
+
 fn memory_mib(text: &str) -> Result<u32> {
-    let error = |why| ConfigError::Value { name: "memory", value: text.to_owned(), why };
+    let error = |why| invalid("memory", text, why);
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'm' | b'M') => (&text[..text.len() - 1], 1),
         Some(b'g' | b'G') => (&text[..text.len() - 1], 1024),
@@ -178,11 +182,7 @@ fn memory_mib(text: &str) -> Result<u32> {
 fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
     match agent {
         Some("api-4244") => Ok(Protocol::Api4244),
-        Some(other) => Err(ConfigError::Value {
-            name: "agent",
-            value: other.to_owned(),
-            why: "the only protocol that can be chosen is api-4244",
-        }),
+        Some(other) => Err(invalid("agent", other, "the only protocol that can be chosen is api-4244")),
         None if named => Ok(Protocol::Negotiated),
         None => Ok(Protocol::Extended),
     }
@@ -191,9 +191,7 @@ fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
 fn vcpus(text: &str) -> Result<u8> {
     match text.parse() {
         Ok(count @ 1..=plan::limits::MAX_VCPUS) => Ok(count),
-        _ => {
-            Err(ConfigError::Value { name: "cpus", value: text.to_owned(), why: "not a number from 1 to 32" })
-        }
+        _ => Err(invalid("cpus", text, "not a number from 1 to 32")),
     }
 }
 
@@ -202,7 +200,7 @@ fn share(given: Option<String>, protocol: Protocol) -> Result<ShareType> {
     let Some(value) = given else {
         return Ok(if protocol == Protocol::Api4244 { ShareType::P9 } else { ShareType::default() });
     };
-    let error = |why| ConfigError::Value { name: "share", value: value.clone(), why };
+    let error = |why| invalid("share", &value, why);
     let all = [ShareType::VirtioFs, ShareType::P9];
     match all.into_iter().find(|share| share.name() == value) {
         None => Err(error("not virtiofs or 9p")),
@@ -218,20 +216,14 @@ fn vhost_net(text: &str) -> Result<VhostNet> {
         "auto" => Ok(VhostNet::Auto),
         "on" => Ok(VhostNet::On),
         "off" => Ok(VhostNet::Off),
-        _ => {
-            Err(ConfigError::Value { name: "vhost-net", value: text.to_owned(), why: "not auto, on or off" })
-        }
+        _ => Err(invalid("vhost-net", text, "not auto, on or off")),
     }
 }
 
 fn timeout(text: &str) -> Result<Duration> {
     match text.parse() {
         Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
-        _ => Err(ConfigError::Value {
-            name: "agent-timeout",
-            value: text.to_owned(),
-            why: "not a number of seconds",
-        }),
+        _ => Err(invalid("agent-timeout", text, "not a number of seconds")),
     }
 }
 
@@ -268,7 +260,7 @@ fn given_id(id: &OsStr) -> Result<String> {
     let why = "an id has 1 to 128 letters, digits and _+-. and does not begin with a dot";
     match id.to_str() {
         Some(id) if is_id(id) => Ok(id.to_owned()),
-        _ => Err(ConfigError::Value { name: "container id", value: id.to_string_lossy().into_owned(), why }),
+        _ => Err(invalid("container id", &id.to_string_lossy(), why)),
     }
 }
 
