@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::host_error::{HostError, failed_at};
 
 /// Maximum size of a podfile, which can contain files as text or in base64.
-pub const PODFILE_MAX: u64 = 4 << 20;
+const PODFILE_MAX: u64 = 4 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PodfileError {
@@ -217,17 +217,13 @@ pub struct Ulimit {
     pub soft: i64,
 }
 
-/// Reads a podfile, as YAML if its name ends so.
-pub fn read(path: &Path) -> Result<Podfile> {
-    read_as(path)
-}
-
 /// Reads a container to be added to a pod. Returns it unparsed, after a check of its syntax.
 pub fn read_value(path: &Path) -> Result<serde_json::Value> {
-    read_as::<Container>(path).and_then(|_| read_as(path))
+    read::<Container>(path).and_then(|_| read(path))
 }
 
-fn read_as<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+/// Reads a podfile or a part of one, as YAML if its name ends so.
+pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let text = text(path).map_err(failed_at("read podfile", path))?;
     if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
         return yaml(&text).map_err(|why| PodfileError::Yaml { path: path.to_owned(), why });
@@ -236,7 +232,7 @@ fn read_as<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 }
 
 /// Reads a podfile's text, up to the maximum size.
-pub fn text(path: &Path) -> io::Result<String> {
+fn text(path: &Path) -> io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
     fs::File::open(path)?.take(PODFILE_MAX + 1).read_to_string(&mut text)?;
@@ -278,7 +274,7 @@ mod tests {
                     Hard: -1}\n  command: [sh, -c, \"true\"]\n  ownPids: true\n";
         let parsed = [("p.json", json), ("p.yaml", yaml), ("p.yml", yaml)].map(|(name, text)| {
             let (_folder, path) = write(name, text);
-            format!("{:?}", read(&path).unwrap())
+            format!("{:?}", read::<Podfile>(&path).unwrap())
         });
         assert_eq!(parsed[0], parsed[1]);
         assert_eq!(parsed[1], parsed[2]);
@@ -293,11 +289,11 @@ mod tests {
             ("p.yaml", "a: &a [x]\nb: [*a", &["p.yaml: "]),
         ] {
             let (_folder, path) = write(name, text);
-            let error = read(&path).unwrap_err().to_string();
+            let error = read::<Podfile>(&path).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
-        let error = read(Path::new("/nonexistent/p.json")).unwrap_err().to_string();
+        let error = read::<Podfile>(Path::new("/nonexistent/p.json")).unwrap_err().to_string();
         assert_eq!(error, "read podfile /nonexistent/p.json");
     }
 
@@ -306,7 +302,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.json");
         fs::File::create(&path).unwrap().set_len(PODFILE_MAX + 1).unwrap();
-        let PodfileError::Host(error) = read(&path).unwrap_err() else { panic!() };
+        let PodfileError::Host(error) = read::<Podfile>(&path).unwrap_err() else { panic!() };
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }
