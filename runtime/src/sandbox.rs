@@ -4,7 +4,6 @@
 //! processes on the host to clean up besides, so SIGKILL leaves nothing behind.
 
 use std::fs::OpenOptions;
-use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -48,7 +47,7 @@ pub struct Sandbox {
     pub streams: StreamHandle,
     pub(crate) vm: Machine,
     pub(crate) share: ShareTree,
-    pub(crate) nics: Nics,
+    pub nics: Nics,
     pub(crate) console: LogTail,
 }
 
@@ -85,9 +84,14 @@ impl Sandbox {
         Guest { link: &mut self.link, streams: &mut self.streams }
     }
 
-    /// Shares another file or directory with the guest.
+    /// Shares another file or directory with the guest. It is opened with O_PATH, without access of its own: the file
+    /// server opens files for the guest's requests.
     pub fn bind(&self, bind: &ShareBind) -> Result<()> {
-        open_and_bind(&self.share, bind)
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
+        let file = open.map_err(failed(format_args!("share {} with the guest", bind.host.display())))?;
+        let (read_only, nodes, later_mounts) = (bind.read_only, node_policy(&bind.nodes), bind.later_mounts);
+        self.share.bind(&bind.path, file.into(), Terms { read_only, nodes, later_mounts })?;
+        Ok(self.share.allow_mount_points(&bind.path, bind.mount_points)?)
     }
 
     /// Shares an open file with the guest.
@@ -105,30 +109,10 @@ impl Sandbox {
         self.nics.plug(nic, self.vm.events(), || Vhost::open(self.vm.memory().clone()))
     }
 
-    /// Restricts the NIC of an interface to these source addresses, if it has a filter.
-    pub fn set_addresses(&self, link: u32, addresses: Vec<IpAddr>) {
-        self.nics.set_addresses(link, addresses);
-    }
-
-    /// Removes the NIC of an interface after the guest has released it.
-    pub fn unplug(&mut self, link: u32) {
-        self.nics.unplug(link);
-    }
-
     /// Stops the machine if it still runs, and waits for its threads.
     pub fn stop(self) {
         drop(self.vm);
     }
-}
-
-/// Opens a shared path with O_PATH, without access of its own: the file server opens files for the guest's requests.
-fn open_and_bind(tree: &ShareTree, bind: &ShareBind) -> Result<()> {
-    let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
-    let file = open.map_err(failed(format_args!("share {} with the guest", bind.host.display())))?;
-    let terms =
-        Terms { read_only: bind.read_only, nodes: node_policy(&bind.nodes), later_mounts: bind.later_mounts };
-    tree.bind(&bind.path, file.into(), terms)?;
-    Ok(tree.allow_mount_points(&bind.path, bind.mount_points)?)
 }
 
 /// Converts the rules about device nodes to the file server's form.

@@ -61,7 +61,7 @@ struct Debt {
 /// A sandbox, and the wait for its events.
 pub struct Session {
     pub sandbox: Sandbox,
-    patience: Duration,
+    pub patience: Duration,
     debt: Option<Debt>,
     /// The time up to which the agent's silence has been counted.
     counted: Instant,
@@ -73,10 +73,6 @@ impl Session {
     /// Returns a session in which `patience` is the maximum time for an answer of the agent.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
         Session { sandbox, patience, debt: None, counted: Instant::now(), over: false }
-    }
-
-    pub fn patience(&self) -> Duration {
-        self.patience
     }
 
     /// Restarts the count for what the agent owes besides replies.

@@ -47,7 +47,7 @@ impl LiveNetwork {
         };
         // Addresses are updated before the guest uses them, so that the filter does not drop its packets.
         for (link, addresses) in self.network.addresses() {
-            sandbox.set_addresses(link, addresses);
+            sandbox.nics.set_addresses(link, addresses);
         }
         let Changes { gone, new, altered, mut routes } = Changes::between(&before, self.network.found());
         for link in gone {
@@ -75,7 +75,7 @@ impl LiveNetwork {
         self.leaving.retain(|(command, link)| match sandbox.link.reply(*command) {
             None => true,
             Some(Ok(_)) => {
-                sandbox.unplug(*link);
+                sandbox.nics.unplug(*link);
                 false
             }
             Some(Err(error)) => {

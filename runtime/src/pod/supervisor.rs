@@ -120,7 +120,7 @@ impl Supervisor {
         let limits = Limits::of(&pod.log)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut containers = Containers::new().context("open /dev/null")?;
-        containers.kill_patience = deadlines::kill(session.patience());
+        containers.kill_patience = deadlines::kill(session.patience);
         let (directory, listener) = registration.map(|it| (it.directory, it.listener)).unzip();
         let mut supervisor = Supervisor {
             named: supervised.containers.len() != 1,
@@ -414,7 +414,7 @@ impl Supervisor {
             pid: std::process::id(),
             created: self.created,
             labels: self.pod.labels().clone(),
-            patience: self.session.patience().as_secs(),
+            patience: self.session.patience.as_secs(),
             memory_mib: self.pod.machine.memory_mib,
             cgroup: self.cgroup.clone(),
             containers: self.containers.all.iter().map(|container| container.state()).collect(),
