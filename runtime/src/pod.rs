@@ -15,6 +15,7 @@ pub mod containers;
 pub mod exec;
 pub mod log;
 pub mod output;
+pub mod output_pipe;
 pub mod plan;
 pub mod podfile;
 pub mod process;
@@ -22,7 +23,6 @@ pub mod refuse;
 mod requests;
 pub mod restart;
 pub mod supervisor;
-pub mod tap;
 
 /// Number of a connection to the pod's socket.
 pub type ClientId = u64;

@@ -15,11 +15,11 @@ use oci::spec::ConsoleSize;
 use plan::INIT_PROCESS;
 
 use super::log::{LogFile, Stream};
-use super::output::Outputs;
+use super::output::PodOutput;
+use super::output_pipe::OutputPipe;
 use super::plan::ContainerSpec;
 use super::process::{self, Process};
 use super::restart::Restarts;
-use super::tap::Tap;
 use super::{ClientId, Guest};
 use crate::exit;
 use crate::state::ContainerState;
@@ -75,7 +75,8 @@ pub struct Container {
     started: Instant,
     /// The init process, from the command that starts it until its output is drained.
     process: Option<Process>,
-    taps: Vec<Tap>,
+    /// The pipes of its outputs, until end of file was read.
+    pub pipes: Vec<OutputPipe>,
     log: Option<LogFile>,
     /// This process represents the container: its streams are this process's, and signals to it are the container's.
     /// Otherwise output goes to the log and to the pod's own output, and there is no input.
@@ -104,7 +105,7 @@ impl Container {
             restarts: Restarts::new(spec.restart),
             started: now,
             process: None,
-            taps: Vec::new(),
+            pipes: Vec::new(),
             spec,
             log,
             own: false,
@@ -144,11 +145,11 @@ impl Container {
                 streams.push(own_stream(stream, seq));
                 continue;
             }
-            let (tap, writer) = Tap::new(stream)?;
+            let (pipe, writer) = OutputPipe::new(stream)?;
             // There is no input: a program that reads gets end of file; one on a terminal waits.
             let source = (stream == Stream::Stdout && !terminal).then(|| null.as_raw_fd());
             streams.push(StreamSpec { seq, source, sink: Some(writer.as_raw_fd()) });
-            self.taps.push(tap);
+            self.pipes.push(pipe);
             writers.push(writer);
         }
         let mut process = Process::open(guest, self.spec.name(), INIT_PROCESS, terminal, &streams)?;
@@ -176,7 +177,7 @@ impl Container {
     /// Handles a failed start: the container has ended with `code`.
     pub fn failed(&mut self, guest: &mut Guest<'_>, code: u8, error: String) {
         self.close(guest);
-        self.taps.clear();
+        self.pipes.clear();
         (self.phase, self.exit, self.error) = (Phase::Ended, Some(code), error);
     }
 
@@ -205,10 +206,9 @@ impl Container {
             self.exit = Some(exit::of_exit(exit));
             self.close(guest);
         }
-        if !self.taps.iter().all(Tap::is_ended) {
+        if !self.pipes.is_empty() {
             return false;
         }
-        self.taps.clear();
         self.paused = false;
         let again = self.restarts.ended(self.exit.unwrap_or(0), self.started, now);
         self.phase = Phase::Clearing(again);
@@ -284,37 +284,30 @@ impl Container {
         self.process.as_ref().map_or(Ok(()), |process| process.resize(guest, size))
     }
 
-    /// Returns the taps to wait for.
-    pub fn taps(&self) -> impl Iterator<Item = &Tap> {
-        self.taps.iter().filter(|tap| !tap.is_ended())
-    }
-
     /// Logs new output and writes it to the pod's output, prefixed with the container's name if `named`. `ready` says
-    /// for each of [`taps`](Self::taps) whether it has data.
+    /// for each of the pipes whether it has data.
     pub fn read_output(
         &mut self,
-        outputs: &mut Outputs,
+        outputs: &mut PodOutput,
         named: bool,
         ready: &mut impl Iterator<Item = bool>,
     ) {
-        for tap in self.taps.iter_mut().filter(|tap| !tap.is_ended()) {
+        let (name, log, now) = (self.spec.name(), &mut self.log, SystemTime::now());
+        self.pipes.retain_mut(|pipe| {
             if ready.next() != Some(true) {
-                continue;
+                return true;
             }
-            let stream = tap.stream;
-            let mut bytes = Vec::new();
-            let mut lines: Vec<Vec<u8>> = Vec::new();
-            tap.read(|data| bytes.extend_from_slice(data), |line| lines.push(line.to_vec()));
-            if let Some(log) = &mut self.log {
-                let now = SystemTime::now();
-                lines.iter().for_each(|line| log.write(line, stream, now));
+            let (stream, chunk) = (pipe.stream, pipe.read());
+            if let Some(log) = log {
+                chunk.lines.iter().for_each(|line| log.write(line, stream, now));
             }
             if named {
-                lines.iter().for_each(|line| outputs.write_line(stream, self.spec.name(), line));
+                chunk.lines.iter().for_each(|line| outputs.write_line(stream, name, line));
             } else {
-                outputs.write(stream, &bytes);
+                outputs.write(stream, &chunk.bytes);
             }
-        }
+            !chunk.ended
+        });
     }
 
     fn close(&mut self, guest: &mut Guest<'_>) {

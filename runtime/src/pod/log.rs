@@ -147,11 +147,11 @@ fn aside(path: &Path, number: u32) -> PathBuf {
 
 /// Splits a stream of bytes into lines.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct LineSplitter {
     started: Vec<u8>,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Passes `take` every line that `data` completes, with its newline, and parts of lines that are too long.
     pub fn push(&mut self, data: &[u8], mut take: impl FnMut(&[u8])) {
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn lines_are_assembled_and_long_ones_split() {
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         let mut taken: Vec<Vec<u8>> = Vec::new();
         for piece in ["a", "b\nc\n\n", "d"] {
             lines.push(piece.as_bytes(), |line| taken.push(line.to_vec()));

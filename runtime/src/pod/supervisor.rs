@@ -17,8 +17,8 @@ use vmm::Timeline;
 use super::clients::Clients;
 use super::containers::{Containers, Event, refused};
 use super::log::Limits;
-use super::output::Outputs;
-use super::plan::{ContainerSpec, PodPlan};
+use super::output::PodOutput;
+use super::plan::PodPlan;
 use super::{ClientId, Guest};
 use crate::deadlines;
 use crate::exit::{self, CodedError};
@@ -35,34 +35,11 @@ const BUSY: usize = 256;
 /// Maximum time for the reader of this process's output to take the rest of it after the pod's end.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
-/// What a pod's process supervises.
-pub struct Supervised {
-    pub session: Session,
-    pub signals: Signals,
-    pub pod: PodPlan,
-    pub containers: Vec<ContainerSpec>,
-    /// The pod's directory and socket; `None` if nothing can be written on the host.
-    pub registration: Option<Registration>,
-    /// Destination of output besides the logs.
-    pub outputs: Outputs,
-    pub own: Option<OwnContainer>,
-    pub cgroup: Cgroup,
-    pub network: LiveNetwork,
-    pub timeline: Option<Arc<Timeline>>,
-}
-
-/// Directory and socket of a pod, by which other processes find it.
-pub struct Registration {
-    pub directory: StateDir,
-    pub listener: UnixListener,
-}
-
 pub struct OwnContainer {
     pub oci: OciState,
-    /// The container starts at once, and a signal to terminate cancels the start. Otherwise a client starts it.
-    pub at_once: bool,
-    /// The process removes its directory at its end.
-    pub transient: bool,
+    /// The container starts at once, a signal to terminate cancels the start, and the process removes its directory at
+    /// its end. Otherwise a client starts the container.
+    pub foreground: bool,
 }
 
 /// Called once when every container runs.
@@ -76,17 +53,21 @@ pub struct Supervisor {
     pod: PodPlan,
     containers: Containers,
     clients: Clients,
-    outputs: Outputs,
+    /// Destination of output besides the logs.
+    pub outputs: PodOutput,
     /// Lines of output are prefixed with the container's name.
-    named: bool,
+    pub named: bool,
     limits: Option<Limits>,
     directory: Option<StateDir>,
     created: u64,
     /// Number of containers so far, for unique names in the share.
     shared: u64,
-    own: Option<OwnContainer>,
-    cgroup: Cgroup,
-    timeline: Option<Arc<Timeline>>,
+    /// The OCI container that this process represents, if it does.
+    pub own: Option<OwnContainer>,
+    /// The machine's cgroup on the host.
+    pub cgroup: Cgroup,
+    /// The marks of the boot, if they are wanted.
+    pub timeline: Option<Arc<Timeline>>,
     /// The command STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// READY has arrived.
@@ -102,30 +83,28 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Asks the guest to start the pod and its containers. `started` is called once all run; if it fails, the pod ends.
-    pub fn start(supervised: Supervised, started: Started) -> Result<Supervisor> {
-        let Supervised {
-            mut session,
-            signals,
-            pod,
-            registration,
-            outputs,
-            own,
-            cgroup,
-            network,
-            timeline,
-            ..
-        } = supervised;
+    /// Asks the guest to start the pod. `started` is called once every container runs; if it fails, the pod ends.
+    pub fn new(
+        mut session: Session,
+        signals: Signals,
+        pod: PodPlan,
+        network: LiveNetwork,
+        started: Started,
+    ) -> Result<Supervisor> {
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
-        let limits = Limits::of(&pod.log)?;
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut containers = Containers::new().context("open /dev/null")?;
         containers.kill_patience = deadlines::kill(session.patience);
-        let (directory, listener) = registration.map(|it| (it.directory, it.listener)).unzip();
-        let mut supervisor = Supervisor {
-            named: supervised.containers.len() != 1,
+        Ok(Supervisor {
+            limits: Limits::of(&pod.log)?,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            outputs: PodOutput::default(),
+            named: false,
             containers,
-            clients: Clients::new(listener),
+            clients: Clients::new(None),
+            directory: None,
+            own: None,
+            cgroup: Cgroup::default(),
+            timeline: None,
             starting: Some(command),
             ready: false,
             started: Some(started),
@@ -136,19 +115,14 @@ impl Supervisor {
             session,
             signals,
             pod,
-            outputs,
-            limits,
-            directory,
-            created,
-            own,
-            cgroup,
-            timeline,
             network,
-        };
-        for container in supervised.containers {
-            supervisor.add(container, None)?;
-        }
-        Ok(supervisor)
+        })
+    }
+
+    /// Lets other processes find the pod: by its directory, and by the socket on which `listener` listens.
+    pub fn register(&mut self, directory: StateDir, listener: UnixListener) {
+        self.clients = Clients::new(Some(listener));
+        self.directory = Some(directory);
     }
 
     /// Stops the machine if it still runs. The network lasts until the supervisor is dropped.
@@ -292,16 +266,16 @@ impl Supervisor {
         self.containers.excuse_paused(&mut guest);
         let owed = self.containers.owed(&guest);
         let busy = self.is_busy();
-        let taps = !self.outputs.is_full();
+        let reads_output = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
         // A guest that is about to end needs no update of its network. A busy guest gets all changes at once later.
         let network = self.network.fd().filter(|_| !self.stopping && !busy);
         others.extend(network.map(|fd| (fd, libc::POLLIN)));
         let follows = network.is_some();
         others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));
-        if taps {
-            let taps = self.containers.all.iter().flat_map(|container| container.taps());
-            others.extend(taps.filter_map(|tap| Some((tap.fd()?, libc::POLLIN))));
+        if reads_output {
+            let pipes = self.containers.all.iter().flat_map(|container| &container.pipes);
+            others.extend(pipes.map(|pipe| (pipe.fd(), libc::POLLIN)));
         }
         let now = Instant::now();
         let (clients, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy, now).into_iter().unzip();
@@ -316,7 +290,7 @@ impl Supervisor {
         let blocked = self.outputs.blocked().count();
         let mut ready = ready.skip(blocked);
         self.outputs.flush();
-        if taps {
+        if reads_output {
             let (outputs, named) = (&mut self.outputs, self.named);
             self.containers
                 .all
@@ -358,7 +332,7 @@ impl Supervisor {
 
     /// Whether the container that this process starts at once does not run yet.
     fn is_awaited(&self) -> bool {
-        self.own.as_ref().is_some_and(|own| own.at_once) && self.started.is_some()
+        self.own.as_ref().is_some_and(|own| own.foreground) && self.started.is_some()
     }
 
     /// Begins to stop the pod.
@@ -420,7 +394,7 @@ impl Supervisor {
             containers: self.containers.all.iter().map(|container| container.state()).collect(),
             stubs: self.containers.clients().filter_map(|client| self.clients.process(client)).collect(),
             oci: self.own.as_ref().map(|own| own.oci.clone()),
-            transient: self.own.as_ref().is_some_and(|own| own.transient),
+            transient: self.own.as_ref().is_some_and(|own| own.foreground),
         }
     }
 
@@ -445,7 +419,7 @@ impl Supervisor {
         self.mark("pod_ended");
         if let Some(directory) = self.directory.take() {
             // A directory that is about to be removed needs no last state.
-            if !self.own.as_ref().is_some_and(|own| own.transient) {
+            if !self.own.as_ref().is_some_and(|own| own.foreground) {
                 let mut state = self.state();
                 "stopped".clone_into(&mut state.status);
                 directory.write(&state)?;

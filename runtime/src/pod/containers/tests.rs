@@ -17,7 +17,7 @@ use plan::INIT_PROCESS;
 use super::*;
 use crate::pod::log::reader::{LogReader, Wanted};
 use crate::pod::log::{Limits, Stream};
-use crate::pod::output::Outputs;
+use crate::pod::output::PodOutput;
 use crate::pod::podfile::RestartPolicy;
 
 mod standing;
@@ -37,7 +37,7 @@ struct Rig {
     handle: StreamHandle,
     channel: UnixStream,
     containers: Containers,
-    outputs: Outputs,
+    outputs: PodOutput,
     unsent: Vec<u8>,
     turn: Turn,
     events: Vec<Event>,
@@ -62,7 +62,7 @@ impl Rig {
             handle,
             channel,
             containers: Containers::new().unwrap(),
-            outputs: Outputs::default(),
+            outputs: PodOutput::default(),
             unsent: Vec::new(),
             turn: Turn::Continue,
             events: Vec::new(),

@@ -41,7 +41,7 @@ impl Supervisor {
     }
 
     /// Shares a container's files and queues its start.
-    pub(super) fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
+    pub fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
         if self.containers.find(spec.name()).is_some() {
             anyhow::bail!("the pod has a container {:?}", spec.name());
         }
@@ -67,7 +67,7 @@ impl Supervisor {
         }
         self.changed = true;
         match &self.own {
-            Some(own) if own.at_once => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
+            Some(own) if own.foreground => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
             Some(_) => self.containers.add_own(spec, Phase::Created),
             None => self.containers.add(spec, log, adder),
         }
