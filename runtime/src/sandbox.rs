@@ -36,7 +36,7 @@ pub enum SandboxError {
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("a running machine is limited to {count} network interfaces")]
-    NoPlace { count: usize },
+    NoSlot { count: usize },
 }
 
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -102,10 +102,10 @@ pub enum PodCommand {
         container: String,
     },
     /// Suspend all processes in containers
-    Pause(MeantArgs),
+    Pause(TargetArgs),
     /// Resume paused containers
     #[command(visible_alias = "unpause")]
-    Resume(MeantArgs),
+    Resume(TargetArgs),
 }
 
 /// `vmm pod run`.
@@ -170,7 +170,7 @@ pub struct LogsArgs {
 
 /// A pod and either one of its containers or all.
 #[derive(Debug, Args)]
-pub struct MeantArgs {
+pub struct TargetArgs {
     /// The pod
     pub pod: String,
     /// Only this container

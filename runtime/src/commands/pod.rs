@@ -11,7 +11,7 @@ use oci::exec::ProcessChanges;
 
 use super::attached;
 use super::request::{ask, connect, done, tell, unexpected};
-use crate::cli::pod::{MeantArgs, PodCommand, PodExecArgs};
+use crate::cli::pod::{PodCommand, PodExecArgs, TargetArgs};
 use crate::control::{ExecRequest, Reply, Request};
 use crate::deadlines;
 use crate::pod::podfile;
@@ -48,8 +48,8 @@ pub fn pod(root: &StateRoot, command: PodCommand) -> Result<u8> {
         PodCommand::Remove { force, pod, container } => {
             tell(root, &pod, &Request::Remove { container, force })?;
         }
-        PodCommand::Pause(meant) => pause(root, meant, true)?,
-        PodCommand::Resume(meant) => pause(root, meant, false)?,
+        PodCommand::Pause(target) => pause(root, target, true)?,
+        PodCommand::Resume(target) => pause(root, target, false)?,
     }
     Ok(0)
 }
@@ -104,9 +104,9 @@ fn add(root: &StateRoot, pod: &str, path: &Path) -> Result<()> {
     tell(root, pod, &Request::Add { base, container })
 }
 
-fn pause(root: &StateRoot, meant: MeantArgs, paused: bool) -> Result<()> {
-    let container = meant.container.unwrap_or_default();
-    tell(root, &meant.pod, &Request::Pause { container, paused })
+fn pause(root: &StateRoot, target: TargetArgs, paused: bool) -> Result<()> {
+    let container = target.container.unwrap_or_default();
+    tell(root, &target.pod, &Request::Pause { container, paused })
 }
 
 /// Runs an exec process in a container. Returns its exit code.

@@ -199,7 +199,7 @@ impl Container {
             return false;
         }
         if let Some(process) = &self.process {
-            let process::Phase::Draining(exit) = &process.phase else { return false };
+            let process::ProcessPhase::Draining(exit) = &process.phase else { return false };
             if !process.is_drained(guest) {
                 return false;
             }

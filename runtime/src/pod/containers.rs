@@ -312,7 +312,7 @@ impl Containers {
             return Ok(Some(refused(format!("exec: limit of {EXECS_MAX} processes reached"))));
         }
         let name = format!("exec-{}", self.next_exec);
-        let process = match exec::wanted(&container.spec, &name, request) {
+        let process = match exec::planned(&container.spec, &name, request) {
             Ok(process) => process,
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
@@ -354,7 +354,7 @@ impl Containers {
             }
             let mut exec = self.execs.remove(index);
             let failed = exec.process.close(guest);
-            let process::Phase::Draining(exit) = exec.process.phase else { continue };
+            let process::ProcessPhase::Draining(exit) = exec.process.phase else { continue };
             let reply = match failed {
                 Some((name, error)) => refused(format!("write {name}: {error}")),
                 None => Reply::Exited(exit::of_exit(&exit)),

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::container::StartError;
 use super::plan::ContainerSpec;
-use super::process::{Phase, Process};
+use super::process::{Process, ProcessPhase};
 use super::{ClientId, Guest};
 use crate::control::ExecRequest;
 
@@ -56,20 +56,20 @@ impl Exec {
 
     /// Whether it runs in container `name`, so that the agent must keep the container.
     pub fn keeps(&self, name: &str) -> bool {
-        self.process.container == name && !matches!(self.process.phase, Phase::Draining(_))
+        self.process.container == name && !matches!(self.process.phase, ProcessPhase::Draining(_))
     }
 
     /// Whether the process has exited, and its output was delivered or its client is gone.
     pub fn is_delivered(&self, guest: &Guest<'_>) -> bool {
         match self.process.phase {
-            Phase::Draining(_) => self.client.is_none() || self.process.is_drained(guest),
-            Phase::Starting | Phase::Running => false,
+            ProcessPhase::Draining(_) => self.client.is_none() || self.process.is_drained(guest),
+            ProcessPhase::Starting | ProcessPhase::Running => false,
         }
     }
 }
 
 /// Converts a client's request to a process of the agent's protocol.
-pub fn wanted(
+pub fn planned(
     container: &ContainerSpec,
     name: &str,
     request: &ExecRequest,

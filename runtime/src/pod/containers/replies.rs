@@ -13,7 +13,7 @@ use super::{Awaited, Containers, Event, Result, refused, start_failed};
 use crate::control::Reply;
 use crate::exit;
 use crate::pod::container::{Container, Phase, StartError};
-use crate::pod::process::Phase as ProcessPhase;
+use crate::pod::process::ProcessPhase;
 use crate::pod::{ClientId, Guest};
 
 impl Containers {

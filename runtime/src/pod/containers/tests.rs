@@ -15,12 +15,12 @@ use oci::spec;
 use plan::INIT_PROCESS;
 
 use super::*;
-use crate::pod::log::reader::{LogReader, Wanted};
+use crate::pod::log::reader::{LineFilter, LogReader};
 use crate::pod::log::{Limits, Stream};
 use crate::pod::output::PodOutput;
 use crate::pod::podfile::RestartPolicy;
 
-mod standing;
+mod own;
 
 /// Deadline of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -188,7 +188,7 @@ impl Rig {
     }
 
     fn logged(&self, name: &str) -> Vec<(Stream, String)> {
-        let (_, lines) = LogReader::open(&self.folder.path().join(name), &Wanted::default()).unwrap();
+        let (_, lines) = LogReader::open(&self.folder.path().join(name), &LineFilter::default()).unwrap();
         lines.into_iter().map(|line| (line.stream, line.log)).collect()
     }
 }
@@ -331,7 +331,7 @@ fn a_client_s_signals_reach_its_process_even_before_it_runs() {
 fn the_process_of_a_client_that_vanishes_is_killed() {
     let mut rig = Rig::running("exec sleep 1000");
     drop(rig.exec(1, "exec sleep 1000"));
-    rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
+    rig.until(|rig| rig.containers.execs[0].process.phase == process::ProcessPhase::Running);
     let mut guest = Guest { link: &mut rig.link, streams: &mut rig.handle };
     rig.containers.forget(&mut guest, 1).unwrap();
     rig.until(|rig| rig.containers.execs.is_empty());
