@@ -19,6 +19,8 @@ use crate::host_error::{HostError, failed_at};
 
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
+/// The id if neither the command line nor the name of the bundle's directory gives one.
+const DEFAULT_ID: &str = "container";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -93,6 +95,7 @@ impl Settings {
 
 /// The merged configuration of `vmm run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub struct RunConfig {
     pub bundle: PathBuf,
     /// The container's id, which is a valid file name.
@@ -107,21 +110,6 @@ pub struct RunConfig {
     /// Destination of the boot's timeline: a file, or `-` for only the table on stderr.
     pub marks: Option<PathBuf>,
     pub agent_timeout: Duration,
-}
-
-impl Default for RunConfig {
-    fn default() -> RunConfig {
-        RunConfig {
-            bundle: PathBuf::from("."),
-            id: "container".to_owned(),
-            is_named: false,
-            vm: VmSettings::default(),
-            kernel: None,
-            initrd: None,
-            marks: None,
-            agent_timeout: deadlines::AGENT,
-        }
-    }
 }
 
 impl RunConfig {
@@ -268,7 +256,7 @@ fn given_id(id: &OsStr) -> Result<String> {
 fn id_of_bundle(bundle: &Path) -> String {
     match bundle.file_name().and_then(OsStr::to_str) {
         Some(name) if is_id(name) => name.to_owned(),
-        _ => RunConfig::default().id,
+        _ => DEFAULT_ID.to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use oci::spec::Hooks;
 use vmm::Timeline;
 
 use super::container::create;
-use super::container::hook_points::{bytes_of, run_last};
+use super::container::hook_points::{bytes_of, run_last, with_environment};
 use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, write_pid};
 use crate::assembly::Assembly;
@@ -56,7 +56,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
     life.foreground = true;
     life.timeline = marks.timeline.clone();
-    let hooks = hooks_of(&life.bundle);
+    let hooks = with_environment(life.bundle.spec.hooks.clone(), &life.bundle.process.env);
     let environment = environment.kept_for(hooks.all());
     life.environment = environment.clone();
     let ran = (|| {
@@ -109,15 +109,6 @@ fn started(hooks: &Hooks, life: &Life, environment: &Environment) -> Started {
 fn told(life: &Life, status: &str) -> PodState {
     let container = ContainerState { status: status.to_owned(), ..ContainerState::default() };
     PodState { status: status.to_owned(), containers: vec![container], ..life.state.clone() }
-}
-
-/// Returns the bundle's hooks. As with runc, `startContainer` hooks without an environment get the container's.
-fn hooks_of(bundle: &Bundle) -> Hooks {
-    let mut hooks = bundle.spec.hooks.clone();
-    for hook in &mut hooks.start_container {
-        hook.env.get_or_insert_with(|| bundle.process.env.clone());
-    }
-    hooks
 }
 
 fn absolute(bundle: &Path) -> Result<std::path::PathBuf> {

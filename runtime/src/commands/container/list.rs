@@ -10,12 +10,11 @@ use serde_json::Value;
 
 use super::{state_json, status};
 use crate::cli::container::{Format, ListArgs, PsArgs};
-use crate::commands::print;
+use crate::commands::{columns, print};
 use crate::state::StateRoot;
 
-/// Minimum width of a column, and the padding after its longest cell.
-const COLUMN_MIN: usize = 12;
-const COLUMN_SPACE: usize = 3;
+/// Minimum width of a column, and the space after its widest cell.
+const COLUMN: (usize, usize) = (12, 3);
 
 pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
     let mut states = Vec::new();
@@ -43,21 +42,9 @@ pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
 
 /// Returns the table that runc prints.
 fn table(states: &[Value]) -> String {
-    let names = ["id", "pid", "status", "bundle", "created", "owner"];
-    let mut rows = vec![names.map(str::to_uppercase)];
-    rows.extend(states.iter().map(|state| names.map(|name| word(&state[name]))));
-    let longest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..names.len()).map(|n| COLUMN_MIN.max(longest(n) + COLUMN_SPACE)).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let (last, cells) = row.split_last().expect("a row has columns");
-        for (cell, width) in cells.iter().zip(&widths) {
-            text += &format!("{cell:width$}");
-        }
-        text += last;
-        text.push('\n');
-    }
-    text
+    let cells = ["id", "pid", "status", "bundle", "created", "owner"];
+    let rows = states.iter().map(|state| cells.map(|name| word(&state[name])));
+    columns(["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], rows, COLUMN)
 }
 
 fn word(value: &Value) -> String {

@@ -4,9 +4,12 @@ use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::commands::print;
+use crate::commands::{columns, print};
 use crate::state::PodState;
 use host::text::{self, printable};
+
+/// Minimum width of a column, and the space after its widest cell.
+const COLUMN: (usize, usize) = (0, 2);
 
 pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     let row = |state: &PodState| {
@@ -42,7 +45,7 @@ pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
             ]
         })
     });
-    print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows))
+    print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows, COLUMN))
 }
 
 pub fn usage(all: &[ContainerUsage], json: bool) -> Result<()> {
@@ -68,37 +71,10 @@ fn show<T: Serialize, const N: usize>(
     row: impl Fn(&T) -> [String; N],
     json: bool,
 ) -> Result<()> {
-    if json { print_json(all) } else { print(&columns(head, all.iter().map(row))) }
+    if json { print_json(all) } else { print(&columns(head, all.iter().map(row), COLUMN)) }
 }
 
 fn print_json(all: &(impl Serialize + ?Sized)) -> Result<()> {
     let text = serde_json::to_string_pretty(all).context("encode the answer")?;
     print(&format!("{}\n", text::json(&text)))
-}
-
-/// Returns columns as wide as their widest word.
-fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, word) in widths.iter_mut().zip(row) {
-            *width = word.chars().count().max(*width);
-        }
-    }
-    let line = |row: &[String; N]| {
-        let words = row.iter().zip(widths).map(|(word, width)| format!("{word:width$}"));
-        format!("{}\n", words.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_word() {
-        let rows = [["a".to_owned(), "long word".to_owned()], ["longer".to_owned(), String::new()]];
-        assert_eq!(columns(["X", "Y"], rows.into_iter()), "X       Y\na       long word\nlonger\n");
-    }
 }
