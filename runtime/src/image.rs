@@ -75,7 +75,6 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Finds the images in the running program.
     pub fn find() -> Result<Embedded> {
         const STEP: &str = "read this program's sections from";
         let at = Path::new(SELF);

@@ -20,7 +20,6 @@ pub mod plan;
 pub mod podfile;
 pub mod process;
 pub mod refuse;
-mod requests;
 pub mod restart;
 pub mod supervisor;
 

@@ -62,7 +62,6 @@ impl Sandbox {
         self.vm.end()
     }
 
-    /// Returns the last part of the guest's kernel log.
     pub fn console_tail(&self) -> String {
         self.console.tail()
     }
@@ -94,12 +93,10 @@ impl Sandbox {
         Ok(self.share.allow_mount_points(&bind.path, bind.mount_points)?)
     }
 
-    /// Shares an open file with the guest.
     pub fn bind_file(&self, path: &str, file: OwnedFd) -> Result<()> {
         Ok(self.share.bind(path, file, Terms::default())?)
     }
 
-    /// Removes a file or directory from the share.
     pub fn unbind(&self, path: &str) -> Result<()> {
         Ok(self.share.unbind(path)?)
     }

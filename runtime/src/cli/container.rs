@@ -7,7 +7,6 @@ use clap::{Args, Parser, ValueEnum};
 
 use super::{EngineArgs, Words};
 
-/// Parses the arguments of the command `name`.
 pub fn read<T: Parser>(name: &str, words: Words) -> Result<T, clap::Error> {
     T::try_parse_from([OsString::from(format!("vmm {name}"))].into_iter().chain(words.words))
 }
@@ -25,7 +24,6 @@ pub struct CreateArgs {
     pub engine: EngineArgs,
 }
 
-/// Arguments of commands that take only an id.
 #[derive(Debug, Parser)]
 pub struct IdArgs {
     /// The container's id

@@ -19,7 +19,6 @@ pub struct PodArgs {
     pub command: PodCommand,
 }
 
-/// The subcommands of `vmm pod`.
 #[derive(Debug, Subcommand)]
 pub enum PodCommand {
     /// Run the containers of a podfile (JSON, or YAML if its name ends in .yaml or .yml)

@@ -23,7 +23,6 @@ pub struct LiveNetwork {
 }
 
 impl LiveNetwork {
-    /// Takes the network with which the machine was created.
     pub fn new(network: Network, names: Option<NameQueries>) -> LiveNetwork {
         LiveNetwork { network, leaving: Vec::new(), names }
     }

@@ -48,7 +48,6 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Returns the clients of `listener`, none so far.
     pub fn new(listener: Option<UnixListener>) -> Clients {
         Clients { listener, clients: Vec::new(), next: 1, reserve: reserve(), rest: None }
     }

@@ -66,7 +66,6 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// Returns the containers of a pod, none so far.
     pub fn new() -> io::Result<Containers> {
         Ok(Containers {
             all: Vec::new(),
@@ -82,7 +81,6 @@ impl Containers {
         })
     }
 
-    /// Adds a container that is to be started.
     pub fn add(&mut self, spec: ContainerSpec, log: Option<LogFile>, adder: Option<ClientId>) {
         let mut container = Container::new(spec, log, Instant::now());
         container.starter = adder;
@@ -334,7 +332,6 @@ impl Containers {
         }
     }
 
-    /// Returns a client's process.
     pub fn exec_of(&mut self, client: ClientId) -> Option<&mut Exec> {
         self.execs.iter_mut().find(|exec| exec.client == Some(client))
     }

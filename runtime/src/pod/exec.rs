@@ -104,7 +104,6 @@ pub fn planned(
     Ok(process)
 }
 
-/// Splits `user` or `user:group`.
 fn split_user(text: &str) -> Option<(&str, &str)> {
     (!text.is_empty()).then(|| text.split_once(':').unwrap_or((text, "")))
 }

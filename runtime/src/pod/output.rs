@@ -38,7 +38,6 @@ impl PodOutput {
         both.map(PodOutput)
     }
 
-    /// Writes bytes unchanged.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
         if let Some(output) = self.stream(stream) {
             output.waiting.extend(bytes);

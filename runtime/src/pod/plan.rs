@@ -215,7 +215,6 @@ impl PodPlan {
         found.ok_or_else(|| invalid(at, format!("the pod has no volume {name:?}")))
     }
 
-    /// Adds the container's files, and the files of /etc that every container gets.
     fn add_files(&self, at: &str, container: &Container, plan: &mut ContainerPlan) -> Result<()> {
         for (index, mount) in container.files.iter().enumerate() {
             let at = format!("{at}.files[{index}]");

@@ -14,18 +14,19 @@ use host::{sys, terminal};
 use link::CommandId;
 use vmm::Timeline;
 
+use super::ClientId;
 use super::clients::Clients;
 use super::containers::{Containers, Event, refused};
 use super::log::Limits;
 use super::output::PodOutput;
 use super::plan::PodPlan;
-use super::{ClientId, Guest};
 use crate::deadlines;
 use crate::exit::{self, CodedError};
 use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
 use crate::state::{OciState, PodState, StateDir};
 
+mod requests;
 mod share;
 
 /// Time between the stop signal and SIGKILL when a signal ends the pod.
@@ -136,7 +137,6 @@ impl Supervisor {
         self.containers.all.first_mut()?.output_error.take()
     }
 
-    /// Records a milestone of the boot, if marks are wanted.
     fn mark(&self, name: &'static str) {
         if let Some(timeline) = &self.timeline {
             timeline.mark(name);
@@ -335,8 +335,7 @@ impl Supervisor {
         self.own.as_ref().is_some_and(|own| own.foreground) && self.started.is_some()
     }
 
-    /// Begins to stop the pod.
-    pub(super) fn stop(&mut self, grace: Duration) {
+    fn stop(&mut self, grace: Duration) {
         (self.stopping, self.changed) = (true, true);
         let patience = Instant::now() + grace;
         self.containers.stop(patience);
@@ -366,16 +365,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Returns the containers, and the handles of the channels into the guest.
-    pub(super) fn containers(&mut self) -> (&mut Containers, Guest<'_>) {
-        (&mut self.containers, self.session.sandbox.guest())
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping
-    }
-
-    /// Returns the pod's present state.
     fn state(&self) -> PodState {
         let status = match (self.stopping, self.started.is_some()) {
             (true, _) => "stopping",

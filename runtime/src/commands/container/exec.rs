@@ -106,7 +106,6 @@ fn represent(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, 
     })
 }
 
-/// Returns the changes to the process that the flags describe.
 fn changes(args: &ExecArgs) -> Result<ProcessChanges> {
     let words = &args.words;
     let number = |text: &str| text.parse::<u32>().with_context(|| format!("--user {text:?}: not a number"));

@@ -24,7 +24,7 @@ use crate::pod::refuse::CONTAINERS_MAX;
 
 impl Supervisor {
     /// Adds a container that a client sent.
-    pub(in crate::pod) fn add_sent(
+    pub(super) fn add_sent(
         &mut self,
         client: ClientId,
         base: &str,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 use oci::spec::ConsoleSize;
 
-use super::ClientId;
-use super::containers::refused;
-use super::supervisor::Supervisor;
+use super::Supervisor;
 use crate::control::{Reply, Request};
+use crate::pod::ClientId;
+use crate::pod::containers::refused;
 
 /// Maximum grace period for containers to end.
 const GRACE_MAX: u64 = 24 * 3600;
@@ -21,11 +21,10 @@ impl Supervisor {
         client: ClientId,
         (request, fds): (Request, Vec<OwnedFd>),
     ) -> Result<Option<Reply>> {
-        let stopping = self.is_stopping();
-        let (containers, mut guest) = self.containers();
+        let (containers, mut guest) = (&mut self.containers, self.session.sandbox.guest());
         let reply = match request {
             Request::Wait { container } => containers.wait(&container, client),
-            Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if stopping => {
+            Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if self.stopping => {
                 Some(refused("the pod is ending".to_owned()))
             }
             Request::Start { container } => containers.start(&container, client),
