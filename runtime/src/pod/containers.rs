@@ -63,6 +63,8 @@ pub struct Containers {
     /// When containers that are being stopped are killed.
     patience: Option<Instant>,
     stopping: bool,
+    /// What the supervisor is to do after this step.
+    events: Vec<Event>,
 }
 
 impl Containers {
@@ -78,6 +80,7 @@ impl Containers {
             kill_patience: deadlines::KILL,
             patience: None,
             stopping: false,
+            events: Vec::new(),
         })
     }
 
@@ -117,19 +120,18 @@ impl Containers {
 
     /// Handles the agent's frames and takes every step that is due.
     pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
-        self.take_replies(guest, now, &mut events)?;
+        self.take_replies(guest, now)?;
         while let Some(event) = guest.link.event() {
-            self.take_event(guest, event, &mut events)?;
+            self.take_event(guest, event)?;
         }
         self.execs.iter_mut().try_for_each(|exec| exec.process.advance(guest))?;
-        self.advance_execs(guest, &mut events);
-        self.advance_containers(guest, now, &mut events)?;
-        self.start_containers(guest, now, &mut events)?;
-        self.dismiss(&mut events);
-        self.find_unkilled(now, &mut events);
+        self.advance_execs(guest);
+        self.advance_containers(guest, now)?;
+        self.start_containers(guest, now)?;
+        self.dismiss();
+        self.find_unkilled(now);
         guest.link.flush()?;
-        Ok(events)
+        Ok(std::mem::take(&mut self.events))
     }
 
     /// Returns when [`step`](Self::step) has work without an event.
@@ -342,7 +344,7 @@ impl Containers {
         self.exec_of(client).map_or(Ok(()), |exec| exec.lose_client(guest))
     }
 
-    fn advance_execs(&mut self, guest: &mut Guest<'_>, events: &mut Vec<Event>) {
+    fn advance_execs(&mut self, guest: &mut Guest<'_>) {
         let mut index = 0;
         while let Some(exec) = self.execs.get(index) {
             if !exec.is_delivered(guest) {
@@ -356,17 +358,12 @@ impl Containers {
                 Some((name, error)) => refused(format!("write {name}: {error}")),
                 None => Reply::Exited(exit::of_exit(&exit)),
             };
-            events.extend(exec.client.map(|client| Event::Last(client, reply)));
-            events.push(Event::Changed);
+            self.events.extend(exec.client.map(|client| Event::Last(client, reply)));
+            self.events.push(Event::Changed);
         }
     }
 
-    fn start_containers(
-        &mut self,
-        guest: &mut Guest<'_>,
-        now: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    fn start_containers(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<()> {
         let mut starting = self.all.iter().filter(|container| container.phase == Phase::Starting).count();
         // Containers of the same image start one after the other: each creates what the image lacks, and the guest's
         // mounts of the share see each other's files with a delay.
@@ -388,7 +385,13 @@ impl Containers {
                 }
                 Err(StartError::Link(error)) => return Err(error),
                 Err(StartError::Host(error) | StartError::Terminal(error)) => {
-                    start_failed(guest, container, exit::FAILED, format!("open its output: {error}"), events);
+                    start_failed(
+                        guest,
+                        container,
+                        exit::FAILED,
+                        format!("open its output: {error}"),
+                        &mut self.events,
+                    );
                 }
             }
         }
@@ -396,16 +399,16 @@ impl Containers {
     }
 
     /// Tells clients about containers that have ended, and drops containers that are to be removed.
-    fn dismiss(&mut self, events: &mut Vec<Event>) {
+    fn dismiss(&mut self) {
         for container in self.all.iter().filter(|container| container.phase == Phase::Ended) {
             let reply = Reply::Exited(container.exit.unwrap_or(0));
             let told = self.waiters.extract_if(.., |(name, _)| *name == container.spec.name());
-            events.extend(told.map(|(_, client)| Event::Answer(client, reply.clone())));
+            self.events.extend(told.map(|(_, client)| Event::Answer(client, reply.clone())));
         }
         let leaves = |container: &mut Container| container.leaves && container.phase == Phase::Ended;
         for container in self.all.extract_if(.., leaves) {
-            events.extend(container.removers.iter().map(|client| Event::Answer(*client, Reply::Done)));
-            events.push(Event::Left(Box::new(container.spec)));
+            self.events.extend(container.removers.iter().map(|client| Event::Answer(*client, Reply::Done)));
+            self.events.push(Event::Left(Box::new(container.spec)));
         }
     }
 

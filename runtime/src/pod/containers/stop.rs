@@ -53,12 +53,7 @@ impl Containers {
         Ok(if any { Reply::Done } else { self.not_running(name) })
     }
 
-    pub(super) fn advance_containers(
-        &mut self,
-        guest: &mut Guest<'_>,
-        now: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    pub(super) fn advance_containers(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<()> {
         for container in &mut self.all {
             // A container that is removed by force gets no stop signal.
             let patience = self.patience.filter(|_| self.stopping);
@@ -89,20 +84,20 @@ impl Containers {
             } else {
                 container.cleared();
             }
-            events.push(Event::Changed);
+            self.events.push(Event::Changed);
         }
         Ok(())
     }
 
     /// Finds a killed container whose end the guest has not reported in time.
-    pub(super) fn find_unkilled(&mut self, now: Instant, events: &mut Vec<Event>) {
+    pub(super) fn find_unkilled(&mut self, now: Instant) {
         let overdue = |container: &Container| {
             container.killed.is_some_and(|killed| killed <= now) && self.lives(container)
         };
         let Some(index) = self.all.iter().position(overdue) else { return };
         let container = &mut self.all[index];
         container.exit = Some(exit::of_signal(libc::SIGKILL));
-        events.push(Event::Unkilled(container.spec.name().to_owned()));
+        self.events.push(Event::Unkilled(container.spec.name().to_owned()));
     }
 
     /// Whether the guest still has a process of the container, according to its reports.
