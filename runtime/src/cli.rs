@@ -160,7 +160,7 @@ pub struct RunArgs {
 }
 
 /// Flags that engines give to runc.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct EngineArgs {
     /// Write the pid of the container's process on the host to FILE
     #[arg(long, value_name = "FILE")]

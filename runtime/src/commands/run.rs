@@ -27,13 +27,12 @@ use crate::pod::supervisor::Started;
 use crate::state::{ContainerState, PodState, StateDir, StateRoot};
 
 /// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when this process began.
-pub fn run(root: &StateRoot, mut args: RunArgs, start: Instant) -> Result<u8> {
+pub fn run(root: &StateRoot, args: RunArgs, start: Instant) -> Result<u8> {
     if args.detach {
         return create::create_and_start(root, args);
     }
-    let engine = std::mem::take(&mut args.engine);
-    let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
-    config.vm.systemd_cgroup = engine.systemd_cgroup;
+    let engine = args.engine.clone();
+    let config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     foreground(root, config, &engine, start)
 }
 

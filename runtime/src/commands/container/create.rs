@@ -18,8 +18,8 @@ use super::delete::{delete_remains, kill_process};
 use super::life::{Life, refuse_foreground_flags};
 use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::Assembly;
+use crate::cli::RunArgs;
 use crate::cli::container::CreateArgs;
-use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
 use crate::report::{self, Forked, Reporter};
@@ -48,14 +48,12 @@ pub fn create_and_start(root: &StateRoot, args: RunArgs) -> Result<u8> {
 
 /// Creates a container. Returns 0 once it is created; the forked process returns its exit code at its end.
 fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
-    let engine = args.engine;
-    let args = RunArgs { engine: EngineArgs::default(), ..args };
+    let engine = args.engine.clone();
     refuse_descriptors(engine.preserve_fds)?;
     let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     config.bundle = std::path::absolute(&config.bundle)
         .with_context(|| format!("open bundle {}", config.bundle.display()))?;
     refuse_foreground_flags(&config)?;
-    config.vm.systemd_cgroup = engine.systemd_cgroup;
     let mut bundle = Bundle::load(&config.bundle)?;
     refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
