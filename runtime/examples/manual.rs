@@ -16,7 +16,7 @@ use clap::Command;
 use clap_complete::aot::{Shell, generate_to};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
-use runtime::cli::tree;
+use runtime::command_line;
 
 /// What `vmm run` and `vmm pod run` end with.
 const EXIT_STATUS: [(&str, &str); 4] = [
@@ -44,13 +44,13 @@ fn main() -> Result<()> {
     for folder in [&pages, &completions] {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    let mut definition = tree::command();
+    let mut definition = command_line();
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut definition, "vmm", &completions)
             .with_context(|| format!("write the completion for {shell}"))?;
     }
     // `vmm help COMMAND` prints what the pages say.
-    let mut definition = tree::command().disable_help_subcommand(true);
+    let mut definition = command_line().disable_help_subcommand(true);
     definition.build();
     write_pages(&definition, &pages, date)
 }

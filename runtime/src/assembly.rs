@@ -6,19 +6,30 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, STREAM_PORT};
 use anyhow::{Context, Result};
 use host::network::Network;
-use link::streams::streams;
+use link::AgentLink;
+use link::streams::{StreamHandle, StreamTable, streams};
 use oci::Spec;
-use plan::VmPlan;
-use vmm::{PendingVm, Timeline};
+use plan::vm::SHARE_TAG;
+use plan::{ShareType, VmPlan};
+use vmm::devices::share::ShareTree;
+use vmm::devices::virtio::console::{Console, LogPort, Port, PortBackend, SocketPort};
+use vmm::devices::virtio::fs::{self, Fs};
+use vmm::devices::virtio::net::Vhost;
+use vmm::devices::virtio::p9::{self, P9};
+use vmm::devices::virtio::rng::Rng;
+use vmm::{PendingVm, Timeline, Vm, VmConfig};
 
 use crate::config::RunConfig;
-use crate::console::{KernelMarks, Outputs};
+use crate::console::{ConsoleWriters, KernelMarks};
 use crate::image::Images;
-use crate::network::resolver::Names;
+use crate::network::resolver::NameQueries;
 use crate::network::{self, LiveNetwork};
-use crate::sandbox::{Parts, Sandbox};
+use crate::sandbox::Sandbox;
+use crate::sandbox::machine::Machine;
+use crate::sandbox::nics::Nics;
 use crate::session::Session;
 
 /// A machine about to be created.
@@ -28,14 +39,6 @@ pub struct Assembly {
     kernel_marks: Option<KernelMarks>,
 }
 
-/// A running machine with its network.
-pub struct Machine {
-    /// The session with the machine's agent.
-    pub session: Session,
-    /// The machine's network, which outlives the machine.
-    pub network: LiveNetwork,
-}
-
 /// Connections between the host's network and the guest.
 #[derive(Default)]
 struct GuestNetwork {
@@ -43,7 +46,7 @@ struct GuestNetwork {
     /// The host's end of the port for name queries.
     resolver: Option<UnixStream>,
     /// Name queries without a server so far.
-    names: Option<Names>,
+    names: Option<NameQueries>,
 }
 
 impl Assembly {
@@ -53,53 +56,89 @@ impl Assembly {
         Ok(Assembly { pending, timeline: None, kernel_marks: None })
     }
 
-    /// Records the boot's marks.
     pub fn with_marks(self, timeline: Option<Arc<Timeline>>, kernel: Option<KernelMarks>) -> Assembly {
         Assembly { timeline, kernel_marks: kernel, ..self }
     }
 
-    /// Creates the machine and starts it. `in_namespace` is the specification of the container whose network namespace
-    /// this thread has entered: its interfaces become the guest's. `patience` is the time limit of the agent's answers.
+    /// Creates the machine and starts it. The share is empty at first. Returns the session with the machine's agent, and
+    /// the machine's network, which must outlive the machine.
+    ///
+    /// `in_namespace` is the specification of the container whose network namespace this thread has entered: its
+    /// interfaces become the guest's. `patience` is the time limit of the agent's answers.
     pub fn finish(
         self,
         config: &RunConfig,
-        vm: &mut VmPlan,
+        plan: &mut VmPlan,
         in_namespace: Option<&Spec>,
         patience: Duration,
-    ) -> Result<Machine> {
-        let mut guest = in_namespace.map(|spec| guest_network(vm, spec)).transpose()?.unwrap_or_default();
-        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), vm.kernel)?;
-        let outputs = Outputs::open(config.vm.console.as_ref(), self.kernel_marks)
+    ) -> Result<(Session, LiveNetwork)> {
+        let guest = in_namespace.map(|spec| guest_network(plan, spec)).transpose()?;
+        let GuestNetwork { mut network, resolver, names } = guest.unwrap_or_default();
+        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), plan.kernel)?;
+        let writers = ConsoleWriters::open(config.vm.console.as_ref(), self.kernel_marks)
             .context("open the console's copy")?;
-        let first_output = self
-            .timeline
-            .clone()
-            .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
-        let (table, handle) = streams(&[], first_output).context("create the streams")?;
-        let table = match vm.protocol {
-            agent_proto::command::Protocol::Api4244 => table.without_credit(),
-            _ => table,
-        };
-        let parts = Parts {
-            pending: self.pending,
-            images,
-            outputs,
-            streams: (table, handle),
-            nics: std::mem::take(&mut guest.network.nics),
-            spare_nics: guest.network.spare_nics(),
-            resolver: guest.resolver,
+        let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
+        let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
+        let share = ShareTree::new()?;
+        let settings = VmConfig {
+            memory_mib: plan.memory_mib,
+            vcpus: plan.vcpus,
+            kernel: images.kernel,
+            initramfs: Some(images.initramfs),
+            cmdline: plan.cmdline.clone(),
+            serial: writers.serial,
             timeline: self.timeline,
         };
-        let sandbox = Sandbox::start(vm, parts)?;
-        let network = LiveNetwork::new(guest.network, guest.names);
-        Ok(Machine { session: Session::new(sandbox, patience), network })
+        let mut vm = Vm::with(self.pending, settings)?;
+        let (log, console) = LogPort::new(writers.console);
+        attach_console(&mut vm, log, device_end, table, resolver)?;
+        match plan.share {
+            ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, fs::server(&share))))?,
+            ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
+        }
+        vm.attach(Box::new(Rng::new(vm.events())))?;
+        let present = std::mem::take(&mut network.nics);
+        let mut nics = Nics::attach(&mut vm, present.len() + network.spare_nics(), plan)?;
+        for nic in present {
+            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
+        }
+        let link = AgentLink::new(control, plan.protocol)?;
+        let sandbox = Sandbox { link, streams, vm: Machine::new(vm.start()?), share, nics, console };
+        Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
     }
 }
 
+/// Returns the streams: the devices' end and the handle.
+fn stream_ends(protocol: Protocol, timeline: Option<Arc<Timeline>>) -> Result<(StreamTable, StreamHandle)> {
+    let first_output = timeline
+        .map(|timeline| -> Box<dyn FnOnce() + Send> { Box::new(move || timeline.mark("first_output")) });
+    let (table, handle) = streams(&[], first_output).context("create the streams")?;
+    Ok((if protocol == Protocol::Api4244 { table.without_credit() } else { table }, handle))
+}
+
+/// Attaches the console device with its ports: kernel log, control channel, streams, and name queries if the guest is to
+/// send them.
+fn attach_console(
+    vm: &mut Vm,
+    log: LogPort,
+    control: UnixStream,
+    streams: StreamTable,
+    resolver: Option<UnixStream>,
+) -> Result<()> {
+    let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
+    let mut ports = vec![
+        Port { name: None, backend: Box::new(log) },
+        port(CONTROL_PORT, Box::new(SocketPort::new(control))),
+        port(STREAM_PORT, Box::new(streams)),
+    ];
+    ports.extend(resolver.map(|socket| port(RESOLVER_PORT, Box::new(SocketPort::new(socket)))));
+    Ok(vm.attach(Box::new(Console::new(vm.events(), ports)))?)
+}
+
 /// Connects the interfaces of this thread's network namespace to taps, and describes them to the guest.
-fn guest_network(vm: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
+fn guest_network(plan: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
     let network = Network::followed()?;
-    network::describe(&network, vm);
-    let (resolver, names) = network::serve_names(vm, spec).context("serve name queries")?;
+    network::describe(&network, plan);
+    let (resolver, names) = network::serve_names(plan, spec).context("serve name queries")?;
     Ok(GuestNetwork { network, resolver, names })
 }

@@ -20,10 +20,8 @@ pub struct Cli {
     /// Print version, commit, and what is embedded
     #[arg(short = 'V', long)]
     pub version: bool,
-    /// Settings of the program's own log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Flags before the command, as with runc.
     #[command(flatten)]
     pub global: GlobalArgs,
     /// The command; without one, or with --version, the version is printed.
@@ -76,49 +74,53 @@ impl LogArgs {
     }
 }
 
+/// Flags that pods, `update` and `events` accept after their name as well, where they override those before it.
+#[derive(Debug, Default, Args)]
+pub struct LateArgs {
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+}
+
+impl LateArgs {
+    /// Takes each flag that is not given from `other`.
+    pub fn or(self, other: LateArgs) -> LateArgs {
+        LateArgs { log: self.log.or(other.log), root: self.root.or(other.root) }
+    }
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a bundle and exit with its exit code
     Run(Box<RunArgs>),
     /// Create a container; its program waits for `start`
-    #[command(disable_help_flag = true)]
     Create(Words),
     /// Start a container's program
-    #[command(disable_help_flag = true)]
     Start(Words),
     /// Print a container's state
-    #[command(disable_help_flag = true)]
     State(Words),
     /// Send a signal to a container
-    #[command(disable_help_flag = true)]
     Kill(Words),
     /// Delete a container
-    #[command(disable_help_flag = true)]
     Delete(Words),
     /// Run a process in a running container
-    #[command(disable_help_flag = true)]
     Exec(Words),
     /// List containers
-    #[command(disable_help_flag = true)]
     List(Words),
     /// List the host processes of a container
-    #[command(disable_help_flag = true)]
     Ps(Words),
     /// Suspend all processes in a container
-    #[command(disable_help_flag = true)]
     Pause(Words),
     /// Resume a paused container
-    #[command(disable_help_flag = true)]
     Resume(Words),
     /// Run and manage pods: several containers in one virtual machine
-    #[command(disable_help_flag = true)]
     Pod(Words),
     /// Update a container's resource limits
-    #[command(disable_help_flag = true)]
     Update(Words),
     /// Print a container's events and resource usage
-    #[command(disable_help_flag = true)]
     Events(Words),
     /// Write a template config.json
     Spec(SpecArgs),
@@ -131,6 +133,7 @@ pub enum Command {
 /// What follows a command that has a parser of its own, unread: to define these costs as much as to read the whole line of a
 /// `vmm run`, which must not pay for it.
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub struct Words {
     /// Arguments; --help lists them
     #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
@@ -150,16 +153,14 @@ pub struct RunArgs {
     /// Return once the container runs, and leave it in the background
     #[arg(short, long)]
     pub detach: bool,
-    /// Flags that `create` has as well.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Settings that environment variables and the configuration file can also give.
     #[command(flatten)]
     pub settings: Settings,
 }
 
 /// Flags that engines give to runc.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct EngineArgs {
     /// Write the pid of the container's process on the host to FILE
     #[arg(long, value_name = "FILE")]

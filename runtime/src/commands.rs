@@ -1,10 +1,60 @@
-//! Implementations of the subcommands, one file for each.
+//! Implementations of the subcommands, one file for each, and what several of them do.
 
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+
+mod attached;
 pub mod check;
 pub mod container;
 pub mod events;
 pub mod features;
 pub mod pod;
+mod request;
 pub mod run;
 pub mod spec;
 pub mod update;
+
+/// Prints a line to stdout. A closed pipe is not an error.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("write stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// Returns rows as columns. `column` is the minimum width of one, and the space after its widest cell.
+fn columns<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+    column: (usize, usize),
+) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let (minimum, space) = column;
+    let mut widths = [minimum; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (cell.chars().count() + space).max(*width);
+        }
+    }
+    let line = |row: &[String; N]| {
+        let cells: String = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_word() {
+        let rows = || [["a".to_owned(), "long word".to_owned()], ["longer".to_owned(), String::new()]];
+        let wanted = "X       Y\na       long word\nlonger\n";
+        assert_eq!(columns(["X", "Y"], rows().into_iter(), (0, 2)), wanted);
+        let wanted = "X         Y\na         long word\nlonger\n";
+        assert_eq!(columns(["X", "Y"], rows().into_iter(), (10, 2)), wanted);
+    }
+}

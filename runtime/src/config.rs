@@ -5,6 +5,7 @@
 //! default. The configuration file is the first of `$XDG_CONFIG_HOME/vmm/config.json`, `~/.config/vmm/config.json` and
 //! `/etc/vmm/config.json`: a JSON object whose keys are the flags' names.
 
+use host::HostError;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,45 +19,21 @@ use crate::deadlines;
 
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
+/// The id if neither the command line nor the name of the bundle's directory gives one.
+const DEFAULT_ID: &str = "container";
 
-/// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The configuration file cannot be read.
-    #[error("read configuration {}", path.display())]
-    Read {
-        /// Path of the file.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// The configuration file is not valid.
-    #[error("parse configuration {}", path.display())]
-    Parse {
-        /// Path of the file.
-        path: PathBuf,
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A value is not valid.
+    /// The configuration file cannot be read or parsed.
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("{name} {value:?}: {why}")]
-    Value {
-        /// Name of the setting.
-        name: &'static str,
-        /// The given value.
-        value: String,
-        /// What is wrong with the value.
-        why: &'static str,
-    },
+    Value { name: &'static str, value: String, why: &'static str },
 }
 
-/// This module's result.
 pub type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
 impl Settings {
-    /// Reads the environment variables.
     fn from_env(lookup: impl Fn(&str) -> Option<OsString>) -> Settings {
         // A value that is not UTF-8 is refused later, by the check of the setting.
         let text = |name: &str| lookup(name).map(|value| value.to_string_lossy().into_owned());
@@ -83,15 +60,16 @@ impl Settings {
         for path in user.into_iter().chain([PathBuf::from("/etc")]).map(|dir| dir.join("vmm/config.json")) {
             match fs::read(&path) {
                 Ok(text) => {
-                    return serde_json::from_slice(&text)
-                        .map_err(|source| ConfigError::Parse { path, source });
+                    return Ok(
+                        serde_json::from_slice(&text).map_err(HostError::at("parse configuration", &path))?
+                    );
                 }
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 // HOME may be another user's, as under setpriv or sudo. If it is not accessible, it counts as empty.
                 Err(error)
                     if error.kind() == io::ErrorKind::PermissionDenied && !path.starts_with("/etc") => {}
-                Err(source) => return Err(ConfigError::Read { path, source }),
+                Err(error) => return Err(HostError::at("read configuration", &path)(error).into()),
             }
         }
         Ok(Settings::default())
@@ -117,14 +95,13 @@ impl Settings {
 
 /// The merged configuration of `vmm run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub struct RunConfig {
-    /// The bundle's directory.
     pub bundle: PathBuf,
     /// The container's id, which is a valid file name.
     pub id: String,
     /// The id comes from the command line, so other commands can find the container.
     pub is_named: bool,
-    /// Settings of the machine.
     pub vm: VmSettings,
     /// Replaces the embedded kernel.
     pub kernel: Option<PathBuf>,
@@ -132,23 +109,7 @@ pub struct RunConfig {
     pub initrd: Option<PathBuf>,
     /// Destination of the boot's timeline: a file, or `-` for only the table on stderr.
     pub marks: Option<PathBuf>,
-    /// Maximum time for an answer of the agent.
     pub agent_timeout: Duration,
-}
-
-impl Default for RunConfig {
-    fn default() -> RunConfig {
-        RunConfig {
-            bundle: PathBuf::from("."),
-            id: "container".to_owned(),
-            is_named: false,
-            vm: VmSettings::default(),
-            kernel: None,
-            initrd: None,
-            marks: None,
-            agent_timeout: deadlines::AGENT,
-        }
-    }
 }
 
 impl RunConfig {
@@ -186,8 +147,12 @@ impl RunConfig {
     }
 }
 
+fn invalid(name: &'static str, value: &str, why: &'static str) -> ConfigError {
+    ConfigError::Value { name, value: value.to_owned(), why }
+}
+
 fn memory_mib(text: &str) -> Result<u32> {
-    let error = |why| ConfigError::Value { name: "memory", value: text.to_owned(), why };
+    let error = |why| invalid("memory", text, why);
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'm' | b'M') => (&text[..text.len() - 1], 1),
         Some(b'g' | b'G') => (&text[..text.len() - 1], 1024),
@@ -205,11 +170,7 @@ fn memory_mib(text: &str) -> Result<u32> {
 fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
     match agent {
         Some("api-4244") => Ok(Protocol::Api4244),
-        Some(other) => Err(ConfigError::Value {
-            name: "agent",
-            value: other.to_owned(),
-            why: "the only protocol that can be chosen is api-4244",
-        }),
+        Some(other) => Err(invalid("agent", other, "the only protocol that can be chosen is api-4244")),
         None if named => Ok(Protocol::Negotiated),
         None => Ok(Protocol::Extended),
     }
@@ -218,9 +179,7 @@ fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
 fn vcpus(text: &str) -> Result<u8> {
     match text.parse() {
         Ok(count @ 1..=plan::limits::MAX_VCPUS) => Ok(count),
-        _ => {
-            Err(ConfigError::Value { name: "cpus", value: text.to_owned(), why: "not a number from 1 to 32" })
-        }
+        _ => Err(invalid("cpus", text, "not a number from 1 to 32")),
     }
 }
 
@@ -229,7 +188,7 @@ fn share(given: Option<String>, protocol: Protocol) -> Result<ShareType> {
     let Some(value) = given else {
         return Ok(if protocol == Protocol::Api4244 { ShareType::P9 } else { ShareType::default() });
     };
-    let error = |why| ConfigError::Value { name: "share", value: value.clone(), why };
+    let error = |why| invalid("share", &value, why);
     let all = [ShareType::VirtioFs, ShareType::P9];
     match all.into_iter().find(|share| share.name() == value) {
         None => Err(error("not virtiofs or 9p")),
@@ -245,20 +204,14 @@ fn vhost_net(text: &str) -> Result<VhostNet> {
         "auto" => Ok(VhostNet::Auto),
         "on" => Ok(VhostNet::On),
         "off" => Ok(VhostNet::Off),
-        _ => {
-            Err(ConfigError::Value { name: "vhost-net", value: text.to_owned(), why: "not auto, on or off" })
-        }
+        _ => Err(invalid("vhost-net", text, "not auto, on or off")),
     }
 }
 
 fn timeout(text: &str) -> Result<Duration> {
     match text.parse() {
         Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
-        _ => Err(ConfigError::Value {
-            name: "agent-timeout",
-            value: text.to_owned(),
-            why: "not a number of seconds",
-        }),
+        _ => Err(invalid("agent-timeout", text, "not a number of seconds")),
     }
 }
 
@@ -295,7 +248,7 @@ fn given_id(id: &OsStr) -> Result<String> {
     let why = "an id has 1 to 128 letters, digits and _+-. and does not begin with a dot";
     match id.to_str() {
         Some(id) if is_id(id) => Ok(id.to_owned()),
-        _ => Err(ConfigError::Value { name: "container id", value: id.to_string_lossy().into_owned(), why }),
+        _ => Err(invalid("container id", &id.to_string_lossy(), why)),
     }
 }
 
@@ -303,7 +256,7 @@ fn given_id(id: &OsStr) -> Result<String> {
 fn id_of_bundle(bundle: &Path) -> String {
     match bundle.file_name().and_then(OsStr::to_str) {
         Some(name) if is_id(name) => name.to_owned(),
-        _ => RunConfig::default().id,
+        _ => DEFAULT_ID.to_owned(),
     }
 }
 

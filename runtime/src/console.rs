@@ -22,28 +22,26 @@ const MARKS_MAX: usize = 1024;
 pub struct KernelMark {
     /// Microseconds on the guest's clock.
     pub at: Duration,
-    /// Text of the milestone.
     pub name: String,
 }
 
 /// The milestones so far, shared with the thread that reads the console.
 pub type KernelMarks = Arc<Mutex<Vec<KernelMark>>>;
 
-/// Writers for the guest's output.
 #[derive(Default)]
-pub struct Outputs {
+pub struct ConsoleWriters {
     /// Writer for the serial port, if the machine has one.
     pub serial: Option<Box<dyn Write + Send>>,
     /// Writer for a copy of the console.
     pub console: Option<Box<dyn Write + Send>>,
 }
 
-impl Outputs {
+impl ConsoleWriters {
     /// Opens the destinations. `marks` gets the kernel's milestones.
-    pub fn open(console: Option<&Console>, marks: Option<KernelMarks>) -> io::Result<Outputs> {
+    pub fn open(console: Option<&Console>, marks: Option<KernelMarks>) -> io::Result<ConsoleWriters> {
         let Some(console) = console else {
             let console = marks.map(|marks| Box::new(MarkReader::new(marks, None)) as Box<dyn Write + Send>);
-            return Ok(Outputs { serial: None, console });
+            return Ok(ConsoleWriters { serial: None, console });
         };
         let file = console.to.as_ref().map(File::create).transpose()?;
         let writer = |file: Option<File>| -> Box<dyn Write + Send> {
@@ -61,7 +59,7 @@ impl Outputs {
             Some(marks) => Box::new(MarkReader::new(marks, Some(copy))),
             None => copy,
         };
-        Ok(Outputs { serial, console: Some(console) })
+        Ok(ConsoleWriters { serial, console: Some(console) })
     }
 }
 
@@ -146,7 +144,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let console = Console { serial: true, to: Some(path.clone()) };
-        let mut outputs = Outputs::open(Some(&console), Some(KernelMarks::default())).unwrap();
+        let mut outputs = ConsoleWriters::open(Some(&console), Some(KernelMarks::default())).unwrap();
         outputs.serial.as_mut().unwrap().write_all(b"early\n").unwrap();
         outputs.console.as_mut().unwrap().write_all(b"late\n").unwrap();
         assert_eq!(std::fs::read_to_string(path).unwrap(), "early\nlate\n");

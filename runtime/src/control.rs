@@ -6,6 +6,7 @@
 //! started an exec process then carries signals and window sizes for it, and ends with its exit code. The mode of the
 //! pod's directory decides who can connect.
 
+use host::HostError;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,60 +30,35 @@ const READ_SIZE: usize = 16 << 10;
 /// Maximum number of unsent bytes for a client that does not read.
 const OUTGOING_MAX: usize = 2 * MESSAGE_MAX;
 
-/// An error of a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Reading or writing failed.
-    #[error("{step} the pod's socket")]
-    Socket {
-        /// `read`, `write` or `wait for`.
-        step: &'static str,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// A message is too large.
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("message of {0} bytes on the pod's socket is too large")]
     TooLong(usize),
-    /// A message is not valid JSON of a request or answer.
     #[error("parse a message on the pod's socket")]
     Parse(#[source] serde_json::Error),
-    /// More descriptors arrived than any request has.
     #[error("more than {FDS_MAX} descriptors on the pod's socket")]
     Descriptors,
-    /// The pod has ended.
     #[error("the pod ended before it answered")]
     Ended,
-    /// The pod exists and does not answer.
     #[error("{command} {pod}: no answer from its machine within {} s", after.as_secs())]
-    Silent {
-        /// The command that sent the request.
-        command: &'static str,
-        /// The pod's name.
-        pod: String,
-        /// Time that the pod had to answer.
-        after: Duration,
-    },
-    /// The client does not read.
+    Silent { command: &'static str, pod: String, after: Duration },
     #[error("a client of the pod's socket does not read its answers")]
     Stalled,
 }
 
-/// This module's result.
 pub type Result<T, E = ControlError> = std::result::Result<T, E>;
 
-/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Request {
     /// Start a container that was created.
     Start {
-        /// The container's name.
         container: String,
     },
     /// Answer when a container has ended and will not be restarted.
     Wait {
-        /// The container's name.
         container: String,
     },
     /// Start an exec process with the descriptors of the message: stdin, stdout, and without a terminal stderr.
@@ -91,50 +67,36 @@ pub enum Request {
     Signal(i32),
     /// Resize its terminal: rows and columns.
     Resize(u16, u16),
-    /// Send a signal to a container's init process, or to all of its processes.
+    /// Send a signal to a container's init process, or to all of its processes. An empty name means every container.
     Kill {
-        /// The container's name; every container if it is empty.
         container: String,
-        /// Signal number.
         signal: i32,
-        /// Whether all processes get the signal.
         all: bool,
     },
     /// Stop the pod: each container gets its stop signal, and SIGKILL after `grace` seconds.
     Stop {
-        /// Seconds until SIGKILL.
         grace: u64,
     },
-    /// Add a container.
+    /// Add a container as in a podfile. Its paths are relative to `base`, which is absolute.
     Add {
-        /// Directory to which the container's paths are relative, absolute.
         base: String,
-        /// The container as in a podfile.
         container: serde_json::Value,
     },
-    /// Remove a container.
+    /// Remove a container, with `force` even if it runs.
     Remove {
-        /// The container's name.
         container: String,
-        /// Whether a running container is killed.
         force: bool,
     },
-    /// Report the containers' resource usage.
     Stats,
-    /// Report the containers' processes.
     Processes,
-    /// Pause or resume.
+    /// Pause, or else resume. An empty name means every container.
     Pause {
-        /// The container's name; every container if it is empty.
         container: String,
-        /// Pause, otherwise resume.
         paused: bool,
     },
-    /// Update a container's limits in the guest.
+    /// Update a container's limits in the guest: the files of its cgroup, and the values to write.
     Update {
-        /// The container's name.
         container: String,
-        /// Files of the container's cgroup, and the values to write.
         files: BTreeMap<String, String>,
     },
 }
@@ -186,18 +148,15 @@ impl Request {
     }
 }
 
-/// An exec process to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExecRequest {
-    /// The container's name.
     pub container: String,
     /// Changes to the process of the container's init process.
     pub changes: ProcessChanges,
     /// User and group by name or number, which the guest looks up. If empty, those of `changes` apply.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
-    /// Whether the process has a terminal.
     pub terminal: bool,
     /// The terminal's rows and columns.
     pub size: Option<(u16, u16)>,
@@ -215,32 +174,25 @@ pub struct ExecRequest {
     pub cgroup: String,
 }
 
-/// A pod's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Reply {
     /// The request was accepted and the guest will be asked; another answer follows.
     Accepted,
-    /// The request was fulfilled.
     Done,
     /// The connection's exec process runs.
     Started,
     /// The connection's exec process, or the awaited container, has ended with this code.
     Exited(u8),
-    /// Resource usage of containers.
     Stats(Vec<ContainerUsage>),
-    /// Processes of containers.
     Processes(Vec<ContainerProcesses>),
-    /// The request was refused or failed.
+    /// The request was refused or failed. `code` is the exit code for the command.
     Failed {
-        /// The exit code for the command.
         code: u8,
-        /// The error message.
         message: String,
     },
 }
 
-/// One end of a connection.
 #[derive(Debug)]
 pub struct Connection {
     socket: UnixStream,
@@ -261,7 +213,7 @@ impl Connection {
 
     /// Wraps a client's connection to `pod`. `patience` is the maximum time for its guest to answer.
     pub fn to(pod: &str, patience: Duration, socket: UnixStream) -> Result<Connection> {
-        socket.set_nonblocking(true).map_err(failed("open"))?;
+        socket.set_nonblocking(true).map_err(HostError::step("open the pod's socket"))?;
         Ok(Connection {
             socket,
             pod: pod.to_owned(),
@@ -272,7 +224,6 @@ impl Connection {
         })
     }
 
-    /// Returns the descriptor to wait for.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -290,7 +241,7 @@ impl Connection {
             Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
             Err(error) if is_passing(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
-            Err(source) => return Err(failed("read")(source)),
+            Err(error) => return Err(HostError::step("read the pod's socket")(error).into()),
         }
         if self.fds.len() > FDS_MAX { Err(ControlError::Descriptors) } else { Ok(true) }
     }
@@ -327,7 +278,6 @@ impl Connection {
         self.flush_with(&[])
     }
 
-    /// Whether bytes are queued.
     pub fn is_flushed(&self) -> bool {
         self.outgoing.is_empty()
     }
@@ -341,7 +291,7 @@ impl Connection {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(source) => return Err(failed("write")(source)),
+                Err(error) => return Err(HostError::step("write the pod's socket")(error).into()),
             }
         }
         Ok(())
@@ -358,7 +308,7 @@ impl Connection {
         self.send(request)?;
         match self.flush_within(request.command(), fds, answer) {
             // A pod that refuses a client answers before it reads the request.
-            Err(ControlError::Socket { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(ControlError::Host(error)) if error.source.kind() == io::ErrorKind::BrokenPipe => {}
             other => other?,
         }
         match self.wait(request.command(), Some(answer))? {
@@ -385,74 +335,65 @@ impl Connection {
         mut fds: &[BorrowedFd<'_>],
         patience: Duration,
     ) -> Result<()> {
-        let until = Instant::now() + patience;
-        loop {
-            let before = self.outgoing.len();
-            self.flush_with(fds)?;
-            if self.outgoing.is_empty() {
-                return Ok(());
-            }
-            if self.outgoing.len() < before {
+        self.repeat(command, libc::POLLOUT, Some(patience), |it| {
+            let before = it.outgoing.len();
+            it.flush_with(fds)?;
+            if it.outgoing.len() < before {
                 // The descriptors were sent with the first byte.
                 fds = &[];
             }
-            if !self.poll(libc::POLLOUT, Some(until))? {
-                return Err(self.silent(command, patience));
-            }
-        }
+            Ok(it.outgoing.is_empty().then_some(()))
+        })
     }
 
     /// Waits for the next answer, at most for `patience`.
     fn wait(&mut self, command: &'static str, patience: Option<Duration>) -> Result<Reply> {
-        let until = patience.map(|patience| Instant::now() + patience);
-        loop {
-            if let Some((reply, _)) = self.take()? {
-                return Ok(reply);
+        self.repeat(command, libc::POLLIN, patience, |it| {
+            if let Some((reply, _)) = it.take()? {
+                return Ok(Some(reply));
             }
-            if !self.poll(libc::POLLIN, until)? {
-                return Err(self.silent(command, patience.unwrap_or_default()));
-            }
-            if !self.receive()? {
-                return Err(ControlError::Ended);
-            }
-        }
+            let open = it.receive()?;
+            let reply = it.take()?.map(|(reply, _)| reply);
+            if open || reply.is_some() { Ok(reply) } else { Err(ControlError::Ended) }
+        })
     }
 
     /// Waits at most for `patience` until the pod has closed the connection, which it does at its end.
     pub fn wait_for_end(&mut self, command: &'static str, patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
-        while self.poll(libc::POLLIN, Some(until))? {
-            if !self.receive()? {
-                return Ok(());
-            }
-            while self.take::<serde_json::Value>()?.is_some() {}
-        }
-        Err(self.silent(command, patience))
+        self.repeat(command, libc::POLLIN, Some(patience), |it| {
+            let open = it.receive()?;
+            while it.take::<serde_json::Value>()?.is_some() {}
+            Ok((!open).then_some(()))
+        })
     }
 
-    /// Waits for the socket. Returns false if it is not ready by `until`.
-    fn poll(&self, events: i16, until: Option<Instant>) -> Result<bool> {
+    /// Calls `attempt` until it succeeds, and waits for `events` of the socket in between, at most for `patience`.
+    fn repeat<T>(
+        &mut self,
+        command: &'static str,
+        events: i16,
+        patience: Option<Duration>,
+        mut attempt: impl FnMut(&mut Connection) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let until = patience.map(|patience| Instant::now() + patience);
         loop {
+            if let Some(result) = attempt(self)? {
+                return Ok(result);
+            }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let [ready] = sys::poll([(self.fd(), events)], left).map_err(failed("wait for"))?;
+            let waited = sys::poll([(self.fd(), events)], left);
+            let [ready] = waited.map_err(HostError::step("wait for the pod's socket"))?;
             // A signal does not end the wait.
-            if ready || until.is_some_and(|until| until <= Instant::now()) {
-                return Ok(ready);
+            if !ready && until.is_some_and(|until| until <= Instant::now()) {
+                let (pod, after) = (self.pod.clone(), patience.unwrap_or_default());
+                return Err(ControlError::Silent { command, pod, after });
             }
         }
-    }
-
-    fn silent(&self, command: &'static str, after: Duration) -> ControlError {
-        ControlError::Silent { command, pod: self.pod.clone(), after }
     }
 }
 
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
-}
-
-fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ControlError {
-    move |source| ControlError::Socket { step, source }
 }
 
 #[cfg(test)]

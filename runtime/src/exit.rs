@@ -21,13 +21,10 @@ use link::LinkError;
 use crate::sandbox::SandboxError;
 use crate::session::SessionError;
 
-/// An error with its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct CodedError {
-    /// The exit code of `vmm`.
     pub code: u8,
-    /// The complete error message.
     pub message: String,
 }
 

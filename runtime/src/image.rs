@@ -3,6 +3,7 @@
 //! The build appends them to the program as ELF sections, one for each [`Kernel`] and [`INITRD_SECTION`], page-aligned
 //! so that the VMM can map them. This module finds them by name and does not read their contents.
 
+use host::HostError;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,52 +12,28 @@ use plan::vm::Kernel;
 use vmm::Image;
 use vmm::elf::sections;
 
-/// The section with the initramfs.
 pub const INITRD_SECTION: &str = ".initrd";
 
 const SELF: &str = "/proc/self/exe";
 
-/// An error in finding the kernel or initramfs.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// A given file cannot be used.
-    #[error("open {what} {}", path.display())]
-    Open {
-        /// `kernel` or `initramfs`.
-        what: &'static str,
-        /// Path of the file.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// The program has none embedded, and no file was given.
+    /// A given file cannot be used, or this program's own section headers cannot be read.
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error(
         "find a {what}: this program was built without one; name one with {flag} or {variable}, or build it in with \
          `cargo xtask kernel`"
     )]
-    Missing {
-        /// `kernel` or `initramfs`.
-        what: &'static str,
-        /// The flag that names a file.
-        flag: &'static str,
-        /// The environment variable that names a file.
-        variable: &'static str,
-    },
-    /// The program's own section headers cannot be read.
-    #[error("read this program's sections from {SELF}")]
-    Program(#[source] io::Error),
+    Missing { what: &'static str, flag: &'static str, variable: &'static str },
 }
 
-/// This module's result.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 
 /// The files that a guest boots from.
 #[derive(Debug)]
 pub struct Images {
-    /// The kernel.
     pub kernel: Image,
-    /// The initramfs with the agent.
     pub initramfs: Image,
 }
 
@@ -69,11 +46,11 @@ impl Images {
         };
         let missing = |what, flag, variable| ImageError::Missing { what, flag, variable };
         let kernel = match kernel {
-            Some(path) => open("kernel", path)?,
+            Some(path) => open("open kernel", path)?,
             None => embedded.kernel.ok_or(missing("kernel", "--kernel", "VMM_KERNEL"))?,
         };
         let initramfs = match initrd {
-            Some(path) => open("initramfs", path)?,
+            Some(path) => open("open initramfs", path)?,
             None => embedded.initramfs.ok_or(missing("initramfs", "--initrd", "VMM_INITRD"))?,
         };
         Ok(Images { kernel, initramfs })
@@ -83,20 +60,20 @@ impl Images {
 /// The images that are embedded in this program.
 #[derive(Debug, Default)]
 pub struct Embedded {
-    /// The kernel, if the build embedded one.
     pub kernel: Option<Image>,
-    /// The initramfs, if the build embedded one.
     pub initramfs: Option<Image>,
 }
 
 impl Embedded {
     /// Finds the images in the running program, with the kernel `kernel`.
     pub fn find(kernel: Kernel) -> Result<Embedded> {
-        let file = File::open(SELF).map_err(ImageError::Program)?;
-        let sections = sections(&file).map_err(ImageError::Program)?;
+        const STEP: &str = "read this program's sections from";
+        let at = Path::new(SELF);
+        let file = File::open(at).map_err(HostError::at(STEP, at))?;
+        let sections = sections(&file).map_err(HostError::at(STEP, at))?;
         let part = |name: &str| -> Result<Option<Image>> {
             let Some(section) = sections.iter().find(|section| section.name == name) else { return Ok(None) };
-            let file = file.try_clone().map_err(ImageError::Program)?;
+            let file = file.try_clone().map_err(HostError::at(STEP, at))?;
             let name = PathBuf::from(format!("{SELF}:{name}"));
             Ok(Some(Image { file, offset: section.offset, len: section.len, name }))
         };
@@ -112,12 +89,11 @@ fn section_of(kernel: Kernel) -> &'static str {
     }
 }
 
-fn open(what: &'static str, path: &Path) -> Result<Image> {
-    let error = |source| ImageError::Open { what, path: path.to_owned(), source };
-    let file = File::open(path).map_err(error)?;
-    let metadata = file.metadata().map_err(error)?;
+fn open(step: &'static str, path: &Path) -> Result<Image, HostError> {
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+    let (metadata, file) = opened.map_err(HostError::at(step, path))?;
     if !metadata.is_file() {
-        return Err(error(io::Error::other("not a file")));
+        return Err(HostError::at(step, path)(io::Error::other("not a file")));
     }
     Ok(Image { file, offset: 0, len: metadata.len(), name: path.to_owned() })
 }

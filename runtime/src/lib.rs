@@ -2,25 +2,32 @@
 //!
 //! This is the only crate that knows containers, virtual machines and descriptors. Its parts are crates of their own:
 //! [`oci`] reads bundles, [`plan`] decides about machine and container, [`link`] speaks to the agent, and [`host`]
-//! works on the host. Here [`cli`] and [`config`] read the user's settings, [`commands`] has one file for a subcommand,
-//! [`sandbox`] creates the machine, [`pod`] supervises the processes in it, and [`state`] and [`control`] let other
-//! processes find it. Start at [`commands::run`], the straight-line version of a run. The binary is `vmm`; the crate of
-//! that name is the virtual machine monitor.
+//! works on the host. Here `cli` and `config` read the user's settings, `dispatch` chooses a subcommand, `commands`
+//! has one file for each, `sandbox` creates the machine, `pod` supervises the processes in it, and `state` and `control`
+//! let other processes find it. Start at `commands/run.rs`, the straight-line version of a run. The binary is `vmm`; the
+//! crate of that name is the virtual machine monitor.
+//!
+//! The modules are private, so that the compiler reports code without a caller. Only the binary and the generator of man
+//! pages use this crate.
 
-pub mod assembly;
-pub mod cli;
-pub mod commands;
-pub mod config;
-pub mod console;
-pub mod control;
-pub mod deadlines;
-pub mod exit;
-pub mod image;
-pub mod logging;
-pub mod marks;
-pub mod network;
-pub mod pod;
-pub mod report;
-pub mod sandbox;
-pub mod session;
-pub mod state;
+mod assembly;
+mod cli;
+mod commands;
+mod config;
+mod console;
+mod control;
+mod deadlines;
+mod dispatch;
+mod exit;
+mod image;
+mod logging;
+mod marks;
+mod network;
+mod pod;
+mod report;
+mod sandbox;
+mod session;
+mod state;
+
+pub use cli::tree::command as command_line;
+pub use dispatch::main;

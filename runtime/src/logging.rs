@@ -1,9 +1,9 @@
 //! The program's log: lines on stderr or in a file, as text, or as JSON objects that container engines read from runc's
 //! `--log`.
 
+use host::HostError;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,22 +12,12 @@ use log::{LevelFilter, Log, Metadata, Record};
 use crate::cli::LogArgs;
 use host::text;
 
-/// An error of the log's setup.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The file cannot be opened.
-    #[error("open log {}", path.display())]
-    Open {
-        /// Path of the file.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// The level is not known.
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("log level {0:?}: not off, error, warn, info, debug or trace")]
     Level(String),
-    /// The format is not known.
     #[error("log format {0:?}: not text or json")]
     Format(String),
 }
@@ -54,7 +44,7 @@ pub fn start(args: &LogArgs) -> Result<(), LogError> {
     let file = match &args.log {
         Some(path) => {
             let open = OpenOptions::new().append(true).create(true).open(path);
-            Some(open.map_err(|source| LogError::Open { path: path.clone(), source })?)
+            Some(open.map_err(HostError::at("open log", path))?)
         }
         None => None,
     };

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_proto::command::MARK_IO_PORT;
-use serde::Serialize;
+use serde_json::json;
 use vmm::Mark;
 use vmm::devices::mark::MARK_PORT;
 
@@ -39,41 +39,6 @@ pub struct Marks {
     pub kernel: Vec<KernelMark>,
 }
 
-#[derive(Serialize)]
-struct File<'a> {
-    #[serde(rename = "displayTimeUnit")]
-    unit: &'static str,
-    #[serde(rename = "traceEvents")]
-    events: Vec<Event<'a>>,
-    marks: Vec<Milestone<'a>>,
-    kernel: Vec<Milestone<'a>>,
-}
-
-#[derive(Serialize)]
-struct Milestone<'a> {
-    name: &'a str,
-    us: u64,
-}
-
-/// An event of the trace: a complete event (`X`) for the time before a milestone, an instant (`i`), or a name (`M`).
-#[derive(Serialize)]
-struct Event<'a> {
-    name: &'a str,
-    ph: &'static str,
-    ts: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dur: Option<u64>,
-    pid: u32,
-    tid: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    args: Option<Name>,
-}
-
-#[derive(Serialize)]
-struct Name {
-    name: &'static str,
-}
-
 impl Marks {
     /// Writes the file, unless the path is `-`, and the table.
     pub fn write(&self, to: &Path, mut table: impl Write) -> io::Result<()> {
@@ -83,42 +48,29 @@ impl Marks {
         table.write_all(self.table().as_bytes())
     }
 
+    /// Events of the trace: a complete one (`X`) for the time before a milestone of this program, an instant (`i`) for one
+    /// of the kernel, and the tracks' names (`M`).
     fn json(&self) -> io::Result<Vec<u8>> {
         let start = self.guest_start();
-        let host: Vec<Milestone> =
-            self.host.iter().map(|mark| Milestone { name: mark.name, us: micros(mark.at) }).collect();
-        let kernel: Vec<Milestone> = self
-            .kernel
-            .iter()
-            .map(|mark| Milestone { name: &mark.name, us: micros(start + mark.at) })
-            .collect();
-        let name = |tid, name| Event {
-            name: "thread_name",
-            ph: "M",
-            ts: 0,
-            dur: None,
-            pid: 1,
-            tid,
-            args: Some(Name { name }),
+        let host: Vec<_> = self.host.iter().map(|mark| (mark.name, micros(mark.at))).collect();
+        let kernel: Vec<_> = self.kernel.iter().map(|mark| (&mark.name, micros(start + mark.at))).collect();
+        let track = |tid: u32, name: &str| {
+            let args = json!({ "name": name });
+            json!({ "name": "thread_name", "ph": "M", "ts": 0, "pid": 1, "tid": tid, "args": args })
         };
-        let mut events = vec![name(1, "vmm"), name(2, "guest kernel")];
+        let mut events = vec![track(1, "vmm"), track(2, "guest kernel")];
         let mut before = 0;
-        for &Milestone { name, us } in &host {
-            events.push(Event {
-                name,
-                ph: "X",
-                ts: before,
-                dur: Some(us - before),
-                pid: 1,
-                tid: 1,
-                args: None,
-            });
-            before = us;
+        for (name, us) in &host {
+            let dur = us - before;
+            events.push(json!({ "name": name, "ph": "X", "ts": before, "dur": dur, "pid": 1, "tid": 1 }));
+            before = *us;
         }
-        for &Milestone { name, us } in &kernel {
-            events.push(Event { name, ph: "i", ts: us, dur: None, pid: 1, tid: 2, args: None });
+        for (name, us) in &kernel {
+            events.push(json!({ "name": name, "ph": "i", "ts": us, "pid": 1, "tid": 2 }));
         }
-        let file = File { unit: "ms", events, marks: host, kernel };
+        let host: Vec<_> = host.iter().map(|(name, us)| json!({ "name": name, "us": us })).collect();
+        let kernel: Vec<_> = kernel.iter().map(|(name, us)| json!({ "name": name, "us": us })).collect();
+        let file = json!({ "displayTimeUnit": "ms", "traceEvents": events, "marks": host, "kernel": kernel });
         serde_json::to_vec_pretty(&file).map_err(io::Error::from)
     }
 

@@ -14,7 +14,7 @@ use oci::Spec;
 use plan::{VmPlan, api4244};
 
 pub use live::LiveNetwork;
-use resolver::Names;
+use resolver::NameQueries;
 
 /// Puts the namespace's interfaces and routes into STARTPOD.
 pub fn describe(network: &Network, vm: &mut VmPlan) {
@@ -30,8 +30,8 @@ pub fn describe(network: &Network, vm: &mut VmPlan) {
 /// Prepares to serve the guest's name queries in the network namespace of this thread, if the container's resolv.conf
 /// names a server there. Returns the host's end of the guest's port, and the queries if no server listens yet: they can
 /// be served later.
-pub fn serve_names(vm: &mut VmPlan, spec: &Spec) -> io::Result<(Option<UnixStream>, Option<Names>)> {
-    let names = if vm.protocol == Protocol::Api4244 { None } else { Names::of(spec)? };
+pub fn serve_names(vm: &mut VmPlan, spec: &Spec) -> io::Result<(Option<UnixStream>, Option<NameQueries>)> {
+    let names = if vm.protocol == Protocol::Api4244 { None } else { NameQueries::of(spec)? };
     let Some((names, port)) = names else { return Ok((None, None)) };
     let Some(server) = names.server() else { return Ok((Some(port), Some(names))) };
     vm.pod.resolver = server.to_string();

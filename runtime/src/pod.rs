@@ -15,23 +15,20 @@ pub mod containers;
 pub mod exec;
 pub mod log;
 pub mod output;
+pub mod output_pipe;
 pub mod plan;
 pub mod podfile;
 pub mod process;
 pub mod refuse;
-mod requests;
 pub mod restart;
 pub mod supervisor;
-pub mod tap;
 
 /// Number of a connection to the pod's socket.
 pub type ClientId = u64;
 
 /// The host's handles of the channels into the guest.
 pub struct Guest<'a> {
-    /// The control channel.
     pub link: &'a mut AgentLink,
-    /// The streams.
     pub streams: &'a mut StreamHandle,
 }
 

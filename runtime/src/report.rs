@@ -1,23 +1,63 @@
-//! The report of a background process on its start, sent to its parent through a pipe.
+//! Background processes. Each is forked, and reports its start to its parent through a pipe.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write, pipe};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use host::sys;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::CodedError;
 
-/// The result of a start.
+/// The result of a start: code 0 for success, else the exit code and message of the error.
 #[derive(Debug, Serialize, Deserialize)]
 struct Report {
     code: u8,
     message: String,
 }
 
-/// Sends the result: code 0 for success, else the exit code and message of the error. The reader may be gone.
-pub fn send(mut writer: PipeWriter, code: u8, message: &str) -> io::Result<()> {
-    let report = Report { code, message: message.to_owned() };
-    writer.write_all(&serde_json::to_vec(&report)?)
+/// The two processes after a fork.
+pub enum Forked {
+    Child(Reporter),
+    /// The child's process id, and where its report arrives.
+    Parent(u32, PipeReader),
+}
+
+/// Forks a background process. `step` is the fork's name in errors, `log` replaces the child's stdout and stderr.
+pub fn fork(step: &'static str, log: Option<&File>) -> Result<Forked> {
+    let (reader, writer) = pipe().context("create a pipe")?;
+    Ok(match sys::fork_detached(log).context(step)? {
+        0 => Forked::Child(Reporter::new(writer)),
+        pid => Forked::Parent(pid, reader),
+    })
+}
+
+/// The child's means to report once. Clones share it.
+#[derive(Clone)]
+pub struct Reporter(Rc<RefCell<Option<PipeWriter>>>);
+
+impl Reporter {
+    fn new(writer: PipeWriter) -> Reporter {
+        Reporter(Rc::new(RefCell::new(Some(writer))))
+    }
+
+    /// Whether a result was reported, even if the parent was gone.
+    pub fn has_sent(&self) -> bool {
+        self.0.borrow().is_none()
+    }
+
+    /// Reports a result. Returns false if one was reported before.
+    ///
+    /// # Errors
+    ///
+    /// The parent is gone.
+    pub fn send(&self, code: u8, message: &str) -> io::Result<bool> {
+        let Some(mut writer) = self.0.take() else { return Ok(false) };
+        let report = Report { code, message: message.to_owned() };
+        writer.write_all(&serde_json::to_vec(&report)?).map(|()| true)
+    }
 }
 
 /// Waits for the report and returns a failure as an error with its code. `silent` is the error if
@@ -37,22 +77,25 @@ pub fn wait(mut reader: PipeReader, silent: &'static str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::pipe;
-
     use super::*;
 
     #[test]
     fn a_report_arrives_and_silence_is_an_error() {
-        let heard = |tell: fn(PipeWriter)| {
+        let heard = |tell: fn(Reporter)| {
             let (reader, writer) = pipe().unwrap();
-            tell(writer);
+            tell(Reporter::new(writer));
             wait(reader, "it said nothing").map_err(|error| error.to_string())
         };
-        assert_eq!(heard(|writer| send(writer, 0, "").unwrap()), Ok(()));
-        assert_eq!(heard(|writer| send(writer, 3, "no luck").unwrap()), Err("no luck".to_owned()));
+        assert_eq!(heard(|reporter| assert!(reporter.send(0, "").unwrap())), Ok(()));
+        assert_eq!(
+            heard(|reporter| assert!(reporter.send(3, "no luck").unwrap())),
+            Err("no luck".to_owned())
+        );
         assert_eq!(heard(drop), Err("it said nothing".to_owned()));
         let (reader, writer) = pipe().unwrap();
         drop(reader);
-        assert_eq!(send(writer, 0, "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let reporter = Reporter::new(writer);
+        assert_eq!(reporter.send(0, "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(!reporter.clone().send(0, "").unwrap());
     }
 }

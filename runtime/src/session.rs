@@ -1,6 +1,6 @@
 //! The main thread's wait: one poll for the agent, the machine's end, the streams, and descriptors of the caller.
 
-use std::io;
+use host::HostError;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -21,58 +21,23 @@ const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// Maximum time for a machine to end after its guest has closed the control channel.
 const END_GRACE: Duration = Duration::from_secs(2);
 
-/// An error of the wait.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The guest's kernel panicked.
     #[error("guest kernel panicked: {tail}")]
-    Panicked {
-        /// The panic and the lines after it.
-        tail: String,
-    },
-    /// The machine ended too early.
+    Panicked { tail: String },
     #[error("{step}: the virtual machine ended: {}{tail}", reason(end))]
-    Ended {
-        /// The step that was waited for.
-        step: &'static str,
-        /// How the machine ended.
-        end: VmEnd,
-        /// The console's last lines.
-        tail: String,
-    },
-    /// The agent did not answer in time.
+    Ended { step: &'static str, end: VmEnd, tail: String },
     #[error("{step}: no answer from the guest's agent for {} s{tail}", after.as_secs())]
-    Silent {
-        /// The step that was waited for.
-        step: &'static str,
-        /// Time that the agent had to answer.
-        after: Duration,
-        /// The console's last lines.
-        tail: String,
-    },
-    /// The agent has not reported the end of a killed container in time.
+    Silent { step: &'static str, after: Duration, tail: String },
     #[error("container {container}: killed, and no answer from the guest's agent for {} s", after.as_secs())]
-    Unkilled {
-        /// The container's name.
-        container: String,
-        /// Time that the agent had to report.
-        after: Duration,
-    },
+    Unkilled { container: String, after: Duration },
     /// A signal to terminate arrived before the container's process was started.
     #[error("ended by signal {0} before the container's process was started")]
     Interrupted(i32),
-    /// The agent refused a command, or broke the protocol.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// A system call on the host failed.
-    #[error("{step}")]
-    Host {
-        /// The step that failed.
-        step: &'static str,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl SessionError {
@@ -83,7 +48,6 @@ impl SessionError {
     }
 }
 
-/// This module's result.
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
 /// Something that the agent owes besides replies.
@@ -91,16 +55,13 @@ pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 struct Debt {
     /// The caller's number of it.
     what: u64,
-    /// For how long it is owed.
     waited: Duration,
 }
 
 /// A sandbox, and the wait for its events.
 pub struct Session {
-    /// The sandbox.
     pub sandbox: Sandbox,
-    /// Maximum time for an answer of the agent.
-    patience: Duration,
+    pub patience: Duration,
     debt: Option<Debt>,
     /// The time up to which the agent's silence has been counted.
     counted: Instant,
@@ -112,11 +73,6 @@ impl Session {
     /// Returns a session in which `patience` is the maximum time for an answer of the agent.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
         Session { sandbox, patience, debt: None, counted: Instant::now(), over: false }
-    }
-
-    /// Returns the maximum time for an answer of the agent.
-    pub fn patience(&self) -> Duration {
-        self.patience
     }
 
     /// Restarts the count for what the agent owes besides replies.
@@ -152,7 +108,7 @@ impl Session {
             (sandbox.end_fd(), libc::POLLIN),
             (sandbox.streams.notify_fd(), libc::POLLIN),
         ];
-        let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(host("poll"))?;
+        let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(HostError::step("poll"))?;
         let others = ready.split_off(own.len());
         self.pass();
         let (agent, end, streams) = (ready[0], ready[1], ready[2]);
@@ -259,10 +215,6 @@ fn tail(console: &str) -> &str {
     let console = console.trim_end();
     let start = console.rmatch_indices('\n').nth(TAIL_LINES - 1).map_or(0, |(at, _)| at + 1);
     &console[start..]
-}
-
-pub(crate) fn host(step: &'static str) -> impl FnOnce(io::Error) -> SessionError {
-    move |source| SessionError::Host { step, source }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! it creates the container. A directory without a state whose lock is free is left from an interrupted creation, and
 //! is ignored.
 
+use host::HostError;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
@@ -24,6 +25,7 @@ use std::sync::mpsc::channel;
 use std::thread::Builder;
 use std::time::Duration;
 
+use host::cgroup::{Cgroup, CgroupError};
 use host::network::{self, NetworkError};
 use host::sys;
 
@@ -44,38 +46,20 @@ const LOCK: &str = "lock";
 const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 
-/// An error of a pod's directory or of a request for it.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A system call on the host failed.
-    #[error("{step} {}", path.display())]
-    Host {
-        /// The step that failed.
-        step: &'static str,
-        /// The path it was for.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// No pod has this name.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error("there is no pod {0:?}")]
     Unknown(String),
-    /// A pod of this name exists.
     #[error("pod {id:?} exists already{}", if *living { "" } else { "; it has ended, `vmm pod rm` removes it" })]
-    Exists {
-        /// The pod's name.
-        id: String,
-        /// The pod's process runs.
-        living: bool,
-    },
-    /// A container with this id exists.
+    Exists { id: String, living: bool },
     #[error("container with id exists: {0}")]
     ContainerExists(String),
-    /// No container has this id.
     #[error("container does not exist: {0}")]
     NoContainer(String),
-    /// The pod is not running.
     #[error("pod {0:?} is not running")]
     Stopped(String),
     /// The pod is running, and the request is for one that has ended.
@@ -83,32 +67,11 @@ pub enum StateError {
     Running(String),
     /// The pod's process accepts no connection.
     #[error("{id}: no answer from its machine within {} s", after.as_secs())]
-    Silent {
-        /// The pod's name.
-        id: String,
-        /// Time that the process had to answer.
-        after: Duration,
-    },
-    /// The pod's process has not ended in time.
+    Silent { id: String, after: Duration },
     #[error("{id}: its machine has not ended within {} s", after.as_secs())]
-    Lasting {
-        /// The pod's name.
-        id: String,
-        /// Time that the process had to end.
-        after: Duration,
-    },
-    /// The state file is not valid.
-    #[error("parse {}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
+    Lasting { id: String, after: Duration },
 }
 
-/// This module's result.
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
 /// The directory that contains the pods' directories.
@@ -132,7 +95,7 @@ impl StateRoot {
     pub fn create(&self, id: &str) -> Result<StateDir> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        let make = |path: &Path| builder.create(path).map_err(host("create", path));
+        let make = |path: &Path| builder.create(path).map_err(HostError::at("create", path));
         make(&self.0)?;
         let path = self.0.join(id);
         match DirBuilder::new().mode(0o700).create(&path) {
@@ -141,7 +104,7 @@ impl StateRoot {
                 let living = self.open(id)?.is_living();
                 return Err(StateError::Exists { id: id.to_owned(), living });
             }
-            Err(error) => return Err(host("create", &path)(error)),
+            Err(error) => return Err(HostError::at("create", &path)(error).into()),
         }
         let directory = StateDir { id: id.to_owned(), path };
         make(&directory.path.join(LOGS))?;
@@ -151,7 +114,11 @@ impl StateRoot {
     /// Creates an OCI container's directory and takes its lock, which contains this process's id. The remains of an
     /// interrupted creation are not a container.
     pub fn claim(&self, id: &str) -> Result<(StateDir, File)> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(host("create", &self.0))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)
+            .map_err(HostError::at("create", &self.0))?;
         let path = self.0.join(id);
         let root = self.lock()?;
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
@@ -164,13 +131,11 @@ impl StateRoot {
             let Some(left) = left.filter(|_| directory.is_container() && !directory.is_held()) else {
                 return Err(StateError::ContainerExists(id.to_owned()));
             };
-            clear_network(&left);
-            if let Err(error) = left.cgroup.remove() {
-                log::warn!("{error}");
-            }
-            directory.remove()?;
+            // A cgroup that is still in use does not prevent the new container.
+            left.cgroup.remove().unwrap_or_else(|error| log::warn!("{error}"));
+            directory.delete(&PodState { cgroup: Cgroup::default(), ..left })?;
         }
-        DirBuilder::new().mode(0o700).create(&path).map_err(host("create", &path))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(HostError::at("create", &path))?;
         let path = path.join(LOCK);
         let hold = || {
             let mut file = File::create(&path)?;
@@ -178,10 +143,10 @@ impl StateRoot {
             write!(file, "{}", std::process::id())?;
             Ok(file)
         };
-        let held = hold().map_err(|error| {
+        let held = hold().map_err(|error: io::Error| {
             // Usually because the disk is full. An unclaimed directory would not be removed later.
             let _ = directory.remove();
-            host("lock", &path)(error)
+            HostError::at("lock", &path)(error)
         })?;
         drop(root);
         Ok((directory, held))
@@ -198,11 +163,10 @@ impl StateRoot {
         self.open(id).ok().filter(claimed)
     }
 
-    /// Takes the root's lock.
-    fn lock(&self) -> Result<File> {
+    fn lock(&self) -> Result<File, HostError> {
         let path = self.0.join(ROOT_LOCK);
         let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
-        file.map_err(host("lock", &path))
+        file.map_err(HostError::at("lock", &path))
     }
 
     /// Returns an OCI container's directory. Fails for a pod's directory, which has no lock that shows whether the
@@ -212,7 +176,6 @@ impl StateRoot {
         found.ok_or_else(|| StateError::NoContainer(id.to_owned()))
     }
 
-    /// Returns a pod's directory.
     pub fn open(&self, id: &str) -> Result<StateDir> {
         let path = self.0.join(id);
         if is_id(id) && path.is_dir() {
@@ -223,11 +186,11 @@ impl StateRoot {
     }
 
     /// Returns every pod's directory, sorted by name.
-    pub fn list(&self) -> Result<Vec<StateDir>> {
+    pub fn list(&self) -> Result<Vec<StateDir>, HostError> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(host("list", &self.0)(error)),
+            Err(error) => return Err(HostError::at("list", &self.0)(error)),
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut found: Vec<StateDir> = names.filter_map(|id| self.open(&id).ok()).collect();
@@ -238,7 +201,7 @@ impl StateRoot {
 
 /// Removes what a killed process of an OCI container left in its network namespace. The state does not tell: it says
 /// `stopped` before the machine's taps are removed, and `vmm start` may kill the process in between.
-pub fn clear_network(state: &PodState) {
+fn clear_network(state: &PodState) {
     let path = state.oci.as_ref().and_then(|oci| oci.network.as_deref());
     if let Some(path) = path.filter(|path| path.exists()) {
         match network::remove_leftovers(path) {
@@ -249,23 +212,19 @@ pub fn clear_network(state: &PodState) {
     }
 }
 
-/// A pod's directory.
 #[derive(Clone, Debug)]
 pub struct StateDir {
-    /// The pod's name.
     pub id: String,
     path: PathBuf,
 }
 
 impl StateDir {
-    /// Listens on the pod's socket.
-    pub fn listen(&self) -> Result<UnixListener> {
-        let listener = self.at_socket(UnixListener::bind).map_err(host("listen in", &self.path))?;
-        listener.set_nonblocking(true).map_err(host("listen in", &self.path))?;
+    pub fn listen(&self) -> Result<UnixListener, HostError> {
+        let listener = self.at_socket(UnixListener::bind).map_err(HostError::at("listen in", &self.path))?;
+        listener.set_nonblocking(true).map_err(HostError::at("listen in", &self.path))?;
         Ok(listener)
     }
 
-    /// Connects to the pod's socket.
     pub fn connect(&self) -> Result<UnixStream> {
         self.connect_within(deadlines::ANSWER)
     }
@@ -281,7 +240,7 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(StateError::Silent { id: self.id.clone(), after: patience })
             }
-            Err(error) => Err(host("connect to the pod in", &self.path)(error)),
+            Err(error) => Err(HostError::at("connect to the pod in", &self.path)(error).into()),
         }
     }
 
@@ -302,7 +261,7 @@ impl StateDir {
             // The process is alive after the open, so the id has not been reused.
             Ok(process) => Ok(Some(process).filter(|_| self.is_living())),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-            Err(error) => Err(host("find the process of", &self.path)(error)),
+            Err(error) => Err(HostError::at("find the process of", &self.path)(error).into()),
         }
     }
 
@@ -331,9 +290,12 @@ impl StateDir {
         let wait = move || File::open(&lock).and_then(|file| file.lock_shared());
         // The waiting thread may outlive this call. It ends with the process.
         let waiter = Builder::new().spawn(move || send.send(wait()));
-        let waited = waiter.map(|_| receive.recv_timeout(patience)).map_err(host("wait for", &path))?;
+        let waited =
+            waiter.map(|_| receive.recv_timeout(patience)).map_err(HostError::at("wait for", &path))?;
         match waited {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(host("lock", &path)(error)),
+            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                Err(HostError::at("lock", &path)(error).into())
+            }
             Ok(_) => Ok(()),
             Err(_) => Err(StateError::Lasting { id: self.id.clone(), after: patience }),
         }
@@ -345,56 +307,62 @@ impl StateDir {
         call(PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd())))
     }
 
-    /// Returns the path of a container's log.
     pub fn log(&self, container: &str) -> PathBuf {
         self.path.join(LOGS).join(format!("{container}-json.log"))
     }
 
     /// Opens the log of the pod's own background process.
-    pub fn own_log(&self) -> Result<File> {
+    pub fn own_log(&self) -> Result<File, HostError> {
         let path = self.path.join("vmm.log");
-        File::options().append(true).create(true).open(&path).map_err(host("open", &path))
+        File::options().append(true).create(true).open(&path).map_err(HostError::at("open", &path))
     }
 
     /// Writes the state atomically.
-    pub fn write(&self, state: &PodState) -> Result<()> {
+    pub fn write(&self, state: &PodState) -> Result<(), HostError> {
         let (path, next) = (self.path.join(STATE), self.path.join("state.json.next"));
-        let text = serde_json::to_vec(state).map_err(|error| host("write", &path)(error.into()))?;
-        fs::write(&next, text).map_err(host("write", &next))?;
-        fs::rename(&next, &path).map_err(host("replace", &path))
+        let text = serde_json::to_vec(state).map_err(HostError::at("write", &path))?;
+        fs::write(&next, text).map_err(HostError::at("write", &next))?;
+        fs::rename(&next, &path).map_err(HostError::at("replace", &path))
     }
 
     /// Reads the state. The status of a pod that has ended is `stopped`, whatever was written.
-    pub fn read(&self) -> Result<PodState> {
+    pub fn read(&self) -> Result<PodState, HostError> {
         use std::io::Read;
         let path = self.path.join(STATE);
         let mut text = Vec::new();
         let state = match File::open(&path).and_then(|file| file.take(STATE_MAX).read_to_end(&mut text)) {
-            Ok(_) => serde_json::from_slice(&text).map_err(|source| StateError::Parse { path, source })?,
+            Ok(_) => serde_json::from_slice(&text).map_err(HostError::at("parse", &path))?,
             // The process ended before it wrote a state.
             Err(error) if error.kind() == io::ErrorKind::NotFound => PodState::default(),
-            Err(error) => return Err(host("read", &path)(error)),
+            Err(error) => return Err(HostError::at("read", &path)(error)),
         };
         Ok(PodState { id: self.id.clone(), ..state })
     }
 
     /// Returns the last written state, whether the process lives or not, without a request to it.
-    pub fn look(&self) -> Result<PodState> {
+    pub fn look(&self) -> Result<PodState, HostError> {
         if self.is_living() { self.read() } else { self.read().map(PodState::stopped) }
     }
 
-    /// Stops listening.
-    pub fn close(&self) {
+    pub fn stop_listening(&self) {
         // A client that comes meanwhile finds a socket without a listener, which means the same.
         let _ = fs::remove_file(self.path.join(SOCKET));
     }
 
+    /// Deletes what an OCI container with this state left on the host. The directory goes last, so that a deletion that
+    /// failed can be repeated.
+    pub fn delete(&self, state: &PodState) -> Result<()> {
+        clear_network(state);
+        state.cgroup.remove()?;
+        Ok(self.remove()?)
+    }
+
     /// Removes the directory with its contents.
-    pub fn remove(&self) -> Result<()> {
+    pub fn remove(&self) -> Result<(), HostError> {
         match self.remove_all() {
             // Another process has removed it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(host("remove", &self.path)),
+            other => other.map_err(HostError::at("remove", &self.path)),
         }
     }
 
@@ -422,151 +390,5 @@ fn remove_if_there(file: &Path) -> io::Result<()> {
     }
 }
 
-fn host(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    let path = path.to_owned();
-    move |source| StateError::Host { step, path, source }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn root() -> (tempfile::TempDir, StateRoot) {
-        let folder = tempfile::tempdir().unwrap();
-        let root = StateRoot::new(Some(folder.path().join("deep/er")), |_| None);
-        (folder, root)
-    }
-
-    fn state(status: &str) -> PodState {
-        let container =
-            ContainerState { name: "a".into(), status: status.into(), ..ContainerState::default() };
-        PodState {
-            id: "p".into(),
-            status: status.into(),
-            pid: 7,
-            containers: vec![container],
-            ..PodState::default()
-        }
-    }
-
-    #[test]
-    fn a_pod_that_listens_is_alive_and_its_name_is_in_use() {
-        let (_folder, root) = root();
-        assert!(root.list().unwrap().is_empty());
-        let directory = root.create("p").unwrap();
-        let listener = directory.listen().unwrap();
-        assert!(directory.is_living());
-        assert!(matches!(root.create("p"), Err(StateError::Exists { living: true, .. })));
-        drop(listener);
-        // As after SIGKILL: the socket's file remains.
-        assert!(!directory.is_living());
-        assert!(matches!(directory.connect(), Err(StateError::Stopped(_))));
-        let error = root.create("p").unwrap_err().to_string();
-        assert_eq!(error, "pod \"p\" exists already; it has ended, `vmm pod rm` removes it");
-        directory.remove().unwrap();
-        assert!(matches!(root.open("p"), Err(StateError::Unknown(_))));
-        root.create("p").unwrap();
-    }
-
-    #[test]
-    fn a_state_is_replaced_atomically_and_is_stopped_once_its_process_has_ended() {
-        let (folder, root) = root();
-        let directory = root.create("p").unwrap();
-        assert_eq!(directory.read().unwrap(), PodState { id: "p".into(), ..PodState::default() });
-        for status in ["starting", "running"] {
-            directory.write(&state(status)).unwrap();
-            assert_eq!(directory.read().unwrap(), state(status));
-        }
-        assert_eq!(directory.look().unwrap(), state("stopped"));
-        let _listener = directory.listen().unwrap();
-        assert_eq!(directory.look().unwrap(), state("running"));
-        let files = fs::read_dir(folder.path().join("deep/er/p")).unwrap();
-        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["logs", "sandbox.sock", "state.json"]);
-        fs::write(folder.path().join("deep/er/p/state.json"), "{").unwrap();
-        assert!(matches!(directory.read(), Err(StateError::Parse { .. })));
-    }
-
-    #[test]
-    fn a_container_s_id_is_claimed_once_and_remains_of_a_crash_are_ignored() {
-        let (_folder, root) = root();
-        let (directory, held) = root.claim("c").unwrap();
-        assert!(directory.is_held() && directory.process().unwrap().is_some());
-        let error = directory.wait_until_released(Duration::from_millis(1)).unwrap_err();
-        assert_eq!(error.to_string(), "c: its machine has not ended within 0 s");
-        assert!(root.claimed_by("c", std::process::id()).is_some() && root.claimed_by("c", 1).is_none());
-        let exists = || root.claim("c").unwrap_err().to_string();
-        assert_eq!(exists(), "container with id exists: c");
-        // Killed before it had a state.
-        drop(held);
-        assert!(!directory.is_held() && directory.process().unwrap().is_none());
-        let (directory, held) = root.claim("c").unwrap();
-        directory.write(&state("creating")).unwrap();
-        // Killed before it had claimed the directory.
-        drop(held);
-        let (directory, held) = root.claim("c").unwrap();
-        directory.write(&state("created")).unwrap();
-        drop(held);
-        // Killed with a state: the container exists until it is deleted.
-        assert_eq!(exists(), "container with id exists: c");
-        directory.wait_until_released(Duration::ZERO).unwrap();
-        directory.remove().unwrap();
-        assert_eq!(root.container("c").unwrap_err().to_string(), "container does not exist: c");
-        assert!(root.list().unwrap().is_empty());
-        root.claim("c").unwrap();
-    }
-
-    #[test]
-    fn a_pod_s_directory_is_not_a_container_s() {
-        let (_folder, root) = root();
-        let directory = root.create("p").unwrap();
-        for status in ["", "starting", "running"] {
-            directory.write(&state(status)).unwrap();
-            assert_eq!(root.claim("p").unwrap_err().to_string(), "container with id exists: p", "{status}");
-            assert_eq!(root.container("p").unwrap_err().to_string(), "container does not exist: p");
-        }
-        assert!(directory.log("a").parent().unwrap().exists());
-    }
-
-    #[test]
-    fn names_cannot_leave_the_root() {
-        let (folder, root) = root();
-        fs::create_dir_all(folder.path().join("deep/x")).unwrap();
-        for name in ["../x", "..", "", ".", "a/b"] {
-            assert!(matches!(root.open(name), Err(StateError::Unknown(_))), "{name}");
-        }
-        root.create("b").unwrap();
-        root.create("a").unwrap();
-        fs::write(folder.path().join("deep/er/file"), "").unwrap();
-        let names: Vec<_> = root.list().unwrap().into_iter().map(|directory| directory.id).collect();
-        assert_eq!(names, ["a", "b"]);
-    }
-
-    #[test]
-    fn a_pod_that_accepts_no_connection_is_alive_and_silent() {
-        let (_folder, root) = root();
-        let directory = root.create("p").unwrap();
-        let _listener = directory.listen().unwrap();
-        directory.write(&PodState { pid: std::process::id(), ..state("running") }).unwrap();
-        // The queue becomes full at some point.
-        let queued: Vec<_> = std::iter::repeat_with(|| directory.connect_within(Duration::ZERO))
-            .take_while(|connected| !matches!(connected, Err(StateError::Silent { .. })))
-            .map(Result::unwrap)
-            .collect();
-        assert!(!queued.is_empty() && directory.is_living());
-        assert_eq!(directory.look().unwrap().status, "running");
-        assert!(directory.process().unwrap().is_some());
-    }
-
-    #[test]
-    fn a_long_root_can_have_a_socket() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = StateRoot::new(Some(folder.path().join("x".repeat(200))), |_| None);
-        let directory = root.create("p").unwrap();
-        let _listener = directory.listen().unwrap();
-        assert!(directory.is_living());
-        directory.close();
-        assert!(!directory.is_living());
-    }
-}
+mod tests;

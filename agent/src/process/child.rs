@@ -33,11 +33,9 @@ impl Stdio {
     /// again by path, `/dev/stdout` for example, which only the owner of a pipe may do.
     fn give_to(&self, user: Uid) -> Result<(), Error> {
         let pipes = [&self.stdin, &self.stdout, &self.stderr];
-        let installed = pipes.into_iter().zip(sys::standard_streams()).filter(|(pipe, _)| pipe.is_some());
-        installed
-            .map(|(_, stream)| rustix::fs::fchown(stream, Some(user), None))
-            .collect::<Result<(), _>>()
-            .step("change owner of", "stdio")
+        let mut installed = pipes.into_iter().zip(sys::standard_streams()).filter(|(pipe, _)| pipe.is_some());
+        let given = installed.try_for_each(|(_, stream)| rustix::fs::fchown(stream, Some(user), None));
+        given.step("change owner of", "stdio")
     }
 }
 

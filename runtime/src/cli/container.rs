@@ -7,7 +7,6 @@ use clap::{Args, Parser, ValueEnum};
 
 use super::{EngineArgs, Words};
 
-/// Parses the arguments of the command `name`.
 pub fn read<T: Parser>(name: &str, words: Words) -> Result<T, clap::Error> {
     T::try_parse_from([OsString::from(format!("vmm {name}"))].into_iter().chain(words.words))
 }
@@ -21,12 +20,10 @@ pub struct CreateArgs {
     /// The bundle's directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
-    /// Flags that `run` has as well.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
 
-/// Arguments of commands that take only an id.
 #[derive(Debug, Parser)]
 pub struct IdArgs {
     /// The container's id
@@ -118,7 +115,6 @@ pub struct ExecArgs {
     /// Cgroup in the guest, relative to the container's
     #[arg(long, value_name = "PATH", default_value = "/", hide_default_value = true)]
     pub cgroup: String,
-    /// The process itself.
     #[command(flatten)]
     pub words: ProcessArgs,
     /// The container's id

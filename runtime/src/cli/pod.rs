@@ -3,43 +3,22 @@
 //! It is read by a parser of its own, made when the command is `pod`: to define this many commands costs as much as to read
 //! the whole line of a `vmm run`, which must not pay for it.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cli::{LogArgs, Settings, Words};
-
-impl PodArgs {
-    /// Parses the arguments of `vmm pod`. Flags after `pod` override the same flags before it.
-    pub fn read(words: Words, log: LogArgs, root: Option<PathBuf>) -> Result<PodArgs, clap::Error> {
-        let mut args = PodArgs::try_parse_from([OsString::from("vmm pod")].into_iter().chain(words.words))?;
-        args.log = LogArgs {
-            log: args.log.log.or(log.log),
-            log_level: args.log.log_level.or(log.log_level),
-            log_format: args.log.log_format.or(log.log_format),
-        };
-        args.root = args.root.or(root);
-        Ok(args)
-    }
-}
+use crate::cli::{LateArgs, Settings};
 
 /// Run and manage pods: several containers in one virtual machine
 #[derive(Debug, Parser)]
 #[command(name = "vmm pod", bin_name = "vmm pod", disable_version_flag = true, arg_required_else_help = true)]
 pub struct PodArgs {
-    /// Settings of the program's own log.
     #[command(flatten)]
-    pub log: LogArgs,
-    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
-    #[arg(long, global = true, value_name = "DIR")]
-    pub root: Option<PathBuf>,
-    /// The command.
+    pub late: LateArgs,
     #[command(subcommand)]
     pub command: PodCommand,
 }
 
-/// The subcommands of `vmm pod`.
 #[derive(Debug, Subcommand)]
 pub enum PodCommand {
     /// Run the containers of a podfile (JSON, or YAML if its name ends in .yaml or .yml)
@@ -63,7 +42,7 @@ pub enum PodCommand {
         json: bool,
     },
     /// Run a process in a running container and exit with its exit code
-    Exec(ExecArgs),
+    Exec(PodExecArgs),
     /// Print the output of containers
     Logs(LogsArgs),
     /// Print the resource usage of containers
@@ -122,10 +101,10 @@ pub enum PodCommand {
         container: String,
     },
     /// Suspend all processes in containers
-    Pause(MeantArgs),
+    Pause(TargetArgs),
     /// Resume paused containers
     #[command(visible_alias = "unpause")]
-    Resume(MeantArgs),
+    Resume(TargetArgs),
 }
 
 /// `vmm pod run`.
@@ -139,14 +118,13 @@ pub struct PodRunArgs {
     pub rm: bool,
     /// The podfile
     pub podfile: PathBuf,
-    /// Settings that environment variables and the configuration file can also give.
     #[command(flatten)]
     pub settings: Settings,
 }
 
 /// `vmm pod exec`.
 #[derive(Debug, Args)]
-pub struct ExecArgs {
+pub struct PodExecArgs {
     /// Allocate a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -191,7 +169,7 @@ pub struct LogsArgs {
 
 /// A pod and either one of its containers or all.
 #[derive(Debug, Args)]
-pub struct MeantArgs {
+pub struct TargetArgs {
     /// The pod
     pub pod: String,
     /// Only this container
@@ -203,12 +181,15 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::cli::container::read;
     use crate::cli::{Cli, Command};
 
     fn parse(line: &str) -> Result<PodArgs, clap::Error> {
         let cli = Cli::try_parse_from(line.split(' '))?;
         let Some(Command::Pod(words)) = cli.command else { panic!("{line}") };
-        PodArgs::read(words, cli.log, cli.global.root)
+        let args: PodArgs = read("pod", words)?;
+        let late = args.late.or(LateArgs { log: cli.log, root: cli.global.root });
+        Ok(PodArgs { late, ..args })
     }
 
     #[test]
@@ -224,7 +205,10 @@ mod tests {
             "vmm pod --root=/r exec -t --log-level debug p c sh -c -x --root",
         ] {
             let args = parse(line).unwrap();
-            assert_eq!((args.root.unwrap(), args.log.log_level.unwrap().as_str()), ("/r".into(), "debug"));
+            assert_eq!(
+                (args.late.root.unwrap(), args.late.log.log_level.unwrap().as_str()),
+                ("/r".into(), "debug")
+            );
             let PodCommand::Exec(exec) = args.command else { panic!("{line}") };
             assert!(exec.tty);
             assert_eq!(exec.args, ["sh", "-c", "-x", "--root"]);

@@ -68,7 +68,7 @@ mod tests {
             Err(help) => return help.to_string(),
         };
         let error: Error = match listed {
-            Listed::Pod(rest) => PodArgs::read(rest, LogArgs::default(), None).unwrap_err(),
+            Listed::Pod(rest) => read::<PodArgs>("pod", rest).unwrap_err(),
             Listed::Update(rest) => read::<UpdateArgs>("update", rest).unwrap_err(),
             Listed::Events(rest) => read::<EventsArgs>("events", rest).unwrap_err(),
             Listed::Create(rest) => read::<CreateArgs>("create", rest).unwrap_err(),

@@ -4,18 +4,14 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::cli::LogArgs;
+use crate::cli::LateArgs;
 
 /// Update a container's resource limits
 #[derive(Debug, Default, Parser)]
 #[command(name = "vmm update", bin_name = "vmm update", disable_version_flag = true)]
 pub struct UpdateArgs {
-    /// Settings of the program's own log.
     #[command(flatten)]
-    pub log: LogArgs,
-    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
-    #[arg(long, value_name = "DIR")]
-    pub root: Option<PathBuf>,
+    pub late: LateArgs,
     /// Read all limits from FILE, or from stdin if FILE is -, in the form of `linux.resources`; other flags are ignored
     #[arg(short, long, value_name = "FILE")]
     pub resources: Option<PathBuf>,
@@ -64,12 +60,8 @@ pub struct UpdateArgs {
 #[derive(Debug, Parser)]
 #[command(name = "vmm events", bin_name = "vmm events", disable_version_flag = true)]
 pub struct EventsArgs {
-    /// Settings of the program's own log.
     #[command(flatten)]
-    pub log: LogArgs,
-    /// State directory of containers and pods [default: /run/vmm for root, else $XDG_RUNTIME_DIR/vmm]
-    #[arg(long, value_name = "DIR")]
-    pub root: Option<PathBuf>,
+    pub late: LateArgs,
     /// Print the resource usage once and exit
     #[arg(long)]
     pub stats: bool,

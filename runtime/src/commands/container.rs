@@ -2,25 +2,24 @@
 //! commands send requests to the socket of that process, or read its state file.
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use host::hooks::{self, Variables};
 use host::signals::name::signal_of;
-use host::sys;
 use oci::OCI_VERSION;
-use oci::spec::Hooks;
 use serde_json::{Value, json};
 
-use self::hook_points::{bytes_of, hooks_of, run_last};
-use super::pod::{checked, connect, done, print};
-use crate::cli::container::{DeleteArgs, KillArgs};
+use self::delete::kill_process;
+use self::hook_points::{bytes_of, hooks_of};
+use super::print;
+use super::request::{connect, done};
+use crate::cli::container::KillArgs;
 use crate::control::{ControlError, Request};
-use crate::deadlines;
-use crate::state::{PodState, StateDir, StateError, StateRoot, clear_network};
+use crate::state::{PodState, StateDir, StateError, StateRoot};
 
 pub mod create;
+pub mod delete;
 pub mod exec;
 pub mod hook_points;
 pub mod life;
@@ -53,7 +52,6 @@ pub fn state_json(state: &PodState) -> Value {
     })
 }
 
-/// `vmm state`.
 pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
     let state = root.container(id)?.look()?;
     let text = serde_json::to_string_pretty(&state_json(&state)).context("print the state")?;
@@ -75,7 +73,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
         let own = Variables::own();
         hooks::run("startContainer", &hooks.start_container, &bytes_of(&state), &own)?;
         let container = id.to_owned();
-        done(checked(connect(&directory)?.ask(&Request::Start { container }, &[])?)?)?;
+        done(connect(&directory)?.ask(&Request::Start { container }, &[])?)?;
         if hooks.poststart.is_empty() {
             return Ok(());
         }
@@ -83,7 +81,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     };
     if let Err(error) = run() {
         // A container that failed to start is deleted.
-        if let Err(error) = end(&directory) {
+        if let Err(error) = kill_process(&directory) {
             log::warn!("{error:#}");
         }
         return Err(error);
@@ -91,21 +89,20 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     Ok(0)
 }
 
-/// `vmm kill`.
 pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
     let directory = root.container(&args.id)?;
     let signal = signal_of(&args.signal).with_context(|| format!("unknown signal {:?}", args.signal))?;
     match status(&directory.look()?) {
         "stopped" => bail!("container not running"),
         // The container's process runs hooks and does not answer requests.
-        "creating" => end(&directory)?,
+        "creating" => kill_process(&directory)?,
         _ => {
             let request = Request::Kill { container: args.id.clone(), signal, all: args.all };
             match ask_running(&directory, &request) {
                 // SIGKILL must succeed even if the container's process does not answer.
                 Err(error) if signal == libc::SIGKILL && is_silence(&error) => {
                     log::warn!("{error:#}; killing the container's process");
-                    end(&directory)?;
+                    kill_process(&directory)?;
                 }
                 asked => asked?,
             }
@@ -119,7 +116,7 @@ pub fn kill(root: &StateRoot, args: &KillArgs) -> Result<u8> {
 fn ask_running(directory: &StateDir, request: &Request) -> Result<()> {
     let asked = connect(directory).and_then(|mut connection| Ok(connection.ask(request, &[])?));
     match asked {
-        Ok(reply) => done(checked(reply)?),
+        Ok(reply) => done(reply),
         Err(error) if matches!(error.downcast_ref(), Some(StateError::Stopped(_))) => {
             bail!("container not running")
         }
@@ -146,56 +143,6 @@ pub fn pause(root: &StateRoot, id: &str, paused: bool) -> Result<u8> {
     }
     let request = Request::Pause { container: id.to_owned(), paused };
     ask_running(&directory, &request).map(|()| 0)
-}
-
-/// `vmm delete`.
-pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
-    let directory = match root.container(&args.id) {
-        Err(StateError::NoContainer(_)) if args.force => return Ok(0),
-        found => found?,
-    };
-    let state = directory.look()?;
-    match status(&state) {
-        // The process may be writing the guest's cached data back.
-        "stopped" if args.force && directory.wait_until_released(deadlines::KILL).is_err() => {
-            end(&directory)?
-        }
-        "stopped" => {}
-        "created" => end(&directory)?,
-        _ if args.force => end(&directory)?,
-        status => bail!("cannot delete container {} that is not stopped: {status}", args.id),
-    }
-    // The process may be about to end.
-    directory.wait_until_released(deadlines::ENDING)?;
-    let state = directory.read().unwrap_or(state);
-    finish(&directory, state, &Variables::own()).map(|()| 0)
-}
-
-/// Removes what a container left on the host and runs the bundle's poststop hooks.
-pub(super) fn finish(directory: &StateDir, state: PodState, environment: &Variables) -> Result<()> {
-    let hooks = hooks_of(&state).unwrap_or_else(|error| {
-        log::warn!("{error:#}");
-        Hooks::default()
-    });
-    take_away(directory, &state)?;
-    run_last(&hooks.poststop, &state.stopped(), environment);
-    Ok(())
-}
-
-/// Removes what a container left on the host, after its process has ended or was killed.
-pub(super) fn take_away(directory: &StateDir, state: &PodState) -> Result<()> {
-    clear_network(state);
-    state.cgroup.remove()?;
-    Ok(directory.remove()?)
-}
-
-/// Kills a container's process, and with it the machine, without a request to it.
-fn end(directory: &StateDir) -> Result<()> {
-    if let Some(process) = directory.process()? {
-        let killed = sys::kill_and_wait(process.as_fd(), deadlines::GONE);
-        killed.with_context(|| format!("kill the process of container {}", directory.id))?;
-    }
-    Ok(directory.wait_until_released(deadlines::GONE)?)
 }
 
 /// Writes a process id to a file, atomically.

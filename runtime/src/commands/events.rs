@@ -9,26 +9,20 @@ use host::cgroup::usage::HostUsage;
 use host::sys;
 use serde_json::{Value, json};
 
-use super::pod::{checked, connect, print, unexpected};
-use super::update::only_container;
+use super::print;
+use super::request::{checked, connect, running_container, unexpected};
 use crate::cli::update::EventsArgs;
 use crate::control::{Connection, ControlError, Reply, Request};
-use crate::state::{StateError, StateRoot};
+use crate::state::StateRoot;
 
 /// Maximum interval between two reports.
 const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Prints one event a line until the container has ended. With `--stats`, prints a single report.
-pub fn events(args: &EventsArgs) -> Result<()> {
+pub fn events(root: &StateRoot, args: &EventsArgs) -> Result<()> {
     let interval = interval(&args.interval)
         .with_context(|| format!("--interval {:?}: not a duration up to 24h", args.interval))?;
-    let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
-    let directory = root.open(&args.id)?;
-    let state = directory.look()?;
-    if state.status == "stopped" {
-        return Err(StateError::Stopped(args.id.clone()).into());
-    }
-    let container = only_container(&state)?;
+    let (directory, state, container) = running_container(root, &args.id)?;
     let mut connection = connect(&directory)?;
     let mut killed = None;
     loop {

@@ -1,40 +1,39 @@
 //! `vmm pod`: `run` runs a pod in this process; the other commands send requests to the pod's socket.
 
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use host::signals::name::signal_of;
 use host::sys;
+use oci::exec::ProcessChanges;
 
-use crate::cli::pod::{MeantArgs, PodArgs, PodCommand};
-use crate::control::{Connection, Reply, Request};
+use super::attached;
+use super::request::{ask, connect, done, tell, unexpected};
+use crate::cli::pod::{PodCommand, PodExecArgs, TargetArgs};
+use crate::control::{ExecRequest, Reply, Request};
 use crate::deadlines;
-use crate::exit::CodedError;
 use crate::pod::podfile;
 use crate::state::{StateDir, StateError, StateRoot};
 
-pub mod exec;
-pub mod logs;
-pub mod run;
+mod logs;
+mod run;
 mod table;
 
 /// Executes a `vmm pod` command. Returns the exit code.
-pub fn pod(args: PodArgs) -> Result<u8> {
-    let root = StateRoot::new(args.root, |name| std::env::var_os(name));
-    match args.command {
-        PodCommand::Run(args) => return run::run(&root, *args),
-        PodCommand::Exec(args) => return exec::exec(&root, args),
-        PodCommand::Logs(args) => logs::logs(&root, &args)?,
-        PodCommand::List { json } => list(&root, json)?,
+pub fn pod(root: &StateRoot, command: PodCommand) -> Result<u8> {
+    match command {
+        PodCommand::Run(args) => return run::run(root, *args),
+        PodCommand::Exec(args) => return exec(root, args),
+        PodCommand::Logs(args) => logs::logs(root, &args)?,
+        PodCommand::List { json } => list(root, json)?,
         PodCommand::Ps { pod, processes: false, json } => table::containers(&root.open(&pod)?.look()?, json)?,
-        PodCommand::Ps { pod, processes: true, json } => match ask(&root, &pod, &Request::Processes)? {
+        PodCommand::Ps { pod, processes: true, json } => match ask(root, &pod, &Request::Processes)? {
             Reply::Processes(all) => table::processes(&all, json)?,
             other => return unexpected(&other),
         },
-        PodCommand::Stats { pod, json } => match ask(&root, &pod, &Request::Stats)? {
+        PodCommand::Stats { pod, json } => match ask(root, &pod, &Request::Stats)? {
             Reply::Stats(all) => table::usage(&all, json)?,
             other => return unexpected(&other),
         },
@@ -42,50 +41,17 @@ pub fn pod(args: PodArgs) -> Result<u8> {
         PodCommand::Kill { signal, all, pod, container } => {
             let number = signal_of(&signal).with_context(|| format!("unknown signal {signal:?}"))?;
             let container = container.unwrap_or_default();
-            done(ask(&root, &pod, &Request::Kill { container, signal: number, all })?)?;
+            tell(root, &pod, &Request::Kill { container, signal: number, all })?;
         }
-        PodCommand::Rm { force, pods } => pods.iter().try_for_each(|pod| remove(&root, pod, force))?,
-        PodCommand::Add { pod, container } => add(&root, &pod, &container)?,
+        PodCommand::Rm { force, pods } => pods.iter().try_for_each(|pod| remove(root, pod, force))?,
+        PodCommand::Add { pod, container } => add(root, &pod, &container)?,
         PodCommand::Remove { force, pod, container } => {
-            done(ask(&root, &pod, &Request::Remove { container, force })?)?;
+            tell(root, &pod, &Request::Remove { container, force })?;
         }
-        PodCommand::Pause(meant) => pause(&root, meant, true)?,
-        PodCommand::Resume(meant) => pause(&root, meant, false)?,
+        PodCommand::Pause(target) => pause(root, target, true)?,
+        PodCommand::Resume(target) => pause(root, target, false)?,
     }
     Ok(0)
-}
-
-/// Sends a request to a living pod. A refusal is returned as an error.
-pub(super) fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Reply> {
-    checked(connect(&root.open(pod)?)?.ask(request, &[])?)
-}
-
-/// Connects to a living pod.
-pub fn connect(directory: &StateDir) -> Result<Connection> {
-    let patience = match directory.read()?.patience {
-        // The pod does not listen yet.
-        0 => deadlines::AGENT,
-        seconds => Duration::from_secs(seconds),
-    };
-    Ok(Connection::to(&directory.id, patience, directory.connect()?)?)
-}
-
-/// Turns a refusal of the pod into an error with the pod's exit code.
-pub fn checked(reply: Reply) -> Result<Reply> {
-    match reply {
-        Reply::Failed { code, message } => Err(CodedError { code, message }.into()),
-        reply => Ok(reply),
-    }
-}
-
-/// Turns every reply except `Done` into an error.
-pub fn done(reply: Reply) -> Result<()> {
-    if reply == Reply::Done { Ok(()) } else { unexpected(&reply) }
-}
-
-/// Returns an error for a reply that does not fit the request.
-pub fn unexpected<T>(reply: &Reply) -> Result<T> {
-    anyhow::bail!("unexpected answer of the pod: {reply:?}")
 }
 
 fn list(root: &StateRoot, json: bool) -> Result<()> {
@@ -105,7 +71,7 @@ fn stop(directory: &StateDir, grace: u64) -> Result<()> {
     let patience = Duration::from_secs(directory.read()?.patience.saturating_add(grace));
     let mut connection = connect(directory)?;
     let request = Request::Stop { grace };
-    done(checked(connection.ask(&request, &[])?)?)?;
+    done(connection.ask(&request, &[])?)?;
     Ok(connection.wait_for_end(request.command(), patience + deadlines::ENDING)?)
 }
 
@@ -135,19 +101,34 @@ fn add(root: &StateRoot, pod: &str, path: &Path) -> Result<()> {
     let container = podfile::read_value(path)?;
     let base = path.canonicalize().with_context(|| format!("open {}", path.display()))?;
     let base = base.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
-    done(ask(root, pod, &Request::Add { base, container })?)
+    tell(root, pod, &Request::Add { base, container })
 }
 
-fn pause(root: &StateRoot, meant: MeantArgs, paused: bool) -> Result<()> {
-    let container = meant.container.unwrap_or_default();
-    done(ask(root, &meant.pod, &Request::Pause { container, paused })?)
+fn pause(root: &StateRoot, target: TargetArgs, paused: bool) -> Result<()> {
+    let container = target.container.unwrap_or_default();
+    tell(root, &target.pod, &Request::Pause { container, paused })
 }
 
-/// Prints a line to stdout. A closed pipe is not an error.
-pub fn print(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write stdout"),
-        _ => Ok(()),
+/// Runs an exec process in a container. Returns its exit code.
+fn exec(root: &StateRoot, args: PodExecArgs) -> Result<u8> {
+    let directory = root.open(&args.pod)?;
+    for variable in &args.env {
+        let named = variable.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        ensure!(named, "--env {variable:?}: not NAME=VALUE");
     }
+    let changes = ProcessChanges {
+        args: args.args,
+        env: args.env,
+        cwd: args.workdir,
+        terminal: args.tty,
+        ..ProcessChanges::default()
+    };
+    let request = ExecRequest {
+        container: args.container,
+        changes,
+        user: args.user.unwrap_or_default(),
+        terminal: args.tty,
+        ..ExecRequest::default()
+    };
+    attached::run(&directory, request)
 }

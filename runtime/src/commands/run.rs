@@ -15,9 +15,9 @@ use plan::vm::Kernel;
 use vmm::Timeline;
 
 use super::container::create;
-use super::container::hook_points::{bytes_of, run_last};
+use super::container::hook_points::{bytes_of, run_last, with_environment};
 use super::container::life::Life;
-use super::container::{check_console, refuse_descriptors, take_away, write_pid};
+use super::container::{check_console, refuse_descriptors, write_pid};
 use crate::assembly::Assembly;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
@@ -28,13 +28,12 @@ use crate::pod::supervisor::Started;
 use crate::state::{ContainerState, PodState, StateDir, StateRoot};
 
 /// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when this process began.
-pub fn run(root: &StateRoot, mut args: RunArgs, start: Instant) -> Result<u8> {
+pub fn run(root: &StateRoot, args: RunArgs, start: Instant) -> Result<u8> {
     if args.detach {
         return create::create_and_start(root, args);
     }
-    let engine = std::mem::take(&mut args.engine);
-    let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
-    config.vm.systemd_cgroup = engine.systemd_cgroup;
+    let engine = args.engine.clone();
+    let config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     foreground(root, config, &engine, start)
 }
 
@@ -57,7 +56,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
     life.foreground = true;
     life.timeline = marks.timeline.clone();
-    let hooks = hooks_of(&life.bundle);
+    let hooks = with_environment(life.bundle.spec.hooks.clone(), &life.bundle.process.env);
     let environment = environment.kept_for(hooks.all());
     life.environment = environment.clone();
     let ran = (|| {
@@ -79,19 +78,19 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     if ran.is_ok() {
         "stopped".clone_into(&mut life.state.status);
     }
-    let left = leave_nothing(&life, registered);
+    let deleted = delete(&life, registered);
     run_last(&hooks.poststop, &life.state.stopped(), &environment);
     environment.forget();
     marks.write(&config)?;
     let code = ran?;
-    left.map(|()| code)
+    deleted.map(|()| code)
 }
 
-/// Removes what the container has on the host.
-fn leave_nothing(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
+/// Deletes what the container has on the host.
+fn delete(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
     life.leave_cgroup()?;
     match registered {
-        Some((directory, _held)) => take_away(&directory, &life.state),
+        Some((directory, _held)) => Ok(directory.delete(&life.state)?),
         None => Ok(life.state.cgroup.remove()?),
     }
 }
@@ -110,15 +109,6 @@ fn started(hooks: &Hooks, life: &Life, environment: &Variables) -> Started {
 fn told(life: &Life, status: &str) -> PodState {
     let container = ContainerState { status: status.to_owned(), ..ContainerState::default() };
     PodState { status: status.to_owned(), containers: vec![container], ..life.state.clone() }
-}
-
-/// Returns the bundle's hooks. As with runc, `startContainer` hooks without an environment get the container's.
-fn hooks_of(bundle: &Bundle) -> Hooks {
-    let mut hooks = bundle.spec.hooks.clone();
-    for hook in &mut hooks.start_container {
-        hook.env.get_or_insert_with(|| bundle.process.env.clone());
-    }
-    hooks
 }
 
 fn absolute(bundle: &Path) -> Result<std::path::PathBuf> {

@@ -4,31 +4,26 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use oci::error::unsupported;
 use oci::spec::resources::{BlockIo, Resources};
 use plan::limits::{self, Sets};
 
-use super::pod::{ask, done};
+use super::request::{running_container, tell};
 use crate::cli::update::UpdateArgs;
 use crate::control::Request;
-use crate::state::{PodState, StateError, StateRoot};
+use crate::state::StateRoot;
 
 /// Maximum size of a file of limits, in bytes.
 const RESOURCES_MAX: u64 = 1 << 20;
 
 /// Updates the limits. The guest goes first, since it can refuse them.
-pub fn update(args: UpdateArgs) -> Result<()> {
-    let root = StateRoot::new(args.root.clone(), |name| std::env::var_os(name));
+pub fn update(root: &StateRoot, args: &UpdateArgs) -> Result<()> {
     let mut resources = match &args.resources {
         Some(path) => read(path)?,
-        None => of_flags(&args)?,
+        None => of_flags(args)?,
     };
-    let state = root.open(&args.id)?.look()?;
-    if state.status == "stopped" {
-        return Err(StateError::Stopped(args.id).into());
-    }
-    let container = only_container(&state)?;
+    let (_, state, container) = running_container(root, &args.id)?;
     let sets = if state.cgroup.is_none() { Sets::Guest } else { Sets::Host };
     refuse(&resources, sets)?;
     if resources.cpu.period != 0 && resources.cpu.quota == 0 && sets == Sets::Host {
@@ -37,20 +32,12 @@ pub fn update(args: UpdateArgs) -> Result<()> {
     }
     let files = limits::changes(&resources, state.memory_mib, sets)?;
     if !files.is_empty() {
-        done(ask(&root, &args.id, &Request::Update { container, files })?)?;
+        tell(root, &args.id, &Request::Update { container, files })?;
     }
     if sets == Sets::Host {
         state.cgroup.change(&resources, state.memory_mib)?;
     }
     Ok(())
-}
-
-/// Returns the only container of the state. A pod with several is not an OCI container.
-pub(super) fn only_container(state: &PodState) -> Result<String> {
-    match state.containers.as_slice() {
-        [one] => Ok(one.name.clone()),
-        all => bail!("pod {:?} has {} containers and is not an OCI container", state.id, all.len()),
-    }
 }
 
 /// Refuses limits that are refused in a bundle as well.

@@ -19,7 +19,6 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Compares two states.
     pub fn between(before: &NetworkConfig, after: &NetworkConfig) -> Changes {
         let gone = before.links.iter().filter(|link| !has(after, link)).cloned().collect();
         let (kept, new): (Vec<&Link>, Vec<&Link>) = after.links.iter().partition(|link| has(before, link));

@@ -14,7 +14,6 @@ pub fn describe(found: &NetworkConfig, pod: &mut payload::Pod) {
     pod.routes.extend(routes.into_iter().map(|it| route(found, it)));
 }
 
-/// Returns an interface with its addresses.
 pub fn interface(found: &NetworkConfig, link: &Link) -> Interface {
     let addresses = found.addresses.iter().filter(|it| it.link == link.index);
     let neighbours = found.neighbours.iter().filter(|it| it.link == link.index);
@@ -37,7 +36,6 @@ pub fn interface(found: &NetworkConfig, link: &Link) -> Interface {
     }
 }
 
-/// Returns a route with its interface's name.
 pub fn route(found: &NetworkConfig, route: &Route) -> payload::Route {
     let (address, bits) = route.destination;
     let text = |address: Option<IpAddr>| address.map(|it| it.to_string()).unwrap_or_default();
@@ -54,7 +52,6 @@ pub fn route(found: &NetworkConfig, route: &Route) -> payload::Route {
     }
 }
 
-/// Formats a hardware address.
 pub fn mac_text(mac: &[u8]) -> String {
     let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")

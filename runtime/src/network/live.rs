@@ -9,7 +9,7 @@ use link::{CommandId, LinkError};
 
 use super::changes::Changes;
 use super::describe::mac_text;
-use super::resolver::Names;
+use super::resolver::NameQueries;
 use crate::sandbox::Sandbox;
 
 /// The network, and pending requests to the guest for it.
@@ -19,12 +19,11 @@ pub struct LiveNetwork {
     /// Interfaces that the guest was asked to release.
     leaving: Vec<(CommandId, u32)>,
     /// Its name queries, until a server listens.
-    names: Option<Names>,
+    names: Option<NameQueries>,
 }
 
 impl LiveNetwork {
-    /// Takes the network with which the machine was created.
-    pub fn new(network: Network, names: Option<Names>) -> LiveNetwork {
+    pub fn new(network: Network, names: Option<NameQueries>) -> LiveNetwork {
         LiveNetwork { network, leaving: Vec::new(), names }
     }
 
@@ -47,7 +46,7 @@ impl LiveNetwork {
         };
         // Addresses are updated before the guest uses them, so that the filter does not drop its packets.
         for (link, addresses) in self.network.addresses() {
-            sandbox.set_addresses(link, addresses);
+            sandbox.nics.set_addresses(link, addresses);
         }
         let Changes { gone, new, altered, mut routes } = Changes::between(&before, self.network.config());
         for link in gone {
@@ -75,7 +74,7 @@ impl LiveNetwork {
         self.leaving.retain(|(command, link)| match sandbox.link.reply(*command) {
             None => true,
             Some(Ok(_)) => {
-                sandbox.unplug(*link);
+                sandbox.nics.unplug(*link);
                 false
             }
             Some(Err(error)) => {
@@ -89,7 +88,7 @@ impl LiveNetwork {
     /// Starts to serve name queries. An engine's name server appears with the first network that has names, before the
     /// network's interface.
     fn serve_names(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
-        let Some(server) = self.names.as_ref().and_then(Names::server) else { return Ok(()) };
+        let Some(server) = self.names.as_ref().and_then(NameQueries::server) else { return Ok(()) };
         if let Some(Err(error)) = self.names.take().map(|names| names.serve(server)) {
             log::warn!("serve name queries: {error}");
             return Ok(());

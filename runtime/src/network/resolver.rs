@@ -20,7 +20,6 @@ use oci::Spec;
 
 /// Maximum number of queries that wait for an answer. Another query replaces the oldest one.
 const QUERIES_MAX: usize = 64;
-/// The DNS port.
 const DNS: u16 = 53;
 /// Maximum time for a server on this host to accept a connection and a query.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,22 +32,22 @@ const SOCKETS: &str = "/proc/thread-self/net/udp";
 
 /// A container's name queries, until a server is found.
 #[derive(Debug)]
-pub struct Names {
+pub struct NameQueries {
     /// Path of the container's resolv.conf on the host.
     resolv_conf: PathBuf,
     /// The host's end of the guest's port.
     port: UnixStream,
 }
 
-impl Names {
+impl NameQueries {
     /// Returns the queries of a container whose resolv.conf is on the host, and the end of the guest's port.
-    pub fn of(spec: &Spec) -> io::Result<Option<(Names, UnixStream)>> {
+    pub fn of(spec: &Spec) -> io::Result<Option<(NameQueries, UnixStream)>> {
         let mut mounts = spec.mounts.iter();
         let Some(mount) = mounts.rfind(|mount| mount.destination == "/etc/resolv.conf") else {
             return Ok(None);
         };
         let (port, guest) = UnixStream::pair()?;
-        Ok(Some((Names { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
+        Ok(Some((NameQueries { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
     }
 
     /// Returns the loopback address that the container's resolv.conf names at present, if a server listens there in the
@@ -85,7 +84,6 @@ fn listening(sockets: &str) -> Vec<Ipv4Addr> {
     sockets.lines().skip(1).filter_map(address).collect()
 }
 
-/// A query that waits for its answer.
 struct Query {
     socket: Socket,
     program: SocketAddrV4,

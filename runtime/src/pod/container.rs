@@ -15,16 +15,15 @@ use oci::spec::ConsoleSize;
 use plan::INIT_PROCESS;
 
 use super::log::{LogFile, Stream};
-use super::output::Outputs;
+use super::output::PodOutput;
+use super::output_pipe::OutputPipe;
 use super::plan::ContainerSpec;
 use super::process::{self, Process};
 use super::restart::Restarts;
-use super::tap::Tap;
 use super::{ClientId, Guest};
 use crate::exit;
 use crate::state::ContainerState;
 
-/// The phase of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The container waits for a request to start it.
@@ -33,7 +32,6 @@ pub enum Phase {
     Waiting(Instant),
     /// The agent was asked to start the container.
     Starting,
-    /// The init process runs.
     Running,
     /// The init process has exited; its output is on the way.
     Draining,
@@ -45,35 +43,19 @@ pub enum Phase {
 
 /// Progress of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Ending {
-    /// The container is not being stopped.
-    Unasked,
+pub enum StopStage {
+    None,
     /// The container is to get its stop signal.
-    Wanted,
-    /// The stop signal was sent.
-    Asked,
-    /// SIGKILL was sent.
+    Requested,
+    Signalled,
     Killed,
 }
 
-/// Where a container's init process is connected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stdio {
-    /// To the pod: output goes to the log and to the pod's own output; there is no input.
-    #[default]
-    Pod,
-    /// To this process's standard streams. The process represents the container: signals to it are the container's.
-    Own,
-}
-
-/// A container.
 pub struct Container {
-    /// The container's plan and policies.
     pub spec: ContainerSpec,
-    /// The present phase.
     pub phase: Phase,
     /// Progress of a stop. A container that is being stopped is not restarted.
-    pub ending: Ending,
+    pub stop_stage: StopStage,
     /// When it must have ended, once it was killed.
     pub killed: Option<Instant>,
     /// Clients that wait for its removal.
@@ -82,9 +64,7 @@ pub struct Container {
     pub leaves: bool,
     /// The client that added or started the container, and waits for its start.
     pub starter: Option<ClientId>,
-    /// The container has run.
     pub has_run: bool,
-    /// The processes are suspended.
     pub paused: bool,
     /// Exit code of the last run.
     pub exit: Option<u8>,
@@ -95,9 +75,12 @@ pub struct Container {
     started: Instant,
     /// The init process, from the command that starts it until its output is drained.
     process: Option<Process>,
-    taps: Vec<Tap>,
+    /// The pipes of its outputs, until end of file was read.
+    pub pipes: Vec<OutputPipe>,
     log: Option<LogFile>,
-    stdio: Stdio,
+    /// This process represents the container: its streams are this process's, and signals to it are the container's.
+    /// Otherwise output goes to the log and to the pod's own output, and there is no input.
+    own: bool,
     /// The terminal in which this process was started, raw while the container uses it.
     terminal: Option<RawTerminal>,
     /// Signals that arrived before the start, and whether each is for all of its processes.
@@ -109,7 +92,7 @@ impl Container {
     pub fn new(spec: ContainerSpec, log: Option<LogFile>, now: Instant) -> Container {
         Container {
             phase: Phase::Waiting(now),
-            ending: Ending::Unasked,
+            stop_stage: StopStage::None,
             killed: None,
             removers: Vec::new(),
             leaves: false,
@@ -122,10 +105,10 @@ impl Container {
             restarts: Restarts::new(spec.restart),
             started: now,
             process: None,
-            taps: Vec::new(),
+            pipes: Vec::new(),
             spec,
             log,
-            stdio: Stdio::Pod,
+            own: false,
             terminal: None,
             held: Vec::new(),
         }
@@ -133,12 +116,17 @@ impl Container {
 
     /// Returns the container that this process represents, in `phase`.
     pub fn own(spec: ContainerSpec, phase: Phase) -> Container {
-        Container { phase, stdio: Stdio::Own, ..Container::new(spec, None, Instant::now()) }
+        Container { phase, own: true, ..Container::new(spec, None, Instant::now()) }
+    }
+
+    /// Whether a request names this container; an empty name is that of every container.
+    pub fn is_meant(&self, name: &str) -> bool {
+        name.is_empty() || self.spec.name() == name
     }
 
     /// Whether this process represents the container.
     pub fn is_own(&self) -> bool {
-        self.stdio == Stdio::Own
+        self.own
     }
 
     /// Asks the agent to start the container, with streams from number `seq` on.
@@ -157,11 +145,11 @@ impl Container {
                 streams.push(own_stream(stream, seq));
                 continue;
             }
-            let (tap, writer) = Tap::new(stream)?;
+            let (pipe, writer) = OutputPipe::new(stream)?;
             // There is no input: a program that reads gets end of file; one on a terminal waits.
             let source = (stream == Stream::Stdout && !terminal).then(|| null.as_raw_fd());
             streams.push(StreamSpec { seq, source, sink: Some(writer.as_raw_fd()) });
-            self.taps.push(tap);
+            self.pipes.push(pipe);
             writers.push(writer);
         }
         let mut process = Process::open(guest, self.spec.name(), INIT_PROCESS, terminal, &streams)?;
@@ -189,11 +177,10 @@ impl Container {
     /// Handles a failed start: the container has ended with `code`.
     pub fn failed(&mut self, guest: &mut Guest<'_>, code: u8, error: String) {
         self.close(guest);
-        self.taps.clear();
+        self.pipes.clear();
         (self.phase, self.exit, self.error) = (Phase::Ended, Some(code), error);
     }
 
-    /// Handles the exit of the init process.
     pub fn exited(&mut self, exit: Exit) {
         if let Some(process) = self.process.as_mut().filter(|_| self.phase == Phase::Running) {
             process.exited(exit);
@@ -212,17 +199,16 @@ impl Container {
             return false;
         }
         if let Some(process) = &self.process {
-            let process::Phase::Draining(exit) = &process.phase else { return false };
+            let process::ProcessPhase::Draining(exit) = &process.phase else { return false };
             if !process.is_drained(guest) {
                 return false;
             }
             self.exit = Some(exit::of_exit(exit));
             self.close(guest);
         }
-        if !self.taps.iter().all(Tap::is_ended) {
+        if !self.pipes.is_empty() {
             return false;
         }
-        self.taps.clear();
         self.paused = false;
         let again = self.restarts.ended(self.exit.unwrap_or(0), self.started, now);
         self.phase = Phase::Clearing(again);
@@ -243,23 +229,23 @@ impl Container {
     /// Handles the agent's reply that the container was removed.
     pub fn cleared(&mut self) {
         if let Phase::Clearing(again) = self.phase {
-            let again = again.filter(|_| self.ending == Ending::Unasked);
+            let again = again.filter(|_| self.stop_stage == StopStage::None);
             self.killed = None;
             self.phase = again.map_or(Phase::Ended, Phase::Waiting);
         }
     }
 
     /// Takes the next step of a stop. `kill` means that the deadline is over.
-    pub fn end(&mut self, guest: &mut Guest<'_>, kill: bool) -> Result<(), LinkError> {
+    pub fn advance_stop(&mut self, guest: &mut Guest<'_>, kill: bool) -> Result<(), LinkError> {
         match self.phase {
             // A pending restart is cancelled.
             Phase::Waiting(_) | Phase::Created => self.phase = Phase::Ended,
-            Phase::Running if kill && self.ending < Ending::Killed => {
-                self.ending = Ending::Killed;
+            Phase::Running if kill && self.stop_stage < StopStage::Killed => {
+                self.stop_stage = StopStage::Killed;
                 self.signal(guest, libc::SIGKILL, true)?;
             }
-            Phase::Running if self.ending == Ending::Wanted => {
-                self.ending = Ending::Asked;
+            Phase::Running if self.stop_stage == StopStage::Requested => {
+                self.stop_stage = StopStage::Signalled;
                 if std::mem::take(&mut self.paused) {
                     let name = ContainerName { container: self.spec.name().to_owned() };
                     guest.link.notify(Code::Resume, "resume the container", &name)?;
@@ -294,42 +280,34 @@ impl Container {
         true
     }
 
-    /// Resizes the container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
         self.process.as_ref().map_or(Ok(()), |process| process.resize(guest, size))
     }
 
-    /// Returns the taps to wait for.
-    pub fn taps(&self) -> impl Iterator<Item = &Tap> {
-        self.taps.iter().filter(|tap| !tap.is_ended())
-    }
-
     /// Logs new output and writes it to the pod's output, prefixed with the container's name if `named`. `ready` says
-    /// for each of [`taps`](Self::taps) whether it has data.
+    /// for each of the pipes whether it has data.
     pub fn read_output(
         &mut self,
-        outputs: &mut Outputs,
+        outputs: &mut PodOutput,
         named: bool,
         ready: &mut impl Iterator<Item = bool>,
     ) {
-        for tap in self.taps.iter_mut().filter(|tap| !tap.is_ended()) {
+        let (name, log, now) = (self.spec.name(), &mut self.log, SystemTime::now());
+        self.pipes.retain_mut(|pipe| {
             if ready.next() != Some(true) {
-                continue;
+                return true;
             }
-            let stream = tap.stream;
-            let mut bytes = Vec::new();
-            let mut lines: Vec<Vec<u8>> = Vec::new();
-            tap.read(|data| bytes.extend_from_slice(data), |line| lines.push(line.to_vec()));
-            if let Some(log) = &mut self.log {
-                let now = SystemTime::now();
-                lines.iter().for_each(|line| log.write(line, stream, now));
+            let (stream, chunk) = (pipe.stream, pipe.read());
+            if let Some(log) = log {
+                chunk.lines.iter().for_each(|line| log.write(line, stream, now));
             }
             if named {
-                lines.iter().for_each(|line| outputs.write_line(stream, self.spec.name(), line));
+                chunk.lines.iter().for_each(|line| outputs.write_line(stream, name, line));
             } else {
-                outputs.write(stream, &bytes);
+                outputs.write(stream, &chunk.bytes);
             }
-        }
+            !chunk.ended
+        });
     }
 
     fn close(&mut self, guest: &mut Guest<'_>) {
@@ -373,16 +351,12 @@ fn own_stream(stream: Stream, seq: u64) -> StreamSpec {
     }
 }
 
-/// An error of a container's start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The link to the agent failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The host has no free descriptors.
     #[error("open the container's output")]
     Host(#[from] io::Error),
-    /// The terminal of this process cannot be made raw.
     #[error("set the terminal to raw mode")]
     Terminal(#[source] io::Error),
 }

@@ -12,7 +12,7 @@ use agent_proto::payload::{ContainerLimits, ContainerName};
 use link::{CommandId, LinkError};
 use oci::spec::ConsoleSize;
 
-use super::container::{Container, Ending, Phase, StartError};
+use super::container::{Container, Phase, StartError, StopStage};
 use super::exec::{self, Exec};
 use super::log::LogFile;
 use super::plan::ContainerSpec;
@@ -22,9 +22,9 @@ use crate::control::{ExecRequest, Reply};
 use crate::{deadlines, exit};
 pub use event::Event;
 
-mod ending;
 mod event;
 mod replies;
+mod stop;
 
 /// Maximum number of concurrent starts: each needs a fork of the agent and has a pending command.
 const STARTS_MAX: usize = 16;
@@ -48,7 +48,6 @@ enum Awaited {
 /// This module's result. Every error is one of the link.
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;
 
-/// The containers and their exec processes.
 pub struct Containers {
     /// The containers, in the podfile's order.
     pub all: Vec<Container>,
@@ -64,10 +63,11 @@ pub struct Containers {
     /// When containers that are being stopped are killed.
     patience: Option<Instant>,
     stopping: bool,
+    /// What the supervisor is to do after this step.
+    events: Vec<Event>,
 }
 
 impl Containers {
-    /// Returns the containers of a pod, none so far.
     pub fn new() -> io::Result<Containers> {
         Ok(Containers {
             all: Vec::new(),
@@ -80,10 +80,10 @@ impl Containers {
             kill_patience: deadlines::KILL,
             patience: None,
             stopping: false,
+            events: Vec::new(),
         })
     }
 
-    /// Adds a container that is to be started.
     pub fn add(&mut self, spec: ContainerSpec, log: Option<LogFile>, adder: Option<ClientId>) {
         let mut container = Container::new(spec, log, Instant::now());
         container.starter = adder;
@@ -95,9 +95,17 @@ impl Containers {
         self.all.push(Container::own(spec, phase));
     }
 
+    pub fn find(&self, name: &str) -> Option<&Container> {
+        self.all.iter().find(|container| container.spec.name() == name)
+    }
+
+    fn find_mut(&mut self, name: &str) -> Option<&mut Container> {
+        self.all.iter_mut().find(|container| container.spec.name() == name)
+    }
+
     /// Starts a container in [`Phase::Created`]. `client` gets the result.
     pub fn start(&mut self, name: &str, client: ClientId) -> Option<Reply> {
-        match self.all.iter_mut().find(|container| container.spec.name() == name) {
+        match self.find_mut(name) {
             Some(container) if container.phase == Phase::Created => {
                 (container.phase, container.starter) = (Phase::Waiting(Instant::now()), Some(client));
                 None
@@ -112,19 +120,18 @@ impl Containers {
 
     /// Handles the agent's frames and takes every step that is due.
     pub fn step(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
-        self.take_replies(guest, now, &mut events)?;
+        self.take_replies(guest, now)?;
         while let Some(event) = guest.link.event() {
-            self.take_event(guest, event, &mut events)?;
+            self.take_event(guest, event)?;
         }
         self.execs.iter_mut().try_for_each(|exec| exec.process.advance(guest))?;
-        self.advance_execs(guest, &mut events);
-        self.advance_containers(guest, now, &mut events)?;
-        self.start_containers(guest, now, &mut events)?;
-        self.dismiss(&mut events);
-        self.find_unkilled(now, &mut events);
+        self.advance_execs(guest);
+        self.advance_containers(guest, now)?;
+        self.start_containers(guest, now)?;
+        self.dismiss();
+        self.find_unkilled(now);
         guest.link.flush()?;
-        Ok(events)
+        Ok(std::mem::take(&mut self.events))
     }
 
     /// Returns when [`step`](Self::step) has work without an event.
@@ -156,12 +163,8 @@ impl Containers {
         for (command, awaited) in &self.awaited {
             let Awaited::Exec(process) = awaited else { continue };
             let exec = self.execs.iter().find(|exec| exec.process.name == *process);
-            let paused = |exec: &Exec| {
-                self.all
-                    .iter()
-                    .any(|container| container.paused && container.spec.name() == exec.process.container)
-            };
-            guest.link.excuse(*command, exec.is_some_and(paused));
+            let container = exec.and_then(|exec| self.find(&exec.process.container));
+            guest.link.excuse(*command, container.is_some_and(|container| container.paused));
         }
     }
 
@@ -183,13 +186,8 @@ impl Containers {
         codes.find(|code| *code != 0).unwrap_or(0)
     }
 
-    /// Resizes a container's terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
-        let mut running = self.all.iter().filter(|container| container.phase == Phase::Running);
-        let meant = running.find(|container| {
-            container.spec.name() == name && container.spec.plan.container.process.terminal
-        });
-        meant.map_or(Ok(()), |container| container.resize(guest, size))
+        self.find(name).map_or(Ok(()), |container| container.resize(guest, size))
     }
 
     /// Returns the clients that wait for an exec process.
@@ -199,21 +197,19 @@ impl Containers {
 
     /// Removes a container. With `force`, a running container is killed first.
     pub fn remove(&mut self, name: &str, force: bool, client: ClientId) -> Option<Reply> {
-        let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
-            return Some(unknown(name));
-        };
+        let Some(container) = self.find_mut(name) else { return Some(unknown(name)) };
         if container.phase != Phase::Ended && !force {
             return Some(refused(format!("container {name:?} is running")));
         }
         container.leaves = true;
-        container.ending = container.ending.max(Ending::Wanted);
+        container.stop_stage = container.stop_stage.max(StopStage::Requested);
         container.removers.push(client);
         None
     }
 
     /// Tells `client` when the container has ended and will not be restarted.
     pub fn wait(&mut self, name: &str, client: ClientId) -> Option<Reply> {
-        match self.all.iter().find(|container| container.spec.name() == name) {
+        match self.find(name) {
             None => Some(unknown(name)),
             Some(container) if container.phase == Phase::Ended => {
                 Some(Reply::Exited(container.exit.unwrap_or(0)))
@@ -225,38 +221,49 @@ impl Containers {
         }
     }
 
-    /// Asks the agent about every container, or to pause or resume the container `name`.
-    pub fn ask(
+    /// Asks the agent for the resource usage of every container.
+    pub fn stats(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<Option<Reply>> {
+        self.ask(guest, Code::Stats, String::new(), Awaited::Stats(client))
+    }
+
+    /// Asks the agent for the processes of every container.
+    pub fn processes(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<Option<Reply>> {
+        self.ask(guest, Code::Processes, String::new(), Awaited::Processes(client))
+    }
+
+    /// Pauses or resumes the container `name`, or every container if it is empty.
+    pub fn pause(
         &mut self,
         guest: &mut Guest<'_>,
         client: ClientId,
-        question: &Question,
+        name: String,
+        paused: bool,
     ) -> Result<Option<Reply>> {
-        let asked = |what: &&(CommandId, Awaited)| {
+        if !self.all.iter().any(|it| it.phase == Phase::Running && it.is_meant(&name)) {
+            return Ok(Some(self.not_running(&name)));
+        }
+        let code = if paused { Code::Pause } else { Code::Resume };
+        self.ask(guest, code, name.clone(), Awaited::Pause { client, container: name, paused })
+    }
+
+    fn ask(
+        &mut self,
+        guest: &mut Guest<'_>,
+        code: Code,
+        container: String,
+        awaited: Awaited,
+    ) -> Result<Option<Reply>> {
+        let is_pending = |awaited: &Awaited| {
             matches!(
-                what.1,
+                awaited,
                 Awaited::Stats(_) | Awaited::Processes(_) | Awaited::Update(_) | Awaited::Pause { .. }
             )
         };
-        if self.awaited.iter().filter(asked).count() >= QUESTIONS_MAX {
-            return Ok(Some(refused(format!(
-                "limit of {QUESTIONS_MAX} pending requests to the guest reached"
-            ))));
+        if self.awaited.iter().filter(|(_, awaited)| is_pending(awaited)).count() >= QUESTIONS_MAX {
+            let why = format!("limit of {QUESTIONS_MAX} pending requests to the guest reached");
+            return Ok(Some(refused(why)));
         }
-        let container = ContainerName { container: question.container().to_owned() };
-        let (code, awaited) = match question {
-            Question::Stats => (Code::Stats, Awaited::Stats(client)),
-            Question::Processes => (Code::Processes, Awaited::Processes(client)),
-            Question::Pause { container, paused } => {
-                let known = |it: &Container| it.phase == Phase::Running && is_meant(container, it);
-                if !self.all.iter().any(known) {
-                    return Ok(Some(self.not_running(container)));
-                }
-                let code = if *paused { Code::Pause } else { Code::Resume };
-                (code, Awaited::Pause { client, container: container.clone(), paused: *paused })
-            }
-        };
-        let command = guest.link.send(code, "ask the guest", &container)?;
+        let command = guest.link.send(code, "ask the guest", &ContainerName { container })?;
         self.awaited.push((command, awaited));
         Ok(None)
     }
@@ -269,8 +276,7 @@ impl Containers {
         container: String,
         cgroup: BTreeMap<String, String>,
     ) -> Result<Option<Reply>> {
-        let known = |it: &Container| it.phase == Phase::Running && it.spec.name() == container;
-        if !self.all.iter().any(known) {
+        if self.find(&container).is_none_or(|it| it.phase != Phase::Running) {
             return Ok(Some(self.not_running(&container)));
         }
         let limits = ContainerLimits { container, cgroup };
@@ -287,8 +293,9 @@ impl Containers {
         request: &ExecRequest,
         fds: &[OwnedFd],
     ) -> Result<Option<Reply>> {
-        let found = self.all.iter().find(|container| container.spec.name() == request.container);
-        let Some(container) = found else { return Ok(Some(unknown(&request.container))) };
+        let Some(container) = self.find(&request.container) else {
+            return Ok(Some(unknown(&request.container)));
+        };
         if container.phase != Phase::Running || container.paused && !request.ignore_paused {
             return Ok(Some(self.not_running(&request.container)));
         }
@@ -305,7 +312,7 @@ impl Containers {
             return Ok(Some(refused(format!("exec: limit of {EXECS_MAX} processes reached"))));
         }
         let name = format!("exec-{}", self.next_exec);
-        let process = match exec::wanted(&container.spec, &name, request) {
+        let process = match exec::planned(&container.spec, &name, request) {
             Ok(process) => process,
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
@@ -327,7 +334,6 @@ impl Containers {
         }
     }
 
-    /// Returns a client's process.
     pub fn exec_of(&mut self, client: ClientId) -> Option<&mut Exec> {
         self.execs.iter_mut().find(|exec| exec.client == Some(client))
     }
@@ -335,10 +341,10 @@ impl Containers {
     /// Handles the end of a client's connection.
     pub fn forget(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<()> {
         self.waiters.retain(|(_, waiter)| *waiter != client);
-        self.exec_of(client).map_or(Ok(()), |exec| exec.abandon(guest))
+        self.exec_of(client).map_or(Ok(()), |exec| exec.lose_client(guest))
     }
 
-    fn advance_execs(&mut self, guest: &mut Guest<'_>, events: &mut Vec<Event>) {
+    fn advance_execs(&mut self, guest: &mut Guest<'_>) {
         let mut index = 0;
         while let Some(exec) = self.execs.get(index) {
             if !exec.is_delivered(guest) {
@@ -347,22 +353,17 @@ impl Containers {
             }
             let mut exec = self.execs.remove(index);
             let failed = exec.process.close(guest);
-            let process::Phase::Draining(exit) = exec.process.phase else { continue };
+            let process::ProcessPhase::Draining(exit) = exec.process.phase else { continue };
             let reply = match failed {
                 Some((name, error)) => refused(format!("write {name}: {error}")),
                 None => Reply::Exited(exit::of_exit(&exit)),
             };
-            events.extend(exec.client.map(|client| Event::Last(client, reply)));
-            events.push(Event::Changed);
+            self.events.extend(exec.client.map(|client| Event::Last(client, reply)));
+            self.events.push(Event::Changed);
         }
     }
 
-    fn start_containers(
-        &mut self,
-        guest: &mut Guest<'_>,
-        now: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    fn start_containers(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<()> {
         let mut starting = self.all.iter().filter(|container| container.phase == Phase::Starting).count();
         // Containers of the same image start one after the other: each creates what the image lacks, and the guest's
         // mounts of the share see each other's files with a delay.
@@ -384,7 +385,13 @@ impl Containers {
                 }
                 Err(StartError::Link(error)) => return Err(error),
                 Err(StartError::Host(error) | StartError::Terminal(error)) => {
-                    start_failed(guest, container, exit::FAILED, format!("open its output: {error}"), events);
+                    start_failed(
+                        guest,
+                        container,
+                        exit::FAILED,
+                        format!("open its output: {error}"),
+                        &mut self.events,
+                    );
                 }
             }
         }
@@ -392,21 +399,21 @@ impl Containers {
     }
 
     /// Tells clients about containers that have ended, and drops containers that are to be removed.
-    fn dismiss(&mut self, events: &mut Vec<Event>) {
+    fn dismiss(&mut self) {
         for container in self.all.iter().filter(|container| container.phase == Phase::Ended) {
             let reply = Reply::Exited(container.exit.unwrap_or(0));
             let told = self.waiters.extract_if(.., |(name, _)| *name == container.spec.name());
-            events.extend(told.map(|(_, client)| Event::Answer(client, reply.clone())));
+            self.events.extend(told.map(|(_, client)| Event::Answer(client, reply.clone())));
         }
         let leaves = |container: &mut Container| container.leaves && container.phase == Phase::Ended;
         for container in self.all.extract_if(.., leaves) {
-            events.extend(container.removers.iter().map(|client| Event::Answer(*client, Reply::Done)));
-            events.push(Event::Left(Box::new(container.spec)));
+            self.events.extend(container.removers.iter().map(|client| Event::Answer(*client, Reply::Done)));
+            self.events.push(Event::Left(Box::new(container.spec)));
         }
     }
 
     fn not_running(&self, name: &str) -> Reply {
-        match self.all.iter().find(|container| container.spec.name() == name) {
+        match self.find(name) {
             // Engines recognize this text as "no process to signal".
             Some(container) if container.is_own() => refused("container not running".to_owned()),
             Some(container) => {
@@ -416,32 +423,6 @@ impl Containers {
             None => unknown(name),
         }
     }
-}
-
-/// A request for information from the guest, or to pause or resume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
-    /// Resource usage of the containers.
-    Stats,
-    /// Processes of the containers.
-    Processes,
-    /// Pause or resume.
-    Pause {
-        /// Name of the container; every container if it is empty.
-        container: String,
-        /// Pause, otherwise resume.
-        paused: bool,
-    },
-}
-
-impl Question {
-    fn container(&self) -> &str {
-        if let Question::Pause { container, .. } = self { container } else { "" }
-    }
-}
-
-fn is_meant(name: &str, container: &Container) -> bool {
-    name.is_empty() || container.spec.name() == name
 }
 
 /// Handles a failed start. If the container never ran, its pod or the client that added it gets the error.
@@ -467,7 +448,6 @@ fn start_failed(
     }
 }
 
-/// Returns a refusal with this message.
 pub fn refused(message: String) -> Reply {
     Reply::Failed { code: exit::FAILED, message }
 }

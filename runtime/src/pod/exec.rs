@@ -12,16 +12,14 @@ use serde::Deserialize;
 
 use super::container::StartError;
 use super::plan::ContainerSpec;
-use super::process::{Phase, Process};
+use super::process::{Process, ProcessPhase};
 use super::{ClientId, Guest};
 use crate::control::ExecRequest;
 
-/// An exec process.
 #[derive(Debug)]
 pub struct Exec {
     /// The client that waits for the exit; `None` if it is gone.
     pub client: Option<ClientId>,
-    /// The process in the guest.
     pub process: Process,
     /// The program's name, if the client expects runc's error texts.
     pub program: Option<String>,
@@ -51,27 +49,27 @@ impl Exec {
     }
 
     /// Kills the process, because its client is gone.
-    pub fn abandon(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
+    pub fn lose_client(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
         self.client = None;
         self.process.signal(guest, libc::SIGKILL, false)
     }
 
     /// Whether it runs in container `name`, so that the agent must keep the container.
     pub fn keeps(&self, name: &str) -> bool {
-        self.process.container == name && !matches!(self.process.phase, Phase::Draining(_))
+        self.process.container == name && !matches!(self.process.phase, ProcessPhase::Draining(_))
     }
 
     /// Whether the process has exited, and its output was delivered or its client is gone.
     pub fn is_delivered(&self, guest: &Guest<'_>) -> bool {
         match self.process.phase {
-            Phase::Draining(_) => self.client.is_none() || self.process.is_drained(guest),
-            Phase::Starting | Phase::Running => false,
+            ProcessPhase::Draining(_) => self.client.is_none() || self.process.is_drained(guest),
+            ProcessPhase::Starting | ProcessPhase::Running => false,
         }
     }
 }
 
 /// Converts a client's request to a process of the agent's protocol.
-pub fn wanted(
+pub fn planned(
     container: &ContainerSpec,
     name: &str,
     request: &ExecRequest,
@@ -106,7 +104,6 @@ pub fn wanted(
     Ok(process)
 }
 
-/// Splits `user` or `user:group`.
 fn split_user(text: &str) -> Option<(&str, &str)> {
     (!text.is_empty()).then(|| text.split_once(':').unwrap_or((text, "")))
 }

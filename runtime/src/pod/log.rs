@@ -22,33 +22,27 @@ const DEFAULT_FILES: u32 = 2;
 /// Maximum number of files.
 const FILES_MAX: u32 = 100;
 
-/// The output that a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     /// Standard output, or output of a terminal.
     Stdout,
-    /// Standard error.
     Stderr,
 }
 
-/// A line of a log.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// The text with its newline. Without a newline, it continues in the next line.
     pub log: String,
-    /// The output that it came from.
     pub stream: Stream,
     /// RFC 3339, in UTC.
     pub time: String,
 }
 
-/// Limits of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a file.
     pub size: u64,
-    /// Number of files.
     pub files: u32,
 }
 
@@ -83,7 +77,6 @@ fn bytes(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// A log that is written.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -95,14 +88,12 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the log at `path` for appending.
     pub fn open(path: &Path, limits: Limits) -> io::Result<LogFile> {
         let file = File::options().append(true).create(true).open(path)?;
         let size = file.metadata()?.len();
         Ok(LogFile { path: path.to_owned(), limits, file, size, broken: false })
     }
 
-    /// Returns the path of the current file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -156,11 +147,11 @@ fn aside(path: &Path, number: u32) -> PathBuf {
 
 /// Splits a stream of bytes into lines.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct LineSplitter {
     started: Vec<u8>,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Passes `take` every line that `data` completes, with its newline, and parts of lines that are too long.
     pub fn push(&mut self, data: &[u8], mut take: impl FnMut(&[u8])) {
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
@@ -250,7 +241,7 @@ mod tests {
 
     #[test]
     fn lines_are_assembled_and_long_ones_split() {
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         let mut taken: Vec<Vec<u8>> = Vec::new();
         for piece in ["a", "b\nc\n\n", "d"] {
             lines.push(piece.as_bytes(), |line| taken.push(line.to_vec()));

@@ -15,7 +15,7 @@ const WAITING_MAX: usize = 256 << 10;
 
 /// One output of this process.
 #[derive(Debug)]
-struct Own {
+struct Output {
     descriptor: Descriptor,
     waiting: VecDeque<u8>,
     /// The reader is gone or a write failed. The containers continue; their logs have the output.
@@ -24,75 +24,73 @@ struct Own {
 
 /// Both outputs, or neither for a pod in the background.
 #[derive(Debug, Default)]
-pub struct Outputs(Vec<Own>);
+pub struct PodOutput(Vec<Output>);
 
-impl Outputs {
+impl PodOutput {
     /// Returns outputs that write to this process's stdout and stderr.
-    pub fn foreground() -> io::Result<Outputs> {
+    pub fn foreground() -> io::Result<PodOutput> {
         let open = |fd| {
             let descriptor = Descriptor::open(fd, Use::Sink)?;
-            Ok(Own { descriptor, waiting: VecDeque::new(), gone: false })
+            Ok(Output { descriptor, waiting: VecDeque::new(), gone: false })
         };
-        let both: io::Result<Vec<Own>> =
+        let both: io::Result<Vec<Output>> =
             [libc::STDOUT_FILENO, libc::STDERR_FILENO].into_iter().map(open).collect();
-        both.map(Outputs)
+        both.map(PodOutput)
     }
 
-    /// Writes bytes unchanged.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
-        if let Some(own) = self.own(stream) {
-            own.waiting.extend(bytes);
-            own.flush();
+        if let Some(output) = self.stream(stream) {
+            output.waiting.extend(bytes);
+            output.flush();
         }
     }
 
     /// Writes a line with the name of its container.
     pub fn write_line(&mut self, stream: Stream, name: &str, line: &[u8]) {
-        let Some(own) = self.own(stream) else { return };
-        own.waiting.extend(name.as_bytes());
-        own.waiting.extend(b" | ");
-        own.waiting.extend(line);
+        let Some(output) = self.stream(stream) else { return };
+        output.waiting.extend(name.as_bytes());
+        output.waiting.extend(b" | ");
+        output.waiting.extend(line);
         if !line.ends_with(b"\n") {
-            own.waiting.push_back(b'\n');
+            output.waiting.push_back(b'\n');
         }
-        own.flush();
+        output.flush();
     }
 
     /// Whether the limit of unread bytes is reached.
     pub fn is_full(&self) -> bool {
-        self.0.iter().any(|own| own.waiting.len() >= WAITING_MAX)
+        self.0.iter().any(|output| output.waiting.len() >= WAITING_MAX)
     }
 
     /// Drops unread output, and stops writing to that output.
-    pub fn abandon(&mut self) {
-        for own in self.0.iter_mut().filter(|own| !own.waiting.is_empty()) {
-            log::warn!("{} bytes of output were not read", own.waiting.len());
-            own.gone = true;
-            own.waiting.clear();
+    pub fn drop_unread(&mut self) {
+        for output in self.0.iter_mut().filter(|output| !output.waiting.is_empty()) {
+            log::warn!("{} bytes of output were not read", output.waiting.len());
+            output.gone = true;
+            output.waiting.clear();
         }
     }
 
-    /// Whether all output was written.
     pub fn is_flushed(&self) -> bool {
-        self.0.iter().all(|own| own.waiting.is_empty())
+        self.0.iter().all(|output| output.waiting.is_empty())
     }
 
     /// Returns the descriptors with unread output, to wait for.
     pub fn blocked(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.0.iter().filter(|own| !own.waiting.is_empty()).map(|own| own.descriptor.as_fd())
+        self.0.iter().filter(|output| !output.waiting.is_empty()).map(|output| output.descriptor.as_fd())
     }
 
     /// Writes unread output as far as possible.
     pub fn flush(&mut self) {
-        self.0.iter_mut().for_each(Own::flush);
+        self.0.iter_mut().for_each(Output::flush);
     }
 
-    fn own(&mut self, stream: Stream) -> Option<&mut Own> {
-        self.0.get_mut(stream as usize).filter(|own| !own.gone)
+    fn stream(&mut self, stream: Stream) -> Option<&mut Output> {
+        self.0.get_mut(stream as usize).filter(|output| !output.gone)
     }
 }
 
-impl Own {
+impl Output {
     fn flush(&mut self) {
         while !self.waiting.is_empty() {
             match self.descriptor.write(self.waiting.as_slices().0) {
@@ -117,14 +115,14 @@ mod tests {
 
     use super::*;
 
-    fn outputs() -> (Outputs, PipeReader, PipeReader) {
+    fn outputs() -> (PodOutput, PipeReader, PipeReader) {
         let ((out, out_writer), (err, err_writer)) = (pipe().unwrap(), pipe().unwrap());
-        let own = [out_writer, err_writer].map(|writer| Own {
+        let output = [out_writer, err_writer].map(|writer| Output {
             descriptor: Descriptor::open(writer.as_raw_fd(), Use::Sink).unwrap(),
             waiting: VecDeque::new(),
             gone: false,
         });
-        (Outputs(own.into_iter().collect()), out, err)
+        (PodOutput(output.into_iter().collect()), out, err)
     }
 
     #[test]
@@ -159,7 +157,7 @@ mod tests {
         while !outputs.is_full() {
             outputs.write(Stream::Stdout, &[7; 10_000]);
         }
-        outputs.abandon();
+        outputs.drop_unread();
         outputs.write(Stream::Stdout, b"nobody");
         assert!(outputs.is_flushed() && !outputs.is_full());
         drop(err);

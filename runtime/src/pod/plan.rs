@@ -1,9 +1,10 @@
 //! Converts a podfile to plain data: the machine, and for each container the files in the share and the agent's
 //! commands. A container is planned like a bundle ([`Plan`]), and then gets the pod's own settings.
 
+use host::HostError;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
@@ -34,15 +35,11 @@ const FILE_MAX: u64 = 4 << 20;
 /// A container to be started, and the pod's policies for it.
 #[derive(Debug)]
 pub struct ContainerSpec {
-    /// The container's plan.
     pub plan: ContainerPlan,
     /// The init process in the form of config.json, the base of exec processes.
     pub process: spec::Process,
-    /// Labels for the state file.
     pub labels: BTreeMap<String, String>,
-    /// Whether the container is restarted after its exit.
     pub restart: RestartPolicy,
-    /// The signal that stops the container.
     pub stop_signal: i32,
     /// Limits and path of the log; without a path it is in the pod's directory.
     pub log_path: Option<PathBuf>,
@@ -61,7 +58,6 @@ impl ContainerSpec {
         }
     }
 
-    /// Returns the container's name.
     pub fn name(&self) -> &str {
         &self.plan.container.id
     }
@@ -70,13 +66,9 @@ impl ContainerSpec {
 /// The plan of a pod without its containers.
 #[derive(Debug)]
 pub struct PodPlan {
-    /// The pod's name.
     pub id: String,
-    /// The guest's host name.
     pub hostname: String,
-    /// The plan of the machine.
     pub machine: VmPlan,
-    /// Default limits of logs.
     pub log: Log,
     /// The podfile, to which containers that are added later refer.
     file: Podfile,
@@ -130,7 +122,6 @@ impl PodPlan {
         }
     }
 
-    /// Returns the labels of the pod.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.file.labels
     }
@@ -227,7 +218,6 @@ impl PodPlan {
         found.ok_or_else(|| invalid(at, format!("the pod has no volume {name:?}")))
     }
 
-    /// Adds the container's files, and the files of /etc that every container gets.
     fn add_files(&self, at: &str, container: &Container, plan: &mut ContainerPlan) -> Result<()> {
         for (index, mount) in container.files.iter().enumerate() {
             let at = format!("{at}.files[{index}]");
@@ -379,12 +369,11 @@ fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
     let bytes = match file.uri.strip_prefix("file://") {
         Some(path) => {
             let path = Path::new(path);
-            let what = || format!("{at}.uri");
-            let error = |source| PodfileError::Source { what: what(), path: path.to_owned(), source };
-            check_source(&what(), path)?;
+            check_source(&format!("{at}.uri"), path)?;
             let mut bytes = Vec::new();
-            let opened = fs::File::open(path).map_err(error)?;
-            opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(error)?;
+            let opened = fs::File::open(path);
+            let read = opened.and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes));
+            read.map_err(HostError::at(format!("open {at}.uri"), path))?;
             bytes
         }
         None => file.content.clone().into_bytes(),
@@ -401,9 +390,7 @@ fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
 
 /// Refuses files that would not work in a guest, such as sockets and devices.
 fn check_source(at: &str, path: &Path) -> Result<()> {
-    let error =
-        |source: io::Error| PodfileError::Source { what: at.to_owned(), path: path.to_owned(), source };
-    let metadata = fs::metadata(path).map_err(error)?;
+    let metadata = fs::metadata(path).map_err(HostError::at(format!("open {at}"), path))?;
     if metadata.is_dir() || metadata.is_file() {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 //! [`Given`], and [`refuse`](super::refuse) refuses them by their path. The key `ownPids` of a container is an
 //! addition.
 
+use host::HostError;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -12,76 +13,28 @@ use oci::spec::Given;
 use serde::{Deserialize, Serialize};
 
 /// Maximum size of a podfile, which can contain files as text or in base64.
-pub const PODFILE_MAX: u64 = 4 << 20;
+const PODFILE_MAX: u64 = 4 << 20;
 
-/// An error in a podfile.
 #[derive(Debug, thiserror::Error)]
 pub enum PodfileError {
-    /// The podfile cannot be read.
-    #[error("read podfile {}", path.display())]
-    Read {
-        /// The podfile.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
-    /// The JSON is not valid; the cause names line and column.
-    #[error("parse {}", path.display())]
-    Json {
-        /// The podfile.
-        path: PathBuf,
-        /// The parser's error.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The YAML is not valid.
+    /// The podfile, or a file that it names, cannot be read, or its JSON is not valid.
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error("parse {}: {why}", path.display())]
-    Yaml {
-        /// The podfile.
-        path: PathBuf,
-        /// The cause, with line and column.
-        why: String,
-    },
-    /// A value is not valid, or is missing.
+    Yaml { path: PathBuf, why: String },
+    /// A value is not valid or is missing. `path` is its JSON path.
     #[error("podfile {path}: {why}")]
-    Invalid {
-        /// JSON path of the value.
-        path: String,
-        /// What is wrong with the value.
-        why: String,
-    },
-    /// A field is not supported.
+    Invalid { path: String, why: String },
     #[error("podfile {path}: not supported: {why}")]
-    Unsupported {
-        /// JSON path of the field.
-        path: String,
-        /// The unsupported value, or the reason.
-        why: String,
-    },
-    /// A file or directory that the podfile names cannot be used.
-    #[error("open {what} {}", path.display())]
-    Source {
-        /// JSON path of the field.
-        what: String,
-        /// The path on the host.
-        path: PathBuf,
-        /// The I/O error.
-        #[source]
-        source: io::Error,
-    },
+    Unsupported { path: String, why: String },
 }
 
-/// This module's result.
 pub type Result<T, E = PodfileError> = std::result::Result<T, E>;
 
-/// A pod.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Podfile {
-    /// The pod's name.
     pub id: String,
-    /// The guest's host name.
     pub hostname: String,
     /// `pod`, or empty.
     #[serde(rename = "type")]
@@ -92,29 +45,17 @@ pub struct Podfile {
     pub tty: bool,
     /// Labels, copied to the state file.
     pub labels: BTreeMap<String, String>,
-    /// The machine's size.
     pub resource: Resource,
-    /// Where output is logged.
     pub log: Log,
-    /// Name servers.
     pub dns: Vec<String>,
-    /// Options of the resolver.
     pub dns_options: Vec<String>,
-    /// Search domains of the resolver.
     pub dns_search: Vec<String>,
-    /// The containers.
     pub containers: Vec<Container>,
-    /// Files for the containers.
     pub files: Vec<File>,
-    /// Volumes for the containers.
     pub volumes: Vec<Volume>,
-    /// Not supported.
     pub interfaces: Given,
-    /// Not supported.
     pub services: Given,
-    /// Not supported.
     pub portmappings: Given,
-    /// Not supported.
     pub portmapping_white_lists: Given,
 }
 
@@ -131,17 +72,14 @@ pub enum RestartPolicy {
     Always,
 }
 
-/// The machine's size.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resource {
-    /// Number of virtual CPUs.
     pub vcpu: Option<u8>,
     /// Memory in MiB.
     pub memory: Option<u32>,
 }
 
-/// Where output is logged.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
@@ -152,7 +90,6 @@ pub struct Log {
     pub config: BTreeMap<String, String>,
 }
 
-/// A container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Container {
@@ -162,47 +99,34 @@ pub struct Container {
     pub name: String,
     /// A directory: a root file system, or an OCI bundle.
     pub image: String,
-    /// Working directory.
     pub workdir: Option<String>,
     /// Overrides the pod's policy.
     pub restart_policy: Option<RestartPolicy>,
     /// Overrides the pod's setting.
     pub tty: Option<bool>,
-    /// Kernel parameters.
     pub sysctl: BTreeMap<String, String>,
     /// Environment variables, which override the image's.
     pub envs: Vec<Env>,
-    /// Arguments.
     pub command: Vec<String>,
     /// Program, placed before the arguments.
     pub entrypoint: Vec<String>,
-    /// Not supported.
     pub ports: Given,
-    /// Mounted volumes.
     pub volumes: Vec<VolumeMount>,
-    /// Files placed in the container.
     pub files: Vec<FileMount>,
-    /// User and groups of the init process.
     pub user: User,
-    /// Labels, copied to the state file.
     pub labels: BTreeMap<String, String>,
-    /// Signal that stops the container.
     #[serde(rename = "StopSignal")]
     pub stop_signal: String,
-    /// Resource limits of the init process.
     pub ulimits: Vec<Ulimit>,
     /// Overrides the path of the log.
     pub log_path: String,
-    /// The root file system is read-only.
     pub read_only: bool,
-    /// Not supported.
     pub cache: Given,
     /// An addition to the format: the container has its own PID namespace, with its init process as process 1.
     /// Otherwise all containers see each other's processes.
     pub own_pids: bool,
 }
 
-/// An environment variable.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Env {
@@ -212,7 +136,6 @@ pub struct Env {
     pub value: String,
 }
 
-/// A volume in a container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct VolumeMount {
@@ -220,7 +143,6 @@ pub struct VolumeMount {
     pub path: String,
     /// Name of one of the pod's volumes.
     pub volume: String,
-    /// The mount is read-only.
     pub read_only: bool,
     /// The volume itself, instead of a name.
     pub detail: Option<Volume>,
@@ -236,15 +158,11 @@ pub struct Volume {
     pub source: String,
     /// `vfs`, or empty.
     pub format: String,
-    /// Not supported.
     pub option: Given,
-    /// Not supported.
     pub fstype: Given,
-    /// Not supported.
     pub cache: Given,
 }
 
-/// A file in a container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileMount {
@@ -262,7 +180,6 @@ pub struct FileMount {
     pub detail: Option<File>,
 }
 
-/// A file's contents.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
@@ -272,7 +189,6 @@ pub struct File {
     pub encoding: String,
     /// `file://` and a path on the host, instead of contents.
     pub uri: String,
-    /// The contents.
     pub content: String,
 }
 
@@ -300,26 +216,22 @@ pub struct Ulimit {
     pub soft: i64,
 }
 
-/// Reads a podfile, as YAML if its name ends so.
-pub fn read(path: &Path) -> Result<Podfile> {
-    read_as(path)
-}
-
 /// Reads a container to be added to a pod. Returns it unparsed, after a check of its syntax.
 pub fn read_value(path: &Path) -> Result<serde_json::Value> {
-    read_as::<Container>(path).and_then(|_| read_as(path))
+    read::<Container>(path).and_then(|_| read(path))
 }
 
-fn read_as<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = text(path).map_err(|source| PodfileError::Read { path: path.to_owned(), source })?;
+/// Reads a podfile or a part of one, as YAML if its name ends so.
+pub fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let text = text(path).map_err(HostError::at("read podfile", path))?;
     if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
         return yaml(&text).map_err(|why| PodfileError::Yaml { path: path.to_owned(), why });
     }
-    serde_json::from_str(&text).map_err(|source| PodfileError::Json { path: path.to_owned(), source })
+    Ok(serde_json::from_str(&text).map_err(HostError::at("parse", path))?)
 }
 
 /// Reads a podfile's text, up to the maximum size.
-pub fn text(path: &Path) -> io::Result<String> {
+fn text(path: &Path) -> io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
     fs::File::open(path)?.take(PODFILE_MAX + 1).read_to_string(&mut text)?;
@@ -361,7 +273,7 @@ mod tests {
                     Hard: -1}\n  command: [sh, -c, \"true\"]\n  ownPids: true\n";
         let parsed = [("p.json", json), ("p.yaml", yaml), ("p.yml", yaml)].map(|(name, text)| {
             let (_folder, path) = write(name, text);
-            format!("{:?}", read(&path).unwrap())
+            format!("{:?}", read::<Podfile>(&path).unwrap())
         });
         assert_eq!(parsed[0], parsed[1]);
         assert_eq!(parsed[1], parsed[2]);
@@ -376,11 +288,12 @@ mod tests {
             ("p.yaml", "a: &a [x]\nb: [*a", &["p.yaml: "]),
         ] {
             let (_folder, path) = write(name, text);
-            let error = read(&path).unwrap_err().to_string();
+            let error = read::<Podfile>(&path).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
-        assert!(matches!(read(Path::new("/nonexistent/p.json")), Err(PodfileError::Read { .. })));
+        let error = read::<Podfile>(Path::new("/nonexistent/p.json")).unwrap_err().to_string();
+        assert_eq!(error, "read podfile /nonexistent/p.json");
     }
 
     #[test]
@@ -388,7 +301,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.json");
         fs::File::create(&path).unwrap().set_len(PODFILE_MAX + 1).unwrap();
-        let PodfileError::Read { source, .. } = read(&path).unwrap_err() else { panic!() };
-        assert_eq!(source.kind(), io::ErrorKind::FileTooLarge);
+        let PodfileError::Host(error) = read::<Podfile>(&path).unwrap_err() else { panic!() };
+        assert_eq!(error.source.kind(), io::ErrorKind::FileTooLarge);
     }
 }

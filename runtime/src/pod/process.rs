@@ -15,26 +15,20 @@ use plan::INIT_PROCESS;
 
 use super::Guest;
 
-/// The phase of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The agent was asked to start it.
+pub enum ProcessPhase {
     Starting,
-    /// The process runs.
     Running,
     /// The process has exited; its output is on the way.
     Draining(Exit),
 }
 
-/// A process.
 #[derive(Debug)]
 pub struct Process {
-    /// The name of its container.
     pub container: String,
     /// The name of the process; an init process is called [`INIT_PROCESS`].
     pub name: String,
-    /// The present phase.
-    pub phase: Phase,
+    pub phase: ProcessPhase,
     /// The process has a terminal: stderr uses the stream of stdout.
     terminal: bool,
     /// Numbers of its streams: stdin and stdout, then stderr.
@@ -63,7 +57,7 @@ impl Process {
         let mut process = Process {
             container: container.to_owned(),
             name: name.to_owned(),
-            phase: Phase::Starting,
+            phase: ProcessPhase::Starting,
             terminal,
             streams: Vec::new(),
             held: Vec::new(),
@@ -82,7 +76,7 @@ impl Process {
 
     /// Handles the start of the process: opens its input and sends the signals that have arrived.
     pub fn started(&mut self, guest: &mut Guest<'_>, size: Option<ConsoleSize>) -> Result<(), LinkError> {
-        self.phase = Phase::Running;
+        self.phase = ProcessPhase::Running;
         if let Some(seq) = self.streams.first() {
             guest.streams.start(*seq, guest.window());
             self.pace = guest.link.is_api4244().then(|| InputPace::new(*seq));
@@ -97,9 +91,9 @@ impl Process {
     /// Sends a signal to the process, or with `all` to every process of the container. Keeps it until the process runs.
     pub fn signal(&mut self, guest: &mut Guest<'_>, signal: i32, all: bool) -> Result<(), LinkError> {
         match self.phase {
-            Phase::Starting => self.held.push((signal, all)),
-            Phase::Running => self.send_signal(guest, signal, all)?,
-            Phase::Draining(_) => {}
+            ProcessPhase::Starting => self.held.push((signal, all)),
+            ProcessPhase::Running => self.send_signal(guest, signal, all)?,
+            ProcessPhase::Draining(_) => {}
         }
         Ok(())
     }
@@ -119,9 +113,8 @@ impl Process {
         guest.link.notify(Code::SignalProcess, "signal the process", &command)
     }
 
-    /// Resizes the terminal.
     pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
-        if !self.terminal || self.phase != Phase::Running {
+        if !self.terminal || self.phase != ProcessPhase::Running {
             return Ok(());
         }
         let (container, process) = (self.container.clone(), self.name.clone());
@@ -132,7 +125,7 @@ impl Process {
     /// Does what API 4244 leaves to the host while a process runs: limits the rate of its input, and signals that its
     /// output is not read any more.
     pub fn advance(&mut self, guest: &mut Guest<'_>) -> Result<(), LinkError> {
-        if self.phase != Phase::Running {
+        if self.phase != ProcessPhase::Running {
             return Ok(());
         }
         if let Some(pace) = &mut self.pace {
@@ -145,10 +138,9 @@ impl Process {
         Ok(())
     }
 
-    /// Handles the agent's report of the exit.
     pub fn exited(&mut self, exit: Exit) {
-        if self.phase == Phase::Running {
-            self.phase = Phase::Draining(exit);
+        if self.phase == ProcessPhase::Running {
+            self.phase = ProcessPhase::Draining(exit);
         }
     }
 
@@ -166,7 +158,7 @@ impl Process {
     /// Returns the state of delivery of each stream of a process that has exited. With API 4244 the report has no
     /// counts: the end of the stdio stream comes after all output of both streams.
     fn outputs(&self, guest: &Guest<'_>) -> Option<impl Iterator<Item = (u64, Delivery)>> {
-        let Phase::Draining(exit) = &self.phase else { return None };
+        let ProcessPhase::Draining(exit) = &self.phase else { return None };
         let streams = &guest.streams;
         let counted = !guest.link.is_api4244();
         let ended = self.streams.first().is_none_or(|seq| streams.is_ended(*seq));

@@ -4,14 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::podfile::RestartPolicy;
 
-/// The first delay.
 const FIRST: Duration = Duration::from_millis(100);
-/// The longest delay.
 const LONGEST: Duration = Duration::from_secs(60);
 /// A container that ran for this long is healthy: the next delay is the first one again.
 const WELL: Duration = Duration::from_secs(10);
 
-/// A container's restarts.
 #[derive(Debug)]
 pub struct Restarts {
     policy: RestartPolicy,
@@ -21,7 +18,6 @@ pub struct Restarts {
 }
 
 impl Restarts {
-    /// Returns the state of a container that was not restarted yet.
     pub fn new(policy: RestartPolicy) -> Restarts {
         Restarts { policy, next: FIRST, count: 0 }
     }

@@ -14,18 +14,19 @@ use host::{sys, terminal};
 use link::CommandId;
 use vmm::Timeline;
 
+use super::ClientId;
 use super::clients::Clients;
 use super::containers::{Containers, Event, refused};
 use super::log::Limits;
-use super::output::Outputs;
-use super::plan::{ContainerSpec, PodPlan};
-use super::{ClientId, Guest};
+use super::output::PodOutput;
+use super::plan::PodPlan;
 use crate::deadlines;
 use crate::exit::{self, CodedError};
 use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
 use crate::state::{OciState, PodState, StateDir};
 
+mod requests;
 mod share;
 
 /// Time between the stop signal and SIGKILL when a signal ends the pod.
@@ -35,52 +36,16 @@ const BUSY: usize = 256;
 /// Maximum time for the reader of this process's output to take the rest of it after the pod's end.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
-/// What a pod's process supervises.
-pub struct Supervised {
-    /// The machine, just started.
-    pub session: Session,
-    /// The signals of this process.
-    pub signals: Signals,
-    /// The pod's plan.
-    pub pod: PodPlan,
-    /// The plans of its containers.
-    pub containers: Vec<ContainerSpec>,
-    /// The pod's directory and socket; `None` if nothing can be written on the host.
-    pub registration: Option<Registration>,
-    /// Destination of output besides the logs.
-    pub outputs: Outputs,
-    /// The OCI container that this process represents, if it does.
-    pub own: Option<OwnContainer>,
-    /// The machine's cgroup on the host.
-    pub cgroup: Cgroup,
-    /// The machine's network.
-    pub network: LiveNetwork,
-    /// The marks of the boot, if they are wanted.
-    pub timeline: Option<Arc<Timeline>>,
-}
-
-/// Directory and socket of a pod, by which other processes find it.
-pub struct Registration {
-    /// The pod's directory.
-    pub directory: StateDir,
-    /// The listening socket of the pod.
-    pub listener: UnixListener,
-}
-
-/// An OCI container that this process represents.
 pub struct OwnContainer {
-    /// The container's part of the state file.
     pub oci: OciState,
-    /// The container starts at once, and a signal to terminate cancels the start. Otherwise a client starts it.
-    pub at_once: bool,
-    /// The process removes its directory at its end.
-    pub transient: bool,
+    /// The container starts at once, a signal to terminate cancels the start, and the process removes its directory at
+    /// its end. Otherwise a client starts the container.
+    pub foreground: bool,
 }
 
 /// Called once when every container runs.
 pub type Started = Box<dyn FnOnce() -> Result<()>>;
 
-/// A pod's process.
 pub struct Supervisor {
     session: Session,
     /// Outlives the machine.
@@ -89,17 +54,21 @@ pub struct Supervisor {
     pod: PodPlan,
     containers: Containers,
     clients: Clients,
-    outputs: Outputs,
+    /// Destination of output besides the logs.
+    pub outputs: PodOutput,
     /// Lines of output are prefixed with the container's name.
-    named: bool,
+    pub named: bool,
     limits: Option<Limits>,
     directory: Option<StateDir>,
     created: u64,
     /// Number of containers so far, for unique names in the share.
     shared: u64,
-    own: Option<OwnContainer>,
-    cgroup: Cgroup,
-    timeline: Option<Arc<Timeline>>,
+    /// The OCI container that this process represents, if it does.
+    pub own: Option<OwnContainer>,
+    /// The machine's cgroup on the host.
+    pub cgroup: Cgroup,
+    /// The marks of the boot, if they are wanted.
+    pub timeline: Option<Arc<Timeline>>,
     /// The command STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// READY has arrived.
@@ -115,30 +84,28 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Asks the guest to start the pod and its containers. `started` is called once all run; if it fails, the pod ends.
-    pub fn start(supervised: Supervised, started: Started) -> Result<Supervisor> {
-        let Supervised {
-            mut session,
-            signals,
-            pod,
-            registration,
-            outputs,
-            own,
-            cgroup,
-            network,
-            timeline,
-            ..
-        } = supervised;
+    /// Asks the guest to start the pod. `started` is called once every container runs; if it fails, the pod ends.
+    pub fn new(
+        mut session: Session,
+        signals: Signals,
+        pod: PodPlan,
+        network: LiveNetwork,
+        started: Started,
+    ) -> Result<Supervisor> {
         let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
-        let limits = Limits::of(&pod.log)?;
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut containers = Containers::new().context("open /dev/null")?;
-        containers.kill_patience = deadlines::kill(session.patience());
-        let (directory, listener) = registration.map(|it| (it.directory, it.listener)).unzip();
-        let mut supervisor = Supervisor {
-            named: supervised.containers.len() != 1,
+        containers.kill_patience = deadlines::kill(session.patience);
+        Ok(Supervisor {
+            limits: Limits::of(&pod.log)?,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            outputs: PodOutput::default(),
+            named: false,
             containers,
-            clients: Clients::new(listener),
+            clients: Clients::new(None),
+            directory: None,
+            own: None,
+            cgroup: Cgroup::default(),
+            timeline: None,
             starting: Some(command),
             ready: false,
             started: Some(started),
@@ -149,19 +116,14 @@ impl Supervisor {
             session,
             signals,
             pod,
-            outputs,
-            limits,
-            directory,
-            created,
-            own,
-            cgroup,
-            timeline,
             network,
-        };
-        for container in supervised.containers {
-            supervisor.add(container, None)?;
-        }
-        Ok(supervisor)
+        })
+    }
+
+    /// Lets other processes find the pod: by its directory, and by the socket on which `listener` listens.
+    pub fn register(&mut self, directory: StateDir, listener: UnixListener) {
+        self.clients = Clients::new(Some(listener));
+        self.directory = Some(directory);
     }
 
     /// Stops the machine if it still runs. The network lasts until the supervisor is dropped.
@@ -175,7 +137,6 @@ impl Supervisor {
         self.containers.all.first_mut()?.output_error.take()
     }
 
-    /// Records a milestone of the boot, if marks are wanted.
     fn mark(&self, name: &'static str) {
         if let Some(timeline) = &self.timeline {
             timeline.mark(name);
@@ -191,7 +152,7 @@ impl Supervisor {
             // The clients' pending requests to the guest have failed.
             self.clients.fail(&refused(error.1));
         }
-        let ended = self.end(answers);
+        let ended = self.shut_down(answers);
         // The first error is the cause of the other.
         let code = result?;
         ended.map(|()| code)
@@ -249,7 +210,7 @@ impl Supervisor {
             log::warn!("{error:#}");
         }
         if self.last_output.is_some_and(|last| last <= Instant::now()) {
-            self.outputs.abandon();
+            self.outputs.drop_unread();
         }
         self.flush_clients()
     }
@@ -285,7 +246,7 @@ impl Supervisor {
             Event::Exited => self.mark("exited"),
             Event::Runs(name) => {
                 self.mark("container_started");
-                let container = self.containers.all.iter().find(|container| container.spec.name() == name);
+                let container = self.containers.find(&name);
                 container
                     .map_or(Ok(()), |container| self.session.sandbox.seal(&container.spec.plan.binds))?;
             }
@@ -305,16 +266,16 @@ impl Supervisor {
         self.containers.excuse_paused(&mut guest);
         let owed = self.containers.owed(&guest);
         let busy = self.is_busy();
-        let taps = !self.outputs.is_full();
+        let reads_output = !self.outputs.is_full();
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
         // A guest that is about to end needs no update of its network. A busy guest gets all changes at once later.
         let network = self.network.fd().filter(|_| !self.stopping && !busy);
         others.extend(network.map(|fd| (fd, libc::POLLIN)));
         let follows = network.is_some();
         others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));
-        if taps {
-            let taps = self.containers.all.iter().flat_map(|container| container.taps());
-            others.extend(taps.filter_map(|tap| Some((tap.fd()?, libc::POLLIN))));
+        if reads_output {
+            let pipes = self.containers.all.iter().flat_map(|container| &container.pipes);
+            others.extend(pipes.map(|pipe| (pipe.fd(), libc::POLLIN)));
         }
         let now = Instant::now();
         let (clients, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy, now).into_iter().unzip();
@@ -329,7 +290,7 @@ impl Supervisor {
         let blocked = self.outputs.blocked().count();
         let mut ready = ready.skip(blocked);
         self.outputs.flush();
-        if taps {
+        if reads_output {
             let (outputs, named) = (&mut self.outputs, self.named);
             self.containers
                 .all
@@ -371,11 +332,10 @@ impl Supervisor {
 
     /// Whether the container that this process starts at once does not run yet.
     fn is_awaited(&self) -> bool {
-        self.own.as_ref().is_some_and(|own| own.at_once) && self.started.is_some()
+        self.own.as_ref().is_some_and(|own| own.foreground) && self.started.is_some()
     }
 
-    /// Begins to stop the pod.
-    pub(super) fn stop(&mut self, grace: Duration) {
+    fn stop(&mut self, grace: Duration) {
         (self.stopping, self.changed) = (true, true);
         let patience = Instant::now() + grace;
         self.containers.stop(patience);
@@ -405,17 +365,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Returns the containers, and the handles of the channels into the guest.
-    pub(super) fn containers(&mut self) -> (&mut Containers, Guest<'_>) {
-        (&mut self.containers, self.session.sandbox.guest())
-    }
-
-    /// Whether the pod is being stopped.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping
-    }
-
-    /// Returns the pod's present state.
     fn state(&self) -> PodState {
         let status = match (self.stopping, self.started.is_some()) {
             (true, _) => "stopping",
@@ -428,13 +377,13 @@ impl Supervisor {
             pid: std::process::id(),
             created: self.created,
             labels: self.pod.labels().clone(),
-            patience: self.session.patience().as_secs(),
+            patience: self.session.patience.as_secs(),
             memory_mib: self.pod.machine.memory_mib,
             cgroup: self.cgroup.clone(),
             containers: self.containers.all.iter().map(|container| container.state()).collect(),
             stubs: self.containers.clients().filter_map(|client| self.clients.process(client)).collect(),
             oci: self.own.as_ref().map(|own| own.oci.clone()),
-            transient: self.own.as_ref().is_some_and(|own| own.transient),
+            transient: self.own.as_ref().is_some_and(|own| own.foreground),
         }
     }
 
@@ -447,11 +396,11 @@ impl Supervisor {
     }
 
     /// Ends the machine, and with it every process that still runs. Writes the last state.
-    fn end(&mut self, answers: bool) -> Result<()> {
+    fn shut_down(&mut self, answers: bool) -> Result<()> {
         self.stopping = true;
         self.session.sandbox.expect_end();
         if answers
-            && let Err(error) = self.destroy()
+            && let Err(error) = self.destroy_pod()
             && !error.downcast_ref().is_some_and(SessionError::is_reset)
         {
             log::warn!("{error:#}");
@@ -459,12 +408,12 @@ impl Supervisor {
         self.mark("pod_ended");
         if let Some(directory) = self.directory.take() {
             // A directory that is about to be removed needs no last state.
-            if !self.own.as_ref().is_some_and(|own| own.transient) {
+            if !self.own.as_ref().is_some_and(|own| own.foreground) {
                 let mut state = self.state();
                 "stopped".clone_into(&mut state.status);
                 directory.write(&state)?;
             }
-            directory.close();
+            directory.stop_listening();
         }
         let patience = Instant::now() + LAST_OUTPUT;
         while !self.outputs.is_flushed() && Instant::now() < patience {
@@ -475,7 +424,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn destroy(&mut self) -> Result<()> {
+    fn destroy_pod(&mut self) -> Result<()> {
         let command = self.session.sandbox.link.send_bare(Code::DestroyPod, "end the pod")?;
         self.session.begin();
         loop {

@@ -15,7 +15,6 @@ use crate::deadlines;
 pub struct Machine(Option<RunningVm>);
 
 impl Machine {
-    /// Wraps a machine.
     pub fn new(vm: RunningVm) -> Machine {
         Machine(Some(vm))
     }

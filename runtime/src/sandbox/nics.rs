@@ -1,5 +1,6 @@
 //! The NIC slots of a machine: those of its first NICs, and some for NICs that are added later.
 
+use host::HostError;
 use std::io;
 use std::net::IpAddr;
 
@@ -11,9 +12,8 @@ use vmm::devices::virtio::net::{Net, Slot, SourceFilter, Sources, Tap, Vhost};
 
 use super::{Result, SandboxError};
 
-/// One slot.
-struct Place {
-    slot: Slot,
+struct NicSlot {
+    device: Slot,
     /// Index of the interface whose NIC is in the slot.
     link: Option<u32>,
     /// Restricts the NIC to its interface's addresses, if present.
@@ -25,19 +25,19 @@ pub struct Nics {
     vhost_net: VhostNet,
     /// Whether each NIC may only send from its interface's addresses.
     filtered: bool,
-    places: Vec<Place>,
+    slots: Vec<NicSlot>,
 }
 
 impl Nics {
     /// Reserves slots in the machine for the NICs that `plan` wants.
     pub fn attach(vm: &mut Vm, count: usize, plan: &VmPlan) -> Result<Nics> {
-        let places = (0..count).map(|_| {
-            let slot = Slot::default();
-            vm.attach(Box::new(slot.clone()))?;
-            Ok(Place { slot, link: None, filter: None })
+        let slots = (0..count).map(|_| {
+            let device = Slot::default();
+            vm.attach(Box::new(device.clone()))?;
+            Ok(NicSlot { device, link: None, filter: None })
         });
         let (vhost_net, filtered) = (plan.vhost_net, plan.network_filter);
-        Ok(Nics { vhost_net, filtered, places: places.collect::<Result<_>>()? })
+        Ok(Nics { vhost_net, filtered, slots: slots.collect::<Result<_>>()? })
     }
 
     /// Puts a NIC into a free slot. `vhost` opens the host's vhost-net for the machine.
@@ -47,35 +47,35 @@ impl Nics {
         events: LoopHandle,
         vhost: impl FnOnce() -> io::Result<Vhost>,
     ) -> Result<()> {
-        let count = self.places.len();
-        let free = self.places.iter_mut().find(|place| place.link.is_none());
-        let place = free.ok_or(SandboxError::NoPlace { count })?;
+        let count = self.slots.len();
+        let free = self.slots.iter_mut().find(|slot| slot.link.is_none());
+        let slot = free.ok_or(SandboxError::NoSlot { count })?;
         let sources = Sources { mac: nic.mac, addresses: nic.addresses };
-        place.filter = self.filtered.then(|| SourceFilter::new(sources));
+        slot.filter = self.filtered.then(|| SourceFilter::new(sources));
         let net = |vhost| Net::new(events, Tap::new(nic.tap), nic.mac, nic.mtu, vhost);
-        place.slot.plug(match &place.filter {
+        slot.device.plug(match &slot.filter {
             Some(filter) => net(None).held_to(filter.clone()),
             None => net(judge(self.vhost_net, vhost)?),
         });
-        place.link = Some(nic.link);
+        slot.link = Some(nic.link);
         Ok(())
     }
 
     /// Restricts an interface's NIC to these source addresses, if it has a filter.
     pub fn set_addresses(&self, link: u32, addresses: Vec<IpAddr>) {
-        let place = self.places.iter().find(|place| place.link == Some(link));
-        if let Some(filter) = place.and_then(|place| place.filter.as_ref()) {
+        let slot = self.slots.iter().find(|slot| slot.link == Some(link));
+        if let Some(filter) = slot.and_then(|slot| slot.filter.as_ref()) {
             filter.set_addresses(addresses);
         }
     }
 
     /// Removes the NIC of an interface after the guest has released it.
     pub fn unplug(&mut self, link: u32) {
-        let Some(at) = self.places.iter().position(|place| place.link == Some(link)) else { return };
-        let Place { slot, .. } = self.places.remove(at);
-        slot.unplug();
+        let Some(at) = self.slots.iter().position(|slot| slot.link == Some(link)) else { return };
+        let NicSlot { device, .. } = self.slots.remove(at);
+        device.unplug();
         // The guest's driver may still be releasing the slot, so other free slots are used first.
-        self.places.push(Place { slot, link: None, filter: None });
+        self.slots.push(NicSlot { device, link: None, filter: None });
     }
 }
 
@@ -86,7 +86,7 @@ fn judge(wanted: VhostNet, open: impl FnOnce() -> io::Result<Vhost>) -> Result<O
     }
     match open() {
         Ok(vhost) => Ok(Some(vhost)),
-        Err(source) if wanted == VhostNet::On => Err(SandboxError::Host { step: "use vhost-net", source }),
+        Err(error) if wanted == VhostNet::On => Err(HostError::step("use vhost-net")(error).into()),
         Err(error) => {
             log::info!("vhost-net is not available, packets go through this process: {error}");
             Ok(None)

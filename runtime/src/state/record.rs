@@ -10,20 +10,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodState {
-    /// The pod's name.
     pub id: String,
     /// `starting`, `running`, `stopping`, `stopped`.
     pub status: String,
-    /// Id of the pod's process.
     pub pid: u32,
     /// Time of creation, in seconds since 1970.
     pub created: u64,
-    /// Labels of the podfile.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Seconds that the guest's agent may take to answer.
     pub patience: u64,
-    /// The machine's memory, in MiB.
     pub memory_mib: u32,
     /// The machine's cgroup on the host, if it has one.
     #[serde(skip_serializing_if = "Cgroup::is_none")]
@@ -66,31 +62,25 @@ pub struct OciState {
     /// Path of the container's network namespace, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<PathBuf>,
-    /// The bundle's annotations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A container's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerState {
-    /// The container's name.
     pub name: String,
     /// `waiting`, `starting`, `running`, `paused`, `stopped`.
     pub status: String,
     /// Exit code of the last run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
-    /// Number of restarts.
     pub restarts: u64,
     /// The error of a start that failed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
-    /// Path of the log; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
-    /// Labels of the container.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }

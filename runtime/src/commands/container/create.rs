@@ -1,12 +1,9 @@
 //! `vmm create`: forks the container's process, and returns once the container is ready for `vmm start`.
 
-use std::cell::Cell;
 use std::fs;
-use std::io::{PipeWriter, pipe};
 use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::process::parent_id;
 use std::path::Path;
-use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
@@ -15,23 +12,23 @@ use host::signals::Signals;
 use host::{environment, sys};
 use oci::bundle::Bundle;
 use oci::refusals;
-use oci::spec::Spec;
+use oci::spec::{Hook, Spec};
 
-use super::hook_points::run_last;
+use super::delete::{delete_remains, kill_process};
 use super::life::{Life, refuse_foreground_flags};
-use super::{check_console, end, finish, refuse_descriptors, start, take_away, write_pid};
+use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::Assembly;
+use crate::cli::RunArgs;
 use crate::cli::container::CreateArgs;
-use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
+use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
-use crate::{deadlines, exit, logging, report};
+use crate::{deadlines, exit, logging};
 
 /// The error if the container's process ended without a report.
 const SILENT: &str = "the container's process ended before the container was created";
 
-/// `vmm create`.
 pub fn create_from(root: &StateRoot, args: CreateArgs) -> Result<u8> {
     let CreateArgs { id, bundle, engine } = args;
     create(root, RunArgs { target: Some(id), bundle: Some(bundle), engine, ..RunArgs::default() })
@@ -51,14 +48,12 @@ pub fn create_and_start(root: &StateRoot, args: RunArgs) -> Result<u8> {
 
 /// Creates a container. Returns 0 once it is created; the forked process returns its exit code at its end.
 fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
-    let engine = args.engine;
-    let args = RunArgs { engine: EngineArgs::default(), ..args };
+    let engine = args.engine.clone();
     refuse_descriptors(engine.preserve_fds)?;
     let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     config.bundle = std::path::absolute(&config.bundle)
         .with_context(|| format!("open bundle {}", config.bundle.display()))?;
     refuse_foreground_flags(&config)?;
-    config.vm.systemd_cgroup = engine.systemd_cgroup;
     let mut bundle = Bundle::load(&config.bundle)?;
     refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
@@ -78,27 +73,20 @@ fn lend_host_name(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// Removes what process `pid` left of a container whose creation failed, and runs the hooks of its end. Does nothing if
-/// another container has taken the name.
-fn clear(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
+/// Deletes what process `pid` left of a container whose creation failed. Does nothing if another container has taken the
+/// name.
+fn delete_failed(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
     let Some(directory) = root.claimed_by(&life.config.id, pid) else { return Ok(()) };
-    end(&directory)?;
-    let state = directory.read()?;
-    take_away(&directory, &state)?;
-    run_last(&life.bundle.spec.hooks.poststop, &state.stopped(), &Variables::own());
-    Ok(())
+    kill_process(&directory)?;
+    let poststop = &life.bundle.spec.hooks.poststop;
+    delete_remains(&directory, directory.read()?, poststop, &Variables::own())
 }
 
 /// Creates the container in a forked process, which detects the death of this process.
 fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
-    let (reader, writer) = pipe().context("create a pipe")?;
-    match sys::fork_detached(None).context("fork the container's process")? {
-        0 => {
-            drop(reader);
-            Ok(container(root, life, writer))
-        }
-        pid => {
-            drop(writer);
+    match report::fork("fork the container's process", None)? {
+        Forked::Child(reporter) => Ok(container(root, life, &reporter)),
+        Forked::Parent(pid, reader) => {
             let made = report::wait(reader, SILENT)
                 .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
             if made.is_err() {
@@ -106,7 +94,7 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
                 let ended = sys::process(pid)
                     .and_then(|process| sys::kill_and_wait(process.as_fd(), deadlines::GONE));
                 ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
-                clear(root, &life, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
+                delete_failed(root, &life, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             made.map(|()| 0)
         }
@@ -114,40 +102,36 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
 }
 
 /// Runs the container's process. Until it has reported that the container is created, the caller prints errors.
-fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
+fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
     let (directory, held) = match root.claim(&life.config.id) {
         Ok(claimed) => claimed,
         Err(error) => {
             let (code, message) = exit::of_error(&error.into());
             // Nothing exists on the host yet, whether the caller reads the report or not.
-            let _ = report::send(writer, exit::OCI_FAILED, &message);
+            let _ = reporter.send(exit::OCI_FAILED, &message);
             return code;
         }
     };
     // Holders of the lock wait for the end of this process, so only the kernel closes the lock.
     let _ = held.into_raw_fd();
     // This process closes its own descriptors before it has a machine.
-    let environment = Variables::own().kept_for(life.bundle.spec.hooks.poststop.iter());
+    let poststop = life.bundle.spec.hooks.poststop.clone();
+    let environment = Variables::own().kept_for(poststop.iter());
     life.environment = Variables::own();
     life.directory = Some(directory.clone());
     // The fork's process id differs from that of the process that read the bundle.
     life.state.pid = std::process::id();
-    let writer = Rc::new(Cell::new(Some(writer)));
-    let told = writer.clone();
-    let created = move || match told.take().map(|writer| report::send(writer, 0, "")) {
-        Some(Err(_)) => Err(Forgotten.into()),
-        _ => Ok(()),
-    };
+    let parent = reporter.clone();
+    let created = move || parent.send(0, "").map(drop).map_err(|_| Forgotten.into());
     let error = match live(life, Box::new(created)) {
         Ok(code) => return code,
         Err(error) => error,
     };
     let (code, message) = exit::of_error(&error);
-    match writer.take().map(|writer| report::send(writer, exit::OCI_FAILED, &message)) {
-        Some(Ok(())) => {}
-        Some(Err(_)) => abandon(&directory, &environment),
-        None if error.is::<Forgotten>() => abandon(&directory, &environment),
-        None => logging::failed(&message),
+    match reporter.send(exit::OCI_FAILED, &message) {
+        Ok(true) => {}
+        Ok(false) if !error.is::<Forgotten>() => logging::failed(&message),
+        _ => delete_forgotten(&directory, &poststop, &environment),
     }
     code
 }
@@ -157,13 +141,13 @@ fn container(root: &StateRoot, mut life: Life, writer: PipeWriter) -> u8 {
 #[error("the calling process ended before the container was created")]
 struct Forgotten;
 
-/// Removes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
+/// Deletes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
 /// not delete the container. An engine that does kills this process first, and finds the rest through the state file.
-fn abandon(directory: &StateDir, environment: &Variables) {
+fn delete_forgotten(directory: &StateDir, poststop: &[Hook], environment: &Variables) {
     // The container's cgroup is about to be removed, so this process joins that of its parent, which reaps it.
     let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
-    let taken = left.and_then(|()| finish(directory, directory.read()?, environment));
-    taken.unwrap_or_else(|error| log::warn!("{error:#}"));
+    let deleted = left.and_then(|()| delete_remains(directory, directory.read()?, poststop, environment));
+    deleted.unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
 /// Runs the container, from its environment on the host to its end.

@@ -1,26 +1,22 @@
-//! `vmm exec`: runs an exec process. This process passes its descriptors to the container's process, forwards signals
-//! and window sizes, and returns the exec process's exit code.
+//! `vmm exec`: runs an exec process.
 
 use std::fs;
-use std::io::{self, PipeWriter, pipe};
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use host::environment;
 use host::signals::Signals;
-use host::terminal::{self, RawTerminal};
-use host::{environment, sys};
 use oci::exec::ProcessChanges;
 use oci::spec::ConsoleSize;
 use serde_json::Value;
 
 use super::{check_console, refuse_descriptors, status, write_pid};
 use crate::cli::container::ExecArgs;
-use crate::commands::pod::exec::wait;
-use crate::commands::pod::{checked, connect, unexpected};
-use crate::control::{Connection, ExecRequest, Reply, Request};
+use crate::commands::attached;
+use crate::control::ExecRequest;
+use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
-use crate::{exit, logging, report};
+use crate::{exit, logging};
 
 /// The error if the detached process ended without a report.
 const SILENT: &str = "vmm's process ended before the exec process was started";
@@ -60,40 +56,16 @@ pub fn exec(root: &StateRoot, args: ExecArgs) -> Result<u8> {
     if let Some(path) = &args.pid_file {
         write_pid(path, std::process::id())?;
     }
-    let signals = Signals::block().context("block signals")?;
-    let mut connection = ask(&directory, request)?;
-    let raw = if terminal { RawTerminal::of_stdin().context("set the terminal to raw mode")? } else { None };
-    let code = wait(&mut connection, &signals, terminal);
-    drop(raw);
-    code
-}
-
-/// Starts the exec process with this process's standard streams.
-fn ask(directory: &StateDir, mut request: ExecRequest) -> Result<Connection> {
-    let terminal = request.terminal;
-    if terminal && let Some(ConsoleSize { height, width }) = terminal::size() {
-        request.size = Some((height, width));
-    }
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    let fds = if terminal { &fds[..2] } else { &fds[..] };
-    let mut connection = connect(directory)?;
-    match checked(connection.ask(&Request::Exec(Box::new(request)), fds)?)? {
-        Reply::Started => Ok(connection),
-        other => unexpected(&other),
-    }
+    attached::run(&directory, request)
 }
 
 /// Continues in a detached process. This process waits until the exec process runs.
 fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result<u8> {
-    let (reader, writer) = pipe().context("create a pipe")?;
-    match sys::fork_detached(None).context("fork a process for the exec process")? {
-        0 => {
-            drop(reader);
-            Ok(stand(directory, request, args.console_socket.as_deref(), writer))
+    match report::fork("fork a process for the exec process", None)? {
+        Forked::Child(reporter) => {
+            Ok(represent(directory, request, args.console_socket.as_deref(), &reporter))
         }
-        pid => {
-            drop(writer);
+        Forked::Parent(pid, reader) => {
             report::wait(reader, SILENT)?;
             args.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, pid)).map(|()| 0)
         }
@@ -101,7 +73,7 @@ fn detach(directory: &StateDir, request: ExecRequest, args: &ExecArgs) -> Result
 }
 
 /// The detached process, which represents the exec process on the host.
-fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writer: PipeWriter) -> u8 {
+fn represent(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, reporter: &Reporter) -> u8 {
     let terminal = request.terminal;
     let size = request.process.as_ref().and_then(|process| {
         let side = |name| process["consoleSize"][name].as_u64()?.try_into().ok();
@@ -110,20 +82,20 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     let begun = (|| -> Result<_> {
         socket.map_or(Ok(()), |socket| environment::open_terminal(socket, size))?;
         let signals = Signals::block().context("block signals")?;
-        Ok((ask(directory, request)?, signals))
+        Ok((attached::start(directory, request)?, signals))
     })();
     let ended = match begun {
         Ok((mut connection, signals)) => {
             // If the caller is gone, this process ends, which kills the exec process.
-            if report::send(writer, 0, "").is_err() {
+            if reporter.send(0, "").is_err() {
                 return exit::FAILED;
             }
-            wait(&mut connection, &signals, terminal)
+            attached::wait(&mut connection, &signals, terminal)
         }
         Err(error) => {
             let (_, message) = exit::of_error(&error);
             // There is no other place to report an error of this write.
-            let _ = report::send(writer, exit::OCI_FAILED, &message);
+            let _ = reporter.send(exit::OCI_FAILED, &message);
             return exit::OCI_FAILED;
         }
     };
@@ -134,7 +106,6 @@ fn stand(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, writ
     })
 }
 
-/// Returns the changes to the process that the flags describe.
 fn changes(args: &ExecArgs) -> Result<ProcessChanges> {
     let words = &args.words;
     let number = |text: &str| text.parse::<u32>().with_context(|| format!("--user {text:?}: not a number"));

@@ -10,29 +10,32 @@ use serde::Deserialize;
 use super::state_json;
 use crate::state::PodState;
 
-/// Reads the hooks of a container's bundle. As with runc, `startContainer` hooks without an environment get the
-/// container's.
+/// Reads the hooks of a container's bundle.
 pub fn hooks_of(state: &PodState) -> Result<Hooks> {
-    #[derive(Deserialize)]
-    struct Whole {
-        #[serde(default)]
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Bundle {
         hooks: Hooks,
-        #[serde(default)]
-        process: OwnEnvironment,
+        process: Process,
     }
     #[derive(Default, Deserialize)]
-    struct OwnEnvironment {
-        #[serde(default)]
+    #[serde(default)]
+    struct Process {
         env: Vec<String>,
     }
     let path = state.oci.clone().unwrap_or_default().bundle.join("config.json");
     let text = fs::read(&path).with_context(|| format!("read bundle {}", path.display()))?;
-    let mut whole: Whole =
+    let bundle: Bundle =
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
-    for hook in &mut whole.hooks.start_container {
-        hook.env.get_or_insert_with(|| whole.process.env.clone());
+    Ok(with_environment(bundle.hooks, &bundle.process.env))
+}
+
+/// Gives `startContainer` hooks without an environment the container's, as runc does.
+pub fn with_environment(mut hooks: Hooks, env: &[String]) -> Hooks {
+    for hook in &mut hooks.start_container {
+        hook.env.get_or_insert_with(|| env.to_owned());
     }
-    Ok(whole.hooks)
+    hooks
 }
 
 /// Returns the state that hooks get on stdin.

@@ -17,16 +17,13 @@ use super::hook_points::run_first;
 use crate::assembly::Assembly;
 use crate::config::RunConfig;
 use crate::logging;
-use crate::pod::output::Outputs;
 use crate::pod::plan::{ContainerSpec, PodPlan};
-use crate::pod::supervisor::{OwnContainer, Registration, Started, Supervised, Supervisor};
+use crate::pod::supervisor::{OwnContainer, Started, Supervisor};
 use crate::state::{OciState, PodState, StateDir};
 
 /// A container that this process is about to run.
 pub struct Life {
-    /// The merged configuration.
     pub config: RunConfig,
-    /// The container's bundle.
     pub bundle: Bundle,
     /// The container's directory; `None` in the foreground without an id.
     pub directory: Option<StateDir>,
@@ -111,28 +108,19 @@ impl Life {
         let Prepared { mut vm, container, entered } = prepared;
         let spec = &self.bundle.spec;
         let patience = limits::patience(&spec.linux.resources.cpu, self.config.agent_timeout);
-        let registration = self.directory.clone().map(|directory| {
-            Ok::<_, anyhow::Error>(Registration { listener: directory.listen()?, directory })
-        });
-        let registration = registration.transpose()?;
-        let machine = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
-        let supervised = Supervised {
-            session: machine.session,
-            signals,
-            pod: PodPlan::of_one(&self.config.id, vm),
-            containers: vec![ContainerSpec::unattended(container, self.bundle.process.clone())],
-            registration,
-            outputs: Outputs::default(),
-            own: self.state.oci.clone().map(|oci| OwnContainer {
-                oci,
-                at_once: self.foreground,
-                transient: self.foreground,
-            }),
-            cgroup: self.state.cgroup.clone(),
-            network: machine.network,
-            timeline: self.timeline.clone(),
-        };
-        Supervisor::start(supervised, started)
+        let listener = self.directory.as_ref().map(StateDir::listen).transpose()?;
+        let (session, network) = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
+        let pod = PodPlan::of_one(&self.config.id, vm);
+        let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
+        if let Some((directory, listener)) = self.directory.clone().zip(listener) {
+            supervisor.register(directory, listener);
+        }
+        let oci = self.state.oci.clone();
+        supervisor.own = oci.map(|oci| OwnContainer { oci, foreground: self.foreground });
+        supervisor.cgroup = self.state.cgroup.clone();
+        supervisor.timeline = self.timeline.clone();
+        supervisor.add(ContainerSpec::unattended(container, self.bundle.process.clone()), None)?;
+        Ok(supervisor)
     }
 
     /// Returns to the previous cgroup, so that the container's can be removed.

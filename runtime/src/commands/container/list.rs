@@ -8,22 +8,22 @@ use anyhow::{Context, Result, bail};
 use host::sys;
 use serde_json::Value;
 
-use super::{print, state_json, status, take_away};
+use super::{state_json, status};
 use crate::cli::container::{Format, ListArgs, PsArgs};
+use crate::commands::{columns, print};
 use crate::state::StateRoot;
 
-/// Minimum width of a column, and the padding after its longest cell.
-const COLUMN_MIN: usize = 12;
-const COLUMN_SPACE: usize = 3;
+/// Minimum width of a column, and the space after its widest cell.
+const COLUMN: (usize, usize) = (12, 3);
 
-/// `vmm list`.
 pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
     let mut states = Vec::new();
     for directory in root.list()? {
         match directory.look() {
             // A foreground container that was killed could not remove its directory.
             Ok(state) if state.transient && state.status == "stopped" => {
-                take_away(&directory, &directory.read()?).unwrap_or_else(|error| log::warn!("{error:#}"));
+                let deleted = directory.delete(&directory.read()?).map_err(anyhow::Error::from);
+                deleted.unwrap_or_else(|error| log::warn!("{error:#}"));
             }
             Ok(state) if state.oci.is_some() => states.push(state_json(&state)),
             Ok(_) => {}
@@ -42,21 +42,9 @@ pub fn list(root: &StateRoot, args: &ListArgs) -> Result<u8> {
 
 /// Returns the table that runc prints.
 fn table(states: &[Value]) -> String {
-    let names = ["id", "pid", "status", "bundle", "created", "owner"];
-    let mut rows = vec![names.map(str::to_uppercase)];
-    rows.extend(states.iter().map(|state| names.map(|name| word(&state[name]))));
-    let longest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..names.len()).map(|n| COLUMN_MIN.max(longest(n) + COLUMN_SPACE)).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let (last, cells) = row.split_last().expect("a row has columns");
-        for (cell, width) in cells.iter().zip(&widths) {
-            text += &format!("{cell:width$}");
-        }
-        text += last;
-        text.push('\n');
-    }
-    text
+    let cells = ["id", "pid", "status", "bundle", "created", "owner"];
+    let rows = states.iter().map(|state| cells.map(|name| word(&state[name])));
+    columns(["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], rows, COLUMN)
 }
 
 fn word(value: &Value) -> String {

@@ -11,26 +11,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use host::sys;
 
-use super::connect;
 use crate::cli::pod::LogsArgs;
+use crate::commands::request::connect;
 use crate::control::{Connection, Request};
 use crate::logging;
-use crate::pod::log::reader::{LogReader, Wanted};
+use crate::pod::log::reader::{LineFilter, LogReader};
 use crate::pod::log::{Line, Stream};
 use crate::state::{ContainerState, StateDir, StateError, StateRoot};
 
-/// A container's log.
 struct Source {
     name: String,
     path: PathBuf,
     reader: LogReader,
 }
 
-/// Prints the logs.
 pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     let directory = root.open(&args.pod)?;
     let pod = directory.look()?;
-    let wanted = Wanted { tail: args.tail, since: args.since.as_deref().map(since).transpose()? };
+    let filter = LineFilter { tail: args.tail, since: args.since.as_deref().map(since).transpose()? };
     let meant = |name: &str| args.container.as_deref().is_none_or(|container| container == name);
     let containers: Vec<_> = pod.containers.iter().filter(|container| meant(&container.name)).collect();
     if let (Some(name), true) = (&args.container, containers.is_empty()) {
@@ -43,7 +41,7 @@ pub fn logs(root: &StateRoot, args: &LogsArgs) -> Result<()> {
     for container in &containers {
         let Some(path) = &container.log else { bail!("container {:?} has no log", container.name) };
         let opened =
-            LogReader::open(path, &wanted).with_context(|| format!("read log {}", path.display()))?;
+            LogReader::open(path, &filter).with_context(|| format!("read log {}", path.display()))?;
         lines.extend(opened.1.into_iter().map(|line| (container.name.clone(), line)));
         sources.push(Source { name: container.name.clone(), path: path.clone(), reader: opened.0 });
     }

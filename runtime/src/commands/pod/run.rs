@@ -1,32 +1,29 @@
 //! `vmm pod run`: the process of a pod.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::io::{PipeWriter, Read, pipe};
+use std::io::Read;
 use std::path::Path;
-use std::rc::Rc;
 
 use agent_proto::command::Protocol;
 use anyhow::{Context, Result};
-use host::cgroup::Cgroup;
 use host::signals::Signals;
 use host::{environment, sys};
 
-use super::print;
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
+use crate::commands::print;
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
-use crate::pod::output::Outputs;
+use crate::pod::output::PodOutput;
 use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::podfile;
-use crate::pod::supervisor::{Registration, Started, Supervised, Supervisor};
-use crate::report;
+use crate::pod::supervisor::{Started, Supervisor};
+use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
 
 /// A pod that is about to run.
-struct Start {
+struct PlannedPod {
     config: RunConfig,
     pod: PodPlan,
     containers: Vec<ContainerSpec>,
@@ -48,14 +45,14 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let base = path.parent().unwrap_or(Path::new("/"));
     let (pod, containers) = PodPlan::new(file, base, &new_id()?, &config)?;
     let state = root.create(&pod.id)?;
-    let start = Start { config, pod, containers, state };
-    if args.detach { detach(start, args.rm) } else { foreground(start) }
+    let planned = PlannedPod { config, pod, containers, state };
+    if args.detach { detach(planned, args.rm) } else { foreground(planned) }
 }
 
-fn foreground(start: Start) -> Result<u8> {
-    let state = start.state.clone();
-    let outputs = Outputs::foreground().context("open stdout and stderr");
-    let ended = outputs.and_then(|outputs| live(start, outputs, Box::new(|| Ok(()))));
+fn foreground(planned: PlannedPod) -> Result<u8> {
+    let state = planned.state.clone();
+    let outputs = PodOutput::foreground().context("open stdout and stderr");
+    let ended = outputs.and_then(|outputs| live(planned, outputs, Box::new(|| Ok(()))));
     let removed = state.remove();
     let code = ended?;
     removed?;
@@ -63,20 +60,12 @@ fn foreground(start: Start) -> Result<u8> {
 }
 
 /// Continues in a new background process. This process waits for the report of the start.
-fn detach(start: Start, remove: bool) -> Result<u8> {
-    let state = start.state.clone();
-    let forked = state.own_log().context("start a background process").and_then(|log| {
-        let (reader, writer) = pipe().context("create a pipe")?;
-        let own = sys::fork_detached(Some(&log)).context("fork the pod's process")?;
-        Ok((own, reader, writer))
-    });
-    match forked {
-        Ok((0, reader, writer)) => {
-            drop(reader);
-            background(start, writer, remove)
-        }
-        Ok((_, reader, writer)) => {
-            drop(writer);
+fn detach(planned: PlannedPod, remove: bool) -> Result<u8> {
+    let state = planned.state.clone();
+    let log = state.own_log().context("start a background process");
+    match log.and_then(|log| report::fork("fork the pod's process", Some(&log))) {
+        Ok(Forked::Child(reporter)) => background(planned, &reporter, remove),
+        Ok(Forked::Parent(_, reader)) => {
             let silent = "its process ended before the pod had started; see vmm.log in its directory";
             if let Err(error) = report::wait(reader, silent) {
                 // The report's text is complete; other errors get the pod's name.
@@ -93,55 +82,41 @@ fn detach(start: Start, remove: bool) -> Result<u8> {
 }
 
 /// Runs the pod in the background. The parent process gets the start's result; later failures go to the pod's own log.
-fn background(start: Start, writer: PipeWriter, remove: bool) -> Result<u8> {
-    let state = start.state.clone();
-    let writer = Rc::new(Cell::new(Some(writer)));
-    let told = writer.clone();
+fn background(planned: PlannedPod, reporter: &Reporter, remove: bool) -> Result<u8> {
+    let state = planned.state.clone();
+    let parent = reporter.clone();
+    // There is no other place to report that the parent is gone.
     let started = move || {
-        report(told.take(), 0, "");
+        let _ = parent.send(0, "");
         Ok(())
     };
-    let result = live(start, Outputs::default(), Box::new(started));
-    let unstarted = writer.take();
-    if remove || unstarted.is_some() {
+    let result = live(planned, PodOutput::default(), Box::new(started));
+    if remove || !reporter.has_sent() {
         state.remove()?;
     }
     if let Err(error) = &result {
         let (code, message) = exit::of_error(error);
-        report(unstarted, code, &message);
+        let _ = reporter.send(code, &message);
     }
     result
 }
 
-fn report(writer: Option<PipeWriter>, code: u8, message: &str) {
-    // There is no other place to report an error of this write.
-    let _ = writer.map(|writer| report::send(writer, code, message));
-}
-
 /// Runs the pod from the machine's start to the end of its last container.
-fn live(start: Start, outputs: Outputs, started: Started) -> Result<u8> {
-    let Start { config, mut pod, containers, state } = start;
+fn live(planned: PlannedPod, outputs: PodOutput, started: Started) -> Result<u8> {
+    let PlannedPod { config, mut pod, containers, state } = planned;
     // A client may pass the terminal in which the pod was started and whose background process the pod is.
     sys::leave_terminal();
     environment::seclude()?;
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
     let assembly = Assembly::begin()?;
-    let registration = Registration { listener: state.listen()?, directory: state };
-    let machine = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
-    let supervised = Supervised {
-        session: machine.session,
-        signals,
-        pod,
-        containers,
-        registration: Some(registration),
-        outputs,
-        own: None,
-        cgroup: Cgroup::default(),
-        network: machine.network,
-        timeline: None,
-    };
-    Supervisor::start(supervised, started)?.run()
+    let listener = state.listen()?;
+    let (session, network) = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
+    let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
+    supervisor.register(state, listener);
+    (supervisor.outputs, supervisor.named) = (outputs, containers.len() != 1);
+    containers.into_iter().try_for_each(|container| supervisor.add(container, None))?;
+    supervisor.run()
 }
 
 /// Returns a name that no other pod has.

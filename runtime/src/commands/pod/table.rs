@@ -4,11 +4,13 @@ use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::print;
+use crate::commands::{columns, print};
 use crate::state::PodState;
 use host::text::{self, printable};
 
-/// Prints pods, one a line.
+/// Minimum width of a column, and the space after its widest cell.
+const COLUMN: (usize, usize) = (0, 2);
+
 pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     let row = |state: &PodState| {
         let running = state.containers.iter().filter(|container| container.status == "running").count();
@@ -18,7 +20,6 @@ pub fn pods(states: &[PodState], json: bool) -> Result<()> {
     show(["POD", "STATUS", "PID", "RUNNING"], states, row, json)
 }
 
-/// Prints a pod's containers, one a line.
 pub fn containers(state: &PodState, json: bool) -> Result<()> {
     let row = |container: &crate::state::ContainerState| {
         let code = container.exit_code.map_or("-".to_owned(), |code| code.to_string());
@@ -44,10 +45,9 @@ pub fn processes(all: &[ContainerProcesses], json: bool) -> Result<()> {
             ]
         })
     });
-    print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows))
+    print(&columns(["CONTAINER", "PID", "UID", "STATE", "COMMAND"], rows, COLUMN))
 }
 
-/// Prints the resource usage of containers, one a line.
 pub fn usage(all: &[ContainerUsage], json: bool) -> Result<()> {
     let number = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
     let kib = |value: Option<u64>| number(value.map(|bytes| bytes >> 10));
@@ -71,37 +71,10 @@ fn show<T: Serialize, const N: usize>(
     row: impl Fn(&T) -> [String; N],
     json: bool,
 ) -> Result<()> {
-    if json { print_json(all) } else { print(&columns(head, all.iter().map(row))) }
+    if json { print_json(all) } else { print(&columns(head, all.iter().map(row), COLUMN)) }
 }
 
 fn print_json(all: &(impl Serialize + ?Sized)) -> Result<()> {
     let text = serde_json::to_string_pretty(all).context("encode the answer")?;
     print(&format!("{}\n", text::json(&text)))
-}
-
-/// Returns columns as wide as their widest word.
-fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, word) in widths.iter_mut().zip(row) {
-            *width = word.chars().count().max(*width);
-        }
-    }
-    let line = |row: &[String; N]| {
-        let words = row.iter().zip(widths).map(|(word, width)| format!("{word:width$}"));
-        format!("{}\n", words.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_word() {
-        let rows = [["a".to_owned(), "long word".to_owned()], ["longer".to_owned(), String::new()]];
-        assert_eq!(columns(["X", "Y"], rows.into_iter()), "X       Y\na       long word\nlonger\n");
-    }
 }

@@ -4,28 +4,22 @@ use crate::control::Reply;
 use crate::pod::ClientId;
 use crate::pod::plan::ContainerSpec;
 
-/// An event.
 #[derive(Debug)]
 pub enum Event {
-    /// A client gets an answer.
     Answer(ClientId, Reply),
     /// A client's process has ended. The connection ends with this answer.
     Last(ClientId, Reply),
-    /// The first start of a container failed.
+    /// The first start of a container failed. `code` is the pod's exit code.
     StartFailed {
-        /// The pod's exit code.
         code: u8,
-        /// The container and the cause.
         message: String,
     },
     /// The guest has not reported the end of a killed container in time: the machine is to end.
     Unkilled(String),
-    /// A container's init process has exited.
     Exited,
     /// A container runs, so its read-only mounts in the share can be made final.
     Runs(String),
     /// A container was removed from the pod, so its files can be removed from the share.
     Left(Box<ContainerSpec>),
-    /// The pod's state has changed.
     Changed,
 }

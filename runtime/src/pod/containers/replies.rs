@@ -9,20 +9,15 @@ use link::LinkError;
 use plan::INIT_PROCESS;
 use serde::de::DeserializeOwned;
 
-use super::{Awaited, Containers, Event, Result, is_meant, refused, start_failed};
+use super::{Awaited, Containers, Event, Result, refused, start_failed};
 use crate::control::Reply;
 use crate::exit;
 use crate::pod::container::{Container, Phase, StartError};
-use crate::pod::process::Phase as ProcessPhase;
+use crate::pod::process::ProcessPhase;
 use crate::pod::{ClientId, Guest};
 
 impl Containers {
-    pub(super) fn take_replies(
-        &mut self,
-        guest: &mut Guest<'_>,
-        now: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    pub(super) fn take_replies(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<()> {
         let mut index = 0;
         while let Some((command, _)) = self.awaited.get(index) {
             let Some(reply) = guest.link.reply(*command) else {
@@ -31,30 +26,30 @@ impl Containers {
             };
             let (_, awaited) = self.awaited.remove(index);
             match awaited {
-                Awaited::Start(name) => self.take_start(guest, &name, reply, now, events)?,
-                Awaited::Clear(name) => self.take_clear(&name, reply, events)?,
-                Awaited::Exec(name) => self.take_exec(guest, &name, reply, events)?,
+                Awaited::Start(name) => self.take_start(guest, &name, reply, now)?,
+                Awaited::Clear(name) => self.take_clear(&name, reply)?,
+                Awaited::Exec(name) => self.take_exec(guest, &name, reply)?,
                 Awaited::Stats(client) => {
-                    events.push(answer::<Vec<ContainerUsage>>(client, reply, Reply::Stats)?);
+                    self.events.push(answer::<Vec<ContainerUsage>>(client, reply, Reply::Stats)?);
                 }
                 Awaited::Processes(client) => {
-                    events.push(answer::<Vec<ContainerProcesses>>(client, reply, Reply::Processes)?);
+                    self.events.push(answer::<Vec<ContainerProcesses>>(client, reply, Reply::Processes)?);
                 }
                 Awaited::Update(client) => {
                     let reply = reply.map_or_else(failed, |_| Ok(Reply::Done))?;
-                    events.push(Event::Answer(client, reply));
+                    self.events.push(Event::Answer(client, reply));
                 }
                 Awaited::Pause { client, container, paused } => {
                     let reply = match reply {
                         Ok(_) => {
                             let running = |it: &&mut Container| it.phase == Phase::Running;
-                            let meant = self.all.iter_mut().filter(|it| is_meant(&container, it));
+                            let meant = self.all.iter_mut().filter(|it| it.is_meant(&container));
                             meant.filter(running).for_each(|container| container.paused = paused);
                             Reply::Done
                         }
                         Err(error) => failed(error)?,
                     };
-                    events.extend([Event::Answer(client, reply), Event::Changed]);
+                    self.events.extend([Event::Answer(client, reply), Event::Changed]);
                 }
             }
         }
@@ -67,12 +62,10 @@ impl Containers {
         name: &str,
         reply: Result<Vec<u8>>,
         now: Instant,
-        events: &mut Vec<Event>,
     ) -> Result<()> {
-        let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) else {
-            return Ok(());
-        };
-        events.push(Event::Changed);
+        let found = self.all.iter_mut().find(|container| container.spec.name() == name);
+        let Some(container) = found else { return Ok(()) };
+        self.events.push(Event::Changed);
         let (code, message) = match reply {
             Ok(_) => {
                 match container.began(guest, now) {
@@ -80,12 +73,12 @@ impl Containers {
                     Err(StartError::Link(error)) => return Err(error),
                     Err(error) => {
                         let message = format!("{:#}", anyhow::Error::from(error));
-                        start_failed(guest, container, exit::FAILED, message, events);
+                        start_failed(guest, container, exit::FAILED, message, &mut self.events);
                         return Ok(());
                     }
                 }
-                events.push(Event::Runs(name.to_owned()));
-                events.extend(container.starter.take().map(|adder| Event::Answer(adder, Reply::Done)));
+                self.events.push(Event::Runs(name.to_owned()));
+                self.events.extend(container.starter.take().map(|adder| Event::Answer(adder, Reply::Done)));
                 return Ok(());
             }
             Err(LinkError::Refused { code, message, .. }) => {
@@ -95,37 +88,31 @@ impl Containers {
             }
             Err(error) => return Err(error),
         };
-        start_failed(guest, container, code, message, events);
+        start_failed(guest, container, code, message, &mut self.events);
         Ok(())
     }
 
-    fn take_clear(&mut self, name: &str, reply: Result<Vec<u8>>, events: &mut Vec<Event>) -> Result<()> {
+    fn take_clear(&mut self, name: &str, reply: Result<Vec<u8>>) -> Result<()> {
         match reply {
             Ok(_) => {}
             Err(error @ LinkError::Refused { .. }) => log::warn!("container {name}: {error}"),
             Err(error) => return Err(error),
         }
-        if let Some(container) = self.all.iter_mut().find(|container| container.spec.name() == name) {
+        if let Some(container) = self.find_mut(name) {
             container.cleared();
-            events.push(Event::Changed);
+            self.events.push(Event::Changed);
         }
         Ok(())
     }
 
-    fn take_exec(
-        &mut self,
-        guest: &mut Guest<'_>,
-        name: &str,
-        reply: Result<Vec<u8>>,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    fn take_exec(&mut self, guest: &mut Guest<'_>, name: &str, reply: Result<Vec<u8>>) -> Result<()> {
         let Some(index) = self.execs.iter().position(|exec| exec.process.name == name) else { return Ok(()) };
         match reply {
             Ok(_) => {
                 self.execs[index].process.started(guest, None)?;
                 let client = self.execs[index].client;
-                events.extend(client.map(|client| Event::Answer(client, Reply::Started)));
-                events.push(Event::Changed);
+                self.events.extend(client.map(|client| Event::Answer(client, Reply::Started)));
+                self.events.push(Event::Changed);
             }
             Err(error) => {
                 let mut exec = self.execs.remove(index);
@@ -137,18 +124,13 @@ impl Containers {
                     },
                     error => failed(error)?,
                 };
-                events.extend(exec.client.map(|client| Event::Last(client, reply)));
+                self.events.extend(exec.client.map(|client| Event::Last(client, reply)));
             }
         }
         Ok(())
     }
 
-    pub(super) fn take_event(
-        &mut self,
-        guest: &mut Guest<'_>,
-        event: ProcessEvent,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    pub(super) fn take_event(&mut self, guest: &mut Guest<'_>, event: ProcessEvent) -> Result<()> {
         let exit = event.exit.clone().unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
         let container = self.all.iter_mut().find(|container| container.spec.name() == event.container);
         let exec = self.execs.iter_mut().find(|exec| exec.process.name == event.process);
@@ -156,7 +138,7 @@ impl Containers {
             _ if event.event != "finished" => return guest.link.ignore(&event),
             (Some(container), _) if event.process == INIT_PROCESS && container.phase == Phase::Running => {
                 container.exited(exit);
-                events.extend([Event::Exited, Event::Changed]);
+                self.events.extend([Event::Exited, Event::Changed]);
             }
             (_, Some(exec)) if exec.process.phase == ProcessPhase::Running => exec.process.exited(exit),
             _ => return guest.link.ignore(&event),

@@ -15,12 +15,12 @@ use oci::spec;
 use plan::INIT_PROCESS;
 
 use super::*;
-use crate::pod::log::reader::{LogReader, Wanted};
+use crate::pod::log::reader::{LineFilter, LogReader};
 use crate::pod::log::{Limits, Stream};
-use crate::pod::output::Outputs;
+use crate::pod::output::PodOutput;
 use crate::pod::podfile::RestartPolicy;
 
-mod standing;
+mod own;
 
 /// Deadline of each step.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,7 +36,7 @@ struct Rig {
     agent: Agent,
     host: Host,
     containers: Containers,
-    outputs: Outputs,
+    outputs: PodOutput,
     turn: Turn,
     events: Vec<Event>,
     folder: tempfile::TempDir,
@@ -51,7 +51,7 @@ impl Rig {
             agent,
             host,
             containers: Containers::new().unwrap(),
-            outputs: Outputs::default(),
+            outputs: PodOutput::default(),
             turn: Turn::Continue,
             events: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
@@ -152,7 +152,7 @@ impl Rig {
     }
 
     fn logged(&self, name: &str) -> Vec<(Stream, String)> {
-        let (_, lines) = LogReader::open(&self.folder.path().join(name), &Wanted::default()).unwrap();
+        let (_, lines) = LogReader::open(&self.folder.path().join(name), &LineFilter::default()).unwrap();
         lines.into_iter().map(|line| (line.stream, line.log)).collect()
     }
 }
@@ -279,7 +279,7 @@ fn a_client_s_signals_reach_its_process_even_before_it_runs() {
 fn the_process_of_a_client_that_vanishes_is_killed() {
     let mut rig = Rig::running("exec sleep 1000");
     drop(rig.exec(1, "exec sleep 1000"));
-    rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
+    rig.until(|rig| rig.containers.execs[0].process.phase == process::ProcessPhase::Running);
     let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
     rig.containers.forget(&mut guest, 1).unwrap();
     rig.until(|rig| rig.containers.execs.is_empty());
@@ -412,10 +412,9 @@ fn signals_go_to_one_container_or_to_all() {
 #[test]
 fn the_guest_is_asked_about_its_containers() {
     let mut rig = Rig::running("exec sleep 1000");
-    for (client, question) in [(1, Question::Stats), (2, Question::Processes)] {
-        let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
-        assert_eq!(rig.containers.ask(&mut guest, client, &question).unwrap(), None);
-    }
+    let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
+    assert_eq!(rig.containers.stats(&mut guest, 1).unwrap(), None);
+    assert_eq!(rig.containers.processes(&mut guest, 2).unwrap(), None);
     let (mut stats, mut processes) = (false, false);
     rig.until(|rig| {
         for events in rig.events.drain(..) {
@@ -428,12 +427,11 @@ fn the_guest_is_asked_about_its_containers() {
         stats && processes
     });
     let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
-    let pause = |paused| Question::Pause { container: "a".into(), paused };
-    assert_eq!(rig.containers.ask(&mut guest, 3, &pause(true)).unwrap(), None);
+    assert_eq!(rig.containers.pause(&mut guest, 3, "a".into(), true).unwrap(), None);
     rig.until(|rig| rig.container("a").paused);
     assert_eq!(rig.container("a").state().status, "paused");
     let mut guest = Guest { link: &mut rig.host.link, streams: &mut rig.host.streams.handle };
-    assert_eq!(rig.containers.ask(&mut guest, 3, &pause(false)).unwrap(), None);
+    assert_eq!(rig.containers.pause(&mut guest, 3, "a".into(), false).unwrap(), None);
     rig.until(|rig| !rig.container("a").paused);
 }
 

@@ -13,7 +13,7 @@ const FILE_LINE_MAX: u64 = 8 * super::LINE_MAX as u64;
 
 /// The lines that a reader wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct LineFilter {
     /// Only so many of the last lines.
     pub tail: Option<usize>,
     /// Only lines from this time on, in the format of [`Line::time`].
@@ -31,14 +31,14 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// Opens a log. Returns a reader at its end, and the wanted lines before that.
-    pub fn open(path: &Path, wanted: &Wanted) -> io::Result<(LogReader, VecDeque<Line>)> {
+    /// Opens a log. Returns a reader at its end, and the lines before that which pass the filter.
+    pub fn open(path: &Path, filter: &LineFilter) -> io::Result<(LogReader, VecDeque<Line>)> {
         let mut reader =
-            LogReader { path: path.to_owned(), file: None, part: Vec::new(), since: wanted.since.clone() };
+            LogReader { path: path.to_owned(), file: None, part: Vec::new(), since: filter.since.clone() };
         let mut lines = VecDeque::new();
         let mut keep = |line| {
             lines.push_back(line);
-            if wanted.tail.is_some_and(|tail| lines.len() > tail) {
+            if filter.tail.is_some_and(|tail| lines.len() > tail) {
                 lines.pop_front();
             }
         };
@@ -128,12 +128,12 @@ mod tests {
         let path = folder.path().join("log");
         let mut log = LogFile::open(&path, Limits { size: 500, files: 50 }).unwrap();
         write(&mut log, 0, 60);
-        let read = |wanted: &Wanted| numbers(LogReader::open(&path, wanted).unwrap().1);
-        assert_eq!(read(&Wanted::default()), (0..60).collect::<Vec<_>>());
-        assert_eq!(read(&Wanted { tail: Some(3), since: None }), [57, 58, 59]);
-        assert!(read(&Wanted { tail: Some(0), since: None }).is_empty());
+        let read = |filter: &LineFilter| numbers(LogReader::open(&path, filter).unwrap().1);
+        assert_eq!(read(&LineFilter::default()), (0..60).collect::<Vec<_>>());
+        assert_eq!(read(&LineFilter { tail: Some(3), since: None }), [57, 58, 59]);
+        assert!(read(&LineFilter { tail: Some(0), since: None }).is_empty());
         let since = Some("1970-01-01T00:00:58".to_owned());
-        assert_eq!(read(&Wanted { tail: None, since }), [58, 59]);
+        assert_eq!(read(&LineFilter { tail: None, since }), [58, 59]);
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
         for files in [2, 50] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("log");
-            let (mut reader, lines) = LogReader::open(&path, &Wanted::default()).unwrap();
+            let (mut reader, lines) = LogReader::open(&path, &LineFilter::default()).unwrap();
             assert!(lines.is_empty());
             let mut log = LogFile::open(&path, Limits { size: 1000, files }).unwrap();
             let mut seen = Vec::new();
@@ -158,7 +158,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut file = File::create(&path).unwrap();
-        let (mut reader, _) = LogReader::open(&path, &Wanted::default()).unwrap();
+        let (mut reader, _) = LogReader::open(&path, &LineFilter::default()).unwrap();
         let mut seen = Vec::new();
         for piece in ["wonder\n{\"log\":\"1\\n\",\"stream\"", ":\"stdout\",\"time\":\"x\"}", "\n"] {
             assert_eq!(seen.len(), 0);

@@ -24,7 +24,7 @@ use crate::pod::refuse::CONTAINERS_MAX;
 
 impl Supervisor {
     /// Adds a container that a client sent.
-    pub(in crate::pod) fn add_sent(
+    pub(super) fn add_sent(
         &mut self,
         client: ClientId,
         base: &str,
@@ -41,8 +41,8 @@ impl Supervisor {
     }
 
     /// Shares a container's files and queues its start.
-    pub(super) fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
-        if self.containers.all.iter().any(|container| container.spec.name() == spec.name()) {
+    pub fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
+        if self.containers.find(spec.name()).is_some() {
             anyhow::bail!("the pod has a container {:?}", spec.name());
         }
         if self.containers.all.len() >= CONTAINERS_MAX {
@@ -67,7 +67,7 @@ impl Supervisor {
         }
         self.changed = true;
         match &self.own {
-            Some(own) if own.at_once => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
+            Some(own) if own.foreground => self.containers.add_own(spec, Phase::Waiting(Instant::now())),
             Some(_) => self.containers.add_own(spec, Phase::Created),
             None => self.containers.add(spec, log, adder),
         }

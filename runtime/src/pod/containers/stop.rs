@@ -6,32 +6,32 @@ use std::time::Instant;
 use agent_proto::command::Code;
 use agent_proto::payload::ContainerName;
 
-use super::{Awaited, Containers, Event, Result, is_meant};
+use super::{Awaited, Containers, Event, Result};
 use crate::control::Reply;
 use crate::exit;
 use crate::pod::Guest;
-use crate::pod::container::{Container, Ending, Phase};
+use crate::pod::container::{Container, Phase, StopStage};
 
 impl Containers {
     /// Stops every container: sends the stop signal, and SIGKILL at `patience`.
     pub fn stop(&mut self, patience: Instant) {
         self.stopping = true;
         self.patience = Some(self.patience.map_or(patience, |earlier| earlier.min(patience)));
-        for container in self.all.iter_mut().filter(|container| container.ending == Ending::Unasked) {
-            container.ending = Ending::Wanted;
+        for container in self.all.iter_mut().filter(|container| container.stop_stage == StopStage::None) {
+            container.stop_stage = StopStage::Requested;
         }
     }
 
     /// Sends a signal to the container `name`, or to every running container if it is empty.
     pub fn kill(&mut self, guest: &mut Guest<'_>, name: &str, signal: i32, all: bool) -> Result<Reply> {
         let killed = (signal == libc::SIGKILL).then(|| Instant::now() + self.kill_patience);
-        if let Some(container) = self.all.iter_mut().find(|container| is_meant(name, container))
+        if let Some(container) = self.all.iter_mut().find(|container| container.is_meant(name))
             && container.hold(signal, all)
         {
             container.killed = container.killed.or(killed);
             return Ok(Reply::Done);
         }
-        let living = |container: &&Container| is_meant(name, container) && self.lives(container);
+        let living = |container: &&Container| container.is_meant(name) && self.lives(container);
         let meant: Vec<String> =
             self.all.iter().filter(living).map(|container| container.spec.name().to_owned()).collect();
         let meant = |container: &&mut Container| meant.iter().any(|name| name == container.spec.name());
@@ -53,29 +53,24 @@ impl Containers {
         Ok(if any { Reply::Done } else { self.not_running(name) })
     }
 
-    pub(super) fn advance_containers(
-        &mut self,
-        guest: &mut Guest<'_>,
-        now: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
+    pub(super) fn advance_containers(&mut self, guest: &mut Guest<'_>, now: Instant) -> Result<()> {
         for container in &mut self.all {
             // A container that is removed by force gets no stop signal.
             let patience = self.patience.filter(|_| self.stopping);
             let kill = patience.is_some_and(|patience| patience <= now) || container.leaves;
-            let was = container.ending;
-            if container.ending > Ending::Unasked {
-                container.end(guest, kill)?;
+            let was = container.stop_stage;
+            if container.stop_stage > StopStage::None {
+                container.advance_stop(guest, kill)?;
             }
             // The agent keeps a container while one of its processes exists.
             let name = container.spec.name();
             let busy = self.execs.iter().any(|exec| exec.keeps(name));
             if kill && busy && matches!(container.phase, Phase::Draining) && container.killed.is_none() {
-                container.ending = Ending::Killed;
+                container.stop_stage = StopStage::Killed;
                 let mut left = self.execs.iter_mut().filter(|exec| exec.process.container == *name);
                 left.try_for_each(|exec| exec.process.signal(guest, libc::SIGKILL, false))?;
             }
-            if was < container.ending && container.ending == Ending::Killed {
+            if was < container.stop_stage && container.stop_stage == StopStage::Killed {
                 container.killed = container.killed.or(Some(now + self.kill_patience));
             }
             container.advance(guest)?;
@@ -89,20 +84,20 @@ impl Containers {
             } else {
                 container.cleared();
             }
-            events.push(Event::Changed);
+            self.events.push(Event::Changed);
         }
         Ok(())
     }
 
     /// Finds a killed container whose end the guest has not reported in time.
-    pub(super) fn find_unkilled(&mut self, now: Instant, events: &mut Vec<Event>) {
+    pub(super) fn find_unkilled(&mut self, now: Instant) {
         let overdue = |container: &Container| {
             container.killed.is_some_and(|killed| killed <= now) && self.lives(container)
         };
         let Some(index) = self.all.iter().position(overdue) else { return };
         let container = &mut self.all[index];
         container.exit = Some(exit::of_signal(libc::SIGKILL));
-        events.push(Event::Unkilled(container.spec.name().to_owned()));
+        self.events.push(Event::Unkilled(container.spec.name().to_owned()));
     }
 
     /// Whether the guest still has a process of the container, according to its reports.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 use oci::spec::ConsoleSize;
 
-use super::ClientId;
-use super::containers::{Question, refused};
-use super::supervisor::Supervisor;
+use super::Supervisor;
 use crate::control::{Reply, Request};
+use crate::pod::ClientId;
+use crate::pod::containers::refused;
 
 /// Maximum grace period for containers to end.
 const GRACE_MAX: u64 = 24 * 3600;
@@ -21,11 +21,10 @@ impl Supervisor {
         client: ClientId,
         (request, fds): (Request, Vec<OwnedFd>),
     ) -> Result<Option<Reply>> {
-        let stopping = self.is_stopping();
-        let (containers, mut guest) = self.containers();
+        let (containers, mut guest) = (&mut self.containers, self.session.sandbox.guest());
         let reply = match request {
             Request::Wait { container } => containers.wait(&container, client),
-            Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if stopping => {
+            Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if self.stopping => {
                 Some(refused("the pod is ending".to_owned()))
             }
             Request::Start { container } => containers.start(&container, client),
@@ -52,10 +51,10 @@ impl Supervisor {
             }
             Request::Add { base, container } => self.add_sent(client, &base, container),
             Request::Remove { container, force } => containers.remove(&container, force, client),
-            Request::Stats => containers.ask(&mut guest, client, &Question::Stats)?,
-            Request::Processes => containers.ask(&mut guest, client, &Question::Processes)?,
+            Request::Stats => containers.stats(&mut guest, client)?,
+            Request::Processes => containers.processes(&mut guest, client)?,
             Request::Pause { container, paused } => {
-                containers.ask(&mut guest, client, &Question::Pause { container, paused })?
+                containers.pause(&mut guest, client, container, paused)?
             }
             Request::Update { container, files } => {
                 containers.update(&mut guest, client, container, files)?

@@ -121,7 +121,7 @@ fn a_container_whose_exec_process_is_not_reported_to_exit_is_killed() {
     assert_eq!(rig.containers.start("a", STARTER), None);
     rig.until(|rig| rig.container("a").phase == Phase::Running);
     let _client = rig.exec(8, "exec sleep 1000");
-    rig.until(|rig| rig.containers.execs[0].process.phase == process::Phase::Running);
+    rig.until(|rig| rig.containers.execs[0].process.phase == process::ProcessPhase::Running);
     // The guest reports the exit of the init process only.
     rig.containers.all[0].exited(agent_proto::payload::Exit::default());
     assert_eq!(rig.container("a").state().status, "running");
