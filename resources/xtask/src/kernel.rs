@@ -109,8 +109,8 @@ impl KernelFiles {
     }
 }
 
-/// Returns a guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other. If
-/// an option of a fragment has another value in the resulting configuration, the build fails.
+/// Returns a guest kernel of this checkout. Builds it first if it is not cached; concurrent runs wait for each other.
+/// If an option of a fragment has another value in the resulting configuration, the build fails.
 pub fn kernel(variant: Variant) -> anyhow::Result<KernelFiles> {
     let options = options(variant)?;
     let patches = Patches::read(&fragment_folder().join("patches"))?;
