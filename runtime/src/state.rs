@@ -139,7 +139,8 @@ impl StateRoot {
         let path = path.join(LOCK);
         let hold = || {
             let mut file = File::create(&path)?;
-            file.try_lock().map_err(io::Error::from)?;
+            // Waits for a client that looks at this moment whether the lock is held.
+            file.lock()?;
             write!(file, "{}", std::process::id())?;
             Ok(file)
         };

@@ -10,7 +10,7 @@ use host::signals::name::signal_of;
 use oci::OCI_VERSION;
 use serde_json::{Value, json};
 
-use self::delete::kill_process;
+use self::delete::{kill_opened, kill_process};
 use self::hook_points::{bytes_of, hooks_of};
 use super::print;
 use super::request::{connect, done};
@@ -68,6 +68,8 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
         "creating" => bail!("cannot start a container that is not created"),
         _ => bail!("cannot start an already running container"),
     }
+    // Opened while the container lives: a process that ends releases its lock before it is gone, and is not found then.
+    let process = directory.process()?;
     let hooks = hooks_of(&state)?;
     let run = || -> Result<()> {
         let own = Variables::own();
@@ -81,7 +83,7 @@ pub fn start(root: &StateRoot, id: &str) -> Result<u8> {
     };
     if let Err(error) = run() {
         // A container that failed to start is deleted.
-        if let Err(error) = kill_process(&directory) {
+        if let Err(error) = kill_opened(&directory, process) {
             log::warn!("{error:#}");
         }
         return Err(error);

@@ -2,7 +2,7 @@
 //! process is killed, [`StateDir::delete`] removes the network, the cgroup and the directory, and the hooks of its end
 //! run.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
 use host::hooks::Variables;
@@ -55,7 +55,13 @@ pub(super) fn delete_remains(
 
 /// Kills a container's process, and with it the machine, without a request to it. Waits for its end.
 pub(super) fn kill_process(directory: &StateDir) -> Result<()> {
-    if let Some(process) = directory.process()? {
+    kill_opened(directory, directory.process()?)
+}
+
+/// Like [`kill_process`], for a process that was opened while the container lived. Returns when the process is gone, even
+/// if it was already ending.
+pub(super) fn kill_opened(directory: &StateDir, process: Option<OwnedFd>) -> Result<()> {
+    if let Some(process) = process {
         let killed = sys::kill_and_wait(process.as_fd(), deadlines::GONE);
         killed.with_context(|| format!("kill the process of container {}", directory.id))?;
     }
