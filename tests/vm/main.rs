@@ -14,6 +14,7 @@ mod mounts;
 mod network;
 mod pods;
 mod process;
+mod schema;
 mod seccomp;
 mod share_9p;
 mod shares;

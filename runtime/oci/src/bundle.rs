@@ -8,6 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{BundleError, Result, invalid};
+use crate::json;
 use crate::refusals;
 use crate::spec::{Mount, Process, Spec};
 
@@ -31,7 +32,7 @@ impl Bundle {
     pub fn load(directory: &Path) -> Result<Bundle> {
         let path = directory.join("config.json");
         let text = fs::read(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
-        let spec = serde_json::from_slice(&text).map_err(|source| BundleError::Parse { path, source })?;
+        let spec = json::from_slice(&text).map_err(|source| BundleError::Parse { path, source })?;
         let bundle = Bundle::check(directory, spec)?;
         directory_at("root.path", &bundle.rootfs)?;
         for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
@@ -43,7 +44,7 @@ impl Bundle {
 
     /// Checks the content of config.json, without access to other files of the host.
     pub fn check(directory: &Path, mut spec: Spec) -> Result<Bundle> {
-        if !spec.oci_version.starts_with("1.") {
+        if !spec.oci_version.is_empty() && !spec.oci_version.starts_with("1.") {
             return Err(invalid("ociVersion", format!("{:?} is not 1.x", spec.oci_version)));
         }
         let process = spec.process.take().ok_or_else(|| invalid("process", "missing"))?;
@@ -52,9 +53,6 @@ impl Bundle {
         for (index, mount) in spec.mounts.iter().enumerate() {
             if mount.destination.is_empty() {
                 return Err(invalid(&format!("mounts[{index}].destination"), "missing"));
-            }
-            if is_bind(mount) && mount.source.is_empty() {
-                return Err(invalid(&format!("mounts[{index}].source"), "missing"));
             }
         }
         refusals::check(&spec)?;
@@ -69,7 +67,7 @@ impl Bundle {
         Some(Path::new(&network.path))
     }
 
-    /// Returns the host path that `mount` binds.
+    /// Returns the host path that `mount` binds: the bundle's directory if `mount` names none, as with runc.
     pub fn bind_source(&self, mount: &Mount) -> PathBuf {
         self.directory.join(&mount.source)
     }

@@ -6,6 +6,7 @@ use oci::bundle::Bundle;
 use oci::error::{Result, invalid};
 use oci::mount_options;
 use oci::spec::{ConsoleSize, Linux};
+use oci::warnings;
 
 use crate::mounts::{self, Content, ROOTFS, ShareBind};
 use crate::vm::VmPlan;
@@ -71,7 +72,8 @@ impl ContainerPlan {
             oci: Some(OciContainer { mounts, ..oci }),
             ..Container::default()
         };
-        let notices = process::notices(&bundle.process);
+        let notices = warnings::of(spec, &bundle.process).into_iter();
+        let notices = notices.chain(process::notices(&bundle.process)).collect();
         let mut plan = ContainerPlan { container, binds, contents: Vec::new(), notices };
         if !missing.is_empty() {
             plan.notices.push(format!("linux.devices: the guest does not have {}", missing.join(", ")));

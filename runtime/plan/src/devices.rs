@@ -49,7 +49,9 @@ pub fn nodes<'a>(
     devices: &'a [Device],
     rules: &[DeviceRule],
 ) -> Result<(Vec<payload::Device>, Vec<&'a str>)> {
-    let nodes = devices.iter().enumerate().filter(|(_, device)| !OWN.contains(&device.path.as_str()));
+    // As with runc, a device without a path is only meant for the cgroup.
+    let given = |device: &Device| !device.path.is_empty() && !OWN.contains(&device.path.as_str());
+    let nodes = devices.iter().enumerate().filter(|(_, device)| given(device));
     let nodes = nodes.map(|(index, device)| (device, node(&format!("linux.devices[{index}]"), device)));
     if !allows_all(rules) {
         return Ok((nodes.map(|(_, node)| node).collect::<Result<_>>()?, Vec::new()));
@@ -100,9 +102,6 @@ pub fn allow_made(rules: &mut Vec<Rule>, made: &[payload::Device], mounts: &[Mou
 }
 
 fn node(at: &str, device: &Device) -> Result<payload::Device> {
-    if !device.path.starts_with('/') {
-        return Err(invalid(&format!("{at}.path"), format!("{:?} is not absolute", device.path)));
-    }
     let kind = match device.kind.as_str() {
         "c" | "u" => CHARACTER,
         "b" => BLOCK,
@@ -119,7 +118,9 @@ fn node(at: &str, device: &Device) -> Result<payload::Device> {
         return Err(missing(at, device));
     }
     let mode = kind | device.file_mode.unwrap_or(MODE) & 0o7777;
-    Ok(payload::Device { path: device.path.clone(), mode, major, minor, uid: device.uid, gid: device.gid })
+    // As with runc, a relative path starts at the root directory.
+    let path = format!("/{}", device.path.trim_start_matches('/'));
+    Ok(payload::Device { path, mode, major, minor, uid: device.uid, gid: device.gid })
 }
 
 fn number(given: i64) -> Option<u32> {
@@ -154,6 +155,8 @@ mod tests {
         };
         assert_eq!(made[0], payload::Device { uid: 5, gid: 6, ..expected("/dev/fuse", 0o20640, 10, 229) });
         assert_eq!(made[1..], [expected("/run/p", 0o10666, 0, 0), expected("/dev/loop7", 0o60666, 7, 7)]);
+        let (made, _) = nodes(&[device("", "", 0, 0), device("null", "c", 1, 3)], &[]).unwrap();
+        assert_eq!(made, [expected("/null", 0o20666, 1, 3)]);
     }
 
     #[test]
@@ -178,7 +181,7 @@ mod tests {
             assert_eq!(made.len(), 1, "{rules:?}");
             assert_eq!((made[0].path.as_str(), missing), ("/dev/fuse", vec!["/dev/kvm"]));
         }
-        let wrong = nodes(&[device("x", "c", 1, 3)], &[rule(true, "", "rwm")]).unwrap_err();
+        let wrong = nodes(&[device("/x", "s", 1, 3)], &[rule(true, "", "rwm")]).unwrap_err();
         assert!(matches!(wrong, BundleError::Invalid { .. }));
         for rules in [
             &[rule(false, "", "rwm")][..],
@@ -259,7 +262,6 @@ mod tests {
                 "linux.devices[1]: not supported: /dev/x: the guest has no device c -1:3",
             ),
             (device("/dev/x", "s", 1, 3), r#"linux.devices[1].type: "s""#),
-            (device("x", "c", 1, 3), r#"linux.devices[1].path: "x" is not absolute"#),
         ] {
             let error = nodes(&[self::device("/dev/null", "c", 1, 3), device], &[]).unwrap_err();
             assert_eq!(error.to_string(), format!("config.json {message}"));

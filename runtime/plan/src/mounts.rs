@@ -84,7 +84,7 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> (Vec<payload::Mount>
             propagation: options.propagation,
             recursive_set: options.recursive_set,
             recursive_clear: options.recursive_clear,
-            copy_up: options.copy_up,
+            copy_up: options.copy_up && kind == "tmpfs",
             data: options.data,
         });
     }

@@ -36,7 +36,8 @@ pub fn init(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::P
     let mut process = process(&bundle.process, terminal)?;
     let oci = process.oci.get_or_insert_default();
     oci.personality = linux.personality.as_ref().map(scheduling::personality).transpose()?;
-    oci.seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    oci.seccomp =
+        linux.seccomp.as_ref().filter(|it| seccomp::is_filter(it)).map(seccomp::compile).transpose()?;
     Ok(process)
 }
 
@@ -80,11 +81,17 @@ pub fn exec(from: &spec::Process, init: &payload::Process, name: &str) -> Result
     Ok(process)
 }
 
-/// Returns a warning about unknown capabilities in runc's words, which engines parse.
+/// Returns warnings about capabilities that the process does not get, in runc's words, which engines parse.
 pub fn notices(from: &spec::Process) -> Vec<String> {
-    let unknown = from.capabilities.as_ref().map(capabilities::unknown).unwrap_or_default();
-    let notice = || format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
-    if unknown.is_empty() { Vec::new() } else { vec![notice()] }
+    let Some(sets) = &from.capabilities else { return Vec::new() };
+    let unknown = capabilities::unknown(sets);
+    let unknown = (!unknown.is_empty())
+        .then(|| format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+    let not_raised = capabilities::not_raised(sets);
+    let refused = not_raised
+        .into_iter()
+        .map(|name| format!("can't raise ambient capability {name}: not both permitted and inheritable"));
+    unknown.into_iter().chain(refused).collect()
 }
 
 /// Returns the environment. Of duplicate variables the last value counts, as with runc.

@@ -28,7 +28,7 @@ pub fn hooks_of(state: &PodState) -> Result<Hooks> {
     let path = state.oci.clone().unwrap_or_default().bundle.join("config.json");
     let text = fs::read(&path).with_context(|| format!("read bundle {}", path.display()))?;
     let mut whole: Whole =
-        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+        oci::json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
     for hook in &mut whole.hooks.start_container {
         hook.env.get_or_insert_with(|| whole.process.env.clone());
     }
