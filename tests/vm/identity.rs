@@ -47,6 +47,16 @@ fn the_host_name() {
 }
 
 #[test]
+fn an_empty_host_name_is_the_host_s() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for share in [false, true] {
+        let bundle = Bundle::sh("hostname").with(|c| c["hostname"] = json!(""));
+        let bundle = if share { bundle.share("uts") } else { bundle };
+        bundle.run().code(0).stdout(&host);
+    }
+}
+
+#[test]
 fn resource_limits() {
     let bundle = Bundle::sh("ulimit -n; ulimit -Hn; ulimit -c").with(|c| {
         c["process"]["rlimits"] = json!([

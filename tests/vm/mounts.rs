@@ -278,6 +278,24 @@ fn devices_of_the_guest_are_made() {
 }
 
 #[test]
+fn a_tmpfs_has_the_mode_of_the_directory_that_it_covers() {
+    let tmpfs = |path: &str, options: &[&str]| json!({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options});
+    let bundle = Bundle::sh("stat -c '%a %u:%g' /mnt/d /mnt/new /mnt/given /mnt/copied; cat /mnt/copied/f")
+        .mount(tmpfs("/mnt/d", &["size=1m"]))
+        .mount(tmpfs("/mnt/new", &[]))
+        .mount(tmpfs("/mnt/given", &["mode=700"]))
+        .mount(tmpfs("/mnt/copied", &["tmpcopyup"]));
+    for (name, mode) in [("d", 0o2750), ("given", 0o751), ("copied", 0o1711)] {
+        let path = bundle.rootfs().join("mnt").join(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::write(bundle.rootfs().join("mnt/copied/f"), "hi\n").unwrap();
+    let expected = "2750 0:0\n1777 0:0\n700 0:0\n1711 0:0\nhi\n";
+    bundle.run().code(0).stdout(expected).stderr("");
+}
+
+#[test]
 fn a_device_that_the_guest_does_not_have_is_refused() {
     let bundle = Bundle::sh("true").with(|c| {
         c["linux"]["devices"] = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);

@@ -1,5 +1,6 @@
 //! A container's mounts, in order, and the paths that are then masked or made read-only.
 
+use alloc::borrow::Cow;
 use alloc::ffi::CString;
 use alloc::format;
 
@@ -48,14 +49,15 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     // The guest has only cgroup version 2; the specification calls it "cgroup".
     let kind = if entry.kind == "cgroup" { "cgroup2" } else { entry.kind.as_str() };
     let what = format!("{kind} on {}", entry.destination);
-    let data = CString::new(entry.data.as_str())
+    let options = if kind == "tmpfs" { of_tmpfs(root, entry) } else { Cow::Borrowed(entry.data.as_str()) };
+    let data = CString::new(options.as_ref())
         .map_err(|_| Fault::bad_request(format!("mount {what}: data with NUL")))?;
     let target = root.make_directory(&entry.destination)?;
     // Make the target the working directory, so that no path to it can be changed meanwhile.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
     let later = if is_read_only_later(entry) { ms::RDONLY } else { 0 };
     let flags = MountFlags::from_bits_retain((entry.flags & !later) as u32);
-    let data = (!entry.data.is_empty()).then_some(data.as_c_str());
+    let data = (!data.is_empty()).then_some(data.as_c_str());
     let source = if entry.source.is_empty() { kind } else { entry.source.as_str() };
     rustix::mount::mount(source, ".", kind, flags, data).step("mount", &what)?;
     let mounted = root.find(&entry.destination).step("open", &entry.destination)?;
@@ -63,6 +65,15 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
         copy_up::copy(&target, &mounted).step("copy up", &entry.destination)?;
     }
     finish(&mounted, entry)
+}
+
+/// Returns the options of a tmpfs. As with runc it has the mode of the directory that it covers, unless its options name
+/// one: the kernel uses the last.
+fn of_tmpfs<'a>(root: &Root, entry: &'a Mount) -> Cow<'a, str> {
+    match root.find(&entry.destination).and_then(rustix::fs::fstat) {
+        Ok(covered) => Cow::Owned(format!("mode={:o},{}", covered.st_mode & 0o7777, entry.data)),
+        Err(_) => Cow::Borrowed(&entry.data),
+    }
 }
 
 /// Whether a mount becomes read-only only after all mounts: mount points may have to be created in a tmpfs.

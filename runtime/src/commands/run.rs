@@ -49,7 +49,8 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     // KVM needs time to create a machine; the bundle is read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
-    let bundle = Bundle::load(&config.bundle)?;
+    let mut bundle = Bundle::load(&config.bundle)?;
+    create::lend_host_name(&mut bundle.spec)?;
     // Other commands find a container by its id. A container without one has no directory that could be left behind.
     let registered = config.is_named.then(|| root.claim(&config.id)).transpose()?;
     let mut life = Life::new(RunConfig { bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);

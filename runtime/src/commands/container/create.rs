@@ -68,10 +68,10 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     make(root, life, engine.pid_file.as_deref())
 }
 
-/// Without a UTS namespace a container has the host's name; the guest gets the name of this moment.
-fn lend_host_name(spec: &mut Spec) -> Result<()> {
-    let own = spec.linux.namespaces.iter().any(|namespace| namespace.kind == "uts");
-    if !own && spec.hostname.is_empty() {
+/// A container without a host name of its own has the host's, with and without a UTS namespace; the guest gets the name of
+/// this moment.
+pub(in crate::commands) fn lend_host_name(spec: &mut Spec) -> Result<()> {
+    if spec.hostname.is_empty() {
         let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
         name.trim_end().clone_into(&mut spec.hostname);
     }
