@@ -21,6 +21,7 @@ use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
 use crate::sys::{self, Fork, namespace};
 
+pub mod parameters;
 pub mod paths;
 
 use paths::{HOSTNAME, RESOLV_CONF, SHM};
@@ -87,6 +88,7 @@ impl Pod {
             }
             let most = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
             setrlimit(Resource::Nofile, most).step("set", "RLIMIT_NOFILE")?;
+            parameters::set(&spec.parameters);
         }
         Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, init: None })
     }

@@ -131,10 +131,12 @@ fn settle(job: &Job<'_>) -> Result<Option<Terminal>, Fault> {
     let spec = job.spec;
     match &job.place {
         Place::New(new) => {
+            limits::make_room(spec)?;
             limits::apply_oom_score(spec)?;
             surroundings::enter(new, spec)
         }
         Place::Join(init, _) => {
+            limits::make_room(spec)?;
             limits::apply_oom_score(spec)?;
             namespaces::join(*init)?;
             spec.terminal.then(|| open_terminal(spec, "/dev/pts/ptmx")).transpose()

@@ -67,7 +67,7 @@ impl ContainerPlan {
             rootfs: ROOTFS.to_owned(),
             image: id.to_owned(),
             sysctl: spec.linux.sysctl.clone(),
-            process: process::init(bundle, terminal)?,
+            process: process::init(bundle, terminal, &vm.limits)?,
             read_only: bundle.readonly,
             oci: Some(OciContainer { mounts, ..oci }),
             ..Container::default()

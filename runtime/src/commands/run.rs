@@ -17,6 +17,7 @@ use super::container::create;
 use super::container::hook_points::{bytes_of, run_last};
 use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, take_away, write_pid};
+use super::inherited;
 use crate::assembly::Assembly;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
@@ -34,6 +35,7 @@ pub fn run(root: &StateRoot, mut args: RunArgs, start: Instant) -> Result<u8> {
     let engine = std::mem::take(&mut args.engine);
     let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     config.vm.systemd_cgroup = engine.systemd_cgroup;
+    config.vm.inherited = inherited()?;
     foreground(root, config, &engine, start)
 }
 

@@ -23,6 +23,7 @@ use super::{check_console, end, finish, refuse_descriptors, start, take_away, wr
 use crate::assembly::Assembly;
 use crate::cli::container::CreateArgs;
 use crate::cli::{EngineArgs, RunArgs};
+use crate::commands::inherited;
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
 use crate::state::{StateDir, StateRoot};
@@ -59,6 +60,7 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
         .with_context(|| format!("open bundle {}", config.bundle.display()))?;
     refuse_foreground_flags(&config)?;
     config.vm.systemd_cgroup = engine.systemd_cgroup;
+    config.vm.inherited = inherited()?;
     let mut bundle = Bundle::load(&config.bundle)?;
     refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;

@@ -16,6 +16,7 @@ use super::print;
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
+use crate::commands::inherited;
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
 use crate::pod::output::Outputs;
@@ -36,7 +37,8 @@ struct Start {
 /// Runs a podfile. Returns the pod's exit code, or in the background 0 once every container runs.
 pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let settings = RunArgs { bundle: Some(".".into()), settings: args.settings, ..RunArgs::default() };
-    let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
+    let mut config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
+    config.vm.inherited = inherited()?;
     if config.marks.is_some() {
         anyhow::bail!("--marks: not supported for a pod: the timeline covers the boot of one container");
     }
