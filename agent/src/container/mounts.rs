@@ -10,8 +10,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use crate::container::copy_up;
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
+use crate::container::{copy_up, device_binds};
 use crate::fault::{Fault, Step};
 use crate::pod::paths;
 use crate::sys::{self, MountAttributes};
@@ -42,6 +42,9 @@ mod attr {
 pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Fault> {
     if entry.kind == payload::POD_SHM {
         return bind_own(root, paths::SHM, &entry.destination);
+    }
+    if entry.kind == payload::OWN_DEVICE {
+        return device_binds::bind(root, entry);
     }
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);

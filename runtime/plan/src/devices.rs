@@ -3,6 +3,7 @@
 //! share, where the number refers to a device of the host.
 
 use agent_proto::payload;
+use oci::bundle::DeviceNode;
 use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 use oci::spec::{Capabilities, Device, Mount};
@@ -101,6 +102,47 @@ pub fn allow_made(rules: &mut Vec<Rule>, made: &[payload::Device], mounts: &[Mou
     }
 }
 
+/// Whether the guest has this device, for containers.
+pub fn is_of_guest(node: DeviceNode) -> bool {
+    has(if node.is_block { BLOCK } else { CHARACTER }, node.major, node.minor)
+}
+
+fn has(kind: u32, major: u32, minor: u32) -> bool {
+    let same = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
+        (*of, *first) == (kind, major) && rest.contains(&minor)
+    };
+    DEVICES.iter().any(same)
+}
+
+/// Devices of the guest that a copy of the host's /dev contains.
+const OF_DEV: [(&str, u32, u32, u32); 10] = [
+    ("null", CHARACTER, 1, 3),
+    ("zero", CHARACTER, 1, 5),
+    ("full", CHARACTER, 1, 7),
+    ("random", CHARACTER, 1, 8),
+    ("urandom", CHARACTER, 1, 9),
+    ("kmsg", CHARACTER, 1, 11),
+    ("tty", CHARACTER, 5, 0),
+    ("net/tun", CHARACTER, 10, 200),
+    ("fuse", CHARACTER, 10, 229),
+    ("loop-control", CHARACTER, 10, 237),
+];
+/// Number of loop devices beside these.
+const LOOPS: u32 = 8;
+
+/// Returns the nodes for directory `dev` that stands for the host's /dev.
+pub fn of_dev(dev: &str) -> Vec<payload::Device> {
+    let node = |name: String, kind, major, minor| payload::Device {
+        path: format!("{}/{name}", dev.trim_end_matches('/')),
+        mode: kind | MODE,
+        major,
+        minor,
+        ..payload::Device::default()
+    };
+    let named = OF_DEV.iter().map(|&(name, kind, major, minor)| node(name.to_owned(), kind, major, minor));
+    named.chain((0..LOOPS).map(|number| node(format!("loop{number}"), BLOCK, 7, number))).collect()
+}
+
 fn node(at: &str, device: &Device) -> Result<payload::Device> {
     let kind = match device.kind.as_str() {
         "c" | "u" => CHARACTER,
@@ -111,10 +153,7 @@ fn node(at: &str, device: &Device) -> Result<payload::Device> {
     let (major, minor) =
         if kind == FIFO { (Some(0), Some(0)) } else { (number(device.major), number(device.minor)) };
     let (Some(major), Some(minor)) = (major, minor) else { return Err(missing(at, device)) };
-    let there = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
-        (*of, *first) == (kind, major) && rest.contains(&minor)
-    };
-    if kind != FIFO && !DEVICES.iter().any(there) {
+    if kind != FIFO && !has(kind, major, minor) {
         return Err(missing(at, device));
     }
     let mode = kind | device.file_mode.unwrap_or(MODE) & 0o7777;

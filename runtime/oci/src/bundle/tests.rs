@@ -157,6 +157,12 @@ fn files_missing_on_the_host_are_named() {
     json["mounts"] = serde_json::json!([{"destination": "/s", "type": "bind", "source": "s"}]);
     fs::write(at.join("config.json"), json.to_string()).unwrap();
     assert!(load().unwrap_err().contains("open mounts[0].source"));
+    json["mounts"][0]["source"] = "/dev/zero".into();
+    fs::write(at.join("config.json"), json.to_string()).unwrap();
+    let zero = DeviceNode { is_block: false, major: 1, minor: 5 };
+    assert_eq!(load().unwrap().device_sources, [(0, zero)].into());
+    json["mounts"][0]["source"] = "s".into();
+    fs::write(at.join("config.json"), json.to_string()).unwrap();
     let _listener = UnixListener::bind(at.join("s")).unwrap();
     assert!(load().unwrap_err().contains("is a socket of the host's kernel"));
 }
