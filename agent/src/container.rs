@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod copy_up;
 pub mod dev;
+pub mod device_binds;
 pub mod mounts;
 pub mod namespaces;
 pub mod paths;

@@ -22,6 +22,8 @@ use crate::process::limits::OPEN_FILES_MAX;
 use crate::resolver;
 use crate::sys::{self, Fork, namespace};
 
+pub mod parameters;
+
 /// The fastest options for 9p over virtio; API 4244's original used the kernel's small defaults. `cache=mmap` caches
 /// pages only for mappings: without it the kernel refuses writable shared mappings, and with more caching (`loose`) the
 /// guest would never see the host's changes.
@@ -85,6 +87,7 @@ impl Pod {
             }
             let limit = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
             setrlimit(Resource::Nofile, limit).step("set", "RLIMIT_NOFILE")?;
+            parameters::set(&spec.parameters);
         }
         Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, pids: None })
     }

@@ -1,8 +1,10 @@
 //! Implementations of the subcommands, one file for each, and what several of them do.
 
+use std::fs;
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
+use plan::Inherited;
 
 mod attached;
 pub mod check;
@@ -43,6 +45,12 @@ fn columns<const N: usize>(
         format!("{}\n", cells.trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+/// Reads what the containers of a new machine have from this process and the host.
+fn inherited() -> Result<Inherited> {
+    let limits = host::sys::inherited::resource_limits().context("read the resource limits")?;
+    Ok(Inherited::new(&limits, |path| fs::read_to_string(path).ok()))
 }
 
 #[cfg(test)]

@@ -133,6 +133,7 @@ impl RunConfig {
             share: share(settings.share, protocol)?,
             vhost_net: settings.vhost_net.map(|text| vhost_net(&text)).transpose()?.unwrap_or_default(),
             marks: settings.marks.is_some(),
+            ..VmSettings::default()
         };
         Ok(RunConfig {
             bundle,

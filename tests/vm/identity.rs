@@ -1,5 +1,7 @@
 //! Attributes of the init process: environment, user, limits, capabilities, host name, scheduling.
 
+use std::process::Command;
+
 use serde_json::json;
 use tests::Bundle;
 
@@ -47,6 +49,16 @@ fn the_host_name_is_set() {
 }
 
 #[test]
+fn an_empty_host_name_is_the_host_s() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for share in [false, true] {
+        let bundle = Bundle::sh("hostname").with(|c| c["hostname"] = json!(""));
+        let bundle = if share { bundle.share("uts") } else { bundle };
+        bundle.run().code(0).stdout(&host);
+    }
+}
+
+#[test]
 fn resource_limits_are_set() {
     let bundle = Bundle::sh("ulimit -n; ulimit -Hn; ulimit -c").with(|c| {
         c["process"]["rlimits"] = json!([
@@ -55,6 +67,37 @@ fn resource_limits_are_set() {
         ]);
     });
     bundle.run().code(0).stdout("777\n1234\n0\n");
+}
+
+#[test]
+fn limits_that_the_bundle_does_not_name_are_the_caller_s() {
+    let script = "cat /proc/self/limits";
+    let caller = tests::check_output(Command::new("/bin/busybox").args(["sh", "-c", script]));
+    let bundle = Bundle::sh(script).with(|c| c["process"]["rlimits"] = json!([]));
+    bundle.run().code(0).stdout(&caller).stderr("");
+}
+
+#[test]
+fn a_limit_of_open_files_may_exceed_the_kernel_s_default_maximum() {
+    let bundle = Bundle::sh("ulimit -Sn; ulimit -Hn; cat /proc/sys/fs/nr_open").with(|c| {
+        c["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 1_500_000, "hard": 1_500_000}]);
+    });
+    let run = bundle.run().code(0);
+    let numbers: Vec<u64> = run.text().lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(numbers[..2], [1_500_000, 1_500_000]);
+    assert!(numbers[2] >= 1_500_000, "{numbers:?}");
+}
+
+#[test]
+fn kernel_parameters_that_programs_check_are_the_host_s() {
+    let files = "vm/max_map_count vm/swappiness kernel/pid_max kernel/threads-max fs/file-max fs/aio-max-nr \
+                 fs/inotify/max_user_watches fs/inotify/max_user_instances net/core/somaxconn";
+    let script = format!("cd /proc/sys; for file in {files}; do echo $file $(cat $file); done");
+    let host = tests::check_output(Command::new("/bin/busybox").args(["sh", "-c", &script]));
+    Bundle::sh(&script).run().code(0).stdout(&host).stderr("");
+    let bundle = Bundle::sh("cat /proc/sys/vm/max_map_count")
+        .with(|c| c["linux"]["sysctl"] = json!({"vm.max_map_count": "77777"}));
+    bundle.run().code(0).stdout("77777\n");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod mounts;
 mod network;
 mod pods;
 mod process;
+mod schema;
 mod seccomp;
 mod share_9p;
 mod shares;

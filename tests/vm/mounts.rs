@@ -285,6 +285,63 @@ fn configured_device_nodes_are_created() {
 }
 
 #[test]
+fn a_bind_of_a_device_is_the_guest_s_own() {
+    let script = "stat -c '%F %t:%T' /etc/motd /mnt/new; wc -c < /etc/motd; echo x > /etc/motd && echo written; \
+                  head -c 3 /mnt/new | od -An -tx1; chmod 600 /etc/motd 2>&1 | grep -o 'Read-only file system'";
+    let bind = |source: &str, target: &str| json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate"]});
+    let bundle =
+        Bundle::sh(script).mount(bind("/dev/null", "/etc/motd")).mount(bind("/dev/zero", "/mnt/new"));
+    fs::write(bundle.rootfs().join("etc/motd"), "of the image\n").unwrap();
+    bundle.run().code(0).stderr("").stdout(
+        "character special file 1:3\ncharacter special file 1:5\n0\nwritten\n 00 00 00\nRead-only file system\n",
+    );
+    assert_eq!(fs::read_to_string(bundle.rootfs().join("etc/motd")).unwrap(), "of the image\n");
+}
+
+#[test]
+fn a_bind_of_dev_has_the_guest_s_devices() {
+    let script = "cd /dev; ls -d null net/tun fuse kmsg loop0 shm pts/ptmx; ls sda vport0p1 hvc0 2>/dev/null; \
+                  echo x > null && echo written; ls /host/null";
+    let bind =
+        |target: &str| json!({"destination": target, "type": "bind", "source": "/dev", "options": ["rbind"]});
+    let bundle = Bundle::sh(script).with(|c| {
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+        mounts.extend([bind("/dev"), bind("/host")]);
+    });
+    let run = bundle.run().code(0);
+    let run = run.stdout("fuse\nkmsg\nloop0\nnet/tun\nnull\npts/ptmx\nshm\nwritten\n/host/null\n");
+    run.says(&["/dev: the container has the guest's devices"]);
+}
+
+#[test]
+fn a_bind_of_a_device_that_the_guest_lacks_is_refused() {
+    let path = ["/dev/kvm", "/dev/ttyS0", "/dev/vda"].into_iter().find(|path| fs::metadata(path).is_ok());
+    let path = path.expect("the host has a device that no guest has");
+    let run =
+        Bundle::sh("true").mount(json!({"destination": "/d", "source": path, "options": ["bind"]})).run();
+    run.code(125).says(&[&format!("{path} is a device of the host's kernel")]);
+}
+
+#[test]
+fn a_tmpfs_has_the_mode_of_the_directory_that_it_covers() {
+    let tmpfs = |path: &str, options: &[&str]| json!({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options});
+    let bundle = Bundle::sh("stat -c '%a %u:%g' /mnt/d /mnt/new /mnt/given /mnt/copied; cat /mnt/copied/f")
+        .mount(tmpfs("/mnt/d", &["size=1m"]))
+        .mount(tmpfs("/mnt/new", &[]))
+        .mount(tmpfs("/mnt/given", &["mode=700"]))
+        .mount(tmpfs("/mnt/copied", &["tmpcopyup"]));
+    for (name, mode) in [("d", 0o2750), ("given", 0o751), ("copied", 0o1711)] {
+        let path = bundle.rootfs().join("mnt").join(name);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::write(bundle.rootfs().join("mnt/copied/f"), "hi\n").unwrap();
+    let expected = "2750 0:0\n1777 0:0\n700 0:0\n1711 0:0\nhi\n";
+    bundle.run().code(0).stdout(expected).stderr("");
+}
+
+#[test]
 fn a_device_that_the_guest_lacks_is_refused() {
     let bundle = Bundle::sh("true").with(|c| {
         c["linux"]["devices"] = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);

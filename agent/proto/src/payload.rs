@@ -22,8 +22,8 @@ pub use filter::{FILTER_MAX, Filter, Program, instruction};
 pub use network::{Interface, IpAddress, Neighbour, Resolver, Route, Routes};
 use object::object;
 pub use oci::{
-    Capabilities, ContainerLimits, DEVICE_RULES_MAX, Device, IdMap, IdMaps, Mount, Namespace, OciContainer,
-    OciProcess, POD_SHM, Scheduler,
+    Capabilities, ContainerLimits, DEVICE_RULES_MAX, Device, IdMap, IdMaps, Mount, Namespace, OWN_DEVICE,
+    OciContainer, OciProcess, POD_SHM, Scheduler,
 };
 
 /// Payload of READY: the extension that the agent offers.
@@ -117,6 +117,10 @@ pub struct Pod {
     /// [`RESOLVER_PORT`](crate::command::RESOLVER_PORT).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resolver: String,
+    /// Extension: kernel parameters as files below /proc/sys or /sys, and the text to write. The agent skips a file that its
+    /// kernel does not have or does not accept.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, String>,
 }
 
 object!(Pod, Ignored, {
@@ -133,6 +137,7 @@ object!(Pod, Ignored, {
     "restartPolicy": restart_policy,
     "accounting": accounting,
     "resolver": resolver,
+    "parameters": parameters,
 });
 
 /// NEWCONTAINER.

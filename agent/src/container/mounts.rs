@@ -1,5 +1,6 @@
 //! A container's mounts, in order, and the paths that are then masked or made read-only.
 
+use alloc::borrow::Cow;
 use alloc::ffi::CString;
 use alloc::format;
 
@@ -9,9 +10,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use crate::container::copy_up;
 use crate::container::paths;
 use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
+use crate::container::{copy_up, device_binds};
 use crate::error::{Error, Step};
 use crate::sys::{self, MountAttributes};
 
@@ -42,20 +43,25 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Error> {
     if entry.kind == payload::POD_SHM {
         return bind_agent_file(root, paths::SHM, &entry.destination);
     }
+    if entry.kind == payload::OWN_DEVICE {
+        return device_binds::bind(root, entry);
+    }
     if entry.kind == "bind" || entry.flags & ms::BIND != 0 {
         return bind(root, share, entry);
     }
     // The guest has only cgroup version 2; the specification calls it "cgroup".
     let kind = if entry.kind == "cgroup" { "cgroup2" } else { entry.kind.as_str() };
     let what = format!("{kind} on {}", entry.destination);
-    let data = CString::new(entry.data.as_str())
+    let options =
+        if kind == "tmpfs" { tmpfs_options(root, entry) } else { Cow::Borrowed(entry.data.as_str()) };
+    let data = CString::new(options.as_ref())
         .map_err(|_| Error::bad_request(format!("mount {what}: data contains a NUL byte")))?;
     let target = root.create_directory(&entry.destination)?;
     // Make the target the working directory, so that no path to it can be changed meanwhile.
     rustix::process::fchdir(&target).step("enter", &entry.destination)?;
     let later = if is_read_only_later(entry) { ms::RDONLY } else { 0 };
     let flags = MountFlags::from_bits_retain((entry.flags & !later) as u32);
-    let data = (!entry.data.is_empty()).then_some(data.as_c_str());
+    let data = (!data.is_empty()).then_some(data.as_c_str());
     let source = if entry.source.is_empty() { kind } else { entry.source.as_str() };
     rustix::mount::mount(source, ".", kind, flags, data).step("mount", &what)?;
     let mounted = root.find(&entry.destination).step("open", &entry.destination)?;
@@ -63,6 +69,15 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Error> {
         copy_up::copy(&target, &mounted).step("copy up", &entry.destination)?;
     }
     apply_attributes(&mounted, entry)
+}
+
+/// Returns the options of a tmpfs. As with runc it has the mode of the directory that it covers, unless its options name
+/// one: the kernel uses the last.
+fn tmpfs_options<'a>(root: &Root, entry: &'a Mount) -> Cow<'a, str> {
+    match root.find(&entry.destination).and_then(rustix::fs::fstat) {
+        Ok(covered) => Cow::Owned(format!("mode={:o},{}", covered.st_mode & 0o7777, entry.data)),
+        Err(_) => Cow::Borrowed(&entry.data),
+    }
 }
 
 /// Whether a mount becomes read-only only after all mounts: mount points may have to be created in a tmpfs.

@@ -145,10 +145,12 @@ fn enter_container(child: &Child<'_>) -> Result<Option<Terminal>, Error> {
     let spec = child.spec;
     match &child.container {
         ChildContainer::New(new) => {
+            limits::make_room(spec)?;
             limits::apply_oom_score(spec)?;
             setup::set_up(new, spec)
         }
         ChildContainer::Existing(init, _) => {
+            limits::make_room(spec)?;
             limits::apply_oom_score(spec)?;
             namespaces::enter(*init)?;
             spec.terminal.then(|| open_terminal(spec, "/dev/pts/ptmx")).transpose()

@@ -13,6 +13,8 @@ use crate::sys;
 pub const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(OPEN_FILES_MAX) };
 /// Default hard limit of open files.
 pub const OPEN_FILES_MAX: u64 = 512 << 10;
+/// The kernel's default maximum of the limit of open files (fs.nr_open).
+const OPEN_FILES_ROOM: u64 = 1 << 20;
 /// Default file mode creation mask.
 const UMASK: u32 = 0o022;
 
@@ -30,6 +32,25 @@ pub fn apply(spec: &payload::Process, defaults: bool) -> Result<(), Error> {
     let mask = spec.oci.as_ref().and_then(|oci| oci.umask).unwrap_or(UMASK);
     umask(Mode::from_raw_mode(mask & 0o777));
     Ok(())
+}
+
+/// Raises fs.nr_open, which the kernel's limit of open files cannot exceed, to the process's limit. Through the agent's own
+/// /proc, because the container's cannot be trusted.
+pub fn make_room(spec: &payload::Process) -> Result<(), Error> {
+    const PATH: &str = "/proc/sys/fs/nr_open";
+    let limits = spec.rlimits.iter().filter(|limit| limit.kind == "RLIMIT_NOFILE");
+    let wanted = limits.map(|limit| limit.hard).max().unwrap_or(0);
+    if wanted <= OPEN_FILES_ROOM {
+        return Ok(());
+    }
+    let file = rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open", PATH)?;
+    let mut text = [0; 20];
+    let length = rustix::io::read(&file, &mut text).step("read", PATH)?;
+    let room = core::str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if room.is_some_and(|room| room >= wanted) {
+        return Ok(());
+    }
+    rustix::io::pwrite(&file, format!("{wanted}").as_bytes(), 0).map(drop).step("write", PATH)
 }
 
 /// Sets scheduler, I/O priority and personality. Must be called before the necessary privileges are dropped.

@@ -2,12 +2,14 @@
 //!
 //! [`Bundle::load`] reads and checks a bundle, and refuses fields that cannot be honoured by their JSON path.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{BundleError, Result, invalid};
+use crate::json;
 use crate::refusals;
 use crate::spec::{Mount, Process, Spec};
 
@@ -24,6 +26,19 @@ pub struct Bundle {
     pub rootfs: PathBuf,
     /// Whether the container sees its root file system read-only.
     pub readonly: bool,
+    /// Device nodes of the host that mounts bind, by the index of the mount.
+    pub device_sources: BTreeMap<usize, DeviceNode>,
+}
+
+/// A device by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Whether it is a block device; otherwise a character device.
+    pub is_block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
 }
 
 impl Bundle {
@@ -31,19 +46,21 @@ impl Bundle {
     pub fn load(directory: &Path) -> Result<Bundle> {
         let path = directory.join("config.json");
         let text = fs::read(&path).map_err(|source| BundleError::Read { path: path.clone(), source })?;
-        let spec = serde_json::from_slice(&text).map_err(|source| BundleError::Parse { path, source })?;
-        let bundle = Bundle::check(directory, spec)?;
+        let spec = json::from_slice(&text).map_err(|source| BundleError::Parse { path, source })?;
+        let mut bundle = Bundle::check(directory, spec)?;
         directory_at("root.path", &bundle.rootfs)?;
         for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
             let source = bundle.bind_source(mount);
-            bind_source_at(&format!("mounts[{index}].source"), &source)?;
+            if let Some(node) = bind_source_at(&format!("mounts[{index}].source"), &source)? {
+                bundle.device_sources.insert(index, node);
+            }
         }
         Ok(bundle)
     }
 
     /// Checks the content of config.json, without access to other files of the host.
     pub fn check(directory: &Path, mut spec: Spec) -> Result<Bundle> {
-        if !spec.oci_version.starts_with("1.") {
+        if !spec.oci_version.is_empty() && !spec.oci_version.starts_with("1.") {
             return Err(invalid("ociVersion", format!("{:?} is not 1.x", spec.oci_version)));
         }
         let process = spec.process.take().ok_or_else(|| invalid("process", "missing"))?;
@@ -53,13 +70,17 @@ impl Bundle {
             if mount.destination.is_empty() {
                 return Err(invalid(&format!("mounts[{index}].destination"), "missing"));
             }
-            if is_bind(mount) && mount.source.is_empty() {
-                return Err(invalid(&format!("mounts[{index}].source"), "missing"));
-            }
         }
         refusals::check(&spec)?;
         let rootfs = directory.join(root.path);
-        Ok(Bundle { directory: directory.to_owned(), spec, process, rootfs, readonly: root.readonly })
+        Ok(Bundle {
+            directory: directory.to_owned(),
+            spec,
+            process,
+            rootfs,
+            readonly: root.readonly,
+            device_sources: BTreeMap::new(),
+        })
     }
 
     /// Path of the host's network namespace that the container joins, if config.json names one.
@@ -69,7 +90,7 @@ impl Bundle {
         Some(Path::new(&network.path))
     }
 
-    /// Returns the host path that `mount` binds.
+    /// Returns the host path that `mount` binds: the bundle's directory if `mount` names none, as with runc.
     pub fn bind_source(&self, mount: &Mount) -> PathBuf {
         self.directory.join(&mount.source)
     }
@@ -116,16 +137,23 @@ fn directory_at(what: &str, path: &Path) -> Result<()> {
     if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
-/// Refuses sockets, named pipes and devices, whose other end is in the host's kernel and not reachable from a guest.
-fn bind_source_at(what: &str, path: &Path) -> Result<()> {
-    let kind = fs::metadata(path)
-        .map_err(|source| BundleError::Source { what: what.to_owned(), path: path.to_owned(), source })?
-        .file_type();
+/// Refuses sockets and named pipes, whose other end is in the host's kernel and not reachable from a guest. Returns the
+/// number of a device, because the guest may have a device like it.
+fn bind_source_at(what: &str, path: &Path) -> Result<Option<DeviceNode>> {
+    let metadata = fs::metadata(path).map_err(|source| BundleError::Source {
+        what: what.to_owned(),
+        path: path.to_owned(),
+        source,
+    })?;
+    let kind = metadata.file_type();
     let name = match kind {
         _ if kind.is_socket() => "a socket",
         _ if kind.is_fifo() => "a named pipe",
-        _ if kind.is_char_device() || kind.is_block_device() => "a device",
-        _ => return Ok(()),
+        _ if kind.is_char_device() || kind.is_block_device() => {
+            let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+            return Ok(Some(DeviceNode { is_block: kind.is_block_device(), major, minor }));
+        }
+        _ => return Ok(None),
     };
     let why = format!("{} is {name} of the host's kernel", path.display());
     Err(BundleError::Unsupported { path: what.to_owned(), why })

@@ -1,17 +1,20 @@
 //! OCI bundles (OCI runtime specification 1.2): types of config.json, and the fields that are refused.
 //!
-//! [`spec`] has the types of config.json, [`bundle`] reads and checks a bundle, [`refusals`] names the fields that
-//! cannot be honoured, and [`program`] looks for the container's program. [`mount_options`] and [`cgroups_path`]
+//! [`spec`] has the types of config.json, [`json`] parses it as runc does, and [`bundle`] reads and checks a bundle.
+//! [`refusals`] names the fields that cannot be honoured, [`warnings`] those without effect, and [`program`] looks for
+//! the container's program. [`mount_options`] and [`cgroups_path`]
 //! translate words of the specification. The crate only reads files: crate `plan` decides how a bundle is run.
 
 pub mod bundle;
 pub mod cgroups_path;
 pub mod error;
 pub mod exec;
+pub mod json;
 pub mod mount_options;
 pub mod program;
 pub mod refusals;
 pub mod spec;
+pub mod warnings;
 
 pub use bundle::Bundle;
 pub use error::BundleError;

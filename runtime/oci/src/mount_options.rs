@@ -116,9 +116,9 @@ const PROPAGATION: [(&str, u64); 8] = [
 /// The word for a tmpfs that starts with a copy of the directory it covers.
 pub const COPY_UP: &str = "tmpcopyup";
 
-/// Whether the specification defines `word`. Other words are options of the file system.
+/// Whether the specification defines `word`, or `word` is empty. Other words are options of the file system.
 pub fn is_known(word: &str) -> bool {
-    words().any(|known| known == word)
+    word.is_empty() || words().any(|known| known == word)
 }
 
 /// Returns all words that the specification defines.
@@ -145,7 +145,7 @@ impl MountOptions {
                 options.propagation = flags;
             } else if word == COPY_UP {
                 options.copy_up = true;
-            } else {
+            } else if !word.is_empty() {
                 if !options.data.is_empty() {
                     options.data.push(',');
                 }

@@ -1,4 +1,5 @@
-//! Refuses fields of a bundle that cannot be honoured.
+//! Refuses fields of a bundle that cannot be honoured. Fields without which the container runs as well are accepted
+//! with a warning: [`warnings`](crate::warnings).
 //!
 //! Not in the table, because a VM implies them: `linux.namespaces` (the VM is one) and swap limits (the guest has no
 //! swap). Annotations, except the one that `plan/vm.rs` reads, and sections of other platforms are skipped, as the
@@ -7,18 +8,31 @@
 use crate::bundle::is_bind;
 use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
-use crate::spec::resources::BlockIo;
 use crate::spec::{Given, Mount, Process, Spec};
 
-/// File systems that the guest mounts.
-const MOUNT_KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
+/// File systems that the guest mounts. Others read a device or a directory of the host, or need a program of the host.
+const MOUNT_KINDS: [&str; 17] = [
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "ramfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "bind",
+    "hugetlbfs",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "bpf",
+    "binfmt_misc",
+    "configfs",
+    "fusectl",
+];
 
 /// Namespaces that a VM implies or that the agent creates.
 pub const NAMESPACES: [&str; 8] = ["pid", "network", "mount", "ipc", "uts", "cgroup", "user", "time"];
-
-/// Reason for refusing a limit that only the host can apply.
-const NO_CGROUP: &str =
-    "the guest has no such controller, and the host applies it only with linux.cgroupsPath";
 
 /// Options that need more than mount(2) in the guest.
 pub const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
@@ -26,33 +40,10 @@ pub const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 /// Refuses the first field of `spec` that cannot be honoured.
 pub fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
-    let resources = &linux.resources;
-    // Controllers that the guest does not have are used on the host, if the machine has a cgroup there.
-    let on_host = |given: bool| Given(given && linux.cgroups_path.is_empty());
-    let io = &resources.block_io;
-    let leaf_weight = Given(io.leaf_weight.0 || io.weight_device.iter().any(|device| device.leaf_weight.0));
     let table = [
-        ("vm", spec.vm, "flags and the configuration file configure the machine"),
         ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
         ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
-        ("linux.memoryPolicy", linux.memory_policy, "the guest has one memory node"),
         ("linux.netDevices", linux.net_devices, "devices of the host"),
-        ("linux.resources.blockIO", on_host(resources.block_io != BlockIo::default()), NO_CGROUP),
-        ("linux.resources.blockIO.leafWeight", leaf_weight, "current kernels have no leaf weights"),
-        ("linux.resources.hugepageLimits", on_host(!resources.hugepage_limits.is_empty()), NO_CGROUP),
-        (
-            "linux.resources.network",
-            resources.network,
-            "packets of a machine carry no class or priority of a process",
-        ),
-        ("linux.resources.rdma", on_host(!resources.rdma.is_empty()), NO_CGROUP),
-        (
-            "linux.resources.memory.disableOOMKiller",
-            resources.memory.disable_oom_killer,
-            "without its OOM killer the guest's kernel would hang",
-        ),
-        ("linux.resources.cpu.realtimeRuntime", resources.cpu.realtime_runtime, "real-time CPU limits"),
-        ("linux.resources.cpu.realtimePeriod", resources.cpu.realtime_period, "real-time CPU limits"),
     ];
     if let Some((path, _, why)) = table.iter().find(|(_, field, _)| field.0) {
         return Err(unsupported(*path, *why));
@@ -73,7 +64,6 @@ pub fn check_process(process: &Process) -> Result<()> {
     let table = [
         ("process.apparmorProfile", apparmor, "the guest has no AppArmor"),
         ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),
-        ("process.execCPUAffinity", process.exec_cpu_affinity, "CPU affinity"),
     ];
     match table.iter().find(|(_, field, _)| field.0) {
         Some((path, _, why)) => Err(unsupported(*path, *why)),
@@ -146,11 +136,8 @@ fn check_mount(index: usize, mount: &Mount) -> Result<()> {
         return Err(unsupported(at("gidMappings"), "mounts with mapped ids"));
     }
     // A bind mount has no file system that could check an unknown word; mount(2) would ignore it silently.
-    let refused = |option: &&str| {
-        MOUNT_OPTIONS.contains(option)
-            || is_bind(mount) && !mount_options::is_known(option)
-            || *option == mount_options::COPY_UP && mount.kind != "tmpfs"
-    };
+    let refused =
+        |option: &&str| MOUNT_OPTIONS.contains(option) || is_bind(mount) && !mount_options::is_known(option);
     match mount.options.iter().map(String::as_str).enumerate().find(|(_, option)| refused(option)) {
         Some((n, option)) => Err(unsupported(at(&format!("options[{n}]")), option)),
         None => Ok(()),

@@ -2,7 +2,7 @@
 //!
 //! Only fields that the runtime acts on are typed. A field that it knows but cannot honour is a [`Given`], which stores
 //! only whether the field had content. Fields that are not in the specification are skipped, as the specification
-//! demands.
+//! demands. [`json`](crate::json) parses the text: every field may be missing or null.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,7 +23,8 @@ use seccomp::Seccomp;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
-    /// Version of the specification that the bundle follows, `1.x`.
+    /// Version of the specification that the bundle follows, `1.x`; empty if config.json does not name one.
+    #[serde(default)]
     pub oci_version: String,
     /// The init process.
     pub process: Option<Process>,
@@ -91,11 +92,19 @@ pub struct Process {
 
 /// A terminal's size in characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub struct ConsoleSize {
     /// Rows.
+    #[serde(deserialize_with = "low_bits")]
     pub height: u16,
     /// Columns.
+    #[serde(deserialize_with = "low_bits")]
     pub width: u16,
+}
+
+/// Deserializes a size as runc does: the kernel's type has 16 bits, and config.json's has more.
+fn low_bits<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+    u64::deserialize(from).map(|size| size as u16)
 }
 
 /// User, groups and umask of a process.
@@ -129,7 +138,8 @@ pub struct Capabilities {
 }
 
 /// A resource limit of a process (setrlimit(2)).
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Rlimit {
     /// `RLIMIT_NOFILE` and so on.
     #[serde(rename = "type")]
@@ -141,12 +151,12 @@ pub struct Rlimit {
 }
 
 /// The root file system.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Root {
     /// Directory on the host; relative to the bundle unless absolute.
     pub path: PathBuf,
     /// Whether the container sees it read-only.
-    #[serde(default)]
     pub readonly: bool,
 }
 

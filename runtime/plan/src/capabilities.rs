@@ -63,7 +63,16 @@ pub fn unknown(sets: &Capabilities) -> Vec<&str> {
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Returns the five masks. A process without `capabilities` has none, as with runc.
+/// Returns the names in `sets.ambient` that the kernel refuses there: a capability of the ambient set has to be in the
+/// permitted and the inheritable set (capabilities(7)).
+pub fn not_raised(sets: &Capabilities) -> Vec<&str> {
+    let refused = mask(&sets.ambient) & !raisable(sets);
+    let names = sets.ambient.iter().map(String::as_str);
+    names.filter(|name| bit(name).is_some_and(|bit| refused & 1 << bit != 0)).collect()
+}
+
+/// Returns the five masks. A process without `capabilities` has none, as with runc. Ambient capabilities that the
+/// kernel would refuse are left out, as with runc.
 pub fn masks(sets: Option<&Capabilities>) -> Masks {
     let Some(sets) = sets else { return Masks::default() };
     Masks {
@@ -71,8 +80,12 @@ pub fn masks(sets: Option<&Capabilities>) -> Masks {
         effective: mask(&sets.effective),
         inheritable: mask(&sets.inheritable),
         permitted: mask(&sets.permitted),
-        ambient: mask(&sets.ambient),
+        ambient: mask(&sets.ambient) & raisable(sets),
     }
+}
+
+fn raisable(sets: &Capabilities) -> u64 {
+    mask(&sets.permitted) & mask(&sets.inheritable)
 }
 
 fn mask(names: &[String]) -> u64 {
@@ -116,5 +129,18 @@ mod tests {
         assert_eq!(masks(Some(&sets)), Masks { bounding: 0x21, effective: 0x20, ..Masks::default() });
         assert_eq!(unknown(&sets), ["CAP_WONDER"]);
         assert_eq!(masks(None), Masks::default());
+    }
+
+    #[test]
+    fn ambient_capabilities_that_are_not_permitted_and_inheritable_are_left_out() {
+        let set = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let sets = Capabilities {
+            permitted: set(&["CAP_KILL", "CAP_CHOWN"]),
+            inheritable: set(&["CAP_KILL", "CAP_SETUID"]),
+            ambient: set(&["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_WONDER"]),
+            ..Capabilities::default()
+        };
+        assert_eq!(masks(Some(&sets)).ambient, 1 << 5);
+        assert_eq!(not_raised(&sets), ["CAP_CHOWN", "CAP_SETUID"]);
     }
 }

@@ -6,8 +6,9 @@ use oci::bundle::Bundle;
 use oci::error::{Result, invalid};
 use oci::mount_options;
 use oci::spec::{ConsoleSize, Linux};
+use oci::warnings;
 
-use crate::mounts::{self, Content, ROOTFS, ShareBind};
+use crate::mounts::{self, Content, Mounts, ROOTFS, ShareBind};
 use crate::vm::VmPlan;
 use crate::{api4244, device_filter, device_rules, devices, limits, process, users};
 
@@ -40,7 +41,7 @@ impl ContainerPlan {
         let spec = &bundle.spec;
         let rules = device_rules::rules(&spec.linux.resources.devices)?;
         let rules = devices::makeable(&rules, bundle.process.capabilities.as_ref());
-        let (mut mounts, mut binds) = mounts::mounts(bundle, id, &rules);
+        let Mounts { mut mounts, mut binds, devices: of_dev, notices } = mounts::mounts(bundle, id, &rules)?;
         let (nodes, missing) = devices::nodes(&spec.linux.devices, &spec.linux.resources.devices)?;
         let mut oci = OciContainer {
             namespaces: namespaces(bundle),
@@ -53,7 +54,7 @@ impl ContainerPlan {
             user_namespace: users::maps(&spec.linux)?,
             cgroup: limits::files(&spec.linux.resources, vm.vcpus, vm.sets())?,
             device_rules: device_filter::rules(&spec.linux.resources.devices)?,
-            devices: nodes,
+            devices: nodes.into_iter().chain(of_dev).collect(),
             root_propagation: mount_options::propagation(&spec.linux.rootfs_propagation).unwrap_or(0),
         };
         devices::allow_made(&mut binds[0].nodes, &oci.devices, &spec.mounts);
@@ -66,12 +67,13 @@ impl ContainerPlan {
             rootfs: ROOTFS.to_owned(),
             image: id.to_owned(),
             sysctl: spec.linux.sysctl.clone(),
-            process: process::init(bundle, terminal)?,
+            process: process::init(bundle, terminal, &vm.limits)?,
             read_only: bundle.readonly,
             oci: Some(OciContainer { mounts, ..oci }),
             ..Container::default()
         };
-        let notices = process::notices(&bundle.process);
+        let notices = warnings::of(spec, &bundle.process).into_iter().chain(notices);
+        let notices = notices.chain(process::notices(&bundle.process)).collect();
         let mut plan = ContainerPlan { container, binds, contents: Vec::new(), notices };
         if !missing.is_empty() {
             plan.notices.push(format!("linux.devices: the guest does not have {}", missing.join(", ")));

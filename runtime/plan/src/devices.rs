@@ -3,6 +3,7 @@
 //! share, where the number refers to a device of the host.
 
 use agent_proto::payload;
+use oci::bundle::DeviceNode;
 use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 use oci::spec::{Capabilities, Device, Mount};
@@ -49,7 +50,9 @@ pub fn nodes<'a>(
     devices: &'a [Device],
     rules: &[DeviceRule],
 ) -> Result<(Vec<payload::Device>, Vec<&'a str>)> {
-    let nodes = devices.iter().enumerate().filter(|(_, device)| !OWN.contains(&device.path.as_str()));
+    // As with runc, a device without a path is only meant for the cgroup.
+    let given = |device: &Device| !device.path.is_empty() && !OWN.contains(&device.path.as_str());
+    let nodes = devices.iter().enumerate().filter(|(_, device)| given(device));
     let nodes = nodes.map(|(index, device)| (device, node(&format!("linux.devices[{index}]"), device)));
     if !allows_all(rules) {
         return Ok((nodes.map(|(_, node)| node).collect::<Result<_>>()?, Vec::new()));
@@ -99,10 +102,48 @@ pub fn allow_made(rules: &mut Vec<Rule>, made: &[payload::Device], mounts: &[Mou
     }
 }
 
+/// Whether the guest has this device, for containers.
+pub fn is_of_guest(node: DeviceNode) -> bool {
+    has(if node.is_block { BLOCK } else { CHARACTER }, node.major, node.minor)
+}
+
+fn has(kind: u32, major: u32, minor: u32) -> bool {
+    let same = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
+        (*of, *first) == (kind, major) && rest.contains(&minor)
+    };
+    DEVICES.iter().any(same)
+}
+
+/// Devices of the guest that a copy of the host's /dev contains.
+const OF_DEV: [(&str, u32, u32, u32); 10] = [
+    ("null", CHARACTER, 1, 3),
+    ("zero", CHARACTER, 1, 5),
+    ("full", CHARACTER, 1, 7),
+    ("random", CHARACTER, 1, 8),
+    ("urandom", CHARACTER, 1, 9),
+    ("kmsg", CHARACTER, 1, 11),
+    ("tty", CHARACTER, 5, 0),
+    ("net/tun", CHARACTER, 10, 200),
+    ("fuse", CHARACTER, 10, 229),
+    ("loop-control", CHARACTER, 10, 237),
+];
+/// Number of loop devices beside these.
+const LOOPS: u32 = 8;
+
+/// Returns the nodes for directory `dev` that stands for the host's /dev.
+pub fn of_dev(dev: &str) -> Vec<payload::Device> {
+    let node = |name: String, kind, major, minor| payload::Device {
+        path: format!("{}/{name}", dev.trim_end_matches('/')),
+        mode: kind | MODE,
+        major,
+        minor,
+        ..payload::Device::default()
+    };
+    let named = OF_DEV.iter().map(|&(name, kind, major, minor)| node(name.to_owned(), kind, major, minor));
+    named.chain((0..LOOPS).map(|number| node(format!("loop{number}"), BLOCK, 7, number))).collect()
+}
+
 fn node(at: &str, device: &Device) -> Result<payload::Device> {
-    if !device.path.starts_with('/') {
-        return Err(invalid(&format!("{at}.path"), format!("{:?} is not absolute", device.path)));
-    }
     let kind = match device.kind.as_str() {
         "c" | "u" => CHARACTER,
         "b" => BLOCK,
@@ -112,14 +153,13 @@ fn node(at: &str, device: &Device) -> Result<payload::Device> {
     let (major, minor) =
         if kind == FIFO { (Some(0), Some(0)) } else { (number(device.major), number(device.minor)) };
     let (Some(major), Some(minor)) = (major, minor) else { return Err(missing(at, device)) };
-    let there = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
-        (*of, *first) == (kind, major) && rest.contains(&minor)
-    };
-    if kind != FIFO && !DEVICES.iter().any(there) {
+    if kind != FIFO && !has(kind, major, minor) {
         return Err(missing(at, device));
     }
     let mode = kind | device.file_mode.unwrap_or(MODE) & 0o7777;
-    Ok(payload::Device { path: device.path.clone(), mode, major, minor, uid: device.uid, gid: device.gid })
+    // As with runc, a relative path starts at the root directory.
+    let path = format!("/{}", device.path.trim_start_matches('/'));
+    Ok(payload::Device { path, mode, major, minor, uid: device.uid, gid: device.gid })
 }
 
 fn number(given: i64) -> Option<u32> {
@@ -154,6 +194,8 @@ mod tests {
         };
         assert_eq!(made[0], payload::Device { uid: 5, gid: 6, ..expected("/dev/fuse", 0o20640, 10, 229) });
         assert_eq!(made[1..], [expected("/run/p", 0o10666, 0, 0), expected("/dev/loop7", 0o60666, 7, 7)]);
+        let (made, _) = nodes(&[device("", "", 0, 0), device("null", "c", 1, 3)], &[]).unwrap();
+        assert_eq!(made, [expected("/null", 0o20666, 1, 3)]);
     }
 
     #[test]
@@ -178,7 +220,7 @@ mod tests {
             assert_eq!(made.len(), 1, "{rules:?}");
             assert_eq!((made[0].path.as_str(), missing), ("/dev/fuse", vec!["/dev/kvm"]));
         }
-        let wrong = nodes(&[device("x", "c", 1, 3)], &[rule(true, "", "rwm")]).unwrap_err();
+        let wrong = nodes(&[device("/x", "s", 1, 3)], &[rule(true, "", "rwm")]).unwrap_err();
         assert!(matches!(wrong, BundleError::Invalid { .. }));
         for rules in [
             &[rule(false, "", "rwm")][..],
@@ -259,7 +301,6 @@ mod tests {
                 "linux.devices[1]: not supported: /dev/x: the guest has no device c -1:3",
             ),
             (device("/dev/x", "s", 1, 3), r#"linux.devices[1].type: "s""#),
-            (device("x", "c", 1, 3), r#"linux.devices[1].path: "x" is not absolute"#),
         ] {
             let error = nodes(&[self::device("/dev/null", "c", 1, 3), device], &[]).unwrap_err();
             assert_eq!(error.to_string(), format!("config.json {message}"));

@@ -6,8 +6,8 @@
 //! ([`oci::Bundle`]) and [`VmSettings`], and are plain data: this crate reads no file, logs nothing and starts no
 //! thread. Warnings for the user are part of the plan ([`ContainerPlan::notices`]).
 //!
-//! Reading order: [`vm`], [`container`], [`mounts`], [`process`]; then the translations: [`limits`], [`devices`],
-//! [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base protocol cannot
+//! Reading order: [`vm`], [`container`], [`mounts`], [`process`], [`inherited`]; then the translations: [`limits`],
+//! [`devices`], [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base protocol cannot
 //! express.
 
 pub mod api4244;
@@ -16,6 +16,7 @@ pub mod container;
 pub mod device_filter;
 pub mod device_rules;
 pub mod devices;
+pub mod inherited;
 pub mod limits;
 pub mod mounts;
 pub mod process;
@@ -25,6 +26,7 @@ pub mod users;
 pub mod vm;
 
 pub use container::ContainerPlan;
+pub use inherited::Inherited;
 pub use mounts::ShareBind;
 pub use process::INIT_PROCESS;
 pub use vm::{Console, ShareType, VhostNet, VmPlan, VmSettings};

@@ -1,12 +1,15 @@
-//! Translates OCI mounts to guest mounts: each bind becomes an entry of the share and a bind mount of it in the guest.
+//! Translates OCI mounts to guest mounts: each bind becomes an entry of the share and a bind mount of it in the guest. A
+//! bind of a device becomes a bind of the guest's own, and a bind of /dev a directory with the guest's devices.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agent_proto::payload;
-use oci::bundle::{Bundle, is_bind};
+use oci::bundle::{Bundle, DeviceNode, is_bind};
+use oci::error::{Result, unsupported};
 use oci::mount_options::MountOptions;
 
 use crate::device_rules::Rule;
+use crate::devices;
 
 /// Name of the root directory in a container's part of the share.
 pub const ROOTFS: &str = "rootfs";
@@ -42,51 +45,128 @@ pub struct Content {
     pub owner: (u32, u32),
 }
 
-/// Returns the agent's mounts and the binds that they need, root first. `nodes` are the rules for device nodes.
-pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> (Vec<payload::Mount>, Vec<ShareBind>) {
-    let mut binds = vec![ShareBind {
-        path: format!("/{id}/{ROOTFS}"),
-        host: bundle.rootfs.clone(),
-        read_only: bundle.readonly,
-        mount_points: bundle.readonly,
-        nodes: nodes.to_vec(),
-        later_mounts: false,
-    }];
-    let mut mounts = Vec::new();
-    for mount in &bundle.spec.mounts {
-        let mut options = MountOptions::parse(&mount.options);
-        let (kind, source) = if is_bind(mount) {
-            let path = format!("/{id}/mounts/{}", binds.len() - 1);
-            let read_only = options.read_only();
-            binds.push(ShareBind {
-                path: path.clone(),
-                host: bundle.bind_source(mount),
-                read_only,
-                mount_points: false,
-                nodes: nodes.to_vec(),
-                later_mounts: options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0,
-            });
-            options.flags |= libc::MS_BIND;
-            ("bind", path)
-        } else if mount.kind == "cgroup" {
-            // A guest has only the unified hierarchy, to which options of version 1 do not apply.
-            options.data.clear();
-            ("cgroup2", mount.source.clone())
-        } else {
-            (mount.kind.as_str(), mount.source.clone())
-        };
-        mounts.push(payload::Mount {
-            // A destination without a leading slash is relative to the root (config.md, "Mounts").
-            destination: format!("/{}", mount.destination.trim_start_matches('/')),
-            kind: kind.to_owned(),
-            source,
-            flags: options.flags,
-            propagation: options.propagation,
-            recursive_set: options.recursive_set,
-            recursive_clear: options.recursive_clear,
-            copy_up: options.copy_up,
-            data: options.data,
-        });
-    }
-    (mounts, binds)
+/// What a bundle mounts.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// The agent's mounts, in order.
+    pub mounts: Vec<payload::Mount>,
+    /// The binds of the share that they need, the root first.
+    pub binds: Vec<ShareBind>,
+    /// Nodes of directories that stand for the host's /dev.
+    pub devices: Vec<payload::Device>,
+    /// Warnings.
+    pub notices: Vec<String>,
 }
+
+/// Translates the bundle's mounts. `nodes` are the rules for device nodes in the share.
+///
+/// # Errors
+///
+/// A mount binds a device that the guest does not have.
+pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
+    let mut planned = Mounts {
+        binds: vec![ShareBind {
+            path: format!("/{id}/{ROOTFS}"),
+            host: bundle.rootfs.clone(),
+            read_only: bundle.readonly,
+            mount_points: bundle.readonly,
+            nodes: nodes.to_vec(),
+            later_mounts: false,
+        }],
+        ..Mounts::default()
+    };
+    for (index, mount) in bundle.spec.mounts.iter().enumerate() {
+        if is_bind(mount) && bundle.bind_source(mount) == Path::new("/dev") {
+            planned.add_dev(bundle, index);
+            continue;
+        }
+        let mut options = MountOptions::parse(&mount.options);
+        let (kind, source) = match bundle.device_sources.get(&index) {
+            Some(device) => (payload::OWN_DEVICE, device_source(bundle, index, *device)?),
+            None if is_bind(mount) => {
+                let path = format!("/{id}/mounts/{}", planned.binds.len() - 1);
+                planned.binds.push(ShareBind {
+                    path: path.clone(),
+                    host: bundle.bind_source(mount),
+                    read_only: options.read_only(),
+                    mount_points: false,
+                    nodes: nodes.to_vec(),
+                    later_mounts: options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0,
+                });
+                options.flags |= libc::MS_BIND;
+                ("bind", path)
+            }
+            None if mount.kind == "cgroup" => {
+                // A guest has only the unified hierarchy, to which options of version 1 do not apply.
+                options.data.clear();
+                ("cgroup2", mount.source.clone())
+            }
+            None => (mount.kind.as_str(), mount.source.clone()),
+        };
+        planned.mounts.push(entry(&mount.destination, kind, &source, options));
+    }
+    Ok(planned)
+}
+
+impl Mounts {
+    /// Mounts a directory with the guest's devices in place of the host's /dev. The nodes there are numbers of devices of
+    /// the host, and its terminals and shared memory are the host kernel's.
+    fn add_dev(&mut self, bundle: &Bundle, index: usize) {
+        let mounts = &bundle.spec.mounts;
+        let dev = absolute(&mounts[index].destination);
+        let given = MountOptions::parse(&mounts[index].options);
+        let restricted = given.flags & (libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NOEXEC);
+        let parts = [
+            ("", "tmpfs", restricted, "mode=755,size=65536k"),
+            (
+                "/pts",
+                "devpts",
+                libc::MS_NOSUID | libc::MS_NOEXEC,
+                "newinstance,ptmxmode=0666,mode=0620,gid=5",
+            ),
+            ("/shm", "tmpfs", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "mode=1777,size=65536k"),
+        ];
+        for (below, kind, flags, data) in parts {
+            let destination = format!("{}{below}", dev.trim_end_matches('/'));
+            if !mounts[index + 1..].iter().any(|later| absolute(&later.destination) == destination) {
+                let options = MountOptions { flags, data: data.to_owned(), ..MountOptions::default() };
+                self.mounts.push(entry(&destination, kind, kind, options));
+            }
+        }
+        self.devices.extend(devices::of_dev(&dev));
+        self.notices.push(format!("mounts[{index}].source: /dev: the container has the guest's devices"));
+    }
+}
+
+/// Returns the agent's name of a device that a mount binds.
+fn device_source(bundle: &Bundle, index: usize, device: DeviceNode) -> Result<String> {
+    if !devices::is_of_guest(device) {
+        let path = bundle.bind_source(&bundle.spec.mounts[index]);
+        let why = format!("{} is a device of the host's kernel", path.display());
+        return Err(unsupported(format!("mounts[{index}].source"), why));
+    }
+    let DeviceNode { is_block, major, minor } = device;
+    Ok(format!("{} {major}:{minor}", if is_block { 'b' } else { 'c' }))
+}
+
+/// A destination without a leading slash is relative to the root (config.md, "Mounts").
+fn absolute(destination: &str) -> String {
+    format!("/{}", destination.trim_start_matches('/'))
+}
+
+fn entry(destination: &str, kind: &str, source: &str, options: MountOptions) -> payload::Mount {
+    payload::Mount {
+        destination: absolute(destination),
+        kind: kind.to_owned(),
+        source: source.to_owned(),
+        flags: options.flags,
+        propagation: options.propagation,
+        recursive_set: options.recursive_set,
+        recursive_clear: options.recursive_clear,
+        copy_up: options.copy_up && kind == "tmpfs",
+        data: options.data,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use oci::bundle::Bundle;
 use oci::error::{Result, invalid};
 use oci::spec::{self, ConsoleSize};
 
+use crate::inherited::add_limits;
 use crate::{capabilities, scheduling, seccomp};
 
 /// Name of the init process in the protocol.
@@ -31,16 +32,23 @@ pub const RLIMITS: [&str; 16] = [
 ];
 
 /// Translates a bundle's init process, with the fields of `linux` that apply to every process of the container.
-pub fn init(bundle: &Bundle, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
+/// `inherited` are the limits for kinds that the process does not name.
+pub fn init(
+    bundle: &Bundle,
+    terminal: Option<ConsoleSize>,
+    inherited: &[payload::Rlimit],
+) -> Result<payload::Process> {
     let linux = &bundle.spec.linux;
     let mut process = process(&bundle.process, terminal)?;
+    add_limits(&mut process.rlimits, inherited);
     let oci = process.oci.get_or_insert_default();
     oci.personality = linux.personality.as_ref().map(scheduling::personality).transpose()?;
-    oci.seccomp = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    oci.seccomp =
+        linux.seccomp.as_ref().filter(|it| seccomp::is_filter(it)).map(seccomp::compile).transpose()?;
     Ok(process)
 }
 
-/// Translates one process object, without stream numbers.
+/// Translates one process object, without stream numbers and inherited limits.
 pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
     // As with runc, the size of `vmm`'s terminal overrides the size in config.json.
     let size = terminal.or(from.console_size).filter(|_| from.terminal).unwrap_or_default();
@@ -70,21 +78,28 @@ pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<pa
 }
 
 /// Translates an exec process of the container whose init process is `init`. It inherits the settings for all
-/// processes.
+/// processes, and limits of kinds that it does not name.
 pub fn exec(from: &spec::Process, init: &payload::Process, name: &str) -> Result<payload::Process> {
     let mut process = process(from, None)?;
     name.clone_into(&mut process.id);
+    add_limits(&mut process.rlimits, &init.rlimits);
     if let (Some(oci), Some(of_all)) = (&mut process.oci, &init.oci) {
         (oci.seccomp, oci.personality) = (of_all.seccomp.clone(), of_all.personality);
     }
     Ok(process)
 }
 
-/// Returns a warning about unknown capabilities in runc's words, which engines parse.
+/// Returns warnings about capabilities that the process does not get, in runc's words, which engines parse.
 pub fn notices(from: &spec::Process) -> Vec<String> {
-    let unknown = from.capabilities.as_ref().map(capabilities::unknown).unwrap_or_default();
-    let notice = || format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
-    if unknown.is_empty() { Vec::new() } else { vec![notice()] }
+    let Some(sets) = &from.capabilities else { return Vec::new() };
+    let unknown = capabilities::unknown(sets);
+    let unknown = (!unknown.is_empty())
+        .then(|| format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+    let not_raised = capabilities::not_raised(sets);
+    let refused = not_raised
+        .into_iter()
+        .map(|name| format!("can't raise ambient capability {name}: not both permitted and inheritable"));
+    unknown.into_iter().chain(refused).collect()
 }
 
 /// Returns the environment. Of duplicate variables the last value counts, as with runc.

@@ -57,14 +57,14 @@ const FLAGS: [(&str, u32); 3] = [
 /// SECCOMP_FILTER_FLAG_SPEC_ALLOW: does not disable speculation. runc's default for a profile without a list of flags.
 const SPEC_ALLOW: u32 = 4;
 
-/// Compiles `profile` to a BPF program and seccomp(2) flags.
+/// Whether `profile` asks for a filter: runc reads a profile without default action and rules as none.
+pub fn is_filter(profile: &Seccomp) -> bool {
+    !(profile.default_action.is_empty() && profile.syscalls.is_empty())
+}
+
+/// Compiles `profile` to a BPF program and seccomp(2) flags. A listener without a rule that notifies it has no effect,
+/// as with runc; such a rule is refused.
 pub fn compile(profile: &Seccomp) -> Result<Filter> {
-    if profile.listener_path.0 {
-        return Err(unsupported("linux.seccomp.listenerPath", LISTENER));
-    }
-    if profile.listener_metadata.0 {
-        return Err(unsupported("linux.seccomp.listenerMetadata", LISTENER));
-    }
     let names = profile.architectures.iter().enumerate();
     if let Some((index, name)) = names.into_iter().find(|(_, name)| !ARCHITECTURES.contains(&name.as_str())) {
         return Err(invalid(&format!("linux.seccomp.architectures[{index}]"), format!("{name:?}")));

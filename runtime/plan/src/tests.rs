@@ -11,6 +11,7 @@ use super::vm::Kernel;
 use super::*;
 
 mod engines;
+mod schema;
 
 /// Both plans of a bundle.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ fn plan_with(
 ) -> Result<Plan> {
     let mut json: serde_json::Value = serde_json::from_str(oci::DEFAULT_CONFIG).unwrap();
     change(&mut json);
-    let bundle = Bundle::check(Path::new("/b"), serde_json::from_value(json).unwrap())?;
+    let bundle = Bundle::check(Path::new("/b"), oci::json::from_value(&json).unwrap())?;
     Plan::new(&bundle, config, terminal)
 }
 

@@ -8,15 +8,12 @@ use oci::spec::{IdMapping, Linux};
 /// Maximum number of ranges that the kernel accepts (linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS).
 const RANGES_MAX: usize = 340;
 
-/// Returns the id maps of the container's user namespace, if it has one.
+/// Returns the id maps of the container's user namespace, if it has one. Without one they have no effect, as with runc.
 pub fn maps(linux: &Linux) -> Result<Option<IdMaps>> {
     let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let lists = [("linux.uidMappings", &linux.uid_mappings), ("linux.gidMappings", &linux.gid_mappings)];
     if !asked {
-        return match lists.iter().find(|(_, list)| !list.is_empty()) {
-            Some((path, _)) => Err(invalid(path, "requires a user namespace")),
-            None => Ok(None),
-        };
+        return Ok(None);
     }
     let [users, groups] = lists.map(|(path, list)| ranges(path, list));
     Ok(Some(IdMaps { users: users?, groups: groups? }))
@@ -110,8 +107,8 @@ mod tests {
         let linux = json!({"namespaces": [{"type": "user"}], "uidMappings": list, "gidMappings": list});
         assert_eq!(maps_of(linux).unwrap(), Some(two_ranges()));
         assert_eq!(maps_of(json!({})).unwrap(), None);
+        assert_eq!(maps_of(json!({"uidMappings": [range(0, 0, 1)]})).unwrap(), None);
         for (linux, message) in [
-            (json!({"uidMappings": [range(0, 0, 1)]}), "linux.uidMappings: requires a user namespace"),
             (json!({"namespaces": [{"type": "user"}]}), "linux.uidMappings: no range contains id 0"),
             (
                 json!({"namespaces": [{"type": "user"}], "uidMappings": [range(0, 5, 0)]}),

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
-use agent_proto::payload::Pod;
+use agent_proto::payload::{Pod, Rlimit};
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
 use oci::spec::Capabilities;
 use oci::{Bundle, Spec};
 
+use crate::Inherited;
 use crate::limits::{self, Sets};
 
 /// Mount tag of the share.
@@ -95,6 +96,8 @@ pub struct VmSettings {
     pub share: ShareType,
     /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
+    /// Resource limits of the caller and kernel parameters of the host.
+    pub inherited: Inherited,
     /// Whether the kernel writes its boot marks.
     pub marks: bool,
 }
@@ -122,6 +125,8 @@ pub struct VmPlan {
     pub cgroup: Option<HostCgroup>,
     /// Network namespace whose interfaces the guest gets; without one it has only a loopback interface.
     pub network: Option<PathBuf>,
+    /// Resource limits of processes that name none.
+    pub limits: Vec<Rlimit>,
     /// Payload of STARTPOD.
     pub pod: Pod,
 }
@@ -129,6 +134,10 @@ pub struct VmPlan {
 impl VmPlan {
     /// Returns the plan of a machine whose containers are added while it runs.
     pub fn new(settings: &VmSettings, hostname: &str) -> VmPlan {
+        // hyperstart refuses a pod with an unknown key.
+        let extended = settings.protocol != Protocol::Api4244;
+        let Inherited { limits, parameters } =
+            if extended { settings.inherited.clone() } else { Inherited::default() };
         VmPlan {
             memory_mib: settings.memory_mib.unwrap_or(limits::DEFAULT_MEMORY_MIB),
             vcpus: settings.vcpus.unwrap_or(1),
@@ -140,14 +149,12 @@ impl VmPlan {
             protocol: settings.protocol,
             cgroup: None,
             network: None,
+            limits,
             pod: Pod {
                 hostname: hostname.to_owned(),
                 share_dir: SHARE_TAG.to_owned(),
-                share_type: match settings.protocol {
-                    // hyperstart refuses a pod with an unknown key.
-                    Protocol::Api4244 => String::new(),
-                    _ => settings.share.name().to_owned(),
-                },
+                share_type: if extended { settings.share.name().to_owned() } else { String::new() },
+                parameters,
                 ..Pod::default()
             },
         }

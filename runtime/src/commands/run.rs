@@ -18,6 +18,7 @@ use super::container::create;
 use super::container::hook_points::{bytes_of, run_last, with_environment};
 use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, write_pid};
+use super::inherited;
 use crate::assembly::Assembly;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
@@ -33,7 +34,8 @@ pub fn run(root: &StateRoot, args: RunArgs, start: Instant) -> Result<u8> {
         return create::create_and_start(root, args);
     }
     let engine = args.engine.clone();
-    let config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
+    let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
+    config.vm.inherited = inherited()?;
     foreground(root, config, &engine, start)
 }
 
@@ -49,7 +51,8 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     // KVM needs time to create a machine; the bundle is read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
-    let bundle = Bundle::load(&config.bundle)?;
+    let mut bundle = Bundle::load(&config.bundle)?;
+    create::lend_host_name(&mut bundle.spec)?;
     // Other commands find a container by its id. A container without one has no directory that could be left behind.
     let registered = config.is_named.then(|| root.claim(&config.id)).transpose()?;
     let mut life = Life::new(RunConfig { bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);

@@ -73,7 +73,7 @@ fn read(path: &Path) -> Result<Resources> {
     from.take(RESOURCES_MAX)
         .read_to_string(&mut text)
         .with_context(|| format!("read limits {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("parse limits {}", path.display()))
+    oci::json::from_slice(text.as_bytes()).with_context(|| format!("parse limits {}", path.display()))
 }
 
 fn of_flags(args: &UpdateArgs) -> Result<Resources> {
@@ -161,7 +161,7 @@ mod tests {
     fn docker_s_limits_change_only_what_they_name() {
         let text = r#"{"blockIO":{"weight":0},"cpu":{"shares":0,"quota":0,"period":0,"cpus":"","mems":""},
             "memory":{"limit":50331648,"reservation":0,"swap":100663296},"pids":null}"#;
-        let resources: Resources = serde_json::from_str(text).unwrap();
+        let resources: Resources = oci::json::from_slice(text.as_bytes()).unwrap();
         refuse(&resources, Sets::Guest).unwrap();
         let files = limits::changes(&resources, 64, Sets::Host).unwrap();
         assert_eq!(files.into_iter().collect::<Vec<_>>(), [("memory.max".into(), "50331648".into())]);

@@ -7,8 +7,7 @@ use agent_proto::payload::{self, ExecCommand};
 use link::streams::StreamSpec;
 use link::{CommandId, LinkError};
 use oci::bundle::check_process;
-use oci::spec;
-use serde::Deserialize;
+use oci::json;
 
 use super::container::StartError;
 use super::plan::ContainerSpec;
@@ -76,9 +75,7 @@ pub fn planned(
 ) -> Result<payload::Process, String> {
     let init = &container.plan.container.process;
     let given = match &request.process {
-        Some(whole) => {
-            spec::Process::deserialize(whole).map_err(|error| format!("parse its process: {error}"))?
-        }
+        Some(whole) => json::from_value(whole).map_err(|error| format!("parse its process: {error}"))?,
         None => request.changes.apply(&container.process),
     };
     let planned = check_process(&given).and_then(|()| plan::process::exec(&given, init, name));

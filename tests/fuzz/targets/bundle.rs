@@ -8,7 +8,7 @@ use oci::{Bundle, Spec};
 use plan::{ContainerPlan, VmPlan, VmSettings};
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(spec) = serde_json::from_slice::<Spec>(data) else { return };
+    let Ok(spec) = oci::json::from_slice::<Spec>(data) else { return };
     let Ok(bundle) = Bundle::check(Path::new("/bundle"), spec) else { return };
     if let Ok(vm) = VmPlan::for_bundle(&bundle, "c", &VmSettings::default()) {
         let _ = ContainerPlan::new(&bundle, "c", &vm, None);

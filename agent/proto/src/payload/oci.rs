@@ -142,13 +142,17 @@ pub enum Namespace {
 /// [`Mount::kind`] of a bind mount of the pod's shared /dev/shm. The source is ignored.
 pub const POD_SHM: &str = "podshm";
 
+/// [`Mount::kind`] of a bind mount of a device of the guest. The source is `c` or `b`, a space, and `major:minor`.
+pub const OWN_DEVICE: &str = "device";
+
 /// One mount of an OCI container, with its options as arguments of mount(2).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: String,
-    /// File-system type; `bind` for a bind mount, [`POD_SHM`] for the pod's own /dev/shm.
+    /// File-system type; `bind` for a bind mount, [`POD_SHM`] for the pod's own /dev/shm, [`OWN_DEVICE`] for a
+    /// device.
     #[serde(rename = "type")]
     pub kind: String,
     /// For a bind: the path in the share (`/<container>/mounts/0`). Otherwise the device's name.

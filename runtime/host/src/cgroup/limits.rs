@@ -181,7 +181,7 @@ mod tests {
 
     /// Returns the first file of each setting, with its value.
     fn files_of(resources: Value, version: Version) -> Vec<(String, String)> {
-        let resources = serde_json::from_value(resources).unwrap();
+        let resources = oci::json::from_value(&resources).unwrap();
         let settings = settings(&resources, 98, version);
         settings.into_iter().map(|setting| setting.files.into_iter().next().unwrap()).collect()
     }

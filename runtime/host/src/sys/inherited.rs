@@ -1,4 +1,4 @@
-// UNSAFETY: close_range(2), and the environment's own bytes, which std only reads.
+// UNSAFETY: close_range(2), getrlimit(2), and the environment's own bytes, which std only reads.
 #![allow(unsafe_code)]
 //! Separates a machine's process from the descriptors and environment variables that it inherited. Such a process runs
 //! code of a guest and needs none of these.
@@ -9,6 +9,20 @@ use std::io;
 unsafe extern "C" {
     /// The C library's (environ(7)).
     static mut environ: *mut *mut libc::c_char;
+}
+
+/// Number of resource limits (asm-generic/resource.h, RLIM_NLIMITS).
+const LIMITS: u32 = 16;
+
+/// Returns the soft and hard limits of this process by number. The largest number means unlimited.
+pub fn resource_limits() -> io::Result<Vec<(u64, u64)>> {
+    let of = |number| {
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel fills `limit`.
+        super::check(unsafe { libc::getrlimit64(number, &raw mut limit) })?;
+        Ok((limit.rlim_cur, limit.rlim_max))
+    };
+    (0..LIMITS).map(of).collect()
 }
 
 /// Closes all descriptors above stderr.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::Given;
 
@@ -11,36 +11,24 @@ use super::Given;
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
     /// Memory limits.
-    #[serde(deserialize_with = "or_nothing")]
     pub memory: Memory,
     /// CPU limits.
-    #[serde(deserialize_with = "or_nothing")]
     pub cpu: Cpu,
     /// Limit of the number of processes.
-    #[serde(deserialize_with = "or_nothing")]
     pub pids: Pids,
     /// Content of cgroup files (version 2) by file name.
-    #[serde(deserialize_with = "or_nothing")]
     pub unified: BTreeMap<String, String>,
     /// Block I/O limits, applied to the monitor on the host.
-    #[serde(rename = "blockIO", deserialize_with = "or_nothing")]
+    #[serde(rename = "blockIO")]
     pub block_io: BlockIo,
     /// Limits of huge pages.
-    #[serde(deserialize_with = "or_nothing")]
     pub hugepage_limits: Vec<HugepageLimit>,
     /// Network class and priorities. Not honoured.
     pub network: Given,
     /// Limits of RDMA devices by device name.
-    #[serde(deserialize_with = "or_nothing")]
     pub rdma: BTreeMap<String, RdmaLimit>,
     /// Rules for access to devices, and for device nodes in directories that are shared with the host.
-    #[serde(deserialize_with = "or_nothing")]
     pub devices: Vec<DeviceRule>,
-}
-
-/// Deserializes null as the default value, as engines write it.
-fn or_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
-    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// Block I/O limits.

@@ -2,8 +2,6 @@
 
 use serde::Deserialize;
 
-use super::Given;
-
 /// A seccomp profile.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -16,10 +14,6 @@ pub struct Seccomp {
     pub architectures: Vec<String>,
     /// Flags of seccomp(2) by name. A profile without the list has other defaults than one with an empty list.
     pub flags: Option<Vec<String>>,
-    /// Socket of a notification listener. Not honoured.
-    pub listener_path: Given,
-    /// Metadata for the listener. Not honoured.
-    pub listener_metadata: Given,
     /// Rules.
     pub syscalls: Vec<Syscall>,
 }

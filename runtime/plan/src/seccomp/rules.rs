@@ -98,9 +98,6 @@ impl Rules {
         let conditions: Vec<_> = conditions
             .map(|(index, argument)| condition(&format!("{path}.args[{index}]"), argument))
             .collect::<Result<_>>()?;
-        if syscall.names.is_empty() {
-            return Err(invalid(&format!("{path}.names"), "none"));
-        }
         for name in &syscall.names {
             // libseccomp ignores names that the architecture does not have.
             let Ok(number) = name.parse::<Sysno>() else { continue };

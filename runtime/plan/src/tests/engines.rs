@@ -1,5 +1,5 @@
-//! config.json as written by the engines of Debian 12: Docker 20.10, containerd 1.6's `ctr` and Podman 4.3. All are
-//! accepted, and the plan contains what they ask for.
+//! config.json as written by the engines of Debian 12: Docker 20.10, containerd 1.6's `ctr`, Podman 4.3 and runc 1.1's
+//! `runc spec`. All are accepted, and the plan contains what they ask for.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn plan(text: &str) -> Plan {
     for namespace in json["linux"]["namespaces"].as_array_mut().unwrap() {
         namespace["path"] = "".into();
     }
-    let bundle = Bundle::check(Path::new("/b"), serde_json::from_value(json).unwrap()).unwrap();
+    let bundle = Bundle::check(Path::new("/b"), oci::json::from_value(&json).unwrap()).unwrap();
     Plan::new(&bundle, &config(), None).unwrap()
 }
 
@@ -99,4 +99,20 @@ fn the_other_engines_are_accepted() {
     let plan = plan_of!("podman-options");
     assert_eq!((plan.vm.vcpus, limit(&plan, "pids.max")), (2, Some("64")));
     assert_eq!(devices(&plan), ["/dev/fuse"]);
+}
+
+#[test]
+fn runc_s_own_starting_points_are_accepted_without_their_ambient_capabilities() {
+    for plan in [plan_of!("runc-spec"), plan_of!("runc-spec-rootless")] {
+        let capabilities = plan.container.process.oci.as_ref().unwrap().capabilities.unwrap();
+        assert_eq!((capabilities.permitted.count_ones(), capabilities.ambient), (3, 0));
+        let dropped = |name: &str| {
+            plan.notices.contains(&format!(
+                "can't raise ambient capability {name}: not both permitted and inheritable"
+            ))
+        };
+        assert!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"].into_iter().all(dropped));
+        assert_eq!(plan.notices.len(), 3, "{:?}", plan.notices);
+    }
+    assert!(plan_of!("runc-spec-rootless").container.oci.unwrap().user_namespace.is_some());
 }

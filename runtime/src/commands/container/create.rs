@@ -20,6 +20,7 @@ use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::container::CreateArgs;
+use crate::commands::inherited;
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
 use crate::report::{self, Forked, Reporter};
@@ -54,6 +55,7 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     config.bundle = std::path::absolute(&config.bundle)
         .with_context(|| format!("open bundle {}", config.bundle.display()))?;
     refuse_foreground_flags(&config)?;
+    config.vm.inherited = inherited()?;
     let mut bundle = Bundle::load(&config.bundle)?;
     refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
@@ -63,10 +65,10 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     make(root, life, engine.pid_file.as_deref())
 }
 
-/// Without a UTS namespace a container has the host's name; the guest gets the name of this moment.
-fn lend_host_name(spec: &mut Spec) -> Result<()> {
-    let own = spec.linux.namespaces.iter().any(|namespace| namespace.kind == "uts");
-    if !own && spec.hostname.is_empty() {
+/// A container without a host name of its own has the host's, with and without a UTS namespace; the guest gets the name of
+/// this moment.
+pub(in crate::commands) fn lend_host_name(spec: &mut Spec) -> Result<()> {
+    if spec.hostname.is_empty() {
         let name = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
         name.trim_end().clone_into(&mut spec.hostname);
     }

@@ -25,8 +25,7 @@ pub fn hooks_of(state: &PodState) -> Result<Hooks> {
     }
     let path = state.oci.clone().unwrap_or_default().bundle.join("config.json");
     let text = fs::read(&path).with_context(|| format!("read bundle {}", path.display()))?;
-    let bundle: Bundle =
-        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+    let bundle: Bundle = oci::json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
     Ok(with_environment(bundle.hooks, &bundle.process.env))
 }
 

@@ -12,7 +12,7 @@ use host::{environment, sys};
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
-use crate::commands::print;
+use crate::commands::{inherited, print};
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
 use crate::pod::output::PodOutput;
@@ -33,7 +33,8 @@ struct PlannedPod {
 /// Runs a podfile. Returns the pod's exit code, or in the background 0 once every container runs.
 pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let settings = RunArgs { bundle: Some(".".into()), settings: args.settings, ..RunArgs::default() };
-    let config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
+    let mut config = RunConfig::resolve(settings, |name| std::env::var_os(name))?;
+    config.vm.inherited = inherited()?;
     if config.marks.is_some() {
         anyhow::bail!("--marks: not supported for a pod: the timeline covers the boot of one container");
     }

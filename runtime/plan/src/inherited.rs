@@ -1,0 +1,156 @@
+//! What a container has from the host: resource limits of the caller of `vmm`, and kernel parameters that programs read.
+//!
+//! With runc a process inherits both. A guest has its own kernel, so they are copied when the machine starts. Values that
+//! the guest's kernel has anyway are left out: each costs the boot a system call or two.
+
+use std::collections::BTreeMap;
+
+use agent_proto::payload::Rlimit;
+
+use crate::process::RLIMITS;
+
+/// A parameter as a file, and the value that the guest's kernel gives it; "" if that depends on the machine's size.
+type Parameter = (&'static str, &'static str);
+
+/// Kernel parameters that a container has from the host. `vm.overcommit_memory` is not copied if it is 2, because strict
+/// accounting limits programs to a share of the machine's memory, which is not the host's.
+const PARAMETERS: [Parameter; 14] = [
+    ("/proc/sys/fs/aio-max-nr", "65536"),
+    ("/proc/sys/fs/file-max", ""),
+    ("/proc/sys/fs/inotify/max_queued_events", "16384"),
+    ("/proc/sys/fs/inotify/max_user_instances", "128"),
+    ("/proc/sys/fs/inotify/max_user_watches", ""),
+    (NR_OPEN, "1048576"),
+    ("/proc/sys/kernel/pid_max", ""),
+    ("/proc/sys/kernel/threads-max", ""),
+    ("/proc/sys/net/core/somaxconn", "4096"),
+    ("/proc/sys/vm/max_map_count", "65530"),
+    (OVERCOMMIT, "0"),
+    ("/proc/sys/vm/overcommit_ratio", "50"),
+    ("/proc/sys/vm/swappiness", "60"),
+    (HUGE_PAGES, "madvise"),
+];
+/// Maximum of RLIMIT_NOFILE. It is not lowered: the agent's own limit is 524288.
+const NR_OPEN: &str = "/proc/sys/fs/nr_open";
+const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+/// `always [madvise] never`: the word in brackets is the value.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// Soft and hard limits that the guest's kernel gives its first process (asm-generic/resource.h, INIT_RLIMITS), by
+/// number; `None` if they depend on the machine's size or are the agent's.
+const GUEST_LIMITS: [Option<(u64, u64)>; RLIMITS.len()] = [
+    NO_LIMIT,
+    NO_LIMIT,
+    NO_LIMIT,
+    Some((8 << 20, u64::MAX)),
+    Some((0, u64::MAX)),
+    NO_LIMIT,
+    None,
+    None,
+    Some((8 << 20, 8 << 20)),
+    NO_LIMIT,
+    NO_LIMIT,
+    None,
+    Some((819_200, 819_200)),
+    Some((0, 0)),
+    Some((0, 0)),
+    NO_LIMIT,
+];
+const NO_LIMIT: Option<(u64, u64)> = Some((u64::MAX, u64::MAX));
+
+/// What a container has from the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// Resource limits that differ from those of the guest's first process.
+    pub limits: Vec<Rlimit>,
+    /// Content of files below /proc/sys and /sys that differs from the guest's, by path.
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl Inherited {
+    /// Selects what a guest does not have anyway. `limits` are the soft and hard limits by number (getrlimit(2)); `read`
+    /// reads a file of the host.
+    pub fn new(limits: &[(u64, u64)], read: impl Fn(&str) -> Option<String>) -> Inherited {
+        let limits = RLIMITS.iter().zip(GUEST_LIMITS).zip(limits);
+        let limits = limits.filter(|((_, guest), host)| *guest != Some(**host));
+        let parameters = PARAMETERS.into_iter().filter_map(|(path, guest)| {
+            let value = value(path, &read(path)?)?;
+            (value != guest).then(|| (path.to_owned(), value))
+        });
+        Inherited {
+            limits: limits
+                .map(|((kind, _), &(soft, hard))| Rlimit { kind: (*kind).to_owned(), hard, soft })
+                .collect(),
+            parameters: parameters.collect(),
+        }
+    }
+}
+
+/// Returns the value to write for a file's content, if it is to be copied.
+fn value(path: &str, content: &str) -> Option<String> {
+    let content = content.trim();
+    match path {
+        HUGE_PAGES => Some(content.split_once('[')?.1.split_once(']')?.0.to_owned()),
+        OVERCOMMIT if content == "2" => None,
+        NR_OPEN if content.parse::<u64>().ok()? < 1 << 20 => None,
+        _ => Some(content.to_owned()),
+    }
+}
+
+/// Adds limits of `from` that `own` does not name.
+pub fn add_limits(own: &mut Vec<Rlimit>, from: &[Rlimit]) {
+    let named = own.len();
+    let missing = |limit: &&Rlimit| !own[..named].iter().any(|other| other.kind == limit.kind);
+    let added: Vec<Rlimit> = from.iter().filter(missing).cloned().collect();
+    own.extend(added);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_guest_does_not_have_is_copied() {
+        let mut limits = GUEST_LIMITS.map(|limit| limit.unwrap_or((1, 2)));
+        limits[4] = (u64::MAX, u64::MAX);
+        limits[7] = (1024, 524_288);
+        let read = |path: &str| {
+            let text = match path {
+                "/proc/sys/vm/max_map_count" => "1048576\n",
+                "/proc/sys/vm/swappiness" => "60\n",
+                "/proc/sys/kernel/pid_max" => "4194304\n",
+                HUGE_PAGES => "[always] madvise never\n",
+                NR_OPEN => "65536\n",
+                OVERCOMMIT => "2\n",
+                _ => return None,
+            };
+            Some(text.to_owned())
+        };
+        let inherited = Inherited::new(&limits, read);
+        let limit = |kind: &str, soft, hard| Rlimit { kind: kind.to_owned(), hard, soft };
+        assert_eq!(
+            inherited.limits,
+            [
+                limit("RLIMIT_CORE", u64::MAX, u64::MAX),
+                limit("RLIMIT_NPROC", 1, 2),
+                limit("RLIMIT_NOFILE", 1024, 524_288),
+                limit("RLIMIT_SIGPENDING", 1, 2),
+            ]
+        );
+        let parameters: Vec<_> = inherited.parameters.into_iter().collect();
+        let expected = [
+            ("/proc/sys/kernel/pid_max", "4194304"),
+            ("/proc/sys/vm/max_map_count", "1048576"),
+            (HUGE_PAGES, "always"),
+        ];
+        assert_eq!(parameters, expected.map(|(path, value)| (path.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn limits_of_the_bundle_stay() {
+        let limit = |kind: &str, soft| Rlimit { kind: kind.to_owned(), hard: soft, soft };
+        let mut own = vec![limit("RLIMIT_CORE", 1)];
+        add_limits(&mut own, &[limit("RLIMIT_CORE", 2), limit("RLIMIT_NOFILE", 3)]);
+        assert_eq!(own, [limit("RLIMIT_CORE", 1), limit("RLIMIT_NOFILE", 3)]);
+    }
+}
