@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION};
 use agent_proto::control::ControlFrame;
+use agent_proto::payload::clock::ClockAdjustment;
 use agent_proto::payload::{
     self, ContainerLimits, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Resolver,
     Routes, SignalCommand, WindowSize,
@@ -19,7 +20,8 @@ use crate::container;
 use crate::fault::{Fault, cause};
 use crate::pod::Pod;
 use crate::process::{self, Process};
-use crate::{hotplug, network, resolver};
+use crate::sys::{self, Timex};
+use crate::{clock, hotplug, network, resolver};
 
 /// The reply to a command that was accepted.
 enum Reply {
@@ -76,6 +78,8 @@ impl Agent {
             Code::SetupRoute => self.set_routes(&parse(code, payload)?),
             Code::DeleteInterface => self.delete_interface(&parse(code, payload)?),
             Code::Resolver => self.take_queries(&parse(code, payload)?),
+            Code::ReadClock => Ok(Reply::Now(clock::read())),
+            Code::AdjustClock => self.adjust_clock(&parse(code, payload)?),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated
@@ -141,6 +145,12 @@ impl Agent {
     fn take_queries(&self, wanted: &Resolver) -> Result<Reply, Fault> {
         let address = resolver::parse(&wanted.address)?;
         self.in_guest(|| resolver::start(address))
+    }
+
+    fn adjust_clock(&self, wanted: &ClockAdjustment) -> Result<Reply, Fault> {
+        let set: fn(&Timex) -> rustix::io::Result<()> =
+            if self.setting == Setting::Guest { sys::adjust_clock } else { |_| Ok(()) };
+        clock::adjust(wanted, set).map(Reply::Now)
     }
 
     /// Executes a change of the machine, except in tests, where it would change the host.

@@ -7,7 +7,7 @@
 //! The agent does not support port mapping and block devices, and refuses them by name.
 //!
 //! Read in this order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; then
-//! [`network`], [`files`], [`hotplug`], [`usage`]. Only [`boot`] requires to be PID 1, so that the tests of the agent and of
+//! [`network`], [`files`], [`hotplug`], [`usage`], [`clock`]. Only [`boot`] requires to be PID 1, so that the tests of the agent and of
 //! the host's side can run the agent on a host.
 #![no_std]
 
@@ -19,6 +19,7 @@ extern crate std;
 pub mod agent;
 pub mod boot;
 pub mod channel;
+pub mod clock;
 pub mod commands;
 pub mod container;
 pub mod destroy;
