@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION};
 use agent_proto::control::ControlFrame;
+use agent_proto::payload::clock::ClockAdjustment;
 use agent_proto::payload::{
     self, ContainerLimits, ContainerName, ErrorCode, ExecCommand, Extend, Interface, KillCommand, Resolver,
     Routes, SignalCommand, WindowSize,
@@ -21,7 +22,8 @@ use crate::error::{Error, cause};
 use crate::pod::Pod;
 use crate::process;
 use crate::state::{EventSource, Setting, State, watch};
-use crate::{hotplug, network, resolver};
+use crate::sys::{self, Timex};
+use crate::{clock, hotplug, network, resolver};
 
 /// The reply to a command that was accepted.
 enum Reply {
@@ -78,6 +80,8 @@ impl State {
             Code::SetupRoute => self.set_routes(&parse(code, payload)?),
             Code::DeleteInterface => self.delete_interface(&parse(code, payload)?),
             Code::Resolver => self.start_resolver(&parse(code, payload)?),
+            Code::ReadClock => Ok(Reply::Now(clock::read())),
+            Code::AdjustClock => self.adjust_clock(&parse(code, payload)?),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated
@@ -140,6 +144,12 @@ impl State {
     fn start_resolver(&self, resolver: &Resolver) -> Result<Reply, Error> {
         let address = resolver::parse(&resolver.address)?;
         self.in_guest(|| resolver::start(address))
+    }
+
+    fn adjust_clock(&self, wanted: &ClockAdjustment) -> Result<Reply, Error> {
+        let set: fn(&Timex) -> rustix::io::Result<()> =
+            if self.setting == Setting::Guest { sys::adjust_clock } else { |_| Ok(()) };
+        clock::adjust(wanted, set).map(Reply::Now)
     }
 
     /// Executes a change of the machine, except in tests, where it would change the host.

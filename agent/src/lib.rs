@@ -7,8 +7,8 @@
 //! The agent does not support port mapping and block devices, and refuses them by name.
 //!
 //! Read in this order: [`boot`], [`agent`], [`commands`], [`start`], [`process`], [`container`], [`streams`]; then
-//! [`network`], [`files`], [`hotplug`], [`usage`]. Only [`boot`] must run as PID 1; tests run the rest of the agent on
-//! a host.
+//! [`network`], [`files`], [`hotplug`], [`usage`], [`clock`]. Only [`boot`] must run as PID 1; tests run the rest of the
+//! agent on a host.
 #![no_std]
 
 extern crate alloc;
@@ -19,6 +19,7 @@ extern crate std;
 pub mod agent;
 pub mod boot;
 pub mod channel;
+pub mod clock;
 pub mod commands;
 pub mod container;
 pub mod destroy;

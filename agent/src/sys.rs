@@ -21,7 +21,9 @@ mod number {
     pub(super) const SIGPROCMASK: usize = 14;
     pub(super) const EXECVE: usize = 59;
     pub(super) const PERSONALITY: usize = 135;
+    pub(super) const ADJTIMEX: usize = 159;
     pub(super) const IOPERM: usize = 173;
+    pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const EXIT_GROUP: usize = 231;
     pub(super) const IOPRIO_SET: usize = 251;
     pub(super) const SCHED_SETATTR: usize = 314;
@@ -241,6 +243,48 @@ pub fn set_io_priority(new: u16) -> Result<()> {
 pub fn set_personality(new: u32) -> Result<()> {
     // SAFETY: personality takes a number.
     unsafe { syscall(number::PERSONALITY, [new as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// struct timex: the fields that the agent sets, and room for the others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timex {
+    /// Which fields are set (ADJ_*).
+    pub modes: u32,
+    /// Not set.
+    pub offset: i64,
+    /// Frequency offset, in 2^-16 ppm.
+    pub frequency: i64,
+    /// Errors, status and limits. Not set.
+    pub errors: [i64; 6],
+    /// Seconds of a step.
+    pub seconds: i64,
+    /// Microseconds of a step, not negative.
+    pub microseconds: i64,
+    /// Length of a tick of 10 ms, in microseconds.
+    pub tick: i64,
+    /// PPS and TAI. Not set.
+    pub pps: [i64; 14],
+}
+
+const _: () = assert!(size_of::<Timex>() == 208);
+
+/// Returns seconds and nanoseconds of the wall clock. rustix would parse the vDSO for it, in 4 KB.
+pub fn wall_clock() -> (u64, u64) {
+    const CLOCK_REALTIME: usize = 0;
+    let mut time = [0_u64; 2];
+    // SAFETY: a whole timespec, which the kernel writes. The clock exists, so the call cannot fail.
+    let _ = unsafe { syscall(number::CLOCK_GETTIME, [CLOCK_REALTIME, &raw mut time as usize, 0, 0, 0]) };
+    // SAFETY: a local variable. A volatile read because the compiler saw only its address taken.
+    let [seconds, nanoseconds] = unsafe { ptr::read_volatile(&raw const time) };
+    (seconds, nanoseconds)
+}
+
+/// Adjusts the wall clock (adjtimex(2)).
+pub fn adjust_clock(change: &Timex) -> Result<()> {
+    let mut change = *change;
+    // SAFETY: a whole timex, which the kernel reads and writes.
+    unsafe { syscall(number::ADJTIMEX, [&raw mut change as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// Resets signals to what a new program expects: none blocked, none ignored.

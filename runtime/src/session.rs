@@ -9,6 +9,7 @@ use host::text::printable;
 use link::LinkError;
 use vmm::VmEnd;
 
+use crate::clock::GuestClock;
 use crate::sandbox::Sandbox;
 
 /// Number of the console's last lines in an error message.
@@ -67,17 +68,25 @@ pub struct Session {
     counted: Instant,
     /// The machine has ended, and the last events before that were returned.
     over: bool,
+    /// The guest's clock, once its containers were started.
+    clock: Option<GuestClock>,
 }
 
 impl Session {
     /// Returns a session in which `patience` is the maximum time for an answer of the agent.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
-        Session { sandbox, patience, debt: None, counted: Instant::now(), over: false }
+        Session { sandbox, patience, debt: None, counted: Instant::now(), over: false, clock: None }
     }
 
-    /// Restarts the count for what the agent owes besides replies.
-    pub fn begin(&mut self) {
-        self.debt = None;
+    /// Keeps the guest's clock right from now on, until [`begin_end`](Self::begin_end).
+    pub fn keep_clock(&mut self) {
+        self.clock = Some(GuestClock::new(&self.sandbox.link, Instant::now()));
+    }
+
+    /// Prepares for the wait for the guest's end: restarts the count for what the agent owes besides replies, and leaves
+    /// the guest's clock alone.
+    pub fn begin_end(&mut self) {
+        (self.debt, self.clock) = (None, None);
     }
 
     /// Sleeps until something happens, at most until `until`, and reads what the agent has sent. `step` names what the caller
@@ -101,17 +110,21 @@ impl Session {
         self.pass();
         let patience = self.timeout(owed)?;
         let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout = [patience, rest].into_iter().flatten().min();
+        let check = self.clock.as_ref().and_then(GuestClock::due);
+        let check = check.map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = [patience, rest, check].into_iter().flatten().min();
         let (sandbox, link) = (&self.sandbox, &self.sandbox.link);
         let own = [
             (link.fd(), link.interest()),
             (sandbox.end_fd(), libc::POLLIN),
             (sandbox.streams.notify_fd(), libc::POLLIN),
         ];
-        let mut ready = sys::poll_all(own.iter().chain(others), timeout).map_err(HostError::step("poll"))?;
-        let others = ready.split_off(own.len());
+        let set = self.clock.as_ref().and_then(GuestClock::fd).map(|fd| (fd, libc::POLLIN));
+        let polled = own.iter().chain(&set).chain(others);
+        let mut ready = sys::poll_all(polled, timeout).map_err(HostError::step("poll"))?;
+        let others = ready.split_off(own.len() + usize::from(set.is_some()));
         self.pass();
-        let (agent, end, streams) = (ready[0], ready[1], ready[2]);
+        let (agent, end, streams, set) = (ready[0], ready[1], ready[2], ready.get(3) == Some(&true));
         if streams {
             self.sandbox.streams.acknowledge();
             if let Some(error) = self.sandbox.streams.lost() {
@@ -121,15 +134,23 @@ impl Session {
         if agent || end {
             self.take_agent(step)?;
         }
+        if let Some(clock) = self.clock.as_mut().filter(|_| !end) {
+            let stepped = clock.step(&mut self.sandbox.link, set);
+            self.check_link(step, stepped)?;
+        }
         self.over = end;
         Ok(others)
     }
 
     fn take_agent(&mut self, step: &'static str) -> Result<()> {
-        match self.sandbox.link.receive() {
-            Ok(_) => Ok(()),
+        let received = self.sandbox.link.receive().map(drop);
+        self.check_link(step, received)
+    }
+
+    fn check_link(&self, step: &'static str, result: Result<(), LinkError>) -> Result<()> {
+        match result {
             Err(error @ LinkError::Channel { .. }) => Err(self.lost(step, error)),
-            Err(error) => Err(error.into()),
+            other => Ok(other?),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod boots;
 mod cgroup;
+mod clock;
 mod faults;
 mod files;
 mod foreground;

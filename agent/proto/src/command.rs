@@ -165,4 +165,10 @@ codes! {
     Update = 69,
     /// Extension. Host to guest, [`Resolver`](crate::payload::Resolver): starts to accept name queries.
     Resolver = 70,
+    /// Extension. Host to guest; the reply's data is a [`ClockReading`](crate::payload::clock::ClockReading).
+    ReadClock = 71,
+    /// Extension. Host to guest, [`ClockAdjustment`](crate::payload::clock::ClockAdjustment): changes the rate of the guest's
+    /// wall clock, and may step it. The reply's data is a [`ClockReading`](crate::payload::clock::ClockReading) from just
+    /// before the change.
+    AdjustClock = 72,
 }

@@ -5,6 +5,7 @@
 //! agent cannot report which key it refuses. Unknown keys in the extension's objects (`oci`, EXTEND) are refused: the
 //! extension's version defines the keys, and a container must not run without a restriction that its host relies on.
 
+pub mod clock;
 mod filter;
 pub mod network;
 mod object;

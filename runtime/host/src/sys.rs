@@ -22,6 +22,7 @@ use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::{event, stdio};
 
+pub mod clock;
 pub mod inherited;
 mod socket;
 

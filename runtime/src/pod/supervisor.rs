@@ -198,6 +198,7 @@ impl Supervisor {
         {
             self.write_state()?;
             started()?;
+            self.session.keep_clock();
         }
         if self.changed
             && let Err(error) = self.write_state()
@@ -426,7 +427,7 @@ impl Supervisor {
 
     fn destroy_pod(&mut self) -> Result<()> {
         let command = self.session.sandbox.link.send_bare(Code::DestroyPod, "end the pod")?;
-        self.session.begin();
+        self.session.begin_end();
         loop {
             let events = self.containers.step(&mut self.session.sandbox.guest(), Instant::now())?;
             for event in events {

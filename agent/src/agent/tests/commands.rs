@@ -379,3 +379,21 @@ fn input_before_the_reply_to_a_start_is_not_lost() {
         assert_eq!(host.output(3), b"early ");
     }
 }
+
+#[test]
+fn clock_is_read_and_an_adjustment_is_checked() {
+    use agent_proto::payload::clock::{ClockAdjustment, ClockReading};
+
+    let mut host = Host::extended();
+    let reading = call(&mut host, Code::ReadClock, b"").unwrap();
+    let first: ClockReading = serde_json::from_slice(&reading).unwrap();
+    // On a host the agent leaves the clock alone.
+    let adjust = ClockAdjustment { tick: 10_000, frequency: 0, step: -600_000_000 };
+    let reading = call_json(&mut host, Code::AdjustClock, &adjust).unwrap();
+    let second: ClockReading = serde_json::from_slice(&reading).unwrap();
+    assert!(second.realtime >= first.realtime, "{first:?} {second:?}");
+    let wild = ClockAdjustment { tick: 0, ..adjust };
+    assert_eq!(message(call_json(&mut host, Code::AdjustClock, &wild)), "a clock's tick of 0 us");
+    let unknown = br#"{"tick":10000,"frequency":0,"offset":1}"#;
+    assert!(message(call(&mut host, Code::AdjustClock, unknown)).contains("unknown field `offset`"));
+}
