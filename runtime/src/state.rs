@@ -28,6 +28,7 @@ use std::time::Duration;
 use host::cgroup::{Cgroup, CgroupError};
 use host::network::{self, NetworkError};
 use host::sys;
+use host::user::User;
 
 use crate::config::is_id;
 use crate::deadlines;
@@ -79,15 +80,16 @@ pub type Result<T, E = StateError> = std::result::Result<T, E>;
 pub struct StateRoot(PathBuf);
 
 impl StateRoot {
-    /// Returns the given directory, or else `/run/vmm` for root and `vmm` in the runtime directory of other users.
+    /// Returns the given directory, or else `/run/vmm` for root and `vmm` in the runtime directory of other users, who may
+    /// be root of a user namespace.
     pub fn new(given: Option<PathBuf>, lookup: impl Fn(&str) -> Option<OsString>) -> StateRoot {
         StateRoot(given.unwrap_or_else(|| {
-            let user = sys::effective_user();
-            match lookup("XDG_RUNTIME_DIR").filter(|_| user != 0) {
-                Some(directory) => Path::new(&directory).join("vmm"),
-                None if user == 0 => PathBuf::from("/run/vmm"),
-                None => PathBuf::from(format!("/run/user/{user}/vmm")),
+            let user = User::of_process();
+            if !user.is_rootless(lookup("USER").as_deref()) {
+                return PathBuf::from("/run/vmm");
             }
+            let directory = lookup("XDG_RUNTIME_DIR").map(PathBuf::from);
+            directory.unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", user.outside()))).join("vmm")
         }))
     }
 

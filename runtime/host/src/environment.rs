@@ -32,7 +32,7 @@ pub type Result<T, E = EnvironmentError> = std::result::Result<T, E>;
 
 /// Environment variables that a machine's process keeps: they locate an ordinary user's systemd when it must stop the
 /// scope.
-const KEPT: [&str; 1] = ["XDG_RUNTIME_DIR"];
+const KEPT: [&str; 2] = ["USER", "XDG_RUNTIME_DIR"];
 
 /// Closes all inherited descriptors above stderr. The caller must not have opened any yet.
 pub fn close_descriptors() -> Result<()> {

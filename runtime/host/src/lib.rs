@@ -12,5 +12,6 @@ pub mod signals;
 pub mod sys;
 pub mod terminal;
 pub mod text;
+pub mod user;
 
 pub use error::HostError;

@@ -15,7 +15,7 @@ use rustbus::{Marshal, Signature};
 
 use self::dbus::{Connection, DbusError};
 use super::{Setting, Version};
-use crate::sys;
+use crate::user::User;
 
 mod dbus;
 
@@ -82,6 +82,11 @@ pub enum Value {
     Set(Vec<u8>),
 }
 
+/// Whether the user's systemd manages this process's cgroups, not the system's.
+fn is_rootless() -> bool {
+    User::of_process().is_rootless(std::env::var_os("USER").as_deref())
+}
+
 /// Name and value of a unit's property.
 pub type Property = (String, Value);
 
@@ -98,7 +103,7 @@ impl Manager {
             return Err(SystemdError::Missing);
         }
         let user = || std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let runtime = if sys::effective_user() == 0 { Some(PathBuf::from("/run")) } else { user() };
+        let runtime = if is_rootless() { user() } else { Some(PathBuf::from("/run")) };
         let path = runtime.ok_or(SystemdError::Missing)?.join(SOCKET);
         match Connection::connect(&path, Instant::now() + DEADLINE) {
             Ok(connection) => Ok(Manager { connection, path }),
@@ -108,7 +113,7 @@ impl Manager {
 
     /// Creates a scope with this process in it, and waits for the job.
     pub fn start(&mut self, scope: &Scope, mut properties: Vec<Property>) -> Result<()> {
-        let default = if sys::effective_user() == 0 { "system.slice" } else { "user.slice" };
+        let default = if is_rootless() { "user.slice" } else { "system.slice" };
         let slice = if scope.slice.is_empty() { default } else { &scope.slice };
         let text = |name: &str, value: &str| (name.to_owned(), Value::Text(value.to_owned()));
         properties.extend([text("Description", "vmm container"), text("Slice", slice)]);

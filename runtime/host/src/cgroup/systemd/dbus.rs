@@ -17,7 +17,7 @@ use rustbus::wire::errors::{MarshalError, UnmarshalError};
 use rustbus::wire::marshal::marshal;
 use rustbus::wire::unmarshal::{unmarshal_dynamic_header, unmarshal_header, unmarshal_next_message};
 
-use crate::sys;
+use crate::user::User;
 
 /// Length in bytes of the fixed part of a message's header, with the length of its fields.
 const HEADER: usize = 16;
@@ -66,7 +66,7 @@ impl Connection {
 
     fn over(stream: UnixStream, until: Instant) -> Result<Connection> {
         let mut connection = Connection { stream, until, serial: 0, signals: VecDeque::new() };
-        let user = sys::effective_user().to_string();
+        let user = User::of_process().outside().to_string();
         let hex: String = user.bytes().map(|digit| format!("{digit:02x}")).collect();
         connection.write(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let mut line = Vec::new();
