@@ -10,6 +10,7 @@ mod hooks;
 mod hostile;
 mod identity;
 mod isolation;
+mod kernels;
 mod lifecycle;
 mod limits;
 mod mounts;
