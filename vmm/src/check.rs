@@ -4,9 +4,10 @@
 mod trial;
 
 use std::io;
-use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
+
+use crate::module::kind;
 
 /// KVM API version of every Linux since 2.6.22 (KVM API 4.1).
 const API_VERSION: i32 = 12;
@@ -20,13 +21,6 @@ const NEEDED: [(Cap, &str); 6] = [
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
-
-/// The kernel modules that implement KVM, and the kind of each.
-const KINDS: [(&str, &str); 3] =
-    [("kvm_intel", "Intel VT-x"), ("kvm_amd", "AMD-V"), (FOREIGN_MODULE, FOREIGN_KIND)];
-/// A KVM without hardware virtualization. It runs user mode natively, but emulates only some kernel-mode instructions.
-const FOREIGN_MODULE: &str = "kvm_pvm";
-const FOREIGN_KIND: &str = "of the PVM kind, which cannot run an ordinary guest kernel";
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,21 +89,6 @@ fn no_kvm(error: io::Error) -> Finding {
         _ => format!("cannot be opened: {error}"),
     };
     Finding::bad("/dev/kvm", detail)
-}
-
-/// The kind of this host's KVM, from the module that implements it.
-fn kind() -> Option<&'static str> {
-    KINDS.iter().find(|(module, _)| is_loaded(module)).map(|(_, kind)| *kind)
-}
-
-fn is_loaded(module: &str) -> bool {
-    Path::new("/sys/module").join(module).exists()
-}
-
-/// Returns a description of this host's KVM if it cannot run an ordinary guest kernel. This tests one file, so unlike
-/// the trial guest it is cheap enough for every boot.
-pub(crate) fn foreign_kind() -> Option<&'static str> {
-    is_loaded(FOREIGN_MODULE).then_some(FOREIGN_KIND)
 }
 
 /// Checks that this KVM executes the privileged instructions of a guest kernel.

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
-use crate::{check, cpuid, msrs, segments};
+use crate::{cpuid, module, msrs, segments};
 
 /// How long [`PendingVm::start`] sleeps to let its thread run.
 const HEAD_START: Duration = Duration::from_micros(300);
@@ -33,7 +33,7 @@ pub enum KvmError {
     /// This KVM runs only guest kernels that were modified for it.
     #[error("/dev/kvm is {kind}")]
     Foreign {
-        /// Description of this KVM, from `check::foreign_kind`.
+        /// Description of this KVM, from `module::foreign_kind`.
         kind: &'static str,
     },
     /// An ioctl failed.
@@ -77,7 +77,7 @@ impl PendingVm {
     pub fn start() -> Result<PendingVm, KvmError> {
         let (over, ended) = channel::<()>();
         let create = move || {
-            let vm = match check::foreign_kind() {
+            let vm = match module::foreign_kind() {
                 Some(kind) => Err(KvmError::Foreign { kind }),
                 None => KvmVm::create(),
             };

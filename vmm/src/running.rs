@@ -1,50 +1,16 @@
 //! A running machine, and how it ended.
 
-use std::io::{self, PipeReader, PipeWriter, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 
 use devices::{EventLoop, LoopHandle};
 use vm_memory::GuestMemoryMmap;
 
+use crate::end::{End, VmEnd};
 use crate::kvm::KvmVm;
 use crate::signal::VcpuThread;
 use crate::vcpu::Board;
-
-/// How a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VmEnd {
-    /// [`RunningVm::stop`] was called, or the [`RunningVm`] was dropped.
-    Stopped,
-    /// The guest asked for a reset. The machine is not restarted: guests reset to report that they are finished.
-    Reset,
-    /// The guest powered itself off.
-    Shutdown,
-    /// The machine could not continue. The text gives the cause, the instruction pointer and the state of the vCPU.
-    Failed(String),
-}
-
-/// The first end that a vCPU reports, and a pipe that becomes readable when it does.
-pub(crate) struct End {
-    reader: PipeReader,
-    writer: PipeWriter,
-    reason: OnceLock<VmEnd>,
-}
-
-impl End {
-    pub(crate) fn new() -> io::Result<End> {
-        let (reader, writer) = io::pipe()?;
-        Ok(End { reader, writer, reason: OnceLock::new() })
-    }
-
-    pub(crate) fn report(&self, end: VmEnd) {
-        if self.reason.set(end).is_ok() {
-            // This is the only write to the pipe, so one byte always fits.
-            let _ = (&self.writer).write(&[0]);
-        }
-    }
-}
 
 /// A machine whose vCPUs run. Dropping it stops the machine.
 pub struct RunningVm {
@@ -59,12 +25,12 @@ pub struct RunningVm {
 impl RunningVm {
     /// A descriptor that becomes readable when the machine has ended.
     pub fn end_fd(&self) -> BorrowedFd<'_> {
-        self.end.reader.as_fd()
+        self.end.fd()
     }
 
     /// How the machine ended, or `None` while it runs.
     pub fn end(&self) -> Option<VmEnd> {
-        self.end.reason.get().cloned()
+        self.end.reason()
     }
 
     /// Handle of the machine's event loop.
@@ -101,23 +67,5 @@ impl RunningVm {
 impl Drop for RunningVm {
     fn drop(&mut self) {
         self.halt();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    use super::*;
-
-    #[test]
-    fn the_first_end_counts_and_is_signalled() {
-        let end = End::new().unwrap();
-        end.report(VmEnd::Reset);
-        end.report(VmEnd::Failed("later".to_owned()));
-        assert_eq!(end.reason.get(), Some(&VmEnd::Reset));
-        let mut byte = [7];
-        (&end.reader).read_exact(&mut byte).unwrap();
-        assert_eq!(byte, [0]);
     }
 }

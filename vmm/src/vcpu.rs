@@ -7,8 +7,8 @@ use devices::{Action, Bus};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::end::VmEnd;
 use crate::kvm;
-use crate::running::VmEnd;
 
 /// KVM_SYSTEM_EVENT_* (KVM API 5, `struct kvm_run`).
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;

@@ -13,13 +13,14 @@ use devices::{Bus, EventLoop, LoopHandle};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::end::End;
 use crate::kvm::{self, KvmVm, PendingVm};
 use crate::layout::{
     self, DEVICES_MAX, DeviceResources, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, TIMER_GSI, VCPUS_MAX,
 };
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
-use crate::running::{End, RunningVm};
+use crate::running::RunningVm;
 use crate::signal::VcpuThread;
 use crate::vcpu::{self, Board};
 use crate::{Error, Result, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments};

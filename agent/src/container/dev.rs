@@ -11,8 +11,7 @@ use rustix::io::Errno;
 
 use agent_proto::payload::{Device, Mount, OciContainer, Process};
 
-use crate::container::mounts::bind_tree;
-use crate::container::rootfs::{READ_ONLY, Root};
+use crate::container::rootfs::{READ_ONLY, Root, bind_tree};
 use crate::error::{Error, Step};
 use crate::pty::Terminal;
 use crate::sys::MountAttributes;

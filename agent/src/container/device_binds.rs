@@ -6,8 +6,7 @@ use agent_proto::payload::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::Errno;
 
-use crate::container::mounts::bind_tree;
-use crate::container::rootfs::{READ_ONLY, Root};
+use crate::container::rootfs::{READ_ONLY, Root, bind_tree};
 use crate::error::{Error, Step};
 use crate::sys::MountAttributes;
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::container::paths;
-use crate::container::rootfs::{Root, attach_tree, clone_tree, kind};
+use crate::container::rootfs::{Root, attach_tree, bind_tree, clone_tree, kind};
 use crate::container::{copy_up, device_binds};
 use crate::error::{Error, Step};
 use crate::sys::{self, MountAttributes};
@@ -125,27 +125,6 @@ pub fn bind_agent_file(root: &Root, path: &str, destination: &str) -> Result<(),
     let source =
         rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("open", path)?;
     bind_tree(root, &source, destination, false, MountAttributes::default()).map(drop)
-}
-
-/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an
-/// empty file. Attributes that are not given are those of the source's mount.
-pub fn bind_tree(
-    root: &Root,
-    source: &OwnedFd,
-    destination: &str,
-    recursive: bool,
-    attributes: MountAttributes,
-) -> Result<OwnedFd, Error> {
-    let target = match kind(source) {
-        FileType::Directory => root.create_directory(destination)?,
-        _ => root.create_file(destination)?,
-    };
-    let tree = clone_tree(source.as_fd(), recursive).step("bind-mount", destination)?;
-    if attributes != MountAttributes::default() {
-        sys::mount_setattr(tree.as_fd(), false, attributes).step("set options of", destination)?;
-    }
-    attach_tree(&tree, target.as_fd()).step("mount", destination)?;
-    Ok(tree)
 }
 
 /// Converts flags of mount(2) to attributes of mount_setattr(2).

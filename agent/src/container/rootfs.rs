@@ -240,6 +240,27 @@ pub fn attach_tree(tree: &OwnedFd, target: BorrowedFd<'_>) -> IoResult<()> {
     }
 }
 
+/// Bind-mounts `source` on `destination`, which is created if missing: as a directory for a directory, or else as an
+/// empty file. Attributes that are not given are those of the source's mount.
+pub fn bind_tree(
+    root: &Root,
+    source: &OwnedFd,
+    destination: &str,
+    recursive: bool,
+    attributes: MountAttributes,
+) -> Result<OwnedFd, Error> {
+    let target = match kind(source) {
+        FileType::Directory => root.create_directory(destination)?,
+        _ => root.create_file(destination)?,
+    };
+    let tree = clone_tree(source.as_fd(), recursive).step("bind-mount", destination)?;
+    if attributes != MountAttributes::default() {
+        sys::mount_setattr(tree.as_fd(), false, attributes).step("set options of", destination)?;
+    }
+    attach_tree(&tree, target.as_fd()).step("mount", destination)?;
+    Ok(tree)
+}
+
 /// Returns the file type of `fd`.
 pub fn kind(fd: impl AsFd) -> FileType {
     fstat(fd).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))

@@ -49,7 +49,7 @@ impl Bundle {
         let spec = json::from_slice(&text).map_err(|source| BundleError::Parse { path, source })?;
         let mut bundle = Bundle::check(directory, spec)?;
         directory_at("root.path", &bundle.rootfs)?;
-        for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
+        for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| mount.is_bind()) {
             let source = bundle.bind_source(mount);
             if let Some(node) = bind_source_at(&format!("mounts[{index}].source"), &source)? {
                 bundle.device_sources.insert(index, node);
@@ -94,11 +94,6 @@ impl Bundle {
     pub fn bind_source(&self, mount: &Mount) -> PathBuf {
         self.directory.join(&mount.source)
     }
-}
-
-/// Whether `mount` binds a file or directory of the host.
-pub fn is_bind(mount: &Mount) -> bool {
-    mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
 /// Checks an init or exec process: program, paths, environment variables, limits and the refused fields.

@@ -5,7 +5,6 @@
 //! swap). Annotations, except the one that `plan/vm.rs` reads, and sections of other platforms are skipped, as the
 //! specification demands. Filters, devices and limits are checked where crate `plan` translates them.
 
-use crate::bundle::is_bind;
 use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
 use crate::spec::{Given, Mount, Process, Spec};
@@ -126,7 +125,7 @@ fn check_linux(spec: &Spec) -> Result<()> {
 
 fn check_mount(index: usize, mount: &Mount) -> Result<()> {
     let at = |field: &str| format!("mounts[{index}].{field}");
-    if !is_bind(mount) && !MOUNT_KINDS.contains(&mount.kind.as_str()) {
+    if !mount.is_bind() && !MOUNT_KINDS.contains(&mount.kind.as_str()) {
         return Err(unsupported(at("type"), format!("file system {:?}", mount.kind)));
     }
     if mount.uid_mappings.0 {
@@ -137,7 +136,7 @@ fn check_mount(index: usize, mount: &Mount) -> Result<()> {
     }
     // A bind mount has no file system that could check an unknown word; mount(2) would ignore it silently.
     let refused =
-        |option: &&str| MOUNT_OPTIONS.contains(option) || is_bind(mount) && !mount_options::is_known(option);
+        |option: &&str| MOUNT_OPTIONS.contains(option) || mount.is_bind() && !mount_options::is_known(option);
     match mount.options.iter().map(String::as_str).enumerate().find(|(_, option)| refused(option)) {
         Some((n, option)) => Err(unsupported(at(&format!("options[{n}]")), option)),
         None => Ok(()),

@@ -179,6 +179,13 @@ pub struct Mount {
     pub gid_mappings: Given,
 }
 
+impl Mount {
+    /// Whether this binds a file or directory of the host.
+    pub fn is_bind(&self) -> bool {
+        self.kind == "bind" || self.options.iter().any(|option| option == "bind" || option == "rbind")
+    }
+}
+
 /// Hooks by type, each list in the order of execution.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

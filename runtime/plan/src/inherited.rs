@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use agent_proto::payload::Rlimit;
 
-use crate::process::RLIMITS;
+use crate::rlimits::RLIMITS;
 
 /// A parameter as a file, and the value that the guest's kernel gives it; "" if that depends on the machine's size.
 type Parameter = (&'static str, &'static str);
@@ -97,14 +97,6 @@ fn value(path: &str, content: &str) -> Option<String> {
     }
 }
 
-/// Adds limits of `from` that `own` does not name.
-pub fn add_limits(own: &mut Vec<Rlimit>, from: &[Rlimit]) {
-    let named = own.len();
-    let missing = |limit: &&Rlimit| !own[..named].iter().any(|other| other.kind == limit.kind);
-    let added: Vec<Rlimit> = from.iter().filter(missing).cloned().collect();
-    own.extend(added);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,13 +136,5 @@ mod tests {
             (HUGE_PAGES, "always"),
         ];
         assert_eq!(parameters, expected.map(|(path, value)| (path.to_owned(), value.to_owned())));
-    }
-
-    #[test]
-    fn limits_of_the_bundle_stay() {
-        let limit = |kind: &str, soft| Rlimit { kind: kind.to_owned(), hard: soft, soft };
-        let mut own = vec![limit("RLIMIT_CORE", 1)];
-        add_limits(&mut own, &[limit("RLIMIT_CORE", 2), limit("RLIMIT_NOFILE", 3)]);
-        assert_eq!(own, [limit("RLIMIT_CORE", 1), limit("RLIMIT_NOFILE", 3)]);
     }
 }

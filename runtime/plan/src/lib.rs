@@ -20,6 +20,7 @@ pub mod inherited;
 pub mod limits;
 pub mod mounts;
 pub mod process;
+pub mod rlimits;
 pub mod scheduling;
 pub mod seccomp;
 pub mod users;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_proto::payload;
-use oci::bundle::{Bundle, DeviceNode, is_bind};
+use oci::bundle::{Bundle, DeviceNode};
 use oci::error::{Result, unsupported};
 use oci::mount_options::MountOptions;
 
@@ -76,14 +76,14 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
         ..Mounts::default()
     };
     for (index, mount) in bundle.spec.mounts.iter().enumerate() {
-        if is_bind(mount) && bundle.bind_source(mount) == Path::new("/dev") {
+        if mount.is_bind() && bundle.bind_source(mount) == Path::new("/dev") {
             planned.add_dev(bundle, index);
             continue;
         }
         let mut options = MountOptions::parse(&mount.options);
         let (kind, source) = match bundle.device_sources.get(&index) {
             Some(device) => (payload::OWN_DEVICE, device_source(bundle, index, *device)?),
-            None if is_bind(mount) => {
+            None if mount.is_bind() => {
                 let path = format!("/{id}/mounts/{}", planned.binds.len() - 1);
                 planned.binds.push(ShareBind {
                     path: path.clone(),

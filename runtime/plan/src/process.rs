@@ -5,31 +5,11 @@ use oci::bundle::Bundle;
 use oci::error::{Result, invalid};
 use oci::spec::{self, ConsoleSize};
 
-use crate::inherited::add_limits;
+use crate::rlimits::{RLIMITS, add_limits};
 use crate::{capabilities, scheduling, seccomp};
 
 /// Name of the init process in the protocol.
 pub const INIT_PROCESS: &str = "init";
-
-/// Resource limits by name (getrlimit(2)).
-pub const RLIMITS: [&str; 16] = [
-    "RLIMIT_CPU",
-    "RLIMIT_FSIZE",
-    "RLIMIT_DATA",
-    "RLIMIT_STACK",
-    "RLIMIT_CORE",
-    "RLIMIT_RSS",
-    "RLIMIT_NPROC",
-    "RLIMIT_NOFILE",
-    "RLIMIT_MEMLOCK",
-    "RLIMIT_AS",
-    "RLIMIT_LOCKS",
-    "RLIMIT_SIGPENDING",
-    "RLIMIT_MSGQUEUE",
-    "RLIMIT_NICE",
-    "RLIMIT_RTPRIO",
-    "RLIMIT_RTTIME",
-];
 
 /// Translates a bundle's init process, with the fields of `linux` that apply to every process of the container.
 /// `inherited` are the limits for kinds that the process does not name.

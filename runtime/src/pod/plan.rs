@@ -15,7 +15,7 @@ use oci::error::{self, BundleError};
 use oci::spec::{self, Spec};
 use plan::limits::{MAX_VCPUS, MIN_MEMORY_MIB};
 use plan::mounts::Content;
-use plan::process::RLIMITS;
+use plan::rlimits::RLIMITS;
 use plan::vm::Kernel;
 use plan::{ContainerPlan, VmPlan, VmSettings};
 

@@ -12,11 +12,11 @@ use std::time::Duration;
 use devices::{Action, Bus, BusDevice};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::end::VmEnd;
 use crate::kvm::{self, KvmError, KvmVm};
 use crate::layout::{PAGE_SIZE, RamRange};
 use crate::loader::Entry;
 use crate::memory::{GuestRam, MemoryError};
-use crate::running::VmEnd;
 use crate::signal::VcpuThread;
 use crate::vcpu::{self, Board};
 use crate::{paging, segments};
