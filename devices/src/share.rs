@@ -7,15 +7,17 @@
 //! plain structures, and returns plain structures.
 //!
 //! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `dir`, `attributes`, `xattr`, `table`,
-//! `inode`, `identity`, `cursor`, `owners`, `credentials`.
+//! `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
 
 pub(crate) mod attributes;
+pub(crate) mod bind;
 mod credentials;
 pub(crate) mod cursor;
 pub(crate) mod dir;
 pub(crate) mod entry;
 pub(crate) mod errno;
 pub(crate) mod file;
+pub(crate) mod handle;
 pub(crate) mod identity;
 pub(crate) mod inode;
 mod magic_link;
@@ -30,5 +32,7 @@ pub(crate) mod testing;
 pub mod tree;
 pub(crate) mod xattr;
 
+pub use bind::Terms;
 pub use nodes::{NodeKind, NodePolicy, NodeRule};
-pub use tree::{ShareError, ShareTree, Terms};
+pub(crate) use table::ROOT_ID;
+pub use tree::{ShareError, ShareTree};

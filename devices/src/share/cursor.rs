@@ -1,20 +1,14 @@
-//! The read position of an open directory, and the buffers in which directories keep their records.
+//! The read position of an open directory.
 
-use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Weak};
 
 use super::errno::{Errno, Result};
 use super::sys;
-use super::table::Handle;
 
 /// Size of the buffer for getdents64(2). A directory that is being read has one until its end is reached.
 const BUFFER_LEN: usize = 16 << 10;
-/// Limit of directories that keep their buffer between two requests: 1 MiB in total, independent of the number of open
-/// directories. A directory that has lost its buffer is read again from the cursor's offset.
-pub const MAX_BUFFERS: usize = 64;
 /// Bytes of `struct linux_dirent64` before the name: inode, offset, record length, type.
 const HOST_HEADER: usize = 19;
 
@@ -32,23 +26,6 @@ pub struct Cursor {
     keeps: bool,
     /// Undelivered records were dropped: the host's file position is past `offset`.
     lost: bool,
-}
-
-/// The directories that keep their records between two requests, oldest first.
-#[derive(Default)]
-pub struct Buffers(VecDeque<Weak<Handle>>);
-
-impl Buffers {
-    /// Adds a directory that keeps its records. If there are too many, the oldest loses its records.
-    pub fn keep(&mut self, handle: &Arc<Handle>) {
-        self.0.push_back(Arc::downgrade(handle));
-        if self.0.len() > MAX_BUFFERS
-            && let Some(oldest) = self.0.pop_front().and_then(|handle| handle.upgrade())
-            && let Some(cursor) = &oldest.cursor
-        {
-            cursor.lock().unwrap().lose();
-        }
-    }
 }
 
 /// One directory entry of the host.
@@ -77,7 +54,7 @@ impl Cursor {
     }
 
     /// Drops the records. Undelivered ones are read again later.
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.lost |= self.used < self.records.len();
         self.records = Vec::new();
         self.used = 0;

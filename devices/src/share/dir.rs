@@ -4,11 +4,12 @@ use std::ffi::CStr;
 use std::sync::{Arc, Mutex};
 
 use super::attributes::Entry;
+use super::bind::Bind;
 use super::errno::{Errno, Result};
+use super::handle::Handle;
 use super::inode::Inode;
 use super::operations::{Node, OpenFile, Operations};
-use super::table::Handle;
-use super::tree::{Bind, Child};
+use super::tree::Child;
 
 /// An entry of a directory that is being read.
 pub struct Listed<'a> {

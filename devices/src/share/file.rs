@@ -8,12 +8,12 @@ use std::time::SystemTime;
 
 use super::attributes::Entry;
 use super::errno::{Errno, Result};
+use super::handle::Handle;
 use super::inode::Inode;
 use super::magic_link::MagicLink;
 use super::names::Name;
 use super::operations::{NewFile, Node, OpenFile, Operations};
 use super::sys;
-use super::table::Handle;
 use crate::pieces::Pieces;
 
 /// Limit of data in one read or write, in bytes: 256 pages, the limit of a guest's kernel.

@@ -15,10 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::bind::Bind;
 use super::errno::{Errno, Result};
 use super::identity::Identity;
 use super::sys::{self, Stat};
-use super::tree::Bind;
 
 const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 

@@ -10,13 +10,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use super::credentials::{Creating, Credentials};
-use super::cursor::Buffers;
 use super::errno::{Errno, Result};
+use super::handle::Buffers;
+use super::handle::Handle;
 use super::inode::Inode;
 use super::magic_link::MagicLink;
 use super::owners::Owners;
 use super::sys;
-use super::table::Handle;
 use super::tree::{Child, ShareTree, Shared, Tree};
 
 /// Unique key of a file in the share.

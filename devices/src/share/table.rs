@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
-use super::cursor::Cursor;
+use super::bind::Bind;
 use super::errno::{Errno, Result};
+use super::handle::Handle;
 use super::identity::Identity;
 use super::inode::{DescriptorCount, Inode, Pin};
 use super::sys::Stat;
-use super::tree::Bind;
 
+/// Number of the root directory, which is also FUSE's.
+pub const ROOT_ID: u64 = 1;
 /// Limit of inodes that a guest may know. Each takes half a kilobyte of the host's memory, and at least as much of the
 /// guest's. Fewer of them have a descriptor.
 pub const MAX_INODES: usize = 1 << 22;
@@ -21,30 +22,6 @@ pub const MAX_INODES: usize = 1 << 22;
 const EVICT: usize = 32;
 /// Limit of inodes that are examined for that.
 const EVICT_LOOKED_AT: usize = 4096;
-
-/// A file or directory that the guest has open.
-pub struct Handle {
-    /// Inode of the file or directory.
-    pub inode: Arc<Inode>,
-    /// The open file of the host.
-    pub file: File,
-    /// Read position of a directory; `None` for files.
-    pub cursor: Option<Mutex<Cursor>>,
-}
-
-impl Handle {
-    /// Returns a handle, and counts it in its inode.
-    pub fn new(inode: &Arc<Inode>, file: File, cursor: Option<Mutex<Cursor>>) -> Handle {
-        inode.open.fetch_add(1, Ordering::Relaxed);
-        Handle { inode: inode.clone(), file, cursor }
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.inode.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 struct Known {
     inode: Arc<Inode>,
@@ -81,7 +58,7 @@ impl Table {
             by_key: HashMap::new(),
             binds: BTreeSet::new(),
             handles: HashMap::new(),
-            next_inode: super::tree::ROOT_ID + 1,
+            next_inode: ROOT_ID + 1,
             next_handle: 1,
             descriptors: Arc::new(AtomicUsize::new(0)),
             limit,

@@ -15,7 +15,7 @@ use super::wire::{Attr, EntryOut, InHeader, OpenIn, OpenOut, OutHeader, ReadIn, 
 use super::worker::serve;
 use super::*;
 use crate::Interrupt;
-use crate::share::tree::ROOT_ID;
+use crate::share::ROOT_ID;
 use crate::share::{ShareTree, Terms};
 use crate::virtio::queue::{QueueLinks, VirtQueue};
 

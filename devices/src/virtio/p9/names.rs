@@ -5,12 +5,12 @@ use std::ffi::{CStr, CString};
 use super::fids::Open;
 use super::server::P9Server;
 use super::wire::{Fields, MALFORMED, MAX_WALK, NO_FID, Qid};
+use crate::share::ROOT_ID;
 use crate::share::attributes::Entry;
 use crate::share::entry::Rename;
 use crate::share::errno::{Errno, Result};
 use crate::share::names::Name;
 use crate::share::operations::{Caller, NewFile};
-use crate::share::tree::ROOT_ID;
 
 /// User of a guest that attaches without a user ID.
 const NOBODY: u32 = 65534;

@@ -8,11 +8,11 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::share::ROOT_ID;
 use crate::share::inode::Inode;
 use crate::share::nodes::{NodeKind, NodePolicy, NodeRule};
 use crate::share::sys;
 use crate::share::testing::{exchange, open_path, scratch};
-use crate::share::tree::ROOT_ID;
 use crate::share::{ShareTree, Terms};
 use crate::virtio::fs::wire::*;
 

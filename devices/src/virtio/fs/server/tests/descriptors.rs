@@ -1,7 +1,7 @@
 //! Guests that know more files than the server can have open.
 
 use super::*;
-use crate::share::cursor::MAX_BUFFERS;
+use crate::share::handle::MAX_BUFFERS;
 use crate::share::identity::Identity;
 
 #[test]

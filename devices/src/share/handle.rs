@@ -1,0 +1,54 @@
+//! Files and directories that the guest has open, and which directories keep their records.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, Weak};
+
+use super::cursor::Cursor;
+use super::inode::Inode;
+
+/// Limit of directories that keep their buffer between two requests: 1 MiB in total, independent of the number of open
+/// directories. A directory that has lost its buffer is read again from the cursor's offset.
+pub const MAX_BUFFERS: usize = 64;
+
+/// A file or directory that the guest has open.
+pub struct Handle {
+    /// Inode of the file or directory.
+    pub inode: Arc<Inode>,
+    /// The open file of the host.
+    pub file: File,
+    /// Read position of a directory; `None` for files.
+    pub cursor: Option<Mutex<Cursor>>,
+}
+
+impl Handle {
+    /// Returns a handle, and counts it in its inode.
+    pub fn new(inode: &Arc<Inode>, file: File, cursor: Option<Mutex<Cursor>>) -> Handle {
+        inode.open.fetch_add(1, Ordering::Relaxed);
+        Handle { inode: inode.clone(), file, cursor }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inode.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The directories that keep their records between two requests, oldest first.
+#[derive(Default)]
+pub struct Buffers(VecDeque<Weak<Handle>>);
+
+impl Buffers {
+    /// Adds a directory that keeps its records. If there are too many, the oldest loses its records.
+    pub fn keep(&mut self, handle: &Arc<Handle>) {
+        self.0.push_back(Arc::downgrade(handle));
+        if self.0.len() > MAX_BUFFERS
+            && let Some(oldest) = self.0.pop_front().and_then(|handle| handle.upgrade())
+            && let Some(cursor) = &oldest.cursor
+        {
+            cursor.lock().unwrap().lose();
+        }
+    }
+}
