@@ -3,7 +3,7 @@
 //! This is the only crate that knows containers, virtual machines and descriptors. Its parts are crates of their own:
 //! [`oci`] reads bundles, [`plan`] decides about machine and container, [`link`] speaks to the agent, and [`host`]
 //! works on the host. Here `cli` and `config` read the user's settings, `dispatch` chooses a subcommand, `commands`
-//! has one file for each, `sandbox` creates the machine, `pod` supervises the processes in it, `clock` keeps its time, and `state` and `control`
+//! has one file for each, `assembly` creates the machine, `sandbox` and `session` speak to its guest, `pod` supervises the processes in it, `clock` keeps its time, and `state` and `control`
 //! let other processes find it. Start at `commands/run.rs`, the straight-line version of a run. The binary is `vmm`; the
 //! crate of that name is the virtual machine monitor.
 //!

@@ -107,12 +107,12 @@ impl Session {
         if self.over {
             return Err(self.ended(step));
         }
-        self.pass();
-        let patience = self.timeout(owed)?;
+        self.count_silence();
+        let silence = self.time_for_answers(owed)?;
         let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
         let check = self.clock.as_ref().and_then(GuestClock::due);
         let check = check.map(|due| due.saturating_duration_since(Instant::now()));
-        let timeout = [patience, rest, check].into_iter().flatten().min();
+        let timeout = [silence, rest, check].into_iter().flatten().min();
         let (sandbox, link) = (&self.sandbox, &self.sandbox.link);
         let own = [
             (link.fd(), link.interest()),
@@ -123,7 +123,7 @@ impl Session {
         let polled = own.iter().chain(&set).chain(others);
         let mut ready = sys::poll_all(polled, timeout).map_err(HostError::step("poll"))?;
         let others = ready.split_off(own.len() + usize::from(set.is_some()));
-        self.pass();
+        self.count_silence();
         let (agent, end, streams, set) = (ready[0], ready[1], ready[2], ready.get(3) == Some(&true));
         if streams {
             self.sandbox.streams.acknowledge();
@@ -163,15 +163,15 @@ impl Session {
     }
 
     /// Counts the time since the last call as the agent's silence.
-    fn pass(&mut self) {
+    fn count_silence(&mut self) {
         let time = counted(self.counted.elapsed());
         self.counted = Instant::now();
         self.sandbox.link.pass(time);
         self.debt.iter_mut().for_each(|debt| debt.waited += time);
     }
 
-    /// Returns the maximum time to wait; `None` if the agent owes nothing.
-    fn timeout(&mut self, owed: Option<u64>) -> Result<Option<Duration>> {
+    /// Returns how long the agent may still be silent; `None` if it owes nothing. Fails once that time is over.
+    fn time_for_answers(&mut self, owed: Option<u64>) -> Result<Option<Duration>> {
         self.debt = owed.map(|what| match self.debt {
             Some(debt) if debt.what == what => debt,
             _ => Debt { what, waited: Duration::ZERO },

@@ -1,5 +1,6 @@
-//! Translates OCI mounts to guest mounts: each bind becomes an entry of the share and a bind mount of it in the guest. A
-//! bind of a device becomes a bind of the guest's own, and a bind of /dev a directory with the guest's devices.
+//! Translates OCI mounts to guest mounts. A bind becomes an entry of the share and a bind mount of this entry in the
+//! guest. A bind of a device becomes a bind of the guest's device with the same number. A bind of /dev becomes a tmpfs
+//! with the guest's devices.
 
 use std::path::{Path, PathBuf};
 
