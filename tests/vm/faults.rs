@@ -37,9 +37,7 @@ fn an_unsupported_field_is_refused_by_its_path() {
     let refused = |path: &str, change: fn(&mut serde_json::Value)| {
         Bundle::sh("true").with(change).run().code(125).says(&[path]);
     };
-    refused("linux.uidMappings", |c| {
-        c["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
-    });
+    refused("linux.intelRdt", |c| c["linux"]["intelRdt"] = json!({"closID": "a"}));
     refused("linux.namespaces", |c| {
         let all = c["linux"]["namespaces"].as_array_mut().unwrap();
         all.push(json!({"type": "ipc", "path": "/proc/1/ns/ipc"}));
