@@ -11,6 +11,7 @@ pub mod queue;
 
 pub mod mmio;
 
+pub mod balloon;
 pub mod console;
 pub mod net;
 pub mod p9;

@@ -69,6 +69,11 @@ fn no_driver_does_harm_to_the_entropy_device() {
 }
 
 #[test]
+fn no_driver_does_harm_to_the_balloon() {
+    drive(Subject::Balloon);
+}
+
+#[test]
 fn no_driver_does_harm_to_a_share() {
     drive(Subject::Fs);
 }

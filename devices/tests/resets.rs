@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use devices::EventLoop;
 use devices::share::{ShareTree, Terms};
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::console::{Console, LogPort, Port};
 use devices::virtio::driver::Driver;
 use devices::virtio::fs::{Fs, server};
@@ -123,6 +124,7 @@ fn ten_thousand_drivers_leave_nothing_behind() {
     tree.bind("/a", File::open(dir.path()).unwrap().into(), Terms::default()).unwrap();
 
     drive("rng", Box::new(Rng::new(events.handle())), true);
+    drive("balloon", Box::new(Balloon::new(events.handle(), |_| Ok(()))), true);
 
     let (device, _wire) = net(&events, None);
     drive("net", Box::new(device), true);

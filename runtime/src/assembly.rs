@@ -16,6 +16,7 @@ use oci::Spec;
 use plan::vm::SHARE_TAG;
 use plan::{ShareType, VmPlan};
 use vmm::devices::share::ShareTree;
+use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::console::{Console, LogPort, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::{self, Fs};
 use vmm::devices::virtio::net::Vhost;
@@ -98,6 +99,7 @@ impl Assembly {
             ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
         }
         vm.attach(Box::new(Rng::new(vm.events())))?;
+        vm.attach(Box::new(Balloon::new(vm.events(), vmm::discard)))?;
         let present = std::mem::take(&mut network.nics);
         let mut nics = Nics::attach(&mut vm, present.len() + network.spare_nics(), plan)?;
         for nic in present {

@@ -40,9 +40,18 @@ fn main() {
         "pour" => network::pour(&word(2), &word(3)),
         "ports" => ports(),
         "clock" => clock(),
+        "memory" => memory(&word(2)),
         _ => panic!("no check {check:?}"),
     }
     println!("ok");
+}
+
+/// Touches so many MiB of memory, and keeps them until it is sent a line.
+fn memory(mib: &str) {
+    let touched = vec![1u8; mib.parse::<usize>().expect("a number of MiB") << 20];
+    println!("touched {}", touched.iter().map(|byte| usize::from(*byte)).sum::<usize>());
+    std::io::stdin().read_line(&mut String::new()).expect("read a line");
+    drop(touched);
 }
 
 /// Prints the wall clock in nanoseconds for each line of input.

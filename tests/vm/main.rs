@@ -13,6 +13,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod limits;
+mod memory;
 mod mounts;
 mod network;
 mod pods;

@@ -66,8 +66,10 @@ pub const SERIAL_GSI: u32 = 4;
 pub const FIRST_DEVICE_GSI: u32 = 5;
 /// Last pin of the IOAPIC.
 pub const LAST_GSI: u32 = 23;
+/// Interrupt of the device after those: that of a second serial port, which this machine does not have.
+const SPARE_GSI: u32 = 3;
 /// Limit of virtio-mmio devices: each has its own interrupt.
-pub const DEVICES_MAX: usize = (LAST_GSI - FIRST_DEVICE_GSI + 1) as usize;
+pub const DEVICES_MAX: usize = (LAST_GSI - FIRST_DEVICE_GSI + 1) as usize + 1;
 
 /// Limit of vCPUs: an APIC id is a byte, 255 is the broadcast id, and the IOAPIC uses one.
 pub const VCPUS_MAX: u8 = 254;
@@ -87,7 +89,7 @@ pub struct DeviceResources {
 pub fn device_resources(index: usize) -> Option<DeviceResources> {
     (index < DEVICES_MAX).then(|| DeviceResources {
         base: VIRTIO_MMIO_START + index as u64 * devices::virtio::mmio::MMIO_SIZE,
-        gsi: FIRST_DEVICE_GSI + index as u32,
+        gsi: if index + 1 == DEVICES_MAX { SPARE_GSI } else { FIRST_DEVICE_GSI + index as u32 },
     })
 }
 
@@ -144,7 +146,8 @@ mod tests {
     fn devices_follow_each_other_until_the_interrupts_end() {
         assert_eq!(device_resources(0), Some(DeviceResources { base: 0xd000_0000, gsi: 5 }));
         assert_eq!(device_resources(18), Some(DeviceResources { base: 0xd001_2000, gsi: 23 }));
-        assert_eq!(device_resources(19), None);
+        assert_eq!(device_resources(19), Some(DeviceResources { base: 0xd001_3000, gsi: 3 }));
+        assert_eq!(device_resources(20), None);
         assert_eq!(device_resources(usize::MAX), None);
     }
 

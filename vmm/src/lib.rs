@@ -62,7 +62,7 @@ pub use end::VmEnd;
 pub use error::{Error, Result};
 pub use kvm::{KvmError, PendingVm};
 pub use loader::KernelError;
-pub use memory::MemoryError;
+pub use memory::{MemoryError, discard};
 pub use running::RunningVm;
 pub use timeline::{Mark, Timeline};
 pub use vm::Vm;

@@ -8,10 +8,10 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::ptr;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileSlice};
 
 use crate::Image;
-use crate::layout::RamRange;
+use crate::layout::{PAGE_SIZE, RamRange};
 
 /// Alignment of guest memory in the host, so that the host can back 2 MiB of the guest with one 2 MiB page if it has
 /// one free. With 4 KiB pages, each of which is a page fault, a boot takes 30 million instructions more (75 instead of
@@ -119,6 +119,26 @@ impl GuestRam {
     }
 }
 
+/// Returns the pages of `slice`, a part of guest memory, to the host. They read as zeros afterwards, those of the
+/// kernel's image too, because all of guest memory is anonymous.
+///
+/// # Errors
+///
+/// If `slice` does not consist of whole pages.
+pub fn discard(slice: VolatileSlice) -> io::Result<()> {
+    let start = slice.ptr_guard_mut();
+    // madvise itself checks the start, but extends the length to whole pages.
+    if !(slice.len() as u64).is_multiple_of(PAGE_SIZE) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the pages are those of `slice`, which may be written, and stay mapped. Their content changes as by a
+    // write of zeros, and all other accesses to them are volatile.
+    match unsafe { libc::madvise(start.as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Reserves one range at an aligned host address.
 fn region(range: &RamRange) -> Result<GuestRegionMmap, MemoryError> {
     let reserve = |source| MemoryError::Reserve { len: range.len, source };
@@ -203,25 +223,64 @@ mod tests {
         assert!(ram.load(&image, 0, 0x4000, 0x4000).is_err());
     }
 
-    #[test]
-    fn guest_memory_is_excluded_from_core_dumps() {
-        let ram = ram();
+    /// Returns the line that begins with `key` in the description of the memory's mapping (proc_pid_smaps(5)).
+    fn mapping(ram: &GuestRam, key: &str) -> String {
         let base = ram.host(0, LEN).unwrap() as usize;
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        // The first line of a mapping is its range, the last its flags; `dd` excludes it from core dumps
-        // (proc_pid_smaps(5)).
-        let (mut is_ours, mut flags) = (false, None);
+        // The first line of a mapping is its range.
+        let (mut is_ours, mut found) = (false, None);
         for line in maps.lines() {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
             let bound = |text: &str| usize::from_str_radix(text, 16).ok();
             if let Some((from, to)) = range.and_then(|(from, to)| Some((bound(from)?, bound(to)?))) {
                 is_ours = (from..to).contains(&base);
-            } else if is_ours && line.starts_with("VmFlags:") {
-                flags = Some(line.to_owned());
+            } else if is_ours && line.starts_with(key) {
+                found = Some(line.to_owned());
             }
         }
-        let flags = flags.expect("the mapping is there");
+        found.expect("the mapping is there")
+    }
+
+    #[test]
+    fn guest_memory_is_excluded_from_core_dumps() {
+        let flags = mapping(&ram(), "VmFlags:");
+        // `dd` excludes the mapping.
         assert!(flags.split_whitespace().any(|flag| flag == "dd"), "{flags}");
+    }
+
+    #[test]
+    fn discarded_pages_are_zero_and_not_resident() {
+        // The size of a large page, so that the mapping may consist of one.
+        let len = ALIGNMENT;
+        let ram = GuestRam::new(&[RamRange { start: 0, len: len as u64 }]).unwrap();
+        let resident = || {
+            let line = mapping(&ram, "Rss:");
+            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).unwrap() << 10
+        };
+        ram.memory().write_slice(&vec![7; len], GuestAddress(0)).unwrap();
+        assert!(resident() >= len);
+        let (from, count) = (0x3000, len - 0x5000);
+        discard(ram.memory().get_slice(GuestAddress(from), count).unwrap()).unwrap();
+        let mut bytes = vec![1; len];
+        assert!(resident() <= 0x5000, "{}", resident());
+        ram.memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        let (head, rest) = bytes.split_at(from as usize);
+        let (middle, tail) = rest.split_at(count);
+        assert!(middle.iter().all(|byte| *byte == 0));
+        assert!(head.iter().chain(tail).all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn parts_of_pages_are_not_discarded() {
+        let ram = ram();
+        ram.memory().write_slice(&[7; 0x3000], GuestAddress(0)).unwrap();
+        for (from, len) in [(0, 0x1001), (1, 0x1000), (0x800, 0x800), (0xfff, 1)] {
+            let slice = ram.memory().get_slice(GuestAddress(from), len).unwrap();
+            assert_eq!(discard(slice).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{from:#x} {len:#x}");
+        }
+        let mut bytes = [0; 0x3000];
+        ram.memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        assert_eq!(bytes, [7; 0x3000]);
     }
 
     #[test]

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::guest::Guest;
 use super::VirtioDevice;
+use super::balloon::Balloon;
 use super::console::{Console, LogPort, Port, SocketPort};
 use super::driver::{Driver, DriverQueue, Loop, memory};
 use super::fs::{FileServer, Fs};
@@ -55,6 +57,8 @@ pub enum Subject {
     Slot,
     /// The entropy device.
     Rng,
+    /// The balloon.
+    Balloon,
     /// A share over virtio-fs.
     Fs,
     /// A share over 9P.
@@ -63,12 +67,13 @@ pub enum Subject {
 
 impl Subject {
     /// All devices.
-    pub const ALL: [Subject; 7] = [
+    pub const ALL: [Subject; 8] = [
         Subject::Console,
         Subject::Net,
         Subject::LentNet,
         Subject::Slot,
         Subject::Rng,
+        Subject::Balloon,
         Subject::Fs,
         Subject::P9,
     ];
@@ -168,6 +173,7 @@ impl Machine {
                 (Box::new(slot.clone()), Host::Slot(slot, None))
             }
             Subject::Rng => (Box::new(Rng::new(events.handle())), Host::Nothing),
+            Subject::Balloon => (Box::new(Balloon::new(events.handle(), zero)), Host::Nothing),
             Subject::Fs => (Box::new(Fs::new("share", spared())), Host::Nothing),
             Subject::P9 => (Box::new(P9::new("share", spared())), Host::Nothing),
         };
@@ -282,6 +288,7 @@ impl Machine {
             Subject::Console => {}
             Subject::Net | Subject::LentNet | Subject::Slot => self.expect_packet(queues),
             Subject::Rng => self.expect_entropy(queues),
+            Subject::Balloon => self.expect_discard(queues),
             Subject::Fs => self.expect_answer(queues, 1, &guest::fuse_init()),
             Subject::P9 => self.expect_answer(queues, 0, &guest::p9_version()),
         }
@@ -311,6 +318,17 @@ impl Machine {
         assert_eq!(queues[0].completed().len(), 4, "no entropy");
     }
 
+    fn expect_discard(&mut self, mut queues: Vec<DriverQueue>) {
+        let queue = &mut queues[2];
+        self.guest.write(&[1; 0x1000], guest::BUFFERS);
+        queue.put_descriptor(0, (guest::BUFFERS, 0x1000, VRING_DESC_F_WRITE as u16, 0));
+        queue.make_available(0);
+        self.guest.driver.kick(2);
+        self.events.turn();
+        let byte: u8 = self.guest.driver.memory.read_obj(GuestAddress(guest::BUFFERS)).unwrap();
+        assert_eq!((queue.completed().len(), byte), (1, 0), "the page has not been discarded");
+    }
+
     /// Sends a request with space for its reply, and waits for the reply.
     fn expect_answer(&mut self, mut queues: Vec<DriverQueue>, index: usize, request: &[u8]) {
         let queue = &mut queues[index];
@@ -330,6 +348,11 @@ impl Machine {
         };
         assert!(answer.len() > 16, "{:?}: refused: {answer:?}", self.subject);
     }
+}
+
+/// Changes memory as the monitor's function does, which unmaps its pages.
+pub(super) fn zero(slice: VolatileSlice) -> io::Result<()> {
+    slice.write_slice(&vec![0; slice.len()], 0).map_err(io::Error::other)
 }
 
 /// Sends a packet to the guest, or reads the packets that it sent.

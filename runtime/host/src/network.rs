@@ -32,8 +32,8 @@ mod notifications;
 mod redirect;
 mod taps;
 
-/// Maximum number of interfaces: each uses an interrupt of the machine, and console, share and entropy device use
-/// three.
+/// Maximum number of interfaces: each uses an interrupt of the machine, and console, share, entropy device and balloon
+/// use four.
 pub const NICS_MAX: usize = 16;
 
 /// Maximum number of NICs that can be added while a machine runs: its kernel probes each such slot when it boots.

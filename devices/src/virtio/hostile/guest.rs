@@ -175,6 +175,7 @@ impl Guest {
             Subject::Console => (step.queue | 1, body),
             Subject::Net | Subject::LentNet | Subject::Slot => (1, [&[0; 26], &body[..]].concat()),
             Subject::Rng => (0, Vec::new()),
+            Subject::Balloon => (2, Vec::new()),
             Subject::Fs => (1, fuse(step.a % 56, u64::from(step.b) % 8, &body)),
             Subject::P9 => (0, p9(P9_TYPES[step.a as usize % P9_TYPES.len()], &body)),
         };
