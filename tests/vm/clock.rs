@@ -68,12 +68,16 @@ impl Drop for HostClock {
     }
 }
 
-/// A container that tells its clock.
-struct Guest(Running);
+/// A container that tells its clock, and its bundle, which lasts as long.
+struct Guest {
+    running: Running,
+    _bundle: Bundle,
+}
 
 impl Guest {
     fn start() -> Guest {
-        let mut guest = Guest(Bundle::guest("clock").start());
+        let bundle = Bundle::guest("clock");
+        let mut guest = Guest { running: bundle.start(), _bundle: bundle };
         guest.awaits();
         guest
     }
@@ -83,8 +87,8 @@ impl Guest {
     fn error(&mut self) -> (i128, i128) {
         let mut reading = || {
             let before = nanoseconds(ClockId::Realtime);
-            self.0.write(b"\n");
-            let guest: i128 = self.0.wait_for("\n").trim().parse().expect("a number");
+            self.running.write(b"\n");
+            let guest: i128 = self.running.wait_for("\n").trim().parse().expect("a number");
             let after = nanoseconds(ClockId::Realtime);
             (guest - (before + after) / 2, (after - before) / 2)
         };
@@ -118,7 +122,7 @@ fn a_step_of_the_host_s_clock_is_a_step_of_the_guest_s() {
     }
     host.restore();
     guest.awaits();
-    guest.0.finish().code(0);
+    guest.running.finish().code(0);
 }
 
 #[test]
@@ -139,7 +143,7 @@ fn a_slew_of_the_host_s_clock_is_followed_at_its_rate() {
         let (error, spread) = guest.error();
         assert!(error.abs() <= BOUND + spread, "tick {tick}: {error} ns, known to {spread} ns");
     }
-    guest.0.finish().code(0);
+    guest.running.finish().code(0);
 }
 
 #[test]
@@ -149,11 +153,11 @@ fn a_process_that_was_stopped_has_the_host_s_time_when_it_continues() {
     }
     let host = HostClock::new();
     let mut guest = Guest::start();
-    guest.0.signal("STOP");
+    guest.running.signal("STOP");
     host.step(-600);
-    guest.0.signal("CONT");
+    guest.running.signal("CONT");
     guest.awaits();
     host.restore();
     guest.awaits();
-    guest.0.finish().code(0);
+    guest.running.finish().code(0);
 }
