@@ -71,7 +71,10 @@ fn files_of_unmapped_users_cannot_be_written() {
 fn an_unmapped_user_is_an_error() {
     let bundle = mapped("true").with(|c| c["process"]["user"]["uid"] = json!(70_000));
     let run = bundle.run().code(125);
-    assert!(String::from_utf8_lossy(&run.stderr).contains("set user: invalid argument"), "{run}");
+    assert!(
+        String::from_utf8_lossy(&run.stderr).contains("user ID 70000 is not mapped in the user namespace"),
+        "{run}"
+    );
 }
 
 #[test]
