@@ -201,7 +201,7 @@ pub fn effective_user() -> u32 {
 /// Returns the memory of the host in bytes.
 pub fn total_memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram) * u64::from(info.mem_unit)
+    info.totalram * u64::from(info.mem_unit)
 }
 
 /// Returns an error if this process has more than one thread.
