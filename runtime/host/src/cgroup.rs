@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 pub mod hierarchies;
 pub mod limits;
-pub mod room;
 pub mod systemd;
 pub mod usage;
 
