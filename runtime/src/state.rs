@@ -166,6 +166,11 @@ impl StateRoot {
         self.open(id).ok().filter(claimed)
     }
 
+    /// Waits for a claim in progress, whose directory exists before its process holds a lock there.
+    pub fn wait_for_claims(&self) -> Result<(), HostError> {
+        self.lock().map(drop)
+    }
+
     fn lock(&self) -> Result<File, HostError> {
         let path = self.0.join(ROOT_LOCK);
         let file = File::create(&path).and_then(|file| file.lock().map(|()| file));

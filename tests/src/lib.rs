@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -69,9 +70,9 @@ pub fn busybox_rootfs(rootfs: &Path) {
     fs::write(rootfs.join("etc/group"), "root:x:0:\nann:x:1000:\nwheel:x:10:ann\n").expect("write group");
 }
 
-/// An OCI bundle in its own directory, which is removed on drop.
+/// An OCI bundle in its own directory, which is removed once this and the programs that it started are dropped.
 pub struct Bundle {
-    dir: TempDir,
+    dir: Arc<TempDir>,
     /// Contents of `config.json`.
     pub config: Value,
     flags: Vec<String>,
@@ -107,7 +108,7 @@ impl Bundle {
         for set in ["bounding", "effective", "permitted"] {
             config["process"]["capabilities"][set] = json!(CAPABILITIES);
         }
-        Bundle { dir, config, flags: Vec::new() }
+        Bundle { dir: Arc::new(dir), config, flags: Vec::new() }
     }
 
     /// A bundle that runs `script` in busybox's shell.
@@ -188,6 +189,6 @@ impl Bundle {
 
     /// Starts the bundle with pipes for its standard streams.
     pub fn start(&self) -> Running {
-        Running::start(self.command())
+        Running::start(self.command()).in_directory(self.dir.clone())
     }
 }

@@ -3,11 +3,13 @@
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 /// Maximum time for a program, and for each output that a test waits for. It is long because the emulated host runs a
 /// guest at a hundredth of the speed of hardware. `$VMM_TEST_DEADLINE` sets another, in seconds.
@@ -81,6 +83,8 @@ pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
+    /// A directory that the program uses and that must not be removed before its end.
+    _directory: Option<Arc<TempDir>>,
 }
 
 impl Running {
@@ -92,7 +96,12 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("start the program under test");
-        Running { stdin: child.stdin.take(), stdout: child.stdout.take(), child }
+        Running { stdin: child.stdin.take(), stdout: child.stdout.take(), child, _directory: None }
+    }
+
+    /// Keeps `directory` until the program has ended.
+    pub fn in_directory(self, directory: Arc<TempDir>) -> Running {
+        Running { _directory: Some(directory), ..self }
     }
 
     /// The program's process ID.

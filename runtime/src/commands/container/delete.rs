@@ -20,6 +20,7 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
         Err(StateError::NoContainer(_)) if args.force => return Ok(0),
         found => found?,
     };
+    root.wait_for_claims()?;
     let state = directory.look()?;
     match status(&state) {
         // The process may be writing the guest's cached data back.
