@@ -17,11 +17,8 @@ pub(super) mod code {
     pub(in super::super) const AND: u16 = 0x54;
     /// Jump forward by `k`.
     pub(in super::super) const JUMP: u16 = 0x05;
-    /// Jump if equal.
     pub(in super::super) const IF_EQUAL: u16 = 0x15;
-    /// Jump if greater.
     pub(in super::super) const IF_GREATER: u16 = 0x25;
-    /// Jump if greater or equal.
     pub(in super::super) const IF_NOT_LESS: u16 = 0x35;
     /// Return `k`.
     pub(in super::super) const RETURN: u16 = 0x06;
@@ -52,7 +49,6 @@ enum Seen<'a> {
     First(&'a [Rule]),
 }
 
-/// Returns the program for `rules`.
 pub(super) fn of(rules: &Rules) -> Result<Program> {
     let spans = spans(rules);
     let mut code = vec![
