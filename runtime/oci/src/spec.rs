@@ -5,11 +5,10 @@
 //! demands. [`json`](crate::json) parses the text: every field may be missing or null.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 pub mod resources;
 pub mod scheduling;
@@ -262,88 +261,23 @@ pub struct Device {
     pub gid: u32,
 }
 
-/// Whether a field had content. null, false, 0, empty values, and lists and objects of only such values are no content.
+/// Whether a field had content. null, false, 0, an empty text or list, and an object of only such values are no content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Given(pub bool);
 
 impl<'de> Deserialize<'de> for Given {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Given, D::Error> {
-        deserializer.deserialize_any(GivenVisitor)
+        Value::deserialize(deserializer).map(|value| Given(has_content(&value)))
     }
 }
 
-struct GivenVisitor;
-
-impl<'de> Visitor<'de> for GivenVisitor {
-    type Value = Given;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-    fn visit_unit<E>(self) -> Result<Given, E> {
-        Ok(Given(false))
-    }
-    fn visit_bool<E>(self, value: bool) -> Result<Given, E> {
-        Ok(Given(value))
-    }
-    fn visit_i64<E>(self, value: i64) -> Result<Given, E> {
-        Ok(Given(value != 0))
-    }
-    fn visit_u64<E>(self, value: u64) -> Result<Given, E> {
-        Ok(Given(value != 0))
-    }
-    fn visit_f64<E>(self, value: f64) -> Result<Given, E> {
-        Ok(Given(value != 0.0))
-    }
-    fn visit_str<E>(self, value: &str) -> Result<Given, E> {
-        Ok(Given(!value.is_empty()))
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Given, A::Error> {
-        let mut any = false;
-        while items.next_element::<IgnoredAny>()?.is_some() {
-            any = true;
-        }
-        Ok(Given(any))
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Given, A::Error> {
-        let mut any = false;
-        while let Some((IgnoredAny, Given(given))) = entries.next_entry()? {
-            any |= given;
-        }
-        Ok(Given(any))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn given_distinguishes_content_from_empty_values() {
-        for (json, given) in [
-            ("null", false),
-            ("false", false),
-            ("0", false),
-            ("\"\"", false),
-            ("[]", false),
-            ("{}", false),
-            (r#"{"weight":0,"inner":{"list":[]}}"#, false),
-            ("true", true),
-            ("-1", true),
-            ("0.5", true),
-            ("\"x\"", true),
-            ("[0]", true),
-            (r#"{"weight":0,"inner":{"list":[{}]}}"#, true),
-        ] {
-            assert_eq!(serde_json::from_str::<Given>(json).unwrap(), Given(given), "{json}");
-        }
-    }
-
-    #[test]
-    fn fields_that_the_specification_does_not_know_are_skipped() {
-        let spec: Spec =
-            serde_json::from_str(r#"{"ociVersion":"1.0.2","annotations":{"a":"b"},"later":[1]}"#).unwrap();
-        assert_eq!(spec.oci_version, "1.0.2");
-        assert!(spec.process.is_none());
+fn has_content(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => fields.values().any(has_content),
     }
 }
