@@ -215,6 +215,13 @@ pub struct Linux {
     pub time_offsets: BTreeMap<String, TimeOffset>,
 }
 
+impl Linux {
+    /// Whether the container has a namespace of this type, new or joined.
+    pub fn has_namespace(&self, kind: &str) -> bool {
+        self.namespaces.iter().any(|namespace| namespace.kind == kind)
+    }
+}
+
 /// A range of user or group ids of a user namespace.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
