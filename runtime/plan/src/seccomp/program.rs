@@ -38,15 +38,9 @@ const NO_CALL: u32 = u32::MAX;
 type Code = Vec<u64>;
 
 /// Calls from `first` up to the first call of the next span, with one verdict.
-struct Span<'a> {
+struct Span {
     first: u32,
-    verdict: Seen<'a>,
-}
-
-#[derive(PartialEq, Eq)]
-enum Seen<'a> {
-    Always(u32),
-    First(&'a [Rule]),
+    verdict: Verdict,
 }
 
 pub(super) fn of(rules: &Rules) -> Result<Program> {
@@ -65,35 +59,31 @@ pub(super) fn of(rules: &Rules) -> Result<Program> {
     Ok(Program(code))
 }
 
-fn spans(rules: &Rules) -> Vec<Span<'_>> {
-    let mut spans: Vec<Span<'_>> = Vec::new();
+fn spans(rules: &Rules) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
     let mut push = |first, verdict| match spans.last_mut() {
         Some(last) if last.first == first => last.verdict = verdict,
         _ => spans.push(Span { first, verdict }),
     };
-    push(0, Seen::Always(rules.default));
+    push(0, Verdict::Always(rules.default));
     for (number, verdict) in &rules.calls {
-        let seen = match verdict {
-            Verdict::Always(answer) => Seen::Always(*answer),
-            Verdict::First(rules) => Seen::First(rules),
-        };
-        push(*number, seen);
-        push(number + 1, Seen::Always(rules.default));
+        push(*number, verdict.clone());
+        push(number + 1, Verdict::Always(rules.default));
     }
     if let Some(newest) = rules.newest {
-        push(newest + 1, Seen::Always(rules.newer));
+        push(newest + 1, Verdict::Always(rules.newer));
     }
-    push(X32, Seen::Always(answer::KILL_THREAD));
-    push(NO_CALL, Seen::Always(rules.default));
+    push(X32, Verdict::Always(answer::KILL_THREAD));
+    push(NO_CALL, Verdict::Always(rules.default));
     spans.dedup_by(|next, before| next.verdict == before.verdict);
     spans
 }
 
-fn search(spans: &[Span<'_>], default: u32) -> Code {
+fn search(spans: &[Span], default: u32) -> Code {
     if let [only] = spans {
-        return match only.verdict {
-            Seen::Always(answer) => vec![reply(answer)],
-            Seen::First(rules) => rules.iter().flat_map(self::rule).chain([reply(default)]).collect(),
+        return match &only.verdict {
+            Verdict::Always(answer) => vec![reply(*answer)],
+            Verdict::First(rules) => rules.iter().flat_map(self::rule).chain([reply(default)]).collect(),
         };
     }
     let (low, high) = spans.split_at(spans.len() / 2);
