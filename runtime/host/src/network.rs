@@ -129,8 +129,9 @@ pub fn remove_leftovers(path: &Path) -> Result<()> {
 }
 
 impl Network {
-    /// Connects the interfaces of this thread's namespace to taps.
+    /// Connects the interfaces of this thread's namespace to taps, and follows changes of the namespace.
     pub fn of_this_namespace() -> Result<Network> {
+        let notifications = Notifications::open().map_err(HostError::step("watch the network namespace"))?;
         let mut netlink = Netlink::open()?;
         let mut config = NetworkConfig::list(&mut netlink)?;
         keep_wanted(&mut config);
@@ -139,13 +140,7 @@ impl Network {
         let mut taps = Taps::new(netlink);
         let join = |link: &Link| taps.connect(link, config.addresses_of(link.index));
         let nics = config.links.iter().map(join).collect::<Result<_>>()?;
-        Ok(Network { nics, config, taps: Some(taps), notifications: None })
-    }
-
-    /// Like [`of_this_namespace`](Self::of_this_namespace), and also follows changes of the namespace.
-    pub fn followed() -> Result<Network> {
-        let notifications = Notifications::open().map_err(HostError::step("watch the network namespace"))?;
-        Ok(Network { notifications: Some(notifications), ..Network::of_this_namespace()? })
+        Ok(Network { nics, config, taps: Some(taps), notifications: Some(notifications) })
     }
 
     /// Returns how many NICs can be added while the machine runs.
