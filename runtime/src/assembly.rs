@@ -139,7 +139,7 @@ fn attach_console(
 
 /// Connects the interfaces of this thread's network namespace to taps, and describes them to the guest.
 fn guest_network(plan: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
-    let network = Network::followed()?;
+    let network = Network::of_this_namespace()?;
     network::describe(&network, plan);
     let (resolver, names) = network::serve_names(plan, spec).context("serve name queries")?;
     Ok(GuestNetwork { network, resolver, names })

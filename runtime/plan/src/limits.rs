@@ -11,7 +11,6 @@ use std::time::Duration;
 use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
-/// Default memory of a machine, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
 /// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.
 pub const MIN_MEMORY_MIB: u32 = 64;
@@ -40,7 +39,6 @@ pub fn memory_mib(resources: &Resources) -> u32 {
 /// The machine whose CPUs and memory nodes a set names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sets {
-    /// The guest.
     Guest,
     /// The host: the machine's cgroup restricts its threads to the set.
     Host,

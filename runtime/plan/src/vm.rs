@@ -27,7 +27,6 @@ pub struct Console {
 /// Protocol through which the guest accesses host files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShareType {
-    /// virtio-fs.
     #[default]
     VirtioFs,
     /// virtio-9p, for guest kernels without virtio-fs.
@@ -80,21 +79,15 @@ impl Kernel {
 /// A user's settings of the machine: flags, environment variables and configuration file, merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmSettings {
-    /// Guest memory in MiB.
     pub memory_mib: Option<u32>,
-    /// Number of vCPUs.
     pub vcpus: Option<u8>,
     /// Whether `linux.cgroupsPath` is in systemd's form.
     pub systemd_cgroup: bool,
-    /// Protocol of the agent.
     pub protocol: Protocol,
     /// Words to add to the kernel's command line.
     pub cmdline: Option<String>,
-    /// Destination of the guest's kernel log.
     pub console: Option<Console>,
-    /// Protocol of the share.
     pub share: ShareType,
-    /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
     /// Resource limits of the caller and kernel parameters of the host.
     pub inherited: Inherited,
@@ -105,21 +98,16 @@ pub struct VmSettings {
 /// A virtual machine to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
-    /// Guest memory in MiB.
     pub memory_mib: u32,
-    /// Number of vCPUs.
     pub vcpus: u8,
     /// The kernel, unless the user names a file.
     pub kernel: Kernel,
     /// The kernel's command line. Crate `vmm` adds the devices.
     pub cmdline: String,
-    /// Protocol of the share.
     pub share: ShareType,
-    /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
     /// Whether a NIC may send only from the addresses of its interface.
     pub network_filter: bool,
-    /// Protocol of the agent.
     pub protocol: Protocol,
     /// The machine's cgroup on the host; without one the machine stays in the cgroup of this process.
     pub cgroup: Option<HostCgroup>,
