@@ -103,3 +103,12 @@ fn memory_that_was_never_used_is_free_and_can_be_allocated() {
         }
     }
 }
+
+#[test]
+fn a_container_without_a_limit_has_the_host_s_memory() {
+    let meminfo = |bundle: Bundle| bundle.run().code(0).text();
+    let show = || Bundle::new(&["cat", "/proc/meminfo"]);
+    let host = kib(&std::fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal");
+    let guest = kib(&meminfo(show()), "MemTotal");
+    assert!(guest < host && guest > host * 9 / 10, "{guest} of {host} KiB");
+}
