@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod hierarchies;
 pub mod limits;
+pub mod room;
 pub mod systemd;
 pub mod usage;
 

@@ -196,6 +196,12 @@ pub fn effective_user() -> u32 {
     process::geteuid().as_raw()
 }
 
+/// Returns the memory of the host in bytes.
+pub fn total_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram * u64::from(info.mem_unit)
+}
+
 /// Returns an error if this process has more than one thread.
 fn check_single_thread() -> io::Result<()> {
     match std::fs::read_dir("/proc/self/task")?.count() {
