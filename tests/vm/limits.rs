@@ -1,7 +1,7 @@
 //! A container's limits, which its cgroup in the guest enforces.
 
 use serde_json::{Value, json};
-use tests::Bundle;
+use tests::{Bundle, Running};
 
 fn limited(bundle: Bundle, resources: Value) -> Bundle {
     bundle.with(|c| c["linux"]["resources"] = resources)
@@ -105,10 +105,13 @@ fn memory_that_was_never_used_is_free_and_can_be_allocated() {
 }
 
 #[test]
-fn a_container_without_a_limit_has_the_host_s_memory() {
-    let meminfo = |bundle: Bundle| bundle.run().code(0).text();
-    let show = || Bundle::new(&["cat", "/proc/meminfo"]);
+fn a_container_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
     let host = kib(&std::fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal");
-    let guest = kib(&meminfo(show()), "MemTotal");
-    assert!(guest < host && guest > host * 9 / 10, "{guest} of {host} KiB");
+    let show = Bundle::new(&["cat", "/proc/meminfo"]);
+    for (max, expected) in [(None, host.min(1 << 20)), (Some("64G"), host.min(64 << 20))] {
+        let mut command = show.command();
+        command.envs(max.map(|size| ("VMM_MAX_MEMORY", size)));
+        let guest = kib(&Running::start(command).finish().code(0).text(), "MemTotal");
+        assert!(guest < expected && guest > expected * 9 / 10, "{guest} of {expected} KiB");
+    }
 }

@@ -13,6 +13,8 @@ use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
 /// Memory of a machine without a limit if that of the host is unknown, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
+/// Maximum memory of a machine whose size nobody set, in MiB: a larger one is dearer to boot.
+pub const UNASKED_MEMORY_MIB: u32 = 1024;
 /// Maximum memory of a machine, in MiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.

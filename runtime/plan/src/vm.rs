@@ -136,7 +136,9 @@ impl VmPlan {
         let given = settings.memory_mib.or(settings.default_memory_mib);
         VmPlan {
             memory_mib: given.unwrap_or(limits::DEFAULT_MEMORY_MIB).min(max),
-            fill_mib: given.is_none().then_some(max),
+            fill_mib: given
+                .is_none()
+                .then_some(settings.max_memory_mib.unwrap_or(limits::UNASKED_MEMORY_MIB)),
             vcpus: settings.vcpus.unwrap_or(1),
             kernel: Kernel::Base,
             cmdline: cmdline(settings),
