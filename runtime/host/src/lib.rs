@@ -4,6 +4,7 @@
 //! settings: resources, hooks and namespaces. Only [`sys`] and its modules have unsafe code.
 
 pub mod cgroup;
+pub mod confine;
 pub mod environment;
 mod error;
 pub mod hooks;
