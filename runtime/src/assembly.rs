@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, STREAM_PORT};
 use anyhow::{Context, Result};
+use host::cgroup::room;
 use host::confine::{self, Role};
 use host::network::Network;
 use link::AgentLink;
@@ -149,9 +150,19 @@ fn attach_console(
     Ok(vm.attach(Box::new(Console::new(vm.events(), ports)))?)
 }
 
+/// Gives a machine that no setting and no limit sizes the memory that the host has for it. This process must be in the
+/// machine's cgroup.
+pub fn fill(vm: &mut VmPlan) {
+    if vm.fill_mib.is_some()
+        && let Some(mib) = room::memory_mib()
+    {
+        vm.fill(mib);
+    }
+}
+
 /// Connects the interfaces of this thread's network namespace to taps, and describes them to the guest.
 fn guest_network(plan: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
-    let network = Network::followed()?;
+    let network = Network::of_this_namespace()?;
     network::describe(&network, plan);
     let (resolver, names) = network::serve_names(plan, spec).context("serve name queries")?;
     Ok(GuestNetwork { network, resolver, names })

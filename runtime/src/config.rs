@@ -48,6 +48,8 @@ impl Settings {
             share: text("VMM_SHARE"),
             vhost_net: text("VMM_VHOST_NET"),
             marks: lookup("VMM_MARKS").map(PathBuf::from),
+            default_memory: text("VMM_DEFAULT_MEMORY"),
+            max_memory: text("VMM_MAX_MEMORY"),
             agent_timeout: text("VMM_AGENT_TIMEOUT"),
         }
     }
@@ -88,6 +90,8 @@ impl Settings {
             share: self.share.or(other.share),
             vhost_net: self.vhost_net.or(other.vhost_net),
             marks: self.marks.or(other.marks),
+            default_memory: self.default_memory.or(other.default_memory),
+            max_memory: self.max_memory.or(other.max_memory),
             agent_timeout: self.agent_timeout.or(other.agent_timeout),
         }
     }
@@ -123,8 +127,11 @@ impl RunConfig {
         let settings = args.settings.or(Settings::from_env(lookup)).or(Settings::from_file(lookup)?);
         let (bundle, id, is_named) = bundle_and_id(args.target, args.bundle)?;
         let protocol = protocol(settings.agent.as_deref(), settings.initrd.is_some())?;
+        let max_memory_mib = size("max-memory", settings.max_memory.as_deref(), None)?;
         let vm = VmSettings {
-            memory_mib: settings.memory.map(|text| memory_mib(&text)).transpose()?,
+            memory_mib: size("memory", settings.memory.as_deref(), max_memory_mib)?,
+            default_memory_mib: size("default-memory", settings.default_memory.as_deref(), max_memory_mib)?,
+            max_memory_mib,
             vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
             systemd_cgroup: args.engine.systemd_cgroup,
             protocol,
@@ -152,8 +159,18 @@ fn invalid(name: &'static str, value: &str, why: &'static str) -> ConfigError {
     ConfigError::Value { name, value: value.to_owned(), why }
 }
 
-fn memory_mib(text: &str) -> Result<u32> {
-    let error = |why| invalid("memory", text, why);
+/// Parses setting `name`, a size in MiB that must not exceed `max`.
+fn size(name: &'static str, text: Option<&str>, max: Option<u32>) -> Result<Option<u32>> {
+    let Some(text) = text else { return Ok(None) };
+    let mib = memory_mib(name, text)?;
+    if max.is_some_and(|max| mib > max) {
+        return Err(invalid(name, text, "exceeds max-memory"));
+    }
+    Ok(Some(mib))
+}
+
+fn memory_mib(name: &'static str, text: &str) -> Result<u32> {
+    let error = |why| invalid(name, text, why);
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'm' | b'M') => (&text[..text.len() - 1], 1),
         Some(b'g' | b'G') => (&text[..text.len() - 1], 1024),

@@ -7,16 +7,8 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use host::sys;
-use serde::{Deserialize, Serialize};
 
 use crate::exit::CodedError;
-
-/// The result of a start: code 0 for success, else the exit code and message of the error.
-#[derive(Debug, Serialize, Deserialize)]
-struct Report {
-    code: u8,
-    message: String,
-}
 
 /// The two processes after a fork.
 pub enum Forked {
@@ -48,15 +40,15 @@ impl Reporter {
         self.0.borrow().is_none()
     }
 
-    /// Reports a result. Returns false if one was reported before.
+    /// Reports the result of a start: code 0 for success, else the exit code and message of the error. Returns false if one
+    /// was reported before.
     ///
     /// # Errors
     ///
     /// The parent is gone.
     pub fn send(&self, code: u8, message: &str) -> io::Result<bool> {
         let Some(mut writer) = self.0.take() else { return Ok(false) };
-        let report = Report { code, message: message.to_owned() };
-        writer.write_all(&serde_json::to_vec(&report)?).map(|()| true)
+        writer.write_all(&serde_json::to_vec(&(code, message))?).map(|()| true)
     }
 }
 
@@ -68,10 +60,9 @@ pub fn wait(mut reader: PipeReader, silent: &'static str) -> Result<()> {
     if text.is_empty() {
         anyhow::bail!(silent);
     }
-    let report: Report = serde_json::from_slice(&text).context("parse its report")?;
-    match report.code {
-        0 => Ok(()),
-        code => Err(CodedError { code, message: report.message }.into()),
+    match serde_json::from_slice(&text).context("parse its report")? {
+        (0, _) => Ok(()),
+        (code, message) => Err(CodedError { code, message }.into()),
     }
 }
 

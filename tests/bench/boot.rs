@@ -1,4 +1,4 @@
-//! Measures the start of `vmm`, QEMU's microvm machine and runc in turn, and prints the times as JSON.
+//! Measures the start of `vmm`, QEMU's microvm machine, runc and crun in turn, and prints the times as JSON.
 //!
 //! Times are those of the monotonic clock since just before the program is started. On the instruction clock of the
 //! emulated KVM host, one nanosecond is one instruction.
@@ -45,8 +45,9 @@ fn main() {
     // The first round fills caches and does not count.
     for round in 0..=plan.runs {
         let other = plan.other.iter().flat_map(|other| boot_vmm(&plan, other, OTHER)).collect();
-        let samples =
-            [boot_vmm(&plan, &plan.vmm, VMM), other, boot_qemu(&plan), run_runc(&plan, round)].concat();
+        let runc = run_oci(&plan, "runc", round, ["runc: container's first output", "runc: exit"]);
+        let crun = run_oci(&plan, "crun", round, ["crun: container's first output", "crun: exit"]);
+        let samples = [boot_vmm(&plan, &plan.vmm, VMM), other, boot_qemu(&plan), runc, crun].concat();
         eprintln!("round {round}: {}", shown(&samples));
         if round == 0 {
             continue;
@@ -141,11 +142,11 @@ fn boot_qemu(plan: &Plan) -> Vec<(&'static str, f64)> {
     vec![("QEMU microvm: init's first line", first), ("QEMU microvm: exit", end)]
 }
 
-/// `runc run` of the same bundle: first byte of the container, and exit.
-fn run_runc(plan: &Plan, round: usize) -> Vec<(&'static str, f64)> {
+/// `run` of another runtime with the same bundle: first byte of the container, and exit.
+fn run_oci(plan: &Plan, runtime: &str, round: usize, names: [&'static str; 2]) -> Vec<(&'static str, f64)> {
     let id = format!("bench-{round}");
-    let (first, end, text) = time(Command::new("runc").args(["run", "--bundle", &plan.bundle, &id]));
+    let (first, end, text) = time(Command::new(runtime).args(["run", "--bundle", &plan.bundle, &id]));
     assert_eq!(text, b"hello\n");
     std::io::stderr().flush().expect("flush");
-    vec![("runc: container's first output", first), ("runc: exit", end)]
+    names.into_iter().zip([first, end]).collect()
 }

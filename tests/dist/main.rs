@@ -46,6 +46,7 @@ fn docker_runs_containers_with_the_package_and_its_removal_leaves_nothing() {
     assert_eq!(version.lines().next(), Some(format!("vmm {}", env!("CARGO_PKG_VERSION")).as_str()));
     ok("dpkg", &["--verify", "vmm"]);
     manual_and_completion_are_found();
+    the_kernels_source_is_complete();
 
     // As in the documentation: the example configuration, a daemon without flags, and `--runtime vmm`.
     fs::create_dir_all("/etc/docker").expect("create Docker's directory");
@@ -77,6 +78,27 @@ fn manual_and_completion_are_found() {
     for file in ["zsh/vendor-completions/_vmm", "fish/vendor_completions.d/vmm.fish"] {
         let text = fs::read_to_string(Path::new("/usr/share").join(file)).expect("read a completion");
         assert!(text.contains("preserve-fds"), "{file}");
+    }
+}
+
+/// What Debian's source lacks is in the package, with the version of Debian's source (GPL-2, section 3).
+fn the_kernels_source_is_complete() {
+    let kernel = Path::new(DOC).join("kernel");
+    let source = fs::read_to_string(kernel.join("SOURCE")).expect("read the kernel's source");
+    let built_using = ok("dpkg-query", &["--show", "--showformat", "${Built-Using}", "vmm"]);
+    let version = built_using.strip_prefix("linux (= ").and_then(|text| text.strip_suffix(')'));
+    let version = version.unwrap_or_else(|| panic!("Built-Using: {built_using}"));
+    assert!(
+        source.contains(&format!("linux-source-6.1={version}\n")) && !source.contains("@KERNEL"),
+        "{source}"
+    );
+    let maintainer = ok("dpkg-query", &["--show", "--showformat", "${Maintainer}", "vmm"]);
+    assert!(source.contains(&maintainer), "{maintainer}: {source}");
+    let patches = fs::read_dir(kernel.join("patches")).expect("list the patches").count();
+    assert!(patches > 3, "{patches} patches");
+    for config in ["config.gz", "config-full.gz"] {
+        let path = kernel.join(config).to_string_lossy().into_owned();
+        assert!(ok("gzip", &["-dc", &path]).contains("\nCONFIG_VIRTIO_FS=y\n"), "{config}");
     }
 }
 

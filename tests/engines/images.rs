@@ -19,9 +19,17 @@ pub fn import_busybox(engine: &Engine) {
 
 /// Imports the image `programs`, Debian with the programs that cases run, unless the engine has it.
 pub fn import_programs(engine: &Engine) {
-    if engine.run(&["image", "inspect", "programs"]).status.success() {
-        return;
+    import_once(engine, "programs", "VMM_TEST_PROGRAMS");
+}
+
+/// Imports the image `nested`, Debian with container engines and systemd, unless the engine has it.
+pub fn import_nested(engine: &Engine) {
+    import_once(engine, "nested", "VMM_TEST_NESTED");
+}
+
+fn import_once(engine: &Engine, name: &str, variable: &str) {
+    if !engine.run(&["image", "inspect", name]).status.success() {
+        let archive = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} names an archive"));
+        engine.import(&PathBuf::from(archive), name);
     }
-    let archive = std::env::var_os("VMM_TEST_PROGRAMS").expect("VMM_TEST_PROGRAMS names an archive");
-    engine.import(&PathBuf::from(archive), "programs");
 }

@@ -12,12 +12,14 @@ mod case;
 mod cgroup1;
 mod containerd;
 mod engine;
+mod everyday;
 mod exec;
 mod faults;
 mod images;
 mod leftovers;
 mod life;
 mod limits;
+mod nested;
 mod network;
 mod podman;
 mod programs;
@@ -44,6 +46,7 @@ const GROUPS: &[Group] = &[
     Group { name: "streams", engine: Kind::Docker, cases: streams::CASES },
     Group { name: "life", engine: Kind::Docker, cases: life::CASES },
     Group { name: "exec", engine: Kind::Docker, cases: exec::CASES },
+    Group { name: "everyday", engine: Kind::Docker, cases: everyday::CASES },
     Group { name: "settings", engine: Kind::Docker, cases: settings::CASES },
     Group { name: "limits", engine: Kind::Docker, cases: limits::CASES },
     Group { name: "security", engine: Kind::Docker, cases: security::CASES },
@@ -52,6 +55,7 @@ const GROUPS: &[Group] = &[
     Group { name: "build", engine: Kind::Docker, cases: build::CASES },
     Group { name: "faults", engine: Kind::Docker, cases: faults::CASES },
     Group { name: "programs", engine: Kind::Docker, cases: programs::CASES },
+    Group { name: "nested", engine: Kind::Docker, cases: nested::CASES },
     Group { name: "systemd", engine: Kind::DockerOfSystemd, cases: systemd::CASES },
     Group { name: "cgroup1", engine: Kind::DockerOfCgroup1, cases: cgroup1::CASES },
     Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },

@@ -79,6 +79,16 @@ fn all_threads_of_the_monitor_are_in_the_limited_cgroup() {
 }
 
 #[test]
+fn a_limit_above_the_cgroup_sizes_the_machine() {
+    let parent = Parent::new("above");
+    fs::create_dir(parent.path()).unwrap();
+    fs::write(parent.path().join("memory.max"), (512 << 20).to_string()).unwrap();
+    let run = parent.bundle("awk '/MemTotal/ {print $2}' /proc/meminfo", json!({})).run().code(0);
+    let total: u64 = run.text().parse().unwrap();
+    assert!((400 << 10..(512 - 48) << 10).contains(&total), "{run}");
+}
+
+#[test]
 fn a_container_over_its_memory_limit_does_not_kill_its_monitor() {
     let parent = Parent::new("memory");
     let script = "tail -n 1 /dev/zero; echo $? is the code; read x";

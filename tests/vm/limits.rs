@@ -73,3 +73,42 @@ fn a_limit_that_the_guest_lacks_is_an_error() {
     let errors = String::from_utf8_lossy(&run.stderr);
     assert!(errors.contains("set limit memory.wonder to 1: no such file or directory"), "{run}");
 }
+
+/// Returns a field of a /proc/meminfo in KiB.
+fn kib(meminfo: &str, field: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_else(|| panic!("no {field}"))
+}
+
+#[test]
+fn memory_that_was_never_used_is_free_and_can_be_allocated() {
+    let write = |file: &str| format!("dd if=/dev/zero of=/data/{file} bs=1M count=300 2>/dev/null");
+    let script = format!(
+        "cat /proc/meminfo; {} & {} & wait; cat /data/a /data/b >/dev/null; stat -c %s /data/a /data/b; \
+         rm /data/a /data/b; echo after; cat /proc/meminfo",
+        write("a"),
+        write("b")
+    );
+    let tmpfs = json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["size=700m"]});
+    let bundle = Bundle::sh(&script).mount(tmpfs).flag("--memory").flag("4G").flag("--cpus").flag("2");
+    let text = bundle.run().code(0).text();
+    let (before, after) = text.split_once("after").expect("both outputs");
+    assert!(before.contains("\n314572800\n314572800\n"), "{text}");
+    for meminfo in [before, after] {
+        let total = kib(meminfo, "MemTotal");
+        assert!((3900 << 10..=4096 << 10).contains(&total), "{text}");
+        for field in ["MemFree", "MemAvailable"] {
+            let value = kib(meminfo, field);
+            assert!(value <= total && value > total * 9 / 10, "{field} {text}");
+        }
+    }
+}
+
+#[test]
+fn a_container_without_a_limit_has_the_host_s_memory() {
+    let meminfo = |bundle: Bundle| bundle.run().code(0).text();
+    let show = || Bundle::new(&["cat", "/proc/meminfo"]);
+    let host = kib(&std::fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal");
+    let guest = kib(&meminfo(show()), "MemTotal");
+    assert!(guest < host && guest > host * 9 / 10, "{guest} of {host} KiB");
+}

@@ -9,6 +9,8 @@ use tests::{Bundle, Running};
 const TOUCHED: u64 = 300;
 /// Memory that must come back to the host, in MiB. The guest reports only large blocks, so some may stay.
 const RETURNED: u64 = 200;
+/// Size of a file that the container reads, in MiB.
+const READ: u64 = 800;
 /// Time for the guest's reports, which come every two seconds.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -44,4 +46,16 @@ fn memory_that_a_container_frees_goes_back_to_the_host() {
         run.wait_for("still here\n");
     }
     run.finish().code(0);
+}
+
+/// The host caches the file as well, so the guest need not grow for it.
+#[test]
+fn files_that_are_read_once_do_not_fill_the_machine() {
+    let script = "cat /mnt/file >/dev/null; awk '/^(Active|Inactive).file/ { kib += $2 } END { print int(kib / 1024) }' /proc/meminfo";
+    let bundle = Bundle::sh(script).flag("--memory").flag("2G");
+    fs::File::create(bundle.rootfs().join("mnt/file"))
+        .and_then(|file| file.set_len(READ << 20))
+        .expect("make a file without blocks");
+    let cached: u64 = bundle.run().code(0).text().parse().expect("a number of MiB");
+    assert!(cached < READ * 3 / 4, "{cached} MiB are cached");
 }

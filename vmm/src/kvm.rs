@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::{self, Builder, JoinHandle};
@@ -14,6 +15,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::deferral::Deferral;
 use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
 use crate::{cpuid, module, msrs, segments};
@@ -112,6 +114,8 @@ pub struct KvmVm {
     vm: VmFd,
     /// Connected interrupts: the eventfd and its GSI.
     irqs: Vec<(Arc<EventFd>, u32)>,
+    /// Dropped last, so that the kernel destroys the machine in the background.
+    deferral: Option<Deferral>,
 }
 
 impl KvmVm {
@@ -122,7 +126,18 @@ impl KvmVm {
         let vm = kvm.create_vm().map_err(call("create a virtual machine"))?;
         vm.set_tss_address(KVM_TSS_START as usize).map_err(call("place the TSS pages"))?;
         vm.create_irq_chip().map_err(call("create the interrupt controllers"))?;
-        Ok(KvmVm { kvm, vm, irqs: Vec::new() })
+        Ok(KvmVm { kvm, vm, irqs: Vec::new(), deferral: None })
+    }
+
+    /// Lets the kernel destroy the machine in the background at its end. `vcpus` are all its vCPUs. Without io_uring the end of
+    /// the process waits for it.
+    pub fn defer_destruction(&mut self, vcpus: &[VcpuFd]) {
+        let vcpus = vcpus.iter().map(AsRawFd::as_raw_fd);
+        let files: Vec<RawFd> = [self.vm.as_raw_fd()].into_iter().chain(vcpus).collect();
+        match Deferral::new(&files) {
+            Ok(deferral) => self.deferral = Some(deferral),
+            Err(error) => log::debug!("kvm: destroy the machine in the background: {error}"),
+        }
     }
 
     /// Registers `memory` as the guest's physical memory.
@@ -185,10 +200,13 @@ impl KvmVm {
 }
 
 impl Drop for KvmVm {
-    /// Disconnects the interrupts one by one, with a pause between them. Each takes a grace period of the machine's
-    /// SRCU domain. Without the pauses, as when KVM disconnects them with the machine, the grace periods follow each
-    /// other immediately and take 8 million instructions more.
+    /// Unless the kernel destroys the machine in the background, disconnects the interrupts one by one, with a pause
+    /// between them. Each takes a grace period of the machine's SRCU domain. Without the pauses, as when KVM disconnects
+    /// them with the machine, the grace periods follow each other immediately and take 8 million instructions more.
     fn drop(&mut self) {
+        if self.deferral.is_some() {
+            return;
+        }
         for (n, (irq, gsi)) in self.irqs.iter().enumerate() {
             if n > 0 {
                 thread::sleep(HOLDOFF);

@@ -36,6 +36,7 @@ mod boot_params;
 pub mod check;
 mod config;
 mod cpuid;
+mod deferral;
 pub mod elf;
 mod end;
 mod error;

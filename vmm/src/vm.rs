@@ -148,6 +148,7 @@ impl Vm {
         vm.set_memory(self.ram.memory())?;
         wire(&mut vm, self.serial_irq.as_ref(), &self.wiring)?;
         let fds = create_vcpus(&vm, self.vcpus, self.kernel.entry)?;
+        vm.defer_destruction(&fds);
         let board = Arc::new(Board {
             pio: self.pio,
             mmio: self.mmio,

@@ -13,7 +13,7 @@ use super::inode::Inode;
 use super::magic_link::MagicLink;
 use super::names::Name;
 use super::operations::{NewFile, Node, OpenFile, Operations};
-use super::sys;
+use super::sys::{self, Stat};
 use crate::pieces::Pieces;
 
 /// Limit of data in one read or write, in bytes: 256 pages, the limit of a guest's kernel.
@@ -23,6 +23,20 @@ const MAX_COPY: u64 = 64 << 20;
 /// The flags of the guest's open(2) that are applied on the host. Each write contains O_APPEND and O_SYNC again, and
 /// they apply to that write only; O_DIRECT concerns the guest's page cache.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_NOATIME;
+
+/// Types of file systems whose files have contents beyond their size (Linux, include/uapi/linux/magic.h): proc, cgroup,
+/// cgroup2, debugfs, tracefs, securityfs, configfs, selinuxfs, smackfs.
+const GENERATED: [i64; 9] = [
+    0x9fa0,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0x6265_6570,
+    0xf97c_ff8c,
+    0x4341_5d53,
+];
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +52,19 @@ pub struct How {
 pub struct Opened {
     /// Number of the open file.
     pub handle: u64,
-    /// The file is unchanged since the guest last opened it, so the guest's cached pages are still valid.
-    pub keep_cache: bool,
+    /// What the guest's page cache may do with the file.
+    pub cache: Cache,
+}
+
+/// What the guest's page cache may do with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// The file is unchanged since the guest last opened it, so cached pages are still valid.
+    Keep,
+    /// Cached pages may be out of date.
+    Drop,
+    /// Each read asks the host, whatever the file's size is.
+    Bypass,
 }
 
 /// A write to an open file.
@@ -107,15 +132,19 @@ impl Operations {
         }
     }
 
-    /// Stores an open file. Returns its number, and whether the guest's cached pages are still valid.
+    /// Stores an open file. Returns its number, and what the guest's page cache may do with it.
     fn store(&self, inode: &Arc<Inode>, file: File) -> Result<Opened> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let stat = sys::fstat(file.as_fd())?;
         inode.check_kind(&stat)?;
-        let keep_cache = inode.same_as_seen(&stat, now);
+        let cache = match inode.same_as_seen(&stat, now) {
+            _ if has_contents_beyond_its_size(&file, &stat) => Cache::Bypass,
+            true => Cache::Keep,
+            false => Cache::Drop,
+        };
         let handle = Handle::new(inode, file, None);
         let handle = self.shared.table.lock().unwrap().open(handle)?;
-        Ok(Opened { handle, keep_cache })
+        Ok(Opened { handle, cache })
     }
 
     /// Stores an open file whose lookup was counted, and takes the lookup back if that fails.
@@ -272,4 +301,14 @@ impl Operations {
 /// Converts the guest's unsigned offset or length to the host's signed type.
 fn signed(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| Errno(libc::EINVAL))
+}
+
+/// Whether the kernel generates the file's contents at each read and reports a size of 0, as in /proc. A page cache reads
+/// nothing beyond a file's size.
+fn has_contents_beyond_its_size(file: &File, stat: &Stat) -> bool {
+    let empty = stat.st_size == 0 && stat.st_blocks == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    // A disk's file system has a device with a major number.
+    empty
+        && libc::major(stat.st_dev) == 0
+        && sys::file_system_type(file.as_fd()).is_ok_and(|kind| GENERATED.contains(&kind))
 }

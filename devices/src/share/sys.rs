@@ -305,6 +305,15 @@ pub fn statvfs(fd: BorrowedFd) -> Result<libc::statvfs64> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// Returns the type of the file system that `fd` is on, as in statfs(2).
+pub fn file_system_type(fd: BorrowedFd) -> Result<i64> {
+    let mut stat = MaybeUninit::<libc::statfs64>::uninit();
+    // SAFETY: the kernel fills the whole structure if it succeeds.
+    check(unsafe { libc::fstatfs64(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: filled by the call above, which succeeded.
+    Ok(unsafe { stat.assume_init() }.f_type)
+}
+
 /// Reads the extended attribute `name` of the file at `path`. With an empty `value` it returns the length.
 pub fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> Result<usize> {
     let (pointer, len) = (value.as_mut_ptr().cast(), value.len());

@@ -26,7 +26,7 @@ use streams::StreamsArgs;
 
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Cold boots, compared with QEMU's microvm machine and runc
+    /// Cold boots, compared with QEMU's microvm machine, runc and crun
     Boot(BootArgs),
     /// Bytes, messages and exec processes, compared with pipes and runc
     Streams(StreamsArgs),
@@ -66,7 +66,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
 
 fn boot(args: &BootArgs) -> anyhow::Result<()> {
     ensure!(args.runs > 0, "--runs is 0");
-    apt::install(&["runc", "gcc", "qemu-system-x86"])?;
+    apt::install(&["runc", "crun", "gcc", "qemu-system-x86"])?;
     let program = program::program()?;
     let bundle = bundle::busybox(&program, &["echo", "hello"])?;
     let bench = static_program("tests", "boot-bench")?;

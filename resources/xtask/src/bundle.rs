@@ -36,14 +36,43 @@ const PROGRAMS: [&str; 9] = [
     "wget",
 ];
 
+/// Container engines and an init system, which run in containers of the engines' tests.
+const NESTED: [&str; 9] = [
+    "busybox-static",
+    "dbus",
+    "docker.io",
+    "iproute2",
+    "iptables",
+    "netavark",
+    "podman",
+    "systemd-sysv",
+    "uidmap",
+];
+
 /// Creates an archive of a Debian with [`PROGRAMS`], and with one package in `/srv/packages` that is not installed.
 pub fn programs() -> anyhow::Result<PathBuf> {
-    let dir = debootstrap("programs", &PROGRAMS)?;
+    archive("programs", &PROGRAMS, |rootfs| {
+        let packages = rootfs.join("srv/packages");
+        fs::create_dir_all(&packages).with_context(|| format!("create {}", packages.display()))?;
+        apt::download_package("hello", &packages)
+    })
+}
+
+/// Creates an archive of a Debian with [`NESTED`].
+pub fn nested() -> anyhow::Result<PathBuf> {
+    archive("nested", &NESTED, |_| Ok(()))
+}
+
+/// Creates an archive of a Debian with `packages` and what `add` writes to its root file system, once.
+fn archive(
+    name: &str,
+    packages: &[&str],
+    add: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let dir = debootstrap(name, packages)?;
     let archive = dir.join("rootfs.tar");
     if !archive.exists() {
-        let packages = dir.join("rootfs/srv/packages");
-        fs::create_dir_all(&packages).with_context(|| format!("create {}", packages.display()))?;
-        apt::download_package("hello", &packages)?;
+        add(&dir.join("rootfs"))?;
         // Container images do not have these files.
         let remove = "rm -rf /usr/share/doc/* /usr/share/man/* /usr/share/locale/* /var/lib/apt/lists/*";
         run(Command::new("chroot").arg(dir.join("rootfs")).args(["sh", "-c", remove]))?;

@@ -1,4 +1,5 @@
-//! `cargo xtask check`: format, lints, dependencies between crates, licenses, file sizes and links in documents.
+//! `cargo xtask check`: format, lints, the fuzz targets, dependencies between crates, licenses, file sizes and links in
+//! documents.
 
 mod dependencies;
 mod license;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::checkout::top;
+use crate::checkout::{target_dir, top};
 use crate::steps::{cargo, output, run, say};
 
 /// Maximum number of lines of a source file above its tests. clippy checks the length of functions (clippy.toml).
@@ -49,7 +50,7 @@ const FORBIDDEN: [(&str, &[&str]); 10] = [
 ];
 
 /// The only files that may contain unsafe code.
-const UNSAFE_FILES: [&str; 15] = [
+const UNSAFE_FILES: [&str; 16] = [
     "agent/src/bin/init.rs",
     "agent/src/memory.rs",
     "agent/src/sys.rs",
@@ -62,6 +63,7 @@ const UNSAFE_FILES: [&str; 15] = [
     "runtime/host/src/sys/inherited.rs",
     "runtime/host/src/sys/socket.rs",
     "tests/guest/main.rs",
+    "vmm/src/deferral.rs",
     "vmm/src/kvm.rs",
     "vmm/src/memory.rs",
     "vmm/src/signal.rs",
@@ -69,12 +71,13 @@ const UNSAFE_FILES: [&str; 15] = [
 
 /// Runs all checks. Formatting and clippy end the task at once; violations of the other rules are listed together.
 pub fn check() -> anyhow::Result<()> {
-    say("format, lints, borders, licenses, sizes, links");
+    say("format, lints, fuzz targets, borders, licenses, sizes, links");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // cargo builds these crates only when they are named.
     let tests = ["--package", "tests", "--test", "vm", "--test", "engines", "--test", "dist"];
     run(cargo().args(["clippy", "--quiet"]).args(tests).args(["--", "-D", "warnings"]))?;
+    check_fuzz_targets()?;
     let mut violations = border_violations(&metadata()?)?;
     violations.extend(dependencies::violations()?);
     for path in files(&top(), ".rs")? {
@@ -87,6 +90,18 @@ pub fn check() -> anyhow::Result<()> {
         bail!("{} violations:\n{}", violations.len(), violations.join("\n"));
     }
     Ok(())
+}
+
+/// Compiles the fuzz targets, which are a workspace of their own, without the instrumentation and without libFuzzer. Its
+/// Cargo.lock names the versions of the other, so that dependencies are compiled once for both.
+fn check_fuzz_targets() -> anyhow::Result<()> {
+    let manifest = ["--manifest-path", "tests/fuzz/Cargo.toml"];
+    run(cargo().arg("fmt").args(manifest).arg("--check"))?;
+    run(cargo()
+        .args(["clippy", "--quiet", "--no-default-features"])
+        .args(manifest)
+        .args(["--", "-D", "warnings"])
+        .env("CARGO_TARGET_DIR", target_dir()))
 }
 
 fn metadata() -> anyhow::Result<Value> {

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::apt;
 use crate::checkout::{target_dir, top};
@@ -23,12 +23,44 @@ use tree::Tree;
 
 /// Debian packages that the build of a release needs.
 const TOOLS: [&str; 4] = ["binutils", "dpkg", "gzip", "tar"];
-/// Default maintainer of the package; `DEBFULLNAME` and `DEBEMAIL` override it.
-const MAINTAINER: (&str, &str) = ("vmm maintainers", "maintainers@example.org");
+/// Maintainer of a package that is only tested. `.invalid` is reserved (RFC 2606).
+pub const TEST_MAINTAINER: &str = "Test of vmm <test@vmm.invalid>";
 /// Documentation folder of the package.
 const DOC: &str = "usr/share/doc/vmm";
+/// Folder of what Debian's source lacks to be the corresponding source of the guest kernels (GPL-2, section 3).
+const KERNEL: &str = "usr/share/doc/vmm/kernel";
 /// Documents of the checkout that are copied there if they exist.
 const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs"];
+
+/// Options for packing a release.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Maintainer of the package [default: the environment variables DEBFULLNAME and DEBEMAIL]
+    #[arg(long, value_name = "NAME <ADDRESS>")]
+    maintainer: Option<String>,
+}
+
+impl Args {
+    /// Returns the maintainer as in a Debian control file. There is no default: users of a package write to this person.
+    pub fn maintainer(&self) -> anyhow::Result<String> {
+        let of_variables =
+            || Some(format!("{} <{}>", env::var("DEBFULLNAME").ok()?, env::var("DEBEMAIL").ok()?));
+        let Some(maintainer) = self.maintainer.clone().or_else(of_variables) else {
+            bail!(
+                "the package has no maintainer: give --maintainer 'NAME <ADDRESS>', or set DEBFULLNAME and DEBEMAIL"
+            );
+        };
+        ensure!(is_maintainer(&maintainer), "--maintainer {maintainer:?}: not NAME <ADDRESS>");
+        Ok(maintainer)
+    }
+}
+
+/// Whether a text is a name and an address (Debian policy, 5.6.2), on one line.
+fn is_maintainer(text: &str) -> bool {
+    let parts = text.strip_suffix('>').and_then(|text| text.split_once(" <"));
+    let is_plain = |text: &str| !text.trim().is_empty() && !text.contains(['<', '>', '\n']);
+    parts.is_some_and(|(name, address)| is_plain(name) && is_plain(address) && address.contains('@'))
+}
 
 /// Name and time of a release.
 struct Release {
@@ -39,18 +71,15 @@ struct Release {
 }
 
 impl Release {
-    /// Returns the release that the environment variables and the last commit describe.
-    fn new() -> anyhow::Result<Release> {
+    /// Returns the release of the last commit.
+    fn new(maintainer: &str) -> anyhow::Result<Release> {
         let epoch = match env::var("SOURCE_DATE_EPOCH") {
             Ok(epoch) => epoch,
             Err(_) => output(Command::new("git").current_dir(top()).args(["log", "-1", "--format=%ct"]))
                 .context("read the commit's time, which SOURCE_DATE_EPOCH replaces without git")?,
         };
         let epoch = epoch.trim().parse().with_context(|| format!("parse SOURCE_DATE_EPOCH {epoch:?}"))?;
-        let set = |key: &str, default: &str| env::var(key).unwrap_or_else(|_| default.to_owned());
-        let name = set("DEBFULLNAME", MAINTAINER.0);
-        let maintainer = format!("{name} <{}>", set("DEBEMAIL", MAINTAINER.1));
-        Ok(Release { version: env!("CARGO_PKG_VERSION"), maintainer, epoch })
+        Ok(Release { version: env!("CARGO_PKG_VERSION"), maintainer: maintainer.to_owned(), epoch })
     }
 
     /// Returns the release's time in a format of `date`.
@@ -68,7 +97,8 @@ impl Release {
             .replace("@VERSION@", self.version)
             .replace("@MAINTAINER@", &self.maintainer)
             .replace("@KERNEL_PACKAGE@", kernel::PACKAGE)
-            .replace("@KERNEL_VERSION@", &kernel.version);
+            .replace("@KERNEL_VERSION@", &kernel.version)
+            .replace("@KERNEL_MAKE@", &kernel::make_words());
         if text.contains("@DATE@") { Ok(text.replace("@DATE@", &self.date("-R")?)) } else { Ok(text) }
     }
 }
@@ -84,11 +114,11 @@ pub struct Dist {
 }
 
 /// Builds the program and packs it with its manual and documentation.
-pub fn dist() -> anyhow::Result<Dist> {
+pub fn dist(maintainer: &str) -> anyhow::Result<Dist> {
     apt::install(&TOOLS)?;
     let program = program::program()?;
     let kernel = kernel::kernel(Variant::Base)?;
-    let release = Release::new()?;
+    let release = Release::new(maintainer)?;
     say("packing the release");
     let dir = target_dir().join("dist");
     if dir.exists() {
@@ -137,12 +167,21 @@ fn add_documents(tree: &mut Tree, release: &Release, kernel: &KernelFiles) -> an
     }
     tree.add(&format!("{DOC}/copyright"), 0o644, release.template("copyright", kernel)?.as_bytes())?;
     tree.add_compressed(&format!("{DOC}/changelog.gz"), release.template("changelog", kernel)?.as_bytes())?;
-    tree.add_compressed(&format!("{DOC}/kernel.config.gz"), &read(&kernel.config)?)?;
-    let full = kernel::kernel(Variant::Full)?;
-    tree.add_compressed(&format!("{DOC}/kernel-full.config.gz"), &read(&full.config)?)?;
+    add_kernel_source(tree, release, kernel)?;
     tree.add_compressed(&format!("{DOC}/third-party.txt.gz"), notices::notices()?.as_bytes())?;
     let overrides = read(&top().join("resources/dist/lintian-overrides"))?;
     tree.add("usr/share/lintian/overrides/vmm", 0o644, &overrides)
+}
+
+/// Adds the patches and configurations of the guest kernels, and how to build the kernels from Debian's source with them.
+fn add_kernel_source(tree: &mut Tree, release: &Release, kernel: &KernelFiles) -> anyhow::Result<()> {
+    tree.add(&format!("{KERNEL}/SOURCE"), 0o644, release.template("kernel-source", kernel)?.as_bytes())?;
+    tree.add_all(&format!("{KERNEL}/patches"), &top().join("resources/kernel/patches"))?;
+    let full = kernel::kernel(Variant::Full)?;
+    for (name, config) in [("config.gz", &kernel.config), ("config-full.gz", &full.config)] {
+        tree.add_compressed(&format!("{KERNEL}/{name}"), &read(config)?)?;
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -156,4 +195,26 @@ fn files_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     ensure!(!files.is_empty(), "no files in {}", folder.display());
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_maintainer_is_a_name_and_an_address() {
+        assert!(is_maintainer(TEST_MAINTAINER));
+        for text in [
+            "",
+            "Jo",
+            "<jo@host>",
+            "Jo jo@host",
+            "Jo <jo>",
+            "Jo <jo@host",
+            "Jo <a@b> <c@d>",
+            "Jo\nX: y <a@b>",
+        ] {
+            assert!(!is_maintainer(text), "{text:?}");
+        }
+    }
 }

@@ -76,6 +76,9 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     if !cases.core && (cases.filters.is_empty() || cases.select("programs")) {
         environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into()));
     }
+    if !cases.core && (cases.filters.is_empty() || cases.select("nested")) {
+        environment.push(("VMM_TEST_NESTED", bundle::nested()?.into()));
+    }
     let tests = KvmTests { name: "tests of engines", program: &program, words, environment };
     let emulated = || Host::new().memory(6144).deadline(SECONDS).out(&out);
     let mut codes = Vec::new();

@@ -142,6 +142,11 @@ pub fn kernel(variant: Variant) -> anyhow::Result<KernelFiles> {
     Ok(KernelFiles::in_folder(&folder, &source))
 }
 
+/// Returns the variables of [`MAKE`] for a shell, one a line.
+pub fn make_words() -> String {
+    MAKE.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" \\\n        ")
+}
+
 /// Returns the folder of the fragments in this checkout.
 fn fragment_folder() -> PathBuf {
     top().join("resources/kernel")

@@ -55,7 +55,7 @@ enum Task {
     /// Build `target/vmm`: the static program with guest kernel and agent
     Build,
     /// Build a Debian package and a tarball with the manual and the documentation, in `target/dist`
-    Dist,
+    Dist(dist::Args),
     /// Build a guest kernel if it is not cached, and print the paths of its files
     Kernel {
         /// The kernel for containers with CAP_SYS_ADMIN or CAP_NET_ADMIN
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         Task::Audit(args) => audit::audit(&args),
         Task::Check => check::check(),
         Task::Build => program::program().map(|path| println!("{}", path.display())),
-        Task::Dist => dist::dist().map(|dist| {
+        Task::Dist(args) => args.maintainer().and_then(|maintainer| dist::dist(&maintainer)).map(|dist| {
             for path in [dist.package, dist.tarball, dist.sums] {
                 println!("{}", path.display());
             }

@@ -99,7 +99,7 @@ fn vm_tests(args: &Args) -> anyhow::Result<()> {
 /// Builds the release files and tests them in the emulated KVM host, so that they are not installed on this machine.
 fn dist_tests(args: &Args) -> anyhow::Result<()> {
     apt::install(&engines::PACKAGES)?;
-    let dir = dist::dist()?.dir;
+    let dir = dist::dist(dist::TEST_MAINTAINER)?.dir;
     say("building the tests of the release files");
     let tests = test_program("dist")?;
     let mut words = vec![tests.into()];

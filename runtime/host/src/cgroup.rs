@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod hierarchies;
 pub mod limits;
+pub mod room;
 pub mod systemd;
 pub mod usage;
 
@@ -31,13 +32,10 @@ const REMOVAL: Duration = Duration::from_secs(2);
 /// First interval between two attempts; each following interval is twice as long.
 const REMOVAL_STEP: Duration = Duration::from_millis(1);
 
-/// An error of setting up a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// An operation on a cgroup's directory or files failed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Another process is in the cgroup.
     #[error("cgroup {} already has processes", .0.display())]
     Busy(PathBuf),
     /// The host's kernel has no such limit, or the controller is not enabled in the cgroup.
@@ -45,30 +43,21 @@ pub enum CgroupError {
     Missing {
         /// JSON path of the limit.
         at: String,
-        /// Name of the file.
         file: String,
-        /// Directory of the cgroup.
         directory: PathBuf,
     },
-    /// The host's kernel refused the value.
     #[error("config.json {at}: write {value:?} to {}", path.display())]
     Setting {
-        /// JSON path of the limit.
         at: String,
-        /// Value that was written.
         value: String,
-        /// Path of the file.
         path: PathBuf,
-        /// Error of the write.
         #[source]
         source: io::Error,
     },
-    /// systemd failed to create or change the scope.
     #[error(transparent)]
     Systemd(#[from] SystemdError),
 }
 
-/// Result with [`CgroupError`] as the default error.
 pub type Result<T, E = CgroupError> = std::result::Result<T, E>;
 
 /// Version of the cgroup hierarchies that have the controllers.
@@ -167,7 +156,6 @@ impl Cgroup {
         self.limit(resources, memory_mib)
     }
 
-    /// Returns the cgroup of the process `pid`.
     pub fn of_process(pid: u32) -> Result<Cgroup> {
         let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
         let own = fs::read_to_string(&path).map_err(HostError::at("read", &path))?;

@@ -16,48 +16,33 @@ use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use crate::network::{self, NetworkError};
 use crate::{HostError, sys, terminal};
 
-/// An error of setting up the environment.
-#[derive(Debug, thiserror::Error)]
-pub enum EnvironmentError {
-    /// A step of the setup failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The network namespace cannot be joined.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-}
-
-/// Result with [`EnvironmentError`] as the default error.
-pub type Result<T, E = EnvironmentError> = std::result::Result<T, E>;
-
 /// Environment variables that a machine's process keeps: they locate an ordinary user's systemd when it must stop the
 /// scope.
 const KEPT: [&str; 2] = ["USER", "XDG_RUNTIME_DIR"];
 
 /// Closes all inherited descriptors above stderr. The caller must not have opened any yet.
-pub fn close_descriptors() -> Result<()> {
-    Ok(sys::inherited::close_descriptors().map_err(HostError::step("close inherited descriptors"))?)
+pub fn close_descriptors() -> Result<(), HostError> {
+    sys::inherited::close_descriptors().map_err(HostError::step("close inherited descriptors"))
 }
 
 /// Clears the environment variables and forbids core dumps, because a guest may break out of this process. To be called
 /// before the first thread is started, after the last hook, and after all variables were read.
-pub fn seclude() -> Result<()> {
+pub fn seclude() -> Result<(), HostError> {
     sys::inherited::clear_environment(&KEPT).map_err(HostError::step("clear the environment"))?;
     let forbidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    Ok(forbidden.map_err(HostError::step("forbid core dumps"))?)
+    forbidden.map_err(HostError::step("forbid core dumps"))
 }
 
 /// Creates a terminal of this size and sends its controller over the socket at `path`. The other end, in raw mode,
 /// becomes this process's controlling terminal and standard streams, so that a change of size by the controller's owner
 /// raises SIGWINCH in this process.
-pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<()> {
+pub fn open_terminal(path: &Path, size: Option<ConsoleSize>) -> Result<(), HostError> {
     let (controller, name) = create_terminal().map_err(HostError::step("create the container's terminal"))?;
     let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&name);
     let own = open.map_err(HostError::step("open the container's terminal"))?;
     configure(&own, size).map_err(HostError::step("configure the container's terminal"))?;
     send(path, &controller, &name).map_err(HostError::at("send the terminal to", path))?;
-    attach(&own).map_err(HostError::step("attach to the container's terminal"))?;
-    Ok(())
+    attach(&own).map_err(HostError::step("attach to the container's terminal"))
 }
 
 /// Creates a terminal. Returns its controller and the path of its other end.
@@ -92,7 +77,7 @@ fn attach(terminal: &File) -> io::Result<()> {
 /// Joins the network namespace that config.json names, or a new one if config.json requests one without a path. Engines
 /// then find the namespace through this process. Returns whether the process is in such a namespace now. Without
 /// privilege it does not create a new one, because no process could add an interface to it.
-pub fn enter_network(linux: &Linux) -> Result<bool> {
+pub fn enter_network(linux: &Linux) -> Result<bool, NetworkError> {
     let Some(namespace) = linux.namespaces.iter().find(|namespace| namespace.kind == "network") else {
         return Ok(false);
     };

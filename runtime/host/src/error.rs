@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 pub struct HostError {
     step: Cow<'static, str>,
     path: Option<PathBuf>,
-    /// Error of the operation.
     #[source]
     pub source: io::Error,
 }

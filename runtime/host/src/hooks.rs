@@ -17,33 +17,26 @@ use crate::sys;
 /// Maximum length in bytes of a hook's stderr in an error.
 const STDERR_MAX: u64 = 4096;
 
-/// An error of running a hook.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// The hook could not be started or waited for.
     #[error("run {kind} hook {}", path.display())]
     Run {
         /// Kind of hook, such as `prestart`.
         kind: &'static str,
-        /// Path of the program.
         path: PathBuf,
-        /// Error of the system call.
         #[source]
         source: io::Error,
     },
     /// The hook failed, or exceeded its timeout and was killed.
     #[error("{kind} hook {}: {why}", path.display())]
     Failed {
-        /// Kind of hook.
         kind: &'static str,
-        /// Path of the program.
         path: PathBuf,
         /// Exit status with the beginning of its stderr, or the timeout.
         why: String,
     },
 }
 
-/// Result with [`HookError`] as the default error.
 pub type Result<T, E = HookError> = std::result::Result<T, E>;
 
 /// Environment variables of hooks whose configuration has none.

@@ -42,40 +42,26 @@ const SPARE_NICS: usize = 4;
 /// Step of an error, before the path.
 const JOIN: &str = "join network namespace";
 
-/// An error of setting up a pod's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The namespace cannot be joined or listed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The namespace is that of the host.
     #[error("join network namespace {}: the host's own network cannot be the guest's", .0.display())]
     HostNamespace(PathBuf),
-    /// The namespace has too many interfaces.
     #[error("network namespace: {0} interfaces exceed the limit of {NICS_MAX}")]
     TooMany(usize),
-    /// An interface or its configuration cannot be reproduced in the guest.
     #[error("network interface {name}: {why}")]
-    Unsupported {
-        /// Name of the interface.
-        name: String,
-        /// The unsupported property.
-        why: String,
-    },
-    /// An interface cannot be connected to a NIC.
+    Unsupported { name: String, why: String },
     #[error("{step} network interface {name}")]
     Interface {
         /// The operation, with the preposition if any: `create a tap for`.
         step: &'static str,
-        /// Name of the interface.
         name: String,
-        /// Error of the operation.
         #[source]
         source: io::Error,
     },
 }
 
-/// Result with [`NetworkError`] as the default error.
 pub type Result<T, E = NetworkError> = std::result::Result<T, E>;
 
 /// The host's side of a NIC.
@@ -85,11 +71,8 @@ pub struct Nic {
     pub tap: OwnedFd,
     /// Index of the interface in its namespace.
     pub link: u32,
-    /// Hardware address.
     pub mac: [u8; 6],
-    /// MTU in bytes.
     pub mtu: u16,
-    /// Addresses of the interface.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -146,8 +129,9 @@ pub fn remove_leftovers(path: &Path) -> Result<()> {
 }
 
 impl Network {
-    /// Connects the interfaces of this thread's namespace to taps.
+    /// Connects the interfaces of this thread's namespace to taps, and follows changes of the namespace.
     pub fn of_this_namespace() -> Result<Network> {
+        let notifications = Notifications::open().map_err(HostError::step("watch the network namespace"))?;
         let mut netlink = Netlink::open()?;
         let mut config = NetworkConfig::list(&mut netlink)?;
         keep_wanted(&mut config);
@@ -156,13 +140,7 @@ impl Network {
         let mut taps = Taps::new(netlink);
         let join = |link: &Link| taps.connect(link, config.addresses_of(link.index));
         let nics = config.links.iter().map(join).collect::<Result<_>>()?;
-        Ok(Network { nics, config, taps: Some(taps), notifications: None })
-    }
-
-    /// Like [`of_this_namespace`](Self::of_this_namespace), and also follows changes of the namespace.
-    pub fn followed() -> Result<Network> {
-        let notifications = Notifications::open().map_err(HostError::step("watch the network namespace"))?;
-        Ok(Network { notifications: Some(notifications), ..Network::of_this_namespace()? })
+        Ok(Network { nics, config, taps: Some(taps), notifications: Some(notifications) })
     }
 
     /// Returns how many NICs can be added while the machine runs.

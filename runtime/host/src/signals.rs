@@ -35,7 +35,6 @@ const FORWARDED: [i32; 14] = [
 /// First real-time signal after the one with which the VMM kicks vCPUs.
 const FIRST_REALTIME: i32 = 35;
 
-/// The action for a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalAction {
     /// The terminal has a new size.

@@ -71,7 +71,6 @@ pub fn eventfd() -> io::Result<File> {
     Ok(event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into())
 }
 
-/// Returns a set of signals.
 fn signal_set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initializes the whole set, a local variable. sigaddset changes nothing if a number is
@@ -199,9 +198,14 @@ pub fn tap(name: &str) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Returns the effective user id.
 pub fn effective_user() -> u32 {
     process::geteuid().as_raw()
+}
+
+/// Returns the memory of the host in bytes.
+pub fn total_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram * u64::from(info.mem_unit)
 }
 
 /// Returns an error if this process has more than one thread.

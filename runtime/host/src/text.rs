@@ -77,7 +77,6 @@ pub struct Lines<W> {
 }
 
 impl<W: Write> Lines<W> {
-    /// Returns a writer that writes to `to`.
     pub fn new(to: W) -> Lines<W> {
         Lines { to, begun: Vec::new() }
     }

@@ -12,7 +12,6 @@ const ALL_IDS: [u32; 3] = [0, 0, u32::MAX];
 /// The user of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
-    /// Effective user ID.
     effective: u32,
     /// Effective user ID in the parent of this process's user namespace; `None` in the initial user namespace.
     outside: Option<u32>,

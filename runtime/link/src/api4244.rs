@@ -92,7 +92,6 @@ struct Ping {
 }
 
 impl InputPace {
-    /// Returns the input pacing of stream `seq`.
     pub fn new(seq: u64) -> InputPace {
         InputPace { seq, taken: 0, ping: None }
     }

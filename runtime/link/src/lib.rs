@@ -6,6 +6,9 @@
 //! another agent nothing is written before its READY, and to an agent of API 4244 without the extension ([`api4244`])
 //! never more than it acknowledges.
 
+// A part of the command, not a library: a comment stands where a name, a type and an error's text do not say it all.
+#![allow(missing_docs)]
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,19 +41,14 @@ const UNDUE_MAX: u32 = 1024;
 /// Maximum number of reads before the owner handles replies and events.
 const READS_MAX: usize = 64;
 
-/// Step of an error.
 const READ: &str = "read the agent's control channel";
 
-/// An error of the communication with the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// A system call on the channel failed.
     #[error(transparent)]
     Channel(#[from] HostError),
-    /// The agent's bytes on the control channel are not valid frames.
     #[error("read the agent's control channel")]
     Frame(#[source] FrameError),
-    /// The agent's bytes on the stream channel are not valid frames.
     #[error("read the agent's stream channel")]
     Streams(#[source] FrameError),
     /// A frame violates the protocol: an unknown code, an unexpected reply, or too many frames.
@@ -62,22 +60,18 @@ pub enum LinkError {
          runs an agent without the extension, and omits features that need it)"
     )]
     Version(String),
-    /// The agent replied to a command with an error.
     #[error("{step}: {message}")]
     Refused {
         /// What the command was to do, such as `start the pod`.
         step: &'static str,
-        /// Kind of failure.
         code: ErrorCode,
         /// The agent's text, made printable.
         message: String,
     },
-    /// A command cannot be serialized.
     #[error("encode a command")]
     Encode(#[source] serde_json::Error),
 }
 
-/// Result with [`LinkError`] as the default error.
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;
 
 /// Handle of a command that was sent, for [`AgentLink::reply`].
@@ -152,7 +146,6 @@ impl AgentLink {
         Ok(link)
     }
 
-    /// Returns the protocol of the agent.
     pub fn protocol(&self) -> Protocol {
         self.protocol
     }
@@ -333,7 +326,6 @@ impl AgentLink {
         self.commands.len()
     }
 
-    /// Takes the next event.
     pub fn event(&mut self) -> Option<ProcessEvent> {
         self.events.pop_front()
     }

@@ -46,9 +46,7 @@ const COMPLAINTS_MAX: u32 = 16;
 /// Events for which a descriptor is watched, always edge-triggered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// Readable.
     In,
-    /// Writable.
     Out,
     /// None: stop watching.
     Stop,
@@ -386,7 +384,6 @@ impl StreamTable {
     }
 }
 
-/// Stops watching a descriptor of a stream.
 fn unwatch(seq: u64, fd: RawFd, token: u16, watch: &mut Watcher<'_>) {
     if let Err(error) = watch(fd, token, Watch::Stop) {
         log::debug!("stream {seq}: stop watching: {error}");

@@ -16,7 +16,6 @@ use crate::spec::{Mount, Process, Spec};
 /// A bundle that was read and checked.
 #[derive(Debug)]
 pub struct Bundle {
-    /// The bundle's directory.
     pub directory: PathBuf,
     /// config.json, without `process` and `root`.
     pub spec: Spec,
@@ -24,7 +23,6 @@ pub struct Bundle {
     pub process: Process,
     /// Directory of the root file system on the host.
     pub rootfs: PathBuf,
-    /// Whether the container sees its root file system read-only.
     pub readonly: bool,
     /// Device nodes of the host that mounts bind, by the index of the mount.
     pub device_sources: BTreeMap<usize, DeviceNode>,
@@ -35,9 +33,7 @@ pub struct Bundle {
 pub struct DeviceNode {
     /// Whether it is a block device; otherwise a character device.
     pub is_block: bool,
-    /// Major number.
     pub major: u32,
-    /// Minor number.
     pub minor: u32,
 }
 

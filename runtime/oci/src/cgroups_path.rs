@@ -102,9 +102,7 @@ pub enum Place {
 /// The host cgroup that a bundle asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostCgroup {
-    /// Path and owner.
     pub place: Place,
-    /// Limits from `linux.resources`.
     pub resources: Resources,
 }
 

@@ -10,25 +10,19 @@ use crate::spec::{Given, Process};
 pub struct ProcessChanges {
     /// Program and arguments. Always replaces those of the init process.
     pub args: Vec<String>,
-    /// Whether the process has a terminal.
     pub terminal: bool,
     /// Additional environment variables, `NAME=value`.
     pub env: Vec<String>,
     /// Working directory, absolute.
     pub cwd: Option<String>,
-    /// User id.
     pub uid: Option<u32>,
-    /// Group id.
     pub gid: Option<u32>,
     /// Additional groups.
     pub additional_gids: Vec<u32>,
-    /// Whether no_new_privs is set: execve(2) grants no privileges.
     pub no_new_privileges: bool,
     /// Additional capabilities: bounding, effective and permitted.
     pub capabilities: Vec<String>,
-    /// AppArmor profile.
     pub apparmor_profile: Option<String>,
-    /// SELinux label.
     pub selinux_label: Option<String>,
 }
 

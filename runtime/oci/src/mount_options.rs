@@ -169,7 +169,6 @@ impl MountOptions {
         }
     }
 
-    /// Whether the mount is read-only.
     pub fn read_only(&self) -> bool {
         self.flags & MS_RDONLY != 0 || self.recursive_set & attr::RDONLY != 0
     }

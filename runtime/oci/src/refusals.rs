@@ -7,7 +7,7 @@
 
 use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
-use crate::spec::{Given, Mount, Process, Spec};
+use crate::spec::{Mount, Process, Spec};
 
 /// File systems that the guest mounts. Others read a device or a directory of the host, or need a program of the host.
 const MOUNT_KINDS: [&str; 17] = [
@@ -40,13 +40,11 @@ pub const MOUNT_OPTIONS: [&str; 2] = ["idmap", "ridmap"];
 pub fn check(spec: &Spec) -> Result<()> {
     let linux = &spec.linux;
     let table = [
-        ("linux.mountLabel", linux.mount_label, "the guest has no SELinux"),
-        ("linux.intelRdt", linux.intel_rdt, "cache allocation"),
-        ("linux.netDevices", linux.net_devices, "devices of the host"),
+        ("linux.mountLabel", linux.mount_label.0, "the guest has no SELinux"),
+        ("linux.intelRdt", linux.intel_rdt.0, "cache allocation"),
+        ("linux.netDevices", linux.net_devices.0, "devices of the host"),
     ];
-    if let Some((path, _, why)) = table.iter().find(|(_, field, _)| field.0) {
-        return Err(unsupported(*path, *why));
-    }
+    refuse(table)?;
     check_linux(spec)?;
     spec.mounts.iter().enumerate().try_for_each(|(index, mount)| check_mount(index, mount))
 }
@@ -56,16 +54,20 @@ pub fn check_process(process: &Process) -> Result<()> {
     // "If the runtime is unable to create the environment specified in the config.json, it MUST generate an error"
     // (runtime.md): a profile or label without its security module is such a case, unless it has no effect.
     let profile = process.apparmor_profile.as_str();
-    let apparmor = Given(!is_default_profile(profile));
-    if !apparmor.0 && !matches!(profile, "" | "unconfined") {
+    let apparmor = !is_default_profile(profile);
+    if !apparmor && !matches!(profile, "" | "unconfined") {
         log::info!("process.apparmorProfile {profile:?}: not loaded, the guest has no AppArmor");
     }
-    let table = [
+    refuse([
         ("process.apparmorProfile", apparmor, "the guest has no AppArmor"),
-        ("process.selinuxLabel", process.selinux_label, "the guest has no SELinux"),
-    ];
-    match table.iter().find(|(_, field, _)| field.0) {
-        Some((path, _, why)) => Err(unsupported(*path, *why)),
+        ("process.selinuxLabel", process.selinux_label.0, "the guest has no SELinux"),
+    ])
+}
+
+/// Refuses the first of these fields that is given: JSON path, whether it is given, and the reason.
+fn refuse<const N: usize>(fields: [(&str, bool, &str); N]) -> Result<()> {
+    match fields.into_iter().find(|(_, given, _)| *given) {
+        Some((path, _, why)) => Err(unsupported(path, why)),
         None => Ok(()),
     }
 }
@@ -83,16 +85,14 @@ fn is_default_profile(profile: &str) -> bool {
 
 /// Refuses missing namespaces, which `vmm run` accepts: for an engine, a container without a namespace uses the host's.
 pub fn check_engine(spec: &Spec) -> Result<()> {
-    let table = [
-        ("network", "no network namespace: the host's own network cannot be the guest's"),
-        ("pid", "no pid namespace: the host's processes are not in the guest"),
-        ("ipc", "no ipc namespace: the host's IPC objects are not in the guest"),
-    ];
-    let has = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
-    match table.iter().find(|(kind, _)| !has(kind)) {
-        Some((_, why)) => Err(unsupported("linux.namespaces", *why)),
-        None => Ok(()),
-    }
+    refuse(
+        [
+            ("network", "no network namespace: the host's own network cannot be the guest's"),
+            ("pid", "no pid namespace: the host's processes are not in the guest"),
+            ("ipc", "no ipc namespace: the host's IPC objects are not in the guest"),
+        ]
+        .map(|(kind, why)| ("linux.namespaces", !spec.linux.has_namespace(kind), why)),
+    )
 }
 
 fn check_linux(spec: &Spec) -> Result<()> {
@@ -128,12 +128,10 @@ fn check_mount(index: usize, mount: &Mount) -> Result<()> {
     if !mount.is_bind() && !MOUNT_KINDS.contains(&mount.kind.as_str()) {
         return Err(unsupported(at("type"), format!("file system {:?}", mount.kind)));
     }
-    if mount.uid_mappings.0 {
-        return Err(unsupported(at("uidMappings"), "mounts with mapped ids"));
-    }
-    if mount.gid_mappings.0 {
-        return Err(unsupported(at("gidMappings"), "mounts with mapped ids"));
-    }
+    refuse([
+        (&at("uidMappings"), mount.uid_mappings.0, "mounts with mapped ids"),
+        (&at("gidMappings"), mount.gid_mappings.0, "mounts with mapped ids"),
+    ])?;
     // A bind mount has no file system that could check an unknown word; mount(2) would ignore it silently.
     let refused =
         |option: &&str| MOUNT_OPTIONS.contains(option) || mount.is_bind() && !mount_options::is_known(option);

@@ -17,7 +17,7 @@ pub fn of(spec: &Spec, process: &Process) -> Vec<String> {
     let io = &resources.block_io;
     let leaf_weight = io.leaf_weight.0 || io.weight_device.iter().any(|device| device.leaf_weight.0);
     let domain = linux.personality.as_ref().is_some_and(|personality| personality.flags.0);
-    let has_users = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
+    let has_users = linux.has_namespace("user");
     let table = [
         ("ociVersion", spec.oci_version.is_empty(), "not given, read as version 1"),
         ("vm", spec.vm.0, "flags and the configuration file configure the machine"),

@@ -109,11 +109,10 @@ impl ContainerPlan {
 /// namespace if a domain name has to be set.
 fn namespaces(bundle: &Bundle) -> Vec<Namespace> {
     let spec = &bundle.spec;
-    let asked = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
     let all = [
-        (asked("pid"), Namespace::Pid),
+        (spec.linux.has_namespace("pid"), Namespace::Pid),
         (true, Namespace::Cgroup),
-        (asked("time"), Namespace::Time),
+        (spec.linux.has_namespace("time"), Namespace::Time),
         (!spec.domainname.is_empty(), Namespace::Uts),
     ];
     all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, namespace)| namespace).collect()
@@ -121,9 +120,8 @@ fn namespaces(bundle: &Bundle) -> Vec<Namespace> {
 
 /// Returns the lines of /proc/PID/timens_offsets for a time namespace (time_namespaces(7)).
 fn time_offsets(linux: &Linux) -> Result<String> {
-    let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "time");
     let lines = linux.time_offsets.iter().map(|(clock, offset)| match clock.as_str() {
-        _ if !asked => Err(invalid("linux.timeOffsets", "requires a time namespace")),
+        _ if !linux.has_namespace("time") => Err(invalid("linux.timeOffsets", "requires a time namespace")),
         "monotonic" | "boottime" => Ok(format!("{clock} {} {}\n", offset.secs, offset.nanosecs)),
         other => Err(invalid("linux.timeOffsets", format!("{other:?} is not a clock of a time namespace"))),
     });

@@ -11,35 +11,25 @@ use oci::spec::resources::DeviceRule;
 
 /// Access to a device, as bits.
 pub mod access {
-    /// Read.
     pub const READ: u8 = 1;
-    /// Write.
     pub const WRITE: u8 = 2;
     /// Create a node (mknod(2)).
     pub const MAKE: u8 = 4;
-    /// All three bits.
     pub const ALL: u8 = READ | WRITE | MAKE;
 }
 
-/// Type of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `c`.
     Character,
-    /// `b`.
     Block,
 }
 
 /// A rule for devices. A field of `None` matches all devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Whether the rule allows or denies access.
     pub allow: bool,
-    /// Type of device.
     pub kind: Option<Kind>,
-    /// Major number.
     pub major: Option<u32>,
-    /// Minor number.
     pub minor: Option<u32>,
     /// Bits of [`access`] that the rule allows or denies.
     pub access: u8,

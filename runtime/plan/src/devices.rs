@@ -15,25 +15,26 @@ const CHARACTER: u32 = libc::S_IFCHR;
 const BLOCK: u32 = libc::S_IFBLK;
 const FIFO: u32 = libc::S_IFIFO;
 
-/// Devices of the guest: type, major number, minor numbers (Linux, Documentation/admin-guide/devices.txt).
+/// Character devices of the guest: name in /dev, major and minor number (Linux, Documentation/admin-guide/devices.txt).
 ///
 /// The guest's console and the agent's ports exist as well, but no container may use them.
-const DEVICES: [(u32, u32, std::ops::RangeInclusive<u32>); 10] = [
-    // null, zero, full, random, urandom, kmsg.
-    (CHARACTER, 1, 3..=3),
-    (CHARACTER, 1, 5..=5),
-    (CHARACTER, 1, 7..=9),
-    (CHARACTER, 1, 11..=11),
-    // tty, ptmx.
-    (CHARACTER, 5, 0..=0),
-    (CHARACTER, 5, 2..=2),
-    // tun, fuse, loop-control.
-    (CHARACTER, 10, 200..=200),
-    (CHARACTER, 10, 229..=229),
-    (CHARACTER, 10, 237..=237),
-    // loop0 to loop255.
-    (BLOCK, 7, 0..=255),
+const DEVICES: [(&str, u32, u32); 11] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("kmsg", 1, 11),
+    ("tty", 5, 0),
+    (PTMX, 5, 2),
+    ("net/tun", 10, 200),
+    ("fuse", 10, 229),
+    ("loop-control", 10, 237),
 ];
+/// Each devpts has one of its own, to which a link in /dev leads.
+const PTMX: &str = "ptmx";
+/// Major number of the block devices loop0 to loop255.
+const LOOP: u32 = 7;
 
 /// Paths at which the agent creates nodes of the container's own terminals.
 const OWN: [&str; 3] = ["/dev/console", "/dev/ptmx", "/dev/pts/ptmx"];
@@ -108,26 +109,13 @@ pub fn is_of_guest(node: DeviceNode) -> bool {
 }
 
 fn has(kind: u32, major: u32, minor: u32) -> bool {
-    let same = |(of, first, rest): &(u32, u32, std::ops::RangeInclusive<u32>)| {
-        (*of, *first) == (kind, major) && rest.contains(&minor)
-    };
-    DEVICES.iter().any(same)
+    match kind {
+        BLOCK => major == LOOP && minor < 256,
+        _ => DEVICES.iter().any(|&(_, first, second)| (first, second) == (major, minor)),
+    }
 }
 
-/// Devices of the guest that a copy of the host's /dev contains.
-const OF_DEV: [(&str, u32, u32, u32); 10] = [
-    ("null", CHARACTER, 1, 3),
-    ("zero", CHARACTER, 1, 5),
-    ("full", CHARACTER, 1, 7),
-    ("random", CHARACTER, 1, 8),
-    ("urandom", CHARACTER, 1, 9),
-    ("kmsg", CHARACTER, 1, 11),
-    ("tty", CHARACTER, 5, 0),
-    ("net/tun", CHARACTER, 10, 200),
-    ("fuse", CHARACTER, 10, 229),
-    ("loop-control", CHARACTER, 10, 237),
-];
-/// Number of loop devices beside these.
+/// Number of loop devices in a directory that stands for the host's /dev.
 const LOOPS: u32 = 8;
 
 /// Returns the nodes for directory `dev` that stands for the host's /dev.
@@ -139,8 +127,9 @@ pub fn of_dev(dev: &str) -> Vec<payload::Device> {
         minor,
         ..payload::Device::default()
     };
-    let named = OF_DEV.iter().map(|&(name, kind, major, minor)| node(name.to_owned(), kind, major, minor));
-    named.chain((0..LOOPS).map(|number| node(format!("loop{number}"), BLOCK, 7, number))).collect()
+    let named = DEVICES.iter().filter(|(name, ..)| *name != PTMX);
+    let named = named.map(|&(name, major, minor)| node(name.to_owned(), CHARACTER, major, minor));
+    named.chain((0..LOOPS).map(|number| node(format!("loop{number}"), BLOCK, LOOP, number))).collect()
 }
 
 fn node(at: &str, device: &Device) -> Result<payload::Device> {

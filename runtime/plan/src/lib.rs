@@ -7,8 +7,11 @@
 //! thread. Warnings for the user are part of the plan ([`ContainerPlan::notices`]).
 //!
 //! Reading order: [`vm`], [`container`], [`mounts`], [`process`], [`inherited`]; then the translations: [`limits`],
-//! [`devices`], [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base protocol cannot
-//! express.
+//! [`devices`], [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base
+//! protocol cannot express.
+
+// A part of the command, not a library: a comment stands where a name, a type and an error's text do not say it all.
+#![allow(missing_docs)]
 
 pub mod api4244;
 pub mod capabilities;

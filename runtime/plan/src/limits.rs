@@ -11,8 +11,10 @@ use std::time::Duration;
 use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
-/// Default memory of a machine, in MiB.
+/// Memory of a machine without a limit if that of the host is unknown, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
+/// Maximum memory of a machine, in MiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.
 pub const MIN_MEMORY_MIB: u32 = 64;
 /// Memory for the guest's kernel and the agent above a container's limit, in MiB. Another 1/64 of the limit is added
@@ -29,18 +31,16 @@ const LIMITS_OF_CGROUPS: [&str; 2] = ["cgroup.max.depth", "cgroup.max.descendant
 /// JSON path of the CPU set.
 const CPUS: &str = "linux.resources.cpu.cpus";
 
-/// Returns the guest's memory in MiB: the container's limit plus the overhead of the guest.
-pub fn memory_mib(resources: &Resources) -> u32 {
-    let Some(limit) = positive(resources.memory.limit) else { return DEFAULT_MEMORY_MIB };
-    let limit_mib = limit.div_ceil(1 << 20);
+/// Returns the guest's memory in MiB: the container's limit plus the overhead of the guest. `None` without a limit.
+pub fn memory_mib(resources: &Resources) -> Option<u32> {
+    let limit_mib = positive(resources.memory.limit)?.div_ceil(1 << 20);
     let mib = limit_mib + limit_mib.div_ceil(64) + GUEST_OVERHEAD_MIB;
-    u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB)
+    Some(u32::try_from(mib).unwrap_or(u32::MAX).max(MIN_MEMORY_MIB))
 }
 
 /// The machine whose CPUs and memory nodes a set names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sets {
-    /// The guest.
     Guest,
     /// The host: the machine's cgroup restricts its threads to the set.
     Host,

@@ -38,9 +38,7 @@ pub struct ShareBind {
 pub struct Content {
     /// Path in the share, absolute.
     pub path: String,
-    /// Content of the file.
     pub bytes: Vec<u8>,
-    /// File mode.
     pub mode: u32,
     /// User and group ids of the owner.
     pub owner: (u32, u32),
@@ -55,7 +53,6 @@ pub struct Mounts {
     pub binds: Vec<ShareBind>,
     /// Nodes of directories that stand for the host's /dev.
     pub devices: Vec<payload::Device>,
-    /// Warnings.
     pub notices: Vec<String>,
 }
 

@@ -73,17 +73,14 @@ pub fn compile(profile: &Seccomp) -> Result<Filter> {
     Ok(Filter { program, flags: flags(profile.flags.as_deref())? })
 }
 
-/// Returns the names of the supported actions.
 pub fn actions() -> impl Iterator<Item = &'static str> {
     rules::ACTIONS.iter().map(|(name, _)| *name)
 }
 
-/// Returns the names of the supported operators.
 pub fn operators() -> impl Iterator<Item = &'static str> {
     rules::OPERATORS.iter().map(|(name, _)| *name)
 }
 
-/// Returns the names of the supported flags.
 pub fn flag_names() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().map(|(name, _)| *name)
 }

@@ -137,8 +137,35 @@ fn flags_override_limits() {
     let config = VmSettings { memory_mib: Some(99), vcpus: Some(3), ..config() };
     let change =
         |json: &mut serde_json::Value| json["linux"]["resources"]["memory"]["limit"] = (1 << 30).into();
-    let plan = plan_with(change, &config, None).unwrap();
+    let mut plan = plan_with(change, &config, None).unwrap();
+    plan.vm.fill(4096);
     assert_eq!((plan.vm.memory_mib, plan.vm.vcpus), (99, 3));
+}
+
+#[test]
+fn a_machine_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
+    let memory = |limit: i64, config: &VmSettings, host_mib| {
+        let change =
+            |json: &mut serde_json::Value| json["linux"]["resources"]["memory"]["limit"] = limit.into();
+        let mut vm = plan_with(change, config, None).unwrap().vm;
+        vm.fill(host_mib);
+        vm.memory_mib
+    };
+    let max = VmSettings { max_memory_mib: Some(2048), ..config() };
+    let default = VmSettings { default_memory_mib: Some(512), ..config() };
+    for (limit, config, host_mib, expected) in [
+        (-1, &config(), 8000, 8000),
+        (-1, &config(), 1 << 40, limits::MAX_MEMORY_MIB),
+        (-1, &config(), 3, limits::MIN_MEMORY_MIB),
+        (100 << 20, &config(), 8000, 134),
+        (-1, &max, 8000, 2048),
+        (-1, &max, 1000, 1000),
+        (4 << 30, &max, 8000, 2048),
+        (-1, &default, 8000, 512),
+        (100 << 20, &default, 8000, 134),
+    ] {
+        assert_eq!(memory(limit, config, host_mib), expected, "{limit} {host_mib}");
+    }
 }
 
 #[test]

@@ -10,13 +10,11 @@ const RANGES_MAX: usize = 340;
 
 /// Returns the id maps of the container's user namespace, if it has one. Without one they have no effect, as with runc.
 pub fn maps(linux: &Linux) -> Result<Option<IdMaps>> {
-    let asked = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
-    let lists = [("linux.uidMappings", &linux.uid_mappings), ("linux.gidMappings", &linux.gid_mappings)];
-    if !asked {
+    if !linux.has_namespace("user") {
         return Ok(None);
     }
-    let [users, groups] = lists.map(|(path, list)| ranges(path, list));
-    Ok(Some(IdMaps { users: users?, groups: groups? }))
+    let users = ranges("linux.uidMappings", &linux.uid_mappings)?;
+    Ok(Some(IdMaps { users, groups: ranges("linux.gidMappings", &linux.gid_mappings)? }))
 }
 
 fn ranges(path: &str, list: &[IdMapping]) -> Result<Vec<IdMap>> {

@@ -27,7 +27,6 @@ pub struct Console {
 /// Protocol through which the guest accesses host files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ShareType {
-    /// virtio-fs.
     #[default]
     VirtioFs,
     /// virtio-9p, for guest kernels without virtio-fs.
@@ -80,21 +79,19 @@ impl Kernel {
 /// A user's settings of the machine: flags, environment variables and configuration file, merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmSettings {
-    /// Guest memory in MiB.
     pub memory_mib: Option<u32>,
-    /// Number of vCPUs.
+    /// Guest memory in MiB if no limit determines it; `None` for what the host has.
+    pub default_memory_mib: Option<u32>,
+    /// Maximum guest memory in MiB.
+    pub max_memory_mib: Option<u32>,
     pub vcpus: Option<u8>,
     /// Whether `linux.cgroupsPath` is in systemd's form.
     pub systemd_cgroup: bool,
-    /// Protocol of the agent.
     pub protocol: Protocol,
     /// Words to add to the kernel's command line.
     pub cmdline: Option<String>,
-    /// Destination of the guest's kernel log.
     pub console: Option<Console>,
-    /// Protocol of the share.
     pub share: ShareType,
-    /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
     /// Resource limits of the caller and kernel parameters of the host.
     pub inherited: Inherited,
@@ -105,21 +102,18 @@ pub struct VmSettings {
 /// A virtual machine to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
-    /// Guest memory in MiB.
     pub memory_mib: u32,
-    /// Number of vCPUs.
+    /// Maximum for [`fill`](Self::fill), in MiB. `None` if a setting or a limit determined `memory_mib`.
+    pub fill_mib: Option<u32>,
     pub vcpus: u8,
     /// The kernel, unless the user names a file.
     pub kernel: Kernel,
     /// The kernel's command line. Crate `vmm` adds the devices.
     pub cmdline: String,
-    /// Protocol of the share.
     pub share: ShareType,
-    /// Whether vhost-net moves packets.
     pub vhost_net: VhostNet,
     /// Whether a NIC may send only from the addresses of its interface.
     pub network_filter: bool,
-    /// Protocol of the agent.
     pub protocol: Protocol,
     /// The machine's cgroup on the host; without one the machine stays in the cgroup of this process.
     pub cgroup: Option<HostCgroup>,
@@ -138,8 +132,11 @@ impl VmPlan {
         let extended = settings.protocol != Protocol::Api4244;
         let Inherited { limits, parameters } =
             if extended { settings.inherited.clone() } else { Inherited::default() };
+        let max = settings.max_memory_mib.unwrap_or(limits::MAX_MEMORY_MIB);
+        let given = settings.memory_mib.or(settings.default_memory_mib);
         VmPlan {
-            memory_mib: settings.memory_mib.unwrap_or(limits::DEFAULT_MEMORY_MIB),
+            memory_mib: given.unwrap_or(limits::DEFAULT_MEMORY_MIB).min(max),
+            fill_mib: given.is_none().then_some(max),
             vcpus: settings.vcpus.unwrap_or(1),
             kernel: Kernel::Base,
             cmdline: cmdline(settings),
@@ -170,15 +167,25 @@ impl VmPlan {
         let resources = &bundle.spec.linux.resources;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
+        let memory_mib = settings.memory_mib.or_else(|| limits::memory_mib(resources));
+        let sized = VmSettings { memory_mib, ..settings.clone() };
         Ok(VmPlan {
-            memory_mib: settings.memory_mib.unwrap_or_else(|| limits::memory_mib(resources)),
             vcpus: settings.vcpus.map_or_else(|| limits::vcpus(resources, sets), Ok)?,
             cgroup,
             network: bundle.network().map(Path::to_owned),
             kernel: Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
-            ..VmPlan::new(settings, &bundle.spec.hostname)
+            ..VmPlan::new(&sized, &bundle.spec.hostname)
         })
+    }
+
+    /// Gives the machine `host_mib`, the memory that the host has for it, unless a setting or a limit determined its
+    /// size.
+    pub fn fill(&mut self, host_mib: u64) {
+        if let Some(max) = self.fill_mib {
+            let mib = u32::try_from(host_mib).unwrap_or(u32::MAX);
+            self.memory_mib = mib.min(max).max(limits::MIN_MEMORY_MIB);
+        }
     }
 
     /// Returns whether CPU and memory node sets refer to the host or the guest.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
-    /// Guest memory in MiB, or with a suffix M or G [default: from the memory limit, else 256]
+    /// Guest memory in MiB, or with a suffix M or G [default: from the memory limit, else that of the host]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Virtual CPUs [default: from the CPU quota, else 1]
@@ -39,6 +39,12 @@ pub struct Settings {
     /// Write the boot's timeline to FILE (JSON for Perfetto) and a table to stderr; - for only the table
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
+    /// Guest memory without a memory limit. There is no flag for it.
+    #[arg(skip)]
+    pub default_memory: Option<String>,
+    /// Maximum guest memory. There is no flag for it.
+    #[arg(skip)]
+    pub max_memory: Option<String>,
     /// Seconds that the agent has for each answer. There is no flag for it.
     #[arg(skip)]
     pub agent_timeout: Option<String>,

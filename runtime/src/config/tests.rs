@@ -35,17 +35,28 @@ fn flags_override_the_environment_which_overrides_the_file() {
 #[test]
 fn sizes_counts_and_times_are_checked() {
     for (text, mib) in [("64", Some(64)), ("512M", Some(512)), ("2g", Some(2048)), ("63", None), ("", None)] {
-        assert_eq!(memory_mib(text).ok(), mib, "{text}");
+        assert_eq!(memory_mib("memory", text).ok(), mib, "{text}");
     }
     for text in ["G", "-1", "1.5G", "5000000G", "ä"] {
-        assert!(memory_mib(text).is_err(), "{text}");
+        assert!(memory_mib("memory", text).is_err(), "{text}");
     }
     for (text, count) in [("1", Some(1)), ("32", Some(32)), ("0", None), ("33", None), ("x", None)] {
         assert_eq!(vcpus(text).ok(), count, "{text}");
     }
     assert!(timeout("0").is_err());
-    let error = memory_mib("10").unwrap_err().to_string();
+    let error = memory_mib("memory", "10").unwrap_err().to_string();
     assert_eq!(error, r#"memory "10": a guest needs at least 64 MiB"#);
+}
+
+#[test]
+fn a_maximum_of_memory_refuses_larger_sizes_by_name() {
+    let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
+    let vm = config(&[("VMM_MAX_MEMORY", "4G"), ("VMM_DEFAULT_MEMORY", "4096")]).unwrap().vm;
+    assert_eq!((vm.memory_mib, vm.default_memory_mib, vm.max_memory_mib), (None, Some(4096), Some(4096)));
+    for (variable, name) in [("VMM_MEMORY", "memory"), ("VMM_DEFAULT_MEMORY", "default-memory")] {
+        let error = config(&[("VMM_MAX_MEMORY", "4G"), (variable, "4097")]).unwrap_err().to_string();
+        assert_eq!(error, format!(r#"{name} "4097": exceeds max-memory"#));
+    }
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use super::server::{FuseServer, Request, take_name};
 use super::wire::{
-    CopyFileRangeIn, CreateIn, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn, LseekIn, LseekOut,
-    OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn,
-    WriteOut,
+    CopyFileRangeIn, CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn,
+    LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE,
+    WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::pieces::Pieces;
 use crate::share::errno::{Errno, Result};
-use crate::share::file::{Allocation, How, Opened, Position, Write};
+use crate::share::file::{Allocation, Cache, How, Opened, Position, Write};
 use crate::share::operations::OpenFile;
 
 impl FuseServer {
@@ -20,7 +20,11 @@ impl FuseServer {
     }
 
     fn put_open(&mut self, opened: Opened) {
-        let open_flags = if opened.keep_cache { FOPEN_KEEP_CACHE } else { 0 };
+        let open_flags = match opened.cache {
+            Cache::Keep => FOPEN_KEEP_CACHE,
+            Cache::Drop => 0,
+            Cache::Bypass => FOPEN_DIRECT_IO,
+        };
         OpenOut { fh: opened.handle, open_flags, padding: 0 }.put(&mut self.reply);
     }
 

@@ -195,6 +195,8 @@ pub mod set {
 
 /// `Attr::flags`: the directory is the root of a separate file system.
 pub const ATTR_SUBMOUNT: u32 = 1 << 0;
+/// `OpenOut::open_flags`: reads and writes bypass the guest's page cache.
+pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `OpenIn::open_flags`: clear set-user-ID and set-group-ID if the open truncates.

@@ -12,10 +12,8 @@ use oci::cgroups_path::CgroupPath;
 use super::{Result, Version};
 use crate::HostError;
 
-/// One hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
-    /// Mount point.
     pub mount: PathBuf,
     /// Controllers of a version 1 hierarchy (`name=systemd` if it has none); empty for version 2.
     pub controllers: Vec<String>,
@@ -34,12 +32,10 @@ impl Hierarchy {
     }
 }
 
-/// All mounted hierarchies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hierarchies {
     /// Hierarchy of version 2.
     pub unified: Option<Hierarchy>,
-    /// Hierarchies of version 1.
     pub legacy: Vec<Hierarchy>,
 }
 
@@ -86,7 +82,6 @@ impl Hierarchies {
         found
     }
 
-    /// Returns all hierarchies.
     pub fn all(&self) -> impl Iterator<Item = &Hierarchy> {
         self.unified.iter().chain(&self.legacy)
     }

@@ -22,6 +22,11 @@ pub fn machine_bytes(memory_mib: u32) -> u64 {
     (mib + mib.div_ceil(64) + HOST_OVERHEAD_MIB) << 20
 }
 
+/// Returns the guest memory in MiB of the largest machine for which [`machine_bytes`] is at most `bytes`.
+pub fn machine_mib(bytes: u64) -> u64 {
+    (bytes >> 20).saturating_sub(HOST_OVERHEAD_MIB) * 64 / 65
+}
+
 /// Returns the settings for `resources` and a machine of `memory_mib`.
 pub fn settings(resources: &Resources, memory_mib: u32, version: Version) -> Vec<Setting> {
     let mut list = Settings { version, settings: Vec::new() };
@@ -178,6 +183,16 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn largest_machine_for_a_limit_stays_within_it() {
+        for mib in [0, 48, 49, 50, 113, 114, 115, 2048, 1 << 20] {
+            let fits = |memory: u64| machine_bytes(memory as u32) <= mib << 20;
+            let found = machine_mib(mib << 20);
+            assert!(found == 0 || fits(found), "{mib}");
+            assert!(!fits(found + 2), "{mib}");
+        }
+    }
 
     /// Returns the first file of each setting, with its value.
     fn files_of(resources: Value, version: Version) -> Vec<(String, String)> {

@@ -36,31 +36,22 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
-/// An error of a request to systemd.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
-    /// The host does not run systemd.
     #[error("--systemd-cgroup: systemd does not run on this host")]
     Missing,
-    /// The communication with systemd failed.
     #[error("call systemd at {}", path.display())]
     Connection {
-        /// Path of the socket.
         path: PathBuf,
-        /// Error of the connection.
         #[source]
         source: DbusError,
     },
-    /// systemd refused a call.
     #[error("systemd: {call} {unit}: {message}")]
     Refused {
-        /// Name of the method.
         call: &'static str,
-        /// Name of the unit.
         unit: String,
         /// D-Bus name of the error.
         name: String,
-        /// Message of the error.
         message: String,
     },
 }

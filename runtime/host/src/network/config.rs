@@ -11,7 +11,6 @@ use crate::HostError;
 /// Configuration of a network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// Interfaces.
     pub links: Vec<Link>,
     /// Addresses, in the order of their interfaces.
     pub addresses: Vec<Address>,
@@ -35,7 +34,6 @@ impl NetworkConfig {
         list().map_err(HostError::step("list the network namespace"))
     }
 
-    /// Returns the addresses of an interface.
     pub fn addresses_of(&self, link: u32) -> Vec<IpAddr> {
         self.addresses.iter().filter(|it| it.link == link).map(|it| it.address).collect()
     }

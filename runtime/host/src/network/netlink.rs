@@ -33,7 +33,6 @@ impl Netlink {
         Ok(Netlink { socket: socket().map_err(HostError::step("open a netlink socket"))?, sequence: 0 })
     }
 
-    /// Returns the index of an interface.
     pub fn index_of(&self, name: &str) -> io::Result<u32> {
         Ok(name_to_index(&self.socket, name)?)
     }

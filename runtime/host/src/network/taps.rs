@@ -35,7 +35,6 @@ pub fn name(link: u32) -> String {
 }
 
 impl Taps {
-    /// Returns an empty list for the namespace of `netlink`.
     pub fn new(netlink: Netlink) -> Taps {
         Taps { netlink, joined: Vec::new() }
     }

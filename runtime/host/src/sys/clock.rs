@@ -63,7 +63,6 @@ fn read(clock: libc::clockid_t) -> i64 {
 pub struct SetWatch(File);
 
 impl SetWatch {
-    /// Starts to watch.
     pub fn new() -> io::Result<SetWatch> {
         let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
         // SAFETY: no memory is involved.
@@ -80,7 +79,6 @@ impl SetWatch {
         Ok(watch)
     }
 
-    /// Returns the descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -117,7 +117,6 @@ pub(super) enum Request {
     Start(u64, u32),
     /// Grants this much credit for the stream's input.
     Give(u64, u32),
-    /// Removes the stream.
     Close(u64),
 }
 
@@ -170,7 +169,6 @@ impl StreamHandle {
         self.shared.notify.as_fd()
     }
 
-    /// Clears the notification.
     pub fn acknowledge(&self) {
         let mut count = [0; 8];
         // An empty eventfd is no error: an earlier call has cleared the notification.

@@ -15,7 +15,6 @@ const CREDIT_STEP: u32 = STREAM_WINDOW / 2;
 /// Information that the guest must get about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owed {
-    /// Nothing.
     Nothing,
     /// Credit for this many delivered bytes.
     Credit(u32),

@@ -63,7 +63,6 @@ impl Source {
         }
     }
 
-    /// Returns the descriptor to read.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }

@@ -10,20 +10,15 @@ use super::Given;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
-    /// Memory limits.
     pub memory: Memory,
-    /// CPU limits.
     pub cpu: Cpu,
-    /// Limit of the number of processes.
     pub pids: Pids,
     /// Content of cgroup files (version 2) by file name.
     pub unified: BTreeMap<String, String>,
     /// Block I/O limits, applied to the monitor on the host.
     #[serde(rename = "blockIO")]
     pub block_io: BlockIo,
-    /// Limits of huge pages.
     pub hugepage_limits: Vec<HugepageLimit>,
-    /// Network class and priorities. Not honoured.
     pub network: Given,
     /// Limits of RDMA devices by device name.
     pub rdma: BTreeMap<String, RdmaLimit>,
@@ -31,24 +26,17 @@ pub struct Resources {
     pub devices: Vec<DeviceRule>,
 }
 
-/// Block I/O limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlockIo {
     /// Weight relative to other cgroups, 10 to 1000; 0 for none.
     pub weight: u16,
-    /// Weight of the cgroup's own tasks. Not honoured.
     pub leaf_weight: Given,
-    /// Weights for individual devices.
     pub weight_device: Vec<BlockDevice>,
-    /// Read limits in bytes per second.
     pub throttle_read_bps_device: Vec<BlockDevice>,
-    /// Write limits in bytes per second.
     pub throttle_write_bps_device: Vec<BlockDevice>,
-    /// Read limits in requests per second.
     #[serde(rename = "throttleReadIOPSDevice")]
     pub throttle_read_iops_device: Vec<BlockDevice>,
-    /// Write limits in requests per second.
     #[serde(rename = "throttleWriteIOPSDevice")]
     pub throttle_write_iops_device: Vec<BlockDevice>,
 }
@@ -57,19 +45,15 @@ pub struct BlockIo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlockDevice {
-    /// Major device number.
     pub major: u32,
-    /// Minor device number.
     pub minor: u32,
     /// Weight; only in `weightDevice`.
     pub weight: u16,
-    /// Weight of the cgroup's own tasks. Not honoured.
     pub leaf_weight: Given,
     /// Bytes or requests per second; only in the throttling lists.
     pub rate: u64,
 }
 
-/// A limit for one huge page size.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HugepageLimit {
@@ -79,13 +63,10 @@ pub struct HugepageLimit {
     pub limit: u64,
 }
 
-/// A limit for one RDMA device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RdmaLimit {
-    /// Maximum number of handles.
     pub hca_handles: Option<u32>,
-    /// Maximum number of objects.
     pub hca_objects: Option<u32>,
 }
 
@@ -93,7 +74,6 @@ pub struct RdmaLimit {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DeviceRule {
-    /// Whether the rule allows access.
     pub allow: bool,
     /// Type of device, `c` or `b`; both if empty or `a`.
     #[serde(rename = "type")]
@@ -118,12 +98,10 @@ pub struct Memory {
     pub swap: i64,
     /// How readily the host swaps (swappiness); only in cgroups of version 1.
     pub swappiness: Option<u64>,
-    /// Whether the OOM killer is disabled. Not honoured.
     #[serde(rename = "disableOOMKiller")]
     pub disable_oom_killer: Given,
 }
 
-/// CPU limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Cpu {
@@ -141,9 +119,7 @@ pub struct Cpu {
     pub mems: String,
     /// 1: the container runs only when the CPU would be idle otherwise.
     pub idle: Option<i64>,
-    /// Real-time CPU time. Not honoured.
     pub realtime_runtime: Given,
-    /// Real-time period. Not honoured.
     pub realtime_period: Given,
 }
 
@@ -151,7 +127,6 @@ impl Cpu {
     /// Default period of a quota in microseconds (cgroups: `cpu.cfs_period_us`).
     const DEFAULT_PERIOD_US: u64 = 100_000;
 
-    /// Returns the period of the quota in microseconds.
     pub fn period_us(&self) -> u64 {
         if self.period == 0 { Cpu::DEFAULT_PERIOD_US } else { self.period }
     }
@@ -179,7 +154,6 @@ pub fn is_host_file(file: &str) -> bool {
     file.split_once('.').is_some_and(|(controller, _)| HOST_CONTROLLERS.contains(&controller))
 }
 
-/// Limit of the number of processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Pids {

@@ -2,19 +2,16 @@
 
 use serde::Deserialize;
 
-/// A seccomp profile.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Seccomp {
     /// Action for system calls that match no rule.
     pub default_action: String,
-    /// Error number that the default action returns.
     pub default_errno_ret: Option<u32>,
     /// Architectures that the rules apply to, in addition to the machine's.
     pub architectures: Vec<String>,
     /// Flags of seccomp(2) by name. A profile without the list has other defaults than one with an empty list.
     pub flags: Option<Vec<String>>,
-    /// Rules.
     pub syscalls: Vec<Syscall>,
 }
 
@@ -22,13 +19,10 @@ pub struct Seccomp {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Syscall {
-    /// Names of the system calls.
     pub names: Vec<String>,
     /// Action if all conditions hold.
     pub action: String,
-    /// Error number that the action returns.
     pub errno_ret: Option<u32>,
-    /// Conditions on the arguments.
     pub args: Vec<Argument>,
 }
 

@@ -17,11 +17,8 @@ pub(super) mod code {
     pub(in super::super) const AND: u16 = 0x54;
     /// Jump forward by `k`.
     pub(in super::super) const JUMP: u16 = 0x05;
-    /// Jump if equal.
     pub(in super::super) const IF_EQUAL: u16 = 0x15;
-    /// Jump if greater.
     pub(in super::super) const IF_GREATER: u16 = 0x25;
-    /// Jump if greater or equal.
     pub(in super::super) const IF_NOT_LESS: u16 = 0x35;
     /// Return `k`.
     pub(in super::super) const RETURN: u16 = 0x06;
@@ -41,18 +38,11 @@ const NO_CALL: u32 = u32::MAX;
 type Code = Vec<u64>;
 
 /// Calls from `first` up to the first call of the next span, with one verdict.
-struct Span<'a> {
+struct Span {
     first: u32,
-    verdict: Seen<'a>,
+    verdict: Verdict,
 }
 
-#[derive(PartialEq, Eq)]
-enum Seen<'a> {
-    Always(u32),
-    First(&'a [Rule]),
-}
-
-/// Returns the program for `rules`.
 pub(super) fn of(rules: &Rules) -> Result<Program> {
     let spans = spans(rules);
     let mut code = vec![
@@ -69,35 +59,31 @@ pub(super) fn of(rules: &Rules) -> Result<Program> {
     Ok(Program(code))
 }
 
-fn spans(rules: &Rules) -> Vec<Span<'_>> {
-    let mut spans: Vec<Span<'_>> = Vec::new();
+fn spans(rules: &Rules) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
     let mut push = |first, verdict| match spans.last_mut() {
         Some(last) if last.first == first => last.verdict = verdict,
         _ => spans.push(Span { first, verdict }),
     };
-    push(0, Seen::Always(rules.default));
+    push(0, Verdict::Always(rules.default));
     for (number, verdict) in &rules.calls {
-        let seen = match verdict {
-            Verdict::Always(answer) => Seen::Always(*answer),
-            Verdict::First(rules) => Seen::First(rules),
-        };
-        push(*number, seen);
-        push(number + 1, Seen::Always(rules.default));
+        push(*number, verdict.clone());
+        push(number + 1, Verdict::Always(rules.default));
     }
     if let Some(newest) = rules.newest {
-        push(newest + 1, Seen::Always(rules.newer));
+        push(newest + 1, Verdict::Always(rules.newer));
     }
-    push(X32, Seen::Always(answer::KILL_THREAD));
-    push(NO_CALL, Seen::Always(rules.default));
+    push(X32, Verdict::Always(answer::KILL_THREAD));
+    push(NO_CALL, Verdict::Always(rules.default));
     spans.dedup_by(|next, before| next.verdict == before.verdict);
     spans
 }
 
-fn search(spans: &[Span<'_>], default: u32) -> Code {
+fn search(spans: &[Span], default: u32) -> Code {
     if let [only] = spans {
-        return match only.verdict {
-            Seen::Always(answer) => vec![reply(answer)],
-            Seen::First(rules) => rules.iter().flat_map(self::rule).chain([reply(default)]).collect(),
+        return match &only.verdict {
+            Verdict::Always(answer) => vec![reply(*answer)],
+            Verdict::First(rules) => rules.iter().flat_map(self::rule).chain([reply(default)]).collect(),
         };
     }
     let (low, high) = spans.split_at(spans.len() / 2);

@@ -78,7 +78,6 @@ pub(super) enum Operator {
 }
 
 impl Rules {
-    /// Parses `profile`.
     pub(super) fn of(profile: &Seccomp) -> Result<Rules> {
         let default = answer("linux.seccomp.defaultAction", &profile.default_action)
             .and_then(|kind| with_number("linux.seccomp.defaultErrnoRet", kind, profile.default_errno_ret))?;

@@ -15,7 +15,7 @@ use plan::{ContainerPlan, VmPlan, limits};
 use vmm::Timeline;
 
 use super::hook_points::run_first;
-use crate::assembly::Assembly;
+use crate::assembly::{self, Assembly};
 use crate::config::RunConfig;
 use crate::logging;
 use crate::pod::plan::{ContainerSpec, PodPlan};
@@ -72,7 +72,7 @@ impl Life {
         if let Some(socket) = &self.console_socket {
             environment::open_terminal(socket, self.bundle.process.console_size)?;
         }
-        let vm = VmPlan::for_bundle(&self.bundle, &self.config.id, &self.config.vm)?;
+        let mut vm = VmPlan::for_bundle(&self.bundle, &self.config.id, &self.config.vm)?;
         let container = ContainerPlan::new(&self.bundle, &self.config.id, &vm, terminal::size())?;
         if let Some(wanted) = &vm.cgroup {
             // Recorded before the cgroup exists, so that a cleanup finds it. systemd's directories are known later.
@@ -84,6 +84,7 @@ impl Life {
             self.cgroup_before = Cgroup::of_process(std::process::id())?;
             self.state.cgroup.join()?;
         }
+        assembly::fill(&mut vm);
         let hooks = &self.bundle.spec.hooks;
         // A new namespace without a path in the foreground stays empty unless a hook configures it.
         let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())

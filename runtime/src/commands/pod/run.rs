@@ -10,7 +10,7 @@ use host::confine::{self, Role};
 use host::signals::Signals;
 use host::{environment, sys};
 
-use crate::assembly::Assembly;
+use crate::assembly::{self, Assembly};
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
 use crate::commands::{inherited, print};
@@ -46,7 +46,8 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let file = podfile::read(&args.podfile)?;
     let path = args.podfile.canonicalize().with_context(|| format!("open {}", args.podfile.display()))?;
     let base = path.parent().unwrap_or(Path::new("/"));
-    let (pod, containers) = PodPlan::new(file, base, &new_id()?, &config)?;
+    let (mut pod, containers) = PodPlan::new(file, base, &new_id()?, &config)?;
+    assembly::fill(&mut pod.machine);
     let state = root.create(&pod.id)?;
     let planned = PlannedPod { config, pod, containers, state };
     if args.detach { detach(planned, args.rm) } else { foreground(planned) }

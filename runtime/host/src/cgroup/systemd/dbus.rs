@@ -28,22 +28,17 @@ const LINE_MAX: usize = 512;
 /// Maximum number of queued signals.
 const SIGNALS_MAX: usize = 4096;
 
-/// An error of the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DbusError {
     /// A system call on the socket failed or timed out.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The server refused the credentials.
     #[error("authentication rejected: {0}")]
     Rejected(String),
-    /// A received message exceeds a limit.
     #[error("received more than the limit")]
     Limit,
-    /// A received message is malformed or has unexpected content.
     #[error("parse a message")]
     Parse(#[from] UnmarshalError),
-    /// A message cannot be encoded.
     #[error("encode a message")]
     Encode(#[from] MarshalError),
 }

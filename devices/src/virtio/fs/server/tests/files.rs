@@ -173,3 +173,18 @@ fn a_full_disk_is_reported_to_the_guest() {
     let result = guest.call(op::FALLOCATE, node, &body(|b| input.put(b)));
     assert!(matches!(result, Err(libc::ENOSPC | libc::EFBIG)), "{result:?}");
 }
+
+#[test]
+fn a_file_that_the_kernel_generates_is_read_past_the_page_cache() {
+    let mut guest = Guest::new();
+    guest.tree.bind("/c1/mounts/0", open_path(Path::new("/proc/self")), Terms::read_only()).unwrap();
+    let node = guest.walk("c1/mounts/0/status");
+    assert_eq!(guest.attr(node).size, 0);
+    let opened = guest.open(node, 0).unwrap();
+    assert_eq!(opened.open_flags, FOPEN_DIRECT_IO);
+    assert!(guest.read(node, opened.fh, 0, 4096).unwrap().starts_with(b"Name:\t"));
+    // An empty file that somebody may fill and map is read through it.
+    let rootfs = guest.rootfs();
+    let (node, _) = guest.make(rootfs, "empty");
+    assert_eq!(guest.open(node, 0).unwrap().open_flags & FOPEN_DIRECT_IO, 0);
+}

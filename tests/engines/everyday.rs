@@ -1,0 +1,122 @@
+//! What programs of ordinary images find without a flag, and what their users add first.
+
+use std::fs;
+
+use crate::case::{Case, case};
+use crate::engine::Engine;
+
+pub const CASES: &[Case] = &[
+    case!(a_user_opens_its_standard_streams_by_path).core(),
+    case!(a_null_device_masks_a_file),
+    case!(devices_of_the_host_are_listed),
+    case!(files_of_the_hosts_proc_have_contents).core(),
+    case!(files_of_the_hosts_sys_have_contents),
+    case!(a_tmpfs_has_the_mode_of_its_folder),
+    case!(limits_without_a_flag_are_the_engines),
+    case!(kernel_parameters_are_the_hosts),
+    case!(an_idle_container_uses_little_memory),
+    case!(packet_filter_of_a_network_administrator),
+];
+
+fn a_user_opens_its_standard_streams_by_path(engine: &Engine) {
+    let script = "echo out >/dev/stdout; echo error >/dev/stderr; echo number >/proc/self/fd/1";
+    let words = ["run", "--rm", "-u", "1000", "box", "sh", "-c", script];
+    engine.run(&words).code(0).stdout("out\nnumber\n").stderr("error\n");
+    let words = ["run", "--rm", "-i", "-u", "1000", "box", "cat", "/dev/stdin"];
+    engine.feed(&words, b"in\n").code(0).stdout("in\n");
+}
+
+fn a_null_device_masks_a_file(engine: &Engine) {
+    let script = "wc -c </etc/group; stat -c '%F %t:%T' /etc/group";
+    assert_eq!(engine.sh(&["-v", "/dev/null:/etc/group"], script), "0\ncharacter special file 1:3");
+}
+
+fn devices_of_the_host_are_listed(engine: &Engine) {
+    let script = "ls /host/dev/null /host/dev/zero; head -c 3 /host/dev/zero | wc -c";
+    assert_eq!(engine.sh(&["-v", "/dev:/host/dev:ro"], script), "/host/dev/null\n/host/dev/zero\n3");
+}
+
+/// The value of `key` in a file of lines `key: value`.
+fn value<'a>(text: &'a str, key: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {key} in {text}")).trim()
+}
+
+fn files_of_the_hosts_proc_have_contents(engine: &Engine) {
+    let script = "cd /host/proc; cat meminfo; echo; cat 1/comm; head -c 4 stat; echo; read a b <uptime; \
+                  while read c d <uptime && [ $a = $c ]; do :; done; echo fresh";
+    let text = engine.sh(&["-v", "/proc:/host/proc:ro"], script);
+    let host = fs::read_to_string("/proc/meminfo").expect("read /proc/meminfo");
+    assert_eq!(value(&text, "MemTotal"), value(&host, "MemTotal"));
+    let name = fs::read_to_string("/proc/1/comm").expect("read /proc/1/comm");
+    assert!(text.ends_with(&format!("\n\n{name}cpu \nfresh")), "{text}");
+}
+
+fn files_of_the_hosts_sys_have_contents(engine: &Engine) {
+    let script = "cd /host/sys; cat class/net/lo/mtu devices/system/cpu/online";
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").expect("read the list of CPUs");
+    let text = engine.sh(&["-v", "/sys:/host/sys:ro"], script);
+    assert_eq!(text, format!("65536\n{}", online.trim()));
+}
+
+fn a_tmpfs_has_the_mode_of_its_folder(engine: &Engine) {
+    let read = "stat -c %a /mnt /etc";
+    let flags = ["--mount", "type=tmpfs,destination=/mnt", "--mount", "type=tmpfs,destination=/etc"];
+    assert_eq!(engine.sh(&flags, read), engine.sh(&[], read));
+}
+
+/// The hard value of a limit in the text of `/proc/PID/limits`. The soft one may be what a program in Go has raised it to.
+fn limit<'a>(text: &'a str, name: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the limit");
+    line.split_whitespace().nth(1).expect("a hard limit")
+}
+
+fn limits_without_a_flag_are_the_engines(engine: &Engine) {
+    let own = fs::read_to_string("/proc/self/limits").expect("read the limits of this process");
+    let text = engine.ok(&["run", "--rm", "box", "cat", "/proc/self/limits"]);
+    for name in ["Max open files", "Max core file size", "Max stack size", "Max locked memory"] {
+        assert_eq!(limit(&text, name), limit(&own, name), "{name}");
+    }
+}
+
+fn kernel_parameters_are_the_hosts(engine: &Engine) {
+    const FILES: [&str; 7] = [
+        "vm/max_map_count",
+        "vm/overcommit_memory",
+        "vm/swappiness",
+        "fs/inotify/max_user_watches",
+        "fs/aio-max-nr",
+        "fs/nr_open",
+        "kernel/pid_max",
+    ];
+    let script = format!("cd /proc/sys; cat {}", FILES.join(" "));
+    let own = FILES.map(|file| fs::read_to_string(format!("/proc/sys/{file}")).expect("read a parameter"));
+    assert_eq!(engine.sh(&[], &script), own.concat().trim());
+}
+
+/// Docker prints a number with a unit, such as `12.3MiB`.
+fn bytes(text: &str) -> f64 {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let number: f64 = text[..text.len() - unit.len()].parse().expect("a number");
+    let scale = match unit {
+        "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        unit => panic!("unknown unit {unit}"),
+    };
+    number * scale
+}
+
+fn an_idle_container_uses_little_memory(engine: &Engine) {
+    engine.start_container("idle", &["box", "sh", "-c", "echo ready; exec sleep 1000"], "ready");
+    let text = engine.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "idle"]);
+    let used = bytes(text.split(" / ").next().expect("the used memory"));
+    assert!(used > 0.0 && used < 64.0 * 1024.0 * 1024.0, "{text}");
+}
+
+fn packet_filter_of_a_network_administrator(engine: &Engine) {
+    let script = "ip link add b0 type bridge && ip link add d0 type dummy && ip link set d0 master b0 && ip link show d0";
+    let text = engine.sh(&["--cap-add", "NET_ADMIN"], script);
+    assert!(text.contains("master b0"), "{text}");
+}
