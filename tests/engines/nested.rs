@@ -18,18 +18,22 @@ fn privileged(engine: &Engine, folder: &str, script: &str) -> String {
 }
 
 fn docker_runs_and_builds(engine: &Engine) {
-    let script = "exec 3>&1 >/tmp/log 2>&1; trap 'test $? = 0 || cat /tmp/log >&3' EXIT
-        containerd & until ctr version; do kill -0 $!; done
-        dockerd --storage-driver overlay2 --containerd /run/containerd/containerd.sock & until docker info; do kill -0 $!; done
-        docker info -f '{{.Driver}} {{.CgroupVersion}}' >&3
-        tar -C / -c bin/busybox | docker import - box
-        docker run --rm box /bin/busybox echo ran >&3
-        docker run -d --name web -p 80:80 box /bin/busybox nc -l -p 80 -e /bin/busybox echo through the bridge
-        until busybox nc 172.17.0.2 80 >/tmp/got; do :; done; cat /tmp/got >&3
-        printf 'FROM box\\nRUN [\"/bin/busybox\", \"touch\", \"/made\"]\\n' | DOCKER_BUILDKIT=0 docker build -t made -
-        docker run --rm made /bin/busybox ls /made >&3";
-    let text = privileged(engine, "/var/lib/docker", script);
-    assert_eq!(text, "overlay2 2\nran\nthrough the bridge\n/made");
+    images::import_nested(engine);
+    let script = "exec 2>/tmp/log; containerd >&2 & until ctr version >&2; do kill -0 $!; done; echo ready
+        exec dockerd --storage-driver overlay2 --containerd /run/containerd/containerd.sock >&2";
+    let flags = ["--privileged", "-m", "1g", "--mount", "type=tmpfs,destination=/var/lib/docker"];
+    engine.start_container("outer", &[&flags[..], &["nested", "sh", "-ec", script]].concat(), "ready");
+    // Each step is a command of its own, because an emulated host is slow and a command has a deadline.
+    let inner = |script: &str| engine.ok(&["exec", "outer", "sh", "-ec", script]);
+    inner("until docker info >/dev/null 2>&1; do kill -0 1; done");
+    assert_eq!(inner("docker info -f '{{.Driver}} {{.CgroupVersion}}'"), "overlay2 2");
+    inner("tar -C / -c bin/busybox | docker import - box");
+    assert_eq!(inner("docker run --rm box /bin/busybox echo ran"), "ran");
+    inner("docker run -d box /bin/busybox nc -l -p 80 -e /bin/busybox echo through the bridge");
+    assert_eq!(inner("until busybox nc 172.17.0.2 80; do :; done"), "through the bridge");
+    let file = "FROM box\\nRUN [\"/bin/busybox\", \"touch\", \"/made\"]\\n";
+    inner(&format!("printf '{file}' | DOCKER_BUILDKIT=0 docker build -t made -"));
+    assert_eq!(inner("docker run --rm made /bin/busybox ls /made"), "/made");
 }
 
 fn podman_runs_a_container(engine: &Engine) {
@@ -43,13 +47,16 @@ fn systemd_is_process_1(engine: &Engine) {
     images::import_nested(engine);
     let flags = ["run", "-d", "--name", "init", "--privileged", "--stop-signal", "SIGRTMIN+3", "-m", "512m"];
     engine.ok(&[&flags[..], &["nested", "/sbin/init"]].concat());
-    let wait = "until systemctl is-system-running --wait >/tmp/state 2>/dev/null || test -s /tmp/state; do :; done; cat /tmp/state";
-    let state = engine.ok(&["exec", "init", "sh", "-c", wait]);
-    let failed = engine.ok(&["exec", "init", "systemctl", "--failed", "--plain", "--no-legend"]);
-    assert!(state == "running" || state == "degraded", "{state}");
+    let inner = |words: &[&str]| engine.run(&[&["exec", "init"], words].concat());
+    // Fails until systemd answers, and while it starts units.
+    let mut state = inner(&["systemctl", "is-system-running", "--wait"]).text();
+    while !["running", "degraded"].contains(&state.as_str()) {
+        state = inner(&["systemctl", "is-system-running"]).text();
+    }
+    let failed = inner(&["systemctl", "--failed", "--plain", "--no-legend"]).text();
     assert!(!failed.contains("journald"), "{failed}");
-    engine.ok(&["exec", "init", "systemd-run", "--wait", "sh", "-c", "echo unit >/tmp/unit"]);
-    assert_eq!(engine.ok(&["exec", "init", "cat", "/tmp/unit"]), "unit");
+    inner(&["systemd-run", "--wait", "sh", "-c", "echo unit >/tmp/unit"]).code(0);
+    assert_eq!(inner(&["cat", "/tmp/unit"]).text(), "unit");
     engine.ok(&["stop", "-t", "60", "init"]);
     assert_ne!(engine.inspect("init", ".State.ExitCode"), "137");
 }
