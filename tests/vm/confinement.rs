@@ -11,6 +11,7 @@ use crate::network::Nets;
 use crate::pods::Pod;
 
 /// Capabilities by number (linux/capability.h).
+const DAC_OVERRIDE: u64 = 1 << 1;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const NET_ADMIN: u64 = 1 << 12;
 const SYS_ADMIN: u64 = 1 << 21;
@@ -59,10 +60,10 @@ fn check(pid: u32, main: u64) -> Vec<String> {
 
 #[test]
 fn every_thread_of_a_container_is_confined() {
-    let bundle = Bundle::sh("echo ready; exec sleep 100000").flag("--vcpus").flag("2");
+    let bundle = Bundle::sh("echo ready; exec sleep 100000").flag("--cpus").flag("2");
     let mut running = bundle.start();
     running.wait_for("ready");
-    assert_eq!(check(running.pid(), 0), ["devices", "fs0", "vcpu0", "vcpu1", "vmm"]);
+    assert_eq!(check(running.pid(), DAC_OVERRIDE), ["devices", "fs0", "vcpu0", "vcpu1", "vmm"]);
     running.stop();
 }
 
@@ -70,13 +71,13 @@ fn every_thread_of_a_container_is_confined() {
 fn every_thread_of_an_engine_s_container_is_confined_from_create_to_the_end() {
     let container = Container::new(Bundle::sh("exec sleep 100000"));
     let pid = container.create().as_raw_nonzero().get() as u32;
-    check(pid, NET_ADMIN);
+    check(pid, DAC_OVERRIDE | NET_ADMIN);
     container.out(&["start", "c"]);
     container.out(&["exec", "c", "true"]);
     container.out(&["pause", "c"]);
     container.out(&["resume", "c"]);
     container.out(&["update", "--pids-limit", "50", "c"]);
-    assert_eq!(check(pid, NET_ADMIN), ["devices", "fs0", "vcpu0", "vmm"]);
+    assert_eq!(check(pid, DAC_OVERRIDE | NET_ADMIN), ["devices", "fs0", "vcpu0", "vmm"]);
 }
 
 #[test]
@@ -86,7 +87,7 @@ fn every_thread_of_a_pod_is_confined() {
     pod.detach(json!({"containers": [container]}));
     let pid = pod.pid() as u32;
     pod.exec_out("a", "true");
-    check(pid, DAC_READ_SEARCH | SYS_ADMIN);
+    check(pid, DAC_OVERRIDE | DAC_READ_SEARCH | SYS_ADMIN);
 }
 
 #[test]
@@ -94,6 +95,6 @@ fn a_container_that_follows_a_network_keeps_the_right_to_change_it() {
     let nets = Nets::joined();
     let mut running = nets.bundle("echo ready; exec sleep 100000").start();
     running.wait_for("ready");
-    check(running.pid(), NET_ADMIN);
+    check(running.pid(), DAC_OVERRIDE | NET_ADMIN);
     running.stop();
 }

@@ -10,7 +10,9 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use log::Level;
 use rustix::process::getpid;
 use rustix::thread::gettid;
 
@@ -46,6 +48,9 @@ pub enum Role {
 /// Exit code of a process that cannot confine itself.
 const FAILED: i32 = 125;
 
+/// The warning about a host without filters was printed.
+static WARNED: AtomicBool = AtomicBool::new(false);
+
 thread_local! {
     static ENTERED: Cell<bool> = const { Cell::new(false) };
 }
@@ -65,7 +70,8 @@ pub fn prepare(report: fn(fmt::Arguments<'_>)) -> io::Result<()> {
     Ok(())
 }
 
-/// Confines the calling thread for the rest of its life. If that fails, the process ends.
+/// Confines the calling thread for the rest of its life, as far as the host permits. If a step fails for another reason, the
+/// process ends.
 pub fn enter(role: Role) {
     enter_with(role, None);
 }
@@ -86,16 +92,30 @@ fn enter_with(role: Role, paths: Option<&Paths>) {
 fn confine(role: Role, paths: Option<&Paths>) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     if role == Role::Files {
-        paths::leave_root()?;
+        where_possible(Level::Debug, "an empty root for the file server", paths::leave_root())?;
     }
-    if let Some(paths) = paths
-        && !paths::restrict(paths)?
-    {
-        log::debug!("this kernel has no Landlock: the main thread can name all files of the host");
+    if let Some(paths) = paths {
+        where_possible(Level::Debug, "Landlock for the main thread", paths::restrict(paths))?;
     }
     capabilities::keep(role)?;
     let ids = calls::Ids { process: getpid().as_raw_pid() as u32, thread: gettid().as_raw_pid() as u32 };
-    sys::confinement::set_filter(&filter::program(&calls::of(role, ids)))
+    let filter = sys::confinement::set_filter(&filter::program(&calls::of(role, ids)));
+    where_possible(Level::Warn, "seccomp filters", filter)
+}
+
+/// Accepts that the host does not have or does not permit a step, which is logged: the machine runs with the confinement
+/// that it can have. The guest does not run yet and cannot make a step fail.
+fn where_possible(level: Level, what: &str, done: io::Result<()>) -> io::Result<()> {
+    let Err(error) = done else { return Ok(()) };
+    let missing = [libc::EACCES, libc::EINVAL, libc::ENODEV, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM];
+    if !error.raw_os_error().is_some_and(|number| missing.contains(&number)) {
+        return Err(error);
+    }
+    // Every thread has a filter of its own; one message is enough.
+    if level != Level::Warn || !WARNED.swap(true, Ordering::Relaxed) {
+        log::log!(level, "this host does not permit {what}: {error}");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -258,7 +258,8 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.extend(FILES.map(always));
             calls.push(end);
             calls.push(when(SYS_unshare, one_of(0, &[CLONE_FS as u32])));
-            prctl.push(PR_GET_SECUREBITS as u32);
+            // The second needs a capability that the thread never has, so it fails.
+            prctl.extend([PR_GET_SECUREBITS, PR_SET_SECUREBITS].map(|number| number as u32));
         }
         Role::Resolver => {
             calls.extend(RESOLVER.map(always));
@@ -283,9 +284,15 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
     if role != Role::Vcpu {
         calls.push(when(SYS_fcntl, one_of(1, &FCNTL)));
     }
+    let fails = |number: c_long| Call { number: number as u32, rule: Rule::Fail(EACCES as u32) };
+    // A panic shortens the paths of its backtrace by the working directory, and looks for its own program.
+    calls.push(fails(SYS_getcwd));
+    if !matches!(role, Role::Main | Role::Network | Role::Pod) {
+        calls.push(fails(SYS_readlink));
+    }
     if matches!(role, Role::Vcpu | Role::Devices | Role::Resolver) {
         // The C library's allocator looks for the number of CPUs in /sys, and asks for it otherwise.
-        calls.push(Call { number: SYS_openat as u32, rule: Rule::Fail(EACCES as u32) });
+        calls.push(fails(SYS_openat));
     }
     match role {
         Role::Network => ioctls.extend(TUN.iter().chain(&[SIOCGIFINDEX as u32])),

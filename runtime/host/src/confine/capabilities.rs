@@ -23,7 +23,10 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
 
-/// What a pod's main thread needs to share the directories of a container that a client adds: find them, and copy their
+/// What every main thread needs to remove a cgroup at its end: nobody may write to the root of the cgroups by its mode.
+const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+
+/// What a pod's main thread needs beyond that to share the directories of a container that a client adds: find them, and copy their
 /// mounts.
 const POD: CapabilitySet = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::SYS_ADMIN);
 
@@ -42,10 +45,11 @@ pub fn keep(role: Role) -> io::Result<()> {
     let present = capabilities(None)?;
     let wanted = match role {
         Role::Files => FILES,
+        Role::Main => MAIN,
         // For taps and their traffic control.
-        Role::Network => CapabilitySet::NET_ADMIN,
-        Role::Pod => POD,
-        Role::Main | Role::Vcpu | Role::Devices | Role::Resolver => CapabilitySet::empty(),
+        Role::Network => MAIN.union(CapabilitySet::NET_ADMIN),
+        Role::Pod => MAIN.union(POD),
+        Role::Vcpu | Role::Devices | Role::Resolver => CapabilitySet::empty(),
     };
     // A thread without it has no capabilities that it could drop from these sets, such as an ordinary user's.
     if present.effective.contains(CapabilitySet::SETPCAP) {

@@ -40,16 +40,9 @@ pub struct Paths {
 const WRITTEN: [&str; 5] = ["/dev/null", "/dev/pts", "/dev/tty", "/dev/net/tun", "/dev/vhost-net"];
 const READ: [&str; 1] = ["/proc"];
 
-/// Restricts the calling thread to `paths`. Returns false if the kernel has no Landlock.
-pub fn restrict(paths: &Paths) -> io::Result<bool> {
-    let version = match sys::landlock_version() {
-        Ok(version) => version,
-        // The kernel is older, or was started without Landlock.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => {
-            return Ok(false);
-        }
-        Err(error) => return Err(error),
-    };
+/// Restricts the calling thread to `paths`. Fails if the kernel has no Landlock, or was started without it.
+pub fn restrict(paths: &Paths) -> io::Result<()> {
+    let version = sys::landlock_version()?;
     let handled = FIRST | if version >= 2 { REFER } else { 0 } | if version >= 3 { TRUNCATE } else { 0 };
     let rules = sys::landlock_rules(handled)?;
     let allow = |path: &Path, actions: u64| {
@@ -63,17 +56,14 @@ pub fn restrict(paths: &Paths) -> io::Result<bool> {
     write.into_iter().try_for_each(|path| allow(path, handled & !1))?;
     let read = paths.read.iter().map(PathBuf::as_path).chain(READ.iter().map(Path::new));
     read.into_iter().try_for_each(|path| allow(path, READ_FILE | READ_DIR))?;
-    sys::landlock_restrict(rules.as_fd()).map(|()| true)
+    sys::landlock_restrict(rules.as_fd())
 }
 
-/// Gives the calling thread an empty, read-only root, from which no path leads anywhere. Descriptors still do. Without the
-/// privilege to do so, the thread keeps its root.
+/// Gives the calling thread an empty, read-only root, from which no path leads anywhere. Descriptors still do. If that
+/// fails, the thread keeps its root.
 pub fn leave_root() -> io::Result<()> {
     sys::unshare_directories()?;
-    match empty_root() {
-        Err(Errno::PERM | Errno::NOSYS) => Ok(()),
-        done => Ok(done?),
-    }
+    Ok(empty_root()?)
 }
 
 fn empty_root() -> Result<(), Errno> {
