@@ -11,6 +11,7 @@ use crate::network::Nets;
 use crate::pods::Pod;
 
 /// Capabilities by number (linux/capability.h).
+const CHOWN: u64 = 1;
 const DAC_OVERRIDE: u64 = 1 << 1;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const NET_ADMIN: u64 = 1 << 12;
@@ -87,7 +88,7 @@ fn every_thread_of_a_pod_is_confined() {
     pod.detach(json!({"containers": [container]}));
     let pid = pod.pid() as u32;
     pod.exec_out("a", "true");
-    check(pid, DAC_OVERRIDE | DAC_READ_SEARCH | SYS_ADMIN);
+    check(pid, CHOWN | DAC_OVERRIDE | DAC_READ_SEARCH | SYS_ADMIN);
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub struct Container {
     process: Option<Process>,
     /// The pipes of its outputs, until end of file was read.
     pub pipes: Vec<OutputPipe>,
-    pub log: Option<LogFile>,
+    log: Option<LogFile>,
     /// This process represents the container: its streams are this process's, and signals to it are the container's.
     /// Otherwise output goes to the log and to the pod's own output, and there is no input.
     own: bool,

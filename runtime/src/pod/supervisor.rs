@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -153,8 +152,11 @@ impl Supervisor {
 
     /// Confines this thread, and runs the pod to its end. Returns its exit code.
     pub fn run(&mut self) -> Result<u8> {
-        if let Some(role) = self.role {
-            confine::enter_main(role, &self.paths());
+        match self.role {
+            // A client may add a container with files and a log anywhere.
+            Some(Role::Pod) => confine::enter(Role::Pod),
+            Some(role) => confine::enter_main(role, &self.paths()),
+            None => {}
         }
         self.session.sandbox.vm.release();
         let result = self.live();
@@ -175,12 +177,6 @@ impl Supervisor {
         let mut paths = self.files.clone();
         // Its directory is removed at the end, and other containers' commands create theirs beside it.
         paths.write.extend(self.directory.as_ref().map(StateDir::root));
-        let logs = self.containers.all.iter().filter_map(|container| container.log.as_ref());
-        paths.write.extend(logs.filter_map(|log| log.path().parent().map(Path::to_owned)));
-        if self.role == Some(Role::Pod) {
-            // Files of containers that clients add.
-            paths.read.push("/".into());
-        }
         paths
     }
 

@@ -111,10 +111,11 @@ const FILES: [c_long; 54] = [
 ];
 
 /// The process's own files below its directory, clients of its socket, signals, the terminal, and the machine's end.
-const MAIN: [c_long; 50] = [
+const MAIN: [c_long; 52] = [
     SYS_accept4,
     SYS_dup2,
     SYS_dup3,
+    SYS_epoll_create1,
     SYS_epoll_ctl,
     SYS_epoll_pwait,
     SYS_epoll_wait,
@@ -162,6 +163,7 @@ const MAIN: [c_long; 50] = [
     SYS_timerfd_create,
     SYS_timerfd_settime,
     SYS_unlink,
+    SYS_unlinkat,
 ];
 
 /// Sharing a directory with a container that is added to a pod.
@@ -279,6 +281,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             prctl.push(PR_SET_NAME as u32);
             ioctls.extend([KVM_IRQFD, TCGETS as u32, TIOCGWINSZ as u32, FIONBIO as u32]);
             ioctls.extend([TCSETS, TCSETSW, TCSETSF].map(|number| number as u32));
+            ioctls.extend([TCGETS2, TCSETS2, TCSETSW2, TCSETSF2].map(|number| number as u32));
         }
     }
     if role != Role::Vcpu {
@@ -295,7 +298,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
         calls.push(fails(SYS_openat));
     }
     match role {
-        Role::Network => ioctls.extend(TUN.iter().chain(&[SIOCGIFINDEX as u32])),
+        Role::Network => ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32])),
         Role::Pod => calls.extend(POD.map(always)),
         _ => {}
     }

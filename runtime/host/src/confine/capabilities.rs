@@ -26,9 +26,10 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
 /// What every main thread needs to remove a cgroup at its end: nobody may write to the root of the cgroups by its mode.
 const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
-/// What a pod's main thread needs beyond that to share the directories of a container that a client adds: find them, and copy their
-/// mounts.
-const POD: CapabilitySet = CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::SYS_ADMIN);
+/// What a pod's main thread needs beyond that to share the files of a container that a client adds: find directories, copy
+/// their mounts, and give files of the podfile their owners.
+const POD: CapabilitySet =
+    CapabilitySet::CHOWN.union(CapabilitySet::DAC_READ_SEARCH).union(CapabilitySet::SYS_ADMIN);
 
 /// Capabilities that a program never has again, not as root and not by its file. A change of the file system's user keeps
 /// the file server's capabilities.
