@@ -19,6 +19,9 @@ pub(crate) fn deadline() -> Duration {
     Duration::from_secs(seconds.unwrap_or(300))
 }
 
+/// Maximum time in which the outputs of a killed program end.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
 /// How a run ended.
 #[derive(Debug)]
 pub struct Finished {
@@ -72,8 +75,6 @@ impl Finished {
 
 impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let tail =
-            |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(4000)..]).into_owned();
         write!(f, "[{}]\n--- stdout\n{}\n--- stderr\n{}", self.status, tail(&self.stdout), tail(&self.stderr))
     }
 }
@@ -145,7 +146,7 @@ impl Running {
             }
             drop(send.send((seen, stdout)));
         });
-        let (seen, stdout) = self.within(&receive, &format!("output {mark:?}"));
+        let (seen, stdout) = self.within(&receive, &format!("output {mark:?}"), |(seen, _)| tail(seen));
         self.stdout = Some(stdout);
         let seen = String::from_utf8_lossy(&seen).into_owned();
         assert!(seen.contains(mark), "output ended before {mark:?}: {seen:?}");
@@ -182,24 +183,49 @@ impl Running {
             stderr.read_to_end(&mut all).expect("read standard error");
             drop(send.send((all, out.join().expect("the reader does not panic"))));
         });
-        let (stderr, stdout) = self.within(&receive, "end of the program");
+        let both = |(stderr, stdout): &(Vec<u8>, Vec<u8>)| format!("{}{}", tail(stdout), tail(stderr));
+        let (stderr, stdout) = self.within(&receive, "end of the program", both);
         let status = self.child.wait().expect("wait for the program under test");
         Finished { status, stdout, stderr }
     }
 
-    /// Receives from a reader. At the deadline, kills the program and fails.
+    /// Receives from a reader. At the deadline, kills the program and fails with what its threads did and what the
+    /// reader has until then, as `print` says it.
     #[track_caller]
-    fn within<T>(&mut self, receive: &Receiver<T>, what: &str) -> T {
+    fn within<T>(&mut self, receive: &Receiver<T>, what: &str, print: impl Fn(&T) -> String) -> T {
         let deadline = deadline();
         match receive.recv_timeout(deadline) {
             Ok(value) => value,
             Err(RecvTimeoutError::Timeout) => {
+                let threads = threads(self.pid());
                 self.child.kill().expect("kill the program under test");
-                panic!("no {what} within {} s", deadline.as_secs());
+                let read = receive.recv_timeout(AFTER_KILL).map_or("?".to_owned(), |value| print(&value));
+                panic!("no {what} within {} s\n--- threads\n{threads}--- output\n{read}", deadline.as_secs());
             }
             Err(RecvTimeoutError::Disconnected) => panic!("no {what}: the reader panicked"),
         }
     }
+}
+
+/// Returns the end of an output as text.
+fn tail(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(4000)..]).into_owned()
+}
+
+/// Returns a line for each thread of a process: its name, its state, what it waits for in the kernel, and its times in
+/// ticks. A vCPU that spins has used more time than the others.
+fn threads(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let line = |task: std::fs::DirEntry| {
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let (stat, wchan) = (read("stat"), read("wchan"));
+        // proc(5): the name in parentheses is field 2, the state 3, the user and system times 14 and 15.
+        let (name, fields) = stat.rsplit_once(')').unwrap_or_default();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3).copied().unwrap_or("?");
+        format!("{name}) {} {wchan} user {} system {}\n", field(3), field(14), field(15))
+    };
+    tasks.map(line).collect()
 }
 
 /// Runs `command` without input and returns its output. At the deadline, kills it and fails.
@@ -230,9 +256,10 @@ fn by_deadline<T: Send + 'static>(pid: u32, wait: impl FnOnce() -> io::Result<T>
     if let Ok(ended) = receive.recv_timeout(deadline()) {
         return ended.expect("wait for a process");
     }
+    let threads = threads(pid);
     let pid = Pid::from_raw(pid.try_into().expect("a process id")).expect("a process id");
     let _ = kill_process(pid, Signal::KILL);
-    panic!("process {pid:?} has not ended within {} s", deadline().as_secs());
+    panic!("process {pid:?} has not ended within {} s\n--- threads\n{threads}", deadline().as_secs());
 }
 
 /// Runs `command`, asserts that it succeeds, and returns its standard output.
