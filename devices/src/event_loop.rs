@@ -7,6 +7,8 @@ use std::thread::{Builder, JoinHandle};
 
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 
+use crate::Enter;
+
 /// A device's handler with its queues, which the loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
@@ -109,13 +111,14 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts a loop in a thread with the name `name`.
-    pub fn start(name: &str) -> io::Result<EventLoop> {
+    /// Starts a loop in a thread with the name `name`, which first calls `enter`.
+    pub fn start(name: &str, enter: Enter) -> io::Result<EventLoop> {
         let mut manager = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         let handle = LoopHandle(manager.remote_endpoint());
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
         let thread = Builder::new().name(name.to_owned()).spawn(move || {
+            enter();
             while !stopping.load(Ordering::Acquire) {
                 if let Err(error) = manager.run() {
                     log::error!("event loop: {error:?}");
@@ -180,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_kick_that_comes_before_its_subscriber_is_not_lost() {
-        let events = EventLoop::start("test").unwrap();
+        let events = EventLoop::start("test", || {}).unwrap();
         let (subscriber, kick, reports) = reporter();
         kick.write(5).unwrap();
         let mut seat = events.handle().seat();
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_stopped_loop_has_dropped_its_subscribers() {
-        let mut events = EventLoop::start("test").unwrap();
+        let mut events = EventLoop::start("test", || {}).unwrap();
         let (subscriber, kick, reports) = reporter();
         let mut seat = events.handle().seat();
         seat.put(subscriber).unwrap();
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_seat_holds_one_subscriber_and_drops_the_one_before() {
-        let events = EventLoop::start("test").unwrap();
+        let events = EventLoop::start("test", || {}).unwrap();
         let mut seat = events.handle().seat();
         let (first, kick, reports) = reporter();
         seat.put(first).unwrap();

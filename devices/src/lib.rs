@@ -47,7 +47,7 @@
 //! use devices::virtio::fs::{self, Fs};
 //!
 //! let tree = ShareTree::new()?;
-//! let device = Fs::new("share", fs::server(&tree));
+//! let device = Fs::new("share", fs::server(&tree), || {})?;
 //! assert_eq!(device.info().device_id, 26);
 //!
 //! // The tree may change while the device works: the guest sees `/data` come and go.
@@ -72,3 +72,6 @@ pub use bus::{Action, Bus, BusDevice};
 pub use event_loop::{EventLoop, LoopHandle, Seat, Subscriber};
 pub use interrupt::Interrupt;
 pub use pieces::Pieces;
+
+/// What a thread calls before anything of the guest's reaches it: gives up the rights that the thread does not need.
+pub type Enter = fn();

@@ -118,7 +118,7 @@ fn net(events: &EventLoop, vhost: Option<Vhost>) -> (Net, UnixDatagram) {
 
 #[test]
 fn ten_thousand_drivers_leave_nothing_behind() {
-    let events = EventLoop::start("devices").unwrap();
+    let events = EventLoop::start("devices", || {}).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let tree = ShareTree::new().unwrap();
     tree.bind("/a", File::open(dir.path()).unwrap().into(), Terms::default()).unwrap();
@@ -143,6 +143,6 @@ fn ten_thousand_drivers_leave_nothing_behind() {
     // A console's ports can be started only once; later starts are refused.
     drive("console", Box::new(Console::new(events.handle(), ports.collect())), false);
 
-    drive("fs", Box::new(Fs::new("share", server(&tree))), true);
-    drive("9p", Box::new(P9::new("share", p9::server(&tree))), true);
+    drive("fs", Box::new(Fs::new("share", server(&tree), || {}).unwrap()), true);
+    drive("9p", Box::new(P9::new("share", p9::server(&tree), || {}).unwrap()), true);
 }

@@ -52,6 +52,7 @@ impl Machine {
             cmdline: format!("{CMDLINE}{init}"),
             serial: None,
             timeline: None,
+            entries: vmm::Entries::default(),
         };
         let mut vm = Vm::with(PendingVm::start()?, config)?;
         let port = |name: &str| -> Result<(UnixStream, Port)> {
@@ -68,7 +69,7 @@ impl Machine {
                 let dir = File::options().read(true).custom_flags(libc::O_PATH).open(rootfs)?;
                 share.bind(&format!("/c{number}/rootfs"), dir.into(), Terms::default())?;
             }
-            vm.attach(Box::new(Fs::new("share", fs::server(&share))))?;
+            vm.attach(Box::new(Fs::new("share", fs::server(&share), || {})?))?;
         }
         Ok(Machine { _vm: vm.start()?, control, streams })
     }

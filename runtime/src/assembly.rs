@@ -9,6 +9,7 @@ use std::time::Duration;
 use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, STREAM_PORT};
 use anyhow::{Context, Result};
 use host::cgroup::room;
+use host::confine::{self, Role};
 use host::network::Network;
 use link::AgentLink;
 use link::streams::{StreamHandle, StreamTable, streams};
@@ -22,7 +23,7 @@ use vmm::devices::virtio::fs::{self, Fs};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
-use vmm::{PendingVm, Timeline, Vm, VmConfig};
+use vmm::{Entries, PendingVm, Timeline, Vm, VmConfig};
 
 use crate::config::RunConfig;
 use crate::console::{ConsoleWriters, KernelMarks};
@@ -62,8 +63,9 @@ impl Assembly {
         Assembly { timeline, kernel_marks: kernel, ..self }
     }
 
-    /// Creates the machine and starts it. The share is empty at first. Returns the session with the machine's agent, and
-    /// the machine's network, which must outlive the machine.
+    /// Creates the machine with its threads, which are confined. The guest runs once the machine is released. The share
+    /// is empty at first. Returns the session with the machine's agent, and the machine's network, which must outlive
+    /// the machine.
     ///
     /// `in_namespace` is the specification of the container whose network namespace this thread has entered: its
     /// interfaces become the guest's. `patience` is the time limit of the agent's answers.
@@ -90,14 +92,24 @@ impl Assembly {
             cmdline: plan.cmdline.clone(),
             serial: writers.serial,
             timeline: self.timeline,
+            entries: Entries {
+                vcpu: || confine::enter(Role::Vcpu),
+                devices: || confine::enter(Role::Devices),
+            },
         };
+        let enter_files = || confine::enter(Role::Files);
         let mut vm = Vm::with(self.pending, settings)?;
         let (log, console) = LogPort::new(writers.console);
         attach_console(&mut vm, log, device_end, table, resolver)?;
         match plan.share {
-            ShareType::VirtioFs => vm.attach(Box::new(Fs::new(SHARE_TAG, fs::server(&share))))?,
-            ShareType::P9 => vm.attach(Box::new(P9::new(SHARE_TAG, p9::server(&share))))?,
+            ShareType::VirtioFs => {
+                Fs::new(SHARE_TAG, fs::server(&share), enter_files).map(|fs| vm.attach(Box::new(fs)))
+            }
+            ShareType::P9 => {
+                P9::new(SHARE_TAG, p9::server(&share), enter_files).map(|p9| vm.attach(Box::new(p9)))
+            }
         }
+        .context("start the file server")??;
         vm.attach(Box::new(Rng::new(vm.events())))?;
         vm.attach(Box::new(Balloon::new(vm.events(), vmm::discard)))?;
         let present = std::mem::take(&mut network.nics);
@@ -106,7 +118,7 @@ impl Assembly {
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
         let link = AgentLink::new(control, plan.protocol)?;
-        let sandbox = Sandbox { link, streams, vm: Machine::new(vm.start()?), share, nics, console };
+        let sandbox = Sandbox { link, streams, vm: Machine::new(vm.hold()?), share, nics, console };
         Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
     }
 }

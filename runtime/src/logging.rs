@@ -1,9 +1,11 @@
 //! The program's log: lines on stderr or in a file, as text, or as JSON objects that container engines read from runc's
 //! `--log`.
 
-use host::HostError;
+use host::{HostError, sys};
+use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -69,6 +71,46 @@ pub fn failed(message: &str) {
         eprintln!("vmm: {}", text::lines(message));
     }
     log::error!("{message}");
+}
+
+/// Reports a forbidden system call of this process. Only makes one system call, because it is called in the handler of a
+/// signal that may have interrupted any code: it allocates nothing, and the line has no time.
+pub fn forbidden(message: fmt::Arguments<'_>) {
+    let logger = LOGGER.get();
+    let mut line = Line { bytes: [0; LINE_MAX], len: 0 };
+    // A message that is too long is truncated. It has no characters that JSON would escape.
+    let _ = match logger {
+        Some(Logger { json: true, .. }) => {
+            writeln!(line, r#"{{"level":"error","msg":"{message}"}}"#)
+        }
+        Some(Logger { file: Some(_), .. }) => writeln!(line, "error: {message}"),
+        _ => writeln!(line, "vmm: error: {message}"),
+    };
+    let bytes = &line.bytes[..line.len];
+    // There is no other place to report that this failed.
+    let _ = match logger.and_then(|logger| logger.file.as_ref()) {
+        Some(file) => sys::write(file.as_fd(), bytes),
+        None => sys::write(io::stderr().as_fd(), bytes),
+    };
+}
+
+/// Maximum length of a report.
+const LINE_MAX: usize = 256;
+
+/// A line on the stack.
+struct Line {
+    bytes: [u8; LINE_MAX],
+    len: usize,
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let rest = &mut self.bytes[self.len..];
+        let len = text.len().min(rest.len());
+        rest[..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.len += len;
+        if len == text.len() { Ok(()) } else { Err(fmt::Error) }
+    }
 }
 
 impl Log for Logger {

@@ -315,6 +315,11 @@ impl StateDir {
         call(PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd())))
     }
 
+    /// Returns the directory that contains this one.
+    pub fn root(&self) -> PathBuf {
+        self.path.parent().unwrap_or(&self.path).to_owned()
+    }
+
     pub fn log(&self, container: &str) -> PathBuf {
         self.path.join(LOGS).join(format!("{container}-json.log"))
     }
@@ -361,6 +366,11 @@ impl StateDir {
     /// failed can be repeated.
     pub fn delete(&self, state: &PodState) -> Result<()> {
         clear_network(state);
+        self.delete_own(state)
+    }
+
+    /// Like [`delete`](Self::delete), for a process that has removed its own network.
+    pub fn delete_own(&self, state: &PodState) -> Result<()> {
         state.cgroup.remove()?;
         Ok(self.remove()?)
     }

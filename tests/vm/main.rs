@@ -3,6 +3,7 @@
 mod boots;
 mod cgroup;
 mod clock;
+mod confinement;
 mod faults;
 mod files;
 mod foreground;

@@ -16,7 +16,7 @@ mod changes;
 const LOAD_MIB: &str = "20";
 
 /// A network namespace for a pod, and one for its peer.
-struct Nets {
+pub(crate) struct Nets {
     pod: String,
     peer: String,
 }
@@ -35,7 +35,7 @@ impl Nets {
     }
 
     /// Two namespaces whose interfaces `eth0` are connected: the pod has 10.9.0.2 and fd09::2, the peer .1 and ::1.
-    fn joined() -> Nets {
+    pub(crate) fn joined() -> Nets {
         let nets = Nets::new();
         nets.link("eth0", "02:00:00:00:09:02", 1400);
         nets.pod(&["addr", "add", "10.9.0.2/24", "dev", "eth0"]);
@@ -67,7 +67,7 @@ impl Nets {
     }
 
     /// A bundle that runs `script` in the pod's namespace.
-    fn bundle(&self, script: &str) -> Bundle {
+    pub(crate) fn bundle(&self, script: &str) -> Bundle {
         in_namespace(Bundle::sh(script), self.path().to_str().unwrap())
     }
 

@@ -109,7 +109,7 @@ impl Pod {
         self.out(&["logs", "--follow", "p", container])
     }
 
-    fn pid(&self) -> u64 {
+    pub(crate) fn pid(&self) -> u64 {
         self.listed()["pid"].as_u64().unwrap()
     }
 }

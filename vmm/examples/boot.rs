@@ -124,6 +124,7 @@ fn boot(timeline: &Arc<Timeline>) -> Result<VmEnd, Box<dyn Error>> {
         cmdline: format!("{console} {}", options.cmdline),
         serial: serial.map(|screen| Box::new(screen) as Box<dyn Write + Send>),
         timeline: Some(timeline.clone()),
+        entries: vmm::Entries::default(),
     };
     let mut vm = Vm::with(pending, config)?;
     timeline.mark("planned");

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use devices::Enter;
+
 use crate::Timeline;
 
 /// A kernel or an initramfs: a whole file, or a part of one such as an executable.
@@ -54,4 +56,22 @@ pub struct VmConfig {
     /// Records the machine's marks and those that the guest writes to the mark port. With `None` the machine has no
     /// mark port.
     pub timeline: Option<Arc<Timeline>>,
+    /// What the machine's threads call before the guest runs.
+    pub entries: Entries,
+}
+
+/// What threads call before the guest runs, to give up rights that they do not need. By default nothing.
+#[derive(Clone, Copy)]
+pub struct Entries {
+    /// Each vCPU's thread.
+    pub vcpu: Enter,
+    /// The thread of the devices' event loop.
+    pub devices: Enter,
+}
+
+impl Default for Entries {
+    fn default() -> Entries {
+        let nothing = || {};
+        Entries { vcpu: nothing, devices: nothing }
+    }
 }

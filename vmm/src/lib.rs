@@ -10,7 +10,7 @@
 //! use std::fs::File;
 //! use std::io::{self, Read};
 //!
-//! use vmm::{Image, Vm, VmConfig, VmEnd};
+//! use vmm::{Entries, Image, Vm, VmConfig, VmEnd};
 //!
 //! let file = File::open("vmlinux")?;
 //! let len = file.metadata()?.len();
@@ -22,6 +22,7 @@
 //!     cmdline: "console=ttyS0 reboot=k panic=-1".to_owned(),
 //!     serial: Some(Box::new(io::stdout())),
 //!     timeline: None,
+//!     entries: Entries::default(),
 //! })?;
 //! let running = vm.start()?;
 //! // Readable once the machine has ended.
@@ -58,7 +59,7 @@ mod vm;
 pub use devices;
 
 pub use boot_params::CmdlineError;
-pub use config::{Image, VmConfig};
+pub use config::{Entries, Image, VmConfig};
 pub use end::VmEnd;
 pub use error::{Error, Result};
 pub use kvm::{KvmError, PendingVm};

@@ -1,8 +1,8 @@
 //! A running machine, and how it ended.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use devices::{EventLoop, LoopHandle};
 use vm_memory::GuestMemoryMmap;
@@ -18,11 +18,19 @@ pub struct RunningVm {
     pub(crate) events: EventLoop,
     pub(crate) board: Arc<Board>,
     pub(crate) end: Arc<End>,
+    /// Set when the guest may run.
+    pub(crate) gate: Arc<OnceLock<()>>,
     /// Kept open until all vCPU threads have been joined.
     pub(crate) _vm: KvmVm,
 }
 
 impl RunningVm {
+    /// Lets the guest run, if the machine is held.
+    pub fn release(&self) {
+        // A second call changes nothing.
+        let _ = self.gate.set(());
+    }
+
     /// A descriptor that becomes readable when the machine has ended.
     pub fn end_fd(&self) -> BorrowedFd<'_> {
         self.end.fd()
@@ -55,6 +63,8 @@ impl RunningVm {
         for vcpu in &self.vcpus {
             vcpu.kick();
         }
+        // vCPUs that did not run yet find that they are to stop.
+        self.release();
         for vcpu in self.vcpus.drain(..) {
             if vcpu.join().is_none() {
                 self.end.report(VmEnd::Failed("a vcpu thread panicked".to_owned()));

@@ -1,8 +1,8 @@
 //! Assembles a machine: memory, kernel, buses, devices, vCPUs.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use devices::mark::{MARK_PORT, MARK_PORT_LEN, MarkPort};
 use devices::reset::{RESET_PORT, RESET_PORT_LEN, ResetPort};
@@ -23,7 +23,7 @@ use crate::memory::GuestRam;
 use crate::running::RunningVm;
 use crate::signal::VcpuThread;
 use crate::vcpu::{self, Board};
-use crate::{Error, Result, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments};
+use crate::{Entries, Error, Result, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments};
 
 /// Memory that a guest needs beyond its kernel image and its initramfs until it runs its first program.
 const WORKING_MEMORY: u64 = 16 << 20;
@@ -50,6 +50,7 @@ pub struct Vm {
     wiring: Vec<Wiring>,
     events: EventLoop,
     timeline: Option<Arc<Timeline>>,
+    entries: Entries,
 }
 
 impl Vm {
@@ -69,7 +70,8 @@ impl Vm {
         if let (Some(image), Some(range)) = (&config.initramfs, initramfs) {
             ram.load(image, 0, range.start, range.len)?;
         }
-        let events = EventLoop::start("devices").map_err(host("start the device thread"))?;
+        let events =
+            EventLoop::start("devices", config.entries.devices).map_err(host("start the device thread"))?;
         let mut vm = Vm {
             pending,
             ram,
@@ -84,6 +86,7 @@ impl Vm {
             wiring: Vec::new(),
             events,
             timeline: config.timeline,
+            entries: config.entries,
         };
         vm.add_ports(config.serial)?;
         Ok(vm)
@@ -130,6 +133,14 @@ impl Vm {
 
     /// Starts the vCPUs. No device can be attached afterwards.
     pub fn start(self) -> Result<RunningVm> {
+        let running = self.hold()?;
+        running.release();
+        Ok(running)
+    }
+
+    /// Like [`Vm::start`], but the guest runs only after [`RunningVm::release`], when the machine's threads have given
+    /// up their rights.
+    pub fn hold(self) -> Result<RunningVm> {
         self.write_tables()?;
         let end = Arc::new(End::new().map_err(host("make a pipe"))?);
         let mut vm = self.pending.wait()?;
@@ -144,12 +155,16 @@ impl Vm {
             memory: self.ram.memory().clone(),
             stopping: AtomicBool::new(false),
         });
-        let mut running = RunningVm { vcpus: Vec::new(), events: self.events, board, end, _vm: vm };
+        let gate = Arc::new(OnceLock::new());
+        let mut running = RunningVm { vcpus: Vec::new(), events: self.events, board, end, gate, _vm: vm };
         for (index, fd) in fds.into_iter().enumerate() {
+            let (enter, gate) = (self.entries.vcpu, running.gate.clone());
             let (board, end) = (running.board.clone(), running.end.clone());
             let timeline = self.timeline.clone().filter(|_| index == 0);
             // If one thread cannot be started, dropping `running` stops the threads that were.
             let thread = VcpuThread::spawn(format!("vcpu{index}"), fd, move |fd| {
+                enter();
+                gate.wait();
                 mark(&timeline, "vcpu_running");
                 end.report(vcpu::run(fd, &board));
             });

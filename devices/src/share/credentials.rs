@@ -79,10 +79,12 @@ impl Credentials {
         let (uid, _) = sys::effective_ids();
         let privileged = uid == 0 && has(CAP_SETUID) && has(CAP_SETGID);
         if privileged {
+            // A confined thread has the bit already, and may not set it.
             // SAFETY: no pointers. If it fails, files are created with the caller's rights alone.
             let kept = unsafe {
                 let bits = libc::prctl(libc::PR_GET_SECUREBITS);
-                libc::prctl(libc::PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP) == 0
+                bits & SECBIT_NO_SETUID_FIXUP != 0
+                    || libc::prctl(libc::PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP) == 0
             };
             if !kept {
                 log::debug!(

@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::c_int;
 use vm_memory::VolatileSlice;
@@ -42,11 +42,42 @@ pub fn openat(dir: BorrowedFd, name: &CStr, flags: c_int, mode: u32) -> Result<O
     owned(unsafe { libc::openat64(dir.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC, mode) })
 }
 
-/// Opens /proc/self/fd, the directory through which an O_PATH descriptor is reopened for reading and writing.
+/// Opens /proc/self/fd, the directory through which an O_PATH descriptor is reopened for reading and writing. It is on a
+/// mount of its own, which shows only this process, because from any directory `..` leads to the rest of its mount. Without
+/// the privilege to mount, it is the host's.
 pub fn open_proc_self_fd() -> Result<OwnedFd> {
+    if let Ok(own) =
+        own_proc().and_then(|proc| openat(proc.as_fd(), c"self/fd", libc::O_PATH | libc::O_DIRECTORY, 0))
+    {
+        return Ok(own);
+    }
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path is a literal that ends with NUL.
     owned(unsafe { libc::open64(c"/proc/self/fd".as_ptr(), flags) })
+}
+
+/// Returns the root of a new mount of procfs, in no namespace, without the files of the kernel and of other processes.
+fn own_proc() -> Result<OwnedFd> {
+    // Numbers of linux/mount.h.
+    const CLOEXEC: libc::c_uint = 1;
+    const SET_STRING: libc::c_uint = 1;
+    const CREATE: libc::c_uint = 6;
+    // SAFETY: the name ends with NUL.
+    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), CLOEXEC) } as c_int)?;
+    let raw = context.as_raw_fd();
+    for (key, value) in [(c"subset", c"pid"), (c"hidepid", c"ptraceable")] {
+        // SAFETY: key and value end with NUL.
+        let set = unsafe {
+            libc::syscall(libc::SYS_fsconfig, raw, SET_STRING, key.as_ptr(), value.as_ptr(), 0 as c_int)
+        };
+        check(set as c_int)?;
+    }
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, raw, CREATE, none, none, 0 as c_int) } as c_int)?;
+    let attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    // SAFETY: no pointers.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, raw, CLOEXEC, attributes as libc::c_uint) } as c_int)
 }
 
 /// Returns the attributes of the file of `fd`.

@@ -18,6 +18,7 @@
 use std::io;
 
 use super::{Activation, DeviceInfo, VirtioDevice};
+use crate::Enter;
 
 mod attr;
 mod dir;
@@ -48,12 +49,13 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Returns a device with the tag `tag`, by which the guest mounts it. A tag is truncated to 36 bytes.
-    pub fn new(tag: &str, server: Box<dyn FileServer>) -> Fs {
+    /// Returns a device with the tag `tag`, by which the guest mounts it, and starts its thread, which first calls
+    /// `enter`. A tag is truncated to 36 bytes.
+    pub fn new(tag: &str, server: Box<dyn FileServer>, enter: Enter) -> io::Result<Fs> {
         let mut padded = [0; TAG_LEN];
         let len = tag.len().min(TAG_LEN);
         padded[..len].copy_from_slice(&tag.as_bytes()[..len]);
-        Fs { tag: padded, worker: Worker::new("fs0", server) }
+        Ok(Fs { tag: padded, worker: Worker::new("fs0", server, enter)? })
     }
 }
 

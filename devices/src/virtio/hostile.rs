@@ -174,8 +174,8 @@ impl Machine {
             }
             Subject::Rng => (Box::new(Rng::new(events.handle())), Host::Nothing),
             Subject::Balloon => (Box::new(Balloon::new(events.handle(), zero)), Host::Nothing),
-            Subject::Fs => (Box::new(Fs::new("share", spared())), Host::Nothing),
-            Subject::P9 => (Box::new(P9::new("share", spared())), Host::Nothing),
+            Subject::Fs => (Box::new(Fs::new("share", spared(), || {}).unwrap()), Host::Nothing),
+            Subject::P9 => (Box::new(P9::new("share", spared(), || {}).unwrap()), Host::Nothing),
         };
         let guest = Guest::new(subject, Driver::with(memory(), device));
         Machine { subject, events, guest, host }

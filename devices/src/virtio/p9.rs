@@ -17,6 +17,7 @@ use std::io;
 use super::fs::FileServer;
 use super::fs::worker::Worker;
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
+use crate::Enter;
 
 mod attributes;
 mod fids;
@@ -44,11 +45,12 @@ pub struct P9 {
 }
 
 impl P9 {
-    /// Returns a device with the tag `tag`, by which the guest mounts it. A tag is truncated to 255 bytes.
-    pub fn new(tag: &str, server: Box<dyn FileServer>) -> P9 {
+    /// Returns a device with the tag `tag`, by which the guest mounts it, and starts its thread, which first calls
+    /// `enter`. A tag is truncated to 255 bytes.
+    pub fn new(tag: &str, server: Box<dyn FileServer>, enter: Enter) -> io::Result<P9> {
         let tag = &tag.as_bytes()[..tag.len().min(TAG_MAX)];
         let config = [&(tag.len() as u16).to_le_bytes(), tag].concat();
-        P9 { config, worker: Worker::new("fs0", server) }
+        Ok(P9 { config, worker: Worker::new("fs0", server, enter)? })
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Rng {
 impl Rng {
     /// Returns an entropy device that the loop of `events` serves.
     pub fn new(events: LoopHandle) -> Rng {
+        // In a static program the first call may open /dev/urandom, which the loop's thread may not be able to do.
+        let _ = getrandom::fill(&mut [0]);
         Rng { seat: events.seat() }
     }
 }

@@ -171,6 +171,21 @@ impl Cgroup {
         self.directories.is_empty() && self.unit.is_none()
     }
 
+    /// Returns the cgroup's directory in each hierarchy.
+    pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.directories.iter().map(|directory| directory.path.clone())
+    }
+
+    /// Returns the directories from which the cgroup's directories are removed.
+    pub fn parents(&self) -> impl Iterator<Item = PathBuf> {
+        self.directories().filter_map(|path| path.parent().map(Path::to_owned))
+    }
+
+    /// Whether the cgroup is a unit of systemd, which removes it.
+    pub fn has_unit(&self) -> bool {
+        self.unit.is_some()
+    }
+
     /// Returns the version of the hierarchies that have controllers.
     pub fn version(&self) -> Version {
         let legacy =

@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 pub mod cgroup;
+pub mod confine;
 pub mod environment;
 mod error;
 pub mod hooks;

@@ -23,6 +23,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::{event, stdio};
 
 pub mod clock;
+pub mod confinement;
 pub mod inherited;
 mod socket;
 
@@ -136,6 +137,11 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 /// Sends as much data as a socket accepts without blocking, regardless of O_NONBLOCK, and without SIGPIPE.
 pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
+/// Writes to a descriptor. Async-signal-safe.
+pub fn write(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::write(fd, data)?)
 }
 
 /// Sends SIGKILL to the process of a pidfd and waits until it has exited, at most for `patience`.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use host::environment;
 use host::hooks::{self, Variables};
 use host::signals::Signals;
+use host::{confine, environment};
 use oci::Bundle;
 use oci::spec::Hooks;
 use plan::vm::Kernel;
@@ -23,10 +23,10 @@ use crate::assembly::Assembly;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console::KernelMarks;
-use crate::image;
 use crate::marks::{GUEST_MARKS, Marks};
 use crate::pod::supervisor::Started;
 use crate::state::{ContainerState, PodState, StateDir, StateRoot};
+use crate::{image, logging};
 
 /// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when this process began.
 pub fn run(root: &StateRoot, args: RunArgs, start: Instant) -> Result<u8> {
@@ -46,6 +46,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     let marks = BootMarks::new(&config, start);
     let environment = Variables::own();
     environment::seclude()?;
+    confine::prepare(logging::forbidden).context("prepare the confinement")?;
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
     // KVM needs time to create a machine; the bundle is read meanwhile.
@@ -93,7 +94,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
 fn delete(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
     life.leave_cgroup()?;
     match registered {
-        Some((directory, _held)) => Ok(directory.delete(&life.state)?),
+        Some((directory, _held)) => Ok(directory.delete_own(&life.state)?),
         None => Ok(life.state.cgroup.remove()?),
     }
 }

@@ -11,10 +11,12 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use agent_proto::datagram::{self, DATAGRAM_MAX};
+use host::confine::{self, Role};
 use host::sys;
 use oci::Spec;
 
@@ -35,8 +37,9 @@ const SOCKETS: &str = "/proc/thread-self/net/udp";
 pub struct NameQueries {
     /// Path of the container's resolv.conf on the host.
     resolv_conf: PathBuf,
-    /// The host's end of the guest's port.
-    port: UnixStream,
+    /// Starts the thread that has the host's end of the guest's port. The thread exists before the machine runs, because
+    /// the main thread may open no socket later, nor start a thread that may.
+    start: Sender<Ipv4Addr>,
 }
 
 impl NameQueries {
@@ -47,7 +50,16 @@ impl NameQueries {
             return Ok(None);
         };
         let (port, guest) = UnixStream::pair()?;
-        Ok(Some((NameQueries { resolv_conf: PathBuf::from(&mount.source), port }, guest)))
+        let (start, server) = channel();
+        thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+            confine::enter(Role::Resolver);
+            // An error means that the machine has ended, or that no server will be found.
+            let Ok(server) = server.recv() else { return };
+            if let Err(error) = carry(port, SocketAddrV4::new(server, DNS)) {
+                log::debug!("name queries: {error}");
+            }
+        })?;
+        Ok(Some((NameQueries { resolv_conf: PathBuf::from(&mount.source), start }, guest)))
     }
 
     /// Returns the loopback address that the container's resolv.conf names at present, if a server listens there in the
@@ -59,14 +71,9 @@ impl NameQueries {
         name_servers(&text).find(|server| server.is_loopback() && listening.contains(server))
     }
 
-    /// Sends the guest's queries to `server` from now on, in a thread that ends with the port.
+    /// Sends the guest's queries to `server` from now on, in the thread that ends with the port.
     pub fn serve(self, server: Ipv4Addr) -> io::Result<()> {
-        thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-            if let Err(error) = carry(self.port, SocketAddrV4::new(server, DNS)) {
-                log::debug!("name queries: {error}");
-            }
-        })?;
-        Ok(())
+        self.start.send(server).map_err(io::Error::other)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use agent_proto::command::Code;
 use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
+use host::confine::{self, Paths, Role};
 use host::signals::{SignalAction, Signals, requests_termination};
 use host::{sys, terminal};
 use link::CommandId;
@@ -69,6 +70,10 @@ pub struct Supervisor {
     pub cgroup: Cgroup,
     /// The marks of the boot, if they are wanted.
     pub timeline: Option<Arc<Timeline>>,
+    /// What the main thread keeps once the guest runs. `None`: everything, because hooks run later.
+    pub role: Option<Role>,
+    /// Files that the main thread uses besides those of the pod's directory.
+    pub files: Paths,
     /// The command STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// READY has arrived.
@@ -106,6 +111,8 @@ impl Supervisor {
             own: None,
             cgroup: Cgroup::default(),
             timeline: None,
+            role: Some(Role::Main),
+            files: Paths::default(),
             starting: Some(command),
             ready: false,
             started: Some(started),
@@ -143,8 +150,15 @@ impl Supervisor {
         }
     }
 
-    /// Runs the pod to its end. Returns its exit code.
+    /// Confines this thread, and runs the pod to its end. Returns its exit code.
     pub fn run(&mut self) -> Result<u8> {
+        match self.role {
+            // A client may add a container with files and a log anywhere.
+            Some(Role::Pod) => confine::enter(Role::Pod),
+            Some(role) => confine::enter_main(role, &self.paths()),
+            None => {}
+        }
+        self.session.sandbox.vm.release();
         let result = self.live();
         // If the link failed, the guest cannot be asked to end the pod.
         let answers = result.as_ref().map_or_else(|error| error.is::<CodedError>(), |_| true);
@@ -156,6 +170,14 @@ impl Supervisor {
         // The first error is the cause of the other.
         let code = result?;
         ended.map(|()| code)
+    }
+
+    /// Returns the files that the main thread uses while the guest runs.
+    fn paths(&self) -> Paths {
+        let mut paths = self.files.clone();
+        // Its directory is removed at the end, and other containers' commands create theirs beside it.
+        paths.write.extend(self.directory.as_ref().map(StateDir::root));
+        paths
     }
 
     /// Runs until every container has ended, or a request or signal stops the pod.

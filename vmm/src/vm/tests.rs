@@ -20,6 +20,7 @@ fn config(memory_mib: u32, vcpus: u8, initramfs_len: u64) -> VmConfig {
         cmdline: String::new(),
         serial: None,
         timeline: None,
+        entries: crate::Entries::default(),
     }
 }
 

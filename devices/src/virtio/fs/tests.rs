@@ -133,7 +133,7 @@ fn share(dir: &Path) -> ShareTree {
 #[test]
 fn the_configuration_is_the_tag_and_one_queue() {
     let tree = ShareTree::new().unwrap();
-    let fs = Fs::new("share", server(&tree));
+    let fs = Fs::new("share", server(&tree), || {}).unwrap();
     let mut config = [0xff; 44];
     fs.read_config(0, &mut config);
     assert_eq!(&config[..6], b"share\0");
@@ -144,7 +144,7 @@ fn the_configuration_is_the_tag_and_one_queue() {
     assert_eq!(word, [0; 4]);
     fs.read_config(u64::MAX, &mut word);
     assert_eq!(word, [0; 4]);
-    let long = Fs::new(&"x".repeat(100), server(&tree));
+    let long = Fs::new(&"x".repeat(100), server(&tree), || {}).unwrap();
     long.read_config(0, &mut config);
     assert_eq!(config[..37], [&[b'x'; 36][..], &[1]].concat());
     let info = fs.info();
@@ -158,7 +158,7 @@ fn a_guest_reads_and_writes_through_the_queue() {
     fs::write(dir.path().join("file"), "from the host").unwrap();
     let memory = memory();
     let mut driver = Driver::new(&memory);
-    let mut device = Fs::new("share", server(&share(dir.path())));
+    let mut device = Fs::new("share", server(&share(dir.path())), || {}).unwrap();
     device.activate(driver.activation()).unwrap();
 
     let data = EntryOut::parse(&driver.call(op::LOOKUP, ROOT_ID, b"data\0")).unwrap().nodeid;
@@ -182,7 +182,7 @@ fn a_guest_reads_and_writes_through_the_queue() {
 #[test]
 fn a_second_activation_takes_the_server_over() {
     let dir = tempfile::tempdir().unwrap();
-    let mut device = Fs::new("share", server(&share(dir.path())));
+    let mut device = Fs::new("share", server(&share(dir.path())), || {}).unwrap();
     for _ in 0..2 {
         let memory = memory();
         let mut driver = Driver::new(&memory);
@@ -195,7 +195,7 @@ fn a_second_activation_takes_the_server_over() {
 #[test]
 fn a_thread_that_does_not_start_leaves_the_server_to_the_next_driver() {
     let dir = tempfile::tempdir().unwrap();
-    let mut device = Fs::new("share", server(&share(dir.path())));
+    let mut device = Fs::new("share", server(&share(dir.path())), || {}).unwrap();
     let memory = memory();
     let mut driver = Driver::new(&memory);
     let mut broken = driver.activation();
@@ -210,7 +210,7 @@ fn a_thread_that_does_not_start_leaves_the_server_to_the_next_driver() {
 fn invalid_rings_need_a_reset() {
     let memory = memory();
     let driver = Driver::new(&memory);
-    let mut device = Fs::new("share", server(&ShareTree::new().unwrap()));
+    let mut device = Fs::new("share", server(&ShareTree::new().unwrap()), || {}).unwrap();
     driver.queue.avail().idx().store(u16::to_le(QUEUE_LEN + 1));
     device.activate(driver.activation()).unwrap();
     driver.links.kick.write(1).unwrap();
@@ -238,7 +238,7 @@ fn dropping_the_device_ends_its_thread_and_closes_its_files() {
     let memory = memory();
     let mut driver = Driver::new(&memory);
     let tree = share(dir.path());
-    let mut device = Fs::new("share", server(&tree));
+    let mut device = Fs::new("share", server(&tree), || {}).unwrap();
     device.activate(driver.activation()).unwrap();
     driver.call(op::LOOKUP, ROOT_ID, b"data\0");
     assert_eq!(tree.counts(), (1, 0));

@@ -4,12 +4,13 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::Enter;
 use crate::pieces::Pieces;
 use crate::virtio::queue::split;
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
@@ -27,63 +28,78 @@ pub trait FileServer: Send {
     fn handle(&mut self, request: Pieces, reply: Pieces) -> io::Result<usize>;
 }
 
-/// A server, and its thread while the device is active.
+/// A thread that owns a server. It serves the queues of one activation after the other.
+///
+/// The thread starts with the device and not when the driver activates it: that happens on a vCPU's thread, whose rights
+/// a new thread would inherit.
 pub struct Worker {
     name: &'static str,
-    server: Option<Box<dyn FileServer>>,
-    running: Option<Running>,
+    /// Ends the service of the present queues.
+    stop: Arc<EventFd>,
+    /// `None` when the thread is to end.
+    jobs: Option<Sender<Job>>,
+    /// One message for each job that has ended.
+    ended: Receiver<()>,
+    /// The thread has a job.
+    serving: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// A running thread, and the event that stops it.
-struct Running {
-    stop: Arc<EventFd>,
-    thread: JoinHandle<Option<Box<dyn FileServer>>>,
-}
+/// The queues of an activation, and a poller with their kicks and the stop event.
+type Job = (Epoll, Vec<VirtQueue>);
 
 impl Worker {
-    /// Returns a worker for `server` whose thread will be called `name`.
-    pub fn new(name: &'static str, server: Box<dyn FileServer>) -> Worker {
-        Worker { name, server: Some(server), running: None }
+    /// Starts a thread with the name `name` for `server`, which first calls `enter`.
+    pub fn new(name: &'static str, mut server: Box<dyn FileServer>, enter: Enter) -> io::Result<Worker> {
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let (jobs, taken) = channel::<Job>();
+        let (over, ended) = channel();
+        let thread = Builder::new().name(name.to_owned()).spawn(move || {
+            enter();
+            for (poller, queues) in taken {
+                run(&poller, queues, server.as_mut());
+                if over.send(()).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Worker { name, stop, jobs: Some(jobs), ended, serving: false, thread: Some(thread) })
     }
 
-    /// Starts the thread, which serves `queues`.
+    /// Makes the thread serve `queues` instead of those before.
     pub fn serve(&mut self, queues: Vec<VirtQueue>) -> io::Result<()> {
-        // When the driver starts the device again after a reset, the previous thread still runs. It is idle, because a
-        // reset completes only when no request is being processed.
+        // When the driver starts the device again after a reset, the thread still has the previous queues. It is idle,
+        // because a reset completes only when no request is being processed.
         self.stop();
-        if self.server.is_none() {
+        let poller = poller(&self.stop, &queues)?;
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send((poller, queues)).is_ok());
+        if !sent {
             return Err(io::Error::other("the file server's thread panicked"));
         }
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let poller = poller(&stop, &queues)?;
-        // The server is sent to the thread only after the thread was created. If that fails, for example because the
-        // guest has used up the file descriptors, the server stays here for the driver's next attempt.
-        let (give, take) = channel();
-        let thread = Builder::new().name(self.name.to_owned());
-        let thread = thread.spawn(move || take.recv().ok().map(|server| run(&poller, queues, server)))?;
-        if let Some(server) = self.server.take() {
-            // This cannot fail: the thread waits for the server.
-            let _ = give.send(server);
-        }
-        self.running = Some(Running { stop, thread });
+        self.serving = true;
         Ok(())
     }
 
-    /// Stops the thread, if there is one, and takes the server back.
+    /// Ends the thread's job, if it has one.
     fn stop(&mut self) {
-        let Some(running) = self.running.take() else { return };
-        // If the counter is full, the thread has already been woken.
-        let _ = running.stop.write(1);
-        match running.thread.join() {
-            Ok(server) => self.server = server,
-            Err(_) => log::error!("{}: the thread panicked", self.name),
+        if !std::mem::take(&mut self.serving) {
+            return;
         }
+        // If the counter is full, the thread has already been woken.
+        let _ = self.stop.write(1);
+        // An error means that the thread has panicked, which the next job or the drop reports.
+        let _ = self.ended.recv();
+        let _ = self.stop.read();
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop();
+        self.jobs = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("{}: the thread panicked", self.name);
+        }
     }
 }
 
@@ -99,8 +115,8 @@ fn poller(stop: &EventFd, queues: &[VirtQueue]) -> io::Result<Epoll> {
     Ok(poller)
 }
 
-/// Body of the thread: serves each queue that is kicked until the stop event. Returns the server.
-fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, mut server: Box<dyn FileServer>) -> Box<dyn FileServer> {
+/// Serves each queue that is kicked until the stop event.
+fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, server: &mut dyn FileServer) {
     let mut events = [EpollEvent::default(); 4];
     loop {
         let count = match poller.wait(-1, &mut events) {
@@ -108,17 +124,17 @@ fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, mut server: Box<dyn FileServe
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 log::error!("wait for requests: {error}");
-                return server;
+                return;
             }
         };
         for event in &events[..count] {
             if event.data() == STOP {
-                return server;
+                return;
             }
             let Some(at) = queues.iter().position(|queue| u64::from(queue.index()) == event.data()) else {
                 continue;
             };
-            if let Err(error) = serve(&mut queues[at], server.as_mut()) {
+            if let Err(error) = serve(&mut queues[at], server) {
                 // The driver has reset the device, or its rings are invalid. The kick stays registered, but being
                 // edge-triggered it wakes this thread at most once per kick.
                 queues.remove(at).break_down(&error);

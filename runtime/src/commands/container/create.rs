@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, IntoRawFd};
 use std::os::unix::process::parent_id;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use host::cgroup::Cgroup;
 use host::hooks::Variables;
 use host::signals::Signals;
-use host::{environment, sys};
+use host::{confine, environment, sys};
 use oci::bundle::Bundle;
 use oci::refusals;
 use oci::spec::{Hook, Spec};
@@ -125,7 +125,7 @@ fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
     life.state.pid = std::process::id();
     let parent = reporter.clone();
     let created = move || parent.send(0, "").map(drop).map_err(|_| Forgotten.into());
-    let error = match live(life, Box::new(created)) {
+    let error = match live(&mut life, Box::new(created)) {
         Ok(code) => return code,
         Err(error) => error,
     };
@@ -133,7 +133,7 @@ fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
     match reporter.send(exit::OCI_FAILED, &message) {
         Ok(true) => {}
         Ok(false) if !error.is::<Forgotten>() => logging::failed(&message),
-        _ => delete_forgotten(&directory, &poststop, &environment),
+        _ => delete_forgotten(&life, &directory, &poststop, &environment),
     }
     code
 }
@@ -145,17 +145,31 @@ struct Forgotten;
 
 /// Deletes what this process has created so far. The caller is gone, and an engine whose creation is interrupted may
 /// not delete the container. An engine that does kills this process first, and finds the rest through the state file.
-fn delete_forgotten(directory: &StateDir, poststop: &[Hook], environment: &Variables) {
-    // The container's cgroup is about to be removed, so this process joins that of its parent, which reaps it.
-    let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join()).context("leave the cgroup");
-    let deleted = left.and_then(|()| delete_remains(directory, directory.read()?, poststop, environment));
-    deleted.unwrap_or_else(|error| log::warn!("{error:#}"));
+fn delete_forgotten(life: &Life, directory: &StateDir, poststop: &[Hook], environment: &Variables) {
+    let delete = || {
+        let state = directory.read()?;
+        if !confine::is_entered() {
+            // The container's cgroup is about to be removed, so this process joins that of its parent, which reaps it.
+            let left = Cgroup::of_process(parent_id()).and_then(|cgroup| cgroup.join());
+            left.context("leave the cgroup")?;
+            return delete_remains(directory, state, poststop, environment);
+        }
+        life.leave_cgroup()?;
+        // The machine ran, so that this process can neither run programs nor connect to systemd. `vmm delete` can.
+        ensure!(
+            poststop.is_empty() && !state.cgroup.has_unit(),
+            "its hooks and its unit are left to vmm delete"
+        );
+        Ok(directory.delete_own(&state)?)
+    };
+    delete().unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
 /// Runs the container, from its environment on the host to its end.
-fn live(mut life: Life, created: Started) -> Result<u8> {
+fn live(life: &mut Life, created: Started) -> Result<u8> {
     let prepared = life.prepare()?;
     environment::seclude()?;
+    confine::prepare(logging::forbidden).context("prepare the confinement")?;
     // After the hooks, which would inherit blocked signals.
     let signals = Signals::block().context("block signals")?;
     let mut supervisor = life.begin(prepared, signals, Assembly::begin()?, created)?;

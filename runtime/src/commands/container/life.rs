@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use host::cgroup::Cgroup;
+use host::confine::{Paths, Role};
 use host::hooks::Variables;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
@@ -110,6 +111,7 @@ impl Life {
         let spec = &self.bundle.spec;
         let patience = limits::patience(&spec.linux.resources.cpu, self.config.agent_timeout);
         let listener = self.directory.as_ref().map(StateDir::listen).transpose()?;
+        let role = if entered { Role::Network } else { Role::Main };
         let (session, network) = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
         let pod = PodPlan::of_one(&self.config.id, vm);
         let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
@@ -120,8 +122,33 @@ impl Life {
         supervisor.own = oci.map(|oci| OwnContainer { oci, foreground: self.foreground });
         supervisor.cgroup = self.state.cgroup.clone();
         supervisor.timeline = self.timeline.clone();
+        supervisor.files = self.files();
+        supervisor.role = Some(role).filter(|_| !self.acts_later());
         supervisor.add(ContainerSpec::unattended(container, self.bundle.process.clone()), None)?;
         Ok(supervisor)
+    }
+
+    /// Returns the files that the process uses while the guest runs: cgroups that it leaves and removes, and the
+    /// container's resolv.conf.
+    fn files(&self) -> Paths {
+        let cgroups = self.state.cgroup.parents().chain(self.cgroup_before.directories());
+        let marks = self.config.marks.iter().map(|marks| match marks.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        });
+        let resolver = self.bundle.spec.mounts.iter().filter(|mount| mount.destination == "/etc/resolv.conf");
+        Paths {
+            write: cgroups.chain(marks).collect(),
+            read: resolver.map(|mount| mount.source.clone().into()).collect(),
+        }
+    }
+
+    /// Whether this process runs programs or talks to systemd after the machine was started. Then its main thread cannot
+    /// give up the right to do so. A container of an engine has other commands for both.
+    fn acts_later(&self) -> bool {
+        let hooks = &self.bundle.spec.hooks;
+        self.foreground
+            && (!hooks.poststart.is_empty() || !hooks.poststop.is_empty() || self.state.cgroup.has_unit())
     }
 
     /// Returns to the previous cgroup, so that the container's can be removed.

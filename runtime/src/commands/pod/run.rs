@@ -6,6 +6,7 @@ use std::path::Path;
 
 use agent_proto::command::Protocol;
 use anyhow::{Context, Result};
+use host::confine::{self, Role};
 use host::signals::Signals;
 use host::{environment, sys};
 
@@ -15,6 +16,7 @@ use crate::cli::pod::PodRunArgs;
 use crate::commands::{inherited, print};
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
+use crate::logging;
 use crate::pod::output::PodOutput;
 use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::podfile;
@@ -109,6 +111,7 @@ fn live(planned: PlannedPod, outputs: PodOutput, started: Started) -> Result<u8>
     // A client may pass the terminal in which the pod was started and whose background process the pod is.
     sys::leave_terminal();
     environment::seclude()?;
+    confine::prepare(logging::forbidden).context("prepare the confinement")?;
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
     let assembly = Assembly::begin()?;
@@ -116,6 +119,7 @@ fn live(planned: PlannedPod, outputs: PodOutput, started: Started) -> Result<u8>
     let (session, network) = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
     let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
     supervisor.register(state, listener);
+    supervisor.role = Some(Role::Pod);
     (supervisor.outputs, supervisor.named) = (outputs, containers.len() != 1);
     containers.into_iter().try_for_each(|container| supervisor.add(container, None))?;
     supervisor.run()

@@ -1,0 +1,196 @@
+//! The filters of all roles: what they forbid, and that the process ends as it should.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+use std::thread;
+
+use libc::*;
+
+use super::filter::tests::run;
+use super::*;
+
+const ROLES: [Role; 7] =
+    [Role::Main, Role::Network, Role::Pod, Role::Vcpu, Role::Devices, Role::Files, Role::Resolver];
+
+/// Calls that no thread of a running machine makes: they start programs, reach other processes, make sockets, or change
+/// namespaces, the kernel or the thread's own rights.
+const FOREVER: [c_long; 41] = [
+    SYS_execve,
+    SYS_execveat,
+    SYS_fork,
+    SYS_vfork,
+    SYS_ptrace,
+    SYS_process_vm_readv,
+    SYS_process_vm_writev,
+    SYS_pidfd_open,
+    SYS_pidfd_getfd,
+    SYS_pidfd_send_signal,
+    SYS_kill,
+    SYS_tkill,
+    SYS_socketpair,
+    SYS_listen,
+    SYS_mount,
+    SYS_umount2,
+    SYS_move_mount,
+    SYS_fsopen,
+    SYS_pivot_root,
+    SYS_chroot,
+    SYS_setns,
+    SYS_open_by_handle_at,
+    SYS_bpf,
+    SYS_perf_event_open,
+    SYS_userfaultfd,
+    SYS_io_uring_setup,
+    SYS_io_uring_enter,
+    SYS_init_module,
+    SYS_finit_module,
+    SYS_kexec_load,
+    SYS_iopl,
+    SYS_ioperm,
+    SYS_modify_ldt,
+    SYS_keyctl,
+    SYS_add_key,
+    SYS_seccomp,
+    SYS_setuid,
+    SYS_setgid,
+    SYS_setresuid,
+    SYS_prlimit64,
+    SYS_personality,
+];
+
+const IDS: calls::Ids = calls::Ids { process: 100, thread: 101 };
+
+/// Whether a filter permits a call.
+fn permits(role: Role, number: c_long, arguments: [u32; 6]) -> bool {
+    let verdict = run(&filter::program(&calls::of(role, IDS)), number as u32, arguments).0;
+    verdict == SECCOMP_RET_ALLOW
+}
+
+#[test]
+fn no_role_may_leave_its_process() {
+    for role in ROLES {
+        for number in FOREVER {
+            assert!(!permits(role, number, [0; 6]), "{role:?}: {number}");
+        }
+        // A process, a thread in new namespaces, and a thread of clone3, whose flags the filter cannot see.
+        for flags in [SIGCHLD, CLONE_VM | CLONE_VFORK | SIGCHLD, CLONE_NEWNS, CLONE_NEWUSER, CLONE_THREAD] {
+            assert!(!permits(role, SYS_clone, [flags as u32; 6]), "{role:?}: {flags:#x}");
+        }
+        assert!(!permits(role, SYS_clone3, [0; 6]));
+        assert!(!permits(role, SYS_unshare, [CLONE_NEWUSER as u32; 6]));
+        for domain in [AF_UNIX, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK, AF_ALG] {
+            assert!(!permits(role, SYS_socket, [domain as u32; 6]), "{role:?}: {domain}");
+        }
+        assert_eq!(permits(role, SYS_socket, [AF_INET as u32; 6]), role == Role::Resolver);
+    }
+}
+
+#[test]
+fn no_role_makes_memory_executable() {
+    for role in ROLES {
+        for protection in [PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE | PROT_EXEC] {
+            for number in [SYS_mmap, SYS_mprotect] {
+                assert!(!permits(role, number, [0, 0, protection as u32, 0, 0, 0]));
+                assert!(permits(role, number, [0, 0, PROT_READ as u32 | PROT_WRITE as u32, 0, 0, 0]));
+            }
+        }
+    }
+}
+
+#[test]
+fn signals_stay_in_the_process_and_those_of_most_threads_in_the_thread() {
+    let signal = |role, process, thread, signal: c_int| {
+        permits(role, SYS_tgkill, [process, thread, signal as u32, 0, 0, 0])
+    };
+    for role in ROLES {
+        assert!(signal(role, 100, 101, SIGABRT), "{role:?}");
+        for (process, thread, number) in [(1, 101, SIGABRT), (1, 1, SIGKILL), (100, 101, SIGKILL)] {
+            assert!(!signal(role, process, thread, number), "{role:?}");
+        }
+        let stops_vcpus = matches!(role, Role::Main | Role::Network | Role::Pod);
+        assert_eq!(signal(role, 100, 102, SIGRTMIN()), stops_vcpus, "{role:?}");
+    }
+}
+
+#[test]
+fn ioctls_are_those_of_the_role() {
+    let tiocsti = TIOCSTI as u32;
+    for (role, number, permitted) in [
+        (Role::Vcpu, 0xae80, true),
+        (Role::Devices, 0xae80, false),
+        (Role::Files, 0xae80, false),
+        (Role::Main, 0x4020_ae76, true),
+        (Role::Vcpu, tiocsti, false),
+        (Role::Main, tiocsti, false),
+        (Role::Main, 0x4004_54ca, false),
+        (Role::Network, 0x4004_54ca, true),
+        (Role::Devices, 0x0000_af01, true),
+        (Role::Vcpu, 0x0000_af01, false),
+    ] {
+        assert_eq!(permits(role, SYS_ioctl, [0, number, 0, 0, 0, 0]), permitted, "{role:?}: {number:#x}");
+    }
+}
+
+#[test]
+fn only_the_file_server_and_the_main_thread_open_files() {
+    for role in ROLES {
+        let opens = !matches!(role, Role::Vcpu | Role::Devices | Role::Resolver);
+        assert_eq!(permits(role, SYS_openat, [0; 6]), opens, "{role:?}");
+        assert_eq!(permits(role, SYS_unlinkat, [0; 6]), opens, "{role:?}");
+        for number in [SYS_renameat2, SYS_mknodat, SYS_linkat, SYS_fchmodat, SYS_fchownat] {
+            assert_eq!(permits(role, number, [0; 6]), role == Role::Files, "{role:?}: {number}");
+        }
+    }
+}
+
+/// Runs [`child`] in a process of its own, with its task in an environment variable.
+fn in_process(task: &str) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "confine::tests::child", "--nocapture"]).env("VMM_TEST_CONFINED", task);
+    command.output().unwrap()
+}
+
+/// Not a test of its own: what the processes of the other tests do.
+#[test]
+fn child() {
+    let Ok(task) = std::env::var("VMM_TEST_CONFINED") else { return };
+    prepare(|message| eprintln!("{message}")).unwrap();
+    let (role, act) = task.split_once(' ').unwrap();
+    let role = ROLES.into_iter().find(|it| format!("{it:?}") == role).unwrap();
+    let act = act.to_owned();
+    let work = move || {
+        enter(role);
+        match act.as_str() {
+            "end" => {}
+            "panic" => {
+                std::panic::catch_unwind(|| panic!("a message")).map_or_else(|_| std::process::abort(), drop)
+            }
+            number => sys::confinement::call(number.parse().unwrap()),
+        }
+    };
+    thread::Builder::new().name(format!("{role:?}")).spawn(work).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_forbidden_call_is_reported_and_kills_the_process() {
+    for role in ROLES {
+        for number in [SYS_execve, SYS_socketpair, SYS_ptrace, SYS_mount] {
+            let output = in_process(&format!("{role:?} {number}"));
+            assert_eq!(output.status.signal(), Some(SIGSYS), "{role:?} {number}: {output:?}");
+            let text = String::from_utf8(output.stderr).unwrap();
+            let report = format!("thread {role:?}: forbidden system call {number}, the process is killed");
+            assert!(text.contains(&report), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_confined_thread_ends_and_panics_as_before() {
+    for role in ROLES {
+        let output = in_process(&format!("{role:?} end"));
+        assert!(output.status.success(), "{role:?}: {output:?}");
+        let output = in_process(&format!("{role:?} panic"));
+        assert_eq!(output.status.signal(), Some(SIGABRT), "{role:?}: {output:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("a message"));
+    }
+}
