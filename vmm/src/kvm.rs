@@ -10,7 +10,10 @@ use std::sync::mpsc::channel;
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_run, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable_cap, kvm_run,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -126,6 +129,7 @@ impl KvmVm {
         let vm = kvm.create_vm().map_err(call("create a virtual machine"))?;
         vm.set_tss_address(KVM_TSS_START as usize).map_err(call("place the TSS pages"))?;
         vm.create_irq_chip().map_err(call("create the interrupt controllers"))?;
+        disable_pmu(&vm)?;
         Ok(KvmVm { kvm, vm, irqs: Vec::new(), deferral: None })
     }
 
@@ -197,6 +201,18 @@ impl KvmVm {
             None => Ok(vcpu),
         }
     }
+}
+
+/// Takes the performance counters from the guest, which could watch the host with them. CPUID hides them, but KVM serves
+/// their registers all the same (KVM API 8.35). A kernel before 5.18 has no such switch.
+fn disable_pmu(vm: &VmFd) -> Result<(), KvmError> {
+    let supported = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32;
+    if supported & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    cap.args[0] = KVM_PMU_CAP_DISABLE.into();
+    vm.enable_cap(&cap).map_err(call("disable the performance counters"))
 }
 
 impl Drop for KvmVm {
