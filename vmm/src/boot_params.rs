@@ -78,13 +78,14 @@ pub fn memory_map(ranges: &[RamRange]) -> Vec<RamRange> {
     map
 }
 
-/// Returns the page-aligned address of an initramfs of `len` bytes: as high in low memory as the kernel allows
-/// (`reach` is the last address that it may occupy). `None` if it does not fit above `kernel_end`.
+/// Returns the page-aligned address of an initramfs of `len` bytes: the page after the kernel, which the kernel touches
+/// in any case. At the end of memory it would have a huge page of the host for itself. `None` if it does not fit there
+/// into low memory, or beyond `reach`, the last address that it may occupy.
 pub fn initramfs_address(ranges: &[RamRange], reach: u64, kernel_end: u64, len: u64) -> Option<u64> {
     let low_end = ranges.iter().map(RamRange::end).find(|end| *end <= HOLE_START)?;
-    let top = low_end.min(reach.saturating_add(1));
-    let start = top.checked_sub(len)? & !(PAGE_SIZE - 1);
-    (start >= kernel_end).then_some(start)
+    let start = kernel_end.checked_next_multiple_of(PAGE_SIZE)?;
+    let end = start.checked_add(len)?;
+    (end <= low_end.min(reach.saturating_add(1))).then_some(start)
 }
 
 /// Returns the zero page. `setup` is the setup header of a bzImage; a `vmlinux` has none.

@@ -9,7 +9,7 @@
 //! 0x0009_fc00  end of base memory
 //! 0x000f_0000  MP floating pointer and table      mptable.rs
 //! 0x0010_0000  the kernel, wherever it is linked  loader.rs
-//! ...          initramfs at the end of low memory
+//! ...          initramfs, after the kernel        boot_params.rs
 //! 0xd000_0000  hole: virtio-mmio devices, IOAPIC, local APICs, KVM's TSS pages
 //! 0x1_0000_0000  the rest of memory
 //! ```

@@ -52,18 +52,21 @@ fn the_memory_map_leaves_out_the_bios_area_and_the_hole() {
 }
 
 #[test]
-fn the_initramfs_goes_to_the_end_of_low_memory() {
+fn the_initramfs_follows_the_kernel() {
     let check = |mib, reach, kernel_end, len, expected| {
         assert_eq!(initramfs_address(&ram_ranges(mib), reach, kernel_end, len), expected);
     };
     let all = u64::from(u32::MAX);
-    check(256, all, 0x200_0000, 0x1000, Some(0xfff_f000));
-    check(256, all, 0x200_0000, 0x1001, Some(0xfff_e000));
-    check(8192, all, 0x200_0000, 0x1000, Some(0xcfff_f000));
-    check(4096, 0x7fff_ffff, 0x200_0000, 0x1000, Some(0x7fff_f000));
+    check(256, all, 0x200_0000, 0x1000, Some(0x200_0000));
+    check(256, all, 0x200_0001, 0x1001, Some(0x200_1000));
+    check(8192, all, 0xcfff_f000, 0x1000, Some(0xcfff_f000));
+    check(8192, all, 0xcfff_f000, 0x1001, None);
+    check(4096, 0x200_1fff, 0x200_0000, 0x2000, Some(0x200_0000));
+    check(4096, 0x200_1fff, 0x200_0000, 0x2001, None);
     check(64, all, 0x200_0000, 0x200_0000, Some(0x200_0000));
     check(64, all, 0x200_0000, 0x200_0001, None);
     check(64, all, 0x200_0000, u64::MAX, None);
+    check(64, all, u64::MAX, 1, None);
 }
 
 #[test]
