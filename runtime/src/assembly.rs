@@ -14,7 +14,7 @@ use host::network::Network;
 use link::AgentLink;
 use link::streams::{StreamHandle, StreamTable, streams};
 use oci::Spec;
-use plan::vm::SHARE_TAG;
+use plan::vm::{Host, SHARE_TAG};
 use plan::{ShareType, VmPlan};
 use vmm::devices::share::ShareTree;
 use vmm::devices::virtio::balloon::Balloon;
@@ -150,14 +150,12 @@ fn attach_console(
     Ok(vm.attach(Box::new(Console::new(vm.events(), ports)))?)
 }
 
-/// Gives a machine that no setting and no limit sizes the memory that the host has for it. This process must be in the
-/// machine's cgroup.
-pub fn fill(vm: &mut VmPlan) {
-    if vm.fill_mib.is_some()
-        && let Some(mib) = room::memory_mib()
-    {
-        vm.fill(mib);
-    }
+/// Returns the memory and CPUs that the host has for a machine in the cgroup of this process.
+///
+/// [`Assembly::begin`] must follow: while KVM creates a machine, the kernel holds the lock of all cgroups, and whoever
+/// asks for this process's cgroup waits for that.
+pub fn host() -> Host {
+    Host { memory_mib: room::memory_mib(), cpus: room::cpus() }
 }
 
 /// Connects the interfaces of this thread's network namespace to taps, and describes them to the guest.

@@ -50,6 +50,7 @@ impl Settings {
             marks: lookup("VMM_MARKS").map(PathBuf::from),
             default_memory: text("VMM_DEFAULT_MEMORY"),
             max_memory: text("VMM_MAX_MEMORY"),
+            max_cpus: text("VMM_MAX_CPUS"),
             agent_timeout: text("VMM_AGENT_TIMEOUT"),
         }
     }
@@ -92,6 +93,7 @@ impl Settings {
             marks: self.marks.or(other.marks),
             default_memory: self.default_memory.or(other.default_memory),
             max_memory: self.max_memory.or(other.max_memory),
+            max_cpus: self.max_cpus.or(other.max_cpus),
             agent_timeout: self.agent_timeout.or(other.agent_timeout),
         }
     }
@@ -132,7 +134,8 @@ impl RunConfig {
             memory_mib: size("memory", settings.memory.as_deref(), max_memory_mib)?,
             default_memory_mib: size("default-memory", settings.default_memory.as_deref(), max_memory_mib)?,
             max_memory_mib,
-            vcpus: settings.cpus.map(|text| vcpus(&text)).transpose()?,
+            vcpus: settings.cpus.map(|text| vcpus("cpus", &text)).transpose()?,
+            max_vcpus: settings.max_cpus.map(|text| vcpus("max-cpus", &text)).transpose()?,
             systemd_cgroup: args.engine.systemd_cgroup,
             protocol,
             cmdline: settings.cmdline,
@@ -194,10 +197,10 @@ fn protocol(agent: Option<&str>, named: bool) -> Result<Protocol> {
     }
 }
 
-fn vcpus(text: &str) -> Result<u8> {
+fn vcpus(name: &'static str, text: &str) -> Result<u8> {
     match text.parse() {
         Ok(count @ 1..=plan::limits::MAX_VCPUS) => Ok(count),
-        _ => Err(invalid("cpus", text, "not a number from 1 to 32")),
+        _ => Err(invalid(name, text, "not a number from 1 to 32")),
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread::available_parallelism;
 
 use serde_json::json;
 use tests::{Bundle, Running};
@@ -91,6 +92,21 @@ fn orphans_are_reaped() {
 #[test]
 fn the_init_process_is_pid_1_of_its_namespace() {
     Bundle::sh("echo $$; ls -d /proc/[0-9]* | wc -l").run().code(0).stdout("1\n3\n");
+}
+
+#[test]
+fn a_container_without_a_limit_has_the_cpus_of_the_host() {
+    let cpus = |max: Option<&str>| {
+        let mut command = Bundle::sh("nproc").command();
+        match max {
+            Some(max) => command.env("VMM_MAX_CPUS", max),
+            None => command.env_remove("VMM_MAX_CPUS"),
+        };
+        Running::start(command).finish().code(0).text()
+    };
+    let host = available_parallelism().unwrap().get();
+    assert_eq!(cpus(None), host.min(8).to_string());
+    assert_eq!(cpus(Some("1")), "1");
 }
 
 #[test]

@@ -15,6 +15,8 @@ use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
 /// Maximum memory of a machine whose size nobody set, in MiB: a larger one is dearer to boot.
 pub const UNASKED_MEMORY_MIB: u32 = 1024;
+/// Maximum number of vCPUs of a machine whose number nobody set: each further one makes the boot dearer.
+pub const UNASKED_VCPUS: u8 = 8;
 /// Maximum memory of a machine, in MiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.
@@ -50,10 +52,13 @@ pub enum Sets {
 
 /// Returns the number of vCPUs. For a set of the guest: as many as the quota can keep busy, and at least those that the
 /// set names. For a set of the host: as many as the quota can keep busy, at most those of the set, and all of the set
-/// without a quota.
-pub fn vcpus(resources: &Resources, sets: Sets) -> Result<u8> {
+/// without a quota. `None` without quota and set.
+pub fn vcpus(resources: &Resources, sets: Sets) -> Result<Option<u8>> {
     let cpu = &resources.cpu;
     let quota = positive(cpu.quota).map(|quota| quota.div_ceil(cpu.period_us()));
+    if quota.is_none() && cpu.cpus.is_empty() {
+        return Ok(None);
+    }
     let of_set = match sets {
         Sets::Guest => last_of(CPUS, &cpu.cpus)?.map_or(0, |last| u64::from(last) + 1),
         Sets::Host => {
@@ -63,13 +68,13 @@ pub fn vcpus(resources: &Resources, sets: Sets) -> Result<u8> {
                 .map(|range| u64::from(range.end() - range.start()) + 1)
                 .sum::<u64>();
             let busy = quota.unwrap_or(all.max(1));
-            return Ok(busy.min(if all == 0 { most } else { all }).min(most) as u8);
+            return Ok(Some(busy.min(if all == 0 { most } else { all }).min(most) as u8));
         }
     };
     if of_set > MAX_VCPUS.into() {
         return Err(too_few_cpus(of_set - 1, MAX_VCPUS));
     }
-    Ok(quota.unwrap_or(1).min(MAX_VCPUS.into()).max(of_set) as u8)
+    Ok(Some(quota.unwrap_or(1).min(MAX_VCPUS.into()).max(of_set) as u8))
 }
 
 /// Returns the files of the container's cgroup and their content, for a machine with `vcpus` vCPUs.
@@ -218,7 +223,7 @@ mod tests {
 
     fn files_of(resources: Value) -> Result<Vec<(String, String)>> {
         let resources: Resources = serde_json::from_value(resources).unwrap();
-        let vcpus = vcpus(&resources, Sets::Guest)?;
+        let vcpus = vcpus(&resources, Sets::Guest)?.unwrap_or(1);
         files(&resources, vcpus, Sets::Guest).map(|files| files.into_iter().collect())
     }
 
@@ -303,12 +308,12 @@ mod tests {
     #[test]
     fn a_set_of_the_host_limits_the_vcpus_and_is_not_applied_in_the_guest() {
         for (resources, expected) in [
-            (json!({"cpu": {"cpus": "3,8-9"}}), 3),
-            (json!({"cpu": {"cpus": "3,8-9", "quota": 150_000}}), 2),
-            (json!({"cpu": {"cpus": "7", "quota": 150_000}}), 1),
-            (json!({"cpu": {"cpus": "0-4000000000"}}), MAX_VCPUS),
-            (json!({"cpu": {"quota": 150_000, "mems": "1"}}), 2),
-            (json!({}), 1),
+            (json!({"cpu": {"cpus": "3,8-9"}}), Some(3)),
+            (json!({"cpu": {"cpus": "3,8-9", "quota": 150_000}}), Some(2)),
+            (json!({"cpu": {"cpus": "7", "quota": 150_000}}), Some(1)),
+            (json!({"cpu": {"cpus": "0-4000000000"}}), Some(MAX_VCPUS)),
+            (json!({"cpu": {"quota": 150_000, "mems": "1"}}), Some(2)),
+            (json!({"cpu": {"mems": "1"}}), None),
         ] {
             let parsed: Resources = serde_json::from_value(resources.clone()).unwrap();
             assert_eq!(vcpus(&parsed, Sets::Host).unwrap(), expected, "{resources}");

@@ -7,7 +7,7 @@ use oci::error::Result;
 use oci::spec::ConsoleSize;
 
 use super::device_rules::{Kind, access, allow};
-use super::vm::Kernel;
+use super::vm::{Host, Kernel};
 use super::*;
 
 mod engines;
@@ -138,7 +138,7 @@ fn flags_override_limits() {
     let change =
         |json: &mut serde_json::Value| json["linux"]["resources"]["memory"]["limit"] = (1 << 30).into();
     let mut plan = plan_with(change, &config, None).unwrap();
-    plan.vm.fill(4096);
+    plan.vm.fill(Host { memory_mib: Some(4096), cpus: 5 });
     assert_eq!((plan.vm.memory_mib, plan.vm.vcpus), (99, 3));
 }
 
@@ -148,7 +148,7 @@ fn a_machine_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
         let change =
             |json: &mut serde_json::Value| json["linux"]["resources"]["memory"]["limit"] = limit.into();
         let mut vm = plan_with(change, config, None).unwrap().vm;
-        vm.fill(host_mib);
+        vm.fill(Host { memory_mib: Some(host_mib), cpus: 1 });
         vm.memory_mib
     };
     let max = VmSettings { max_memory_mib: Some(2048), ..config() };
@@ -165,6 +165,28 @@ fn a_machine_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
         (100 << 20, &default, 8000, 134),
     ] {
         assert_eq!(memory(limit, config, host_mib), expected, "{limit} {host_mib}");
+    }
+}
+
+#[test]
+fn a_machine_without_a_limit_has_the_host_s_cpus_up_to_the_maximum() {
+    let vcpus = |cpu: serde_json::Value, config: &VmSettings, cpus| {
+        let mut vm = plan_with(|json| json["linux"]["resources"]["cpu"] = cpu, config, None).unwrap().vm;
+        vm.fill(Host { memory_mib: None, cpus });
+        assert_eq!(vm.memory_mib, limits::DEFAULT_MEMORY_MIB);
+        vm.vcpus
+    };
+    let max = VmSettings { max_vcpus: Some(3), ..config() };
+    let quota = serde_json::json!({"quota": 150_000, "period": 100_000});
+    for (cpu, config, cpus, expected) in [
+        (serde_json::json!({}), &config(), 4, 4),
+        (serde_json::json!({"shares": 100}), &config(), 1000, limits::UNASKED_VCPUS),
+        (serde_json::json!({}), &max, 4, 3),
+        (serde_json::json!({}), &config(), 0, 1),
+        (quota.clone(), &config(), 64, 2),
+        (quota, &max, 1, 2),
+    ] {
+        assert_eq!(vcpus(cpu.clone(), config, cpus), expected, "{cpu} {cpus}");
     }
 }
 

@@ -85,6 +85,8 @@ pub struct VmSettings {
     /// Maximum guest memory in MiB.
     pub max_memory_mib: Option<u32>,
     pub vcpus: Option<u8>,
+    /// Maximum number of vCPUs if no limit determines it.
+    pub max_vcpus: Option<u8>,
     /// Whether `linux.cgroupsPath` is in systemd's form.
     pub systemd_cgroup: bool,
     pub protocol: Protocol,
@@ -99,6 +101,15 @@ pub struct VmSettings {
     pub marks: bool,
 }
 
+/// What a host has for a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Memory for the guest in MiB; `None` if it is unknown.
+    pub memory_mib: Option<u64>,
+    /// Number of CPUs on which its threads may run.
+    pub cpus: usize,
+}
+
 /// A virtual machine to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
@@ -106,6 +117,8 @@ pub struct VmPlan {
     /// Maximum for [`fill`](Self::fill), in MiB. `None` if a setting or a limit determined `memory_mib`.
     pub fill_mib: Option<u32>,
     pub vcpus: u8,
+    /// Maximum for [`fill`](Self::fill). `None` if a setting or a limit determined `vcpus`.
+    pub fill_vcpus: Option<u8>,
     /// The kernel, unless the user names a file.
     pub kernel: Kernel,
     /// The kernel's command line. Crate `vmm` adds the devices.
@@ -140,6 +153,10 @@ impl VmPlan {
                 .is_none()
                 .then_some(settings.max_memory_mib.unwrap_or(limits::UNASKED_MEMORY_MIB)),
             vcpus: settings.vcpus.unwrap_or(1),
+            fill_vcpus: settings
+                .vcpus
+                .is_none()
+                .then_some(settings.max_vcpus.unwrap_or(limits::UNASKED_VCPUS)),
             kernel: Kernel::Base,
             cmdline: cmdline(settings),
             share: settings.share,
@@ -170,9 +187,9 @@ impl VmPlan {
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
         let memory_mib = settings.memory_mib.or_else(|| limits::memory_mib(resources));
-        let sized = VmSettings { memory_mib, ..settings.clone() };
+        let vcpus = settings.vcpus.map_or_else(|| limits::vcpus(resources, sets), |count| Ok(Some(count)))?;
+        let sized = VmSettings { memory_mib, vcpus, ..settings.clone() };
         Ok(VmPlan {
-            vcpus: settings.vcpus.map_or_else(|| limits::vcpus(resources, sets), Ok)?,
             cgroup,
             network: bundle.network().map(Path::to_owned),
             kernel: Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
@@ -181,12 +198,14 @@ impl VmPlan {
         })
     }
 
-    /// Gives the machine `host_mib`, the memory that the host has for it, unless a setting or a limit determined its
-    /// size.
-    pub fn fill(&mut self, host_mib: u64) {
-        if let Some(max) = self.fill_mib {
-            let mib = u32::try_from(host_mib).unwrap_or(u32::MAX);
+    /// Gives the machine what the host has for it, unless settings or limits determined its size.
+    pub fn fill(&mut self, host: Host) {
+        if let (Some(max), Some(mib)) = (self.fill_mib, host.memory_mib) {
+            let mib = u32::try_from(mib).unwrap_or(u32::MAX);
             self.memory_mib = mib.min(max).max(limits::MIN_MEMORY_MIB);
+        }
+        if let Some(max) = self.fill_vcpus {
+            self.vcpus = u8::try_from(host.cpus).unwrap_or(u8::MAX).clamp(1, max);
         }
     }
 
@@ -223,11 +242,11 @@ fn host_cgroup(bundle: &Bundle, id: &str, systemd: bool) -> Result<Option<HostCg
     Ok(Some(HostCgroup { place, resources: linux.resources.clone() }))
 }
 
-/// Parameters of every boot: no modules and no probing of legacy devices, a trusted TSC without calibration, no crypto
-/// self-tests, the CPU's random numbers trusted so that no process waits for entropy, no 64 MiB reserved for devices
-/// that cannot address memory above 4 GiB, and an immediate reset after a panic by a method that this machine supports.
-const CMDLINE: &str = "reboot=k panic=-1 nomodule noreplace-smp tsc=reliable no_timer_check cryptomgr.notests \
-                       random.trust_cpu=on swiotlb=noforce rdinit=/init";
+/// Parameters of every boot: a trusted TSC without calibration, no crypto self-tests, the CPU's random numbers trusted so
+/// that no process waits for entropy, no 64 MiB reserved for devices that cannot address memory above 4 GiB, and an
+/// immediate reset after a panic by a method that this machine supports. Each word costs the boot 30,000 instructions.
+const CMDLINE: &str =
+    "reboot=k panic=-1 noreplace-smp tsc=reliable cryptomgr.notests random.trust_cpu=on swiotlb=noforce";
 
 fn cmdline(settings: &VmSettings) -> String {
     let mut words = Vec::new();

@@ -12,7 +12,7 @@ pub struct Settings {
     /// Guest memory in MiB, or with a suffix M or G [default: from the memory limit, else that of the host]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Virtual CPUs [default: from the CPU quota, else 1]
+    /// Virtual CPUs [default: from the CPU quota or set, else those of the host, at most 8]
     #[arg(long, value_name = "N")]
     pub cpus: Option<String>,
     /// Guest kernel: an uncompressed ELF vmlinux or a bzImage [default: the embedded one]
@@ -45,6 +45,9 @@ pub struct Settings {
     /// Maximum guest memory. There is no flag for it.
     #[arg(skip)]
     pub max_memory: Option<String>,
+    /// Maximum number of vCPUs without a quota or set. There is no flag for it.
+    #[arg(skip)]
+    pub max_cpus: Option<String>,
     /// Seconds that the agent has for each answer. There is no flag for it.
     #[arg(skip)]
     pub agent_timeout: Option<String>,

@@ -19,7 +19,7 @@ use super::container::hook_points::{bytes_of, run_last, with_environment};
 use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, write_pid};
 use super::inherited;
-use crate::assembly::Assembly;
+use crate::assembly::{self, Assembly};
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console::KernelMarks;
@@ -49,6 +49,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     confine::prepare(logging::forbidden).context("prepare the confinement")?;
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
+    let host = assembly::host();
     // KVM needs time to create a machine; the bundle is read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
@@ -60,6 +61,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
     life.foreground = true;
     life.timeline = marks.timeline.clone();
+    life.host = Some(host);
     let hooks = with_environment(life.bundle.spec.hooks.clone(), &life.bundle.process.env);
     let environment = environment.kept_for(hooks.all());
     life.environment = environment.clone();

@@ -1,7 +1,10 @@
-//! Memory that the host has for a machine: that of the host, or of the cgroup around it with the lowest limit.
+//! What the host has for a machine: the memory of the host, or of the cgroup around the machine with the lowest limit, and
+//! the CPUs on which this process may run.
 
 use std::fs;
 use std::path::Path;
+
+use rustix::thread::CpuSet;
 
 use super::hierarchies::Hierarchies;
 use super::limits::machine_mib;
@@ -18,6 +21,12 @@ pub fn memory_mib() -> Option<u64> {
     let limit = Hierarchies::find().ok().and_then(|trees| lowest_limit(&trees));
     let host = sys::total_memory();
     Some(machine_mib(limit.map_or(host, |limit| limit.min(host))))
+}
+
+/// Returns the number of CPUs on which this thread may run, which the CPU set of its cgroup limits.
+pub fn cpus() -> usize {
+    // It fails only if the host has more CPUs than the set.
+    rustix::thread::sched_getaffinity(None).map_or(CpuSet::MAX_CPU, |set| set.count() as usize)
 }
 
 /// Returns the lowest memory limit in bytes of the own cgroup of each tree and those above it.

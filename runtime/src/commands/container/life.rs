@@ -11,6 +11,7 @@ use host::hooks::Variables;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
 use oci::{Bundle, program};
+use plan::vm::Host;
 use plan::{ContainerPlan, VmPlan, limits};
 use vmm::Timeline;
 
@@ -38,6 +39,8 @@ pub struct Life {
     pub foreground: bool,
     /// The boot's marks, if `--marks` was given.
     pub timeline: Option<Arc<Timeline>>,
+    /// What the host has for a machine in the cgroup that this process had at first. `None`: not asked yet.
+    pub host: Option<Host>,
     /// The cgroup of this process before it joined the container's.
     cgroup_before: Cgroup,
 }
@@ -61,6 +64,7 @@ impl Life {
             environment: Variables::default(),
             foreground: false,
             timeline: None,
+            host: None,
             cgroup_before: Cgroup::default(),
         }
     }
@@ -84,7 +88,8 @@ impl Life {
             self.cgroup_before = Cgroup::of_process(std::process::id())?;
             self.state.cgroup.join()?;
         }
-        assembly::fill(&mut vm);
+        // The limits of its own cgroup, or of another that it joined, size the machine.
+        vm.fill(self.host.filter(|_| vm.cgroup.is_none()).unwrap_or_else(assembly::host));
         let hooks = &self.bundle.spec.hooks;
         // A new namespace without a path in the foreground stays empty unless a hook configures it.
         let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())

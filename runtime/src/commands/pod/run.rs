@@ -47,7 +47,7 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
     let path = args.podfile.canonicalize().with_context(|| format!("open {}", args.podfile.display()))?;
     let base = path.parent().unwrap_or(Path::new("/"));
     let (mut pod, containers) = PodPlan::new(file, base, &new_id()?, &config)?;
-    assembly::fill(&mut pod.machine);
+    pod.machine.fill(assembly::host());
     let state = root.create(&pod.id)?;
     let planned = PlannedPod { config, pod, containers, state };
     if args.detach { detach(planned, args.rm) } else { foreground(planned) }
