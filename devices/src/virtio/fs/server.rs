@@ -25,9 +25,10 @@ const MAX_BACKGROUND: u16 = 64;
 /// The features that the server supports (FUSE_INIT).
 ///
 /// It does not support WRITEBACK_CACHE (the guest would use its own idea of size and times, and lose the host's changes
-/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (the guest's kernel manages the locks, and only the guest has
-/// processes that use them); POSIX_ACL (the guest would send a GETXATTR for each inode that is accessed by another user
-/// than its owner; ACLs are stored in any case).
+/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (they would cost a request for each close, and a request that waits for
+/// each waiting process: SHARED_LOCKS takes their place, and a kernel without it keeps its locks to itself); POSIX_ACL
+/// (the guest would send a GETXATTR for each inode that is accessed by another user than its owner; ACLs are stored in
+/// any case).
 const FEATURES: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -41,7 +42,8 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::CACHE_SYMLINKS
     | init::SUBMOUNTS
     | init::HANDLE_KILLPRIV_V2
-    | init::INIT_EXT;
+    | init::INIT_EXT
+    | init::SHARED_LOCKS;
 
 /// One request without its data.
 pub struct Request<'a> {
@@ -205,9 +207,11 @@ impl FuseServer {
             op::GETXATTR => self.getxattr(request),
             op::LISTXATTR => self.listxattr(request),
             op::REMOVEXATTR => self.removexattr(request),
+            op::GETLK => self.getlk(request),
+            op::SETLK => self.setlk(request),
             // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached
-            // the host. ACCESS: the guest's kernel checks permissions. GETLK, SETLK, SETLKW: the guest's kernel manages
-            // locks. BMAP, IOCTL, POLL and DAX mappings: not supported.
+            // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP, IOCTL, POLL
+            // and DAX mappings: not supported.
             _ => Err(Errno(libc::ENOSYS)),
         }
     }

@@ -90,6 +90,10 @@ messages! {
     WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
     WriteOut { size: u32, padding: u32 }
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
+    /// GETLK and SETLK. `end` is the last byte; `kind` is that of fcntl(2).
+    LkIn { fh: u64, owner: u64, start: u64, end: u64, kind: u32, pid: u32, lk_flags: u32, padding: u32 }
+    /// Reply to GETLK.
+    LkOut { start: u64, end: u64, kind: u32, pid: u32 }
     /// Without SETXATTR_EXT, which the server does not offer.
     SetxattrIn { size: u32, flags: u32 }
     GetxattrIn { size: u32, padding: u32 }
@@ -177,6 +181,10 @@ pub mod init {
     pub const SUBMOUNTS: u64 = 1 << 27;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Not of Linux but of resources/kernel/patches/fuse-locks.patch: the guest's kernel keeps all locks and asks for
+    /// each of them as well. SETLK never waits. Its reply is empty if it unlocks, otherwise an [`AttrOut`](super::AttrOut)
+    /// and an [`Attr`](super::Attr), where `AttrOut::dummy` is 1 if cached pages may be out of date.
+    pub const SHARED_LOCKS: u64 = 1 << 63;
 }
 
 /// Flags of the attributes that SETATTR changes (`FATTR_*`).
@@ -205,5 +213,7 @@ pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub const WRITE_CACHE: u32 = 1 << 0;
 /// `WriteIn::write_flags`: clear set-user-ID and set-group-ID.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// `LkIn::lk_flags`: a lock of flock(2).
+pub const LK_FLOCK: u32 = 1 << 0;
 /// `FsyncIn::fsync_flags`: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;

@@ -18,6 +18,7 @@ use crate::virtio::fs::wire::*;
 
 mod descriptors;
 mod files;
+mod locks;
 mod names;
 mod owners;
 mod requests;
@@ -240,6 +241,8 @@ fn messages_are_as_long_as_the_kernels() {
         (SetattrIn::SIZE, 88),
         (ReadIn::SIZE, 40),
         (WriteIn::SIZE, 40),
+        (LkIn::SIZE, 48),
+        (LkOut::SIZE, 24),
         (StatfsOut::SIZE + 28, 80),
         (CopyFileRangeIn::SIZE, 56),
         (Dirent::SIZE, 24),
@@ -254,8 +257,7 @@ fn init_agrees_on_features() {
     let mut guest = Guest::new();
     let out = guest.init();
     assert_eq!((out.major, out.minor, out.max_write, out.max_pages), (7, 37, 1 << 20, 256));
-    assert_eq!(u64::from(out.flags), FEATURES);
-    assert_eq!(out.flags2, 0);
+    assert_eq!(u64::from(out.flags) | u64::from(out.flags2) << 32, FEATURES);
     let old = body(|b| InitIn { major: 7, minor: 20, ..Default::default() }.put(b));
     assert_eq!(guest.call(op::INIT, 0, &old), Err(libc::EPROTO));
     let newer = body(|b| InitIn { major: 8, ..Default::default() }.put(b));
