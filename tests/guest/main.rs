@@ -14,6 +14,7 @@ use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 mod hostile;
+mod locks;
 mod network;
 
 /// Entries of the large directory, which need several READDIR replies.
@@ -33,6 +34,7 @@ fn main() {
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
+        "locks" => return locks::run(&word(2)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
         "datagrams" => network::datagrams(&word(2)),

@@ -14,6 +14,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod limits;
+mod locks;
 mod memory;
 mod mounts;
 mod network;
