@@ -34,6 +34,7 @@ fn main() {
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
+        "acls" => acls(),
         "locks" => return locks::run(&word(2)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
@@ -247,4 +248,21 @@ fn locked() {
     assert!(two.try_lock().is_err());
     one.unlock().unwrap();
     two.try_lock().unwrap();
+}
+
+/// setfacl: the mask of an ACL is the group's part of the mode at once.
+fn acls() {
+    fs::write("acl", "").unwrap();
+    rustix::fs::chmod("acl", 0o640.into()).unwrap();
+    assert_eq!(fs::metadata("acl").unwrap().mode() & 0o7777, 0o640);
+    // linux/posix_acl_xattr.h: version, then tag, permissions and ID of each entry.
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in
+        [(0x01, 6, u32::MAX), (0x02, 7, 1000), (0x04, 4, u32::MAX), (0x10, 7, u32::MAX), (0x20, 0, u32::MAX)]
+    {
+        value.extend(u16::to_le_bytes(tag).into_iter().chain(u16::to_le_bytes(permissions)));
+        value.extend(u32::to_le_bytes(id));
+    }
+    rustix::fs::setxattr("acl", "system.posix_acl_access", &value, XattrFlags::empty()).unwrap();
+    assert_eq!(fs::metadata("acl").unwrap().mode() & 0o7777, 0o670);
 }

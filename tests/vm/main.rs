@@ -1,5 +1,6 @@
 //! Whole-VM tests: each runs `vmm` on its own bundles and checks what a user sees.
 
+mod acl;
 mod boots;
 mod cgroup;
 mod clock;
