@@ -35,6 +35,7 @@ fn main() {
         "appended" => appended(),
         "locked" => locked(),
         "acls" => acls(),
+        "setid" => setid(),
         "locks" => return locks::run(&word(2)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
@@ -265,4 +266,46 @@ fn acls() {
     }
     rustix::fs::setxattr("acl", "system.posix_acl_access", &value, XattrFlags::empty()).unwrap();
     assert_eq!(fs::metadata("acl").unwrap().mode() & 0o7777, 0o670);
+}
+
+/// A change of a file, and its name.
+type Change<'a> = (&'a str, &'a dyn Fn(&File));
+
+/// Prints which changes of a file clear set-user-ID, set-group-ID and its capabilities.
+fn setid() {
+    // linux/capability.h: version 2, CAP_NET_RAW permitted.
+    let capability = [0x0200_0001_u32, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let fallocate = |file: &File, flags| rustix::fs::fallocate(file, flags, 0, 4096).unwrap();
+    let copy = |file: &File| {
+        fs::write("from", "copied").unwrap();
+        rustix::fs::copy_file_range(File::open("from").unwrap(), None, file, None, 6).unwrap();
+    };
+    let keep = FallocateFlags::KEEP_SIZE;
+    let changes: [Change; 9] = [
+        ("write", &|mut file| file.write_all(b"x").unwrap()),
+        ("append", &|_| OpenOptions::new().append(true).open("s").unwrap().write_all(b"x").unwrap()),
+        ("truncate", &|file| file.set_len(1).unwrap()),
+        ("open", &|_| drop(OpenOptions::new().write(true).truncate(true).open("s").unwrap())),
+        ("fallocate", &|file| fallocate(file, FallocateFlags::empty())),
+        ("punch", &|file| fallocate(file, FallocateFlags::PUNCH_HOLE | keep)),
+        ("zero", &|file| fallocate(file, FallocateFlags::ZERO_RANGE)),
+        ("copy_file_range", &copy),
+        ("chmod", &|file| rustix::fs::fchmod(file, 0o6711.into()).unwrap()),
+    ];
+    for mode in [0o6755, 0o2755, 0o4711] {
+        for (name, change) in &changes {
+            let file = open_new("s");
+            (&file).write_all(&[1; 8192]).unwrap();
+            rustix::fs::fchmod(&file, mode.into()).unwrap();
+            // Only root may set capabilities.
+            let set =
+                rustix::fs::setxattr("s", "security.capability", &capability, XattrFlags::empty()).is_ok();
+            change(&file);
+            let after = fs::metadata("s").unwrap().mode() & 0o7777;
+            let has = rustix::fs::getxattr("s", "security.capability", &mut [0u8; 64][..]).is_ok();
+            println!("{name}: {mode:o} {after:o} {set} {has}");
+            fs::remove_file("s").unwrap();
+        }
+    }
+    println!("{:?}", rustix::fs::seek(open_new("e"), Whence::Data(u64::MAX)));
 }

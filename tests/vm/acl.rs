@@ -1,4 +1,4 @@
-//! POSIX ACLs.
+//! Rights that files have besides their mode: POSIX ACLs, and what a change of a file takes away.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tests::{Bundle, check_output};
+use tests::{Bundle, check_output, guest_program};
 
 /// The user in the containers.
 const USER: u32 = 1000;
@@ -79,4 +79,22 @@ fn an_acl_that_is_set_in_the_guest_shows_in_the_mode_at_once_and_on_the_host() {
     let bundle = Bundle::guest("acls");
     bundle.run().code(0).stdout("ok\n");
     assert_eq!(fs::metadata(bundle.rootfs().join("mnt/acl")).unwrap().mode() & 0o7777, 0o670);
+}
+
+#[test]
+fn set_user_id_and_capabilities_are_cleared_as_on_the_host() {
+    for (user, capabilities) in [(0, true), (USER, false)] {
+        let dir = TempDir::new().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let mut command = Command::new(guest_program());
+        let expected = check_output(command.arg("setid").current_dir(dir.path()).uid(user).gid(user));
+        let mut bundle =
+            Bundle::guest("setid").with(|c| c["process"]["user"] = json!({"uid": user, "gid": user}));
+        if !capabilities {
+            bundle = bundle.with(|c| c["process"]["capabilities"] = json!({}));
+        }
+        fs::set_permissions(bundle.rootfs().join("mnt"), fs::Permissions::from_mode(0o777)).unwrap();
+        let run = bundle.run();
+        assert_eq!(run.text().trim(), expected.trim(), "{run}");
+    }
 }
