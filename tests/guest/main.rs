@@ -34,6 +34,7 @@ fn main() {
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
+        "mapped-appended" => mapped_appended(),
         "acls" => acls(),
         "setid" => setid(),
         "locks" => return locks::run(&word(2)),
@@ -239,6 +240,31 @@ fn appended() {
     drop(OpenOptions::new().write(true).truncate(true).open("l").unwrap());
     one.write_all(b"x").unwrap();
     assert_eq!(fs::read_to_string("l").unwrap(), "x");
+}
+
+/// Databases with a log: a mapping's change of the last page and what is appended after it are both kept.
+fn mapped_appended() {
+    let file = open_new("ma");
+    file.write_all_at(&[b'.'; 100], 0).unwrap();
+    // SAFETY: a new shared mapping of a file that is not truncated meanwhile. Only this function uses it.
+    let bytes = unsafe {
+        let (flags, access) = (MapFlags::SHARED, ProtFlags::READ | ProtFlags::WRITE);
+        let at = rustix::mm::mmap(std::ptr::null_mut(), 4096, access, flags, &file, 0);
+        std::slice::from_raw_parts_mut(at.unwrap().cast::<u8>(), 4096)
+    };
+    let mut log = OpenOptions::new().append(true).open("ma").unwrap();
+    for round in 0..10 {
+        bytes[round] = b'M';
+        log.write_all(b"tail").unwrap();
+        let end = 104 + 4 * round;
+        assert_eq!(&bytes[end - 4..end], b"tail");
+    }
+    let expected = format!("{}{}{}", "M".repeat(10), ".".repeat(90), "tail".repeat(10));
+    assert_eq!(fs::read_to_string("ma").unwrap(), expected);
+    // SAFETY: this is the whole mapping from above.
+    unsafe { rustix::mm::msync(bytes.as_mut_ptr().cast(), 4096, MsyncFlags::SYNC).unwrap() };
+    file.sync_all().unwrap();
+    assert_eq!(fs::read_to_string("ma").unwrap(), expected);
 }
 
 /// dpkg, databases: a lock excludes another open file description.
