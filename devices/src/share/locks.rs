@@ -183,7 +183,8 @@ impl Operations {
             return Err(Errno(libc::ENOLCK));
         }
         if let Entry::Vacant(owner) = locks.owners.entry(key) {
-            let count = self.shared.table.lock().unwrap().descriptor()?;
+            let few = |errno| if errno == Errno(libc::ENFILE) { Errno(libc::ENOLCK) } else { errno };
+            let count = self.shared.table.lock().unwrap().descriptor().map_err(few)?;
             let file = self.open_to_lock(inode)?;
             let held = Held { file, ranges: Ranges::default(), bind: inode.bind.id, _count: count };
             owner.insert(held);

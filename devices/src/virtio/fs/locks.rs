@@ -28,19 +28,26 @@ impl FuseServer {
     pub(super) fn setlk(&mut self, request: &Request) -> Result<()> {
         let input = LkIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let kind = kind(input.kind)?;
-        match (input.lk_flags, kind) {
-            (LK_FLOCK, kind) => self.share.lock_file(request.file(input.fh), kind)?,
-            (0, Some(kind)) => self.share.lock_range(&lockable(request, &input), kind)?,
-            (0, None) => self.share.unlock_range(&lockable(request, &input))?,
-            _ => return Err(Errno(libc::EINVAL)),
-        }
+        self.set(request, &input, kind)?;
         if kind.is_some() {
-            let (attributes, changed) = self.share.after_lock(request.nodeid)?;
+            // The guest has no lock for which it gets an error.
+            let seen = self.share.after_lock(request.nodeid);
+            let (attributes, changed) =
+                seen.or_else(|errno| self.set(request, &input, None).and(Err(errno)))?;
             AttrOut { attr_valid: VALID, dummy: u32::from(changed), ..Default::default() }
                 .put(&mut self.reply);
             attr(&attributes).put(&mut self.reply);
         }
         Ok(())
+    }
+
+    fn set(&mut self, request: &Request, input: &LkIn, kind: Option<LockKind>) -> Result<()> {
+        match (input.lk_flags, kind) {
+            (LK_FLOCK, kind) => self.share.lock_file(request.file(input.fh), kind),
+            (0, Some(kind)) => self.share.lock_range(&lockable(request, input), kind),
+            (0, None) => self.share.unlock_range(&lockable(request, input)),
+            _ => Err(Errno(libc::EINVAL)),
+        }
     }
 }
 
