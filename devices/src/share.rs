@@ -6,8 +6,8 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `dir`, `attributes`, `xattr`, `table`,
-//! `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `dir`, `attributes`, `xattr`,
+//! `table`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
 
 pub(crate) mod attributes;
 pub(crate) mod bind;
@@ -20,6 +20,7 @@ pub(crate) mod file;
 pub(crate) mod handle;
 pub(crate) mod identity;
 pub(crate) mod inode;
+pub(crate) mod locks;
 mod magic_link;
 pub(crate) mod names;
 pub mod nodes;

@@ -14,6 +14,7 @@ use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 mod hostile;
+mod locks;
 mod network;
 
 /// Entries of the large directory, which need several READDIR replies.
@@ -33,6 +34,10 @@ fn main() {
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
+        "mapped-appended" => mapped_appended(),
+        "acls" => acls(),
+        "setid" => setid(),
+        "locks" => return locks::run(&word(2)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
         "datagrams" => network::datagrams(&word(2)),
@@ -237,6 +242,31 @@ fn appended() {
     assert_eq!(fs::read_to_string("l").unwrap(), "x");
 }
 
+/// Databases with a log: a mapping's change of the last page and what is appended after it are both kept.
+fn mapped_appended() {
+    let file = open_new("ma");
+    file.write_all_at(&[b'.'; 100], 0).unwrap();
+    // SAFETY: a new shared mapping of a file that is not truncated meanwhile. Only this function uses it.
+    let bytes = unsafe {
+        let (flags, access) = (MapFlags::SHARED, ProtFlags::READ | ProtFlags::WRITE);
+        let at = rustix::mm::mmap(std::ptr::null_mut(), 4096, access, flags, &file, 0);
+        std::slice::from_raw_parts_mut(at.unwrap().cast::<u8>(), 4096)
+    };
+    let mut log = OpenOptions::new().append(true).open("ma").unwrap();
+    for round in 0..10 {
+        bytes[round] = b'M';
+        log.write_all(b"tail").unwrap();
+        let end = 104 + 4 * round;
+        assert_eq!(&bytes[end - 4..end], b"tail");
+    }
+    let expected = format!("{}{}{}", "M".repeat(10), ".".repeat(90), "tail".repeat(10));
+    assert_eq!(fs::read_to_string("ma").unwrap(), expected);
+    // SAFETY: this is the whole mapping from above.
+    unsafe { rustix::mm::msync(bytes.as_mut_ptr().cast(), 4096, MsyncFlags::SYNC).unwrap() };
+    file.sync_all().unwrap();
+    assert_eq!(fs::read_to_string("ma").unwrap(), expected);
+}
+
 /// dpkg, databases: a lock excludes another open file description.
 fn locked() {
     let one = open_new("k");
@@ -245,4 +275,63 @@ fn locked() {
     assert!(two.try_lock().is_err());
     one.unlock().unwrap();
     two.try_lock().unwrap();
+}
+
+/// setfacl: the mask of an ACL is the group's part of the mode at once.
+fn acls() {
+    fs::write("acl", "").unwrap();
+    rustix::fs::chmod("acl", 0o640.into()).unwrap();
+    assert_eq!(fs::metadata("acl").unwrap().mode() & 0o7777, 0o640);
+    // linux/posix_acl_xattr.h: version, then tag, permissions and ID of each entry.
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in
+        [(0x01, 6, u32::MAX), (0x02, 7, 1000), (0x04, 4, u32::MAX), (0x10, 7, u32::MAX), (0x20, 0, u32::MAX)]
+    {
+        value.extend(u16::to_le_bytes(tag).into_iter().chain(u16::to_le_bytes(permissions)));
+        value.extend(u32::to_le_bytes(id));
+    }
+    rustix::fs::setxattr("acl", "system.posix_acl_access", &value, XattrFlags::empty()).unwrap();
+    assert_eq!(fs::metadata("acl").unwrap().mode() & 0o7777, 0o670);
+}
+
+/// A change of a file, and its name.
+type Change<'a> = (&'a str, &'a dyn Fn(&File));
+
+/// Prints which changes of a file clear set-user-ID, set-group-ID and its capabilities.
+fn setid() {
+    // linux/capability.h: version 2, CAP_NET_RAW permitted.
+    let capability = [0x0200_0001_u32, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let fallocate = |file: &File, flags| rustix::fs::fallocate(file, flags, 0, 4096).unwrap();
+    let copy = |file: &File| {
+        fs::write("from", "copied").unwrap();
+        rustix::fs::copy_file_range(File::open("from").unwrap(), None, file, None, 6).unwrap();
+    };
+    let keep = FallocateFlags::KEEP_SIZE;
+    let changes: [Change; 9] = [
+        ("write", &|mut file| file.write_all(b"x").unwrap()),
+        ("append", &|_| OpenOptions::new().append(true).open("s").unwrap().write_all(b"x").unwrap()),
+        ("truncate", &|file| file.set_len(1).unwrap()),
+        ("open", &|_| drop(OpenOptions::new().write(true).truncate(true).open("s").unwrap())),
+        ("fallocate", &|file| fallocate(file, FallocateFlags::empty())),
+        ("punch", &|file| fallocate(file, FallocateFlags::PUNCH_HOLE | keep)),
+        ("zero", &|file| fallocate(file, FallocateFlags::ZERO_RANGE)),
+        ("copy_file_range", &copy),
+        ("chmod", &|file| rustix::fs::fchmod(file, 0o6711.into()).unwrap()),
+    ];
+    for mode in [0o6755, 0o2755, 0o4711] {
+        for (name, change) in &changes {
+            let file = open_new("s");
+            (&file).write_all(&[1; 8192]).unwrap();
+            rustix::fs::fchmod(&file, mode.into()).unwrap();
+            // Only root may set capabilities.
+            let set =
+                rustix::fs::setxattr("s", "security.capability", &capability, XattrFlags::empty()).is_ok();
+            change(&file);
+            let after = fs::metadata("s").unwrap().mode() & 0o7777;
+            let has = rustix::fs::getxattr("s", "security.capability", &mut [0u8; 64][..]).is_ok();
+            println!("{name}: {mode:o} {after:o} {set} {has}");
+            fs::remove_file("s").unwrap();
+        }
+    }
+    println!("{:?}", rustix::fs::seek(open_new("e"), Whence::Data(u64::MAX)));
 }

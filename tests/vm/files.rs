@@ -52,6 +52,11 @@ fn appends_through_two_descriptors_overwrite_nothing() {
 }
 
 #[test]
+fn a_mapped_page_and_what_is_appended_to_it_are_both_kept() {
+    check("mapped-appended");
+}
+
+#[test]
 fn a_lock_excludes_another_open_file() {
     check("locked");
 }

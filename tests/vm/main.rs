@@ -1,5 +1,6 @@
 //! Whole-VM tests: each runs `vmm` on its own bundles and checks what a user sees.
 
+mod acl;
 mod boots;
 mod cgroup;
 mod clock;
@@ -14,6 +15,7 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod limits;
+mod locks;
 mod memory;
 mod mounts;
 mod network;

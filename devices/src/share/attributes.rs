@@ -134,7 +134,7 @@ impl Entry {
 
 impl Operations {
     /// Returns the attributes of a host file as the guest sees them.
-    fn attributes_of(&self, inode: &Inode, stat: &Stat) -> Attributes {
+    pub(super) fn attributes_of(&self, inode: &Inode, stat: &Stat) -> Attributes {
         let (uid, gid) = self.owners.to_guest(stat.st_uid, stat.st_gid);
         // A bound single file belongs to the virtual file system, so its inode number must come from there.
         let single = inode.is_bind_root() && !inode.is_dir();

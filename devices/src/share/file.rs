@@ -254,9 +254,11 @@ impl Operations {
     }
 
     /// Allocates or frees blocks.
-    pub fn fallocate(&self, file: OpenFile, allocation: &Allocation) -> Result<()> {
+    pub fn fallocate(&mut self, file: OpenFile, allocation: &Allocation) -> Result<()> {
         let handle = self.handle(file)?;
         let (offset, len) = (signed(allocation.offset)?, signed(allocation.len)?);
+        // The guest's kernel has already cleared set-user-ID and set-group-ID if necessary.
+        self.credentials().keep_setid(true);
         sys::fallocate(handle.file.as_fd(), allocation.mode, offset, len)
     }
 
@@ -267,14 +269,18 @@ impl Operations {
         if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) || handle.cursor.is_some() {
             return Err(Errno(libc::EINVAL));
         }
-        sys::lseek(handle.file.as_fd(), signed(offset)?, whence)
+        // Before the file's begin there is no data.
+        let offset = i64::try_from(offset).map_err(|_| Errno(libc::ENXIO))?;
+        sys::lseek(handle.file.as_fd(), offset, whence)
     }
 
     /// Copies between two files inside the host's kernel. Returns the number of bytes copied.
-    pub fn copy_file_range(&self, from: Position, to: Position, len: u64) -> Result<usize> {
+    pub fn copy_file_range(&mut self, from: Position, to: Position, len: u64) -> Result<usize> {
         let (source, target) = (self.handle(from.file)?, self.handle(to.file)?);
         let (from, to) = (signed(from.offset)?, signed(to.offset)?);
         let len = len.min(MAX_COPY) as usize;
+        // As in `fallocate`.
+        self.credentials().keep_setid(true);
         sys::copy_file_range((source.file.as_fd(), from), (target.file.as_fd(), to), len)
     }
 

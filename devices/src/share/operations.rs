@@ -93,6 +93,7 @@ impl Operations {
 
     /// Forgets all nodes and closes all files, when the guest starts or ends a session.
     pub fn clear(&self) {
+        self.shared.locks.lock().unwrap().clear();
         self.shared.table.lock().unwrap().clear();
     }
 

@@ -364,6 +364,46 @@ pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int)
     check_len(unsafe { libc::pwritev64v2(file.as_raw_fd(), vector.as_ptr(), count, offset, flags) })
 }
 
+/// Sets the type (`F_RDLCK`, `F_WRLCK`, `F_UNLCK`) of the lock that an open file description has on a range, or returns
+/// EAGAIN. A length of 0 stands for all following bytes.
+pub fn set_range(fd: BorrowedFd, kind: c_int, start: u64, len: u64) -> Result<()> {
+    let mut lock = range(kind, start, len)?;
+    // SAFETY: the kernel reads `lock`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }).map_err(|errno| {
+        match errno {
+            Errno(libc::EACCES) => Errno(libc::EAGAIN),
+            errno => errno,
+        }
+    })
+}
+
+/// Returns type, start and length of a lock that prevents [`set_range`], if there is one.
+pub fn get_range(fd: BorrowedFd, kind: c_int, start: u64, len: u64) -> Result<Option<(c_int, u64, u64)>> {
+    let mut lock = range(kind, start, len)?;
+    // SAFETY: the kernel reads and writes `lock`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
+    let found = (c_int::from(lock.l_type), lock.l_start as u64, lock.l_len as u64);
+    Ok((found.0 != libc::F_UNLCK).then_some(found))
+}
+
+fn range(kind: c_int, start: u64, len: u64) -> Result<libc::flock64> {
+    let signed = |value| i64::try_from(value).map_err(|_| Errno(libc::EINVAL));
+    let whence = libc::SEEK_SET as libc::c_short;
+    let (l_start, l_len) = (signed(start)?, signed(len)?);
+    Ok(libc::flock64 { l_type: kind as libc::c_short, l_whence: whence, l_start, l_len, l_pid: 0 })
+}
+
+/// flock(2) without waiting: shared, `exclusive`, or with `None` unlocked.
+pub fn flock(fd: BorrowedFd, exclusive: Option<bool>) -> Result<()> {
+    let operation = match exclusive {
+        Some(true) => libc::LOCK_EX,
+        Some(false) => libc::LOCK_SH,
+        None => libc::LOCK_UN,
+    };
+    // SAFETY: no pointers.
+    check(unsafe { libc::flock(fd.as_raw_fd(), operation | libc::LOCK_NB) })
+}
+
 /// Raises the process's limit of file descriptors to `wanted`, or as far as permitted. Returns the limit.
 pub fn raise_descriptor_limit(wanted: u64) -> u64 {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };

@@ -259,6 +259,12 @@ impl Table {
         self.descriptors.load(Ordering::Relaxed)
     }
 
+    /// Counts a descriptor that belongs to no inode and no open file.
+    pub fn descriptor(&mut self) -> Result<DescriptorCount> {
+        self.room()?;
+        Ok(DescriptorCount::new(&self.descriptors))
+    }
+
     /// Makes one more descriptor available, if necessary by taking some from inodes that can be found again.
     fn room(&mut self) -> Result<()> {
         let full = |count: &AtomicUsize, limit| count.load(Ordering::Relaxed) >= limit;

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 
 use super::bind::{Bind, Terms, own_mount};
 use super::errno::{Errno, Result};
+use super::locks::{Locks, MAX_RANGES};
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, ROOT_ID, Table};
 
@@ -181,7 +182,9 @@ impl Tree {
 pub(super) struct Shared {
     /// The virtual directories.
     pub tree: Mutex<Tree>,
-    /// Inodes and open files. Lock order: the tree before the table.
+    /// The ranges that the guest has locked.
+    pub locks: Mutex<Locks>,
+    /// Inodes and open files. Order of mutexes: the tree before the locks before the table.
     pub table: Mutex<Table>,
     /// The guest's `sync` writes the host's file systems to disk.
     pub host_sync: AtomicBool,
@@ -205,6 +208,7 @@ impl ShareTree {
         let limit = limit.saturating_sub(RESERVED_DESCRIPTORS).max(limit / 2) as usize;
         Ok(ShareTree(Arc::new(Shared {
             tree: Mutex::new(Tree { dirs: HashMap::from([(ROOT_ID, Names::new())]), next: ROOT_ID }),
+            locks: Mutex::new(Locks::new(MAX_RANGES)),
             table: Mutex::new(Table::new(limit, MAX_INODES)),
             host_sync: AtomicBool::new(true),
             proc_self_fd,
@@ -254,7 +258,9 @@ impl ShareTree {
         let names = components(path)?;
         let mut tree = self.0.tree.lock().unwrap();
         let bind = tree.remove(&names).ok_or_else(|| ShareError::Unbound { path: path.to_owned() })?;
+        // The table first: after that no request finds an open file of the bind to lock.
         self.0.table.lock().unwrap().purge(&bind);
+        self.0.locks.lock().unwrap().purge(&bind);
         Ok(())
     }
 
@@ -277,6 +283,17 @@ impl ShareTree {
     /// Numbers of inodes and of open files that the guest holds.
     pub fn counts(&self) -> (usize, usize) {
         self.0.table.lock().unwrap().counts()
+    }
+
+    /// Numbers of owners of locks and of locked ranges.
+    #[cfg(test)]
+    pub(crate) fn lock_counts(&self) -> (usize, usize) {
+        self.0.locks.lock().unwrap().counts()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_lock_limit(&self, limit: usize) {
+        *self.0.locks.lock().unwrap() = Locks::new(limit);
     }
 
     #[cfg(test)]

@@ -5,11 +5,13 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use super::attributes::Change;
 use super::errno::{Errno, Result};
 use super::inode::Pin;
 use super::magic_link::MagicLink;
 use super::names::XattrName;
 use super::operations::Operations;
+use super::owners::Owners;
 use super::sys;
 
 /// Limit of the length of a value and of a list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
@@ -17,8 +19,11 @@ pub const MAX_VALUE: usize = 64 << 10;
 
 /// Whether the guest may use the attribute `name`.
 pub(super) fn is_open(name: &[u8]) -> bool {
-    name.starts_with(b"user.")
-        || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default")
+    name.starts_with(b"user.") || name == b"security.capability" || is_acl(name)
+}
+
+fn is_acl(name: &[u8]) -> bool {
+    matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
 impl Operations {
@@ -50,12 +55,16 @@ impl Operations {
         }
         let pin = inode.fd()?;
         let path = self.xattr_path(&pin);
-        if size == 0 {
-            return sys::getxattr(&path, name, &mut []);
-        }
         let start = value.len();
         value.resize(start + size.min(MAX_VALUE), 0);
-        let len = sys::getxattr(&path, name, &mut value[start..])?;
+        let len = match sys::getxattr(&path, name, &mut value[start..]) {
+            // The guest's kernel refuses access to a file whose ACL it cannot read, and asks file systems without ACLs.
+            Err(Errno(libc::EOPNOTSUPP)) if is_acl(name.to_bytes()) => return Err(Errno(libc::ENODATA)),
+            result => result?,
+        };
+        if size == 0 {
+            return Ok(len);
+        }
         value.truncate(start + len);
         Ok(len)
     }
@@ -95,9 +104,24 @@ impl Operations {
         }
         let pin = inode.fd()?;
         let path = self.xattr_path(&pin);
-        // Setting an ACL also changes the mode. The guest's kernel has already cleared set-group-ID if necessary.
+        // Setting an ACL also changes the mode. If the caller may not keep set-group-ID, `clear_setgid` follows.
         self.credentials().keep_setid(true);
         sys::setxattr(&path, name, value, flags)
+    }
+
+    /// Clears set-group-ID of a node, after a process has set its ACL that is not in its group.
+    pub fn clear_setgid(&mut self, node: u64) -> Result<()> {
+        let inode = self.host_node(node, libc::EROFS)?;
+        let mode = sys::fstat(inode.fd()?.as_fd())?.st_mode & 0o7777;
+        if mode & libc::S_ISGID != 0 {
+            self.setattr(node, &Change { mode: Some(mode & !libc::S_ISGID), ..Change::default() })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the guest may check POSIX ACLs: their users are those of the host.
+    pub fn has_acls(&self) -> bool {
+        self.owners == Owners::Host
     }
 
     /// Removes an extended attribute.

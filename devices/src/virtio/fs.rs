@@ -24,6 +24,7 @@ mod attr;
 mod dir;
 mod entry;
 mod file;
+mod locks;
 mod server;
 mod wire;
 pub mod worker;

@@ -70,7 +70,7 @@ fn put_node(reply: &mut Vec<u8>, nodeid: u64, attr: &Attr) {
     attr.put(reply);
 }
 
-fn attr(attributes: &Attributes) -> Attr {
+pub(super) fn attr(attributes: &Attributes) -> Attr {
     Attr {
         ino: attributes.ino,
         size: attributes.size,

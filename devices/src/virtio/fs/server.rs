@@ -25,9 +25,8 @@ const MAX_BACKGROUND: u16 = 64;
 /// The features that the server supports (FUSE_INIT).
 ///
 /// It does not support WRITEBACK_CACHE (the guest would use its own idea of size and times, and lose the host's changes
-/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (the guest's kernel manages the locks, and only the guest has
-/// processes that use them); POSIX_ACL (the guest would send a GETXATTR for each inode that is accessed by another user
-/// than its owner; ACLs are stored in any case).
+/// to an open file); POSIX_LOCKS and FLOCK_LOCKS (they would cost a request for each close, and a request that waits for
+/// each waiting process: SHARED_LOCKS takes their place, and a kernel without it keeps its locks to itself).
 const FEATURES: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -37,11 +36,14 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::READDIRPLUS_AUTO
     | init::ASYNC_DIO
     | init::PARALLEL_DIROPS
+    | init::POSIX_ACL
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
     | init::SUBMOUNTS
     | init::HANDLE_KILLPRIV_V2
-    | init::INIT_EXT;
+    | init::SETXATTR_EXT
+    | init::INIT_EXT
+    | init::SHARED_LOCKS;
 
 /// One request without its data.
 pub struct Request<'a> {
@@ -81,6 +83,8 @@ pub struct FuseServer {
     /// The guest supports FUSE_SUBMOUNTS: it makes a separate file system of each directory with that flag. A guest
     /// that does not support it, but sees the flag, would drop the directory at each revalidation.
     pub(super) submounts: bool,
+    /// SETXATTR has flags (FUSE_SETXATTR_EXT).
+    pub(super) setxattr_ext: bool,
     body: Vec<u8>,
     /// The reply under construction, header included.
     pub(super) reply: Vec<u8>,
@@ -134,7 +138,13 @@ impl FileServer for FuseServer {
 
 impl FuseServer {
     fn new(tree: &ShareTree) -> FuseServer {
-        FuseServer { share: Operations::new(tree), submounts: false, body: Vec::new(), reply: Vec::new() }
+        FuseServer {
+            share: Operations::new(tree),
+            submounts: false,
+            setxattr_ext: false,
+            body: Vec::new(),
+            reply: Vec::new(),
+        }
     }
 
     /// Reads the body of a request and executes the request.
@@ -205,9 +215,11 @@ impl FuseServer {
             op::GETXATTR => self.getxattr(request),
             op::LISTXATTR => self.listxattr(request),
             op::REMOVEXATTR => self.removexattr(request),
+            op::GETLK => self.getlk(request),
+            op::SETLK => self.setlk(request),
             // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached
-            // the host. ACCESS: the guest's kernel checks permissions. GETLK, SETLK, SETLKW: the guest's kernel manages
-            // locks. BMAP, IOCTL, POLL and DAX mappings: not supported.
+            // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP, IOCTL, POLL
+            // and DAX mappings: not supported.
             _ => Err(Errno(libc::ENOSYS)),
         }
     }
@@ -229,7 +241,11 @@ impl FuseServer {
         if theirs & init::INIT_EXT != 0 {
             theirs |= u64::from(ext.flags2) << 32;
         }
-        let ours = FEATURES & theirs;
+        let mut ours = FEATURES & theirs;
+        if !self.share.has_acls() {
+            ours &= !init::POSIX_ACL;
+        }
+        self.setxattr_ext = ours & init::SETXATTR_EXT != 0;
         self.submounts = ours & init::SUBMOUNTS != 0;
         let out = InitOut {
             major: wire::MAJOR,

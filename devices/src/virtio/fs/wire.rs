@@ -90,8 +90,13 @@ messages! {
     WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
     WriteOut { size: u32, padding: u32 }
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
-    /// Without SETXATTR_EXT, which the server does not offer.
+    /// GETLK and SETLK. `end` is the last byte; `kind` is that of fcntl(2).
+    LkIn { fh: u64, owner: u64, start: u64, end: u64, kind: u32, pid: u32, lk_flags: u32, padding: u32 }
+    /// Reply to GETLK.
+    LkOut { start: u64, end: u64, kind: u32, pid: u32 }
+    /// SETXATTR. With SETXATTR_EXT a [`SetxattrInExt`] follows.
     SetxattrIn { size: u32, flags: u32 }
+    SetxattrInExt { setxattr_flags: u32, padding: u32 }
     GetxattrIn { size: u32, padding: u32 }
     GetxattrOut { size: u32, padding: u32 }
     FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
@@ -172,11 +177,17 @@ pub mod init {
     pub const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub const ASYNC_DIO: u64 = 1 << 15;
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub const POSIX_ACL: u64 = 1 << 20;
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
     pub const SUBMOUNTS: u64 = 1 << 27;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Not of Linux but of resources/kernel/patches/fuse-locks.patch: the guest's kernel keeps all locks and asks for
+    /// each of them as well. SETLK never waits. Its reply is empty if it unlocks, otherwise an [`AttrOut`](super::AttrOut)
+    /// and an [`Attr`](super::Attr), where `AttrOut::dummy` is 1 if cached pages may be out of date.
+    pub const SHARED_LOCKS: u64 = 1 << 63;
 }
 
 /// Flags of the attributes that SETATTR changes (`FATTR_*`).
@@ -205,5 +216,9 @@ pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub const WRITE_CACHE: u32 = 1 << 0;
 /// `WriteIn::write_flags`: clear set-user-ID and set-group-ID.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// `SetxattrInExt::setxattr_flags`: the ACL clears set-group-ID.
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+/// `LkIn::lk_flags`: a lock of flock(2).
+pub const LK_FLOCK: u32 = 1 << 0;
 /// `FsyncIn::fsync_flags`: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;

@@ -1,7 +1,7 @@
 //! Requests about extended attributes.
 
 use super::server::{FuseServer, Request, take_string};
-use super::wire::{GetxattrIn, GetxattrOut, SetxattrIn};
+use super::wire::{GetxattrIn, GetxattrOut, SETXATTR_ACL_KILL_SGID, SetxattrIn, SetxattrInExt};
 use crate::share::errno::{Errno, Result};
 use crate::share::names::XattrName;
 use crate::share::xattr::MAX_VALUE;
@@ -32,13 +32,22 @@ impl FuseServer {
     pub(super) fn setxattr(&mut self, request: &Request) -> Result<()> {
         let input = SetxattrIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
         let mut body = &request.body[SetxattrIn::SIZE..];
+        let mut ext = SetxattrInExt::default();
+        if self.setxattr_ext {
+            ext = SetxattrInExt::parse(body).ok_or(Errno(libc::EINVAL))?;
+            body = &body[SetxattrInExt::SIZE..];
+        }
         let name = xattr_name(&mut body)?;
         let size = input.size as usize;
         if size > MAX_VALUE {
             return Err(Errno(libc::E2BIG));
         }
         let value = body.get(..size).ok_or(Errno(libc::EINVAL))?;
-        self.share.setxattr(request.nodeid, name, value, input.flags as i32)
+        self.share.setxattr(request.nodeid, name, value, input.flags as i32)?;
+        match ext.setxattr_flags & SETXATTR_ACL_KILL_SGID {
+            0 => Ok(()),
+            _ => self.share.clear_setgid(request.nodeid),
+        }
     }
 
     pub(super) fn removexattr(&mut self, request: &Request) -> Result<()> {

@@ -212,6 +212,9 @@ const VHOST_NET: u32 = 0x4008_af30;
 const FCNTL: [u32; 5] =
     [F_DUPFD_CLOEXEC as u32, F_GETFD as u32, F_SETFD as u32, F_GETFL as u32, F_SETFL as u32];
 
+/// Locks of ranges that the file server sets for the guest. It never waits for one.
+const RANGES: [u32; 2] = [F_OFD_GETLK as u32, F_OFD_SETLK as u32];
+
 /// The flags with which the C library starts a thread. A process is started with others.
 const THREAD: u32 = (CLONE_VM
     | CLONE_FS
@@ -284,8 +287,10 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             ioctls.extend([TCGETS2, TCSETS2, TCSETSW2, TCSETSF2].map(|number| number as u32));
         }
     }
-    if role != Role::Vcpu {
-        calls.push(when(SYS_fcntl, one_of(1, &FCNTL)));
+    match role {
+        Role::Vcpu => {}
+        Role::Files => calls.push(when(SYS_fcntl, one_of(1, &[&FCNTL[..], &RANGES].concat()))),
+        _ => calls.push(when(SYS_fcntl, one_of(1, &FCNTL))),
     }
     let fails = |number: c_long| Call { number: number as u32, rule: Rule::Fail(EACCES as u32) };
     // A panic shortens the paths of its backtrace by the working directory, and looks for its own program.

@@ -18,6 +18,7 @@ use crate::virtio::fs::wire::*;
 
 mod descriptors;
 mod files;
+mod locks;
 mod names;
 mod owners;
 mod requests;
@@ -200,8 +201,13 @@ impl Guest {
     }
 
     fn setxattr(&mut self, nodeid: u64, name: &str, value: &[u8]) -> Reply {
+        self.setxattr_with(nodeid, name, value, 0)
+    }
+
+    fn setxattr_with(&mut self, nodeid: u64, name: &str, value: &[u8], setxattr_flags: u32) -> Reply {
         let body = body(|b| {
             SetxattrIn { size: value.len() as u32, flags: 0 }.put(b);
+            SetxattrInExt { setxattr_flags, padding: 0 }.put(b);
             b.extend_from_slice(&string(name));
             b.extend_from_slice(value);
         });
@@ -240,6 +246,8 @@ fn messages_are_as_long_as_the_kernels() {
         (SetattrIn::SIZE, 88),
         (ReadIn::SIZE, 40),
         (WriteIn::SIZE, 40),
+        (LkIn::SIZE, 48),
+        (LkOut::SIZE, 24),
         (StatfsOut::SIZE + 28, 80),
         (CopyFileRangeIn::SIZE, 56),
         (Dirent::SIZE, 24),
@@ -254,8 +262,9 @@ fn init_agrees_on_features() {
     let mut guest = Guest::new();
     let out = guest.init();
     assert_eq!((out.major, out.minor, out.max_write, out.max_pages), (7, 37, 1 << 20, 256));
-    assert_eq!(u64::from(out.flags), FEATURES);
-    assert_eq!(out.flags2, 0);
+    // The users in ACLs are those of the host, which an ordinary user cannot act for.
+    let acls = if is_root() { 0 } else { init::POSIX_ACL };
+    assert_eq!(u64::from(out.flags) | u64::from(out.flags2) << 32, FEATURES & !acls);
     let old = body(|b| InitIn { major: 7, minor: 20, ..Default::default() }.put(b));
     assert_eq!(guest.call(op::INIT, 0, &old), Err(libc::EPROTO));
     let newer = body(|b| InitIn { major: 8, ..Default::default() }.put(b));

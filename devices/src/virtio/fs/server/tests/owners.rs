@@ -154,3 +154,37 @@ fn writing_kills_set_user_id_if_the_guest_says_so() {
     }
     assert_eq!(mode_after(WRITE_KILL_SUIDGID), 0o100755);
 }
+
+/// An ACL in which user 1000 has `permissions`, as an extended attribute (linux/posix_acl_xattr.h).
+fn acl(permissions: u16) -> Vec<u8> {
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (0x01, 6, u32::MAX),
+        (0x02, permissions, 1000),
+        (0x04, 4, u32::MAX),
+        (0x10, permissions | 4, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
+        value.extend_from_slice(&u16::to_le_bytes(tag));
+        value.extend_from_slice(&permissions.to_le_bytes());
+        value.extend_from_slice(&u32::to_le_bytes(id));
+    }
+    value
+}
+
+#[test]
+fn an_acl_changes_the_mode_and_clears_set_group_id_if_the_guest_says_so() {
+    const ACCESS: &str = "system.posix_acl_access";
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, _) = guest.make(rootfs, "a");
+    assert_eq!(guest.getxattr(node, ACCESS, 4096), Err(libc::ENODATA));
+    for (flags, setgid) in [(0, 0o2000), (SETXATTR_ACL_KILL_SGID, 0)] {
+        fs::set_permissions(guest.path("a"), fs::Permissions::from_mode(0o2640)).unwrap();
+        if guest.setxattr_with(node, ACCESS, &acl(7), flags) == Err(libc::EOPNOTSUPP) {
+            return;
+        }
+        assert_eq!(guest.attr(node).mode & 0o7777, 0o670 | setgid);
+        assert_eq!(guest.getxattr(node, ACCESS, 4096).unwrap(), acl(7));
+    }
+}
