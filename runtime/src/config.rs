@@ -134,6 +134,7 @@ impl RunConfig {
             memory_mib: size("memory", settings.memory.as_deref(), max_memory_mib)?,
             default_memory_mib: size("default-memory", settings.default_memory.as_deref(), max_memory_mib)?,
             max_memory_mib,
+            own_kernel: settings.kernel.is_none(),
             vcpus: settings.cpus.map(|text| vcpus("cpus", &text)).transpose()?,
             max_vcpus: settings.max_cpus.map(|text| vcpus("max-cpus", &text)).transpose()?,
             systemd_cgroup: args.engine.systemd_cgroup,

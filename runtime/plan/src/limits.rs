@@ -13,7 +13,8 @@ use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
 /// Memory of a machine without a limit if that of the host is unknown, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
-/// Maximum memory of a machine whose size nobody set, in MiB: a larger one is dearer to boot.
+/// Maximum memory in MiB of a machine whose size nobody set and whose kernel the user gives: such a kernel sets up the page
+/// structures of all memory at the boot.
 pub const UNASKED_MEMORY_MIB: u32 = 1024;
 /// Maximum number of vCPUs of a machine whose number nobody set: each further one makes the boot dearer.
 pub const UNASKED_VCPUS: u8 = 8;

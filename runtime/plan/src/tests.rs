@@ -152,10 +152,13 @@ fn a_machine_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
         vm.memory_mib
     };
     let max = VmSettings { max_memory_mib: Some(2048), ..config() };
+    let own = VmSettings { own_kernel: true, ..config() };
+    let max = VmSettings { own_kernel: true, ..max };
     let default = VmSettings { default_memory_mib: Some(512), ..config() };
     for (limit, config, host_mib, expected) in [
         (-1, &config(), 800, 800),
         (-1, &config(), 8000, limits::UNASKED_MEMORY_MIB),
+        (-1, &own, 1 << 40, limits::MAX_MEMORY_MIB),
         (-1, &config(), 3, limits::MIN_MEMORY_MIB),
         (100 << 20, &config(), 8000, 134),
         (-1, &max, 8000, 2048),

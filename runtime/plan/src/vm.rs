@@ -84,6 +84,8 @@ pub struct VmSettings {
     pub default_memory_mib: Option<u32>,
     /// Maximum guest memory in MiB.
     pub max_memory_mib: Option<u32>,
+    /// The kernel is an embedded one.
+    pub own_kernel: bool,
     pub vcpus: Option<u8>,
     /// Maximum number of vCPUs if no limit determines it.
     pub max_vcpus: Option<u8>,
@@ -146,12 +148,11 @@ impl VmPlan {
         let Inherited { limits, parameters } =
             if extended { settings.inherited.clone() } else { Inherited::default() };
         let max = settings.max_memory_mib.unwrap_or(limits::MAX_MEMORY_MIB);
+        let unasked = if settings.own_kernel { max } else { limits::UNASKED_MEMORY_MIB };
         let given = settings.memory_mib.or(settings.default_memory_mib);
         VmPlan {
             memory_mib: given.unwrap_or(limits::DEFAULT_MEMORY_MIB).min(max),
-            fill_mib: given
-                .is_none()
-                .then_some(settings.max_memory_mib.unwrap_or(limits::UNASKED_MEMORY_MIB)),
+            fill_mib: given.is_none().then_some(unasked.min(max)),
             vcpus: settings.vcpus.unwrap_or(1),
             fill_vcpus: settings
                 .vcpus
