@@ -41,7 +41,7 @@ fn sizes_counts_and_times_are_checked() {
         assert!(memory_mib("memory", text).is_err(), "{text}");
     }
     for (text, count) in [("1", Some(1)), ("32", Some(32)), ("0", None), ("33", None), ("x", None)] {
-        assert_eq!(vcpus(text).ok(), count, "{text}");
+        assert_eq!(vcpus("cpus", text).ok(), count, "{text}");
     }
     assert!(timeout("0").is_err());
     let error = memory_mib("memory", "10").unwrap_err().to_string();
