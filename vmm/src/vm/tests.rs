@@ -64,7 +64,7 @@ fn too_little_memory_names_what_is_needed() {
 }
 
 #[test]
-fn an_initramfs_lies_at_the_end_of_memory_and_an_empty_one_is_left_out() {
-    assert_eq!(plan(256, 0x1800).unwrap(), Some(RamRange { start: 0xfff_e000, len: 0x1800 }));
+fn an_initramfs_follows_the_kernel_and_an_empty_one_is_left_out() {
+    assert_eq!(plan(256, 0x1800).unwrap(), Some(RamRange { start: 0x200_0000, len: 0x1800 }));
     assert_eq!(plan(256, 0).unwrap(), None);
 }
