@@ -276,7 +276,8 @@ impl StateDir {
     /// Whether the directory belongs to an OCI container, or to the beginning of one.
     fn is_container(&self) -> bool {
         let empty = || fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none());
-        self.path.join(LOCK).exists() || empty()
+        // In this order: a claim that is in progress creates the lock in the empty directory.
+        empty() || self.path.join(LOCK).exists()
     }
 
     /// Whether an OCI container's process exists, even if it does not listen yet.

@@ -97,7 +97,8 @@ fn the_init_process_is_pid_1_of_its_namespace() {
 #[test]
 fn a_container_without_a_limit_has_the_cpus_of_the_host() {
     let cpus = |max: Option<&str>| {
-        let mut command = Bundle::sh("nproc").command();
+        let bundle = Bundle::sh("nproc");
+        let mut command = bundle.command();
         match max {
             Some(max) => command.env("VMM_MAX_CPUS", max),
             None => command.env_remove("VMM_MAX_CPUS"),
