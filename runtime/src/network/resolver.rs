@@ -213,6 +213,14 @@ mod tests {
         assert_eq!(listening(sockets), [Ipv4Addr::new(127, 0, 0, 11)]);
     }
 
+    /// Runs `carry` in a thread with the resolver's rights. A system call beyond them ends the tests.
+    fn confined<T: Send + 'static>(carry: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        thread::spawn(move || {
+            confine::enter(Role::Resolver);
+            carry()
+        })
+    }
+
     /// Returns the next answer that the guest gets.
     fn next_answer(guest: &mut UnixStream) -> (SocketAddrV4, Vec<u8>) {
         let (mut received, mut answers) = (Vec::new(), Vec::new());
@@ -230,7 +238,7 @@ mod tests {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let std::net::SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
         let (mut guest, ours) = UnixStream::pair().unwrap();
-        let carrier = thread::spawn(move || carry(ours, address));
+        let carrier = confined(move || carry(ours, address));
         let mut ask = |number| {
             let mut sent = Vec::new();
             datagram::encode(datagram::of_connection(number), b"query", &mut sent);
@@ -258,7 +266,7 @@ mod tests {
         let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let std::net::SocketAddr::V4(address) = server.local_addr().unwrap() else { unreachable!() };
         let (mut guest, ours) = UnixStream::pair().unwrap();
-        let carrier = thread::spawn(move || carry(ours, address));
+        let carrier = confined(move || carry(ours, address));
         let program = |number| SocketAddrV4::new(Ipv4Addr::LOCALHOST, number);
         let mut sent = Vec::new();
         datagram::encode(program(1), b"one", &mut sent);

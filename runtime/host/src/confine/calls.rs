@@ -270,6 +270,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.extend(RESOLVER.map(always));
             calls.push(end);
             calls.push(when(SYS_socket, one_of(0, &[AF_INET as u32])));
+            ioctls.push(FIONBIO as u32);
         }
         Role::Main | Role::Network | Role::Pod => {
             calls.extend(MAIN.map(always));
