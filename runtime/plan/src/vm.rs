@@ -245,7 +245,7 @@ fn host_cgroup(bundle: &Bundle, id: &str, systemd: bool) -> Result<Option<HostCg
 
 /// Parameters of every boot: a trusted TSC without calibration, no crypto self-tests, the CPU's random numbers trusted so
 /// that no process waits for entropy, no 64 MiB reserved for devices that cannot address memory above 4 GiB, and an
-/// immediate reset after a panic by a method that this machine supports. Each word costs the boot 30,000 instructions.
+/// immediate reset after a panic by a method that this machine supports. Each word costs the boot some 40,000 instructions.
 const CMDLINE: &str =
     "reboot=k panic=-1 noreplace-smp tsc=reliable cryptomgr.notests random.trust_cpu=on swiotlb=noforce";
 
