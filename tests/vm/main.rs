@@ -5,6 +5,7 @@ mod boots;
 mod cgroup;
 mod clock;
 mod confinement;
+mod ending;
 mod faults;
 mod files;
 mod foreground;

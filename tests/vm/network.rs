@@ -91,7 +91,7 @@ impl Nets {
     }
 
     /// Taps and queueing disciplines of `vmm` in the pod's namespace.
-    fn traces(&self) -> String {
+    pub(crate) fn traces(&self) -> String {
         let list = |tool: &str, words: &[&str]| {
             let mut command = Command::new("ip");
             check_output(command.args(["netns", "exec", &self.pod, tool]).args(words))

@@ -10,42 +10,32 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::checkout::{target_dir, top};
-use crate::executable::static_program;
-use crate::host::{self, Clock, Host};
-use crate::steps::{output, run, say};
-use crate::{apt, bundle, kernel, newc, program};
+use crate::host::Host;
+use crate::newc;
+use crate::steps::run;
 
+mod boot;
 mod docker;
 mod plot;
 mod series;
 mod streams;
 
+use boot::{BootArgs, RateArgs, ShapeArgs};
 use docker::DockerArgs;
-use series::Series;
 use streams::StreamsArgs;
 
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Cold boots, compared with QEMU's microvm machine, runc and crun
+    /// Cold boots, compared with runc, crun, QEMU's microvm machine and other monitors
     Boot(BootArgs),
+    /// Many starts, in a row and at once, compared with runc and crun
+    Rate(RateArgs),
+    /// Cold boots over memory and vCPUs, compared with other monitors
+    Shape(ShapeArgs),
     /// Bytes, messages and exec processes, compared with pipes and runc
     Streams(StreamsArgs),
     /// Containers of Docker with vmm and with runc: time, memory, files and network
     Docker(DockerArgs),
-}
-
-/// Options for measuring boots.
-#[derive(clap::Args)]
-pub struct BootArgs {
-    /// Clock: seconds, or instructions (in the emulated KVM host)
-    #[arg(long, value_enum, default_value = "instructions")]
-    clock: ClockArg,
-    /// Boots of each contender
-    #[arg(long, default_value_t = 10)]
-    runs: usize,
-    /// Another `vmm` program to measure in the same run, such as that of an earlier commit
-    #[arg(long, value_name = "PROGRAM")]
-    against: Option<PathBuf>,
 }
 
 /// Name of a clock on the command line.
@@ -55,57 +45,25 @@ enum ClockArg {
     Instructions,
 }
 
+impl ClockArg {
+    /// Unit of the times that a bench reports as milliseconds.
+    fn unit(self) -> &'static str {
+        match self {
+            ClockArg::Wall => "ms",
+            ClockArg::Instructions => "million instructions",
+        }
+    }
+}
+
 /// Runs the bench, prints its table, and writes JSON and a plot.
 pub fn bench(which: &Bench) -> anyhow::Result<()> {
     match which {
-        Bench::Boot(args) => boot(args),
+        Bench::Boot(args) => boot::boot(args),
+        Bench::Rate(args) => boot::rate(args),
+        Bench::Shape(args) => boot::shape(args),
         Bench::Streams(args) => streams::streams(args),
         Bench::Docker(args) => docker::docker(args),
     }
-}
-
-fn boot(args: &BootArgs) -> anyhow::Result<()> {
-    ensure!(args.runs > 0, "--runs is 0");
-    apt::install(&["runc", "crun", "gcc", "qemu-system-x86"])?;
-    let program = program::program()?;
-    let bundle = bundle::busybox(&program, &["echo", "hello"])?;
-    let bench = static_program("tests", "boot-bench")?;
-    let mut words = vec![
-        "bash".to_owned(),
-        top().join("tests/bench/boot.sh").display().to_string(),
-        bench.display().to_string(),
-        program.display().to_string(),
-        bundle.display().to_string(),
-        kernel::kernel(kernel::Variant::Base)?.vmlinux.display().to_string(),
-        trivial_initramfs()?,
-        args.runs.to_string(),
-    ];
-    if let Some(other) = &args.against {
-        let other = other.canonicalize().with_context(|| format!("resolve {}", other.display()))?;
-        words.push(other.display().to_string());
-    }
-    say(&format!("booting each contender {} times in turn", args.runs));
-    let text = match args.clock {
-        ClockArg::Wall if host::kvm_usable() => output(Command::new(&words[0]).args(&words[1..]))?,
-        clock => {
-            let counted = clock == ClockArg::Instructions;
-            let host = Host::new().clock(if counted { Clock::Instructions } else { Clock::Wall });
-            // The contenders read files through 9p; staged files do not add its latency to the result.
-            report_in(&host.memory(4096).deadline(3600).stage_opened(counted), &words)?
-        }
-    };
-    let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
-    let unit = if args.clock == ClockArg::Wall { "ms" } else { "million instructions" };
-    let series = series::read(&report)?;
-    print!("{}", series::table(&series, unit));
-    write_reports(&series, unit, args)
-}
-
-/// Writes the samples as JSON and the medians as a plot.
-fn write_reports(series: &[Series], unit: &str, args: &BootArgs) -> anyhow::Result<()> {
-    let name = format!("boot-{:?}", args.clock).to_lowercase();
-    write_report(&format!("{name}.json"), &series::json(series, unit).to_string())?;
-    write_report(&format!("{name}.svg"), &plot::bars(series, unit))
 }
 
 /// Writes a report to `target/bench` and prints its path.
@@ -154,8 +112,8 @@ fn report_in<S: AsRef<OsStr>>(host: &Host, words: &[S]) -> anyhow::Result<String
     String::from_utf8(done.stdout).context("decode the bench's report")
 }
 
-/// Returns the path of an initramfs for the other VMMs. Its init prints one line and resets the machine.
-fn trivial_initramfs() -> anyhow::Result<String> {
+/// Returns the path of an initramfs for the other monitors. Its init prints one line and resets the machine.
+fn trivial_initramfs() -> anyhow::Result<PathBuf> {
     let init = folder()?.join("init");
     let flags = ["-static", "-nostdlib", "-O2", "-s", "-fno-stack-protector", "-o"];
     run(Command::new("cc").args(flags).arg(&init).arg(top().join("tests/bench/init.c")))?;
@@ -163,7 +121,7 @@ fn trivial_initramfs() -> anyhow::Result<String> {
 }
 
 /// Writes an initramfs with the executable `program` as `name`. Returns its path.
-fn write_initramfs(file: &str, name: &str, program: &Path) -> anyhow::Result<String> {
+fn write_initramfs(file: &str, name: &str, program: &Path) -> anyhow::Result<PathBuf> {
     let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
     let mut archive = Vec::new();
     newc::append(&mut archive, "dev", 0o040_755, &[]);
@@ -171,5 +129,5 @@ fn write_initramfs(file: &str, name: &str, program: &Path) -> anyhow::Result<Str
     newc::append_node(&mut archive, "dev/console", 0o020_600, (5, 1));
     newc::append(&mut archive, name, 0o100_755, &bytes);
     newc::finish(&mut archive);
-    Ok(write_file(file, &archive)?.display().to_string())
+    write_file(file, &archive)
 }

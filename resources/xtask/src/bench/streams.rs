@@ -1,6 +1,7 @@
 //! `cargo xtask bench streams`: bytes, messages and exec processes, compared with pipes and runc.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -46,7 +47,7 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
         bundle.display().to_string(),
         kernel::kernel(kernel::Variant::Base)?.vmlinux.display().to_string(),
         initramfs_with_busybox()?,
-        echo_initramfs()?,
+        echo_initramfs()?.display().to_string(),
         args.mib.to_string(),
         args.runs.to_string(),
         ROUND_TRIPS.to_string(),
@@ -83,6 +84,6 @@ fn initramfs_with_busybox() -> anyhow::Result<String> {
 }
 
 /// Returns the path of an initramfs whose PID 1 echoes its input.
-fn echo_initramfs() -> anyhow::Result<String> {
+fn echo_initramfs() -> anyhow::Result<PathBuf> {
     write_initramfs("echo.cpio", "guest", &static_program("tests", "guest")?)
 }
