@@ -1,8 +1,10 @@
 //! The kernel's source: Debian's package, downloaded by apt, which checks its signature, unpacked and patched.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
 
@@ -45,10 +47,21 @@ impl Source {
         let tree = cache.join("source");
         let mark = tree.join(".version");
         let patched = format!("{} {}", self.version, patches.digest());
-        match fs::read_to_string(&mark) {
-            Ok(found) if found == patched => return Ok(tree),
-            Ok(found) if found == self.version => {}
-            _ => self.replace(cache, &tree, &mark)?,
+        let before = fs::read_to_string(&mark).unwrap_or_default();
+        if before == patched {
+            return Ok(tree);
+        }
+        // The tree with other patches, whose objects are still good for every file that stays as it was.
+        let other = before.strip_prefix(&format!("{} ", self.version)).map(|_| cache.join("source-before"));
+        if let Some(other) = &other {
+            remove(other)?;
+            fs::rename(&tree, other).with_context(|| format!("rename {}", tree.display()))?;
+        }
+        if before != self.version {
+            if other.is_none() {
+                remove_all(cache)?;
+            }
+            self.unpack_original(cache, &tree, &mark)?;
         }
         // After an interruption a partly patched tree must not have a mark.
         fs::remove_file(&mark).with_context(|| format!("remove {}", mark.display()))?;
@@ -57,15 +70,16 @@ impl Source {
             let text = File::open(patch).with_context(|| format!("open {}", patch.display()))?;
             run_aside(Command::new("patch").arg("-d").arg(&tree).args(["-p1", "--forward"]).stdin(text))?;
         }
+        if let Some(other) = other {
+            keep_times(&tree, &other)?;
+            remove(&other)?;
+        }
         fs::write(&mark, patched).with_context(|| format!("write {}", mark.display()))?;
         Ok(tree)
     }
 
-    /// Replaces the tree by Debian's unpatched tree.
-    fn replace(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
-        for folder in ["source", "objects", "objects-full"] {
-            remove(&cache.join(folder))?;
-        }
+    /// Unpacks Debian's tree.
+    fn unpack_original(&self, cache: &Path, tree: &Path, mark: &Path) -> anyhow::Result<()> {
         let package = self.download(cache)?;
         eprintln!("kernel: unpacking {PACKAGE} {}", self.version);
         fs::create_dir(tree).with_context(|| format!("create {}", tree.display()))?;
@@ -102,6 +116,32 @@ impl Source {
     }
 }
 
+/// Gives the files of `tree` times by which `make` compiles those that differ from the tree `other` and no more: its times
+/// to files with the same contents, and the present time to the rest.
+fn keep_times(tree: &Path, other: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(other).with_context(|| format!("list {}", other.display()))? {
+        let entry = entry.with_context(|| format!("list {}", other.display()))?;
+        let (old, new) = (entry.path(), tree.join(entry.file_name()));
+        let kind = entry.file_type().with_context(|| format!("look at {}", old.display()))?;
+        if kind.is_dir() && new.is_dir() {
+            keep_times(&new, &old)?;
+        } else if kind.is_file() && new.is_file() {
+            keep_time(&new, &old).with_context(|| format!("set the time of {}", new.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn keep_time(new: &Path, old: &Path) -> io::Result<()> {
+    let [before, now] = [fs::metadata(old)?.modified()?, fs::metadata(new)?.modified()?];
+    // Patches change a file's time.
+    if before == now {
+        return Ok(());
+    }
+    let time = if fs::read(new)? == fs::read(old)? { before } else { SystemTime::now() };
+    File::options().write(true).open(new)?.set_modified(time)
+}
+
 /// Returns the version of the package in apt's lists.
 fn candidate() -> anyhow::Result<Option<String>> {
     let output = Command::new("apt-cache").args(["policy", PACKAGE]).env("LC_ALL", "C").output();
@@ -115,6 +155,13 @@ fn candidate_in(policy: &str) -> Option<String> {
     (version != "(none)").then(|| version.to_string())
 }
 
+/// Removes the tree and the objects of another version.
+fn remove_all(cache: &Path) -> anyhow::Result<()> {
+    ["source", "source-before", "objects", "objects-full"]
+        .iter()
+        .try_for_each(|name| remove(&cache.join(name)))
+}
+
 fn remove(folder: &Path) -> anyhow::Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
@@ -124,7 +171,34 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn files_with_the_same_contents_keep_their_times() {
+        let folder = tempfile::tempdir().unwrap();
+        let [new, old] = ["new", "old"].map(|name| folder.path().join(name));
+        for (tree, changed) in [(&new, "1"), (&old, "2")] {
+            fs::create_dir_all(tree.join("deep")).unwrap();
+            fs::write(tree.join("deep/same"), "").unwrap();
+            fs::write(tree.join("changed"), changed).unwrap();
+        }
+        fs::write(new.join("added"), "").unwrap();
+        let set = |tree: &Path, name: &str, seconds: u64| {
+            let file = File::options().write(true).open(tree.join(name)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        };
+        set(&old, "deep/same", 1000);
+        set(&old, "changed", 1000);
+        // The tree without the patch that changed it, with the time that it has in the archive.
+        set(&new, "changed", 500);
+        keep_times(&new, &old).unwrap();
+        let time = |name: &str| fs::metadata(new.join(name)).unwrap().modified().unwrap();
+        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(time("deep/same"), past);
+        assert!(time("changed") > past && time("added") > past);
+    }
 
     #[test]
     fn the_candidate_of_apt_cache_policy_is_parsed() {
