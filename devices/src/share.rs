@@ -6,7 +6,7 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `dir`, `attributes`, `xattr`,
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `lock_table`, `dir`, `attributes`, `xattr`,
 //! `table`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
 
 pub(crate) mod attributes;
@@ -20,6 +20,7 @@ pub(crate) mod file;
 pub(crate) mod handle;
 pub(crate) mod identity;
 pub(crate) mod inode;
+mod lock_table;
 pub(crate) mod locks;
 mod magic_link;
 pub(crate) mod names;

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 
 use super::bind::{Bind, Terms, own_mount};
 use super::errno::{Errno, Result};
-use super::locks::{Locks, MAX_RANGES};
+use super::lock_table::{Locks, MAX_RANGES};
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, ROOT_ID, Table};
 
