@@ -1,9 +1,11 @@
 //! Translates mount(8)'s option words to mount(2)'s arguments (config.md, "Mounts"; runc's table of options).
 
 use libc::{
-    MS_BIND, MS_DIRSYNC, MS_I_VERSION, MS_LAZYTIME, MS_MANDLOCK, MS_NOATIME, MS_NODEV, MS_NODIRATIME,
-    MS_NOEXEC, MS_NOSUID, MS_POSIXACL, MS_PRIVATE, MS_RDONLY, MS_REC, MS_RELATIME, MS_REMOUNT, MS_SHARED,
-    MS_SILENT, MS_SLAVE, MS_STRICTATIME, MS_SYNCHRONOUS, MS_UNBINDABLE,
+    MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MOUNT_ATTR_RELATIME,
+    MOUNT_ATTR_STRICTATIME, MS_BIND, MS_DIRSYNC, MS_I_VERSION, MS_LAZYTIME, MS_MANDLOCK, MS_NOATIME,
+    MS_NODEV, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_POSIXACL, MS_PRIVATE, MS_RDONLY, MS_REC, MS_RELATIME,
+    MS_REMOUNT, MS_SHARED, MS_SILENT, MS_SLAVE, MS_STRICTATIME, MS_SYNCHRONOUS, MS_UNBINDABLE,
 };
 
 /// From linux/mount.h; libc does not define it.
@@ -65,41 +67,26 @@ const FLAGS: [(&str, bool, u64); 35] = [
     ("sync", true, MS_SYNCHRONOUS),
 ];
 
-/// Attributes of mount_setattr(2).
-mod attr {
-    pub(super) const RDONLY: u64 = 1;
-    pub(super) const NOSUID: u64 = 2;
-    pub(super) const NODEV: u64 = 4;
-    pub(super) const NOEXEC: u64 = 8;
-    /// Mask of the access-time attributes, of which the following three are values.
-    pub(super) const ACCESS_TIME: u64 = 0x70;
-    pub(super) const RELATIME: u64 = 0;
-    pub(super) const NOATIME: u64 = 0x10;
-    pub(super) const STRICTATIME: u64 = 0x20;
-    pub(super) const NODIRATIME: u64 = 0x80;
-    pub(super) const NOSYMFOLLOW: u64 = 0x20_0000;
-}
-
 /// Words that set (`true`) or clear (`false`) attributes of a mount and of all mounts below it.
 const RECURSIVE: [(&str, bool, u64); 18] = [
-    ("ratime", false, attr::ACCESS_TIME),
-    ("rdev", false, attr::NODEV),
-    ("rdiratime", false, attr::NODIRATIME),
-    ("rexec", false, attr::NOEXEC),
-    ("rnoatime", true, attr::NOATIME),
-    ("rnodev", true, attr::NODEV),
-    ("rnodiratime", true, attr::NODIRATIME),
-    ("rnoexec", true, attr::NOEXEC),
-    ("rnorelatime", false, attr::ACCESS_TIME),
-    ("rnostrictatime", false, attr::ACCESS_TIME),
-    ("rnosuid", true, attr::NOSUID),
-    ("rnosymfollow", true, attr::NOSYMFOLLOW),
-    ("rrelatime", true, attr::RELATIME),
-    ("rro", true, attr::RDONLY),
-    ("rrw", false, attr::RDONLY),
-    ("rstrictatime", true, attr::STRICTATIME),
-    ("rsuid", false, attr::NOSUID),
-    ("rsymfollow", false, attr::NOSYMFOLLOW),
+    ("ratime", false, MOUNT_ATTR__ATIME),
+    ("rdev", false, MOUNT_ATTR_NODEV),
+    ("rdiratime", false, MOUNT_ATTR_NODIRATIME),
+    ("rexec", false, MOUNT_ATTR_NOEXEC),
+    ("rnoatime", true, MOUNT_ATTR_NOATIME),
+    ("rnodev", true, MOUNT_ATTR_NODEV),
+    ("rnodiratime", true, MOUNT_ATTR_NODIRATIME),
+    ("rnoexec", true, MOUNT_ATTR_NOEXEC),
+    ("rnorelatime", false, MOUNT_ATTR__ATIME),
+    ("rnostrictatime", false, MOUNT_ATTR__ATIME),
+    ("rnosuid", true, MOUNT_ATTR_NOSUID),
+    ("rnosymfollow", true, MOUNT_ATTR_NOSYMFOLLOW),
+    ("rrelatime", true, MOUNT_ATTR_RELATIME),
+    ("rro", true, MOUNT_ATTR_RDONLY),
+    ("rrw", false, MOUNT_ATTR_RDONLY),
+    ("rstrictatime", true, MOUNT_ATTR_STRICTATIME),
+    ("rsuid", false, MOUNT_ATTR_NOSUID),
+    ("rsymfollow", false, MOUNT_ATTR_NOSYMFOLLOW),
 ];
 
 const PROPAGATION: [(&str, u64); 8] = [
@@ -156,9 +143,9 @@ impl MountOptions {
     }
 
     fn change(&mut self, set: bool, attribute: u64) {
-        // The access-time attributes are values of one field: a new value first clears the old one.
-        let access_time = attribute & !attr::ACCESS_TIME == 0;
-        let bits = if access_time { attr::ACCESS_TIME } else { attribute };
+        // Attributes in the mask of the access time are values of one field: a new value first clears the old one.
+        let access_time = attribute & !MOUNT_ATTR__ATIME == 0;
+        let bits = if access_time { MOUNT_ATTR__ATIME } else { attribute };
         self.recursive_set &= !bits;
         self.recursive_clear &= !bits;
         if set {
@@ -170,7 +157,7 @@ impl MountOptions {
     }
 
     pub fn read_only(&self) -> bool {
-        self.flags & MS_RDONLY != 0 || self.recursive_set & attr::RDONLY != 0
+        self.flags & MS_RDONLY != 0 || self.recursive_set & MOUNT_ATTR_RDONLY != 0
     }
 }
 
