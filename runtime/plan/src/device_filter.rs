@@ -8,11 +8,10 @@
 use std::fmt;
 
 use agent_proto::payload::DEVICE_RULES_MAX;
-
 use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 
-use crate::device_rules::{self, Kind, Rule, access};
+use crate::device_rules::{self, Kind, Rule, access, character};
 
 /// JSON path of the rules.
 const PATH: &str = "linux.resources.devices";
@@ -21,54 +20,42 @@ const LETTERS: [(u8, char); 3] = [(access::READ, 'r'), (access::WRITE, 'w'), (ac
 
 /// Devices that every container can use. The list is runc's (libcontainer/specconv, `AllowedDevices`). Like runc, [`rules`]
 /// appends it to the bundle's rules, so a bundle cannot deny these devices.
-const DEFAULTS: [Devices; 10] = [
+const DEFAULTS: [Rule; 10] = [
     // mknod(2) of every device; opening the node needs another rule.
-    Devices { kind: 'c', major: None, minor: None, access: access::MAKE },
-    Devices { kind: 'b', major: None, minor: None, access: access::MAKE },
+    Rule { allow: true, kind: Some(Kind::Character), major: None, minor: None, access: access::MAKE },
+    Rule { allow: true, kind: Some(Kind::Block), major: None, minor: None, access: access::MAKE },
     // null, zero, full, random, urandom.
-    device(1, 3),
-    device(1, 5),
-    device(1, 7),
-    device(1, 8),
-    device(1, 9),
+    character(1, Some(3)),
+    character(1, Some(5)),
+    character(1, Some(7)),
+    character(1, Some(8)),
+    character(1, Some(9)),
     // tty, ptmx, pseudo-terminals.
-    device(5, 0),
-    device(5, 2),
-    Devices { kind: 'c', major: Some(136), minor: None, access: access::ALL },
+    character(5, Some(0)),
+    character(5, Some(2)),
+    character(136, None),
 ];
 
-const fn device(major: u32, minor: u32) -> Devices {
-    Devices { kind: 'c', major: Some(major), minor: Some(minor), access: access::ALL }
-}
-
-/// Access to a set of devices. `None` stands for every number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Devices {
-    /// `c` or `b`.
-    kind: char,
-    major: Option<u32>,
-    minor: Option<u32>,
-    access: u8,
-}
-
-impl fmt::Display for Devices {
+/// The devices of a rule and the access to them in the form of the controller, such as `c 1:3 rw`.
+impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.kind == Some(Kind::Block) { 'b' } else { 'c' };
         let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
         let letters = LETTERS.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter);
         let (major, minor) = (number(self.major), number(self.minor));
-        write!(f, "{} {major}:{minor} {}", self.kind, letters.collect::<String>())
+        write!(f, "{kind} {major}:{minor} {}", letters.collect::<String>())
     }
 }
 
-impl Devices {
-    /// Whether the set contains every device of `other`; ignores the access.
-    fn include(&self, other: &Devices) -> bool {
+impl Rule {
+    /// Whether the rule is about every device of `other`; ignores the access.
+    fn includes(&self, other: &Rule) -> bool {
         let number = |ours: Option<u32>, theirs: Option<u32>| ours.is_none() || ours == theirs;
         self.kind == other.kind && number(self.major, other.major) && number(self.minor, other.minor)
     }
 
-    /// Whether the set and `other` have a device in common; ignores the access.
-    fn meet(&self, other: &Devices) -> bool {
+    /// Whether the rule and `other` are about a common device; ignores the access.
+    fn meets(&self, other: &Rule) -> bool {
         let number = |ours: Option<u32>, theirs: Option<u32>| {
             ours.zip(theirs).is_none_or(|(ours, theirs)| ours == theirs)
         };
@@ -78,9 +65,10 @@ impl Devices {
 
 /// The state of the kernel's controller.
 struct Filter {
-    /// The default; the exceptions have the opposite effect.
+    /// The default.
     allow: bool,
-    exceptions: Vec<Devices>,
+    /// Rules with the opposite effect, each for one kind of device.
+    exceptions: Vec<Rule>,
 }
 
 /// Returns the rules for the container's cgroup in the agent's form ([`agent_proto::payload::OciContainer::device_rules`]).
@@ -88,18 +76,16 @@ struct Filter {
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<String>> {
     let mut filter = Filter { allow: false, exceptions: Vec::new() };
     for (index, rule) in device_rules::of_bundle(given)?.iter().enumerate() {
-        filter
-            .apply(rule)
-            .map_err(|(devices, within)| cut(&format!("{PATH}[{index}]"), &devices, &within))?;
+        filter.apply(rule).map_err(|(rule, within)| cut(&format!("{PATH}[{index}]"), &rule, &within))?;
     }
-    for devices in DEFAULTS {
-        filter.set(true, devices).map_err(|within| cut(PATH, &devices, &within))?;
+    for rule in DEFAULTS {
+        filter.set(rule).map_err(|within| cut(PATH, &rule, &within))?;
     }
     if filter.allow && filter.exceptions.is_empty() {
         return Ok(Vec::new());
     }
     let (default, exception) = if filter.allow { ("allow", "deny") } else { ("deny", "allow") };
-    let exceptions = filter.exceptions.iter().map(|devices| format!("{exception} {devices}"));
+    let exceptions = filter.exceptions.iter().map(|rule| format!("{exception} {rule}"));
     let rules: Vec<String> = std::iter::once(format!("{default} a")).chain(exceptions).collect();
     if rules.len() > DEVICE_RULES_MAX {
         return Err(invalid(PATH, format!("limit of {DEVICE_RULES_MAX} rules exceeded")));
@@ -107,53 +93,45 @@ pub fn rules(given: &[DeviceRule]) -> Result<Vec<String>> {
     Ok(rules)
 }
 
-/// Returns the error for a rule about `devices`, which are only a part of the exception `within`.
-fn cut(at: &str, devices: &Devices, within: &Devices) -> BundleError {
-    unsupported(
-        at,
-        format!("{devices} is only a part of {within}, which an earlier rule excepts from the default"),
-    )
+/// Returns the error for a rule whose devices are only a part of the exception `within`.
+fn cut(at: &str, rule: &Rule, within: &Rule) -> BundleError {
+    let why = format!("{rule} is only a part of {within}, which an earlier rule excepts from the default");
+    unsupported(at, why)
 }
 
 impl Filter {
-    /// Takes a rule; the error is what it would have to be cut out of.
-    fn apply(&mut self, rule: &Rule) -> Result<(), (Devices, Devices)> {
-        let Rule { allow, kind, major, minor, access } = *rule;
-        if (kind, major, minor, access) == (None, None, None, access::ALL) {
-            *self = Filter { allow, exceptions: Vec::new() };
+    /// Takes a rule. Fails with the rule for one kind of device, and the exception of which it is only a part.
+    fn apply(&mut self, rule: &Rule) -> Result<(), (Rule, Rule)> {
+        if (rule.kind, rule.major, rule.minor, rule.access) == (None, None, None, access::ALL) {
+            *self = Filter { allow: rule.allow, exceptions: Vec::new() };
             return Ok(());
         }
-        let kinds: &[char] = match kind {
-            None => &['c', 'b'],
-            Some(Kind::Character) => &['c'],
-            Some(Kind::Block) => &['b'],
-        };
-        for kind in kinds {
-            let devices = Devices { kind: *kind, major, minor, access };
-            self.set(allow, devices).map_err(|within| (devices, within))?;
-        }
-        Ok(())
+        let kinds = rule.kind.map_or(vec![Kind::Character, Kind::Block], |kind| vec![kind]);
+        kinds
+            .into_iter()
+            .map(|kind| Rule { kind: Some(kind), ..*rule })
+            .try_for_each(|rule| self.set(rule).map_err(|within| (rule, within)))
     }
 
-    /// Allows or denies `devices`. Fails with the exception of which `devices` are only a part.
-    fn set(&mut self, allow: bool, devices: Devices) -> Result<(), Devices> {
-        if allow == self.allow {
-            return self.take(&devices);
+    /// Takes a rule for one kind of device. Fails with the exception of which it is only a part.
+    fn set(&mut self, rule: Rule) -> Result<(), Rule> {
+        if rule.allow == self.allow {
+            return self.take(&rule);
         }
-        let same = |known: &&mut Devices| known.include(&devices) && devices.include(known);
+        let same = |known: &&mut Rule| known.includes(&rule) && rule.includes(known);
         match self.exceptions.iter_mut().find(same) {
-            Some(known) => known.access |= devices.access,
-            None => self.exceptions.push(devices),
+            Some(known) => known.access |= rule.access,
+            None => self.exceptions.push(rule),
         }
         Ok(())
     }
 
-    /// Removes `devices` from the exceptions.
-    fn take(&mut self, devices: &Devices) -> Result<(), Devices> {
+    /// Removes a rule's devices from the exceptions.
+    fn take(&mut self, rule: &Rule) -> Result<(), Rule> {
         for known in &mut self.exceptions {
-            if devices.include(known) {
-                known.access &= !devices.access;
-            } else if devices.meet(known) && devices.access & known.access != 0 {
+            if rule.includes(known) {
+                known.access &= !rule.access;
+            } else if rule.meets(known) && rule.access & known.access != 0 {
                 return Err(*known);
             }
         }

@@ -1,5 +1,5 @@
 //! Translates `linux.resources.devices` to rules with one notation for "all" (config-linux.md, "Allowed Device list").
-//! This module only evaluates rules; their users decide about access to devices.
+//! Their users decide about access to devices.
 //!
 //! As with runc the last matching rule decides, and the rules for devices that every container may use follow the
 //! bundle's. Unlike with runc a container may not create all nodes: runc's `c *:* m` and `b *:* m` are missing here,
@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 /// A rule for devices. A field of `None` matches all devices.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub allow: bool,
     pub kind: Option<Kind>,
@@ -35,19 +35,26 @@ pub struct Rule {
     pub access: u8,
 }
 
-/// Devices that every container may use, by number: null, zero, full, random, urandom, tty, console, ptmx.
-const EVERYBODY_S: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+/// Devices that every container may use: null, zero, full, random, urandom, tty, console, ptmx.
+const USUAL: [Rule; 8] = [
+    character(1, Some(3)),
+    character(1, Some(5)),
+    character(1, Some(7)),
+    character(1, Some(8)),
+    character(1, Some(9)),
+    character(5, Some(0)),
+    character(5, Some(1)),
+    character(5, Some(2)),
+];
+
+/// Returns the rule that allows a character device, or all with this major number.
+pub const fn character(major: u32, minor: Option<u32>) -> Rule {
+    Rule { allow: true, kind: Some(Kind::Character), major: Some(major), minor, access: access::ALL }
+}
 
 /// Returns the rules in order: those of the bundle, then those for devices that every container may use.
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<Rule>> {
-    let everybody_s = EVERYBODY_S.map(|(major, minor)| Rule {
-        allow: true,
-        kind: Some(Kind::Character),
-        major: Some(major),
-        minor: Some(minor),
-        access: access::ALL,
-    });
-    Ok(of_bundle(given)?.into_iter().chain(everybody_s).collect())
+    Ok(of_bundle(given)?.into_iter().chain(USUAL).collect())
 }
 
 /// Returns only the rules of the bundle.
@@ -82,23 +89,23 @@ fn parse(index: usize, rule: &DeviceRule) -> Result<Rule> {
     Ok(Rule { allow: rule.allow, kind, major, minor, access: bits })
 }
 
-/// Whether the rules allow all bits of `access` to a device. Without a matching rule they do not.
-pub fn allow(rules: &[Rule], (kind, major, minor): (Kind, u32, u32), access: u8) -> bool {
-    let names = |rule: &&Rule, bit: u8| {
-        rule.access & bit != 0
-            && rule.kind.is_none_or(|own| own == kind)
-            && rule.major.is_none_or(|own| own == major)
-            && rule.minor.is_none_or(|own| own == minor)
-    };
-    [access::READ, access::WRITE, access::MAKE]
-        .into_iter()
-        .filter(|bit| access & bit != 0)
-        .all(|bit| rules.iter().rfind(|rule| names(rule, bit)).is_some_and(|rule| rule.allow))
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Whether the rules allow all bits of `access` to a device. Without a matching rule they do not.
+    pub fn allow(rules: &[Rule], (kind, major, minor): (Kind, u32, u32), access: u8) -> bool {
+        let names = |rule: &&Rule, bit: u8| {
+            rule.access & bit != 0
+                && rule.kind.is_none_or(|own| own == kind)
+                && rule.major.is_none_or(|own| own == major)
+                && rule.minor.is_none_or(|own| own == minor)
+        };
+        [access::READ, access::WRITE, access::MAKE]
+            .into_iter()
+            .filter(|bit| access & bit != 0)
+            .all(|bit| rules.iter().rfind(|rule| names(rule, bit)).is_some_and(|rule| rule.allow))
+    }
 
     fn parsed(json: serde_json::Value) -> Result<Vec<Rule>> {
         rules(&serde_json::from_value::<Vec<DeviceRule>>(json).unwrap())

@@ -245,7 +245,7 @@ mod tests {
             ((Kind::Character, 1, 3), true),
             ((Kind::Character, 1, 1), false),
         ] {
-            assert_eq!(device_rules::allow(&rules, device, access::MAKE), allowed, "{device:?}");
+            assert_eq!(device_rules::tests::allow(&rules, device, access::MAKE), allowed, "{device:?}");
         }
     }
 
@@ -261,7 +261,7 @@ mod tests {
         ] {
             let mut rules = Vec::new();
             allow_made(&mut rules, &made, mounts);
-            let makes = |kind| device_rules::allow(&rules, (kind, 10, 229), access::MAKE);
+            let makes = |kind| device_rules::tests::allow(&rules, (kind, 10, 229), access::MAKE);
             assert_eq!((makes(Kind::Character), makes(Kind::Block)), (allowed, false), "{mounts:?}");
         }
     }

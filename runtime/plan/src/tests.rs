@@ -6,7 +6,8 @@ use oci::bundle::Bundle;
 use oci::error::Result;
 use oci::spec::ConsoleSize;
 
-use super::device_rules::{Kind, access, allow};
+use super::device_rules::tests::allow;
+use super::device_rules::{Kind, access};
 use super::vm::{Host, Kernel};
 use super::*;
 
