@@ -4,54 +4,11 @@ use std::collections::BTreeSet;
 
 use agent_proto::payload::Capabilities as Masks;
 use oci::spec::Capabilities;
+use rustix::thread::CapabilitySet;
 
-/// Names in bit order, without `CAP_`.
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
+/// Returns the names in the order of their bits.
 pub fn names() -> impl Iterator<Item = String> {
-    NAMES.iter().map(|name| format!("CAP_{name}"))
+    CapabilitySet::all().iter_names().map(|(name, _)| format!("CAP_{name}"))
 }
 
 /// Returns the names in `sets` that the kernel does not know. They are ignored with a warning, as the specification
@@ -67,7 +24,7 @@ pub fn unknown(sets: &Capabilities) -> Vec<&str> {
 pub fn not_raised(sets: &Capabilities) -> Vec<&str> {
     let refused = mask(&sets.ambient) & !raisable(sets);
     let names = sets.ambient.iter().map(String::as_str);
-    names.filter(|name| bit(name).is_some_and(|bit| refused & 1 << bit != 0)).collect()
+    names.filter(|name| bit(name).is_some_and(|bit| refused & bit != 0)).collect()
 }
 
 /// Returns the five masks. A process without `capabilities` has none, as with runc. Ambient capabilities that the
@@ -88,12 +45,11 @@ fn raisable(sets: &Capabilities) -> u64 {
 }
 
 fn mask(names: &[String]) -> u64 {
-    names.iter().filter_map(|name| bit(name)).fold(0, |mask, bit| mask | 1 << bit)
+    names.iter().filter_map(|name| bit(name)).fold(0, |mask, bit| mask | bit)
 }
 
-fn bit(name: &str) -> Option<usize> {
-    let name = name.strip_prefix("CAP_")?;
-    NAMES.iter().position(|known| *known == name)
+fn bit(name: &str) -> Option<u64> {
+    CapabilitySet::from_name(name.strip_prefix("CAP_")?).map(|set| set.bits())
 }
 
 #[cfg(test)]
@@ -113,7 +69,7 @@ mod tests {
             ("KILL", None),
             ("CAP_WONDER", None),
         ] {
-            assert_eq!(bit(name), number, "{name}");
+            assert_eq!(bit(name), number.map(|number| 1 << number), "{name}");
         }
     }
 
