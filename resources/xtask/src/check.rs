@@ -19,15 +19,16 @@ use crate::steps::{cargo, output, run, say};
 const FILE_LINES_MAX: usize = 500;
 
 /// Permitted dependencies between the crates of the workspace. `tests` and `xtask` are not part of the product.
-const EDGES: [(&str, &[&str]); 12] = [
+const EDGES: [(&str, &[&str]); 13] = [
     ("devices", &[]),
     ("vmm", &["devices"]),
     ("agent-proto", &[]),
     ("netlink", &[]),
     ("agent", &["agent-proto", "netlink"]),
     ("oci", &[]),
-    ("plan", &["oci", "agent-proto"]),
-    ("host", &["oci", "netlink"]),
+    ("bpf", &[]),
+    ("plan", &["oci", "agent-proto", "bpf"]),
+    ("host", &["oci", "netlink", "bpf"]),
     ("link", &["agent-proto", "devices", "host"]),
     ("runtime", &["vmm", "agent-proto", "oci", "plan", "host", "link"]),
     ("tests", &["vmm", "runtime", "agent-proto"]),

@@ -1,22 +1,7 @@
-//! Compiles a list of system calls to a seccomp filter in classic BPF (Linux, Documentation/networking/filter.rst). The
-//! program's input is struct seccomp_data.
-//!
-//! The program finds a call's number by binary search. This is not for the calls themselves, whose verdict the kernel
-//! remembers, but for the filter's installation: to fill that memory, the kernel runs the program for each of some 900
-//! call numbers. A chain of comparisons, as seccompiler builds it, takes ten times as long there.
+//! Compiles a list of system calls to a seccomp filter.
 
-use libc::{
-    BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter,
-};
-
-/// Offsets in seccomp_data: call number, architecture, and the lower half of the first argument.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const ARGUMENTS: u32 = 16;
-/// AUDIT_ARCH_X86_64 (linux/audit.h).
-const X86_64: u32 = 0xc000_003e;
-/// First call number of x32.
-pub const X32: u32 = 0x4000_0000;
+use bpf::{ARGUMENTS, Instruction, Spans, X32, and, answer, jump, load};
+use libc::BPF_JEQ;
 
 /// A condition on an argument of a call: of its lower half, because the kernel ignores the upper half of all arguments
 /// that have conditions here.
@@ -37,6 +22,7 @@ pub struct Call {
     pub rule: Rule,
 }
 
+/// What happens to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// The call is permitted.
@@ -47,12 +33,7 @@ pub enum Rule {
     Fail(u32),
 }
 
-/// Calls from `first` up to the first call of the next span, with one verdict.
-struct Span<'a> {
-    first: u32,
-    verdict: Verdict<'a>,
-}
-
+/// The answer to a call.
 #[derive(PartialEq, Eq)]
 enum Verdict<'a> {
     Always(u32),
@@ -63,59 +44,31 @@ enum Verdict<'a> {
 ///
 /// Any other call raises SIGSYS. A call of another architecture, or with a number of x32, kills the process, which is
 /// also how the signal's handler ends it.
-pub fn program(calls: &[Call]) -> Vec<sock_filter> {
-    let mut spans: Vec<Span<'_>> = vec![Span { first: 0, verdict: Verdict::Always(libc::SECCOMP_RET_TRAP) }];
-    for call in calls {
-        let verdict = match &call.rule {
+pub fn program(calls: &[Call]) -> Vec<Instruction> {
+    let mut spans = Spans::new(Verdict::Always(libc::SECCOMP_RET_TRAP));
+    for Call { number, rule } in calls {
+        let verdict = match rule {
             Rule::Always => Verdict::Always(libc::SECCOMP_RET_ALLOW),
             Rule::If(conditions) => Verdict::If(conditions),
             Rule::Fail(error) => Verdict::Always(libc::SECCOMP_RET_ERRNO | error),
         };
-        // The gap before the call begins with the call before it.
-        if spans.last().is_some_and(|last| last.first == call.number) {
-            spans.pop();
+        spans.push(*number, verdict);
+        spans.push(number + 1, Verdict::Always(libc::SECCOMP_RET_TRAP));
+    }
+    spans.push(X32, Verdict::Always(libc::SECCOMP_RET_KILL_PROCESS));
+    spans.program(libc::SECCOMP_RET_KILL_PROCESS, |verdict| match verdict {
+        Verdict::Always(value) => vec![answer(*value)],
+        Verdict::If(conditions) => {
+            conditions.iter().flat_map(condition).chain([answer(libc::SECCOMP_RET_ALLOW)]).collect()
         }
-        spans.push(Span { first: call.number, verdict });
-        spans.push(Span { first: call.number + 1, verdict: Verdict::Always(libc::SECCOMP_RET_TRAP) });
-    }
-    spans.push(Span { first: X32, verdict: Verdict::Always(libc::SECCOMP_RET_KILL_PROCESS) });
-    spans.dedup_by(|next, before| next.verdict == before.verdict);
-    let mut code = vec![
-        load(ARCHITECTURE),
-        jump(BPF_JEQ, X86_64, 1, 0),
-        answer(libc::SECCOMP_RET_KILL_PROCESS),
-        load(NUMBER),
-    ];
-    code.extend(search(&spans));
-    code
-}
-
-fn search(spans: &[Span<'_>]) -> Vec<sock_filter> {
-    if let [only] = spans {
-        return match only.verdict {
-            Verdict::Always(verdict) => vec![answer(verdict)],
-            Verdict::If(conditions) => {
-                conditions.iter().flat_map(condition).chain([answer(libc::SECCOMP_RET_ALLOW)]).collect()
-            }
-        };
-    }
-    let (low, high) = spans.split_at(spans.len() / 2);
-    let (border, low, high) = (high[0].first, search(low), search(high));
-    let mut code = match u8::try_from(low.len()) {
-        Ok(over) => vec![jump(BPF_JGE, border, over, 0)],
-        // The block is longer than the maximum distance of a conditional jump.
-        Err(_) => vec![jump(BPF_JGE, border, 0, 1), instruction(BPF_JMP | BPF_JA, low.len() as u32, 0, 0)],
-    };
-    code.extend(low);
-    code.extend(high);
-    code
+    })
 }
 
 /// Returns the code of one condition, which falls through at its end if the condition holds.
-fn condition(condition: &Condition) -> Vec<sock_filter> {
+fn condition(condition: &Condition) -> Vec<Instruction> {
     let mut code = vec![load(ARGUMENTS + 8 * condition.argument)];
     if condition.mask != u32::MAX {
-        code.push(instruction(BPF_ALU | BPF_AND | BPF_K, condition.mask, 0, 0));
+        code.push(and(condition.mask));
     }
     let count = condition.values.len();
     // The jump skips the comparisons that are left, and the answer after them.
@@ -126,53 +79,11 @@ fn condition(condition: &Condition) -> Vec<sock_filter> {
     code
 }
 
-fn load(at: u32) -> sock_filter {
-    instruction(BPF_LD | BPF_W | BPF_ABS, at, 0, 0)
-}
-
-/// Returns a conditional jump: `then` instructions forward if the comparison with `value` holds, otherwise `or`.
-fn jump(comparison: u32, value: u32, then: u8, or: u8) -> sock_filter {
-    instruction(BPF_JMP | comparison | BPF_K, value, then, or)
-}
-
-fn answer(verdict: u32) -> sock_filter {
-    instruction(BPF_RET | BPF_K, verdict, 0, 0)
-}
-
-fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: code as u16, jt, jf, k }
-}
-
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
+mod tests {
+    use bpf::testing::{self, run};
 
-    /// Runs a program for one call. Returns the verdict and the number of instructions.
-    pub fn run(program: &[sock_filter], number: u32, arguments: [u32; 6]) -> (u32, usize) {
-        let (mut at, mut word) = (0, 0);
-        for steps in 1.. {
-            let sock_filter { code, jt, jf, k } = program[at];
-            at += 1;
-            let code = u32::from(code);
-            let go = |holds: bool| usize::from(if holds { jt } else { jf });
-            match code {
-                _ if code == BPF_LD | BPF_W | BPF_ABS => {
-                    word = match k {
-                        NUMBER => number,
-                        ARCHITECTURE => X86_64,
-                        other => arguments[((other - ARGUMENTS) / 8) as usize],
-                    }
-                }
-                _ if code == BPF_ALU | BPF_AND | BPF_K => word &= k,
-                _ if code == BPF_JMP | BPF_JEQ | BPF_K => at += go(word == k),
-                _ if code == BPF_JMP | BPF_JGE | BPF_K => at += go(word >= k),
-                _ if code == BPF_JMP | BPF_JA => at += k as usize,
-                _ if code == BPF_RET | BPF_K => return (k, steps),
-                other => panic!("instruction {other:#x}"),
-            }
-        }
-        unreachable!()
-    }
+    use super::*;
 
     fn plain(number: u32) -> Call {
         Call { number, rule: Rule::Always }
@@ -192,7 +103,7 @@ pub(super) mod tests {
             Call { number: 70, rule: Rule::Fail(38) },
         ];
         let program = program(&calls);
-        let verdict = |number, arguments| run(&program, number, arguments).0;
+        let verdict = |number, args| run(&program, &testing::Call { number, args, ..Default::default() }).0;
         for number in [1, 2, 60] {
             assert_eq!(verdict(number, [9; 6]), libc::SECCOMP_RET_ALLOW, "{number}");
         }
@@ -211,17 +122,5 @@ pub(super) mod tests {
         assert_eq!(verdict(61, [0, 0, 0, 0, 0, 4]), libc::SECCOMP_RET_ALLOW);
         assert_eq!(verdict(61, [4, 4, 4, 4, 4, 0]), libc::SECCOMP_RET_TRAP);
         assert_eq!(verdict(70, [0; 6]), libc::SECCOMP_RET_ERRNO | 38);
-    }
-
-    #[test]
-    fn a_long_filter_finds_every_call_in_few_steps() {
-        let calls: Vec<Call> = (0..400).filter(|number| number % 2 == 0).map(plain).collect();
-        let program = program(&calls);
-        for number in 0..500 {
-            let (verdict, steps) = run(&program, number, [0; 6]);
-            let permitted = number < 400 && number % 2 == 0;
-            assert_eq!(verdict == libc::SECCOMP_RET_ALLOW, permitted, "{number}");
-            assert!(steps <= 24, "{number}: {steps}");
-        }
     }
 }

@@ -4,9 +4,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::thread;
 
+use bpf::testing::{Call, run};
 use libc::*;
 
-use super::filter::tests::run;
 use super::*;
 
 const ROLES: [Role; 7] =
@@ -62,8 +62,8 @@ const IDS: calls::Ids = calls::Ids { process: 100, thread: 101 };
 
 /// Whether a filter permits a call.
 fn permits(role: Role, number: c_long, arguments: [u32; 6]) -> bool {
-    let verdict = run(&filter::program(&calls::of(role, IDS)), number as u32, arguments).0;
-    verdict == SECCOMP_RET_ALLOW
+    let call = Call { number: number as u32, args: arguments.map(u64::from), ..Call::default() };
+    run(&filter::program(&calls::of(role, IDS)), &call).0 == SECCOMP_RET_ALLOW
 }
 
 #[test]

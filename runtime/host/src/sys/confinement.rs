@@ -14,8 +14,6 @@ use super::check;
 
 /// `keyctl` operation: join a new session keyring.
 const KEYCTL_JOIN_SESSION_KEYRING: c_long = 1;
-/// First call number of x32, which every filter answers by killing the process.
-const FATAL: c_long = 0x4000_0000;
 /// Words before the call's number in siginfo_t of a SIGSYS: number, errno, code, padding, and the address of the call.
 const CALL_AT: usize = 6;
 /// Maximum length of a thread's name, with NUL.
@@ -52,7 +50,7 @@ extern "C" fn on_forbidden(_signal: c_int, info: *mut siginfo_t, _context: *mut 
     }
     // SAFETY: no call has this number; no memory is involved. Without a filter that kills, the process is aborted.
     unsafe {
-        libc::syscall(FATAL | c_long::from(number));
+        libc::syscall(c_long::from(bpf::X32) | c_long::from(number));
         libc::abort();
     }
 }

@@ -2,22 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use libc::{
+    SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_KILL_THREAD, SECCOMP_RET_LOG,
+    SECCOMP_RET_TRACE, SECCOMP_RET_TRAP,
+};
 use oci::error::{Result, invalid, unsupported};
 use oci::spec::seccomp::{Argument, Seccomp, Syscall};
 use syscalls::x86_64::Sysno;
 
 use super::LISTENER;
-
-/// Return values of a filter (seccomp(2)).
-pub(super) mod answer {
-    pub(in super::super) const KILL_PROCESS: u32 = 0x8000_0000;
-    pub(in super::super) const KILL_THREAD: u32 = 0;
-    pub(in super::super) const TRAP: u32 = 0x0003_0000;
-    pub(in super::super) const ERRNO: u32 = 0x0005_0000;
-    pub(in super::super) const TRACE: u32 = 0x7ff0_0000;
-    pub(in super::super) const LOG: u32 = 0x7ffc_0000;
-    pub(in super::super) const ALLOW: u32 = 0x7fff_0000;
-}
 
 /// Maximum error number (linux/err.h, MAX_ERRNO).
 const MAX_ERRNO: u32 = 4095;
@@ -81,8 +74,8 @@ impl Rules {
     pub(super) fn of(profile: &Seccomp) -> Result<Rules> {
         let default = answer("linux.seccomp.defaultAction", &profile.default_action)
             .and_then(|kind| with_number("linux.seccomp.defaultErrnoRet", kind, profile.default_errno_ret))?;
-        let passes = matches!(default & 0xffff_0000, answer::ALLOW | answer::LOG | answer::TRACE);
-        let newer = if passes { default } else { answer::ERRNO | libc::ENOSYS.unsigned_abs() };
+        let passes = matches!(default & 0xffff_0000, SECCOMP_RET_ALLOW | SECCOMP_RET_LOG | SECCOMP_RET_TRACE);
+        let newer = if passes { default } else { SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs() };
         let mut rules = Rules { default, newer, newest: None, calls: BTreeMap::new() };
         for (index, syscall) in profile.syscalls.iter().enumerate() {
             rules.add(&format!("linux.seccomp.syscalls[{index}]"), syscall)?;
@@ -131,14 +124,14 @@ fn names_one_twice(conditions: &[Condition]) -> bool {
 
 /// Actions that a filter supports, without error or tracer numbers.
 pub(super) const ACTIONS: [(&str, u32); 8] = [
-    ("SCMP_ACT_ALLOW", answer::ALLOW),
-    ("SCMP_ACT_ERRNO", answer::ERRNO),
-    ("SCMP_ACT_KILL", answer::KILL_THREAD),
-    ("SCMP_ACT_KILL_PROCESS", answer::KILL_PROCESS),
-    ("SCMP_ACT_KILL_THREAD", answer::KILL_THREAD),
-    ("SCMP_ACT_LOG", answer::LOG),
-    ("SCMP_ACT_TRACE", answer::TRACE),
-    ("SCMP_ACT_TRAP", answer::TRAP),
+    ("SCMP_ACT_ALLOW", SECCOMP_RET_ALLOW),
+    ("SCMP_ACT_ERRNO", SECCOMP_RET_ERRNO),
+    ("SCMP_ACT_KILL", SECCOMP_RET_KILL_THREAD),
+    ("SCMP_ACT_KILL_PROCESS", SECCOMP_RET_KILL_PROCESS),
+    ("SCMP_ACT_KILL_THREAD", SECCOMP_RET_KILL_THREAD),
+    ("SCMP_ACT_LOG", SECCOMP_RET_LOG),
+    ("SCMP_ACT_TRACE", SECCOMP_RET_TRACE),
+    ("SCMP_ACT_TRAP", SECCOMP_RET_TRAP),
 ];
 
 /// Comparison operators. SCMP_CMP_MASKED_EQ compares the masked argument with the second value.
@@ -165,8 +158,8 @@ fn answer(path: &str, action: &str) -> Result<u32> {
 /// Adds the number for ERRNO and TRACE actions; the default is EPERM.
 fn with_number(path: &str, kind: u32, number: Option<u32>) -> Result<u32> {
     let most = match kind {
-        answer::ERRNO => MAX_ERRNO,
-        answer::TRACE => MAX_TRACE,
+        SECCOMP_RET_ERRNO => MAX_ERRNO,
+        SECCOMP_RET_TRACE => MAX_TRACE,
         // "If the action doesn't support an errno, the runtime MUST generate an error" (config-linux.md).
         _ if number.is_some() => return Err(invalid(path, "the action takes no error number")),
         _ => return Ok(kind),

@@ -1,22 +1,19 @@
+use bpf::testing::Call;
+use bpf::{Instruction, X86_64};
+use libc::{
+    SECCOMP_RET_ALLOW as ALLOW, SECCOMP_RET_ERRNO as ERRNO, SECCOMP_RET_KILL_PROCESS as KILL_PROCESS,
+    SECCOMP_RET_KILL_THREAD as KILL_THREAD, SECCOMP_RET_LOG as LOG, SECCOMP_RET_TRACE as TRACE,
+    SECCOMP_RET_TRAP as TRAP,
+};
 use oci::error::BundleError;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use syscalls::x86_64::Sysno;
 
-use super::program::{ARCHITECTURE, ARGUMENTS, NUMBER, X86_64, code};
-use super::rules::answer::{ALLOW, ERRNO, KILL_PROCESS, KILL_THREAD, LOG, TRACE, TRAP};
 use super::*;
 
 const ENOSYS: u32 = ERRNO | 38;
 const EPERM: u32 = ERRNO | 1;
-
-/// Input of a filter: struct seccomp_data of a call.
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    number: u32,
-    architecture: u32,
-    args: [u64; 6],
-}
 
 fn call(name: &str, args: &[u64]) -> Call {
     let mut all = [0; 6];
@@ -24,45 +21,14 @@ fn call(name: &str, args: &[u64]) -> Call {
     Call { number: name.parse::<Sysno>().unwrap() as u32, architecture: X86_64, args: all }
 }
 
-impl Call {
-    fn word(&self, at: u32) -> u32 {
-        assert_eq!(at % 4, 0, "load at {at}");
-        match at {
-            NUMBER => self.number,
-            ARCHITECTURE => self.architecture,
-            _ => {
-                let at = (at - ARGUMENTS) as usize;
-                (self.args[at / 8] >> (8 * (at % 8))) as u32
-            }
-        }
-    }
-}
-
-/// Interprets a program like the kernel, for the opcodes in use. Panics where the kernel would refuse the program.
+/// Returns a filter's answer to a call.
 fn run(filter: &Filter, call: &Call) -> u32 {
-    let program = &filter.program.0;
-    let (mut accumulator, mut at) = (0_u32, 0);
-    loop {
-        let [a, b, jt, jf, k @ ..] = program[at].to_le_bytes();
-        let k = u32::from_le_bytes(k);
-        let jump = |holds| 1 + usize::from(if holds { jt } else { jf });
-        at += match u16::from_le_bytes([a, b]) {
-            code::LOAD => {
-                accumulator = call.word(k);
-                1
-            }
-            code::AND => {
-                accumulator &= k;
-                1
-            }
-            code::JUMP => 1 + k as usize,
-            code::IF_EQUAL => jump(accumulator == k),
-            code::IF_GREATER => jump(accumulator > k),
-            code::IF_NOT_LESS => jump(accumulator >= k),
-            code::RETURN => return k,
-            other => panic!("no instruction {other:#x}"),
-        };
-    }
+    let instruction = |word: &u64| {
+        let [a, b, jt, jf, k @ ..] = word.to_le_bytes();
+        Instruction { code: u16::from_le_bytes([a, b]), jt, jf, k: u32::from_le_bytes(k) }
+    };
+    let program: Vec<Instruction> = filter.program.0.iter().map(instruction).collect();
+    bpf::testing::run(&program, call).0
 }
 
 fn profile(json: Value) -> Seccomp {
