@@ -1,12 +1,14 @@
 //! The files that a thread can name: none for the file server, which uses descriptors only, and a few for the main thread.
 //! Other threads make no system call that takes a path.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use landlock::{
+    ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    path_beneath_rules,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsmount, fsopen,
@@ -15,17 +17,8 @@ use rustix::process::{chroot, fchdir};
 
 use crate::sys::confinement as sys;
 
-/// Actions of Landlock (linux/landlock.h): EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, then removal and creation.
-const WRITE_FILE: u64 = 1 << 1;
-const READ_FILE: u64 = 1 << 2;
-const READ_DIR: u64 = 1 << 3;
-/// All actions of version 1.
-const FIRST: u64 = (1 << 13) - 1;
-/// REFER of version 2, and TRUNCATE of version 3.
-const REFER: u64 = 1 << 13;
-const TRUNCATE: u64 = 1 << 14;
-/// Actions on files that are not directories.
-const ON_FILES: u64 = WRITE_FILE | READ_FILE | TRUNCATE;
+/// The version of Landlock whose actions are denied, as far as the kernel knows them.
+const VERSION: ABI = ABI::V3;
 
 /// The files that the main thread uses while the guest runs.
 #[derive(Clone, Debug, Default)]
@@ -42,21 +35,23 @@ const READ: [&str; 1] = ["/proc"];
 
 /// Restricts the calling thread to `paths`. Fails if the kernel has no Landlock, or was started without it.
 pub fn restrict(paths: &Paths) -> io::Result<()> {
-    let version = sys::landlock_version()?;
-    let handled = FIRST | if version >= 2 { REFER } else { 0 } | if version >= 3 { TRUNCATE } else { 0 };
-    let rules = sys::landlock_rules(handled)?;
-    let allow = |path: &Path, actions: u64| {
-        // O_PATH opens anything without an effect. What does not exist needs no rule.
-        let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
-        let Ok(file) = open else { return Ok(()) };
-        let actions = if file.metadata()?.is_dir() { actions } else { actions & ON_FILES };
-        sys::landlock_allow(rules.as_fd(), file.as_fd(), actions & handled)
-    };
-    let write = paths.write.iter().map(PathBuf::as_path).chain(WRITTEN.iter().map(Path::new));
-    write.into_iter().try_for_each(|path| allow(path, handled & !1))?;
-    let read = paths.read.iter().map(PathBuf::as_path).chain(READ.iter().map(Path::new));
-    read.into_iter().try_for_each(|path| allow(path, READ_FILE | READ_DIR))?;
-    sys::landlock_restrict(rules.as_fd())
+    match landlock(paths).map_err(io::Error::other)? {
+        RulesetStatus::NotEnforced => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
+    }
+}
+
+fn landlock(paths: &Paths) -> Result<RulesetStatus, RulesetError> {
+    let all = AccessFs::from_all(VERSION);
+    let write = paths.write.iter().map(PathBuf::as_path).chain(WRITTEN.map(Path::new));
+    let read = paths.read.iter().map(PathBuf::as_path).chain(READ.map(Path::new));
+    // A path that does not exist needs no rule.
+    let rules = Ruleset::default()
+        .handle_access(all)?
+        .create()?
+        .add_rules(path_beneath_rules(write, all & !AccessFs::Execute))?
+        .add_rules(path_beneath_rules(read, AccessFs::ReadFile | AccessFs::ReadDir))?;
+    rules.restrict_self().map(|restricted| restricted.ruleset)
 }
 
 /// Gives the calling thread an empty, read-only root, from which no path leads anywhere. Descriptors still do. If that

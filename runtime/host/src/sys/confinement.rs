@@ -1,11 +1,10 @@
-// UNSAFETY: seccomp(2), landlock(7), keyctl(2), unshare(2), and the handler of SIGSYS, whose details are in a C union.
+// UNSAFETY: seccomp(2), keyctl(2), unshare(2), and the handler of SIGSYS, whose details are in a C union.
 #![allow(unsafe_code)]
 //! System calls by which a thread confines itself, and what happens when it makes a call that its filter forbids.
 
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use libc::{c_int, c_long, c_void, siginfo_t, sock_filter};
@@ -75,54 +74,6 @@ pub fn call(number: c_long) {
 pub fn unshare_directories() -> io::Result<()> {
     // SAFETY: no pointers; no other state is separated.
     check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
-}
-
-/// `struct landlock_path_beneath_attr` of linux/landlock.h.
-#[repr(C, packed)]
-struct PathBeneath {
-    allowed: u64,
-    parent: c_int,
-}
-
-/// LANDLOCK_CREATE_RULESET_VERSION.
-const VERSION: c_long = 1;
-/// LANDLOCK_RULE_PATH_BENEATH.
-const PATH_BENEATH: c_long = 1;
-
-/// Returns the version of Landlock. Fails if the kernel has none, or does not use it.
-pub fn landlock_version() -> io::Result<u32> {
-    // SAFETY: without attributes the call only returns a number.
-    let version =
-        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
-    check(version as c_int).map(|version| version as u32)
-}
-
-/// Returns a set of rules that denies the actions `handled`.
-pub fn landlock_rules(handled: u64) -> io::Result<OwnedFd> {
-    let (pointer, len) = (&raw const handled, size_of::<u64>());
-    // SAFETY: the attributes begin with this number, and the kernel reads `len` bytes.
-    let rules = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, pointer, len, 0_usize) };
-    let rules = check(rules as c_int)?;
-    // SAFETY: the kernel has just created the descriptor, which has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(rules) })
-}
-
-/// Allows actions on the file `parent`, or below that directory.
-pub fn landlock_allow(rules: BorrowedFd<'_>, parent: BorrowedFd<'_>, allowed: u64) -> io::Result<()> {
-    let rule = PathBeneath { allowed, parent: parent.as_raw_fd() };
-    // SAFETY: the kernel reads the structure, which is of this kind.
-    let added = unsafe {
-        let number = libc::SYS_landlock_add_rule;
-        libc::syscall(number, rules.as_raw_fd(), PATH_BENEATH, &raw const rule, 0_usize)
-    };
-    check(added as c_int).map(drop)
-}
-
-/// Restricts this thread, and those that it starts, to the rules.
-pub fn landlock_restrict(rules: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: no pointers.
-    let restricted = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0_usize) };
-    check(restricted as c_int).map(drop)
 }
 
 /// Replaces this thread's session keyring by a new, empty one.
