@@ -8,7 +8,6 @@
 use link::AgentLink;
 use link::streams::StreamHandle;
 
-pub mod base64;
 pub mod clients;
 pub mod container;
 pub mod containers;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
 use agent_proto::payload;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use host::signals::name::signal_of;
 use oci::bundle::Bundle;
 use oci::error::{self, BundleError};
@@ -22,7 +24,7 @@ use plan::{ContainerPlan, VmPlan, VmSettings};
 use super::podfile::{
     Container, File, Log, Podfile, PodfileError, RestartPolicy, Result, Volume, invalid, unsupported,
 };
-use super::{base64, refuse};
+use super::refuse;
 use crate::config::RunConfig;
 
 /// Docker's default config.json of a container. The root is the directory itself.
@@ -384,8 +386,13 @@ fn contents(at: &str, file: &File) -> Result<Vec<u8>> {
     if file.encoding != "base64" {
         return Ok(bytes);
     }
-    let text = std::str::from_utf8(&bytes).ok();
-    text.and_then(base64::decode).ok_or_else(|| invalid(format!("{at}.content"), "not base64"))
+    decoded(bytes).ok_or_else(|| invalid(format!("{at}.content"), "not base64"))
+}
+
+/// Decodes base64, with line breaks as in YAML.
+fn decoded(mut text: Vec<u8>) -> Option<Vec<u8>> {
+    text.retain(|byte| !byte.is_ascii_whitespace());
+    BASE64_STANDARD.decode(text).ok()
 }
 
 /// Refuses files that would not work in a guest, such as sockets and devices.

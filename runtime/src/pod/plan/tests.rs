@@ -192,3 +192,27 @@ fn the_machine_has_the_podfile_s_size_unless_flags_override_it() {
         (2, 64)
     );
 }
+
+#[test]
+fn base64_has_the_rfc_s_vectors_and_refuses_other_text() {
+    for (text, wanted) in [
+        ("", Some("")),
+        ("Zg==", Some("f")),
+        ("Zm8=", Some("fo")),
+        ("Zm9v", Some("foo")),
+        ("Zm9vYg==", Some("foob")),
+        ("Zm9v\nYmFy\n", Some("foobar")),
+        ("Zm9", None),
+        ("Zg=a", None),
+        ("Zh==", None),
+        ("====", None),
+        ("Zm9-", None),
+    ] {
+        assert_eq!(
+            decoded(text.as_bytes().to_vec()),
+            wanted.map(|text| text.as_bytes().to_vec()),
+            "{text:?}"
+        );
+    }
+    assert_eq!(decoded(b"+/+/".to_vec()).unwrap(), [0xfb, 0xff, 0xbf]);
+}
