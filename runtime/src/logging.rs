@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -133,11 +133,11 @@ impl Log for Logger {
 impl Logger {
     fn line(&self, record: &Record<'_>, now: SystemTime) -> String {
         let level = record.level().as_str().to_ascii_lowercase();
-        let time = timestamp(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let time = humantime::format_rfc3339_seconds(now);
         // Control characters are replaced, because a part of the message may come from the guest.
         let message = text::lines(&record.args().to_string());
         if self.json {
-            format!("{}\n", serde_json::json!({"level": level, "msg": message, "time": time}))
+            format!("{}\n", serde_json::json!({"level": level, "msg": message, "time": time.to_string()}))
         } else if self.file.is_some() {
             format!("{time} {level}: {message}\n")
         } else {
@@ -147,31 +147,14 @@ impl Logger {
 }
 
 /// RFC 3339, in UTC, with nanoseconds.
-pub(crate) fn timestamp_exact(since_epoch: Duration) -> String {
-    let seconds = timestamp(since_epoch);
-    format!("{}.{:09}Z", seconds.trim_end_matches('Z'), since_epoch.subsec_nanos())
-}
-
-/// RFC 3339, in UTC, with seconds.
-pub(crate) fn timestamp(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01 in the proleptic Gregorian calendar, so that a leap day ends its year.
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_nanos(time).to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]
@@ -184,7 +167,8 @@ mod tests {
             (4_107_542_399, "2100-02-28T23:59:59Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
-            assert_eq!(timestamp(Duration::from_secs(seconds)), time);
+            let exact = time.replace('Z', ".000000000Z");
+            assert_eq!(timestamp(UNIX_EPOCH + Duration::from_secs(seconds)), exact);
         }
     }
 

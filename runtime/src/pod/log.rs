@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,7 @@ impl LogFile {
 
     /// Writes a line or a part of one. A line that cannot be written is lost, which is reported once.
     pub fn write(&mut self, text: &[u8], stream: Stream, now: SystemTime) {
-        let time = logging::timestamp_exact(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let time = logging::timestamp(now);
         let line = Line { log: String::from_utf8_lossy(text).into_owned(), stream, time };
         if let Err(error) = self.append(&line)
             && !std::mem::replace(&mut self.broken, true)
@@ -178,6 +178,8 @@ impl LineSplitter {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn limits(config: serde_json::Value) -> Result<Option<Limits>> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use host::cgroup::Cgroup;
@@ -187,11 +187,10 @@ pub fn refuse_foreground_flags(config: &RunConfig) -> Result<()> {
 }
 
 fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     OciState {
         bundle: config.bundle.clone(),
         rootfs: bundle.rootfs.clone(),
-        created: logging::timestamp_exact(now),
+        created: logging::timestamp(SystemTime::now()),
         owner: sys::effective_user(),
         network: bundle.network().map(Path::to_owned),
         annotations: bundle.spec.annotations.clone(),

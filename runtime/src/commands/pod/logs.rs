@@ -166,9 +166,10 @@ fn since(text: &str) -> Result<String> {
     if factor > 0
         && let Ok(number) = text[..text.len() - 1].parse::<u64>()
     {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let ago = Duration::from_secs(number.saturating_mul(factor));
-        return Ok(logging::timestamp_exact(now.saturating_sub(ago)));
+        return Ok(logging::timestamp(
+            SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH),
+        ));
     }
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     // Times are compared as text, so a prefix of a time is valid.
