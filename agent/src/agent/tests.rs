@@ -77,12 +77,17 @@ impl Host {
     /// Returns a host of the extended form with a started pod.
     fn extended() -> Host {
         let mut host = Host::base();
-        host.send(Code::Extend, &Extend { extension: 1 });
-        host.extended = true;
-        host.codec.set_extended(true);
-        assert_eq!(host.frame(|_| true), ControlFrame { code: Code::Ack as u32, ..ControlFrame::default() });
+        host.extend();
         host.ok(Code::StartPod, &Pod { hostname: "pod".into(), ..Pod::default() });
         host
+    }
+
+    /// Switches to the extended form.
+    fn extend(&mut self) {
+        self.send(Code::Extend, &Extend { extension: 1 });
+        self.extended = true;
+        self.codec.set_extended(true);
+        assert_eq!(self.frame(|_| true), ControlFrame { code: Code::Ack as u32, ..ControlFrame::default() });
     }
 
     fn send(&mut self, code: Code, payload: &impl Serialize) -> u32 {

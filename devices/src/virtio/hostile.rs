@@ -19,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::guest::Guest;
+pub use self::guest::fuse as fuse_request;
 use super::VirtioDevice;
 use super::balloon::Balloon;
 use super::console::{Console, LogPort, Port, SocketPort};

@@ -7,6 +7,7 @@
 
 use devices::Pieces;
 use devices::virtio::fs::server;
+use devices::virtio::hostile::fuse_request;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::VolatileSlice;
 
@@ -20,17 +21,6 @@ const FALLOCATE: u32 = 43;
 const OPCODES: u32 = 56;
 /// Number of node numbers that are tried, most of which exist.
 const NODES: u64 = 16;
-
-fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(40 + body.len());
-    bytes.extend_from_slice(&((40 + body.len()) as u32).to_le_bytes());
-    bytes.extend_from_slice(&opcode.to_le_bytes());
-    for word in [1, node, 0, 0] {
-        bytes.extend_from_slice(&u64::to_le_bytes(word));
-    }
-    bytes.extend_from_slice(body);
-    bytes
-}
 
 fuzz_target!(|data: &[u8]| {
     let tree = scratch::tree();
@@ -51,13 +41,13 @@ fuzz_target!(|data: &[u8]| {
     init[..4].copy_from_slice(&7u32.to_le_bytes());
     init[4..8].copy_from_slice(&38u32.to_le_bytes());
     init[8..12].copy_from_slice(&(128u32 << 10).to_le_bytes());
-    call(request(INIT, 0, &init));
+    call(fuse_request(INIT, 0, &init));
     let mut rest = data;
     while let [low, high, opcode, node, tail @ ..] = rest {
         let len = usize::from(u16::from_le_bytes([*low, *high]) % 512).min(tail.len());
         let (body, after) = tail.split_at(len);
         rest = after;
-        call(request(u32::from(*opcode) % OPCODES, u64::from(*node) % NODES, body));
+        call(fuse_request(u32::from(*opcode) % OPCODES, u64::from(*node) % NODES, body));
     }
     // An arbitrary header.
     call(data.to_vec());

@@ -268,10 +268,7 @@ fn pod_starts_its_first_containers_in_order_and_is_answered_once() {
     for extended in [false, true] {
         let mut host = Host::base();
         if extended {
-            host.send(Code::Extend, &Extend { extension: 1 });
-            host.extended = true;
-            host.codec.set_extended(true);
-            assert_eq!(host.frame(|_| true).code, ACK);
+            host.extend();
         }
         let second =
             Container { id: "c2".into(), process: shell("second", "cat", 3, 4), ..Container::default() };
@@ -293,10 +290,7 @@ fn pod_with_a_container_that_does_not_start_is_an_error_and_in_the_base_form_pow
     for extended in [false, true] {
         let mut host = Host::base();
         if extended {
-            host.send(Code::Extend, &Extend { extension: 1 });
-            host.extended = true;
-            host.codec.set_extended(true);
-            host.frame(|_| true);
+            host.extend();
         }
         let mut broken = Container { id: "c2".into(), ..container("true") };
         broken.process = shell("init", "true", 3, 4);

@@ -44,7 +44,8 @@ pub fn p9_version() -> Vec<u8> {
     p9(100, &[&0x1_0000u32.to_le_bytes()[..], &8u16.to_le_bytes(), b"9P2000.L"].concat())
 }
 
-fn fuse(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+/// Returns a FUSE request of root for a node.
+pub fn fuse(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40 + body.len());
     bytes.extend_from_slice(&((40 + body.len()) as u32).to_le_bytes());
     bytes.extend_from_slice(&opcode.to_le_bytes());
