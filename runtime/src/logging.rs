@@ -77,7 +77,7 @@ pub fn failed(message: &str) {
 /// signal that may have interrupted any code: it allocates nothing, and the line has no time.
 pub fn forbidden(message: fmt::Arguments<'_>) {
     let logger = LOGGER.get();
-    let mut line = Line { bytes: [0; LINE_MAX], len: 0 };
+    let mut line = StackLine { bytes: [0; LINE_MAX], len: 0 };
     // A message that is too long is truncated. It has no characters that JSON would escape.
     let _ = match logger {
         Some(Logger { json: true, .. }) => {
@@ -97,13 +97,13 @@ pub fn forbidden(message: fmt::Arguments<'_>) {
 /// Maximum length of a report.
 const LINE_MAX: usize = 256;
 
-/// A line on the stack.
-struct Line {
+/// A line without an allocation.
+struct StackLine {
     bytes: [u8; LINE_MAX],
     len: usize,
 }
 
-impl fmt::Write for Line {
+impl fmt::Write for StackLine {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let rest = &mut self.bytes[self.len..];
         let len = text.len().min(rest.len());

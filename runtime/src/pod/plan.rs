@@ -22,7 +22,7 @@ use plan::vm::Kernel;
 use plan::{ContainerPlan, VmPlan, VmSettings};
 
 use super::podfile::{
-    Container, File, Log, Podfile, PodfileError, RestartPolicy, Result, Volume, invalid, unsupported,
+    File, Log, Podfile, PodfileError, RestartPolicy, Result, UserContainer, Volume, invalid, unsupported,
 };
 use super::refuse;
 use crate::config::RunConfig;
@@ -129,7 +129,7 @@ impl PodPlan {
     }
 
     /// Plans one container. `at` is its JSON path, and its paths are relative to `base`.
-    pub fn container(&self, at: &str, container: &Container, base: &Path) -> Result<ContainerSpec> {
+    pub fn container(&self, at: &str, container: &UserContainer, base: &Path) -> Result<ContainerSpec> {
         refuse::check_container(at, container)?;
         let bundle = self.bundle(at, container, base)?;
         if !bundle.spec.linux.cgroups_path.is_empty() {
@@ -165,7 +165,7 @@ impl PodPlan {
     }
 
     /// Returns the container as a bundle: that of its image, or a default one over the image's directory.
-    fn bundle(&self, at: &str, container: &Container, base: &Path) -> Result<Bundle> {
+    fn bundle(&self, at: &str, container: &UserContainer, base: &Path) -> Result<Bundle> {
         let image = base.join(&container.image);
         if !fs::metadata(&image).is_ok_and(|metadata| metadata.is_dir()) {
             let why =
@@ -220,7 +220,7 @@ impl PodPlan {
         found.ok_or_else(|| invalid(at, format!("the pod has no volume {name:?}")))
     }
 
-    fn add_files(&self, at: &str, container: &Container, plan: &mut ContainerPlan) -> Result<()> {
+    fn add_files(&self, at: &str, container: &UserContainer, plan: &mut ContainerPlan) -> Result<()> {
         for (index, mount) in container.files.iter().enumerate() {
             let at = format!("{at}.files[{index}]");
             let file = match &mount.detail {
@@ -272,7 +272,7 @@ fn sized(file: &Podfile, settings: &VmSettings) -> Result<VmSettings> {
     Ok(settings)
 }
 
-fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle> {
+fn plain_bundle(at: &str, container: &UserContainer, image: &Path) -> Result<Bundle> {
     let mut spec: Spec = serde_json::from_str(CONTAINER).expect("the built-in configuration is valid");
     let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
     if args.is_empty() {
@@ -294,7 +294,7 @@ fn plain_bundle(at: &str, container: &Container, image: &Path) -> Result<Bundle>
 }
 
 /// Overrides the image's process with the podfile's values.
-fn change_process(at: &str, container: &Container, process: &mut spec::Process) -> Result<()> {
+fn change_process(at: &str, container: &UserContainer, process: &mut spec::Process) -> Result<()> {
     let args = container.entrypoint.iter().chain(&container.command).cloned().collect::<Vec<_>>();
     if !args.is_empty() {
         process.args = args;

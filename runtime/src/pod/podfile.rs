@@ -1,4 +1,4 @@
-//! A podfile as it is written: hyperd's format (`UserPod`), in JSON or YAML, with its names and their capitals.
+//! A podfile as it is written: hyperd's format (`UserPod`, `UserContainer`), in JSON or YAML, with its names and their capitals.
 //!
 //! The structs have all keys of the format, and an unknown key is an error. Keys that are not supported have the type
 //! [`Given`], and [`refuse`](super::refuse) refuses them by their path. The key `ownPids` of a container is an
@@ -50,7 +50,7 @@ pub struct Podfile {
     pub dns: Vec<String>,
     pub dns_options: Vec<String>,
     pub dns_search: Vec<String>,
-    pub containers: Vec<Container>,
+    pub containers: Vec<UserContainer>,
     pub files: Vec<File>,
     pub volumes: Vec<Volume>,
     pub interfaces: Given,
@@ -92,7 +92,7 @@ pub struct Log {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Container {
+pub struct UserContainer {
     /// Not supported: the name is the identity.
     pub id: Given,
     /// Name, unique in the pod.
@@ -218,7 +218,7 @@ pub struct Ulimit {
 
 /// Reads a container to be added to a pod. Returns it unparsed, after a check of its syntax.
 pub fn read_value(path: &Path) -> Result<serde_json::Value> {
-    read::<Container>(path).and_then(|_| read(path))
+    read::<UserContainer>(path).and_then(|_| read(path))
 }
 
 /// Reads a podfile or a part of one, as YAML if its name ends so.

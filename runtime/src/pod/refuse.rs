@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use host::signals::name::signal_of;
 use oci::spec::Given;
 
-use super::podfile::{Container, File, Log, Podfile, PodfileError, Result, Volume, invalid, unsupported};
+use super::podfile::{File, Log, Podfile, PodfileError, Result, UserContainer, Volume, invalid, unsupported};
 use crate::config::is_id;
 
 /// Maximum number of containers of one pod. The agent's own maximum is higher.
@@ -58,7 +58,7 @@ pub fn check(pod: &Podfile) -> Result<()> {
 }
 
 /// Checks one container. `at` is its JSON path.
-pub fn check_container(at: &str, container: &Container) -> Result<()> {
+pub fn check_container(at: &str, container: &UserContainer) -> Result<()> {
     let fields = [
         (container.id, "id", "a container is known by its name"),
         (container.ports, "ports", "a pod has only a loopback interface"),
@@ -83,7 +83,7 @@ pub fn check_container(at: &str, container: &Container) -> Result<()> {
     check_mounts(at, container)
 }
 
-fn check_words(at: &str, container: &Container) -> Result<()> {
+fn check_words(at: &str, container: &UserContainer) -> Result<()> {
     for (index, env) in container.envs.iter().enumerate() {
         if env.env.is_empty() || env.env.contains('=') {
             return Err(invalid(format!("{at}.envs[{index}].env"), format!("{:?} is not a name", env.env)));
@@ -106,7 +106,7 @@ fn check_words(at: &str, container: &Container) -> Result<()> {
     }
 }
 
-fn check_mounts(at: &str, container: &Container) -> Result<()> {
+fn check_mounts(at: &str, container: &UserContainer) -> Result<()> {
     for (index, mount) in container.volumes.iter().enumerate() {
         let at = format!("{at}.volumes[{index}]");
         absolute(&format!("{at}.path"), &mount.path)?;

@@ -19,7 +19,7 @@ use crate::pod::container::Phase;
 use crate::pod::containers::refused;
 use crate::pod::log::LogFile;
 use crate::pod::plan::ContainerSpec;
-use crate::pod::podfile::Container;
+use crate::pod::podfile::UserContainer;
 use crate::pod::refuse::CONTAINERS_MAX;
 
 impl Supervisor {
@@ -30,7 +30,7 @@ impl Supervisor {
         base: &str,
         container: serde_json::Value,
     ) -> Option<Reply> {
-        let added = serde_json::from_value::<Container>(container)
+        let added = serde_json::from_value::<UserContainer>(container)
             .context("parse the container")
             .and_then(|container| Ok(self.pod.container("container", &container, Path::new(base))?))
             .and_then(|plan| self.add(plan, Some(client)));
