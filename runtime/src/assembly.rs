@@ -152,8 +152,8 @@ fn attach_console(
 
 /// Returns the memory and CPUs that the host has for a machine in the cgroup of this process.
 ///
-/// [`Assembly::begin`] must follow: while KVM creates a machine, the kernel holds the lock of all cgroups, and whoever
-/// asks for this process's cgroup waits for that.
+/// Call this before [`Assembly::begin`]: while KVM creates a machine, the kernel holds the lock of all cgroups, and a read
+/// of this process's cgroup waits for that lock.
 pub fn host() -> Host {
     Host { memory_mib: room::memory_mib(), cpus: room::cpus() }
 }

@@ -1,4 +1,4 @@
-//! The command line as it was typed. What it means is [`crate::config`]'s business.
+//! The command line as the user typed it. [`crate::config`] decides what it means.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -130,8 +130,8 @@ pub enum Command {
     Features,
 }
 
-/// What follows a command that has a parser of its own, unread: to define these costs as much as to read the whole line of a
-/// `vmm run`, which must not pay for it.
+/// The arguments of a command with a parser of its own, not parsed yet. To define the flags of all these commands costs as much
+/// as to parse the whole line of a `vmm run`, which must not pay for it.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub struct Words {

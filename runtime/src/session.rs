@@ -51,11 +51,11 @@ impl SessionError {
 
 pub type Result<T, E = SessionError> = std::result::Result<T, E>;
 
-/// Something that the agent owes besides replies.
+/// Output that the agent owes.
 #[derive(Clone, Copy, Debug)]
 struct Debt {
-    /// The caller's number of it.
-    what: u64,
+    /// Number of the stream.
+    stream: u64,
     waited: Duration,
 }
 
@@ -172,9 +172,9 @@ impl Session {
 
     /// Returns how long the agent may still be silent; `None` if it owes nothing. Fails once that time is over.
     fn time_for_answers(&mut self, owed: Option<u64>) -> Result<Option<Duration>> {
-        self.debt = owed.map(|what| match self.debt {
-            Some(debt) if debt.what == what => debt,
-            _ => Debt { what, waited: Duration::ZERO },
+        self.debt = owed.map(|stream| match self.debt {
+            Some(debt) if debt.stream == stream => debt,
+            _ => Debt { stream, waited: Duration::ZERO },
         });
         let output = "wait for the container's output";
         let debts = self.debt.map(|debt| (output, debt.waited)).into_iter().chain(self.sandbox.link.owed());

@@ -1,4 +1,4 @@
-//! The confinement of a machine's process: what each thread gives up before anything of the guest's reaches it.
+//! The confinement of a machine's process: the rights that each thread gives up before the guest can influence it.
 //!
 //! A thread calls [`enter`] once. It then has no capabilities beyond those of its [`Role`], can get none back, and makes
 //! only the system calls of its role. A call beyond them ends the process: [`sys::confinement`] reports the call and its
@@ -25,7 +25,7 @@ mod paths;
 
 pub use paths::Paths;
 
-/// What a thread of a machine's process is for.
+/// The purpose of a thread of a machine's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The main thread, once the machine is built: the agent's messages, clients and signals. The thread that stops the

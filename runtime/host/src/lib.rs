@@ -3,7 +3,7 @@
 //! This crate does not depend on the virtual machine or the agent. Of OCI bundles it uses only the types of host
 //! settings: resources, hooks and namespaces. Only [`sys`] and its modules have unsafe code.
 
-// A part of the command, not a library: a comment stands where a name, a type and an error's text do not say it all.
+// A part of the command, not a library: only items whose names and types do not explain them have a comment.
 #![allow(missing_docs)]
 
 pub mod cgroup;

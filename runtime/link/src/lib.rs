@@ -6,7 +6,7 @@
 //! another agent nothing is written before its READY, and to an agent of API 4244 without the extension ([`api4244`])
 //! never more than it acknowledges.
 
-// A part of the command, not a library: a comment stands where a name, a type and an error's text do not say it all.
+// A part of the command, not a library: only items whose names and types do not explain them have a comment.
 #![allow(missing_docs)]
 
 use std::collections::VecDeque;
@@ -198,7 +198,7 @@ impl AgentLink {
         reader: Reader,
     ) -> Result<CommandId> {
         let id = CommandId(self.next_id);
-        // Id 0 stands for events.
+        // Events have id 0.
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         self.await_reply(id, step, reader)?;
         let extended = !self.is_api4244();

@@ -242,7 +242,7 @@ impl StreamTable {
         if let (Some(sink), true) = (&mut stream.sink, is_sink) {
             let watched = sink.blocked().map(Descriptor::raw);
             sink.flush();
-            self.settle(index, watched, watch);
+            self.after_write(index, watched, watch);
         } else if let Some(source) = &mut stream.source {
             source.ready();
         }
@@ -338,7 +338,7 @@ impl StreamTable {
         }
         let watched = sink.blocked().map(Descriptor::raw);
         let taken = sink.take(piece.data);
-        self.settle(index, watched, watch);
+        self.after_write(index, watched, watch);
         if let Err(error) = taken {
             self.complain(format_args!("stream {}: {error}", piece.seq));
         }
@@ -346,7 +346,7 @@ impl StreamTable {
 
     /// Records the credit that a sink owes, and watches its descriptor while output waits for it. `watched` is the
     /// descriptor that was watched before.
-    fn settle(&mut self, index: usize, watched: Option<RawFd>, watch: &mut Watcher<'_>) {
+    fn after_write(&mut self, index: usize, watched: Option<RawFd>, watch: &mut Watcher<'_>) {
         let Some(Stream { seq, sink: Some(sink), state, .. }) = &mut self.streams[index] else { return };
         let token = token(index, SINK);
         match (watched, sink.blocked().map(Descriptor::raw)) {

@@ -38,7 +38,7 @@ struct Lenient<D> {
     json: D,
 }
 
-/// The value that `null` stands for: Go's zero value of the requested type.
+/// The meaning of `null`: Go's zero value of the requested type.
 #[derive(Clone, Copy)]
 enum Zero {
     Unit,

@@ -5,7 +5,7 @@
 //! the container's program. [`mount_options`] and [`cgroups_path`] translate words of the specification. The crate only
 //! reads files: crate `plan` decides how a bundle is run.
 
-// A part of the command, not a library: a comment stands where a name, a type and an error's text do not say it all.
+// A part of the command, not a library: only items whose names and types do not explain them have a comment.
 #![allow(missing_docs)]
 
 pub mod bundle;

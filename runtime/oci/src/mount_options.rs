@@ -114,7 +114,7 @@ pub fn words() -> impl Iterator<Item = &'static str> {
     words.chain(PROPAGATION.iter().map(|(name, _)| *name)).chain([COPY_UP])
 }
 
-/// Returns the propagation flags that `word` stands for.
+/// Returns the propagation flags of `word`.
 pub fn propagation(word: &str) -> Option<u64> {
     PROPAGATION.iter().find(|(name, _)| *name == word).map(|(_, flags)| *flags)
 }

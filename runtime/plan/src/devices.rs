@@ -115,10 +115,10 @@ fn has(kind: u32, major: u32, minor: u32) -> bool {
     }
 }
 
-/// Number of loop devices in a directory that stands for the host's /dev.
+/// Number of loop devices in a directory that replaces the host's /dev.
 const LOOPS: u32 = 8;
 
-/// Returns the nodes for directory `dev` that stands for the host's /dev.
+/// Returns the nodes for directory `dev`, which replaces the host's /dev.
 pub fn of_dev(dev: &str) -> Vec<payload::Device> {
     let node = |name: String, kind, major, minor| payload::Device {
         path: format!("{}/{name}", dev.trim_end_matches('/')),

@@ -36,7 +36,7 @@ const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
 /// `always [madvise] never`: the word in brackets is the value.
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
-/// Soft and hard limits that the guest's kernel gives its first process (asm-generic/resource.h, INIT_RLIMITS), by
+/// Soft and hard limits that the guest's kernel gives PID 1 (asm-generic/resource.h, INIT_RLIMITS), by
 /// number; `None` if they depend on the machine's size or are the agent's.
 const GUEST_LIMITS: [Option<(u64, u64)>; RLIMITS.len()] = [
     NO_LIMIT,
@@ -61,7 +61,7 @@ const NO_LIMIT: Option<(u64, u64)> = Some((u64::MAX, u64::MAX));
 /// What a container has from the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inherited {
-    /// Resource limits that differ from those of the guest's first process.
+    /// Resource limits that differ from those of the guest's PID 1.
     pub limits: Vec<Rlimit>,
     /// Content of files below /proc/sys and /sys that differs from the guest's, by path.
     pub parameters: BTreeMap<String, String>,

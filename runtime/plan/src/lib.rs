@@ -10,7 +10,7 @@
 //! [`devices`], [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base
 //! protocol cannot express.
 
-// A part of the command, not a library: a comment stands where a name, a type and an error's text do not say it all.
+// A part of the command, not a library: only items whose names and types do not explain them have a comment.
 #![allow(missing_docs)]
 
 pub mod api4244;

@@ -13,11 +13,11 @@ use oci::spec::resources::{Cpu, Memory, Resources, is_host_file, positive};
 
 /// Memory of a machine without a limit if that of the host is unknown, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 256;
-/// Maximum memory in MiB of a machine whose size nobody set and whose kernel the user gives: such a kernel sets up the page
-/// structures of all memory at the boot.
-pub const UNASKED_MEMORY_MIB: u32 = 1024;
-/// Maximum number of vCPUs of a machine whose number nobody set: each further one makes the boot dearer.
-pub const UNASKED_VCPUS: u8 = 8;
+/// Maximum memory in MiB of a machine without a configured size that boots a kernel of the user: such a kernel sets up the
+/// page structures of all memory during the boot.
+pub const UNSET_MEMORY_MIB: u32 = 1024;
+/// Maximum number of vCPUs of a machine without a configured number: each additional vCPU makes the boot slower.
+pub const UNSET_VCPUS: u8 = 8;
 /// Maximum memory of a machine, in MiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// Minimum memory in which the guest's kernel, the agent and a container start, in MiB.

@@ -44,14 +44,14 @@ pub struct Content {
     pub owner: (u32, u32),
 }
 
-/// What a bundle mounts.
+/// The mounts of a bundle, translated.
 #[derive(Debug, Default)]
 pub struct Mounts {
     /// The agent's mounts, in order.
     pub mounts: Vec<payload::Mount>,
     /// The binds of the share that they need, the root first.
     pub binds: Vec<ShareBind>,
-    /// Nodes of directories that stand for the host's /dev.
+    /// Nodes of directories that replace the host's /dev.
     pub devices: Vec<payload::Device>,
     pub notices: Vec<String>,
 }

@@ -158,7 +158,7 @@ fn a_machine_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
     let default = VmSettings { default_memory_mib: Some(512), ..config() };
     for (limit, config, host_mib, expected) in [
         (-1, &config(), 800, 800),
-        (-1, &config(), 8000, limits::UNASKED_MEMORY_MIB),
+        (-1, &config(), 8000, limits::UNSET_MEMORY_MIB),
         (-1, &own, 1 << 40, limits::MAX_MEMORY_MIB),
         (-1, &config(), 3, limits::MIN_MEMORY_MIB),
         (100 << 20, &config(), 8000, 134),
@@ -184,7 +184,7 @@ fn a_machine_without_a_limit_has_the_host_s_cpus_up_to_the_maximum() {
     let quota = serde_json::json!({"quota": 150_000, "period": 100_000});
     for (cpu, config, cpus, expected) in [
         (serde_json::json!({}), &config(), 4, 4),
-        (serde_json::json!({"shares": 100}), &config(), 1000, limits::UNASKED_VCPUS),
+        (serde_json::json!({"shares": 100}), &config(), 1000, limits::UNSET_VCPUS),
         (serde_json::json!({}), &max, 4, 3),
         (serde_json::json!({}), &config(), 0, 1),
         (quota.clone(), &config(), 64, 2),

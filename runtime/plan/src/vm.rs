@@ -55,10 +55,10 @@ pub enum VhostNet {
     Off,
 }
 
-/// A kernel that the program brings along.
+/// An embedded kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kernel {
-    /// The kernel that boots soonest. It has what a container without privileges can use.
+    /// The kernel with the shortest boot. It has what a container without privileges can use.
     #[default]
     Base,
     /// The kernel of containers that administer a network or mount file systems, such as container engines: with
@@ -103,7 +103,7 @@ pub struct VmSettings {
     pub marks: bool,
 }
 
-/// What a host has for a machine.
+/// Memory and CPUs that a host has for a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Memory for the guest in MiB; `None` if it is unknown.
@@ -148,16 +148,13 @@ impl VmPlan {
         let Inherited { limits, parameters } =
             if extended { settings.inherited.clone() } else { Inherited::default() };
         let max = settings.max_memory_mib.unwrap_or(limits::MAX_MEMORY_MIB);
-        let unasked = if settings.own_kernel { max } else { limits::UNASKED_MEMORY_MIB };
+        let unset = if settings.own_kernel { max } else { limits::UNSET_MEMORY_MIB };
         let given = settings.memory_mib.or(settings.default_memory_mib);
         VmPlan {
             memory_mib: given.unwrap_or(limits::DEFAULT_MEMORY_MIB).min(max),
-            fill_mib: given.is_none().then_some(unasked.min(max)),
+            fill_mib: given.is_none().then_some(unset.min(max)),
             vcpus: settings.vcpus.unwrap_or(1),
-            fill_vcpus: settings
-                .vcpus
-                .is_none()
-                .then_some(settings.max_vcpus.unwrap_or(limits::UNASKED_VCPUS)),
+            fill_vcpus: settings.vcpus.is_none().then_some(settings.max_vcpus.unwrap_or(limits::UNSET_VCPUS)),
             kernel: Kernel::Base,
             cmdline: cmdline(settings),
             share: settings.share,
@@ -199,7 +196,7 @@ impl VmPlan {
         })
     }
 
-    /// Gives the machine what the host has for it, unless settings or limits determined its size.
+    /// Gives the machine the memory and CPUs of the host, unless settings or limits determined its size.
     pub fn fill(&mut self, host: Host) {
         if let (Some(max), Some(mib)) = (self.fill_mib, host.memory_mib) {
             let mib = u32::try_from(mib).unwrap_or(u32::MAX);

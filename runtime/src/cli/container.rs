@@ -1,4 +1,4 @@
-//! The commands of an OCI container's life as they were typed, with runc's words.
+//! The command lines of an OCI container's life, with runc's flags.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
-//! `vmm pod` as it was typed.
+//! The command line of `vmm pod`.
 //!
-//! It is read by a parser of its own, made when the command is `pod`: to define this many commands costs as much as to read
-//! the whole line of a `vmm run`, which must not pay for it.
+//! It has a parser of its own, which exists only if the command is `pod`: to define this many commands costs as much as to
+//! parse the whole line of a `vmm run`, which must not pay for it.
 
 use std::path::PathBuf;
 

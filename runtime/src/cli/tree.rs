@@ -1,8 +1,8 @@
 //! The whole command line as one definition, from which man pages and shell completions are made
 //! (`examples/manual.rs`).
 //!
-//! The program itself never builds it: most commands are read by parsers of their own, so that `vmm run` does not pay for
-//! their definition. Here each of these takes the place of the words that it reads.
+//! The program itself never builds it: most commands have parsers of their own, so that `vmm run` does not pay for their
+//! definition. Here the definition of each such command replaces the unparsed arguments.
 
 use clap::{Args, Command, CommandFactory};
 
@@ -14,7 +14,7 @@ use super::{Cli, LogArgs};
 /// Makes the definition of one command.
 type Definition = fn() -> Command;
 
-/// The commands that have parsers of their own, and these.
+/// The commands with parsers of their own, and the definitions of these parsers.
 const OWN: [(&str, Definition); 13] = [
     ("create", CreateArgs::command),
     ("start", IdArgs::command),
@@ -43,7 +43,7 @@ pub fn command() -> Command {
             Some((name, definition)) => definition().name(*name).bin_name(format!("vmm {name}")),
             None => LogArgs::augment_args(listed).mut_args(|arg| arg.global(false)),
         };
-        // What reads a command has a description and a place of its own: as the list in `Cli` has them is what counts.
+        // The definition of a parser also has a description and a place in the list. Those in `Cli` count.
         definition.about(about).display_order(place)
     })
 }

@@ -1,4 +1,4 @@
-//! `vmm update` and `vmm events` as they were typed; read by parsers of their own, as `vmm pod` is.
+//! The command lines of `vmm update` and `vmm events`, with parsers of their own, as for `vmm pod`.
 
 use std::path::PathBuf;
 

@@ -51,8 +51,8 @@ pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> R
         let fds = [(connection.fd(), connection.interest()), (signals.fd(), libc::POLLIN)];
         let [answer, signal] = sys::poll(fds, None).context("poll")?;
         if signal {
-            while let Some(asked) = signals.next().context("read a signal")? {
-                let request = match asked {
+            while let Some(action) = signals.next().context("read a signal")? {
+                let request = match action {
                     SignalAction::Forward(signal) => Request::Signal(signal),
                     SignalAction::Resize => match terminal::size().filter(|_| terminal) {
                         Some(size) => Request::Resize(size.height, size.width),

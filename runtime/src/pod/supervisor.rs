@@ -70,7 +70,7 @@ pub struct Supervisor {
     pub cgroup: Cgroup,
     /// The marks of the boot, if they are wanted.
     pub timeline: Option<Arc<Timeline>>,
-    /// What the main thread keeps once the guest runs. `None`: everything, because hooks run later.
+    /// Role of the main thread once the guest runs. `None`: the thread is not confined, because it runs hooks later.
     pub role: Option<Role>,
     /// Files that the main thread uses besides those of the pod's directory.
     pub files: Paths,
@@ -326,9 +326,9 @@ impl Supervisor {
     }
 
     fn take_signals(&mut self) -> Result<()> {
-        while let Some(asked) = self.signals.next().context("read a signal")? {
+        while let Some(action) = self.signals.next().context("read a signal")? {
             let container = &self.pod.id;
-            match asked {
+            match action {
                 // Nothing runs yet that would have to be stopped in order.
                 SignalAction::Forward(signal) if self.is_awaited() && requests_termination(signal) => {
                     return Err(SessionError::Interrupted(signal).into());

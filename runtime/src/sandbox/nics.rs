@@ -55,7 +55,7 @@ impl Nics {
         let net = |vhost| Net::new(events, Tap::new(nic.tap), nic.mac, nic.mtu, vhost);
         slot.device.plug(match &slot.filter {
             Some(filter) => net(None).held_to(filter.clone()),
-            None => net(judge(self.vhost_net, vhost)?),
+            None => net(open_vhost(self.vhost_net, vhost)?),
         });
         slot.link = Some(nic.link);
         Ok(())
@@ -80,7 +80,7 @@ impl Nics {
 }
 
 /// Opens the host's vhost-net, if a NIC is to use it.
-fn judge(wanted: VhostNet, open: impl FnOnce() -> io::Result<Vhost>) -> Result<Option<Vhost>> {
+fn open_vhost(wanted: VhostNet, open: impl FnOnce() -> io::Result<Vhost>) -> Result<Option<Vhost>> {
     if wanted == VhostNet::Off {
         return Ok(None);
     }

@@ -1,5 +1,5 @@
-//! What the host has for a machine: the memory of the host, or of the cgroup around the machine with the lowest limit, and
-//! the CPUs on which this process may run.
+//! The memory and CPUs of the host for a machine: the memory of the host, or the lowest limit of the cgroups around the
+//! machine, and the CPUs on which this process may run.
 
 use std::fs;
 use std::path::Path;

@@ -1,12 +1,12 @@
-//! The system calls of each thread, from measured runs of every command (`tests/vm/confinement.rs` repeats some) and from
-//! what the C library and the standard library do on rare paths: out of memory, a panic, a clock without vDSO.
+//! The system calls of each thread, from recorded runs of every command (`tests/vm/confinement.rs` repeats some) and from the
+//! rare paths of the C library and the standard library: out of memory, a panic, a clock without vDSO.
 
 use libc::{c_long, *};
 
 use super::Role;
 use super::filter::{Call, Condition, Rule};
 
-/// What all threads do: memory, locks, the clock, the log, and a panic's end.
+/// Calls of all threads: for memory, locks, the clock, the log, and the end of a panic.
 const COMMON: [c_long; 26] = [
     SYS_brk,
     SYS_clock_gettime,

@@ -11,9 +11,9 @@ use rustix::thread::{
 
 use super::Role;
 
-/// What the file server needs to act as the guest's callers do, whose permissions the guest's kernel has checked: give
-/// files any owner, mode and file capabilities, create device nodes that the bundle allows, and write to any file of a
-/// share.
+/// Capabilities of the file server. It acts for processes of the guest, whose permissions the guest's kernel has checked: it
+/// gives files any owner, mode and file capabilities, creates device nodes that the bundle allows, and writes to any file
+/// of a share.
 const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -23,11 +23,12 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
 
-/// What every main thread needs to remove a cgroup at its end: nobody may write to the root of the cgroups by its mode.
+/// Capability with which every main thread removes a cgroup at its end: by its mode, the root of the cgroups is not
+/// writable.
 const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
-/// What a pod's main thread needs beyond that to share the files of a container that a client adds: find directories, copy
-/// their mounts, and give files of the podfile their owners.
+/// Additional capabilities of a pod's main thread, which shares the files of containers that clients add: it finds
+/// directories, copies their mounts, and gives files of the podfile their owners.
 const POD: CapabilitySet =
     CapabilitySet::CHOWN.union(CapabilitySet::DAC_READ_SEARCH).union(CapabilitySet::SYS_ADMIN);
 

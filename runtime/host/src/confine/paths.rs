@@ -29,7 +29,7 @@ pub struct Paths {
     pub read: Vec<PathBuf>,
 }
 
-/// What every main thread uses: its own descriptors and terminals by name, and the devices of a new NIC.
+/// Files that every main thread writes: its own descriptors and terminals by name, and the devices of a new NIC.
 const WRITTEN: [&str; 5] = ["/dev/null", "/dev/pts", "/dev/tty", "/dev/net/tun", "/dev/vhost-net"];
 const READ: [&str; 1] = ["/proc"];
 

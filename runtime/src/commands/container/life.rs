@@ -39,7 +39,7 @@ pub struct Life {
     pub foreground: bool,
     /// The boot's marks, if `--marks` was given.
     pub timeline: Option<Arc<Timeline>>,
-    /// What the host has for a machine in the cgroup that this process had at first. `None`: not asked yet.
+    /// Memory and CPUs of the host for a machine in the first cgroup of this process; `None` before they were read.
     pub host: Option<Host>,
     /// The cgroup of this process before it joined the container's.
     cgroup_before: Cgroup,
