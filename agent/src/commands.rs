@@ -21,6 +21,7 @@ use crate::destroy::Destroy;
 use crate::error::{Error, cause};
 use crate::pod::Pod;
 use crate::process;
+use crate::start::StartCommand;
 use crate::state::{EventSource, Setting, State, watch};
 use crate::sys::{self, Timex};
 use crate::{clock, hotplug, network, resolver};
@@ -197,7 +198,7 @@ impl State {
     }
 
     fn new_container(&mut self, id: u32, spec: &payload::Container) -> Result<Reply, Error> {
-        self.start_container((id, Code::NewContainer), spec)?;
+        self.start_container(StartCommand { id, code: Code::NewContainer }, spec)?;
         Ok(Reply::Later)
     }
 

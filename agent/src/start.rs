@@ -23,8 +23,18 @@ const PROCESSES_MAX: usize = 1024;
 /// Limit of containers, running or not yet removed.
 const CONTAINERS_MAX: usize = 256;
 
-/// PID and pidfd of a process.
-type Forked = Result<(Pid, OwnedFd), Error>;
+/// A process that was forked.
+struct Forked {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+/// The command that starts a process, and is answered when the program runs.
+#[derive(Clone, Copy)]
+pub(crate) struct StartCommand {
+    pub(crate) id: u32,
+    pub(crate) code: Code,
+}
 
 impl State {
     /// Stores a pod that has started, and starts the first of STARTPOD's containers. Returns true if there are none.
@@ -42,13 +52,13 @@ impl State {
     /// Starts the next container of STARTPOD. Returns true if all have been started.
     fn start_next(&mut self, id: u32) -> Result<bool, Error> {
         let Some(spec) = self.to_start.pop_front() else { return Ok(true) };
-        self.start_container((id, Code::StartPod), &spec).map(|()| false)
+        self.start_container(StartCommand { id, code: Code::StartPod }, &spec).map(|()| false)
     }
 
     /// Starts a container. The command is answered when its program runs.
     pub(crate) fn start_container(
         &mut self,
-        command: (u32, Code),
+        command: StartCommand,
         spec: &payload::Container,
     ) -> Result<(), Error> {
         container::check(spec)?;
@@ -99,7 +109,7 @@ impl State {
 
     /// Starts an exec process of a container. The command is answered when its program runs.
     pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Error> {
-        let spec = &command.process;
+        let (spec, started_by) = (&command.process, StartCommand { id, code: Code::ExecCmd });
         self.check_streams(spec)?;
         let taken = |process: &Process| process.container == command.container && process.id == spec.id;
         if self.processes.values().any(taken) {
@@ -110,7 +120,7 @@ impl State {
             // The guest itself, in which API 4244's hosts run their tools.
             let (ends, child) = prepare(spec, ChildContainer::None, &hostname)?;
             let forked = fork(0, None, child)?;
-            return self.add(container::GUEST, spec, forked, ends, (id, Code::ExecCmd)).map(drop);
+            return self.add(container::GUEST, spec, forked, ends, started_by).map(drop);
         }
         let container = self.container(&command.container)?;
         let init = container.init.and_then(|key| self.processes.get(&key));
@@ -129,7 +139,7 @@ impl State {
         let fork = || fork(0, cgroup, child);
         let forked =
             if isolated { pod::fork_with_pids(init, pod::agent_pidfd()?.as_fd(), fork) } else { fork() }?;
-        self.add(&command.container, spec, forked, ends, (id, Code::ExecCmd)).map(drop)
+        self.add(&command.container, spec, forked, ends, started_by).map(drop)
     }
 
     fn check_streams(&self, spec: &payload::Process) -> Result<(), Error> {
@@ -148,9 +158,9 @@ impl State {
         &mut self,
         container: &str,
         spec: &payload::Process,
-        (pid, pidfd): (Pid, OwnedFd),
+        Forked { pid, pidfd }: Forked,
         ends: AgentEnds,
-        (id, command): (u32, Code),
+        StartCommand { id, code }: StartCommand,
     ) -> Result<u32, Error> {
         let key = self.next_key;
         self.next_key += 1;
@@ -164,7 +174,7 @@ impl State {
                 (ends.pipes.stderr.as_ref().map(AsFd::as_fd), EventSource::Stderr),
             ],
         );
-        let pending = Pending { id, command: command as u32, report: Some(ends.report), error: None };
+        let pending = Pending { id, command: code as u32, report: Some(ends.report), error: None };
         let mut process = Process::new(container, spec, pid, pidfd, pending);
         if let Err(error) = watched {
             let _ = process.signal(Signal::KILL);
@@ -265,10 +275,10 @@ fn prepare<'a>(
     Ok((AgentEnds { pipes, report: agent_report }, Child { spec, container, hostname, stdio, report }))
 }
 
-fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: Child<'_>) -> Forked {
+fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: Child<'_>) -> Result<Forked, Error> {
     match sys::fork(flags, cgroup).step("start", "process")? {
         Fork::Child => child::run(child),
-        Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Fork::Parent { pid, pidfd } => Ok(Forked { pid, pidfd }),
     }
 }
 

@@ -378,15 +378,13 @@ impl Output {
                 *none.insert(there + TERMINAL_SLACK)
             }
         };
-        let space = streams.space();
         let limit = if extended { left.min(self.credit) } else { left };
-        let max = usize::try_from(limit).map_or(space, |limit| limit.min(space));
-        if left > 0 && (!(self.readable || exited) || max == 0) {
+        if left > 0 && (!(self.readable || exited) || limit == 0 || streams.space() == 0) {
             return Pump::Idle;
         }
         let read = match left {
             0 => Ok(0),
-            _ => forward(&mut self.transfer, streams, (self.seq, fd), (limit, max)),
+            _ => forward(&mut self.transfer, streams, self.seq, fd, limit),
         };
         match read {
             Ok(count) if count > 0 => {
@@ -418,12 +416,13 @@ impl Output {
     }
 }
 
-/// Queues a frame of at most `limit` bytes if they can be moved, otherwise of at most `max` bytes.
+/// Queues a frame of at most `limit` bytes. They are moved if possible, and otherwise copied into the space that is left.
 fn forward(
     transfer: &mut Transfer,
     streams: &mut Streams,
-    (seq, fd): (u64, &OwnedFd),
-    (limit, max): (u64, usize),
+    seq: u64,
+    fd: &OwnedFd,
+    limit: u64,
 ) -> rustix::io::Result<usize> {
     if *transfer == Transfer::Relayed {
         // A process that writes much is likely to continue. Let it fill the pipe, so that a frame carries several
@@ -444,7 +443,8 @@ fn forward(
             None => {}
         }
     }
-    let read = streams.forward(seq, fd, max);
+    let space = streams.space();
+    let read = streams.forward(seq, fd, usize::try_from(limit).map_or(space, |limit| limit.min(space)));
     if *transfer == Transfer::Copied && read.is_ok_and(|count| count >= PIECE_LARGE) {
         *transfer = Transfer::Relayed;
         // Ignore failures: the pipe keeps its size.

@@ -317,8 +317,8 @@ impl Containers {
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
         let program = process.args.first().filter(|_| request.for_engine).cloned();
-        let seq = self.next_seq;
-        match Exec::start(guest, client, &request.container, process, (seq, fds)) {
+        let streams = exec::streams(self.next_seq, fds);
+        match Exec::start(guest, client, &request.container, process, &streams) {
             Ok((mut exec, command)) => {
                 exec.program = program;
                 self.awaited.push((command, Awaited::Exec(exec.process.name.clone())));

@@ -25,23 +25,18 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// Asks the agent to start `process` in `container`. Its streams have numbers from `seq` on and use the client's
-    /// descriptors.
+    /// Asks the agent to start `process` in `container`, with its `streams`: stdin and stdout, then stderr unless it has a
+    /// terminal.
     pub fn start(
         guest: &mut Guest<'_>,
         client: ClientId,
         container: &str,
         mut process: payload::Process,
-        (seq, fds): (u64, &[OwnedFd]),
+        streams: &[StreamSpec],
     ) -> Result<(Exec, CommandId), StartError> {
-        let number = |index: usize| fds.get(index).map(AsRawFd::as_raw_fd);
-        let mut streams = vec![StreamSpec { seq, source: number(0), sink: number(1) }];
-        (process.stdio, process.stderr) = (seq, 0);
-        if !process.terminal {
-            process.stderr = seq + 1;
-            streams.push(StreamSpec { seq: seq + 1, source: None, sink: number(2) });
-        }
-        let opened = Process::open(guest, container, &process.id, process.terminal, &streams)?;
+        let number = |index: usize| streams.get(index).map_or(0, |stream| stream.seq);
+        (process.stdio, process.stderr) = (number(0), number(1));
+        let opened = Process::open(guest, container, &process.id, process.terminal, streams)?;
         let command = ExecCommand { container: container.to_owned(), process };
         let command = guest.link.send(Code::ExecCmd, "exec", &command)?;
         Ok((Exec { client: Some(client), process: opened, program: None }, command))
@@ -65,6 +60,13 @@ impl Exec {
             ProcessPhase::Starting | ProcessPhase::Running => false,
         }
     }
+}
+
+/// Returns the streams of an exec process, with numbers from `seq` on: the client's descriptors.
+pub fn streams(seq: u64, fds: &[OwnedFd]) -> Vec<StreamSpec> {
+    let number = |index: usize| fds.get(index).map(AsRawFd::as_raw_fd);
+    let stderr = number(2).map(|fd| StreamSpec { seq: seq + 1, source: None, sink: Some(fd) });
+    [StreamSpec { seq, source: number(0), sink: number(1) }].into_iter().chain(stderr).collect()
 }
 
 /// Converts a client's request to a process of the agent's protocol.

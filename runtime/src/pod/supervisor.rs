@@ -377,7 +377,7 @@ impl Supervisor {
             while let Some((request, fds)) = self.clients.next(client) {
                 self.changed |= request.is_change();
                 let waits = request.is_answered();
-                match self.serve(client, (request, fds))? {
+                match self.serve(client, request, &fds)? {
                     Some(reply) => self.clients.answer(client, &reply),
                     None if waits => self.clients.accepted(client),
                     None => {}

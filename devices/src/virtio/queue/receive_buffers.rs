@@ -196,7 +196,7 @@ impl VirtQueue {
         let mut buffers = ReceiveBuffers::default();
         queue.disable_notification(memory)?;
         for _ in 0..MESSAGES_MAX {
-            let gathered = gather(&mut buffers, queue, memory, (demand, &mut refuse))?;
+            let gathered = gather(&mut buffers, queue, memory, demand, &mut refuse)?;
             if gathered == Gathered::Refused {
                 break;
             }
@@ -235,7 +235,8 @@ fn gather<'a>(
     buffers: &mut ReceiveBuffers<'a>,
     queue: &mut Queue,
     memory: &'a GuestMemoryMmap,
-    (demand, refuse): (Demand, &mut impl FnMut(u16, &str)),
+    demand: Demand,
+    refuse: &mut impl FnMut(u16, &str),
 ) -> Result<Gathered, Error> {
     let mut refused = 0;
     while buffers.len < demand.message {

@@ -19,7 +19,8 @@ impl Supervisor {
     pub(super) fn serve(
         &mut self,
         client: ClientId,
-        (request, fds): (Request, Vec<OwnedFd>),
+        request: Request,
+        fds: &[OwnedFd],
     ) -> Result<Option<Reply>> {
         let (containers, mut guest) = (&mut self.containers, self.session.sandbox.guest());
         let reply = match request {
@@ -28,7 +29,7 @@ impl Supervisor {
                 Some(refused("the pod is ending".to_owned()))
             }
             Request::Start { container } => containers.start(&container, client),
-            Request::Exec(exec) => containers.exec(&mut guest, client, &exec, &fds)?,
+            Request::Exec(exec) => containers.exec(&mut guest, client, &exec, fds)?,
             Request::Signal(signal) => {
                 // A process that has ended meanwhile needs no signal.
                 containers
