@@ -3,19 +3,17 @@
 //! The guest would detect a missing program only when the container is started. Engines expect the error from `create`,
 //! as with runc, and derive an exit code from its text. Programs that a mount may provide are left to the guest.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::fs::{self, Metadata};
-use std::io::ErrorKind;
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use crate::bundle::Bundle;
 use crate::error::{BundleError, Result};
 use crate::spec::Mount;
 
-/// Maximum number of symbolic links in a path, as in the kernel (MAXSYMLINKS).
-const LINKS_MAX: usize = 40;
 /// Destinations that engines mount into every container. None of them contains the program.
 const USUAL_MOUNTS: [&str; 8] = [
     "/proc",
@@ -74,52 +72,26 @@ fn find(root: &Path, path: &Path) -> Found {
         Ok(file) if file.is_dir() => Found::Not("is a directory"),
         Ok(file) if file.permissions().mode() & 0o111 == 0 => Found::Not("permission denied"),
         Ok(_) => Found::Executable,
-        Err(ErrorKind::NotFound | ErrorKind::NotADirectory) => Found::Missing,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Found::Missing
+        }
         Err(_) => Found::Unknown,
     }
 }
 
-/// Resolves `path` with `root` as the root directory. Follows symbolic links itself, because the host would leave
-/// `root`.
-fn look(root: &Path, path: &Path) -> Result<Metadata, ErrorKind> {
-    let names = |path: &Path| -> Vec<OsString> {
-        let names =
-            path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-        names.map(|part| part.as_os_str().to_owned()).collect()
-    };
-    let mut left: VecDeque<OsString> = names(path).into();
-    let mut at = PathBuf::new();
-    let mut links = 0;
-    while let Some(name) = left.pop_front() {
-        if name == ".." {
-            at.pop();
-            continue;
-        }
-        at.push(name);
-        let full = root.join(&at);
-        let kind = fs::symlink_metadata(&full).map_err(|error| error.kind())?.file_type();
-        if kind.is_symlink() {
-            links += 1;
-            if links > LINKS_MAX {
-                return Err(ErrorKind::Other);
-            }
-            let target = fs::read_link(&full).map_err(|error| error.kind())?;
-            at.pop();
-            if target.is_absolute() {
-                at.clear();
-            }
-            names(&target).into_iter().rev().for_each(|name| left.push_front(name));
-        } else if !kind.is_dir() && !left.is_empty() {
-            return Err(ErrorKind::NotADirectory);
-        }
-    }
-    fs::symlink_metadata(root.join(at)).map_err(|error| error.kind())
+/// Resolves `path` with `root` as the root directory, which no symbolic link leaves (openat2(2)).
+fn look(root: &Path, path: &Path) -> io::Result<Metadata> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = openat(CWD, root, flags, Mode::empty())?;
+    File::from(openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?).metadata()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
+
+    use super::*;
 
     fn rootfs() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
