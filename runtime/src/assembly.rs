@@ -45,7 +45,7 @@ pub struct Assembly {
 /// Connections between the host's network and the guest.
 #[derive(Default)]
 struct GuestNetwork {
-    network: Network,
+    network: Option<Network>,
     /// The host's end of the port for name queries.
     resolver: Option<UnixStream>,
     /// Name queries without a server so far.
@@ -112,8 +112,9 @@ impl Assembly {
         .context("start the file server")??;
         vm.attach(Box::new(Rng::new(vm.events())))?;
         vm.attach(Box::new(Balloon::new(vm.events(), vmm::discard)))?;
-        let present = std::mem::take(&mut network.nics);
-        let mut nics = Nics::attach(&mut vm, present.len() + network.spare_nics(), plan)?;
+        let spare = network.as_ref().map_or(0, Network::spare_nics);
+        let present = network.as_mut().map(|network| std::mem::take(&mut network.nics)).unwrap_or_default();
+        let mut nics = Nics::attach(&mut vm, present.len() + spare, plan)?;
         for nic in present {
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
@@ -163,5 +164,5 @@ fn guest_network(plan: &mut VmPlan, spec: &Spec) -> Result<GuestNetwork> {
     let network = Network::of_this_namespace()?;
     network::describe(&network, plan);
     let (resolver, names) = network::serve_names(plan, spec).context("serve name queries")?;
-    Ok(GuestNetwork { network, resolver, names })
+    Ok(GuestNetwork { network: Some(network), resolver, names })
 }

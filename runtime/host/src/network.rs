@@ -77,15 +77,13 @@ pub struct Nic {
 }
 
 /// The interfaces of this process's network namespace, connected to taps until this is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Network {
     /// In the order of the machine's slots, so that the guest's kernel itself gives most NICs their names.
     pub nics: Vec<Nic>,
     config: NetworkConfig,
-    /// `None` if no interface is connected or will be added.
-    taps: Option<Taps>,
-    /// `None` if changes are not followed.
-    notifications: Option<Notifications>,
+    taps: Taps,
+    notifications: Notifications,
 }
 
 /// Enters the network namespace `path` with this thread. Threads that it starts later inherit the namespace.
@@ -140,36 +138,32 @@ impl Network {
         let mut taps = Taps::new(netlink);
         let join = |link: &Link| taps.connect(link, config.addresses_of(link.index));
         let nics = config.links.iter().map(join).collect::<Result<_>>()?;
-        Ok(Network { nics, config, taps: Some(taps), notifications: Some(notifications) })
+        Ok(Network { nics, config, taps, notifications })
     }
 
     /// Returns how many NICs can be added while the machine runs.
     pub fn spare_nics(&self) -> usize {
-        self.notifications.as_ref().map_or(0, |_| SPARE_NICS.min(NICS_MAX.saturating_sub(self.nics.len())))
+        SPARE_NICS.min(NICS_MAX.saturating_sub(self.nics.len()))
     }
 
-    /// Returns a descriptor that is readable when something may have changed; `None` if changes are not followed.
-    pub fn changes_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.notifications.as_ref().map(Notifications::fd)
+    /// Returns a descriptor that is readable when something may have changed.
+    pub fn changes_fd(&self) -> BorrowedFd<'_> {
+        self.notifications.fd()
     }
 
-    /// Lists the namespace again. Returns the previous state; [`config`](Self::config) returns the new one. Returns
-    /// `None` if changes are not followed.
+    /// Lists the namespace again. Returns the previous state; [`config`](Self::config) returns the new one.
     ///
     /// # Errors
     ///
     /// Something in the namespace is not supported in a guest. Then [`config`](Self::config) returns the previous
     /// state.
-    pub fn refresh(&mut self) -> Result<Option<NetworkConfig>> {
-        let (Some(notifications), Some(taps)) = (&self.notifications, &mut self.taps) else {
-            return Ok(None);
-        };
-        notifications.drain();
-        let mut config = NetworkConfig::list(&mut taps.netlink)?;
-        config.links.retain(|link| !taps.has(link.index));
+    pub fn refresh(&mut self) -> Result<NetworkConfig> {
+        self.notifications.drain();
+        let mut config = NetworkConfig::list(&mut self.taps.netlink)?;
+        config.links.retain(|link| !self.taps.has(link.index));
         keep_wanted(&mut config);
         check(&config)?;
-        Ok(Some(std::mem::replace(&mut self.config, config)))
+        Ok(std::mem::replace(&mut self.config, config))
     }
 
     /// Returns the guest's interfaces with their configuration.
@@ -184,18 +178,13 @@ impl Network {
 
     /// Connects a new interface to a tap. After an error the caller must [remove](Self::remove) it.
     pub fn add(&mut self, link: &Link) -> Result<Nic> {
-        match &mut self.taps {
-            Some(taps) => taps.connect(link, self.config.addresses_of(link.index)),
-            None => Err(HostError::step("connect a network interface")(io::ErrorKind::NotFound).into()),
-        }
+        self.taps.connect(link, self.config.addresses_of(link.index))
     }
 
     /// Ends the redirection of an interface that has disappeared or is not supported. The interface counts as new if it
     /// is found again.
     pub fn remove(&mut self, link: u32) {
-        if let Some(taps) = &mut self.taps {
-            taps.disconnect(link);
-        }
+        self.taps.disconnect(link);
         self.config.links.retain(|it| it.index != link);
         keep_wanted(&mut self.config);
     }

@@ -15,7 +15,8 @@ use crate::sandbox::Sandbox;
 /// The network, and pending requests to the guest for it.
 #[derive(Debug, Default)]
 pub struct LiveNetwork {
-    network: Network,
+    /// `None` if the guest has only a loopback interface.
+    network: Option<Network>,
     /// Interfaces that the guest was asked to release.
     leaving: Vec<(CommandId, u32)>,
     /// Its name queries, until a server listens.
@@ -23,37 +24,41 @@ pub struct LiveNetwork {
 }
 
 impl LiveNetwork {
-    pub fn new(network: Network, names: Option<NameQueries>) -> LiveNetwork {
+    pub fn new(network: Option<Network>, names: Option<NameQueries>) -> LiveNetwork {
         LiveNetwork { network, leaving: Vec::new(), names }
     }
 
     /// Returns a descriptor that is readable when [`follow`](Self::follow) has work.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.network.changes_fd()
+        self.network.as_ref().map(Network::changes_fd)
     }
 
     /// Sends changes to the guest. Changes that cannot be applied are logged, since there is no caller to refuse them
     /// to.
     pub fn follow(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
         self.serve_names(sandbox)?;
-        let before = match self.network.refresh() {
-            Ok(Some(before)) => before,
-            Ok(None) => return Ok(()),
+        let Some(network) = &mut self.network else { return Ok(()) };
+        let before = match network.refresh() {
+            Ok(before) => before,
             Err(error) => {
                 log::warn!("{:#}; the guest's network is not updated", anyhow::Error::from(error));
                 return Ok(());
             }
         };
         // Addresses are updated before the guest uses them, so that the filter does not drop its packets.
-        for (link, addresses) in self.network.addresses() {
+        for (link, addresses) in network.addresses() {
             sandbox.nics.set_addresses(link, addresses);
         }
-        let Changes { gone, new, altered, mut routes } = Changes::between(&before, self.network.config());
+        let Changes { gone, new, altered, mut routes } = Changes::between(&before, network.config());
         for link in gone {
-            self.remove(sandbox, &link)?;
+            log::info!("network interface {}: removed from the guest", link.name);
+            network.remove(link.index);
+            let gone = Interface { mac_addr: mac_text(&link.mac), ..Interface::default() };
+            let command = sandbox.link.send(Code::DeleteInterface, "remove a network interface", &gone)?;
+            self.leaving.push((command, link.index));
         }
         for (link, interface) in new {
-            if self.add(sandbox, &link) {
+            if add(network, sandbox, &link) {
                 log::info!("network interface {}: added to the guest", link.name);
                 sandbox.link.notify(Code::SetupInterface, "set up a network interface", &interface)?;
             } else {
@@ -96,24 +101,14 @@ impl LiveNetwork {
         let resolver = Resolver { address: server.to_string() };
         sandbox.link.notify(Code::Resolver, "take name queries", &resolver)
     }
+}
 
-    fn remove(&mut self, sandbox: &mut Sandbox, link: &Link) -> Result<(), LinkError> {
-        log::info!("network interface {}: removed from the guest", link.name);
-        self.network.remove(link.index);
-        let gone = Interface { mac_addr: mac_text(&link.mac), ..Interface::default() };
-        let command = sandbox.link.send(Code::DeleteInterface, "remove a network interface", &gone)?;
-        self.leaving.push((command, link.index));
-        Ok(())
+/// Adds a NIC for an interface. Returns whether that succeeded.
+fn add(network: &mut Network, sandbox: &mut Sandbox, link: &Link) -> bool {
+    let added = network.add(link).map_err(anyhow::Error::from).and_then(|nic| Ok(sandbox.plug(nic)?));
+    if let Err(error) = &added {
+        log::warn!("network interface {}: not added to the guest: {error:#}", link.name);
+        network.remove(link.index);
     }
-
-    /// Adds a NIC for an interface. Returns whether that succeeded.
-    fn add(&mut self, sandbox: &mut Sandbox, link: &Link) -> bool {
-        let added =
-            self.network.add(link).map_err(anyhow::Error::from).and_then(|nic| Ok(sandbox.plug(nic)?));
-        if let Err(error) = &added {
-            log::warn!("network interface {}: not added to the guest: {error:#}", link.name);
-            self.network.remove(link.index);
-        }
-        added.is_ok()
-    }
+    added.is_ok()
 }
