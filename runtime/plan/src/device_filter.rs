@@ -2,8 +2,9 @@
 //!
 //! In a bundle the last matching rule decides, separately for each letter of `rwm`. The kernel's controller
 //! (Documentation/admin-guide/cgroup-v1/devices.rst) knows no order: it has a default and a set of exceptions from the
-//! default. [`rules`] applies the bundle's rules one after the other to such a set. Some results are no set of exceptions,
-//! for example a major number without one of its minor numbers while all else is denied. Such rules are refused.
+//! default. [`rules`] applies the bundle's rules one after the other to such a set. Some results are no set of
+//! exceptions, for example a major number without one of its minor numbers while all else is denied. Such rules are
+//! refused.
 
 use std::fmt;
 
@@ -11,30 +12,21 @@ use agent_proto::payload::DEVICE_RULES_MAX;
 use oci::error::{BundleError, Result, invalid, unsupported};
 use oci::spec::resources::DeviceRule;
 
-use crate::device_rules::{self, Kind, Rule, access, character};
+use crate::device_rules::{self, Kind, Rule, USUAL, access, character};
 
 /// JSON path of the rules.
 const PATH: &str = "linux.resources.devices";
 
 const LETTERS: [(u8, char); 3] = [(access::READ, 'r'), (access::WRITE, 'w'), (access::MAKE, 'm')];
 
-/// Devices that every container can use. The list is runc's (libcontainer/specconv, `AllowedDevices`). Like runc, [`rules`]
-/// appends it to the bundle's rules, so a bundle cannot deny these devices.
-const DEFAULTS: [Rule; 10] = [
-    // mknod(2) of every device; opening the node needs another rule.
-    Rule { allow: true, kind: Some(Kind::Character), major: None, minor: None, access: access::MAKE },
-    Rule { allow: true, kind: Some(Kind::Block), major: None, minor: None, access: access::MAKE },
-    // null, zero, full, random, urandom.
-    character(1, Some(3)),
-    character(1, Some(5)),
-    character(1, Some(7)),
-    character(1, Some(8)),
-    character(1, Some(9)),
-    // tty, ptmx, pseudo-terminals.
-    character(5, Some(0)),
-    character(5, Some(2)),
-    character(136, None),
-];
+/// mknod(2) of every device; opening the node needs another rule.
+const MAKE: [Rule; 2] = [make(Kind::Character), make(Kind::Block)];
+/// Pseudo-terminals.
+const TERMINALS: Rule = character(136, None);
+
+const fn make(kind: Kind) -> Rule {
+    Rule { allow: true, kind: Some(kind), major: None, minor: None, access: access::MAKE }
+}
 
 /// The devices of a rule and the access to them in the form of the controller, such as `c 1:3 rw`.
 impl fmt::Display for Rule {
@@ -71,14 +63,16 @@ struct Filter {
     exceptions: Vec<Rule>,
 }
 
-/// Returns the rules for the container's cgroup in the agent's form ([`agent_proto::payload::OciContainer::device_rules`]).
-/// The list is empty if the container can use all devices.
+/// Returns the rules for the container's cgroup in the agent's form
+/// ([`agent_proto::payload::OciContainer::device_rules`]). The list is empty if the container can use all devices.
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<String>> {
     let mut filter = Filter { allow: false, exceptions: Vec::new() };
     for (index, rule) in device_rules::of_bundle(given)?.iter().enumerate() {
         filter.apply(rule).map_err(|(rule, within)| cut(&format!("{PATH}[{index}]"), &rule, &within))?;
     }
-    for rule in DEFAULTS {
+    // The list is runc's (libcontainer/specconv, `AllowedDevices`). Like there, it follows the bundle's rules, so a
+    // bundle cannot deny these devices.
+    for rule in MAKE.into_iter().chain(USUAL).chain([TERMINALS]) {
         filter.set(rule).map_err(|within| cut(PATH, &rule, &within))?;
     }
     if filter.allow && filter.exceptions.is_empty() {

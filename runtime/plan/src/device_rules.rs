@@ -35,15 +35,14 @@ pub struct Rule {
     pub access: u8,
 }
 
-/// Devices that every container may use: null, zero, full, random, urandom, tty, console, ptmx.
-const USUAL: [Rule; 8] = [
+/// Devices that every container may use: null, zero, full, random, urandom, tty, ptmx.
+pub const USUAL: [Rule; 7] = [
     character(1, Some(3)),
     character(1, Some(5)),
     character(1, Some(7)),
     character(1, Some(8)),
     character(1, Some(9)),
     character(5, Some(0)),
-    character(5, Some(1)),
     character(5, Some(2)),
 ];
 
@@ -54,7 +53,8 @@ pub const fn character(major: u32, minor: Option<u32>) -> Rule {
 
 /// Returns the rules in order: those of the bundle, then those for devices that every container may use.
 pub fn rules(given: &[DeviceRule]) -> Result<Vec<Rule>> {
-    Ok(of_bundle(given)?.into_iter().chain(USUAL).collect())
+    const CONSOLE: Rule = character(5, Some(1));
+    Ok(of_bundle(given)?.into_iter().chain(USUAL).chain([CONSOLE]).collect())
 }
 
 /// Returns only the rules of the bundle.
