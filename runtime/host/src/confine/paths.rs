@@ -1,5 +1,5 @@
-//! The files that a thread can name: none for the file server, which uses descriptors only, and a few for the main thread.
-//! Other threads make no system call that takes a path.
+//! The files that a thread can name: none for the file server, which uses descriptors only, and a few for the main
+//! thread. Other threads make no system call that takes a path.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -73,4 +73,52 @@ fn empty_root() -> Result<(), Errno> {
     let root = fsmount(file_system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, locked)?;
     fchdir(root)?;
     chroot(c".")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, OpenOptions};
+    use std::process::Command;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_restricted_thread_uses_only_the_files_that_it_was_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let (given, read, other) =
+            (folder.path().join("given"), folder.path().join("read"), folder.path().join("other"));
+        fs::create_dir(&given).unwrap();
+        fs::write(&read, "r").unwrap();
+        fs::write(&other, "o").unwrap();
+        let outside = folder.path().join("new");
+        let work = move || {
+            match restrict(&Paths { write: vec![given.clone()], read: vec![read.clone(), "/missing".into()] })
+            {
+                Ok(()) => {}
+                // This host has no Landlock.
+                Err(error) => return assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error}"),
+            }
+            fs::write(given.join("new"), "n").unwrap();
+            fs::rename(given.join("new"), given.join("renamed")).unwrap();
+            fs::remove_file(given.join("renamed")).unwrap();
+            assert_eq!(fs::read(&read).unwrap(), b"r");
+            for denied in [
+                File::open(&other).map(drop),
+                OpenOptions::new().write(true).open(&read).map(drop),
+                fs::remove_file(&read),
+                fs::rename(&other, given.join("moved")),
+                fs::write(&outside, "n"),
+                Command::new("/bin/true").status().map(drop),
+            ] {
+                assert!(
+                    matches!(&denied, Err(error) if error.kind() != io::ErrorKind::NotFound),
+                    "{denied:?}"
+                );
+            }
+        };
+        thread::spawn(work).join().unwrap();
+        // Only that thread is restricted.
+        folder.close().unwrap();
+    }
 }
