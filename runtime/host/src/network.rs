@@ -31,6 +31,8 @@ mod netlink;
 mod notifications;
 mod redirect;
 mod taps;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 /// Maximum number of interfaces: each uses an interrupt of the machine, and console, share, entropy device and balloon
 /// use four.

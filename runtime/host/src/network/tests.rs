@@ -1,18 +1,7 @@
 use std::net::IpAddr;
 
+use super::testing::link;
 use super::*;
-
-pub(super) fn link(index: u32, name: &str) -> Link {
-    Link {
-        index,
-        name: name.into(),
-        mac: vec![2, 0, 0, 0, 0, index as u8],
-        mtu: 1500,
-        flags: libc::IFF_UP as u32,
-        hardware: libc::ARPHRD_ETHER,
-        driver: "veth".into(),
-    }
-}
 
 fn address(link: u32, address: [u8; 4]) -> config::Address {
     config::Address { link, address: address.into(), peer: None, bits: 24, no_prefix_route: false }

@@ -1,20 +1,9 @@
 use std::net::IpAddr;
 
+use host::network::testing::link;
 use host::network::{Address, Neighbour};
 
 use super::*;
-
-fn link(index: u32, name: &str) -> Link {
-    Link {
-        index,
-        name: name.into(),
-        mac: vec![2, 0, 0, 0, 0, index as u8],
-        mtu: 1500,
-        flags: libc::IFF_UP as u32,
-        hardware: libc::ARPHRD_ETHER,
-        driver: "veth".into(),
-    }
-}
 
 fn address(link: u32, last: u8) -> Address {
     let address = IpAddr::from([10, 0, link as u8, last]);
