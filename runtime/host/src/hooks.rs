@@ -105,7 +105,7 @@ fn start(hook: &Hook, state: &[u8], environment: &Variables) -> io::Result<(Chil
         None => command.envs(environment.0.iter().map(|(name, value)| (name, value))),
     };
     command.stdin(input).stdout(Stdio::null()).stderr(stderr.try_clone()?);
-    sys::unblock_signals_in(&mut command);
+    sys::unblock_signals_in(&mut command)?;
     Ok((command.spawn()?, stderr))
 }
 

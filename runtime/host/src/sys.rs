@@ -21,6 +21,7 @@ use rustix::process::{self, Pid, PidfdFlags, Signal};
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::{event, stdio};
+use vmm_sys_util::signal::create_sigset;
 
 pub mod clock;
 pub mod confinement;
@@ -71,19 +72,6 @@ pub fn eventfd() -> io::Result<File> {
     Ok(event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into())
 }
 
-fn signal_set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initializes the whole set, a local variable. sigaddset changes nothing if a number is
-    // invalid.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        for signal in signals {
-            libc::sigaddset(set.as_mut_ptr(), signal);
-        }
-        set.assume_init()
-    }
-}
-
 /// Changes this thread's signal mask by `set`: SIG_BLOCK or SIG_SETMASK. Async-signal-safe.
 fn mask_signals(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
     // SAFETY: the set is initialized, and the pointer for the old mask may be null.
@@ -95,7 +83,7 @@ fn mask_signals(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
 
 /// Blocks `signals` in this thread, and in threads that it starts later. Returns a non-blocking signalfd for them.
 pub fn signalfd(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
-    let set = signal_set(signals);
+    let set = create_sigset(&signals.collect::<Vec<_>>())?;
     mask_signals(libc::SIG_BLOCK, &set)?;
     // SAFETY: the set is initialized.
     let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })?;
@@ -104,10 +92,11 @@ pub fn signalfd(signals: impl Iterator<Item = i32>) -> io::Result<OwnedFd> {
 }
 
 /// Makes `command` start its program with no signal blocked.
-pub fn unblock_signals_in(command: &mut Command) {
-    let none = signal_set(std::iter::empty());
+pub fn unblock_signals_in(command: &mut Command) -> io::Result<()> {
+    let none = create_sigset(&[])?;
     // SAFETY: between fork and exec the closure makes one async-signal-safe call, and allocates nothing.
     unsafe { command.pre_exec(move || mask_signals(libc::SIG_SETMASK, &none)) };
+    Ok(())
 }
 
 /// Reads one signal number from a signalfd; `None` if no signal is pending.
