@@ -416,7 +416,8 @@ impl Output {
     }
 }
 
-/// Queues a frame of at most `limit` bytes. They are moved if possible, and otherwise copied into the space that is left.
+/// Queues a frame of at most `limit` bytes. They are moved if possible, and otherwise copied into the space that is
+/// left.
 fn forward(
     transfer: &mut Transfer,
     streams: &mut Streams,

@@ -132,8 +132,8 @@ fn stream_ends(protocol: Protocol, timeline: Option<Arc<Timeline>>) -> Result<(S
     Ok((if protocol == Protocol::Api4244 { table.without_credit() } else { table }, handle))
 }
 
-/// Attaches the console device with its ports: kernel log, control channel, streams, and name queries if the guest is to
-/// send them.
+/// Attaches the console device with its ports: kernel log, control channel, streams, and name queries if the guest is
+/// to send them.
 fn attach_console(
     vm: &mut Vm,
     log: LogPort,
@@ -153,8 +153,8 @@ fn attach_console(
 
 /// Returns the memory and CPUs that the host has for a machine in the cgroup of this process.
 ///
-/// Call this before [`Assembly::begin`]: while KVM creates a machine, the kernel holds the lock of all cgroups, and a read
-/// of this process's cgroup waits for that lock.
+/// Call this before [`Assembly::begin`]: while KVM creates a machine, the kernel holds the lock of all cgroups, and a
+/// read of this process's cgroup waits for that lock.
 pub fn host() -> Host {
     Host { memory_mib: room::memory_mib(), cpus: room::cpus() }
 }

@@ -130,8 +130,8 @@ pub enum Command {
     Features,
 }
 
-/// The arguments of a command with a parser of its own, not parsed yet. To define the flags of all these commands costs as much
-/// as to parse the whole line of a `vmm run`, which must not pay for it.
+/// The arguments of a command with a parser of its own, not parsed yet. To define the flags of all these commands costs
+/// as much as to parse the whole line of a `vmm run`, which must not pay for it.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub struct Words {

@@ -10,8 +10,9 @@ use super::errno::{Errno, Result};
 use super::inode::DescriptorCount;
 use super::sys;
 
-/// Limit of the ranges that a machine has locked, and so of their owners, each of which takes a descriptor for each file.
-/// The host's kernel searches all ranges of a file for each lock, which takes up to half a millisecond with this limit.
+/// Limit of the ranges that a machine has locked, and so of their owners, each of which takes a descriptor for each
+/// file. The host's kernel searches all ranges of a file for each lock, which takes up to half a millisecond with this
+/// limit.
 pub const MAX_RANGES: usize = 1 << 14;
 /// The last byte of a file of any length.
 pub const END: u64 = i64::MAX as u64;

@@ -2,9 +2,9 @@
 //! struct seccomp_data of a system call.
 //!
 //! [`Spans`] divides the call numbers into spans with one verdict each. Its program finds the span of a call by binary
-//! search. This is not for the calls, whose verdict the kernel remembers, but for the filter's installation: to fill that
-//! memory, the kernel runs the program for each of some 900 call numbers. A chain of comparisons, as seccompiler builds
-//! it, takes ten times as long there.
+//! search. This is not for the calls, whose verdict the kernel remembers, but for the filter's installation: to fill
+//! that memory, the kernel runs the program for each of some 900 call numbers. A chain of comparisons, as seccompiler
+//! builds it, takes ten times as long there.
 //!
 //! Jumps are relative and only go forward, so that a block of code may be placed anywhere.
 

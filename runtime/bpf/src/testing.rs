@@ -37,8 +37,8 @@ impl Call {
     }
 }
 
-/// Runs a program for a call. Returns its answer and the number of instructions. Panics where the kernel would refuse the
-/// program.
+/// Runs a program for a call. Returns its answer and the number of instructions. Panics where the kernel would refuse
+/// the program.
 pub fn run(program: &[Instruction], call: &Call) -> (u32, usize) {
     let (mut at, mut word) = (0, 0);
     for steps in 1.. {

@@ -1,8 +1,8 @@
 //! The confinement of a machine's process: the rights that each thread gives up before the guest can influence it.
 //!
-//! A thread calls [`enter`] once. It then has no capabilities beyond those of its [`Role`], can get none back, and makes
-//! only the system calls of its role. A call beyond them ends the process: [`sys::confinement`] reports the call and its
-//! thread, and the kernel kills the process with SIGSYS and writes an audit record.
+//! A thread calls [`enter`] once. It then has no capabilities beyond those of its [`Role`], can get none back, and
+//! makes only the system calls of its role. A call beyond them ends the process: [`sys::confinement`] reports the call
+//! and its thread, and the kernel kills the process with SIGSYS and writes an audit record.
 //!
 //! Every thread has a filter of its own, and no thread is started by one with a smaller filter. Read in this order:
 //! [`capabilities`], [`calls`], [`filter`].
@@ -64,14 +64,14 @@ pub fn is_entered() -> bool {
 /// signal handler, in which it may only make system calls and may not allocate.
 pub fn prepare(report: fn(fmt::Arguments<'_>)) -> io::Result<()> {
     sys::confinement::report_to(report)?;
-    // Without a keyring of its own the process could read the keys of the caller's session. An ordinary user has a quota
-    // of keys; then the caller's keyring stays, which nothing can use once the threads have their filters.
+    // Without a keyring of its own the process could read the keys of the caller's session. An ordinary user has a
+    // quota of keys; then the caller's keyring stays, which nothing can use once the threads have their filters.
     sys::confinement::join_new_keyring().unwrap_or_else(|error| log::debug!("join a new keyring: {error}"));
     Ok(())
 }
 
-/// Confines the calling thread for the rest of its life, as far as the host permits. If a step fails for another reason, the
-/// process ends.
+/// Confines the calling thread for the rest of its life, as far as the host permits. If a step fails for another
+/// reason, the process ends.
 pub fn enter(role: Role) {
     enter_with(role, None);
 }
@@ -103,8 +103,8 @@ fn confine(role: Role, paths: Option<&Paths>) -> io::Result<()> {
     where_possible(Level::Warn, "seccomp filters", filter)
 }
 
-/// Accepts that the host does not have or does not permit a step, which is logged: the machine runs with the confinement
-/// that it can have. The guest does not run yet and cannot make a step fail.
+/// Accepts that the host does not have or does not permit a step, which is logged: the machine runs with the
+/// confinement that it can have. The guest does not run yet and cannot make a step fail.
 fn where_possible(level: Level, what: &str, done: io::Result<()>) -> io::Result<()> {
     let Err(error) = done else { return Ok(()) };
     let missing = [libc::EACCES, libc::EINVAL, libc::ENODEV, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM];

@@ -1,7 +1,7 @@
 //! The command line of `vmm pod`.
 //!
-//! It has a parser of its own, which exists only if the command is `pod`: to define this many commands costs as much as to
-//! parse the whole line of a `vmm run`, which must not pay for it.
+//! It has a parser of its own, which exists only if the command is `pod`: to define this many commands costs as much as
+//! to parse the whole line of a `vmm run`, which must not pay for it.
 
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! The whole command line as one definition, from which man pages and shell completions are made
 //! (`examples/manual.rs`).
 //!
-//! The program itself never builds it: most commands have parsers of their own, so that `vmm run` does not pay for their
-//! definition. Here the definition of each such command replaces the unparsed arguments.
+//! The program itself never builds it: most commands have parsers of their own, so that `vmm run` does not pay for
+//! their definition. Here the definition of each such command replaces the unparsed arguments.
 
 use clap::{Args, Command, CommandFactory};
 

@@ -25,8 +25,8 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// Asks the agent to start `process` in `container`, with its `streams`: stdin and stdout, then stderr unless it has a
-    /// terminal.
+    /// Asks the agent to start `process` in `container`, with its `streams`: stdin and stdout, then stderr unless it
+    /// has a terminal.
     pub fn start(
         guest: &mut Guest<'_>,
         client: ClientId,

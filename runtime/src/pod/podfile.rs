@@ -1,4 +1,5 @@
-//! A podfile as it is written: hyperd's format (`UserPod`, `UserContainer`), in JSON or YAML, with its names and their capitals.
+//! A podfile as it is written: hyperd's format (`UserPod`, `UserContainer`), in JSON or YAML, with its names and their
+//! capitals.
 //!
 //! The structs have all keys of the format, and an unknown key is an error. Keys that are not supported have the type
 //! [`Given`], and [`refuse`](super::refuse) refuses them by their path. The key `ownPids` of a container is an

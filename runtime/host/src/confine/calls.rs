@@ -1,5 +1,5 @@
-//! The system calls of each thread, from recorded runs of every command (`tests/vm/confinement.rs` repeats some) and from the
-//! rare paths of the C library and the standard library: out of memory, a panic, a clock without vDSO.
+//! The system calls of each thread, from recorded runs of every command (`tests/vm/confinement.rs` repeats some) and
+//! from the rare paths of the C library and the standard library: out of memory, a panic, a clock without vDSO.
 
 use libc::{c_long, *};
 

@@ -11,9 +11,9 @@ use rustix::thread::{
 
 use super::Role;
 
-/// Capabilities of the file server. It acts for processes of the guest, whose permissions the guest's kernel has checked: it
-/// gives files any owner, mode and file capabilities, creates device nodes that the bundle allows, and writes to any file
-/// of a share.
+/// Capabilities of the file server. It acts for processes of the guest, whose permissions the guest's kernel has
+/// checked: it gives files any owner, mode and file capabilities, creates device nodes that the bundle allows, and
+/// writes to any file of a share.
 const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -32,8 +32,8 @@ const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 const POD: CapabilitySet =
     CapabilitySet::CHOWN.union(CapabilitySet::DAC_READ_SEARCH).union(CapabilitySet::SYS_ADMIN);
 
-/// Capabilities that a program never has again, not as root and not by its file. A change of the file system's user keeps
-/// the file server's capabilities.
+/// Capabilities that a program never has again, not as root and not by its file. A change of the file system's user
+/// keeps the file server's capabilities.
 const LOCKED: Bits = Bits::NO_ROOT
     .union(Bits::NO_ROOT_LOCKED)
     .union(Bits::NO_SETUID_FIXUP)
