@@ -5,6 +5,7 @@ use std::io;
 use vm_memory::GuestMemoryMmap;
 
 use crate::Interrupt;
+use mmio::page::RegisterPage;
 
 pub mod fs;
 pub mod queue;
@@ -55,10 +56,10 @@ pub struct Activation {
 pub trait VirtioDevice: Send {
     /// Returns the device's type, features and queues. They do not change.
     fn info(&self) -> DeviceInfo;
-    /// Whether the device is present. The driver reads device ID 0 from an empty [`net::Slot`] until a NIC is plugged
-    /// in.
-    fn is_present(&self) -> bool {
-        true
+    /// Shows the device in its registers: its type and its configuration space. An empty [`net::Slot`] shows no device
+    /// until a NIC is plugged in.
+    fn show(&mut self, page: &RegisterPage) {
+        page.show_device(Some(self.info().device_id), |offset, data| self.read_config(offset, data));
     }
     /// Fills `data` from the device's configuration space. Bytes outside of it read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);

@@ -64,9 +64,11 @@ fn a_reaped_process_holds_nothing_of_the_host() {
     let nets = Nets::joined();
     let place = format!("vmm-test-ending-{}", std::process::id());
     let script = format!(
-        "head -c {USED_MIB}M /dev/zero >/ram/used; exec flock /volume/lock sh -c 'echo held; exec sleep 1000'"
+        "head -c {USED_MIB}M /dev/zero >/ram/used
+         (echo open 5 rw; echo flock 5 try w; exec sleep 1000) | exec /bin/guest locks /volume/lock"
     );
     let volume = tempfile::TempDir::new().expect("create a volume");
+    File::create(volume.path().join("lock")).expect("create the lock's file");
     let bundle = nets
         .bundle(&script)
         .mount(json!({"destination": "/ram", "type": "tmpfs", "source": "tmpfs"}))
@@ -75,10 +77,14 @@ fn a_reaped_process_holds_nothing_of_the_host() {
         )
         .with(|config| config["linux"]["cgroupsPath"] = json!(format!("/{place}/inner")));
     let root = RootMount::new(&bundle);
+    bundle.copy_guest_program();
     let container = Container::new(bundle);
     let pid = container.create();
     container.out(&["start", "c"]);
-    wait_for("the container holds its lock", || (container.read("stdout") == "held\n").then_some(()));
+    let answers = wait_for("the container locks its file", || {
+        Some(container.read("stdout")).filter(|text| text.lines().count() == 2)
+    });
+    assert_eq!(answers.lines().last(), Some("ok"), "{answers}");
     let cgroup = Path::new("/sys/fs/cgroup").join(&place);
     let lock = || File::open(volume.path().join("lock")).expect("open the lock's file");
     assert!(flock(lock(), FlockOperation::NonBlockingLockExclusive).is_err());

@@ -10,9 +10,10 @@ use std::sync::mpsc::channel;
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
+use devices::virtio::mmio::page::RegisterPages;
 use kvm_bindings::{
-    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable_cap, kvm_run,
-    kvm_userspace_memory_region,
+    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs,
+    kvm_enable_cap, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
@@ -160,6 +161,28 @@ impl KvmVm {
             unsafe { self.vm.set_user_memory_region(slot) }.map_err(call("set a memory slot"))?;
         }
         Ok(())
+    }
+
+    /// Maps the first `len` bytes of `pages` into the guest at `addr`, in memory slot `slot`. The guest can only read
+    /// them: its writes are exits, as without the mapping.
+    pub fn map_registers(
+        &self,
+        pages: &RegisterPages,
+        len: u64,
+        addr: u64,
+        slot: u32,
+    ) -> Result<(), KvmError> {
+        assert!(len <= pages.region().size() as u64);
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: addr,
+            memory_size: len,
+            userspace_addr: pages.region().as_ptr() as u64,
+        };
+        // SAFETY: the machine keeps the pages, of which there are `len` bytes, until its vCPUs have stopped. Other threads
+        // change them by atomic stores.
+        unsafe { self.vm.set_user_memory_region(slot) }.map_err(call("map the devices' registers"))
     }
 
     /// Makes `irq` raise interrupt `gsi`. KVM's default routing connects each GSI to the IOAPIC pin of the same number.

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
+use devices::virtio::mmio::page::RegisterPages;
 use devices::{EventLoop, LoopHandle};
 use vm_memory::GuestMemoryMmap;
 
@@ -22,6 +23,8 @@ pub struct RunningVm {
     pub(crate) gate: Arc<OnceLock<()>>,
     /// Kept open until all vCPU threads have been joined.
     pub(crate) _vm: KvmVm,
+    /// Mapped into the guest.
+    pub(crate) _pages: RegisterPages,
 }
 
 impl RunningVm {

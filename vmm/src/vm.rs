@@ -8,6 +8,7 @@ use devices::mark::{MARK_PORT, MARK_PORT_LEN, MarkPort};
 use devices::reset::{RESET_PORT, RESET_PORT_LEN, ResetPort};
 use devices::serial::{SERIAL_PORT, SERIAL_PORT_LEN, Serial};
 use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::page::RegisterPages;
 use devices::virtio::mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
 use devices::{Bus, EventLoop, LoopHandle};
 use vm_memory::GuestMemoryMmap;
@@ -16,7 +17,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::end::End;
 use crate::kvm::{self, KvmVm, PendingVm};
 use crate::layout::{
-    self, DEVICES_MAX, DeviceResources, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, TIMER_GSI, VCPUS_MAX,
+    self, DEVICES_MAX, DeviceResources, MEMORY_MIB_MAX, PAGE_SIZE, RamRange, SERIAL_GSI, TIMER_GSI,
+    VCPUS_MAX, VIRTIO_MMIO_START,
 };
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
@@ -48,6 +50,7 @@ pub struct Vm {
     mmio: Bus,
     serial_irq: Option<Arc<EventFd>>,
     wiring: Vec<Wiring>,
+    pages: RegisterPages,
     events: EventLoop,
     timeline: Option<Arc<Timeline>>,
     entries: Entries,
@@ -84,6 +87,8 @@ impl Vm {
             mmio: Bus::new(),
             serial_irq: None,
             wiring: Vec::new(),
+            pages: RegisterPages::new(DEVICES_MAX)
+                .map_err(|error| host("reserve the devices' registers")(io::Error::other(error)))?,
             events,
             timeline: config.timeline,
             entries: config.entries,
@@ -123,7 +128,8 @@ impl Vm {
         let resources =
             layout::device_resources(self.wiring.len()).ok_or(Error::TooManyDevices { max: DEVICES_MAX })?;
         let irq = Arc::new(eventfd()?);
-        let transport = MmioTransport::new(device, self.ram.memory().clone(), irq.clone())
+        let page = self.pages.page(self.wiring.len());
+        let transport = MmioTransport::new(device, self.ram.memory().clone(), irq.clone(), page)
             .map_err(host("make a device's transport"))?;
         let kicks = transport.kicks().to_vec();
         self.mmio.insert(resources.base, MMIO_SIZE, Box::new(transport))?;
@@ -146,6 +152,10 @@ impl Vm {
         let mut vm = self.pending.wait()?;
         mark(&self.timeline, "vm_created");
         vm.set_memory(self.ram.memory())?;
+        if !self.wiring.is_empty() {
+            let len = self.wiring.len() as u64 * MMIO_SIZE;
+            vm.map_registers(&self.pages, len, VIRTIO_MMIO_START, self.ranges.len() as u32)?;
+        }
         wire(&mut vm, self.serial_irq.as_ref(), &self.wiring)?;
         let fds = create_vcpus(&vm, self.vcpus, self.kernel.entry)?;
         vm.defer_destruction(&fds);
@@ -156,7 +166,15 @@ impl Vm {
             stopping: AtomicBool::new(false),
         });
         let gate = Arc::new(OnceLock::new());
-        let mut running = RunningVm { vcpus: Vec::new(), events: self.events, board, end, gate, _vm: vm };
+        let mut running = RunningVm {
+            vcpus: Vec::new(),
+            events: self.events,
+            board,
+            end,
+            gate,
+            _vm: vm,
+            _pages: self.pages,
+        };
         for (index, fd) in fds.into_iter().enumerate() {
             let (enter, gate) = (self.entries.vcpu, running.gate.clone());
             let (board, end) = (running.board.clone(), running.end.clone());

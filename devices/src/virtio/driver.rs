@@ -15,6 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
 use super::mmio::MmioTransport;
+use super::mmio::page::RegisterPage;
+use super::queue::Gate;
 use crate::{BusDevice, LoopHandle, Subscriber};
 
 const MEMORY_LEN: usize = 64 << 20;
@@ -79,6 +81,11 @@ pub struct Driver {
     irq: Arc<EventFd>,
 }
 
+/// Returns the open gate of a device whose registers nobody reads.
+pub fn gate() -> Arc<Gate> {
+    Arc::new(Gate::new(RegisterPage::unmapped().unwrap()))
+}
+
 impl Driver {
     /// Returns a driver of `device` with new memory.
     pub fn new(device: Box<dyn VirtioDevice>) -> Driver {
@@ -88,7 +95,8 @@ impl Driver {
     /// Returns a driver of `device` with this memory.
     pub fn with(memory: GuestMemoryMmap, device: Box<dyn VirtioDevice>) -> Driver {
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let transport = MmioTransport::new(device, memory.clone(), irq.clone()).unwrap();
+        let page = RegisterPage::unmapped().unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), irq.clone(), page).unwrap();
         Driver { transport, memory, irq }
     }
 

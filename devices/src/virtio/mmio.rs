@@ -4,6 +4,8 @@
 //! features. It does not support the legacy layout, packed rings, reset of single queues and shared memory regions.
 //! Control registers accept only aligned 32-bit accesses; other reads return zero and other writes are ignored.
 //!
+//! The registers that a driver reads are in a page of memory ([`page`]), which a monitor can map into the guest.
+//!
 //! A reset after DRIVER_OK completes when no queue is processing a request. Until then Status keeps its value, as 2.4.2
 //! requires. Whether the driver can start the device again depends on the device (see [`VirtioDevice::activate`]).
 
@@ -16,11 +18,13 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::page::RegisterPage;
 use self::queue_registers::QueueRegisters;
 use super::queue::{Gate, QueueLinks};
 use super::{Activation, DeviceInfo, VirtQueue, VirtioDevice};
 use crate::{Action, BusDevice, Interrupt};
 
+pub mod page;
 mod queue_registers;
 mod status;
 
@@ -38,6 +42,10 @@ const NO_DEVICE: u32 = 0;
 /// VendorID: "vmm" in ASCII. VIRTIO assigns no vendor numbers.
 const VENDOR: u32 = u32::from_le_bytes(*b"vmm\0");
 
+/// Registers of a shared memory region. 4.2.2.2: length and base of a region that does not exist read as -1.
+const NO_REGION: [u32; 4] =
+    [VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_BASE_LOW, VIRTIO_MMIO_SHM_BASE_HIGH];
+
 const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
@@ -45,6 +53,7 @@ const TRANSPORT_FEATURES: u64 =
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     info: DeviceInfo,
+    page: RegisterPage,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
     kicks: Vec<Arc<EventFd>>,
@@ -59,30 +68,41 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Returns the registers of `device`, whose interrupt raises `irq`. Fails if an eventfd cannot be created.
+    /// Returns the registers of `device`, whose interrupt raises `irq`. The driver reads them from `page`. Fails if an
+    /// eventfd cannot be created.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         irq: Arc<EventFd>,
+        page: RegisterPage,
     ) -> io::Result<MmioTransport> {
         let info = device.info();
         let kick = |_: &u16| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
         let kicks = info.queue_sizes.iter().map(kick).collect::<io::Result<Vec<_>>>()?;
-        Ok(MmioTransport {
+        for (register, value) in [(VIRTIO_MMIO_MAGIC_VALUE, MAGIC), (VIRTIO_MMIO_VERSION, VERSION)] {
+            page.store(register, value);
+        }
+        page.store(VIRTIO_MMIO_VENDOR_ID, VENDOR);
+        NO_REGION.iter().for_each(|register| page.store(*register, u32::MAX));
+        device.show(&page);
+        let transport = MmioTransport {
             queues: info.queue_sizes.iter().map(|max| QueueRegisters::new(*max)).collect(),
-            interrupt: Interrupt::of_device(info.device_id, irq),
+            interrupt: Interrupt::of_device(info.device_id, irq, page.clone()),
+            gate: Arc::new(Gate::new(page.clone())),
             device,
             info,
+            page,
             memory,
             kicks,
-            gate: Arc::default(),
             resetting: false,
             status: 0,
             queue_select: 0,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
-        })
+        };
+        transport.answer();
+        Ok(transport)
     }
 
     /// Each queue's kick, in the device's order. KVM signals it when the driver writes the queue's number to
@@ -95,33 +115,24 @@ impl MmioTransport {
         self.info.features | TRANSPORT_FEATURES
     }
 
-    fn read_register(&mut self, register: u32) -> u32 {
+    /// Puts the registers into the page that a write may have changed.
+    fn answer(&self) {
         let queue = self.queues.get(self.queue_select as usize);
-        match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID if !self.device.is_present() => NO_DEVICE,
-            VIRTIO_MMIO_DEVICE_ID => self.info.device_id,
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => feature_word(self.offered_features(), self.device_features_select),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| q.max().into()),
-            // Linux expects QueueReady to read 0 immediately after it has requested a reset.
-            VIRTIO_MMIO_QUEUE_READY => {
-                (!self.resetting && queue.is_some_and(QueueRegisters::is_ready)).into()
-            }
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
-            VIRTIO_MMIO_STATUS => self.read_status(),
-            VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
-            // 4.2.2.2: length and base of a shared memory region that does not exist read as -1.
-            VIRTIO_MMIO_SHM_LEN_LOW
-            | VIRTIO_MMIO_SHM_LEN_HIGH
-            | VIRTIO_MMIO_SHM_BASE_LOW
-            | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
+        let features = feature_word(self.offered_features(), self.device_features_select);
+        self.page.store(VIRTIO_MMIO_DEVICE_FEATURES, features);
+        self.page.store(VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |q| q.max().into()));
+        // Linux expects QueueReady to read 0 immediately after it has requested a reset.
+        let ready = !self.resetting && queue.is_some_and(QueueRegisters::is_ready);
+        self.page.store(VIRTIO_MMIO_QUEUE_READY, ready.into());
+        // During a reset, Status keeps its value until the gate stores 0.
+        if !self.resetting {
+            self.page.store(VIRTIO_MMIO_STATUS, self.status);
+            self.interrupt.show_broken();
         }
     }
 
     fn write_register(&mut self, register: u32, value: u32) -> Result<(), &'static str> {
+        self.finish_reset();
         match register {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
@@ -177,18 +188,11 @@ impl MmioTransport {
         Ok(())
     }
 
-    fn read_status(&mut self) -> u32 {
-        self.finish_reset();
-        let broken = if self.interrupt.is_broken() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
-        self.status | broken
-    }
-
     fn write_status(&mut self, value: u32) -> Result<(), &'static str> {
         if value == 0 {
             self.reset();
             return Ok(());
         }
-        self.finish_reset();
         if self.resetting {
             // Linux does not wait for the end of a reset: it reads Status, adds a bit that is already set, and writes
             // it.
@@ -201,6 +205,7 @@ impl MmioTransport {
         }
         self.status |= added;
         if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.interrupt.begin();
             self.activate();
         }
         Ok(())
@@ -247,6 +252,7 @@ impl MmioTransport {
                 let _ = kick.write(1);
             }
             self.device.reset();
+            self.device.show(&self.page);
         }
         self.resetting = true;
         self.finish_reset();
@@ -258,7 +264,7 @@ impl MmioTransport {
             return;
         }
         self.resetting = false;
-        self.gate = Arc::default();
+        self.gate = Arc::new(Gate::new(self.page.clone()));
         self.interrupt.reset();
         self.queues.iter_mut().for_each(QueueRegisters::reset);
         self.status = 0;
@@ -270,12 +276,11 @@ impl MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
+    /// Reads the page, for a monitor that does not map it into the guest.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        if let Some(offset) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
-            self.device.read_config(offset, data);
-        } else if let (Some(register), 4) = (register_at(offset), data.len()) {
-            data.copy_from_slice(&self.read_register(register).to_le_bytes());
+        if offset >= VIRTIO_MMIO_CONFIG.into() || register_at(offset).is_some() && data.len() == 4 {
+            self.page.read(offset, data);
         } else {
             let len = data.len();
             self.interrupt.fault(format_args!("read of {len} bytes at {offset:#x}, which is not a register"));
@@ -285,10 +290,12 @@ impl BusDevice for MmioTransport {
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
         if let Some(offset) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
             self.device.write_config(offset, data);
+            self.device.show(&self.page);
         } else if let (Some(register), Ok(value)) = (register_at(offset), data.try_into()) {
             if let Err(what) = self.write_register(register, u32::from_le_bytes(value)) {
                 self.interrupt.fault(format_args!("{what} (offset {offset:#x})"));
             }
+            self.answer();
         } else {
             let len = data.len();
             self.interrupt

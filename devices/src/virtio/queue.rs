@@ -7,14 +7,16 @@
 //! stops serving the queue.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::mmio::page::RegisterPage;
 use crate::Interrupt;
 
 mod chain_pieces;
@@ -82,34 +84,53 @@ impl QueueError {
 }
 
 /// Stops a device's queues on all threads when the driver resets the device and takes its memory back.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gate {
-    closed: AtomicBool,
-    inside: AtomicU32,
+    state: Mutex<GateState>,
+    /// Its Status becomes 0 when the gate is closed and no queue is processing a request.
+    page: RegisterPage,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    closed: bool,
+    /// Queues that are processing a request.
+    inside: u32,
 }
 
 impl Gate {
-    /// From now on no queue starts another request. Never waits.
+    /// Returns the open gate of the device with the registers `page`.
+    pub fn new(page: RegisterPage) -> Gate {
+        Gate { state: Mutex::default(), page }
+    }
+
+    /// From now on no queue starts another request. Never waits for one.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.state().closed = true;
     }
 
     /// Whether no queue is processing a request. If true after [`Self::close`], it stays true.
     pub fn is_idle(&self) -> bool {
-        self.inside.load(Ordering::SeqCst) == 0
+        self.state().inside == 0
     }
 
     fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
+        self.state().closed
     }
 
-    /// Counts the caller as processing a request, or returns `None` if the gate is closed. It counts first and then
-    /// checks the gate. close() followed by is_idle() does the reverse, so a thread that is_idle() does not count finds
-    /// the gate closed.
+    /// Counts the caller as processing a request, or returns `None` if the gate is closed.
     fn enter(self: &Arc<Gate>) -> Option<Inside> {
-        self.inside.fetch_add(1, Ordering::SeqCst);
-        let inside = Inside(self.clone());
-        (!self.is_closed()).then_some(inside)
+        let mut state = self.state();
+        if state.closed {
+            return None;
+        }
+        state.inside += 1;
+        Some(Inside(self.clone()))
+    }
+
+    /// Locks the state. Callers hold the lock for a few instructions.
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,7 +139,13 @@ struct Inside(Arc<Gate>);
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        self.0.inside.fetch_sub(1, Ordering::SeqCst);
+        let mut state = self.0.state();
+        state.inside -= 1;
+        if state.closed && state.inside == 0 {
+            // The reset is complete. The lock keeps the transport from starting the next session before these stores.
+            self.0.page.store(VIRTIO_MMIO_INTERRUPT_STATUS, 0);
+            self.0.page.store(VIRTIO_MMIO_STATUS, 0);
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Args {
     /// Run no tests; write the table again from the last results
     #[arg(long, requires = "oci")]
     table: bool,
-    /// Only tests whose names contain this text; with --engines several texts
+    /// Only tests whose names contain this text; with --engines and --vm several texts
     filter: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
     if args.engines {
         return engines(&Cases { core: false, filters: &args.filter, record: args.record });
     }
-    ensure!(args.filter.len() < 2, "several filters are accepted only with --engines");
+    ensure!(args.vm || args.filter.len() < 2, "several filters are accepted only with --engines and --vm");
     if !args.oci.is_empty() {
         return suites::run_suites(&args.oci, args.filter.first().map(String::as_str), args.table);
     }

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::BusDevice;
-use crate::virtio::driver::{Driver, DriverQueue, Loop};
+use crate::virtio::driver::{Driver, DriverQueue, Loop, gate};
 use crate::virtio::hostile::zero;
 use crate::virtio::queue::QueueLinks;
 
@@ -44,7 +44,7 @@ fn report(ranges: &[(u64, u32, u16)]) -> ([u8; 4], u64) {
     memory.write_slice(&[7; 4 * PAGE as usize], GuestAddress(DATA)).unwrap();
     let fd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     let interrupt = Interrupt::new(fd());
-    let links = QueueLinks { memory: memory.clone(), kick: fd(), interrupt, gate: Arc::default() };
+    let links = QueueLinks { memory: memory.clone(), kick: fd(), interrupt, gate: gate() };
     let mut queue = VirtQueue::new(2, mock.create_queue().unwrap(), links);
     take_report(&mut queue, zero).unwrap();
     assert_eq!(mock.used().idx().load(), 1, "{ranges:x?} is not completed");

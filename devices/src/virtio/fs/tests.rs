@@ -17,6 +17,7 @@ use super::*;
 use crate::Interrupt;
 use crate::share::ROOT_ID;
 use crate::share::{ShareTree, Terms};
+use crate::virtio::driver;
 use crate::virtio::queue::{QueueLinks, VirtQueue};
 
 const QUEUE_LEN: u16 = 64;
@@ -45,7 +46,7 @@ impl<'a> Driver<'a> {
             memory: memory.clone(),
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             interrupt: Interrupt::new(line.clone()),
-            gate: Default::default(),
+            gate: driver::gate(),
         };
         Driver { memory, queue: MockSplitQueue::new(memory, QUEUE_LEN), links, line, sent: 0 }
     }

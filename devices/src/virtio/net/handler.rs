@@ -88,7 +88,6 @@ impl Handler {
         let (Ok(from), Ok(to)) = (receive.lend(), transmit.lend()) else { return false };
         let added = ops.add(Events::with_data(&vhost.fault, FAULT, EventSet::IN));
         let started = added.map_err(io::Error::other).and_then(|()| {
-            self.interrupt.share(true);
             vhost.kernel.start(&Work {
                 tap: &self.outlet.tap,
                 features: self.features,
@@ -102,7 +101,6 @@ impl Handler {
             Ok(()) => self.lent = Some(Lent { vhost, loans }),
             Err(error) => {
                 log::warn!("vhost-net: {error}; packets go through this process");
-                self.interrupt.share(false);
                 forget(&vhost, ops);
             }
         }
@@ -116,7 +114,6 @@ impl Handler {
         let stopped = vhost.kernel.stop();
         // This ends the kernel's worker thread.
         drop(vhost);
-        self.interrupt.share(false);
         let next = match stopped {
             Ok(next) => next,
             Err(error) => return self.interrupt.needs_reset(format_args!("vhost-net: {error}")),

@@ -8,28 +8,53 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Net, description};
+use crate::virtio::mmio::page::RegisterPage;
 use crate::virtio::{Activation, DeviceInfo, VirtioDevice};
 
 /// A slot. Clones share it: the bus has one clone, and the owner that plugs NICs in has another.
 #[derive(Clone, Default)]
-pub struct Slot(Arc<Mutex<Option<Net>>>);
+pub struct Slot(Arc<Mutex<Inside>>);
+
+#[derive(Default)]
+struct Inside {
+    net: Option<Net>,
+    /// The slot's registers, once it is on the bus.
+    page: Option<RegisterPage>,
+}
+
+impl Inside {
+    fn show(&self) {
+        let Some(page) = &self.page else { return };
+        match &self.net {
+            Some(net) => {
+                page.show_device(Some(net.info().device_id), |offset, data| net.read_config(offset, data))
+            }
+            None => page.show_device(None, |_, data| data.fill(0)),
+        }
+    }
+}
 
 impl Slot {
     /// Plugs `net` in. The guest must then be told to probe the slot.
     pub fn plug(&self, net: Net) {
-        *self.inside() = Some(net);
+        let mut inside = self.inside();
+        inside.net = Some(net);
+        inside.show();
     }
 
     /// Removes the NIC. Its driver should have released it before. A driver that has not keeps queues that are no
     /// longer served, and has no access to the tap.
     pub fn unplug(&self) {
-        let net = self.inside().take();
+        let mut inside = self.inside();
+        let net = inside.net.take();
+        inside.show();
+        drop(inside);
         // Dropped without the lock, because closing a tap takes long.
         drop(net);
     }
 
     /// Locks the slot. Callers hold the lock only as long as a register access takes.
-    fn inside(&self) -> MutexGuard<'_, Option<Net>> {
+    fn inside(&self) -> MutexGuard<'_, Inside> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -39,26 +64,28 @@ impl VirtioDevice for Slot {
         description()
     }
 
-    fn is_present(&self) -> bool {
-        self.inside().is_some()
+    fn show(&mut self, page: &RegisterPage) {
+        let mut inside = self.inside();
+        inside.page = Some(page.clone());
+        inside.show();
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        match &*self.inside() {
+        match &self.inside().net {
             Some(net) => net.read_config(offset, data),
             None => data.fill(0),
         }
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        match &mut *self.inside() {
+        match &mut self.inside().net {
             Some(net) => net.activate(activation),
             None => Err(io::Error::new(io::ErrorKind::NotFound, "the slot is empty")),
         }
     }
 
     fn reset(&mut self) {
-        if let Some(net) = &mut *self.inside() {
+        if let Some(net) = &mut self.inside().net {
             net.reset();
         }
     }

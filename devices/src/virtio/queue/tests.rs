@@ -18,7 +18,7 @@ const DATA: u64 = 0x10_0000;
 
 fn links(memory: &GuestMemoryMmap) -> QueueLinks {
     let fd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    QueueLinks { memory: memory.clone(), kick: fd(), interrupt: Interrupt::new(fd()), gate: Arc::default() }
+    QueueLinks { memory: memory.clone(), kick: fd(), interrupt: Interrupt::new(fd()), gate: driver::gate() }
 }
 
 fn virt_queue(mock: &MockSplitQueue<GuestMemoryMmap>, memory: &GuestMemoryMmap) -> VirtQueue {
@@ -71,7 +71,7 @@ fn a_request_is_read_written_and_completed() {
     let mut reply = [0; 8];
     memory.read_slice(&mut reply, GuestAddress(DATA + 0x200)).unwrap();
     assert_eq!(&reply, b"ABCDE\0\0\0");
-    assert_eq!((queue.links.interrupt.status(), queue.faults()), (1, 0));
+    assert_eq!((interrupts(&queue), queue.faults()), (1, 0));
 }
 
 #[test]
@@ -213,10 +213,8 @@ fn ring(event_idx: bool) -> (GuestMemoryMmap, VirtQueue, DriverQueue) {
 }
 
 /// Number of interrupts since the last call.
-fn interrupts(queue: &VirtQueue) -> bool {
-    let raised = queue.links.interrupt.status() == 1;
-    queue.links.interrupt.acknowledge(1);
-    raised
+fn interrupts(queue: &VirtQueue) -> u64 {
+    queue.links.interrupt.line().read().unwrap_or(0)
 }
 
 #[test]
@@ -236,16 +234,16 @@ fn many_requests_make_one_interrupt() {
 #[test]
 fn the_driver_is_told_at_once_where_the_device_says_so() {
     let (_, mut queue, mut ring) = ring(true);
-    let status = queue.links.interrupt.clone();
+    let interrupt = queue.links.interrupt.clone();
     ring.fill(8);
     let mut told = Vec::new();
     queue
         .serve(|_, _| {
-            told.push(status.status());
+            told.push(interrupt.line().read().unwrap_or(0));
             Ok(Served::DoneNow(0))
         })
         .unwrap();
-    assert_eq!(told[..3], [0, 1, 1]);
+    assert_eq!(told[..2], [0, 1]);
 }
 
 #[test]
@@ -256,25 +254,25 @@ fn interrupts_come_when_the_driver_wants_them() {
         for _ in 0..3 {
             ring.send(b"x");
             queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
-            assert!(interrupts(&queue), "wanted, {event_idx}");
+            assert!(interrupts(&queue) > 0, "wanted, {event_idx}");
             ring.completed();
         }
         queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
-        assert!(!interrupts(&queue), "nothing completed, {event_idx}");
+        assert!(interrupts(&queue) == 0, "nothing completed, {event_idx}");
     }
     let (_, mut queue, mut flagged) = ring(false);
     flagged.set_flags(1);
     flagged.send(b"x");
     queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
-    assert!(!interrupts(&queue), "the flag says no");
+    assert!(interrupts(&queue) == 0, "the flag says no");
 
     let (_, mut queue, mut lazy) = ring(true);
     lazy.send(b"x");
     queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
-    assert!(interrupts(&queue));
+    assert!(interrupts(&queue) > 0);
     lazy.send(b"x");
     queue.serve(|_, _| Ok(Served::Done(0))).unwrap();
-    assert!(!interrupts(&queue), "the event index is behind");
+    assert!(interrupts(&queue) == 0, "the event index is behind");
 }
 
 #[test]

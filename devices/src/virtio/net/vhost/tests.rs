@@ -145,7 +145,7 @@ fn what_the_kernel_does_not_understand_is_answered_here_and_all_goes_on() {
     assert_eq!(guest.sent(), [2, 3]);
     assert_eq!(guest.queues[TRANSMIT].completed().len(), 3);
     assert!(guest.driver.interrupts() > 0 && !guest.needs_reset());
-    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
     assert!(kernel.0.lock().unwrap().ended);
     guest.send(4);
     assert_eq!(guest.sent(), [4]);
@@ -219,7 +219,7 @@ fn a_kernel_that_does_not_start_leaves_the_queues_here() {
     kernel.0.lock().unwrap().refuses = true;
     let mut guest = guest(&kernel);
     assert!(kernel.0.lock().unwrap().ended);
-    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    assert_eq!(guest.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
     guest.send(6);
     assert_eq!((guest.sent(), guest.queues[TRANSMIT].completed().len()), (vec![6], 1));
 }
