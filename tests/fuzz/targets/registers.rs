@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::BusDevice;
 use devices::virtio::mmio::MmioTransport;
+use devices::virtio::mmio::page::RegisterPage;
 use devices::virtio::queue::{Demand, Received, Served, VirtQueue};
 use devices::virtio::{Activation, DeviceInfo, VirtioDevice};
 use libfuzzer_sys::fuzz_target;
@@ -102,7 +103,8 @@ fuzz_target!(|data: &[u8]| {
     let queues = Arc::new(Mutex::new(Vec::new()));
     let irq = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let device = Box::new(Device(queues.clone()));
-    let mut transport = MmioTransport::new(device, memory.clone(), irq).unwrap();
+    let page = RegisterPage::unmapped().unwrap();
+    let mut transport = MmioTransport::new(device, memory.clone(), irq, page).unwrap();
     for step in data.chunks_exact(9) {
         let number = |at: usize| u32::from_le_bytes([step[at], step[at + 1], step[at + 2], step[at + 3]]);
         let (a, b) = (number(1), number(5));
