@@ -122,6 +122,7 @@ impl Agent {
             (EventSource::Streams, _) => state.streams.port().woken(),
             (EventSource::GracePeriod, _) => self.grace_period_ended(),
             (EventSource::Exit, _) => state.child_exited = true,
+            (EventSource::OomKill, _) => state.oom_killed = true,
             (EventSource::Report, Some(process)) => process.reported = true,
             (EventSource::Stdin, Some(process)) => process.stdin.iter_mut().for_each(|stdin| stdin.woken()),
             (EventSource::Stdout, Some(process)) => process.stdout.iter_mut().for_each(Output::woken),
@@ -143,6 +144,7 @@ impl Agent {
         moved |= self.pump_output();
         self.state.streams.queue_credit();
         moved |= self.state.streams.port().flush()?;
+        moved |= self.state.report_oom_kills();
         moved |= self.report_exits();
         moved = moved || self.complete_destroy();
         moved |= self.state.control.port().flush()?;
@@ -244,11 +246,14 @@ impl Agent {
             if process.failed {
                 continue;
             }
+            // The kernel may report the kill later than the end.
+            self.state.oom_killed = true;
+            self.state.report_oom_kills();
             let (exit, status) = process.exit();
             let event = ProcessEvent {
                 container: process.container,
                 process: process.id,
-                event: "finished".into(),
+                event: ProcessEvent::FINISHED.into(),
                 status,
                 exit: self.state.control.is_extended().then_some(exit),
             };

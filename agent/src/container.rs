@@ -6,6 +6,7 @@ pub mod dev;
 pub mod device_binds;
 pub mod mounts;
 pub mod namespaces;
+pub mod oom;
 pub mod paths;
 pub mod rootfs;
 pub mod setup;
@@ -23,6 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use crate::container::cgroup::CGROUPS;
+use crate::container::oom::OomKills;
 use crate::error::Error;
 use crate::sys;
 
@@ -44,6 +46,8 @@ pub struct Container {
     pub maps: Option<IdMaps>,
     /// Cgroup of the container's processes. `None` in tests on a host.
     cgroup: Option<OwnedFd>,
+    /// Kills for the container's memory limit. `None` if it has none.
+    pub oom_kills: Option<OomKills>,
     /// The container has its own PID namespace, so the kernel kills all its processes when the init process exits.
     own_pids: bool,
 }
@@ -53,12 +57,16 @@ impl Container {
     pub fn new(spec: &payload::Container, isolated: bool) -> Result<Container, Error> {
         let maps = spec.oci.as_ref().and_then(|oci| oci.user_namespace.clone());
         let own_pids = has_own_pids(spec);
-        let mut container = Container { id: spec.id.clone(), init: None, maps, cgroup: None, own_pids };
+        let (id, cgroup, oom_kills) = (spec.id.clone(), None, None);
+        let mut container = Container { id, init: None, maps, cgroup, oom_kills, own_pids };
         if isolated {
             let cgroup = container.cgroup.insert(cgroup::create(&spec.id)?);
             if let Some(oci) = &spec.oci {
                 cgroup::filter_devices(cgroup, &oci.device_rules)?;
+                let limited = oci.cgroup.contains_key("memory.max");
                 container.limit(&oci.cgroup)?;
+                let cgroup = container.cgroup().filter(|_| limited);
+                container.oom_kills = cgroup.map(OomKills::open).transpose()?;
             }
         }
         Ok(container)

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use agent_proto::command::Code;
 use agent_proto::payload::{self, ErrorCode, ExecCommand};
+use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, Signal};
 
@@ -15,7 +16,7 @@ use crate::pod::{self, Pod};
 use crate::process::child::{self, Child, ChildContainer};
 use crate::process::report::{self, Report};
 use crate::process::{Pending, Pipes, Process, pipes};
-use crate::state::{EventSource, Setting, State};
+use crate::state::{EventSource, Setting, State, watch};
 use crate::sys::{self, Fork};
 
 /// Limit of processes, running or not yet reported.
@@ -89,6 +90,10 @@ impl State {
         let forked = if shared { pod.fork_with_shared_pids(fork) } else { fork() }?;
         let key = self.add(&spec.id, &spec.process, forked, ends, command)?;
         container.init = Some(key);
+        if let Some(kills) = &container.oom_kills {
+            let changed = EventFlags::PRI | EventFlags::ET;
+            watch(&self.epoll, kills.as_fd(), 0, EventSource::OomKill, changed)?;
+        }
         self.containers.push(container);
         Ok(())
     }

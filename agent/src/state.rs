@@ -46,9 +46,11 @@ pub(crate) enum EventSource {
     Stdout,
     Stderr,
     Terminal,
+    /// The kernel has killed a process of a container for its memory limit.
+    OomKill,
 }
 
-const EVENT_SOURCES: [EventSource; 9] = [
+const EVENT_SOURCES: [EventSource; 10] = [
     EventSource::Control,
     EventSource::Streams,
     EventSource::GracePeriod,
@@ -58,6 +60,7 @@ const EVENT_SOURCES: [EventSource; 9] = [
     EventSource::Stdout,
     EventSource::Stderr,
     EventSource::Terminal,
+    EventSource::OomKill,
 ];
 
 impl EventSource {
@@ -89,6 +92,8 @@ pub(crate) struct State {
     pub(crate) next_key: u32,
     /// A child has exited and must be reaped.
     pub(crate) child_exited: bool,
+    /// The kernel has killed a process of some container for its memory limit.
+    pub(crate) oom_killed: bool,
     pub(crate) epoll: OwnedFd,
 }
 
@@ -113,6 +118,7 @@ impl State {
             power_off: false,
             next_key: 1,
             child_exited: false,
+            oom_killed: false,
             epoll,
         })
     }

@@ -78,7 +78,7 @@ fn usage_of(container: &Container) -> ContainerUsage {
 }
 
 /// Returns the number after `name` in a file with lines of name and number.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 

@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     case!(task_is_listed_executed_and_killed),
     case!(pause_and_resume),
     case!(metrics),
+    case!(a_kill_for_the_memory_limit_is_an_event),
 ];
 
 /// Returns a root file system of busybox, which is created at the first call.
@@ -80,4 +81,12 @@ fn metrics(engine: &Engine) {
     let text = engine.ok(&["task", "metrics", "fourth"]);
     assert!(text.contains("memory.usage") || text.contains("memory"), "{text}");
     end(engine, "fourth");
+}
+
+fn a_kill_for_the_memory_limit_is_an_event(engine: &Engine) {
+    let mut events = engine.start_command(&["events"]);
+    run(engine, &["--rm", "--memory-limit", "50331648"], "fifth", &["tail", "/dev/zero"]).code(137);
+    let seen = events.wait_for("/tasks/delete");
+    events.stop();
+    assert!(seen.contains("/tasks/oom"), "{seen}");
 }

@@ -5,6 +5,9 @@ use crate::engine::Engine;
 
 pub const CASES: &[Case] = &[
     case!(memory_beyond_the_limit_kills).core(),
+    case!(a_kill_of_the_init_process_is_told).core(),
+    case!(a_kill_of_another_process_is_told_and_the_container_lives_on),
+    case!(an_end_without_a_kill_for_memory_is_none),
     case!(processes_beyond_the_limit_fail).core(),
     case!(cpus_are_limited),
     case!(cpu_set_and_shares),
@@ -24,6 +27,48 @@ pub fn memory_beyond_the_limit_kills(engine: &Engine) {
     assert!(!text.contains("100663296"), "{done}");
     let one = ["run", "--rm", "-m", "48m", "--memory-swap", "48m", "box", "tail", "/dev/zero"];
     engine.run(&one).code(137);
+}
+
+/// A limit without swap.
+const SMALL: [&str; 4] = ["-m", "48m", "--memory-swap", "48m"];
+
+fn a_kill_of_the_init_process_is_told(engine: &Engine) {
+    engine.run(&[&["run", "--name", "eaten"], &SMALL[..], &["box", "tail", "/dev/zero"]].concat()).code(137);
+    assert_eq!(engine.inspect("eaten", ".State.OOMKilled"), "true");
+}
+
+fn a_kill_of_another_process_is_told_and_the_container_lives_on(engine: &Engine) {
+    let mut events = engine.start_command(&["events", "--filter", "event=oom"]);
+    let words = ["box", "sh", "-c", "echo ready; read line; echo $line; exit 3"];
+    engine.start_container("parent", &[&["-i"], &SMALL[..], &words].concat(), "ready");
+    engine.run(&["exec", "parent", "tail", "/dev/zero"]).code(137);
+    events.wait_for("name=parent");
+    // Everything else works as before, also a second time.
+    assert_eq!(engine.ok(&["exec", "parent", "echo", "more"]), "more");
+    engine.ok(&["pause", "parent"]);
+    engine.ok(&["unpause", "parent"]);
+    engine.ok(&["update", "-m", "40m", "--memory-swap", "40m", "parent"]);
+    let usage = engine.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "parent"]);
+    assert!(!usage.starts_with("0B"), "{usage}");
+    engine.run(&["exec", "parent", "tail", "/dev/zero"]).code(137);
+    events.wait_for("name=parent");
+    events.stop();
+    let mut attached = engine.start_command(&["attach", "parent"]);
+    attached.write(b"end\n");
+    attached.wait_for("end\n");
+    attached.finish().code(3);
+    assert_eq!(engine.inspect("parent", ".State.OOMKilled"), "true");
+}
+
+fn an_end_without_a_kill_for_memory_is_none(engine: &Engine) {
+    let script = "kill -9 $$";
+    // Process 1 of a namespace cannot kill itself.
+    let words = ["box", "sh", "-c", "echo ready; exec sleep 1000"];
+    engine.start_container("killed", &[&SMALL[..], &words].concat(), "ready");
+    engine.run(&["exec", "killed", "sh", "-c", script]).code(137);
+    engine.ok(&["kill", "killed"]);
+    assert_eq!(engine.ok(&["wait", "killed"]), "137");
+    assert_eq!(engine.inspect("killed", ".State.OOMKilled"), "false");
 }
 
 fn processes_beyond_the_limit_fail(engine: &Engine) {

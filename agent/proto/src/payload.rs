@@ -398,13 +398,21 @@ pub struct ProcessEvent {
     pub container: String,
     /// Name of the process.
     pub process: String,
-    /// Always `finished`.
+    /// [`FINISHED`](Self::FINISHED), or [`OOM`](Self::OOM) in the extended form.
     pub event: String,
     /// API 4244: the exit code, 0 if a signal ended the process.
     pub status: i32,
     /// Extension: how the process ended, and how much it wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+}
+
+impl ProcessEvent {
+    /// A process has ended.
+    pub const FINISHED: &str = "finished";
+    /// The kernel has killed processes of the container for its memory limit. It does not say which: `process` is empty.
+    /// If the init process ended, this event comes before that of its end.
+    pub const OOM: &str = "oom";
 }
 
 /// How a process ended.

@@ -17,6 +17,7 @@ use oci::spec::resources::Resources;
 use serde::{Deserialize, Serialize};
 
 pub mod hierarchies;
+pub mod kill_reporter;
 pub mod limits;
 pub mod room;
 pub mod systemd;

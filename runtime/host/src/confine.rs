@@ -43,6 +43,9 @@ pub enum Role {
     Files,
     /// Carries name queries of the guest.
     Resolver,
+    /// The only thread of a process beside the machine's, which forks processes that the host's kernel kills
+    /// ([`KillReporter`](crate::cgroup::kill_reporter::KillReporter)).
+    Reporter,
 }
 
 /// Exit code of a process that cannot confine itself.

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, inotify};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{self, Pid, PidfdFlags, Signal};
+use rustix::process::{self, Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::{event, stdio};
@@ -164,6 +165,13 @@ pub fn watch_directory(path: &CStr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Returns an inotify descriptor that is readable after a change of the file `path`.
+pub fn watch_file(path: &Path) -> io::Result<OwnedFd> {
+    let fd = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&fd, path, inotify::WatchFlags::MODIFY)?;
+    Ok(fd)
+}
+
 /// Creates the tap `name` in this thread's network namespace. It is non-blocking, has no packet information but a
 /// virtio header of 12 bytes before each packet, and disappears with its last descriptor.
 pub fn tap(name: &str) -> io::Result<OwnedFd> {
@@ -224,6 +232,50 @@ pub fn fork_detached(output: Option<&File>) -> io::Result<u32> {
         set_standard([&null, output, output])?;
     }
     Ok(0)
+}
+
+/// Forks a process that the kernel kills when this thread ends. Of this process's descriptors it has `kept` alone. Returns
+/// the child's process id in the parent, and 0 in the child.
+///
+/// # Errors
+///
+/// As for [`fork_detached`].
+pub fn fork_tied(kept: BorrowedFd<'_>) -> io::Result<u32> {
+    check_single_thread()?;
+    let null = File::open("/dev/null")?;
+    let parent = process::getpid();
+    // SAFETY: the process has one thread, so that the child has the complete state of the process.
+    let copy = check(unsafe { libc::fork() })?;
+    if copy != 0 {
+        return Ok(copy as u32);
+    }
+    let alone = || -> io::Result<()> {
+        process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        set_standard([&null, &null, &null])?;
+        let kept = kept.as_raw_fd() as libc::c_uint;
+        for (first, last) in [(3, kept - 1), (kept + 1, libc::c_uint::MAX)] {
+            // SAFETY: the child uses no other descriptor, and ends without dropping their owners.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } as libc::c_int)
+                .map(drop)
+                .or_else(
+                // An empty range.
+                |error| if first > last { Ok(()) } else { Err(error) },
+            )?;
+        }
+        // The parent may have ended before it was watched.
+        if process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    match alone() {
+        Ok(()) => Ok(0),
+        Err(_) => std::process::exit(1),
+    }
+}
+
+/// Waits for the end of a child.
+pub fn wait_for_child(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::INVAL)?;
+    rustix::io::retry_on_intr(|| process::waitpid(Some(pid), WaitOptions::empty()))?;
+    Ok(())
 }
 
 /// Replaces standard input, output and error by duplicates of these descriptors.

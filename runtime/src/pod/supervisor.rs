@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use agent_proto::command::Code;
 use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
+use host::cgroup::kill_reporter::KillReporter;
 use host::confine::{self, Paths, Role};
 use host::signals::{SignalAction, Signals, requests_termination};
 use host::{sys, terminal};
@@ -68,6 +69,8 @@ pub struct Supervisor {
     pub own: Option<OwnContainer>,
     /// The machine's cgroup on the host.
     pub cgroup: Cgroup,
+    /// Tells those who watch that cgroup about kills in the guest.
+    pub kill_reporter: Option<KillReporter>,
     /// The marks of the boot, if they are wanted.
     pub timeline: Option<Arc<Timeline>>,
     /// Role of the main thread once the guest runs. `None`: the thread is not confined, because it runs hooks later.
@@ -110,6 +113,7 @@ impl Supervisor {
             directory: None,
             own: None,
             cgroup: Cgroup::default(),
+            kill_reporter: None,
             timeline: None,
             role: Some(Role::Main),
             files: Paths::default(),
@@ -267,6 +271,7 @@ impl Supervisor {
                 return Err(SessionError::Unkilled { container, after }.into());
             }
             Event::Exited => self.mark("exited"),
+            Event::OomKill => self.kill_reporter.iter_mut().for_each(KillReporter::report),
             Event::Runs(name) => {
                 self.mark("container_started");
                 let container = self.containers.find(&name);
@@ -429,6 +434,8 @@ impl Supervisor {
             log::warn!("{error:#}");
         }
         self.mark("pod_ended");
+        // The engine must hear of a kill before it hears of this process's end.
+        self.kill_reporter.iter_mut().for_each(KillReporter::settle);
         if let Some(directory) = self.directory.take() {
             // A directory that is about to be removed needs no last state.
             if !self.own.as_ref().is_some_and(|own| own.foreground) {

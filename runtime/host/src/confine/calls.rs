@@ -183,6 +183,32 @@ const RESOLVER: [c_long; 11] = [
     SYS_setsockopt,
 ];
 
+/// Forking a process, moving it to a cgroup, and waiting for its end.
+const REPORTER: [c_long; 22] = [
+    SYS_close_range,
+    SYS_dup2,
+    SYS_dup3,
+    SYS_fstat,
+    SYS_getdents64,
+    SYS_getppid,
+    SYS_inotify_add_watch,
+    SYS_inotify_init1,
+    SYS_lseek,
+    SYS_mkdir,
+    SYS_newfstatat,
+    SYS_open,
+    SYS_openat,
+    SYS_poll,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_recvfrom,
+    SYS_sendto,
+    SYS_set_robust_list,
+    SYS_stat,
+    SYS_statx,
+    SYS_wait4,
+];
+
 /// ioctls on a vCPU: KVM_RUN, and those that describe a failed one: KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE.
 const KVM_VCPU: [u32; 4] = [0xae80, 0x8090_ae81, 0x8138_ae83, 0xc018_ae85];
 /// KVM_IRQFD, which disconnects the interrupts at the machine's end.
@@ -225,6 +251,8 @@ const THREAD: u32 = (CLONE_VM
     | CLONE_SETTLS
     | CLONE_PARENT_SETTID
     | CLONE_CHILD_CLEARTID) as u32;
+/// The flags with which the C library forks a process.
+const FORK: u32 = (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD) as u32;
 /// Signals by which a thread ends the process.
 const CRASHES: [u32; 5] = [SIGABRT as u32, SIGBUS as u32, SIGFPE as u32, SIGILL as u32, SIGSEGV as u32];
 
@@ -272,6 +300,12 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.push(when(SYS_socket, one_of(0, &[AF_INET as u32])));
             ioctls.push(FIONBIO as u32);
         }
+        Role::Reporter => {
+            calls.extend(REPORTER.map(always));
+            calls.push(end);
+            calls.push(when(SYS_clone, one_of(0, &[FORK])));
+            prctl.push(PR_SET_PDEATHSIG as u32);
+        }
         Role::Main | Role::Network | Role::Pod => {
             calls.extend(MAIN.map(always));
             calls.push(when(SYS_clone, one_of(0, &[THREAD])));
@@ -293,16 +327,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
         Role::Files => calls.push(when(SYS_fcntl, one_of(1, &[&FCNTL[..], &RANGES].concat()))),
         _ => calls.push(when(SYS_fcntl, one_of(1, &FCNTL))),
     }
-    let fails = |number: c_long| Call { number: number as u32, rule: Rule::Fail(EACCES as u32) };
-    // A panic shortens the paths of its backtrace by the working directory, and looks for its own program.
-    calls.push(fails(SYS_getcwd));
-    if !matches!(role, Role::Main | Role::Network | Role::Pod) {
-        calls.push(fails(SYS_readlink));
-    }
-    if matches!(role, Role::Vcpu | Role::Devices | Role::Resolver) {
-        // The C library's allocator looks for the number of CPUs in /sys, and asks for it otherwise.
-        calls.push(fails(SYS_openat));
-    }
+    calls.extend(failing(role));
     match role {
         Role::Network => ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32])),
         Role::Pod => calls.extend(POD.map(always)),
@@ -313,6 +338,21 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
         calls.push(when(SYS_ioctl, one_of(1, &ioctls)));
     }
     calls.sort_by_key(|call| call.number);
+    calls
+}
+
+/// Returns the calls that the C library or a panic makes, and that may fail.
+fn failing(role: Role) -> Vec<Call> {
+    let fails = |number: c_long| Call { number: number as u32, rule: Rule::Fail(EACCES as u32) };
+    // A panic shortens the paths of its backtrace by the working directory, and looks for its own program.
+    let mut calls = vec![fails(SYS_getcwd)];
+    if !matches!(role, Role::Main | Role::Network | Role::Pod) {
+        calls.push(fails(SYS_readlink));
+    }
+    if matches!(role, Role::Vcpu | Role::Devices | Role::Resolver) {
+        // The C library's allocator looks for the number of CPUs in /sys, and asks for it otherwise.
+        calls.push(fails(SYS_openat));
+    }
     calls
 }
 

@@ -47,7 +47,7 @@ pub fn keep(role: Role) -> io::Result<()> {
     let present = capabilities(None)?;
     let wanted = match role {
         Role::Files => FILES,
-        Role::Main => MAIN,
+        Role::Main | Role::Reporter => MAIN,
         // For taps and their traffic control.
         Role::Network => MAIN.union(CapabilitySet::NET_ADMIN),
         Role::Pod => MAIN.union(POD),

@@ -58,6 +58,19 @@ const FOREVER: [c_long; 41] = [
     SYS_personality,
 ];
 
+/// The reporter of kills is another process: it forks, and makes no other of these calls.
+#[test]
+fn the_reporter_forks_and_starts_no_program() {
+    let forks = (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD) as u32;
+    assert!(permits(Role::Reporter, SYS_clone, [forks; 6]));
+    for flags in [CLONE_VM | SIGCHLD, CLONE_NEWNS | SIGCHLD, CLONE_THREAD] {
+        assert!(!permits(Role::Reporter, SYS_clone, [flags as u32; 6]), "{flags:#x}");
+    }
+    for number in FOREVER.into_iter().chain([SYS_socket, SYS_ioctl, SYS_unlinkat, SYS_connect, SYS_clone3]) {
+        assert!(!permits(Role::Reporter, number, [0; 6]), "{number}");
+    }
+}
+
 const IDS: calls::Ids = calls::Ids { process: 100, thread: 101 };
 
 /// Whether a filter permits a call.

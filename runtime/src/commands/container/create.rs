@@ -170,9 +170,11 @@ fn live(life: &mut Life, created: Started) -> Result<u8> {
     let prepared = life.prepare()?;
     environment::seclude()?;
     confine::prepare(logging::forbidden).context("prepare the confinement")?;
+    let kill_reporter = life.kill_reporter()?;
     // After the hooks, which would inherit blocked signals.
     let signals = Signals::block().context("block signals")?;
     let mut supervisor = life.begin(prepared, signals, Assembly::begin()?, created)?;
+    supervisor.kill_reporter = kill_reporter;
     let code = supervisor.run()?;
     if let Some((name, error)) = supervisor.output_error() {
         log::warn!("write {name}: {error}");

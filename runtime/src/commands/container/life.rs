@@ -6,10 +6,12 @@ use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use host::cgroup::Cgroup;
+use host::cgroup::kill_reporter::KillReporter;
 use host::confine::{Paths, Role};
 use host::hooks::Variables;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
+use oci::spec::resources::positive;
 use oci::{Bundle, program};
 use plan::vm::Host;
 use plan::{ContainerPlan, VmPlan, limits};
@@ -131,6 +133,14 @@ impl Life {
         supervisor.role = Some(role).filter(|_| !self.acts_later());
         supervisor.add(ContainerSpec::unattended(container, self.bundle.process.clone()), None)?;
         Ok(supervisor)
+    }
+
+    /// Forks a process that makes kills in the guest known to the engine, if a kill can be for a limit of the container.
+    pub fn kill_reporter(&self) -> Result<Option<KillReporter>> {
+        let resources = &self.bundle.spec.linux.resources;
+        let limited =
+            positive(resources.memory.limit).is_some() || resources.unified.contains_key("memory.max");
+        Ok(if limited { KillReporter::start(&self.state.cgroup)? } else { None })
     }
 
     /// Returns the files that the process uses while the guest runs: cgroups that it leaves and removes, and the

@@ -17,6 +17,8 @@ pub enum Event {
     /// The guest has not reported the end of a killed container in time: the machine is to end.
     Unkilled(String),
     Exited,
+    /// The guest's kernel has killed a process of a container for its memory limit.
+    OomKill,
     /// A container runs, so its read-only mounts in the share can be made final.
     Runs(String),
     /// A container was removed from the pod, so its files can be removed from the share.

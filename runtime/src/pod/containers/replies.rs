@@ -135,7 +135,10 @@ impl Containers {
         let container = self.all.iter_mut().find(|container| container.spec.name() == event.container);
         let exec = self.execs.iter_mut().find(|exec| exec.process.name == event.process);
         match (container, exec) {
-            _ if event.event != "finished" => return guest.link.ignore(&event),
+            (Some(container), _) if event.event == ProcessEvent::OOM && container.phase == Phase::Running => {
+                self.events.push(Event::OomKill);
+            }
+            _ if event.event != ProcessEvent::FINISHED => return guest.link.ignore(&event),
             (Some(container), _) if event.process == INIT_PROCESS && container.phase == Phase::Running => {
                 container.exited(exit);
                 self.events.extend([Event::Exited, Event::Changed]);
