@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tests::{Daemon, Finished, Running, program};
+use tests::{Daemon, Finished, Running, check_output, program};
 
 use crate::{images, leftovers};
 
@@ -26,6 +27,8 @@ pub enum Kind {
     DockerOfCgroup1,
     /// Podman, which has no daemon, with conmon.
     Podman,
+    /// Podman of an ordinary user.
+    RootlessPodman,
     /// containerd without Docker, with the command line ctr.
     Containerd,
 }
@@ -38,6 +41,7 @@ impl Kind {
             Kind::DockerOfSystemd => "docker, systemd",
             Kind::DockerOfCgroup1 => "docker, cgroup v1",
             Kind::Podman => "podman",
+            Kind::RootlessPodman => "podman, rootless",
             Kind::Containerd => "containerd",
         }
     }
@@ -49,13 +53,16 @@ pub struct Engine {
     runtime: &'static str,
     dir: TempDir,
     daemon: RefCell<Option<Daemon>>,
+    /// The user of a rootless engine.
+    user: Option<u32>,
 }
 
 impl Engine {
     /// Starts the engine and imports its image.
     pub fn start(kind: Kind, runtime: &'static str) -> Engine {
         let dir = TempDir::new().expect("create a directory for the engine");
-        let engine = Engine { kind, runtime, dir, daemon: RefCell::new(None) };
+        let user = (kind == Kind::RootlessPodman).then(|| ordinary_user(dir.path()));
+        let engine = Engine { kind, runtime, dir, daemon: RefCell::new(None), user };
         engine.start_daemon(&[]);
         images::import_busybox(&engine);
         engine
@@ -76,7 +83,7 @@ impl Engine {
         let (command, ready) = match self.kind {
             Kind::Docker | Kind::DockerOfCgroup1 => (self.dockerd(), "API listen on"),
             Kind::DockerOfSystemd => (self.service(&self.dockerd()), "API listen on"),
-            Kind::Podman => return,
+            Kind::Podman | Kind::RootlessPodman => return,
             Kind::Containerd => (self.containerd(), "containerd successfully booted"),
         };
         let mut command = command;
@@ -157,10 +164,15 @@ impl Engine {
                 command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CONFIG", self.dir.path());
                 command
             }
-            Kind::Podman => {
+            Kind::Podman | Kind::RootlessPodman => {
                 let mut command = Command::new("/usr/bin/podman");
                 command.arg("--runtime").arg(self.program()).args(["--cgroup-manager", "cgroupfs"]);
                 command.args(["--events-backend", "file"]);
+                if let Some(user) = self.user {
+                    command.uid(user).gid(user).current_dir("/").env_remove("TMPDIR");
+                    command.env("USER", "vmm-engines").env("HOME", self.dir.path().join("home"));
+                    command.env("XDG_RUNTIME_DIR", self.dir.path().join("xdg"));
+                }
                 command
             }
             Kind::Containerd => {
@@ -231,7 +243,11 @@ impl Engine {
     /// Imports an archive of a root file system as image `name`, whose command is a shell.
     pub fn import(&self, archive: &Path, name: &str) {
         match self.kind {
-            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::Podman => {
+            Kind::Docker
+            | Kind::DockerOfSystemd
+            | Kind::DockerOfCgroup1
+            | Kind::Podman
+            | Kind::RootlessPodman => {
                 let archive = archive.to_str().expect("the path is UTF-8");
                 self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
             }
@@ -243,7 +259,11 @@ impl Engine {
     /// Removes all containers, and asserts that the runtime has left nothing on the host.
     pub fn clean(&self) {
         match self.kind {
-            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::Podman => {
+            Kind::Docker
+            | Kind::DockerOfSystemd
+            | Kind::DockerOfCgroup1
+            | Kind::Podman
+            | Kind::RootlessPodman => {
                 let all = self.ok(&["ps", "-aq"]);
                 if !all.is_empty() {
                     let mut words = vec!["rm", "-f", "-v"];
@@ -286,4 +306,11 @@ impl Engine {
             daemon.show_log();
         }
     }
+}
+
+/// Prepares an ordinary user, whose home and runtime directories are in `dir`. Returns its ID.
+fn ordinary_user(dir: &Path) -> u32 {
+    let script = include_str!("rootless.sh");
+    let id = check_output(Command::new("bash").args(["-c", script, "rootless.sh"]).arg(dir));
+    id.trim().parse().expect("a user's ID")
 }

@@ -23,6 +23,7 @@ mod nested;
 mod network;
 mod podman;
 mod programs;
+mod rootless;
 mod security;
 mod settings;
 mod streams;
@@ -59,6 +60,7 @@ const GROUPS: &[Group] = &[
     Group { name: "systemd", engine: Kind::DockerOfSystemd, cases: systemd::CASES },
     Group { name: "cgroup1", engine: Kind::DockerOfCgroup1, cases: cgroup1::CASES },
     Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },
+    Group { name: "rootless", engine: Kind::RootlessPodman, cases: rootless::CASES },
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
 ];
 
@@ -114,7 +116,7 @@ fn main() -> ExitCode {
     let mut table = Table::default();
     let kinds: &[Kind] = match cgroup1::is_host() {
         true => &[Kind::DockerOfCgroup1],
-        false => &[Kind::Docker, Kind::DockerOfSystemd, Kind::Podman, Kind::Containerd],
+        false => &[Kind::Docker, Kind::DockerOfSystemd, Kind::Podman, Kind::RootlessPodman, Kind::Containerd],
     };
     for &kind in kinds {
         for runtime in RUNTIMES {

@@ -29,7 +29,8 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A web server that answers every request with `hello`.
-const SERVER: &str = "mkdir /w; echo hello >/w/index.html; httpd -h /w -p 80; echo ready; exec sleep 1000";
+pub const SERVER: &str =
+    "mkdir /w; echo hello >/w/index.html; httpd -h /w -p 80; echo ready; exec sleep 1000";
 
 fn bridge_reaches_the_gateway(engine: &Engine) {
     let script = "ip -o -4 addr show eth0 | awk '{print $4}'; ip route | awk '/default/ {print $3}'; \

@@ -15,7 +15,7 @@ use crate::steps::{output, run, say};
 use crate::{apt, bundle, cache, program};
 
 /// Debian packages of the engines and their networks.
-pub const PACKAGES: [&str; 13] = [
+pub const PACKAGES: [&str; 15] = [
     "aardvark-dns",
     "busybox-static",
     "conmon",
@@ -28,7 +28,9 @@ pub const PACKAGES: [&str; 13] = [
     "podman",
     "procps",
     "runc",
+    "slirp4netns",
     "tini",
+    "uidmap",
 ];
 /// Timeout of all cases with both runtimes in seconds: several times their duration.
 const SECONDS: u64 = 5400;
