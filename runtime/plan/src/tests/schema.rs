@@ -1,5 +1,5 @@
 //! Every optional field of config.json (runtime specification 1.0 to 1.3) is accepted as null, missing and empty, like
-//! runc does. schema.json has every field; the test makes the variants of each.
+//! runc does, and unknown fields are ignored. schema.json has every field; the tests make the variants of each.
 
 use serde_json::{Value, json};
 
@@ -164,6 +164,43 @@ fn every_optional_field_is_accepted_as_null_missing_and_empty() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Objects whose names are content, not fields. Any content of intelRdt is refused.
+const MAPS: [&str; 7] = [
+    "/annotations",
+    "/linux/intelRdt",
+    "/linux/sysctl",
+    "/linux/resources/rdma",
+    "/linux/resources/unified",
+    "/linux/netDevices",
+    "/linux/timeOffsets",
+];
+
+#[test]
+fn unknown_fields_of_every_object_are_ignored() {
+    let full = full();
+    let objects = paths(&full, "").into_iter().chain([String::new()]);
+    let objects: Vec<String> = objects
+        .filter(|path| full.pointer(path).is_some_and(Value::is_object) && !MAPS.contains(&path.as_str()))
+        .collect();
+    assert!(objects.len() > 50, "{}", objects.len());
+    for path in objects {
+        for content in [json!(null), json!("x"), json!(1), json!([1]), json!({"args": 5})] {
+            let mut json = full.clone();
+            json.pointer_mut(&path).unwrap()["org.example.unknown"] = content.clone();
+            planned(&json).unwrap_or_else(|error| panic!("{path} with {content}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn every_version_1_is_read() {
+    for version in ["1.0.0", "1.0.2", "1.0.2-dev", "1.1.0", "1.1.0+dev", "1.2.1", "1.3.0", "1.9.0-rc.1"] {
+        let mut json = full();
+        json["ociVersion"] = json!(version);
+        planned(&json).unwrap_or_else(|error| panic!("{version}: {error}"));
+    }
 }
 
 #[test]
