@@ -45,6 +45,7 @@ fn main() {
         "pour" => network::pour(&word(2), &word(3)),
         "ports" => ports(),
         "clock" => clock(),
+        "protocols" => network::protocols(),
         "memory" => memory(&word(2)),
         _ => panic!("no check {check:?}"),
     }

@@ -86,3 +86,19 @@ pub fn pour(address: &str, mib: &str) {
 fn blocks(mib: &str) -> u64 {
     mib.parse::<u64>().unwrap() * (1 << 20) / BLOCK as u64
 }
+
+/// Opens a socket of each protocol that programs try beside TCP and UDP.
+pub fn protocols() {
+    use rustix::net::{AddressFamily, Protocol, SocketType, socket};
+    let number = |number: u32| core::num::NonZero::new(number).map(Protocol::from_raw);
+    let all = [
+        ("SCTP", AddressFamily::INET, SocketType::STREAM, number(132)),
+        ("SCTP of IPv6", AddressFamily::INET6, SocketType::SEQPACKET, number(132)),
+        ("Multipath TCP", AddressFamily::INET, SocketType::STREAM, number(262)),
+        ("the kernel's ciphers", AddressFamily::from_raw(38), SocketType::SEQPACKET, None),
+        ("netlink", AddressFamily::NETLINK, SocketType::RAW, None),
+    ];
+    for (name, family, kind, protocol) in all {
+        socket(family, kind, protocol).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}

@@ -49,3 +49,59 @@ fn an_administrator_finds_file_systems_swap_and_accounting() {
     let expected = "squashfs\nnfs4\ncifs\nvfat\noverlay\nzram0\nswaps\nCONFIG_BPF_SYSCALL=y\n";
     bundle.run().code(0).stdout(expected);
 }
+
+/// A script that prints those of `files` that do not exist.
+fn missing(files: &str) -> String {
+    format!("for file in {files}; do test -e $file || echo no $file; done; echo end")
+}
+
+#[test]
+fn every_container_finds_accounting_and_pressure() {
+    let files = "/proc/self/io /proc/pressure/cpu /proc/pressure/memory /proc/pressure/io \
+                 /sys/kernel/mm/transparent_hugepage/enabled /proc/sys/kernel/seccomp \
+                 /proc/sys/kernel/perf_event_paranoid";
+    Bundle::sh(&missing(files)).run().code(0).stdout("end\n");
+    let numbers = "head -c 100000 /dev/zero >/dev/null; grep -c '^rchar: [1-9]' /proc/self/io";
+    Bundle::sh(numbers).run().code(0).stdout("1\n");
+}
+
+#[test]
+fn every_container_opens_sockets_of_the_usual_protocols() {
+    Bundle::guest("protocols").run().code(0).stdout("ok\n");
+}
+
+#[test]
+fn huge_pages_are_used_as_on_the_host() {
+    let script = "cat /sys/kernel/mm/transparent_hugepage/enabled";
+    let host = tests::check_output(std::process::Command::new("/bin/busybox").args(["sh", "-c", script]));
+    Bundle::sh(script).run().code(0).stdout(&host);
+}
+
+#[test]
+fn an_administrator_finds_what_iptables_uses() {
+    let script = "cat /proc/net/ip_tables_matches /proc/net/ip6_tables_matches | sort -u; echo; \
+                  cat /proc/net/ip_tables_targets | sort -u";
+    let text = with_capabilities(script, &["CAP_NET_ADMIN"]).run().code(0).text();
+    let (matches, targets) = text.split_once("\n\n").unwrap();
+    let lacks = |all: &str, names: &str| -> Vec<String> {
+        let has = |name: &&str| !all.lines().any(|line| line == *name);
+        names.split_whitespace().filter(has).map(str::to_owned).collect()
+    };
+    let wanted = "addrtype comment connlimit connmark conntrack dscp hashlimit icmp iprange length limit mac mark \
+                  multiport owner physdev pkttype policy quota recent set socket state statistic string tcp tcpmss \
+                  time udp";
+    assert_eq!(lacks(matches, wanted), [""; 0], "{matches}");
+    let wanted =
+        "CONNMARK CT DNAT DSCP LOG MARK MASQUERADE NFLOG NFQUEUE REDIRECT REJECT SNAT TCPMSS TPROXY TRACE";
+    assert_eq!(lacks(targets, wanted), [""; 0], "{targets}");
+}
+
+#[test]
+fn an_administrator_finds_the_usual_queueing_disciplines_and_file_systems() {
+    let options = "NET_SCH_NETEM NET_SCH_HTB NET_SCH_TBF NET_SCH_FQ NET_SCH_FQ_CODEL NET_SCH_SFQ NET_SCH_PRIO NET_SCH_INGRESS \
+                   VXLAN IP_SET XFRM_USER HUGETLBFS EROFS_FS BINFMT_MISC TASKSTATS FHANDLE SECURITY_LANDLOCK CGROUP_BPF";
+    let script = format!(
+        "for o in {options}; do zcat /proc/config.gz | grep -q ^CONFIG_$o=y || echo no $o; done; echo end"
+    );
+    with_capabilities(&script, &["CAP_SYS_ADMIN"]).run().code(0).stdout("end\n");
+}
