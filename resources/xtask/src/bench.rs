@@ -16,12 +16,14 @@ use crate::steps::run;
 
 mod boot;
 mod docker;
+mod files;
 mod plot;
 mod series;
 mod streams;
 
 use boot::{BootArgs, RateArgs, ShapeArgs};
 use docker::DockerArgs;
+use files::FilesArgs;
 use streams::StreamsArgs;
 
 #[derive(Subcommand)]
@@ -34,6 +36,8 @@ pub enum Bench {
     Shape(ShapeArgs),
     /// Bytes, messages and exec processes, compared with pipes and runc
     Streams(StreamsArgs),
+    /// Operations on files in a container's root, compared with runc
+    Files(FilesArgs),
     /// Containers of Docker with vmm and with runc: time, memory, files and network
     Docker(DockerArgs),
 }
@@ -62,6 +66,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
         Bench::Rate(args) => boot::rate(args),
         Bench::Shape(args) => boot::shape(args),
         Bench::Streams(args) => streams::streams(args),
+        Bench::Files(args) => files::files(args),
         Bench::Docker(args) => docker::docker(args),
     }
 }

@@ -1,0 +1,14 @@
+#!/bin/bash
+# files.sh BENCH BUNDLE RUNS VMM [OTHER]: runs the bench of files with all its files in memory. OTHER is another vmm
+# program, which is measured in the same run.
+#
+# Reading a shared directory would add the outer machine's latency to times of the instruction clock.
+set -euo pipefail
+bench=$1 bundle=$2 runs=$3 vmm=$4 other=${5:-}
+dir=$(mktemp -d /dev/shm/files.XXXXXX)
+trap 'rm -rf "$dir"' EXIT
+cp "$bench" "$dir/bench"
+cp "$vmm" "$dir/vmm"
+cp -a "$bundle" "$dir/bundle"
+[ -z "$other" ] || cp "$other" "$dir/other"
+"$dir/bench" "$dir/bundle" "$dir/container" "$runs" runc=runc vmm="$dir/vmm" ${other:+other="$dir/other"}
