@@ -88,8 +88,13 @@ impl Sandbox {
     pub fn bind(&self, bind: &ShareBind) -> Result<()> {
         let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
         let file = open.map_err(HostError::step(format!("share {} with the guest", bind.host.display())))?;
-        let (read_only, nodes, later_mounts) = (bind.read_only, node_policy(&bind.nodes), bind.later_mounts);
-        self.share.bind(&bind.path, file.into(), Terms { read_only, nodes, later_mounts })?;
+        let terms = Terms {
+            read_only: bind.read_only,
+            owned: bind.owned,
+            nodes: node_policy(&bind.nodes),
+            later_mounts: bind.later_mounts,
+        };
+        self.share.bind(&bind.path, file.into(), terms)?;
         Ok(self.share.allow_mount_points(&bind.path, bind.mount_points)?)
     }
 

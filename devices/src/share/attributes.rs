@@ -46,6 +46,8 @@ pub struct Attributes {
     pub rdev: u32,
     /// Preferred size of reads and writes.
     pub blksize: u32,
+    /// A regular file to which nobody else writes while the guest has it open for writing ([`super::Terms::owned`]).
+    pub owned: bool,
 }
 
 /// A node that was found or created. Its lookup has been counted.
@@ -152,6 +154,8 @@ impl Operations {
             gid,
             rdev: stat.st_rdev as u32,
             blksize: stat.st_blksize as u32,
+            // Below a mount point of the host the file may be somebody else's.
+            owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
         }
     }
 

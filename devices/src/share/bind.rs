@@ -14,6 +14,9 @@ pub struct Terms {
     pub read_only: bool,
     /// The device nodes that the guest may create.
     pub nodes: NodePolicy,
+    /// While the guest has a file open for writing, nobody else writes to it. The guest's kernel may then collect what its
+    /// processes write.
+    pub owned: bool,
     /// The bind includes what the host mounts below the directory later. The server then uses the host's mount.
     pub later_mounts: bool,
 }
@@ -31,6 +34,8 @@ pub(crate) struct Bind {
     pub id: u64,
     /// The guest may not change anything, except as `mount_points` allows.
     pub read_only: bool,
+    /// As [`Terms::owned`].
+    pub owned: bool,
     /// The device nodes that the guest may create.
     pub nodes: NodePolicy,
     /// The guest may create directories and empty files even if the bind is read-only.

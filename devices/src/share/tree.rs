@@ -237,6 +237,7 @@ impl ShareTree {
         let bind = Bind {
             id: tree.number(),
             read_only: terms.read_only,
+            owned: terms.owned && is_dir,
             nodes: terms.nodes,
             mount_points: AtomicBool::new(false),
             key: (stat.st_dev, stat.st_ino),

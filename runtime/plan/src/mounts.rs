@@ -24,6 +24,8 @@ pub struct ShareBind {
     pub host: PathBuf,
     /// Whether the guest cannot write to it.
     pub read_only: bool,
+    /// Whether nobody else writes to a file while the guest has it open for writing: a container's root.
+    pub owned: bool,
     /// Whether the guest may create empty files and directories as mount points, until the container runs.
     pub mount_points: bool,
     /// Rules for device nodes that the guest may create in it. The last matching rule decides; without one the guest
@@ -67,6 +69,7 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             path: format!("/{id}/{ROOTFS}"),
             host: bundle.rootfs.clone(),
             read_only: bundle.readonly,
+            owned: !bundle.readonly,
             mount_points: bundle.readonly,
             nodes: nodes.to_vec(),
             later_mounts: false,
@@ -87,6 +90,7 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
                     path: path.clone(),
                     host: bundle.bind_source(mount),
                     read_only: options.read_only(),
+                    owned: false,
                     mount_points: false,
                     nodes: nodes.to_vec(),
                     later_mounts: options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0,

@@ -53,7 +53,7 @@ fn plan_with(
 
 fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBind {
     let (path, host, nodes) = (path.into(), host.into(), Vec::new());
-    ShareBind { path, host, read_only, mount_points, nodes, later_mounts: false }
+    ShareBind { path, host, read_only, owned: false, mount_points, nodes, later_mounts: false }
 }
 
 #[test]
@@ -224,6 +224,18 @@ fn binds_become_numbered_shares() {
     assert_eq!(mounts[1].flags, libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY);
     assert_eq!(mounts[1].propagation, libc::MS_PRIVATE | libc::MS_REC);
     assert_eq!((mounts[2].kind.as_str(), mounts[2].flags), ("bind", libc::MS_BIND));
+}
+
+#[test]
+fn only_a_writable_root_belongs_to_its_container() {
+    for (read_only, owned) in [(false, [true, false]), (true, [false, false])] {
+        let plan = plan_of(|json| {
+            json["root"]["readonly"] = serde_json::json!(read_only);
+            json["mounts"] = serde_json::json!([{"destination": "/a", "type": "bind", "source": "a", "options": ["bind"]}]);
+        });
+        let found: Vec<bool> = plan.unwrap().binds.iter().map(|bind| bind.owned).collect();
+        assert_eq!(found, owned);
+    }
 }
 
 #[test]

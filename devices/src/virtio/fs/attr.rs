@@ -1,7 +1,7 @@
 //! GETATTR, SETATTR and STATFS, and the encoding of attributes.
 
 use super::server::{FuseServer, Request};
-use super::wire::{ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
+use super::wire::{ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
 use crate::share::attributes::{Attributes, Change, Entry, NewTime, Time};
 use crate::share::errno::{Errno, Result};
 
@@ -55,7 +55,7 @@ impl FuseServer {
 pub(super) fn put_entry(reply: &mut Vec<u8>, entry: &Entry, submounts: bool) {
     let mut attr = attr(&entry.attributes);
     if submounts && entry.submount {
-        attr.flags = ATTR_SUBMOUNT;
+        attr.flags |= ATTR_SUBMOUNT;
     }
     put_node(reply, entry.node, &attr);
 }
@@ -87,7 +87,7 @@ pub(super) fn attr(attributes: &Attributes) -> Attr {
         gid: attributes.gid,
         rdev: attributes.rdev,
         blksize: attributes.blksize,
-        flags: 0,
+        flags: if attributes.owned { ATTR_OWNED } else { 0 },
     }
 }
 

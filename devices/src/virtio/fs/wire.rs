@@ -206,6 +206,9 @@ pub mod set {
 
 /// `Attr::flags`: the directory is the root of a separate file system.
 pub const ATTR_SUBMOUNT: u32 = 1 << 0;
+/// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-owned.patch: only this guest writes to the file while
+/// the guest has it open for writing.
+pub const ATTR_OWNED: u32 = 1 << 31;
 /// `OpenOut::open_flags`: reads and writes bypass the guest's page cache.
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.
