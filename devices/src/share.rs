@@ -6,8 +6,8 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `lock_table`, `dir`, `attributes`, `xattr`,
-//! `table`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `lock_table`, `dir`, `attributes`,
+//! `xattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
 
 pub(crate) mod attributes;
 pub(crate) mod bind;
@@ -32,6 +32,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tree;
+pub(crate) mod watch;
 pub(crate) mod xattr;
 
 pub use bind::Terms;

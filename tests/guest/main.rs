@@ -16,6 +16,7 @@ use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 mod hostile;
 mod locks;
 mod network;
+mod watch;
 
 /// Entries of the large directory, which need several READDIR replies.
 const MANY: usize = 1500;
@@ -38,6 +39,7 @@ fn main() {
         "acls" => acls(),
         "setid" => setid(),
         "locks" => return locks::run(&word(2)),
+        "watch" => return watch::run(&word(2)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
         "datagrams" => network::datagrams(&word(2)),

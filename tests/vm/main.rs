@@ -30,3 +30,4 @@ mod streams;
 mod terminal;
 mod users;
 mod vhost;
+mod watch;

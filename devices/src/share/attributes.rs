@@ -48,6 +48,8 @@ pub struct Attributes {
     pub blksize: u32,
     /// A regular file to which nobody else writes while the guest has it open for writing ([`super::Terms::owned`]).
     pub owned: bool,
+    /// The guest is told when the attributes change.
+    pub lasting: bool,
 }
 
 /// A node that was found or created. Its lookup has been counted.
@@ -61,6 +63,8 @@ pub struct Entry {
     /// bind in the virtual tree. If the guest gives it a separate device number, no two files have the same device and
     /// inode number.
     pub submount: bool,
+    /// The guest is told when the name leads elsewhere.
+    pub lasting: bool,
 }
 
 /// A new access or modification time.
@@ -130,7 +134,7 @@ impl Attributes {
 impl Entry {
     /// A virtual directory, whose lookups are not counted.
     pub(super) fn of_virtual(id: u64) -> Entry {
-        Entry { node: id, attributes: Attributes::of_virtual(id), submount: false }
+        Entry { node: id, attributes: Attributes::of_virtual(id), submount: false, lasting: false }
     }
 }
 
@@ -138,6 +142,7 @@ impl Operations {
     /// Returns the attributes of a host file as the guest sees them.
     pub(super) fn attributes_of(&self, inode: &Inode, stat: &Stat) -> Attributes {
         let (uid, gid) = self.owners.to_guest(stat.st_uid, stat.st_gid);
+        self.note_reply(inode, stat);
         // A bound single file belongs to the virtual file system, so its inode number must come from there.
         let single = inode.is_bind_root() && !inode.is_dir();
         let time = |sec: i64, nsec: i64| Time { seconds: sec as u64, nanoseconds: nsec as u32 };
@@ -156,15 +161,17 @@ impl Operations {
             blksize: stat.st_blksize as u32,
             // Below a mount point of the host the file may be somebody else's.
             owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
+            lasting: self.attributes_last(inode, stat),
         }
     }
 
-    /// Returns the entry of an inode whose lookup has been counted. `parent_dev` is the device of its parent directory.
-    pub(super) fn entry(&self, inode: &Inode, stat: &Stat, parent_dev: Option<u64>) -> Entry {
+    /// Returns the entry of an inode whose lookup in `dir` has been counted.
+    pub(super) fn entry(&self, inode: &Inode, stat: &Stat, dir: Option<&Inode>) -> Entry {
         Entry {
             node: inode.id,
             attributes: self.attributes_of(inode, stat),
-            submount: inode.is_dir() && parent_dev != Some(stat.st_dev),
+            submount: inode.is_dir() && dir.map(|dir| dir.key.0) != Some(stat.st_dev),
+            lasting: dir.is_some_and(|dir| self.names_last(dir.id)),
         }
     }
 
@@ -199,7 +206,10 @@ impl Operations {
         if change.atime.is_some() || change.mtime.is_some() {
             sys::utimens(fd.as_fd(), &[timespec(change.atime)?, timespec(change.mtime)?])?;
         }
-        Ok(self.attributes_of(&inode, &sys::fstat(fd.as_fd())?))
+        let stat = sys::fstat(fd.as_fd())?;
+        // The change is the guest's own.
+        inode.tell(&stat);
+        Ok(self.attributes_of(&inode, &stat))
     }
 
     fn set_owner(&self, inode: &Inode, change: &Change) -> Result<()> {

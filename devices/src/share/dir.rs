@@ -60,6 +60,7 @@ impl Operations {
                 Ok(0)
             }
             Node::Host(inode) if inode.is_dir() => {
+                self.watch(&inode);
                 let file = self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY)?;
                 let handle = Handle::new(&inode, file, Some(Mutex::default()));
                 self.shared.table.lock().unwrap().open(handle)

@@ -61,6 +61,7 @@ impl Operations {
         if !dir.is_dir() {
             return Err(Errno(libc::ENOTDIR));
         }
+        self.watch(dir);
         let dir_fd = dir.fd()?;
         // If the last name looked up here was that of a known inode, this one probably is too, and stat is enough.
         if dir.names_known.load(Ordering::Relaxed) {
@@ -84,7 +85,7 @@ impl Operations {
     /// Returns the entry that is now at `name`.
     pub(super) fn lookup_entry(&self, dir: &Arc<Inode>, name: &CStr) -> Result<Entry> {
         let (inode, stat) = self.lookup_host(dir, name)?;
-        Ok(self.entry(&inode, &stat, Some(dir.key.0)))
+        Ok(self.entry(&inode, &stat, Some(dir)))
     }
 
     /// Counts a lookup of a newly created file, open as `file`.
@@ -101,6 +102,7 @@ impl Operations {
         let (creating, mode) = self.create_as(new, new.mode & 0o7777);
         sys::mkdirat(dir.fd()?.as_fd(), name.as_c_str(), mode)?;
         drop(creating);
+        self.note_own(&dir, name.as_c_str(), libc::IN_CREATE);
         self.lookup_entry(&dir, name.as_c_str())
     }
 
@@ -117,6 +119,7 @@ impl Operations {
         let (creating, mode) = self.create_as(new, new.mode);
         sys::mknodat(dir.fd()?.as_fd(), name.as_c_str(), mode, rdev)?;
         drop(creating);
+        self.note_own(&dir, name.as_c_str(), libc::IN_CREATE);
         self.lookup_entry(&dir, name.as_c_str())
     }
 
@@ -129,6 +132,7 @@ impl Operations {
         let (creating, _) = self.create_as(&NewFile { caller, mode: 0, umask: 0 }, 0);
         sys::symlinkat(target, dir.fd()?.as_fd(), name.as_c_str())?;
         drop(creating);
+        self.note_own(&dir, name.as_c_str(), libc::IN_CREATE);
         self.lookup_entry(&dir, name.as_c_str())
     }
 
@@ -158,7 +162,9 @@ impl Operations {
     fn remove(&self, dir: u64, name: Name, flags: i32) -> Result<()> {
         let dir = self.writable_dir(dir)?;
         self.pin_at(&dir, name.as_c_str())?;
-        sys::unlinkat(dir.fd()?.as_fd(), name.as_c_str(), flags)
+        sys::unlinkat(dir.fd()?.as_fd(), name.as_c_str(), flags)?;
+        self.note_own(&dir, name.as_c_str(), libc::IN_DELETE);
+        Ok(())
     }
 
     /// Pins the file at a name that is about to be removed, in every bind in which the guest knows the file. Otherwise
@@ -189,6 +195,12 @@ impl Operations {
         let (creating, _) = self.create_as(&NewFile { caller, mode: 0, umask: 0 }, 0);
         sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags)?;
         drop(creating);
+        self.note_own(&from, old, libc::IN_MOVED_FROM);
+        self.note_own(&to, new, libc::IN_MOVED_TO);
+        if flags & libc::RENAME_EXCHANGE != 0 {
+            self.note_own(&to, new, libc::IN_MOVED_FROM);
+            self.note_own(&from, old, libc::IN_MOVED_TO);
+        }
         self.note_place(&to, new);
         if flags & libc::RENAME_EXCHANGE != 0 {
             self.note_place(&from, old);
@@ -217,6 +229,7 @@ impl Operations {
         let fd = inode.fd()?;
         let link = MagicLink::new("", fd.as_fd().as_raw_fd());
         sys::link_magic(self.shared.proc_self_fd.as_fd(), &link, dir.fd()?.as_fd(), name)?;
+        self.note_own(&dir, name, libc::IN_CREATE);
         let stat = sys::fstat(fd.as_fd())?;
         let mut table = self.shared.table.lock().unwrap();
         let inode = match table.find(&inode.bind, &stat) {
@@ -225,6 +238,6 @@ impl Operations {
         };
         drop(table);
         inode.found_at(&dir, name);
-        Ok(self.entry(&inode, &stat, Some(dir.key.0)))
+        Ok(self.entry(&inode, &stat, Some(&dir)))
     }
 }

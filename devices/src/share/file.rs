@@ -123,13 +123,17 @@ impl Operations {
             self.credentials().keep_setid(!how.kill_setid);
         }
         let flags = how.flags & OPEN_FLAGS;
-        match self.open_inode(inode, flags) {
+        let file = match self.open_inode(inode, flags) {
             // Only the owner may use O_NOATIME, and the owner may be a different user on the host.
             Err(Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => {
                 self.open_inode(inode, flags & !libc::O_NOATIME)
             }
             result => result,
+        }?;
+        if truncate {
+            self.note_own_data(inode, file.as_fd());
         }
+        Ok(file)
     }
 
     /// Stores an open file. Returns its number, and what the guest's page cache may do with it.
@@ -137,8 +141,11 @@ impl Operations {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let stat = sys::fstat(file.as_fd())?;
         inode.check_kind(&stat)?;
+        self.note_reply(inode, &stat);
         let cache = match inode.same_as_seen(&stat, now) {
             _ if has_contents_beyond_its_size(&file, &stat) => Cache::Bypass,
+            // The guest is told when others change it.
+            _ if self.attributes_last(inode, &stat) => Cache::Keep,
             true => Cache::Keep,
             false => Cache::Drop,
         };
@@ -158,11 +165,13 @@ impl Operations {
         let dir = self.writable_dir(dir)?;
         let access = how.flags & libc::O_ACCMODE;
         let (creating, mode) = self.create_as(new, new.mode & 0o7777);
+        self.watch(&dir);
         let make = access | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let made = sys::openat(dir.fd()?.as_fd(), name, make, mode);
         drop(creating);
         let (inode, stat, file) = match made {
             Ok(fd) => {
+                self.note_own(&dir, name, libc::IN_CREATE);
                 let (inode, stat) = self.intern_open(&dir, fd.as_fd())?;
                 inode.found_at(&dir, name);
                 (inode, stat, File::from(fd))
@@ -174,7 +183,7 @@ impl Operations {
             }
             Err(errno) => return Err(errno),
         };
-        let entry = self.entry(&inode, &stat, Some(dir.key.0));
+        let entry = self.entry(&inode, &stat, Some(&dir));
         Ok((entry, self.store_entry(&inode, file)?))
     }
 
@@ -194,7 +203,7 @@ impl Operations {
         let fd = sys::openat(dir.fd()?.as_fd(), c".", flags, mode)?;
         drop(creating);
         let (inode, stat) = self.intern_open(&dir, fd.as_fd())?;
-        let entry = self.entry(&inode, &stat, Some(dir.key.0));
+        let entry = self.entry(&inode, &stat, Some(&dir));
         Ok((entry, self.store_entry(&inode, File::from(fd))?))
     }
 
@@ -242,7 +251,12 @@ impl Operations {
         if write.flags & libc::O_APPEND != 0 && !write.from_cache {
             flags |= libc::RWF_APPEND;
         }
-        if data.is_empty() { Ok(0) } else { sys::pwritev(&handle.file, data.slices(), offset, flags) }
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let written = sys::pwritev(&handle.file, data.slices(), offset, flags)?;
+        self.note_own_data(&handle.inode, handle.file.as_fd());
+        Ok(written)
     }
 
     /// Writes a file's data to disk, and its attributes unless `data_only`.
@@ -259,7 +273,9 @@ impl Operations {
         let (offset, len) = (signed(allocation.offset)?, signed(allocation.len)?);
         // The guest's kernel has already cleared set-user-ID and set-group-ID if necessary.
         self.credentials().keep_setid(true);
-        sys::fallocate(handle.file.as_fd(), allocation.mode, offset, len)
+        sys::fallocate(handle.file.as_fd(), allocation.mode, offset, len)?;
+        self.note_own_data(&handle.inode, handle.file.as_fd());
+        Ok(())
     }
 
     /// Returns the offset of the next data or hole. `whence` is SEEK_DATA or SEEK_HOLE.
@@ -281,7 +297,9 @@ impl Operations {
         let len = len.min(MAX_COPY) as usize;
         // As in `fallocate`.
         self.credentials().keep_setid(true);
-        sys::copy_file_range((source.file.as_fd(), from), (target.file.as_fd(), to), len)
+        let copied = sys::copy_file_range((source.file.as_fd(), from), (target.file.as_fd(), to), len)?;
+        self.note_own_data(&target.inode, target.file.as_fd());
+        Ok(copied)
     }
 
     /// Writes a node's file system to disk, unless [`super::ShareTree::set_host_sync`] is off.

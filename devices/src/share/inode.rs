@@ -81,6 +81,23 @@ struct State {
     identity: Option<Identity>,
     /// Version of the file when the guest last opened it; `None` if a later change might not be visible in it.
     seen: Option<Version>,
+    /// Version of which the guest's kernel knows: that of the last reply, or of the guest's last change.
+    told: Option<Version>,
+    /// Others have changed the file since they last closed it.
+    changed: bool,
+}
+
+/// How a file differs from what the guest's kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The guest's kernel was not told anything before.
+    Unknown,
+    /// Not at all.
+    Same,
+    /// At most its data is the same.
+    Attributes,
+    /// In its data.
+    Data,
 }
 
 /// A file of the host that the guest has looked up.
@@ -99,6 +116,8 @@ pub struct Inode {
     pub used: AtomicBool,
     /// The last name looked up in this directory was that of a known inode.
     pub names_known: AtomicBool,
+    /// The directory's file system cannot be watched.
+    unwatchable: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -113,7 +132,15 @@ impl Inode {
             open: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             names_known: AtomicBool::new(false),
-            state: Mutex::new(State { pin: Some(Arc::new(pin)), location: None, identity: None, seen: None }),
+            unwatchable: AtomicBool::new(false),
+            state: Mutex::new(State {
+                pin: Some(Arc::new(pin)),
+                location: None,
+                identity: None,
+                seen: None,
+                told: None,
+                changed: false,
+            }),
         }
     }
 
@@ -159,6 +186,48 @@ impl Inode {
             .location
             .as_ref()
             .map(|location| (location.dir.clone(), location.name.clone()))
+    }
+
+    /// Returns the number of the directory in which the guest last found the file.
+    pub fn parent(&self) -> Option<u64> {
+        self.state.lock().unwrap().location.as_ref().map(|location| location.dir.id)
+    }
+
+    /// Whether changes in the directory cannot be watched.
+    pub fn unwatchable(&self) -> bool {
+        self.unwatchable.load(Ordering::Relaxed)
+    }
+
+    /// Records that changes in the directory cannot be watched.
+    pub fn set_unwatchable(&self) {
+        self.unwatchable.store(true, Ordering::Relaxed);
+    }
+
+    /// Records what the guest's kernel knows of the file.
+    pub fn tell(&self, stat: &Stat) {
+        self.state.lock().unwrap().told = Some(Version::at(stat));
+    }
+
+    /// Compares the file with what the guest's kernel knows, and records that it is told.
+    pub fn see(&self, stat: &Stat) -> Seen {
+        let now = Version::at(stat);
+        let mut state = self.state.lock().unwrap();
+        let seen = match state.told.replace(now) {
+            Some(told) if told == now => Seen::Same,
+            Some(told) if (told.mtime, told.size) == (now.mtime, now.size) => Seen::Attributes,
+            Some(_) => Seen::Data,
+            None => Seen::Unknown,
+        };
+        state.changed |= seen == Seen::Data;
+        seen
+    }
+
+    /// Whether others have changed the file's data since they last closed it. `closes`: they close it now.
+    pub fn changed_by_others(&self, closes: bool) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let changed = state.changed;
+        state.changed &= !closes;
+        changed
     }
 
     /// Clears the location when the guest has forgotten the file. Inodes whose locations form a cycle would otherwise
@@ -262,10 +331,14 @@ impl Version {
     const SETTLED_S: i64 = 2;
 
     fn of(stat: &Stat, now: i64) -> Option<Version> {
-        (stat.st_ctime < now.saturating_sub(Self::SETTLED_S)).then_some(Version {
+        (stat.st_ctime < now.saturating_sub(Self::SETTLED_S)).then(|| Version::at(stat))
+    }
+
+    fn at(stat: &Stat) -> Version {
+        Version {
             ctime: (stat.st_ctime, stat.st_ctime_nsec),
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             size: stat.st_size,
-        })
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! Names are single components ([`Name`]) and are opened with O_NOFOLLOW in a directory that is pinned by an O_PATH
 //! descriptor. No operation resolves a path, so the guest cannot leave a bind.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -18,6 +19,7 @@ use super::magic_link::MagicLink;
 use super::owners::Owners;
 use super::sys;
 use super::tree::{Child, ShareTree, Shared, Tree};
+use super::watch::Watch;
 
 /// Unique key of a file in the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,12 @@ pub struct Operations {
     credentials: Option<Credentials>,
     /// The directories that are being read.
     pub(super) buffers: Buffers,
+    /// What the host changes.
+    pub(super) watch: RefCell<Watch>,
+    /// The guest can be told what the host changes.
+    pub(super) watching: Cell<bool>,
+    /// As [`Credentials::in_proc_self_fd`].
+    pub(super) in_proc_self_fd: Cell<bool>,
 }
 
 impl Operations {
@@ -88,6 +96,9 @@ impl Operations {
             owners: Owners::of_process(),
             credentials: None,
             buffers: Buffers::default(),
+            watch: RefCell::new(Watch::new()),
+            watching: Cell::new(false),
+            in_proc_self_fd: Cell::new(false),
         }
     }
 
@@ -95,6 +106,7 @@ impl Operations {
     pub fn clear(&self) {
         self.shared.locks.lock().unwrap().clear();
         self.shared.table.lock().unwrap().clear();
+        self.watch.borrow_mut().clear();
     }
 
     /// Counts one more lookup of a known node.
@@ -109,13 +121,17 @@ impl Operations {
     pub fn forget(&self, nodes: impl IntoIterator<Item = (u64, u64)>) {
         let mut table = self.shared.table.lock().unwrap();
         for (node, count) in nodes {
-            table.forget(node, count);
+            if table.forget(node, count) {
+                self.unwatch(node);
+            }
         }
     }
 
     /// Takes back one lookup of a node.
     pub fn let_go(&self, node: u64) {
-        self.shared.table.lock().unwrap().forget(node, 1);
+        if self.shared.table.lock().unwrap().forget(node, 1) {
+            self.unwatch(node);
+        }
     }
 
     /// Returns the key and the type (`S_IFMT` bits) of a node.
@@ -175,7 +191,11 @@ impl Operations {
     /// The credentials of this thread.
     pub(super) fn credentials(&mut self) -> &mut Credentials {
         let proc_self_fd = self.shared.proc_self_fd.as_fd();
-        self.credentials.get_or_insert_with(|| Credentials::take_over(proc_self_fd))
+        self.credentials.get_or_insert_with(|| {
+            let credentials = Credentials::take_over(proc_self_fd);
+            self.in_proc_self_fd.set(credentials.in_proc_self_fd());
+            credentials
+        })
     }
 
     /// Creates files for `new`'s caller with `mode` until the guard is dropped. Also returns the mode to pass to the

@@ -348,6 +348,26 @@ pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     usize::try_from(count).map_err(|_| last())
 }
 
+/// Returns a new inotify descriptor, which never blocks.
+pub fn inotify() -> Result<File> {
+    // SAFETY: no pointers.
+    owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) }).map(File::from)
+}
+
+/// Adds the file at `path` to an inotify descriptor. Returns the number of the watch.
+pub fn inotify_add(events: BorrowedFd, path: &CStr, mask: u32) -> Result<c_int> {
+    // SAFETY: `path` ends with NUL.
+    let watch = unsafe { libc::inotify_add_watch(events.as_raw_fd(), path.as_ptr(), mask) };
+    check(watch)?;
+    Ok(watch)
+}
+
+/// Removes a watch from an inotify descriptor. A watch that has ended is ignored.
+pub fn inotify_remove(events: BorrowedFd, watch: c_int) {
+    // SAFETY: no pointers.
+    unsafe { libc::inotify_rm_watch(events.as_raw_fd(), watch) };
+}
+
 /// Reads from a file directly into guest memory. Returns the number of bytes read.
 pub fn preadv(file: &File, slices: &[VolatileSlice], offset: i64) -> Result<usize> {
     let vector = vector(slices);

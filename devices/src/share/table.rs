@@ -94,6 +94,11 @@ impl Table {
         Some(known.inode.clone())
     }
 
+    /// Returns the inode of this file, if the guest knows it.
+    pub fn find_known(&self, bind: &Bind, stat: &Stat) -> Option<Arc<Inode>> {
+        self.inode_in(bind.id, (stat.st_dev, stat.st_ino))
+    }
+
     /// Counts one more lookup of an inode that the guest knows.
     pub fn hold(&mut self, id: u64) -> Result<()> {
         let known = self.inodes.get_mut(&id).ok_or(Errno(libc::ESTALE))?;
@@ -133,9 +138,9 @@ impl Table {
         Ok(inode)
     }
 
-    /// Takes back `count` lookups, and removes the inode if none is left.
-    pub fn forget(&mut self, id: u64, count: u64) {
-        let Some(known) = self.inodes.get_mut(&id) else { return };
+    /// Takes back `count` lookups, and removes the inode if none is left. Returns whether it did.
+    pub fn forget(&mut self, id: u64, count: u64) -> bool {
+        let Some(known) = self.inodes.get_mut(&id) else { return false };
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups == 0 {
             let key = (known.inode.bind.id, known.inode.key.0, known.inode.key.1);
@@ -146,7 +151,9 @@ impl Table {
             known.inode.lose_place();
             self.inodes.remove(&id);
             self.pinned.remove(&id);
+            return true;
         }
+        false
     }
 
     /// Whether inodes may be without a descriptor, so that a file must be pinned before its name is removed.

@@ -1,9 +1,10 @@
 //! virtio-fs (VIRTIO 1.2, 5.11; device ID 26): the guest mounts directories and files of the host; this process serves
 //! them.
 //!
-//! Queue 0 is hiprio (FORGET), queue 1 is the request queue. The device offers neither a notification queue
-//! (VIRTIO_FS_F_NOTIFICATION) nor a DAX window. The configuration space contains a tag of 36 bytes and the number of
-//! request queues. One thread ([`worker`]) owns both queues and the server. The protocol is FUSE (`server`); the
+//! Queue 0 is hiprio (FORGET). If the driver accepts VIRTIO_FS_F_NOTIFICATION, queue 1 is the notification queue, in
+//! which the guest is told what the host changes. The next queue is the request queue. There is no DAX window. The
+//! configuration space contains a tag of 36 bytes, the number of request queues, and the length of a notification. One
+//! thread ([`worker`]) owns all queues and the server. The protocol is FUSE (`server`); the
 //! operations of [`crate::share`] access the host.
 //!
 //! The server does not use fuse-backend-rs's passthrough and Vfs, because they cannot: serve single files; refuse
@@ -43,6 +44,15 @@ const HIPRIO_QUEUE_SIZE: u16 = 64;
 /// For one request Linux uses at most the ring's size minus 4 pages: 512 is enough for 256 pages and other requests.
 const REQUEST_QUEUE_SIZE: u16 = 512;
 
+/// VIRTIO_FS_F_NOTIFICATION as a mask (VIRTIO 1.2, 5.11.3).
+const NOTIFICATION: u64 = 1 << 0;
+/// Index of the notification queue, or of the request queue without it.
+const NOTIFICATION_QUEUE: u16 = 1;
+/// Size of that queue. A driver without notifications may send requests of 124 pages in it.
+const NOTIFICATION_QUEUE_SIZE: u16 = 128;
+/// Length of a notification with a name of any length, in bytes.
+const NOTIFICATION_LEN: u32 = 512;
+
 /// A virtio-fs device.
 pub struct Fs {
     tag: [u8; TAG_LEN],
@@ -64,15 +74,16 @@ impl VirtioDevice for Fs {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             device_id: DEVICE_ID,
-            features: 0,
-            queue_sizes: vec![HIPRIO_QUEUE_SIZE, REQUEST_QUEUE_SIZE],
+            features: NOTIFICATION,
+            queue_sizes: vec![HIPRIO_QUEUE_SIZE, NOTIFICATION_QUEUE_SIZE, REQUEST_QUEUE_SIZE],
         }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0; TAG_LEN + 4];
+        let mut config = [0; TAG_LEN + 8];
         config[..TAG_LEN].copy_from_slice(&self.tag);
-        config[TAG_LEN..].copy_from_slice(&1u32.to_le_bytes());
+        config[TAG_LEN..TAG_LEN + 4].copy_from_slice(&1u32.to_le_bytes());
+        config[TAG_LEN + 4..].copy_from_slice(&NOTIFICATION_LEN.to_le_bytes());
         for (index, byte) in data.iter_mut().enumerate() {
             let at = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(index));
             *byte = at.and_then(|at| config.get(at).copied()).unwrap_or(0);
@@ -80,7 +91,8 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker.serve(activation.queues)
+        let notices = (activation.features & NOTIFICATION != 0).then_some(NOTIFICATION_QUEUE);
+        self.worker.serve(activation.queues, notices)
     }
 }
 

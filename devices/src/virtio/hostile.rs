@@ -290,7 +290,8 @@ impl Machine {
             Subject::Net | Subject::LentNet | Subject::Slot => self.expect_packet(queues),
             Subject::Rng => self.expect_entropy(queues),
             Subject::Balloon => self.expect_discard(queues),
-            Subject::Fs => self.expect_answer(queues, 1, &guest::fuse_init()),
+            // The driver accepts the notification queue, which comes first.
+            Subject::Fs => self.expect_answer(queues, 2, &guest::fuse_init()),
             Subject::P9 => self.expect_answer(queues, 0, &guest::p9_version()),
         }
     }

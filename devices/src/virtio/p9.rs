@@ -64,7 +64,7 @@ impl VirtioDevice for P9 {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker.serve(activation.queues)
+        self.worker.serve(activation.queues, None)
     }
 }
 

@@ -4,14 +4,20 @@ use super::server::{FuseServer, Request};
 use super::wire::{ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
 use crate::share::attributes::{Attributes, Change, Entry, NewTime, Time};
 use crate::share::errno::{Errno, Result};
+use crate::share::watch::LASTING;
 
-/// Seconds for which the guest may cache names (also missing ones) and attributes. The guest sees changes by the host
-/// after at most this time.
+/// Seconds for which the guest may cache names (also missing ones) and attributes of which it is not told when the host
+/// changes them. The guest sees such a change after at most this time.
 pub const VALID: u64 = 1;
+
+/// Returns for how many seconds something is valid. `lasting`: the guest is told when it changes.
+pub(super) fn valid(lasting: bool) -> u64 {
+    if lasting { LASTING } else { VALID }
+}
 
 impl FuseServer {
     fn put_attr(&mut self, attributes: &Attributes) {
-        AttrOut { attr_valid: VALID, ..Default::default() }.put(&mut self.reply);
+        AttrOut { attr_valid: valid(attributes.lasting), ..Default::default() }.put(&mut self.reply);
         attr(attributes).put(&mut self.reply);
     }
 
@@ -57,16 +63,17 @@ pub(super) fn put_entry(reply: &mut Vec<u8>, entry: &Entry, submounts: bool) {
     if submounts && entry.submount {
         attr.flags |= ATTR_SUBMOUNT;
     }
-    put_node(reply, entry.node, &attr);
+    let (name, attributes) = (valid(entry.lasting), valid(entry.attributes.lasting));
+    put_node(reply, entry.node, &attr, (name, attributes));
 }
 
-/// Appends an entry for a missing name, which the guest caches as long as an existing one.
-pub(super) fn put_missing(reply: &mut Vec<u8>) {
-    put_node(reply, 0, &Attr::default());
+/// Appends an entry for a missing name. `lasting`: the guest is told when it appears.
+pub(super) fn put_missing(reply: &mut Vec<u8>, lasting: bool) {
+    put_node(reply, 0, &Attr::default(), (valid(lasting), 0));
 }
 
-fn put_node(reply: &mut Vec<u8>, nodeid: u64, attr: &Attr) {
-    EntryOut { nodeid, entry_valid: VALID, attr_valid: VALID, ..Default::default() }.put(reply);
+fn put_node(reply: &mut Vec<u8>, nodeid: u64, attr: &Attr, (entry_valid, attr_valid): (u64, u64)) {
+    EntryOut { nodeid, entry_valid, attr_valid, ..Default::default() }.put(reply);
     attr.put(reply);
 }
 

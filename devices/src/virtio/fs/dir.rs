@@ -2,7 +2,7 @@
 
 use super::attr::put_entry;
 use super::server::{FuseServer, Request};
-use super::wire::{Attr, Dirent, EntryOut, OpenOut, OutHeader, ReadIn};
+use super::wire::{Attr, Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenOut, OutHeader, ReadIn};
 use crate::share::dir::Listed;
 use crate::share::errno::{Errno, Result};
 
@@ -12,7 +12,10 @@ const MAX_REPLY: usize = 64 << 10;
 impl FuseServer {
     pub(super) fn opendir(&mut self, request: &Request) -> Result<()> {
         let fh = self.share.opendir(request.nodeid)?;
-        OpenOut { fh, ..Default::default() }.put(&mut self.reply);
+        // The guest is told when the directory changes.
+        let lasting = self.share.names_last(request.nodeid);
+        let open_flags = if lasting { FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE } else { 0 };
+        OpenOut { fh, open_flags, padding: 0 }.put(&mut self.reply);
         Ok(())
     }
 

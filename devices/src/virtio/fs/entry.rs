@@ -11,7 +11,10 @@ impl FuseServer {
         let name = take_name(&mut { request.body })?;
         match self.share.lookup(request.nodeid, name) {
             Ok(entry) => self.put_entry(&entry),
-            Err(Errno(libc::ENOENT)) => put_missing(&mut self.reply),
+            Err(Errno(libc::ENOENT)) => {
+                let lasting = self.share.names_last(request.nodeid);
+                put_missing(&mut self.reply, lasting);
+            }
             Err(errno) => return Err(errno),
         }
         Ok(())

@@ -7,15 +7,18 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
 
 use super::FileServer;
-use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, OutHeader, init, op};
+use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, NotifyChangedOut, OutHeader, init, op};
 use crate::pieces::Pieces;
 use crate::share::ShareTree;
 use crate::share::errno::{Errno, Result};
 use crate::share::file::MAX_WRITE;
 use crate::share::names::Name;
 use crate::share::operations::{Caller, NewFile, OpenFile, Operations};
+use crate::share::watch::{Concerns, Notice};
 
 /// Limit of a request without its data, in bytes: an extended attribute of 64 KiB and its name.
 pub const MAX_BODY: usize = (64 << 10) + 4096;
@@ -43,6 +46,7 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT
     | init::INIT_EXT
+    | init::WATCHED
     | init::SHARED_LOCKS;
 
 /// One request without its data.
@@ -134,6 +138,44 @@ impl FileServer for FuseServer {
         }
         Ok(len)
     }
+
+    fn events(&self) -> Option<RawFd> {
+        self.share.events()
+    }
+
+    fn collect(&mut self) -> Option<Duration> {
+        self.share.collect()
+    }
+
+    fn has_notices(&self) -> bool {
+        self.share.has_notices()
+    }
+
+    fn notice(&mut self) -> Option<Vec<u8>> {
+        self.share.next_notice().map(|notice| encode(&notice))
+    }
+}
+
+/// Encodes a notification with its header.
+fn encode(notice: &Notice) -> Vec<u8> {
+    let mut message = Vec::new();
+    let Concerns { name, attributes, data } = notice.concerns;
+    let bits = [(name, wire::CHANGED_NAME), (attributes, wire::CHANGED_ATTR), (data, wire::CHANGED_DATA)];
+    let what = bits.iter().filter(|(is, _)| *is).fold(0, |what, (_, bit)| what | bit);
+    let len = (OutHeader::SIZE + NotifyChangedOut::SIZE + notice.name.len() + 1) as u32;
+    OutHeader { len, error: wire::NOTIFY_CHANGED, unique: 0 }.put(&mut message);
+    NotifyChangedOut {
+        dir: notice.dir,
+        child: notice.child,
+        mask: notice.event,
+        cookie: notice.cookie,
+        namelen: notice.name.len() as u32,
+        what,
+    }
+    .put(&mut message);
+    message.extend_from_slice(&notice.name);
+    message.push(0);
+    message
 }
 
 impl FuseServer {
@@ -244,6 +286,9 @@ impl FuseServer {
         let mut ours = FEATURES & theirs;
         if !self.share.has_acls() {
             ours &= !init::POSIX_ACL;
+        }
+        if !self.share.set_watching(ours & init::WATCHED != 0) {
+            ours &= !init::WATCHED;
         }
         self.setxattr_ext = ours & init::SETXATTR_EXT != 0;
         self.submounts = ours & init::SUBMOUNTS != 0;

@@ -132,16 +132,16 @@ fn share(dir: &Path) -> ShareTree {
 }
 
 #[test]
-fn the_configuration_is_the_tag_and_one_queue() {
+fn the_configuration_is_the_tag_one_request_queue_and_the_length_of_a_notification() {
     let tree = ShareTree::new().unwrap();
     let fs = Fs::new("share", server(&tree), || {}).unwrap();
     let mut config = [0xff; 44];
     fs.read_config(0, &mut config);
     assert_eq!(&config[..6], b"share\0");
     assert!(config[5..36].iter().all(|byte| *byte == 0));
-    assert_eq!(&config[36..], [1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(&config[36..], [1, 0, 0, 0, 0, 2, 0, 0]);
     let mut word = [0xff; 4];
-    fs.read_config(38, &mut word);
+    fs.read_config(42, &mut word);
     assert_eq!(word, [0; 4]);
     fs.read_config(u64::MAX, &mut word);
     assert_eq!(word, [0; 4]);
@@ -149,7 +149,7 @@ fn the_configuration_is_the_tag_and_one_queue() {
     long.read_config(0, &mut config);
     assert_eq!(config[..37], [&[b'x'; 36][..], &[1]].concat());
     let info = fs.info();
-    assert_eq!((info.device_id, info.queue_sizes.len()), (26, 2));
+    assert_eq!((info.device_id, info.queue_sizes.len()), (26, 3));
     assert!(info.queue_sizes.iter().all(|size| size.is_power_of_two()));
 }
 
@@ -228,7 +228,7 @@ fn a_request_that_cannot_be_answered_is_completed_empty() {
     let mut server = server(&ShareTree::new().unwrap());
     let mut queue = driver.activation().queues.pop().unwrap();
     driver.add(&[0xff; 60], 100);
-    serve(&mut queue, server.as_mut()).unwrap();
+    serve(&mut queue, server.as_mut(), None).unwrap();
     assert_eq!(driver.reply(), b"");
     assert_eq!(queue.faults(), 1);
 }

@@ -109,6 +109,8 @@ messages! {
     StatfsOut {
         blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
     }
+    /// Notification that something was changed by others; the name and NUL follow.
+    NotifyChangedOut { dir: u64, child: u64, mask: u32, cookie: u32, namelen: u32, what: u32 }
     /// One READDIR entry; the name follows, padded to 8 bytes. READDIRPLUS puts an [`EntryOut`] and [`Attr`] before it.
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
@@ -166,6 +168,15 @@ pub mod op {
     pub const TMPFILE: u32 = 51;
 }
 
+/// Code of a notification, not of Linux but of resources/kernel/patches/fuse-watch.patch: see [`NotifyChangedOut`].
+pub const NOTIFY_CHANGED: i32 = 64;
+/// `NotifyChangedOut::what`: the name leads to another file, or to none.
+pub const CHANGED_NAME: u32 = 1 << 0;
+/// `NotifyChangedOut::what`: the attributes.
+pub const CHANGED_ATTR: u32 = 1 << 1;
+/// `NotifyChangedOut::what`: the data and the attributes.
+pub const CHANGED_DATA: u32 = 1 << 2;
+
 /// INIT flags.
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
@@ -184,6 +195,9 @@ pub mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Not of Linux but of resources/kernel/patches/fuse-watch.patch: the server sends NOTIFY_CHANGED when something
+    /// changes that is valid for long.
+    pub const WATCHED: u64 = 1 << 62;
     /// Not of Linux but of resources/kernel/patches/fuse-locks.patch: the guest's kernel keeps all locks and asks for
     /// each of them as well. SETLK never waits. Its reply is empty if it unlocks, otherwise an [`AttrOut`](super::AttrOut)
     /// and an [`Attr`](super::Attr), where `AttrOut::dummy` is 1 if cached pages may be out of date.
@@ -213,6 +227,8 @@ pub const ATTR_OWNED: u32 = 1 << 31;
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// `OpenOut::open_flags`: the guest may cache the directory's entries.
+pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
 /// `OpenIn::open_flags`: clear set-user-ID and set-group-ID if the open truncates.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// `WriteIn::write_flags`: writeback from the guest's page cache, with a handle that was guessed.

@@ -1,22 +1,26 @@
 //! The thread of a file device. It owns the device's queues and its server, because system calls on files block and
 //! must not delay a vCPU or the console. All file protocols use it.
 
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::Enter;
 use crate::pieces::Pieces;
+use crate::share::watch::BEGIN_AFTER;
 use crate::virtio::queue::split;
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
 
 /// User data of the stop event in the poller. A queue's kick has the index of the queue.
 const STOP: u64 = u64::MAX;
+/// User data of the server's events.
+const EVENTS: u64 = u64::MAX - 1;
 
 /// The server of one protocol.
 pub trait FileServer: Send {
@@ -26,6 +30,26 @@ pub trait FileServer: Send {
     ///
     /// Only one thread calls this, from the first request on.
     fn handle(&mut self, request: Pieces, reply: Pieces) -> io::Result<usize>;
+
+    /// A descriptor that is readable when the host has changed something. It stays the same.
+    fn events(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Finds out what the host has changed. Returns after which time to do so again, `None` for when there is an event.
+    fn collect(&mut self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether the driver has not been told of all changes.
+    fn has_notices(&self) -> bool {
+        false
+    }
+
+    /// Takes the next message that tells the driver of a change.
+    fn notice(&mut self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// A thread that owns a server. It serves the queues of one activation after the other.
@@ -46,7 +70,12 @@ pub struct Worker {
 }
 
 /// The queues of an activation, and a poller with their kicks and the stop event.
-type Job = (Epoll, Vec<VirtQueue>);
+struct Job {
+    poller: Epoll,
+    queues: Vec<VirtQueue>,
+    /// Index of the queue in which the driver is told of changes.
+    notices: Option<u16>,
+}
 
 impl Worker {
     /// Starts a thread with the name `name` for `server`, which first calls `enter`.
@@ -56,8 +85,8 @@ impl Worker {
         let (over, ended) = channel();
         let thread = Builder::new().name(name.to_owned()).spawn(move || {
             enter();
-            for (poller, queues) in taken {
-                run(&poller, queues, server.as_mut());
+            for job in taken {
+                run(job, server.as_mut());
                 if over.send(()).is_err() {
                     break;
                 }
@@ -66,13 +95,19 @@ impl Worker {
         Ok(Worker { name, stop, jobs: Some(jobs), ended, serving: false, thread: Some(thread) })
     }
 
-    /// Makes the thread serve `queues` instead of those before.
-    pub fn serve(&mut self, queues: Vec<VirtQueue>) -> io::Result<()> {
+    /// Makes the thread serve `queues` instead of those before. `notices` is the index of the queue in which the driver is
+    /// told of changes.
+    pub fn serve(&mut self, mut queues: Vec<VirtQueue>, notices: Option<u16>) -> io::Result<()> {
         // When the driver starts the device again after a reset, the thread still has the previous queues. It is idle,
         // because a reset completes only when no request is being processed.
         self.stop();
+        if let Some(queue) = queues.iter_mut().find(|queue| Some(queue.index()) == notices) {
+            // The driver need not kick before the device has used a buffer.
+            queue.quiet();
+        }
         let poller = poller(&self.stop, &queues)?;
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send((poller, queues)).is_ok());
+        let job = Job { poller, queues, notices };
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
             return Err(io::Error::other("the file server's thread panicked"));
         }
@@ -115,11 +150,70 @@ fn poller(stop: &EventFd, queues: &[VirtQueue]) -> io::Result<Epoll> {
     Ok(poller)
 }
 
+/// When the server's events are read.
+enum Collecting {
+    /// The server has none.
+    Never,
+    /// As soon as there is one: the poller waits for it once.
+    Armed,
+    /// At this time, because there were some before.
+    At(Instant),
+}
+
+impl Collecting {
+    /// Begins to wait for the server's events.
+    fn begin(poller: &Epoll, server: &dyn FileServer, wanted: bool) -> Collecting {
+        let Some(events) = server.events().filter(|_| wanted) else { return Collecting::Never };
+        match poller.ctl(ControlOperation::Add, events, interest()) {
+            Ok(()) => Collecting::At(Instant::now() + BEGIN_AFTER),
+            Err(error) => {
+                log::error!("wait for changes by the host: {error}");
+                Collecting::Never
+            }
+        }
+    }
+
+    /// Milliseconds to wait, -1 without a limit.
+    fn timeout(&self) -> i32 {
+        match self {
+            Collecting::At(time) => time.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+            _ => -1,
+        }
+    }
+
+    /// Reads the events if it is time, or if there was one.
+    fn proceed(&mut self, poller: &Epoll, server: &mut dyn FileServer, there: bool) {
+        let now = Instant::now();
+        match self {
+            Collecting::Armed if there => {}
+            Collecting::At(time) if *time <= now => {}
+            _ => return,
+        }
+        *self = match (server.collect(), server.events()) {
+            (Some(time), _) => Collecting::At(now + time),
+            (None, Some(events)) => match poller.ctl(ControlOperation::Modify, events, interest()) {
+                Ok(()) => Collecting::Armed,
+                Err(error) => {
+                    log::error!("wait for changes by the host: {error}");
+                    Collecting::Never
+                }
+            },
+            (None, None) => Collecting::Never,
+        };
+    }
+}
+
+fn interest() -> EpollEvent {
+    EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, EVENTS)
+}
+
 /// Serves each queue that is kicked until the stop event.
-fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, server: &mut dyn FileServer) {
+fn run(job: Job, server: &mut dyn FileServer) {
+    let Job { poller, mut queues, notices } = job;
+    let mut collecting = Collecting::begin(&poller, server, notices.is_some());
     let mut events = [EpollEvent::default(); 4];
     loop {
-        let count = match poller.wait(-1, &mut events) {
+        let count = match poller.wait(collecting.timeout(), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
@@ -127,24 +221,42 @@ fn run(poller: &Epoll, mut queues: Vec<VirtQueue>, server: &mut dyn FileServer) 
                 return;
             }
         };
-        for event in &events[..count] {
-            if event.data() == STOP {
-                return;
-            }
-            let Some(at) = queues.iter().position(|queue| u64::from(queue.index()) == event.data()) else {
-                continue;
-            };
-            if let Err(error) = serve(&mut queues[at], server) {
+        let events = &events[..count];
+        if events.iter().any(|event| event.data() == STOP) {
+            return;
+        }
+        for event in events {
+            if let Some(at) = queues.iter().position(|queue| u64::from(queue.index()) == event.data())
+                && let Err(error) = serve(&mut queues[at], server, notices)
+            {
                 // The driver has reset the device, or its rings are invalid. The kick stays registered, but being
                 // edge-triggered it wakes this thread at most once per kick.
                 queues.remove(at).break_down(&error);
             }
         }
+        collecting.proceed(&poller, server, events.iter().any(|event| event.data() == EVENTS));
+        if server.has_notices()
+            && let Some(at) = queues.iter().position(|queue| Some(queue.index()) == notices)
+            && let Err(error) = serve(&mut queues[at], server, notices)
+        {
+            queues.remove(at).break_down(&error);
+        }
     }
 }
 
-/// Serves all requests in the queue.
-pub(super) fn serve(queue: &mut VirtQueue, server: &mut dyn FileServer) -> Result<(), QueueError> {
+/// Serves all requests in the queue, or sends what the driver must be told if it is that queue.
+pub(super) fn serve(
+    queue: &mut VirtQueue,
+    server: &mut dyn FileServer,
+    notices: Option<u16>,
+) -> Result<(), QueueError> {
+    if Some(queue.index()) == notices {
+        return queue.serve(|_, mut buffer| {
+            let Some(message) = server.notice() else { return Ok(Served::Later) };
+            buffer.write_all(&message)?;
+            Ok(Served::Done(message.len() as u32))
+        });
+    }
     queue.serve_chains(|memory, chain| {
         let (request, reply) = split(memory, chain)?;
         // The guest waits for most requests one at a time, so it is interrupted after each.

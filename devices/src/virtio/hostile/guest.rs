@@ -177,7 +177,8 @@ impl Guest {
             Subject::Net | Subject::LentNet | Subject::Slot => (1, [&[0; 26], &body[..]].concat()),
             Subject::Rng => (0, Vec::new()),
             Subject::Balloon => (2, Vec::new()),
-            Subject::Fs => (1, fuse(step.a % 56, u64::from(step.b) % 8, &body)),
+            // The request queue with and without notifications.
+            Subject::Fs => (1 + step.queue % 2, fuse(step.a % 56, u64::from(step.b) % 8, &body)),
             Subject::P9 => (0, p9(P9_TYPES[step.a as usize % P9_TYPES.len()], &body)),
         };
         let place = BUFFERS + u64::from(step.a >> 8) % BUFFERS_LEN / 2;

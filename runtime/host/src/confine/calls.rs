@@ -53,10 +53,11 @@ const DEVICES: [c_long; 10] = [
 ];
 
 /// The operations of `devices/src/share`, all relative to descriptors. No call that resolves a path of the guest's.
-const FILES: [c_long; 54] = [
+const FILES: [c_long; 57] = [
     SYS_capget,
     SYS_capset,
     SYS_copy_file_range,
+    SYS_epoll_ctl,
     SYS_epoll_wait,
     SYS_epoll_pwait,
     SYS_faccessat2,
@@ -76,6 +77,8 @@ const FILES: [c_long; 54] = [
     SYS_getegid,
     SYS_geteuid,
     SYS_getxattr,
+    SYS_inotify_add_watch,
+    SYS_inotify_rm_watch,
     SYS_lgetxattr,
     SYS_linkat,
     SYS_listxattr,

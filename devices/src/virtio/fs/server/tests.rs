@@ -23,6 +23,7 @@ mod names;
 mod owners;
 mod requests;
 mod shares;
+mod watch;
 
 fn is_root() -> bool {
     sys::effective_ids().0 == 0

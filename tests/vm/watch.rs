@@ -1,0 +1,145 @@
+//! What the host and the guest see of each other's changes: names and attributes that the guest's kernel remembers for
+//! long, writes that it collects, and the events of inotify(7).
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+use tests::{Bundle, busybox_rootfs, check_output};
+
+/// Time limit for events that should take milliseconds.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `done` returns true.
+#[track_caller]
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < DEADLINE, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A bundle whose container looks at files, waits for `ready`, and then looks at them until the host has changed them.
+fn observer(dir: &str) -> Bundle {
+    Bundle::sh(&format!(
+        "cd {dir}; cat file; ls; ls sub; cat old; test -e missing || echo ready; \
+         until test \"$(cat file)\" = changed -a -e missing -a ! -e old -a \"$(ls sub)\" = inner \
+         -a \"$(stat -c %a mode)\" = 600; do :; done; echo seen"
+    ))
+}
+
+fn prepare(dir: &Path) {
+    fs::create_dir_all(dir.join("sub")).unwrap();
+    for name in ["file", "old", "mode"] {
+        fs::write(dir.join(name), "before\n").unwrap();
+    }
+}
+
+fn change(dir: &Path) {
+    fs::write(dir.join("file"), "changed\n").unwrap();
+    fs::write(dir.join("missing"), "").unwrap();
+    fs::remove_file(dir.join("old")).unwrap();
+    fs::write(dir.join("sub/inner"), "").unwrap();
+    check_output(Command::new("chmod").arg("600").arg(dir.join("mode")));
+}
+
+#[test]
+fn what_the_host_changes_in_the_root_is_seen() {
+    let bundle = observer("/w");
+    let dir = bundle.rootfs().join("w");
+    prepare(&dir);
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    change(&dir);
+    run.wait_for("seen\n");
+    run.finish().code(0);
+}
+
+#[test]
+fn what_the_host_changes_in_a_volume_is_seen() {
+    let dir = TempDir::new().unwrap();
+    prepare(dir.path());
+    let volume = json!({"destination": "/v", "type": "bind", "source": dir.path(), "options": ["rbind"]});
+    let mut run = observer("/v").mount(volume).start();
+    run.wait_for("ready\n");
+    change(dir.path());
+    run.wait_for("seen\n");
+    run.finish().code(0);
+}
+
+#[test]
+fn inotify_in_the_guest_hears_what_the_host_does() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("known"), "").unwrap();
+    let volume = json!({"destination": "/v", "type": "bind", "source": dir.path(), "options": ["rbind"]});
+    let bundle = Bundle::new(&["/bin/guest", "watch", "/v"]).mount(volume);
+    bundle.copy_guest_program();
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    fs::write(dir.path().join("new"), "x").unwrap();
+    // The file must still have the name when the guest is told that it was closed.
+    assert_eq!(run.wait_for("close new\n"), "create new\nmodify new\nclose new\n");
+    fs::rename(dir.path().join("new"), dir.path().join("known")).unwrap();
+    fs::remove_file(dir.path().join("known")).unwrap();
+    assert_eq!(run.wait_for("delete known\n"), "from new\nto known\ndelete known\n");
+    run.stop();
+}
+
+#[test]
+fn a_file_that_was_closed_is_on_the_host() {
+    let bundle = Bundle::sh("for n in 1 2 3; do echo line $n; done > /file; echo ready; read x");
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    assert_eq!(fs::read_to_string(bundle.rootfs().join("file")).unwrap(), "line 1\nline 2\nline 3\n");
+    run.write(b"\n");
+    run.finish().code(0);
+}
+
+#[test]
+fn what_was_written_to_an_open_file_reaches_the_host_soon() {
+    let bundle = Bundle::sh("exec 3> /file; printf one >&3; printf two >&3; echo ready; read x");
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    let file = bundle.rootfs().join("file");
+    wait("the data of an open file", || fs::read(&file).is_ok_and(|data| data == b"onetwo"));
+    run.write(b"\n");
+    run.finish().code(0);
+}
+
+#[test]
+fn a_file_that_the_host_removes_is_not_kept() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("gone"), "x").unwrap();
+    let volume = json!({"destination": "/v", "type": "bind", "source": dir.path(), "options": ["rbind"]});
+    let mut run = Bundle::sh("cat /v/gone; echo ready; read x").mount(volume).start();
+    run.wait_for("ready\n");
+    let process = run.pid();
+    let held = || {
+        let links = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+        let mut names = links.filter_map(|link| fs::read_link(link.unwrap().path()).ok());
+        names.any(|name| name.to_string_lossy().contains("/gone"))
+    };
+    assert!(held());
+    fs::remove_file(dir.path().join("gone")).unwrap();
+    wait("the descriptor of a removed file", || !held());
+    run.write(b"\n");
+    run.finish().code(0);
+}
+
+#[test]
+fn a_full_disk_is_an_error_of_collected_writes() {
+    let dir = TempDir::new().unwrap();
+    check_output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(dir.path()));
+    busybox_rootfs(dir.path());
+    let bundle =
+        Bundle::sh("dd if=/dev/zero of=/big bs=4k count=8000 conv=fsync; echo $?; rm /big; echo x > /f")
+            .with(|c| c["root"]["path"] = json!(dir.path()));
+    let run = bundle.run();
+    check_output(Command::new("umount").args(["-l"]).arg(dir.path()));
+    let run = run.code(0).stdout("1\n");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("No space left on device"), "{run}");
+}
