@@ -2,6 +2,7 @@
 //! long, writes that it collects, and the events of inotify(7).
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,6 +22,18 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
         assert!(begun.elapsed() < DEADLINE, "{what}");
         std::thread::yield_now();
     }
+}
+
+/// Waits until the process of a machine watches `dir`, which it does not do in its first half second.
+#[track_caller]
+fn wait_for_watch(process: u32, dir: &Path) {
+    // proc(5), /proc/pid/fdinfo: the inode number is in hexadecimal.
+    let watch = format!(" ino:{:x} ", fs::metadata(dir).unwrap().ino());
+    wait("the watch of a directory", || {
+        let all = fs::read_dir(format!("/proc/{process}/fdinfo")).unwrap();
+        let mut texts = all.filter_map(|info| fs::read_to_string(info.unwrap().path()).ok());
+        texts.any(|text| text.contains(&watch))
+    });
 }
 
 /// A bundle whose container looks at files, waits for `ready`, and then looks at them until the host has changed them.
@@ -80,6 +93,7 @@ fn inotify_in_the_guest_hears_what_the_host_does() {
     bundle.copy_guest_program();
     let mut run = bundle.start();
     run.wait_for("ready\n");
+    wait_for_watch(run.pid(), dir.path());
     fs::write(dir.path().join("new"), "x").unwrap();
     // The file must still have the name when the guest is told that it was closed.
     assert_eq!(run.wait_for("close new\n"), "create new\nmodify new\nclose new\n");
@@ -124,6 +138,8 @@ fn a_file_that_the_host_removes_is_not_kept() {
         names.any(|name| name.to_string_lossy().contains("/gone"))
     };
     assert!(held());
+    // What is removed before that is kept until the guest looks.
+    wait_for_watch(process, dir.path());
     fs::remove_file(dir.path().join("gone")).unwrap();
     wait("the descriptor of a removed file", || !held());
     run.write(b"\n");
