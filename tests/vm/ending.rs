@@ -64,7 +64,7 @@ fn a_reaped_process_holds_nothing_of_the_host() {
     let nets = Nets::joined();
     let place = format!("vmm-test-ending-{}", std::process::id());
     let script = format!(
-        "head -c {USED_MIB}M /dev/zero >/ram/used
+        "dd if=/dev/zero of=/ram/used bs=1M count={USED_MIB}
          (echo open 5 rw; echo flock 5 try w; exec sleep 1000) | exec /bin/guest locks /volume/lock"
     );
     let volume = tempfile::TempDir::new().expect("create a volume");

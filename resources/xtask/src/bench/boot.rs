@@ -87,7 +87,8 @@ pub fn boot(args: &BootArgs) -> anyhow::Result<()> {
         words.push("favordynmods".into());
     }
     say(&format!("booting each contender {} times in turn", args.runs));
-    let report = measure(&args.contenders, args.clock, 1, &words)?;
+    let host = Host::new().memory(4096).cpus(1);
+    let report = measure(&args.contenders, args.clock, host, &words)?;
     let unit = args.clock.unit();
     let [starts, parts] = groups(&report)?;
     print_groups(&report)?;
@@ -103,7 +104,7 @@ pub fn rate(args: &RateArgs) -> anyhow::Result<()> {
     let counts = [args.in_a_row, args.at_once, args.rounds].map(|count| count.to_string());
     let words: Vec<String> = ["rate".to_owned()].into_iter().chain(counts).collect();
     say("starting many containers");
-    let report = measure(&args.contenders, ClockArg::Wall, 2, &words)?;
+    let report = measure(&args.contenders, ClockArg::Wall, Host::new().memory(6144), &words)?;
     let groups = print_groups(&report)?;
     write_report("rate.json", &Value::from(groups).to_string())?;
     for group in &report["groups"].as_array().context("no groups in the bench's report")?[..2] {
@@ -130,7 +131,8 @@ pub fn shape(args: &ShapeArgs) -> anyhow::Result<()> {
         [("memory", ClockArg::Instructions, "MiB of memory"), ("cpus", ClockArg::Wall, "vCPUs")]
     {
         say(&format!("starting machines over {label}"));
-        let report = measure(&args.contenders, clock, 2, &[axis.to_owned(), args.runs.to_string()])?;
+        let words = [axis.to_owned(), args.runs.to_string()];
+        let report = measure(&args.contenders, clock, Host::new().memory(6144), &words)?;
         let unit = clock.unit();
         let [first, end] = groups(&report)?;
         print_groups(&report)?;
@@ -141,8 +143,9 @@ pub fn shape(args: &ShapeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the boot bench with `words` and returns its report. `cpus` are those of the emulated KVM host on the wall clock.
-fn measure(contenders: &Contenders, clock: ClockArg, cpus: u32, words: &[String]) -> anyhow::Result<Value> {
+/// Runs the boot bench with `words` and returns its report. `host` is the emulated KVM host, if this machine's KVM is not
+/// used.
+fn measure(contenders: &Contenders, clock: ClockArg, host: Host, words: &[String]) -> anyhow::Result<Value> {
     let staged = staged(contenders)?;
     let mut command: Vec<String> = ["bash".to_owned()].into();
     command.extend([top().join("tests/bench/staged.sh"), staged].map(|path| path.display().to_string()));
@@ -151,9 +154,9 @@ fn measure(contenders: &Contenders, clock: ClockArg, cpus: u32, words: &[String]
         output(Command::new(&command[0]).args(&command[1..]))?
     } else {
         let counted = clock == ClockArg::Instructions;
-        let host = if counted { Host::new().clock(Clock::Instructions) } else { Host::new().cpus(cpus) };
+        let host = if counted { host.clock(Clock::Instructions) } else { host };
         // The contenders read files through 9p; staged files do not add its latency to the result.
-        report_in(&host.memory(6144).deadline(DEADLINE_SECONDS).stage_opened(counted), &command)?
+        report_in(&host.deadline(DEADLINE_SECONDS).stage_opened(counted), &command)?
     };
     let mut report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
     for group in report["groups"].as_array_mut().context("no groups in the bench's report")? {
