@@ -190,9 +190,10 @@ fn host_network() -> String {
     let parts: [&[&str]; 4] =
         [&["ip", "-o", "link"], &["ip", "-o", "addr"], &["ip", "route"], &["iptables-save"]];
     let all = parts.map(|words| tests::check_output(std::process::Command::new(words[0]).args(&words[1..])));
-    // Comments contain times, and chains counters. The state of the bridge depends on its ports.
+    // Comments contain times, and chains counters. The state of Docker's own bridges depends on their ports.
     let lines = all.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#'));
-    let lines = lines.filter(|line| !line.contains("docker0") && !line.starts_with(':'));
+    let lines = lines.filter(|line| !["docker0", "docker_gwbridge"].iter().any(|name| line.contains(name)));
+    let lines = lines.filter(|line| !line.starts_with(':'));
     lines.collect::<Vec<_>>().join("\n")
 }
 
