@@ -41,11 +41,13 @@ pub fn rate(folder: &Folder, row: usize, batch: usize, rounds: usize) -> Value {
         }
         failures.push(json!({"name": contender.name(), "failures": failed}));
     }
+    let mut rates = rates.group("rate");
+    rates["unit"] = "starts per second".into();
     json!({
         "groups": [
             in_a_row.group(&format!("{row} starts in a row: start to exit")),
             together.group(&format!("{batch} starts at once: start to exit")),
-            rates.group("starts per second"),
+            rates,
         ],
         "failures": failures,
     })
