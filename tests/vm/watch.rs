@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tests::{Bundle, busybox_rootfs, check_output};
 
 /// Time limit for events that should take milliseconds.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Waits until `done` returns true.
 #[track_caller]
