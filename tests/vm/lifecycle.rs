@@ -251,7 +251,8 @@ fn the_console_socket_gets_a_terminal_that_can_be_resized() {
     }));
     let (first, second) = (container.path("first.sock"), container.path("second.sock"));
     let socket = ConsoleSocket::at(&first);
-    assert_eq!(container.try_create(&["--console-socket", first.to_str().expect("the path is UTF-8")]), 0);
+    let code = container.try_create(&["--console-socket", first.to_str().expect("the path is UTF-8")]);
+    assert_eq!(code, 0, "{}", container.read("stderr"));
     let pid = container.pid("pid");
     let mut controller = socket.take();
     container.out(&["start", "c"]);
