@@ -13,7 +13,7 @@ pub mod update;
 
 pub use settings::Settings;
 
-/// Runs OCI containers, each in a micro virtual machine of its own.
+/// Run OCI containers, each in its own virtual machine
 #[derive(Debug, Parser)]
 #[command(name = "vmm", disable_version_flag = true, arg_required_else_help = true)]
 pub struct Cli {
@@ -24,7 +24,7 @@ pub struct Cli {
     pub log: LogArgs,
     #[command(flatten)]
     pub global: GlobalArgs,
-    /// The command; without one, or with --version, the version is printed.
+    /// The command. With --version there need not be one.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -94,7 +94,7 @@ impl LateArgs {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a bundle and exit with its exit code
+    /// Run a bundle and exit with the container's exit code
     Run(Box<RunArgs>),
     /// Create a container; its program waits for `start`
     Create(Words),
@@ -122,7 +122,7 @@ pub enum Command {
     Update(Words),
     /// Print a container's events and resource usage
     Events(Words),
-    /// Write a template config.json
+    /// Write an example config.json
     Spec(SpecArgs),
     /// Check whether KVM on this host can run a guest, and print what is missing
     Check,
@@ -168,7 +168,7 @@ pub struct EngineArgs {
     /// Send the master file descriptor of the container's terminal to this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Accepted for runc compatibility; has no effect, because the guest's root is a memory file system
+    /// Accepted for runc compatibility; has no effect, because the agent sets the container's root in the guest
     #[arg(long)]
     pub no_pivot: bool,
     /// Accepted for runc compatibility; has no effect, because the guest does not have the host's keyrings

@@ -78,7 +78,7 @@ impl Job {
     }
 }
 
-/// Parses the command line. Without a command, prints the version.
+/// Parses the command line. With --version and no command, prints the version.
 fn parse() -> Result<(LogArgs, Job), clap::Error> {
     let mut cli = Cli::try_parse()?;
     if cli.global.debug {

@@ -94,16 +94,16 @@ pub struct PsArgs {
 #[derive(Debug, Parser)]
 #[command(name = "vmm exec")]
 pub struct ExecArgs {
-    /// Read the process from FILE, in the form of config.json's `process`; overrides the other flags
+    /// Read the process from FILE, in the form of config.json's `process`, instead of from flags
     #[arg(short, long, value_name = "FILE")]
     pub process: Option<PathBuf>,
     /// Return once the process runs, and leave it in the background
     #[arg(short, long)]
     pub detach: bool,
-    /// Write the pid of the host process that represents it to FILE
+    /// Write the pid of the host process that represents the exec process to FILE
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Send the master file descriptor of its terminal to this socket
+    /// Send the master file descriptor of the exec process's terminal to this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
     /// Must be 0: file descriptors of the host cannot be passed to a guest

@@ -92,7 +92,7 @@ pub enum PodCommand {
     },
     /// Remove a container from a running pod
     Remove {
-        /// Stop it if it runs
+        /// Kill the container if it runs
         #[arg(short, long)]
         force: bool,
         /// The pod
@@ -113,7 +113,7 @@ pub struct PodRunArgs {
     /// Return once all containers run, and print the pod's name
     #[arg(short, long)]
     pub detach: bool,
-    /// Delete the pod's state when it ends, as without --detach
+    /// With --detach, delete the pod's state when it ends; without, it always is
     #[arg(long)]
     pub rm: bool,
     /// The podfile

@@ -21,7 +21,7 @@ pub struct Settings {
     /// Initramfs with the agent [default: the embedded one]
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Limit the agent's protocol: api-4244 is hyperstart's; features that it lacks are skipped with a warning
+    /// Protocol with the agent: api-4244 uses only hyperstart's, and warns of what it cannot express
     #[arg(long, value_name = "PROTOCOL")]
     pub agent: Option<String>,
     /// Arguments to add to the kernel's command line
@@ -33,7 +33,7 @@ pub struct Settings {
     /// The file server's protocol: virtiofs, or 9p for a kernel without it [default: virtiofs]
     #[arg(long, value_name = "virtiofs|9p")]
     pub share: Option<String>,
-    /// Use vhost-net: if available (auto), or fail without it (on), or never (off) [default: auto]
+    /// Use vhost-net: auto if it is available, on or fail, off never [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub vhost_net: Option<String>,
     /// Write the boot's timeline to FILE (JSON for Perfetto) and a table to stderr; - for only the table
