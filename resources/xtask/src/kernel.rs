@@ -3,6 +3,7 @@
 
 mod fragments;
 mod image;
+mod jump_table;
 mod patches;
 mod progress;
 mod source;
@@ -219,7 +220,10 @@ fn build(
 
     let _ = fs::remove_dir_all(staged);
     fs::create_dir(staged).with_context(|| format!("create {}", staged.display()))?;
-    let elf = fs::read(objects.join("vmlinux")).context("read the built vmlinux")?;
+    let mut elf = fs::read(objects.join("vmlinux")).context("read the built vmlinux")?;
+    let symbols = fs::read_to_string(objects.join("System.map")).context("read System.map")?;
+    let table = jump_table::addresses(&symbols)?;
+    jump_table::sort(image::bytes_at(&mut elf, table.clone())?, table.start)?;
     let files = KernelFiles::in_folder(staged, source);
     fs::write(&files.vmlinux, image::pack(&elf)?)
         .with_context(|| format!("write {}", files.vmlinux.display()))?;

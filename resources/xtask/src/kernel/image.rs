@@ -5,6 +5,8 @@
 //! boundary of the file, so that `offset % 4096 == p_paddr % 4096`, and a VMM can map it privately. The `p_memsz` of a
 //! piece covers the hole behind it, which a loader fills with zeros.
 
+use std::ops::Range;
+
 use anyhow::{Context, bail, ensure};
 
 /// Bytes of a page of x86-64.
@@ -103,6 +105,23 @@ fn segment(elf: &[u8], at: usize) -> anyhow::Result<Segment<'_>> {
         memory_size: field(elf, at + 40, 8)?,
         data,
     })
+}
+
+/// Returns the bytes of the ELF file `elf` that a loader puts at `addresses`.
+pub fn bytes_at(elf: &mut [u8], addresses: Range<u64>) -> anyhow::Result<&mut [u8]> {
+    let size = addresses.end.checked_sub(addresses.start).context("a range of vmlinux ends before it begins")?;
+    let (start, count) = (field(elf, 32, 8)?, field(elf, 56, 2)?);
+    for index in 0..count {
+        let header = (start + index * PROGRAM_HEADER as u64) as usize;
+        let segment = segment(elf, header)?;
+        let inside = addresses.start.checked_sub(segment.virtual_address);
+        let fits = |inside: &u64| inside.checked_add(size).is_some_and(|end| end <= segment.data.len() as u64);
+        if let Some(inside) = inside.filter(|inside| segment.kind == PT_LOAD && fits(inside)) {
+            let offset = (field(elf, header + 8, 8)? + inside) as usize;
+            return Ok(&mut elf[offset..offset + size as usize]);
+        }
+    }
+    bail!("no segment of vmlinux has {:#x}", addresses.start)
 }
 
 /// Splits `segment` at its holes.
@@ -254,6 +273,17 @@ mod tests {
         assert_eq!((segments[1].kind, segments[1].data), (PT_NOTE, b"note".as_slice()));
         let lost = [(PT_LOAD, TEXT, text.as_slice(), text.len() as u64), (PT_NOTE, TEXT - 8, b"note", 4)];
         assert!(pack(&elf(&lost)).is_err());
+    }
+
+    #[test]
+    fn bytes_are_found_by_their_address() {
+        let data: Vec<u8> = (0..100).collect();
+        let mut source = elf(&[(PT_LOAD, TEXT, &[0x90; PAGE], PAGE as u64), (PT_LOAD, TEXT + 0x40000, &data, 200)]);
+        let start = BIAS + TEXT + 0x40000;
+        assert_eq!(bytes_at(&mut source, start + 90..start + 100).unwrap(), &data[90..]);
+        // The last byte is not in the file.
+        assert!(bytes_at(&mut source, start + 90..start + 101).is_err());
+        assert!(bytes_at(&mut source, start + 1..start).is_err());
     }
 
     #[test]
