@@ -1,7 +1,7 @@
 //! The guest's kernel and initramfs: given files, or sections of this program.
 //!
-//! The build appends them to the program as ELF sections, one for each [`Kernel`] and [`INITRD_SECTION`], page-aligned
-//! so that the VMM can map them. This module finds them by name and does not read their contents.
+//! The build appends them to the program as ELF sections, one for each [`Kernel`] and [`INITRD_SECTION`]. This module
+//! finds them by name and does not read their contents.
 
 use host::HostError;
 use std::fs::File;

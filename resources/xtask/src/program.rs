@@ -38,14 +38,13 @@ pub fn program() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// Writes `program`: the executable `bare` with page-aligned sections, which the runtime finds in its own file.
+/// Writes `program`: the executable `bare` with sections that the runtime finds in its own file.
 fn embed(bare: &Path, sections: &[(&str, &Path)], program: &Path) -> anyhow::Result<()> {
     let fresh = program.with_extension("new");
     let mut objcopy = Command::new("objcopy");
     for (section, file) in sections {
         objcopy.arg("--add-section").arg(format!("{section}={}", file.display()));
         objcopy.arg("--set-section-flags").arg(format!("{section}=contents,readonly"));
-        objcopy.arg("--set-section-alignment").arg(format!("{section}=4096"));
     }
     run(objcopy.arg(bare).arg(&fresh))?;
     fs::rename(&fresh, program)
