@@ -3,8 +3,9 @@
 //!
 //! [`Spans`] divides the call numbers into spans with one verdict each. Its program finds the span of a call by binary
 //! search. This is not for the calls, whose verdict the kernel remembers, but for the filter's installation: to fill
-//! that memory, the kernel runs the program for each of some 900 call numbers. A chain of comparisons, as seccompiler
-//! builds it, takes ten times as long there.
+//! that memory, the kernel runs the program for each of some 900 call numbers, and it compiles the program in several
+//! passes. So a program should have few steps for most numbers, and few instructions. A chain of comparisons, as
+//! seccompiler builds it, takes ten times as many steps.
 //!
 //! Jumps are relative and only go forward, so that a block of code may be placed anywhere.
 
@@ -48,25 +49,85 @@ impl<V: PartialEq> Spans<V> {
     /// verdict, all of whose ways end in an answer.
     pub fn program(mut self, foreign: u32, code: impl Fn(&V) -> Vec<Instruction>) -> Vec<Instruction> {
         self.0.dedup_by(|next, before| next.1 == before.1);
-        let start = [load(ARCHITECTURE), jump(BPF_JEQ, X86_64, 1, 0), answer(foreign), load(NUMBER)];
-        start.into_iter().chain(search(&self.0, &code)).collect()
+        let mut program =
+            Backwards { code: Vec::with_capacity(4 * self.0.len()), verdicts: Vec::new(), of: code };
+        let entry = program.search(&self.0, CALLS);
+        program.go_on_at(entry);
+        program.code.extend([load(NUMBER), answer(foreign), jump(BPF_JEQ, X86_64, 1, 0), load(ARCHITECTURE)]);
+        program.code.reverse();
+        program.code
     }
 }
 
-fn search<V>(spans: &[(u32, V)], code: &impl Fn(&V) -> Vec<Instruction>) -> Vec<Instruction> {
-    if let [(_, verdict)] = spans {
-        return code(verdict);
+/// Some numbers above the last call. The kernel prepares its memory for the calls below, so these are the weights of
+/// spans. Calls above them take more steps.
+const CALLS: u32 = 460;
+/// Maximum distance of a conditional jump, less the two instructions that [`Backwards::near`] may add.
+const NEAR: usize = u8::MAX as usize - 2;
+
+/// A program that is written from its end to its start, so that the targets of jumps are known. A target is the length
+/// of the program when its code was complete.
+struct Backwards<'a, V, F> {
+    code: Vec<Instruction>,
+    /// Code of verdicts. Several spans jump to the same code.
+    verdicts: Vec<(&'a V, usize)>,
+    of: F,
+}
+
+impl<'a, V: PartialEq, F: Fn(&V) -> Vec<Instruction>> Backwards<'a, V, F> {
+    /// Writes the search for a call among `spans`, of which the last ends before `end`. Returns its entry.
+    fn search(&mut self, spans: &'a [(u32, V)], end: u32) -> usize {
+        if let [(_, verdict)] = spans {
+            return self.verdict(verdict);
+        }
+        // Half of the numbers on each side: the kernel asks for every one of them.
+        let middle = spans[0].0.midpoint(end.max(spans[0].0));
+        let at = spans.partition_point(|(first, _)| *first <= middle).clamp(1, spans.len() - 1);
+        let nearer = at > 1 && middle - spans[at - 1].0 < spans[at].0.abs_diff(middle);
+        let at = if nearer { at - 1 } else { at };
+        let (low, high) = spans.split_at(at);
+        let border = high[0].0;
+        let high = self.search(high, end);
+        let low = self.search(low, border);
+        let high = self.near(high);
+        let low = self.near(low);
+        let over = |target: usize| (self.code.len() - target) as u8;
+        self.code.push(jump(BPF_JGE, border, over(high), over(low)));
+        self.code.len()
     }
-    let (low, high) = spans.split_at(spans.len() / 2);
-    let (border, low, high) = (high[0].0, search(low, code), search(high, code));
-    let mut all = match u8::try_from(low.len()) {
-        Ok(over) => vec![jump(BPF_JGE, border, over, 0)],
-        // The block is longer than the maximum distance of a conditional jump.
-        Err(_) => vec![jump(BPF_JGE, border, 0, 1), instruction(BPF_JMP | BPF_JA, low.len() as u32, 0, 0)],
-    };
-    all.extend(low);
-    all.extend(high);
-    all
+
+    /// Writes a verdict's code, unless it is near. Returns its entry.
+    fn verdict(&mut self, verdict: &'a V) -> usize {
+        let known = self.verdicts.iter().position(|(other, _)| *other == verdict);
+        if let Some(at) = known
+            && self.code.len() - self.verdicts[at].1 < NEAR / 2
+        {
+            return self.verdicts[at].1;
+        }
+        self.code.extend((self.of)(verdict).into_iter().rev());
+        let entry = self.code.len();
+        match known {
+            Some(at) => self.verdicts[at].1 = entry,
+            None => self.verdicts.push((verdict, entry)),
+        }
+        entry
+    }
+
+    /// Returns a target that a conditional jump reaches: `target`, or a jump to it.
+    fn near(&mut self, target: usize) -> usize {
+        if self.code.len() - target <= NEAR {
+            return target;
+        }
+        self.go_on_at(target);
+        self.code.len()
+    }
+
+    /// Continues with the code at `target`.
+    fn go_on_at(&mut self, target: usize) {
+        if target < self.code.len() {
+            self.code.push(instruction(BPF_JMP | BPF_JA, (self.code.len() - target) as u32, 0, 0));
+        }
+    }
 }
 
 /// Loads the word at an offset in seccomp_data.

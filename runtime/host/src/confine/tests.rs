@@ -207,3 +207,14 @@ fn a_confined_thread_ends_and_panics_as_before() {
         assert!(String::from_utf8(output.stderr).unwrap().contains("a message"));
     }
 }
+
+/// The kernel translates each instruction of a filter several times, and runs it for each of some 450 numbers.
+#[test]
+fn a_filter_is_short_and_finds_a_call_in_few_steps() {
+    for role in ROLES.into_iter().chain([Role::Reporter]) {
+        let program = filter::program(&calls::of(role, IDS));
+        let steps = (0..450).map(|number| run(&program, &Call { number, ..Call::default() }).1);
+        let mean = steps.sum::<usize>() as f64 / 450.0;
+        assert!(program.len() <= 180 && mean < 10.0, "{role:?}: {}, {mean:.1}", program.len());
+    }
+}
