@@ -5,6 +5,7 @@ mod trial;
 
 use std::io;
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_BUS_LOCK_EXIT};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::module::kind;
@@ -20,6 +21,20 @@ const NEEDED: [(Cap, &str); 6] = [
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// The capabilities that take something from a guest, with what a guest has without them.
+const LIMITS: [(u32, &str, &str); 2] = [
+    (
+        KVM_CAP_PMU_CAPABILITY,
+        "KVM_CAP_PMU_CAPABILITY",
+        "missing (Linux before 5.18): guests can use the CPU's performance counters",
+    ),
+    (
+        KVM_CAP_X86_BUS_LOCK_EXIT,
+        "KVM_CAP_X86_BUS_LOCK_EXIT",
+        "missing: this CPU does not tell when a guest locks the memory bus",
+    ),
 ];
 
 /// The result of one check.
@@ -68,6 +83,10 @@ pub fn probe() -> Vec<Finding> {
             false => "missing: guests boot, but more slowly, because they calibrate their timer",
         },
     ));
+    for (cap, name, missing) in LIMITS {
+        let detail = if kvm.check_extension_raw(cap.into()) > 0 { "present" } else { missing };
+        findings.push(Finding::ok(name, detail));
+    }
     findings.push(Finding::ok("vcpus", format!("at most {}", kvm.get_max_vcpus())));
     if findings.iter().all(|finding| finding.ok) {
         findings.push(guest_code());

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use devices::virtio::mmio::page::RegisterPages;
 use kvm_bindings::{
-    CpuId, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs,
-    kvm_enable_cap, kvm_run, kvm_userspace_memory_region,
+    CpuId, KVM_BUS_LOCK_DETECTION_EXIT, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_BUS_LOCK_EXIT,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable_cap, kvm_run,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
@@ -130,7 +131,9 @@ impl KvmVm {
         let vm = kvm.create_vm().map_err(call("create a virtual machine"))?;
         vm.set_tss_address(KVM_TSS_START as usize).map_err(call("place the TSS pages"))?;
         vm.create_irq_chip().map_err(call("create the interrupt controllers"))?;
-        disable_pmu(&vm)?;
+        for (cap, value, step) in LIMITS {
+            limit(&vm, cap, value).map_err(call(step))?;
+        }
         Ok(KvmVm { kvm, vm, irqs: Vec::new(), deferral: None })
     }
 
@@ -226,16 +229,26 @@ impl KvmVm {
     }
 }
 
-/// Takes the performance counters from the guest, which could watch the host with them. CPUID hides them, but KVM serves
-/// their registers all the same (KVM API 8.35). A kernel before 5.18 has no such switch.
-fn disable_pmu(vm: &VmFd) -> Result<(), KvmError> {
-    let supported = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32;
-    if supported & KVM_PMU_CAP_DISABLE == 0 {
+/// What KVM takes from a guest if the host has it: a capability, its argument, and the step.
+///
+/// - Performance counters, with which a guest could watch the host. CPUID hides them, but KVM serves their registers all
+///   the same (KVM API 8.35). A kernel before 5.18 has no such switch.
+/// - Bus locks, which slow down all CPUs of the host: each is an exit (KVM API 7.26), and the vCPU loop limits them. CPUs
+///   that cannot detect them have no such switch.
+const LIMITS: [(u32, u32, &str); 2] = [
+    (KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, "disable the performance counters"),
+    (KVM_CAP_X86_BUS_LOCK_EXIT, KVM_BUS_LOCK_DETECTION_EXIT, "detect bus locks"),
+];
+
+/// Enables a capability with an argument that is a bit of the supported ones. Does nothing if it is not supported.
+fn limit(vm: &VmFd, cap: u32, value: u32) -> Result<(), kvm_ioctls::Error> {
+    let supported = vm.check_extension_raw(cap.into()) as u32;
+    if supported & value == 0 {
         return Ok(());
     }
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
-    cap.args[0] = KVM_PMU_CAP_DISABLE.into();
-    vm.enable_cap(&cap).map_err(call("disable the performance counters"))
+    let mut enabled = kvm_enable_cap { cap, ..Default::default() };
+    enabled.args[0] = value.into();
+    vm.enable_cap(&enabled)
 }
 
 impl Drop for KvmVm {

@@ -143,6 +143,22 @@ mod tests {
     }
 
     #[test]
+    fn every_size_has_all_of_its_memory_and_none_in_the_hole() {
+        for memory_mib in 1..=MEMORY_MIB_MAX {
+            let ranges = ram_ranges(memory_mib);
+            let len = ranges.iter().map(|range| range.len).sum::<u64>();
+            assert_eq!(len, u64::from(memory_mib) * MIB);
+            let mut free = 0;
+            for range in &ranges {
+                assert!(range.start >= free && range.len > 0, "{memory_mib} MiB: {range:x?}");
+                assert!(range.end() <= HOLE_START || range.start >= HOLE_END, "{memory_mib} MiB: {range:x?}");
+                free = range.end();
+            }
+            assert!(free <= HOLE_END + (1 << 40), "{memory_mib} MiB");
+        }
+    }
+
+    #[test]
     fn devices_follow_each_other_until_the_interrupts_end() {
         assert_eq!(device_resources(0), Some(DeviceResources { base: 0xd000_0000, gsi: 5 }));
         assert_eq!(device_resources(18), Some(DeviceResources { base: 0xd001_2000, gsi: 23 }));

@@ -2,8 +2,11 @@
 //! machine continues.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use devices::{Action, Bus};
+use kvm_bindings::KVM_EXIT_X86_BUS_LOCK;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -15,6 +18,10 @@ const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
 /// KVM_INTERNAL_ERROR_EMULATION.
 const EMULATION: u32 = 1;
+/// Pause of a vCPU after a bus lock, so that it makes at most 1,000 of them a second. A bus lock stops the memory accesses
+/// of all CPUs of the host for about a thousand cycles. Programs make them only by mistake: an atomic operation across two
+/// cache lines.
+const BUS_LOCK_PAUSE: Duration = Duration::from_millis(1);
 /// Length of the longest x86 instruction, in bytes.
 const INSTRUCTION_MAX: usize = 15;
 
@@ -73,6 +80,10 @@ fn handle(exit: VcpuExit, board: &Board) -> Option<Stop> {
         }
         VcpuExit::MmioRead(addr, data) => {
             board.mmio.read(addr, data);
+            Action::None
+        }
+        VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => {
+            thread::sleep(BUS_LOCK_PAUSE);
             Action::None
         }
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => Action::None,

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use devices::BusDevice;
 
 use super::*;
@@ -53,6 +55,16 @@ fn exits_without_a_request_continue() {
     for exit in [VcpuExit::Intr, VcpuExit::Hlt, VcpuExit::IrqWindowOpen] {
         assert_eq!(handle(exit, &board), None);
     }
+}
+
+#[test]
+fn a_bus_lock_takes_its_vcpu_a_millisecond() {
+    let board = board();
+    let start = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(handle(VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK), &board), None);
+    }
+    assert!(start.elapsed() >= 5 * BUS_LOCK_PAUSE);
 }
 
 #[test]
