@@ -9,6 +9,7 @@ use std::time::Duration;
 use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, STREAM_PORT};
 use anyhow::{Context, Result};
 use host::cgroup::room;
+use host::confine::cores::Cookie;
 use host::confine::{self, Role};
 use host::network::Network;
 use link::AgentLink;
@@ -76,6 +77,8 @@ impl Assembly {
         in_namespace: Option<&Spec>,
         patience: Duration,
     ) -> Result<(Session, LiveNetwork)> {
+        // Hooks have run, which would inherit the cookie.
+        let cookie = Cookie::begin().context("start a thread")?;
         let guest = in_namespace.map(|spec| guest_network(plan, spec)).transpose()?;
         let GuestNetwork { mut network, resolver, names } = guest.unwrap_or_default();
         let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), plan.kernel)?;
@@ -119,7 +122,9 @@ impl Assembly {
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
         let link = AgentLink::new(control, plan.protocol)?;
-        let sandbox = Sandbox { link, streams, vm: Machine::new(vm.hold()?), share, nics, console };
+        let vm = Machine::new(vm.hold()?);
+        cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
+        let sandbox = Sandbox { link, streams, vm, share, nics, console };
         Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
     }
 }

@@ -10,6 +10,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::Level;
@@ -20,6 +21,7 @@ use crate::sys;
 
 mod calls;
 mod capabilities;
+pub mod cores;
 mod filter;
 mod paths;
 
@@ -48,6 +50,13 @@ pub enum Role {
     Reporter,
 }
 
+impl Role {
+    /// Whether the thread finds files by their paths.
+    fn names_files(self) -> bool {
+        matches!(self, Role::Main | Role::Network | Role::Pod | Role::Reporter)
+    }
+}
+
 /// Exit code of a process that cannot confine itself.
 const FAILED: i32 = 125;
 
@@ -56,6 +65,16 @@ static WARNED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static ENTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this host's kernel has seccomp filters.
+pub fn has_filters() -> bool {
+    Path::new("/proc/sys/kernel/seccomp/actions_avail").exists()
+}
+
+/// Whether this host's kernel has Landlock and was started with it.
+pub fn has_landlock() -> bool {
+    paths::has_landlock()
 }
 
 /// Whether the calling thread is confined.
@@ -94,8 +113,8 @@ fn enter_with(role: Role, paths: Option<&Paths>) {
 
 fn confine(role: Role, paths: Option<&Paths>) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
-    if role == Role::Files {
-        where_possible(Level::Debug, "an empty root for the file server", paths::leave_root())?;
+    if !role.names_files() {
+        where_possible(Level::Debug, "an empty root for threads", paths::leave_root())?;
     }
     if let Some(paths) = paths {
         where_possible(Level::Debug, "Landlock for the main thread", paths::restrict(paths))?;

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use anyhow::Result;
+use host::confine::cores::Cores;
+use host::confine::{has_filters, has_landlock};
 
 /// Forwards packets faster than this program. Optional for a guest's network.
 const VHOST_NET: &str = "/dev/vhost-net";
@@ -17,6 +19,9 @@ pub fn check(mut out: impl Write) -> Result<bool> {
     }
     let (mark, detail) = vhost_net(File::options().read(true).write(true).open(VHOST_NET).map(drop));
     writeln!(out, "{mark}  {VHOST_NET}: {detail}")?;
+    for (what, (mark, detail)) in confinement() {
+        writeln!(out, "{mark}  {what}: {detail}")?;
+    }
     let ok = findings.iter().all(|finding| finding.ok);
     writeln!(out, "{}", if ok { "this machine can run guests" } else { "this machine cannot run guests" })?;
     Ok(ok)
@@ -32,6 +37,24 @@ fn vhost_net(opened: io::Result<()>) -> (&'static str, String) {
         }
         Err(error) => ("--  ", format!("{error}: {INSTEAD}")),
     }
+}
+
+/// Returns the layers of the confinement, with a mark and a description. A machine runs without those that the host does
+/// not have.
+fn confinement() -> [(&'static str, (&'static str, &'static str)); 3] {
+    let layer = |present, missing| if present { ("ok  ", "available") } else { ("--  ", missing) };
+    let cores = match Cores::of_host() {
+        Cores::Scheduled => ("ok  ", "available"),
+        Cores::Single => ("ok  ", "not needed: this host has no SMT"),
+        Cores::Unscheduled => {
+            ("--  ", "not available (Linux before 5.14): other tasks can share a machine's cores")
+        }
+    };
+    [
+        ("seccomp filters", layer(has_filters(), "not available: threads can make any system call")),
+        ("Landlock", layer(has_landlock(), "not available: the main thread can reach all files of its user")),
+        ("core scheduling", cores),
+    ]
 }
 
 #[cfg(test)]
