@@ -18,7 +18,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -46,6 +46,8 @@ const LOCK: &str = "lock";
 /// a dot.
 const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
+/// Mode bit of a directory in which every user can create and remove files.
+const WRITABLE_BY_ALL: u32 = 0o002;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -69,6 +71,11 @@ pub enum StateError {
     /// The pod's process accepts no connection.
     #[error("{id}: no answer from its machine within {} s", after.as_secs())]
     Silent { id: String, after: Duration },
+    /// Its owner could exchange the pods' directories for others.
+    #[error("state directory {path} belongs to user {owner}", path = path.display())]
+    Foreign { path: PathBuf, owner: u32 },
+    #[error("state directory {} can be written by every user", .0.display())]
+    Public(PathBuf),
     #[error("{id}: its machine has not ended within {} s", after.as_secs())]
     Lasting { id: String, after: Duration },
 }
@@ -99,6 +106,7 @@ impl StateRoot {
         builder.recursive(true).mode(0o700);
         let make = |path: &Path| builder.create(path).map_err(HostError::at("create", path));
         make(&self.0)?;
+        self.check()?;
         let path = self.0.join(id);
         match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => {}
@@ -121,6 +129,7 @@ impl StateRoot {
             .mode(0o700)
             .create(&self.0)
             .map_err(HostError::at("create", &self.0))?;
+        self.check()?;
         let path = self.0.join(id);
         let root = self.lock()?;
         let directory = StateDir { id: id.to_owned(), path: path.clone() };
@@ -167,24 +176,29 @@ impl StateRoot {
     }
 
     /// Waits for a claim in progress, whose directory exists before its process holds a lock there.
-    pub fn wait_for_claims(&self) -> Result<(), HostError> {
+    pub fn wait_for_claims(&self) -> Result<()> {
         self.lock().map(drop)
     }
 
-    fn lock(&self) -> Result<File, HostError> {
+    fn lock(&self) -> Result<File> {
+        self.check()?;
         let path = self.0.join(ROOT_LOCK);
         let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
-        file.map_err(HostError::at("lock", &path))
+        Ok(file.map_err(HostError::at("lock", &path))?)
     }
 
     /// Returns an OCI container's directory. Fails for a pod's directory, which has no lock that shows whether the
     /// process lives.
     pub fn container(&self, id: &str) -> Result<StateDir> {
-        let found = self.open(id).ok().filter(StateDir::is_container);
-        found.ok_or_else(|| StateError::NoContainer(id.to_owned()))
+        match self.open(id) {
+            Ok(found) if found.is_container() => Ok(found),
+            Ok(_) | Err(StateError::Unknown(_)) => Err(StateError::NoContainer(id.to_owned())),
+            Err(other) => Err(other),
+        }
     }
 
     pub fn open(&self, id: &str) -> Result<StateDir> {
+        self.check()?;
         let path = self.0.join(id);
         if is_id(id) && path.is_dir() {
             Ok(StateDir { id: id.to_owned(), path })
@@ -193,12 +207,26 @@ impl StateRoot {
         }
     }
 
+    /// Refuses a root in which other users could create pods or exchange them: a state names processes, cgroups and
+    /// namespaces, which this process kills, removes and enters. A root that does not exist is no pod's.
+    fn check(&self) -> Result<()> {
+        let Ok(metadata) = fs::metadata(&self.0) else { return Ok(()) };
+        if metadata.uid() != sys::effective_user() {
+            return Err(StateError::Foreign { path: self.0.clone(), owner: metadata.uid() });
+        }
+        if metadata.mode() & WRITABLE_BY_ALL != 0 {
+            return Err(StateError::Public(self.0.clone()));
+        }
+        Ok(())
+    }
+
     /// Returns every pod's directory, sorted by name.
-    pub fn list(&self) -> Result<Vec<StateDir>, HostError> {
+    pub fn list(&self) -> Result<Vec<StateDir>> {
+        self.check()?;
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(HostError::at("list", &self.0)(error)),
+            Err(error) => return Err(HostError::at("list", &self.0)(error).into()),
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut found: Vec<StateDir> = names.filter_map(|id| self.open(&id).ok()).collect();

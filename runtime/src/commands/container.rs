@@ -1,7 +1,8 @@
 //! The OCI commands of a container's life, compatible with runc. `create` forks the container's process. The other
 //! commands send requests to the socket of that process, or read its state file.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -147,12 +148,16 @@ pub fn pause(root: &StateRoot, id: &str, paused: bool) -> Result<u8> {
     ask_running(&directory, &request).map(|()| 0)
 }
 
-/// Writes a process id to a file, atomically.
+/// Writes a process id to `path`, atomically. Its directory may be another user's, so no existing file or link is
+/// followed.
 pub(super) fn write_pid(path: &Path, pid: u32) -> Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().with_context(|| format!("write {}: not a file", path.display()))?);
     let next: PathBuf = path.with_file_name(name);
-    fs::write(&next, pid.to_string())
+    // A crashed command can have left the file.
+    let _ = fs::remove_file(&next);
+    File::create_new(&next)
+        .and_then(|mut file| file.write_all(pid.to_string().as_bytes()))
         .and_then(|()| fs::rename(&next, path))
         .with_context(|| format!("write {}", path.display()))
 }

@@ -1,3 +1,4 @@
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Instant;
 
@@ -154,4 +155,25 @@ fn a_long_root_can_have_a_socket() {
     assert!(directory.is_living());
     directory.stop_listening();
     assert!(!directory.is_living());
+}
+
+#[test]
+fn a_root_that_others_can_change_is_refused() {
+    let (_folder, root) = root();
+    root.create("p").unwrap();
+    for mode in [0o777, 0o1777, 0o702] {
+        fs::set_permissions(&root.0, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = |result: Result<()>| {
+            let error = result.unwrap_err().to_string();
+            assert_eq!(error, format!("state directory {} can be written by every user", root.0.display()));
+        };
+        refused(root.create("q").map(drop));
+        refused(root.claim("q").map(drop));
+        refused(root.open("p").map(drop));
+        refused(root.container("p").map(drop));
+        refused(root.list().map(drop));
+        refused(root.wait_for_claims());
+    }
+    fs::set_permissions(&root.0, fs::Permissions::from_mode(0o755)).unwrap();
+    root.open("p").unwrap();
 }
