@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::{FallocateFlags, SeekFrom as Whence, XattrFlags};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
+mod attempts;
 mod hostile;
 mod locks;
 mod network;
@@ -40,6 +41,7 @@ fn main() {
         "setid" => setid(),
         "locks" => return locks::run(&word(2)),
         "watch" => return watch::run(&word(2)),
+        "attempts" => return attempts::run(),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
         "datagrams" => network::datagrams(&word(2)),

@@ -1,5 +1,8 @@
 //! The confinement of a machine's process on the host: what its threads may still do while the guest runs.
 
+mod attempts;
+mod tracer;
+
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -49,7 +52,7 @@ fn check(pid: u32, main: u64) -> Vec<String> {
         assert_eq!((set("CapBnd"), set("CapInh"), set("CapAmb")), (0, 0, 0), "{name}");
         assert_eq!(status["NoNewPrivs"], "1", "{name}");
         assert_eq!((status["Seccomp"], status["Seccomp_filters"]), ("2", "1"), "{name}");
-        if name == "fs0" {
+        if name != "vmm" {
             let root: Vec<_> = fs::read_dir(task.join("root")).expect("list a root").collect();
             assert!(root.is_empty(), "{root:?}");
         }

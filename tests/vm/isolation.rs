@@ -1,5 +1,7 @@
 //! What a container cannot reach even with all privileges: the agent, its ports, its file tree.
 
+mod attempts;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

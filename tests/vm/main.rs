@@ -20,6 +20,7 @@ mod locks;
 mod memory;
 mod mounts;
 mod network;
+mod others;
 mod pods;
 mod process;
 mod schema;
