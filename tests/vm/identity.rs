@@ -91,7 +91,8 @@ fn a_limit_of_open_files_may_exceed_the_kernel_s_default_maximum() {
 #[test]
 fn kernel_parameters_that_programs_check_are_the_host_s() {
     let files = "vm/max_map_count vm/swappiness kernel/pid_max kernel/threads-max fs/file-max fs/aio-max-nr \
-                 fs/inotify/max_user_watches fs/inotify/max_user_instances net/core/somaxconn";
+                 fs/inotify/max_user_watches fs/inotify/max_user_instances net/core/somaxconn \
+                 kernel/dmesg_restrict";
     let script = format!("cd /proc/sys; for file in {files}; do echo $file $(cat $file); done");
     let host = tests::check_output(Command::new("/bin/busybox").args(["sh", "-c", &script]));
     Bundle::sh(&script).run().code(0).stdout(&host).stderr("");

@@ -14,13 +14,14 @@ type Parameter = (&'static str, &'static str);
 
 /// Kernel parameters that a container has from the host. `vm.overcommit_memory` is not copied if it is 2, because strict
 /// accounting limits programs to a share of the machine's memory, which is not the host's.
-const PARAMETERS: [Parameter; 14] = [
+const PARAMETERS: [Parameter; 15] = [
     ("/proc/sys/fs/aio-max-nr", "65536"),
     ("/proc/sys/fs/file-max", ""),
     ("/proc/sys/fs/inotify/max_queued_events", "16384"),
     ("/proc/sys/fs/inotify/max_user_instances", "128"),
     ("/proc/sys/fs/inotify/max_user_watches", ""),
     (NR_OPEN, "1048576"),
+    ("/proc/sys/kernel/dmesg_restrict", "0"),
     ("/proc/sys/kernel/pid_max", ""),
     ("/proc/sys/kernel/threads-max", ""),
     ("/proc/sys/net/core/somaxconn", "4096"),
