@@ -1,8 +1,10 @@
 //! `cargo xtask fuzz`: runs the fuzz targets of tests/fuzz, each for a limited time.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::checkout::{target_dir, top};
 use crate::steps::{run, say};
@@ -11,7 +13,7 @@ use crate::{apt, tools};
 /// Version of cargo-fuzz to install.
 const CARGO_FUZZ: &str = "0.13.2";
 /// All targets, as named in tests/fuzz/Cargo.toml.
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 13] = [
     "control_frames",
     "stream_frames",
     "agent_link",
@@ -21,6 +23,10 @@ const TARGETS: [&str; 9] = [
     "fuse",
     "p9",
     "bundle",
+    "seccomp",
+    "netlink",
+    "datagrams",
+    "elf",
 ];
 
 /// The target whose inputs start threads.
@@ -52,9 +58,15 @@ pub fn fuzz(args: &Args) -> anyhow::Result<()> {
     apt::install(&["g++"])?;
     let program = tools::installed("cargo-fuzz", CARGO_FUZZ)?;
     for target in targets {
+        let corpus = top().join("tests/fuzz/corpus").join(target);
+        fs::create_dir_all(&corpus).with_context(|| format!("create {}", corpus.display()))?;
         say(&format!("fuzzing {target} for {} s", args.seconds));
         run(Command::new(&program)
-            .args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", target, "--"])
+            .args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", target])
+            // New inputs go to the first directory, which is not in the repository.
+            .arg(&corpus)
+            .args(seeds(target))
+            .arg("--")
             .arg(format!("-max_total_time={}", args.seconds))
             .args(["-rss_limit_mb=1024", "-timeout=20", "-print_final_stats=1", "-verbosity=0"])
             // The leak detector would report memory of the C library for a thread that is exiting.
@@ -65,4 +77,14 @@ pub fn fuzz(args: &Args) -> anyhow::Result<()> {
             .env("RUSTC_BOOTSTRAP", "1"))?;
     }
     Ok(())
+}
+
+/// Returns the directory in the repository with inputs for a target, if it has one.
+fn seeds(target: &str) -> Option<PathBuf> {
+    let directory = match target {
+        // Bundles of engines.
+        "bundle" => PathBuf::from("runtime/plan/src/tests/engines"),
+        _ => Path::new("tests/fuzz/seeds").join(target),
+    };
+    Some(top().join(directory)).filter(|directory| directory.is_dir())
 }
