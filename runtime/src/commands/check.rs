@@ -47,7 +47,7 @@ fn confinement() -> [(&'static str, (&'static str, &'static str)); 3] {
         Cores::Scheduled => ("ok  ", "available"),
         Cores::Single => ("ok  ", "not needed: this host has no SMT"),
         Cores::Unscheduled => {
-            ("--  ", "not available (Linux before 5.14): other tasks can share a machine's cores")
+            ("--  ", "not available (CONFIG_SCHED_CORE, Linux 5.14): other tasks can share a machine's cores")
         }
     };
     [

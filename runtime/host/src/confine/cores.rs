@@ -1,6 +1,7 @@
 //! The processor's cores. With SMT, tasks on one core can watch each other through its caches and buffers. A process with
 //! a core-scheduling cookie of its own shares a core only with itself (Linux, core-scheduling.rst).
 
+use std::fs;
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
@@ -10,6 +11,9 @@ use rustix::process::getpid;
 use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie, create_core_scheduling_cookie};
 
 use super::where_possible;
+
+/// Whether any core has several CPUs: 0 or 1.
+const SMT: &str = "/sys/devices/system/cpu/smt/active";
 
 /// What this host can do about shared cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,7 @@ impl Cores {
         match core_scheduling_cookie(getpid(), CoreSchedulingScope::Thread) {
             Ok(_) => Cores::Scheduled,
             Err(Errno::NODEV) => Cores::Single,
+            Err(_) if fs::read_to_string(SMT).is_ok_and(|active| active.trim_end() == "0") => Cores::Single,
             Err(_) => Cores::Unscheduled,
         }
     }
@@ -40,15 +45,11 @@ impl Cookie {
     /// Starts to give all threads of this process, and those that they will start, a cookie of their own. It happens in
     /// a thread, because the first cookie on a host takes an RCU grace period, which is milliseconds.
     pub fn begin() -> io::Result<Cookie> {
-        match Cores::of_host() {
-            Cores::Single => return Ok(Cookie(None)),
-            Cores::Scheduled => {}
-            Cores::Unscheduled => {
-                log::debug!(
-                    "this host's kernel has no core scheduling: other tasks can share the machine's cores"
-                );
-                return Ok(Cookie(None));
+        if let Err(error) = core_scheduling_cookie(getpid(), CoreSchedulingScope::Thread) {
+            if error != Errno::NODEV {
+                log::debug!("this host's kernel has no core scheduling: {error}");
             }
+            return Ok(Cookie(None));
         }
         let create = || create_core_scheduling_cookie(getpid(), CoreSchedulingScope::ThreadGroup);
         Builder::new().name("cookie".into()).spawn(create).map(|thread| Cookie(Some(thread)))
@@ -79,8 +80,7 @@ mod tests {
                 assert_ne!(other, Ok(0));
                 assert_eq!(other, cookie());
             }
-            Cores::Single => assert_eq!(other, Err(Errno::NODEV)),
-            Cores::Unscheduled => assert!(other.is_err()),
+            Cores::Single | Cores::Unscheduled => assert!(other.is_err()),
         }
     }
 }
