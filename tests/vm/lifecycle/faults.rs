@@ -241,7 +241,7 @@ fn a_full_disk_is_reported_and_leaves_nothing() {
     let container = Container::sh("true");
     let small = container.path("state");
     fs::create_dir(&small).expect("create a directory");
-    check_output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k", "none"]).arg(&small));
+    check_output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16k,mode=755", "none"]).arg(&small));
     let filled = fs::write(small.join("filler"), vec![0; 64 << 10]);
     let code = container.try_create(&[]);
     let clean = no_process_is_left(&container) && container.is_gone();
