@@ -6,11 +6,12 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `lock_table`, `dir`, `attributes`,
-//! `xattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `lock_table`, `mappings`, `dir`, `attributes`,
+//! `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
 
 pub(crate) mod attributes;
 pub(crate) mod bind;
+pub(crate) mod chattr;
 mod credentials;
 pub(crate) mod cursor;
 pub(crate) mod dir;
@@ -23,6 +24,7 @@ pub(crate) mod inode;
 mod lock_table;
 pub(crate) mod locks;
 mod magic_link;
+mod mappings;
 pub(crate) mod names;
 pub mod nodes;
 pub(crate) mod operations;

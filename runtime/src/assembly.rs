@@ -87,6 +87,10 @@ impl Assembly {
         let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
         let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
         let share = ShareTree::new()?;
+        match config.meeting.open_mappings() {
+            Ok(registry) => share.set_mapping_registry(registry),
+            Err(error) => log::debug!("shared mappings are not excluded from other machines': {error}"),
+        }
         let settings = VmConfig {
             memory_mib: plan.memory_mib,
             vcpus: plan.vcpus,

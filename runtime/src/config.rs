@@ -16,6 +16,7 @@ use plan::{Console, ShareType, VhostNet, VmSettings};
 
 use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
+use crate::state::StateRoot;
 
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
@@ -116,6 +117,8 @@ pub struct RunConfig {
     /// Destination of the boot's timeline: a file, or `-` for only the table on stderr.
     pub marks: Option<PathBuf>,
     pub agent_timeout: Duration,
+    /// The directory in which this user's machines meet, whatever root their engines use.
+    pub meeting: StateRoot,
 }
 
 impl RunConfig {
@@ -155,6 +158,7 @@ impl RunConfig {
             initrd: settings.initrd,
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(deadlines::AGENT), |text| timeout(&text))?,
+            meeting: StateRoot::new(None, lookup),
         })
     }
 }

@@ -18,7 +18,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -48,6 +48,8 @@ const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 /// Mode bit of a directory in which every user can create and remove files.
 const WRITABLE_BY_ALL: u32 = 0o002;
+/// File below the default root in which machines lock the files that they have mapped.
+const MAPPINGS: &str = ".mappings";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -83,7 +85,8 @@ pub enum StateError {
 pub type Result<T, E = StateError> = std::result::Result<T, E>;
 
 /// The directory that contains the pods' directories.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub struct StateRoot(PathBuf);
 
 impl StateRoot {
@@ -98,6 +101,14 @@ impl StateRoot {
             let directory = lookup("XDG_RUNTIME_DIR").map(PathBuf::from);
             directory.unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", user.outside()))).join("vmm")
         }))
+    }
+
+    /// Opens the file in which machines lock the files that they have mapped. It has no content.
+    pub fn open_mappings(&self) -> io::Result<File> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW).open(self.0.join(MAPPINGS))
     }
 
     /// Creates a pod's directory. Fails if one of this name exists.

@@ -50,6 +50,8 @@ pub struct Attributes {
     pub owned: bool,
     /// The guest is told when the attributes change.
     pub lasting: bool,
+    /// The file certainly has no access ACL.
+    pub no_acl: bool,
 }
 
 /// A node that was found or created. Its lookup has been counted.
@@ -162,6 +164,7 @@ impl Operations {
             // Below a mount point of the host the file may be somebody else's.
             owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
             lasting: self.attributes_last(inode, stat),
+            no_acl: uid != self.caller().uid && self.lacks_acl(inode, stat),
         }
     }
 
@@ -195,7 +198,8 @@ impl Operations {
             // The guest's kernel has already cleared set-group-ID if the caller may not set it.
             self.credentials().keep_setid(true);
             let link = MagicLink::new("", fd.as_fd().as_raw_fd());
-            sys::chmod_magic(self.shared.proc_self_fd.as_fd(), &link, mode & 0o7777)?;
+            let proc_self_fd = self.shared.proc_self_fd.as_fd();
+            self.or_as_caller(|| sys::chmod_magic(proc_self_fd, &link, mode & 0o7777))?;
         }
         if change.uid.is_some() || change.gid.is_some() {
             self.set_owner(&inode, change)?;
@@ -204,7 +208,8 @@ impl Operations {
             self.set_size(&inode, size, change)?;
         }
         if change.atime.is_some() || change.mtime.is_some() {
-            sys::utimens(fd.as_fd(), &[timespec(change.atime)?, timespec(change.mtime)?])?;
+            let times = [timespec(change.atime)?, timespec(change.mtime)?];
+            self.or_as_caller(|| sys::utimens(fd.as_fd(), &times))?;
         }
         let stat = sys::fstat(fd.as_fd())?;
         // The change is the guest's own.
@@ -215,7 +220,10 @@ impl Operations {
     fn set_owner(&self, inode: &Inode, change: &Change) -> Result<()> {
         let (uid, gid) = (change.uid.unwrap_or(u32::MAX), change.gid.unwrap_or(u32::MAX));
         match self.owners {
-            Owners::Host => sys::chown(inode.fd()?.as_fd(), uid, gid),
+            Owners::Host => {
+                let fd = inode.fd()?;
+                self.or_as_caller(|| sys::chown(fd.as_fd(), uid, gid))
+            }
             Owners::Single(our_uid, our_gid) => {
                 let map = |id, ours| match id {
                     u32::MAX => Ok(u32::MAX),
@@ -230,6 +238,7 @@ impl Operations {
     fn set_size(&mut self, inode: &Inode, size: u64, change: &Change) -> Result<()> {
         let len = i64::try_from(size).map_err(|_| Errno(libc::EFBIG))?;
         self.credentials().keep_setid(!change.kill_setid);
+        let _acting = self.act_as(self.caller());
         if let Some(handle) = change.handle
             && let Ok(handle) = self.handle(OpenFile { node: inode.id, handle })
         {

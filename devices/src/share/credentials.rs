@@ -4,8 +4,11 @@
 //! The credentials with which a request acts on the host.
 //!
 //! The guest's kernel checks permissions before it sends a request (a virtio-fs mount always has
-//! `default_permissions`), so the server acts with all its privileges, and only the files that it *creates* must belong
-//! to the right user. The kernel gives a new inode the thread's fsuid and fsgid, or the group of a set-group-ID
+//! `default_permissions`), so the server keeps all its privileges. Two things depend on the user nevertheless: to whom a
+//! new file belongs, and what a file system grants to whom. ext4 has blocks that only root may use, and an NFS server
+//! takes root for nobody. So the server creates, opens, changes and writes files with the caller's fsuid and fsgid.
+//!
+//! The kernel gives a new inode the thread's fsuid and fsgid, or the group of a set-group-ID
 //! directory, and the entries of a default ACL. Creating the file as root and changing its owner afterwards would give
 //! a different result, and for a moment show other processes a file with the wrong owner. A change of fsuid normally
 //! drops CAP_DAC_OVERRIDE and similar capabilities. SECBIT_NO_SETUID_FIXUP keeps them, so that a creation that a
@@ -110,7 +113,7 @@ impl Credentials {
 
     /// Creates files as the guest's `uid` and `gid` with `umask` until the guard is dropped. Also returns the mode to
     /// pass to the system call.
-    pub fn create_as(&mut self, (uid, gid): (u32, u32), umask: u32, mode: u32) -> (Creating, u32) {
+    pub fn create_as(&mut self, (uid, gid): (u32, u32), umask: u32, mode: u32) -> (Acting, u32) {
         // The guest's kernel has already cleared set-group-ID in the mode if necessary.
         self.keep_setid(true);
         let umask = umask & 0o777;
@@ -119,6 +122,11 @@ impl Credentials {
             set_umask(umask);
             self.umask = umask;
         }
+        (self.act_as((uid, gid)), mode)
+    }
+
+    /// Acts on files as the guest's `uid` and `gid` until the guard is dropped, with the server's capabilities.
+    pub fn act_as(&self, (uid, gid): (u32, u32)) -> Acting {
         let changed = self.privileged && (uid, gid) != (0, 0);
         if changed {
             // The group first: without SECBIT_NO_SETUID_FIXUP a change of user drops the capability to change the
@@ -126,7 +134,7 @@ impl Credentials {
             set_fsgid(gid);
             set_fsuid(uid);
         }
-        (Creating { changed }, mode)
+        Acting { changed }
     }
 
     /// Sets whether writes keep or clear set-user-ID and set-group-ID bits, as for the writing process in the guest.
@@ -147,12 +155,12 @@ impl Credentials {
     }
 }
 
-/// RAII guard: files created meanwhile are owned by the guest's caller.
-pub struct Creating {
+/// RAII guard: meanwhile the thread acts on files as the guest's caller, to whom new files belong.
+pub struct Acting {
     changed: bool,
 }
 
-impl Drop for Creating {
+impl Drop for Acting {
     fn drop(&mut self) {
         if self.changed {
             // In reverse order: the user first, because root has the capability to change the group.

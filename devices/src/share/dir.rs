@@ -61,8 +61,9 @@ impl Operations {
             }
             Node::Host(inode) if inode.is_dir() => {
                 self.watch(&inode);
-                let file = self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY)?;
-                let handle = Handle::new(&inode, file, Some(Mutex::default()));
+                let file =
+                    self.or_as_caller(|| self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY))?;
+                let handle = Handle::new(&inode, file, self.caller(), Some(Mutex::default()));
                 self.shared.table.lock().unwrap().open(handle)
             }
             Node::Host(_) => Err(Errno(libc::ENOTDIR)),

@@ -65,14 +65,14 @@ impl Operations {
         let dir_fd = dir.fd()?;
         // If the last name looked up here was that of a known inode, this one probably is too, and stat is enough.
         if dir.names_known.load(Ordering::Relaxed) {
-            let stat = sys::stat_at(dir_fd.as_fd(), name)?;
+            let stat = self.or_as_caller(|| sys::stat_at(dir_fd.as_fd(), name))?;
             let known = self.shared.table.lock().unwrap().find(&dir.bind, &stat);
             if let Some(inode) = known {
                 inode.found_at(dir, name);
                 return Ok((inode, stat));
             }
         }
-        let fd = sys::openat(dir_fd.as_fd(), name, LOOKUP_FLAGS, 0)?;
+        let fd = self.or_as_caller(|| sys::openat(dir_fd.as_fd(), name, LOOKUP_FLAGS, 0))?;
         let stat = sys::fstat(fd.as_fd())?;
         let mut table = self.shared.table.lock().unwrap();
         let known = table.find(&dir.bind, &stat);
@@ -161,20 +161,21 @@ impl Operations {
 
     fn remove(&self, dir: u64, name: Name, flags: i32) -> Result<()> {
         let dir = self.writable_dir(dir)?;
-        self.pin_at(&dir, name.as_c_str())?;
-        sys::unlinkat(dir.fd()?.as_fd(), name.as_c_str(), flags)?;
+        let pin = dir.fd()?;
+        self.pin_at(pin.as_fd(), name.as_c_str())?;
+        self.or_as_caller(|| sys::unlinkat(pin.as_fd(), name.as_c_str(), flags))?;
         self.note_own(&dir, name.as_c_str(), libc::IN_DELETE);
         Ok(())
     }
 
     /// Pins the file at a name that is about to be removed, in every bind in which the guest knows the file. Otherwise
     /// its inode number could be given to another file.
-    fn pin_at(&self, dir: &Inode, name: &CStr) -> Result<()> {
+    fn pin_at(&self, dir: BorrowedFd, name: &CStr) -> Result<()> {
         if !self.shared.table.lock().unwrap().has_evicted() {
             return Ok(());
         }
-        match sys::stat_at(dir.fd()?.as_fd(), name) {
-            Ok(stat) => self.shared.table.lock().unwrap().pin((stat.st_dev, stat.st_ino)),
+        match sys::stat_at(dir, name) {
+            Ok(stat) => self.shared.table.lock().unwrap().pin((stat.st_dev, stat.st_ino), dir, name),
             // The caller's system call will report the error.
             Err(_) => Ok(()),
         }
@@ -188,12 +189,13 @@ impl Operations {
         if from.bind.id != to.bind.id {
             return Err(Errno(libc::EXDEV));
         }
-        self.pin_at(&from, old)?;
-        self.pin_at(&to, new)?;
+        let (source, target) = (from.fd()?, to.fd()?);
+        self.pin_at(source.as_fd(), old)?;
+        self.pin_at(target.as_fd(), new)?;
         // A whiteout is a new inode, which must belong to the caller. Other renames create nothing.
         let caller = if flags & libc::RENAME_WHITEOUT == 0 { Caller::ROOT } else { rename.caller };
         let (creating, _) = self.create_as(&NewFile { caller, mode: 0, umask: 0 }, 0);
-        sys::renameat(from.fd()?.as_fd(), old, to.fd()?.as_fd(), new, flags)?;
+        self.or_as_caller(|| sys::renameat(source.as_fd(), old, target.as_fd(), new, flags))?;
         drop(creating);
         self.note_own(&from, old, libc::IN_MOVED_FROM);
         self.note_own(&to, new, libc::IN_MOVED_TO);
@@ -228,13 +230,17 @@ impl Operations {
         }
         let fd = inode.fd()?;
         let link = MagicLink::new("", fd.as_fd().as_raw_fd());
-        sys::link_magic(self.shared.proc_self_fd.as_fd(), &link, dir.fd()?.as_fd(), name)?;
+        let pin = dir.fd()?;
+        self.or_as_caller(|| sys::link_magic(self.shared.proc_self_fd.as_fd(), &link, pin.as_fd(), name))?;
         self.note_own(&dir, name, libc::IN_CREATE);
         let stat = sys::fstat(fd.as_fd())?;
         let mut table = self.shared.table.lock().unwrap();
         let inode = match table.find(&inode.bind, &stat) {
             Some(inode) => inode,
-            None => table.intern(&inode.bind, fd.as_fd().try_clone_to_owned()?, &stat)?,
+            None => {
+                let fd = sys::openat(self.shared.proc_self_fd.as_fd(), &link, libc::O_PATH, 0)?;
+                table.intern(&inode.bind, fd, &stat)?
+            }
         };
         drop(table);
         inode.found_at(&dir, name);

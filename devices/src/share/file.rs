@@ -123,6 +123,7 @@ impl Operations {
             self.credentials().keep_setid(!how.kill_setid);
         }
         let flags = how.flags & OPEN_FLAGS;
+        let acting = self.act_as(self.caller());
         let file = match self.open_inode(inode, flags) {
             // Only the owner may use O_NOATIME, and the owner may be a different user on the host.
             Err(Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => {
@@ -130,6 +131,7 @@ impl Operations {
             }
             result => result,
         }?;
+        drop(acting);
         if truncate {
             self.note_own_data(inode, file.as_fd());
         }
@@ -149,7 +151,7 @@ impl Operations {
             true => Cache::Keep,
             false => Cache::Drop,
         };
-        let handle = Handle::new(inode, file, None);
+        let handle = Handle::new(inode, file, self.caller(), None);
         let handle = self.shared.table.lock().unwrap().open(handle)?;
         Ok(Opened { handle, cache })
     }
@@ -254,7 +256,10 @@ impl Operations {
         if data.is_empty() {
             return Ok(0);
         }
+        // The guest's kernel writes back for nobody in particular.
+        let acting = self.act_as(if write.from_cache { handle.opener } else { self.caller() });
         let written = sys::pwritev(&handle.file, data.slices(), offset, flags)?;
+        drop(acting);
         self.note_own_data(&handle.inode, handle.file.as_fd());
         Ok(written)
     }
@@ -273,7 +278,9 @@ impl Operations {
         let (offset, len) = (signed(allocation.offset)?, signed(allocation.len)?);
         // The guest's kernel has already cleared set-user-ID and set-group-ID if necessary.
         self.credentials().keep_setid(true);
+        let acting = self.act_as(self.caller());
         sys::fallocate(handle.file.as_fd(), allocation.mode, offset, len)?;
+        drop(acting);
         self.note_own_data(&handle.inode, handle.file.as_fd());
         Ok(())
     }
@@ -297,7 +304,9 @@ impl Operations {
         let len = len.min(MAX_COPY) as usize;
         // As in `fallocate`.
         self.credentials().keep_setid(true);
+        let acting = self.act_as(self.caller());
         let copied = sys::copy_file_range((source.file.as_fd(), from), (target.file.as_fd(), to), len)?;
+        drop(acting);
         self.note_own_data(&target.inode, target.file.as_fd());
         Ok(copied)
     }

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::cursor::Cursor;
 use super::inode::Inode;
+use super::mappings::Mapping;
+use super::operations::Caller;
 
 /// Limit of directories that keep their buffer between two requests: 1 MiB in total, independent of the number of open
 /// directories. A directory that has lost its buffer is read again from the cursor's offset.
@@ -17,22 +18,27 @@ pub struct Handle {
     /// Inode of the file or directory.
     pub inode: Arc<Inode>,
     /// The open file of the host.
-    pub file: File,
+    pub file: Arc<File>,
     /// Read position of a directory; `None` for files.
     pub cursor: Option<Mutex<Cursor>>,
+    /// The process in the guest that has opened it.
+    pub opener: Caller,
+    /// The guest has shared mappings of the file that write to it.
+    pub mapping: OnceLock<Mapping>,
 }
 
 impl Handle {
-    /// Returns a handle, and counts it in its inode.
-    pub fn new(inode: &Arc<Inode>, file: File, cursor: Option<Mutex<Cursor>>) -> Handle {
-        inode.open.fetch_add(1, Ordering::Relaxed);
-        Handle { inode: inode.clone(), file, cursor }
+    /// Returns a handle, whose inode can use its descriptor.
+    pub fn new(inode: &Arc<Inode>, file: File, opener: Caller, cursor: Option<Mutex<Cursor>>) -> Handle {
+        let file = Arc::new(file);
+        inode.opened(&file);
+        Handle { inode: inode.clone(), file, cursor, opener, mapping: OnceLock::new() }
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.inode.open.fetch_sub(1, Ordering::Relaxed);
+        self.inode.closed(&self.file);
     }
 }
 

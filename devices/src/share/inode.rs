@@ -4,16 +4,19 @@
 //! used to read, write or open a device. While it is open, no other file can get the same device and inode number, so
 //! these two numbers are the key by which a second lookup finds the same inode.
 //!
-//! The number of descriptors is limited. At the limit, inodes give up their descriptors if they are not open, were not
-//! used recently and are still at the location where the guest found them ([`Inode::unpin`]). When such an inode is
-//! needed, it is found again by name ([`Inode::fd`]), and must be the same file ([`Identity`]). A file that the host or
+//! The number of descriptors is limited. At the limit, inodes give up their descriptors if they were not used recently and
+//! are still at the location where the guest found them ([`Inode::unpin`]). When such an inode is needed, the descriptor
+//! of an open file serves, or it is found again by name ([`Inode::fd`]), however deep, and must be the same file
+//! ([`Identity`]). A file that the host or
 //! another machine has moved, removed or replaced meanwhile is stale, and the guest looks its name up again. A file
 //! that the guest itself moves or removes is pinned before.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::bind::Bind;
 use super::errno::{Errno, Result};
@@ -41,31 +44,41 @@ impl Drop for DescriptorCount {
 
 /// An inode's descriptor, shared by the inode and the requests that use it.
 pub struct Pin {
-    fd: OwnedFd,
-    /// `None` if the descriptor was opened for a single request.
+    fd: PinFd,
+    /// `None` if the descriptor is not the inode's own.
     count: Option<DescriptorCount>,
+}
+
+enum PinFd {
+    Path(OwnedFd),
+    /// That of an open file.
+    Open(Arc<File>),
 }
 
 impl Pin {
     /// Returns a descriptor that is counted by `count`.
     pub fn new(fd: OwnedFd, count: DescriptorCount) -> Pin {
-        Pin { fd, count: Some(count) }
+        Pin { fd: PinFd::Path(fd), count: Some(count) }
     }
 
     /// Whether the file was found again by name for a single request.
     pub fn is_found_anew(&self) -> bool {
-        self.count.is_none()
+        self.count.is_none() && matches!(self.fd, PinFd::Path(_))
     }
 }
 
 impl AsFd for Pin {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.fd {
+            PinFd::Path(fd) => fd.as_fd(),
+            PinFd::Open(file) => file.as_fd(),
+        }
     }
 }
 
-/// Limit of parent directories that are found again to reach a file.
-const MAX_DEPTH: usize = 256;
+/// Limit of parent directories that are found again to reach a file. Each takes some system calls, and the descriptor of
+/// its parent is closed before the next one is opened. Outdated locations can form a cycle, which ends here.
+const MAX_DEPTH: usize = 1 << 16;
 
 /// The directory and name at which the guest last found a file.
 #[derive(Clone)]
@@ -76,6 +89,8 @@ struct Location {
 
 struct State {
     pin: Option<Arc<Pin>>,
+    /// The guest's open files, by address.
+    open: BTreeMap<usize, Weak<File>>,
     location: Option<Location>,
     /// Identity of the file, recorded when it gave up its descriptor.
     identity: Option<Identity>,
@@ -85,6 +100,26 @@ struct State {
     told: Option<Version>,
     /// Others have changed the file since they last closed it.
     changed: bool,
+}
+
+/// How an inode's file is reached.
+enum Known {
+    Pinned(Arc<Pin>),
+    At(Location, Identity),
+    Lost,
+}
+
+/// Opens the file at a location again. A file that is no longer there is stale; a shortage of descriptors is not.
+fn find_again(dir: &Pin, name: &CStr, identity: &Identity) -> Result<Arc<Pin>> {
+    let lost = |errno| match errno {
+        Errno(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Errno(libc::ENFILE),
+        _ => Errno(libc::ESTALE),
+    };
+    let fd = sys::openat(dir.as_fd(), name, PIN_FLAGS, 0).map_err(lost)?;
+    match Identity::of(fd.as_fd(), c"").map_err(lost)? == *identity {
+        true => Ok(Arc::new(Pin { fd: PinFd::Path(fd), count: None })),
+        false => Err(Errno(libc::ESTALE)),
+    }
 }
 
 /// How a file differs from what the guest's kernel knows.
@@ -110,8 +145,6 @@ pub struct Inode {
     pub kind: u32,
     /// Device and inode number on the host.
     pub key: (u64, u64),
-    /// Number of the guest's open handles to the file.
-    pub open: AtomicUsize,
     /// The guest has used the inode since the table last checked it for eviction.
     pub used: AtomicBool,
     /// The last name looked up in this directory was that of a known inode.
@@ -129,12 +162,12 @@ impl Inode {
             bind: bind.clone(),
             kind: stat.st_mode & libc::S_IFMT,
             key: (stat.st_dev, stat.st_ino),
-            open: AtomicUsize::new(0),
             used: AtomicBool::new(true),
             names_known: AtomicBool::new(false),
             unwatchable: AtomicBool::new(false),
             state: Mutex::new(State {
                 pin: Some(Arc::new(pin)),
+                open: BTreeMap::new(),
                 location: None,
                 identity: None,
                 seen: None,
@@ -144,29 +177,65 @@ impl Inode {
         }
     }
 
-    /// Returns an O_PATH descriptor of the file: the inode's own, or else one found again by name, which is closed when
-    /// the caller drops it.
+    /// Returns a descriptor of the file: the inode's own, that of an open file, or else one found again by name, which is
+    /// closed when the caller drops it.
     pub fn fd(&self) -> Result<Arc<Pin>> {
-        self.fd_within(MAX_DEPTH)
-    }
-
-    fn fd_within(&self, depth: usize) -> Result<Arc<Pin>> {
-        let stale = Errno(libc::ESTALE);
-        // The lock is not held during the recursion: outdated locations can form a cycle.
-        let (location, identity) = {
-            let state = self.state.lock().unwrap();
-            match &state.pin {
-                Some(pin) => return Ok(pin.clone()),
-                None => (state.location.clone().ok_or(stale)?, state.identity.clone().ok_or(stale)?),
+        let mut missing = Vec::new();
+        let mut at = match self.look_up() {
+            Known::Pinned(pin) => return Ok(pin),
+            Known::Lost => return Err(Errno(libc::ESTALE)),
+            Known::At(location, identity) => {
+                let parent = location.dir.clone();
+                missing.push((location.name, identity));
+                parent
             }
         };
-        let dir = location.dir.fd_within(depth.checked_sub(1).ok_or(stale)?)?;
-        let fd = sys::openat(dir.as_fd(), &location.name, PIN_FLAGS, 0).map_err(|_| stale)?;
-        let found = Identity::of(fd.as_fd(), c"").map_err(|_| stale)?;
-        if found != identity || !self.can_be(&found) {
-            return Err(stale);
+        let mut pin = loop {
+            let parent = match at.look_up() {
+                Known::Pinned(pin) => break pin,
+                Known::At(location, identity) if missing.len() < MAX_DEPTH => {
+                    missing.push((location.name, identity));
+                    location.dir
+                }
+                _ => return Err(Errno(libc::ESTALE)),
+            };
+            at = parent;
+        };
+        while let Some((name, identity)) = missing.pop() {
+            pin = find_again(&pin, &name, &identity)?;
         }
-        Ok(Arc::new(Pin { fd, count: None }))
+        Ok(pin)
+    }
+
+    fn look_up(&self) -> Known {
+        let state = self.state.lock().unwrap();
+        if let Some(pin) = &state.pin {
+            return Known::Pinned(pin.clone());
+        }
+        if let Some(file) = state.open.values().find_map(Weak::upgrade) {
+            return Known::Pinned(Arc::new(Pin { fd: PinFd::Open(file), count: None }));
+        }
+        match (&state.location, &state.identity) {
+            (Some(location), Some(identity)) if self.can_be(identity) => {
+                Known::At(location.clone(), identity.clone())
+            }
+            _ => Known::Lost,
+        }
+    }
+
+    /// Adds an open file of the guest.
+    pub fn opened(&self, file: &Arc<File>) {
+        self.state.lock().unwrap().open.insert(Arc::as_ptr(file).addr(), Arc::downgrade(file));
+    }
+
+    /// Removes an open file of the guest.
+    pub fn closed(&self, file: &Arc<File>) {
+        self.state.lock().unwrap().open.remove(&Arc::as_ptr(file).addr());
+    }
+
+    /// Whether the guest has opened the file.
+    pub fn is_open(&self) -> bool {
+        !self.state.lock().unwrap().open.is_empty()
     }
 
     /// Records the location at which the guest found the file.
@@ -253,12 +322,9 @@ impl Inode {
             let (Some(pin), Some(location)) = (&state.pin, &state.location) else { return false };
             (pin.clone(), location.clone())
         };
-        if self.open.load(Ordering::Relaxed) != 0 {
-            return false;
-        }
         let Ok(own) = Identity::of(pin.as_fd(), c"") else { return false };
-        let found = location.dir.fd().and_then(|dir| Identity::of(dir.as_fd(), &location.name));
-        if !self.can_be(&own) || found != Ok(own.clone()) {
+        let there = || location.dir.fd().and_then(|dir| Identity::of(dir.as_fd(), &location.name));
+        if !self.can_be(&own) || there() != Ok(own.clone()) {
             return false;
         }
         let mut state = self.state.lock().unwrap();

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use super::credentials::{Creating, Credentials};
+use super::credentials::{Acting, Credentials};
 use super::errno::{Errno, Result};
 use super::handle::Buffers;
 use super::handle::Handle;
@@ -30,7 +30,7 @@ pub enum Key {
     Host((u64, u64)),
 }
 
-/// The process in the guest for which a file is created.
+/// The process in the guest for which the server acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// User ID in the guest.
@@ -40,7 +40,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The caller of operations that create no file of the guest's.
+    /// Root, for which the server acts without a caller.
     pub const ROOT: Caller = Caller { uid: 0, gid: 0 };
 }
 
@@ -77,7 +77,7 @@ pub struct Operations {
     pub(super) shared: Arc<Shared>,
     pub(super) owners: Owners,
     /// Set by the first operation that needs them, because credentials belong to the thread that serves.
-    credentials: Option<Credentials>,
+    pub(super) credentials: Option<Credentials>,
     /// The directories that are being read.
     pub(super) buffers: Buffers,
     /// What the host changes.
@@ -86,6 +86,10 @@ pub struct Operations {
     pub(super) watching: Cell<bool>,
     /// As [`Credentials::in_proc_self_fd`].
     pub(super) in_proc_self_fd: Cell<bool>,
+    /// The process in the guest that has made the present request.
+    caller: Caller,
+    /// The guest takes from attributes that a file has no ACL.
+    pub(super) tells_acls: bool,
 }
 
 impl Operations {
@@ -99,6 +103,40 @@ impl Operations {
             watch: RefCell::new(Watch::new()),
             watching: Cell::new(false),
             in_proc_self_fd: Cell::new(false),
+            caller: Caller::ROOT,
+            tells_acls: false,
+        }
+    }
+
+    /// Sets whether the guest checks ACLs, so that attributes say of which files it need not ask for one.
+    pub fn set_tells_acls(&mut self, on: bool) {
+        self.tells_acls = on;
+    }
+
+    /// Sets the process in the guest for which the following operations open, change and write files.
+    pub fn set_caller(&mut self, caller: Caller) {
+        self.caller = caller;
+    }
+
+    /// The process in the guest that has made the present request.
+    pub(super) fn caller(&self) -> Caller {
+        self.caller
+    }
+
+    /// Acts on files as a process in the guest until the guard is dropped.
+    pub(super) fn act_as(&mut self, caller: Caller) -> Acting {
+        self.credentials().act_as((caller.uid, caller.gid))
+    }
+
+    /// Does something again as the caller if root is denied it, as by an NFS server that takes root for nobody.
+    pub(super) fn or_as_caller<T>(&self, act: impl Fn() -> Result<T>) -> Result<T> {
+        let result = act();
+        match (&result, &self.credentials) {
+            (Err(Errno(libc::EACCES | libc::EPERM)), Some(credentials)) if self.caller != Caller::ROOT => {
+                let _acting = credentials.act_as((self.caller.uid, self.caller.gid));
+                act()
+            }
+            _ => result,
         }
     }
 
@@ -200,7 +238,7 @@ impl Operations {
 
     /// Creates files for `new`'s caller with `mode` until the guard is dropped. Also returns the mode to pass to the
     /// system call.
-    pub(super) fn create_as(&mut self, new: &NewFile, mode: u32) -> (Creating, u32) {
+    pub(super) fn create_as(&mut self, new: &NewFile, mode: u32) -> (Acting, u32) {
         self.credentials().create_as((new.caller.uid, new.caller.gid), new.umask, mode)
     }
 

@@ -340,6 +340,16 @@ pub fn removexattr(path: &CStr, name: &CStr) -> Result<()> {
     check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
 }
 
+/// Reads or sets the flags of a file by one of the ioctls of [`FlagsCommand`](super::chattr::FlagsCommand).
+pub fn flags(fd: BorrowedFd, number: u32, data: &mut [u8]) -> Result<()> {
+    let mut buffer = [0; 32];
+    buffer.get_mut(..data.len()).ok_or(Errno(libc::EINVAL))?.copy_from_slice(data);
+    // SAFETY: these ioctls read or write at most 28 bytes.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(number) as _, buffer.as_mut_ptr()) })?;
+    data.copy_from_slice(&buffer[..data.len()]);
+    Ok(())
+}
+
 /// Fills `buffer` with `struct linux_dirent64` records. Returns the number of bytes used, 0 at the end.
 pub fn getdents(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
     let (pointer, len) = (buffer.as_mut_ptr(), buffer.len());

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +11,7 @@ use super::errno::{Errno, Result};
 use super::handle::Handle;
 use super::identity::Identity;
 use super::inode::{DescriptorCount, Inode, Pin};
-use super::sys::Stat;
+use super::sys::{self, Stat};
 
 /// Number of the root directory, which is also FUSE's.
 pub const ROOT_ID: u64 = 1;
@@ -85,8 +85,10 @@ impl Table {
     pub fn find(&mut self, bind: &Bind, stat: &Stat) -> Option<Arc<Inode>> {
         let evicted = self.evicted;
         let known = self.known(bind, (stat.st_dev, stat.st_ino))?;
-        // Some file systems give the same number to several files.
-        if evicted && !known.inode.is_pinned() || known.inode.kind != stat.st_mode & libc::S_IFMT {
+        // Some file systems give the same number to several files. Without a descriptor, a removed file's number may have
+        // gone to another.
+        let held = !evicted || known.inode.is_pinned() || known.inode.is_open();
+        if !held || known.inode.kind != stat.st_mode & libc::S_IFMT {
             return None;
         }
         known.lookups = known.lookups.saturating_add(1);
@@ -184,14 +186,16 @@ impl Table {
     }
 
     /// Pins all inodes of the file with this key that have given up their descriptors. There can be several: if a
-    /// directory is bound twice, or binds are nested, each bind has its own inode for the file.
-    pub fn pin(&mut self, key: (u64, u64)) -> Result<()> {
+    /// directory is bound twice, or binds are nested, each bind has its own inode for the file. The file is at `name` in
+    /// `dir`.
+    pub fn pin(&mut self, key: (u64, u64), dir: BorrowedFd, name: &CStr) -> Result<()> {
         let inodes: Vec<_> = self.binds.iter().filter_map(|bind| self.inode_in(*bind, key)).collect();
-        for inode in inodes.into_iter().filter(|inode| !inode.is_pinned()) {
+        // An open file is not lost with its name.
+        for inode in inodes.into_iter().filter(|inode| !inode.is_pinned() && !inode.is_open()) {
             self.room()?;
+            let fd = sys::openat(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
             // A stale inode stays stale.
-            if let Ok(found) = inode.fd() {
-                let fd = found.as_fd().try_clone_to_owned()?;
+            if inode.is(&Identity::of(fd.as_fd(), c"")?) {
                 inode.pin(Pin::new(fd, DescriptorCount::new(&self.descriptors)));
                 self.pinned.insert(inode.id);
             }
@@ -202,6 +206,11 @@ impl Table {
     /// Stores an open file. Returns its number.
     pub fn open(&mut self, handle: Handle) -> Result<u64> {
         present(&handle.inode.bind)?;
+        // The descriptor of the open file serves its inode as well.
+        if self.is_crowded() && handle.inode.unpin() {
+            self.pinned.remove(&handle.inode.id);
+            self.evicted = true;
+        }
         self.room()?;
         let id = self.next_handle;
         self.next_handle += 1;

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use super::bind::{Bind, Terms, own_mount};
 use super::errno::{Errno, Result};
 use super::lock_table::{Locks, MAX_RANGES};
+use super::mappings::Mappings;
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, ROOT_ID, Table};
 
@@ -184,6 +185,8 @@ pub(super) struct Shared {
     pub tree: Mutex<Tree>,
     /// The ranges that the guest has locked.
     pub locks: Mutex<Locks>,
+    /// The files that the guest has mapped shared and writable.
+    pub mappings: Mappings,
     /// Inodes and open files. Order of mutexes: the tree before the locks before the table.
     pub table: Mutex<Table>,
     /// The guest's `sync` writes the host's file systems to disk.
@@ -209,6 +212,7 @@ impl ShareTree {
         Ok(ShareTree(Arc::new(Shared {
             tree: Mutex::new(Tree { dirs: HashMap::from([(ROOT_ID, Names::new())]), next: ROOT_ID }),
             locks: Mutex::new(Locks::new(MAX_RANGES)),
+            mappings: Mappings::default(),
             table: Mutex::new(Table::new(limit, MAX_INODES)),
             host_sync: AtomicBool::new(true),
             proc_self_fd,
@@ -279,6 +283,12 @@ impl ShareTree {
     /// be switched off before a guest is shut down: its data is in the host's page cache, which survives the guest.
     pub fn set_host_sync(&self, on: bool) {
         self.0.host_sync.store(on, Ordering::Relaxed);
+    }
+
+    /// Sets the file through which the machines of a host agree which of them has a file mapped. It must be open for
+    /// reading and writing.
+    pub fn set_mapping_registry(&self, file: std::fs::File) {
+        self.0.mappings.set_registry(file);
     }
 
     /// Numbers of inodes and of open files that the guest holds.

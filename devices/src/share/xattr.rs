@@ -6,13 +6,14 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::attributes::Change;
+use super::credentials::Credentials;
 use super::errno::{Errno, Result};
-use super::inode::Pin;
+use super::inode::{Inode, Pin};
 use super::magic_link::MagicLink;
 use super::names::XattrName;
 use super::operations::Operations;
 use super::owners::Owners;
-use super::sys;
+use super::sys::{self, Stat};
 
 /// Limit of the length of a value and of a list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
 pub const MAX_VALUE: usize = 64 << 10;
@@ -26,11 +27,15 @@ fn is_acl(name: &[u8]) -> bool {
     matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
 }
 
+fn xattr_path(credentials: &Credentials, pin: &Pin) -> MagicLink {
+    let short = credentials.in_proc_self_fd();
+    MagicLink::new(if short { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
+}
+
 impl Operations {
     /// Returns a path to the file of `pin`, for system calls that accept only paths.
     fn xattr_path(&mut self, pin: &Pin) -> MagicLink {
-        let short = self.credentials().in_proc_self_fd();
-        MagicLink::new(if short { "" } else { "/proc/self/fd/" }, pin.as_fd().as_raw_fd())
+        xattr_path(self.credentials(), pin)
     }
 
     /// Refuses an extended attribute that the guest may not set on this node.
@@ -117,6 +122,20 @@ impl Operations {
             self.setattr(node, &Change { mode: Some(mode & !libc::S_ISGID), ..Change::default() })?;
         }
         Ok(())
+    }
+
+    /// Whether a file certainly has no access ACL. Linux asks for the ACL of a file only if its group has any rights, and
+    /// the process is not the owner.
+    pub(super) fn lacks_acl(&self, inode: &Inode, stat: &Stat) -> bool {
+        let asked = matches!(inode.kind, libc::S_IFREG | libc::S_IFDIR) && stat.st_mode & libc::S_IRWXG != 0;
+        if !asked || !self.tells_acls {
+            return false;
+        }
+        let Some(credentials) = &self.credentials else { return false };
+        let Ok(pin) = inode.fd() else { return false };
+        let path = xattr_path(credentials, &pin);
+        let found = sys::getxattr(&path, c"system.posix_acl_access", &mut []);
+        matches!(found, Err(Errno(libc::ENODATA | libc::EOPNOTSUPP)))
     }
 
     /// Whether the guest may check POSIX ACLs: their users are those of the host.

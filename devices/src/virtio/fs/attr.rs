@@ -1,7 +1,9 @@
 //! GETATTR, SETATTR and STATFS, and the encoding of attributes.
 
 use super::server::{FuseServer, Request};
-use super::wire::{ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set};
+use super::wire::{
+    ATTR_NO_ACL, ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set,
+};
 use crate::share::attributes::{Attributes, Change, Entry, NewTime, Time};
 use crate::share::errno::{Errno, Result};
 use crate::share::watch::LASTING;
@@ -94,7 +96,8 @@ pub(super) fn attr(attributes: &Attributes) -> Attr {
         gid: attributes.gid,
         rdev: attributes.rdev,
         blksize: attributes.blksize,
-        flags: if attributes.owned { ATTR_OWNED } else { 0 },
+        flags: if attributes.owned { ATTR_OWNED } else { 0 }
+            | if attributes.no_acl { ATTR_NO_ACL } else { 0 },
     }
 }
 

@@ -3,10 +3,11 @@
 use super::server::{FuseServer, Request, take_name};
 use super::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn,
-    LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE,
+    IoctlIn, IoctlOut, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE,
     WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::pieces::Pieces;
+use crate::share::chattr::FlagsCommand;
 use crate::share::errno::{Errno, Result};
 use crate::share::file::{Allocation, Cache, How, Opened, Position, Write};
 use crate::share::operations::OpenFile;
@@ -103,6 +104,28 @@ impl FuseServer {
         let to = Position { file: target, offset: input.off_out };
         let size = self.share.copy_file_range(from, to, input.len)?;
         WriteOut { size: size as u32, padding: 0 }.put(&mut self.reply);
+        Ok(())
+    }
+
+    /// IOCTL: the flags of chattr(1), and nothing else.
+    pub(super) fn ioctl(&mut self, request: &Request) -> Result<()> {
+        let input = IoctlIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
+        let command = FlagsCommand::of(input.cmd).ok_or(Errno(libc::ENOTTY))?;
+        let file = request.file(input.fh);
+        let given = &request.body[IoctlIn::SIZE..];
+        let mut data = [0; FlagsCommand::MAX_LEN];
+        let data = &mut data[..command.len()];
+        if command.sets() {
+            data.copy_from_slice(given.get(..command.len()).ok_or(Errno(libc::EINVAL))?);
+        }
+        self.share.flags(file, command, data)?;
+        IoctlOut::default().put(&mut self.reply);
+        if !command.sets() {
+            if (input.out_size as usize) < data.len() {
+                return Err(Errno(libc::EINVAL));
+            }
+            self.reply.extend_from_slice(data);
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::attr::{VALID, attr};
 use super::server::{FuseServer, Request};
-use super::wire::{AttrOut, LK_FLOCK, LkIn, LkOut};
+use super::wire::{AttrOut, LK_FLOCK, LK_MAPPING, LkIn, LkOut};
 use crate::share::errno::{Errno, Result};
 use crate::share::locks::{LockKind, Lockable, Span};
 
@@ -43,6 +43,9 @@ impl FuseServer {
 
     fn set(&mut self, request: &Request, input: &LkIn, kind: Option<LockKind>) -> Result<()> {
         match (input.lk_flags, kind) {
+            (LK_MAPPING, Some(LockKind::Write)) => self.share.map_shared(request.file(input.fh)),
+            // The mapping ends with the open file.
+            (LK_MAPPING, None) => Ok(()),
             (LK_FLOCK, kind) => self.share.lock_file(request.file(input.fh), kind),
             (0, Some(kind)) => self.share.lock_range(&lockable(request, input), kind),
             (0, None) => self.share.unlock_range(&lockable(request, input)),

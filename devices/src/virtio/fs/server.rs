@@ -206,6 +206,7 @@ impl FuseServer {
         input.read(body);
         let request =
             Request { nodeid: header.nodeid, caller: Caller { uid: header.uid, gid: header.gid }, body };
+        self.share.set_caller(request.caller);
         match header.opcode {
             op::READ => return self.read(&request, output.tail(OutHeader::SIZE)).map(Answer::Data),
             op::WRITE => self.write(&request, input)?,
@@ -259,8 +260,9 @@ impl FuseServer {
             op::REMOVEXATTR => self.removexattr(request),
             op::GETLK => self.getlk(request),
             op::SETLK => self.setlk(request),
+            op::IOCTL => self.ioctl(request),
             // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached
-            // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP, IOCTL, POLL
+            // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP, POLL
             // and DAX mappings: not supported.
             _ => Err(Errno(libc::ENOSYS)),
         }
@@ -290,6 +292,7 @@ impl FuseServer {
         if !self.share.set_watching(ours & init::WATCHED != 0) {
             ours &= !init::WATCHED;
         }
+        self.share.set_tells_acls(ours & init::POSIX_ACL != 0);
         self.setxattr_ext = ours & init::SETXATTR_EXT != 0;
         self.submounts = ours & init::SUBMOUNTS != 0;
         let out = InitOut {

@@ -100,6 +100,10 @@ messages! {
     GetxattrIn { size: u32, padding: u32 }
     GetxattrOut { size: u32, padding: u32 }
     FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
+    /// IOCTL; `in_size` bytes follow.
+    IoctlIn { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// Front of the reply to IOCTL; data follows.
+    IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
     LseekIn { fh: u64, offset: u64, whence: u32, padding: u32 }
     LseekOut { offset: u64 }
     CopyFileRangeIn {
@@ -223,6 +227,8 @@ pub const ATTR_SUBMOUNT: u32 = 1 << 0;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-owned.patch: only this guest writes to the file while
 /// the guest has it open for writing.
 pub const ATTR_OWNED: u32 = 1 << 31;
+/// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-no-acl.patch: the file has no access ACL.
+pub const ATTR_NO_ACL: u32 = 1 << 30;
 /// `OpenOut::open_flags`: reads and writes bypass the guest's page cache.
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.
@@ -239,5 +245,8 @@ pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// `LkIn::lk_flags`: a lock of flock(2).
 pub const LK_FLOCK: u32 = 1 << 0;
+/// `LkIn::lk_flags`, not of Linux but of resources/kernel/patches/fuse-mapping.patch: the open file is mapped shared and
+/// writable until it is released.
+pub const LK_MAPPING: u32 = 1 << 1;
 /// `FsyncIn::fsync_flags`: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;

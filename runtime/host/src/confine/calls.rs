@@ -237,6 +237,9 @@ const VHOST: [u32; 11] = [
 /// VHOST_NET_SET_BACKEND.
 const VHOST_NET: u32 = 0x4008_af30;
 
+/// FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR (linux/fs.h).
+const FILE_FLAGS: [u32; 4] = [0x8008_6601, 0x4008_6602, 0x801c_581f, 0x401c_5820];
+
 /// Duplicates and flags. Not the owner of a descriptor, to which the kernel sends signals.
 const FCNTL: [u32; 5] =
     [F_DUPFD_CLOEXEC as u32, F_GETFD as u32, F_SETFD as u32, F_GETFL as u32, F_SETFL as u32];
@@ -294,6 +297,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.extend(FILES.map(always));
             calls.push(end);
             calls.push(when(SYS_unshare, one_of(0, &[CLONE_FS as u32])));
+            ioctls.extend(FILE_FLAGS);
             // The second needs a capability that the thread never has, so it fails.
             prctl.extend([PR_GET_SECUREBITS, PR_SET_SECUREBITS].map(|number| number as u32));
         }

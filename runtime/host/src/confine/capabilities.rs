@@ -27,6 +27,10 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
 /// writable.
 const MAIN: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
+/// Connecting as the guest's users. The guest's kernel has checked whether they may.
+const SOCKETS: CapabilitySet =
+    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::SETGID).union(CapabilitySet::SETUID);
+
 /// Additional capabilities of a pod's main thread, which shares the files of containers that clients add: it finds
 /// directories, copies their mounts, and gives files of the podfile their owners.
 const POD: CapabilitySet =
@@ -47,6 +51,7 @@ pub fn keep(role: Role) -> io::Result<()> {
     let present = capabilities(None)?;
     let wanted = match role {
         Role::Files => FILES,
+        Role::Sockets => SOCKETS,
         Role::Main | Role::Reporter => MAIN,
         // For taps and their traffic control.
         Role::Network => MAIN.union(CapabilitySet::NET_ADMIN),

@@ -132,6 +132,8 @@ fn ioctls_are_those_of_the_role() {
         (Role::Vcpu, 0xae80, true),
         (Role::Devices, 0xae80, false),
         (Role::Files, 0xae80, false),
+        (Role::Files, 0x4008_6602, true),
+        (Role::Main, 0x4008_6602, false),
         (Role::Main, 0x4020_ae76, true),
         (Role::Vcpu, tiocsti, false),
         (Role::Main, tiocsti, false),

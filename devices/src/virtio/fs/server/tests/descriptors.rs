@@ -11,7 +11,8 @@ fn open_files_are_limited() {
     let rootfs = guest.rootfs();
     let (node, fh) = guest.make(rootfs, "a");
     let results: Vec<_> = (0..20).map(|_| guest.open(node, 0)).collect();
-    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 17);
+    // One descriptor is the root's and one that of the first open file, which serves the inode as well.
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 18);
     assert_eq!(results.last(), Some(&Err(libc::ENFILE)));
     assert_eq!(guest.lookup(rootfs, "a").unwrap().0.nodeid, node);
     fs::write(guest.path("b"), "").unwrap();
@@ -51,6 +52,50 @@ fn a_guest_may_know_more_files_than_there_are_descriptors() {
         guest.forget(node, 2);
     }
     assert_eq!((guest.tree.counts().0, guest.tree.descriptors()), (1, 1));
+}
+
+#[test]
+fn an_open_file_takes_one_descriptor_and_is_not_lost_with_its_name() {
+    let (mut guest, rootfs, nodes) = crowded();
+    let open: Vec<_> =
+        nodes[..48].iter().map(|node| (*node, guest.open(*node, libc::O_RDONLY).unwrap().fh)).collect();
+    assert!(guest.tree.descriptors() <= 50);
+    assert!(nodes[..48].iter().all(|node| guest.tree.inode(*node).is_open()));
+    fs::remove_file(guest.path("f0")).unwrap();
+    guest.call(op::UNLINK, rootfs, &string("f1")).unwrap();
+    assert_eq!((guest.attr(nodes[0]).nlink, guest.attr(nodes[1]).nlink), (0, 0));
+    for (n, (node, fh)) in open.into_iter().enumerate() {
+        assert_eq!(guest.read(node, fh, 0, 9).unwrap(), format!("f{n}").as_bytes());
+        guest.release(node, fh).unwrap();
+    }
+    assert_eq!(guest.attr(nodes[2]).nlink, 1);
+    assert!(guest.tree.descriptors() <= 50);
+}
+
+#[test]
+fn a_directory_is_found_again_however_deep() {
+    const DEPTH: usize = 600;
+    let mut guest = Guest::new();
+    guest.tree.set_limit(20);
+    let mut dirs = vec![guest.rootfs()];
+    let mkdir = body(|b| {
+        MkdirIn { mode: 0o755, umask: 0 }.put(b);
+        b.extend_from_slice(&string("d"));
+    });
+    for n in 0..DEPTH {
+        dirs.push(entry(&guest.call(op::MKDIR, dirs[n], &mkdir).unwrap()).0.nodeid);
+    }
+    assert!(guest.tree.descriptors() <= 20);
+    for dir in [DEPTH / 2, DEPTH - 30, 300, 1] {
+        assert!(!guest.tree.inode(dirs[dir]).is_pinned());
+        assert_eq!(guest.attr(dirs[dir]).mode & libc::S_IFMT, libc::S_IFDIR);
+        guest.lookup(dirs[dir], "d").unwrap();
+    }
+    for n in (0..DEPTH).rev() {
+        guest.call(op::RMDIR, dirs[n], &string("d")).unwrap();
+        guest.forget(dirs[n + 1], 3);
+    }
+    assert_eq!(guest.tree.counts().0, 1);
 }
 
 #[test]

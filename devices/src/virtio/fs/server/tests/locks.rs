@@ -220,6 +220,30 @@ fn a_read_only_bind_has_read_locks_only() {
 }
 
 #[test]
+fn one_machine_at_a_time_has_a_file_mapped() {
+    let (mut first, ours, mut second, theirs) = two();
+    let registry = first.dir.path().join("registry");
+    for guest in [&first, &second] {
+        let mut options = fs::File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&registry).unwrap();
+        guest.tree.set_mapping_registry(file);
+    }
+    let map = LkIn { kind: WRITE, end: END, lk_flags: LK_MAPPING, ..Default::default() };
+    let again = first.open(ours.0, libc::O_RDWR).unwrap().fh;
+    assert!(first.setlk(ours, map).is_ok() && first.setlk((ours.0, again), map).is_ok());
+    assert_eq!(second.setlk(theirs, map), Err(libc::EAGAIN));
+    // What the other machine wrote is new to this one.
+    first.release(ours.0, ours.1).unwrap();
+    assert_eq!(second.setlk(theirs, map), Err(libc::EAGAIN));
+    first.release(ours.0, again).unwrap();
+    assert!(second.setlk(theirs, map).is_ok());
+    let other = first.open(ours.0, libc::O_RDWR).unwrap().fh;
+    assert_eq!(first.setlk((ours.0, other), map), Err(libc::EAGAIN));
+    second.init();
+    assert!(first.setlk((ours.0, other), map).is_ok());
+}
+
+#[test]
 fn invented_locks_are_answered() {
     let (mut first, ours, ..) = two();
     let lock = LkIn { owner: 1, start: 0, end: 9, kind: WRITE, ..Default::default() };
@@ -229,7 +253,8 @@ fn invented_locks_are_answered() {
         (LkIn { start: 10, ..lock }, libc::EINVAL),
         (LkIn { end: END + 1, ..lock }, libc::EINVAL),
         (LkIn { start: u64::MAX, end: u64::MAX, ..lock }, libc::EINVAL),
-        (LkIn { lk_flags: 2, ..lock }, libc::EINVAL),
+        (LkIn { lk_flags: LK_MAPPING | LK_FLOCK, ..lock }, libc::EINVAL),
+        (LkIn { lk_flags: 4, ..lock }, libc::EINVAL),
         (LkIn { lk_flags: u32::MAX, ..lock }, libc::EINVAL),
     ] {
         assert_eq!(first.setlk(ours, input), Err(error), "{input:?}");
@@ -238,7 +263,7 @@ fn invented_locks_are_answered() {
     }
     let rootfs = first.rootfs();
     for other in [(ours.0, 99), (rootfs, ours.1), (ROOT_ID, ours.1), (99, ours.1)] {
-        for lk_flags in [0, LK_FLOCK] {
+        for lk_flags in [0, LK_FLOCK, LK_MAPPING] {
             assert_eq!(first.setlk(other, LkIn { lk_flags, ..lock }), Err(libc::EBADF), "{other:?}");
         }
     }

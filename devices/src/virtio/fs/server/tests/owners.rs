@@ -34,6 +34,42 @@ fn extended_attributes_that_are_the_guests_pass() {
 }
 
 #[test]
+fn attributes_say_of_others_files_that_they_have_no_acl() {
+    if !is_root() {
+        // The guest checks no ACLs.
+        return;
+    }
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, _) = guest.make(rootfs, "a");
+    let mut says = |guest: &mut Guest, caller| {
+        guest.caller = caller;
+        guest.attr(node).flags & ATTR_NO_ACL != 0
+    };
+    // Linux asks for no ACL of a process's own files.
+    assert!(!says(&mut guest, (0, 0)) && says(&mut guest, (1000, 1000)));
+    let acl: Vec<u8> = [2u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain(
+            [(1u16, 6u16, u32::MAX), (2, 4, 5), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)].map(
+                |(tag, permissions, id)| {
+                    [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+                },
+            ),
+        )
+        .flatten()
+        .collect();
+    guest.caller = (0, 0);
+    if guest.setxattr(node, "system.posix_acl_access", &acl) == Err(libc::EOPNOTSUPP) {
+        // The test's directory is on a file system without ACLs.
+        return;
+    }
+    assert!(!says(&mut guest, (1000, 1000)));
+    guest.call(op::REMOVEXATTR, node, &string("system.posix_acl_access")).unwrap();
+    assert!(says(&mut guest, (1000, 1000)));
+}
+
+#[test]
 fn special_files_are_never_opened_on_the_host() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();

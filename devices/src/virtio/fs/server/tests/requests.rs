@@ -6,12 +6,33 @@ use super::*;
 fn unsupported_requests_are_answered() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
-    for opcode in [op::FLUSH, op::ACCESS, op::SETLKW, op::BMAP, op::IOCTL, op::POLL] {
+    for opcode in [op::FLUSH, op::ACCESS, op::SETLKW, op::BMAP, op::POLL] {
         assert_eq!(guest.call(opcode, rootfs, &[0; 64]), Err(libc::ENOSYS));
     }
     for opcode in [0, 7, 19, 52, 4096, u32::MAX] {
         assert_eq!(guest.call(opcode, rootfs, &[0; 64]), Err(libc::ENOSYS));
     }
+}
+
+#[test]
+fn of_ioctls_only_those_of_chattr_are_known() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, fh) = guest.make(rootfs, "a");
+    let ioctl = |cmd, out_size| body(|b| IoctlIn { fh, cmd, out_size, ..Default::default() }.put(b));
+    for cmd in [0, 0x5401, 0x8008_6602, u32::MAX] {
+        assert_eq!(guest.call(op::IOCTL, node, &ioctl(cmd, 64)), Err(libc::ENOTTY), "{cmd:x}");
+    }
+    let flags = guest.call(op::IOCTL, node, &ioctl(0x8008_6601, 4));
+    // The file system of the temporary directory may have no flags.
+    if !matches!(flags, Err(libc::ENOTTY | libc::EOPNOTSUPP)) {
+        assert_eq!(flags.unwrap().len(), IoctlOut::SIZE + 4);
+        assert_eq!(guest.call(op::IOCTL, node, &ioctl(0x8008_6601, 3)), Err(libc::EINVAL));
+    }
+    // Without the flags to set.
+    assert_eq!(guest.call(op::IOCTL, node, &ioctl(0x4008_6602, 0)), Err(libc::EINVAL));
+    let other = body(|b| IoctlIn { fh: 99, cmd: 0x8008_6601, out_size: 4, ..Default::default() }.put(b));
+    assert_eq!(guest.call(op::IOCTL, node, &other), Err(libc::EBADF));
 }
 
 #[test]

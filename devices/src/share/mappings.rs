@@ -1,0 +1,148 @@
+//! Shared mappings that write to a file: one machine at a time has them.
+//!
+//! The memory of two guests is not one memory. If both had a file mapped and wrote through the mapping, neither would see
+//! what the other one stores, and the pages that are written back last would win. So the guest's kernel asks before a file
+//! is mapped shared and writable (resources/kernel/patches/fuse-mapping.patch), and the answer is no while another machine
+//! has it mapped so. The guest keeps the permission until it closes the open file.
+//!
+//! Machines agree through locks of the host (fcntl(2) with F_OFD_SETLK) in one file, the registry: each file has a byte in
+//! it, whose number is a hash of its device and inode number. The registry has no data. A machine that is killed loses its
+//! locks, because its descriptors are closed. Two files can share a byte, and then one of them cannot be mapped; with 63
+//! bits that is improbable enough.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+
+use super::errno::{Errno, Result};
+use super::operations::{OpenFile, Operations};
+use super::sys;
+
+/// Limit of files of which a guest has such mappings. The host's kernel searches all locks of the registry for each new
+/// one.
+pub const MAX_MAPPED: usize = 1 << 14;
+
+type Key = (u64, u64);
+
+/// The files that the guest has mapped shared and writable.
+#[derive(Default)]
+pub struct Mappings(Arc<Mutex<Mapped>>);
+
+#[derive(Default)]
+struct Mapped {
+    /// `None` if the machine is alone.
+    registry: Option<File>,
+    /// Number of open files that are mapped, by device and inode number.
+    files: HashMap<Key, usize>,
+}
+
+/// RAII guard: the guest may have the file mapped.
+pub struct Mapping {
+    mappings: Arc<Mutex<Mapped>>,
+    key: Key,
+}
+
+impl Mappings {
+    /// Sets the file through which machines agree, which must be open for reading and writing.
+    pub fn set_registry(&self, file: File) {
+        self.0.lock().unwrap().registry = Some(file);
+    }
+
+    /// Lets the guest map a file, or returns EAGAIN if another machine has it mapped.
+    fn add(&self, key: Key) -> Result<Mapping> {
+        let mut mapped = self.0.lock().unwrap();
+        if !mapped.files.contains_key(&key) {
+            if mapped.files.len() >= MAX_MAPPED {
+                return Err(Errno(libc::ENOMEM));
+            }
+            if let Some(registry) = &mapped.registry {
+                sys::set_range(registry.as_fd(), libc::F_WRLCK, place(key), 1)?;
+            }
+        }
+        *mapped.files.entry(key).or_default() += 1;
+        Ok(Mapping { mappings: self.0.clone(), key })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let mut mapped = self.mappings.lock().unwrap();
+        let left = mapped.files.get_mut(&self.key).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            mapped.files.remove(&self.key);
+            if let Some(registry) = &mapped.registry
+                && let Err(errno) = sys::set_range(registry.as_fd(), libc::F_UNLCK, place(self.key), 1)
+            {
+                log::warn!("file server: give up a mapping: {}", std::io::Error::from(errno));
+            }
+        }
+    }
+}
+
+/// Returns the byte of a file in the registry. Every version of the program must use the same one.
+fn place((device, inode): Key) -> u64 {
+    // The finalizer of MurmurHash3.
+    let mix = |mut value: u64| {
+        value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        value ^ (value >> 33)
+    };
+    mix(mix(device) ^ inode) >> 2
+}
+
+impl Operations {
+    /// Lets the guest map an open file shared and writable until it closes the file. EAGAIN means that another machine has
+    /// such mappings of the file.
+    pub fn map_shared(&self, file: OpenFile) -> Result<()> {
+        let handle = self.handle(file)?;
+        handle.inode.writable()?;
+        if handle.mapping.get().is_none() {
+            // Only this thread sets it.
+            let _ = handle.mapping.set(self.shared.mappings.add(handle.inode.key)?);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_one_machine_maps_is_refused_to_another_until_it_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = || {
+            let mappings = Mappings::default();
+            let path = dir.path().join("registry");
+            let file =
+                File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+            mappings.set_registry(file);
+            mappings
+        };
+        let (one, two) = (machine(), machine());
+        let (first, second) = (one.add((1, 2)).unwrap(), one.add((1, 2)).unwrap());
+        assert_eq!(two.add((1, 2)).err(), Some(Errno(libc::EAGAIN)));
+        assert!(two.add((1, 3)).is_ok() && two.add((2, 2)).is_ok());
+        drop(first);
+        assert_eq!(two.add((1, 2)).err(), Some(Errno(libc::EAGAIN)));
+        drop(second);
+        let theirs = two.add((1, 2)).unwrap();
+        assert_eq!(one.add((1, 2)).err(), Some(Errno(libc::EAGAIN)));
+        drop((theirs, two));
+        assert!(one.add((1, 2)).is_ok());
+    }
+
+    #[test]
+    fn the_number_of_mapped_files_is_limited() {
+        let mappings = Mappings::default();
+        let all: Vec<_> = (0..MAX_MAPPED as u64).map(|inode| mappings.add((0, inode)).unwrap()).collect();
+        assert_eq!(mappings.add((1, 0)).err(), Some(Errno(libc::ENOMEM)));
+        assert!(mappings.add((0, 5)).is_ok());
+        drop(all);
+        assert!(mappings.add((1, 0)).is_ok());
+    }
+}
