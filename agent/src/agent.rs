@@ -277,6 +277,9 @@ impl Agent {
             return false;
         }
         let Some(destroy) = state.destroy.take() else { return false };
+        if let Some(sockets) = state.sockets.take() {
+            sockets.finish();
+        }
         if state.setting == Setting::Guest {
             // At the end, so that it does not affect measurements.
             timeline::copy_if_wanted();

@@ -7,7 +7,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, STREAM_PORT};
+use agent_proto::command::{CONTROL_PORT, RESOLVER_PORT, SOCKETS_PORT, STREAM_PORT};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -45,6 +45,12 @@ pub fn open() -> Result<Ports, Error> {
 /// Opens the port for name queries, non-blocking, and waits for it if necessary.
 pub fn open_resolver() -> Result<OwnedFd, Error> {
     let [number] = await_named([RESOLVER_PORT])?;
+    device(number)
+}
+
+/// Opens the port for connections to sockets of the host, non-blocking, and waits for it if necessary.
+pub fn open_sockets() -> Result<OwnedFd, Error> {
+    let [number] = await_named([SOCKETS_PORT])?;
     device(number)
 }
 

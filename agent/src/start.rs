@@ -16,6 +16,7 @@ use crate::pod::{self, Pod};
 use crate::process::child::{self, Child, ChildContainer};
 use crate::process::report::{self, Report};
 use crate::process::{Pending, Pipes, Process, pipes};
+use crate::sockets;
 use crate::state::{EventSource, Setting, State, watch};
 use crate::sys::{self, Fork};
 
@@ -78,6 +79,9 @@ impl State {
         }
         if isolated && shares_shm(spec) {
             pod.mount_shm()?;
+        }
+        if isolated && let Some(sockets) = sockets::start(spec)? {
+            self.sockets = Some(sockets);
         }
         let mut container = Container::new(spec, isolated)?;
         let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };

@@ -18,6 +18,7 @@ use crate::destroy::Destroy;
 use crate::error::{Error, Step};
 use crate::pod::Pod;
 use crate::process::Process;
+use crate::sockets::Sockets;
 use crate::streams::Streams;
 
 const EDGES: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::ET);
@@ -87,6 +88,8 @@ pub(crate) struct State {
     pub(crate) to_start: VecDeque<payload::Container>,
     pub(crate) processes: BTreeMap<u32, Process>,
     pub(crate) destroy: Option<Destroy>,
+    /// Carries connections to sockets of the host.
+    pub(crate) sockets: Option<Sockets>,
     /// The machine must be reset once everything queued for the host has been sent.
     pub(crate) power_off: bool,
     pub(crate) next_key: u32,
@@ -115,6 +118,7 @@ impl State {
             to_start: VecDeque::new(),
             processes: BTreeMap::new(),
             destroy: None,
+            sockets: None,
             power_off: false,
             next_key: 1,
             child_exited: false,

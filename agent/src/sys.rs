@@ -318,8 +318,9 @@ pub fn signal(number: i32) -> Option<Signal> {
 /// Closes all file descriptors except stdin, stdout, stderr and those in `keep`, in a child before exec.
 ///
 /// The owners of the closed descriptors must not be used or dropped afterwards: the child ends with exec or exit.
-pub fn close_others<const N: usize>(keep: [Option<BorrowedFd<'_>>; N]) {
-    let mut keep = keep.map(|fd| fd.map_or(usize::MAX, |fd| fd.as_raw_fd() as usize));
+pub fn close_others<'a>(keep: impl IntoIterator<Item = Option<BorrowedFd<'a>>>) {
+    let number = |fd: Option<BorrowedFd<'_>>| fd.map_or(usize::MAX, |fd| fd.as_raw_fd() as usize);
+    let mut keep: alloc::vec::Vec<usize> = keep.into_iter().map(number).collect();
     keep.sort_unstable();
     let mut first = 3;
     for kept in keep {

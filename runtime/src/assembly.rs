@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, STREAM_PORT};
+use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, SOCKETS_PORT, STREAM_PORT};
 use anyhow::{Context, Result};
 use host::cgroup::room;
 use host::confine::cores::Cookie;
@@ -35,6 +35,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::machine::Machine;
 use crate::sandbox::nics::Nics;
 use crate::session::Session;
+use crate::sockets;
 
 /// A machine about to be created.
 pub struct Assembly {
@@ -107,7 +108,9 @@ impl Assembly {
         let enter_files = || confine::enter(Role::Files);
         let mut vm = Vm::with(self.pending, settings)?;
         let (log, console) = LogPort::new(writers.console);
-        attach_console(&mut vm, log, device_end, table, resolver)?;
+        let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
+        let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
+        attach_console(&mut vm, log, device_end, table, [(RESOLVER_PORT, resolver), (SOCKETS_PORT, socket)])?;
         match plan.share {
             ShareType::VirtioFs => {
                 Fs::new(SHARE_TAG, fs::server(&share), enter_files).map(|fs| vm.attach(Box::new(fs)))
@@ -128,7 +131,7 @@ impl Assembly {
         let link = AgentLink::new(control, plan.protocol)?;
         let vm = Machine::new(vm.hold()?);
         cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
-        let sandbox = Sandbox { link, streams, vm, share, nics, console };
+        let sandbox = Sandbox { link, streams, vm, share, nics, console, sockets };
         Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
     }
 }
@@ -141,14 +144,14 @@ fn stream_ends(protocol: Protocol, timeline: Option<Arc<Timeline>>) -> Result<(S
     Ok((if protocol == Protocol::Api4244 { table.without_credit() } else { table }, handle))
 }
 
-/// Attaches the console device with its ports: kernel log, control channel, streams, and name queries if the guest is
-/// to send them.
+/// Attaches the console device with its ports: kernel log, control channel, streams, and `others` that the guest is to
+/// use.
 fn attach_console(
     vm: &mut Vm,
     log: LogPort,
     control: UnixStream,
     streams: StreamTable,
-    resolver: Option<UnixStream>,
+    others: [(&str, Option<UnixStream>); 2],
 ) -> Result<()> {
     let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
     let mut ports = vec![
@@ -156,7 +159,9 @@ fn attach_console(
         port(CONTROL_PORT, Box::new(SocketPort::new(control))),
         port(STREAM_PORT, Box::new(streams)),
     ];
-    ports.extend(resolver.map(|socket| port(RESOLVER_PORT, Box::new(SocketPort::new(socket)))));
+    for (name, socket) in others {
+        ports.extend(socket.map(|socket| port(name, Box::new(SocketPort::new(socket)))));
+    }
     Ok(vm.attach(Box::new(Console::new(vm.events(), ports)))?)
 }
 

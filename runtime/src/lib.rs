@@ -29,6 +29,7 @@ mod pod;
 mod report;
 mod sandbox;
 mod session;
+mod sockets;
 mod state;
 
 pub use cli::tree::command as command_line;

@@ -19,6 +19,7 @@ use vmm::devices::virtio::console::LogTail;
 use vmm::devices::virtio::net::Vhost;
 
 use crate::pod::Guest;
+use crate::sockets::Sockets;
 use machine::Machine;
 use nics::Nics;
 
@@ -49,6 +50,7 @@ pub struct Sandbox {
     pub(crate) share: ShareTree,
     pub nics: Nics,
     pub(crate) console: LogTail,
+    pub(crate) sockets: Option<Sockets>,
 }
 
 impl Sandbox {
@@ -114,6 +116,7 @@ impl Sandbox {
     /// Stops the machine if it still runs, and waits for its threads.
     pub fn stop(self) {
         drop(self.vm);
+        self.sockets.iter().for_each(Sockets::finish);
     }
 }
 

@@ -55,6 +55,8 @@ pub const CONTROL_PORT: &str = "sh.hyper.channel.0";
 pub const STREAM_PORT: &str = "sh.hyper.channel.1";
 /// Port name of the channel for name queries. Only machines of a pod with a resolver have it.
 pub const RESOLVER_PORT: &str = "sh.hyper.resolver";
+/// Port name of the channel for connections to sockets of the host. Only machines with a bind mount of one have it.
+pub const SOCKETS_PORT: &str = "sh.hyper.sockets";
 /// I/O port to which the agent writes the boot's milestones (one byte, [`Mark`]).
 pub const MARK_IO_PORT: u16 = 0x6e0;
 

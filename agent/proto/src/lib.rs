@@ -35,6 +35,7 @@ pub mod command;
 pub mod control;
 pub mod datagram;
 pub mod payload;
+pub mod sockets;
 pub mod stream;
 
 /// A frame with an invalid length. The channel cannot be read any further.

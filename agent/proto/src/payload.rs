@@ -23,8 +23,8 @@ pub use filter::{FILTER_MAX, Filter, Program, instruction};
 pub use network::{Interface, IpAddress, Neighbour, Resolver, Route, Routes};
 use object::object;
 pub use oci::{
-    Capabilities, ContainerLimits, DEVICE_RULES_MAX, Device, IdMap, IdMaps, Mount, Namespace, OWN_DEVICE,
-    OciContainer, OciProcess, POD_SHM, Scheduler,
+    Capabilities, ContainerLimits, DEVICE_RULES_MAX, Device, HOST_SOCKET, IdMap, IdMaps, Mount, Namespace,
+    OWN_DEVICE, OciContainer, OciProcess, POD_SHM, Scheduler,
 };
 
 /// Payload of READY: the extension that the agent offers.

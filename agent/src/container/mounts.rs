@@ -14,6 +14,7 @@ use crate::container::paths;
 use crate::container::rootfs::{Root, attach_tree, bind_tree, clone_tree, kind};
 use crate::container::{copy_up, device_binds};
 use crate::error::{Error, Step};
+use crate::sockets;
 use crate::sys::{self, MountAttributes};
 
 /// The flags of mount(2) that are used here.
@@ -42,6 +43,9 @@ mod attr {
 pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Error> {
     if entry.kind == payload::POD_SHM {
         return bind_agent_file(root, paths::SHM, &entry.destination);
+    }
+    if entry.kind == payload::HOST_SOCKET {
+        return bind_agent_file(root, &sockets::path(&entry.source), &entry.destination);
     }
     if entry.kind == payload::OWN_DEVICE {
         return device_binds::bind(root, entry);

@@ -6,3 +6,5 @@ pub const RESOLV_CONF: &str = "/run/resolv.conf";
 pub const HOSTNAME: &str = "/run/hostname";
 /// `/dev/shm` of containers that share the pod's.
 pub const SHM: &str = "/run/shm";
+/// Directory of the sockets that stand for sockets of the host.
+pub const SOCKETS: &str = "/run/sockets";

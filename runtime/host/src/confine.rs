@@ -45,6 +45,8 @@ pub enum Role {
     Files,
     /// Carries name queries of the guest.
     Resolver,
+    /// Connects to sockets of the host for the guest.
+    Sockets,
     /// The only thread of a process beside the machine's, which forks processes that the host's kernel kills
     /// ([`KillReporter`](crate::cgroup::kill_reporter::KillReporter)).
     Reporter,

@@ -13,6 +13,7 @@ mod error;
 pub mod hooks;
 pub mod network;
 pub mod signals;
+pub mod sockets;
 pub mod sys;
 pub mod terminal;
 pub mod text;

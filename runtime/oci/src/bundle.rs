@@ -26,6 +26,25 @@ pub struct Bundle {
     pub readonly: bool,
     /// Device nodes of the host that mounts bind, by the index of the mount.
     pub device_sources: BTreeMap<usize, DeviceNode>,
+    /// Sockets of the host that mounts bind, by the index of the mount.
+    pub socket_sources: BTreeMap<usize, SocketFile>,
+}
+
+/// The attributes of a socket's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketFile {
+    /// Permissions.
+    pub mode: u32,
+    /// User of the owner.
+    pub uid: u32,
+    /// Group of the owner.
+    pub gid: u32,
+}
+
+/// What a mount binds, if it is neither a directory nor a regular file.
+enum Special {
+    Device(DeviceNode),
+    Socket(SocketFile),
 }
 
 /// A device by its number.
@@ -47,8 +66,10 @@ impl Bundle {
         directory_at("root.path", &bundle.rootfs)?;
         for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| mount.is_bind()) {
             let source = bundle.bind_source(mount);
-            if let Some(node) = bind_source_at(&format!("mounts[{index}].source"), &source)? {
-                bundle.device_sources.insert(index, node);
+            match bind_source_at(&format!("mounts[{index}].source"), &source)? {
+                Some(Special::Device(node)) => _ = bundle.device_sources.insert(index, node),
+                Some(Special::Socket(file)) => _ = bundle.socket_sources.insert(index, file),
+                None => {}
             }
         }
         Ok(bundle)
@@ -76,6 +97,7 @@ impl Bundle {
             rootfs,
             readonly: root.readonly,
             device_sources: BTreeMap::new(),
+            socket_sources: BTreeMap::new(),
         })
     }
 
@@ -128,9 +150,9 @@ fn directory_at(what: &str, path: &Path) -> Result<()> {
     if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
-/// Refuses sockets and named pipes, whose other end is in the host's kernel and not reachable from a guest. Returns the
-/// number of a device, because the guest may have a device like it.
-fn bind_source_at(what: &str, path: &Path) -> Result<Option<DeviceNode>> {
+/// Refuses named pipes, whose other end is in the host's kernel and not reachable from a guest. Returns the number of a
+/// device, because the guest may have a device like it, and the attributes of a socket, whose connections are carried.
+fn bind_source_at(what: &str, path: &Path) -> Result<Option<Special>> {
     let metadata = fs::metadata(path).map_err(|source| BundleError::Source {
         what: what.to_owned(),
         path: path.to_owned(),
@@ -138,11 +160,15 @@ fn bind_source_at(what: &str, path: &Path) -> Result<Option<DeviceNode>> {
     })?;
     let kind = metadata.file_type();
     let name = match kind {
-        _ if kind.is_socket() => "a socket",
+        _ if kind.is_socket() => {
+            let (mode, uid, gid) = (metadata.mode() & 0o777, metadata.uid(), metadata.gid());
+            return Ok(Some(Special::Socket(SocketFile { mode, uid, gid })));
+        }
         _ if kind.is_fifo() => "a named pipe",
         _ if kind.is_char_device() || kind.is_block_device() => {
             let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
-            return Ok(Some(DeviceNode { is_block: kind.is_block_device(), major, minor }));
+            let is_block = kind.is_block_device();
+            return Ok(Some(Special::Device(DeviceNode { is_block, major, minor })));
         }
         _ => return Ok(None),
     };

@@ -1,6 +1,6 @@
 //! Translates OCI mounts to guest mounts. A bind becomes an entry of the share and a bind mount of this entry in the
 //! guest. A bind of a device becomes a bind of the guest's device with the same number. A bind of /dev becomes a tmpfs
-//! with the guest's devices.
+//! with the guest's devices. A bind of a listening socket becomes one of the agent's, which carries connections to it.
 
 use std::path::{Path, PathBuf};
 
@@ -82,6 +82,13 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             continue;
         }
         let mut options = MountOptions::parse(&mount.options);
+        if let Some(file) = bundle.socket_sources.get(&index) {
+            let number = bundle.socket_sources.range(..index).count().to_string();
+            let data = format!("{:o} {} {}", file.mode, file.uid, file.gid);
+            let options = MountOptions { data, ..MountOptions::default() };
+            planned.mounts.push(entry(&mount.destination, payload::HOST_SOCKET, &number, options));
+            continue;
+        }
         let (kind, source) = match bundle.device_sources.get(&index) {
             Some(device) => (payload::OWN_DEVICE, device_source(bundle, index, *device)?),
             None if mount.is_bind() => {

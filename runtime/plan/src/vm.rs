@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use agent_proto::command::Protocol;
 use agent_proto::payload::{Pod, Rlimit};
+use agent_proto::sockets::SOCKETS_MAX;
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
 use oci::spec::Capabilities;
@@ -134,6 +135,8 @@ pub struct VmPlan {
     pub cgroup: Option<HostCgroup>,
     /// Network namespace whose interfaces the guest gets; without one it has only a loopback interface.
     pub network: Option<PathBuf>,
+    /// Sockets of the host to which the container may connect, in the order of its mounts.
+    pub sockets: Vec<PathBuf>,
     /// Resource limits of processes that name none.
     pub limits: Vec<Rlimit>,
     /// Payload of STARTPOD.
@@ -163,6 +166,7 @@ impl VmPlan {
             protocol: settings.protocol,
             cgroup: None,
             network: None,
+            sockets: Vec::new(),
             limits,
             pod: Pod {
                 hostname: hostname.to_owned(),
@@ -190,6 +194,7 @@ impl VmPlan {
         Ok(VmPlan {
             cgroup,
             network: bundle.network().map(Path::to_owned),
+            sockets: sockets(bundle, settings.protocol)?,
             kernel: Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..VmPlan::new(&sized, &bundle.spec.hostname)
@@ -211,6 +216,20 @@ impl VmPlan {
     pub fn sets(&self) -> Sets {
         if self.cgroup.is_some() { Sets::Host } else { Sets::Guest }
     }
+}
+
+/// Returns the paths of the sockets that the bundle binds.
+fn sockets(bundle: &Bundle, protocol: Protocol) -> Result<Vec<PathBuf>> {
+    let refused = |index: &usize, why: String| unsupported(format!("mounts[{index}].source"), why);
+    if let Some(index) = bundle.socket_sources.keys().next()
+        && protocol == Protocol::Api4244
+    {
+        return Err(refused(index, "an agent of API 4244 carries no connections to sockets".to_owned()));
+    }
+    if let Some(index) = bundle.socket_sources.keys().nth(SOCKETS_MAX) {
+        return Err(refused(index, format!("limit of {SOCKETS_MAX} sockets")));
+    }
+    Ok(bundle.socket_sources.keys().map(|index| bundle.bind_source(&bundle.spec.mounts[*index])).collect())
 }
 
 /// Annotation that restricts the packets of a container to the addresses of its interfaces.

@@ -145,6 +145,10 @@ pub const POD_SHM: &str = "podshm";
 /// [`Mount::kind`] of a bind mount of a device of the guest. The source is `c` or `b`, a space, and `major:minor`.
 pub const OWN_DEVICE: &str = "device";
 
+/// [`Mount::kind`] of a listening socket of the host. The source is its number, and the data its mode in octal digits, its
+/// user and its group.
+pub const HOST_SOCKET: &str = "socket";
+
 /// One mount of an OCI container, with its options as arguments of mount(2).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,7 +156,7 @@ pub struct Mount {
     /// Absolute path in the container.
     pub destination: String,
     /// File-system type; `bind` for a bind mount, [`POD_SHM`] for the pod's own /dev/shm, [`OWN_DEVICE`] for a
-    /// device.
+    /// device, [`HOST_SOCKET`] for a socket.
     #[serde(rename = "type")]
     pub kind: String,
     /// For a bind: the path in the share (`/<container>/mounts/0`). Otherwise the device's name.

@@ -186,6 +186,10 @@ const RESOLVER: [c_long; 11] = [
     SYS_setsockopt,
 ];
 
+/// Connecting to sockets by the number of a descriptor, as users of the guest.
+const SOCKETS: [c_long; 7] =
+    [SYS_connect, SYS_fchdir, SYS_poll, SYS_recvfrom, SYS_sendmsg, SYS_sendto, SYS_shutdown];
+
 /// Forking a process, moving it to a cgroup, and waiting for its end.
 const REPORTER: [c_long; 22] = [
     SYS_close_range,
@@ -272,11 +276,7 @@ pub struct Ids {
 /// Returns the system calls that a thread may make, sorted by number.
 pub fn of(role: Role, ids: Ids) -> Vec<Call> {
     let mut calls = COMMON.map(always).to_vec();
-    // Memory is never executable, neither new nor changed memory.
-    let no_code = |argument| vec![Condition { argument, mask: PROT_EXEC as u32, values: vec![0] }];
-    calls.push(when(SYS_mmap, no_code(2)));
-    calls.push(when(SYS_mprotect, no_code(2)));
-    calls.push(when(SYS_madvise, one_of(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])));
+    calls.extend(memory());
     let own = one_of(0, &[ids.process]);
     // A crash or a panic ends the process by a signal to its own thread.
     let end = when(SYS_tgkill, [own.clone(), one_of(1, &[ids.thread]), one_of(2, &CRASHES)].concat());
@@ -307,6 +307,11 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.push(when(SYS_socket, one_of(0, &[AF_INET as u32])));
             ioctls.push(FIONBIO as u32);
         }
+        Role::Sockets => {
+            calls.extend(sockets());
+            calls.push(end);
+            ioctls.push(FIONBIO as u32);
+        }
         Role::Reporter => {
             calls.extend(REPORTER.map(always));
             calls.push(end);
@@ -329,11 +334,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             ioctls.extend([TCGETS2, TCSETS2, TCSETSW2, TCSETSF2].map(|number| number as u32));
         }
     }
-    match role {
-        Role::Vcpu => {}
-        Role::Files => calls.push(when(SYS_fcntl, one_of(1, &[&FCNTL[..], &RANGES].concat()))),
-        _ => calls.push(when(SYS_fcntl, one_of(1, &FCNTL))),
-    }
+    calls.extend(fcntl(role));
     calls.extend(failing(role));
     match role {
         Role::Network => ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32])),
@@ -348,6 +349,32 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
     calls
 }
 
+fn fcntl(role: Role) -> Option<Call> {
+    match role {
+        Role::Vcpu => None,
+        Role::Files => Some(when(SYS_fcntl, one_of(1, &[&FCNTL[..], &RANGES].concat()))),
+        _ => Some(when(SYS_fcntl, one_of(1, &FCNTL))),
+    }
+}
+
+/// Returns the calls that change memory. It is never executable, neither new nor changed memory.
+fn memory() -> [Call; 3] {
+    let no_code = |argument| vec![Condition { argument, mask: PROT_EXEC as u32, values: vec![0] }];
+    let advice = one_of(2, &[MADV_DONTNEED as u32, MADV_FREE as u32]);
+    [when(SYS_mmap, no_code(2)), when(SYS_mprotect, no_code(2)), when(SYS_madvise, advice)]
+}
+
+/// Returns the calls of the thread that connects to sockets of the host.
+fn sockets() -> Vec<Call> {
+    let mut calls = SOCKETS.map(always).to_vec();
+    calls.push(when(SYS_socket, one_of(0, &[AF_UNIX as u32])));
+    // The real and the saved user and group stay root's.
+    let effective = [one_of(0, &[0]), one_of(2, &[0])].concat();
+    calls.push(when(SYS_setresuid, effective.clone()));
+    calls.push(when(SYS_setresgid, effective));
+    calls
+}
+
 /// Returns the calls that the C library or a panic makes, and that may fail.
 fn failing(role: Role) -> Vec<Call> {
     let fails = |number: c_long| Call { number: number as u32, rule: Rule::Fail(EACCES as u32) };
@@ -356,7 +383,7 @@ fn failing(role: Role) -> Vec<Call> {
     if !matches!(role, Role::Main | Role::Network | Role::Pod) {
         calls.push(fails(SYS_readlink));
     }
-    if matches!(role, Role::Vcpu | Role::Devices | Role::Resolver) {
+    if matches!(role, Role::Vcpu | Role::Devices | Role::Resolver | Role::Sockets) {
         // The C library's allocator looks for the number of CPUs in /sys, and asks for it otherwise.
         calls.push(fails(SYS_openat));
     }

@@ -9,8 +9,16 @@ use libc::*;
 
 use super::*;
 
-const ROLES: [Role; 7] =
-    [Role::Main, Role::Network, Role::Pod, Role::Vcpu, Role::Devices, Role::Files, Role::Resolver];
+const ROLES: [Role; 8] = [
+    Role::Main,
+    Role::Network,
+    Role::Pod,
+    Role::Vcpu,
+    Role::Devices,
+    Role::Files,
+    Role::Resolver,
+    Role::Sockets,
+];
 
 /// Calls that no thread of a running machine makes: they start programs, reach other processes, make sockets, or change
 /// namespaces, the kernel or the thread's own rights.
@@ -83,7 +91,15 @@ fn permits(role: Role, number: c_long, arguments: [u32; 6]) -> bool {
 fn no_role_may_leave_its_process() {
     for role in ROLES {
         for number in FOREVER {
-            assert!(!permits(role, number, [0; 6]), "{role:?}: {number}");
+            // It connects as a user of the guest, and stays root in its real and saved user.
+            let connects = role == Role::Sockets && number == SYS_setresuid;
+            assert_eq!(permits(role, number, [0; 6]), connects, "{role:?}: {number}");
+        }
+        for ids in [[1000, 1000, 0], [0, 1000, 1000]] {
+            let [real, effective, saved] = ids;
+            let arguments = [real, effective, saved, 0, 0, 0];
+            assert!(!permits(role, SYS_setresuid, arguments), "{role:?}: {ids:?}");
+            assert!(!permits(role, SYS_setresgid, arguments), "{role:?}: {ids:?}");
         }
         // A process, a thread in new namespaces, and a thread of clone3, whose flags the filter cannot see.
         for flags in [SIGCHLD, CLONE_VM | CLONE_VFORK | SIGCHLD, CLONE_NEWNS, CLONE_NEWUSER, CLONE_THREAD] {
@@ -91,7 +107,8 @@ fn no_role_may_leave_its_process() {
         }
         assert!(!permits(role, SYS_clone3, [0; 6]));
         assert!(!permits(role, SYS_unshare, [CLONE_NEWUSER as u32; 6]));
-        for domain in [AF_UNIX, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK, AF_ALG] {
+        assert_eq!(permits(role, SYS_socket, [AF_UNIX as u32; 6]), role == Role::Sockets);
+        for domain in [AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK, AF_ALG] {
             assert!(!permits(role, SYS_socket, [domain as u32; 6]), "{role:?}: {domain}");
         }
         assert_eq!(permits(role, SYS_socket, [AF_INET as u32; 6]), role == Role::Resolver);
@@ -149,7 +166,7 @@ fn ioctls_are_those_of_the_role() {
 #[test]
 fn only_the_file_server_and_the_main_thread_open_files() {
     for role in ROLES {
-        let opens = !matches!(role, Role::Vcpu | Role::Devices | Role::Resolver);
+        let opens = !matches!(role, Role::Vcpu | Role::Devices | Role::Resolver | Role::Sockets);
         assert_eq!(permits(role, SYS_openat, [0; 6]), opens, "{role:?}");
         assert_eq!(permits(role, SYS_unlinkat, [0; 6]), opens, "{role:?}");
         for number in [SYS_renameat2, SYS_mknodat, SYS_linkat, SYS_fchmodat, SYS_fchownat] {

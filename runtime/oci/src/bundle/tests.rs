@@ -1,4 +1,6 @@
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 
 use super::*;
 use crate::DEFAULT_CONFIG;
@@ -164,5 +166,12 @@ fn files_missing_on_the_host_are_named() {
     json["mounts"][0]["source"] = "s".into();
     fs::write(at.join("config.json"), json.to_string()).unwrap();
     let _listener = UnixListener::bind(at.join("s")).unwrap();
-    assert!(load().unwrap_err().contains("is a socket of the host's kernel"));
+    fs::set_permissions(at.join("s"), fs::Permissions::from_mode(0o640)).unwrap();
+    let file = fs::metadata(at.join("s")).unwrap();
+    let socket = SocketFile { mode: 0o640, uid: file.uid(), gid: file.gid() };
+    assert_eq!(load().unwrap().socket_sources, [(0, socket)].into());
+    json["mounts"][0]["source"] = "p".into();
+    fs::write(at.join("config.json"), json.to_string()).unwrap();
+    assert!(Command::new("mkfifo").arg(at.join("p")).status().unwrap().success());
+    assert!(load().unwrap_err().contains("is a named pipe of the host's kernel"));
 }

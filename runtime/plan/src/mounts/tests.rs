@@ -1,6 +1,10 @@
 use serde_json::{Value, json};
 
+use agent_proto::command::Protocol;
+use oci::bundle::SocketFile;
+
 use super::*;
+use crate::vm::{VmPlan, VmSettings};
 
 fn planned(mounts: Value, device_sources: &[(usize, DeviceNode)]) -> Result<Mounts> {
     let mut json: Value = serde_json::from_str(oci::DEFAULT_CONFIG).unwrap();
@@ -23,6 +27,32 @@ fn a_bind_of_a_device_is_one_of_the_guest_s() {
     let error = planned(mounts, &[(0, node(false, 10, 232))]).unwrap_err().to_string();
     let message = "config.json mounts[0].source: not supported: /dev/null is a device of the host's kernel";
     assert_eq!(error, message);
+}
+
+#[test]
+fn binds_of_sockets_have_numbers_and_the_attributes_of_the_host_s() {
+    let bind =
+        |target: &str| json!({"destination": target, "type": "bind", "source": "/x", "options": ["ro"]});
+    let mut json: Value = serde_json::from_str(oci::DEFAULT_CONFIG).unwrap();
+    json["mounts"] = json!([bind("run/a.sock"), bind("/data"), bind("/b.sock")]);
+    let mut bundle = Bundle::check(Path::new("/b"), oci::json::from_value(&json).unwrap()).unwrap();
+    let file = |mode| SocketFile { mode, uid: 5, gid: 999 };
+    bundle.socket_sources = [(0, file(0o660)), (2, file(0o7))].into();
+    let plan = super::mounts(&bundle, "c1", &[]).unwrap();
+    let mounts: Vec<_> =
+        plan.mounts.iter().map(|it| [&it.kind, &it.source, &it.destination].map(String::as_str)).collect();
+    let expected =
+        [["socket", "0", "/run/a.sock"], ["bind", "/c1/mounts/0", "/data"], ["socket", "1", "/b.sock"]];
+    assert_eq!(mounts, expected);
+    assert_eq!((plan.mounts[0].data.as_str(), plan.mounts[2].data.as_str()), ("660 5 999", "7 5 999"));
+    assert_eq!(plan.binds.len(), 2);
+
+    let planned = |protocol| {
+        let settings = VmSettings { protocol, ..VmSettings::default() };
+        VmPlan::for_bundle(&bundle, "c1", &settings).map_err(|error| error.to_string())
+    };
+    assert_eq!(planned(Protocol::Extended).unwrap().sockets, [Path::new("/x"), Path::new("/x")]);
+    assert!(planned(Protocol::Api4244).unwrap_err().contains("mounts[0].source"));
 }
 
 #[test]

@@ -1,0 +1,252 @@
+//! Connections of the guest to listening sockets of the host, such as Docker's.
+//!
+//! The agent accepts connections on sockets of its own in the container, and sends what they carry through a port of the
+//! console ([`agent_proto::sockets`]). One thread connects to the host's sockets and moves the data. Each connection has a
+//! window in each direction, so that a slow reader stops only its own connection.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use agent_proto::sockets::{self, Broken, CONNECTIONS_MAX, DATA_MAX, Flow, Frame, OUT_MAX};
+use host::sockets::{Connector, HostSockets};
+use host::sys;
+
+/// Maximum number of bytes per read from the guest.
+const READ: usize = 64 << 10;
+/// Time between two attempts to connect to a server that has not accepted enough connections. There is no event for that.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Maximum time to deliver what the guest has sent, once the machine has ended.
+const DELIVERY: Duration = Duration::from_secs(2);
+
+/// The thread that carries connections.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Is disconnected when the thread has ended.
+    running: Receiver<()>,
+}
+
+impl Sockets {
+    /// Waits until what the guest has sent is delivered, after the machine has ended.
+    pub fn finish(&self) {
+        if self.running.recv_timeout(DELIVERY) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("connections to sockets of the host have not ended in time");
+        }
+    }
+}
+
+/// Opens the host's sockets, and starts the thread that connects to them. Also returns the guest's end of the port.
+pub fn serve(paths: &[PathBuf]) -> io::Result<(Sockets, UnixStream)> {
+    let sockets = HostSockets::open(paths)?;
+    let (port, guest) = UnixStream::pair()?;
+    let (runs, running) = channel();
+    thread::Builder::new().name("sockets".to_owned()).spawn(move || {
+        let _runs: Sender<()> = runs;
+        let carried = sockets.enter().and_then(|connector| carry(port, &connector));
+        if let Err(error) = carried {
+            log::warn!("connections to sockets of the host: {error}");
+        }
+    })?;
+    Ok((Sockets { running }, guest))
+}
+
+/// Carries connections until the machine has ended.
+fn carry(port: UnixStream, connector: &Connector) -> io::Result<()> {
+    port.set_nonblocking(true)?;
+    let mut carrier =
+        Carrier { port, connector, connections: Vec::new(), incoming: Vec::new(), outgoing: Vec::new() };
+    while carrier.turn()? {}
+    carrier.deliver();
+    Ok(())
+}
+
+/// A connection's socket, or what it will connect to.
+enum Socket {
+    Waiting { socket: u16, uid: u32, gid: u32 },
+    Open(UnixStream),
+}
+
+struct Connection {
+    number: u32,
+    socket: Socket,
+    flow: Flow,
+    /// The socket is closed, and the guest must be told.
+    failed: bool,
+}
+
+struct Carrier<'a> {
+    port: UnixStream,
+    connector: &'a Connector,
+    connections: Vec<Connection>,
+    incoming: Vec<u8>,
+    /// Frames for the guest.
+    outgoing: Vec<u8>,
+}
+
+impl Carrier<'_> {
+    /// Waits for events and handles them. Returns false when the port is closed.
+    fn turn(&mut self) -> io::Result<bool> {
+        let full = self.outgoing.len() >= OUT_MAX;
+        let port = libc::POLLIN | if self.outgoing.is_empty() { 0 } else { libc::POLLOUT };
+        let watched: Vec<_> = self.connections.iter().map(|connection| connection.watched(full)).collect();
+        let fds: Vec<(BorrowedFd<'_>, i16)> =
+            std::iter::once((self.port.as_fd(), port)).chain(watched.iter().copied().flatten()).collect();
+        let waiting = self.connections.iter().any(|one| matches!(one.socket, Socket::Waiting { .. }));
+        let ready = sys::poll_all(fds.iter(), waiting.then_some(AGAIN))?;
+        let mut rest = ready[1..].iter();
+        let ready_connections: Vec<bool> =
+            watched.iter().map(|one| one.is_some() && rest.next().is_some_and(|it| *it)).collect();
+        for (connection, ready) in self.connections.iter_mut().zip(ready_connections) {
+            connection.serve(ready, &mut self.outgoing);
+        }
+        if ready[0] && !self.take()? {
+            return Ok(false);
+        }
+        let Carrier { connections, connector, outgoing, .. } = self;
+        connections.retain_mut(|connection| connection.go_on(connector, outgoing));
+        self.send()?;
+        Ok(true)
+    }
+
+    /// Reads and handles frames. Returns false when the port is closed.
+    fn take(&mut self) -> io::Result<bool> {
+        let mut buffer = vec![0; READ];
+        match self.port.read(&mut buffer) {
+            Ok(0) => return Ok(false),
+            Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
+            Err(error) if is_later(&error) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        let connections = &mut self.connections;
+        sockets::drain(&mut self.incoming, |number, frame| {
+            let full = connections.len() >= CONNECTIONS_MAX;
+            let known = connections.iter_mut().find(|connection| connection.number == number);
+            match (known, frame) {
+                (None, Frame::Open { socket, uid, gid }) if !full => {
+                    let socket = Socket::Waiting { socket, uid, gid };
+                    connections.push(Connection { number, socket, flow: Flow::default(), failed: false });
+                    Ok(())
+                }
+                (_, Frame::Open { .. }) => Err(Broken),
+                (Some(connection), frame) => connection.flow.take(frame),
+                // It was sent before the guest knew that the connection is closed.
+                (None, _) => Ok(()),
+            }
+        })
+        .map_err(|Broken| io::Error::new(ErrorKind::InvalidData, "the guest breaks the protocol"))?;
+        Ok(true)
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        let mut sent = 0;
+        while sent < self.outgoing.len() {
+            match self.port.write(&self.outgoing[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // The machine has ended; the next read says so.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.outgoing.drain(..sent);
+        Ok(())
+    }
+
+    /// Writes what the guest has sent and the sockets accept at once, after the machine has ended.
+    fn deliver(&mut self) {
+        for connection in &mut self.connections {
+            connection.go_on(self.connector, &mut self.outgoing);
+        }
+    }
+}
+
+impl Connection {
+    /// Returns the events to wait for. `None` while there is nothing to do.
+    fn watched(&self, full: bool) -> Option<(BorrowedFd<'_>, i16)> {
+        let Socket::Open(stream) = &self.socket else { return None };
+        let read = if !full && self.flow.room() > 0 { libc::POLLIN } else { 0 };
+        let write = if self.flow.pending().is_empty() { 0 } else { libc::POLLOUT };
+        // After the end of its data only the end of the connection itself is reported.
+        let watched = !self.failed && (read | write != 0 || self.flow.has_ended());
+        watched.then_some((stream.as_fd(), read | write))
+    }
+
+    /// Reads from a ready socket.
+    fn serve(&mut self, ready: bool, outgoing: &mut Vec<u8>) {
+        let Socket::Open(stream) = &mut self.socket else { return };
+        if !ready || self.failed {
+            return;
+        }
+        if self.flow.has_ended() && self.flow.pending().is_empty() {
+            // Both directions are closed.
+            self.failed = true;
+            return;
+        }
+        let room = if outgoing.len() < OUT_MAX { self.flow.room() } else { 0 };
+        if room == 0 {
+            return;
+        }
+        let mut data = [0; DATA_MAX];
+        match stream.read(&mut data[..room]) {
+            Ok(count) => self.flow.send(self.number, &data[..count], outgoing),
+            Err(error) if is_later(&error) => {}
+            Err(_) => self.failed = true,
+        }
+    }
+
+    /// Connects, writes what came from the guest, and tells the guest what it must know. Returns whether the connection
+    /// goes on.
+    fn go_on(&mut self, connector: &Connector, outgoing: &mut Vec<u8>) -> bool {
+        if let Socket::Waiting { socket, uid, gid } = self.socket {
+            match connector.connect(socket, uid, gid) {
+                Ok(stream) => self.socket = Socket::Open(stream),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                Err(error) => {
+                    log::debug!("connect to socket {socket} of the host as user {uid}: {error}");
+                    self.failed = true;
+                }
+            }
+        }
+        self.write();
+        if outgoing.len() >= OUT_MAX {
+            return true;
+        }
+        self.flow.give_credit(self.number, outgoing);
+        if self.flow.must_shut()
+            && let Socket::Open(stream) = &self.socket
+        {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        let over = self.failed || self.flow.is_over();
+        if over {
+            // The guest counts the connection until then.
+            Frame::Close.encode(self.number, outgoing);
+        }
+        !over
+    }
+
+    fn write(&mut self) {
+        let Socket::Open(stream) = &mut self.socket else { return };
+        while !self.failed && !self.flow.pending().is_empty() {
+            match stream.write(self.flow.pending()) {
+                Ok(count) => self.flow.wrote(count),
+                Err(error) if is_later(&error) => return,
+                Err(_) => self.failed = true,
+            }
+        }
+    }
+}
+
+fn is_later(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests;
