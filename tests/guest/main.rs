@@ -17,6 +17,7 @@ mod attempts;
 mod hostile;
 mod locks;
 mod network;
+mod socket;
 mod watch;
 
 /// Entries of the large directory, which need several READDIR replies.
@@ -33,6 +34,9 @@ fn main() {
         "linked" => linked(),
         "xattrs" => xattrs(),
         "sparse" => sparse(),
+        "shifted" => shifted(),
+        "nanoseconds" => nanoseconds(),
+        "without-waiting" => without_waiting(),
         "many" => many(),
         "appended" => appended(),
         "locked" => locked(),
@@ -42,6 +46,7 @@ fn main() {
         "locks" => return locks::run(&word(2)),
         "watch" => return watch::run(&word(2)),
         "attempts" => return attempts::run(),
+        "socket" => return socket::run(&word(2), &word(3), &word(4)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
         "datagrams" => network::datagrams(&word(2)),
@@ -210,6 +215,8 @@ fn sparse() {
     assert!(metadata.blocks() * 512 < MIB, "{} blocks", metadata.blocks());
     assert_eq!(rustix::fs::seek(&file, Whence::Data(0)).unwrap(), 64 * MIB);
     assert_eq!(rustix::fs::seek(&file, Whence::Hole(0)).unwrap(), 0);
+    // The file's offset is -1.
+    assert_eq!(rustix::fs::seek(&file, Whence::Data(u64::MAX)), Err(rustix::io::Errno::NXIO));
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 2 * MIB).unwrap();
     assert!(file.metadata().unwrap().blocks() * 512 >= 2 * MIB);
     file.write_all_at(&[7; 8192], 0).unwrap();
@@ -218,6 +225,59 @@ fn sparse() {
     let mut piece = [1; 8192];
     file.read_exact_at(&mut piece, 0).unwrap();
     assert!(piece[..4096].iter().all(|b| *b == 0) && piece[4096..].iter().all(|b| *b == 7));
+}
+
+/// Times are set to the nanosecond.
+fn nanoseconds() {
+    let time = |ns| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(ns);
+    let file = open_new("n");
+    let times = fs::FileTimes::new().set_accessed(time(1_234_567_891)).set_modified(time(9_876_543_219));
+    file.set_times(times).unwrap();
+    drop(file);
+    let metadata = fs::metadata("n").unwrap();
+    assert_eq!((metadata.atime(), metadata.atime_nsec()), (1, 234_567_891));
+    assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (9, 876_543_219));
+}
+
+/// Ranges are taken out of a file and put into it.
+fn shifted() {
+    const BLOCK: usize = 4096;
+    let file = open_new("h");
+    for n in 0..8u8 {
+        file.write_all_at(&[n; BLOCK], u64::from(n) * BLOCK as u64).unwrap();
+    }
+    let blocks = |expected: &[u8]| {
+        let mut data = Vec::new();
+        File::open("h").unwrap().read_to_end(&mut data).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), (expected.len() * BLOCK) as u64);
+        assert!(data.chunks(BLOCK).map(|block| block[9]).eq(expected.iter().copied()));
+    };
+    blocks(&[0, 1, 2, 3, 4, 5, 6, 7]);
+    let (offset, len) = (BLOCK as u64, 2 * BLOCK as u64);
+    rustix::fs::fallocate(&file, FallocateFlags::COLLAPSE_RANGE, offset, len).unwrap();
+    blocks(&[0, 3, 4, 5, 6, 7]);
+    rustix::fs::fallocate(&file, FallocateFlags::INSERT_RANGE, offset, len).unwrap();
+    blocks(&[0, 0, 0, 3, 4, 5, 6, 7]);
+    let end = rustix::fs::fallocate(&file, FallocateFlags::COLLAPSE_RANGE, offset, 7 * BLOCK as u64);
+    assert_eq!(end, Err(rustix::io::Errno::INVAL));
+}
+
+/// What is in memory can be read without waiting, and only that.
+fn without_waiting() {
+    use std::io::IoSliceMut;
+    let file = open_new("w");
+    file.write_all_at(b"text", 0).unwrap();
+    let read = |len| {
+        let mut data = vec![0; len];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut data)], 0, flags)
+            .map(|count| data[..count].to_vec())
+    };
+    // After an ordinary read, attributes and pages are valid.
+    file.read_exact_at(&mut [0; 4], 0).unwrap();
+    assert_eq!(read(9).unwrap(), b"text");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    assert_eq!(read(4), Err(rustix::io::Errno::AGAIN));
 }
 
 fn many() {

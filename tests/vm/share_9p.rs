@@ -45,7 +45,7 @@ fn files_over_9p_belong_to_the_user_who_creates_them() {
 /// Linux's 9p ignores dirty pages of a mapping when it reads, so the check syncs the mapping first.
 #[test]
 fn files_over_9p_behave_like_local_files() {
-    check(&["unlinked", "renamed-over", "mapped-synced", "linked", "xattrs", "many"]);
+    check(&["unlinked", "renamed-over", "mapped-synced", "linked", "xattrs", "many", "nanoseconds"]);
 }
 
 #[test]

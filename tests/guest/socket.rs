@@ -1,0 +1,69 @@
+//! Clients of a socket: `guest socket PATH ...`.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+pub fn run(path: &str, what: &str, word: &str) {
+    let connect = || UnixStream::connect(path).unwrap_or_else(|error| panic!("{:?}: {error}", error.kind()));
+    match what {
+        "ask" => ask(connect(), word),
+        "echo" => echo(connect(), word.parse().expect("a number of bytes")),
+        "many" => many(&connect, word.parse().expect("a number of connections")),
+        "hold" => hold(connect(), word == "exit"),
+        "leave" => connect().write_all(word.as_bytes()).unwrap(),
+        _ => panic!("no client {what:?}"),
+    }
+}
+
+fn ask(mut stream: UnixStream, question: &str) {
+    stream.write_all(question.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    println!("{answer}");
+}
+
+/// Sends back all that comes.
+fn echo(mut stream: UnixStream, len: usize) {
+    let mut data = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        let count = stream.read(&mut data).unwrap();
+        if count == 0 {
+            break;
+        }
+        stream.write_all(&data[..count]).unwrap();
+        total += count;
+    }
+    assert_eq!(total, len);
+    println!("ok");
+}
+
+/// Opens connections one after the other and closes them only when half of them are open.
+fn many(connect: &impl Fn() -> UnixStream, count: usize) {
+    let mut open = std::collections::VecDeque::new();
+    for number in 0..count {
+        let mut stream = connect();
+        stream.write_all(&[number as u8]).unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        assert_eq!(byte[0], (number as u8).wrapping_add(1));
+        open.push_back(stream);
+        if open.len() > 100 {
+            open.pop_front();
+        }
+    }
+    println!("ok");
+}
+
+/// Answers one byte and waits for the end, or exits.
+fn hold(mut stream: UnixStream, exit: bool) {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).unwrap();
+    stream.write_all(&byte).unwrap();
+    if !exit {
+        let _ = stream.read(&mut byte);
+        println!("end");
+    }
+}
