@@ -15,6 +15,8 @@ use crate::{images, leftovers};
 
 /// Name of a runtime of Docker: `vmm` without the host's vhost-net.
 pub const WITHOUT_VHOST: &str = "vmm-without-vhost";
+/// Name of a runtime of Docker: `vmm` with all CPUs of the host, where the tests of machines have one.
+const WITH_ALL_CPUS: &str = "vmm-with-all-cpus";
 
 /// The engines.
 #[derive(Clone, Copy, PartialEq)]
@@ -104,7 +106,10 @@ impl Engine {
         command.arg("--pidfile").arg(self.dir.path().join("docker.pid"));
         command.arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.args(["--add-runtime", &format!("vmm={}", program().display())]);
-        command.args(["--add-runtime", &format!("{WITHOUT_VHOST}={}", self.without_vhost().display())]);
+        for (name, setting) in [(WITHOUT_VHOST, "VMM_VHOST_NET=off"), (WITH_ALL_CPUS, "VMM_MAX_CPUS=8")] {
+            let script = self.runtime_with(name, setting);
+            command.args(["--add-runtime", &format!("{name}={}", script.display())]);
+        }
         command.args(["--default-runtime", self.runtime]);
         if self.kind == Kind::DockerOfSystemd {
             command.args(["--exec-opt", "native.cgroupdriver=systemd"]);
@@ -112,13 +117,18 @@ impl Engine {
         command
     }
 
-    /// Writes a script that runs `vmm` with a setting, because `docker` cannot pass arguments to a runtime.
-    fn without_vhost(&self) -> PathBuf {
-        let path = self.dir.path().join(WITHOUT_VHOST);
-        let script = format!("#!/bin/sh\nVMM_VHOST_NET=off exec {} \"$@\"\n", program().display());
+    /// Writes a script `name` that runs `vmm` with a setting, because `docker` cannot pass arguments to a runtime.
+    fn runtime_with(&self, name: &str, setting: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        let script = format!("#!/bin/sh\n{setting} exec {} \"$@\"\n", program().display());
         fs::write(&path, script).expect("write a runtime's script");
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make a script executable");
         path
+    }
+
+    /// Flags of `docker run` for a container with all CPUs of the host.
+    pub fn all_cpus(&self) -> &'static [&'static str] {
+        if self.is_vm() { &["--runtime", WITH_ALL_CPUS] } else { &[] }
     }
 
     /// Returns a command that runs `command` as a service of a new systemd.

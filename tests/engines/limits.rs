@@ -14,6 +14,9 @@ pub const CASES: &[Case] = &[
     case!(memory_reservation_and_swap),
     case!(oom_killer_cannot_be_disabled),
     case!(block_io_weight),
+    case!(a_limit_above_the_hosts_memory_is_none),
+    case!(update_raises_memory_and_cpus),
+    case!(update_beyond_the_machine_is_refused).refused("the size of a machine is fixed when it starts"),
 ];
 
 pub fn memory_beyond_the_limit_kills(engine: &Engine) {
@@ -108,4 +111,38 @@ fn oom_killer_cannot_be_disabled(engine: &Engine) {
 
 fn block_io_weight(engine: &Engine) {
     engine.ok(&["run", "--rm", "--blkio-weight", "300", "box", "true"]);
+}
+
+fn a_limit_above_the_hosts_memory_is_none(engine: &Engine) {
+    assert_eq!(engine.sh(&["-m", "4t"], "cat /sys/fs/cgroup/memory.max"), "4398046511104");
+}
+
+fn update_raises_memory_and_cpus(engine: &Engine) {
+    let words = ["box", "sh", "-c", "echo ready; exec sleep 1000"];
+    engine.start_container("grown", &[engine.all_cpus(), &words].concat(), "ready");
+    let allocate = ["exec", "grown", "sh", "-c", "head -c 64m /dev/zero | tail | wc -c"];
+    engine.ok(&["update", "-m", "32m", "--memory-swap", "32m", "--cpus", "0.5", "grown"]);
+    assert_eq!(engine.ok(&["exec", "grown", "cat", "/sys/fs/cgroup/cpu.max"]), "50000 100000");
+    assert_ne!(engine.run(&allocate).text(), "67108864");
+    engine.ok(&["update", "-m", "256m", "--memory-swap", "256m", "--cpus", "2", "grown"]);
+    let read = ["exec", "grown", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max"];
+    assert_eq!(engine.ok(&read), "268435456\n200000 100000");
+    assert_eq!(engine.ok(&allocate), "67108864");
+}
+
+fn update_beyond_the_machine_is_refused(engine: &Engine) {
+    let flags = ["-m", "64m", "--memory-swap", "-1", "--cpus", "1"];
+    let words = ["box", "sh", "-c", "echo ready; exec sleep 1000"];
+    engine.start_container("fixed", &[&flags[..], &words].concat(), "ready");
+    for (change, what) in
+        [(["-m", "1g"], "linux.resources.memory.limit"), (["--cpus", "2"], "linux.resources.cpu.quota")]
+    {
+        let done = engine.run(&[&["update"], &change[..], &["fixed"]].concat());
+        match engine.is_vm() {
+            true => assert!(!done.status.success() && done.to_string().contains(what), "{done}"),
+            false => assert!(done.status.success(), "{done}"),
+        }
+    }
+    // What stays is repeated with each change.
+    engine.ok(&["update", "--pids-limit", "55", "fixed"]);
 }

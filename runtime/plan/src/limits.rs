@@ -123,6 +123,22 @@ pub fn changes(resources: &Resources, memory_mib: u32, sets: Sets) -> Result<BTr
     Ok(files)
 }
 
+/// Refuses to raise the CPU quota above what the machine's vCPUs can use. Engines repeat limits that stay, so a quota that is
+/// not above the present one is accepted, and so is every quota if there was none.
+pub fn check_quota(cpu: &Cpu, present: i64, vcpus: u8) -> Result<()> {
+    let most = u64::from(vcpus) * cpu.period_us();
+    match positive(cpu.quota) {
+        Some(quota) if quota > most && positive(present).is_some_and(|present| quota > present) => {
+            let period = cpu.period_us();
+            let why = format!(
+                "{quota} of {period} us are more than the {vcpus} vCPUs of the container's virtual machine"
+            );
+            Err(unsupported("linux.resources.cpu.quota", why))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn memory(files: &mut BTreeMap<String, String>, memory: &Memory) -> Result<()> {
     let limit = positive(memory.limit);
     if let Some(swap) = positive(memory.swap)
@@ -236,6 +252,25 @@ mod tests {
         {
             let cpu = Cpu { quota, period, ..Cpu::default() };
             assert_eq!(patience(&cpu, second), second * expected, "{quota} {period}");
+        }
+    }
+
+    #[test]
+    fn a_quota_is_raised_up_to_the_vcpus() {
+        for (quota, period, present, vcpus, accepted) in [
+            (100_000, 0, 50_000, 1, true),
+            (150_000, 0, 50_000, 1, false),
+            (150_000, 0, 50_000, 2, true),
+            (20_000, 10_000, 5_000, 1, false),
+            // It stays, or there was none, or it ends.
+            (150_000, 0, 150_000, 1, true),
+            (150_000, 0, -1, 1, true),
+            (-1, 0, 50_000, 1, true),
+            (0, 0, 50_000, 1, true),
+        ] {
+            let cpu = Cpu { quota, period, ..Cpu::default() };
+            let checked = check_quota(&cpu, present, vcpus);
+            assert_eq!(checked.is_ok(), accepted, "{quota} {period} {present} {vcpus}");
         }
     }
 

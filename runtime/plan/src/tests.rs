@@ -162,6 +162,7 @@ fn a_machine_without_a_limit_has_the_host_s_memory_up_to_the_maximum() {
         (-1, &own, 1 << 40, limits::MAX_MEMORY_MIB),
         (-1, &config(), 3, limits::MIN_MEMORY_MIB),
         (100 << 20, &config(), 8000, 134),
+        (100 << 30, &config(), 8000, 8000),
         (-1, &max, 8000, 2048),
         (-1, &max, 1000, 1000),
         (4 << 30, &max, 8000, 2048),

@@ -117,7 +117,7 @@ pub struct Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
     pub memory_mib: u32,
-    /// Maximum for [`fill`](Self::fill), in MiB. `None` if a setting or a limit determined `memory_mib`.
+    /// Maximum for [`fill`](Self::fill), in MiB. `None` if a setting determined `memory_mib`.
     pub fill_mib: Option<u32>,
     pub vcpus: u8,
     /// Maximum for [`fill`](Self::fill). `None` if a setting or a limit determined `vcpus`.
@@ -188,20 +188,24 @@ impl VmPlan {
         let resources = &bundle.spec.linux.resources;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
-        let memory_mib = settings.memory_mib.or_else(|| limits::memory_mib(resources));
+        let limit_mib = limits::memory_mib(resources).filter(|_| settings.memory_mib.is_none());
+        let memory_mib = settings.memory_mib.or(limit_mib);
         let vcpus = settings.vcpus.map_or_else(|| limits::vcpus(resources, sets), |count| Ok(Some(count)))?;
         let sized = VmSettings { memory_mib, vcpus, ..settings.clone() };
+        let vm = VmPlan::new(&sized, &bundle.spec.hostname);
         Ok(VmPlan {
             cgroup,
+            // A limit may be above what the host has.
+            fill_mib: limit_mib.map_or(vm.fill_mib, |_| Some(vm.memory_mib)),
             network: bundle.network().map(Path::to_owned),
             sockets: sockets(bundle, settings.protocol)?,
             kernel: Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
-            ..VmPlan::new(&sized, &bundle.spec.hostname)
+            ..vm
         })
     }
 
-    /// Gives the machine the memory and CPUs of the host, unless settings or limits determined its size.
+    /// Gives the machine the memory and CPUs of the host, unless settings or lower limits determined its size.
     pub fn fill(&mut self, host: Host) {
         if let (Some(max), Some(mib)) = (self.fill_mib, host.memory_mib) {
             let mib = u32::try_from(mib).unwrap_or(u32::MAX);

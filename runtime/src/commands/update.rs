@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use host::cgroup::room;
 use oci::error::unsupported;
 use oci::spec::resources::{BlockIo, Resources};
 use plan::limits::{self, Sets};
@@ -30,7 +31,11 @@ pub fn update(root: &StateRoot, args: &UpdateArgs) -> Result<()> {
         // The kernel accepts both values together only. A value that is not given keeps its present setting.
         resources.cpu.quota = state.cgroup.cpu_quota();
     }
-    let files = limits::changes(&resources, state.memory_mib, sets)?;
+    limits::check_quota(&resources.cpu, state.cgroup.cpu_quota(), state.vcpus)?;
+    // As with runc, a limit may be above what the host has.
+    let whole = room::memory_mib().is_some_and(|host| u64::from(state.memory_mib) >= host);
+    let memory_mib = if whole { u32::MAX } else { state.memory_mib };
+    let files = limits::changes(&resources, memory_mib, sets)?;
     if !files.is_empty() {
         tell(root, &args.id, &Request::Update { container, files })?;
     }

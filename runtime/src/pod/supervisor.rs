@@ -407,6 +407,7 @@ impl Supervisor {
             labels: self.pod.labels().clone(),
             patience: self.session.patience.as_secs(),
             memory_mib: self.pod.machine.memory_mib,
+            vcpus: self.pod.machine.vcpus,
             cgroup: self.cgroup.clone(),
             containers: self.containers.all.iter().map(|container| container.state()).collect(),
             stubs: self.containers.clients().filter_map(|client| self.clients.process(client)).collect(),

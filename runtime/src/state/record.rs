@@ -21,6 +21,7 @@ pub struct PodState {
     /// Seconds that the guest's agent may take to answer.
     pub patience: u64,
     pub memory_mib: u32,
+    pub vcpus: u8,
     /// The machine's cgroup on the host, if it has one.
     #[serde(skip_serializing_if = "Cgroup::is_none")]
     pub cgroup: Cgroup,
