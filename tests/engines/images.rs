@@ -22,6 +22,11 @@ pub fn import_programs(engine: &Engine) {
     import_once(engine, "programs", "VMM_TEST_PROGRAMS");
 }
 
+/// Imports the image `languages`, Debian with compilers, interpreters and a browser, unless the engine has it.
+pub fn import_languages(engine: &Engine) {
+    import_once(engine, "languages", "VMM_TEST_LANGUAGES");
+}
+
 /// Imports the image `nested`, Debian with container engines and systemd, unless the engine has it.
 pub fn import_nested(engine: &Engine) {
     import_once(engine, "nested", "VMM_TEST_NESTED");

@@ -16,11 +16,13 @@ mod everyday;
 mod exec;
 mod faults;
 mod images;
+mod languages;
 mod leftovers;
 mod life;
 mod limits;
 mod nested;
 mod network;
+mod parameter;
 mod podman;
 mod programs;
 mod rootless;
@@ -56,6 +58,7 @@ const GROUPS: &[Group] = &[
     Group { name: "build", engine: Kind::Docker, cases: build::CASES },
     Group { name: "faults", engine: Kind::Docker, cases: faults::CASES },
     Group { name: "programs", engine: Kind::Docker, cases: programs::CASES },
+    Group { name: "languages", engine: Kind::Docker, cases: languages::CASES },
     Group { name: "nested", engine: Kind::Docker, cases: nested::CASES },
     Group { name: "systemd", engine: Kind::DockerOfSystemd, cases: systemd::CASES },
     Group { name: "cgroup1", engine: Kind::DockerOfCgroup1, cases: cgroup1::CASES },

@@ -3,15 +3,18 @@
 use crate::case::{Case, case};
 use crate::engine::Engine;
 use crate::images;
+use crate::parameter::HostParameter;
 
 pub const CASES: &[Case] = &[
     case!(nginx_serves_through_a_published_port),
     case!(redis_on_a_volume_under_its_own_benchmark),
+    case!(redis_has_no_warning_on_a_host_that_is_set_up_for_it),
     case!(postgres_on_a_volume_under_its_own_benchmark),
     case!(apt_installs_a_package),
     case!(gcc_compiles),
     case!(python_with_threads),
     case!(web_app_with_signals_and_restarts),
+    case!(program_with_many_mappings),
 ];
 
 fn nginx_serves_through_a_published_port(engine: &Engine) {
@@ -42,6 +45,15 @@ fn redis_on_a_volume_under_its_own_benchmark(engine: &Engine) {
     assert_eq!(value.text(), "kept");
     engine.ok(&["rm", "-f", "redis"]);
     engine.ok(&["volume", "rm", "redis"]);
+}
+
+fn redis_has_no_warning_on_a_host_that_is_set_up_for_it(engine: &Engine) {
+    images::import_programs(engine);
+    // Redis tells others that background saves may fail.
+    let _set = HostParameter::set("vm/overcommit_memory", "1");
+    engine.start_container("quiet", &["programs", "redis-server"], "Ready to accept connections");
+    let log = engine.ok(&["logs", "quiet"]);
+    assert!(!log.contains("WARNING"), "{log}");
 }
 
 fn postgres_on_a_volume_under_its_own_benchmark(engine: &Engine) {
@@ -106,4 +118,13 @@ fn web_app_with_signals_and_restarts(engine: &Engine) {
     assert!(crate::network::fetch("8767").ends_with("first\n"));
     engine.ok(&["stop", "app"]);
     assert_eq!(engine.inspect("app", ".State.ExitCode"), "0");
+}
+
+fn program_with_many_mappings(engine: &Engine) {
+    images::import_programs(engine);
+    // Elasticsearch and others ask for as many.
+    let _set = HostParameter::set("vm/max_map_count", "262144");
+    // Neighbours with other rights do not merge.
+    let script = "import mmap\nkept = [mmap.mmap(-1, 4096, prot=1 + 2 * (n % 2)) for n in range(100000)]\nprint(len(kept))";
+    assert_eq!(engine.ok(&["run", "--rm", "programs", "python3", "-c", script]), "100000");
 }

@@ -49,6 +49,10 @@ const NESTED: [&str; 9] = [
     "uidmap",
 ];
 
+/// Languages and a browser, which run in containers of the engines' tests. Chromium's shell has no windows, and a fifth of the
+/// browser's packages.
+const LANGUAGES: [&str; 4] = ["cargo", "chromium-headless-shell", "nodejs", "openjdk-17-jdk-headless"];
+
 /// Creates an archive of a Debian with [`PROGRAMS`], and with one package in `/srv/packages` that is not installed.
 pub fn programs() -> anyhow::Result<PathBuf> {
     archive("programs", &PROGRAMS, |rootfs| {
@@ -61,6 +65,14 @@ pub fn programs() -> anyhow::Result<PathBuf> {
 /// Creates an archive of a Debian with [`NESTED`].
 pub fn nested() -> anyhow::Result<PathBuf> {
     archive("nested", &NESTED, |_| Ok(()))
+}
+
+/// Creates an archive of a Debian with [`LANGUAGES`].
+pub fn languages() -> anyhow::Result<PathBuf> {
+    archive("languages", &LANGUAGES, |rootfs| {
+        // Only a builder of Java runtimes reads these 75 MB.
+        run(Command::new("find").arg(rootfs.join("usr/lib/jvm")).args(["-name", "*.jmod", "-delete"]))
+    })
 }
 
 /// Creates an archive of a Debian with `packages` and what `add` writes to its root file system, once.

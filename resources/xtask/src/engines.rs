@@ -55,9 +55,10 @@ pub struct Cases<'a> {
 }
 
 impl Cases<'_> {
-    /// Whether a filter names `group`.
-    fn select(&self, group: &str) -> bool {
-        self.filters.iter().any(|filter| filter.starts_with(group))
+    /// Whether cases of `group`, which has no core cases, are selected.
+    fn need(&self, group: &str) -> bool {
+        let named = self.filters.iter().any(|filter| filter.starts_with(group));
+        !self.core && (named || self.filters.is_empty())
     }
 }
 
@@ -75,10 +76,13 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     let table = out.join("table.md");
     let mut environment =
         vec![("VMM_TEST_DEADLINE", COMMAND_SECONDS.into()), ("VMM_ENGINES_TABLE", table.clone().into())];
-    if !cases.core && (cases.filters.is_empty() || cases.select("programs")) {
+    if cases.need("programs") {
         environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into()));
     }
-    if !cases.core && (cases.filters.is_empty() || cases.select("nested")) {
+    if cases.need("languages") {
+        environment.push(("VMM_TEST_LANGUAGES", bundle::languages()?.into()));
+    }
+    if cases.need("nested") {
         environment.push(("VMM_TEST_NESTED", bundle::nested()?.into()));
     }
     let tests = KvmTests { name: "tests of engines", program: &program, words, environment };
