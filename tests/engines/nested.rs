@@ -4,8 +4,12 @@ use crate::case::{Case, case};
 use crate::engine::Engine;
 use crate::images;
 
-pub const CASES: &[Case] =
-    &[case!(docker_runs_and_builds), case!(podman_runs_a_container), case!(systemd_is_process_1)];
+pub const CASES: &[Case] = &[
+    case!(docker_runs_and_builds),
+    case!(podman_runs_a_container),
+    case!(systemd_is_process_1),
+    case!(iptables_has_its_matches_and_targets),
+];
 
 /// Runs `script` in a privileged container that has its own file system at `folder`, where overlays can be. Returns its
 /// output.
@@ -61,4 +65,108 @@ fn systemd_is_process_1(engine: &Engine) {
     assert_eq!(inner(&["cat", "/tmp/unit"]).text(), "unit");
     engine.ok(&["stop", "-t", "60", "init"]);
     assert_ne!(engine.inspect("init", ".State.ExitCode"), "137");
+}
+
+/// Rules of iptables, each with a match or a target of its own. Those are left out that need an object of their own, such as an
+/// ipset.
+const RULES: &str = "
+    -A INPUT -m addrtype --src-type LOCAL
+    -A INPUT -p ah -m ah --ahspi 1
+    -A INPUT -m bpf --bytecode '1,6 0 0 1'
+    -A OUTPUT -m cgroup --cgroup 1
+    -A INPUT -m cluster --cluster-total-nodes 2 --cluster-local-node 1 --cluster-hash-seed 1
+    -A INPUT -m comment --comment text
+    -A INPUT -m connbytes --connbytes 1 --connbytes-dir both --connbytes-mode bytes
+    -A INPUT -p tcp --syn -m connlimit --connlimit-above 3
+    -A INPUT -m connmark --mark 1
+    -A INPUT -m conntrack --ctstate NEW
+    -A INPUT -m cpu --cpu 0
+    -A INPUT -p dccp -m dccp --sport 1
+    -A INPUT -m devgroup --src-group 1
+    -A INPUT -m dscp --dscp 1
+    -A INPUT -p tcp -m ecn --ecn-tcp-cwr
+    -A INPUT -p esp -m esp --espspi 1
+    -A INPUT -m hashlimit --hashlimit-upto 1/s --hashlimit-name a
+    -A INPUT -m helper --helper ftp
+    -A INPUT -p icmp --icmp-type 8
+    -A INPUT -m iprange --src-range 10.0.0.1-10.0.0.2
+    -A INPUT -p ipcomp -m ipcomp --ipcompspi 1
+    -A INPUT -m ipvs --ipvs
+    -A INPUT -p l2tp -m l2tp --tid 1
+    -A INPUT -m length --length 1
+    -A INPUT -m limit --limit 1/s
+    -A INPUT -m mac --mac-source 02:00:00:00:00:01
+    -A INPUT -m mark --mark 1
+    -A INPUT -p tcp -m multiport --dports 1,2
+    -A INPUT -p tcp -m osf --genre Linux
+    -A OUTPUT -m owner --uid-owner 0
+    -A INPUT -m physdev --physdev-in a
+    -A INPUT -m pkttype --pkt-type broadcast
+    -A INPUT -m policy --dir in --pol none
+    -A INPUT -m quota --quota 1
+    -A INPUT -j RATEEST --rateest-name a --rateest-interval 250ms --rateest-ewmalog 500ms
+    -A INPUT -m rateest --rateest a --rateest-bps --rateest-gt 1bit
+    -A INPUT -m realm --realm 1
+    -A INPUT -m recent --name a --set
+    -t raw -A PREROUTING -m rpfilter
+    -A INPUT -p sctp -m sctp --sport 1
+    -t mangle -A PREROUTING -p tcp -m socket
+    -A INPUT -m state --state NEW
+    -A INPUT -m statistic --mode random --probability 0.5
+    -A INPUT -m string --string a --algo bm
+    -A INPUT -p tcp --tcp-flags SYN,RST SYN -m tcpmss --mss 1
+    -A INPUT -m time --timestart 00:00
+    -A INPUT -m ttl --ttl-eq 1
+    -A INPUT -m u32 --u32 0=1
+    -A INPUT -p udp --sport 1
+    -t mangle -A POSTROUTING -p udp -j CHECKSUM --checksum-fill
+    -t mangle -A POSTROUTING -j CLASSIFY --set-class 1:1
+    -t mangle -A INPUT -j CONNMARK --save-mark
+    -t raw -A PREROUTING -j CT --notrack
+    -t nat -A PREROUTING -j DNAT --to-destination 10.0.0.1
+    -t mangle -A INPUT -j DSCP --set-dscp 1
+    -t mangle -A INPUT -p tcp -j ECN --ecn-tcp-remove
+    -t mangle -A INPUT -j HMARK --hmark-tuple src --hmark-mod 2 --hmark-rnd 1 --hmark-offset 1
+    -A INPUT -j IDLETIMER --timeout 1 --label a
+    -A INPUT -j LOG
+    -t mangle -A INPUT -j MARK --set-mark 1
+    -t nat -A POSTROUTING -j MASQUERADE
+    -t nat -A PREROUTING -j NETMAP --to 10.0.0.0/24
+    -A INPUT -j NFLOG
+    -A INPUT -j NFQUEUE
+    -t nat -A PREROUTING -p tcp -j REDIRECT --to-ports 1
+    -A INPUT -j REJECT
+    -t security -A INPUT -j ACCEPT
+    -t nat -A POSTROUTING -j SNAT --to-source 10.0.0.1
+    -A INPUT -p tcp -m conntrack --ctstate INVALID -j SYNPROXY --mss 1460
+    -A FORWARD -p tcp --syn -j TCPMSS --clamp-mss-to-pmtu
+    -t mangle -A INPUT -p tcp -j TCPOPTSTRIP --strip-options mss
+    -t mangle -A PREROUTING -j TEE --gateway 10.0.0.1
+    -t mangle -A PREROUTING -p tcp -j TPROXY --on-port 1
+    -t raw -A PREROUTING -j TRACE
+    -t mangle -A POSTROUTING -j TTL --ttl-set 1";
+
+/// Rules of ip6tables that iptables does not have.
+const RULES_OF_IPV6: &str = "
+    -A INPUT -m eui64
+    -A INPUT -m frag --fragid 1
+    -A INPUT -m hl --hl-eq 1
+    -t mangle -A POSTROUTING -j HL --hl-set 1
+    -A INPUT -m ipv6header --header dst --soft
+    -A INPUT -p mh -m mh --mh-type 1
+    -A INPUT -m rt --rt-type 0
+    -t mangle -A POSTROUTING -j SNPT --src-pfx fd00::/64 --dst-pfx fd01::/64
+    -t mangle -A PREROUTING -j DNPT --src-pfx fd01::/64 --dst-pfx fd00::/64
+    -A INPUT -m srh --srh-next-hdr 17";
+
+fn iptables_has_its_matches_and_targets(engine: &Engine) {
+    images::import_nested(engine);
+    // A rule that the kernel refuses is printed.
+    let script = "try() { while read -r rule; do
+            [ -z \"$rule\" ] || eval \"$1 $rule\" 2>/tmp/why || echo \"$1 $rule: $(cat /tmp/why)\"; done; }
+        echo \"$RULES\" | try iptables-legacy; echo \"$RULES\" | try iptables-nft
+        echo \"$RULES_OF_IPV6\" | try ip6tables-legacy; echo \"$RULES_OF_IPV6\" | try ip6tables-nft; echo end";
+    let [rules, of_ipv6] = [format!("RULES={RULES}"), format!("RULES_OF_IPV6={RULES_OF_IPV6}")];
+    let words = ["run", "--rm", "--privileged", "-e", &rules, "-e", &of_ipv6, "nested", "sh", "-c", script];
+    assert_eq!(engine.ok(&words), "end");
 }

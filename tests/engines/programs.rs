@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     case!(python_with_threads),
     case!(web_app_with_signals_and_restarts),
     case!(program_with_many_mappings),
+    case!(memory_policies_of_one_node),
 ];
 
 fn nginx_serves_through_a_published_port(engine: &Engine) {
@@ -127,4 +128,15 @@ fn program_with_many_mappings(engine: &Engine) {
     // Neighbours with other rights do not merge.
     let script = "import mmap\nkept = [mmap.mmap(-1, 4096, prot=1 + 2 * (n % 2)) for n in range(100000)]\nprint(len(kept))";
     assert_eq!(engine.ok(&["run", "--rm", "programs", "python3", "-c", script]), "100000");
+}
+
+fn memory_policies_of_one_node(engine: &Engine) {
+    images::import_programs(engine);
+    // Databases under numactl(8) set a policy; Docker's filter allows it with CAP_SYS_NICE. MPOL_INTERLEAVE is 3.
+    let script = "import ctypes, os\nlib = ctypes.CDLL(None)\nnode, mode = ctypes.c_ulong(1), ctypes.c_int(-1)\n\
+        print(lib.syscall(238, 3, ctypes.byref(node), 64), lib.syscall(239, ctypes.byref(mode), None, 0, None, 0), mode.value)\n\
+        print(sorted(name for name in os.listdir('/sys/devices/system/node') if name.startswith('node')))\n\
+        print('N0=' in open('/proc/self/numa_maps').read())";
+    let words = ["run", "--rm", "--cap-add", "SYS_NICE", "programs", "python3", "-c", script];
+    assert_eq!(engine.ok(&words), "0 0 3\n['node0']\nTrue");
 }

@@ -21,7 +21,7 @@ const IS_FULL: &str = "if [ -e /proc/net/ip_tables_names ]; then echo full; else
 #[test]
 fn capabilities_choose_the_kernel() {
     Bundle::sh(IS_FULL).run().code(0).stdout("base\n");
-    for name in ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"] {
+    for name in ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_NICE"] {
         with_capabilities(IS_FULL, &[name]).run().code(0).stdout("full\n");
     }
 }
@@ -87,21 +87,29 @@ fn an_administrator_finds_what_iptables_uses() {
         let has = |name: &&str| !all.lines().any(|line| line == *name);
         names.split_whitespace().filter(has).map(str::to_owned).collect()
     };
-    let wanted = "addrtype comment connlimit connmark conntrack dscp hashlimit icmp iprange length limit mac mark \
-                  multiport owner physdev pkttype policy quota recent set socket state statistic string tcp tcpmss \
-                  time udp";
+    let wanted = "addrtype comment connlimit connmark conntrack dccp dscp ecn hashlimit hl icmp ipcomp iprange l2tp \
+                  length limit mac mark multiport owner physdev pkttype policy quota rateest recent set socket state \
+                  statistic string tcp tcpmss time ttl udp";
     assert_eq!(lacks(matches, wanted), [""; 0], "{matches}");
-    let wanted =
-        "CONNMARK CT DNAT DSCP LOG MARK MASQUERADE NFLOG NFQUEUE REDIRECT REJECT SNAT TCPMSS TPROXY TRACE";
+    let wanted = "CONNMARK CT DNAT DSCP LOG MARK MASQUERADE NETMAP NFLOG NFQUEUE RATEEST REDIRECT REJECT SNAT TCPMSS TPROXY \
+         TRACE TTL";
     assert_eq!(lacks(targets, wanted), [""; 0], "{targets}");
 }
 
 #[test]
 fn an_administrator_finds_the_usual_queueing_disciplines_and_file_systems() {
     let options = "NET_SCH_NETEM NET_SCH_HTB NET_SCH_TBF NET_SCH_FQ NET_SCH_FQ_CODEL NET_SCH_SFQ NET_SCH_PRIO NET_SCH_INGRESS \
-                   VXLAN IP_SET XFRM_USER HUGETLBFS EROFS_FS BINFMT_MISC TASKSTATS FHANDLE SECURITY_LANDLOCK CGROUP_BPF";
+                   NET_SCH_CAKE NET_SCH_DRR NET_SCH_PIE VXLAN L2TP PPPOE MPLS_ROUTING OPENVSWITCH BONDING IP_DCCP CAN_VCAN \
+                   ISO9660_FS AUTOFS_FS IP_SET XFRM_USER HUGETLBFS EROFS_FS BINFMT_MISC TASKSTATS FHANDLE SECURITY_LANDLOCK CGROUP_BPF";
     let script = format!(
         "for o in {options}; do zcat /proc/config.gz | grep -q ^CONFIG_$o=y || echo no $o; done; echo end"
     );
     with_capabilities(&script, &["CAP_SYS_ADMIN"]).run().code(0).stdout("end\n");
+}
+
+#[test]
+fn memory_policies_are_those_of_one_node() {
+    let script = "ls -d /sys/devices/system/node/node*; grep -c N0= /proc/self/numa_maps | grep -v '^0$' >/dev/null && echo maps";
+    let run = with_capabilities(script, &["CAP_SYS_NICE"]).run().code(0);
+    run.stdout("/sys/devices/system/node/node0\nmaps\n");
 }

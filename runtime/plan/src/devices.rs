@@ -18,7 +18,7 @@ const FIFO: u32 = libc::S_IFIFO;
 /// Character devices of the guest: name in /dev, major and minor number (Linux, Documentation/admin-guide/devices.txt).
 ///
 /// The guest's console and the agent's ports exist as well, but no container may use them.
-const DEVICES: [(&str, u32, u32); 11] = [
+const DEVICES: [(&str, u32, u32); 12] = [
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),
@@ -30,6 +30,7 @@ const DEVICES: [(&str, u32, u32); 11] = [
     ("net/tun", 10, 200),
     ("fuse", 10, 229),
     ("loop-control", 10, 237),
+    ("ppp", 108, 0),
 ];
 /// Each devpts has one of its own, to which a link in /dev leads.
 const PTMX: &str = "ptmx";

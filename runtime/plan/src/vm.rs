@@ -62,8 +62,9 @@ pub enum Kernel {
     /// The kernel with the shortest boot. It has what a container without privileges can use.
     #[default]
     Base,
-    /// The kernel of containers that administer a network or mount file systems, such as container engines: with
-    /// bridges, tunnels, packet filters, queueing disciplines, eBPF, and more file systems.
+    /// The kernel of containers that administer a network, mount file systems, or set memory policies, such as container
+    /// engines and databases: with bridges, tunnels, packet filters, queueing disciplines, eBPF, a memory node, and more file
+    /// systems.
     Full,
 }
 
@@ -71,7 +72,7 @@ impl Kernel {
     /// Returns the kernel for containers whose init processes have these capability sets; `None` is a process without
     /// capabilities.
     pub fn for_capabilities<'a>(sets: impl IntoIterator<Item = Option<&'a Capabilities>>) -> Kernel {
-        const USERS: [&str; 4] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN"];
+        const USERS: [&str; 5] = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_NICE"];
         let mut names = sets.into_iter().flatten().flat_map(|sets| &sets.bounding);
         if names.any(|name| USERS.contains(&name.as_str())) { Kernel::Full } else { Kernel::Base }
     }
