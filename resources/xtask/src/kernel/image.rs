@@ -109,13 +109,15 @@ fn segment(elf: &[u8], at: usize) -> anyhow::Result<Segment<'_>> {
 
 /// Returns the bytes of the ELF file `elf` that a loader puts at `addresses`.
 pub fn bytes_at(elf: &mut [u8], addresses: Range<u64>) -> anyhow::Result<&mut [u8]> {
-    let size = addresses.end.checked_sub(addresses.start).context("a range of vmlinux ends before it begins")?;
+    let size =
+        addresses.end.checked_sub(addresses.start).context("a range of vmlinux ends before it begins")?;
     let (start, count) = (field(elf, 32, 8)?, field(elf, 56, 2)?);
     for index in 0..count {
         let header = (start + index * PROGRAM_HEADER as u64) as usize;
         let segment = segment(elf, header)?;
         let inside = addresses.start.checked_sub(segment.virtual_address);
-        let fits = |inside: &u64| inside.checked_add(size).is_some_and(|end| end <= segment.data.len() as u64);
+        let fits =
+            |inside: &u64| inside.checked_add(size).is_some_and(|end| end <= segment.data.len() as u64);
         if let Some(inside) = inside.filter(|inside| segment.kind == PT_LOAD && fits(inside)) {
             let offset = (field(elf, header + 8, 8)? + inside) as usize;
             return Ok(&mut elf[offset..offset + size as usize]);
@@ -278,7 +280,8 @@ mod tests {
     #[test]
     fn bytes_are_found_by_their_address() {
         let data: Vec<u8> = (0..100).collect();
-        let mut source = elf(&[(PT_LOAD, TEXT, &[0x90; PAGE], PAGE as u64), (PT_LOAD, TEXT + 0x40000, &data, 200)]);
+        let mut source =
+            elf(&[(PT_LOAD, TEXT, &[0x90; PAGE], PAGE as u64), (PT_LOAD, TEXT + 0x40000, &data, 200)]);
         let start = BIAS + TEXT + 0x40000;
         assert_eq!(bytes_at(&mut source, start + 90..start + 100).unwrap(), &data[90..]);
         // The last byte is not in the file.

@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn entries_are_in_order_of_key_and_code_and_keep_addresses_and_flags() {
-        let entry = |key, code, flags| Entry { key: KEYS + key, code: TEXT + code, target: TEXT + code + 90, flags };
+        let entry =
+            |key, code, flags| Entry { key: KEYS + key, code: TEXT + code, target: TEXT + code + 90, flags };
         let entries = [entry(32, 7, 2), entry(16, 900, 0), entry(32, 3, 1), entry(0, 5000, 3)];
         let places = (TABLE..).step_by(ENTRY);
         let mut table: Vec<u8> =
