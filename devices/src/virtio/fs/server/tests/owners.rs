@@ -42,7 +42,7 @@ fn attributes_say_of_others_files_that_they_have_no_acl() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
     let (node, _) = guest.make(rootfs, "a");
-    let mut says = |guest: &mut Guest, caller| {
+    let says = |guest: &mut Guest, caller| {
         guest.caller = caller;
         guest.attr(node).flags & ATTR_NO_ACL != 0
     };
