@@ -92,7 +92,6 @@ const RULES: &str = "
     -A INPUT -m iprange --src-range 10.0.0.1-10.0.0.2
     -A INPUT -p ipcomp -m ipcomp --ipcompspi 1
     -A INPUT -m ipvs --ipvs
-    -A INPUT -p l2tp -m l2tp --tid 1
     -A INPUT -m length --length 1
     -A INPUT -m limit --limit 1/s
     -A INPUT -m mac --mac-source 02:00:00:00:00:01
@@ -105,7 +104,7 @@ const RULES: &str = "
     -A INPUT -m policy --dir in --pol none
     -A INPUT -m quota --quota 1
     -A INPUT -j RATEEST --rateest-name a --rateest-interval 250ms --rateest-ewmalog 500ms
-    -A INPUT -m rateest --rateest a --rateest-bps --rateest-gt 1bit
+    -A INPUT -m rateest --rateest a --rateest-gt --rateest-bps 8bit
     -A INPUT -m realm --realm 1
     -A INPUT -m recent --name a --set
     -t raw -A PREROUTING -m rpfilter
