@@ -88,8 +88,8 @@ impl Assembly {
         let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
         let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
         let share = ShareTree::new()?;
-        match config.meeting.open_mappings() {
-            Ok(registry) => share.set_mapping_registry(registry),
+        match config.meeting.open_parent() {
+            Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
             Err(error) => log::debug!("shared mappings are not excluded from other machines': {error}"),
         }
         let settings = VmConfig {

@@ -14,10 +14,11 @@
 //! is ignored.
 
 use host::HostError;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -48,8 +49,6 @@ const ROOT_LOCK: &str = ".lock";
 const LOGS: &str = "logs";
 /// Mode bit of a directory in which every user can create and remove files.
 const WRITABLE_BY_ALL: u32 = 0o002;
-/// File below the default root in which machines lock the files that they have mapped.
-const MAPPINGS: &str = ".mappings";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -103,12 +102,14 @@ impl StateRoot {
         }))
     }
 
-    /// Opens the file in which machines lock the files that they have mapped. It has no content.
-    pub fn open_mappings(&self) -> io::Result<File> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags(libc::O_NOFOLLOW).open(self.0.join(MAPPINGS))
+    /// Opens the directory in which this one is or will be, and returns it with this one's name.
+    pub fn open_parent(&self) -> io::Result<(OwnedFd, CString)> {
+        let (Some(parent), Some(name)) = (self.0.parent(), self.0.file_name()) else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        let parent =
+            File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(parent)?;
+        Ok((parent.into(), CString::new(name.as_bytes())?))
     }
 
     /// Creates a pod's directory. Fails if one of this name exists.

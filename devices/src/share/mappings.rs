@@ -7,12 +7,12 @@
 //!
 //! Machines agree through locks of the host (fcntl(2) with F_OFD_SETLK) in one file, the registry: each file has a byte in
 //! it, whose number is a hash of its device and inode number. The registry has no data. A machine that is killed loses its
-//! locks, because its descriptors are closed. Two files can share a byte, and then one of them cannot be mapped; with 63
+//! locks, because its descriptors are closed. The registry is made when a machine first needs it, and stays. Two files can share a byte, and then one of them cannot be mapped; with 63
 //! bits that is improbable enough.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::AsFd;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use super::errno::{Errno, Result};
@@ -23,6 +23,9 @@ use super::sys;
 /// one.
 pub const MAX_MAPPED: usize = 1 << 14;
 
+/// Name of the registry in its directory.
+const NAME: &std::ffi::CStr = c".mappings";
+
 type Key = (u64, u64);
 
 /// The files that the guest has mapped shared and writable.
@@ -32,9 +35,35 @@ pub struct Mappings(Arc<Mutex<Mapped>>);
 #[derive(Default)]
 struct Mapped {
     /// `None` if the machine is alone.
-    registry: Option<File>,
+    registry: Option<Registry>,
     /// Number of open files that are mapped, by device and inode number.
     files: HashMap<Key, usize>,
+}
+
+/// The file through which machines agree.
+struct Registry {
+    /// The directory of the registry's directory.
+    parent: OwnedFd,
+    /// Name of the registry's directory.
+    directory: CString,
+    file: Option<OwnedFd>,
+}
+
+impl Registry {
+    /// Returns the file. Creates it and its directory if they are missing.
+    fn file(&mut self) -> Result<BorrowedFd<'_>> {
+        if self.file.is_none() {
+            match sys::mkdirat(self.parent.as_fd(), &self.directory, 0o700) {
+                Ok(()) | Err(Errno(libc::EEXIST)) => {}
+                Err(errno) => return Err(errno),
+            }
+            let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            let directory = sys::openat(self.parent.as_fd(), &self.directory, flags, 0)?;
+            let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW;
+            self.file = Some(sys::openat(directory.as_fd(), NAME, flags, 0o600)?);
+        }
+        Ok(self.file.as_ref().expect("it was opened").as_fd())
+    }
 }
 
 /// RAII guard: the guest may have the file mapped.
@@ -44,9 +73,9 @@ pub struct Mapping {
 }
 
 impl Mappings {
-    /// Sets the file through which machines agree, which must be open for reading and writing.
-    pub fn set_registry(&self, file: File) {
-        self.0.lock().unwrap().registry = Some(file);
+    /// Sets the directory of the file through which machines agree: `directory` in `parent`.
+    pub fn set_registry(&self, parent: OwnedFd, directory: CString) {
+        self.0.lock().unwrap().registry = Some(Registry { parent, directory, file: None });
     }
 
     /// Lets the guest map a file, or returns EAGAIN if another machine has it mapped.
@@ -56,8 +85,8 @@ impl Mappings {
             if mapped.files.len() >= MAX_MAPPED {
                 return Err(Errno(libc::ENOMEM));
             }
-            if let Some(registry) = &mapped.registry {
-                sys::set_range(registry.as_fd(), libc::F_WRLCK, place(key), 1)?;
+            if let Some(registry) = &mut mapped.registry {
+                sys::set_range(registry.file()?, libc::F_WRLCK, place(key), 1)?;
             }
         }
         *mapped.files.entry(key).or_default() += 1;
@@ -74,8 +103,9 @@ impl Drop for Mapping {
         });
         if left == 0 {
             mapped.files.remove(&self.key);
-            if let Some(registry) = &mapped.registry
-                && let Err(errno) = sys::set_range(registry.as_fd(), libc::F_UNLCK, place(self.key), 1)
+            if let Some(registry) = &mut mapped.registry
+                && let Err(errno) =
+                    registry.file().and_then(|file| sys::set_range(file, libc::F_UNLCK, place(self.key), 1))
             {
                 log::warn!("file server: give up a mapping: {}", std::io::Error::from(errno));
             }
@@ -97,9 +127,11 @@ fn place((device, inode): Key) -> u64 {
 impl Operations {
     /// Lets the guest map an open file shared and writable until it closes the file. EAGAIN means that another machine has
     /// such mappings of the file.
-    pub fn map_shared(&self, file: OpenFile) -> Result<()> {
+    pub fn map_shared(&mut self, file: OpenFile) -> Result<()> {
         let handle = self.handle(file)?;
         handle.inode.writable()?;
+        // The registry may be created, whatever the umask of the last caller was.
+        let _creating = self.credentials().create_as((0, 0), 0, 0);
         if handle.mapping.get().is_none() {
             // Only this thread sets it.
             let _ = handle.mapping.set(self.shared.mappings.add(handle.inode.key)?);
@@ -110,6 +142,8 @@ impl Operations {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
@@ -117,13 +151,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let machine = || {
             let mappings = Mappings::default();
-            let path = dir.path().join("registry");
-            let file =
-                File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
-            mappings.set_registry(file);
+            mappings.set_registry(File::open(dir.path()).unwrap().into(), c"vmm".into());
             mappings
         };
         let (one, two) = (machine(), machine());
+        assert!(!dir.path().join("vmm").exists(), "a machine that maps nothing leaves nothing");
         let (first, second) = (one.add((1, 2)).unwrap(), one.add((1, 2)).unwrap());
         assert_eq!(two.add((1, 2)).err(), Some(Errno(libc::EAGAIN)));
         assert!(two.add((1, 3)).is_ok() && two.add((2, 2)).is_ok());

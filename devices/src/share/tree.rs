@@ -19,6 +19,7 @@
 //! [`ShareTree::unbind`] the server has no file descriptors of the bind, except those of a request in progress.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -285,10 +286,10 @@ impl ShareTree {
         self.0.host_sync.store(on, Ordering::Relaxed);
     }
 
-    /// Sets the file through which the machines of a host agree which of them has a file mapped. It must be open for
-    /// reading and writing.
-    pub fn set_mapping_registry(&self, file: std::fs::File) {
-        self.0.mappings.set_registry(file);
+    /// Sets where the file is through which the machines of a host agree which of them has a file mapped: in `directory`
+    /// of `parent`. Both are created when the guest first maps a file shared and writable.
+    pub fn set_mapping_registry(&self, parent: OwnedFd, directory: CString) {
+        self.0.mappings.set_registry(parent, directory);
     }
 
     /// Numbers of inodes and of open files that the guest holds.

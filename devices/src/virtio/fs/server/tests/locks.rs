@@ -222,11 +222,9 @@ fn a_read_only_bind_has_read_locks_only() {
 #[test]
 fn one_machine_at_a_time_has_a_file_mapped() {
     let (mut first, ours, mut second, theirs) = two();
-    let registry = first.dir.path().join("registry");
     for guest in [&first, &second] {
-        let mut options = fs::File::options();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&registry).unwrap();
-        guest.tree.set_mapping_registry(file);
+        let parent = fs::File::open(first.dir.path()).unwrap();
+        guest.tree.set_mapping_registry(parent.into(), c"vmm".into());
     }
     let map = LkIn { kind: WRITE, end: END, lk_flags: LK_MAPPING, ..Default::default() };
     let again = first.open(ours.0, libc::O_RDWR).unwrap().fh;
