@@ -65,8 +65,20 @@ pub struct Entry {
     /// bind in the virtual tree. If the guest gives it a separate device number, no two files have the same device and
     /// inode number.
     pub submount: bool,
-    /// The guest is told when the name leads elsewhere.
-    pub lasting: bool,
+    /// How long the guest may believe that the name leads there.
+    pub name: Validity,
+}
+
+/// How long the guest's kernel may cache a name, also a missing one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Not at all: the guest has locked a file in the directory, so it agrees with others on what happens there. What one
+    /// did under a lock must be seen under the next one, as the journal that SQLite creates and removes.
+    Once,
+    /// For a moment, since the guest is not told of changes.
+    Brief,
+    /// Until the guest is told that the name leads elsewhere.
+    Lasting,
 }
 
 /// A new access or modification time.
@@ -136,7 +148,7 @@ impl Attributes {
 impl Entry {
     /// A virtual directory, whose lookups are not counted.
     pub(super) fn of_virtual(id: u64) -> Entry {
-        Entry { node: id, attributes: Attributes::of_virtual(id), submount: false, lasting: false }
+        Entry { node: id, attributes: Attributes::of_virtual(id), submount: false, name: Validity::Brief }
     }
 }
 
@@ -174,7 +186,7 @@ impl Operations {
             node: inode.id,
             attributes: self.attributes_of(inode, stat),
             submount: inode.is_dir() && dir.map(|dir| dir.key.0) != Some(stat.st_dev),
-            lasting: dir.is_some_and(|dir| self.names_last(dir.id)),
+            name: dir.map_or(Validity::Brief, |dir| self.names_in(dir)),
         }
     }
 

@@ -151,6 +151,8 @@ pub struct Inode {
     pub names_known: AtomicBool,
     /// The directory's file system cannot be watched.
     unwatchable: AtomicBool,
+    /// The guest has locked a file in this directory.
+    locks: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -165,6 +167,7 @@ impl Inode {
             used: AtomicBool::new(true),
             names_known: AtomicBool::new(false),
             unwatchable: AtomicBool::new(false),
+            locks: AtomicBool::new(false),
             state: Mutex::new(State {
                 pin: Some(Arc::new(pin)),
                 open: BTreeMap::new(),
@@ -265,6 +268,19 @@ impl Inode {
     /// Whether changes in the directory cannot be watched.
     pub fn unwatchable(&self) -> bool {
         self.unwatchable.load(Ordering::Relaxed)
+    }
+
+    /// Whether the guest has locked a file in this directory, whose names others then change as well.
+    pub fn has_locks(&self) -> bool {
+        self.locks.load(Ordering::Relaxed)
+    }
+
+    /// Records that the guest has locked the file. A container's own root is not shared.
+    pub fn note_lock(&self) {
+        let state = self.state.lock().unwrap();
+        if let Some(location) = state.location.as_ref().filter(|_| !self.bind.owned) {
+            location.dir.locks.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Records that changes in the directory cannot be watched.

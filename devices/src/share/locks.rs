@@ -80,6 +80,7 @@ impl Operations {
     /// locked it, so that the guest's cached pages are out of date.
     pub fn after_lock(&self, node: u64) -> Result<(Attributes, bool)> {
         let Node::Host(inode) = self.node(node)? else { return Err(Errno(libc::EBADF)) };
+        inode.note_lock();
         let stat = sys::fstat(inode.fd()?.as_fd())?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         Ok((self.attributes_of(&inode, &stat), !inode.same_as_seen(&stat, now)))

@@ -16,9 +16,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::attributes::Validity;
 use super::inode::{Inode, Seen};
 use super::magic_link::MagicLink;
-use super::operations::Operations;
+use super::operations::{Node, Operations};
 use super::sys::{self, Stat};
 
 /// Limit of watched directories. Each takes about 1 KiB of the host's kernel memory, and counts for
@@ -233,9 +234,21 @@ impl Operations {
         self.watch.borrow_mut().add(dir.id, &MagicLink::new(prefix, pin.as_fd().as_raw_fd()));
     }
 
-    /// Whether the guest is told when the name of an entry of this directory leads elsewhere.
-    pub fn names_last(&self, dir: u64) -> bool {
-        self.watching.get() && self.watch.borrow().has(dir)
+    /// Returns how long the guest may cache the names in a directory.
+    pub(super) fn names_in(&self, dir: &Inode) -> Validity {
+        match self.watching.get() && self.watch.borrow().has(dir.id) {
+            _ if dir.has_locks() => Validity::Once,
+            true => Validity::Lasting,
+            false => Validity::Brief,
+        }
+    }
+
+    /// Returns how long the guest may cache a listing of a directory, and that a name is missing in it.
+    pub fn names_of(&self, dir: u64) -> Validity {
+        match self.node(dir) {
+            Ok(Node::Host(inode)) => self.names_in(&inode),
+            _ => Validity::Brief,
+        }
     }
 
     /// Whether the guest is told when the file's attributes change: all its names are in a watched directory, and nobody

@@ -4,7 +4,7 @@ use super::server::{FuseServer, Request};
 use super::wire::{
     ATTR_NO_ACL, ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set,
 };
-use crate::share::attributes::{Attributes, Change, Entry, NewTime, Time};
+use crate::share::attributes::{Attributes, Change, Entry, NewTime, Time, Validity};
 use crate::share::errno::{Errno, Result};
 use crate::share::watch::LASTING;
 
@@ -65,13 +65,20 @@ pub(super) fn put_entry(reply: &mut Vec<u8>, entry: &Entry, submounts: bool) {
     if submounts && entry.submount {
         attr.flags |= ATTR_SUBMOUNT;
     }
-    let (name, attributes) = (valid(entry.lasting), valid(entry.attributes.lasting));
-    put_node(reply, entry.node, &attr, (name, attributes));
+    put_node(reply, entry.node, &attr, (seconds(entry.name), valid(entry.attributes.lasting)));
 }
 
-/// Appends an entry for a missing name. `lasting`: the guest is told when it appears.
-pub(super) fn put_missing(reply: &mut Vec<u8>, lasting: bool) {
-    put_node(reply, 0, &Attr::default(), (valid(lasting), 0));
+/// Appends an entry for a missing name.
+pub(super) fn put_missing(reply: &mut Vec<u8>, name: Validity) {
+    put_node(reply, 0, &Attr::default(), (seconds(name), 0));
+}
+
+fn seconds(name: Validity) -> u64 {
+    match name {
+        Validity::Once => 0,
+        Validity::Brief => VALID,
+        Validity::Lasting => LASTING,
+    }
 }
 
 fn put_node(reply: &mut Vec<u8>, nodeid: u64, attr: &Attr, (entry_valid, attr_valid): (u64, u64)) {

@@ -3,6 +3,7 @@
 use super::attr::put_entry;
 use super::server::{FuseServer, Request};
 use super::wire::{Attr, Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenOut, OutHeader, ReadIn};
+use crate::share::attributes::Validity;
 use crate::share::dir::Listed;
 use crate::share::errno::{Errno, Result};
 
@@ -13,7 +14,7 @@ impl FuseServer {
     pub(super) fn opendir(&mut self, request: &Request) -> Result<()> {
         let fh = self.share.opendir(request.nodeid)?;
         // The guest is told when the directory changes.
-        let lasting = self.share.names_last(request.nodeid);
+        let lasting = self.share.names_of(request.nodeid) == Validity::Lasting;
         let open_flags = if lasting { FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE } else { 0 };
         OpenOut { fh, open_flags, padding: 0 }.put(&mut self.reply);
         Ok(())

@@ -12,8 +12,8 @@ impl FuseServer {
         match self.share.lookup(request.nodeid, name) {
             Ok(entry) => self.put_entry(&entry),
             Err(Errno(libc::ENOENT)) => {
-                let lasting = self.share.names_last(request.nodeid);
-                put_missing(&mut self.reply, lasting);
+                let name = self.share.names_of(request.nodeid);
+                put_missing(&mut self.reply, name);
             }
             Err(errno) => return Err(errno),
         }

@@ -219,6 +219,19 @@ fn a_read_only_bind_has_read_locks_only() {
     assert_eq!(guest.tree.lock_counts(), (1, 1));
 }
 
+/// SQLite's journal, for example, which another machine removes under its lock.
+#[test]
+fn names_beside_a_locked_file_are_asked_for_each_time() {
+    let (_first, _ours, mut second, theirs) = two();
+    let dir = second.walk("c2");
+    assert_ne!(second.lookup(dir, "db").unwrap().0.entry_valid, 0);
+    assert!(second.range(theirs, 1, READ, (0, 0)));
+    assert_eq!(second.lookup(dir, "db").unwrap().0.entry_valid, 0);
+    let missing = second.call(op::LOOKUP, dir, &string("db-journal")).unwrap();
+    let missing = EntryOut::parse(&missing).unwrap();
+    assert_eq!((missing.nodeid, missing.entry_valid), (0, 0));
+}
+
 #[test]
 fn one_machine_at_a_time_has_a_file_mapped() {
     let (mut first, ours, mut second, theirs) = two();
