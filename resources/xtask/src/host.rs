@@ -7,6 +7,7 @@
 
 mod check;
 mod cli;
+mod environment;
 mod kernel;
 mod kvm;
 mod machine;
@@ -50,7 +51,8 @@ const RERUNS_MAX: u32 = 2;
 /// Maximum number of lines of the machine's log in an error.
 const LOG_LINES: usize = 30;
 
-/// Options for running a command. Working folder and environment are those of this process.
+/// Options for running a command. Working folder and environment are those of this process, but for
+/// [`environment::inherited`].
 #[derive(Clone)]
 pub struct Host {
     outs: Vec<PathBuf>,
@@ -298,7 +300,8 @@ impl Host {
         run.outs.iter().for_each(|folder| request.record("out", folder));
         run.stage.iter().for_each(|path| request.record("stage", path));
         command.iter().for_each(|word| request.record("arg", word));
-        let own = env::vars_os().filter(|(key, _)| !self.env.iter().any(|(set, _)| set == key));
+        let inherited = environment::inherited().into_iter();
+        let own = inherited.filter(|(key, _)| !self.env.iter().any(|(set, _)| set == key));
         own.chain(self.env.iter().cloned()).for_each(|(key, value)| request.env(&key, &value));
         let request = request.finish();
         ensure!(request.len() < REQUEST_MAX, "a request of {} bytes: limit of {REQUEST_MAX}", request.len());

@@ -52,6 +52,9 @@ pub fn start(folder: &Folder, contender: Contender, id: &str, shape: Shape) -> (
 
 /// Asserts that the contender printed its line.
 fn times(contender: Contender, times: Times) -> (f64, f64) {
+    if times.requests > 0 {
+        eprintln!("{contender:?}: {} requests to the outer machine disturb the next sample", times.requests);
+    }
     let first = times.first.unwrap_or_else(|| panic!("{contender:?} printed {:?}", times.output));
     (first, times.end)
 }

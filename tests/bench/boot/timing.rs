@@ -16,6 +16,9 @@ pub struct Times {
     pub end: f64,
     pub output: String,
     pub status: ExitStatus,
+    /// Requests to the outer machine's file system, if this is the emulated KVM host. Their latency counts on the
+    /// instruction clock (tests/host/README.md).
+    pub requests: u64,
 }
 
 /// Runs `command`, which prints `line`, when the host has settled.
@@ -26,6 +29,7 @@ pub fn settled(command: &mut Command, line: &str) -> Times {
 
 /// Runs `command`, which prints `line`.
 pub fn at_once(command: &mut Command, line: &str) -> Times {
+    let requests = outer_requests();
     let start = Instant::now();
     let ms = || start.elapsed().as_secs_f64() * 1000.0;
     let mut child = command
@@ -46,5 +50,14 @@ pub fn at_once(command: &mut Command, line: &str) -> Times {
         }
     }
     let status = child.wait().expect("wait for the program");
-    Times { first, end: ms(), output: String::from_utf8_lossy(&output).into_owned(), status }
+    let end = ms();
+    let requests = outer_requests() - requests;
+    Times { first, end, output: String::from_utf8_lossy(&output).into_owned(), status, requests }
+}
+
+/// Interrupts of the emulated KVM host's shared root file system since its boot. 0 on other machines.
+fn outer_requests() -> u64 {
+    let interrupts = std::fs::read_to_string("/proc/interrupts").unwrap_or_default();
+    let line = interrupts.lines().find(|line| line.ends_with("virtio1-requests")).unwrap_or_default();
+    line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum()
 }
