@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
+use host::sys;
 use plan::Inherited;
 
 mod attached;
@@ -11,6 +12,7 @@ pub mod check;
 pub mod container;
 pub mod events;
 pub mod features;
+mod own_users;
 pub mod pod;
 mod request;
 pub mod run;
@@ -49,7 +51,7 @@ fn columns<const N: usize>(
 
 /// Reads what the containers of a new machine have from this process and the host.
 fn inherited() -> Result<Inherited> {
-    let limits = host::sys::inherited::resource_limits().context("read the resource limits")?;
+    let limits = sys::inherited::resource_limits().context("read the resource limits")?;
     Ok(Inherited::new(&limits, |path| fs::read_to_string(path).ok()))
 }
 

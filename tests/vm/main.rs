@@ -23,6 +23,7 @@ mod network;
 mod others;
 mod pods;
 mod process;
+mod rootless;
 mod schema;
 mod seccomp;
 mod share_9p;

@@ -83,7 +83,7 @@ fn unit_tests(args: &Args) -> anyhow::Result<()> {
 
 /// Builds the whole-VM tests and runs them with a usable KVM: natively, or in the emulated KVM host.
 fn vm_tests(args: &Args) -> anyhow::Result<()> {
-    apt::install(&["busybox-static", "e2fsprogs", "iproute2", "sqlite3", "strace"])?;
+    apt::install(&["busybox-static", "e2fsprogs", "iproute2", "sqlite3", "strace", "uidmap"])?;
     let program = program::program()?;
     let debian = rootfs_archive(&bundle::debian(&program)?)?;
     say("building the whole-VM tests");

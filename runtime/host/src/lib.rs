@@ -14,9 +14,11 @@ pub mod hooks;
 pub mod network;
 pub mod signals;
 pub mod sockets;
+pub mod subordinate;
 pub mod sys;
 pub mod terminal;
 pub mod text;
 pub mod user;
+pub mod user_namespace;
 
 pub use error::HostError;

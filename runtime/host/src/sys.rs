@@ -199,6 +199,10 @@ pub fn effective_user() -> u32 {
     process::geteuid().as_raw()
 }
 
+pub fn effective_group() -> u32 {
+    process::getegid().as_raw()
+}
+
 /// Returns the memory of the host in bytes.
 pub fn total_memory() -> u64 {
     let info = rustix::system::sysinfo();
@@ -295,6 +299,13 @@ pub fn process(pid: u32) -> io::Result<OwnedFd> {
 pub fn new_network() -> io::Result<()> {
     // SAFETY: descriptors stay shared by all threads.
     Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?)
+}
+
+/// Moves this process, which has one thread, into a new user namespace, in which it has all capabilities, and into a mount
+/// namespace of it, whose mounts it can copy.
+pub fn new_user_namespace() -> io::Result<()> {
+    // SAFETY: descriptors stay shared by all threads.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
 }
 
 /// Detaches this process from its controlling terminal, unless it leads the session. Otherwise job control would stop a

@@ -47,6 +47,11 @@ impl User {
         self.effective != 0 || self.outside.is_some() && name.is_none_or(|name| name != "root")
     }
 
+    /// Whether this process is in a user namespace other than the initial one.
+    pub fn is_in_namespace(&self) -> bool {
+        self.outside.is_some()
+    }
+
     /// Returns the ID by which processes outside of the user namespace know this user.
     pub fn outside(&self) -> u32 {
         self.outside.unwrap_or(self.effective)

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use host::hooks::{self, Variables};
 use host::signals::Signals;
-use host::{confine, environment};
+use host::{confine, environment, sys};
 use oci::Bundle;
 use oci::spec::Hooks;
 use plan::vm::Kernel;
@@ -18,7 +18,7 @@ use super::container::create;
 use super::container::hook_points::{bytes_of, run_last, with_environment};
 use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, write_pid};
-use super::inherited;
+use super::{inherited, own_users};
 use crate::assembly::{self, Assembly};
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
@@ -45,6 +45,8 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     check_console(false, engine.console_socket.as_deref(), false)?;
     let marks = BootMarks::new(&config, start);
     let environment = Variables::own();
+    // No thread exists yet; for root, KVM works while the bundle is read.
+    let early = (sys::effective_user() != 0).then(|| load_of_user(&config.bundle)).transpose()?;
     environment::seclude()?;
     confine::prepare(logging::forbidden).context("prepare the confinement")?;
     // Before the first thread starts, so that every thread blocks these signals.
@@ -53,7 +55,7 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     // KVM needs time to create a machine; the bundle is read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
 
-    let mut bundle = Bundle::load(&config.bundle)?;
+    let mut bundle = early.map_or_else(|| Bundle::load(&config.bundle), Ok)?;
     create::lend_host_name(&mut bundle.spec)?;
     // Other commands find a container by its id. A container without one has no directory that could be left behind.
     let registered = config.is_named.then(|| root.claim(&config.id)).transpose()?;
@@ -90,6 +92,13 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     marks.write(&config)?;
     let code = ran?;
     deleted.map(|()| code)
+}
+
+/// Loads an ordinary user's bundle, and enters a user namespace for it.
+fn load_of_user(path: &Path) -> Result<Bundle> {
+    let mut bundle = Bundle::load(path)?;
+    own_users::enter(Some(&mut bundle.spec.linux))?;
+    Ok(bundle)
 }
 
 /// Deletes what the container has on the host.

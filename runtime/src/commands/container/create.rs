@@ -20,7 +20,7 @@ use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
 use crate::cli::container::CreateArgs;
-use crate::commands::inherited;
+use crate::commands::{inherited, own_users};
 use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
 use crate::report::{self, Forked, Reporter};
@@ -105,10 +105,12 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
 
 /// Runs the container's process. Until it has reported that the container is created, the caller prints errors.
 fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
-    let (directory, held) = match root.claim(&life.config.id) {
+    let entered = own_users::enter(Some(&mut life.bundle.spec.linux));
+    let claimed = entered.and_then(|()| Ok(root.claim(&life.config.id)?));
+    let (directory, held) = match claimed {
         Ok(claimed) => claimed,
         Err(error) => {
-            let (code, message) = exit::of_error(&error.into());
+            let (code, message) = exit::of_error(&error);
             // Nothing exists on the host yet, whether the caller reads the report or not.
             let _ = reporter.send(exit::OCI_FAILED, &message);
             return code;

@@ -1,11 +1,10 @@
 //! `vmm list` and `vmm ps`, in runc's formats.
 
 use std::ffi::OsString;
-use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use host::sys;
+use host::{subordinate, sys};
 use serde_json::Value;
 
 use super::{state_json, status};
@@ -53,16 +52,7 @@ fn word(value: &Value) -> String {
 
 /// Returns a user's name, or `#` and the number if the user has none.
 pub fn owner(uid: u32) -> String {
-    let text = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    name_in(&text, uid).unwrap_or_else(|| format!("#{uid}"))
-}
-
-fn name_in(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
+    subordinate::user_name(uid).unwrap_or_else(|| format!("#{uid}"))
 }
 
 /// `vmm ps`: lists the container's processes of the host, as runc does. Processes in the guest are not among them.
@@ -122,11 +112,5 @@ mod tests {
         let text = "UID   PID  CMD\nroot    1  init\nroot   12  vmm 13\nroot   13  sh\n";
         assert_eq!(lines_of(text, &[12]).unwrap(), "UID   PID  CMD\nroot   12  vmm 13\n");
         assert!(lines_of("X\n", &[1]).is_err());
-    }
-
-    #[test]
-    fn an_owner_has_a_name_or_a_number() {
-        assert_eq!(name_in("root:x:0:0::/:/bin/sh\nann:x:7:8::/:/bin/sh\n", 7).as_deref(), Some("ann"));
-        assert_eq!(name_in("root:x:0:0::/:/bin/sh\n", 9), None);
     }
 }

@@ -13,7 +13,7 @@ use host::{environment, sys};
 use crate::assembly::{self, Assembly};
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
-use crate::commands::{inherited, print};
+use crate::commands::{inherited, own_users, print};
 use crate::config::RunConfig;
 use crate::exit::{self, CodedError};
 use crate::logging;
@@ -110,6 +110,7 @@ fn live(planned: PlannedPod, outputs: PodOutput, started: Started) -> Result<u8>
     let PlannedPod { config, mut pod, containers, state } = planned;
     // A client may pass the terminal in which the pod was started and whose background process the pod is.
     sys::leave_terminal();
+    own_users::enter(None)?;
     environment::seclude()?;
     confine::prepare(logging::forbidden).context("prepare the confinement")?;
     // Before the first thread starts, so that every thread blocks these signals.
