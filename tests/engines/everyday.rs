@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
+use crate::parameter::HostParameter;
 
 pub const CASES: &[Case] = &[
     case!(a_user_opens_its_standard_streams_by_path).core(),
@@ -80,7 +81,7 @@ fn limits_without_a_flag_are_the_engines(engine: &Engine) {
 }
 
 fn kernel_parameters_are_the_hosts(engine: &Engine) {
-    const FILES: [&str; 7] = [
+    const FILES: [&str; 11] = [
         "vm/max_map_count",
         "vm/overcommit_memory",
         "vm/swappiness",
@@ -88,7 +89,18 @@ fn kernel_parameters_are_the_hosts(engine: &Engine) {
         "fs/aio-max-nr",
         "fs/nr_open",
         "kernel/pid_max",
+        "fs/pipe-max-size",
+        "fs/protected_regular",
+        "kernel/core_pattern",
+        "kernel/core_uses_pid",
     ];
+    // Distributions set these.
+    let _set = [
+        ("fs/protected_regular", "2"),
+        ("kernel/core_pattern", "/tmp/core.%e"),
+        ("vm/max_map_count", "1048576"),
+    ]
+    .map(|(name, text)| HostParameter::set(name, text));
     let script = format!("cd /proc/sys; cat {}", FILES.join(" "));
     let own = FILES.map(|file| fs::read_to_string(format!("/proc/sys/{file}")).expect("read a parameter"));
     assert_eq!(engine.sh(&[], &script), own.concat().trim());

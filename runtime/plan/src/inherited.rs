@@ -13,17 +13,29 @@ use crate::rlimits::RLIMITS;
 type Parameter = (&'static str, &'static str);
 
 /// Kernel parameters that a container has from the host. `vm.overcommit_memory` is not copied if it is 2, because strict
-/// accounting limits programs to a share of the machine's memory, which is not the host's.
-const PARAMETERS: [Parameter; 15] = [
+/// accounting limits programs to a share of the machine's memory, which is not the host's; `kernel.core_pattern` not if it
+/// names a program, which the guest does not have.
+const PARAMETERS: [Parameter; 25] = [
     ("/proc/sys/fs/aio-max-nr", "65536"),
     ("/proc/sys/fs/file-max", ""),
     ("/proc/sys/fs/inotify/max_queued_events", "16384"),
     ("/proc/sys/fs/inotify/max_user_instances", "128"),
     ("/proc/sys/fs/inotify/max_user_watches", ""),
     (NR_OPEN, "1048576"),
+    ("/proc/sys/fs/pipe-max-size", "1048576"),
+    ("/proc/sys/fs/pipe-user-pages-hard", "0"),
+    ("/proc/sys/fs/pipe-user-pages-soft", "16384"),
+    ("/proc/sys/fs/protected_fifos", "0"),
+    ("/proc/sys/fs/protected_hardlinks", "1"),
+    ("/proc/sys/fs/protected_regular", "0"),
+    ("/proc/sys/fs/protected_symlinks", "1"),
+    (CORE_PATTERN, "core"),
+    ("/proc/sys/kernel/core_uses_pid", "0"),
     ("/proc/sys/kernel/dmesg_restrict", "0"),
     ("/proc/sys/kernel/pid_max", ""),
     ("/proc/sys/kernel/threads-max", ""),
+    // Debian's kernel alone has it, also in the guest.
+    ("/proc/sys/kernel/unprivileged_userns_clone", "1"),
     ("/proc/sys/net/core/somaxconn", "4096"),
     ("/proc/sys/vm/max_map_count", "65530"),
     (OVERCOMMIT, "0"),
@@ -31,6 +43,8 @@ const PARAMETERS: [Parameter; 15] = [
     ("/proc/sys/vm/swappiness", "60"),
     (HUGE_PAGES, "madvise"),
 ];
+/// The name of core files. A pipe and a program instead of it begin with `|`.
+const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 /// Maximum of RLIMIT_NOFILE. It is not lowered: the agent's own limit is 524288.
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
@@ -93,6 +107,7 @@ fn value(path: &str, content: &str) -> Option<String> {
     match path {
         HUGE_PAGES => Some(content.split_once('[')?.1.split_once(']')?.0.to_owned()),
         OVERCOMMIT if content == "2" => None,
+        CORE_PATTERN if content.starts_with('|') => None,
         NR_OPEN if content.parse::<u64>().ok()? < 1 << 20 => None,
         _ => Some(content.to_owned()),
     }
@@ -115,6 +130,8 @@ mod tests {
                 HUGE_PAGES => "[always] madvise never\n",
                 NR_OPEN => "65536\n",
                 OVERCOMMIT => "2\n",
+                CORE_PATTERN => "|/usr/share/apport/apport -p%p\n",
+                "/proc/sys/fs/protected_regular" => "2\n",
                 _ => return None,
             };
             Some(text.to_owned())
@@ -132,10 +149,12 @@ mod tests {
         );
         let parameters: Vec<_> = inherited.parameters.into_iter().collect();
         let expected = [
+            ("/proc/sys/fs/protected_regular", "2"),
             ("/proc/sys/kernel/pid_max", "4194304"),
             ("/proc/sys/vm/max_map_count", "1048576"),
             (HUGE_PAGES, "always"),
         ];
         assert_eq!(parameters, expected.map(|(path, value)| (path.to_owned(), value.to_owned())));
+        assert_eq!(value(CORE_PATTERN, "/tmp/core.%e\n"), Some("/tmp/core.%e".to_owned()));
     }
 }
