@@ -4,6 +4,8 @@
 
 use std::sync::Mutex;
 
+use crate::StateError;
+
 /// What a device requests from the machine after a write by the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -21,6 +23,15 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Handles a write of `data` at `offset` bytes from the device's base.
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
+    /// Returns what the device must know to continue in another machine. Called while no vCPU and no other thread uses the
+    /// device. Most devices without queues know nothing.
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        Ok(Vec::new())
+    }
+    /// Continues from what [`save`](Self::save) returned, before the first vCPU runs. The device has not been used.
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if state.is_empty() { Ok(()) } else { Err(StateError::Foreign("this one has no state")) }
+    }
 }
 
 /// Why a device could not be put on the bus.
@@ -90,6 +101,27 @@ impl Bus {
         }
     }
 
+    /// Returns the states of all devices, in the order of their addresses, each with its first address.
+    pub fn save(&self) -> Result<Vec<(u64, Vec<u8>)>, StateError> {
+        self.mappings.iter().map(|m| Ok((m.base, m.device.lock().unwrap().save()?))).collect()
+    }
+
+    /// Makes all devices continue from `states`, which [`save`](Self::save) of a bus with the same devices returned.
+    pub fn restore<'a>(&self, states: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<(), StateError> {
+        let mut states = states.into_iter();
+        for mapping in &self.mappings {
+            let (base, state) = states.next().ok_or(StateError::Foreign("a device is missing"))?;
+            if base != mapping.base {
+                return Err(StateError::Foreign("a device has another address"));
+            }
+            mapping.device.lock().unwrap().restore(state)?;
+        }
+        match states.next() {
+            None => Ok(()),
+            Some(_) => Err(StateError::Foreign("it has more devices")),
+        }
+    }
+
     /// Returns the mapping that contains the whole access, or `None` if there is none or the access crosses its end.
     fn mapping(&self, addr: u64, len: usize) -> Option<&Mapping> {
         let mapping = &self.mappings[self.mappings.partition_point(|m| m.base <= addr).checked_sub(1)?];
@@ -135,6 +167,49 @@ mod tests {
             assert_eq!(data, [0xff, 0xff], "{addr:#x}");
             assert_eq!(bus().write(addr, &data), Action::None, "{addr:#x}");
         }
+    }
+
+    /// A device whose state is one byte.
+    struct Byte(u8);
+    impl BusDevice for Byte {
+        fn read(&mut self, _offset: u64, data: &mut [u8]) {
+            data.fill(self.0);
+        }
+        fn write(&mut self, _offset: u64, _data: &[u8]) -> Action {
+            Action::None
+        }
+        fn save(&self) -> Result<Vec<u8>, StateError> {
+            if self.0 == 0 { Err(StateError::Busy("zero")) } else { Ok(vec![self.0]) }
+        }
+        fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+            let [byte] = state else { return Err(StateError::Damaged("not one byte")) };
+            self.0 = *byte;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn devices_continue_from_their_states_on_the_same_bus() {
+        let with = |byte| {
+            let mut bus = bus();
+            bus.insert(0x1800, 1, Box::new(Byte(byte))).unwrap();
+            bus
+        };
+        let saved = with(7).save().unwrap();
+        let states = || saved.iter().map(|(base, state)| (*base, &state[..]));
+        let other = with(1);
+        other.restore(states()).unwrap();
+        let mut data = [0];
+        other.read(0x1800, &mut data);
+        assert_eq!(data, [7]);
+        assert_eq!(with(0).save(), Err(StateError::Busy("zero")));
+        assert_eq!(bus().restore(states()), Err(StateError::Foreign("a device has another address")));
+        assert_eq!(other.restore(states().take(2)), Err(StateError::Foreign("a device is missing")));
+        assert_eq!(Bus::new().restore(states()), Err(StateError::Foreign("it has more devices")));
+        assert_eq!(
+            bus().restore([(0x1000, &b"x"[..]), (0x2000, b"")]),
+            Err(StateError::Foreign("this one has no state"))
+        );
     }
 
     #[test]

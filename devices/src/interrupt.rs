@@ -129,6 +129,21 @@ impl Interrupt {
         self.shared.page.store(VIRTIO_MMIO_INTERRUPT_STATUS, 0);
     }
 
+    /// InterruptStatus and ConfigGeneration, for [`resume`](Self::resume).
+    pub fn registers(&self) -> [u32; 2] {
+        [VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_CONFIG_GENERATION].map(|at| self.shared.page.load(at))
+    }
+
+    /// Continues with these [`registers`](Self::registers) of a machine that was saved. If there is a reason for an
+    /// interrupt, raises the line: an interrupt that the saved machine did not see yet is not in its state.
+    pub fn resume(&self, [status, generation]: [u32; 2]) {
+        self.shared.page.store(VIRTIO_MMIO_INTERRUPT_STATUS, status);
+        self.shared.page.store(VIRTIO_MMIO_CONFIG_GENERATION, generation);
+        if status != 0 {
+            self.raise();
+        }
+    }
+
     fn tell_of_configuration(&self) {
         self.shared.page.add(VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_INT_CONFIG);
         self.raise();

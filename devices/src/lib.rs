@@ -2,7 +2,7 @@
 //!
 //! This crate accesses guest memory directly and represents interrupts as file descriptors. It does not know KVM,
 //! containers or the agent's protocol. Read in this order: [`bus`], [`event_loop`], [`interrupt`], [`virtio`],
-//! [`share`], then any device.
+//! [`state`], [`share`], then any device.
 //!
 //! A device with registers is a [`BusDevice`]. A write returns what the machine must do, as an [`Action`]:
 //!
@@ -65,6 +65,7 @@ pub mod pieces;
 pub mod reset;
 pub mod serial;
 pub mod share;
+pub mod state;
 mod vectored;
 pub mod virtio;
 
@@ -72,6 +73,7 @@ pub use bus::{Action, Bus, BusDevice};
 pub use event_loop::{EventLoop, LoopHandle, Seat, Subscriber};
 pub use interrupt::Interrupt;
 pub use pieces::Pieces;
+pub use state::{Decoder, Encoder, StateError};
 
 /// What a thread calls before anything of the guest's reaches it: gives up the rights that the thread does not need.
 pub type Enter = fn();

@@ -6,7 +6,7 @@ use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::faults::GuestFaults;
-use crate::{Action, BusDevice};
+use crate::{Action, BusDevice, StateError};
 
 /// First I/O port of a PC's first serial port.
 pub const SERIAL_PORT: u64 = 0x3f8;
@@ -54,6 +54,10 @@ impl BusDevice for Serial {
             self.faults.note("serial port", format_args!("byte lost: {error:?}"));
         }
         Action::None
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        Err(StateError::Busy("a serial port cannot be saved"))
     }
 }
 

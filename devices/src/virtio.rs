@@ -4,7 +4,7 @@ use std::io;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::Interrupt;
+use crate::{Interrupt, StateError};
 use mmio::page::RegisterPage;
 
 pub mod fs;
@@ -73,6 +73,13 @@ pub trait VirtioDevice: Send {
     /// Handles a reset by the driver. From now on no queue starts another request. The device must release what it
     /// holds of the queues, above all a loan ([`VirtQueue::lend`]). Must not wait.
     fn reset(&mut self) {}
+    /// Returns what the device knows beyond its queues, while the driver uses it. `served` has for each queue whether the
+    /// device has used a buffer of it. A device refuses if it cannot continue from that.
+    fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError>;
+    /// Takes over what [`save`](Self::save) returned. [`activate`](Self::activate) follows.
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if state.is_empty() { Ok(()) } else { Err(StateError::Foreign("this one keeps nothing")) }
+    }
 }
 
 /// Fills `data` from `offset` of the configuration space `config`. Bytes outside of it are zero.

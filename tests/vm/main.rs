@@ -28,6 +28,7 @@ mod schema;
 mod seccomp;
 mod share_9p;
 mod shares;
+mod snapshot;
 mod sockets;
 mod streams;
 mod terminal;

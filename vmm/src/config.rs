@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use devices::Enter;
 
-use crate::Timeline;
+use crate::{Snapshot, Timeline};
 
 /// A kernel or an initramfs: a whole file, or a part of one such as an executable.
 #[derive(Debug)]
@@ -57,6 +57,18 @@ pub struct VmConfig {
     /// mark port.
     pub timeline: Option<Arc<Timeline>>,
     /// What the machine's threads call before the guest runs.
+    pub entries: Entries,
+}
+
+/// Configuration of a machine that continues from a saved one, from which [`Vm::restored`](crate::Vm::restored) builds it.
+pub struct SavedConfig {
+    /// The saved state.
+    pub snapshot: Snapshot,
+    /// The saved memory, open for reading. Nobody may change it.
+    pub memory: File,
+    /// Like [`VmConfig::timeline`].
+    pub timeline: Option<Arc<Timeline>>,
+    /// Like [`VmConfig::entries`].
     pub entries: Entries,
 }
 

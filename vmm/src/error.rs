@@ -7,6 +7,7 @@ use crate::boot_params::CmdlineError;
 use crate::kvm::KvmError;
 use crate::loader::KernelError;
 use crate::memory::MemoryError;
+use crate::snapshot::SnapshotError;
 
 /// Why a machine could not be created or started.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,9 @@ pub enum Error {
     /// A device's address range is invalid or overlaps another device's.
     #[error("add a device to the bus")]
     Bus(#[from] devices::bus::BusError),
+    /// The machine cannot continue from a saved one.
+    #[error("continue from a saved machine")]
+    Snapshot(#[from] SnapshotError),
     /// The host kernel could not create a file descriptor or a thread.
     #[error("{step}")]
     Host {

@@ -11,9 +11,11 @@ use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
 use devices::virtio::mmio::page::RegisterPages;
+use devices::{Decoder, Encoder, StateError};
 use kvm_bindings::{
     CpuId, KVM_BUS_LOCK_DETECTION_EXIT, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_BUS_LOCK_EXIT,
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs, kvm_enable_cap, kvm_run,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, Msrs, kvm_clock_data, kvm_enable_cap, kvm_irqchip, kvm_run,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -23,6 +25,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::deferral::Deferral;
 use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::plain::{put, take};
 use crate::{cpuid, module, msrs, segments};
 
 /// How long [`PendingVm::start`] sleeps to let its thread run.
@@ -63,7 +67,7 @@ pub enum KvmError {
 }
 
 /// Returns a function that converts an ioctl's error into [`KvmError::Call`] with `step`.
-fn call(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+pub(crate) fn call(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |error| KvmError::Call { step, source: io::Error::from_raw_os_error(error.errno()) }
 }
 
@@ -209,6 +213,39 @@ impl KvmVm {
         Ok(cpuid::template(supported.as_slice(), vcpus, tsc_deadline))
     }
 
+    /// Writes the interrupt controllers and the clock, of a machine whose vCPUs do not run.
+    pub fn save(&self, state: &mut Encoder) -> Result<(), KvmError> {
+        put(state, &self.vm.get_clock().map_err(call("read the clock"))?);
+        for chip_id in IRQ_CHIPS {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            self.vm.get_irqchip(&mut chip).map_err(call("read an interrupt controller"))?;
+            put(state, &chip);
+        }
+        Ok(())
+    }
+
+    /// Continues from what [`save`](Self::save) wrote, after the vCPUs have.
+    pub fn restore(&self, state: &mut Decoder) -> Result<(), SnapshotError> {
+        let saved: kvm_clock_data = take(state)?;
+        // Without a flag for the real time, which would let the guest's monotonic clock jump by the time since.
+        let clock = kvm_clock_data { clock: saved.clock, ..Default::default() };
+        self.vm.set_clock(&clock).map_err(call("set the clock"))?;
+        for chip_id in IRQ_CHIPS {
+            let chip: kvm_irqchip = take(state)?;
+            if chip.chip_id != chip_id {
+                return Err(StateError::Damaged("another interrupt controller").into());
+            }
+            self.vm.set_irqchip(&chip).map_err(call("set an interrupt controller"))?;
+        }
+        Ok(())
+    }
+
+    /// The model-specific registers that KVM lists as a guest's state.
+    pub fn listed_msrs(&self) -> Result<Vec<u32>, KvmError> {
+        let list = self.kvm.get_msr_index_list().map_err(call("list the model-specific registers"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
     /// Creates vCPU `id` with its CPUID and MSRs. All vCPUs but the first wait until the guest starts them.
     pub fn create_vcpu(
         &self,
@@ -228,6 +265,9 @@ impl KvmVm {
         }
     }
 }
+
+/// The interrupt controllers that KVM emulates besides the local APICs.
+const IRQ_CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 /// What KVM takes from a guest if the host has it: a capability, its argument, and the step.
 ///

@@ -2,7 +2,7 @@
 //!
 //! The command `vmm` is in `runtime/` (its `main.rs`). This crate knows KVM, guest memory and boot protocols; it does
 //! not know containers, the agent's protocol or command-line arguments. Read in this order: [`VmConfig`], [`Vm`],
-//! [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; last [`RunningVm`].
+//! [`layout`], then what [`Vm::start`] uses: memory, loader, boot_params, kvm, vcpu; then [`RunningVm`]; last [`snapshot`].
 //!
 //! A kernel whose console is a serial port, run until it resets (`examples/boot.rs` has devices besides):
 //!
@@ -52,6 +52,7 @@ mod pvh;
 mod running;
 mod segments;
 mod signal;
+pub mod snapshot;
 mod timeline;
 mod vcpu;
 mod vm;
@@ -59,12 +60,13 @@ mod vm;
 pub use devices;
 
 pub use boot_params::CmdlineError;
-pub use config::{Entries, Image, VmConfig};
+pub use config::{Entries, Image, SavedConfig, VmConfig};
 pub use end::VmEnd;
 pub use error::{Error, Result};
 pub use kvm::{KvmError, PendingVm};
 pub use loader::KernelError;
 pub use memory::{MemoryError, discard};
 pub use running::RunningVm;
+pub use snapshot::{Snapshot, SnapshotError};
 pub use timeline::{Mark, Timeline};
 pub use vm::Vm;

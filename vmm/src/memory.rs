@@ -1,8 +1,10 @@
-//! Guest memory: anonymous mappings, which use host memory only for pages that have been touched.
+//! Guest memory: anonymous mappings, which use host memory only for pages that have been touched. In a machine that
+//! continues from a saved one, private mappings of the saved pages are over them.
 
 // UNSAFETY: mmap and madvise, reading files into raw mappings, and passing these mappings to vm-memory.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -12,6 +14,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Mma
 
 use crate::Image;
 use crate::layout::{PAGE_SIZE, RamRange};
+use crate::snapshot::memory::Extent;
 
 /// Alignment of guest memory in the host, so that the host can back 2 MiB of the guest with one 2 MiB page if it has
 /// one free. With 4 KiB pages, each of which is a page fault, a boot takes 30 million instructions more (75 instead of
@@ -74,6 +77,39 @@ impl GuestRam {
         Ok(GuestRam { memory })
     }
 
+    /// Like [`new`](Self::new), with the pages of a saved machine: those of `extents`, which are whole pages within `ranges`
+    /// and `file`, come from `file`. The file must stay as it is while the machine lives.
+    pub fn restored(ranges: &[RamRange], file: &File, extents: &[Extent]) -> Result<GuestRam, MemoryError> {
+        let ram = GuestRam::new(ranges)?;
+        for Extent { start, len, offset } in extents {
+            let host = ram.host(*start, *len)?;
+            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            // SAFETY: `host` checked that these `len` bytes are guest memory, which nobody uses yet: the memory is new, and
+            // is returned below. They stay readable and writable.
+            let mapped = unsafe {
+                libc::mmap(
+                    host.cast(),
+                    *len as usize,
+                    PROTECTION,
+                    flags,
+                    file.as_raw_fd(),
+                    *offset as libc::off_t,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(MemoryError::Reserve { len: *len, source: io::Error::last_os_error() });
+            }
+        }
+        for range in ranges {
+            let host = ram.host(range.start, range.len)?;
+            // SAFETY: as above. The advice keeps the guest's memory out of core dumps, and changes no byte.
+            if unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_DONTDUMP) } < 0 {
+                return Err(MemoryError::Reserve { len: range.len, source: io::Error::last_os_error() });
+            }
+        }
+        Ok(ram)
+    }
+
     /// The memory, as vm-memory's type.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
@@ -120,7 +156,8 @@ impl GuestRam {
 }
 
 /// Returns the pages of `slice`, a part of guest memory, to the host. They read as zeros afterwards, those of the
-/// kernel's image too, because all of guest memory is anonymous.
+/// kernel's image too, because all of guest memory is anonymous. In a machine that continues from a saved one, the saved
+/// pages read as they were saved: the guest does not rely on the content of a page that it has given back.
 ///
 /// # Errors
 ///

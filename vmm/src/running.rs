@@ -1,16 +1,20 @@
 //! A running machine, and how it ended.
 
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use devices::virtio::mmio::page::RegisterPages;
-use devices::{EventLoop, LoopHandle};
-use vm_memory::GuestMemoryMmap;
+use devices::{Encoder, EventLoop, LoopHandle};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::end::{End, VmEnd};
 use crate::kvm::KvmVm;
 use crate::signal::VcpuThread;
+use crate::snapshot::memory::Extent;
+use crate::snapshot::{Parts, Snapshot, SnapshotError, memory, plain, step, vcpu};
 use crate::vcpu::Board;
 
 /// A machine whose vCPUs run. Dropping it stops the machine.
@@ -22,7 +26,9 @@ pub struct RunningVm {
     /// Set when the guest may run.
     pub(crate) gate: Arc<OnceLock<()>>,
     /// Kept open until all vCPU threads have been joined.
-    pub(crate) _vm: KvmVm,
+    pub(crate) vm: KvmVm,
+    /// The parts of memory that are mapped from a saved machine's file.
+    pub(crate) mapped: Vec<Extent>,
     /// Mapped into the guest.
     pub(crate) _pages: RegisterPages,
 }
@@ -60,20 +66,72 @@ impl RunningVm {
         self.end().unwrap_or(VmEnd::Stopped)
     }
 
-    /// Makes every vCPU leave the guest and joins all threads. Does not replace an end that a vCPU has reported.
-    fn halt(&mut self) {
+    /// Stops the machine and saves it: its memory to `file`, which is empty, and everything else in the snapshot, with
+    /// `label`. `seal` makes the file unchangeable once it is written. A guest that waits for something is saved soonest;
+    /// one that works is saved wherever it is.
+    ///
+    /// # Errors
+    ///
+    /// A device refuses, the file cannot be written, or the machine has ended by itself.
+    pub fn save(
+        mut self,
+        file: &File,
+        label: Vec<u8>,
+        seal: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> Result<Snapshot, SnapshotError> {
+        // A vCPU that has left the guest for a device enters it once more before its thread ends, with `immediate_exit`,
+        // so that KVM finishes the instruction.
+        let vcpus = self.halt();
+        match self.end() {
+            None | Some(VmEnd::Stopped) => {}
+            Some(end) => return Err(SnapshotError::Ended(end)),
+        }
+        if self.board.pio.save()?.iter().any(|(_, state)| !state.is_empty()) {
+            return Err(devices::StateError::Busy("an i/o port's device has a state").into());
+        }
+        let devices = self.board.mmio.save()?;
+        let processors = self.processors(&vcpus)?;
+        let guest = &self.board.memory;
+        let memory_mib = (guest.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20) as u32;
+        let (extents, memory_sum) =
+            memory::write(guest, &self.mapped, file).map_err(step("write the memory's file"))?;
+        seal(file).map_err(step("seal the memory's file"))?;
+        let vcpus = vcpus.len() as u8;
+        Snapshot::new(Parts { label, memory_mib, vcpus, extents, memory_sum, processors, devices }, file)
+    }
+
+    /// Returns the state of the vCPUs, the interrupt controllers and the clock, preceded by the CPUID that they are for.
+    fn processors(&self, vcpus: &[VcpuFd]) -> Result<Vec<u8>, SnapshotError> {
+        let mut state = Encoder::default();
+        let table = self.vm.cpuid(vcpus.len() as u8)?;
+        state.u32(table.len() as u32);
+        table.iter().for_each(|entry| plain::put(&mut state, entry));
+        let listed = self.vm.listed_msrs()?;
+        for vcpu in vcpus {
+            vcpu::save(vcpu, &listed, &mut state)?;
+        }
+        self.vm.save(&mut state)?;
+        Ok(state.finish())
+    }
+
+    /// Makes every vCPU leave the guest and joins all threads. Does not replace an end that a vCPU has reported. Returns the
+    /// vCPUs.
+    fn halt(&mut self) -> Vec<VcpuFd> {
         self.board.stopping.store(true, Ordering::SeqCst);
         for vcpu in &self.vcpus {
             vcpu.kick();
         }
         // vCPUs that did not run yet find that they are to stop.
         self.release();
+        let mut fds = Vec::new();
         for vcpu in self.vcpus.drain(..) {
-            if vcpu.join().is_none() {
-                self.end.report(VmEnd::Failed("a vcpu thread panicked".to_owned()));
+            match vcpu.join() {
+                Some(fd) => fds.push(fd),
+                None => self.end.report(VmEnd::Failed("a vcpu thread panicked".to_owned())),
             }
         }
         self.events.stop();
+        fds
     }
 }
 

@@ -10,7 +10,9 @@ use devices::serial::{SERIAL_PORT, SERIAL_PORT_LEN, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::page::RegisterPages;
 use devices::virtio::mmio::{MMIO_SIZE, MmioTransport, NOTIFY_OFFSET};
-use devices::{Bus, EventLoop, LoopHandle};
+use devices::{Bus, Decoder, EventLoop, LoopHandle, StateError};
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -24,28 +26,36 @@ use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
 use crate::running::RunningVm;
 use crate::signal::VcpuThread;
+use crate::snapshot::{Snapshot, SnapshotError, plain, vcpu as vcpu_state};
 use crate::vcpu::{self, Board};
-use crate::{Entries, Error, Result, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments};
+use crate::{
+    Entries, Error, Result, SavedConfig, Timeline, VmConfig, boot_params, mptable, paging, pvh, segments,
+};
 
 /// Memory that a guest needs beyond its kernel image and its initramfs until it runs its first program.
 const WORKING_MEMORY: u64 = 16 << 20;
 
-/// A virtio device's interrupt and its queues' kicks, which [`wire`] registers with KVM when the machine starts.
+/// A virtio device's interrupt and its queues' kicks, which [`connect`] registers with KVM when the machine starts.
 struct Wiring {
     resources: DeviceResources,
     irq: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
 }
 
-/// A machine that does not run yet. Its memory is mapped and its kernel is loaded; devices can be attached.
+/// Where the guest starts.
+enum Start {
+    /// At the entry point of a kernel, which is loaded. The vCPUs are created when the machine starts.
+    Kernel { pending: PendingVm, kernel: Kernel, initramfs: Option<RamRange>, cmdline: String },
+    /// Where a saved machine stopped. Its vCPUs have their state.
+    Saved { vm: KvmVm, vcpus: Vec<VcpuFd>, snapshot: Box<Snapshot> },
+}
+
+/// A machine that does not run yet. Its memory is mapped and has its kernel; devices can be attached.
 pub struct Vm {
-    pending: PendingVm,
     ram: GuestRam,
     ranges: Vec<RamRange>,
-    kernel: Kernel,
-    initramfs: Option<RamRange>,
+    start: Start,
     vcpus: u8,
-    cmdline: String,
     pio: Bus,
     mmio: Bus,
     serial_irq: Option<Arc<EventFd>>,
@@ -73,16 +83,47 @@ impl Vm {
         if let (Some(image), Some(range)) = (&config.initramfs, initramfs) {
             ram.load(image, 0, range.start, range.len)?;
         }
-        let events =
-            EventLoop::start("devices", config.entries.devices).map_err(host("start the device thread"))?;
-        let mut vm = Vm {
-            pending,
+        let start = Start::Kernel { pending, kernel, initramfs, cmdline: config.cmdline };
+        let mut vm = Vm::assemble((ram, ranges), start, config.vcpus, config.timeline, config.entries)?;
+        vm.add_ports(config.serial)?;
+        Ok(vm)
+    }
+
+    /// Like [`Vm::with`], but the machine continues where a saved one stopped. Its devices must be attached as those of that
+    /// machine were.
+    ///
+    /// # Errors
+    ///
+    /// The memory's file is not the one that was saved, or the host differs, or KVM refuses a state. The machine can then boot
+    /// a kernel.
+    pub fn restored(pending: PendingVm, config: SavedConfig) -> Result<Vm> {
+        let SavedConfig { snapshot, memory, timeline, entries } = config;
+        snapshot.owns(&memory)?;
+        let (ranges, vcpus) = (layout::ram_ranges(snapshot.memory_mib), snapshot.vcpus);
+        let ram = GuestRam::restored(&ranges, &memory, &snapshot.extents)?;
+        let vm = pending.wait()?;
+        mark(&timeline, "vm_created");
+        vm.set_memory(ram.memory())?;
+        let fds = continue_vcpus(&vm, &snapshot)?;
+        let start = Start::Saved { vm, vcpus: fds, snapshot: Box::new(snapshot) };
+        let mut vm = Vm::assemble((ram, ranges), start, vcpus, timeline, entries)?;
+        vm.add_ports(None)?;
+        Ok(vm)
+    }
+
+    fn assemble(
+        (ram, ranges): (GuestRam, Vec<RamRange>),
+        start: Start,
+        vcpus: u8,
+        timeline: Option<Arc<Timeline>>,
+        entries: Entries,
+    ) -> Result<Vm> {
+        let events = EventLoop::start("devices", entries.devices).map_err(host("start the device thread"))?;
+        Ok(Vm {
             ram,
             ranges,
-            kernel,
-            initramfs,
-            vcpus: config.vcpus,
-            cmdline: config.cmdline,
+            start,
+            vcpus,
             pio: Bus::new(),
             mmio: Bus::new(),
             serial_irq: None,
@@ -90,11 +131,9 @@ impl Vm {
             pages: RegisterPages::new(DEVICES_MAX)
                 .map_err(|error| host("reserve the devices' registers")(io::Error::other(error)))?,
             events,
-            timeline: config.timeline,
-            entries: config.entries,
-        };
-        vm.add_ports(config.serial)?;
-        Ok(vm)
+            timeline,
+            entries,
+        })
     }
 
     /// Adds the devices that are not virtio devices to the I/O port bus.
@@ -149,15 +188,23 @@ impl Vm {
     pub fn hold(self) -> Result<RunningVm> {
         self.write_tables()?;
         let end = Arc::new(End::new().map_err(host("make a pipe"))?);
-        let mut vm = self.pending.wait()?;
-        mark(&self.timeline, "vm_created");
-        vm.set_memory(self.ram.memory())?;
-        if !self.wiring.is_empty() {
-            let len = self.wiring.len() as u64 * MMIO_SIZE;
-            vm.map_registers(&self.pages, len, VIRTIO_MMIO_START, self.ranges.len() as u32)?;
-        }
-        wire(&mut vm, self.serial_irq.as_ref(), &self.wiring)?;
-        let fds = create_vcpus(&vm, self.vcpus, self.kernel.entry)?;
+        let (mut vm, fds, mapped) = match self.start {
+            Start::Kernel { pending, kernel, .. } => {
+                let mut vm = pending.wait()?;
+                mark(&self.timeline, "vm_created");
+                vm.set_memory(self.ram.memory())?;
+                connect(&mut vm, &self.pages, self.ranges.len(), self.serial_irq.as_ref(), &self.wiring)?;
+                let fds = create_vcpus(&vm, self.vcpus, kernel.entry)?;
+                (vm, fds, Vec::new())
+            }
+            Start::Saved { mut vm, vcpus, snapshot } => {
+                connect(&mut vm, &self.pages, self.ranges.len(), None, &self.wiring)?;
+                // From here on the devices raise interrupts.
+                let states = snapshot.devices.iter().map(|(base, state)| (*base, &state[..]));
+                self.mmio.restore(states).map_err(SnapshotError::from)?;
+                (vm, vcpus, snapshot.extents)
+            }
+        };
         vm.defer_destruction(&fds);
         let board = Arc::new(Board {
             pio: self.pio,
@@ -172,7 +219,8 @@ impl Vm {
             board,
             end,
             gate,
-            _vm: vm,
+            vm,
+            mapped,
             _pages: self.pages,
         };
         for (index, fd) in fds.into_iter().enumerate() {
@@ -200,17 +248,16 @@ impl Vm {
     /// Writes the boot parameters, page tables, descriptor tables and MP table that the kernel and the first vCPU read
     /// at the entry point.
     fn write_tables(&self) -> Result<()> {
+        let Start::Kernel { kernel, initramfs, cmdline, .. } = &self.start else { return Ok(()) };
         let memory = self.ram.memory();
         let devices: Vec<_> = self.wiring.iter().map(|w| w.resources).collect();
-        let cmdline = boot_params::command_line(&self.cmdline, &devices)?;
-        match self.kernel.entry {
-            Entry::Linux64(_) => {
-                boot_params::write(memory, self.kernel.setup, &cmdline, &self.ranges, self.initramfs)
-            }
-            Entry::Pvh(_) => pvh::write(memory, &cmdline, &self.ranges, self.initramfs),
+        let cmdline = boot_params::command_line(cmdline, &devices)?;
+        match kernel.entry {
+            Entry::Linux64(_) => boot_params::write(memory, kernel.setup, &cmdline, &self.ranges, *initramfs),
+            Entry::Pvh(_) => pvh::write(memory, &cmdline, &self.ranges, *initramfs),
         }
         .and_then(|()| paging::write(memory).map(drop))
-        .and_then(|()| segments::write_tables(memory, self.kernel.entry))
+        .and_then(|()| segments::write_tables(memory, kernel.entry))
         .and_then(|()| mptable::write(memory, self.vcpus, &self.gsis()))
         .map_err(|error| host("write the boot tables")(io::Error::other(error)))
     }
@@ -248,8 +295,18 @@ fn plan_initramfs(config: &VmConfig, kernel: &Kernel, ranges: &[RamRange]) -> Re
     Ok(Some(RamRange { start, len }))
 }
 
-/// Registers every interrupt and kick with KVM.
-fn wire(vm: &mut KvmVm, serial_irq: Option<&Arc<EventFd>>, wiring: &[Wiring]) -> Result<()> {
+/// Maps the devices' registers into the guest, in memory slot `slot`, and registers every interrupt and kick with KVM.
+fn connect(
+    vm: &mut KvmVm,
+    pages: &RegisterPages,
+    slot: usize,
+    serial_irq: Option<&Arc<EventFd>>,
+    wiring: &[Wiring],
+) -> Result<()> {
+    if !wiring.is_empty() {
+        let len = wiring.len() as u64 * MMIO_SIZE;
+        vm.map_registers(pages, len, VIRTIO_MMIO_START, slot as u32)?;
+    }
     if let Some(irq) = serial_irq {
         vm.connect_irq(irq, SERIAL_GSI)?;
     }
@@ -263,7 +320,7 @@ fn wire(vm: &mut KvmVm, serial_irq: Option<&Arc<EventFd>>, wiring: &[Wiring]) ->
 }
 
 /// Creates the vCPUs. The first starts at `entry`; the others wait until the guest starts them.
-fn create_vcpus(vm: &KvmVm, vcpus: u8, entry: Entry) -> Result<Vec<kvm_ioctls::VcpuFd>> {
+fn create_vcpus(vm: &KvmVm, vcpus: u8, entry: Entry) -> Result<Vec<VcpuFd>> {
     let mut table = vm.cpuid(vcpus)?;
     let mut fds = Vec::with_capacity(vcpus.into());
     for id in 0..vcpus {
@@ -273,6 +330,31 @@ fn create_vcpus(vm: &KvmVm, vcpus: u8, entry: Entry) -> Result<Vec<kvm_ioctls::V
         }
         fds.push(fd);
     }
+    Ok(fds)
+}
+
+/// Creates vCPUs that continue where those of `snapshot` stopped, and lets the interrupt controllers and the clock continue.
+fn continue_vcpus(vm: &KvmVm, snapshot: &Snapshot) -> Result<Vec<VcpuFd>, SnapshotError> {
+    let mut table = vm.cpuid(snapshot.vcpus)?;
+    let mut state = Decoder::new(&snapshot.processors);
+    let same = state.u32()? as usize == table.len();
+    for entry in table.iter().take_while(|_| same) {
+        let saved: kvm_cpuid_entry2 = plain::take(&mut state)?;
+        if plain::bytes(&saved) != plain::bytes(entry) {
+            return Err(StateError::Foreign("the host's cpu or its kvm has other features").into());
+        }
+    }
+    if !same {
+        return Err(StateError::Foreign("the host's cpu or its kvm has other features").into());
+    }
+    let mut fds = Vec::with_capacity(snapshot.vcpus.into());
+    for id in 0..snapshot.vcpus {
+        let fd = vm.create_vcpu(id, &mut table)?;
+        vcpu_state::restore(&fd, id == 0, &mut state)?;
+        fds.push(fd);
+    }
+    vm.restore(&mut state)?;
+    state.end()?;
     Ok(fds)
 }
 

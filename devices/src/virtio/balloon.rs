@@ -25,7 +25,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::queue::{Chain, QueueError, Served, VirtQueue};
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
-use crate::{Interrupt, LoopHandle, Seat};
+use crate::{Interrupt, LoopHandle, Seat, StateError};
 
 /// Bit of VIRTIO_BALLOON_F_PAGE_REPORTING (5.5.3).
 const PAGE_REPORTING: u64 = 1 << 5;
@@ -92,6 +92,15 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.actual = [0; 4];
         self.seat.clear();
+    }
+
+    fn save(&self, _served: &[bool]) -> Result<Vec<u8>, StateError> {
+        Ok(self.actual.to_vec())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.actual = state.try_into().map_err(|_| StateError::Damaged("size of the balloon"))?;
+        Ok(())
     }
 }
 

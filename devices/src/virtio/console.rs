@@ -16,15 +16,17 @@
 //! backends take `&[u8]`, and the guest may change its memory at any time.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
+use self::control::Told;
 use self::handler::Handler;
 pub use self::log_port::{LOG_TAIL_MAX, LogPort, LogTail};
 pub use self::ports::{Port, PortBackend, PortEvents};
 pub use self::socket_port::{PENDING_MAX, SocketPort};
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
-use crate::{LoopHandle, Seat};
+use crate::{LoopHandle, Seat, StateError};
 
 mod control;
 mod handler;
@@ -55,6 +57,7 @@ pub struct Console {
     port_count: usize,
     /// The ports, until the driver starts the device and they move to the event loop.
     ports: Option<Vec<Port>>,
+    told: Arc<Told>,
 }
 
 impl Console {
@@ -65,7 +68,7 @@ impl Console {
     /// If there is no port, or there are more than [`MAX_PORTS`]. The number never depends on the guest.
     pub fn new(events: LoopHandle, ports: Vec<Port>) -> Console {
         assert!((1..=MAX_PORTS).contains(&ports.len()), "a console has 1 to {MAX_PORTS} ports");
-        Console { seat: events.seat(), port_count: ports.len(), ports: Some(ports) }
+        Console { seat: events.seat(), port_count: ports.len(), ports: Some(ports), told: Told::new() }
     }
 
     /// `struct virtio_console_config`: cols u16, rows u16, max_nr_ports u32, emerg_wr u32.
@@ -98,11 +101,20 @@ impl VirtioDevice for Console {
         }
         let ports =
             self.ports.take().ok_or_else(|| io::Error::other("the console's ports were started before"))?;
-        self.seat.put(Box::new(Handler::new(ports, activation)))
+        self.seat.put(Box::new(Handler::new(ports, self.told.clone(), activation)))
     }
 
     fn reset(&mut self) {
         self.seat.clear();
+    }
+
+    /// Bytes that a backend keeps are not part of the state: another machine has other backends.
+    fn save(&self, _served: &[bool]) -> Result<Vec<u8>, StateError> {
+        self.told.save()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.told.restore(state)
     }
 }
 

@@ -19,7 +19,7 @@
 use std::io;
 
 use super::{Activation, DeviceInfo, VirtioDevice};
-use crate::Enter;
+use crate::{Enter, StateError};
 
 mod attr;
 mod dir;
@@ -93,6 +93,10 @@ impl VirtioDevice for Fs {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let notices = (activation.features & NOTIFICATION != 0).then_some(NOTIFICATION_QUEUE);
         self.worker.serve(activation.queues, notices)
+    }
+
+    fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {
+        worker::unused(served)
     }
 }
 

@@ -22,10 +22,11 @@ use self::page::RegisterPage;
 use self::queue_registers::QueueRegisters;
 use super::queue::{Gate, QueueLinks};
 use super::{Activation, DeviceInfo, VirtQueue, VirtioDevice};
-use crate::{Action, BusDevice, Interrupt};
+use crate::{Action, BusDevice, Interrupt, StateError};
 
 pub mod page;
 mod queue_registers;
+mod state;
 mod status;
 
 /// Size of a device's registers, in bytes.
@@ -302,6 +303,14 @@ impl BusDevice for MmioTransport {
                 .fault(format_args!("write of {len} bytes at {offset:#x}, which is not a register"));
         }
         Action::None
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        self.state()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.resume(state)
     }
 }
 

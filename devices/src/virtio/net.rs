@@ -34,7 +34,7 @@ pub use self::tap::Tap;
 pub use self::vhost::Vhost;
 use super::queue::Demand;
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
-use crate::{LoopHandle, Seat};
+use crate::{LoopHandle, Seat, StateError};
 
 mod filter;
 mod handler;
@@ -124,6 +124,10 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         // Dropping the handler also ends a loan of the queues to the kernel.
         self.seat.clear();
+    }
+
+    fn save(&self, _served: &[bool]) -> Result<Vec<u8>, StateError> {
+        Err(StateError::Busy("the guest uses a network interface"))
     }
 }
 

@@ -15,9 +15,9 @@
 use std::io;
 
 use super::fs::FileServer;
-use super::fs::worker::Worker;
+use super::fs::worker::{self, Worker};
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
-use crate::Enter;
+use crate::{Enter, StateError};
 
 mod attributes;
 mod fids;
@@ -65,6 +65,10 @@ impl VirtioDevice for P9 {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.worker.serve(activation.queues, None)
+    }
+
+    fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {
+        worker::unused(served)
     }
 }
 

@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::queue::{Reader, Served, VirtQueue, Writer};
 use super::{Activation, DeviceInfo, VirtioDevice};
-use crate::{Interrupt, LoopHandle, Seat};
+use crate::{Interrupt, LoopHandle, Seat, StateError};
 
 /// Limit of bytes for one request; the driver can send another one. Linux requests at most 64.
 const MAX_ENTROPY: usize = 256;
@@ -20,6 +20,7 @@ const QUEUE_SIZE: u16 = 4;
 /// The entropy device. It has no state, so the driver can start it any number of times.
 pub struct Rng {
     seat: Seat,
+    answers: bool,
 }
 
 impl Rng {
@@ -27,7 +28,13 @@ impl Rng {
     pub fn new(events: LoopHandle) -> Rng {
         // In a static program the first call may open /dev/urandom, which the loop's thread may not be able to do.
         let _ = getrandom::fill(&mut [0]);
-        Rng { seat: events.seat() }
+        Rng { seat: events.seat(), answers: true }
+    }
+
+    /// Returns a device that leaves all requests in the queue, for a machine that is to be saved: no two machines that
+    /// continue from it get the same bytes, also not from a buffer of the driver.
+    pub fn silent(events: LoopHandle) -> Rng {
+        Rng { seat: events.seat(), answers: false }
     }
 }
 
@@ -41,12 +48,19 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        if !self.answers {
+            return Ok(());
+        }
         let Activation { queues, interrupt, .. } = activation;
         self.seat.put(Box::new(Handler { queue: queues.into_iter().next(), interrupt }))
     }
 
     fn reset(&mut self) {
         self.seat.clear();
+    }
+
+    fn save(&self, _served: &[bool]) -> Result<Vec<u8>, StateError> {
+        Ok(Vec::new())
     }
 }
 

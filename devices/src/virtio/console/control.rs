@@ -5,6 +5,10 @@
 //! exists when its name arrives.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crate::{Decoder, Encoder, StateError};
 
 /// The driver is ready for control messages (driver to device).
 const DEVICE_READY: u16 = 0;
@@ -64,30 +68,78 @@ pub(super) enum Effect {
     },
 }
 
-struct PortState {
-    /// `None` for a console.
-    name: Option<String>,
-    host_open: bool,
-    guest_open: bool,
+/// What the two sides have told each other. The handler, which owns the protocol, changes it; the device reads it when it
+/// is saved. Bit n of a mask is port n.
+#[derive(Debug)]
+pub(super) struct Told {
+    announced: AtomicBool,
+    host_open: AtomicU64,
+    guest_open: AtomicU64,
+    /// Messages that the driver has not got yet.
+    waiting: AtomicUsize,
+}
+
+impl Told {
+    /// The initial state: the host has all ports open, the guest none.
+    pub fn new() -> Arc<Told> {
+        Arc::new(Told {
+            announced: AtomicBool::new(false),
+            host_open: AtomicU64::new(u64::MAX),
+            guest_open: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Returns the state as plain data.
+    pub fn save(&self) -> Result<Vec<u8>, StateError> {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            return Err(StateError::Busy("the console has messages for the guest"));
+        }
+        let mut state = Encoder::default();
+        state.u8(self.announced.load(Ordering::SeqCst).into());
+        state.u64(self.host_open.load(Ordering::SeqCst)).u64(self.guest_open.load(Ordering::SeqCst));
+        Ok(state.finish())
+    }
+
+    /// Takes over what [`save`](Self::save) returned.
+    pub fn restore(&self, state: &[u8]) -> Result<(), StateError> {
+        let mut state = Decoder::new(state);
+        self.announced.store(state.u8()? != 0, Ordering::SeqCst);
+        self.host_open.store(state.u64()?, Ordering::SeqCst);
+        self.guest_open.store(state.u64()?, Ordering::SeqCst);
+        state.end()
+    }
+
+    fn is_set(mask: &AtomicU64, port: usize) -> bool {
+        mask.load(Ordering::SeqCst) >> port & 1 != 0
+    }
+
+    fn set(mask: &AtomicU64, port: usize, on: bool) {
+        if on {
+            mask.fetch_or(1 << port, Ordering::SeqCst);
+        } else {
+            mask.fetch_and(!(1 << port), Ordering::SeqCst);
+        }
+    }
 }
 
 /// The device's side of the control protocol.
 pub(super) struct Control {
-    ports: Vec<PortState>,
-    announced: bool,
+    /// Names of the ports, at most [`MAX_PORTS`](super::MAX_PORTS); `None` for a console.
+    names: Vec<Option<String>>,
+    told: Arc<Told>,
     replies: VecDeque<Vec<u8>>,
 }
 
 impl Control {
-    /// Returns the initial state, for ports with these names. A port without a name is a console.
-    pub fn new(names: impl Iterator<Item = Option<String>>) -> Control {
-        let ports = names.map(|name| PortState { name, host_open: true, guest_open: false }).collect();
-        Control { ports, announced: false, replies: VecDeque::new() }
+    /// Returns the protocol for ports with these names, from the state `told` on. A port without a name is a console.
+    pub fn new(names: impl Iterator<Item = Option<String>>, told: Arc<Told>) -> Control {
+        Control { names: names.collect(), told, replies: VecDeque::new() }
     }
 
     /// Whether the guest has the port open.
     pub fn is_guest_open(&self, port: usize) -> bool {
-        self.ports.get(port).is_some_and(|state| state.guest_open)
+        port < self.names.len() && Told::is_set(&self.told.guest_open, port)
     }
 
     /// Handles a message from the driver.
@@ -97,16 +149,16 @@ impl Control {
         if message.event == DEVICE_READY {
             return self.announce(message.value);
         }
-        let port =
-            usize::try_from(message.id).map_err(|_| "control message for a port that does not exist")?;
-        let state = self.ports.get_mut(port).ok_or("control message for a port that does not exist")?;
+        let port = usize::try_from(message.id).ok().filter(|port| *port < self.names.len());
+        let port = port.ok_or("control message for a port that does not exist")?;
+        let open = message.value == 1;
         match (message.event, message.value) {
             (PORT_READY, 1) => Ok(Effect::None),
             (PORT_READY, _) => Err("driver could not set up a port"),
-            (PORT_OPEN, 0 | 1) if state.guest_open == (message.value == 1) => Ok(Effect::None),
+            (PORT_OPEN, 0 | 1) if self.is_guest_open(port) == open => Ok(Effect::None),
             (PORT_OPEN, 0 | 1) => {
-                state.guest_open = message.value == 1;
-                Ok(Effect::Opened { port, open: state.guest_open })
+                Told::set(&self.told.guest_open, port, open);
+                Ok(Effect::Opened { port, open })
             }
             _ => Err("unknown control message"),
         }
@@ -117,34 +169,37 @@ impl Control {
         if value != 1 {
             return Err("driver could not set up the device");
         }
-        if self.announced {
+        if self.told.announced.swap(true, Ordering::SeqCst) {
             return Err("driver is ready twice");
         }
-        self.announced = true;
-        for (id, state) in (0..).zip(&self.ports) {
+        for (id, name) in (0..).zip(&self.names) {
             self.replies.push_back(reply(id, PORT_ADD, 1, ""));
-            self.replies.push_back(match &state.name {
+            self.replies.push_back(match name {
                 None => reply(id, CONSOLE_PORT, 1, ""),
                 Some(name) => reply(id, PORT_NAME, 1, name),
             });
-            if state.host_open {
+            if Told::is_set(&self.told.host_open, id as usize) {
                 self.replies.push_back(reply(id, PORT_OPEN, 1, ""));
             }
         }
+        self.count();
         Ok(Effect::None)
     }
 
     /// Sets whether the host's side of a port is open, and tells the driver of a change.
     pub fn set_host_open(&mut self, port: usize, open: bool) {
-        let Some(state) = self.ports.get_mut(port).filter(|state| state.host_open != open) else { return };
-        state.host_open = open;
-        if self.announced {
+        if port >= self.names.len() || Told::is_set(&self.told.host_open, port) == open {
+            return;
+        }
+        Told::set(&self.told.host_open, port, open);
+        if self.told.announced.load(Ordering::SeqCst) {
             // A contrary message that still waits is replaced, so that the number of replies stays bounded.
             let [now, before] = [open, !open].map(|open| reply(port as u32, PORT_OPEN, open.into(), ""));
             match self.replies.iter().position(|waiting| *waiting == before) {
                 Some(at) => self.replies[at] = now,
                 None => self.replies.push_back(now),
             }
+            self.count();
         }
     }
 
@@ -156,6 +211,11 @@ impl Control {
     /// Removes the message that [`Self::reply`] returned, after it has been sent.
     pub fn sent(&mut self) {
         self.replies.pop_front();
+        self.count();
+    }
+
+    fn count(&self) {
+        self.told.waiting.store(self.replies.len(), Ordering::SeqCst);
     }
 }
 

@@ -1,11 +1,12 @@
 //! The handler of a started console: serves all queues and ports in the devices' event loop.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
-use super::control::{Control, Effect, MESSAGE_LEN, Message};
+use super::control::{Control, Effect, MESSAGE_LEN, Message, Told};
 use super::ports::{Port, PortBackend, PortEvents, Source};
 use super::{CONTROL_QUEUE, MULTIPORT, Role, receive_queue, role};
 use crate::Interrupt;
@@ -35,9 +36,9 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub fn new(ports: Vec<Port>, activation: Activation) -> Handler {
+    pub fn new(ports: Vec<Port>, told: Arc<Told>, activation: Activation) -> Handler {
         Handler {
-            control: Control::new(ports.iter().map(|port| port.name.clone())),
+            control: Control::new(ports.iter().map(|port| port.name.clone()), told),
             ports: ports.into_iter().map(|port| LivePort { backend: port.backend, held: false }).collect(),
             queues: activation.queues.into_iter().map(Some).collect(),
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
@@ -186,6 +187,10 @@ impl MutEventSubscriber for Handler {
         }
         for port in 0..self.ports.len() {
             self.start_backend(port, ops);
+            if self.control.is_guest_open(port) {
+                // Only in a machine that continues from a saved one.
+                self.ports[port].backend.opened(true);
+            }
             self.pump(port, ops);
         }
     }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::Enter;
 use crate::pieces::Pieces;
 use crate::share::watch::BEGIN_AFTER;
 use crate::virtio::queue::split;
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
+use crate::{Enter, StateError};
 
 /// User data of the stop event in the poller. A queue's kick has the index of the queue.
 const STOP: u64 = u64::MAX;
@@ -242,6 +242,14 @@ fn run(job: Job, server: &mut dyn FileServer) {
             queues.remove(at).break_down(&error);
         }
     }
+}
+
+/// The state of a file device that the driver has not used: nothing. The server's table of files is not saved.
+pub fn unused(served: &[bool]) -> Result<Vec<u8>, StateError> {
+    if served.contains(&true) {
+        return Err(StateError::Busy("the guest has used the share"));
+    }
+    Ok(Vec::new())
 }
 
 /// Serves all requests in the queue, or sends what the driver must be told if it is that queue.

@@ -4,7 +4,9 @@ use std::mem;
 
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+
+use crate::{Decoder, Encoder, StateError};
 
 /// The driver's settings of one queue. They are unchecked until [`QueueRegisters::enable`].
 #[derive(Debug)]
@@ -86,6 +88,42 @@ impl QueueRegisters {
         let mut queue = Queue::try_from(queue.state()).ok()?;
         queue.set_event_idx(event_idx);
         Some(queue)
+    }
+
+    /// Writes the registers, and how many buffers the device has used (modulo 2^16). A queue's owner completes requests in
+    /// their order before it leaves the queue, so the next request is the one of that number.
+    ///
+    /// Returns whether the device has used a buffer.
+    pub fn save(&self, memory: &GuestMemoryMmap, state: &mut Encoder) -> Result<bool, StateError> {
+        let used = match &self.ready {
+            // VIRTIO 1.2, 2.7.8: flags u16, idx u16.
+            Some(queue) => memory
+                .read_obj(GuestAddress(queue.used_ring() + 2))
+                .map(u16::from_le)
+                .map_err(|_| StateError::Busy("a queue's rings cannot be read"))?,
+            None => 0,
+        };
+        state.u16(self.max).u32(self.size).u64(self.descriptors).u64(self.avail).u64(self.used);
+        state.u8(self.is_ready().into()).u16(used);
+        Ok(used != 0)
+    }
+
+    /// Takes over what [`save`](Self::save) wrote.
+    pub fn restore(&mut self, state: &mut Decoder, memory: &GuestMemoryMmap) -> Result<(), StateError> {
+        if state.u16()? != self.max {
+            return Err(StateError::Foreign("a queue has another size"));
+        }
+        (self.size, self.descriptors) = (state.u32()?, state.u64()?);
+        (self.avail, self.used) = (state.u64()?, state.u64()?);
+        let (ready, used) = (state.u8()?, state.u16()?);
+        if ready != 0 {
+            self.enable(memory).map_err(StateError::Damaged)?;
+        }
+        if let Some(queue) = &mut self.ready {
+            queue.set_next_avail(used);
+            queue.set_next_used(used);
+        }
+        Ok(())
     }
 
     /// Resets all registers to their initial values.

@@ -40,6 +40,15 @@ impl VirtioDevice for Probe {
         self.started.lock().unwrap().push(activation);
         Ok(())
     }
+
+    fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {
+        if served[1] { Err(StateError::Busy("the second queue was used")) } else { Ok(b"own".to_vec()) }
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.written.lock().unwrap().push((u64::MAX, state.to_vec()));
+        Ok(())
+    }
 }
 
 fn driver() -> (Driver, Probe) {
@@ -419,5 +428,97 @@ fn an_event_index_counts_only_if_it_was_agreed_on() {
         let mut activation = probe.started.lock().unwrap().pop().unwrap();
         activation.queues[0].serve(|_, _| Ok(Served::Done(0))).unwrap();
         assert_eq!(queue.kick_wanted_at(), u16::from(event_idx));
+    }
+}
+
+#[test]
+fn a_started_device_continues_behind_other_registers() {
+    let (mut driver, probe) = driver();
+    let mut queues = driver.start(u64::MAX);
+    let mut activation = probe.started.lock().unwrap().pop().unwrap();
+    queues[0].send(b"before");
+    queues[0].send(b"before");
+    activation.queues[0].serve(|_, _| Ok(Served::Done(0))).unwrap();
+    driver.write(VIRTIO_MMIO_QUEUE_SEL, 1);
+    // The driver has added this request, and nobody has seen its kick.
+    queues[0].send(b"after");
+    let state = driver.transport.save().unwrap();
+
+    let other = Probe::default();
+    let mut moved = Driver::with(driver.memory.clone(), Box::new(other.clone()));
+    moved.transport.restore(&state).unwrap();
+    assert_eq!((moved.status(), moved.read(VIRTIO_MMIO_QUEUE_NUM_MAX)), (RUNNING, 8));
+    assert_eq!(moved.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_VRING);
+    assert!(moved.interrupts() > 0, "an interrupt that the guest did not see may be lost");
+    assert_eq!(other.written.lock().unwrap()[..], [(u64::MAX, b"own".to_vec())]);
+    let mut activation = other.started.lock().unwrap().pop().unwrap();
+    assert_eq!(activation.features, driver.offered());
+    assert!(activation.queues[0].kick().read().is_ok(), "a kick that the device did not see is lost");
+    let mut served = Vec::new();
+    let serve = activation.queues[0].serve(|mut reader, _| {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut bytes)?;
+        served.push(bytes);
+        Ok(Served::Done(0))
+    });
+    serve.unwrap();
+    assert_eq!(served, [b"after"]);
+    assert_eq!(queues[0].completed().len(), 3);
+}
+
+#[test]
+fn a_device_that_was_not_started_continues_as_such() {
+    let (fresh, _) = driver();
+    let state = fresh.transport.save().unwrap();
+    let (mut moved, probe) = driver();
+    moved.transport.restore(&state).unwrap();
+    assert_eq!((moved.status(), moved.interrupts()), (0, 0));
+    assert_eq!(probe.started.lock().unwrap().len(), 0);
+    moved.start(u64::MAX);
+    assert_eq!(probe.started.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn what_cannot_be_saved_or_continued_is_refused() {
+    let (mut used, probe) = driver();
+    let mut queues = used.start(u64::MAX);
+    queues[1].send(b"request");
+    let mut activation = probe.started.lock().unwrap().pop().unwrap();
+    activation.queues[1].serve(|_, _| Ok(Served::Done(0))).unwrap();
+    assert_eq!(used.transport.save(), Err(StateError::Busy("the second queue was used")));
+    activation.interrupt.needs_reset(format_args!("test"));
+    assert_eq!(used.transport.save(), Err(StateError::Busy("a device needs a reset")));
+
+    let (mut started, _) = driver();
+    started.start(u64::MAX);
+    let state = started.transport.save().unwrap();
+    let (mut other, probe) = driver();
+    assert!(matches!(other.transport.restore(&state[..state.len() - 1]), Err(StateError::Damaged(_))));
+    assert!(matches!(other.transport.restore(&[&state[..], &[0]].concat()), Err(StateError::Damaged(_))));
+    assert!(matches!(other.transport.restore(&[&[43], &state[1..]].concat()), Err(StateError::Foreign(_))));
+    assert_eq!(probe.started.lock().unwrap().len(), 0);
+    let fails = Probe { fails: true, ..Probe::default() };
+    let mut failing = Driver::with(started.memory.clone(), Box::new(fails));
+    assert_eq!(failing.transport.restore(&state), Err(StateError::Busy("the device did not start")));
+}
+
+proptest! {
+    #[test]
+    fn no_state_does_harm(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (mut started, _) = driver();
+        started.start(u64::MAX);
+        let mut state = started.transport.save().unwrap();
+        for (at, byte) in changes {
+            let at = at.index(state.len());
+            state[at] = byte;
+        }
+        let len = cut.index(2 * state.len()).min(state.len());
+        let (mut other, _) = driver();
+        let _ = other.transport.restore(&state[..len]);
+        other.write(VIRTIO_MMIO_STATUS, 0);
+        prop_assert_eq!(other.status(), 0);
     }
 }

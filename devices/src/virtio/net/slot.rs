@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Net, description};
+use crate::StateError;
 use crate::virtio::mmio::page::RegisterPage;
 use crate::virtio::{Activation, DeviceInfo, VirtioDevice};
 
@@ -87,6 +88,13 @@ impl VirtioDevice for Slot {
     fn reset(&mut self) {
         if let Some(net) = &mut self.inside().net {
             net.reset();
+        }
+    }
+
+    fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {
+        match &self.inside().net {
+            Some(net) => net.save(served),
+            None => Err(StateError::Busy("the guest uses a network interface that was removed")),
         }
     }
 }

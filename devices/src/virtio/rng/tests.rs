@@ -2,6 +2,7 @@ use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 
 use super::*;
+use crate::BusDevice;
 use crate::virtio::driver::{BUFFER_LEN, Driver, DriverQueue, Loop};
 
 fn guest() -> (Loop, Driver, DriverQueue) {
@@ -61,4 +62,21 @@ fn broken_rings_ask_for_a_reset_which_starts_anew() {
         assert_eq!(queue.completed().len(), 4);
         assert_eq!(driver.status(), 15);
     }
+}
+
+#[test]
+fn a_request_that_a_silent_device_left_is_answered_behind_other_registers() {
+    let mut events = Loop::new();
+    let mut driver = Driver::new(Box::new(Rng::silent(events.handle())));
+    let mut queue = driver.start(u64::MAX).pop().unwrap();
+    queue.fill(16);
+    driver.kick(0);
+    events.turn();
+    assert!(queue.completed().is_empty());
+    let state = driver.transport.save().unwrap();
+    let mut moved = Driver::with(driver.memory.clone(), Box::new(Rng::new(events.handle())));
+    moved.transport.restore(&state).unwrap();
+    events.turn();
+    let [bytes] = &queue.completed()[..] else { panic!("one request") };
+    assert!(bytes.len() == 16 && bytes.iter().any(|byte| *byte != 0));
 }

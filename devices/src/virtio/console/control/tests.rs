@@ -3,7 +3,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn control() -> Control {
-    Control::new([None, Some("a".to_owned()), Some("bc".to_owned())].into_iter())
+    with(Told::new())
+}
+
+fn with(told: Arc<Told>) -> Control {
+    Control::new([None, Some("a".to_owned()), Some("bc".to_owned())].into_iter(), told)
 }
 
 fn replies(control: &mut Control) -> Vec<(Message, String)> {
@@ -45,6 +49,29 @@ fn a_ready_driver_hears_of_every_port_once() {
     assert_eq!(replies(&mut control), expected.map(|(message, name)| (message, name.to_owned())));
     assert_eq!(control.handle(message(0, DEVICE_READY, 1)), Err("driver is ready twice"));
     assert_eq!(replies(&mut control), []);
+}
+
+#[test]
+fn what_was_told_continues_in_another_machine() {
+    let told = Told::new();
+    let mut control = with(told.clone());
+    control.handle(message(0, DEVICE_READY, 1)).unwrap();
+    assert_eq!(told.save(), Err(StateError::Busy("the console has messages for the guest")));
+    replies(&mut control);
+    control.handle(message(2, PORT_OPEN, 1)).unwrap();
+    control.set_host_open(1, false);
+    replies(&mut control);
+    let state = told.save().unwrap();
+
+    let told = Told::new();
+    told.restore(&state).unwrap();
+    let mut control = with(told);
+    assert_eq!([1, 2].map(|port| control.is_guest_open(port)), [false, true]);
+    assert_eq!(control.handle(message(0, DEVICE_READY, 1)), Err("driver is ready twice"));
+    // Only what has changed is told.
+    [0, 1, 2].into_iter().for_each(|port| control.set_host_open(port, true));
+    assert_eq!(replies(&mut control), [(message(1, PORT_OPEN, 1), String::new())]);
+    assert!(Told::new().restore(&state[1..]).is_err());
 }
 
 #[test]

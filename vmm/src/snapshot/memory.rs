@@ -1,0 +1,168 @@
+//! The memory of a saved machine: a file with the pages that are not zero.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use devices::{Decoder, Encoder, StateError};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::checksum::Checksum;
+use crate::layout::{PAGE_SIZE, RamRange};
+
+/// Pages that are looked at in one go.
+const BATCH: usize = 512;
+/// Zero pages that are stored, because each gap splits the mapping of the file.
+const GAP_MAX: u64 = 16;
+/// Limit of parts of a file: a process has at most 65,530 mappings.
+pub const EXTENTS_MAX: usize = 16 << 10;
+
+/// A part of guest memory and its place in the file, in bytes; all are whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First guest physical address.
+    pub start: u64,
+    /// Length.
+    pub len: u64,
+    /// Offset in the file.
+    pub offset: u64,
+}
+
+/// Writes `memory`, which nobody changes, to the empty `file`. `mapped` are the parts that were themselves mapped from a
+/// file. Returns the parts in the order of their addresses, and the
+/// checksum of the file, which was read back.
+pub fn write(memory: &GuestMemoryMmap, mapped: &[Extent], file: &File) -> io::Result<(Vec<Extent>, u64)> {
+    let mut writer = Writer { file, mapped, extents: Vec::new(), end: 0, sum: Checksum::default() };
+    let pages = File::open("/proc/self/pagemap")?;
+    for region in memory.iter() {
+        writer.region(memory, &pages, region.start_addr().0, region.len(), region.as_ptr() as u64)?;
+    }
+    let Writer { extents, end, sum, .. } = writer;
+    if extents.len() > EXTENTS_MAX {
+        return Err(io::Error::other("the guest's memory has too many parts"));
+    }
+    let written = sum.finish();
+    if checksum(file)? != (end, written) {
+        return Err(io::Error::other("the file has not what was written"));
+    }
+    Ok((extents, written))
+}
+
+/// Returns the length and the checksum of a file with a machine's memory.
+pub fn checksum(file: &File) -> io::Result<(u64, u64)> {
+    let (mut sum, mut at) = (Checksum::default(), 0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok((at, sum.finish())),
+            count => {
+                sum.add(&buffer[..count]);
+                at += count as u64;
+            }
+        }
+    }
+}
+
+struct Writer<'a> {
+    file: &'a File,
+    mapped: &'a [Extent],
+    extents: Vec<Extent>,
+    /// Length of the file.
+    end: u64,
+    sum: Checksum,
+}
+
+impl Writer<'_> {
+    fn region(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        pages: &File,
+        start: u64,
+        len: u64,
+        host: u64,
+    ) -> io::Result<()> {
+        let mut entries = [0; 8 * BATCH];
+        let mut page = [0; PAGE_SIZE as usize];
+        for at in (0..len).step_by(BATCH * PAGE_SIZE as usize) {
+            let count = ((len - at) / PAGE_SIZE).min(BATCH as u64) as usize;
+            pages.read_exact_at(&mut entries[..8 * count], (host + at) / PAGE_SIZE * 8)?;
+            for (n, entry) in entries[..8 * count].chunks_exact(8).enumerate() {
+                let addr = start + at + n as u64 * PAGE_SIZE;
+                // proc_pid_pagemap(5): bit 63 is "present", bit 62 "swapped". Other pages were never touched, and are zero
+                // unless they are a file's.
+                if entry[7] >> 6 == 0 && !self.is_mapped(addr) {
+                    continue;
+                }
+                memory.read_slice(&mut page, GuestAddress(addr)).map_err(io::Error::other)?;
+                if page.iter().any(|byte| *byte != 0) {
+                    self.page(addr, &page)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_mapped(&self, addr: u64) -> bool {
+        let before = self.mapped.partition_point(|extent| extent.start <= addr);
+        before.checked_sub(1).is_some_and(|at| addr - self.mapped[at].start < self.mapped[at].len)
+    }
+
+    fn page(&mut self, addr: u64, page: &[u8]) -> io::Result<()> {
+        match self.extents.last_mut() {
+            Some(last) if addr - (last.start + last.len) <= GAP_MAX * PAGE_SIZE => {
+                let gap = addr - (last.start + last.len);
+                last.len += gap + PAGE_SIZE;
+                self.append(&vec![0; gap as usize])?;
+            }
+            _ => self.extents.push(Extent { start: addr, len: PAGE_SIZE, offset: self.end }),
+        }
+        self.append(page)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.end)?;
+        self.sum.add(bytes);
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Writes the parts as plain data.
+pub fn put(extents: &[Extent], state: &mut Encoder) {
+    state.u32(extents.len() as u32);
+    for Extent { start, len, offset } in extents {
+        state.u64(*start).u64(*len).u64(*offset);
+    }
+}
+
+/// Reads what [`put`] wrote. The parts are whole pages within `ranges` and the first `file_len` bytes of the file.
+pub fn take(state: &mut Decoder, ranges: &[RamRange], file_len: u64) -> Result<Vec<Extent>, StateError> {
+    let count = state.u32()? as usize;
+    if count > EXTENTS_MAX {
+        return Err(StateError::Damaged("too many parts of memory"));
+    }
+    let mut extents = Vec::with_capacity(count);
+    for _ in 0..count {
+        let extent = Extent { start: state.u64()?, len: state.u64()?, offset: state.u64()? };
+        let within = |from: u64, to: u64, start: u64| {
+            start >= from && start.checked_add(extent.len).is_some_and(|end| end <= to)
+        };
+        let whole = [extent.start, extent.len, extent.offset].iter().all(|n| n.is_multiple_of(PAGE_SIZE));
+        if !whole
+            || extent.len == 0
+            || !within(0, file_len, extent.offset)
+            || !ranges.iter().any(|range| within(range.start, range.end(), extent.start))
+        {
+            return Err(StateError::Damaged("a part of memory is outside of it"));
+        }
+        if extents.last().is_some_and(|last: &Extent| extent.start - last.start.min(extent.start) < last.len)
+        {
+            return Err(StateError::Damaged("parts of memory are not in order"));
+        }
+        extents.push(extent);
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod tests;
