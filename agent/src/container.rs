@@ -150,9 +150,9 @@ pub fn has_own_pids(spec: &payload::Container) -> bool {
     spec.oci.as_ref().is_some_and(|oci| oci.namespaces.contains(&Namespace::Pid))
 }
 
-/// Whether the container uses the pod's /dev/shm.
-pub fn shares_shm(spec: &payload::Container) -> bool {
-    spec.oci.iter().flat_map(|oci| &oci.mounts).any(|mount| mount.kind == payload::POD_SHM)
+/// Returns the container's mount of the pod's /dev/shm.
+pub fn pod_shm(spec: &payload::Container) -> Option<&payload::Mount> {
+    spec.oci.iter().flat_map(|oci| &oci.mounts).find(|mount| mount.kind == payload::POD_SHM)
 }
 
 /// Refuses an invalid container specification before anything is changed.

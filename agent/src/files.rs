@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use agent_proto::command::{CONTROL_FRAME_MAX, CONTROL_HEADER, Code};
 use agent_proto::control::CONTROL_ID;
-use agent_proto::payload::{ErrorCode, FileCommand};
+use agent_proto::payload::FileCommand;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -81,14 +81,9 @@ impl State {
     }
 
     fn root_of(&self, id: &str) -> Result<Root, Error> {
-        let container = self.container(id)?;
-        let init = container.init.and_then(|key| self.processes.get(&key));
-        // Until the program of the init process runs, that process's root may be the agent's.
-        let init = init.filter(|init| init.pending.is_none() && init.pidfd.is_some());
-        let init =
-            init.ok_or_else(|| Error::new(ErrorCode::NotFound, format!("container {id} is not running")))?;
+        let (pid, _) = self.init_of(id)?;
         match self.setting {
-            Setting::Guest => Root::open(&format!("/proc/{}/root", init.pid.as_raw_nonzero())),
+            Setting::Guest => Root::open(&format!("/proc/{}/root", pid.as_raw_nonzero())),
             Setting::Host => Root::open("/"),
         }
     }

@@ -1,5 +1,6 @@
 //! The pod: the resources that its containers share.
 
+use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 
@@ -97,15 +98,16 @@ impl Pod {
         write(HOSTNAME, &format!("{}\n", self.hostname))
     }
 
-    /// Mounts the shared /dev/shm.
-    pub fn mount_shm(&mut self) -> Result<(), Error> {
+    /// Mounts the shared /dev/shm with the options of its first user.
+    pub fn mount_shm(&mut self, options: &str) -> Result<(), Error> {
         if !self.has_shm {
             match rustix::fs::mkdir(SHM, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno).step("create", SHM),
             }
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            rustix::mount::mount("shm", SHM, "tmpfs", flags, Some(c"mode=1777")).step("mount", SHM)?;
+            let options = CString::new(options).unwrap_or_default();
+            rustix::mount::mount("shm", SHM, "tmpfs", flags, Some(options.as_c_str())).step("mount", SHM)?;
             self.has_shm = true;
         }
         Ok(())

@@ -7,10 +7,11 @@ use agent_proto::command::Code;
 use agent_proto::payload::{self, ErrorCode, ExecCommand};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::setup::Setup;
-use crate::container::{self, Container, has_own_pids, namespaces, shares_shm};
+use crate::container::{self, Container, has_own_pids, namespaces, pod_shm};
 use crate::error::{Error, START_FAILED, Step};
 use crate::pod::{self, Pod};
 use crate::process::child::{self, Child, ChildContainer};
@@ -72,26 +73,31 @@ impl State {
             return Err(Error::failed(format!("limit of {CONTAINERS_MAX} containers reached")));
         }
         self.check_streams(&spec.process)?;
+        let joined = self.joined(spec)?;
         let isolated = self.setting == Setting::Guest;
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
         if isolated && spec.initialize {
             pod.write_hostname()?;
         }
-        if isolated && shares_shm(spec) {
-            pod.mount_shm()?;
+        if isolated && let Some(shm) = pod_shm(spec) {
+            pod.mount_shm(&shm.data)?;
         }
         if isolated && let Some(sockets) = sockets::start(spec)? {
             self.sockets = Some(sockets);
         }
         let mut container = Container::new(spec, isolated)?;
         let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };
-        let setup = Setup { spec, has_resolv_conf: pod.has_resolv_conf };
+        let setup = Setup { spec, has_resolv_conf: pod.has_resolv_conf, joined: &joined };
         let new = if isolated { ChildContainer::New(setup) } else { ChildContainer::None };
         let hostname = pod.hostname.clone();
         let (ends, child) = prepare(&spec.process, new, &hostname)?;
         let fork = || fork(flags, container.cgroup(), child);
-        let shared = isolated && !has_own_pids(spec);
-        let forked = if shared { pod.fork_with_shared_pids(fork) } else { fork() }?;
+        let pids = joined.iter().find(|(kind, _)| *kind == ThreadNameSpaceType::PROCESS_ID);
+        let forked = match pids {
+            _ if !isolated || has_own_pids(spec) => fork(),
+            Some((_, init)) => pod::fork_with_pids(init.as_fd(), pod::agent_pidfd()?.as_fd(), fork),
+            None => pod.fork_with_shared_pids(fork),
+        }?;
         let key = self.add(&spec.id, &spec.process, forked, ends, command)?;
         container.init = Some(key);
         if let Some(kills) = &container.oom_kills {
@@ -100,6 +106,26 @@ impl State {
         }
         self.containers.push(container);
         Ok(())
+    }
+
+    /// Returns the pidfds of the init processes whose namespaces a new container is to use, by the kind of namespace.
+    fn joined(&self, spec: &payload::Container) -> Result<Vec<(ThreadNameSpaceType, OwnedFd)>, Error> {
+        let joined = spec.oci.iter().flat_map(|oci| &oci.joined);
+        let opened = joined.map(|(kind, name)| {
+            let kind = namespaces::joinable(kind).ok_or_else(|| Error::not_found("namespace", kind))?;
+            let (pid, _) = self.init_of(name)?;
+            Ok((kind, pidfd_open(pid, PidfdFlags::empty()).step("open", "pidfd")?))
+        });
+        opened.collect()
+    }
+
+    /// Returns the init process of a container. Until it runs its program, the container is not yet isolated from the
+    /// agent's namespaces.
+    pub(crate) fn init_of(&self, name: &str) -> Result<(Pid, BorrowedFd<'_>), Error> {
+        let init = self.container(name)?.init.and_then(|key| self.processes.get(&key));
+        let init = init.filter(|init| init.pending.is_none());
+        init.and_then(|init| Some((init.pid, init.pidfd()?)))
+            .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("container {name} is not running")))
     }
 
     /// Removes exited containers for API 4244, whose hosts rely on that: the container with this name, or at the limit
@@ -132,12 +158,7 @@ impl State {
             return self.add(container::GUEST, spec, forked, ends, started_by).map(drop);
         }
         let container = self.container(&command.container)?;
-        let init = container.init.and_then(|key| self.processes.get(&key));
-        // Until its init process runs, a container is not yet isolated from the agent's mounts.
-        let init = init.filter(|init| init.pending.is_none());
-        let (pid, init) = init.and_then(|init| Some((init.pid, init.pidfd()?))).ok_or_else(|| {
-            Error::new(ErrorCode::NotFound, format!("container {} is not running", command.container))
-        })?;
+        let (pid, init) = self.init_of(&command.container)?;
         let path = spec.oci.as_ref().map_or("", |oci| &oci.cgroup);
         let exec_cgroup = container.exec_cgroup(path, pid)?;
         let cgroup = exec_cgroup.as_ref().map(AsFd::as_fd).or(container.cgroup());

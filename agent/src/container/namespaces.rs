@@ -1,7 +1,7 @@
 //! The namespaces of a container.
 
 use agent_proto::payload::{Namespace, OciContainer};
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{
@@ -83,6 +83,26 @@ pub fn enter(init: BorrowedFd<'_>) -> Result<(), Error> {
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::TIME;
     move_into_thread_name_spaces(init, all).step("enter", "the container's namespaces")
+}
+
+/// Returns the type of a namespace that a container can take from another one.
+pub fn joinable(kind: &str) -> Option<ThreadNameSpaceType> {
+    match kind {
+        "pid" => Some(ThreadNameSpaceType::PROCESS_ID),
+        "ipc" => Some(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
+        "network" => Some(ThreadNameSpaceType::NETWORK),
+        "uts" => Some(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
+        _ => None,
+    }
+}
+
+/// Enters the namespaces that a new container takes from others, each by the pidfd of an init process. A PID namespace
+/// is entered by the fork.
+pub fn join(joined: &[(ThreadNameSpaceType, OwnedFd)]) -> Result<(), Error> {
+    for (kind, init) in joined.iter().filter(|(kind, _)| *kind != ThreadNameSpaceType::PROCESS_ID) {
+        move_into_thread_name_spaces(init.as_fd(), *kind).step("join", "namespace")?;
+    }
+    Ok(())
 }
 
 /// Sets the PID namespace of this process's future children to that of `process`.

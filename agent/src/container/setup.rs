@@ -6,8 +6,10 @@ use alloc::string::String;
 use alloc::vec;
 
 use agent_proto::payload::{self, Mount, OciContainer};
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::container::rootfs::{Root, SHARE};
 use crate::container::{dev, mounts, namespaces, paths};
@@ -21,6 +23,8 @@ pub struct Setup<'a> {
     pub spec: &'a payload::Container,
     /// The pod has name servers, so it has a resolv.conf.
     pub has_resolv_conf: bool,
+    /// Namespaces that it takes from other containers: the kind, and the pidfd of an init process.
+    pub joined: &'a [(ThreadNameSpaceType, OwnedFd)],
 }
 
 /// Sets up the container and makes its root this process's root. Returns the terminal if the process has one.

@@ -102,6 +102,9 @@ fn start(child: &Child<'_>) -> Result<Infallible, Error> {
     // project's kernel denies them access until then (resources/kernel/patches/ptrace-before-exec.patch), even with
     // SYS_PTRACE. With another kernel the missing dumpable flag keeps out those without SYS_PTRACE.
     let joined = if let ChildContainer::Existing(init, _) = &child.container { Some(*init) } else { None };
+    if let ChildContainer::New(new) = &child.container {
+        namespaces::join(new.joined)?;
+    }
     sys::close_others([Some(child.report.as_fd()), joined]);
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("clear", "dumpable flag")?;
     let maps = child.container.maps();

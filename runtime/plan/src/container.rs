@@ -1,5 +1,7 @@
 //! Plan of a container: its part of the share, and the payload of NEWCONTAINER.
 
+use std::collections::BTreeMap;
+
 use agent_proto::command::Protocol;
 use agent_proto::payload::{Container, Namespace, OciContainer};
 use oci::bundle::Bundle;
@@ -45,6 +47,7 @@ impl ContainerPlan {
         let (nodes, missing) = devices::nodes(&spec.linux.devices, &spec.linux.resources.devices)?;
         let mut oci = OciContainer {
             namespaces: namespaces(bundle),
+            joined: BTreeMap::new(),
             hostname: spec.hostname.clone(),
             domainname: spec.domainname.clone(),
             mounts: Vec::new(),

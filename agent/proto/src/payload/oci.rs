@@ -20,6 +20,10 @@ pub struct OciContainer {
     /// The container's own namespaces. The others are the pod's, except that each container has its own mount
     /// namespace.
     pub namespaces: Vec<Namespace>,
+    /// Namespaces of other containers that this one uses: `ipc`, `network`, `pid` or `uts`, and the name of a container,
+    /// which must run.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub joined: BTreeMap<String, String>,
     /// Host name of the container, if it has its own UTS namespace.
     pub hostname: String,
     /// Domain name of the container, if it has its own UTS namespace.
@@ -55,6 +59,7 @@ pub struct OciContainer {
 
 object!(OciContainer, Refused, {
     "namespaces": namespaces,
+    "joined": joined,
     "hostname": hostname,
     "domainname": domainname,
     "mounts": mounts,
