@@ -40,4 +40,4 @@ pub(crate) mod xattr;
 pub use bind::Terms;
 pub use nodes::{NodeKind, NodePolicy, NodeRule};
 pub(crate) use table::ROOT_ID;
-pub use tree::{ShareError, ShareTree};
+pub use tree::{ShareError, ShareTree, detached};

@@ -13,9 +13,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use agent_proto::payload::Container;
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage};
 use host::sys;
 use oci::exec::ProcessChanges;
+use plan::ShareBind;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +84,10 @@ pub enum Request {
         base: String,
         container: serde_json::Value,
     },
+    /// Add a container that the sender represents on the host, and that a client starts. The descriptors are its standard
+    /// streams as for an exec, and then the files of its binds. The connection carries signals and window sizes for it,
+    /// and ends with its exit code.
+    Join(Box<JoinRequest>),
     /// Remove a container, with `force` even if it runs.
     Remove {
         container: String,
@@ -112,6 +118,7 @@ impl Request {
             Request::Resize(..) => "resize",
             Request::Stop { .. } => "stop",
             Request::Add { .. } => "add to",
+            Request::Join(_) => "join",
             Request::Remove { .. } => "remove from",
             Request::Stats => "stats of",
             Request::Processes => "processes of",
@@ -174,6 +181,16 @@ pub struct ExecRequest {
     pub cgroup: String,
 }
 
+/// A container that joins the machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JoinRequest {
+    pub container: Container,
+    pub binds: Vec<ShareBind>,
+    /// The init process as in config.json, the base of exec processes.
+    pub process: serde_json::Value,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Reply {
@@ -182,8 +199,10 @@ pub enum Reply {
     Done,
     /// The connection's exec process runs.
     Started,
-    /// The connection's exec process, or the awaited container, has ended with this code.
+    /// The connection's exec process or container, or the awaited container, has ended with this code.
     Exited(u8),
+    /// The guest's kernel has killed a process of the connection's container for its memory limit.
+    OomKill,
     Stats(Vec<ContainerUsage>),
     Processes(Vec<ContainerProcesses>),
     /// The request was refused or failed. `code` is the exit code for the command.

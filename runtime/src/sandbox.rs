@@ -14,7 +14,7 @@ use link::{AgentLink, LinkError};
 use plan::ShareBind;
 use plan::device_rules::{Kind, Rule};
 use vmm::VmEnd;
-use vmm::devices::share::{NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms};
+use vmm::devices::share::{NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms, detached};
 use vmm::devices::virtio::console::LogTail;
 use vmm::devices::virtio::net::Vhost;
 
@@ -88,15 +88,19 @@ impl Sandbox {
     /// Shares another file or directory with the guest. It is opened with O_PATH, without access of its own: the file
     /// server opens files for the guest's requests.
     pub fn bind(&self, bind: &ShareBind) -> Result<()> {
-        let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
-        let file = open.map_err(HostError::step(format!("share {} with the guest", bind.host.display())))?;
+        self.bind_opened(bind, open(bind)?, false)
+    }
+
+    /// Like [`bind`](Self::bind), for a file or directory that is open. `detached` says that it is on a mount of its own.
+    pub fn bind_opened(&self, bind: &ShareBind, file: OwnedFd, detached: bool) -> Result<()> {
         let terms = Terms {
             read_only: bind.read_only,
             owned: bind.owned,
             nodes: node_policy(&bind.nodes),
             later_mounts: bind.later_mounts,
+            detached,
         };
-        self.share.bind(&bind.path, file.into(), terms)?;
+        self.share.bind(&bind.path, file, terms)?;
         Ok(self.share.allow_mount_points(&bind.path, bind.mount_points)?)
     }
 
@@ -118,6 +122,19 @@ impl Sandbox {
         drop(self.vm);
         self.sockets.iter().for_each(Sockets::finish);
     }
+}
+
+/// Opens a file or directory for another machine's process, whose server shares it with
+/// [`bind_opened`](Sandbox::bind_opened). A directory is then on a mount of its own.
+pub fn open_detached(bind: &ShareBind) -> Result<OwnedFd> {
+    let file = open(bind)?;
+    Ok(if bind.later_mounts { file } else { detached(&bind.path, file)? })
+}
+
+fn open(bind: &ShareBind) -> Result<OwnedFd> {
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host);
+    let file = open.map_err(HostError::step(format!("share {} with the guest", bind.host.display())))?;
+    Ok(file.into())
 }
 
 /// Converts the rules about device nodes to the file server's form.

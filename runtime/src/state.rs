@@ -36,7 +36,7 @@ use crate::deadlines;
 
 mod record;
 
-pub use record::{ContainerState, OciState, PodState};
+pub use record::{CREATING, ContainerState, OciState, PodState};
 
 /// Maximum size of a state file, in bytes.
 const STATE_MAX: u64 = 4 << 20;
@@ -393,9 +393,28 @@ impl StateDir {
         Ok(PodState { id: self.id.clone(), ..state })
     }
 
-    /// Returns the last written state, whether the process lives or not, without a request to it.
+    /// Returns the last written state, whether the process lives or not, without a request to it. That of a container
+    /// which has joined a machine is complete with its part of the machine's state.
     pub fn look(&self) -> Result<PodState, HostError> {
-        if self.is_living() { self.read() } else { self.read().map(PodState::stopped) }
+        let state = self.read()?;
+        if !self.is_living() {
+            return Ok(state.stopped());
+        }
+        if state.joined.is_empty() || state.status == CREATING {
+            return Ok(state);
+        }
+        let machine = self.beside(&state.joined).look()?;
+        Ok(state.in_machine(machine))
+    }
+
+    /// Returns the directory of the machine in which the container runs: its own, or that of the container that it joined.
+    pub fn machine(&self) -> Result<StateDir, HostError> {
+        let state = self.read()?;
+        Ok(if state.joined.is_empty() { self.clone() } else { self.beside(&state.joined) })
+    }
+
+    fn beside(&self, id: &str) -> StateDir {
+        StateDir { id: id.to_owned(), path: self.root().join(id) }
     }
 
     pub fn stop_listening(&self) {

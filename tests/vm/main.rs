@@ -17,6 +17,7 @@ mod kernels;
 mod lifecycle;
 mod limits;
 mod locks;
+mod members;
 mod memory;
 mod mounts;
 mod network;

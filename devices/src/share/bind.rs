@@ -19,6 +19,8 @@ pub struct Terms {
     pub owned: bool,
     /// The bind includes what the host mounts below the directory later. The server then uses the host's mount.
     pub later_mounts: bool,
+    /// The directory is on a mount of its own already, as [`detached`](super::detached) returns it.
+    pub detached: bool,
 }
 
 impl Terms {

@@ -234,7 +234,8 @@ impl ShareTree {
         // A single file needs no mount copy: its descriptor always refers to this regular file. Only names below a
         // directory can lead to a device.
         let is_dir = kind == libc::S_IFDIR;
-        let fd = if is_dir && !terms.later_mounts { own_mount(path, fd).map_err(host)? } else { fd };
+        let as_given = !is_dir || terms.later_mounts || terms.detached;
+        let fd = if as_given { fd } else { own_mount(path, fd).map_err(host)? };
         let taken = || ShareError::Taken { path: path.to_owned() };
         let mut tree = self.0.tree.lock().unwrap();
         let (name, parents) = names.split_last().ok_or_else(taken)?;
@@ -353,6 +354,14 @@ impl Shared {
         let children = tree.dirs.values().flat_map(|names| names.values());
         children.filter_map(|c| if let Child::Bind(bind) = c { Some(bind.clone()) } else { None }).collect()
     }
+}
+
+/// Returns a directory that a process with more rights than the file server's is to share at `path`, on a copy of its
+/// mount ([`Terms::detached`]). A file is returned as it is.
+pub fn detached(path: &str, fd: OwnedFd) -> std::result::Result<OwnedFd, ShareError> {
+    let host = |errno: Errno| ShareError::Host { step: format!("share {path:?}"), source: errno.into() };
+    let stat = sys::fstat(fd.as_fd()).map_err(host)?;
+    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR { own_mount(path, fd).map_err(host) } else { Ok(fd) }
 }
 
 fn components(path: &str) -> std::result::Result<Vec<&[u8]>, ShareError> {

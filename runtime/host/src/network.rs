@@ -128,6 +128,13 @@ pub fn remove_leftovers(path: &Path) -> Result<()> {
     thread::scope(|scope| scope.spawn(remove).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
 
+/// Returns the names of the interfaces of this thread's namespace that a container would use.
+pub fn names_here() -> Result<Vec<String>> {
+    let mut config = NetworkConfig::list(&mut Netlink::open()?)?;
+    keep_wanted(&mut config);
+    Ok(config.links.into_iter().map(|link| link.name).collect())
+}
+
 impl Network {
     /// Connects the interfaces of this thread's namespace to taps, and follows changes of the namespace.
     pub fn of_this_namespace() -> Result<Network> {

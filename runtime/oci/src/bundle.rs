@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{BundleError, Result, invalid};
 use crate::json;
+use crate::mount_options::MountOptions;
 use crate::refusals;
 use crate::spec::{Mount, Process, Spec};
 
@@ -28,6 +29,8 @@ pub struct Bundle {
     pub device_sources: BTreeMap<usize, DeviceNode>,
     /// Sockets of the host that mounts bind, by the index of the mount.
     pub socket_sources: BTreeMap<usize, SocketFile>,
+    /// Shared memory that an engine made for the container, by the index of the mount: its size in bytes, 0 for no limit.
+    pub shared_memory: BTreeMap<usize, u64>,
 }
 
 /// The attributes of a socket's file.
@@ -66,6 +69,9 @@ impl Bundle {
         directory_at("root.path", &bundle.rootfs)?;
         for (index, mount) in bundle.spec.mounts.iter().enumerate().filter(|(_, mount)| mount.is_bind()) {
             let source = bundle.bind_source(mount);
+            if let Some(size) = shared_memory(mount, &source) {
+                bundle.shared_memory.insert(index, size);
+            }
             match bind_source_at(&format!("mounts[{index}].source"), &source)? {
                 Some(Special::Device(node)) => _ = bundle.device_sources.insert(index, node),
                 Some(Special::Socket(file)) => _ = bundle.socket_sources.insert(index, file),
@@ -98,6 +104,7 @@ impl Bundle {
             readonly: root.readonly,
             device_sources: BTreeMap::new(),
             socket_sources: BTreeMap::new(),
+            shared_memory: BTreeMap::new(),
         })
     }
 
@@ -142,6 +149,25 @@ pub fn check_process(process: &Process) -> Result<()> {
         }
     }
     refusals::check_process(process)
+}
+
+/// Returns the size of the shared memory that an engine made for the container, if this mount binds it: a tmpfs that is mounted on
+/// `source` itself, and is not the one that the host's own programs use.
+fn shared_memory(mount: &Mount, source: &Path) -> Option<u64> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    if mount.destination != "/dev/shm" || MountOptions::parse(&mount.options).read_only() {
+        return None;
+    }
+    let statistics = rustix::fs::statfs(source).ok().filter(|it| it.f_type as i64 == TMPFS_MAGIC)?;
+    let metadata = fs::metadata(source).ok()?;
+    let is_of = |path: &Path| fs::metadata(path).is_ok_and(|other| other.dev() == metadata.dev());
+    if source.file_name().is_none_or(|name| name != "shm")
+        || is_of(source.parent()?)
+        || is_of("/dev/shm".as_ref())
+    {
+        return None;
+    }
+    Some(statistics.f_blocks * statistics.f_bsize as u64)
 }
 
 fn directory_at(what: &str, path: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! [`spec`] has the types of config.json, [`json`] parses it as runc does, and [`bundle`] reads and checks a bundle.
 //! [`refusals`] names the fields that cannot be honoured, [`warnings`] those without effect, and [`program`] looks for
-//! the container's program. [`mount_options`] and [`cgroups_path`] translate words of the specification. The crate only
+//! the container's program. [`pod`] says which part a container has in a Kubernetes pod. [`mount_options`] and [`cgroups_path`] translate words of the specification. The crate only
 //! reads files: crate `plan` decides how a bundle is run.
 
 // A part of the command, not a library: only items whose names and types do not explain them have a comment.
@@ -14,6 +14,7 @@ pub mod error;
 pub mod exec;
 pub mod json;
 pub mod mount_options;
+pub mod pod;
 pub mod program;
 pub mod refusals;
 pub mod spec;

@@ -7,7 +7,8 @@
 
 use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
-use crate::spec::{Mount, Process, Spec};
+use crate::pod::{self, Part};
+use crate::spec::{Mount, Namespace, Process, Spec};
 
 /// File systems that the guest mounts. Others read a device or a directory of the host, or need a program of the host.
 const MOUNT_KINDS: [&str; 17] = [
@@ -83,6 +84,30 @@ fn is_default_profile(profile: &str) -> bool {
     names.contains(&profile) || of_version("containers-default-")
 }
 
+/// Kinds of namespaces of another container that a container can use.
+pub const JOINED: [&str; 4] = ["network", "ipc", "uts", "pid"];
+
+/// Kinds of namespaces that CRI-O makes for a pod before its first container, which gets a machine with namespaces of its own
+/// instead.
+const PINNED: [&str; 2] = ["ipc", "uts"];
+
+/// Refuses paths of namespaces in the bundle of a container with a machine of its own. It can join a network namespace of
+/// the host.
+pub fn check_paths(spec: &Spec) -> Result<()> {
+    let is_first = pod::part(spec) == Some(Part::First);
+    let joins = |namespace: &Namespace| {
+        let kind = namespace.kind.as_str();
+        !(namespace.path.is_empty() || kind == "network" || is_first && PINNED.contains(&kind))
+    };
+    match spec.linux.namespaces.iter().position(joins) {
+        Some(index) => Err(unsupported(
+            format!("linux.namespaces[{index}].path"),
+            "a VM can join only network namespaces of the host",
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Refuses missing namespaces, which `vmm run` accepts: for an engine, a container without a namespace uses the host's.
 pub fn check_engine(spec: &Spec) -> Result<()> {
     refuse(
@@ -108,12 +133,6 @@ fn check_linux(spec: &Spec) -> Result<()> {
         if namespaces[..index].iter().any(|earlier| earlier.kind == namespace.kind) {
             let path = format!("linux.namespaces[{index}].type");
             return Err(invalid(&path, format!("duplicate {} namespace", namespace.kind)));
-        }
-        if !namespace.path.is_empty() && namespace.kind != "network" {
-            return Err(unsupported(
-                format!("linux.namespaces[{index}].path"),
-                "a VM can join only network namespaces of the host",
-            ));
         }
     }
     match spec.linux.rootfs_propagation.as_str() {

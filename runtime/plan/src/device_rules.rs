@@ -8,6 +8,7 @@
 
 use oci::error::{Result, invalid};
 use oci::spec::resources::DeviceRule;
+use serde::{Deserialize, Serialize};
 
 /// Access to a device, as bits.
 pub mod access {
@@ -18,14 +19,14 @@ pub mod access {
     pub const ALL: u8 = READ | WRITE | MAKE;
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Character,
     Block,
 }
 
 /// A rule for devices. A field of `None` matches all devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     pub allow: bool,
     pub kind: Option<Kind>,

@@ -6,7 +6,7 @@
 //! ([`oci::Bundle`]) and [`VmSettings`], and are plain data: this crate reads no file, logs nothing and starts no
 //! thread. Warnings for the user are part of the plan ([`ContainerPlan::notices`]).
 //!
-//! Reading order: [`vm`], [`container`], [`mounts`], [`process`], [`inherited`]; then the translations: [`limits`],
+//! Reading order: [`vm`], [`container`], [`member`], [`mounts`], [`process`], [`inherited`]; then the translations: [`limits`],
 //! [`devices`], [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base
 //! protocol cannot express.
 
@@ -21,7 +21,9 @@ pub mod device_rules;
 pub mod devices;
 pub mod inherited;
 pub mod limits;
+pub mod member;
 pub mod mounts;
+pub mod pod_size;
 pub mod process;
 pub mod rlimits;
 pub mod scheduling;

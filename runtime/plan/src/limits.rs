@@ -101,11 +101,7 @@ pub fn files(resources: &Resources, vcpus: u8, sets: Sets) -> Result<BTreeMap<St
 /// limit cannot exceed the machine's memory, whose size is fixed when it starts.
 pub fn changes(resources: &Resources, memory_mib: u32, sets: Sets) -> Result<BTreeMap<String, String>> {
     let limit = &resources.memory.limit;
-    if positive(*limit).is_some_and(|limit| limit > u64::from(memory_mib) << 20) {
-        let why =
-            format!("{limit} bytes are more than the {memory_mib} MiB of the container's virtual machine");
-        return Err(unsupported("linux.resources.memory.limit", why));
-    }
+    check_memory(*limit, memory_mib)?;
     let cpu = &resources.cpu;
     if cpu.period != 0 && cpu.quota == 0 {
         return Err(invalid("linux.resources.cpu.period", "requires a quota"));
@@ -121,6 +117,16 @@ pub fn changes(resources: &Resources, memory_mib: u32, sets: Sets) -> Result<BTr
         files.insert(file.to_owned(), value);
     }
     Ok(files)
+}
+
+/// Refuses a memory limit above the memory of the machine in which the container runs.
+pub fn check_memory(limit: i64, memory_mib: u32) -> Result<()> {
+    if positive(limit).is_some_and(|limit| limit > u64::from(memory_mib) << 20) {
+        let why =
+            format!("{limit} bytes are more than the {memory_mib} MiB of the container's virtual machine");
+        return Err(unsupported("linux.resources.memory.limit", why));
+    }
+    Ok(())
 }
 
 /// Refuses to raise the CPU quota above what the machine's vCPUs can use. Engines repeat limits that stay, so a quota that is

@@ -9,6 +9,8 @@ use oci::bundle::{Bundle, DeviceNode};
 use oci::error::{Result, unsupported};
 use oci::mount_options::MountOptions;
 
+use serde::{Deserialize, Serialize};
+
 use crate::device_rules::Rule;
 use crate::devices;
 
@@ -16,7 +18,7 @@ use crate::devices;
 pub const ROOTFS: &str = "rootfs";
 
 /// A file or directory of the host in the share.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareBind {
     /// Path in the share, absolute.
     pub path: String,
@@ -89,6 +91,10 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             planned.mounts.push(entry(&mount.destination, payload::HOST_SOCKET, &number, options));
             continue;
         }
+        if let Some(bytes) = bundle.shared_memory.get(&index) {
+            planned.mounts.push(shared_memory(&mount.destination, *bytes));
+            continue;
+        }
         let (kind, source) = match bundle.device_sources.get(&index) {
             Some(device) => (payload::OWN_DEVICE, device_source(bundle, index, *device)?),
             None if mount.is_bind() => {
@@ -145,6 +151,16 @@ impl Mounts {
         self.devices.extend(devices::of_dev(&dev));
         self.notices.push(format!("mounts[{index}].source: /dev: the container has the guest's devices"));
     }
+}
+
+/// Returns the shared memory of the machine in place of what an engine made on the host, with the same size.
+fn shared_memory(destination: &str, bytes: u64) -> payload::Mount {
+    let data = match bytes {
+        0 => "mode=1777".to_owned(),
+        bytes => format!("mode=1777,size={bytes}"),
+    };
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    entry(destination, payload::POD_SHM, "shm", MountOptions { flags, data, ..MountOptions::default() })
 }
 
 /// Returns the agent's name of a device that a mount binds.

@@ -8,10 +8,10 @@ use agent_proto::sockets::SOCKETS_MAX;
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
 use oci::spec::Capabilities;
-use oci::{Bundle, Spec};
+use oci::{Bundle, Spec, refusals};
 
-use crate::Inherited;
 use crate::limits::{self, Sets};
+use crate::{Inherited, pod_size};
 
 /// Mount tag of the share.
 pub const SHARE_TAG: &str = "share";
@@ -186,7 +186,8 @@ impl VmPlan {
     ///
     /// A limit or `linux.cgroupsPath` is invalid or cannot be honoured.
     pub fn for_bundle(bundle: &Bundle, id: &str, settings: &VmSettings) -> Result<VmPlan> {
-        let resources = &bundle.spec.linux.resources;
+        refusals::check_paths(&bundle.spec)?;
+        let resources = &*pod_size::resources(&bundle.spec)?;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
         let limit_mib = limits::memory_mib(resources).filter(|_| settings.memory_mib.is_none());
@@ -238,7 +239,7 @@ fn sockets(bundle: &Bundle, protocol: Protocol) -> Result<Vec<PathBuf>> {
 }
 
 /// Annotation that restricts the packets of a container to the addresses of its interfaces.
-const NETWORK_FILTER: &str = "vmm.network.filter";
+pub(crate) const NETWORK_FILTER: &str = "vmm.network.filter";
 
 /// Whether a NIC may send only from the addresses of its interface.
 fn network_filter(spec: &Spec, vhost_net: VhostNet) -> Result<bool> {
@@ -253,7 +254,7 @@ fn network_filter(spec: &Spec, vhost_net: VhostNet) -> Result<bool> {
     }
 }
 
-fn host_cgroup(bundle: &Bundle, id: &str, systemd: bool) -> Result<Option<HostCgroup>> {
+pub(crate) fn host_cgroup(bundle: &Bundle, id: &str, systemd: bool) -> Result<Option<HostCgroup>> {
     let linux = &bundle.spec.linux;
     let place = match (systemd, linux.cgroups_path.as_str()) {
         (false, "") => return Ok(None),

@@ -19,7 +19,7 @@ pub fn run(directory: &StateDir, request: ExecRequest) -> Result<u8> {
     let signals = Signals::block().context("block signals")?;
     let mut connection = start(directory, request)?;
     let raw = if terminal { RawTerminal::of_stdin().context("set the terminal to raw mode")? } else { None };
-    let code = wait(&mut connection, &signals, terminal);
+    let code = wait(&mut connection, &signals, terminal, &mut || {});
     drop(raw);
     code
 }
@@ -39,12 +39,22 @@ pub fn start(directory: &StateDir, mut request: ExecRequest) -> Result<Connectio
     }
 }
 
-/// Waits for the end of the exec process, and forwards signals to it.
-pub fn wait(connection: &mut Connection, signals: &Signals, terminal: bool) -> Result<u8> {
+/// Waits for the end of the exec process or the container that this process represents, and forwards signals to it.
+/// Calls `killed` when the guest's kernel has killed a process of the container for its memory limit.
+pub fn wait(
+    connection: &mut Connection,
+    signals: &Signals,
+    terminal: bool,
+    killed: &mut dyn FnMut(),
+) -> Result<u8> {
     loop {
         if let Some((reply, _)) = connection.take()? {
             return match checked(reply)? {
                 Reply::Exited(code) => Ok(code),
+                Reply::OomKill => {
+                    killed();
+                    continue;
+                }
                 other => unexpected(&other),
             };
         }

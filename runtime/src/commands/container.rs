@@ -22,13 +22,15 @@ use crate::state::{PodState, StateDir, StateError, StateRoot};
 pub mod create;
 pub mod delete;
 pub mod exec;
+pub mod home;
 pub mod hook_points;
 pub mod life;
 pub mod list;
+pub mod member;
 
 /// A container's status as the specification names it.
 fn status(state: &PodState) -> &str {
-    match state.containers.first().map(|container| container.status.as_str()) {
+    match state.container().map(|container| container.status.as_str()) {
         _ if state.status == "creating" || state.status == "stopped" => &state.status,
         Some("waiting" | "starting") => "created",
         Some(status) => status,

@@ -10,7 +10,7 @@ use host::sys;
 use oci::exec::ProcessChanges;
 
 use super::attached;
-use super::request::{ask, connect, done, tell, unexpected};
+use super::request::{ask, connect, done, open_pod, tell, unexpected};
 use crate::cli::pod::{PodCommand, PodExecArgs, TargetArgs};
 use crate::control::{ExecRequest, Reply, Request};
 use crate::deadlines;
@@ -37,7 +37,7 @@ pub fn pod(root: &StateRoot, command: PodCommand) -> Result<u8> {
             Reply::Stats(all) => table::usage(&all, json)?,
             other => return unexpected(&other),
         },
-        PodCommand::Stop { time, pod } => stop(&root.open(&pod)?, time)?,
+        PodCommand::Stop { time, pod } => stop(&open_pod(root, &pod)?, time)?,
         PodCommand::Kill { signal, all, pod, container } => {
             let number = signal_of(&signal).with_context(|| format!("unknown signal {signal:?}"))?;
             let container = container.unwrap_or_default();
@@ -76,7 +76,7 @@ fn stop(directory: &StateDir, grace: u64) -> Result<()> {
 }
 
 fn remove(root: &StateRoot, pod: &str, force: bool) -> Result<()> {
-    let directory = root.open(pod)?;
+    let directory = open_pod(root, pod)?;
     if directory.is_living() {
         if !force {
             return Err(StateError::Running(pod.to_owned()).into());

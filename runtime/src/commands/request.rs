@@ -11,7 +11,17 @@ use crate::state::{PodState, StateDir, StateError, StateRoot};
 
 /// Sends a request to a living pod. A refusal is returned as an error.
 pub fn ask(root: &StateRoot, pod: &str, request: &Request) -> Result<Reply> {
-    checked(connect(&root.open(pod)?)?.ask(request, &[])?)
+    checked(connect(&open_pod(root, pod)?)?.ask(request, &[])?)
+}
+
+/// Opens a pod's directory, for a request that concerns all of its containers.
+pub fn open_pod(root: &StateRoot, pod: &str) -> Result<StateDir> {
+    let directory = root.open(pod)?;
+    let joined = directory.read()?.joined;
+    if !joined.is_empty() {
+        bail!("{pod:?} is a container of pod {joined:?}");
+    }
+    Ok(directory)
 }
 
 /// Sends a request that has no other answer than `Done`.
@@ -19,7 +29,9 @@ pub fn tell(root: &StateRoot, pod: &str, request: &Request) -> Result<()> {
     done(ask(root, pod, request)?)
 }
 
+/// Connects to the machine in which a container or pod runs.
 pub fn connect(directory: &StateDir) -> Result<Connection> {
+    let directory = &directory.machine()?;
     let patience = match directory.read()?.patience {
         // The pod does not listen yet.
         0 => deadlines::AGENT,
@@ -57,11 +69,8 @@ pub fn running_container(root: &StateRoot, id: &str) -> Result<(StateDir, PodSta
     if state.status == "stopped" {
         return Err(StateError::Stopped(id.to_owned()).into());
     }
-    match state.containers.as_slice() {
-        [one] => {
-            let name = one.name.clone();
-            Ok((directory, state, name))
-        }
-        all => bail!("pod {:?} has {} containers and is not an OCI container", state.id, all.len()),
+    if state.oci.is_none() {
+        bail!("pod {:?} is not an OCI container", state.id);
     }
+    Ok((directory, state, id.to_owned()))
 }

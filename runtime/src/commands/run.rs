@@ -122,7 +122,8 @@ fn started(hooks: &Hooks, life: &Life, environment: &Variables) -> Started {
 
 /// Returns the state that hooks get.
 fn told(life: &Life, status: &str) -> PodState {
-    let container = ContainerState { status: status.to_owned(), ..ContainerState::default() };
+    let name = life.state.id.clone();
+    let container = ContainerState { name, status: status.to_owned(), ..ContainerState::default() };
     PodState { status: status.to_owned(), containers: vec![container], ..life.state.clone() }
 }
 

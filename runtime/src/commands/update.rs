@@ -10,7 +10,7 @@ use oci::error::unsupported;
 use oci::spec::resources::{BlockIo, Resources};
 use plan::limits::{self, Sets};
 
-use super::request::{running_container, tell};
+use super::request::{connect, done, running_container};
 use crate::cli::update::UpdateArgs;
 use crate::control::Request;
 use crate::state::StateRoot;
@@ -24,7 +24,7 @@ pub fn update(root: &StateRoot, args: &UpdateArgs) -> Result<()> {
         Some(path) => read(path)?,
         None => of_flags(args)?,
     };
-    let (_, state, container) = running_container(root, &args.id)?;
+    let (directory, state, container) = running_container(root, &args.id)?;
     let sets = if state.cgroup.is_none() { Sets::Guest } else { Sets::Host };
     refuse(&resources, sets)?;
     if resources.cpu.period != 0 && resources.cpu.quota == 0 && sets == Sets::Host {
@@ -37,7 +37,7 @@ pub fn update(root: &StateRoot, args: &UpdateArgs) -> Result<()> {
     let memory_mib = if whole { u32::MAX } else { state.memory_mib };
     let files = limits::changes(&resources, memory_mib, sets)?;
     if !files.is_empty() {
-        tell(root, &args.id, &Request::Update { container, files })?;
+        done(connect(&directory)?.ask(&Request::Update { container, files }, &[])?)?;
     }
     if sets == Sets::Host {
         state.cgroup.change(&resources, state.memory_mib)?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Instant, SystemTime};
 
 use agent_proto::command::{Code, Protocol};
@@ -14,6 +14,7 @@ use link::{CommandId, LinkError};
 use oci::spec::ConsoleSize;
 use plan::INIT_PROCESS;
 
+use super::exec;
 use super::log::{LogFile, Stream};
 use super::output::PodOutput;
 use super::output_pipe::OutputPipe;
@@ -51,6 +52,28 @@ pub enum StopStage {
     Killed,
 }
 
+/// The process of the host that represents a container: its streams are the container's, and signals to it as well.
+#[derive(Debug)]
+enum Representative {
+    /// No process. Output goes to the log and to the pod's own output, and there is no input.
+    None,
+    /// This process.
+    Own,
+    /// A client of the pod's socket.
+    Client(Member),
+}
+
+/// The client that represents a container.
+#[derive(Debug)]
+pub struct Member {
+    /// `None` once it is gone.
+    pub client: Option<ClientId>,
+    /// Its standard streams, until the container is started.
+    fds: Vec<OwnedFd>,
+    /// The last size of its terminal before the container was started.
+    size: Option<ConsoleSize>,
+}
+
 pub struct Container {
     pub spec: ContainerSpec,
     pub phase: Phase,
@@ -78,9 +101,7 @@ pub struct Container {
     /// The pipes of its outputs, until end of file was read.
     pub pipes: Vec<OutputPipe>,
     log: Option<LogFile>,
-    /// This process represents the container: its streams are this process's, and signals to it are the container's.
-    /// Otherwise output goes to the log and to the pod's own output, and there is no input.
-    own: bool,
+    representative: Representative,
     /// The terminal in which this process was started, raw while the container uses it.
     terminal: Option<RawTerminal>,
     /// Signals that arrived before the start, and whether each is for all of its processes.
@@ -108,7 +129,7 @@ impl Container {
             pipes: Vec::new(),
             spec,
             log,
-            own: false,
+            representative: Representative::None,
             terminal: None,
             held: Vec::new(),
         }
@@ -116,7 +137,14 @@ impl Container {
 
     /// Returns the container that this process represents, in `phase`.
     pub fn own(spec: ContainerSpec, phase: Phase) -> Container {
-        Container { phase, own: true, ..Container::new(spec, None, Instant::now()) }
+        let representative = Representative::Own;
+        Container { phase, representative, ..Container::new(spec, None, Instant::now()) }
+    }
+
+    /// Returns a container that `client` represents with these standard streams, and that waits for its start.
+    pub fn of_client(spec: ContainerSpec, client: ClientId, fds: Vec<OwnedFd>) -> Container {
+        let representative = Representative::Client(Member { client: Some(client), fds, size: None });
+        Container { phase: Phase::Created, representative, ..Container::new(spec, None, Instant::now()) }
     }
 
     /// Whether a request names this container; an empty name is that of every container.
@@ -126,7 +154,24 @@ impl Container {
 
     /// Whether this process represents the container.
     pub fn is_own(&self) -> bool {
-        self.own
+        matches!(self.representative, Representative::Own)
+    }
+
+    /// Whether a process represents the container, so that it is one of an engine.
+    pub fn is_represented(&self) -> bool {
+        !matches!(self.representative, Representative::None)
+    }
+
+    pub fn member(&self) -> Option<&Member> {
+        if let Representative::Client(member) = &self.representative { Some(member) } else { None }
+    }
+
+    /// Handles the loss of the client that represents the container: it is killed and removed.
+    pub fn lose_client(&mut self) {
+        if let Representative::Client(member) = &mut self.representative {
+            member.client = None;
+            (self.leaves, self.stop_stage) = (true, self.stop_stage.max(StopStage::Requested));
+        }
     }
 
     /// Asks the agent to start the container, with streams from number `seq` on.
@@ -140,6 +185,10 @@ impl Container {
         }
         let mut writers = Vec::new();
         let mut streams = Vec::new();
+        if let Representative::Client(member) = &self.representative {
+            streams = exec::streams(seq, &member.fds);
+            outputs.clear();
+        }
         for (stream, seq) in outputs {
             if self.is_own() {
                 streams.push(own_stream(stream, seq));
@@ -153,6 +202,9 @@ impl Container {
             writers.push(writer);
         }
         let mut process = Process::open(guest, self.spec.name(), INIT_PROCESS, terminal, &streams)?;
+        if let Representative::Client(member) = &mut self.representative {
+            member.fds.clear();
+        }
         for (signal, all) in std::mem::take(&mut self.held) {
             process.signal(guest, signal, all)?;
         }
@@ -169,7 +221,10 @@ impl Container {
             self.terminal = RawTerminal::of_stdin().map_err(StartError::Terminal)?;
         }
         // The size may have changed since the container was created, and API 4244 has no size at the start.
-        let size = terminal::size().filter(|_| own_terminal);
+        let size = match &mut self.representative {
+            Representative::Client(member) => member.size.take(),
+            _ => terminal::size().filter(|_| own_terminal),
+        };
         let Some(process) = &mut self.process else { return Ok(()) };
         Ok(process.started(guest, size)?)
     }
@@ -262,10 +317,10 @@ impl Container {
         self.process.as_mut().map_or(Ok(()), |process| process.signal(guest, signal, all))
     }
 
-    /// Keeps a signal for a container that this process represents and whose init process does not exist yet. Before
+    /// Keeps a signal for a container that a process represents and whose init process does not exist yet. Before
     /// the request to start, a signal to terminate ends the container. Returns false for any other container.
     pub fn hold(&mut self, signal: i32, all: bool) -> bool {
-        if !self.is_own() {
+        if !self.is_represented() {
             return false;
         }
         match (&self.phase, &mut self.process) {
@@ -280,7 +335,12 @@ impl Container {
         true
     }
 
-    pub fn resize(&self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
+    pub fn resize(&mut self, guest: &mut Guest<'_>, size: ConsoleSize) -> Result<(), LinkError> {
+        if let Representative::Client(member) = &mut self.representative
+            && !self.has_run
+        {
+            member.size = Some(size);
+        }
         self.process.as_ref().map_or(Ok(()), |process| process.resize(guest, size))
     }
 
@@ -313,7 +373,7 @@ impl Container {
     fn close(&mut self, guest: &mut Guest<'_>) {
         let failed = self.process.take().and_then(|mut process| process.close(guest));
         // Output of other containers goes to a log, which reports its own errors.
-        if self.is_own() && self.output_error.is_none() {
+        if self.is_represented() && self.output_error.is_none() {
             self.output_error = failed;
         }
         self.terminal = None;
@@ -337,6 +397,7 @@ impl Container {
             error: self.error.clone(),
             log: self.log.as_ref().map(|log| log.path().to_owned()),
             labels: self.spec.labels.clone(),
+            stubs: Vec::new(),
         }
     }
 }

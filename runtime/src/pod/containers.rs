@@ -23,6 +23,7 @@ use crate::{deadlines, exit};
 pub use event::Event;
 
 mod event;
+mod member;
 mod replies;
 mod stop;
 
@@ -168,8 +169,12 @@ impl Containers {
         }
     }
 
-    /// Whether every container has ended for good. An empty pod is over only once it is being stopped.
+    /// Whether the container that this process represents has ended, or without one every container for good. An empty
+    /// pod is over only once it is being stopped.
     pub fn is_over(&self) -> bool {
+        if let Some(own) = self.own() {
+            return own.phase == Phase::Ended;
+        }
         (self.stopping || !self.all.is_empty())
             && self.all.iter().all(|container| container.phase == Phase::Ended)
     }
@@ -180,19 +185,23 @@ impl Containers {
         self.all.iter().all(|container| container.has_run || settled(container))
     }
 
-    /// The pod's exit code: the first nonzero one of its containers, in the podfile's order.
+    /// The pod's exit code: that of the container that this process represents, or the first nonzero one, in the podfile's
+    /// order.
     pub fn exit_code(&self) -> u8 {
+        if let Some(own) = self.own() {
+            return own.exit.unwrap_or(0);
+        }
         let mut codes = self.all.iter().filter_map(|container| container.exit);
         codes.find(|code| *code != 0).unwrap_or(0)
     }
 
-    pub fn resize(&self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
-        self.find(name).map_or(Ok(()), |container| container.resize(guest, size))
+    pub fn resize(&mut self, guest: &mut Guest<'_>, name: &str, size: ConsoleSize) -> Result<()> {
+        self.find_mut(name).map_or(Ok(()), |container| container.resize(guest, size))
     }
 
-    /// Returns the clients that wait for an exec process.
-    pub fn clients(&self) -> impl Iterator<Item = ClientId> {
-        self.execs.iter().filter_map(|exec| exec.client)
+    /// Returns the clients that wait for an exec process of container `name`.
+    pub fn clients(&self, name: &str) -> impl Iterator<Item = ClientId> {
+        self.execs.iter().filter(move |exec| exec.process.container == name).filter_map(|exec| exec.client)
     }
 
     /// Removes a container. With `force`, a running container is killed first.
@@ -334,13 +343,16 @@ impl Containers {
         }
     }
 
-    pub fn exec_of(&mut self, client: ClientId) -> Option<&mut Exec> {
+    fn exec_of(&mut self, client: ClientId) -> Option<&mut Exec> {
         self.execs.iter_mut().find(|exec| exec.client == Some(client))
     }
 
     /// Handles the end of a client's connection.
     pub fn forget(&mut self, guest: &mut Guest<'_>, client: ClientId) -> Result<()> {
         self.waiters.retain(|(_, waiter)| *waiter != client);
+        if let Some(member) = self.member_of(client) {
+            member.lose_client();
+        }
         self.exec_of(client).map_or(Ok(()), |exec| exec.lose_client(guest))
     }
 
@@ -405,17 +417,22 @@ impl Containers {
             let told = self.waiters.extract_if(.., |(name, _)| *name == container.spec.name());
             self.events.extend(told.map(|(_, client)| Event::Answer(client, reply.clone())));
         }
-        let leaves = |container: &mut Container| container.leaves && container.phase == Phase::Ended;
-        for container in self.all.extract_if(.., leaves) {
-            self.events.extend(container.removers.iter().map(|client| Event::Answer(*client, Reply::Done)));
+        let leaves = |container: &mut Container| {
+            (container.leaves || container.member().is_some()) && container.phase == Phase::Ended
+        };
+        for mut container in self.all.extract_if(.., leaves) {
+            let farewell = container.farewell();
+            // The files are not used any more when the clients are told.
             self.events.push(Event::Left(Box::new(container.spec)));
+            let removers = container.removers.iter().map(|client| Event::Answer(*client, Reply::Done));
+            self.events.extend(removers.chain(farewell));
         }
     }
 
     fn not_running(&self, name: &str) -> Reply {
         match self.find(name) {
             // Engines recognize this text as "no process to signal".
-            Some(container) if container.is_own() => refused("container not running".to_owned()),
+            Some(container) if container.is_represented() => refused("container not running".to_owned()),
             Some(container) => {
                 refused(format!("container {name:?} is {}, not running", container.state().status))
             }
@@ -434,13 +451,13 @@ fn start_failed(
     events: &mut Vec<Event>,
 ) {
     container.failed(guest, code, message.clone());
-    let message = match container.is_own() {
+    let message = match container.is_represented() {
         true => message,
         false => format!("start container {:?}: {message}", container.spec.name()),
     };
     match container.starter.take() {
         Some(adder) => {
-            container.leaves = !container.is_own();
+            container.leaves = !container.is_represented();
             events.push(Event::Answer(adder, Reply::Failed { code, message }));
         }
         None if container.has_run => log::warn!("{message}"),

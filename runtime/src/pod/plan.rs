@@ -14,8 +14,10 @@ use base64::prelude::BASE64_STANDARD;
 use host::signals::name::signal_of;
 use oci::bundle::Bundle;
 use oci::error::{self, BundleError};
+use oci::refusals;
 use oci::spec::{self, Spec};
 use plan::limits::{MAX_VCPUS, MIN_MEMORY_MIB};
+use plan::member::protect_kernel;
 use plan::mounts::Content;
 use plan::rlimits::RLIMITS;
 use plan::vm::Kernel;
@@ -29,8 +31,6 @@ use crate::config::RunConfig;
 
 /// Docker's default config.json of a container. The root is the directory itself.
 const CONTAINER: &str = include_str!("container.json");
-/// Paths in /proc with kernel settings, which all containers of a pod share. They are read-only in each container.
-const KERNEL_PATHS: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Maximum size of a file for a container.
 const FILE_MAX: u64 = 4 << 20;
 
@@ -181,6 +181,7 @@ impl PodPlan {
             let why = format!("{}: its config.json names a network namespace", network.display());
             return Err(unsupported(format!("{at}.image"), why));
         }
+        refusals::check_paths(&bundle.spec).map_err(|error| of_bundle(&format!("{at}.image"), &error))?;
         bundle.readonly |= container.read_only;
         bundle.process.terminal = container.tty.unwrap_or(self.file.tty);
         let namespaces = &mut bundle.spec.linux.namespaces;
@@ -332,26 +333,9 @@ fn share_shm(container: &mut payload::Container) {
         *mount = payload::Mount {
             destination: "/dev/shm".to_owned(),
             kind: payload::POD_SHM.to_owned(),
+            data: "mode=1777".to_owned(),
             ..payload::Mount::default()
         };
-    }
-}
-
-/// Makes the kernel's settings in /proc read-only, even if the bundle does not: a container could change them for all
-/// containers of the pod. A container with SYS_ADMIN could mount /proc again, so its settings stay as they are.
-fn protect_kernel(container: &mut payload::Container) {
-    const SYS_ADMIN: u64 = 1 << 21;
-    let process = container.process.oci.as_ref();
-    let sets = process.and_then(|process| process.capabilities).unwrap_or_default();
-    if sets.bounding & SYS_ADMIN != 0 {
-        return;
-    }
-    let Some(oci) = &mut container.oci else { return };
-    let procs = oci.mounts.iter().filter(|mount| mount.kind == "proc");
-    for path in procs.flat_map(|mount| KERNEL_PATHS.map(|path| format!("{}/{path}", mount.destination))) {
-        if !oci.readonly_paths.contains(&path) {
-            oci.readonly_paths.push(path);
-        }
     }
 }
 

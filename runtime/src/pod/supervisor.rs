@@ -18,6 +18,7 @@ use vmm::Timeline;
 
 use super::ClientId;
 use super::clients::Clients;
+use super::container::Container;
 use super::containers::{Containers, Event, refused};
 use super::log::Limits;
 use super::output::PodOutput;
@@ -26,7 +27,7 @@ use crate::deadlines;
 use crate::exit::{self, CodedError};
 use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
-use crate::state::{OciState, PodState, StateDir};
+use crate::state::{ContainerState, OciState, PodState, StateDir};
 
 mod requests;
 mod share;
@@ -382,7 +383,7 @@ impl Supervisor {
             while let Some((request, fds)) = self.clients.next(client) {
                 self.changed |= request.is_change();
                 let waits = request.is_answered();
-                match self.serve(client, request, &fds)? {
+                match self.serve(client, request, fds)? {
                     Some(reply) => self.clients.answer(client, &reply),
                     None if waits => self.clients.accepted(client),
                     None => {}
@@ -409,11 +410,17 @@ impl Supervisor {
             memory_mib: self.pod.machine.memory_mib,
             vcpus: self.pod.machine.vcpus,
             cgroup: self.cgroup.clone(),
-            containers: self.containers.all.iter().map(|container| container.state()).collect(),
-            stubs: self.containers.clients().filter_map(|client| self.clients.process(client)).collect(),
+            containers: self.containers.all.iter().map(|container| self.state_of(container)).collect(),
+            joined: String::new(),
             oci: self.own.as_ref().map(|own| own.oci.clone()),
             transient: self.own.as_ref().is_some_and(|own| own.foreground),
         }
+    }
+
+    fn state_of(&self, container: &Container) -> ContainerState {
+        let clients = self.containers.clients(container.spec.name());
+        let stubs = clients.filter_map(|client| self.clients.process(client)).collect();
+        ContainerState { stubs, ..container.state() }
     }
 
     fn write_state(&mut self) -> Result<()> {
@@ -435,6 +442,10 @@ impl Supervisor {
             log::warn!("{error:#}");
         }
         self.mark("pod_ended");
+        for event in self.containers.farewells() {
+            self.take(event)?;
+        }
+        self.flush_clients()?;
         // The engine must hear of a kill before it hears of this process's end.
         self.kill_reporter.iter_mut().for_each(KillReporter::settle);
         if let Some(directory) = self.directory.take() {

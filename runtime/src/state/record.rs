@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use host::cgroup::Cgroup;
 use serde::{Deserialize, Serialize};
 
+/// Status of a container that is being created.
+pub const CREATING: &str = "creating";
+
 /// A pod's state, as written to its file or as the pod answers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -27,9 +30,10 @@ pub struct PodState {
     pub cgroup: Cgroup,
     /// The containers, in the podfile's order.
     pub containers: Vec<ContainerState>,
-    /// Processes of the host that represent exec processes.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub stubs: Vec<u32>,
+    /// The container whose machine this one has joined; empty if it has a machine of its own. The state of that machine
+    /// then has this container's.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub joined: String,
     /// The process removes its directory at its end. If it was killed, the next command that finds the
     /// directory removes it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -40,6 +44,27 @@ pub struct PodState {
 }
 
 impl PodState {
+    /// Returns the state of the OCI container in the machine's.
+    pub fn container(&self) -> Option<&ContainerState> {
+        self.containers.iter().find(|container| container.name == self.id)
+    }
+
+    /// Returns the id of the container for which the machine was made: this one, or the one that it has joined.
+    pub fn machine(&self) -> &str {
+        if self.joined.is_empty() { &self.id } else { &self.joined }
+    }
+
+    /// Returns the state of a container that has joined `machine`. The machine drops a container that has ended.
+    pub fn in_machine(self, machine: PodState) -> PodState {
+        let own = machine.containers.into_iter().find(|container| container.name == self.id);
+        if machine.status == "stopped" || own.is_none() {
+            return self.stopped();
+        }
+        let (containers, status, patience) = (own.into_iter().collect(), machine.status, machine.patience);
+        let (memory_mib, vcpus) = (machine.memory_mib, machine.vcpus);
+        PodState { containers, status, patience, memory_mib, vcpus, ..self }
+    }
+
     /// Returns the state after the process has ended.
     pub fn stopped(mut self) -> PodState {
         let all = self.containers.iter_mut().map(|container| &mut container.status);
@@ -63,6 +88,9 @@ pub struct OciState {
     /// Path of the container's network namespace, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<PathBuf>,
+    /// Paths of the container's other namespaces by kind, for which its machine has some of its own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, PathBuf>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
@@ -84,4 +112,7 @@ pub struct ContainerState {
     pub log: Option<PathBuf>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Processes of the host that represent exec processes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stubs: Vec<u32>,
 }

@@ -16,8 +16,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, SendAncillaryBuffer
 
 use super::check;
 
-/// Maximum number of descriptors in one message.
-pub const FDS_MAX: usize = 3;
+/// Maximum number of descriptors in one message. The kernel's is 253.
+pub const FDS_MAX: usize = 250;
 
 /// Sends some of `data` over a socket, with `fds`, at most [`FDS_MAX`], at its first byte. Blocks unless the socket is
 /// non-blocking.

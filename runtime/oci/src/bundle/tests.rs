@@ -38,7 +38,6 @@ fn unsupported_fields_are_refused_by_their_path() {
         (r#"{"process":{"apparmorProfile":"containers-default-0/x"}}"#, "process.apparmorProfile"),
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
         (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
-        (r#"{"linux":{"namespaces":[{"type":"ipc","path":"/proc/1/ns/ipc"}]}}"#, "linux.namespaces[0].path"),
         (r#"{"linux":{"intelRdt":{"closID":"x"}}}"#, "linux.intelRdt"),
         (r#"{"linux":{"netDevices":{"eth0":{"name":"x"}}}}"#, "linux.netDevices"),
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),
@@ -77,6 +76,21 @@ fn an_engine_container_in_a_host_namespace_is_refused_by_the_name_of_the_namespa
                 assert!(why.starts_with(&format!("no {named} namespace")), "{why}");
             }
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_machine_joins_no_namespace_but_a_network() {
+    let judged = |kind: &str| {
+        let text = format!(r#"{{"linux":{{"namespaces":[{{"type":"{kind}","path":"/proc/1/ns/a"}}]}}}}"#);
+        refusals::check_paths(&check_with(&text).unwrap().spec)
+    };
+    judged("network").unwrap();
+    for kind in ["ipc", "pid", "uts", "mount", "user", "cgroup", "time"] {
+        match judged(kind) {
+            Err(BundleError::Unsupported { path, .. }) => assert_eq!(path, "linux.namespaces[0].path"),
+            other => panic!("{kind}: {other:?}"),
         }
     }
 }

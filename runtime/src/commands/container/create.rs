@@ -15,7 +15,9 @@ use oci::refusals;
 use oci::spec::{Hook, Spec};
 
 use super::delete::{delete_remains, kill_process};
+use super::home::{self, Home};
 use super::life::{Life, refuse_foreground_flags};
+use super::member;
 use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::Assembly;
 use crate::cli::RunArgs;
@@ -60,9 +62,10 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     refusals::check_engine(&bundle.spec)?;
     lend_host_name(&mut bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
+    let home = home::find(root, &bundle.spec)?;
     let mut life = Life::new(config, bundle);
     life.console_socket = engine.console_socket;
-    make(root, life, engine.pid_file.as_deref())
+    make(root, life, home, engine.pid_file.as_deref())
 }
 
 /// A container without a host name of its own has the host's, with and without a UTS namespace; the guest gets the name of
@@ -85,9 +88,9 @@ fn delete_failed(root: &StateRoot, life: &Life, pid: u32) -> Result<()> {
 }
 
 /// Creates the container in a forked process, which detects the death of this process.
-fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
+fn make(root: &StateRoot, life: Life, home: Option<Home>, pid_file: Option<&Path>) -> Result<u8> {
     match report::fork("fork the container's process", None)? {
-        Forked::Child(reporter) => Ok(container(root, life, &reporter)),
+        Forked::Child(reporter) => Ok(container(root, life, home.as_ref(), &reporter)),
         Forked::Parent(pid, reader) => {
             let made = report::wait(reader, SILENT)
                 .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
@@ -104,7 +107,7 @@ fn make(root: &StateRoot, life: Life, pid_file: Option<&Path>) -> Result<u8> {
 }
 
 /// Runs the container's process. Until it has reported that the container is created, the caller prints errors.
-fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
+fn container(root: &StateRoot, mut life: Life, home: Option<&Home>, reporter: &Reporter) -> u8 {
     let entered = own_users::enter(Some(&mut life.bundle.spec.linux));
     let claimed = entered.and_then(|()| Ok(root.claim(&life.config.id)?));
     let (directory, held) = match claimed {
@@ -127,7 +130,11 @@ fn container(root: &StateRoot, mut life: Life, reporter: &Reporter) -> u8 {
     life.state.pid = std::process::id();
     let parent = reporter.clone();
     let created = move || parent.send(0, "").map(drop).map_err(|_| Forgotten.into());
-    let error = match live(&mut life, Box::new(created)) {
+    let lived = match home {
+        None => live(&mut life, Box::new(created)),
+        Some(home) => member::live(&mut life, home, Box::new(created)),
+    };
+    let error = match lived {
         Ok(code) => return code,
         Err(error) => error,
     };
@@ -167,7 +174,7 @@ fn delete_forgotten(life: &Life, directory: &StateDir, poststop: &[Hook], enviro
     delete().unwrap_or_else(|error| log::warn!("{error:#}"));
 }
 
-/// Runs the container, from its environment on the host to its end.
+/// Runs the container in a machine of its own, from its environment on the host to its end.
 fn live(life: &mut Life, created: Started) -> Result<u8> {
     let prepared = life.prepare()?;
     environment::seclude()?;

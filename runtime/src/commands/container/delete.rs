@@ -10,7 +10,7 @@ use host::sys;
 use oci::spec::Hook;
 
 use super::hook_points::{hooks_of, run_last};
-use super::status;
+use super::{member, status};
 use crate::cli::container::DeleteArgs;
 use crate::deadlines;
 use crate::state::{PodState, StateDir, StateError, StateRoot};
@@ -34,6 +34,9 @@ pub fn delete(root: &StateRoot, args: &DeleteArgs) -> Result<u8> {
     }
     // The process may be about to end.
     directory.wait_until_released(deadlines::ENDING)?;
+    if !state.joined.is_empty() {
+        member::wait_until_dropped(&directory);
+    }
     let state = directory.read().unwrap_or(state);
     let hooks = hooks_of(&state).map(|hooks| hooks.poststop).unwrap_or_else(|error| {
         log::warn!("{error:#}");

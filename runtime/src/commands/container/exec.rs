@@ -90,7 +90,7 @@ fn represent(directory: &StateDir, request: ExecRequest, socket: Option<&Path>, 
             if reporter.send(0, "").is_err() {
                 return exit::FAILED;
             }
-            attached::wait(&mut connection, &signals, terminal)
+            attached::wait(&mut connection, &signals, terminal, &mut || {})
         }
         Err(error) => {
             let (_, message) = exit::of_error(&error);

@@ -11,6 +11,7 @@ use host::confine::{Paths, Role};
 use host::hooks::Variables;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
+use oci::cgroups_path::HostCgroup;
 use oci::spec::resources::positive;
 use oci::{Bundle, program};
 use plan::vm::Host;
@@ -23,7 +24,7 @@ use crate::config::RunConfig;
 use crate::logging;
 use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::supervisor::{OwnContainer, Started, Supervisor};
-use crate::state::{OciState, PodState, StateDir};
+use crate::state::{CREATING, OciState, PodState, StateDir};
 
 /// A container that this process is about to run.
 pub struct Life {
@@ -52,7 +53,7 @@ impl Life {
     pub fn new(config: RunConfig, bundle: Bundle) -> Life {
         let state = PodState {
             id: config.id.clone(),
-            status: "creating".to_owned(),
+            status: CREATING.to_owned(),
             pid: std::process::id(),
             oci: Some(oci_state(&config, &bundle)),
             ..PodState::default()
@@ -75,20 +76,11 @@ impl Life {
     /// precede the machine. Returns the plans, and whether this thread is in the container's network namespace.
     pub fn prepare(&mut self) -> Result<Prepared> {
         self.write_state()?;
-        if let Some(socket) = &self.console_socket {
-            environment::open_terminal(socket, self.bundle.process.console_size)?;
-        }
+        self.open_terminal()?;
         let mut vm = VmPlan::for_bundle(&self.bundle, &self.config.id, &self.config.vm)?;
         let container = ContainerPlan::new(&self.bundle, &self.config.id, &vm, terminal::size())?;
         if let Some(wanted) = &vm.cgroup {
-            // Recorded before the cgroup exists, so that a cleanup finds it. systemd's directories are known later.
-            self.state.cgroup = Cgroup::choose(wanted)?;
-            self.write_state()?;
-            self.state.cgroup.make(wanted, vm.memory_mib)?;
-            self.write_state()?;
-            self.state.cgroup.limit(&wanted.resources, vm.memory_mib)?;
-            self.cgroup_before = Cgroup::of_process(std::process::id())?;
-            self.state.cgroup.join()?;
+            self.enter_cgroup(wanted, vm.memory_mib)?;
         }
         // The limits of its own cgroup, or of another that it joined, size the machine.
         vm.fill(self.host.filter(|_| vm.cgroup.is_none()).unwrap_or_else(assembly::host));
@@ -103,6 +95,24 @@ impl Life {
             program::check(&self.bundle)?;
         }
         Ok(Prepared { vm, container, entered })
+    }
+
+    /// Opens the container's terminal, whose controller an engine gets.
+    pub(super) fn open_terminal(&self) -> Result<()> {
+        let Some(socket) = &self.console_socket else { return Ok(()) };
+        Ok(environment::open_terminal(socket, self.bundle.process.console_size)?)
+    }
+
+    /// Creates the container's cgroup, limits it to a machine of this size, and joins it.
+    pub(super) fn enter_cgroup(&mut self, wanted: &HostCgroup, memory_mib: u32) -> Result<()> {
+        // Recorded before the cgroup exists, so that a cleanup finds it. systemd's directories are known later.
+        self.state.cgroup = Cgroup::choose(wanted)?;
+        self.write_state()?;
+        self.state.cgroup.make(wanted, memory_mib)?;
+        self.write_state()?;
+        self.state.cgroup.limit(&wanted.resources, memory_mib)?;
+        self.cgroup_before = Cgroup::of_process(std::process::id())?;
+        Ok(self.state.cgroup.join()?)
     }
 
     /// Creates the machine and the container's supervisor. `started` is called when the container was created, or when
@@ -145,7 +155,7 @@ impl Life {
 
     /// Returns the files that the process uses while the guest runs: cgroups that it leaves and removes, and the
     /// container's resolv.conf.
-    fn files(&self) -> Paths {
+    pub(super) fn files(&self) -> Paths {
         let cgroups = self.state.cgroup.parents().chain(self.cgroup_before.directories());
         let marks = self.config.marks.iter().map(|marks| match marks.parent() {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
@@ -171,7 +181,7 @@ impl Life {
         Ok(self.cgroup_before.join()?)
     }
 
-    fn write_state(&self) -> Result<()> {
+    pub(super) fn write_state(&self) -> Result<()> {
         self.directory.as_ref().map_or(Ok(()), |directory| Ok(directory.write(&self.state)?))
     }
 }
@@ -197,12 +207,15 @@ pub fn refuse_foreground_flags(config: &RunConfig) -> Result<()> {
 }
 
 fn oci_state(config: &RunConfig, bundle: &Bundle) -> OciState {
+    let namespaces = bundle.spec.linux.namespaces.iter();
+    let pinned = namespaces.filter(|it| it.kind != "network" && !it.path.is_empty());
     OciState {
         bundle: config.bundle.clone(),
         rootfs: bundle.rootfs.clone(),
         created: logging::timestamp(SystemTime::now()),
         owner: sys::effective_user(),
         network: bundle.network().map(Path::to_owned),
+        namespaces: pinned.map(|it| (it.kind.clone(), PathBuf::from(&it.path))).collect(),
         annotations: bundle.spec.annotations.clone(),
     }
 }

@@ -62,7 +62,8 @@ pub fn ps(root: &StateRoot, args: &PsArgs) -> Result<u8> {
     if status(&state) != "stopped" {
         pids.push(state.pid);
         // The state may still name an exec that has just ended.
-        pids.extend(state.stubs.iter().filter(|stub| sys::process(**stub).is_ok()));
+        let stubs = state.container().into_iter().flat_map(|container| &container.stubs);
+        pids.extend(stubs.filter(|stub| sys::process(**stub).is_ok()));
     }
     if args.format == Format::Json {
         let text = serde_json::to_string(&pids).context("print the list")?;

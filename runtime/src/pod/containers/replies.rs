@@ -83,7 +83,8 @@ impl Containers {
             }
             Err(LinkError::Refused { code, message, .. }) => {
                 let program = container.spec.plan.container.process.args.first();
-                let message = if container.is_own() { explain(code, message, program) } else { message };
+                let message =
+                    if container.is_represented() { explain(code, message, program) } else { message };
                 (exit::of_agent_error(code), message)
             }
             Err(error) => return Err(error),
@@ -136,7 +137,13 @@ impl Containers {
         let exec = self.execs.iter_mut().find(|exec| exec.process.name == event.process);
         match (container, exec) {
             (Some(container), _) if event.event == ProcessEvent::OOM && container.phase == Phase::Running => {
-                self.events.push(Event::OomKill);
+                self.events.push(match container.member() {
+                    Some(member) => match member.client {
+                        Some(client) => Event::Answer(client, Reply::OomKill),
+                        None => Event::Changed,
+                    },
+                    None => Event::OomKill,
+                });
             }
             _ if event.event != ProcessEvent::FINISHED => return guest.link.ignore(&event),
             (Some(container), _) if event.process == INIT_PROCESS && container.phase == Phase::Running => {

@@ -20,6 +20,7 @@ use crate::pod::log::{Limits, Stream};
 use crate::pod::output::PodOutput;
 use crate::pod::podfile::RestartPolicy;
 
+mod member;
 mod own;
 
 /// Deadline of each step.

@@ -20,27 +20,24 @@ impl Supervisor {
         &mut self,
         client: ClientId,
         request: Request,
-        fds: &[OwnedFd],
+        fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>> {
         let (containers, mut guest) = (&mut self.containers, self.session.sandbox.guest());
         let reply = match request {
             Request::Wait { container } => containers.wait(&container, client),
-            Request::Exec(_) | Request::Add { .. } | Request::Start { .. } if self.stopping => {
+            Request::Exec(_) | Request::Add { .. } | Request::Join(_) | Request::Start { .. }
+                if self.stopping =>
+            {
                 Some(refused("the pod is ending".to_owned()))
             }
             Request::Start { container } => containers.start(&container, client),
-            Request::Exec(exec) => containers.exec(&mut guest, client, &exec, fds)?,
+            Request::Exec(exec) => containers.exec(&mut guest, client, &exec, &fds)?,
             Request::Signal(signal) => {
-                // A process that has ended meanwhile needs no signal.
-                containers
-                    .exec_of(client)
-                    .map_or(Ok(()), |exec| exec.process.signal(&mut guest, signal, false))?;
+                containers.signal_of(&mut guest, client, signal)?;
                 None
             }
-            Request::Resize(rows, columns) => {
-                containers.exec_of(client).map_or(Ok(()), |exec| {
-                    exec.process.resize(&mut guest, ConsoleSize { height: rows, width: columns })
-                })?;
+            Request::Resize(height, width) => {
+                containers.resize_of(&mut guest, client, ConsoleSize { height, width })?;
                 None
             }
             Request::Kill { container, signal, all } => {
@@ -51,6 +48,7 @@ impl Supervisor {
                 Some(Reply::Done)
             }
             Request::Add { base, container } => self.add_sent(client, &base, container),
+            Request::Join(request) => Some(self.join(client, *request, fds)),
             Request::Remove { container, force } => containers.remove(&container, force, client),
             Request::Stats => containers.stats(&mut guest, client)?,
             Request::Processes => containers.processes(&mut guest, client)?,

@@ -2,17 +2,18 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use host::sys;
 use plan::ContainerPlan;
 use plan::mounts::Content;
 
 use super::Supervisor;
-use crate::control::Reply;
+use crate::control::{JoinRequest, Reply};
 use crate::exit;
 use crate::pod::ClientId;
 use crate::pod::container::Phase;
@@ -40,16 +41,47 @@ impl Supervisor {
         })
     }
 
-    /// Shares a container's files and queues its start.
-    pub fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
+    /// Adds a container that `client` represents. `fds` are its standard streams and the files of its binds.
+    pub(super) fn join(&mut self, client: ClientId, request: JoinRequest, fds: Vec<OwnedFd>) -> Reply {
+        let joined = self.try_join(client, request, fds);
+        joined.map_or_else(|error| refused(exit::of_error(&error).1), |()| Reply::Done)
+    }
+
+    fn try_join(&mut self, client: ClientId, request: JoinRequest, mut fds: Vec<OwnedFd>) -> Result<()> {
+        let JoinRequest { container, binds, process } = request;
+        let streams = if container.process.terminal { 2 } else { 3 };
+        ensure!(fds.len() == streams + binds.len(), "the descriptors of the container are missing");
+        let files = fds.split_off(streams);
+        let process = oci::json::from_value(&process).context("parse its process")?;
+        let plan = ContainerPlan { container, binds, ..ContainerPlan::default() };
+        let mut spec = ContainerSpec::unattended(plan, process);
+        self.place(&mut spec)?;
+        let sandbox = &self.session.sandbox;
+        let mut shared = spec.plan.binds.iter().zip(files);
+        if let Err(error) = shared.try_for_each(|(bind, file)| sandbox.bind_opened(bind, file, true)) {
+            self.unshare(&spec.plan);
+            return Err(error.into());
+        }
+        self.containers.add_member(spec, client, fds);
+        Ok(())
+    }
+
+    /// Gives a new container its part of the share, if the pod has room for it.
+    fn place(&mut self, spec: &mut ContainerSpec) -> Result<()> {
         if self.containers.find(spec.name()).is_some() {
-            anyhow::bail!("the pod has a container {:?}", spec.name());
+            bail!("the pod has a container {:?}", spec.name());
         }
         if self.containers.all.len() >= CONTAINERS_MAX {
-            anyhow::bail!("limit of {CONTAINERS_MAX} containers reached");
+            bail!("limit of {CONTAINERS_MAX} containers reached");
         }
         self.shared += 1;
         spec.plan.place(self.shared);
+        Ok(())
+    }
+
+    /// Shares a container's files and queues its start.
+    pub fn add(&mut self, mut spec: ContainerSpec, adder: Option<ClientId>) -> Result<()> {
+        self.place(&mut spec)?;
         for notice in &spec.plan.notices {
             log::warn!("container {:?}: {notice}", spec.name());
         }

@@ -1,0 +1,54 @@
+//! Annotations by which the CRI plugins of containerd and CRI-O say that a container belongs to a Kubernetes pod. A pod has a
+//! first container, which only waits and keeps its namespaces, and members.
+
+use crate::Spec;
+
+/// For each engine: the type of a container, and the id of its pod's first container.
+const ANNOTATIONS: [(&str, &str); 2] = [
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+];
+
+/// The part of a container in its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    First,
+    Member {
+        /// Id of the pod's first container.
+        first: &'a str,
+        /// The annotation that names it.
+        annotation: &'static str,
+    },
+}
+
+/// Returns the container's part; `None` if it belongs to no pod of Kubernetes.
+pub fn part(spec: &Spec) -> Option<Part<'_>> {
+    ANNOTATIONS.into_iter().find_map(|(kind, annotation)| match spec.annotations.get(kind)?.as_str() {
+        "sandbox" => Some(Part::First),
+        "container" => Some(Part::Member { first: spec.annotations.get(annotation)?, annotation }),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_engines_name_the_part_of_a_container() {
+        let of = |kind: &str, key: &str, id: &str| {
+            let text = format!(r#"{{"annotations":{{"{key}":"{kind}","{id}":"p"}}}}"#);
+            let spec: Spec = serde_json::from_str(&text).unwrap();
+            part(&spec).map(|part| match part {
+                Part::First => "first".to_owned(),
+                Part::Member { first, .. } => format!("member of {first}"),
+            })
+        };
+        for (key, id) in ANNOTATIONS {
+            assert_eq!(of("container", key, id).as_deref(), Some("member of p"));
+            assert_eq!(of("sandbox", key, id).as_deref(), Some("first"));
+            assert_eq!(of("other", key, id), None);
+        }
+        assert_eq!(of("container", ANNOTATIONS[0].0, ANNOTATIONS[1].1), None);
+    }
+}
