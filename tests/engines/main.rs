@@ -24,10 +24,12 @@ mod nested;
 mod network;
 mod parameter;
 mod podman;
+mod pods;
 mod programs;
 mod rootless;
 mod security;
 mod settings;
+mod shared;
 mod streams;
 mod systemd;
 mod table;
@@ -55,6 +57,7 @@ const GROUPS: &[Group] = &[
     Group { name: "security", engine: Kind::Docker, cases: security::CASES },
     Group { name: "volumes", engine: Kind::Docker, cases: volumes::CASES },
     Group { name: "network", engine: Kind::Docker, cases: network::CASES },
+    Group { name: "shared", engine: Kind::Docker, cases: shared::CASES },
     Group { name: "build", engine: Kind::Docker, cases: build::CASES },
     Group { name: "faults", engine: Kind::Docker, cases: faults::CASES },
     Group { name: "programs", engine: Kind::Docker, cases: programs::CASES },
@@ -63,6 +66,7 @@ const GROUPS: &[Group] = &[
     Group { name: "systemd", engine: Kind::DockerOfSystemd, cases: systemd::CASES },
     Group { name: "cgroup1", engine: Kind::DockerOfCgroup1, cases: cgroup1::CASES },
     Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },
+    Group { name: "pods", engine: Kind::Podman, cases: pods::CASES },
     Group { name: "rootless", engine: Kind::RootlessPodman, cases: rootless::CASES },
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
 ];

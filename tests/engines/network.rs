@@ -23,7 +23,6 @@ pub const CASES: &[Case] = &[
     case!(services_of_a_swarm),
     case!(nothing_of_the_hosts_network_changes),
     case!(host_network_is_refused).refused("a guest has a network stack of its own"),
-    case!(network_of_another_container_is_refused).refused("two guests cannot share one interface"),
     case!(connect_while_it_runs),
     case!(names_of_the_first_network_that_has_them),
 ];
@@ -206,13 +205,6 @@ fn nothing_of_the_hosts_network_changes(engine: &Engine) {
 fn host_network_is_refused(engine: &Engine) {
     let done = engine.run(&["run", "--rm", "--net", "host", "box", "true"]);
     expect_refusal(engine, &done, "network");
-}
-
-fn network_of_another_container_is_refused(engine: &Engine) {
-    engine.start_container("owner", &["box", "sh", "-c", SERVER], "ready");
-    let done = engine.run(&["run", "--rm", "--net", "container:owner", "box", "true"]);
-    expect_refusal(engine, &done, "network");
-    engine.ok(&["exec", "owner", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
 }
 
 /// The default bridge has no name server.

@@ -15,9 +15,10 @@ use crate::steps::{output, run, say};
 use crate::{apt, bundle, cache, program};
 
 /// Debian packages of the engines and their networks.
-pub const PACKAGES: [&str; 15] = [
+pub const PACKAGES: [&str; 16] = [
     "aardvark-dns",
     "busybox-static",
+    "catatonit",
     "conmon",
     "containerd",
     "docker.io",

@@ -1,0 +1,78 @@
+//! Pods of Podman: an infra container, and containers that share its namespaces.
+
+use std::fs;
+
+use crate::case::{Case, case};
+use crate::engine::Engine;
+use crate::network::SERVER;
+
+pub const CASES: &[Case] = &[
+    case!(containers_of_a_pod_share_a_network),
+    case!(a_pod_shares_processes_if_asked),
+    case!(stop_and_start_of_a_pod),
+    case!(a_pod_without_an_infra_container),
+    case!(a_pod_of_a_kubernetes_file),
+];
+
+fn create(engine: &Engine, flags: &[&str]) {
+    engine.ok(&[&["pod", "create", "--name", "house"], flags].concat());
+}
+
+/// Removes the pod, which `clean` does not know.
+fn remove(engine: &Engine) {
+    engine.ok(&["pod", "rm", "-f", "-t", "0", "house"]);
+}
+
+fn server(engine: &Engine) {
+    engine.start_container("server", &["--pod", "house", "box", "sh", "-c", SERVER], "ready");
+}
+
+fn containers_of_a_pod_share_a_network(engine: &Engine) {
+    create(engine, &[]);
+    server(engine);
+    let of_pod = ["--pod", "house"];
+    assert_eq!(engine.sh(&of_pod, "wget -q -O - http://127.0.0.1/; hostname"), "hello\nhouse");
+    assert_eq!(engine.sh(&of_pod, "ps -o args | grep -c '[h]ttpd'; true"), "0");
+    engine.ok(&["exec", "server", "sh", "-c", "echo shared >/dev/shm/f"]);
+    assert_eq!(engine.sh(&of_pod, "cat /dev/shm/f"), "shared");
+    let words = ["run", "--rm", "--pod", "house", "box", "sh", "-c", "exit 9"];
+    engine.run(&words).code(9);
+    remove(engine);
+}
+
+fn a_pod_shares_processes_if_asked(engine: &Engine) {
+    create(engine, &["--share", "net,ipc,uts,pid"]);
+    server(engine);
+    assert_eq!(engine.sh(&["--pod", "house"], "ps -o args | grep -c '[h]ttpd'"), "1");
+    remove(engine);
+}
+
+fn stop_and_start_of_a_pod(engine: &Engine) {
+    create(engine, &[]);
+    server(engine);
+    engine.ok(&["pod", "stop", "-t", "0", "house"]);
+    assert_eq!(engine.inspect("server", ".State.Running"), "false");
+    engine.ok(&["pod", "start", "house"]);
+    engine.wait_log("server", "ready\nready");
+    assert_eq!(engine.sh(&["--pod", "house"], "wget -q -O - http://127.0.0.1/"), "hello");
+    remove(engine);
+}
+
+fn a_pod_without_an_infra_container(engine: &Engine) {
+    create(engine, &["--infra=false"]);
+    server(engine);
+    engine.ok(&["exec", "server", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
+    remove(engine);
+}
+
+fn a_pod_of_a_kubernetes_file(engine: &Engine) {
+    let file = engine.dir().join("house.yaml");
+    let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: house\nspec:\n  containers:\n  \
+                - name: server\n    image: localhost/box:latest\n    command: [sh, -c, 'SERVER']\n  \
+                - name: client\n    image: localhost/box:latest\n    command: [sh, -c, 'CLIENT']\n";
+    let client = "until wget -q -O - http://127.0.0.1/; do sleep 0.1; done; exec sleep 1000";
+    fs::write(&file, text.replace("SERVER", SERVER).replace("CLIENT", client)).expect("write a file");
+    engine.ok(&["play", "kube", file.to_str().expect("the path is UTF-8")]);
+    engine.wait_log("house-client", "hello");
+    engine.ok(&["play", "kube", "--down", file.to_str().expect("the path is UTF-8")]);
+}
