@@ -15,7 +15,7 @@ type Parameter = (&'static str, &'static str);
 /// Kernel parameters that a container has from the host. `vm.overcommit_memory` is not copied if it is 2, because strict
 /// accounting limits programs to a share of the machine's memory, which is not the host's; `kernel.core_pattern` not if it
 /// names a program, which the guest does not have.
-const PARAMETERS: [Parameter; 25] = [
+const PARAMETERS: [Parameter; 30] = [
     ("/proc/sys/fs/aio-max-nr", "65536"),
     ("/proc/sys/fs/file-max", ""),
     ("/proc/sys/fs/inotify/max_queued_events", "16384"),
@@ -37,12 +37,31 @@ const PARAMETERS: [Parameter; 25] = [
     // Debian's kernel alone has it, also in the guest.
     ("/proc/sys/kernel/unprivileged_userns_clone", "1"),
     ("/proc/sys/net/core/somaxconn", "4096"),
+    (IP_FORWARD, "0"),
+    // The guest's tables are small whatever its memory, and Linux derives these limits from them.
+    ("/proc/sys/net/ipv4/tcp_max_orphans", ""),
+    (SYN_BACKLOG, ""),
+    (TIME_WAIT_BUCKETS, ""),
     ("/proc/sys/vm/max_map_count", "65530"),
+    ("/proc/sys/vm/mmap_min_addr", "4096"),
     (OVERCOMMIT, "0"),
     ("/proc/sys/vm/overcommit_ratio", "50"),
     ("/proc/sys/vm/swappiness", "60"),
     (HUGE_PAGES, "madvise"),
 ];
+/// Kernel parameters that a container has from its network namespace, if the host made one for it: a new namespace has its
+/// forwarding from the host's, and tools of networks set others in it.
+const OF_NETWORK: [Parameter; 6] = [
+    (IP_FORWARD, "0"),
+    ("/proc/sys/net/ipv4/ip_local_port_range", "32768\t60999"),
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "1024"),
+    ("/proc/sys/net/ipv4/ping_group_range", "1\t0"),
+    (SYN_BACKLOG, ""),
+    (TIME_WAIT_BUCKETS, ""),
+];
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const SYN_BACKLOG: &str = "/proc/sys/net/ipv4/tcp_max_syn_backlog";
+const TIME_WAIT_BUCKETS: &str = "/proc/sys/net/ipv4/tcp_max_tw_buckets";
 /// The name of core files. A pipe and a program instead of it begin with `|`.
 const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 /// Maximum of RLIMIT_NOFILE. It is not lowered: the agent's own limit is 524288.
@@ -88,17 +107,29 @@ impl Inherited {
     pub fn new(limits: &[(u64, u64)], read: impl Fn(&str) -> Option<String>) -> Inherited {
         let limits = RLIMITS.iter().zip(GUEST_LIMITS).zip(limits);
         let limits = limits.filter(|((_, guest), host)| *guest != Some(**host));
-        let parameters = PARAMETERS.into_iter().filter_map(|(path, guest)| {
-            let value = value(path, &read(path)?)?;
-            (value != guest).then(|| (path.to_owned(), value))
-        });
         Inherited {
             limits: limits
                 .map(|((kind, _), &(soft, hard))| Rlimit { kind: (*kind).to_owned(), hard, soft })
                 .collect(),
-            parameters: parameters.collect(),
+            parameters: different(&PARAMETERS, read),
         }
     }
+}
+
+/// Replaces the parameters of the network among `parameters` by those of the container's network namespace, in which `read`
+/// reads.
+pub fn replace_network(parameters: &mut BTreeMap<String, String>, read: impl Fn(&str) -> Option<String>) {
+    parameters.retain(|path, _| OF_NETWORK.iter().all(|(other, _)| path != other));
+    parameters.append(&mut different(&OF_NETWORK, read));
+}
+
+/// Returns the parameters whose values are not the guest's.
+fn different(all: &[Parameter], read: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+    let of = |&(path, guest): &Parameter| {
+        let value = value(path, &read(path)?)?;
+        (value != guest).then(|| (path.to_owned(), value))
+    };
+    all.iter().filter_map(of).collect()
 }
 
 /// Returns the value to write for a file's content, if it is to be copied.
@@ -116,6 +147,19 @@ fn value(path: &str, content: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_network_namespace_replaces_the_host() {
+        let text = |texts: &[(&str, &str)]| -> BTreeMap<String, String> {
+            texts.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect()
+        };
+        let mut parameters = text(&[(IP_FORWARD, "1"), (SYN_BACKLOG, "512"), (NR_OPEN, "2000000")]);
+        let namespace = text(&[(SYN_BACKLOG, "1024\n"), ("/proc/sys/net/ipv4/ping_group_range", "0\t7\n")]);
+        replace_network(&mut parameters, |path| namespace.get(path).cloned());
+        let expected =
+            [(SYN_BACKLOG, "1024"), ("/proc/sys/net/ipv4/ping_group_range", "0\t7"), (NR_OPEN, "2000000")];
+        assert_eq!(parameters, text(&expected));
+    }
 
     #[test]
     fn only_what_the_guest_does_not_have_is_copied() {

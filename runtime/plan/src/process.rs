@@ -28,6 +28,14 @@ pub fn init(
     Ok(process)
 }
 
+/// Returns additional groups, each once: Linux would list one twice.
+fn groups(ids: &[u32]) -> Vec<String> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.iter().map(u32::to_string).collect()
+}
+
 /// Translates one process object, without stream numbers and inherited limits.
 pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<payload::Process> {
     // As with runc, the size of `vmm`'s terminal overrides the size in config.json.
@@ -36,7 +44,7 @@ pub fn process(from: &spec::Process, terminal: Option<ConsoleSize>) -> Result<pa
         id: INIT_PROCESS.to_owned(),
         user: from.user.uid.to_string(),
         group: from.user.gid.to_string(),
-        additional_groups: from.user.additional_gids.iter().map(u32::to_string).collect(),
+        additional_groups: groups(&from.user.additional_gids),
         terminal: from.terminal,
         args: from.args.clone(),
         envs: environment(&from.env),

@@ -69,6 +69,11 @@ fn capabilities_choose_the_kernel() {
     assert_eq!(with(&["CAP_SYS_ADMIN"]), Kernel::Full);
     let none = plan_of(|json| drop(json["process"].as_object_mut().unwrap().remove("capabilities")));
     assert_eq!(none.unwrap().vm.kernel, Kernel::Base);
+    let mounts = |kind: &str| {
+        let mount = serde_json::json!({"destination": "/huge", "type": kind, "source": kind});
+        plan_of(|json| json["mounts"].as_array_mut().unwrap().push(mount)).unwrap().vm.kernel
+    };
+    assert_eq!([mounts("hugetlbfs"), mounts("tmpfs")], [Kernel::Full, Kernel::Base]);
 }
 
 #[test]

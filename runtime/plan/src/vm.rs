@@ -76,6 +76,16 @@ impl Kernel {
         let mut names = sets.into_iter().flatten().flat_map(|sets| &sets.bounding);
         if names.any(|name| USERS.contains(&name.as_str())) { Kernel::Full } else { Kernel::Base }
     }
+
+    /// Returns the kernel for a bundle, which may also mount a file system that only the full kernel has.
+    fn for_bundle(bundle: &Bundle) -> Kernel {
+        const FILE_SYSTEMS: [&str; 3] = ["binfmt_misc", "bpf", "hugetlbfs"];
+        let mut mounts = bundle.spec.mounts.iter();
+        match mounts.any(|mount| !mount.is_bind() && FILE_SYSTEMS.contains(&mount.kind.as_str())) {
+            true => Kernel::Full,
+            false => Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
+        }
+    }
 }
 
 /// A user's settings of the machine: flags, environment variables and configuration file, merged.
@@ -201,7 +211,7 @@ impl VmPlan {
             fill_mib: limit_mib.map_or(vm.fill_mib, |_| Some(vm.memory_mib)),
             network: bundle.network().map(Path::to_owned),
             sockets: sockets(bundle, settings.protocol)?,
-            kernel: Kernel::for_capabilities([bundle.process.capabilities.as_ref()]),
+            kernel: Kernel::for_bundle(bundle),
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..vm
         })

@@ -98,6 +98,7 @@ pub fn planned(
         // A user of a podfile may be known only to the container's own /etc/passwd.
         (process.user, process.group) = (init.user.clone(), init.group.clone());
         let more = request.changes.additional_gids.iter().map(u32::to_string);
+        let more = more.filter(|group| !init.additional_groups.contains(group));
         process.additional_groups = init.additional_groups.iter().cloned().chain(more).collect();
     }
     Ok(process)

@@ -1,5 +1,6 @@
 //! A container's process, from its environment on the host to its end. Shared by `vmm create` and `vmm run`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -88,6 +89,9 @@ impl Life {
         // A new namespace without a path in the foreground stays empty unless a hook configures it.
         let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())
             && environment::enter_network(&self.bundle.spec.linux)?;
+        if entered && vm.protocol != agent_proto::command::Protocol::Api4244 {
+            plan::inherited::replace_network(&mut vm.pod.parameters, |path| fs::read_to_string(path).ok());
+        }
         // Before the machine: its devices are created from what hooks add to the network namespace.
         run_first(hooks, &self.state, &self.environment)?;
         std::mem::take(&mut self.environment).forget();
