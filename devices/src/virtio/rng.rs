@@ -20,7 +20,6 @@ const QUEUE_SIZE: u16 = 4;
 /// The entropy device. It has no state, so the driver can start it any number of times.
 pub struct Rng {
     seat: Seat,
-    answers: bool,
 }
 
 impl Rng {
@@ -28,13 +27,7 @@ impl Rng {
     pub fn new(events: LoopHandle) -> Rng {
         // In a static program the first call may open /dev/urandom, which the loop's thread may not be able to do.
         let _ = getrandom::fill(&mut [0]);
-        Rng { seat: events.seat(), answers: true }
-    }
-
-    /// Returns a device that leaves all requests in the queue, for a machine that is to be saved: no two machines that
-    /// continue from it get the same bytes, also not from a buffer of the driver.
-    pub fn silent(events: LoopHandle) -> Rng {
-        Rng { seat: events.seat(), answers: false }
+        Rng { seat: events.seat() }
     }
 }
 
@@ -48,9 +41,6 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        if !self.answers {
-            return Ok(());
-        }
         let Activation { queues, interrupt, .. } = activation;
         self.seat.put(Box::new(Handler { queue: queues.into_iter().next(), interrupt }))
     }
