@@ -24,7 +24,7 @@ use crate::process;
 use crate::start::StartCommand;
 use crate::state::{EventSource, Setting, State, watch};
 use crate::sys::{self, Timex};
-use crate::{clock, hotplug, network, resolver};
+use crate::{clock, hotplug, network, resolver, revival};
 
 /// The reply to a command that was accepted.
 enum Reply {
@@ -83,6 +83,7 @@ impl State {
             Code::Resolver => self.start_resolver(&parse(code, payload)?),
             Code::ReadClock => Ok(Reply::Now(clock::read())),
             Code::AdjustClock => self.adjust_clock(&parse(code, payload)?),
+            Code::Revive => self.revive(payload),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated
@@ -151,6 +152,14 @@ impl State {
         let set: fn(&Timex) -> rustix::io::Result<()> =
             if self.setting == Setting::Guest { sys::adjust_clock } else { |_| Ok(()) };
         clock::adjust(wanted, set).map(Reply::Now)
+    }
+
+    fn revive(&self, payload: &[u8]) -> Result<Reply, Error> {
+        let new = revival::parse(payload)?;
+        if self.pod.is_some() {
+            return Err(Error::new(ErrorCode::Exists, "the pod is already started"));
+        }
+        self.in_guest(|| revival::revive(&new))
     }
 
     /// Executes a change of the machine, except in tests, where it would change the host.

@@ -36,6 +36,7 @@ pub mod pty;
 pub mod reaper;
 pub mod relay;
 pub mod resolver;
+pub mod revival;
 pub mod sockets;
 pub mod start;
 mod state;

@@ -15,6 +15,8 @@ use rustix::io::{Errno, Result};
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
+pub mod random;
+
 /// Numbers of Linux's system calls on x86_64.
 mod number {
     pub(super) const SIGACTION: usize = 13;

@@ -173,4 +173,7 @@ codes! {
     /// wall clock, and may step it. The reply's data is a [`ClockReading`](crate::payload::clock::ClockReading) from just
     /// before the change.
     AdjustClock = 72,
+    /// Extension. Host to guest, [`Revival`](crate::revival::Revival): this machine continues from a saved one. The first command
+    /// after EXTEND.
+    Revive = 73,
 }

@@ -35,6 +35,7 @@ pub mod command;
 pub mod control;
 pub mod datagram;
 pub mod payload;
+pub mod revival;
 pub mod sockets;
 pub mod stream;
 

@@ -19,6 +19,7 @@ use agent_proto::FrameError;
 use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, Protocol, STREAM_WINDOW};
 use agent_proto::control::{ControlCodec, ControlFrame};
 use agent_proto::payload::{ErrorCode, ErrorReply, Extend, ProcessEvent, Ready};
+use agent_proto::revival::{ENTROPY_LEN, Revival};
 use host::HostError;
 use host::text::printable;
 use serde::Serialize;
@@ -99,6 +100,8 @@ enum Reader {
     Log,
     /// The link: after a refused EXTEND the agent does not understand any of the following frames.
     Extend,
+    /// The link: a machine that has the random numbers of others must run nothing.
+    Revive,
     /// The link: the reply has the data of GETVERSION.
     Version,
 }
@@ -118,6 +121,17 @@ pub struct AgentLink {
     /// Consecutive frames that nothing in the host waits for.
     undue: u32,
     ready: Option<Ready>,
+    /// What is written after EXTEND, at the time when that is written.
+    opening: Option<Opening>,
+}
+
+/// A command that is made when it is written, because it contains the time.
+struct Opening {
+    /// Its place in the outgoing bytes.
+    at: usize,
+    id: CommandId,
+    entropy: [u8; ENTROPY_LEN],
+    clock: fn() -> u64,
 }
 
 impl AgentLink {
@@ -135,6 +149,7 @@ impl AgentLink {
             events: VecDeque::new(),
             undue: 0,
             ready: None,
+            opening: None,
         };
         let (code, payload, reader) = if link.is_api4244() {
             (Code::GetVersion, Vec::new(), Reader::Version)
@@ -143,6 +158,28 @@ impl AgentLink {
         };
         ControlFrame { code: code as u32, id: 0, payload }.encode(false, &mut link.outgoing);
         link.await_reply(CommandId(0), "agree on the protocol", reader)?;
+        Ok(link)
+    }
+
+    /// Opens the channel to an agent to which nothing is written: the machine is to be saved once READY has arrived.
+    pub fn silent(socket: UnixStream) -> Result<AgentLink> {
+        let mut link = AgentLink::new(socket, Protocol::Extended)?;
+        link.outgoing.clear();
+        link.commands.clear();
+        Ok(link)
+    }
+
+    /// Opens the channel to this project's agent in a machine that continues from a saved one, whose agent had said READY and
+    /// nobody had answered. The second frame is REVIVE, before all other commands, with `entropy` and the time that `clock`
+    /// returns when it is written.
+    pub fn revived(socket: UnixStream, entropy: [u8; ENTROPY_LEN], clock: fn() -> u64) -> Result<AgentLink> {
+        let mut link = AgentLink::new(socket, Protocol::Extended)?;
+        link.ready = Some(Ready { api: API_VERSION, extension: EXTENSION_VERSION, window: STREAM_WINDOW });
+        link.codec.set_extended(true);
+        let id = CommandId(link.next_id);
+        link.next_id += 1;
+        link.await_reply(id, "make the machine one of its own", Reader::Revive)?;
+        link.opening = Some(Opening { at: link.outgoing.len(), id, entropy, clock });
         Ok(link)
     }
 
@@ -225,6 +262,12 @@ impl AgentLink {
 
     /// Writes queued bytes until the socket would block. [`receive`](Self::receive) writes the rest.
     pub fn flush(&mut self) -> Result<()> {
+        if let Some(Opening { at, id, entropy, clock }) = self.opening.take() {
+            let mut frame = Vec::new();
+            let payload = Revival { realtime: clock(), entropy }.encode();
+            ControlFrame { code: Code::Revive as u32, id: id.0, payload }.encode(true, &mut frame);
+            self.outgoing.splice(at..at, frame);
+        }
         while let count @ 1.. = self.writable() {
             match self.socket.write(&self.outgoing[..count]) {
                 Ok(count) => {
@@ -403,7 +446,7 @@ impl AgentLink {
                 let version = data.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
                 Err(LinkError::Protocol(format!("GETVERSION: API {version}, not {API_VERSION}")))
             }
-            (Reader::Version | Reader::Extend, Err(error)) => Err(error),
+            (Reader::Version | Reader::Extend | Reader::Revive, Err(error)) => Err(error),
             (_, Err(error)) => {
                 log::warn!("{error}");
                 Ok(())

@@ -328,3 +328,48 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_machine_that_continues_is_told_time_and_entropy_before_all_else() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut peer = Agent { socket: theirs, codec: ControlCodec::new() };
+    let mut link = AgentLink::revived(ours, [7; ENTROPY_LEN], || 1234).unwrap();
+    assert_eq!(link.ready().map(|ready| ready.window), Some(STREAM_WINDOW));
+    let pod = link.send(Code::StartPod, "start the pod", &"pod").unwrap();
+    link.flush().unwrap();
+    let commands = [peer.command(), peer.command(), peer.command()];
+    assert_eq!(commands.each_ref().map(|frame| frame.code), [64, 73, 1]);
+    assert_eq!(commands[1].payload, Revival { realtime: 1234, entropy: [7; ENTROPY_LEN] }.encode());
+    for frame in &commands {
+        peer.say(Code::Ack, frame.id, b"");
+    }
+    link.receive().unwrap();
+    assert_eq!(link.reply(pod).unwrap().unwrap(), b"");
+    assert_eq!(link.outstanding(), 0);
+}
+
+#[test]
+fn a_machine_that_keeps_the_random_numbers_of_others_is_refused() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut peer = Agent { socket: theirs, codec: ControlCodec::new() };
+    let mut link = AgentLink::revived(ours, [7; ENTROPY_LEN], || 1234).unwrap();
+    link.flush().unwrap();
+    let [extend, revive] = [peer.command(), peer.command()];
+    peer.say(Code::Ack, extend.id, b"");
+    peer.say(Code::Error, revive.id, br#"{"code":"failed","message":"reseed"}"#);
+    let error = link.receive().unwrap_err().to_string();
+    assert!(error.starts_with("make the machine one of its own: "), "{error}");
+}
+
+#[test]
+fn nothing_is_written_to_a_machine_that_is_to_be_saved() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut peer = Agent { socket: theirs, codec: ControlCodec::new() };
+    let mut link = AgentLink::silent(ours).unwrap();
+    link.flush().unwrap();
+    peer.ready(EXTENSION_VERSION, STREAM_WINDOW);
+    link.receive().unwrap();
+    assert!(link.ready().is_some() && !link.is_waiting());
+    peer.socket.set_nonblocking(true).unwrap();
+    assert_eq!(peer.socket.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}

@@ -391,3 +391,16 @@ fn clock_is_read_and_an_adjustment_is_checked() {
     let unknown = br#"{"tick":10000,"frequency":0,"offset":1}"#;
     assert!(message(call(&mut host, Code::AdjustClock, unknown)).contains("unknown field `offset`"));
 }
+
+#[test]
+fn a_machine_is_made_one_of_its_own_only_before_its_pod() {
+    use agent_proto::revival::{ENTROPY_LEN, Revival};
+
+    let mut host = Host::extended();
+    // On a host the agent leaves clock and random numbers alone.
+    let payload = Revival { realtime: 1, entropy: [7; ENTROPY_LEN] }.encode();
+    assert_eq!(call(&mut host, Code::Revive, &payload), Ok(vec![]));
+    assert_eq!(message(call(&mut host, Code::Revive, &payload[1..])), "Revive: not a time and entropy");
+    call(&mut host, Code::StartPod, b"{}").unwrap();
+    assert_eq!(message(call(&mut host, Code::Revive, &payload)), "the pod is already started");
+}
