@@ -158,7 +158,7 @@ fn shared_memory(mount: &Mount, source: &Path) -> Option<u64> {
     if mount.destination != "/dev/shm" || MountOptions::parse(&mount.options).read_only() {
         return None;
     }
-    let statistics = rustix::fs::statfs(source).ok().filter(|it| it.f_type as i64 == TMPFS_MAGIC)?;
+    let statistics = rustix::fs::statfs(source).ok().filter(|it| it.f_type == TMPFS_MAGIC)?;
     let metadata = fs::metadata(source).ok()?;
     let is_of = |path: &Path| fs::metadata(path).is_ok_and(|other| other.dev() == metadata.dev());
     if source.file_name().is_none_or(|name| name != "shm")

@@ -7,11 +7,11 @@
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 
-use devices::{BusDevice, StateError};
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::mmio::page::RegisterPage;
 use devices::virtio::queue::{Demand, Received, Served, VirtQueue};
 use devices::virtio::{Activation, DeviceInfo, VirtioDevice};
+use devices::{BusDevice, StateError};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
