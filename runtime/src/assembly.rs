@@ -2,16 +2,19 @@
 //!
 //! Used for foreground containers, containers of engines, and pods.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, SOCKETS_PORT, STREAM_PORT};
+use agent_proto::revival::ENTROPY_LEN;
 use anyhow::{Context, Result};
 use host::cgroup::room;
 use host::confine::cores::Cookie;
 use host::confine::{self, Role};
 use host::network::Network;
+use host::sys::{self, clock};
 use link::AgentLink;
 use link::streams::{StreamHandle, StreamTable, streams};
 use oci::Spec;
@@ -24,7 +27,7 @@ use vmm::devices::virtio::fs::{self, Fs};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
-use vmm::{Entries, PendingVm, Timeline, Vm, VmConfig};
+use vmm::{Entries, PendingVm, RunningVm, SavedConfig, Timeline, Vm, VmConfig};
 
 use crate::config::RunConfig;
 use crate::console::{ConsoleWriters, KernelMarks};
@@ -36,6 +39,7 @@ use crate::sandbox::machine::Machine;
 use crate::sandbox::nics::Nics;
 use crate::session::Session;
 use crate::sockets;
+use crate::template::{self, Found};
 
 /// A machine about to be created.
 pub struct Assembly {
@@ -52,6 +56,28 @@ struct GuestNetwork {
     resolver: Option<UnixStream>,
     /// Name queries without a server so far.
     names: Option<NameQueries>,
+}
+
+/// A machine of which a template is made, or that tries one: it serves nothing but its agent.
+pub struct Blank {
+    pub vm: RunningVm,
+    pub link: AgentLink,
+    _streams: StreamHandle,
+}
+
+/// What the machine's threads call before the guest runs.
+const ENTRIES: Entries =
+    Entries { vcpu: || confine::enter(Role::Vcpu), devices: || confine::enter(Role::Devices) };
+
+/// What is behind a console's ports.
+struct Ends {
+    log: LogPort,
+    control: UnixStream,
+    streams: StreamTable,
+    resolver: Option<UnixStream>,
+    sockets: Option<UnixStream>,
+    /// The machine has the ports of a template, whether it uses them or not.
+    all_ports: bool,
 }
 
 impl Assembly {
@@ -82,8 +108,10 @@ impl Assembly {
         let cookie = Cookie::begin().context("start a thread")?;
         let guest = in_namespace.map(|spec| guest_network(plan, spec)).transpose()?;
         let GuestNetwork { mut network, resolver, names } = guest.unwrap_or_default();
-        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), plan.kernel)?;
-        let writers = ConsoleWriters::open(config.vm.console.as_ref(), self.kernel_marks)
+        let spare = network.as_ref().map_or(0, Network::spare_nics);
+        let present = network.as_mut().map(|network| std::mem::take(&mut network.nics)).unwrap_or_default();
+        let found = template::make::find(config, plan, present.len() + spare)?;
+        let writers = ConsoleWriters::open(config.vm.console.as_ref(), self.kernel_marks.clone())
             .context("open the console's copy")?;
         let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
         let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
@@ -92,48 +120,99 @@ impl Assembly {
             Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
             Err(error) => log::debug!("shared mappings are not excluded from other machines': {error}"),
         }
+        let (mut vm, revived) = self.machine(config, plan, writers.serial, found)?;
+        let (log, console) = LogPort::new(writers.console);
+        let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
+        let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
+        let ends =
+            Ends { log, control: device_end, streams: table, resolver, sockets: socket, all_ports: revived };
+        attach_devices(&mut vm, plan.share, ends, &share)?;
+        let count = if revived { template::NICS } else { present.len() + spare };
+        let mut nics = Nics::attach(&mut vm, count, plan)?;
+        for nic in present {
+            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
+        }
+        let link = if revived { revive(control)? } else { AgentLink::new(control, plan.protocol)? };
+        let vm = Machine::new(vm.hold()?);
+        cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
+        let sandbox = Sandbox { link, streams, vm, share, nics, console, sockets };
+        Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
+    }
+
+    /// Returns the machine, with memory and no devices, and whether it continues from a template. If a template cannot be used
+    /// after all, and is not required, the machine boots.
+    fn machine(
+        self,
+        config: &RunConfig,
+        plan: &VmPlan,
+        serial: Option<Box<dyn Write + Send>>,
+        found: Option<Found>,
+    ) -> Result<(Vm, bool)> {
+        let Assembly { mut pending, timeline, .. } = self;
+        if let Some(Found { path, snapshot, memory }) = found {
+            let saved = SavedConfig { snapshot, memory, timeline: timeline.clone(), entries: ENTRIES };
+            match Vm::restored(pending, saved).with_context(|| path.display().to_string()) {
+                Ok(vm) => return Ok((vm, true)),
+                Err(error) if config.template == template::Use::Require => return Err(error),
+                Err(error) => template::make::refuse(&error),
+            }
+            pending = PendingVm::start().map_err(vmm::Error::from)?;
+        }
+        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), plan.kernel)?;
         let settings = VmConfig {
             memory_mib: plan.memory_mib,
             vcpus: plan.vcpus,
             kernel: images.kernel,
             initramfs: Some(images.initramfs),
             cmdline: plan.cmdline.clone(),
-            serial: writers.serial,
-            timeline: self.timeline,
-            entries: Entries {
-                vcpu: || confine::enter(Role::Vcpu),
-                devices: || confine::enter(Role::Devices),
-            },
+            serial,
+            timeline,
+            entries: ENTRIES,
         };
-        let enter_files = || confine::enter(Role::Files);
-        let mut vm = Vm::with(self.pending, settings)?;
-        let (log, console) = LogPort::new(writers.console);
-        let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
-        let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
-        attach_console(&mut vm, log, device_end, table, [(RESOLVER_PORT, resolver), (SOCKETS_PORT, socket)])?;
-        match plan.share {
-            ShareType::VirtioFs => {
-                Fs::new(SHARE_TAG, fs::server(&share), enter_files).map(|fs| vm.attach(Box::new(fs)))
-            }
-            ShareType::P9 => {
-                P9::new(SHARE_TAG, p9::server(&share), enter_files).map(|p9| vm.attach(Box::new(p9)))
-            }
-        }
-        .context("start the file server")??;
-        vm.attach(Box::new(Rng::new(vm.events())))?;
-        vm.attach(Box::new(Balloon::new(vm.events(), vmm::discard)))?;
-        let spare = network.as_ref().map_or(0, Network::spare_nics);
-        let present = network.as_mut().map(|network| std::mem::take(&mut network.nics)).unwrap_or_default();
-        let mut nics = Nics::attach(&mut vm, present.len() + spare, plan)?;
-        for nic in present {
-            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
-        }
-        let link = AgentLink::new(control, plan.protocol)?;
-        let vm = Machine::new(vm.hold()?);
-        cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
-        let sandbox = Sandbox { link, streams, vm, share, nics, console, sockets };
-        Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
+        Ok((Vm::with(pending, settings)?, false))
     }
+
+    /// Creates a machine of which a template can be made, or one that continues from `tried`. Its threads are confined. The guest
+    /// runs once the machine is released.
+    pub fn blank(self, plan: &VmPlan, tried: Option<Found>) -> Result<Blank> {
+        let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
+        let (table, streams) = stream_ends(Protocol::Extended, None)?;
+        let tries = tried.is_some();
+        let mut vm = match tried {
+            Some(Found { snapshot, memory, .. }) => Vm::restored(
+                self.pending,
+                SavedConfig { snapshot, memory, timeline: None, entries: ENTRIES },
+            )?,
+            None => {
+                let Images { kernel, initramfs } = Images::find(None, None, plan.kernel)?;
+                let settings = VmConfig {
+                    memory_mib: plan.memory_mib,
+                    vcpus: plan.vcpus,
+                    kernel,
+                    initramfs: Some(initramfs),
+                    cmdline: plan.cmdline.clone(),
+                    serial: None,
+                    timeline: None,
+                    entries: ENTRIES,
+                };
+                Vm::with(self.pending, settings)?
+            }
+        };
+        let (log, _) = LogPort::new(None);
+        let ends =
+            Ends { log, control: device_end, streams: table, resolver: None, sockets: None, all_ports: true };
+        attach_devices(&mut vm, plan.share, ends, &ShareTree::new()?)?;
+        Nics::attach(&mut vm, template::NICS, plan)?;
+        let link = if tries { revive(control)? } else { AgentLink::silent(control)? };
+        Ok(Blank { vm: vm.hold()?, link, _streams: streams })
+    }
+}
+
+/// Opens the channel to the agent of a machine that continues from a template.
+fn revive(control: UnixStream) -> Result<AgentLink> {
+    let mut entropy = [0; ENTROPY_LEN];
+    sys::fill_random(&mut entropy).context("read random bytes")?;
+    Ok(AgentLink::revived(control, entropy, || clock::real().unsigned_abs())?)
 }
 
 /// Returns the streams: the devices' end and the handle.
@@ -144,23 +223,38 @@ fn stream_ends(protocol: Protocol, timeline: Option<Arc<Timeline>>) -> Result<(S
     Ok((if protocol == Protocol::Api4244 { table.without_credit() } else { table }, handle))
 }
 
-/// Attaches the console device with its ports: kernel log, control channel, streams, and `others` that the guest is to
+/// Attaches console, share, entropy device and balloon: all devices but NICs.
+fn attach_devices(vm: &mut Vm, share_type: ShareType, ends: Ends, share: &ShareTree) -> Result<()> {
+    let enter_files = || confine::enter(Role::Files);
+    attach_console(vm, ends)?;
+    match share_type {
+        ShareType::VirtioFs => {
+            Fs::new(SHARE_TAG, fs::server(share), enter_files).map(|fs| vm.attach(Box::new(fs)))
+        }
+        ShareType::P9 => P9::new(SHARE_TAG, p9::server(share), enter_files).map(|p9| vm.attach(Box::new(p9))),
+    }
+    .context("start the file server")??;
+    vm.attach(Box::new(Rng::new(vm.events())))?;
+    Ok(vm.attach(Box::new(Balloon::new(vm.events(), vmm::discard)))?)
+}
+
+/// Attaches the console device with its ports: kernel log, control channel, streams, and others that the guest is to
 /// use.
-fn attach_console(
-    vm: &mut Vm,
-    log: LogPort,
-    control: UnixStream,
-    streams: StreamTable,
-    others: [(&str, Option<UnixStream>); 2],
-) -> Result<()> {
+fn attach_console(vm: &mut Vm, ends: Ends) -> Result<()> {
+    let Ends { log, control, streams, resolver, sockets, all_ports } = ends;
     let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
     let mut ports = vec![
         Port { name: None, backend: Box::new(log) },
         port(CONTROL_PORT, Box::new(SocketPort::new(control))),
         port(STREAM_PORT, Box::new(streams)),
     ];
-    for (name, socket) in others {
-        ports.extend(socket.map(|socket| port(name, Box::new(SocketPort::new(socket)))));
+    for (name, socket) in [(RESOLVER_PORT, resolver), (SOCKETS_PORT, sockets)] {
+        match socket {
+            Some(socket) => ports.push(port(name, Box::new(SocketPort::new(socket)))),
+            // The guest's agent does not open a port that its pod has no use for.
+            None if all_ports => ports.push(port(name, Box::new(LogPort::new(None).0))),
+            None => {}
+        }
     }
     Ok(vm.attach(Box::new(Console::new(vm.events(), ports)))?)
 }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 pub mod container;
 pub mod pod;
 pub mod settings;
+pub mod template;
 pub mod tree;
 pub mod update;
 
@@ -118,6 +119,8 @@ pub enum Command {
     Resume(Words),
     /// Run and manage pods: several containers in one virtual machine
     Pod(Words),
+    /// Make and manage templates: saved machines from which others continue instead of booting
+    Template(Words),
     /// Update a container's resource limits
     Update(Words),
     /// Print a container's events and resource usage

@@ -17,6 +17,7 @@ pub mod pod;
 mod request;
 pub mod run;
 pub mod spec;
+pub mod template;
 pub mod update;
 
 /// Prints a line to stdout. A closed pipe is not an error.

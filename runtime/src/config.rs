@@ -17,6 +17,7 @@ use plan::{Console, ShareType, VhostNet, VmSettings};
 use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
 use crate::state::StateRoot;
+use crate::template::{Store, Use};
 
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
@@ -48,6 +49,8 @@ impl Settings {
             console: text("VMM_CONSOLE"),
             share: text("VMM_SHARE"),
             vhost_net: text("VMM_VHOST_NET"),
+            template: text("VMM_TEMPLATE"),
+            template_dir: lookup("VMM_TEMPLATE_DIR").map(PathBuf::from),
             marks: lookup("VMM_MARKS").map(PathBuf::from),
             default_memory: text("VMM_DEFAULT_MEMORY"),
             max_memory: text("VMM_MAX_MEMORY"),
@@ -91,6 +94,8 @@ impl Settings {
             console: self.console.or(other.console),
             share: self.share.or(other.share),
             vhost_net: self.vhost_net.or(other.vhost_net),
+            template: self.template.or(other.template),
+            template_dir: self.template_dir.or(other.template_dir),
             marks: self.marks.or(other.marks),
             default_memory: self.default_memory.or(other.default_memory),
             max_memory: self.max_memory.or(other.max_memory),
@@ -117,6 +122,9 @@ pub struct RunConfig {
     /// Destination of the boot's timeline: a file, or `-` for only the table on stderr.
     pub marks: Option<PathBuf>,
     pub agent_timeout: Duration,
+    /// Whether the machine continues from a template.
+    pub template: Use,
+    pub templates: Store,
     /// The directory in which this user's machines meet, whatever root their engines use.
     pub meeting: StateRoot,
 }
@@ -158,6 +166,8 @@ impl RunConfig {
             initrd: settings.initrd,
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(deadlines::AGENT), |text| timeout(&text))?,
+            template: settings.template.map_or(Ok(Use::default()), |text| template(&text))?,
+            templates: Store::new(settings.template_dir, lookup),
             meeting: StateRoot::new(None, lookup),
         })
     }
@@ -232,6 +242,10 @@ fn vhost_net(text: &str) -> Result<VhostNet> {
         "off" => Ok(VhostNet::Off),
         _ => Err(invalid("vhost-net", text, "not auto, on or off")),
     }
+}
+
+fn template(text: &str) -> Result<Use> {
+    Use::parse(text).ok_or_else(|| invalid("template", text, "not auto, off or require"))
 }
 
 fn timeout(text: &str) -> Result<Duration> {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::cli::container::{CreateArgs, IdArgs, read};
 use crate::cli::pod::{PodArgs, PodCommand};
+use crate::cli::template::TemplateArgs;
 use crate::cli::update::{EventsArgs, UpdateArgs};
 use crate::cli::{Cli, Command, GlobalArgs, LateArgs, LogArgs, Words};
 use crate::commands::container::delete::delete;
@@ -127,6 +128,11 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
             let root = state_root(&given);
             let stays = matches!(command, PodCommand::Run(_) | PodCommand::Exec(_));
             Job::new(move |_| commands::pod::pod(&root, command)).stays(stays)
+        }
+        Command::Template(words) => {
+            let TemplateArgs { late, command } = read("template", words)?;
+            given = late.or(given);
+            Job::new(move |_| commands::template::template(command))
         }
         Command::Update(words) => {
             let mut args: UpdateArgs = read("update", words)?;

@@ -32,6 +32,7 @@ mod shares;
 mod snapshot;
 mod sockets;
 mod streams;
+mod templates;
 mod terminal;
 mod users;
 mod vhost;

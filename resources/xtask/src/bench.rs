@@ -30,6 +30,8 @@ use streams::StreamsArgs;
 pub enum Bench {
     /// Cold boots, compared with runc, crun, QEMU's microvm machine and other monitors
     Boot(BootArgs),
+    /// Starts from a template, compared with cold ones, runc and crun; memory of an idle container
+    Restore(BootArgs),
     /// Many starts, in a row and at once, compared with runc and crun
     Rate(RateArgs),
     /// Cold boots over memory and vCPUs, compared with other monitors
@@ -63,6 +65,7 @@ impl ClockArg {
 pub fn bench(which: &Bench) -> anyhow::Result<()> {
     match which {
         Bench::Boot(args) => boot::boot(args),
+        Bench::Restore(args) => boot::restore(args),
         Bench::Rate(args) => boot::rate(args),
         Bench::Shape(args) => boot::shape(args),
         Bench::Streams(args) => streams::streams(args),

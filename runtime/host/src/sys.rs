@@ -195,6 +195,11 @@ pub fn tap(name: &str) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// Fills `bytes` with random ones.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    getrandom::fill(bytes).map_err(io::Error::other)
+}
+
 pub fn effective_user() -> u32 {
     process::geteuid().as_raw()
 }

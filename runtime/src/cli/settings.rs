@@ -36,12 +36,18 @@ pub struct Settings {
     /// Use vhost-net: auto if it is available, on or fail, off never [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub vhost_net: Option<String>,
+    /// Continue from a template instead of booting: auto if there is one, require or fail, off never [default: auto]
+    #[arg(long, value_name = "auto|off|require")]
+    pub template: Option<String>,
     /// Write the boot's timeline to FILE (JSON for Perfetto) and a table to stderr; - for only the table
     #[arg(long, value_name = "FILE|-")]
     pub marks: Option<PathBuf>,
     /// Guest memory without a memory limit. There is no flag for it.
     #[arg(skip)]
     pub default_memory: Option<String>,
+    /// Directory of the templates. There is no flag for it.
+    #[arg(skip)]
+    pub template_dir: Option<PathBuf>,
     /// Maximum guest memory. There is no flag for it.
     #[arg(skip)]
     pub max_memory: Option<String>,

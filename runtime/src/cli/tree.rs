@@ -8,6 +8,7 @@ use clap::{Args, Command, CommandFactory};
 
 use super::container::{CreateArgs, DeleteArgs, ExecArgs, IdArgs, KillArgs, ListArgs, PsArgs};
 use super::pod::PodArgs;
+use super::template::TemplateArgs;
 use super::update::{EventsArgs, UpdateArgs};
 use super::{Cli, LogArgs};
 
@@ -15,7 +16,7 @@ use super::{Cli, LogArgs};
 type Definition = fn() -> Command;
 
 /// The commands with parsers of their own, and the definitions of these parsers.
-const OWN: [(&str, Definition); 13] = [
+const OWN: [(&str, Definition); 14] = [
     ("create", CreateArgs::command),
     ("start", IdArgs::command),
     ("state", IdArgs::command),
@@ -27,6 +28,7 @@ const OWN: [(&str, Definition); 13] = [
     ("pause", IdArgs::command),
     ("resume", IdArgs::command),
     ("pod", PodArgs::command),
+    ("template", TemplateArgs::command),
     ("update", UpdateArgs::command),
     ("events", EventsArgs::command),
 ];
@@ -69,6 +71,7 @@ mod tests {
         };
         let error: Error = match listed {
             Listed::Pod(rest) => read::<PodArgs>("pod", rest).unwrap_err(),
+            Listed::Template(rest) => read::<TemplateArgs>("template", rest).unwrap_err(),
             Listed::Update(rest) => read::<UpdateArgs>("update", rest).unwrap_err(),
             Listed::Events(rest) => read::<EventsArgs>("events", rest).unwrap_err(),
             Listed::Create(rest) => read::<CreateArgs>("create", rest).unwrap_err(),

@@ -143,3 +143,15 @@ fn a_given_agent_negotiates_and_api_4244_is_chosen_by_name() {
         "share \"virtiofs\": an agent of API 4244 supports only 9p"
     );
 }
+
+#[test]
+fn templates_are_used_if_there_are_any_unless_the_user_says_otherwise() {
+    let config = |env: &[(&str, &str)]| resolve(settings(Settings::default()), env);
+    assert_eq!(config(&[]).unwrap().template, Use::Auto);
+    let set = config(&[("VMM_TEMPLATE", "require"), ("VMM_TEMPLATE_DIR", "/t")]).unwrap();
+    assert_eq!((set.template, set.templates.path()), (Use::Require, Path::new("/t")));
+    let flags = Settings { template: Some("off".into()), ..Settings::default() };
+    assert_eq!(resolve(settings(flags), &[("VMM_TEMPLATE", "require")]).unwrap().template, Use::Off);
+    let error = config(&[("VMM_TEMPLATE", "yes")]).unwrap_err().to_string();
+    assert_eq!(error, "template \"yes\": not auto, off or require");
+}

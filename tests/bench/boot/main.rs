@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! boot-bench FOLDER boot RUNS [favordynmods]   # start to first output and to exit, each contender in turn
+//! boot-bench FOLDER restore RUNS               # the same from a template, and cold; memory of an idle container
 //! boot-bench FOLDER memory RUNS                # the same for machines of 64 MiB to 64 GiB
 //! boot-bench FOLDER cpus RUNS                  # the same for machines of 1 to 8 vCPUs
 //! boot-bench FOLDER rate ROW BATCH ROUNDS      # ROW starts in a row, and ROUNDS times BATCH starts at once
@@ -13,6 +14,7 @@
 
 mod contenders;
 mod rate;
+mod restore;
 mod shape;
 mod start;
 mod timing;
@@ -32,6 +34,11 @@ fn main() {
         ("boot", [runs, "favordynmods"]) => {
             favor_dynamic_changes();
             start::boot(&folder, number(runs))
+        }
+        ("restore", [runs]) => restore::restore(&folder, number(runs)),
+        ("restore", [runs, "favordynmods"]) => {
+            favor_dynamic_changes();
+            restore::restore(&folder, number(runs))
         }
         ("memory", [runs]) => shape::memory(&folder, number(runs)),
         ("cpus", [runs]) => shape::cpus(&folder, number(runs)),

@@ -77,18 +77,8 @@ pub struct ShapeArgs {
 
 /// Boots each contender in turn. Prints a table, and writes JSON, a plot of the starts and one of their parts.
 pub fn boot(args: &BootArgs) -> anyhow::Result<()> {
-    ensure!(args.runs > 0, "--runs is 0");
-    let mut words = vec!["boot".to_owned(), args.runs.to_string()];
-    if args.favordynmods {
-        ensure!(
-            args.clock == ClockArg::Instructions || !host::kvm_usable(),
-            "--favordynmods changes the host's cgroup tree: only in the emulated KVM host"
-        );
-        words.push("favordynmods".into());
-    }
     say(&format!("booting each contender {} times in turn", args.runs));
-    let host = Host::new().memory(4096).cpus(1);
-    let report = measure(&args.contenders, args.clock, host, &words)?;
+    let report = in_turn("boot", args)?;
     let unit = args.clock.unit();
     let [starts, parts] = groups(&report)?;
     print_groups(&report)?;
@@ -96,6 +86,33 @@ pub fn boot(args: &BootArgs) -> anyhow::Result<()> {
     write_report(&format!("{name}.json"), &series::json(&starts, unit).to_string())?;
     write_report(&format!("{name}.svg"), &plot::bars(&starts, unit))?;
     write_report(&format!("{name}-parts.svg"), &plot::stack(&parts, unit))
+}
+
+/// Starts containers from a template, cold, and with other runtimes in turn. Prints tables, and writes JSON and a plot of the
+/// starts.
+pub fn restore(args: &BootArgs) -> anyhow::Result<()> {
+    say(&format!("starting each contender {} times in turn", args.runs));
+    let report = in_turn("restore", args)?;
+    let unit = args.clock.unit();
+    let [starts, _] = groups(&report)?;
+    let groups = print_groups(&report)?;
+    let name = format!("restore-{:?}", args.clock).to_lowercase();
+    write_report(&format!("{name}.json"), &Value::from(groups).to_string())?;
+    write_report(&format!("{name}.svg"), &plot::bars(&starts, unit))
+}
+
+/// Runs the bench `what` with `args` and returns its report.
+fn in_turn(what: &str, args: &BootArgs) -> anyhow::Result<Value> {
+    ensure!(args.runs > 0, "--runs is 0");
+    let mut words = vec![what.to_owned(), args.runs.to_string()];
+    if args.favordynmods {
+        ensure!(
+            args.clock == ClockArg::Instructions || !host::kvm_usable(),
+            "--favordynmods changes the host's cgroup tree: only in the emulated KVM host"
+        );
+        words.push("favordynmods".into());
+    }
+    measure(&args.contenders, args.clock, Host::new().memory(4096).cpus(1), &words)
 }
 
 /// Starts many containers of each contender. Fails if a start fails, and names series with outliers.

@@ -43,6 +43,11 @@ pub fn raw() -> i64 {
     read(libc::CLOCK_MONOTONIC_RAW)
 }
 
+/// Returns CLOCK_REALTIME in nanoseconds.
+pub fn real() -> i64 {
+    read(libc::CLOCK_REALTIME)
+}
+
 /// Returns the CPU time of this process.
 pub fn cpu_time() -> Duration {
     Duration::from_nanos(read(libc::CLOCK_PROCESS_CPUTIME_ID).unsigned_abs())

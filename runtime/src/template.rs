@@ -1,0 +1,47 @@
+//! Templates: a machine is booted once until its agent is ready, and saved. Others continue from it instead of booting.
+//!
+//! The saved point is before the agent has been told anything. The guest has mounted nothing but its own kernel file systems,
+//! and has no network interface. So a template contains nothing of any pod, and what a pod has of its own is told the agent
+//! afterwards, in this order: REVIVE (time and entropy), STARTPOD (host name, network, share), the containers.
+//!
+//! ```text
+//! <directory>/lock              held while a template is made or removed
+//!            /<name>/state      everything but the memory; its label is the key
+//!                   /memory     pages that are not zero, mapped by each machine
+//!            /.new-<pid>/       being made, or left from a process that was killed
+//! ```
+//!
+//! Read in this order: [`key`], [`store`], [`make`].
+
+pub mod key;
+pub mod make;
+pub mod store;
+
+pub use key::Key;
+pub use store::{Found, Store};
+
+/// Number of places for NICs in a template. A machine with more interfaces boots.
+pub const NICS: usize = 8;
+
+/// Whether machines continue from templates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// If there is one that fits; otherwise the machine boots.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always. Without one that fits there is no machine.
+    Require,
+}
+
+impl Use {
+    pub fn parse(text: &str) -> Option<Use> {
+        match text {
+            "auto" => Some(Use::Auto),
+            "off" => Some(Use::Off),
+            "require" => Some(Use::Require),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Makes a template: boots a machine, waits until its agent is ready and its kernel idle, saves it, and tries it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use agent_proto::command::Code;
+use anyhow::{Context, Result, anyhow, bail};
+use host::sys;
+use plan::VmPlan;
+use vmm::VmEnd;
+
+use super::store::{Draft, Found};
+use super::{Key, Use};
+use crate::assembly::{Assembly, Blank};
+use crate::config::RunConfig;
+
+/// Length of the intervals in which the machine's CPU time is looked at.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// The machine is idle if it uses less than this part of an interval.
+const IDLE_SHARE: u32 = 20;
+/// Maximum number of intervals. A guest that is never idle is saved while it works.
+const INTERVALS_MAX: u32 = 40;
+
+/// Returns the directory of the template for `plan`'s machine, and whether this call made it. One that is there and can be used
+/// stays unless `anew`.
+pub fn make(config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<(PathBuf, bool)> {
+    let key = Key::of(config, plan).map_err(|why| anyhow!("no template for such a machine: {why}"))?;
+    let locked = config.templates.lock()?;
+    if !anew && let Ok(Some(found)) = config.templates.find(&key) {
+        return Ok((found.path, false));
+    }
+    let draft = locked.begin()?;
+    let mut machine = Assembly::begin()?.blank(plan, None)?;
+    await_ready(&mut machine, config.agent_timeout)?;
+    settle()?;
+    let label = key.text().as_bytes().to_vec();
+    let snapshot = machine.vm.save(draft.memory(), label, Draft::seal).context("save the machine")?;
+    let memory = draft.memory().try_clone().context("duplicate a descriptor")?;
+    let tried = Found { path: PathBuf::new(), snapshot, memory };
+    let snapshot = try_out(plan, tried, config.agent_timeout).context("continue from the new template")?;
+    Ok((locked.finish(draft, &snapshot, &key)?, true))
+}
+
+/// Waits for the agent's READY.
+fn await_ready(machine: &mut Blank, patience: Duration) -> Result<()> {
+    machine.vm.release();
+    let ready = |machine: &Blank| machine.link.ready().is_some();
+    answered(machine, patience, ready, "wait for the agent")
+}
+
+/// Continues from the template as a pod does, up to the agent's answer. Returns its state.
+fn try_out(plan: &VmPlan, tried: Found, patience: Duration) -> Result<vmm::Snapshot> {
+    let state = tried.snapshot.encode();
+    let mut machine = Assembly::begin()?.blank(plan, Some(tried))?;
+    let ping = machine.link.send_bare(Code::Ping, "try the template")?;
+    machine.vm.release();
+    let mut reply = None;
+    let begin = Instant::now();
+    while reply.is_none() {
+        turn(&mut machine, patience, begin, "try the template")?;
+        reply = machine.link.reply(ping);
+    }
+    reply.transpose()?;
+    machine.vm.stop();
+    Ok(vmm::Snapshot::decode(&state)?)
+}
+
+fn answered(
+    machine: &mut Blank,
+    patience: Duration,
+    done: impl Fn(&Blank) -> bool,
+    step: &'static str,
+) -> Result<()> {
+    let begin = Instant::now();
+    while !done(machine) {
+        turn(machine, patience, begin, step)?;
+    }
+    Ok(())
+}
+
+/// Waits for the agent and reads what it has sent.
+fn turn(machine: &mut Blank, patience: Duration, begin: Instant, step: &'static str) -> Result<()> {
+    let rest = patience.saturating_sub(begin.elapsed());
+    if rest.is_zero() {
+        bail!("{step}: no answer from the guest's agent for {} s", patience.as_secs());
+    }
+    machine.link.flush()?;
+    let polled = [(machine.link.fd(), machine.link.interest()), (machine.vm.end_fd(), libc::POLLIN)];
+    let [_, ended] = sys::poll(polled, Some(rest)).context("poll")?;
+    machine.link.receive()?;
+    if ended {
+        let end = machine.vm.end().unwrap_or(VmEnd::Stopped);
+        bail!("{step}: the virtual machine ended: {end:?}");
+    }
+    Ok(())
+}
+
+/// Waits until the machine uses hardly any CPU time: what the guest's kernel still does after the agent is ready, every pod
+/// would have to do again.
+fn settle() -> Result<()> {
+    for _ in 0..INTERVALS_MAX {
+        let before = sys::clock::cpu_time();
+        sys::poll([], Some(INTERVAL)).context("poll")?;
+        if sys::clock::cpu_time().saturating_sub(before) < INTERVAL / IDLE_SHARE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the template for a machine with `nics` places for NICs, if it is to continue from one and there is one.
+///
+/// # Errors
+///
+/// Only if a template is required.
+pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize) -> Result<Option<Found>> {
+    let required = config.template == Use::Require;
+    if config.template == Use::Off || !required && !config.templates.exists() {
+        return Ok(None);
+    }
+    let key = match Key::of(config, plan) {
+        Ok(_) if nics > super::NICS => Err("the machine has too many network interfaces"),
+        key => key,
+    };
+    let key = match key {
+        Err(why) if required => bail!("--template require: no template for such a machine: {why}"),
+        Err(why) => {
+            log::debug!("the machine boots without a template: {why}");
+            return Ok(None);
+        }
+        Ok(key) => key,
+    };
+    match config.templates.find(&key) {
+        Ok(None) if required => bail!(
+            "--template require: there is no template for this machine in {}; `vmm template create` makes one",
+            config.templates.path().display()
+        ),
+        Err(error) if required => Err(error).context("--template require"),
+        Err(error) => {
+            refuse(&error.into());
+            Ok(None)
+        }
+        Ok(found) => Ok(found),
+    }
+}
+
+/// Logs why a template is not used.
+pub fn refuse(error: &anyhow::Error) {
+    log::warn!("template refused, the machine boots: {error:#}");
+}

@@ -1,0 +1,78 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+#[test]
+fn directory_is_the_user_s_own_unless_one_is_given() {
+    let env = |set: &'static [(&str, &str)]| {
+        move |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(*value))
+    };
+    let given = Store::new(Some("/given".into()), env(&[]));
+    assert_eq!(given.path(), Path::new("/given"));
+    let own = Store::new(None, env(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/cache/a")]));
+    let expected =
+        if sys::effective_user() == 0 { "/var/lib/vmm/templates" } else { "/cache/a/vmm/templates" };
+    assert_eq!(own.path(), Path::new(expected));
+}
+
+#[test]
+fn a_draft_is_removed_and_so_is_what_a_killed_process_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store { path: folder.path().join("a/b") };
+    assert!(!store.exists() && store.names().unwrap().is_empty());
+    let locked = store.lock().unwrap();
+    let draft = locked.begin().unwrap();
+    let path = draft.path.clone();
+    draft.memory().set_len(4096).unwrap();
+    assert!(path.join(MEMORY).exists());
+    drop(draft);
+    assert!(!path.exists());
+    let left = locked.begin().unwrap();
+    std::mem::forget(left);
+    drop(locked);
+    assert!(path.exists());
+    store.lock().unwrap();
+    assert!(!path.exists());
+    assert_eq!(fs::metadata(store.path()).unwrap().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn names_of_other_files_are_no_templates() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store { path: folder.path().to_owned() };
+    for name in ["0123456789abcdef", "0123456789ABCDEF", "0123456789abcde", ".new-1", "lock"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    fs::remove_dir(folder.path().join("lock")).unwrap();
+    assert_eq!(store.names().unwrap(), ["0123456789abcdef"]);
+    assert!(store.open("../etc").unwrap().is_none());
+    let locked = store.lock().unwrap();
+    assert!(!locked.remove("..").unwrap() && !locked.remove("ffffffffffffffff").unwrap());
+    assert!(locked.remove("0123456789abcdef").unwrap());
+    assert!(store.names().unwrap().is_empty());
+}
+
+#[test]
+fn files_that_others_can_change_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("0123456789abcdef");
+    assert!(open(&path).unwrap().is_none());
+    fs::create_dir(&path).unwrap();
+    let error = |path: &Path| format!("{:#}", anyhow::Error::from(open(path).unwrap_err()));
+    assert!(error(&path).contains("No such file"), "{}", error(&path));
+    fs::write(path.join(STATE), "nothing").unwrap();
+    assert!(error(&path).contains("damaged"), "{}", error(&path));
+    fs::set_permissions(path.join(STATE), Permissions::from_mode(0o620)).unwrap();
+    assert!(error(&path).contains("others can write to it"), "{}", error(&path));
+    fs::remove_file(path.join(STATE)).unwrap();
+    symlink("/dev/null", path.join(STATE)).unwrap();
+    assert!(error(&path).contains("open"), "{}", error(&path));
+    fs::remove_file(path.join(STATE)).unwrap();
+    fs::create_dir(path.join(STATE)).unwrap();
+    assert!(error(&path).contains("it is not a file"), "{}", error(&path));
+    fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+    assert!(error(&path).contains("others can write to it"), "{}", error(&path));
+    assert!(
+        check(Path::new("/proc/self"), &fs::metadata("/").unwrap()).is_ok() == (sys::effective_user() == 0)
+    );
+}
