@@ -14,6 +14,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Mma
 
 use crate::Image;
 use crate::layout::{PAGE_SIZE, RamRange};
+use crate::snapshot::WorkingSet;
 use crate::snapshot::memory::Extent;
 
 /// Alignment of guest memory in the host, so that the host can back 2 MiB of the guest with one 2 MiB page if it has
@@ -78,27 +79,24 @@ impl GuestRam {
     }
 
     /// Like [`new`](Self::new), with the pages of a saved machine: those of `extents`, which are whole pages within `ranges`
-    /// and `file`, come from `file`. The file must stay as it is while the machine lives.
-    pub fn restored(ranges: &[RamRange], file: &File, extents: &[Extent]) -> Result<GuestRam, MemoryError> {
+    /// and `file`, come from `file`. Those of `set` are prepared. The file must stay as it is while the machine lives.
+    pub fn restored(
+        ranges: &[RamRange],
+        file: &File,
+        extents: &[Extent],
+        set: &WorkingSet,
+    ) -> Result<GuestRam, MemoryError> {
         let ram = GuestRam::new(ranges)?;
-        for Extent { start, len, offset } in extents {
-            let host = ram.host(*start, *len)?;
-            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            // SAFETY: `host` checked that these `len` bytes are guest memory, which nobody uses yet: the memory is new, and
-            // is returned below. They stay readable and writable.
-            let mapped = unsafe {
-                libc::mmap(
-                    host.cast(),
-                    *len as usize,
-                    PROTECTION,
-                    flags,
-                    file.as_raw_fd(),
-                    *offset as libc::off_t,
-                )
-            };
-            if mapped == libc::MAP_FAILED {
-                return Err(MemoryError::Reserve { len: *len, source: io::Error::last_os_error() });
+        for extent in extents {
+            for (part, is_copied) in set.parts(*extent) {
+                if is_copied { ram.copy(file, part)? } else { ram.map(file, part)? }
             }
+        }
+        for range in &set.written {
+            let host = ram.host(range.start, range.len)?;
+            // SAFETY: guest memory, which is writable. The pages get their own copies, with the same bytes. The result is ignored: a
+            // kernel without this advice (before 5.14) copies them when they are written.
+            unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_POPULATE_WRITE) };
         }
         for range in ranges {
             let host = ram.host(range.start, range.len)?;
@@ -108,6 +106,29 @@ impl GuestRam {
             }
         }
         Ok(ram)
+    }
+
+    /// Maps a part of `file` over memory that nobody uses yet.
+    fn map(&self, file: &File, Extent { start, len, offset }: Extent) -> Result<(), MemoryError> {
+        let host = self.host(start, len)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let (fd, offset) = (file.as_raw_fd(), offset as libc::off_t);
+        // SAFETY: `host` checked that these `len` bytes are guest memory, which the caller does not use yet. They stay readable and
+        // writable.
+        let mapped = unsafe { libc::mmap(host.cast(), len as usize, PROTECTION, flags, fd, offset) };
+        match mapped {
+            libc::MAP_FAILED => Err(MemoryError::Reserve { len, source: io::Error::last_os_error() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a part of `file` into memory.
+    fn copy(&self, file: &File, Extent { start, len, offset }: Extent) -> Result<(), MemoryError> {
+        let name = || PathBuf::from("a saved machine's memory");
+        let file = file.try_clone();
+        let file = file.map_err(|source| MemoryError::Load { name: name(), at: offset, len, source })?;
+        let image = Image { file, offset, len, name: name() };
+        self.load(&image, 0, start, len)
     }
 
     /// The memory, as vm-memory's type.

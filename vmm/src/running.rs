@@ -14,7 +14,7 @@ use crate::end::{End, VmEnd};
 use crate::kvm::KvmVm;
 use crate::signal::VcpuThread;
 use crate::snapshot::memory::Extent;
-use crate::snapshot::{Parts, Snapshot, SnapshotError, memory, plain, step, vcpu};
+use crate::snapshot::{Parts, Snapshot, SnapshotError, WorkingSet, memory, plain, step, vcpu};
 use crate::vcpu::Board;
 
 /// A machine whose vCPUs run. Dropping it stops the machine.
@@ -98,6 +98,11 @@ impl RunningVm {
         seal(file).map_err(step("seal the memory's file"))?;
         let vcpus = vcpus.len() as u8;
         Snapshot::new(Parts { label, memory_mib, vcpus, extents, memory_sum, processors, devices }, file)
+    }
+
+    /// Finds what a machine that continues from a saved one has used of its memory so far.
+    pub fn working_set(&self) -> std::io::Result<WorkingSet> {
+        WorkingSet::of(&self.board.memory, &self.mapped)
     }
 
     /// Returns the state of the vCPUs, the interrupt controllers and the clock, preceded by the CPUID that they are for.

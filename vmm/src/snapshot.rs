@@ -29,14 +29,16 @@ mod checksum;
 pub(crate) mod memory;
 pub(crate) mod plain;
 pub(crate) mod vcpu;
+mod working_set;
 
 use memory::Extent;
 use vcpu::RestoreError;
+pub use working_set::WorkingSet;
 
 /// The first bytes of a state.
 const MAGIC: &[u8; 8] = b"vmm\0save";
 /// Changes whenever the state of anything does.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Limit of a state's length in bytes: a vCPU has 12 KiB, a part of memory 24 bytes.
 pub const STATE_MAX: u64 = 16 << 20;
 
@@ -117,6 +119,8 @@ pub struct Snapshot {
     pub(crate) extents: Vec<Extent>,
     memory: FileId,
     memory_sum: u64,
+    /// What is prepared when a machine continues. Empty until somebody has tried that.
+    pub working_set: WorkingSet,
     /// The vCPUs, the interrupt controllers and the clock.
     pub(crate) processors: Vec<u8>,
     /// The devices on the memory bus, each with its first address.
@@ -139,7 +143,18 @@ impl Snapshot {
     pub(crate) fn new(parts: Parts, file: &File) -> Result<Snapshot, SnapshotError> {
         let memory = FileId::of(file).map_err(step("read the memory's file"))?;
         let Parts { label, memory_mib, vcpus, extents, memory_sum, processors, devices } = parts;
-        Ok(Snapshot { label, memory_mib, vcpus, extents, memory, memory_sum, processors, devices })
+        let working_set = WorkingSet::default();
+        Ok(Snapshot {
+            label,
+            memory_mib,
+            vcpus,
+            extents,
+            memory,
+            memory_sum,
+            working_set,
+            processors,
+            devices,
+        })
     }
 
     /// Returns the state as bytes.
@@ -150,6 +165,7 @@ impl Snapshot {
         let FileId { inode, len, changed: (seconds, nanoseconds) } = self.memory;
         state.u64(inode).u64(len).u64(seconds as u64).u64(nanoseconds as u64).u64(self.memory_sum);
         memory::put(&self.extents, &mut state);
+        self.working_set.put(&mut state);
         state.bytes(&self.processors).u32(self.devices.len() as u32);
         for (addr, device) in &self.devices {
             state.u64(*addr).bytes(device);
@@ -187,14 +203,26 @@ impl Snapshot {
         let (inode, len) = (state.u64()?, state.u64()?);
         let changed = (state.u64()? as i64, state.u64()? as i64);
         let memory_sum = state.u64()?;
-        let extents = memory::take(&mut state, &layout::ram_ranges(memory_mib), len)?;
+        let ranges = layout::ram_ranges(memory_mib);
+        let extents = memory::take(&mut state, &ranges, len)?;
+        let working_set = WorkingSet::take(&mut state, &ranges)?;
         let processors = state.bytes()?.to_vec();
         let count = state.u32()?;
         let devices = (0..count).map(|_| Ok((state.u64()?, state.bytes()?.to_vec())));
         let devices = devices.collect::<Result<_, StateError>>()?;
         state.end()?;
         let memory = FileId { inode, len, changed };
-        Ok(Snapshot { label, memory_mib, vcpus, extents, memory, memory_sum, processors, devices })
+        Ok(Snapshot {
+            label,
+            memory_mib,
+            vcpus,
+            extents,
+            memory,
+            memory_sum,
+            working_set,
+            processors,
+            devices,
+        })
     }
 
     /// Whether `file` is the memory's file, and nobody has changed it since.

@@ -100,7 +100,7 @@ impl Vm {
         let SavedConfig { snapshot, memory, timeline, entries } = config;
         snapshot.owns(&memory)?;
         let (ranges, vcpus) = (layout::ram_ranges(snapshot.memory_mib), snapshot.vcpus);
-        let ram = GuestRam::restored(&ranges, &memory, &snapshot.extents)?;
+        let ram = GuestRam::restored(&ranges, &memory, &snapshot.extents, &snapshot.working_set)?;
         let vm = pending.wait()?;
         mark(&timeline, "vm_created");
         vm.set_memory(ram.memory())?;

@@ -48,21 +48,26 @@ fn await_ready(machine: &mut Blank, patience: Duration) -> Result<()> {
     answered(machine, patience, ready, "wait for the agent")
 }
 
-/// Continues from the template as a pod does, up to the agent's answer. Returns its state.
+/// Continues from the template as a pod without containers does. Returns its state, with what that has used.
 fn try_out(plan: &VmPlan, tried: Found, patience: Duration) -> Result<vmm::Snapshot> {
     let state = tried.snapshot.encode();
     let mut machine = Assembly::begin()?.blank(plan, Some(tried))?;
-    let ping = machine.link.send_bare(Code::Ping, "try the template")?;
+    machine.link.notify(Code::StartPod, "start a pod from the template", &plan.pod)?;
+    let last = machine.link.send_bare(Code::DestroyPod, "try the template")?;
     machine.vm.release();
     let mut reply = None;
     let begin = Instant::now();
     while reply.is_none() {
         turn(&mut machine, patience, begin, "try the template")?;
-        reply = machine.link.reply(ping);
+        reply = machine.link.reply(last);
     }
     reply.transpose()?;
+    // What an empty pod uses, every pod does.
+    let working_set = machine.vm.working_set().context("find the working set")?;
     machine.vm.stop();
-    Ok(vmm::Snapshot::decode(&state)?)
+    let mut snapshot = vmm::Snapshot::decode(&state)?;
+    snapshot.working_set = working_set;
+    Ok(snapshot)
 }
 
 fn answered(

@@ -1,6 +1,7 @@
 use super::*;
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::snapshot::WorkingSet;
 
 const MIB: u64 = 1 << 20;
 
@@ -32,8 +33,8 @@ fn only_pages_that_are_not_zero_are_stored_and_they_come_back() {
     assert_eq!(extents, [extent(0, 4, 0), extent(64 * MIB, 1, 4), extent(high, 1, 5)]);
     assert_eq!(checksum(&file).unwrap(), (6 * PAGE_SIZE, sum));
 
-    let first = GuestRam::restored(&ranges, &file, &extents).unwrap();
-    let second = GuestRam::restored(&ranges, &file, &extents).unwrap();
+    let first = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
+    let second = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
     for (addr, value) in [(5, 1), (3 * PAGE_SIZE, 2), (64 * MIB + 4095, 3), (high, 4), (128 * MIB, 0), (7, 0)]
     {
         assert_eq!(byte(&first, addr), value, "{addr:#x}");
@@ -45,11 +46,11 @@ fn only_pages_that_are_not_zero_are_stored_and_they_come_back() {
     assert_eq!(checksum(&file).unwrap().1, sum);
 
     // Pages of the file that nobody has touched are saved again.
-    let third = GuestRam::restored(&ranges, &file, &extents).unwrap();
+    let third = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
     put_byte(&third, 3 * PAGE_SIZE, 7);
     let again = tempfile::tempfile().unwrap();
     let (extents, _) = write(third.memory(), &extents, &again).unwrap();
-    let fourth = GuestRam::restored(&ranges, &again, &extents).unwrap();
+    let fourth = GuestRam::restored(&ranges, &again, &extents, &WorkingSet::default()).unwrap();
     for (addr, value) in [(5, 1), (3 * PAGE_SIZE, 7), (64 * MIB + 4095, 3), (high, 4)] {
         assert_eq!(byte(&fourth, addr), value, "{addr:#x}");
     }
