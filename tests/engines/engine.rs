@@ -274,6 +274,9 @@ impl Engine {
             | Kind::DockerOfCgroup1
             | Kind::Podman
             | Kind::RootlessPodman => {
+                if matches!(self.kind, Kind::Podman | Kind::RootlessPodman) {
+                    self.ok(&["pod", "rm", "-a", "-f", "-t", "0"]);
+                }
                 let all = self.ok(&["ps", "-aq"]);
                 if !all.is_empty() {
                     let mut words = vec!["rm", "-f", "-v"];

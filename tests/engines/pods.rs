@@ -18,11 +18,6 @@ fn create(engine: &Engine, flags: &[&str]) {
     engine.ok(&[&["pod", "create", "--name", "house"], flags].concat());
 }
 
-/// Removes the pod, which `clean` does not know.
-fn remove(engine: &Engine) {
-    engine.ok(&["pod", "rm", "-f", "-t", "0", "house"]);
-}
-
 fn server(engine: &Engine) {
     engine.start_container("server", &["--pod", "house", "box", "sh", "-c", SERVER], "ready");
 }
@@ -37,14 +32,12 @@ fn containers_of_a_pod_share_a_network(engine: &Engine) {
     assert_eq!(engine.sh(&of_pod, "cat /dev/shm/f"), "shared");
     let words = ["run", "--rm", "--pod", "house", "box", "sh", "-c", "exit 9"];
     engine.run(&words).code(9);
-    remove(engine);
 }
 
 fn a_pod_shares_processes_if_asked(engine: &Engine) {
     create(engine, &["--share", "net,ipc,uts,pid"]);
     server(engine);
     assert_eq!(engine.sh(&["--pod", "house"], "ps -o args | grep -c '[h]ttpd'"), "1");
-    remove(engine);
 }
 
 fn stop_and_start_of_a_pod(engine: &Engine) {
@@ -55,14 +48,12 @@ fn stop_and_start_of_a_pod(engine: &Engine) {
     engine.ok(&["pod", "start", "house"]);
     engine.wait_log("server", "ready\nready");
     assert_eq!(engine.sh(&["--pod", "house"], "wget -q -O - http://127.0.0.1/"), "hello");
-    remove(engine);
 }
 
 fn a_pod_without_an_infra_container(engine: &Engine) {
     create(engine, &["--infra=false"]);
     server(engine);
     engine.ok(&["exec", "server", "wget", "-q", "-O", "-", "http://127.0.0.1/"]);
-    remove(engine);
 }
 
 fn a_pod_of_a_kubernetes_file(engine: &Engine) {
