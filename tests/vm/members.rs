@@ -11,7 +11,6 @@ use tests::{Bundle, ConsoleSocket, StateDir};
 
 use crate::lifecycle::reap;
 
-mod engines;
 mod faults;
 
 /// Kinds of namespaces that a member takes from another container: in config.json, and below /proc/PID/ns.

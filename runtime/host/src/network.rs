@@ -64,6 +64,13 @@ pub enum NetworkError {
     },
 }
 
+impl NetworkError {
+    /// Whether this process may not do the step.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, NetworkError::Host(error) if error.source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 pub type Result<T, E = NetworkError> = std::result::Result<T, E>;
 
 /// The host's side of a NIC.

@@ -81,7 +81,14 @@ fn prepare(life: &mut Life, home: &Home) -> Result<ContainerPlan> {
     if let Some(wanted) = &vm.cgroup {
         life.enter_cgroup(wanted, vm.memory_mib)?;
     }
-    let in_namespace = environment::enter_network(&life.bundle.spec.linux)?;
+    let in_namespace = match environment::enter_network(&life.bundle.spec.linux) {
+        // An ordinary user's container is in a user namespace of its own. The guest's network is the other's anyway.
+        Err(error) if home.joined.contains_key("network") && error.is_denied() => {
+            log::debug!("{error}");
+            false
+        }
+        entered => entered?,
+    };
     run_first(&life.bundle.spec.hooks, &life.state, &life.environment)?;
     std::mem::take(&mut life.environment).forget();
     if in_namespace && !home.joined.contains_key("network") {
