@@ -20,6 +20,7 @@ pub mod device_filter;
 pub mod device_rules;
 pub mod devices;
 pub mod inherited;
+pub mod krun;
 pub mod limits;
 pub mod member;
 pub mod mounts;

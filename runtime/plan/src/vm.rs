@@ -11,7 +11,7 @@ use oci::spec::Capabilities;
 use oci::{Bundle, Spec, refusals};
 
 use crate::limits::{self, Sets};
-use crate::{Inherited, pod_size};
+use crate::{Inherited, krun, pod_size};
 
 /// Mount tag of the share.
 pub const SHARE_TAG: &str = "share";
@@ -197,6 +197,8 @@ impl VmPlan {
     /// A limit or `linux.cgroupsPath` is invalid or cannot be honoured.
     pub fn for_bundle(bundle: &Bundle, id: &str, settings: &VmSettings) -> Result<VmPlan> {
         refusals::check_paths(&bundle.spec)?;
+        let asked = krun::is_asked(&bundle.spec).then(|| krun::sized(&bundle.spec, settings)).transpose()?;
+        let settings = asked.as_ref().unwrap_or(settings);
         let resources = &*pod_size::resources(&bundle.spec)?;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
