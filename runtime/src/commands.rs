@@ -1,7 +1,7 @@
 //! Implementations of the subcommands, one file for each, and what several of them do.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 
 use anyhow::{Context, Result};
 use host::sys;
@@ -19,6 +19,9 @@ pub mod run;
 pub mod spec;
 pub mod template;
 pub mod update;
+
+/// Maximum length of a kernel's setting in bytes; `kernel.core_pattern` has 127 (linux/binfmts.h, CORENAME_MAX_SIZE).
+const SETTING_MAX: usize = 256;
 
 /// Prints a line to stdout. A closed pipe is not an error.
 fn print(text: &str) -> Result<()> {
@@ -53,7 +56,14 @@ fn columns<const N: usize>(
 /// Reads what the containers of a new machine have from this process and the host.
 fn inherited() -> Result<Inherited> {
     let limits = sys::inherited::resource_limits().context("read the resource limits")?;
-    Ok(Inherited::new(&limits, |path| fs::read_to_string(path).ok()))
+    Ok(Inherited::new(&limits, |path| setting(path).ok()))
+}
+
+/// Reads a setting of the kernel. One read returns all of it: fewer system calls for each than with [`std::fs::read_to_string`].
+fn setting(path: &str) -> io::Result<String> {
+    let mut text = [0; SETTING_MAX];
+    let len = File::open(path)?.read(&mut text)?;
+    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
 #[cfg(test)]

@@ -34,13 +34,12 @@ pub fn run(root: &StateRoot, args: RunArgs, start: Instant) -> Result<u8> {
         return create::create_and_start(root, args);
     }
     let engine = args.engine.clone();
-    let mut config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
-    config.vm.inherited = inherited()?;
+    let config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
     foreground(root, config, &engine, start)
 }
 
 /// Runs the bundle in the foreground. Returns the exit code.
-fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: Instant) -> Result<u8> {
+fn foreground(root: &StateRoot, mut config: RunConfig, engine: &EngineArgs, start: Instant) -> Result<u8> {
     refuse_descriptors(engine.preserve_fds)?;
     check_console(false, engine.console_socket.as_deref(), false)?;
     let marks = BootMarks::new(&config, start);
@@ -52,8 +51,9 @@ fn foreground(root: &StateRoot, config: RunConfig, engine: &EngineArgs, start: I
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
     let host = assembly::host();
-    // KVM needs time to create a machine; the bundle is read meanwhile.
+    // KVM needs time to create a machine; the host's settings and the bundle are read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
+    config.vm.inherited = inherited()?;
 
     let mut bundle = early.map_or_else(|| Bundle::load(&config.bundle), Ok)?;
     create::lend_host_name(&mut bundle.spec)?;
