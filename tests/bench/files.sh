@@ -5,6 +5,8 @@
 # Reading a shared directory would add the outer machine's latency to times of the instruction clock.
 set -euo pipefail
 bench=$1 bundle=$2 runs=$3 vmm=$4 other=${5:-}
+# Counters of KVM.
+mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
 dir=$(mktemp -d /dev/shm/files.XXXXXX)
 trap 'rm -rf "$dir"' EXIT
 cp "$bench" "$dir/bench"

@@ -1,8 +1,9 @@
-//! The work of the bench of files. Prints `operation TAB nanoseconds TAB interrupts` for each kind of operation, both
-//! for one operation. Interrupts are those of the machine's devices, about one for each request to the file server.
+//! The work of the bench of files. Prints `operation TAB count TAB nanoseconds TAB interrupts` for each kind of operation,
+//! the last two for one operation. Interrupts are those of the machine's devices. Before and after each kind it prints a
+//! line and waits for one, so that the host can look at its counters.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Write, stdin};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Number of small files.
 const FILES: usize = 200;
+/// Number of programs that are started.
+const PROGRAMS: usize = 50;
 /// Number of small writes.
 const WRITES: usize = 2000;
 
@@ -36,8 +39,14 @@ pub fn prepare(work: &Path) {
     assert!(packed.expect("start busybox").success(), "pack the tree");
 }
 
+/// Name of the operation that does nothing, whose counts are those of the two lines.
+pub const NOTHING: &str = "nothing";
+/// What is printed before an operation.
+pub const BEGIN: &str = "begin";
+
 /// Does all operations below `dir`.
 pub fn run(dir: &Path) {
+    measure(NOTHING, 1, || {});
     writes(dir);
     small_files(dir);
     attributes(dir);
@@ -46,11 +55,19 @@ pub fn run(dir: &Path) {
 
 /// Prints what one operation of `count` costs.
 fn measure(name: &str, count: usize, work: impl FnOnce()) {
+    say(BEGIN);
     let (interrupts, begun) = (interrupts(), Instant::now());
     work();
     let time = begun.elapsed().as_nanos() as f64 / count as f64;
     let interrupts = (self::interrupts() - interrupts) as f64 / count as f64;
-    println!("{name}\t{time}\t{interrupts}");
+    say(&format!("{name}\t{count}\t{time}\t{interrupts}"));
+}
+
+/// Prints a line and waits until the host has read it.
+fn say(line: &str) {
+    println!("{line}");
+    let read = stdin().read_line(&mut String::new()).expect("read the host's line");
+    assert!(read > 0, "the host has gone");
 }
 
 /// The number of interrupts of virtio devices since the boot.
@@ -145,6 +162,11 @@ fn attributes(dir: &Path) {
 
 /// Programs, each in one process.
 fn programs(dir: &Path) {
+    measure("start of a program", PROGRAMS, || {
+        for _ in 0..PROGRAMS {
+            assert!(Command::new("/bin/busybox").arg("true").status().expect("start busybox").success());
+        }
+    });
     for (name, script) in [
         ("tar -x of 200 files", "mkdir out && tar -C out -xf tree.tar"),
         ("find", "find tree out"),

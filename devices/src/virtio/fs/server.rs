@@ -207,6 +207,7 @@ impl FuseServer {
         let request =
             Request { nodeid: header.nodeid, caller: Caller { uid: header.uid, gid: header.gid }, body };
         self.share.set_caller(request.caller);
+        log::trace!("file server: request {} of node {}", header.opcode, header.nodeid);
         match header.opcode {
             op::READ => return self.read(&request, output.tail(OutHeader::SIZE)).map(Answer::Data),
             op::WRITE => self.write(&request, input)?,

@@ -58,30 +58,52 @@ pub fn files(args: &FilesArgs) -> anyhow::Result<()> {
         }
     };
     let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
-    print!("{}", table(&report)?);
+    print!("{}", tables(&report)?);
     write_report(&format!("files-{:?}.json", args.clock).to_lowercase(), &report.to_string())
 }
 
-/// Returns a table for people: medians in µs, the ratio to runc, and interrupts for each operation.
-fn table(report: &Value) -> anyhow::Result<String> {
+/// Returns two tables for people: medians in µs with their ratios to runc, and counts for each operation.
+fn tables(report: &Value) -> anyhow::Result<String> {
     let rows = report["rows"].as_array().context("no rows in the bench's report")?;
+    let names = names(rows);
+    let machines = &names[1..];
     let mut text = format!("{:<30} {:>10}", "µs for one operation", "runc");
-    for name in names(rows).iter().skip(1) {
-        text += &format!(" {name:>10} {:>7} {:>10}", "ratio", "interrupts");
-    }
+    text += &machines.iter().map(|name| format!(" {name:>10} {:>7}", "ratio")).collect::<String>();
     text.push('\n');
     for row in rows {
-        let operation = row["operation"].as_str().context("a row without an operation")?;
-        let of = |name: &str, what: &str| median(&row["contenders"][name][what]);
-        let base = of("runc", "us")?;
-        text += &format!("{operation:<30} {base:>10.1}");
-        for name in names(rows).iter().skip(1) {
-            let (time, interrupts) = (of(name, "us")?, of(name, "interrupts")?);
-            text += &format!(" {time:>10.1} {:>7.2} {interrupts:>10.2}", time / base);
+        let of = |name: &str| median(&row["contenders"][name]["us"]).context("no samples");
+        let base = of("runc")?;
+        text += &format!("{:<30} {base:>10.1}", operation(row)?);
+        for name in machines {
+            let time = of(name)?;
+            text += &format!(" {time:>10.1} {:>7.2}", time / base);
+        }
+        text.push('\n');
+    }
+    text += &format!("\n{:<30}", "counts for one operation");
+    text += &machines.iter().map(|name| format!(" {name:>10}{:>33}", "")).collect::<String>();
+    text += &format!("\n{:<30}", "");
+    text += &machines.iter().map(|_| COUNTS.map(|what| format!(" {what:>10}")).concat()).collect::<String>();
+    text.push('\n');
+    for row in rows {
+        text += &format!("{:<30}", operation(row)?);
+        for name in machines {
+            for what in COUNTS {
+                let number = median(&row["contenders"][name][what]);
+                text += &number.map_or_else(|| format!(" {:>10}", "-"), |number| format!(" {number:>10.2}"));
+            }
         }
         text.push('\n');
     }
     Ok(text)
+}
+
+/// What is counted for each operation: requests to the file server, exits of the machine, interrupts of its devices, and
+/// switches of its threads.
+const COUNTS: [&str; 4] = ["requests", "exits", "interrupts", "switches"];
+
+fn operation(row: &Value) -> anyhow::Result<&str> {
+    row["operation"].as_str().context("a row without an operation")
 }
 
 /// Returns the contenders, runc first.
@@ -93,10 +115,9 @@ fn names(rows: &[Value]) -> Vec<&str> {
         .collect()
 }
 
-fn median(samples: &Value) -> anyhow::Result<f64> {
-    let mut samples: Vec<f64> =
-        samples.as_array().context("no samples")?.iter().filter_map(Value::as_f64).collect();
-    ensure!(!samples.is_empty(), "no samples");
+/// Returns the median of samples, if there are any.
+fn median(samples: &Value) -> Option<f64> {
+    let mut samples: Vec<f64> = samples.as_array()?.iter().filter_map(Value::as_f64).collect();
     samples.sort_by(f64::total_cmp);
-    Ok(samples[samples.len() / 2])
+    samples.get(samples.len() / 2).copied()
 }
