@@ -33,7 +33,7 @@ mod xattr;
 
 pub use server::server;
 pub use worker::FileServer;
-use worker::Worker;
+use worker::{Roles, Worker};
 
 /// VIRTIO 1.2, section 5: the device type of a file system.
 const DEVICE_ID: u32 = 26;
@@ -46,6 +46,8 @@ const REQUEST_QUEUE_SIZE: u16 = 512;
 
 /// VIRTIO_FS_F_NOTIFICATION as a mask (VIRTIO 1.2, 5.11.3).
 const NOTIFICATION: u64 = 1 << 0;
+/// Index of the queue of FORGET, and with FUSE_QUIET_RELEASE of RELEASE.
+const HIPRIO_QUEUE: u16 = 0;
 /// Index of the notification queue, or of the request queue without it.
 const NOTIFICATION_QUEUE: u16 = 1;
 /// Size of that queue. A driver without notifications may send requests of 124 pages in it.
@@ -92,7 +94,7 @@ impl VirtioDevice for Fs {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let notices = (activation.features & NOTIFICATION != 0).then_some(NOTIFICATION_QUEUE);
-        self.worker.serve(activation.queues, notices)
+        self.worker.serve(activation.queues, Roles { notices, quiet: Some(HIPRIO_QUEUE) })
     }
 
     fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {

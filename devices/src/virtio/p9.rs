@@ -15,7 +15,7 @@
 use std::io;
 
 use super::fs::FileServer;
-use super::fs::worker::{self, Worker};
+use super::fs::worker::{self, Roles, Worker};
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
 use crate::{Enter, StateError};
 
@@ -64,7 +64,7 @@ impl VirtioDevice for P9 {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.worker.serve(activation.queues, None)
+        self.worker.serve(activation.queues, Roles::default())
     }
 
     fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {

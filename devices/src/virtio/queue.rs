@@ -240,6 +240,12 @@ impl VirtQueue {
         self.batched = self.queue.event_idx_enabled();
     }
 
+    /// Whether a request is available, or the rings cannot be read, which serving the queue reports.
+    pub fn has_requests(&self) -> bool {
+        let available = || self.queue.avail_idx(&self.links.memory, Ordering::Acquire);
+        self.is_ready() && available().map_or(true, |end| end.0 != self.queue.next_avail())
+    }
+
     /// Number of malformed requests so far.
     pub fn faults(&self) -> u64 {
         self.faults

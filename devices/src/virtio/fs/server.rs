@@ -46,6 +46,7 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT
     | init::INIT_EXT
+    | init::QUIET_RELEASE
     | init::WATCHED
     | init::SHARED_LOCKS;
 
@@ -213,6 +214,11 @@ impl FuseServer {
             op::WRITE => self.write(&request, input)?,
             op::FORGET | op::BATCH_FORGET => {
                 self.forget(header.opcode, &request);
+                return Ok(Answer::Nothing);
+            }
+            op::RELEASE | op::RELEASEDIR if output.is_empty() => {
+                // Nobody hears of an error.
+                let _ = self.release(&request);
                 return Ok(Answer::Nothing);
             }
             // No request of the server waits long, so the interrupted one has been answered or soon will be.

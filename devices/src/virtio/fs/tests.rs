@@ -2,6 +2,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
@@ -11,7 +12,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::wire::{Attr, EntryOut, InHeader, OpenIn, OpenOut, OutHeader, ReadIn, WriteIn, WriteOut, op};
+use super::wire::{
+    Attr, EntryOut, ForgetIn, GetattrIn, InHeader, OpenIn, OpenOut, OutHeader, ReadIn, WriteIn, WriteOut, op,
+};
 use super::worker::serve;
 use super::*;
 use crate::Interrupt;
@@ -25,6 +28,8 @@ const QUEUE_LEN: u16 = 64;
 const DEADLINE_MS: i32 = 20_000;
 const REQUEST: u64 = 0x10_0000;
 const REPLY: u64 = 0x20_0000;
+const QUIET_RINGS: u64 = 0x38_0000;
+const QUIET_REQUEST: u64 = 0x3c_0000;
 
 /// The guest: one request queue in its memory.
 struct Driver<'a> {
@@ -178,6 +183,40 @@ fn a_guest_reads_and_writes_through_the_queue() {
     });
     assert_eq!(WriteOut::parse(&driver.call(op::WRITE, file, &write)).unwrap().size, 300_000);
     assert_eq!(fs::read(dir.path().join("file")).unwrap()[13..], big);
+}
+
+#[test]
+fn what_comes_without_a_kick_in_the_queue_of_forget_is_served_after_the_next_request() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let memory = memory();
+    let mut driver = Driver::new(&memory);
+    let quiet = MockSplitQueue::create(&memory, GuestAddress(QUIET_RINGS), QUEUE_LEN);
+    let mut activation = driver.activation();
+    let links =
+        QueueLinks { kick: activation.queues[0].kick().try_clone().unwrap().into(), ..driver.links.clone() };
+    activation.queues[0] = VirtQueue::new(0, quiet.create_queue().unwrap(), links);
+    let tree = share(dir.path());
+    let mut device = Fs::new("share", server(&tree), || {}).unwrap();
+    device.activate(activation).unwrap();
+    let data = EntryOut::parse(&driver.call(op::LOOKUP, ROOT_ID, b"data\0")).unwrap().nodeid;
+    let file = EntryOut::parse(&driver.call(op::LOOKUP, data, b"file\0")).unwrap().nodeid;
+    assert_eq!(tree.counts(), (2, 0));
+
+    let mut forget = Vec::new();
+    let len = (InHeader::SIZE + ForgetIn::SIZE) as u32;
+    InHeader { len, opcode: op::FORGET, nodeid: file, ..Default::default() }.put(&mut forget);
+    ForgetIn { nlookup: 1 }.put(&mut forget);
+    memory.write_slice(&forget, GuestAddress(QUIET_REQUEST)).unwrap();
+    let chain = [RawDescriptor::from(Descriptor::new(QUIET_REQUEST, len, 0, 0))];
+    quiet.add_desc_chains(&chain, 0).unwrap();
+    driver.call(op::GETATTR, data, &body(|b| GetattrIn::default().put(b)));
+    let begun = Instant::now();
+    while tree.counts() != (1, 0) {
+        assert!(begun.elapsed() < Duration::from_millis(DEADLINE_MS as u64), "a FORGET is not served");
+        std::thread::yield_now();
+    }
+    assert_eq!(u16::from_le(quiet.used().idx().load()), 1);
 }
 
 #[test]

@@ -69,12 +69,20 @@ pub struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Queues of a device that are not like others, by index.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Roles {
+    /// The driver is told of changes here.
+    pub notices: Option<u16>,
+    /// The driver puts requests here that need not be served before the next one elsewhere, and kicks later or not at all.
+    pub quiet: Option<u16>,
+}
+
 /// The queues of an activation, and a poller with their kicks and the stop event.
 struct Job {
     poller: Epoll,
     queues: Vec<VirtQueue>,
-    /// Index of the queue in which the driver is told of changes.
-    notices: Option<u16>,
+    roles: Roles,
 }
 
 impl Worker {
@@ -95,18 +103,17 @@ impl Worker {
         Ok(Worker { name, stop, jobs: Some(jobs), ended, serving: false, thread: Some(thread) })
     }
 
-    /// Makes the thread serve `queues` instead of those before. `notices` is the index of the queue in which the driver is
-    /// told of changes.
-    pub fn serve(&mut self, mut queues: Vec<VirtQueue>, notices: Option<u16>) -> io::Result<()> {
+    /// Makes the thread serve `queues` instead of those before.
+    pub fn serve(&mut self, mut queues: Vec<VirtQueue>, roles: Roles) -> io::Result<()> {
         // When the driver starts the device again after a reset, the thread still has the previous queues. It is idle,
         // because a reset completes only when no request is being processed.
         self.stop();
-        if let Some(queue) = queues.iter_mut().find(|queue| Some(queue.index()) == notices) {
+        if let Some(queue) = queues.iter_mut().find(|queue| Some(queue.index()) == roles.notices) {
             // The driver need not kick before the device has used a buffer.
             queue.quiet();
         }
         let poller = poller(&self.stop, &queues)?;
-        let job = Job { poller, queues, notices };
+        let job = Job { poller, queues, roles };
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
             return Err(io::Error::other("the file server's thread panicked"));
@@ -209,8 +216,8 @@ fn interest() -> EpollEvent {
 
 /// Serves each queue that is kicked until the stop event.
 fn run(job: Job, server: &mut dyn FileServer) {
-    let Job { poller, mut queues, notices } = job;
-    let mut collecting = Collecting::begin(&poller, server, notices.is_some());
+    let Job { poller, mut queues, roles } = job;
+    let mut collecting = Collecting::begin(&poller, server, roles.notices.is_some());
     let mut events = [EpollEvent::default(); 4];
     loop {
         let count = match poller.wait(collecting.timeout(), &mut events) {
@@ -226,20 +233,14 @@ fn run(job: Job, server: &mut dyn FileServer) {
             return;
         }
         for event in events {
-            if let Some(at) = queues.iter().position(|queue| u64::from(queue.index()) == event.data())
-                && let Err(error) = serve(&mut queues[at], server, notices)
-            {
-                // The driver has reset the device, or its rings are invalid. The kick stays registered, but being
-                // edge-triggered it wakes this thread at most once per kick.
-                queues.remove(at).break_down(&error);
-            }
+            serve_one(&mut queues, u16::try_from(event.data()).ok(), server, roles);
+        }
+        if queues.iter().any(|queue| Some(queue.index()) == roles.quiet && queue.has_requests()) {
+            serve_one(&mut queues, roles.quiet, server, roles);
         }
         collecting.proceed(&poller, server, events.iter().any(|event| event.data() == EVENTS));
-        if server.has_notices()
-            && let Some(at) = queues.iter().position(|queue| Some(queue.index()) == notices)
-            && let Err(error) = serve(&mut queues[at], server, notices)
-        {
-            queues.remove(at).break_down(&error);
+        if server.has_notices() {
+            serve_one(&mut queues, roles.notices, server, roles);
         }
     }
 }
@@ -250,6 +251,17 @@ pub fn unused(served: &[bool]) -> Result<Vec<u8>, StateError> {
         return Err(StateError::Busy("the guest has used the share"));
     }
     Ok(Vec::new())
+}
+
+/// Serves the queue with this index, and removes it if that fails.
+fn serve_one(queues: &mut Vec<VirtQueue>, index: Option<u16>, server: &mut dyn FileServer, roles: Roles) {
+    if let Some(at) = queues.iter().position(|queue| Some(queue.index()) == index)
+        && let Err(error) = serve(&mut queues[at], server, roles.notices)
+    {
+        // The driver has reset the device, or its rings are invalid. The kick stays registered, but being
+        // edge-triggered it wakes this thread at most once per kick.
+        queues.remove(at).break_down(&error);
+    }
 }
 
 /// Serves all requests in the queue, or sends what the driver must be told if it is that queue.

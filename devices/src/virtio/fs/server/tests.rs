@@ -17,6 +17,7 @@ use crate::share::{ShareTree, Terms};
 use crate::virtio::fs::wire::*;
 
 mod descriptors;
+mod fewer;
 mod files;
 mod locks;
 mod names;
