@@ -6,8 +6,9 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `locks`, `lock_table`, `mappings`, `dir`, `attributes`,
-//! `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`, `credentials`.
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `unopened`, `locks`, `lock_table`, `mappings`,
+//! `dir`, `attributes`, `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`,
+//! `credentials`.
 
 pub(crate) mod attributes;
 pub(crate) mod bind;
@@ -34,6 +35,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tree;
+pub(crate) mod unopened;
 pub(crate) mod watch;
 pub(crate) mod xattr;
 

@@ -175,7 +175,7 @@ impl Operations {
             blksize: stat.st_blksize as u32,
             // Below a mount point of the host the file may be somebody else's.
             owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
-            lasting: self.attributes_last(inode, stat),
+            lasting: self.attributes_last(inode, stat) && self.may_stay_unopened(inode),
             no_acl: uid != self.caller().uid && self.lacks_acl(inode, stat),
         }
     }

@@ -153,6 +153,8 @@ pub struct Inode {
     unwatchable: AtomicBool,
     /// The guest has locked a file in this directory.
     locks: AtomicBool,
+    /// The inode keeps its descriptor as long as the guest knows it.
+    keeps_pin: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -168,6 +170,7 @@ impl Inode {
             names_known: AtomicBool::new(false),
             unwatchable: AtomicBool::new(false),
             locks: AtomicBool::new(false),
+            keeps_pin: AtomicBool::new(false),
             state: Mutex::new(State {
                 pin: Some(Arc::new(pin)),
                 open: BTreeMap::new(),
@@ -331,8 +334,23 @@ impl Inode {
         self.state.lock().unwrap().pin = Some(Arc::new(pin));
     }
 
+    /// Whether the inode keeps its descriptor.
+    pub fn keeps_pin(&self) -> bool {
+        self.keeps_pin.load(Ordering::Relaxed)
+    }
+
+    /// Makes the inode keep its descriptor. Returns false if it has none.
+    pub fn keep_pin(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        self.keeps_pin.store(state.pin.is_some(), Ordering::Relaxed);
+        state.pin.is_some()
+    }
+
     /// Gives up the descriptor if the file can be found again by name. Returns whether it did.
     pub fn unpin(&self) -> bool {
+        if self.keeps_pin() {
+            return false;
+        }
         let (pin, location) = {
             let state = self.state.lock().unwrap();
             let (Some(pin), Some(location)) = (&state.pin, &state.location) else { return false };

@@ -19,6 +19,7 @@ use super::magic_link::MagicLink;
 use super::owners::Owners;
 use super::sys;
 use super::tree::{Child, ShareTree, Shared, Tree};
+use super::unopened::Unopened;
 use super::watch::Watch;
 
 /// Unique key of a file in the share.
@@ -64,6 +65,9 @@ pub struct OpenFile {
     pub handle: u64,
 }
 
+/// The number of an open file that stands for reading a file which the guest has not opened. No open file has it.
+pub const UNOPENED: u64 = 0;
+
 /// The object with a node's number.
 pub(super) enum Node {
     /// A virtual directory.
@@ -80,6 +84,8 @@ pub struct Operations {
     pub(super) credentials: Option<Credentials>,
     /// The directories that are being read.
     pub(super) buffers: Buffers,
+    /// Files that the guest reads without having opened them.
+    pub(super) unopened: RefCell<Unopened>,
     /// What the host changes.
     pub(super) watch: RefCell<Watch>,
     /// The guest can be told what the host changes.
@@ -90,6 +96,8 @@ pub struct Operations {
     caller: Caller,
     /// The guest takes from attributes that a file has no ACL.
     pub(super) tells_acls: bool,
+    /// The guest reads files without opening them.
+    pub(super) reads_unopened: bool,
 }
 
 impl Operations {
@@ -100,11 +108,13 @@ impl Operations {
             owners: Owners::of_process(),
             credentials: None,
             buffers: Buffers::default(),
+            unopened: RefCell::default(),
             watch: RefCell::new(Watch::new()),
             watching: Cell::new(false),
             in_proc_self_fd: Cell::new(false),
             caller: Caller::ROOT,
             tells_acls: false,
+            reads_unopened: false,
         }
     }
 
@@ -142,6 +152,7 @@ impl Operations {
 
     /// Forgets all nodes and closes all files, when the guest starts or ends a session.
     pub fn clear(&self) {
+        self.unopened.borrow_mut().clear();
         self.shared.locks.lock().unwrap().clear();
         self.shared.table.lock().unwrap().clear();
         self.watch.borrow_mut().clear();
@@ -157,19 +168,18 @@ impl Operations {
 
     /// Takes back lookups: for each node its number and their count.
     pub fn forget(&self, nodes: impl IntoIterator<Item = (u64, u64)>) {
-        let mut table = self.shared.table.lock().unwrap();
         for (node, count) in nodes {
-            if table.forget(node, count) {
+            let gone = self.shared.table.lock().unwrap().forget(node, count);
+            if gone {
                 self.unwatch(node);
+                self.close_unopened(node);
             }
         }
     }
 
     /// Takes back one lookup of a node.
     pub fn let_go(&self, node: u64) {
-        if self.shared.table.lock().unwrap().forget(node, 1) {
-            self.unwatch(node);
-        }
+        self.forget([(node, 1)]);
     }
 
     /// Returns the key and the type (`S_IFMT` bits) of a node.
@@ -223,7 +233,10 @@ impl Operations {
     }
 
     pub(super) fn handle(&self, file: OpenFile) -> Result<Arc<Handle>> {
-        self.shared.table.lock().unwrap().handle(file.handle, file.node)
+        match file.handle {
+            UNOPENED => self.unopened(file.node),
+            handle => self.shared.table.lock().unwrap().handle(handle, file.node),
+        }
     }
 
     /// The credentials of this thread.

@@ -31,7 +31,7 @@ struct Known {
 /// The inodes and open files. Their numbers only grow and are never reused.
 pub struct Table {
     inodes: HashMap<u64, Known>,
-    /// Numbers of the inodes that have a descriptor.
+    /// Numbers of the inodes that have a descriptor and may lose it.
     pinned: BTreeSet<u64>,
     by_key: HashMap<(u64, u64, u64), u64>,
     /// Numbers of the binds of which an inode is or was known.
@@ -166,6 +166,15 @@ impl Table {
     /// Whether descriptors will soon have to be taken from inodes.
     pub fn is_crowded(&self) -> bool {
         self.descriptors.load(Ordering::Relaxed) > self.limit / 2
+    }
+
+    /// Lets an inode keep its descriptor, if it has one and descriptors are not scarce. Returns whether it does.
+    pub fn keep(&mut self, inode: &Inode) -> bool {
+        if self.is_crowded() || !inode.keep_pin() {
+            return false;
+        }
+        self.pinned.remove(&inode.id);
+        true
     }
 
     /// Returns the inode of a file in one bind, if it is known.

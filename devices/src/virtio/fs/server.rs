@@ -46,6 +46,7 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT
     | init::INIT_EXT
+    | init::UNOPENED
     | init::QUIET_RELEASE
     | init::WATCHED
     | init::SHARED_LOCKS;
@@ -300,6 +301,7 @@ impl FuseServer {
             ours &= !init::WATCHED;
         }
         self.share.set_tells_acls(ours & init::POSIX_ACL != 0);
+        self.share.set_reads_unopened(ours & init::UNOPENED != 0);
         self.setxattr_ext = ours & init::SETXATTR_EXT != 0;
         self.submounts = ours & init::SUBMOUNTS != 0;
         let out = InitOut {

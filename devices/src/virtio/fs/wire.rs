@@ -199,6 +199,9 @@ pub mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Not of Linux but of resources/kernel/patches/virtiofs-unopened.patch: the file handle 0 names a regular file that
+    /// the guest has not opened, for READ and requests that change nothing.
+    pub const UNOPENED: u64 = 1 << 60;
     /// Not of Linux but of resources/kernel/patches/virtiofs-quiet.patch: RELEASE and RELEASEDIR come without space for a
     /// reply, in the queue of FORGET, which the server looks at after each request of the other queue.
     pub const QUIET_RELEASE: u64 = 1 << 61;

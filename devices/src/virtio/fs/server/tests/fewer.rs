@@ -1,6 +1,9 @@
-//! What our guest's kernel leaves out: replies to RELEASE.
+//! What our guest's kernel leaves out: opens, replies to RELEASE.
 
+use super::watch::owner;
 use super::*;
+use crate::share::unopened::MAX_UNOPENED;
+use crate::share::watch::LASTING;
 
 impl Guest {
     /// Sends a request without space for a reply.
@@ -30,4 +33,68 @@ fn a_release_without_space_for_a_reply_closes_the_file() {
     guest.forget(node, 1);
     guest.post(op::RELEASE, node, &body(|b| ReleaseIn { fh, ..Default::default() }.put(b)));
     assert_eq!(guest.tree.counts().1, 0);
+}
+
+#[test]
+fn a_file_that_is_not_open_can_be_read_and_not_changed() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let nodes: Vec<_> = (0..MAX_UNOPENED + 6)
+        .map(|n| {
+            fs::write(guest.path(&format!("f{n}")), format!("contents {n}")).unwrap();
+            guest.lookup(rootfs, &format!("f{n}")).unwrap().0.nodeid
+        })
+        .collect();
+    for (n, node) in nodes.iter().enumerate() {
+        assert_eq!(guest.read(*node, 0, 9, 10).unwrap(), n.to_string().as_bytes());
+        assert_eq!(guest.read(*node, 0, 0, 8).unwrap(), b"contents");
+    }
+    assert_eq!(guest.tree.counts().1, MAX_UNOPENED);
+    assert_eq!(guest.write(nodes[0], WriteIn::default(), b"x"), Err(libc::EBADF));
+    assert_eq!(guest.read(rootfs, 0, 0, 8), Err(libc::EISDIR));
+    let sync = body(|b| FsyncIn::default().put(b));
+    guest.call(op::FSYNC, nodes[1], &sync).unwrap();
+    guest.call(op::FSYNCDIR, rootfs, &sync).unwrap();
+    for node in nodes {
+        guest.forget(node, 1);
+    }
+    assert_eq!((guest.tree.counts().0, guest.tree.descriptors()), (1, 2));
+    guest.init();
+    assert_eq!(guest.tree.counts(), (0, 0));
+}
+
+#[test]
+fn what_is_not_a_file_is_not_opened_to_be_read() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let made = body(|b| {
+        MknodIn { mode: libc::S_IFIFO | 0o600, ..Default::default() }.put(b);
+        b.extend_from_slice(&string("fifo"));
+    });
+    let fifo = entry(&guest.call(op::MKNOD, rootfs, &made).unwrap()).0.nodeid;
+    assert_eq!(guest.read(fifo, 0, 0, 8), Err(libc::ENXIO));
+    assert_eq!(guest.read(ROOT_ID, 0, 0, 8), Err(libc::EBADF));
+    assert_eq!(guest.read(999, 0, 0, 8), Err(libc::ESTALE));
+}
+
+#[test]
+fn a_file_that_may_stay_unopened_keeps_its_descriptor() {
+    let mut guest = owner();
+    guest.tree.set_limit(50);
+    let rootfs = guest.rootfs();
+    let nodes: Vec<_> = (0..100)
+        .map(|n| {
+            fs::write(guest.path(&format!("f{n}")), n.to_string()).unwrap();
+            let (found, _) = guest.lookup(rootfs, &format!("f{n}")).unwrap();
+            (n, found.nodeid, found.attr_valid == LASTING)
+        })
+        .collect();
+    // Only as long as there are enough descriptors.
+    let kept = nodes.iter().filter(|(_, _, kept)| *kept).count();
+    assert!((20..=26).contains(&kept), "{kept}");
+    for (n, node, kept) in nodes {
+        fs::remove_file(guest.path(&format!("f{n}"))).unwrap();
+        let read = guest.read(node, 0, 0, 8);
+        assert!(!kept || read == Ok(n.to_string().into_bytes()), "{n}: {read:?}");
+    }
 }

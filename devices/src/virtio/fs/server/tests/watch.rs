@@ -4,7 +4,7 @@ use super::*;
 use crate::share::watch::{LASTING, MAX_NOTICES, MAX_WATCHES};
 
 /// A guest whose root only it writes to.
-fn owner() -> Guest {
+pub(super) fn owner() -> Guest {
     let (tree, dir) = scratch(Terms { owned: true, ..Terms::default() });
     let mut guest = Guest { server: server(&tree), tree, caller: (0, 0), dir };
     guest.init();
@@ -16,7 +16,7 @@ type Told = (NotifyChangedOut, String);
 
 impl Guest {
     /// Returns all notifications of what has happened so far.
-    fn told(&mut self) -> Vec<Told> {
+    pub(super) fn told(&mut self) -> Vec<Told> {
         self.server.collect();
         let messages: Vec<_> = std::iter::from_fn(|| self.server.notice()).collect();
         let told = messages.iter().map(|message| {
