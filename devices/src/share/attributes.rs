@@ -52,6 +52,8 @@ pub struct Attributes {
     pub lasting: bool,
     /// The file certainly has no access ACL.
     pub no_acl: bool,
+    /// A new directory that is certainly empty, and of whose changes the guest is told.
+    pub empty: bool,
 }
 
 /// A node that was found or created. Its lookup has been counted.
@@ -177,6 +179,7 @@ impl Operations {
             owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
             lasting: self.attributes_last(inode, stat) && self.may_stay_unopened(inode),
             no_acl: uid != self.caller().uid && self.lacks_acl(inode, stat),
+            empty: false,
         }
     }
 

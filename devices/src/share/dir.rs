@@ -3,8 +3,9 @@
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex};
 
-use super::attributes::Entry;
+use super::attributes::{Entry, Validity};
 use super::bind::Bind;
+use super::cursor::Cursor;
 use super::errno::{Errno, Result};
 use super::handle::Handle;
 use super::inode::Inode;
@@ -68,6 +69,30 @@ impl Operations {
             }
             Node::Host(_) => Err(Errno(libc::ENOTDIR)),
         }
+    }
+
+    /// Watches a directory of the container's root that the guest has created. Returns whether the guest then knows all
+    /// names in it: it is empty, and the guest is told of names that others create.
+    pub(super) fn watch_empty(&self, dir: &Arc<Inode>) -> bool {
+        if !dir.bind.owned {
+            return false;
+        }
+        self.watch(dir);
+        self.names_in(dir) == Validity::Lasting && self.is_empty(dir) == Ok(true)
+    }
+
+    /// Whether a directory has no entries.
+    fn is_empty(&self, dir: &Inode) -> Result<bool> {
+        let file = self.open_inode(dir, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let mut cursor = Cursor::default();
+        while let Some(record) = cursor.peek(&file)? {
+            if !matches!(record.name.to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+            let (len, offset) = (record.len, record.offset);
+            cursor.advance(len, offset);
+        }
+        Ok(true)
     }
 
     /// Reads an open directory from `offset`, which is 0 or that of an entry. Calls `take` with each entry until it

@@ -103,7 +103,11 @@ impl Operations {
         sys::mkdirat(dir.fd()?.as_fd(), name.as_c_str(), mode)?;
         drop(creating);
         self.note_own(&dir, name.as_c_str(), libc::IN_CREATE);
-        self.lookup_entry(&dir, name.as_c_str())
+        let (inode, stat) = self.lookup_host(&dir, name.as_c_str())?;
+        let empty = self.watch_empty(&inode);
+        let mut entry = self.entry(&inode, &stat, Some(&dir));
+        entry.attributes.empty = empty;
+        Ok(entry)
     }
 
     /// Creates a file, FIFO, socket or device node. `rdev` is the number of a device.

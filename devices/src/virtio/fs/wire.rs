@@ -235,6 +235,9 @@ pub const ATTR_SUBMOUNT: u32 = 1 << 0;
 pub const ATTR_OWNED: u32 = 1 << 31;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-no-acl.patch: the file has no access ACL.
 pub const ATTR_NO_ACL: u32 = 1 << 30;
+/// `Attr::flags` of a reply to MKDIR, not of Linux but of resources/kernel/patches/virtiofs-whole.patch: the directory is
+/// empty, and the guest is told what others change in it.
+pub const ATTR_EMPTY: u32 = 1 << 29;
 /// `OpenOut::open_flags`: reads and writes bypass the guest's page cache.
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.

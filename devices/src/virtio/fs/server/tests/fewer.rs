@@ -1,4 +1,4 @@
-//! What our guest's kernel leaves out: opens, replies to RELEASE.
+//! What our guest's kernel leaves out: opens, replies to RELEASE, lookups in directories that it has created.
 
 use super::watch::owner;
 use super::*;
@@ -13,6 +13,14 @@ impl Guest {
         InHeader { len, opcode, nodeid, ..Default::default() }.put(&mut bytes);
         bytes.extend_from_slice(body);
         assert_eq!(self.send(&bytes, 0), Some(vec![]));
+    }
+
+    fn mkdir(&mut self, dir: u64, name: &str) -> Attr {
+        let body = body(|b| {
+            MkdirIn { mode: 0o755, umask: 0 }.put(b);
+            b.extend_from_slice(&string(name));
+        });
+        entry(&self.call(op::MKDIR, dir, &body).unwrap()).1
     }
 }
 
@@ -97,4 +105,24 @@ fn a_file_that_may_stay_unopened_keeps_its_descriptor() {
         let read = guest.read(node, 0, 0, 8);
         assert!(!kept || read == Ok(n.to_string().into_bytes()), "{n}: {read:?}");
     }
+}
+
+#[test]
+fn a_new_directory_of_the_root_is_known_to_be_empty() {
+    let mut guest = owner();
+    let rootfs = guest.rootfs();
+    guest.lookup(rootfs, "missing").unwrap_err();
+    let made = guest.mkdir(rootfs, "a");
+    assert_eq!(made.flags & ATTR_EMPTY, ATTR_EMPTY);
+    let (a, found) = guest.lookup(rootfs, "a").unwrap();
+    assert_eq!(found.flags & ATTR_EMPTY, 0);
+    guest.told();
+    // The guest is told of names that it does not know.
+    fs::write(guest.path("a/b"), "").unwrap();
+    let (changed, name) = guest.told().remove(0);
+    assert_eq!((changed.dir, changed.what, name.as_str()), (a.nodeid, CHANGED_NAME, "b"));
+    // Others can change a volume before the server watches it.
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    assert_eq!(guest.mkdir(rootfs, "a").flags & ATTR_EMPTY, 0);
 }
