@@ -24,6 +24,7 @@ mod network;
 mod others;
 mod pods;
 mod process;
+mod requests;
 mod rootless;
 mod schema;
 mod seccomp;
