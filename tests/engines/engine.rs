@@ -33,6 +33,8 @@ pub enum Kind {
     RootlessPodman,
     /// containerd without Docker, with the command line ctr.
     Containerd,
+    /// No engine: the runtime's own command line.
+    None,
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
             Kind::Podman => "podman",
             Kind::RootlessPodman => "podman, rootless",
             Kind::Containerd => "containerd",
+            Kind::None => "none",
         }
     }
 }
@@ -85,7 +88,7 @@ impl Engine {
         let (command, ready) = match self.kind {
             Kind::Docker | Kind::DockerOfCgroup1 => (self.dockerd(), "API listen on"),
             Kind::DockerOfSystemd => (self.service(&self.dockerd()), "API listen on"),
-            Kind::Podman | Kind::RootlessPodman => return,
+            Kind::Podman | Kind::RootlessPodman | Kind::None => return,
             Kind::Containerd => (self.containerd(), "containerd successfully booted"),
         };
         let mut command = command;
@@ -190,6 +193,7 @@ impl Engine {
                 command.arg("--address").arg(self.socket());
                 command
             }
+            Kind::None => Command::new(self.program()),
         };
         command.args(words);
         command
@@ -261,8 +265,8 @@ impl Engine {
                 let archive = archive.to_str().expect("the path is UTF-8");
                 self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
             }
-            // ctr runs a root file system without an image.
-            Kind::Containerd => {}
+            // ctr and runtimes run a root file system without an image.
+            Kind::Containerd | Kind::None => {}
         }
     }
 
@@ -292,6 +296,11 @@ impl Engine {
                     self.ok(&["container", "delete", id]);
                 }
             }
+            Kind::None => {
+                for id in self.ok(&["list", "-q"]).lines() {
+                    self.ok(&["delete", "--force", id]);
+                }
+            }
         }
         if self.is_vm() {
             leftovers::assert_none(self.dir.path());
@@ -299,7 +308,7 @@ impl Engine {
     }
 
     /// The runtime's program.
-    fn program(&self) -> PathBuf {
+    pub fn program(&self) -> PathBuf {
         if self.is_vm() { program() } else { PathBuf::from("/usr/sbin/runc") }
     }
 

@@ -8,6 +8,7 @@
 
 mod bench;
 mod build;
+mod bundles;
 mod case;
 mod cgroup1;
 mod containerd;
@@ -69,6 +70,7 @@ const GROUPS: &[Group] = &[
     Group { name: "pods", engine: Kind::Podman, cases: pods::CASES },
     Group { name: "rootless", engine: Kind::RootlessPodman, cases: rootless::CASES },
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
+    Group { name: "bundles", engine: Kind::None, cases: bundles::CASES },
 ];
 
 /// The command line.
@@ -123,7 +125,14 @@ fn main() -> ExitCode {
     let mut table = Table::default();
     let kinds: &[Kind] = match cgroup1::is_host() {
         true => &[Kind::DockerOfCgroup1],
-        false => &[Kind::Docker, Kind::DockerOfSystemd, Kind::Podman, Kind::RootlessPodman, Kind::Containerd],
+        false => &[
+            Kind::Docker,
+            Kind::DockerOfSystemd,
+            Kind::Podman,
+            Kind::RootlessPodman,
+            Kind::Containerd,
+            Kind::None,
+        ],
     };
     for &kind in kinds {
         for runtime in RUNTIMES {

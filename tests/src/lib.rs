@@ -177,6 +177,15 @@ impl Bundle {
         command
     }
 
+    /// Writes `config.json` and returns the command with which `runtime` runs the bundle as container `id`, in runc's
+    /// form.
+    pub fn command_of(&self, runtime: &Path, flags: &[&str], id: &str) -> Command {
+        self.write();
+        let mut command = Command::new(runtime);
+        command.arg("run").args(flags).arg("--bundle").arg(self.dir.path()).arg(id);
+        command
+    }
+
     /// Runs the bundle to its end without input.
     pub fn run(&self) -> Finished {
         self.run_with(b"")

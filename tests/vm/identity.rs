@@ -92,7 +92,9 @@ fn a_limit_of_open_files_may_exceed_the_kernel_s_default_maximum() {
 fn kernel_parameters_that_programs_check_are_the_host_s() {
     let files = "vm/max_map_count vm/swappiness kernel/pid_max kernel/threads-max fs/file-max fs/aio-max-nr \
                  fs/inotify/max_user_watches fs/inotify/max_user_instances net/core/somaxconn \
-                 kernel/dmesg_restrict";
+                 kernel/dmesg_restrict fs/pipe-max-size fs/protected_regular fs/protected_symlinks \
+                 kernel/core_uses_pid net/ipv4/ip_forward net/ipv4/tcp_max_orphans net/ipv4/tcp_max_syn_backlog \
+                 net/ipv4/tcp_max_tw_buckets vm/mmap_min_addr";
     let script = format!("cd /proc/sys; for file in {files}; do echo $file $(cat $file); done");
     let host = tests::check_output(Command::new("/bin/busybox").args(["sh", "-c", &script]));
     Bundle::sh(&script).run().code(0).stdout(&host).stderr("");
