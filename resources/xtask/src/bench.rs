@@ -21,7 +21,7 @@ mod plot;
 mod series;
 mod streams;
 
-use boot::{BootArgs, RateArgs, ShapeArgs};
+use boot::{BootArgs, BundlesArgs, RateArgs, ShapeArgs};
 use docker::DockerArgs;
 use files::FilesArgs;
 use streams::StreamsArgs;
@@ -36,6 +36,8 @@ pub enum Bench {
     Rate(RateArgs),
     /// Cold boots over memory and vCPUs, compared with other monitors
     Shape(ShapeArgs),
+    /// Cold boots of vmm with bundles that ask for the full kernel, a cgroup, a memory limit
+    Bundles(BundlesArgs),
     /// Bytes, messages and exec processes, compared with pipes and runc
     Streams(StreamsArgs),
     /// Operations on files in a container's root, compared with runc
@@ -68,6 +70,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
         Bench::Restore(args) => boot::restore(args),
         Bench::Rate(args) => boot::rate(args),
         Bench::Shape(args) => boot::shape(args),
+        Bench::Bundles(args) => boot::bundles(args),
         Bench::Streams(args) => streams::streams(args),
         Bench::Files(args) => files::files(args),
         Bench::Docker(args) => docker::docker(args),

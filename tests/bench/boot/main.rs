@@ -5,6 +5,7 @@
 //! boot-bench FOLDER restore RUNS               # the same from a template, and cold; memory of an idle container
 //! boot-bench FOLDER memory RUNS                # the same for machines of 64 MiB to 64 GiB
 //! boot-bench FOLDER cpus RUNS                  # the same for machines of 1 to 8 vCPUs
+//! boot-bench FOLDER bundles RUNS               # the same for bundles that ask for more than a program
 //! boot-bench FOLDER rate ROW BATCH ROUNDS      # ROW starts in a row, and ROUNDS times BATCH starts at once
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! before the program is started, in milliseconds. On the instruction clock of the emulated KVM host, one nanosecond is
 //! one instruction.
 
+mod bundles;
 mod contenders;
 mod rate;
 mod restore;
@@ -42,6 +44,7 @@ fn main() {
         }
         ("memory", [runs]) => shape::memory(&folder, number(runs)),
         ("cpus", [runs]) => shape::cpus(&folder, number(runs)),
+        ("bundles", [runs]) => bundles::bundles(&folder, number(runs)),
         ("rate", [row, batch, rounds]) => rate::rate(&folder, number(row), number(batch), number(rounds)),
         _ => panic!("unknown bench: {words:?}"),
     };

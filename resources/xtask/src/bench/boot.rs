@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot`, `rate` and `shape`: starts of `vmm`, beside other runtimes and monitors.
+//! `cargo xtask bench boot`, `rate`, `shape` and `bundles`: starts of `vmm`, beside other runtimes and monitors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const DEADLINE_SECONDS: u64 = 3600;
 const OUTLIER: f64 = 5.0;
 
 /// The contenders beside `vmm`, and the clock.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Contenders {
     /// Another `vmm` program to measure in the same run, such as that of an earlier commit
     #[arg(long, value_name = "PROGRAM")]
@@ -73,6 +73,17 @@ pub struct ShapeArgs {
     runs: usize,
     #[command(flatten)]
     contenders: Contenders,
+}
+
+/// Options for measuring starts of bundles that ask for more than a program.
+#[derive(clap::Args)]
+pub struct BundlesArgs {
+    /// Boots of each kind
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Clock: seconds, or instructions (in the emulated KVM host)
+    #[arg(long, value_enum, default_value = "instructions")]
+    clock: ClockArg,
 }
 
 /// Boots each contender in turn. Prints a table, and writes JSON, a plot of the starts and one of their parts.
@@ -158,6 +169,15 @@ pub fn shape(args: &ShapeArgs) -> anyhow::Result<()> {
         write_report(&format!("shape-{axis}.svg"), &plot::curves(&first, label, unit))?;
     }
     Ok(())
+}
+
+/// Starts bundles that ask for more than a program.
+pub fn bundles(args: &BundlesArgs) -> anyhow::Result<()> {
+    ensure!(args.runs > 0, "--runs is 0");
+    let words = ["bundles".to_owned(), args.runs.to_string()];
+    let report = measure(&Contenders::default(), args.clock, Host::new().memory(4096).cpus(1), &words)?;
+    let groups = print_groups(&report)?;
+    write_report("bundles.json", &Value::from(groups).to_string())
 }
 
 /// Runs the boot bench with `words` and returns its report. `host` is the emulated KVM host, if this machine's KVM is not
