@@ -62,15 +62,17 @@ pub fn unexpected<T>(reply: &Reply) -> Result<T> {
 }
 
 /// Returns the directory and state of a pod that is the OCI container `id` and has not ended, and the container's name
-/// in it. A pod with several containers is not an OCI container.
+/// in it. A podfile's pod is one if it has one container.
 pub fn running_container(root: &StateRoot, id: &str) -> Result<(StateDir, PodState, String)> {
     let directory = root.open(id)?;
     let state = directory.look()?;
     if state.status == "stopped" {
         return Err(StateError::Stopped(id.to_owned()).into());
     }
-    if state.oci.is_none() {
-        bail!("pod {:?} is not an OCI container", state.id);
-    }
-    Ok((directory, state, id.to_owned()))
+    let container = match state.containers.as_slice() {
+        _ if state.oci.is_some() => id.to_owned(),
+        [one] => one.name.clone(),
+        all => bail!("pod {:?} has {} containers and is not an OCI container", state.id, all.len()),
+    };
+    Ok((directory, state, container))
 }
