@@ -155,7 +155,7 @@ pub const PARAMETERS: &[Report] = &[
     ),
     report(
         "opensandbox-group/OpenSandbox 570",
-        |b| writable_parameters(b),
+        writable_parameters,
         "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 && cat /proc/sys/net/ipv6/conf/all/disable_ipv6",
         Exactly("1"),
     ),
