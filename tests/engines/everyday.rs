@@ -1,6 +1,9 @@
 //! What programs of ordinary images find without a flag, and what their users add first.
 
 use std::fs;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -16,6 +19,7 @@ pub const CASES: &[Case] = &[
     case!(limits_without_a_flag_are_the_engines),
     case!(kernel_parameters_are_the_hosts),
     case!(an_idle_container_uses_little_memory),
+    case!(files_that_were_read_once_count_little),
     case!(packet_filter_of_a_network_administrator),
 ];
 
@@ -120,11 +124,38 @@ fn bytes(text: &str) -> f64 {
     number * scale
 }
 
+/// The memory that `docker stats` shows for a container, in MiB.
+fn used(engine: &Engine, name: &str) -> f64 {
+    let text = engine.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", name]);
+    bytes(text.split(" / ").next().expect("the used memory")) / 1024.0 / 1024.0
+}
+
+/// Maximum memory of an idle container in MiB.
+const IDLE_MIB: f64 = 64.0;
+
 fn an_idle_container_uses_little_memory(engine: &Engine) {
     engine.start_container("idle", &["box", "sh", "-c", "echo ready; exec sleep 1000"], "ready");
-    let text = engine.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "idle"]);
-    let used = bytes(text.split(" / ").next().expect("the used memory"));
-    assert!(used > 0.0 && used < 64.0 * 1024.0 * 1024.0, "{text}");
+    let used = used(engine, "idle");
+    assert!(used > 0.0 && used < IDLE_MIB, "{used}");
+}
+
+/// Time for the guest's reports of free memory.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+fn files_that_were_read_once_count_little(engine: &Engine) {
+    const READ_MIB: u32 = 1200;
+    let dir = TempDir::new().expect("create a directory for the volume");
+    let file = fs::File::create(dir.path().join("file")).expect("create a file");
+    file.set_len(u64::from(READ_MIB) << 20).expect("make a file without blocks");
+    let volume = format!("{}:/data:ro", dir.path().display());
+    let script = "cat /data/file >/dev/null; echo ready; exec sleep 1000";
+    engine.start_container("reader", &["-v", &volume, "box", "sh", "-c", script], "ready");
+    // Docker subtracts the host's own cache of files, of which a guest's is no part. The guest drops what was read once, and
+    // its free memory goes back to the host within half a minute.
+    let start = Instant::now();
+    while used(engine, "reader") > f64::from(READ_MIB) / 2.0 {
+        assert!(start.elapsed() < DEADLINE, "more than half of what was read is counted");
+    }
 }
 
 fn packet_filter_of_a_network_administrator(engine: &Engine) {
