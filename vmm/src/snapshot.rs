@@ -19,13 +19,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use devices::{Decoder, Encoder, StateError};
+use twox_hash::XxHash64;
 
 use crate::end::VmEnd;
 use crate::kvm::KvmError;
 use crate::layout::{self, MEMORY_MIB_MAX, VCPUS_MAX};
 use crate::memory::MemoryError;
 
-mod checksum;
 pub(crate) mod memory;
 pub(crate) mod plain;
 pub(crate) mod vcpu;
@@ -39,6 +39,8 @@ pub use working_set::WorkingSet;
 const MAGIC: &[u8; 8] = b"vmm\0save";
 /// Changes whenever the state of anything does.
 pub const FORMAT: u32 = 2;
+/// Seed of all checksums.
+const CHECKSUM_SEED: u64 = 0;
 /// Limit of a state's length in bytes: a vCPU has 12 KiB, a part of memory 24 bytes.
 pub const STATE_MAX: u64 = 16 << 20;
 
@@ -171,7 +173,7 @@ impl Snapshot {
             state.u64(*addr).bytes(device);
         }
         let mut bytes = state.finish();
-        bytes.extend_from_slice(&checksum::of(&bytes).to_le_bytes());
+        bytes.extend_from_slice(&checksum_of(&bytes).to_le_bytes());
         bytes
     }
 
@@ -192,7 +194,7 @@ impl Snapshot {
         if state.u32()? != FORMAT {
             return Err(StateError::Foreign("it has another format").into());
         }
-        if checksum::of(bytes) != u64::from_le_bytes(*sum) {
+        if checksum_of(bytes) != u64::from_le_bytes(*sum) {
             return Err(damaged("its checksum is wrong"));
         }
         let label = state.bytes()?.to_vec();
@@ -243,9 +245,10 @@ impl Snapshot {
     }
 }
 
-/// Returns a checksum of `bytes`, against accidents only.
+/// Returns a checksum of `bytes` against accidents. Whoever can change a file on purpose can also change its checksum: files
+/// are protected by their owner and mode.
 pub fn checksum_of(bytes: &[u8]) -> u64 {
-    checksum::of(bytes)
+    XxHash64::oneshot(CHECKSUM_SEED, bytes)
 }
 
 pub(crate) fn step(step: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {

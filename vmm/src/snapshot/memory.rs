@@ -1,13 +1,15 @@
 //! The memory of a saved machine: a file with the pages that are not zero.
 
 use std::fs::File;
+use std::hash::Hasher;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use devices::{Decoder, Encoder, StateError};
+use twox_hash::XxHash64;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::checksum::Checksum;
+use super::CHECKSUM_SEED;
 use crate::layout::{PAGE_SIZE, RamRange};
 
 /// Pages that are looked at in one go.
@@ -32,7 +34,8 @@ pub struct Extent {
 /// file. Returns the parts in the order of their addresses, and the
 /// checksum of the file, which was read back.
 pub fn write(memory: &GuestMemoryMmap, mapped: &[Extent], file: &File) -> io::Result<(Vec<Extent>, u64)> {
-    let mut writer = Writer { file, mapped, extents: Vec::new(), end: 0, sum: Checksum::default() };
+    let mut writer =
+        Writer { file, mapped, extents: Vec::new(), end: 0, sum: XxHash64::with_seed(CHECKSUM_SEED) };
     let pages = File::open("/proc/self/pagemap")?;
     for region in memory.iter() {
         writer.region(memory, &pages, region.start_addr().0, region.len(), region.as_ptr() as u64)?;
@@ -50,13 +53,13 @@ pub fn write(memory: &GuestMemoryMmap, mapped: &[Extent], file: &File) -> io::Re
 
 /// Returns the length and the checksum of a file with a machine's memory.
 pub fn checksum(file: &File) -> io::Result<(u64, u64)> {
-    let (mut sum, mut at) = (Checksum::default(), 0);
+    let (mut sum, mut at) = (XxHash64::with_seed(CHECKSUM_SEED), 0);
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read_at(&mut buffer, at)? {
             0 => return Ok((at, sum.finish())),
             count => {
-                sum.add(&buffer[..count]);
+                sum.write(&buffer[..count]);
                 at += count as u64;
             }
         }
@@ -69,7 +72,7 @@ struct Writer<'a> {
     extents: Vec<Extent>,
     /// Length of the file.
     end: u64,
-    sum: Checksum,
+    sum: XxHash64,
 }
 
 impl Writer<'_> {
@@ -121,7 +124,7 @@ impl Writer<'_> {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, self.end)?;
-        self.sum.add(bytes);
+        self.sum.write(bytes);
         self.end += bytes.len() as u64;
         Ok(())
     }
