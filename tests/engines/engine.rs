@@ -31,6 +31,8 @@ pub enum Kind {
     Podman,
     /// Podman of an ordinary user.
     RootlessPodman,
+    /// Docker of an ordinary user, with RootlessKit.
+    RootlessDocker,
     /// containerd without Docker, with the command line ctr.
     Containerd,
     /// No engine: the runtime's own command line.
@@ -46,6 +48,7 @@ impl Kind {
             Kind::DockerOfCgroup1 => "docker, cgroup v1",
             Kind::Podman => "podman",
             Kind::RootlessPodman => "podman, rootless",
+            Kind::RootlessDocker => "docker, rootless",
             Kind::Containerd => "containerd",
             Kind::None => "none",
         }
@@ -66,7 +69,8 @@ impl Engine {
     /// Starts the engine and imports its image.
     pub fn start(kind: Kind, runtime: &'static str) -> Engine {
         let dir = TempDir::new().expect("create a directory for the engine");
-        let user = (kind == Kind::RootlessPodman).then(|| ordinary_user(dir.path()));
+        let rootless = matches!(kind, Kind::RootlessPodman | Kind::RootlessDocker);
+        let user = rootless.then(|| ordinary_user(dir.path()));
         let engine = Engine { kind, runtime, dir, daemon: RefCell::new(None), user };
         engine.start_daemon(&[]);
         images::import_busybox(&engine);
@@ -88,6 +92,7 @@ impl Engine {
         let (command, ready) = match self.kind {
             Kind::Docker | Kind::DockerOfCgroup1 => (self.dockerd(), "API listen on"),
             Kind::DockerOfSystemd => (self.service(&self.dockerd()), "API listen on"),
+            Kind::RootlessDocker => (self.dockerd(), "API listen on"),
             Kind::Podman | Kind::RootlessPodman | Kind::None => return,
             Kind::Containerd => (self.containerd(), "containerd successfully booted"),
         };
@@ -104,9 +109,13 @@ impl Engine {
     }
 
     fn dockerd(&self) -> Command {
-        let mut command = Command::new("/usr/sbin/dockerd");
-        command.arg("--exec-root").arg(self.dir.path().join("run"));
-        command.arg("--pidfile").arg(self.dir.path().join("docker.pid"));
+        let mut command = Command::new(match self.user {
+            None => "/usr/sbin/dockerd",
+            Some(_) => "/usr/share/docker.io/contrib/dockerd-rootless.sh",
+        });
+        self.as_user(&mut command);
+        command.arg("--exec-root").arg(self.run_dir().join("run"));
+        command.arg("--pidfile").arg(self.run_dir().join("docker.pid"));
         command.arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.args(["--add-runtime", &format!("vmm={}", program().display())]);
         for (name, setting) in [(WITHOUT_VHOST, "VMM_VHOST_NET=off"), (WITH_ALL_CPUS, "VMM_MAX_CPUS=8")] {
@@ -165,13 +174,28 @@ impl Engine {
     }
 
     fn socket(&self) -> PathBuf {
-        self.dir.path().join("engine.sock")
+        self.run_dir().join("engine.sock")
+    }
+
+    /// The directory of the engine's sockets and state.
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join(if self.user.is_some() { "xdg" } else { "" })
+    }
+
+    /// Makes `command` one of the rootless engine's user.
+    fn as_user(&self, command: &mut Command) {
+        if let Some(user) = self.user {
+            command.uid(user).gid(user).current_dir("/").env_remove("TMPDIR");
+            command.env("USER", "vmm-engines").env("HOME", self.dir.path().join("home"));
+            command.env("XDG_RUNTIME_DIR", self.dir.path().join("xdg"));
+            command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        }
     }
 
     /// The engine's command line with these arguments.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = match self.kind {
-            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 => {
+            Kind::Docker | Kind::DockerOfSystemd | Kind::DockerOfCgroup1 | Kind::RootlessDocker => {
                 let mut command = Command::new("/usr/bin/docker");
                 command.arg("-H").arg(format!("unix://{}", self.socket().display()));
                 command.env("DOCKER_BUILDKIT", "0").env("DOCKER_CONFIG", self.dir.path());
@@ -181,11 +205,7 @@ impl Engine {
                 let mut command = Command::new("/usr/bin/podman");
                 command.arg("--runtime").arg(self.program()).args(["--cgroup-manager", "cgroupfs"]);
                 command.args(["--events-backend", "file"]);
-                if let Some(user) = self.user {
-                    command.uid(user).gid(user).current_dir("/").env_remove("TMPDIR");
-                    command.env("USER", "vmm-engines").env("HOME", self.dir.path().join("home"));
-                    command.env("XDG_RUNTIME_DIR", self.dir.path().join("xdg"));
-                }
+                self.as_user(&mut command);
                 command
             }
             Kind::Containerd => {
@@ -261,7 +281,8 @@ impl Engine {
             | Kind::DockerOfSystemd
             | Kind::DockerOfCgroup1
             | Kind::Podman
-            | Kind::RootlessPodman => {
+            | Kind::RootlessPodman
+            | Kind::RootlessDocker => {
                 let archive = archive.to_str().expect("the path is UTF-8");
                 self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
             }
@@ -277,7 +298,8 @@ impl Engine {
             | Kind::DockerOfSystemd
             | Kind::DockerOfCgroup1
             | Kind::Podman
-            | Kind::RootlessPodman => {
+            | Kind::RootlessPodman
+            | Kind::RootlessDocker => {
                 if matches!(self.kind, Kind::Podman | Kind::RootlessPodman) {
                     self.ok(&["pod", "rm", "-a", "-f", "-t", "0"]);
                 }

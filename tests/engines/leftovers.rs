@@ -30,9 +30,10 @@ pub fn assert_none(engine: &Path) {
 }
 
 /// The runtime's state directories for Docker's containers.
-pub fn states(engine: &Path) -> [PathBuf; 2] {
+pub fn states(engine: &Path) -> [PathBuf; 3] {
     // Docker names the directory after the type of the runtime, which is independent of the configured name.
-    ["run/runtime-vmm/moby", "run/runtime-runc/moby"].map(|path| engine.join(path))
+    ["run/runtime-vmm/moby", "run/runtime-runc/moby", "xdg/run/runtime-runc/moby"]
+        .map(|path| engine.join(path))
 }
 
 /// Processes that execute `program`.

@@ -69,6 +69,7 @@ const GROUPS: &[Group] = &[
     Group { name: "podman", engine: Kind::Podman, cases: podman::CASES },
     Group { name: "pods", engine: Kind::Podman, cases: pods::CASES },
     Group { name: "rootless", engine: Kind::RootlessPodman, cases: rootless::CASES },
+    Group { name: "rootless", engine: Kind::RootlessDocker, cases: rootless::DOCKER_CASES },
     Group { name: "containerd", engine: Kind::Containerd, cases: containerd::CASES },
     Group { name: "bundles", engine: Kind::None, cases: bundles::CASES },
 ];
@@ -130,6 +131,7 @@ fn main() -> ExitCode {
             Kind::DockerOfSystemd,
             Kind::Podman,
             Kind::RootlessPodman,
+            Kind::RootlessDocker,
             Kind::Containerd,
             Kind::None,
         ],

@@ -1,4 +1,4 @@
-//! Podman of an ordinary user, who has no right to the host beyond /dev/kvm and subordinate IDs.
+//! Podman and Docker of an ordinary user, who has no right to the host beyond /dev/kvm and subordinate IDs.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -22,6 +22,9 @@ pub const CASES: &[Case] = &[
     case!(dockerfile_is_built),
     case!(containers_at_once),
 ];
+
+/// Cases of Docker, which has a network of its own and, without systemd, no cgroups.
+pub const DOCKER_CASES: &[Case] = &[case!(output_error_and_exit_code), case!(bridge_reaches_its_gateway)];
 
 fn output_error_and_exit_code(engine: &Engine) {
     let script = "id -u; echo err >&2; exit 3";
@@ -129,6 +132,11 @@ fn published_port_answers(engine: &Engine) {
     let net = "slirp4netns:port_handler=slirp4netns";
     start(engine, &["--net", net, "-p", "127.0.0.1:8767:80"], SERVER);
     assert!(fetch("8767").ends_with("hello\n"));
+}
+
+fn bridge_reaches_its_gateway(engine: &Engine) {
+    let script = "ping -c 1 $(ip route | awk '/default/ {print $3}') >/dev/null && echo reached";
+    assert_eq!(engine.sh(&[], script), "reached");
 }
 
 fn dockerfile_is_built(engine: &Engine) {

@@ -15,7 +15,7 @@ use crate::steps::{output, run, say};
 use crate::{apt, bundle, cache, program};
 
 /// Debian packages of the engines and their networks.
-pub const PACKAGES: [&str; 16] = [
+pub const PACKAGES: [&str; 17] = [
     "aardvark-dns",
     "busybox-static",
     "catatonit",
@@ -28,6 +28,7 @@ pub const PACKAGES: [&str; 16] = [
     "netavark",
     "podman",
     "procps",
+    "rootlesskit",
     "runc",
     "slirp4netns",
     "tini",
