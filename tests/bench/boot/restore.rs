@@ -12,7 +12,8 @@ use crate::timing::settled;
 
 /// Starts each contender `runs` times in turn. The first round fills caches and does not count.
 pub fn restore(folder: &Folder, runs: usize) -> Value {
-    let made = vmm(folder, "auto", &["template", "create"]).status().expect("start vmm");
+    let mut create = vmm(folder, "auto", &["template", "create"]);
+    let made = create.stdout(Stdio::null()).status().expect("start vmm");
     assert!(made.success(), "make a template: {made}");
     let (mut starts, mut memory) = (Samples::default(), Samples::default());
     for round in 0..=runs {
