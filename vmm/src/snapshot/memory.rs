@@ -14,8 +14,8 @@ use crate::layout::{PAGE_SIZE, RamRange};
 
 /// Pages that are looked at in one go.
 const BATCH: usize = 512;
-/// Zero pages that are stored, because each gap splits the mapping of the file.
-const GAP_MAX: u64 = 16;
+/// Zero pages between two others that become a hole of the file, because each gap splits the mapping of the file.
+const GAP_MAX: u64 = 64;
 /// Limit of parts of a file: a process has at most 65,530 mappings.
 pub const EXTENTS_MAX: usize = 16 << 10;
 
@@ -115,7 +115,8 @@ impl Writer<'_> {
             Some(last) if addr - (last.start + last.len) <= GAP_MAX * PAGE_SIZE => {
                 let gap = addr - (last.start + last.len);
                 last.len += gap + PAGE_SIZE;
-                self.append(&vec![0; gap as usize])?;
+                self.sum.write(&vec![0; gap as usize]);
+                self.end += gap;
             }
             _ => self.extents.push(Extent { start: addr, len: PAGE_SIZE, offset: self.end }),
         }

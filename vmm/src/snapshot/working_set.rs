@@ -17,10 +17,10 @@ use crate::layout::{PAGE_SIZE, RamRange};
 
 /// Length and alignment of a large page.
 pub const LARGE: u64 = 2 << 20;
-/// Limit of large pages that are copied: the private memory of an idle machine is to stay below 8 MiB.
-const LARGE_MAX: usize = 2;
+/// Limit of large pages that are copied.
+const LARGE_MAX: usize = 16;
 /// Pages in use from which on a large page is copied.
-const DENSE: u32 = 160;
+const DENSE: u32 = 48;
 /// Limit of ranges in a state.
 const RANGES_MAX: usize = 4096;
 /// Bits of an entry in /proc/PID/pagemap (proc_pid_pagemap(5)): the page is present, and is a file's.
