@@ -55,7 +55,7 @@ fn a_member_has_its_client_s_streams_and_leaves_when_it_has_ended() {
     assert!(!rig.has_member() && !rig.containers.is_over());
     // Its name is free.
     let _again = rig.join("exit 6");
-    rig.start_member();
+    assert_eq!(rig.containers.start("b", STARTER), None);
     assert_eq!(rig.last(CLIENT), Reply::Exited(6));
     rig.guest(|containers, guest| containers.kill(guest, "a", libc::SIGKILL, false));
     rig.until(|rig| rig.containers.is_over());
