@@ -33,13 +33,15 @@ impl StateDir {
         self.0.path().join(name)
     }
 
-    /// Names of the containers and pods that have a directory.
+    /// Names of the containers and pods that have a directory, in their order.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path()).into_iter().flatten();
         let names = entries.map(|entry| {
             entry.expect("list the state directory").file_name().into_string().expect("the name is UTF-8")
         });
-        names.filter(|name| !name.starts_with('.')).collect()
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
     }
 
     /// `vmm` with this state directory and these arguments.
