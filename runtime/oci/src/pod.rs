@@ -30,6 +30,12 @@ pub fn part(spec: &Spec) -> Option<Part<'_>> {
     })
 }
 
+/// Whether the engine is Podman, whose pods without an infra container have no first container: there the annotation has the
+/// id of the pod itself.
+pub fn names_podman_s_pod(spec: &Spec) -> bool {
+    spec.annotations.get("io.container.manager").is_some_and(|manager| manager == "libpod")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

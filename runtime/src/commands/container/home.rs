@@ -49,10 +49,11 @@ pub fn find(root: &StateRoot, spec: &Spec) -> Result<Option<Home>> {
     }
     let all = Living::all(root)?;
     let mut machine = match part {
-        Some(Part::Member { first, annotation }) => {
-            let found = all.machine_of(first).ok_or_else(|| absent(annotation, first))?;
-            Some((format!("annotations[{annotation:?}]"), found))
-        }
+        Some(Part::Member { first, annotation }) => match all.machine_of(first) {
+            Some(found) => Some((format!("annotations[{annotation:?}]"), found)),
+            None if pod::names_podman_s_pod(spec) => None,
+            None => return Err(absent(annotation, first).into()),
+        },
         _ => None,
     };
     let mut joined = BTreeMap::new();
