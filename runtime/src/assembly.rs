@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use host::cgroup::room;
 use host::confine::cores::Cookie;
 use host::confine::{self, Role};
+use host::environment;
 use host::network::Network;
 use host::sys::{self, clock};
 use link::AgentLink;
@@ -83,6 +84,8 @@ struct Ends {
 impl Assembly {
     /// Starts to open KVM in a thread, which takes a while. Signals must be blocked before this call.
     pub fn begin() -> Result<Assembly> {
+        // A process at its limit of descriptors fails later, at the first that it needs.
+        environment::reserve_descriptors().unwrap_or_else(|error| log::debug!("{error}"));
         let pending = PendingVm::start().map_err(vmm::Error::from)?;
         Ok(Assembly { pending, timeline: None, kernel_marks: None })
     }

@@ -52,6 +52,12 @@ fn check(pid: u32, main: u64) -> Vec<String> {
         assert_eq!((set("CapBnd"), set("CapInh"), set("CapAmb")), (0, 0, 0), "{name}");
         assert_eq!(status["NoNewPrivs"], "1", "{name}");
         assert_eq!((status["Seccomp"], status["Seccomp_filters"]), ("2", "1"), "{name}");
+        // Opening a file never waits for a grace period of the host's kernel.
+        assert!(
+            status["FDSize"].parse::<u32>().is_ok_and(|size| size >= 1024),
+            "{name}: {}",
+            status["FDSize"]
+        );
         if name != "vmm" {
             let root: Vec<_> = fs::read_dir(task.join("root")).expect("list a root").collect();
             assert!(root.is_empty(), "{root:?}");

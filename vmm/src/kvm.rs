@@ -87,11 +87,13 @@ impl PendingVm {
     /// the caller's work.
     pub fn start() -> Result<PendingVm, KvmError> {
         let (over, ended) = channel::<()>();
+        // Here and not in the thread: the caller may be about to join a cgroup that forbids it.
+        let kvm = open();
         let create = move || {
-            let vm = match module::foreign_kind() {
+            let vm = kvm.and_then(|kvm| match module::foreign_kind() {
                 Some(kind) => Err(KvmError::Foreign { kind }),
-                None => KvmVm::create(),
-            };
+                None => KvmVm::create(kvm),
+            });
             drop(over);
             vm
         };
@@ -117,6 +119,11 @@ impl Drop for PendingVm {
     }
 }
 
+/// Opens /dev/kvm.
+pub(crate) fn open() -> Result<Kvm, KvmError> {
+    Kvm::new().map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))
+}
+
 /// A virtual machine with its interrupt controllers.
 pub struct KvmVm {
     kvm: Kvm,
@@ -128,10 +135,9 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    /// Opens KVM and creates a machine with in-kernel PICs, IOAPIC and local APICs. It has no PIT: guests do not need
+    /// Creates a machine with in-kernel PICs, IOAPIC and local APICs. It has no PIT: guests do not need
     /// one, and destroying it takes milliseconds.
-    pub fn create() -> Result<KvmVm, KvmError> {
-        let kvm = Kvm::new().map_err(|error| KvmError::Open(io::Error::from_raw_os_error(error.errno())))?;
+    pub fn create(kvm: Kvm) -> Result<KvmVm, KvmError> {
         let vm = kvm.create_vm().map_err(call("create a virtual machine"))?;
         vm.set_tss_address(KVM_TSS_START as usize).map_err(call("place the TSS pages"))?;
         vm.create_irq_chip().map_err(call("create the interrupt controllers"))?;

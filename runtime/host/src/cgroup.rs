@@ -121,15 +121,16 @@ impl Cgroup {
     }
 
     /// Creates the chosen cgroup for a machine of `memory_mib`, without limits. It has no processes, except that a
-    /// systemd scope starts with this process.
-    pub fn make(&mut self, wanted: &HostCgroup, memory_mib: u32) -> Result<()> {
+    /// systemd scope starts with this process and with `companion`.
+    pub fn make(&mut self, wanted: &HostCgroup, memory_mib: u32, companion: Option<u32>) -> Result<()> {
         let trees = Hierarchies::find()?;
         match &wanted.place {
             Place::Path(path) => make_directories(&trees, |tree| tree.path_of(path)),
             Place::Scope(scope) => {
                 let limits = limits::settings(&wanted.resources, memory_mib, trees.version());
-                Manager::connect()?.start(scope, properties(&limits, trees.version()))?;
-                // systemd has moved this process into the scope. In hierarchies of version 1 that systemd does not
+                let processes = [std::process::id()].into_iter().chain(companion).collect();
+                Manager::connect()?.start(scope, processes, properties(&limits, trees.version()))?;
+                // systemd has moved the processes into the scope. In hierarchies of version 1 that systemd does not
                 // manage, the cgroup gets the same path.
                 let trees = Hierarchies::find()?;
                 let own = trees.of_systemd().map_or_else(PathBuf::new, |tree| tree.own.clone());
@@ -205,8 +206,14 @@ impl Cgroup {
 
     /// Moves this process with all its threads into the cgroup.
     pub fn join(&self) -> Result<()> {
+        // To the kernel, 0 is the process that writes.
+        self.admit(0)
+    }
+
+    /// Moves process `pid` with all its threads into the cgroup.
+    pub fn admit(&self, pid: u32) -> Result<()> {
         self.directories.iter().try_for_each(|Directory { path, .. }| {
-            let joined = write_file(&path.join("cgroup.procs"), "0");
+            let joined = write_file(&path.join("cgroup.procs"), &pid.to_string());
             Ok(joined.map_err(HostError::at("join cgroup", path))?)
         })
     }

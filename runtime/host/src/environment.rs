@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use oci::spec::{ConsoleSize, Linux};
-use rustix::process::{DumpableBehavior, ioctl_tiocsctty, set_dumpable_behavior};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{DumpableBehavior, Resource, getrlimit, ioctl_tiocsctty, set_dumpable_behavior};
 use rustix::pty::{ptsname, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
@@ -19,6 +20,9 @@ use crate::{HostError, sys, terminal};
 /// Environment variables that a machine's process keeps: they locate an ordinary user's systemd when it must stop the
 /// scope.
 const KEPT: [&str; 2] = ["USER", "XDG_RUNTIME_DIR"];
+
+/// Number of descriptors for which a machine's process makes room at its start, as far as its limit permits.
+const DESCRIPTORS: u64 = 1024;
 
 /// Closes all inherited descriptors above stderr. The caller must not have opened any yet.
 pub fn close_descriptors() -> Result<(), HostError> {
@@ -31,6 +35,15 @@ pub fn seclude() -> Result<(), HostError> {
     sys::inherited::clear_environment(&KEPT).map_err(HostError::step("clear the environment"))?;
     let forbidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     forbidden.map_err(HostError::step("forbid core dumps"))
+}
+
+/// Makes room for descriptors, while this process has one thread: once it has more, the kernel enlarges the table of
+/// descriptors (64 at first) only after an RCU grace period, for which the thread that opens a file waits.
+pub fn reserve_descriptors() -> Result<(), HostError> {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let last = DESCRIPTORS.min(limit).saturating_sub(1);
+    let reserved = sys::eventfd().and_then(|file| Ok(fcntl_dupfd_cloexec(&file, last as i32)?));
+    reserved.map(drop).map_err(HostError::step("reserve descriptors"))
 }
 
 /// Creates a terminal of this size and sends its controller over the socket at `path`. The other end, in raw mode,
@@ -97,6 +110,15 @@ mod tests {
     use rustix::termios::{LocalModes, tcgetwinsize};
 
     use super::*;
+
+    #[test]
+    fn descriptors_have_room() {
+        reserve_descriptors().unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        assert!(size.trim().parse::<u64>().unwrap() >= DESCRIPTORS.min(limit), "{size}");
+    }
 
     #[test]
     fn a_new_terminal_is_raw_and_has_its_size() {

@@ -166,7 +166,7 @@ pub fn run() -> Result<(), TrialError> {
     let entry = Entry::Linux64(CODE);
     let ram = GuestRam::new(&[RamRange { start: 0, len: MEMORY }])?;
     write(ram.memory(), entry)?;
-    let vm = KvmVm::create()?;
+    let vm = KvmVm::create(kvm::open()?)?;
     vm.set_memory(ram.memory())?;
     let vcpu = vm.create_vcpu(0, &mut vm.cpuid(1)?)?;
     kvm::set_entry(&vcpu, entry)?;

@@ -9,8 +9,8 @@
 //! processes one level down, to [`MACHINE`]; the limits, which stay where they are, include both children. Version 1 has
 //! no such hierarchy of events: nothing is reported there.
 //!
-//! The machine's process is too large to be forked, and may not fork once a guest runs. So a process is forked before, for
-//! containers with a memory limit only. It waits in read(2), knows nothing of the guest, and dies with the machine.
+//! The machine's process may not fork once it has threads. So a process is forked before, for containers with a memory limit
+//! only. It waits in read(2), knows nothing of the guest, and dies with the machine.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -20,7 +20,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Cgroup, Version, write_file};
+use super::hierarchies::Hierarchies;
+use super::{Cgroup, Result, Version, write_file};
 use crate::HostError;
 use crate::confine::{self, Paths, Role};
 use crate::sys;
@@ -44,30 +45,32 @@ const PENDING_MAX: usize = 16;
 /// The machine's end of a connection to the reporting process.
 #[derive(Debug)]
 pub struct KillReporter {
+    /// Process id of the reporting process, which must be moved to the machine's cgroup.
+    pub pid: u32,
     socket: UnixStream,
     pending: usize,
 }
 
 impl KillReporter {
-    /// Forks the process for a machine in `cgroup`, which this process has joined. `None` in version 1.
+    /// Forks the process. `None` if the host's controllers are in hierarchies of version 1.
     ///
     /// # Errors
     ///
     /// Also if this process has a second thread.
-    pub fn start(cgroup: &Cgroup) -> Result<Option<KillReporter>, HostError> {
-        let Some(directory) = cgroup.directories().next().filter(|_| cgroup.version() == Version::Two) else {
+    pub fn start() -> Result<Option<KillReporter>> {
+        if Hierarchies::find()?.version() != Version::Two {
             return Ok(None);
-        };
+        }
         let pair = UnixStream::pair().and_then(|(own, other)| {
             own.set_nonblocking(true)?;
             Ok((own, other))
         });
         let (own, other) = pair.map_err(HostError::step("create a socket pair"))?;
-        let child = sys::fork_tied(other.as_fd()).map_err(HostError::step("fork the reporter of kills"))?;
-        if child != 0 {
-            return Ok(Some(KillReporter { socket: own, pending: 0 }));
+        let pid = sys::fork_tied(other.as_fd()).map_err(HostError::step("fork the reporter of kills"))?;
+        if pid != 0 {
+            return Ok(Some(KillReporter { pid, socket: own, pending: 0 }));
         }
-        serve(other, &directory);
+        serve(other);
     }
 
     /// Asks for a report. Does not wait.
@@ -104,23 +107,30 @@ impl KillReporter {
 
 /// The reporting process. It confines itself when it has something to do, so that a start does not wait for that. It does
 /// not log, because it has none of the descriptors of the logger.
-fn serve(mut socket: UnixStream, directory: &Path) -> ! {
+fn serve(mut socket: UnixStream) -> ! {
     let mut asked = [0; PENDING_MAX];
-    let mut danger = None;
+    let mut opened = None;
     while let Ok(count @ 1..) = socket.read(&mut asked) {
-        let danger = danger.get_or_insert_with(|| {
-            let opened = File::options().read(true).write(true).open("/proc/self/oom_score_adj");
-            let write = vec![directory.to_owned()];
+        let opened = opened.get_or_insert_with(|| {
+            let directory = own_cgroup()?;
+            let danger = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
+            let write = vec![directory.clone()];
             confine::enter_main(Role::Reporter, &Paths { write, ..Paths::default() });
-            opened
+            Ok::<_, io::Error>((directory, danger))
         });
         // Whatever fails, the machine must not wait.
-        let _ = danger.as_ref().is_ok_and(|danger| report(directory, danger).is_ok());
+        let _ = opened.as_ref().is_ok_and(|(directory, danger)| report(directory, danger).is_ok());
         if socket.write_all(&asked[..count]).is_err() {
             break;
         }
     }
     std::process::exit(0)
+}
+
+/// Returns the directory of the machine's cgroup, to which this process was moved.
+fn own_cgroup() -> io::Result<PathBuf> {
+    let own = Cgroup::of_process(std::process::id()).map_err(io::Error::other)?;
+    own.directories().next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Has a process killed. Returns when those who watch the cgroup have been told.

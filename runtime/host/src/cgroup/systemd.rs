@@ -102,13 +102,13 @@ impl Manager {
         }
     }
 
-    /// Creates a scope with this process in it, and waits for the job.
-    pub fn start(&mut self, scope: &Scope, mut properties: Vec<Property>) -> Result<()> {
+    /// Creates a scope with `processes` in it, and waits for the job.
+    pub fn start(&mut self, scope: &Scope, processes: Vec<u32>, mut properties: Vec<Property>) -> Result<()> {
         let default = if is_rootless() { "user.slice" } else { "system.slice" };
         let slice = if scope.slice.is_empty() { default } else { &scope.slice };
         let text = |name: &str, value: &str| (name.to_owned(), Value::Text(value.to_owned()));
         properties.extend([text("Description", "vmm container"), text("Slice", slice)]);
-        properties.push(("PIDs".to_owned(), Value::Processes(vec![std::process::id()])));
+        properties.push(("PIDs".to_owned(), Value::Processes(processes)));
         properties.push(("DefaultDependencies".to_owned(), Value::Bool(false)));
         for name in ["Delegate", "MemoryAccounting", "CPUAccounting", "TasksAccounting"] {
             properties.push((name.to_owned(), Value::Bool(true)));

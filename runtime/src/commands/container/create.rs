@@ -19,7 +19,7 @@ use super::home::{self, Home};
 use super::life::{Life, refuse_foreground_flags};
 use super::member;
 use super::{check_console, refuse_descriptors, start, write_pid};
-use crate::assembly::Assembly;
+use crate::assembly::{self, Assembly};
 use crate::cli::RunArgs;
 use crate::cli::container::CreateArgs;
 use crate::commands::{inherited, own_users};
@@ -176,14 +176,17 @@ fn delete_forgotten(life: &Life, directory: &StateDir, poststop: &[Hook], enviro
 
 /// Runs the container in a machine of its own, from its environment on the host to its end.
 fn live(life: &mut Life, created: Started) -> Result<u8> {
-    let prepared = life.prepare()?;
+    life.fork_kill_reporter()?;
     environment::seclude()?;
     confine::prepare(logging::forbidden).context("prepare the confinement")?;
-    let kill_reporter = life.kill_reporter()?;
-    // After the hooks, which would inherit blocked signals.
+    // Before the first thread starts, so that every thread blocks these signals. Hooks start with none blocked.
     let signals = Signals::block().context("block signals")?;
-    let mut supervisor = life.begin(prepared, signals, Assembly::begin()?, created)?;
-    supervisor.kill_reporter = kill_reporter;
+    life.host = Some(assembly::host());
+    // KVM and this process each join a cgroup meanwhile. The kernel lets both pass after one grace period.
+    let assembly = Assembly::begin()?;
+    let prepared = life.prepare()?;
+    let mut supervisor = life.begin(prepared, signals, assembly, created)?;
+    supervisor.kill_reporter = life.kill_reporter.take();
     let code = supervisor.run()?;
     if let Some((name, error)) = supervisor.output_error() {
         log::warn!("write {name}: {error}");

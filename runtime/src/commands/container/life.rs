@@ -45,6 +45,8 @@ pub struct Life {
     pub timeline: Option<Arc<Timeline>>,
     /// Memory and CPUs of the host for a machine in the first cgroup of this process; `None` before they were read.
     pub host: Option<Host>,
+    /// Reports kills in the guest to the engine, for containers with a memory limit.
+    pub kill_reporter: Option<KillReporter>,
     /// The cgroup of this process before it joined the container's.
     cgroup_before: Cgroup,
 }
@@ -69,6 +71,7 @@ impl Life {
             foreground: false,
             timeline: None,
             host: None,
+            kill_reporter: None,
             cgroup_before: Cgroup::default(),
         }
     }
@@ -107,16 +110,18 @@ impl Life {
         Ok(environment::open_terminal(socket, self.bundle.process.console_size)?)
     }
 
-    /// Creates the container's cgroup, limits it to a machine of this size, and joins it.
+    /// Creates the container's cgroup, limits it to a machine of this size, and joins it with the reporter of kills.
     pub(super) fn enter_cgroup(&mut self, wanted: &HostCgroup, memory_mib: u32) -> Result<()> {
         // Recorded before the cgroup exists, so that a cleanup finds it. systemd's directories are known later.
         self.state.cgroup = Cgroup::choose(wanted)?;
         self.write_state()?;
-        self.state.cgroup.make(wanted, memory_mib)?;
+        let companion = self.kill_reporter.as_ref().map(|reporter| reporter.pid);
+        self.state.cgroup.make(wanted, memory_mib, companion)?;
         self.write_state()?;
         self.state.cgroup.limit(&wanted.resources, memory_mib)?;
         self.cgroup_before = Cgroup::of_process(std::process::id())?;
-        Ok(self.state.cgroup.join()?)
+        self.state.cgroup.join()?;
+        Ok(companion.map_or(Ok(()), |pid| self.state.cgroup.admit(pid))?)
     }
 
     /// Creates the machine and the container's supervisor. `started` is called when the container was created, or when
@@ -149,12 +154,14 @@ impl Life {
         Ok(supervisor)
     }
 
-    /// Forks a process that makes kills in the guest known to the engine, if a kill can be for a limit of the container.
-    pub fn kill_reporter(&self) -> Result<Option<KillReporter>> {
+    /// Forks a process that makes kills in the guest known to the engine, if a kill can be for a limit of the container. To
+    /// be called while this process has one thread.
+    pub fn fork_kill_reporter(&mut self) -> Result<()> {
         let resources = &self.bundle.spec.linux.resources;
-        let limited =
-            positive(resources.memory.limit).is_some() || resources.unified.contains_key("memory.max");
-        Ok(if limited { KillReporter::start(&self.state.cgroup)? } else { None })
+        if positive(resources.memory.limit).is_some() || resources.unified.contains_key("memory.max") {
+            self.kill_reporter = KillReporter::start()?;
+        }
+        Ok(())
     }
 
     /// Returns the files that the process uses while the guest runs: cgroups that it leaves and removes, and the

@@ -36,10 +36,11 @@ const JOINED: &str = "joined";
 pub fn live(life: &mut Life, home: &Home, created: Started) -> Result<u8> {
     home.directory.id.clone_into(&mut life.state.joined);
     life.write_state()?;
+    life.fork_kill_reporter()?;
     let plan = prepare(life, home)?;
     environment::seclude()?;
     confine::prepare(logging::forbidden).context("prepare the confinement")?;
-    let mut kill_reporter = life.kill_reporter()?;
+    let mut kill_reporter = life.kill_reporter.take();
     // After the hooks, which would inherit blocked signals.
     let signals = Signals::block().context("block signals")?;
     let terminal = plan.container.process.terminal;
