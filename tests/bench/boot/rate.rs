@@ -1,5 +1,6 @@
 //! Many starts: one after the other without a pause, and several at once.
 
+use std::fs;
 use std::thread;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::timing::at_once;
 pub fn rate(folder: &Folder, row: usize, batch: usize, rounds: usize) -> Value {
     let (mut in_a_row, mut together, mut rates) =
         (Samples::default(), Samples::default(), Samples::default());
+    let mut kept = Samples::default();
     let mut failures = Vec::new();
     for contender in Contender::containers(folder) {
         let mut failed = 0;
@@ -23,9 +25,11 @@ pub fn rate(folder: &Folder, row: usize, batch: usize, rounds: usize) -> Value {
         };
         // The first start fills caches.
         start(folder, contender, "first");
+        let before = available_mib();
         let begun = Instant::now();
         for number in 0..row {
             note(&mut in_a_row, start(folder, contender, &format!("row-{number}")));
+            kept.add(contender.name(), before - available_mib());
         }
         rates.add(&format!("{}: in a row", contender.name()), per_second(row, begun));
         for round in 0..rounds {
@@ -43,11 +47,14 @@ pub fn rate(folder: &Folder, row: usize, batch: usize, rounds: usize) -> Value {
     }
     let mut rates = rates.group("rate");
     rates["unit"] = "starts per second".into();
+    let mut kept = kept.group(&format!("{row} starts in a row: memory that the host has less after a start"));
+    kept["unit"] = "MiB".into();
     json!({
         "groups": [
             in_a_row.group(&format!("{row} starts in a row: start to exit")),
             together.group(&format!("{batch} starts at once: start to exit")),
             rates,
+            kept,
         ],
         "failures": failures,
     })
@@ -61,6 +68,15 @@ fn start(folder: &Folder, contender: Contender, id: &str) -> Option<f64> {
         eprintln!("{contender:?}: {}, {:?}", times.status, times.output);
     }
     succeeded.then_some(times.end)
+}
+
+/// The memory that the host can give to programs, in MiB. Machines that the kernel destroys in the background still have
+/// theirs.
+fn available_mib() -> f64 {
+    let text = fs::read_to_string("/proc/meminfo").expect("read /proc/meminfo");
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("it has MemAvailable");
+    let kib = line.trim().trim_end_matches(" kB").parse::<f64>().expect("a size in KiB");
+    kib / 1024.0
 }
 
 fn per_second(starts: usize, since: Instant) -> f64 {
