@@ -25,17 +25,14 @@ pub struct CgroupPath {
 }
 
 impl CgroupPath {
-    /// Parses cgroupfs form. As in runc, `..` stops at the root.
+    /// Parses cgroupfs form. As in runc, `..` stops at the root, and a text in systemd's form is a name.
     ///
     /// # Errors
     ///
-    /// The text is too long, in systemd's form, or names the root cgroup.
+    /// The text is too long, or names the root cgroup.
     pub fn parse(text: &str) -> Result<CgroupPath> {
         if text.len() > PATH_MAX || text.contains('\0') {
             return Err(invalid(AT, format!("longer than {PATH_MAX} bytes, or contains a NUL byte")));
-        }
-        if text.split(':').count() == 3 && !text.contains('/') {
-            return Err(invalid(AT, format!("{text:?} is systemd's form, which needs --systemd-cgroup")));
         }
         let mut path = PathBuf::new();
         for component in Path::new(text).components() {
@@ -112,14 +109,17 @@ mod tests {
 
     #[test]
     fn invalid_cgroupfs_paths_are_refused() {
-        for (text, message) in [
-            ("/", r#""/" is the root cgroup"#),
-            ("a/..", r#""a/.." is the root cgroup"#),
-            ("a:b:c", r#""a:b:c" is systemd's form, which needs --systemd-cgroup"#),
-        ] {
+        for (text, message) in [("/", r#""/" is the root cgroup"#), ("a/..", r#""a/.." is the root cgroup"#)]
+        {
             let error = CgroupPath::parse(text).unwrap_err();
             assert_eq!(error.to_string(), format!("config.json linux.cgroupsPath: {message}"));
         }
+    }
+
+    #[test]
+    fn systemd_s_form_is_a_name_among_paths() {
+        let path = CgroupPath::parse("test.slice:cri-containerd:6a2c").unwrap();
+        assert_eq!(path, CgroupPath { path: "test.slice:cri-containerd:6a2c".into(), absolute: false });
     }
 
     #[test]
