@@ -4,6 +4,8 @@
 use std::io::Write;
 
 use anyhow::{Context, Result};
+use host::confine::cores::Cores;
+use host::confine::{has_filters, has_landlock};
 use oci::OCI_VERSION;
 use oci::mount_options;
 use oci::refusals;
@@ -54,6 +56,10 @@ fn document() -> Value {
             "vmm.version": env!("CARGO_PKG_VERSION"),
             "vmm.commit": option_env!("VMM_COMMIT").unwrap_or("unknown"),
             "vmm.checkpoint.enabled": "false",
+            // Layers of the confinement that this host does not have are missing in every machine's process.
+            "vmm.isolation.seccomp": has_filters().to_string(),
+            "vmm.isolation.landlock": has_landlock().to_string(),
+            "vmm.isolation.coreScheduling": (Cores::of_host() != Cores::Unscheduled).to_string(),
         },
         "potentiallyUnsafeConfigAnnotations": [],
     })
@@ -107,6 +113,16 @@ mod tests {
         let mount = json!({"destination": "/x", "type": "tmpfs", "options": document["mountOptions"]});
         let spec = json!({"ociVersion": "1.0.0", "linux": {"namespaces": namespaces}, "mounts": [mount]});
         refusals::check(&serde_json::from_value(spec).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn the_host_s_layers_of_isolation_are_named() {
+        let annotations = &document()["annotations"];
+        for layer in ["seccomp", "landlock", "coreScheduling"] {
+            let value = annotations[format!("vmm.isolation.{layer}")].as_str().unwrap();
+            assert!(["true", "false"].contains(&value), "{layer}: {value}");
+        }
+        assert_eq!(annotations["vmm.isolation.seccomp"], has_filters().to_string());
     }
 
     #[test]
