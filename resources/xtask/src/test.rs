@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
+use crate::checkout::target_dir;
 use crate::engines::{self, Cases, engines};
 use crate::executable::{static_program, test_program};
 use crate::host::Host;
@@ -14,6 +15,12 @@ use crate::{apt, bundle, check, dist, program, suites};
 
 /// Timeout of the whole-VM tests in seconds: several times their duration, and well below CI's timeout.
 const VM_TESTS_SECONDS: u64 = 2400;
+/// Crates with unsafe code whose tests run as a program of this machine.
+const UNSAFE_CRATES: [&str; 4] = ["agent", "devices", "host", "vmm"];
+/// Tests that do not work with AddressSanitizer: threads with a seccomp filter, which its system calls violate, and a count
+/// of resident memory, which includes its own.
+const UNSANITIZED: [&str; 3] =
+    ["confine::tests", "an_unprivileged_thread_is_only_itself", "ten_thousand_drivers_leave_nothing_behind"];
 /// Timeout of the tests of the release files in seconds.
 const DIST_TESTS_SECONDS: u64 = 600;
 
@@ -23,20 +30,23 @@ pub struct Args {
     /// Only the unit tests
     #[arg(long)]
     unit: bool,
-    /// Only the whole-VM tests
+    /// Only the unit tests of the crates with unsafe code, with AddressSanitizer
     #[arg(long, conflicts_with = "unit")]
+    sanitizer: bool,
+    /// Only the whole-VM tests
+    #[arg(long, conflicts_with_all = ["unit", "sanitizer"])]
     vm: bool,
     /// Only the tests of Docker, Podman and containerd: all cases, with runc and with vmm
-    #[arg(long, conflicts_with_all = ["unit", "vm"])]
+    #[arg(long, conflicts_with_all = ["unit", "sanitizer", "vm"])]
     engines: bool,
     /// Only the tests of the release files: the Debian package with Docker, and the tarball
-    #[arg(long, conflicts_with_all = ["unit", "vm", "engines"])]
+    #[arg(long, conflicts_with_all = ["unit", "sanitizer", "vm", "engines"])]
     dist: bool,
     /// Write the results to tests/engines/RESULTS.md
     #[arg(long, requires = "engines")]
     record: bool,
     /// Only the public OCI test suite in this checkout, with runc and with vmm; may be repeated
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "vm", "engines", "dist"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "sanitizer", "vm", "engines", "dist"])]
     oci: Vec<PathBuf>,
     /// Run no tests; write the table again from the last results
     #[arg(long, requires = "oci")]
@@ -57,6 +67,9 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
     }
     if args.dist {
         return dist_tests(args);
+    }
+    if args.sanitizer {
+        return sanitizer_tests(args);
     }
     if !args.vm {
         if args.filter.is_empty() {
@@ -79,6 +92,26 @@ fn unit_tests(args: &Args) -> anyhow::Result<()> {
     let mut words = vec!["test", "--workspace", "--exclude", "tests"];
     words.extend(args.filter.iter().map(String::as_str));
     run(cargo().args(words))
+}
+
+/// Runs the unit tests of the crates with unsafe code, instrumented by AddressSanitizer: a use of freed memory, an access
+/// outside an object or a leak fails them.
+fn sanitizer_tests(args: &Args) -> anyhow::Result<()> {
+    say("unit tests with AddressSanitizer");
+    // The architecture's own target: with it, cargo does not instrument build scripts and macros.
+    let mut words = vec!["test", "--target", "x86_64-unknown-linux-gnu", "--lib", "--test", "*"];
+    words.extend(UNSAFE_CRATES.iter().flat_map(|name| ["-p", name]));
+    words.extend(args.filter.iter().map(String::as_str));
+    words.push("--");
+    words.extend(UNSANITIZED.iter().flat_map(|name| ["--skip", name]));
+    run(cargo()
+        .args(words)
+        .env("CARGO_TARGET_DIR", target_dir().join("sanitizer"))
+        .env("RUSTFLAGS", "-Zsanitizer=address")
+        // The flag is unstable. This variable permits it with the project's stable compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        // By default 256 MiB of freed memory are kept, which tests that measure this process's memory would see.
+        .env("ASAN_OPTIONS", "quarantine_size_mb=1:thread_local_quarantine_size_kb=64"))
 }
 
 /// Builds the whole-VM tests and runs them with a usable KVM: natively, or in the emulated KVM host.
