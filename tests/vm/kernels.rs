@@ -4,7 +4,7 @@ use serde_json::json;
 use tests::Bundle;
 
 /// A bundle whose process has these capabilities besides the default ones.
-fn with_capabilities(script: &str, names: &[&str]) -> Bundle {
+pub(crate) fn with_capabilities(script: &str, names: &[&str]) -> Bundle {
     Bundle::sh(script).with(|c| {
         for set in ["bounding", "effective", "permitted"] {
             c["process"]["capabilities"][set]
@@ -16,7 +16,7 @@ fn with_capabilities(script: &str, names: &[&str]) -> Bundle {
 }
 
 /// A module of the full kernel, which the base kernel lacks.
-const IS_FULL: &str = "if [ -e /proc/net/ip_tables_names ]; then echo full; else echo base; fi";
+pub(crate) const IS_FULL: &str = "if [ -e /proc/net/ip_tables_names ]; then echo full; else echo base; fi";
 
 #[test]
 fn capabilities_choose_the_kernel() {

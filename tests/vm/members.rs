@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process, set_child_subreaper};
 use serde_json::{Value, json};
 use tests::{Bundle, ConsoleSocket, StateDir};
 
+use crate::kernels::{IS_FULL, with_capabilities};
 use crate::lifecycle::reap;
 
 mod faults;
@@ -167,6 +168,22 @@ fn a_member_has_a_life_of_its_own() {
     assert_eq!(engine.read("second.out"), "again\n");
     engine.out(&["kill", "first"]);
     assert_eq!(reap(first), Ok(0));
+}
+
+#[test]
+fn a_privileged_member_finds_its_kernel_if_the_first_container_asked_for_it() {
+    let net_admin = |first| joining(with_capabilities(IS_FULL, &["CAP_NET_ADMIN"]), first, &SHARED);
+    for (annotation, found, is_warned) in [(None, "base\n", true), (Some("full"), "full\n", false)] {
+        let bundle = Bundle::sh(PAUSE).with(|c| {
+            annotation.iter().for_each(|kernel| c["annotations"]["vmm.kernel"] = json!(kernel));
+        });
+        let (mut engine, first) = Engine::with_first(bundle);
+        let pid = engine.run("second", net_admin(first));
+        assert_eq!(reap(pid), Ok(0));
+        assert_eq!(engine.read("second.out"), found);
+        let said = engine.read("second.err");
+        assert_eq!(said.contains("the annotation vmm.kernel"), is_warned, "{said}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use oci::spec::ConsoleSize;
 use oci::spec::resources::{BlockIo, Resources};
 
 use crate::limits::Sets;
-use crate::vm::{NETWORK_FILTER, host_cgroup};
+use crate::vm::{KERNEL, Kernel, NETWORK_FILTER, host_cgroup};
 use crate::{ContainerPlan, VmPlan, VmSettings, limits};
 
 /// Paths in /proc with kernel settings, which all containers of a machine share.
@@ -21,6 +21,8 @@ pub struct Machine {
     /// Memory in MiB above which no container of it can be limited; `None` if the machine has all memory of the host.
     pub memory_mib: Option<u32>,
     pub vcpus: u8,
+    /// The kernel that it runs, if that is an embedded one.
+    pub kernel: Kernel,
 }
 
 impl VmPlan {
@@ -47,7 +49,8 @@ impl VmPlan {
         }
         let settings =
             VmSettings { memory_mib: machine.memory_mib, vcpus: Some(machine.vcpus), ..settings.clone() };
-        Ok(VmPlan { cgroup, ..VmPlan::new(&settings, "") })
+        let kernel = if settings.own_kernel { machine.kernel } else { Kernel::Full };
+        Ok(VmPlan { cgroup, kernel, ..VmPlan::new(&settings, "") })
     }
 }
 
@@ -92,6 +95,12 @@ impl ContainerPlan {
                 "linux.resources.cpu: cpus and mems have no effect in the machine of another container";
             plan.notices.push(notice.to_owned());
         }
+        if vm.kernel == Kernel::Base && Kernel::needed_by(bundle) == Kernel::Full {
+            plan.notices.push(format!(
+                "process.capabilities: the kernel of this machine has no bridges, packet filters and other file systems; \
+                 the annotation {KERNEL} = \"full\" of its first container chooses the one that has them"
+            ));
+        }
         protect_kernel(&mut plan.container);
         Ok(plan)
     }
@@ -124,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    const MACHINE: Machine = Machine { memory_mib: Some(64), vcpus: 2 };
+    const MACHINE: Machine = Machine { memory_mib: Some(64), vcpus: 2, kernel: Kernel::Base };
 
     fn bundle(change: impl FnOnce(&mut Value)) -> Bundle {
         let mut json: Value = serde_json::from_str(oci::DEFAULT_CONFIG).unwrap();

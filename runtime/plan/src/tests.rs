@@ -77,6 +77,17 @@ fn capabilities_choose_the_kernel() {
 }
 
 #[test]
+fn an_annotation_chooses_the_kernel() {
+    let with = |value: &str| {
+        let change = |json: &mut serde_json::Value| json["annotations"]["vmm.kernel"] = value.into();
+        plan_of(change).map(|plan| plan.vm.kernel).map_err(|error| error.to_string())
+    };
+    assert_eq!([with("full"), with("base")], [Ok(Kernel::Full), Ok(Kernel::Base)]);
+    let error = with("").unwrap_err();
+    assert!(error.contains(r#"annotations["vmm.kernel"]: "" is neither "base" nor "full""#), "{error}");
+}
+
+#[test]
 fn an_annotation_enables_the_network_filter() {
     let with = |value: &str, vhost_net| {
         let config = VmSettings { vhost_net, ..config() };

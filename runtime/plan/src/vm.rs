@@ -9,6 +9,7 @@ use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
 use oci::spec::Capabilities;
 use oci::{Bundle, Spec, refusals};
+use serde::{Deserialize, Serialize};
 
 use crate::limits::{self, Sets};
 use crate::{Inherited, krun, pod_size};
@@ -57,7 +58,8 @@ pub enum VhostNet {
 }
 
 /// An embedded kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kernel {
     /// The kernel with the shortest boot. It has what a container without privileges can use.
     #[default]
@@ -77,8 +79,25 @@ impl Kernel {
         if names.any(|name| USERS.contains(&name.as_str())) { Kernel::Full } else { Kernel::Base }
     }
 
-    /// Returns the kernel for a bundle, which may also mount a file system that only the full kernel has.
-    fn for_bundle(bundle: &Bundle) -> Kernel {
+    /// Returns the kernel for a bundle: the one that its annotation names, else the one that its process and mounts need.
+    ///
+    /// # Errors
+    ///
+    /// The annotation names no kernel.
+    fn for_bundle(bundle: &Bundle) -> Result<Kernel> {
+        match bundle.spec.annotations.get(KERNEL).map(String::as_str) {
+            None => Ok(Kernel::needed_by(bundle)),
+            Some("base") => Ok(Kernel::Base),
+            Some("full") => Ok(Kernel::Full),
+            Some(other) => {
+                let why = format!("{other:?} is neither \"base\" nor \"full\"");
+                Err(invalid(&format!("annotations[{KERNEL:?}]"), why))
+            }
+        }
+    }
+
+    /// Returns the kernel for a bundle's process and mounts, which may be of a file system that only the full kernel has.
+    pub(crate) fn needed_by(bundle: &Bundle) -> Kernel {
         const FILE_SYSTEMS: [&str; 3] = ["binfmt_misc", "bpf", "hugetlbfs"];
         let mut mounts = bundle.spec.mounts.iter();
         match mounts.any(|mount| !mount.is_bind() && FILE_SYSTEMS.contains(&mount.kind.as_str())) {
@@ -213,7 +232,7 @@ impl VmPlan {
             fill_mib: limit_mib.map_or(vm.fill_mib, |_| Some(vm.memory_mib)),
             network: bundle.network().map(Path::to_owned),
             sockets: sockets(bundle, settings.protocol)?,
-            kernel: Kernel::for_bundle(bundle),
+            kernel: Kernel::for_bundle(bundle)?,
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..vm
         })
@@ -249,6 +268,9 @@ fn sockets(bundle: &Bundle, protocol: Protocol) -> Result<Vec<PathBuf>> {
     }
     Ok(bundle.socket_sources.keys().map(|index| bundle.bind_source(&bundle.spec.mounts[*index])).collect())
 }
+
+/// Annotation that chooses the kernel, for a machine that containers with other privileges than those of the first will join.
+pub(crate) const KERNEL: &str = "vmm.kernel";
 
 /// Annotation that restricts the packets of a container to the addresses of its interfaces.
 pub(crate) const NETWORK_FILTER: &str = "vmm.network.filter";

@@ -409,6 +409,7 @@ impl Supervisor {
             patience: self.session.patience.as_secs(),
             memory_mib: self.pod.machine.memory_mib,
             vcpus: self.pod.machine.vcpus,
+            kernel: self.pod.machine.kernel,
             cgroup: self.cgroup.clone(),
             containers: self.containers.all.iter().map(|container| self.state_of(container)).collect(),
             joined: String::new(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use host::cgroup::Cgroup;
+use plan::vm::Kernel;
 use serde::{Deserialize, Serialize};
 
 /// Status of a container that is being created.
@@ -25,6 +26,8 @@ pub struct PodState {
     pub patience: u64,
     pub memory_mib: u32,
     pub vcpus: u8,
+    /// The machine's kernel, unless the user named a file.
+    pub kernel: Kernel,
     /// The machine's cgroup on the host, if it has one.
     #[serde(skip_serializing_if = "Cgroup::is_none")]
     pub cgroup: Cgroup,
@@ -61,8 +64,8 @@ impl PodState {
             return self.stopped();
         }
         let (containers, status, patience) = (own.into_iter().collect(), machine.status, machine.patience);
-        let (memory_mib, vcpus) = (machine.memory_mib, machine.vcpus);
-        PodState { containers, status, patience, memory_mib, vcpus, ..self }
+        let (memory_mib, vcpus, kernel) = (machine.memory_mib, machine.vcpus, machine.kernel);
+        PodState { containers, status, patience, memory_mib, vcpus, kernel, ..self }
     }
 
     /// Returns the state after the process has ended.

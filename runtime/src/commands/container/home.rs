@@ -30,7 +30,8 @@ impl Home {
     pub fn machine(&self) -> Machine {
         // As with runc, a limit may be above what the host has.
         let whole = room::memory_mib().is_some_and(|host| u64::from(self.state.memory_mib) >= host);
-        Machine { memory_mib: (!whole).then_some(self.state.memory_mib), vcpus: self.state.vcpus }
+        let PodState { memory_mib, vcpus, kernel, .. } = self.state;
+        Machine { memory_mib: (!whole).then_some(memory_mib), vcpus, kernel }
     }
 }
 
