@@ -284,7 +284,9 @@ impl Engine {
             | Kind::RootlessPodman
             | Kind::RootlessDocker => {
                 let archive = archive.to_str().expect("the path is UTF-8");
-                self.ok(&["import", "--change", "CMD [\"sh\"]", archive, name]);
+                let command = self.start_command(&["import", "--change", "CMD [\"sh\"]", archive, name]);
+                // The largest image has 1.4 GB.
+                command.for_longer(4).finish().code(0);
             }
             // ctr and runtimes run a root file system without an image.
             Kind::Containerd | Kind::None => {}

@@ -84,6 +84,7 @@ pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
+    deadline: Duration,
     /// A directory that the program uses and that must not be removed before its end.
     _directory: Option<Arc<TempDir>>,
 }
@@ -97,12 +98,18 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("start the program under test");
-        Running { stdin: child.stdin.take(), stdout: child.stdout.take(), child, _directory: None }
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        Running { child, stdin, stdout, deadline: deadline(), _directory: None }
     }
 
     /// Keeps `directory` until the program has ended.
     pub fn in_directory(self, directory: Arc<TempDir>) -> Running {
         Running { _directory: Some(directory), ..self }
+    }
+
+    /// Gives the program `times` as long as others have, because it has as much more to do.
+    pub fn for_longer(self, times: u32) -> Running {
+        Running { deadline: self.deadline * times, ..self }
     }
 
     /// The program's process ID.
@@ -193,14 +200,14 @@ impl Running {
     /// reader has until then, as `print` says it.
     #[track_caller]
     fn within<T>(&mut self, receive: &Receiver<T>, what: &str, print: impl Fn(&T) -> String) -> T {
-        let deadline = deadline();
-        match receive.recv_timeout(deadline) {
+        match receive.recv_timeout(self.deadline) {
             Ok(value) => value,
             Err(RecvTimeoutError::Timeout) => {
                 let threads = threads(self.pid());
                 self.child.kill().expect("kill the program under test");
                 let read = receive.recv_timeout(AFTER_KILL).map_or("?".to_owned(), |value| print(&value));
-                panic!("no {what} within {} s\n--- threads\n{threads}--- output\n{read}", deadline.as_secs());
+                let seconds = self.deadline.as_secs();
+                panic!("no {what} within {seconds} s\n--- threads\n{threads}--- output\n{read}");
             }
             Err(RecvTimeoutError::Disconnected) => panic!("no {what}: the reader panicked"),
         }
