@@ -56,7 +56,13 @@ fn columns<const N: usize>(
 /// Reads what the containers of a new machine have from this process and the host.
 fn inherited() -> Result<Inherited> {
     let limits = sys::inherited::resource_limits().context("read the resource limits")?;
-    Ok(Inherited::new(&limits, |path| setting(path).ok()))
+    let inherited = Inherited::new(&limits, |path| setting(path).ok());
+    if let Some(program) = &inherited.core_program {
+        log::info!(
+            "kernel.core_pattern of the host starts {program:?}, which a guest cannot: core dumps are files named core"
+        );
+    }
+    Ok(inherited)
 }
 
 /// Reads a setting of the kernel. One read returns all of it: fewer system calls for each than with [`std::fs::read_to_string`].

@@ -3,6 +3,7 @@
 //! With runc a process inherits both. A guest has its own kernel, so they are copied when the machine starts. Values that
 //! the guest's kernel has anyway are left out: each costs the boot a system call or two.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use agent_proto::payload::Rlimit;
@@ -99,6 +100,8 @@ pub struct Inherited {
     pub limits: Vec<Rlimit>,
     /// Content of files below /proc/sys and /sys that differs from the guest's, by path.
     pub parameters: BTreeMap<String, String>,
+    /// The host's program for core dumps, which cannot run in a guest: its processes leave files instead.
+    pub core_program: Option<String>,
 }
 
 impl Inherited {
@@ -107,11 +110,21 @@ impl Inherited {
     pub fn new(limits: &[(u64, u64)], read: impl Fn(&str) -> Option<String>) -> Inherited {
         let limits = RLIMITS.iter().zip(GUEST_LIMITS).zip(limits);
         let limits = limits.filter(|((_, guest), host)| *guest != Some(**host));
+        let core_program = RefCell::new(None);
+        let read = |path: &str| {
+            let content = read(path)?;
+            if path == CORE_PATTERN {
+                core_program.replace(content.trim().strip_prefix('|').map(str::to_owned));
+            }
+            Some(content)
+        };
+        let parameters = different(&PARAMETERS, read);
         Inherited {
             limits: limits
                 .map(|((kind, _), &(soft, hard))| Rlimit { kind: (*kind).to_owned(), hard, soft })
                 .collect(),
-            parameters: different(&PARAMETERS, read),
+            parameters,
+            core_program: core_program.into_inner(),
         }
     }
 }
@@ -181,6 +194,7 @@ mod tests {
             Some(text.to_owned())
         };
         let inherited = Inherited::new(&limits, read);
+        assert_eq!(inherited.core_program.as_deref(), Some("/usr/share/apport/apport -p%p"));
         let limit = |kind: &str, soft, hard| Rlimit { kind: kind.to_owned(), hard, soft };
         assert_eq!(
             inherited.limits,

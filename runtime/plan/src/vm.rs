@@ -178,7 +178,7 @@ impl VmPlan {
     pub fn new(settings: &VmSettings, hostname: &str) -> VmPlan {
         // hyperstart refuses a pod with an unknown key.
         let extended = settings.protocol != Protocol::Api4244;
-        let Inherited { limits, parameters } =
+        let Inherited { limits, parameters, .. } =
             if extended { settings.inherited.clone() } else { Inherited::default() };
         let max = settings.max_memory_mib.unwrap_or(limits::MAX_MEMORY_MIB);
         let unset = if settings.own_kernel { max } else { limits::UNSET_MEMORY_MIB };
