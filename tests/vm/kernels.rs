@@ -3,9 +3,14 @@
 use serde_json::json;
 use tests::Bundle;
 
-/// A bundle whose process has these capabilities besides the default ones.
+/// A bundle of busybox whose process has these capabilities besides the default ones.
 pub(crate) fn with_capabilities(script: &str, names: &[&str]) -> Bundle {
-    Bundle::sh(script).with(|c| {
+    capable(Bundle::sh(script), names)
+}
+
+/// The bundle, whose process has these capabilities besides the default ones.
+fn capable(bundle: Bundle, names: &[&str]) -> Bundle {
+    bundle.with(|c| {
         for set in ["bounding", "effective", "permitted"] {
             c["process"]["capabilities"][set]
                 .as_array_mut()
@@ -112,4 +117,14 @@ fn memory_policies_are_those_of_one_node() {
     let script = "ls -d /sys/devices/system/node/node*; grep -c N0= /proc/self/numa_maps | grep -v '^0$' >/dev/null && echo maps";
     let run = with_capabilities(script, &["CAP_SYS_NICE"]).run().code(0);
     run.stdout("/sys/devices/system/node/node0\nmaps\n");
+}
+
+/// The kernel tests the processor as a source of random numbers when one is asked for, not at each boot.
+#[test]
+fn a_network_administrator_has_the_random_numbers_of_the_processor_for_ipsec() {
+    // 38 is AF_ALG; bind(2) creates the generator, whose address is a sockaddr_alg.
+    let script = "socket(my $s, 38, 5, 0) or die $!; \
+                  bind($s, pack('Sa14LLa64', 38, 'rng', 0, 0, 'jitterentropy_rng')) or die $!; print 'usable'";
+    let bundle = capable(Bundle::debian(&["perl", "-e", script]), &["CAP_NET_ADMIN"]);
+    bundle.run().code(0).stdout("usable");
 }
