@@ -95,6 +95,8 @@ fn cargo_builds_on_all_cpus(engine: &Engine) {
 /// A page whose text comes from a script.
 const PAGE: &str =
     "<body><script>document.body.append(['made', 'by', 'a', 'script'].join(' '))</script></body>";
+/// What the script makes of the page.
+const MADE: &str = "</script>made by a script";
 
 /// Has Chromium print the document that it makes of a page.
 fn chromium(engine: &Engine, flags: &[&str], words: &str) -> String {
@@ -107,11 +109,11 @@ fn chromium(engine: &Engine, flags: &[&str], words: &str) -> String {
 
 fn chromium_runs_a_page(engine: &Engine) {
     let text = chromium(engine, &[], "--no-sandbox");
-    assert!(text.contains("</script>made by a script</body>"), "{text}");
+    assert!(text.contains(MADE), "{text}");
 }
 
 fn chromium_has_a_sandbox_of_its_own(engine: &Engine) {
     // Docker's filter forbids the user namespaces of which the sandbox consists.
     let text = chromium(engine, &["-u", "1000", "--security-opt", "seccomp=unconfined"], "");
-    assert!(text.contains("</script>made by a script</body>"), "{text}");
+    assert!(text.contains(MADE), "{text}");
 }
