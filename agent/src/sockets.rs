@@ -14,8 +14,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
+use rustix::io::IoSliceMut;
 use rustix::net::sockopt::socket_peercred;
-use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, Shutdown, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use crate::container::paths;
 use crate::error::{Error, Step};
@@ -98,8 +103,14 @@ fn listen(mount: &Mount) -> Result<(u16, OwnedFd), Error> {
         rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(mode & 0o777))?;
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         rustix::fs::chownat(CWD, path.as_str(), Some(uid), Some(gid), rustix::fs::AtFlags::empty())?;
-        rustix::net::listen(&socket, BACKLOG)?;
-        Ok(socket)
+        // SO_PEERCRED of a client names the user that listens: on the host most often the owner of the socket.
+        let root = (Uid::ROOT, Gid::ROOT);
+        set_thread_res_gid(root.1, gid, root.1)?;
+        set_thread_res_uid(root.0, uid, root.0)?;
+        let listens = rustix::net::listen(&socket, BACKLOG);
+        set_thread_res_uid(root.0, root.0, root.0)?;
+        set_thread_res_gid(root.1, root.1, root.1)?;
+        listens.map(|()| socket)
     };
     listener().step("listen on", &path).map(|socket| (number, socket))
 }
@@ -269,8 +280,15 @@ impl Connection {
         let room = if outgoing.len() < OUT_MAX { self.flow.room() } else { 0 };
         if room > 0 {
             let mut data = [0; DATA_MAX];
-            match rustix::io::read(socket, &mut data[..room]) {
-                Ok(count) => self.flow.send(self.number, &data[..count], outgoing),
+            let mut pieces = [IoSliceMut::new(&mut data[..room])];
+            let mut nothing = RecvAncillaryBuffer::default();
+            match rustix::net::recvmsg(socket, &mut pieces, &mut nothing, RecvFlags::CMSG_CLOEXEC) {
+                // Data without the descriptors that belong to it would have another meaning.
+                Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => {
+                    Frame::Descriptors.encode(self.number, outgoing);
+                    self.close(outgoing);
+                }
+                Ok(message) => self.flow.send(self.number, &data[..message.bytes], outgoing),
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(_) => self.close(outgoing),
             }

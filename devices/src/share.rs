@@ -31,6 +31,7 @@ pub mod nodes;
 pub(crate) mod operations;
 mod owners;
 pub(crate) mod sys;
+mod sockets;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

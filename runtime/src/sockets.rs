@@ -4,6 +4,7 @@
 //! console ([`agent_proto::sockets`]). One thread connects to the host's sockets and moves the data. Each connection has a
 //! window in each direction, so that a slow reader stops only its own connection.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use agent_proto::sockets::{self, Broken, CONNECTIONS_MAX, DATA_MAX, Flow, Frame, OUT_MAX};
-use host::sockets::{Connector, HostSockets};
+use host::sockets::{Connector, HostSockets, Received, receive, send};
 use host::sys;
 
 /// Maximum number of bytes per read from the guest.
@@ -44,11 +45,12 @@ impl Sockets {
 /// Opens the host's sockets, and starts the thread that connects to them. Also returns the guest's end of the port.
 pub fn serve(paths: &[PathBuf]) -> io::Result<(Sockets, UnixStream)> {
     let sockets = HostSockets::open(paths)?;
+    let paths = paths.to_vec();
     let (port, guest) = UnixStream::pair()?;
     let (runs, running) = channel();
     thread::Builder::new().name("sockets".to_owned()).spawn(move || {
         let _runs: Sender<()> = runs;
-        let carried = sockets.enter().and_then(|connector| carry(port, &connector));
+        let carried = sockets.enter().and_then(|connector| carry(port, &connector, paths));
         if let Err(error) = carried {
             log::warn!("connections to sockets of the host: {error}");
         }
@@ -57,23 +59,53 @@ pub fn serve(paths: &[PathBuf]) -> io::Result<(Sockets, UnixStream)> {
 }
 
 /// Carries connections until the machine has ended.
-fn carry(port: UnixStream, connector: &Connector) -> io::Result<()> {
+fn carry(port: UnixStream, connector: &Connector, paths: Vec<PathBuf>) -> io::Result<()> {
     port.set_nonblocking(true)?;
-    let mut carrier =
-        Carrier { port, connector, connections: Vec::new(), incoming: Vec::new(), outgoing: Vec::new() };
+    let mut carrier = Carrier {
+        port,
+        connector,
+        refusals: Refusals { paths, told: BTreeSet::new() },
+        connections: Vec::new(),
+        incoming: Vec::new(),
+        outgoing: Vec::new(),
+    };
     while carrier.turn()? {}
     carrier.deliver();
     Ok(())
 }
 
+/// Tells the user once for each socket that descriptors are not carried.
+struct Refusals {
+    paths: Vec<PathBuf>,
+    told: BTreeSet<u16>,
+}
+
+impl Refusals {
+    /// `who` has passed descriptors.
+    fn tell(&mut self, socket: u16, who: &str) {
+        if let Some(path) = self.paths.get(usize::from(socket))
+            && self.told.insert(socket)
+        {
+            let path = path.display();
+            log::warn!(
+                "socket {path}: {who} passes descriptors (SCM_RIGHTS), which are not carried: the connection is closed"
+            );
+        }
+    }
+}
+
 /// A connection's socket, or what it will connect to.
 enum Socket {
-    Waiting { socket: u16, uid: u32, gid: u32 },
+    Waiting,
     Open(UnixStream),
 }
 
 struct Connection {
     number: u32,
+    /// Number of the host's socket.
+    target: u16,
+    /// User and group of the process in the guest.
+    user: (u32, u32),
     socket: Socket,
     flow: Flow,
     /// The socket is closed, and the guest must be told.
@@ -83,6 +115,7 @@ struct Connection {
 struct Carrier<'a> {
     port: UnixStream,
     connector: &'a Connector,
+    refusals: Refusals,
     connections: Vec<Connection>,
     incoming: Vec<u8>,
     /// Frames for the guest.
@@ -97,13 +130,13 @@ impl Carrier<'_> {
         let watched: Vec<_> = self.connections.iter().map(|connection| connection.watched(full)).collect();
         let fds: Vec<(BorrowedFd<'_>, i16)> =
             std::iter::once((self.port.as_fd(), port)).chain(watched.iter().copied().flatten()).collect();
-        let waiting = self.connections.iter().any(|one| matches!(one.socket, Socket::Waiting { .. }));
+        let waiting = self.connections.iter().any(|one| matches!(one.socket, Socket::Waiting));
         let ready = sys::poll_all(fds.iter(), waiting.then_some(AGAIN))?;
         let mut rest = ready[1..].iter();
         let ready_connections: Vec<bool> =
             watched.iter().map(|one| one.is_some() && rest.next().is_some_and(|it| *it)).collect();
         for (connection, ready) in self.connections.iter_mut().zip(ready_connections) {
-            connection.serve(ready, &mut self.outgoing);
+            connection.serve(ready, &mut self.outgoing, &mut self.refusals);
         }
         if ready[0] && !self.take()? {
             return Ok(false);
@@ -123,14 +156,24 @@ impl Carrier<'_> {
             Err(error) if is_later(&error) => return Ok(true),
             Err(error) => return Err(error),
         }
-        let connections = &mut self.connections;
+        let Carrier { connections, refusals, .. } = self;
         sockets::drain(&mut self.incoming, |number, frame| {
             let full = connections.len() >= CONNECTIONS_MAX;
             let known = connections.iter_mut().find(|connection| connection.number == number);
             match (known, frame) {
                 (None, Frame::Open { socket, uid, gid }) if !full => {
-                    let socket = Socket::Waiting { socket, uid, gid };
-                    connections.push(Connection { number, socket, flow: Flow::default(), failed: false });
+                    connections.push(Connection {
+                        number,
+                        target: socket,
+                        user: (uid, gid),
+                        socket: Socket::Waiting,
+                        flow: Flow::default(),
+                        failed: false,
+                    });
+                    Ok(())
+                }
+                (Some(connection), Frame::Descriptors) => {
+                    refusals.tell(connection.target, "a process of the container");
                     Ok(())
                 }
                 (_, Frame::Open { .. }) => Err(Broken),
@@ -179,7 +222,7 @@ impl Connection {
     }
 
     /// Reads from a ready socket.
-    fn serve(&mut self, ready: bool, outgoing: &mut Vec<u8>) {
+    fn serve(&mut self, ready: bool, outgoing: &mut Vec<u8>, refusals: &mut Refusals) {
         let Socket::Open(stream) = &mut self.socket else { return };
         if !ready || self.failed {
             return;
@@ -194,8 +237,13 @@ impl Connection {
             return;
         }
         let mut data = [0; DATA_MAX];
-        match stream.read(&mut data[..room]) {
-            Ok(count) => self.flow.send(self.number, &data[..count], outgoing),
+        match receive(stream, &mut data[..room]) {
+            // Data without the descriptors that belong to it would have another meaning.
+            Ok(Received { descriptors: true, .. }) => {
+                refusals.tell(self.target, "the server");
+                self.failed = true;
+            }
+            Ok(Received { bytes, .. }) => self.flow.send(self.number, &data[..bytes], outgoing),
             Err(error) if is_later(&error) => {}
             Err(_) => self.failed = true,
         }
@@ -204,7 +252,8 @@ impl Connection {
     /// Connects, writes what came from the guest, and tells the guest what it must know. Returns whether the connection
     /// goes on.
     fn go_on(&mut self, connector: &Connector, outgoing: &mut Vec<u8>) -> bool {
-        if let Socket::Waiting { socket, uid, gid } = self.socket {
+        if let Socket::Waiting = self.socket {
+            let (socket, (uid, gid)) = (self.target, self.user);
             match connector.connect(socket, uid, gid) {
                 Ok(stream) => self.socket = Socket::Open(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
@@ -235,7 +284,7 @@ impl Connection {
     fn write(&mut self) {
         let Socket::Open(stream) = &mut self.socket else { return };
         while !self.failed && !self.flow.pending().is_empty() {
-            match stream.write(self.flow.pending()) {
+            match send(stream, self.flow.pending(), self.user) {
                 Ok(count) => self.flow.wrote(count),
                 Err(error) if is_later(&error) => return,
                 Err(_) => self.failed = true,

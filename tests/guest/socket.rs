@@ -1,8 +1,12 @@
 //! Clients of a socket: `guest socket PATH ...`.
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
 
 pub fn run(path: &str, what: &str, word: &str) {
     let connect = || UnixStream::connect(path).unwrap_or_else(|error| panic!("{:?}: {error}", error.kind()));
@@ -11,6 +15,8 @@ pub fn run(path: &str, what: &str, word: &str) {
         "echo" => echo(connect(), word.parse().expect("a number of bytes")),
         "many" => many(&connect, word.parse().expect("a number of connections")),
         "hold" => hold(connect(), word == "exit"),
+        "pass" => pass(connect()),
+        "peer" => peer(connect()),
         "leave" => connect().write_all(word.as_bytes()).unwrap(),
         _ => panic!("no client {what:?}"),
     }
@@ -66,4 +72,28 @@ fn hold(mut stream: UnixStream, exit: bool) {
         let _ = stream.read(&mut byte);
         println!("end");
     }
+}
+
+/// Passes a descriptor after some data, and reads to the end.
+fn pass(mut stream: UnixStream) {
+    stream.write_all(b"before").unwrap();
+    let mut byte = [0];
+    stream.read_exact(&mut byte).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let input = std::io::stdin();
+    let passed = [input.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&passed)));
+    sendmsg(&stream, &[IoSlice::new(b"with a descriptor")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    let mut rest = Vec::new();
+    // The connection may be closed with unread data.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    println!("closed");
+}
+
+/// Prints who listens.
+fn peer(stream: UnixStream) {
+    let peer = sockopt::socket_peercred(&stream).unwrap();
+    println!("{} {}", peer.uid.as_raw(), peer.gid.as_raw());
 }

@@ -1,13 +1,18 @@
 //! Listening sockets of the host in a container.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread;
 
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
+    SocketType, recvmsg, socket_with, sockopt,
+};
 use serde_json::json;
 use tempfile::TempDir;
 use tests::{Bundle, Running};
@@ -135,7 +140,7 @@ fn the_server_sees_the_user_of_the_client_and_the_mode_keeps_others_out() {
     let user = |bundle: Bundle| bundle.with(|c| c["process"]["user"] = json!({"uid": 1000, "gid": 1001}));
     let client = user(server.bundle(&["ask", "who"])).start();
     let mut connection = server.accept();
-    let peer = rustix::net::sockopt::socket_peercred(&connection).unwrap();
+    let peer = sockopt::socket_peercred(&connection).unwrap();
     assert_eq!((peer.uid.as_raw(), peer.gid.as_raw()), (1000, 1001));
     connection.read_to_string(&mut String::new()).unwrap();
     drop(connection);
@@ -153,4 +158,90 @@ fn what_a_container_sends_last_arrives() {
     server.accept().read_to_string(&mut text).unwrap();
     assert_eq!(text, "last words");
     client.finish().code(0);
+}
+
+#[test]
+fn descriptors_are_not_carried_and_end_the_connection_with_a_warning() {
+    let server = Server::new();
+    let client = server.bundle(&["pass"]).start();
+    let mut connection = server.accept();
+    let mut before = [0; 6];
+    connection.read_exact(&mut before).unwrap();
+    assert_eq!(&before, b"before");
+    connection.write_all(b"x").unwrap();
+    let mut rest = Vec::new();
+    connection.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "data without its descriptor");
+    let warning = format!(
+        "socket {}: a process of the container passes descriptors (SCM_RIGHTS), which are not carried",
+        server.path().display()
+    );
+    client.finish().code(0).stdout("closed\n").says(&[&warning]);
+}
+
+#[test]
+fn a_server_that_asks_for_credentials_sees_the_user_of_each_message() {
+    let server = Server::new();
+    for (user, group) in [(1000, 1001), (0, 0)] {
+        let bundle = server.bundle(&["ask", "who"]);
+        let client = bundle.with(|c| c["process"]["user"] = json!({"uid": user, "gid": group})).start();
+        let connection = server.accept();
+        sockopt::set_socket_passcred(&connection, true).unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut text = [0; 3];
+        let flags = RecvFlags::empty();
+        recvmsg(&connection, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags).unwrap();
+        let seen: Vec<_> = ancillary
+            .drain()
+            .map(|message| match message {
+                RecvAncillaryMessage::ScmCredentials(who) => (who.uid.as_raw(), who.gid.as_raw()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen, [(user, group)]);
+        drop(connection);
+        client.finish().code(0);
+    }
+}
+
+#[test]
+fn a_client_sees_the_owner_of_the_socket_as_its_server() {
+    let server = Server::new();
+    std::os::unix::fs::chown(server.path(), Some(1000), Some(1001)).unwrap();
+    let client = server.bundle(&["peer"]).start();
+    drop(server.accept());
+    client.finish().code(0).stdout("1000 1001\n");
+}
+
+#[test]
+fn sockets_of_other_types_are_refused_by_name() {
+    let server = Server::new();
+    fs::remove_file(server.path()).unwrap();
+    let datagrams = UnixDatagram::bind(server.path()).unwrap();
+    let refusal = format!("{} is a socket of type SOCK_DGRAM", server.path().display());
+    server.bundle(&["ask", "x"]).run().code(125).says(&[&refusal]);
+    drop(datagrams);
+    fs::remove_file(server.path()).unwrap();
+    let flags = SocketFlags::CLOEXEC;
+    let messages = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    rustix::net::bind(&messages, &SocketAddrUnix::new(server.path()).unwrap()).unwrap();
+    rustix::net::listen(&messages, 1).unwrap();
+    let refusal = format!("{} is a socket of type SOCK_SEQPACKET", server.path().display());
+    server.bundle(&["ask", "x"]).run().code(125).says(&[&refusal]);
+}
+
+#[test]
+fn a_socket_in_a_shared_directory_refuses_connections_and_the_user_is_told() {
+    let server = Server::new();
+    let bundle = Bundle::sh(
+        "/bin/guest socket /v/socket ask who 2>&1 | grep -o ConnectionRefused; /bin/guest socket /v/socket ask who 2>&1 | \
+         grep -o ConnectionRefused; ls /v",
+    );
+    bundle.copy_guest_program();
+    let options = json!(["rbind", "rw"]);
+    let bind = json!({"destination": "/v", "type": "bind", "source": server.dir.path(), "options": options});
+    let run = bundle.mount(bind).run().code(0).stdout("ConnectionRefused\nConnectionRefused\nsocket\n");
+    let text = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(text.matches("the socket \"socket\" in a shared directory").count(), 1, "{run}");
 }

@@ -10,6 +10,7 @@
 //! | 2 | `u32 bytes` | the sender has passed on so many bytes |
 //! | 3 | none | no data follows from the sender |
 //! | 4 | none | the sender has closed the connection; what it sent before is delivered |
+//! | 5 | none | a process has passed descriptors, which are not carried; kind 4 follows (only from the guest) |
 //!
 //! The host sends kind 4 for each connection, as its last frame. Until then the connection counts for
 //! [`CONNECTIONS_MAX`], and its number is in use.
@@ -50,6 +51,8 @@ pub enum Frame<'a> {
     End,
     /// The connection is closed.
     Close,
+    /// A process of the guest has passed descriptors.
+    Descriptors,
 }
 
 /// The other side has broken the protocol.
@@ -74,6 +77,7 @@ impl Frame<'_> {
             }
             Frame::End => (3, &[]),
             Frame::Close => (4, &[]),
+            Frame::Descriptors => (5, &[]),
         };
         out.extend_from_slice(&connection.to_be_bytes());
         out.extend_from_slice(&kind.to_be_bytes());
@@ -105,6 +109,7 @@ pub fn drain(
             (2, &[b0, b1, b2, b3]) => Frame::Credit(u32::from_be_bytes([b0, b1, b2, b3])),
             (3, []) => Frame::End,
             (4, []) => Frame::Close,
+            (5, []) => Frame::Descriptors,
             _ => return Err(Broken),
         };
         each(u32::from_be_bytes([a, b, c, d]), frame)?;
@@ -237,6 +242,7 @@ mod tests {
             Frame::Credit(70_000),
             Frame::End,
             Frame::Close,
+            Frame::Descriptors,
         ];
         let mut wire = Vec::new();
         frames.iter().enumerate().for_each(|(number, frame)| frame.encode(number as u32, &mut wire));
@@ -255,7 +261,7 @@ mod tests {
 
     #[test]
     fn frames_of_no_kind_and_lengths_of_other_kinds_are_refused() {
-        for (kind, length) in [(0, 9), (1, DATA_MAX + 1), (2, 3), (3, 1), (4, 1), (5, 0)] {
+        for (kind, length) in [(0, 9), (1, DATA_MAX + 1), (2, 3), (3, 1), (4, 1), (5, 1), (6, 0)] {
             let header = [0, 0, 0, 1, 0, kind, (length >> 8) as u8, length as u8];
             let mut input = [&header[..], &[0; DATA_MAX + 1]].concat();
             assert_eq!(drain(&mut input, |_, _| Ok(())), Err(Broken), "{kind} {length}");

@@ -40,7 +40,11 @@ impl Operations {
     pub fn lookup(&self, dir: u64, name: Name) -> Result<Entry> {
         match self.node(dir)? {
             Node::Virtual(id) => self.lookup_virtual(id, name),
-            Node::Host(dir) => self.lookup_entry(&dir, name.as_c_str()),
+            Node::Host(dir) => {
+                let (inode, stat) = self.lookup_host(&dir, name.as_c_str())?;
+                self.sockets.found(&inode, name.as_c_str());
+                Ok(self.entry(&inode, &stat, Some(&dir)))
+            }
         }
     }
 
@@ -124,7 +128,9 @@ impl Operations {
         sys::mknodat(dir.fd()?.as_fd(), name.as_c_str(), mode, rdev)?;
         drop(creating);
         self.note_own(&dir, name.as_c_str(), libc::IN_CREATE);
-        self.lookup_entry(&dir, name.as_c_str())
+        let (inode, stat) = self.lookup_host(&dir, name.as_c_str())?;
+        self.sockets.made(&inode);
+        Ok(self.entry(&inode, &stat, Some(&dir)))
     }
 
     /// Creates a symbolic link to `target`.

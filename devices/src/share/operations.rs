@@ -17,6 +17,7 @@ use super::handle::Handle;
 use super::inode::Inode;
 use super::magic_link::MagicLink;
 use super::owners::Owners;
+use super::sockets::Sockets;
 use super::sys;
 use super::tree::{Child, ShareTree, Shared, Tree};
 use super::unopened::Unopened;
@@ -86,6 +87,8 @@ pub struct Operations {
     pub(super) buffers: Buffers,
     /// Files that the guest reads without having opened them.
     pub(super) unopened: RefCell<Unopened>,
+    /// Whose sockets the guest finds.
+    pub(super) sockets: Sockets,
     /// What the host changes.
     pub(super) watch: RefCell<Watch>,
     /// The guest can be told what the host changes.
@@ -109,6 +112,7 @@ impl Operations {
             credentials: None,
             buffers: Buffers::default(),
             unopened: RefCell::default(),
+            sockets: Sockets::default(),
             watch: RefCell::new(Watch::new()),
             watching: Cell::new(false),
             in_proc_self_fd: Cell::new(false),

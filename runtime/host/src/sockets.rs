@@ -1,15 +1,19 @@
 //! Connecting to listening sockets of the host as the users of a guest.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{Gid, Uid};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred, connect, recvmsg, sendmsg, socket_with,
+};
+use rustix::process::{Gid, Uid, getpid};
 use rustix::thread::{
     CapabilitySet, capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
@@ -33,10 +37,12 @@ pub struct Connector {
 }
 
 impl HostSockets {
-    /// Opens the sockets, which does not connect to them.
+    /// Opens the sockets, which does not connect to them. Refuses those that are not for byte streams.
     pub fn open(paths: &[PathBuf]) -> io::Result<HostSockets> {
         let open = |path: &PathBuf| {
-            OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map(OwnedFd::from)
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+            check_type(&file, path)?;
+            Ok(OwnedFd::from(file))
         };
         let own_descriptors = OpenOptions::new()
             .read(true)
@@ -60,6 +66,52 @@ impl HostSockets {
         rustix::process::fchdir(&self.own_descriptors)?;
         Ok(Connector { sockets: self.sockets, privileged })
     }
+}
+
+/// Refuses a socket that is for datagrams or for messages in sequence. Connecting a socket of another type than the server's
+/// fails without a trace for the server, and connecting one for datagrams sends none.
+fn check_type(file: &File, path: &Path) -> io::Result<()> {
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    for (kind, name) in [(SocketType::DGRAM, "SOCK_DGRAM"), (SocketType::SEQPACKET, "SOCK_SEQPACKET")] {
+        let probe = socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        // EAGAIN: its backlog is full.
+        if matches!(connect(probe.as_fd(), &address), Ok(()) | Err(Errno::AGAIN)) {
+            let path = path.display();
+            let why =
+                format!("{path} is a socket of type {name}; only those of type SOCK_STREAM are carried");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+    }
+    Ok(())
+}
+
+/// What a socket has received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Number of bytes, 0 at the end.
+    pub bytes: usize,
+    /// Descriptors came with them, and were closed.
+    pub descriptors: bool,
+}
+
+/// Receives data from a socket.
+pub fn receive(stream: &UnixStream, data: &mut [u8]) -> io::Result<Received> {
+    let mut nothing = RecvAncillaryBuffer::default();
+    let message = recvmsg(stream, &mut [IoSliceMut::new(data)], &mut nothing, RecvFlags::CMSG_CLOEXEC)?;
+    Ok(Received { bytes: message.bytes, descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
+}
+
+/// Sends data as a user and group of the guest, for a server that looks at SCM_CREDENTIALS.
+pub fn send(stream: &UnixStream, data: &[u8], (uid, gid): (u32, u32)) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if (uid, gid) != (0, 0) {
+        // Without this the kernel names the thread's real user, which is root.
+        let user = UCred { pid: getpid(), uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) };
+        ancillary.push(SendAncillaryMessage::ScmCredentials(user));
+    }
+    Ok(sendmsg(stream, &[IoSlice::new(data)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
 impl Connector {
@@ -110,13 +162,43 @@ impl Drop for Acting {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixDatagram, UnixListener};
     use std::sync::mpsc::channel;
     use std::thread;
 
     use rustix::net::sockopt::socket_peercred;
 
     use super::*;
+
+    #[test]
+    fn descriptors_are_noticed_and_closed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let file = File::open("/dev/null").unwrap();
+        let passed = [file.as_fd()];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&passed)));
+        send(&theirs, b"plain", (0, 0)).unwrap();
+        sendmsg(&theirs, &[IoSlice::new(b"with one")], &mut ancillary, SendFlags::empty()).unwrap();
+        let mut data = [0; 32];
+        let mut next = || receive(&ours, &mut data).unwrap();
+        assert_eq!(next(), Received { bytes: 5, descriptors: false });
+        assert_eq!(next(), Received { bytes: 8, descriptors: true });
+        drop(theirs);
+        assert_eq!(next(), Received { bytes: 0, descriptors: false });
+    }
+
+    #[test]
+    fn sockets_that_are_not_for_byte_streams_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let _datagrams = UnixDatagram::bind(path("datagrams")).unwrap();
+        let _streams = UnixListener::bind(path("streams")).unwrap();
+        drop(UnixListener::bind(path("nobody")).unwrap());
+        let refused = HostSockets::open(&[path("datagrams")]).unwrap_err().to_string();
+        assert!(refused.contains("datagrams is a socket of type SOCK_DGRAM"), "{refused}");
+        HostSockets::open(&[path("streams"), path("nobody")]).unwrap();
+    }
 
     #[test]
     fn a_server_sees_the_user_of_the_guest_and_an_unprivileged_thread_is_only_itself() {

@@ -142,3 +142,13 @@ fn what_was_sent_before_the_machine_ends_is_delivered() {
     served.listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
     assert_eq!(text, "last words");
 }
+
+#[test]
+fn a_connection_on_which_a_process_of_the_guest_passes_descriptors_is_closed() {
+    let mut served = Served::new();
+    let mut server = served.open(1, (0, 0));
+    served.send(1, &[Frame::Data(b"before"), Frame::Descriptors, Frame::Close]);
+    let mut text = String::new();
+    server.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "before");
+}

@@ -187,8 +187,8 @@ const RESOLVER: [c_long; 11] = [
 ];
 
 /// Connecting to sockets by the number of a descriptor, as users of the guest.
-const SOCKETS: [c_long; 7] =
-    [SYS_connect, SYS_fchdir, SYS_poll, SYS_recvfrom, SYS_sendmsg, SYS_sendto, SYS_shutdown];
+const SOCKETS: [c_long; 8] =
+    [SYS_connect, SYS_fchdir, SYS_poll, SYS_recvfrom, SYS_recvmsg, SYS_sendmsg, SYS_sendto, SYS_shutdown];
 
 /// Forking a process, moving it to a cgroup, and waiting for its end.
 const REPORTER: [c_long; 22] = [
