@@ -6,7 +6,7 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `unopened`, `locks`, `lock_table`, `mappings`,
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `fifo`, `sockets`, `unopened`, `locks`, `lock_table`, `mappings`,
 //! `dir`, `attributes`, `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`,
 //! `credentials`.
 
@@ -18,6 +18,7 @@ pub(crate) mod cursor;
 pub(crate) mod dir;
 pub(crate) mod entry;
 pub(crate) mod errno;
+pub(crate) mod fifo;
 pub(crate) mod file;
 pub(crate) mod handle;
 pub(crate) mod identity;
@@ -30,8 +31,8 @@ pub(crate) mod names;
 pub mod nodes;
 pub(crate) mod operations;
 mod owners;
-pub(crate) mod sys;
 mod sockets;
+pub(crate) mod sys;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -25,6 +25,7 @@ mod others;
 mod pods;
 mod process;
 mod requests;
+mod pipes;
 mod rootless;
 mod schema;
 mod seccomp;

@@ -259,11 +259,13 @@ impl Operations {
         self.credentials().create_as((new.caller.uid, new.caller.gid), new.umask, mode)
     }
 
-    /// Opens an inode for reading or writing. Only regular files and directories: opening a device may have effects,
-    /// and opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of the file.
+    /// Opens an inode for reading or writing. Only regular files and directories, and FIFOs with O_NONBLOCK: opening a
+    /// device may have effects, and opening a FIFO may block. [`Inode::fd`] guarantees that the inode's kind is that of
+    /// the file.
     pub(super) fn open_inode(&self, inode: &Inode, flags: i32) -> Result<File> {
+        let blocks = inode.is_fifo() && flags & libc::O_NONBLOCK == 0;
         match inode.kind {
-            libc::S_IFREG | libc::S_IFDIR => {
+            libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO if !blocks => {
                 let flags = flags & !libc::O_NOFOLLOW;
                 let pin = inode.fd()?;
                 let link = MagicLink::new("", pin.as_fd().as_raw_fd());

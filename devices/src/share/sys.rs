@@ -383,11 +383,31 @@ pub fn preadv(file: &File, slices: &[VolatileSlice], offset: i64) -> Result<usiz
     let vector = vector(slices);
     // SAFETY: each piece is in a guest mapping that `slices` keeps borrowed. The guest may write there at the same
     // time, which VolatileSlice allows, and no Rust reference to those bytes exists.
-    check_len(unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), vector.len() as c_int, offset) })
+    check_len(unsafe { libc::preadv64v2(file.as_raw_fd(), vector.as_ptr(), count, offset, 0) })
 }
+
+/// Returns which of `events` of poll(2) a file has now, with POLLERR and POLLHUP.
+pub fn poll_now(fd: BorrowedFd, events: libc::c_short) -> Result<libc::c_short> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one structure, which the kernel fills.
+    check(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
+    Ok(poll.revents)
+}
+
+/// Whether an empty pipe, open for reading with O_NONBLOCK, has a writer.
+pub fn has_writer(pipe: BorrowedFd) -> bool {
+    // SAFETY: the kernel writes nothing to an address that is not mapped. If there is data, it fails and leaves it there.
+    let read = check_len(unsafe { libc::read(pipe.as_raw_fd(), std::ptr::null_mut(), 1) });
+    // EFAULT: a writer has just written.
+    matches!(read, Err(Errno(libc::EAGAIN | libc::EFAULT)))
+}
+/// Offset for the files that have none, such as pipes.
+pub const NO_OFFSET: i64 = -1;
+
 
 /// Writes to a file directly from guest memory, with `flags` of pwritev2(2). Returns the number of bytes written.
 pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int) -> Result<usize> {
+    let count = vector.len() as c_int;
     let vector = vector(slices);
     let count = vector.len() as c_int;
     // SAFETY: as in preadv(); the kernel only reads.

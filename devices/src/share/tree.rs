@@ -61,8 +61,8 @@ pub enum ShareError {
         /// Path in the share.
         path: String,
     },
-    /// The file to bind is neither a directory nor a regular file.
-    #[error("share {path:?}: neither a directory nor a regular file")]
+    /// The file to bind is neither a directory, a regular file nor a FIFO.
+    #[error("share {path:?}: neither a directory, a regular file nor a FIFO")]
     Kind {
         /// Path in the share.
         path: String,
@@ -220,7 +220,7 @@ impl ShareTree {
         })))
     }
 
-    /// Binds `path` (absolute, in the share) to the directory or regular file of `fd`, preferably an O_PATH descriptor.
+    /// Binds `path` (absolute, in the share) to the directory, regular file or FIFO of `fd`, preferably an O_PATH descriptor.
     ///
     /// Missing parents become virtual directories. Mounts below a directory belong to the bind.
     pub fn bind(&self, path: &str, fd: OwnedFd, terms: Terms) -> std::result::Result<(), ShareError> {
@@ -228,10 +228,10 @@ impl ShareTree {
         let host = |errno: Errno| ShareError::Host { step: format!("share {path:?}"), source: errno.into() };
         let stat = sys::fstat(fd.as_fd()).map_err(host)?;
         let kind = stat.st_mode & libc::S_IFMT;
-        if kind != libc::S_IFDIR && kind != libc::S_IFREG {
+        if !matches!(kind, libc::S_IFDIR | libc::S_IFREG | libc::S_IFIFO) {
             return Err(ShareError::Kind { path: path.to_owned() });
         }
-        // A single file needs no mount copy: its descriptor always refers to this regular file. Only names below a
+        // A single file needs no mount copy: its descriptor always refers to this file. Only names below a
         // directory can lead to a device.
         let is_dir = kind == libc::S_IFDIR;
         let as_given = !is_dir || terms.later_mounts || terms.detached;

@@ -2,7 +2,7 @@
 //!
 //! [`Bundle::load`] reads and checks a bundle, and refuses fields that cannot be honoured by their JSON path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -29,6 +29,8 @@ pub struct Bundle {
     pub device_sources: BTreeMap<usize, DeviceNode>,
     /// Sockets of the host that mounts bind, by the index of the mount.
     pub socket_sources: BTreeMap<usize, SocketFile>,
+    /// Indexes of the mounts that bind named pipes.
+    pub pipe_sources: BTreeSet<usize>,
     /// Shared memory that an engine made for the container, by the index of the mount: its size in bytes, 0 for no limit.
     pub shared_memory: BTreeMap<usize, u64>,
 }
@@ -48,6 +50,7 @@ pub struct SocketFile {
 enum Special {
     Device(DeviceNode),
     Socket(SocketFile),
+    Pipe,
 }
 
 /// A device by its number.
@@ -75,6 +78,7 @@ impl Bundle {
             match bind_source_at(&format!("mounts[{index}].source"), &source)? {
                 Some(Special::Device(node)) => _ = bundle.device_sources.insert(index, node),
                 Some(Special::Socket(file)) => _ = bundle.socket_sources.insert(index, file),
+                Some(Special::Pipe) => _ = bundle.pipe_sources.insert(index),
                 None => {}
             }
         }
@@ -104,6 +108,7 @@ impl Bundle {
             readonly: root.readonly,
             device_sources: BTreeMap::new(),
             socket_sources: BTreeMap::new(),
+            pipe_sources: BTreeSet::new(),
             shared_memory: BTreeMap::new(),
         })
     }
@@ -176,8 +181,8 @@ fn directory_at(what: &str, path: &Path) -> Result<()> {
     if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
 }
 
-/// Refuses named pipes, whose other end is in the host's kernel and not reachable from a guest. Returns the number of a
-/// device, because the guest may have a device like it, and the attributes of a socket, whose connections are carried.
+/// Returns what a mount binds if it is special: the number of a device, because the guest may have a device like it, the
+/// attributes of a socket, whose connections are carried, or a named pipe.
 fn bind_source_at(what: &str, path: &Path) -> Result<Option<Special>> {
     let metadata = fs::metadata(path).map_err(|source| BundleError::Source {
         what: what.to_owned(),
@@ -185,21 +190,18 @@ fn bind_source_at(what: &str, path: &Path) -> Result<Option<Special>> {
         source,
     })?;
     let kind = metadata.file_type();
-    let name = match kind {
+    Ok(match kind {
         _ if kind.is_socket() => {
             let (mode, uid, gid) = (metadata.mode() & 0o777, metadata.uid(), metadata.gid());
-            return Ok(Some(Special::Socket(SocketFile { mode, uid, gid })));
+            Some(Special::Socket(SocketFile { mode, uid, gid }))
         }
-        _ if kind.is_fifo() => "a named pipe",
+        _ if kind.is_fifo() => Some(Special::Pipe),
         _ if kind.is_char_device() || kind.is_block_device() => {
             let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
-            let is_block = kind.is_block_device();
-            return Ok(Some(Special::Device(DeviceNode { is_block, major, minor })));
+            Some(Special::Device(DeviceNode { is_block: kind.is_block_device(), major, minor }))
         }
-        _ => return Ok(None),
-    };
-    let why = format!("{} is {name} of the host's kernel", path.display());
-    Err(BundleError::Unsupported { path: what.to_owned(), why })
+        _ => None,
+    })
 }
 
 #[cfg(test)]

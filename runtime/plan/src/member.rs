@@ -9,7 +9,7 @@ use oci::spec::ConsoleSize;
 use oci::spec::resources::{BlockIo, Resources};
 
 use crate::limits::Sets;
-use crate::vm::{KERNEL, Kernel, NETWORK_FILTER, host_cgroup};
+use crate::vm::{KERNEL, Kernel, NETWORK_FILTER, check_pipes, host_cgroup};
 use crate::{ContainerPlan, VmPlan, VmSettings, limits};
 
 /// Paths in /proc with kernel settings, which all containers of a machine share.
@@ -38,6 +38,7 @@ impl VmPlan {
             let why = "a container that joins a running machine cannot use sockets of the host";
             return Err(unsupported(format!("mounts[{index}].source"), why));
         }
+        check_pipes(bundle, settings)?;
         if spec.annotations.contains_key(NETWORK_FILTER) {
             let why = "the network is that of another container's virtual machine";
             return Err(unsupported(format!("annotations[{NETWORK_FILTER:?}]"), why));

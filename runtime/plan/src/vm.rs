@@ -219,6 +219,7 @@ impl VmPlan {
         let asked = krun::is_asked(&bundle.spec).then(|| krun::sized(&bundle.spec, settings)).transpose()?;
         let settings = asked.as_ref().unwrap_or(settings);
         let resources = &*pod_size::resources(&bundle.spec)?;
+        check_pipes(bundle, settings)?;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
         let limit_mib = limits::memory_mib(resources).filter(|_| settings.memory_mib.is_none());
@@ -259,6 +260,18 @@ impl VmPlan {
 fn sockets(bundle: &Bundle, protocol: Protocol) -> Result<Vec<PathBuf>> {
     let refused = |index: &usize, why: String| unsupported(format!("mounts[{index}].source"), why);
     if let Some(index) = bundle.socket_sources.keys().next()
+/// Refuses named pipes, if a process in the guest would wait for ever for an end on the host: only our kernel opens the
+/// host's, through virtio-fs.
+pub(crate) fn check_pipes(bundle: &Bundle, settings: &VmSettings) -> Result<()> {
+    let Some(index) = bundle.pipe_sources.first() else { return Ok(()) };
+    if settings.share == ShareType::VirtioFs && settings.own_kernel {
+        return Ok(());
+    }
+    let path = bundle.bind_source(&bundle.spec.mounts[*index]);
+    let why = format!("{} is a named pipe of the host's kernel", path.display());
+    Err(unsupported(format!("mounts[{index}].source"), why))
+}
+
         && protocol == Protocol::Api4244
     {
         return Err(refused(index, "an agent of API 4244 carries no connections to sockets".to_owned()));

@@ -2,7 +2,8 @@
 
 use super::server::{FuseServer, Request};
 use super::wire::{
-    ATTR_EMPTY, ATTR_NO_ACL, ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn, StatfsOut, set,
+    ATTR_EMPTY, ATTR_FIFO, ATTR_NO_ACL, ATTR_OWNED, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, SetattrIn,
+    StatfsOut, set,
 };
 use crate::share::attributes::{Attributes, Change, Entry, NewTime, Time, Validity};
 use crate::share::errno::{Errno, Result};
@@ -104,6 +105,7 @@ pub(super) fn attr(attributes: &Attributes) -> Attr {
         rdev: attributes.rdev,
         blksize: attributes.blksize,
         flags: if attributes.owned { ATTR_OWNED } else { 0 }
+            | if attributes.shared_fifo { ATTR_FIFO } else { 0 }
             | if attributes.no_acl { ATTR_NO_ACL } else { 0 }
             | if attributes.empty { ATTR_EMPTY } else { 0 },
     }

@@ -3,8 +3,8 @@
 use super::server::{FuseServer, Request, take_name};
 use super::wire::{
     CopyFileRangeIn, CreateIn, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, FallocateIn, FsyncIn,
-    IoctlIn, IoctlOut, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, ReadIn, ReleaseIn, WRITE_CACHE,
-    WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+    IoctlIn, IoctlOut, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut, PollIn, PollOut, ReadIn,
+    ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 use crate::pieces::Pieces;
 use crate::share::chattr::FlagsCommand;
@@ -126,6 +126,14 @@ impl FuseServer {
             }
             self.reply.extend_from_slice(data);
         }
+        Ok(())
+    }
+
+    /// POLL of a FIFO.
+    pub(super) fn poll(&mut self, request: &Request) -> Result<()> {
+        let input = PollIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
+        let revents = self.share.poll(request.file(input.fh), input.events)?;
+        PollOut { revents, padding: 0 }.put(&mut self.reply);
         Ok(())
     }
 

@@ -269,9 +269,10 @@ impl FuseServer {
             op::GETLK => self.getlk(request),
             op::SETLK => self.setlk(request),
             op::IOCTL => self.ioctl(request),
+            op::POLL => self.poll(request),
             // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached
-            // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP, POLL
-            // and DAX mappings: not supported.
+            // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP and DAX
+            // mappings: not supported.
             _ => Err(Errno(libc::ENOSYS)),
         }
     }

@@ -89,6 +89,9 @@ messages! {
     ReadIn { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
     WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
     WriteOut { size: u32, padding: u32 }
+    /// POLL. `events` and `revents` are those of poll(2).
+    PollIn { fh: u64, kh: u64, flags: u32, events: u32 }
+    PollOut { revents: u32, padding: u32 }
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
     /// GETLK and SETLK. `end` is the last byte; `kind` is that of fcntl(2).
     LkIn { fh: u64, owner: u64, start: u64, end: u64, kind: u32, pid: u32, lk_flags: u32, padding: u32 }
@@ -238,6 +241,9 @@ pub const ATTR_NO_ACL: u32 = 1 << 30;
 /// `Attr::flags` of a reply to MKDIR, not of Linux but of resources/kernel/patches/virtiofs-whole.patch: the directory is
 /// empty, and the guest is told what others change in it.
 pub const ATTR_EMPTY: u32 = 1 << 29;
+/// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-fifo.patch: the guest opens the FIFO here, and asks
+/// again with [`op::POLL`], [`op::READ`] and [`op::WRITE`] while a process waits.
+pub const ATTR_FIFO: u32 = 1 << 28;
 /// `OpenOut::open_flags`: reads and writes bypass the guest's page cache.
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: the guest's cached pages of this file are still valid.

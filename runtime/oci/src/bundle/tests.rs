@@ -187,5 +187,5 @@ fn files_missing_on_the_host_are_named() {
     json["mounts"][0]["source"] = "p".into();
     fs::write(at.join("config.json"), json.to_string()).unwrap();
     assert!(Command::new("mkfifo").arg(at.join("p")).status().unwrap().success());
-    assert!(load().unwrap_err().contains("is a named pipe of the host's kernel"));
+    assert_eq!(load().unwrap().pipe_sources, [0].into());
 }

@@ -18,6 +18,7 @@ use crate::virtio::fs::wire::*;
 
 mod descriptors;
 mod fewer;
+mod fifos;
 mod files;
 mod locks;
 mod names;
