@@ -41,7 +41,7 @@ pub(crate) mod unopened;
 pub(crate) mod watch;
 pub(crate) mod xattr;
 
-pub use bind::Terms;
+pub use bind::{AccessTime, MountCopy, Terms};
 pub use nodes::{NodeKind, NodePolicy, NodeRule};
 pub(crate) use table::ROOT_ID;
 pub use tree::{ShareError, ShareTree, detached};

@@ -129,7 +129,7 @@ impl Assembly {
         let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
         let ends =
             Ends { log, control: device_end, streams: table, resolver, sockets: socket, all_ports: revived };
-        attach_devices(&mut vm, plan.share, ends, &share)?;
+        attach_devices(&mut vm, plan, ends, &share)?;
         let count = if revived { template::NICS } else { present.len() + spare };
         let mut nics = Nics::attach(&mut vm, count, plan)?;
         for nic in present {
@@ -204,7 +204,7 @@ impl Assembly {
         let (log, _) = LogPort::new(None);
         let ends =
             Ends { log, control: device_end, streams: table, resolver: None, sockets: None, all_ports: true };
-        attach_devices(&mut vm, plan.share, ends, &ShareTree::new()?)?;
+        attach_devices(&mut vm, plan, ends, &ShareTree::new()?)?;
         Nics::attach(&mut vm, template::NICS, plan)?;
         let link = if tries { revive(control)? } else { AgentLink::silent(control)? };
         Ok(Blank { vm: vm.hold()?, link, _streams: streams })
@@ -227,10 +227,13 @@ fn stream_ends(protocol: Protocol, timeline: Option<Arc<Timeline>>) -> Result<(S
 }
 
 /// Attaches console, share, entropy device and balloon: all devices but NICs.
-fn attach_devices(vm: &mut Vm, share_type: ShareType, ends: Ends, share: &ShareTree) -> Result<()> {
-    let enter_files = || confine::enter(Role::Files);
+fn attach_devices(vm: &mut Vm, plan: &VmPlan, ends: Ends, share: &ShareTree) -> Result<()> {
+    let enter_files: fn() = match plan.admin_xattrs {
+        true => || confine::enter(Role::AdminFiles),
+        false => || confine::enter(Role::Files),
+    };
     attach_console(vm, ends)?;
-    match share_type {
+    match plan.share {
         ShareType::VirtioFs => {
             Fs::new(SHARE_TAG, fs::server(share), enter_files).map(|fs| vm.attach(Box::new(fs)))
         }

@@ -14,7 +14,9 @@ use link::{AgentLink, LinkError};
 use plan::ShareBind;
 use plan::device_rules::{Kind, Rule};
 use vmm::VmEnd;
-use vmm::devices::share::{NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms, detached};
+use vmm::devices::share::{
+    AccessTime, MountCopy, NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms, detached,
+};
 use vmm::devices::virtio::console::LogTail;
 use vmm::devices::virtio::net::Vhost;
 
@@ -99,6 +101,8 @@ impl Sandbox {
             nodes: node_policy(&bind.nodes),
             later_mounts: bind.later_mounts,
             detached,
+            mount: mount_copy(bind),
+            admin_xattrs: bind.admin_xattrs,
         };
         self.share.bind(&bind.path, file, terms)?;
         Ok(self.share.allow_mount_points(&bind.path, bind.mount_points)?)
@@ -128,7 +132,12 @@ impl Sandbox {
 /// [`bind_opened`](Sandbox::bind_opened). A directory is then on a mount of its own.
 pub fn open_detached(bind: &ShareBind) -> Result<OwnedFd> {
     let file = open(bind)?;
-    Ok(if bind.later_mounts { file } else { detached(&bind.path, file)? })
+    Ok(if bind.later_mounts { file } else { detached(&bind.path, file, mount_copy(bind))? })
+}
+
+fn mount_copy(bind: &ShareBind) -> MountCopy {
+    let access_time = bind.access_time.map(|(attributes, recursive)| AccessTime { attributes, recursive });
+    MountCopy { single: bind.single, access_time }
 }
 
 fn open(bind: &ShareBind) -> Result<OwnedFd> {

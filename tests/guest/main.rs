@@ -33,6 +33,7 @@ fn main() {
         "mapped-synced" => mapped(true),
         "linked" => linked(),
         "xattrs" => xattrs(),
+        "reserved" => return reserved(),
         "sparse" => sparse(),
         "shifted" => shifted(),
         "nanoseconds" => nanoseconds(),
@@ -59,6 +60,29 @@ fn main() {
         _ => panic!("no check {check:?}"),
     }
     println!("ok");
+}
+
+/// Sets, reads and lists attributes that Linux reserves for CAP_SYS_ADMIN, and prints the results.
+fn reserved() {
+    File::create("file").unwrap();
+    for name in ["trusted.test", "security.test"] {
+        match rustix::fs::setxattr("file", name, b"value", XattrFlags::empty()) {
+            Ok(()) => println!("{name}: set"),
+            Err(error) => println!("{name}: {error}"),
+        }
+        let mut value = [0; 16];
+        match rustix::fs::getxattr("file", name, &mut value[..]) {
+            Ok(len) => println!("{name}: {}", String::from_utf8_lossy(&value[..len])),
+            Err(error) => println!("{name}: {error}"),
+        }
+    }
+    let mut list = [0; 256];
+    let len = rustix::fs::listxattr("file", &mut list[..]).unwrap();
+    let mut names: Vec<_> = list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    for name in names {
+        println!("{}", String::from_utf8_lossy(name));
+    }
 }
 
 /// Touches so many MiB of memory, and keeps them until it is sent a line.

@@ -1,6 +1,7 @@
 //! Whole-VM tests: each runs `vmm` on its own bundles and checks what a user sees.
 
 mod acl;
+mod binds;
 mod boots;
 mod cgroup;
 mod clock;
@@ -22,10 +23,11 @@ mod memory;
 mod mounts;
 mod network;
 mod others;
+mod overlay;
+mod pipes;
 mod pods;
 mod process;
 mod requests;
-mod pipes;
 mod rootless;
 mod schema;
 mod seccomp;

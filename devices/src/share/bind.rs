@@ -7,6 +7,24 @@ use super::errno::{Errno, Result};
 use super::nodes::NodePolicy;
 use super::sys;
 
+/// The copy of a directory's mount from which the directory is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountCopy {
+    /// The copy does not include the mounts below the directory.
+    pub single: bool,
+    /// What reading does to access times; `None` for what the host's mounts say.
+    pub access_time: Option<AccessTime>,
+}
+
+/// What reading does to access times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessTime {
+    /// MOUNT_ATTR_NOATIME, _STRICTATIME, _RELATIME and _NODIRATIME, as far as they are set.
+    pub attributes: u64,
+    /// They apply to the mounts below as well.
+    pub recursive: bool,
+}
+
 /// What a guest may do with a bind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
@@ -21,6 +39,10 @@ pub struct Terms {
     pub later_mounts: bool,
     /// The directory is on a mount of its own already, as [`detached`](super::detached) returns it.
     pub detached: bool,
+    /// How the directory's mount is copied.
+    pub mount: MountCopy,
+    /// The guest may use the extended attributes that Linux reserves for CAP_SYS_ADMIN.
+    pub admin_xattrs: bool,
 }
 
 impl Terms {
@@ -40,6 +62,8 @@ pub(crate) struct Bind {
     pub owned: bool,
     /// The device nodes that the guest may create.
     pub nodes: NodePolicy,
+    /// As [`Terms::admin_xattrs`].
+    pub admin_xattrs: bool,
     /// The guest may create directories and empty files even if the bind is read-only.
     pub mount_points: AtomicBool,
     /// Device and inode number on the host.
@@ -60,8 +84,8 @@ impl Bind {
 
 /// Returns the directory on a copy of its mount. Returns `fd` if the kernel cannot make a copy: without permission
 /// (EPERM), for a mount that cannot be bound or belongs to another namespace (EINVAL), before Linux 5.12 (ENOSYS).
-pub(super) fn own_mount(path: &str, fd: OwnedFd) -> Result<OwnedFd> {
-    match sys::clone_mount(fd.as_fd()) {
+pub(super) fn own_mount(path: &str, fd: OwnedFd, how: MountCopy) -> Result<OwnedFd> {
+    match sys::clone_mount(fd.as_fd(), how) {
         Err(errno @ Errno(libc::EPERM | libc::EINVAL | libc::ENOSYS)) => {
             log::debug!("share {path:?}: clone its mount: {}", std::io::Error::from(errno));
             Ok(fd)

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libc::c_int;
 use vm_memory::VolatileSlice;
 
+use super::bind::{AccessTime, MountCopy};
 use super::errno::{Errno, Result};
 use crate::vectored::vector;
 
@@ -162,6 +163,7 @@ pub fn file_handle(dir: BorrowedFd, name: &CStr) -> Result<Option<FileHandle>> {
 }
 
 /// `struct mount_attr` of linux/mount.h.
+#[derive(Default)]
 #[repr(C)]
 struct MountAttributes {
     set: u64,
@@ -170,27 +172,32 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// Returns the directory `dir` on a copy of its mount and of all mounts below. The copy is in no mount namespace, has
-/// the options nodev and nosuid, and exists until its last file descriptor is closed.
-pub fn clone_mount(dir: BorrowedFd) -> Result<OwnedFd> {
-    let empty = (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
+/// Returns the directory `dir` on a copy of its mount, and of all mounts below unless the copy is of a single one. The
+/// copy is in no mount namespace, has the options nodev and nosuid, and exists until its last file descriptor is closed.
+pub fn clone_mount(dir: BorrowedFd, how: MountCopy) -> Result<OwnedFd> {
+    let below = if how.single { 0 } else { libc::AT_RECURSIVE };
+    let empty = (libc::AT_EMPTY_PATH | below) as libc::c_uint;
     let flags = empty | libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: the empty path names `dir` itself.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), c"".as_ptr(), flags) };
     let copy = owned(fd as c_int)?;
-    let attributes = MountAttributes {
-        set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
-        clear: 0,
-        propagation: libc::MS_PRIVATE,
-        user_namespace: 0,
-    };
-    let (pointer, len) = (&raw const attributes, size_of::<MountAttributes>());
-    // SAFETY: the empty path names `copy` itself; the kernel reads `len` bytes of `attributes`.
+    let (set, propagation) = (libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID, libc::MS_PRIVATE);
+    set_attributes(copy.as_fd(), empty, &MountAttributes { set, propagation, ..Default::default() })?;
+    if let Some(AccessTime { attributes: set, recursive }) = how.access_time {
+        let flags = if recursive { empty } else { libc::AT_EMPTY_PATH as libc::c_uint };
+        let clear = libc::MOUNT_ATTR__ATIME;
+        set_attributes(copy.as_fd(), flags, &MountAttributes { set, clear, ..Default::default() })?;
+    }
+    Ok(copy)
+}
+
+fn set_attributes(mount: BorrowedFd, flags: libc::c_uint, attributes: &MountAttributes) -> Result<()> {
+    let (pointer, len) = (std::ptr::from_ref(attributes), size_of::<MountAttributes>());
+    // SAFETY: the empty path names `mount` itself; the kernel reads `len` bytes of `attributes`.
     check(unsafe {
         let number = libc::SYS_mount_setattr;
-        libc::syscall(number, copy.as_raw_fd(), c"".as_ptr(), empty, pointer, len) as c_int
-    })?;
-    Ok(copy)
+        libc::syscall(number, mount.as_raw_fd(), c"".as_ptr(), flags, pointer, len) as c_int
+    })
 }
 
 /// Creates a directory.
@@ -378,9 +385,13 @@ pub fn inotify_remove(events: BorrowedFd, watch: c_int) {
     unsafe { libc::inotify_rm_watch(events.as_raw_fd(), watch) };
 }
 
+/// Offset for the files that have none, such as pipes.
+pub const NO_OFFSET: i64 = -1;
+
 /// Reads from a file directly into guest memory. Returns the number of bytes read.
 pub fn preadv(file: &File, slices: &[VolatileSlice], offset: i64) -> Result<usize> {
     let vector = vector(slices);
+    let count = vector.len() as c_int;
     // SAFETY: each piece is in a guest mapping that `slices` keeps borrowed. The guest may write there at the same
     // time, which VolatileSlice allows, and no Rust reference to those bytes exists.
     check_len(unsafe { libc::preadv64v2(file.as_raw_fd(), vector.as_ptr(), count, offset, 0) })
@@ -401,13 +412,9 @@ pub fn has_writer(pipe: BorrowedFd) -> bool {
     // EFAULT: a writer has just written.
     matches!(read, Err(Errno(libc::EAGAIN | libc::EFAULT)))
 }
-/// Offset for the files that have none, such as pipes.
-pub const NO_OFFSET: i64 = -1;
-
 
 /// Writes to a file directly from guest memory, with `flags` of pwritev2(2). Returns the number of bytes written.
 pub fn pwritev(file: &File, slices: &[VolatileSlice], offset: i64, flags: c_int) -> Result<usize> {
-    let count = vector.len() as c_int;
     let vector = vector(slices);
     let count = vector.len() as c_int;
     // SAFETY: as in preadv(); the kernel only reads.

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::bind::{Bind, Terms, own_mount};
+use super::bind::{Bind, MountCopy, Terms, own_mount};
 use super::errno::{Errno, Result};
 use super::lock_table::{Locks, MAX_RANGES};
 use super::mappings::Mappings;
@@ -235,7 +235,7 @@ impl ShareTree {
         // directory can lead to a device.
         let is_dir = kind == libc::S_IFDIR;
         let as_given = !is_dir || terms.later_mounts || terms.detached;
-        let fd = if as_given { fd } else { own_mount(path, fd).map_err(host)? };
+        let fd = if as_given { fd } else { own_mount(path, fd, terms.mount).map_err(host)? };
         let taken = || ShareError::Taken { path: path.to_owned() };
         let mut tree = self.0.tree.lock().unwrap();
         let (name, parents) = names.split_last().ok_or_else(taken)?;
@@ -245,6 +245,7 @@ impl ShareTree {
             read_only: terms.read_only,
             owned: terms.owned && is_dir,
             nodes: terms.nodes,
+            admin_xattrs: terms.admin_xattrs,
             mount_points: AtomicBool::new(false),
             key: (stat.st_dev, stat.st_ino),
             is_dir,
@@ -358,10 +359,10 @@ impl Shared {
 
 /// Returns a directory that a process with more rights than the file server's is to share at `path`, on a copy of its
 /// mount ([`Terms::detached`]). A file is returned as it is.
-pub fn detached(path: &str, fd: OwnedFd) -> std::result::Result<OwnedFd, ShareError> {
+pub fn detached(path: &str, fd: OwnedFd, how: MountCopy) -> std::result::Result<OwnedFd, ShareError> {
     let host = |errno: Errno| ShareError::Host { step: format!("share {path:?}"), source: errno.into() };
     let stat = sys::fstat(fd.as_fd()).map_err(host)?;
-    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR { own_mount(path, fd).map_err(host) } else { Ok(fd) }
+    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR { own_mount(path, fd, how).map_err(host) } else { Ok(fd) }
 }
 
 fn components(path: &str) -> std::result::Result<Vec<&[u8]>, ShareError> {

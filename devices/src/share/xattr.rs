@@ -1,11 +1,14 @@
 //! Extended attributes that the guest may see and set.
 //!
-//! These are `user.*`, `security.capability`, and the two POSIX ACLs. All others belong to the host:
-//! `trusted.overlay.*` or a security label would affect the host's kernel, not the guest's.
+//! These are `user.*`, `security.capability`, and the two POSIX ACLs; with [`Terms::admin_xattrs`](super::Terms) also
+//! `trusted.*` and `security.*`, as for a process with CAP_SYS_ADMIN, which the guest's kernel has checked. An overlayfs in
+//! the guest needs them for its upper layer. Attributes by which security modules of the host label and measure files
+//! ([`OF_MODULES`]) stay the host's.
 
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::attributes::Change;
+use super::bind::Bind;
 use super::credentials::Credentials;
 use super::errno::{Errno, Result};
 use super::inode::{Inode, Pin};
@@ -18,9 +21,20 @@ use super::sys::{self, Stat};
 /// Limit of the length of a value and of a list of names (XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux).
 pub const MAX_VALUE: usize = 64 << 10;
 
-/// Whether the guest may use the attribute `name`.
-pub(super) fn is_open(name: &[u8]) -> bool {
-    name.starts_with(b"user.") || name == b"security.capability" || is_acl(name)
+/// Attributes of SELinux, Smack, AppArmor, IMA and EVM. The guest's kernel has none of these modules.
+const OF_MODULES: [&[u8]; 5] =
+    [b"security.selinux", b"security.SMACK64", b"security.apparmor", b"security.ima", b"security.evm"];
+
+/// Whether the guest may use the attribute `name` of the files of a bind.
+fn is_open(bind: &Bind, name: &[u8]) -> bool {
+    let of_admin = || {
+        let reserved = name.starts_with(b"trusted.") || name.starts_with(b"security.");
+        reserved && !OF_MODULES.iter().any(|module| name.starts_with(module))
+    };
+    name.starts_with(b"user.")
+        || name == b"security.capability"
+        || is_acl(name)
+        || bind.admin_xattrs && of_admin()
 }
 
 fn is_acl(name: &[u8]) -> bool {
@@ -40,8 +54,9 @@ impl Operations {
 
     /// Refuses an extended attribute that the guest may not set on this node.
     pub fn check_xattr(&self, node: u64, name: &[u8]) -> Result<()> {
-        self.host_node(node, libc::EROFS)?.writable()?;
-        if is_open(name) { Ok(()) } else { Err(Errno(libc::EOPNOTSUPP)) }
+        let inode = self.host_node(node, libc::EROFS)?;
+        inode.writable()?;
+        if is_open(&inode.bind, name) { Ok(()) } else { Err(Errno(libc::EOPNOTSUPP)) }
     }
 
     /// Appends the value of an extended attribute, of at most `size` bytes, to `value`. Returns its length. With a size
@@ -55,7 +70,7 @@ impl Operations {
     ) -> Result<usize> {
         let name = name.as_c_str();
         let inode = self.host_node(node, libc::ENODATA)?;
-        if !is_open(name.to_bytes()) {
+        if !is_open(&inode.bind, name.to_bytes()) {
             return Err(Errno(libc::ENODATA));
         }
         let pin = inode.fd()?;
@@ -86,7 +101,7 @@ impl Operations {
         let mut names = vec![0; len.min(MAX_VALUE)];
         let len = if names.is_empty() { 0 } else { sys::listxattr(&path, &mut names)? };
         let start = list.len();
-        for name in names[..len].split(|byte| *byte == 0).filter(|name| is_open(name)) {
+        for name in names[..len].split(|byte| *byte == 0).filter(|name| is_open(&inode.bind, name)) {
             list.extend_from_slice(name);
             list.push(0);
         }
@@ -104,7 +119,7 @@ impl Operations {
         let name = name.as_c_str();
         let inode = self.host_node(node, libc::EROFS)?;
         inode.writable()?;
-        if !is_open(name.to_bytes()) {
+        if !is_open(&inode.bind, name.to_bytes()) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
         let pin = inode.fd()?;
@@ -148,7 +163,7 @@ impl Operations {
         let name = name.as_c_str();
         let inode = self.host_node(node, libc::EROFS)?;
         inode.writable()?;
-        if !is_open(name.to_bytes()) {
+        if !is_open(&inode.bind, name.to_bytes()) {
             return Err(Errno(libc::ENODATA));
         }
         let pin = inode.fd()?;

@@ -43,6 +43,8 @@ pub enum Role {
     Devices,
     /// Serves the share.
     Files,
+    /// Serves the share of a container that can gain CAP_SYS_ADMIN.
+    AdminFiles,
     /// Carries name queries of the guest.
     Resolver,
     /// Connects to sockets of the host for the guest.

@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{BundleError, Result, invalid};
 use crate::json;
-use crate::mount_options::MountOptions;
+use crate::mount_options::{MS_NOSYMFOLLOW, MountOptions};
 use crate::refusals;
 use crate::spec::{Mount, Process, Spec};
+
+/// From linux/statfs.h; libc does not define it.
+const ST_NOSYMFOLLOW: u64 = 0x2000;
 
 /// A bundle that was read and checked.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Bundle {
     pub socket_sources: BTreeMap<usize, SocketFile>,
     /// Indexes of the mounts that bind named pipes.
     pub pipe_sources: BTreeSet<usize>,
+    /// MS_* flags of the mounts on which the sources of binds are, by the index of the mount. A bind mount keeps them.
+    pub source_flags: BTreeMap<usize, u64>,
     /// Shared memory that an engine made for the container, by the index of the mount: its size in bytes, 0 for no limit.
     pub shared_memory: BTreeMap<usize, u64>,
 }
@@ -81,6 +86,10 @@ impl Bundle {
                 Some(Special::Pipe) => _ = bundle.pipe_sources.insert(index),
                 None => {}
             }
+            match source_flags(&source) {
+                0 => {}
+                flags => _ = bundle.source_flags.insert(index, flags),
+            }
         }
         Ok(bundle)
     }
@@ -109,6 +118,7 @@ impl Bundle {
             device_sources: BTreeMap::new(),
             socket_sources: BTreeMap::new(),
             pipe_sources: BTreeSet::new(),
+            source_flags: BTreeMap::new(),
             shared_memory: BTreeMap::new(),
         })
     }
@@ -179,6 +189,23 @@ fn directory_at(what: &str, path: &Path) -> Result<()> {
     let error = |source| BundleError::Source { what: what.to_owned(), path: path.to_owned(), source };
     let metadata = fs::metadata(path).map_err(error)?;
     if metadata.is_dir() { Ok(()) } else { Err(error(io::Error::from_raw_os_error(libc::ENOTDIR))) }
+}
+
+/// Returns the MS_* flags of the mount on which `path` is. The access times of a mount without flags are those of the
+/// kernel's default.
+fn source_flags(path: &Path) -> u64 {
+    const KEPT: [(u64, u64); 7] = [
+        (libc::ST_RDONLY, libc::MS_RDONLY),
+        (libc::ST_NOSUID, libc::MS_NOSUID),
+        (libc::ST_NODEV, libc::MS_NODEV),
+        (libc::ST_NOEXEC, libc::MS_NOEXEC),
+        (libc::ST_NOATIME, libc::MS_NOATIME),
+        (libc::ST_NODIRATIME, libc::MS_NODIRATIME),
+        (ST_NOSYMFOLLOW, MS_NOSYMFOLLOW),
+    ];
+    let Ok(seen) = rustix::fs::statvfs(path) else { return 0 };
+    let seen = seen.f_flag.bits();
+    KEPT.iter().filter(|(of_stat, _)| seen & of_stat != 0).fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// Returns what a mount binds if it is special: the number of a device, because the guest may have a device like it, the

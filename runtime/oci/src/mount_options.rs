@@ -9,7 +9,7 @@ use libc::{
 };
 
 /// From linux/mount.h; libc does not define it.
-const MS_NOSYMFOLLOW: u64 = 256;
+pub const MS_NOSYMFOLLOW: u64 = 256;
 
 /// Arguments of mount(2) and mount_setattr(2) for a list of option words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,6 +154,30 @@ impl MountOptions {
         if access_time || !set {
             self.recursive_clear |= bits;
         }
+    }
+
+    /// Adds the flags of the mount on which a bind's source is, which the bind keeps. Given options decide about access
+    /// times.
+    pub fn keep(&mut self, source: u64) {
+        let given = self.flags & (MS_NOATIME | MS_NODIRATIME | MS_RELATIME | MS_STRICTATIME) != 0;
+        self.flags |= if given { source & !(MS_NOATIME | MS_NODIRATIME) } else { source };
+    }
+
+    /// Returns the MOUNT_ATTR_* about access times, and whether they are for the mounts below as well. `None` if no word
+    /// is about them.
+    pub fn access_time(&self) -> Option<(u64, bool)> {
+        const ALL: u64 = MOUNT_ATTR__ATIME | MOUNT_ATTR_NODIRATIME;
+        if (self.recursive_set | self.recursive_clear) & ALL != 0 {
+            return Some((self.recursive_set & ALL, true));
+        }
+        let time = match self.flags {
+            flags if flags & MS_NOATIME != 0 => MOUNT_ATTR_NOATIME,
+            flags if flags & MS_STRICTATIME != 0 => MOUNT_ATTR_STRICTATIME,
+            flags if flags & (MS_RELATIME | MS_NODIRATIME) != 0 => MOUNT_ATTR_RELATIME,
+            _ => return None,
+        };
+        let directories = if self.flags & MS_NODIRATIME != 0 { MOUNT_ATTR_NODIRATIME } else { 0 };
+        Some((time | directories, false))
     }
 
     pub fn read_only(&self) -> bool {

@@ -8,6 +8,7 @@ use agent_proto::payload;
 use oci::bundle::{Bundle, DeviceNode};
 use oci::error::{Result, unsupported};
 use oci::mount_options::MountOptions;
+use oci::spec::Capabilities;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,13 @@ pub struct ShareBind {
     pub nodes: Vec<Rule>,
     /// Whether mounts that the host adds below it while the machine runs are visible in the guest.
     pub later_mounts: bool,
+    /// Whether it is without the mounts below it.
+    pub single: bool,
+    /// MOUNT_ATTR_* for its access times, and whether they are for the mounts below as well; `None` for those of the host's
+    /// mount.
+    pub access_time: Option<(u64, bool)>,
+    /// Whether the guest may use the extended attributes that are reserved for CAP_SYS_ADMIN.
+    pub admin_xattrs: bool,
 }
 
 /// A generated file of a container, held in memory.
@@ -66,6 +74,7 @@ pub struct Mounts {
 ///
 /// A mount binds a device that the guest does not have.
 pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
+    let admin_xattrs = may_administer(bundle.process.capabilities.as_ref());
     let mut planned = Mounts {
         binds: vec![ShareBind {
             path: format!("/{id}/{ROOTFS}"),
@@ -75,6 +84,9 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             mount_points: bundle.readonly,
             nodes: nodes.to_vec(),
             later_mounts: false,
+            single: false,
+            access_time: None,
+            admin_xattrs,
         }],
         ..Mounts::default()
     };
@@ -107,7 +119,11 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
                     mount_points: false,
                     nodes: nodes.to_vec(),
                     later_mounts: options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0,
+                    single: options.flags & libc::MS_REC == 0,
+                    access_time: options.access_time(),
+                    admin_xattrs,
                 });
+                options.keep(bundle.source_flags.get(&index).copied().unwrap_or(0));
                 options.flags |= libc::MS_BIND;
                 ("bind", path)
             }
@@ -121,6 +137,11 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
         planned.mounts.push(entry(&mount.destination, kind, &source, options));
     }
     Ok(planned)
+}
+
+/// Whether a process with these capability sets can gain CAP_SYS_ADMIN.
+pub(crate) fn may_administer(capabilities: Option<&Capabilities>) -> bool {
+    capabilities.is_some_and(|sets| sets.bounding.iter().any(|name| name == "CAP_SYS_ADMIN"))
 }
 
 impl Mounts {

@@ -53,7 +53,18 @@ fn plan_with(
 
 fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBind {
     let (path, host, nodes) = (path.into(), host.into(), Vec::new());
-    ShareBind { path, host, read_only, owned: false, mount_points, nodes, later_mounts: false }
+    ShareBind {
+        path,
+        host,
+        read_only,
+        owned: false,
+        mount_points,
+        nodes,
+        later_mounts: false,
+        single: false,
+        access_time: None,
+        admin_xattrs: false,
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use oci::{Bundle, Spec, refusals};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{self, Sets};
-use crate::{Inherited, krun, pod_size};
+use crate::{Inherited, krun, mounts, pod_size};
 
 /// Mount tag of the share.
 pub const SHARE_TAG: &str = "share";
@@ -167,6 +167,8 @@ pub struct VmPlan {
     pub network: Option<PathBuf>,
     /// Sockets of the host to which the container may connect, in the order of its mounts.
     pub sockets: Vec<PathBuf>,
+    /// Whether the share's thread may set extended attributes that are reserved for CAP_SYS_ADMIN.
+    pub admin_xattrs: bool,
     /// Resource limits of processes that name none.
     pub limits: Vec<Rlimit>,
     /// Payload of STARTPOD.
@@ -197,6 +199,7 @@ impl VmPlan {
             cgroup: None,
             network: None,
             sockets: Vec::new(),
+            admin_xattrs: false,
             limits,
             pod: Pod {
                 hostname: hostname.to_owned(),
@@ -216,10 +219,10 @@ impl VmPlan {
     /// A limit or `linux.cgroupsPath` is invalid or cannot be honoured.
     pub fn for_bundle(bundle: &Bundle, id: &str, settings: &VmSettings) -> Result<VmPlan> {
         refusals::check_paths(&bundle.spec)?;
+        check_pipes(bundle, settings)?;
         let asked = krun::is_asked(&bundle.spec).then(|| krun::sized(&bundle.spec, settings)).transpose()?;
         let settings = asked.as_ref().unwrap_or(settings);
         let resources = &*pod_size::resources(&bundle.spec)?;
-        check_pipes(bundle, settings)?;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;
         let sets = if cgroup.is_some() { Sets::Host } else { Sets::Guest };
         let limit_mib = limits::memory_mib(resources).filter(|_| settings.memory_mib.is_none());
@@ -233,6 +236,7 @@ impl VmPlan {
             fill_mib: limit_mib.map_or(vm.fill_mib, |_| Some(vm.memory_mib)),
             network: bundle.network().map(Path::to_owned),
             sockets: sockets(bundle, settings.protocol)?,
+            admin_xattrs: mounts::may_administer(bundle.process.capabilities.as_ref()),
             kernel: Kernel::for_bundle(bundle)?,
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..vm
@@ -256,10 +260,6 @@ impl VmPlan {
     }
 }
 
-/// Returns the paths of the sockets that the bundle binds.
-fn sockets(bundle: &Bundle, protocol: Protocol) -> Result<Vec<PathBuf>> {
-    let refused = |index: &usize, why: String| unsupported(format!("mounts[{index}].source"), why);
-    if let Some(index) = bundle.socket_sources.keys().next()
 /// Refuses named pipes, if a process in the guest would wait for ever for an end on the host: only our kernel opens the
 /// host's, through virtio-fs.
 pub(crate) fn check_pipes(bundle: &Bundle, settings: &VmSettings) -> Result<()> {
@@ -272,6 +272,10 @@ pub(crate) fn check_pipes(bundle: &Bundle, settings: &VmSettings) -> Result<()> 
     Err(unsupported(format!("mounts[{index}].source"), why))
 }
 
+/// Returns the paths of the sockets that the bundle binds.
+fn sockets(bundle: &Bundle, protocol: Protocol) -> Result<Vec<PathBuf>> {
+    let refused = |index: &usize, why: String| unsupported(format!("mounts[{index}].source"), why);
+    if let Some(index) = bundle.socket_sources.keys().next()
         && protocol == Protocol::Api4244
     {
         return Err(refused(index, "an agent of API 4244 carries no connections to sockets".to_owned()));

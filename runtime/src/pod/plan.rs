@@ -105,6 +105,8 @@ impl PodPlan {
             .collect::<Result<_>>()?;
         let capabilities = plans.iter().map(|plan| plan.process.capabilities.as_ref());
         pod.machine.kernel = Kernel::for_capabilities(capabilities);
+        let mut binds = plans.iter().flat_map(|plan| &plan.plan.binds);
+        pod.machine.admin_xattrs = binds.any(|bind| bind.admin_xattrs);
         Ok((pod, plans))
     }
 

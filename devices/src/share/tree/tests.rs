@@ -69,7 +69,7 @@ fn only_directories_and_files_are_shared() {
 fn a_directory_is_served_on_a_mount_without_devices() {
     let dir = tempfile::tempdir().unwrap();
     let made = sys::mknodat(open_path(dir.path()).as_fd(), c"null", libc::S_IFCHR | 0o666, 0x103);
-    if made.is_err() || sys::clone_mount(open_path(dir.path()).as_fd()).is_err() {
+    if made.is_err() || sys::clone_mount(open_path(dir.path()).as_fd(), MountCopy::default()).is_err() {
         return;
     }
     let tree = ShareTree::new().unwrap();

@@ -293,7 +293,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.push(end);
             ioctls.extend(VHOST.iter().chain(&[VHOST_NET, FIONBIO as u32]));
         }
-        Role::Files => {
+        Role::Files | Role::AdminFiles => {
             calls.extend(FILES.map(always));
             calls.push(end);
             calls.push(when(SYS_unshare, one_of(0, &[CLONE_FS as u32])));
@@ -352,7 +352,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
 fn fcntl(role: Role) -> Option<Call> {
     match role {
         Role::Vcpu => None,
-        Role::Files => Some(when(SYS_fcntl, one_of(1, &[&FCNTL[..], &RANGES].concat()))),
+        Role::Files | Role::AdminFiles => Some(when(SYS_fcntl, one_of(1, &[&FCNTL[..], &RANGES].concat()))),
         _ => Some(when(SYS_fcntl, one_of(1, &FCNTL))),
     }
 }

@@ -51,6 +51,8 @@ pub fn keep(role: Role) -> io::Result<()> {
     let present = capabilities(None)?;
     let wanted = match role {
         Role::Files => FILES,
+        // For extended attributes: the filter leaves no other call that asks for it.
+        Role::AdminFiles => FILES.union(CapabilitySet::SYS_ADMIN),
         Role::Sockets => SOCKETS,
         Role::Main | Role::Reporter => MAIN,
         // For taps and their traffic control.

@@ -33,6 +33,43 @@ fn extended_attributes_that_are_the_guests_pass() {
     assert_eq!(guest.setxattr(link, "user.test", b"x"), Err(libc::EPERM));
 }
 
+/// The host's kernel asks for CAP_SYS_ADMIN.
+#[test]
+fn attributes_that_are_reserved_for_administrators_need_their_terms() {
+    let names = ["trusted.overlay.opaque", "security.other"];
+    for admin in [false, true] {
+        let (tree, dir) = scratch(Terms { admin_xattrs: admin, ..Terms::default() });
+        let mut guest = Guest { server: server(&tree), tree, caller: (0, 0), dir };
+        guest.init();
+        let rootfs = guest.rootfs();
+        let (node, _) = guest.make(rootfs, "file");
+        for name in names {
+            let set = guest.setxattr(node, name, b"y");
+            let list =
+                guest.call(op::LISTXATTR, node, &body(|b| GetxattrIn { size: 100, padding: 0 }.put(b)));
+            let list = String::from_utf8(list.unwrap()).unwrap();
+            match set {
+                Ok(_) => {
+                    assert!(admin);
+                    assert_eq!(guest.getxattr(node, name, 9).unwrap(), b"y");
+                    assert!(list.contains(name));
+                }
+                // A file system without them, or a server without the capability.
+                Err(error) => {
+                    assert_eq!(error, if admin { libc::EPERM } else { libc::EOPNOTSUPP }, "{name}");
+                    assert!(!list.contains(name));
+                }
+            }
+        }
+        for name in
+            ["security.selinux", "security.SMACK64EXEC", "security.ima", "security.evm", "system.other"]
+        {
+            assert_eq!(guest.setxattr(node, name, b"x"), Err(libc::EOPNOTSUPP), "{name}");
+            assert_eq!(guest.getxattr(node, name, 9), Err(libc::ENODATA), "{name}");
+        }
+    }
+}
+
 #[test]
 fn attributes_say_of_others_files_that_they_have_no_acl() {
     if !is_root() {
