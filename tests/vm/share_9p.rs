@@ -86,3 +86,14 @@ fn three_hundred_files_are_created_renamed_and_removed_over_9p() {
 fn changes_on_the_host_are_visible_at_once_over_9p() {
     crate::mounts::check_changes_on_the_host("--share=9p", "");
 }
+
+#[test]
+fn locks_on_a_volume_over_9p_are_refused_and_those_on_the_root_are_granted() {
+    let dir = tempfile::TempDir::new().unwrap();
+    fs::write(dir.path().join("f"), "").unwrap();
+    let bundle = sh("flock -n /mnt/f echo locked; flock -n /srv/f echo locked; echo $?").mount(
+        json!({"destination": "/srv", "type": "bind", "source": dir.path(), "options": ["rbind", "rw"]}),
+    );
+    fs::write(bundle.rootfs().join("mnt/f"), "").unwrap();
+    bundle.run().code(0).stdout("locked\n1\n").says(&["No locks available"]);
+}

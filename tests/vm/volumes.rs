@@ -48,7 +48,7 @@ impl Drop for Disk {
     }
 }
 
-fn volume(path: &Path) -> serde_json::Value {
+pub fn volume(path: &Path) -> serde_json::Value {
     json!({"destination": "/v", "type": "bind", "source": path, "options": ["rbind", "rw"]})
 }
 
@@ -57,7 +57,7 @@ fn as_user(bundle: Bundle) -> Bundle {
 }
 
 /// Copies a program of the host and its libraries to the same paths of a bundle.
-fn copy_program(bundle: &Bundle, program: &str) {
+pub fn copy_program(bundle: &Bundle, program: &str) {
     let libraries = check_output(Command::new("ldd").arg(program));
     let paths = libraries.split_whitespace().filter(|word| word.starts_with('/')).chain([program]);
     for path in paths {
@@ -140,85 +140,4 @@ fn a_deep_tree_is_listed_and_removed_with_few_descriptors() {
     let mut command = Command::new("prlimit");
     command.arg("--nofile=300:300").arg(run.get_program()).args(run.get_args());
     Running::start(command).finish().code(0).stdout("made\n600\ntext\nd\n").stderr("");
-}
-
-/// A database on a volume.
-struct Database(TempDir);
-
-impl Database {
-    fn new(mode: &str) -> Database {
-        let dir = TempDir::new().unwrap();
-        let database = Database(dir);
-        let script =
-            format!("pragma journal_mode={mode}; create table t (n integer); insert into t values (0);");
-        database.on_host(&script);
-        database
-    }
-
-    fn on_host(&self, script: &str) -> String {
-        check_output(Command::new("sqlite3").arg(self.0.path().join("db")).arg(script))
-    }
-
-    /// A machine whose shell runs `script` with the function `sql`.
-    fn machine(&self, script: &str) -> Bundle {
-        let bundle =
-            Bundle::sh(&format!("sql() {{ sqlite3 -cmd '.timeout 60000' /v/db \"$@\"; }}; {script}"));
-        copy_program(&bundle, "/usr/bin/sqlite3");
-        bundle.with(|c| c["process"]["env"] = json!(["PATH=/usr/bin:/bin"])).mount(volume(self.0.path()))
-    }
-}
-
-/// Adds 1 so often, with a transaction for each.
-fn add(times: u32) -> String {
-    format!(
-        "for i in $(seq {times}); do sql 'begin immediate; update t set n = n + 1; commit;' || exit; done; echo added"
-    )
-}
-
-#[test]
-fn two_machines_lose_nothing_of_a_database_without_wal() {
-    let database = Database::new("delete");
-    let mut machines = [(), ()].map(|()| database.machine(&format!("read go; {}", add(60))).start());
-    machines.iter_mut().for_each(|machine| machine.write(b"\n"));
-    for machine in machines {
-        machine.finish().code(0).stdout("added\n");
-    }
-    assert_eq!(database.on_host("select n from t; pragma integrity_check;"), "120\nok\n");
-}
-
-#[test]
-fn a_database_without_wal_survives_a_killed_machine() {
-    let database = Database::new("delete");
-    let mut victim = database.machine(&format!("echo begun; {}", add(1_000_000))).start();
-    victim.wait_for("begun\n");
-    let other = database.machine(&add(20)).start();
-    // While it writes.
-    database.machine("sql 'select n from t'").run().code(0);
-    victim.signal("KILL");
-    other.finish().code(0).stdout("added\n");
-    let last = database.on_host("select n from t; pragma integrity_check;");
-    let (count, check) = last.split_once('\n').unwrap();
-    assert!(count.parse::<u32>().unwrap() >= 20, "{last}");
-    assert_eq!(check, "ok\n");
-}
-
-#[test]
-fn a_database_with_wal_is_refused_to_a_second_machine_and_never_damaged() {
-    let database = Database::new("wal");
-    // The first machine keeps the database open.
-    let hold = "mkfifo /p; sqlite3 /v/db < /p & exec 3> /p; \
-        echo 'update t set n = n + 1; select n from t;' >&3; read a; echo 'select n from t;' >&3; read a; exec 3>&-; wait";
-    let mut first = database.machine(hold).start();
-    first.wait_for("1\n");
-    let refused = database.machine("sql 'update t set n = 100'").run();
-    assert_ne!(refused.text(), "100\n");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("error"), "{refused}");
-    first.write(b"\n");
-    first.wait_for("1\n");
-    // Killed: the next machine recovers what was committed.
-    first.signal("KILL");
-    drop(first.finish());
-    let next = database.machine("sql 'update t set n = n + 1; select n from t; pragma integrity_check'");
-    next.run().code(0).stdout("2\nok\n");
-    assert_eq!(database.on_host("select n from t; pragma integrity_check;"), "2\nok\n");
 }

@@ -64,10 +64,21 @@ impl Operations {
         // Another descriptor would see the owner's own locks.
         let file = locks.file((handle.inode.key, what.owner)).unwrap_or(&handle.file);
         let found = sys::get_range(file.as_fd(), lock_type(Some(kind)), span.start, length(span))?;
-        Ok(found.map(|(found, start, len)| {
+        Ok(found.map(|lock| {
+            let (start, len) = (lock.l_start as u64, lock.l_len as u64);
             let end = if len == 0 { END } else { start.saturating_add(len - 1) };
-            (Span { start, end }, if found == libc::F_WRLCK { LockKind::Write } else { LockKind::Read })
+            let writes = i32::from(lock.l_type) == libc::F_WRLCK;
+            (Span { start, end }, if writes { LockKind::Write } else { LockKind::Read })
         }))
+    }
+
+    /// Whether processes outside of the guest may lock a node's file and rely on it: that of a volume which can be written
+    /// to.
+    pub fn has_other_users(&self, node: u64) -> Result<bool> {
+        Ok(match self.node(node)? {
+            Node::Virtual(_) => false,
+            Node::Host(inode) => !inode.bind.owned && !inode.bind.read_only,
+        })
     }
 
     /// Locks an open file or directory as flock(2) does, or returns EAGAIN. Like there, a conversion that is refused

@@ -9,6 +9,9 @@
 //! it, whose number is a hash of its device and inode number. The registry has no data. A machine that is killed loses its
 //! locks, because its descriptors are closed. The registry is made when a machine first needs it, and stays. Two files can share a byte, and then one of them cannot be mapped; with 63
 //! bits that is improbable enough.
+//!
+//! A process of the host that has mapped a file cannot be seen. If it has also locked a part of it, as SQLite and LMDB do,
+//! the guest may not map the file. A process of the host that comes later is not refused.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -78,6 +81,11 @@ impl Mappings {
         self.0.lock().unwrap().registry = Some(Registry { parent, directory, file: None });
     }
 
+    /// Whether the guest has the file mapped.
+    fn has(&self, key: Key) -> bool {
+        self.0.lock().unwrap().files.contains_key(&key)
+    }
+
     /// Lets the guest map a file, or returns EAGAIN if another machine has it mapped.
     fn add(&self, key: Key) -> Result<Mapping> {
         let mut mapped = self.0.lock().unwrap();
@@ -126,18 +134,29 @@ fn place((device, inode): Key) -> u64 {
 
 impl Operations {
     /// Lets the guest map an open file shared and writable until it closes the file. EAGAIN means that another machine has
-    /// such mappings of the file.
+    /// such mappings of the file, or that a process of the host probably has.
     pub fn map_shared(&mut self, file: OpenFile) -> Result<()> {
         let handle = self.handle(file)?;
         handle.inode.writable()?;
         // The registry may be created, whatever the umask of the last caller was.
         let _creating = self.credentials().create_as((0, 0), 0, 0);
         if handle.mapping.get().is_none() {
+            let shared = !handle.inode.bind.owned && !self.shared.mappings.has(handle.inode.key);
+            if shared && is_locked_by_a_process(handle.file.as_fd()) {
+                return Err(Errno(libc::EAGAIN));
+            }
             // Only this thread sets it.
             let _ = handle.mapping.set(self.shared.mappings.add(handle.inode.key)?);
         }
         Ok(())
     }
+}
+
+/// Whether a process of the host has locked a range of the file by fcntl(2) without F_OFD_. Programs that share memory
+/// through a file agree by such locks in it, as SQLite and LMDB do, and locks of machines are of another kind.
+fn is_locked_by_a_process(file: BorrowedFd) -> bool {
+    let found = sys::get_range(file, libc::F_WRLCK, 0, 0);
+    matches!(found, Ok(Some(lock)) if lock.l_pid != -1)
 }
 
 #[cfg(test)]

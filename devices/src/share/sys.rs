@@ -434,13 +434,12 @@ pub fn set_range(fd: BorrowedFd, kind: c_int, start: u64, len: u64) -> Result<()
     })
 }
 
-/// Returns type, start and length of a lock that prevents [`set_range`], if there is one.
-pub fn get_range(fd: BorrowedFd, kind: c_int, start: u64, len: u64) -> Result<Option<(c_int, u64, u64)>> {
+/// Returns a lock that prevents [`set_range`], if there is one. Its `l_pid` is -1 if it is of an open file description.
+pub fn get_range(fd: BorrowedFd, kind: c_int, start: u64, len: u64) -> Result<Option<libc::flock64>> {
     let mut lock = range(kind, start, len)?;
     // SAFETY: the kernel reads and writes `lock`.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
-    let found = (c_int::from(lock.l_type), lock.l_start as u64, lock.l_len as u64);
-    Ok((found.0 != libc::F_UNLCK).then_some(found))
+    Ok((c_int::from(lock.l_type) != libc::F_UNLCK).then_some(lock))
 }
 
 fn range(kind: c_int, start: u64, len: u64) -> Result<libc::flock64> {

@@ -156,13 +156,15 @@ impl P9Server {
         self.share.fsync(OpenFile { node, handle: *fh }, data_only)
     }
 
-    /// LOCK always succeeds: the guest's kernel has already acquired the lock, and only the guest has processes that
-    /// lock.
+    /// LOCK. In a container's root the guest's kernel has already acquired the lock, and only the guest has processes that
+    /// lock. In a volume others lock as well, and the message does not name the owner as the host's kernel would need it:
+    /// ENOLCK in the guest.
     pub(super) fn lock(&mut self, fields: &mut Fields) -> Result<()> {
-        self.opened_file(fields.u32()?)?;
-        let (_, _) = (fields.u8()?, fields.u32()?);
+        let node = self.opened_file(fields.u32()?)?;
+        let (kind, _) = (fields.u8()?, fields.u32()?);
         let (_, _, _, _) = (fields.u64()?, fields.u64()?, fields.u32()?, fields.bytes()?);
-        self.reply.push(wire::LOCK_SUCCESS);
+        let refused = kind != wire::UNLOCKED && self.share.has_other_users(node)?;
+        self.reply.push(if refused { wire::LOCK_ERROR } else { wire::LOCK_SUCCESS });
         Ok(())
     }
 
@@ -179,9 +181,11 @@ impl P9Server {
         Ok(())
     }
 
-    fn opened_file(&self, fid: u32) -> Result<()> {
-        let open = matches!(self.fids.get(fid)?.open, Open::File { .. } | Open::Dir { .. });
-        if open { Ok(()) } else { Err(Errno(libc::EBADF)) }
+    /// Returns the node of an open file or directory.
+    fn opened_file(&self, fid: u32) -> Result<u64> {
+        let known = self.fids.get(fid)?;
+        let open = matches!(known.open, Open::File { .. } | Open::Dir { .. });
+        if open { Ok(known.node) } else { Err(Errno(libc::EBADF)) }
     }
 
     pub(super) fn clunk(&mut self, fields: &mut Fields) -> Result<()> {

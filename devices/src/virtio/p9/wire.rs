@@ -78,6 +78,8 @@ pub const STATFS_TYPE: u32 = 0x0102_1997;
 pub const UNLOCKED: u8 = 2;
 /// `Rlock::status` of a lock that was acquired.
 pub const LOCK_SUCCESS: u8 = 0;
+/// `Rlock::status` of a lock that the server cannot acquire.
+pub const LOCK_ERROR: u8 = 2;
 
 /// Type and number by which the guest identifies a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

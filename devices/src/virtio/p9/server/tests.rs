@@ -439,3 +439,20 @@ fn a_device_node_is_refused_as_over_virtio_fs() {
     assert_eq!(make("disk", libc::S_IFBLK, 8, 0), Err(libc::EPERM));
     make("fifo", libc::S_IFIFO, 0, 0).unwrap();
 }
+
+#[test]
+fn locks_of_a_volume_are_refused_and_those_of_a_container_s_root_are_the_guest_s() {
+    for (owned, refused) in [(true, 0), (false, 2)] {
+        let (tree, dir) = scratch(Terms { owned, ..Terms::default() });
+        let mut guest = Guest { server: P9Server::new(&tree), tree, dir };
+        guest.call(kind::VERSION, body().u32(512_000).text("9P2000.L")).unwrap();
+        guest.attach(ROOT, 0).unwrap();
+        guest.walk(ROOT, TOP, &["c1", "rootfs"]).unwrap();
+        guest.create(2, "file").unwrap();
+        // Lock types: 0 for reading, 1 for writing, 2 to unlock.
+        for (kind, status) in [(0, refused), (1, refused), (2, 0)] {
+            let lock = body().u32(2).u8(kind).u32(0).u64(0).u64(0).u32(7).text("client");
+            assert_eq!(guest.call(kind::LOCK, lock), Ok(vec![status]), "{owned} {kind}");
+        }
+    }
+}
