@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tests::{Running, check_output};
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -17,6 +20,11 @@ pub const CASES: &[Case] = &[
     case!(tmpfs_mount),
     case!(bind_over_a_file_of_the_image),
     case!(the_engine_s_client_works_in_a_container),
+    case!(a_named_pipe_joins_containers_and_the_host),
+    case!(a_lock_holds_in_another_container_and_on_the_host),
+    case!(a_bind_that_is_not_recursive_is_of_one_mount),
+    case!(a_bind_keeps_the_options_of_the_host_s_mount),
+    case!(an_overlay_on_a_volume_has_whiteouts_and_opaque_directories),
 ];
 
 /// Creates a directory on the host.
@@ -100,4 +108,103 @@ fn the_engine_s_client_works_in_a_container(engine: &Engine) {
     words.extend(["box", "docker"]);
     words.extend(version);
     assert_eq!(engine.ok(&words), engine.ok(&version));
+}
+
+/// A script of busybox on the host, in a directory.
+fn on_host(path: &Path, script: &str) -> Command {
+    let mut command = Command::new("/bin/busybox");
+    command.args(["sh", "-c", script]).current_dir(path);
+    command
+}
+
+fn a_named_pipe_joins_containers_and_the_host(engine: &Engine) {
+    let path = directory(engine, "pipes");
+    check_output(&mut on_host(&path, "mkfifo p"));
+    let bind = format!("{}:/b", path.display());
+    let reads = ["-v", &bind, "box", "sh", "-c", "echo ready; cat /b/p; echo end; sleep 1000"];
+    // The container first, then the host, then another container.
+    engine.start_container("first", &reads, "ready");
+    check_output(&mut on_host(&path, "echo of the host > p"));
+    engine.wait_log("first", "of the host\nend");
+    let host = Running::start(on_host(&path, "cat p"));
+    engine.sh(&["-v", &bind], "echo of a container > /b/p");
+    host.finish().code(0).stdout("of a container\n");
+    engine.start_container("second", &reads, "ready");
+    engine.sh(&["-v", &bind], "echo of another > /b/p");
+    engine.wait_log("second", "of another\nend");
+    // A writer that is killed ends what the reader reads.
+    let writes = ["-v", &bind, "box", "sh", "-c", "exec 3>/b/p; echo begun >&3; echo ready; sleep 1000"];
+    let mut host = Running::start(on_host(&path, "cat p; echo end"));
+    engine.start_container("writer", &writes, "ready");
+    host.wait_for("begun\n");
+    engine.ok(&["kill", "writer"]);
+    host.finish().code(0).stdout("end\n");
+}
+
+fn a_lock_holds_in_another_container_and_on_the_host(engine: &Engine) {
+    let path = directory(engine, "locks");
+    let bind = format!("{}:/b", path.display());
+    let holds = ["-v", &bind, "box", "sh", "-c", "exec 3>/b/lock; flock 3; echo locked; sleep 1000"];
+    engine.start_container("holder", &holds, "locked");
+    let tries = "flock -n lock true; echo $?";
+    assert_eq!(check_output(&mut on_host(&path, tries)), "1\n");
+    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "1");
+    engine.ok(&["kill", "holder"]);
+    engine.ok(&["wait", "holder"]);
+    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "0");
+    // The host first.
+    let mut host = Running::start(on_host(&path, "exec 3>lock; flock 3; echo locked; read x"));
+    host.wait_for("locked\n");
+    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "1");
+    host.signal("KILL");
+    drop(host.finish());
+    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "0");
+}
+
+/// A tmpfs on the host. It is unmounted on drop.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(path: PathBuf, options: &str) -> Mounted {
+        fs::create_dir_all(&path).expect("create a mount point");
+        check_output(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path));
+        Mounted(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn a_bind_that_is_not_recursive_is_of_one_mount(engine: &Engine) {
+    let path = directory(engine, "mounts");
+    fs::create_dir(path.join("sub")).expect("create a mount point");
+    fs::write(path.join("sub/below"), "").expect("write a file");
+    let mounted = Mounted::at(path.join("sub"), "rw");
+    fs::write(mounted.0.join("above"), "").expect("write a file");
+    let mount = format!("type=bind,source={},target=/b", path.display());
+    assert_eq!(engine.sh(&["--mount", &mount], "ls /b/sub"), "above");
+    assert_eq!(engine.sh(&["--mount", &format!("{mount},bind-nonrecursive")], "ls /b/sub"), "below");
+}
+
+fn a_bind_keeps_the_options_of_the_host_s_mount(engine: &Engine) {
+    let mounted = Mounted::at(directory(engine, "options"), "rw,nosuid,noexec,noatime");
+    fs::copy("/bin/busybox", mounted.0.join("busybox")).expect("copy a program");
+    let bind = format!("{}:/b", mounted.0.display());
+    let script = "awk '$5 == \"/b\" {print $6}' /proc/self/mountinfo; /b/busybox true; echo $?";
+    assert_eq!(engine.sh(&["-v", &bind], script), "rw,nosuid,noexec,noatime\n126");
+}
+
+fn an_overlay_on_a_volume_has_whiteouts_and_opaque_directories(engine: &Engine) {
+    let path = directory(engine, "layers");
+    let bind = format!("{}:/b", path.display());
+    let script = "cd /b; mkdir -p low/d low/e up work m; echo low >low/d/a; echo low >low/gone; echo low >low/e/x
+        mount -t overlay -o lowerdir=low,upperdir=up,workdir=work none m
+        cd m; rm gone; rm -r e; mkdir e; echo more >>d/a; mv d moved; find . | sort; cat moved/a; cd ..; umount m
+        mount -t overlay -o lowerdir=low,upperdir=up,workdir=work none m; find m -type f; ls m/e; umount m
+        stat -c '%F %t:%T' up/gone";
+    let expected = ".\n./e\n./moved\n./moved/a\nlow\nmore\nm/moved/a\ncharacter special file 0:0";
+    assert_eq!(engine.sh(&["--privileged", "-v", &bind], script), expected);
 }
