@@ -6,8 +6,8 @@
 //! An operation is a method of `operations::Operations`. It takes numbers of nodes and open files, checked names and
 //! plain structures, and returns plain structures.
 //!
-//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `fifo`, `sockets`, `unopened`, `locks`, `lock_table`, `mappings`,
-//! `dir`, `attributes`, `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`,
+//! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `fifo`, `sockets`, `unopened`, `locks`,
+//! `lock_table`, `mappings`, `dir`, `attributes`, `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`,
 //! `credentials`.
 
 pub(crate) mod attributes;

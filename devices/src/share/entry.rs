@@ -169,9 +169,26 @@ impl Operations {
         self.remove(dir, name, libc::AT_REMOVEDIR)
     }
 
+    /// Whether a file that the guest has removed may still have a name, which keeps its directory from being removed, until
+    /// the guest has closed and forgotten it.
+    pub fn has_lingering_names(&self) -> bool {
+        self.lingering.get()
+    }
+
+    /// Notes that a name is about to be removed or replaced. NFS renames a file that has a descriptor instead of removing it.
+    fn note_removal(&self, dir: &Inode, pin: BorrowedFd) {
+        const NFS_SUPER_MAGIC: i64 = 0x6969;
+        if self.removal.get().0 != dir.key.0 {
+            let renames = sys::file_system_type(pin) == Ok(NFS_SUPER_MAGIC);
+            self.removal.set((dir.key.0, renames));
+        }
+        self.lingering.set(self.lingering.get() || self.removal.get().1);
+    }
+
     fn remove(&self, dir: u64, name: Name, flags: i32) -> Result<()> {
         let dir = self.writable_dir(dir)?;
         let pin = dir.fd()?;
+        self.note_removal(&dir, pin.as_fd());
         self.pin_at(pin.as_fd(), name.as_c_str())?;
         self.or_as_caller(|| sys::unlinkat(pin.as_fd(), name.as_c_str(), flags))?;
         self.note_own(&dir, name.as_c_str(), libc::IN_DELETE);
@@ -202,6 +219,7 @@ impl Operations {
         let (source, target) = (from.fd()?, to.fd()?);
         self.pin_at(source.as_fd(), old)?;
         self.pin_at(target.as_fd(), new)?;
+        self.note_removal(&to, target.as_fd());
         // A whiteout is a new inode, which must belong to the caller. Other renames create nothing.
         let caller = if flags & libc::RENAME_WHITEOUT == 0 { Caller::ROOT } else { rename.caller };
         let (creating, _) = self.create_as(&NewFile { caller, mode: 0, umask: 0 }, 0);

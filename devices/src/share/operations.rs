@@ -93,6 +93,10 @@ pub struct Operations {
     pub(super) watch: RefCell<Watch>,
     /// The guest can be told what the host changes.
     pub(super) watching: Cell<bool>,
+    /// The device of the last removal, and whether its removed files keep a name.
+    pub(super) removal: Cell<(u64, bool)>,
+    /// There was a removal on such a device.
+    pub(super) lingering: Cell<bool>,
     /// As [`Credentials::in_proc_self_fd`].
     pub(super) in_proc_self_fd: Cell<bool>,
     /// The process in the guest that has made the present request.
@@ -115,6 +119,8 @@ impl Operations {
             sockets: Sockets::default(),
             watch: RefCell::new(Watch::new()),
             watching: Cell::new(false),
+            removal: Cell::default(),
+            lingering: Cell::new(false),
             in_proc_self_fd: Cell::new(false),
             caller: Caller::ROOT,
             tells_acls: false,

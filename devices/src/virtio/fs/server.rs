@@ -145,6 +145,10 @@ impl FileServer for FuseServer {
         self.share.events()
     }
 
+    fn serves_in_order(&self) -> bool {
+        self.share.has_lingering_names()
+    }
+
     fn collect(&mut self) -> Option<Duration> {
         self.share.collect()
     }

@@ -36,6 +36,11 @@ pub trait FileServer: Send {
         None
     }
 
+    /// Whether requests of the quiet queue that came before another request must be served before it.
+    fn serves_in_order(&self) -> bool {
+        false
+    }
+
     /// Finds out what the host has changed. Returns after which time to do so again, `None` for when there is an event.
     fn collect(&mut self) -> Option<Duration> {
         None
@@ -233,11 +238,12 @@ fn run(job: Job, server: &mut dyn FileServer) {
             return;
         }
         for event in events {
+            if server.serves_in_order() {
+                serve_quiet(&mut queues, server, roles);
+            }
             serve_one(&mut queues, u16::try_from(event.data()).ok(), server, roles);
         }
-        if queues.iter().any(|queue| Some(queue.index()) == roles.quiet && queue.has_requests()) {
-            serve_one(&mut queues, roles.quiet, server, roles);
-        }
+        serve_quiet(&mut queues, server, roles);
         collecting.proceed(&poller, server, events.iter().any(|event| event.data() == EVENTS));
         if server.has_notices() {
             serve_one(&mut queues, roles.notices, server, roles);
@@ -251,6 +257,13 @@ pub fn unused(served: &[bool]) -> Result<Vec<u8>, StateError> {
         return Err(StateError::Busy("the guest has used the share"));
     }
     Ok(Vec::new())
+}
+
+/// Serves the quiet queue, if there are requests.
+fn serve_quiet(queues: &mut Vec<VirtQueue>, server: &mut dyn FileServer, roles: Roles) {
+    if queues.iter().any(|queue| Some(queue.index()) == roles.quiet && queue.has_requests()) {
+        serve_one(queues, roles.quiet, server, roles);
+    }
 }
 
 /// Serves the queue with this index, and removes it if that fails.
