@@ -14,7 +14,7 @@ use host::cgroup::room;
 use host::confine::cores::Cookie;
 use host::confine::{self, Role};
 use host::environment;
-use host::network::Network;
+use host::network::{Network, Nic};
 use host::sys::{self, clock};
 use link::AgentLink;
 use link::streams::{StreamHandle, StreamTable, streams};
@@ -23,7 +23,7 @@ use plan::vm::{Host, SHARE_TAG};
 use plan::{ShareType, VmPlan};
 use vmm::devices::share::ShareTree;
 use vmm::devices::virtio::balloon::Balloon;
-use vmm::devices::virtio::console::{Console, LogPort, Port, PortBackend, SocketPort};
+use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::{self, Fs};
 use vmm::devices::virtio::net::Vhost;
 use vmm::devices::virtio::p9::{self, P9};
@@ -47,6 +47,31 @@ pub struct Assembly {
     pending: PendingVm,
     timeline: Option<Arc<Timeline>>,
     kernel_marks: Option<KernelMarks>,
+}
+
+/// What a machine is connected to, whichever way it starts.
+struct Outside<'a> {
+    config: &'a RunConfig,
+    plan: &'a VmPlan,
+    share: &'a ShareTree,
+    /// NICs that are there from the start.
+    present: Vec<Nic>,
+    /// Number of places for NICs in a machine that boots.
+    count: usize,
+    /// The guest's ends of ports that not every machine has.
+    resolver: Option<UnixStream>,
+    socket: Option<UnixStream>,
+    timeline: Option<Arc<Timeline>>,
+    kernel_marks: Option<KernelMarks>,
+}
+
+/// A machine whose guest does not run yet.
+struct Held {
+    vm: RunningVm,
+    link: AgentLink,
+    streams: StreamHandle,
+    nics: Nics,
+    console: LogTail,
 }
 
 /// Connections between the host's network and the guest.
@@ -114,65 +139,21 @@ impl Assembly {
         let spare = network.as_ref().map_or(0, Network::spare_nics);
         let present = network.as_mut().map(|network| std::mem::take(&mut network.nics)).unwrap_or_default();
         let found = template::make::find(config, plan, present.len() + spare)?;
-        let writers = ConsoleWriters::open(config.vm.console.as_ref(), self.kernel_marks.clone())
-            .context("open the console's copy")?;
-        let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
-        let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
         let share = ShareTree::new()?;
         match config.meeting.open_parent() {
             Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
             Err(error) => log::debug!("shared mappings are not excluded from other machines': {error}"),
         }
-        let (mut vm, revived) = self.machine(config, plan, writers.serial, found)?;
-        let (log, console) = LogPort::new(writers.console);
         let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
         let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
-        let ends =
-            Ends { log, control: device_end, streams: table, resolver, sockets: socket, all_ports: revived };
-        attach_devices(&mut vm, plan, ends, &share)?;
-        let count = if revived { template::NICS } else { present.len() + spare };
-        let mut nics = Nics::attach(&mut vm, count, plan)?;
-        for nic in present {
-            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
-        }
-        let link = if revived { revive(control)? } else { AgentLink::new(control, plan.protocol)? };
-        let vm = Machine::new(vm.hold()?);
+        let count = present.len() + spare;
+        let Assembly { pending, timeline, kernel_marks } = self;
+        let outside =
+            Outside { config, plan, share: &share, present, count, resolver, socket, timeline, kernel_marks };
+        let Held { vm, link, streams, nics, console } = outside.create(pending, found)?;
         cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
-        let sandbox = Sandbox { link, streams, vm, share, nics, console, sockets };
+        let sandbox = Sandbox { link, streams, vm: Machine::new(vm), share, nics, console, sockets };
         Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
-    }
-
-    /// Returns the machine, with memory and no devices, and whether it continues from a template. If a template cannot be used
-    /// after all, and is not required, the machine boots.
-    fn machine(
-        self,
-        config: &RunConfig,
-        plan: &VmPlan,
-        serial: Option<Box<dyn Write + Send>>,
-        found: Option<Found>,
-    ) -> Result<(Vm, bool)> {
-        let Assembly { mut pending, timeline, .. } = self;
-        if let Some(Found { path, snapshot, memory }) = found {
-            let saved = SavedConfig { snapshot, memory, timeline: timeline.clone(), entries: ENTRIES };
-            match Vm::restored(pending, saved).with_context(|| path.display().to_string()) {
-                Ok(vm) => return Ok((vm, true)),
-                Err(error) if config.template == template::Use::Require => return Err(error),
-                Err(error) => template::make::refuse(&error),
-            }
-            pending = PendingVm::start().map_err(vmm::Error::from)?;
-        }
-        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), plan.kernel)?;
-        let settings = VmConfig {
-            memory_mib: plan.memory_mib,
-            vcpus: plan.vcpus,
-            kernel: images.kernel,
-            initramfs: Some(images.initramfs),
-            cmdline: plan.cmdline.clone(),
-            serial,
-            timeline,
-            entries: ENTRIES,
-        };
-        Ok((Vm::with(pending, settings)?, false))
     }
 
     /// Creates a machine of which a template can be made, or one that continues from `tried`. Its threads are confined. The guest
@@ -209,6 +190,79 @@ impl Assembly {
         let link = if tries { revive(control)? } else { AgentLink::silent(control)? };
         Ok(Blank { vm: vm.hold()?, link, _streams: streams })
     }
+}
+
+impl Outside<'_> {
+    /// Creates the machine. One that cannot continue from a template after all, and is not required to, boots.
+    fn create(&self, pending: PendingVm, found: Option<Found>) -> Result<Held> {
+        let Some(found) = found else { return self.attempt(pending, None) };
+        let path = found.path.clone();
+        match self.attempt(pending, Some(found)).with_context(|| path.display().to_string()) {
+            Err(error) if self.config.template != template::Use::Require => template::make::refuse(&error),
+            done => return done,
+        }
+        self.attempt(PendingVm::start().map_err(vmm::Error::from)?, None)
+    }
+
+    /// Creates a machine that continues from `found`, or boots.
+    fn attempt(&self, pending: PendingVm, found: Option<Found>) -> Result<Held> {
+        let Outside { config, plan, .. } = *self;
+        let revived = found.is_some();
+        let writers = ConsoleWriters::open(config.vm.console.as_ref(), self.kernel_marks.clone())
+            .context("open the console's copy")?;
+        let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
+        let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
+        let mut vm = match found {
+            Some(found) => self.saved(pending, found)?,
+            None => self.unbooted(pending, writers.serial)?,
+        };
+        let (log, console) = LogPort::new(writers.console);
+        let [resolver, sockets] = [&self.resolver, &self.socket].map(|end| second(end.as_ref()));
+        let ends = Ends {
+            log,
+            control: device_end,
+            streams: table,
+            resolver: resolver?,
+            sockets: sockets?,
+            all_ports: revived,
+        };
+        attach_devices(&mut vm, plan, ends, self.share)?;
+        let count = if revived { template::NICS } else { self.count };
+        let mut nics = Nics::attach(&mut vm, count, plan)?;
+        for nic in &self.present {
+            let nic = nic.try_clone().context("duplicate a tap's descriptor")?;
+            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
+        }
+        let link = if revived { revive(control)? } else { AgentLink::new(control, plan.protocol)? };
+        Ok(Held { vm: vm.hold()?, link, streams, nics, console })
+    }
+
+    fn saved(&self, pending: PendingVm, found: Found) -> Result<Vm> {
+        let Found { snapshot, memory, .. } = found;
+        let timeline = self.timeline.clone();
+        Ok(Vm::restored(pending, SavedConfig { snapshot, memory, timeline, entries: ENTRIES })?)
+    }
+
+    fn unbooted(&self, pending: PendingVm, serial: Option<Box<dyn Write + Send>>) -> Result<Vm> {
+        let Outside { config, plan, .. } = *self;
+        let images = Images::find(config.kernel.as_deref(), config.initrd.as_deref(), plan.kernel)?;
+        let settings = VmConfig {
+            memory_mib: plan.memory_mib,
+            vcpus: plan.vcpus,
+            kernel: images.kernel,
+            initramfs: Some(images.initramfs),
+            cmdline: plan.cmdline.clone(),
+            serial,
+            timeline: self.timeline.clone(),
+            entries: ENTRIES,
+        };
+        Ok(Vm::with(pending, settings)?)
+    }
+}
+
+/// Returns another descriptor of a socket, if there is one.
+fn second(end: Option<&UnixStream>) -> Result<Option<UnixStream>> {
+    end.map(UnixStream::try_clone).transpose().context("duplicate a socket's descriptor")
 }
 
 /// Opens the channel to the agent of a machine that continues from a template.

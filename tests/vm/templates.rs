@@ -332,6 +332,30 @@ fn damaged_and_truncated_templates_are_refused() {
     assert!(templates.entries().is_empty());
 }
 
+/// KVM is asked last, when the machine has its devices and its connections: those of the machine that boots are others.
+#[test]
+fn a_template_of_another_cpu_is_refused() {
+    let templates = Templates::one();
+    let state = templates.template().join("state");
+    let mut bytes = fs::read(&state).unwrap();
+    // The vendor's name in leaf 0 of CPUID, in the order of EBX, ECX, EDX.
+    let is_vendor = |name: &[u8]| name == b"AuthcAMDenti" || name == b"GenuntelineI";
+    let at = bytes.windows(12).position(is_vendor).expect("the state has the guest's cpuid");
+    bytes[at] ^= 1;
+    let end = bytes.len() - 8;
+    let sum = vmm::snapshot::checksum_of(&bytes[..end]);
+    bytes[end..].copy_from_slice(&sum.to_le_bytes());
+    fs::remove_file(&state).unwrap();
+    fs::write(&state, bytes).unwrap();
+    fs::set_permissions(&state, Permissions::from_mode(0o400)).unwrap();
+    templates.is_refused("the host's cpu or its kvm has other features");
+
+    let nets = Nets::joined();
+    let bundle =
+        nets.bundle("cat /sys/class/net/eth0/address && ping -c 1 -W 20 10.9.0.1 >/dev/null && echo up");
+    templates.run(&bundle, "auto", b"").code(0).stdout("02:00:00:00:09:02\nup\n");
+}
+
 #[test]
 fn a_copy_of_a_template_is_foreign() {
     let templates = Templates::one();

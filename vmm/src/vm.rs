@@ -46,8 +46,8 @@ struct Wiring {
 enum Start {
     /// At the entry point of a kernel, which is loaded. The vCPUs are created when the machine starts.
     Kernel { pending: PendingVm, kernel: Kernel, initramfs: Option<RamRange>, cmdline: String },
-    /// Where a saved machine stopped. Its vCPUs have their state.
-    Saved { vm: KvmVm, vcpus: Vec<VcpuFd>, snapshot: Box<Snapshot> },
+    /// Where a saved machine stopped. The vCPUs and the devices get their state when the machine starts.
+    Saved { pending: PendingVm, snapshot: Box<Snapshot> },
 }
 
 /// A machine that does not run yet. Its memory is mapped and has its kernel; devices can be attached.
@@ -90,22 +90,18 @@ impl Vm {
     }
 
     /// Like [`Vm::with`], but the machine continues where a saved one stopped. Its devices must be attached as those of that
-    /// machine were.
+    /// machine were. KVM, which mostly waits while it creates a machine, is asked as late as for a boot: a host that differs and a
+    /// state that it refuses are errors of [`Vm::hold`].
     ///
     /// # Errors
     ///
-    /// The memory's file is not the one that was saved, or the host differs, or KVM refuses a state. The machine can then boot
-    /// a kernel.
+    /// The memory's file is not the one that was saved, or cannot be mapped.
     pub fn restored(pending: PendingVm, config: SavedConfig) -> Result<Vm> {
         let SavedConfig { snapshot, memory, timeline, entries } = config;
         snapshot.owns(&memory)?;
         let (ranges, vcpus) = (layout::ram_ranges(snapshot.memory_mib), snapshot.vcpus);
         let ram = GuestRam::restored(&ranges, &memory, &snapshot.extents, &snapshot.working_set)?;
-        let vm = pending.wait()?;
-        mark(&timeline, "vm_created");
-        vm.set_memory(ram.memory())?;
-        let fds = continue_vcpus(&vm, &snapshot)?;
-        let start = Start::Saved { vm, vcpus: fds, snapshot: Box::new(snapshot) };
+        let start = Start::Saved { pending, snapshot: Box::new(snapshot) };
         let mut vm = Vm::assemble((ram, ranges), start, vcpus, timeline, entries)?;
         vm.add_ports(None)?;
         Ok(vm)
@@ -197,12 +193,17 @@ impl Vm {
                 let fds = create_vcpus(&vm, self.vcpus, kernel.entry)?;
                 (vm, fds, Vec::new())
             }
-            Start::Saved { mut vm, vcpus, snapshot } => {
+            Start::Saved { pending, snapshot } => {
+                let mut vm = pending.wait()?;
+                mark(&self.timeline, "vm_created");
+                vm.set_memory(self.ram.memory())?;
+                let fds = continue_vcpus(&vm, &snapshot)?;
+                // The interrupt controllers have their state.
                 connect(&mut vm, &self.pages, self.ranges.len(), None, &self.wiring)?;
                 // From here on the devices raise interrupts.
                 let states = snapshot.devices.iter().map(|(base, state)| (*base, &state[..]));
                 self.mmio.restore(states).map_err(SnapshotError::from)?;
-                (vm, vcpus, snapshot.extents)
+                (vm, fds, snapshot.extents)
             }
         };
         vm.defer_destruction(&fds);

@@ -85,6 +85,20 @@ pub struct Nic {
     pub addresses: Vec<IpAddr>,
 }
 
+impl Nic {
+    /// Returns the same NIC with another descriptor of its tap.
+    pub fn try_clone(&self) -> io::Result<Nic> {
+        let Nic { link, mac, mtu, addresses, .. } = self;
+        Ok(Nic {
+            tap: self.tap.try_clone()?,
+            link: *link,
+            mac: *mac,
+            mtu: *mtu,
+            addresses: addresses.clone(),
+        })
+    }
+}
+
 /// The interfaces of this process's network namespace, connected to taps until this is dropped.
 #[derive(Debug)]
 pub struct Network {
