@@ -12,6 +12,7 @@ use std::mem::ManuallyDrop;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
@@ -31,9 +32,50 @@ fn install_handler() -> io::Result<()> {
     result
 }
 
+/// What a thread does with its vCPU.
+type Body = Box<dyn FnOnce(&mut VcpuFd) + Send>;
+
+/// A thread that waits for the vCPU that it will run. If it is dropped before, the thread ends.
+pub struct WaitingThread {
+    work: Sender<(ManuallyDrop<VcpuFd>, Body)>,
+    thread: JoinHandle<Option<VcpuFd>>,
+}
+
+impl WaitingThread {
+    /// Starts a thread with the name `name`, which calls `enter` first.
+    pub fn spawn(name: String, enter: fn()) -> io::Result<WaitingThread> {
+        install_handler()?;
+        let (work, given) = channel::<(ManuallyDrop<VcpuFd>, Body)>();
+        let thread = Builder::new().name(name).spawn(move || {
+            // A thread inherits its creator's signal mask, which may block every signal.
+            if let Err(error) = unblock_signal(SIGRTMIN()) {
+                log::error!("vcpu: unblock the kick signal: {error}");
+            }
+            enter();
+            let (mut vcpu, body) = given.recv().ok()?;
+            body(&mut vcpu);
+            Some(ManuallyDrop::into_inner(vcpu))
+        })?;
+        Ok(WaitingThread { work, thread })
+    }
+
+    /// Runs `body` with `vcpu` in the thread.
+    pub fn run(
+        self,
+        mut vcpu: VcpuFd,
+        body: impl FnOnce(&mut VcpuFd) + Send + 'static,
+    ) -> io::Result<VcpuThread> {
+        let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
+        // A panic in `body` must not unmap the page that `immediate_exit` is in.
+        let given = self.work.send((ManuallyDrop::new(vcpu), Box::new(body)));
+        given.map_err(|_| io::Error::other("the thread has ended"))?;
+        Ok(VcpuThread { thread: self.thread, immediate_exit })
+    }
+}
+
 /// A thread that runs a vCPU.
 pub struct VcpuThread {
-    thread: JoinHandle<VcpuFd>,
+    thread: JoinHandle<Option<VcpuFd>>,
     immediate_exit: *mut u8,
 }
 
@@ -43,27 +85,6 @@ unsafe impl Send for VcpuThread {}
 unsafe impl Sync for VcpuThread {}
 
 impl VcpuThread {
-    /// Starts a thread with the name `name` that runs `body` with `vcpu`.
-    pub fn spawn(
-        name: String,
-        mut vcpu: VcpuFd,
-        body: impl FnOnce(&mut VcpuFd) + Send + 'static,
-    ) -> io::Result<VcpuThread> {
-        install_handler()?;
-        let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
-        // A panic in `body` must not unmap the page that `immediate_exit` is in.
-        let mut vcpu = ManuallyDrop::new(vcpu);
-        let thread = Builder::new().name(name).spawn(move || {
-            // A thread inherits its creator's signal mask, which may block every signal.
-            if let Err(error) = unblock_signal(SIGRTMIN()) {
-                log::error!("vcpu: unblock the kick signal: {error}");
-            }
-            body(&mut vcpu);
-            ManuallyDrop::into_inner(vcpu)
-        })?;
-        Ok(VcpuThread { thread, immediate_exit })
-    }
-
     /// Makes the thread leave the guest permanently: every KVM_RUN of this vCPU returns EINTR from now on.
     pub fn kick(&self) {
         // SAFETY: the page is mapped while the VcpuFd exists, and the thread's result holds the VcpuFd until `join`
@@ -76,7 +97,7 @@ impl VcpuThread {
 
     /// Waits until the thread ends. Returns the vCPU, or `None` if the thread panicked.
     pub fn join(self) -> Option<VcpuFd> {
-        self.thread.join().ok()
+        self.thread.join().ok().flatten()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::layout::{
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
 use crate::running::RunningVm;
-use crate::signal::VcpuThread;
+use crate::signal::WaitingThread;
 use crate::snapshot::{Snapshot, SnapshotError, plain, vcpu as vcpu_state};
 use crate::vcpu::{self, Board};
 use crate::{
@@ -184,6 +184,10 @@ impl Vm {
     pub fn hold(self) -> Result<RunningVm> {
         self.write_tables()?;
         let end = Arc::new(End::new().map_err(host("make a pipe"))?);
+        // They give up their rights while KVM creates the machine.
+        let threads =
+            (0..self.vcpus).map(|index| WaitingThread::spawn(format!("vcpu{index}"), self.entries.vcpu));
+        let threads = threads.collect::<io::Result<Vec<_>>>().map_err(host("start a vcpu thread"))?;
         let (mut vm, fds, mapped) = match self.start {
             Start::Kernel { pending, kernel, .. } => {
                 let mut vm = pending.wait()?;
@@ -224,13 +228,12 @@ impl Vm {
             mapped,
             _pages: self.pages,
         };
-        for (index, fd) in fds.into_iter().enumerate() {
-            let (enter, gate) = (self.entries.vcpu, running.gate.clone());
+        for (index, (thread, fd)) in threads.into_iter().zip(fds).enumerate() {
+            let gate = running.gate.clone();
             let (board, end) = (running.board.clone(), running.end.clone());
             let timeline = self.timeline.clone().filter(|_| index == 0);
-            // If one thread cannot be started, dropping `running` stops the threads that were.
-            let thread = VcpuThread::spawn(format!("vcpu{index}"), fd, move |fd| {
-                enter();
+            // If one thread has ended, dropping `running` stops the others.
+            let thread = thread.run(fd, move |fd| {
                 gate.wait();
                 mark(&timeline, "vcpu_running");
                 end.report(vcpu::run(fd, &board));

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use devices::{Action, Bus, BusDevice};
+use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::end::VmEnd;
@@ -17,7 +18,7 @@ use crate::kvm::{self, KvmError, KvmVm};
 use crate::layout::{PAGE_SIZE, RamRange};
 use crate::loader::Entry;
 use crate::memory::{GuestRam, MemoryError};
-use crate::signal::VcpuThread;
+use crate::signal::WaitingThread;
 use crate::vcpu::{self, Board};
 use crate::{paging, segments};
 
@@ -178,11 +179,12 @@ pub fn run() -> Result<(), TrialError> {
     let memory = ram.memory().clone();
     let board = Arc::new(Board { pio, mmio: Bus::new(), memory, stopping: AtomicBool::new(false) });
     let in_thread = board.clone();
-    let thread = VcpuThread::spawn("trial".into(), vcpu, move |vcpu| {
+    let thread = WaitingThread::spawn("trial".into(), || {}).map_err(TrialError::Thread)?;
+    let body = move |vcpu: &mut VcpuFd| {
         // The receiver waits until the thread is joined.
         let _ = ended.send(vcpu::run(vcpu, &in_thread));
-    })
-    .map_err(TrialError::Thread)?;
+    };
+    let thread = thread.run(vcpu, body).map_err(TrialError::Thread)?;
     let end = end.recv_timeout(DEADLINE);
     board.stopping.store(true, Ordering::SeqCst);
     thread.kick();
