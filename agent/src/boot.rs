@@ -12,11 +12,14 @@ use rustix::system::RebootCommand;
 
 use crate::agent::{Agent, Setting, Turn};
 use crate::error::{Error, Step};
+use crate::pod;
 use crate::ports::{self, Ports};
 use crate::sys;
 
 /// The first descriptor that is not stdin, stdout or stderr.
 const FIRST_FREE: i32 = 3;
+/// Nanoseconds without a command after which the guest prepares more than is common to all pods.
+const IDLE_NANOSECONDS: i64 = 20_000_000;
 /// Seconds that the host has to read the last reply.
 const HANG_UP_SECONDS: i64 = 2;
 
@@ -46,6 +49,13 @@ pub fn reset() -> ! {
     sys::exit(1)
 }
 
+/// Whether the host has asked for nothing for a while. One that starts a pod asks at once; one that saves the machine, for others
+/// to continue from, does not ask at all.
+fn is_idle(control: BorrowedFd<'_>) -> bool {
+    let timeout = Timespec { tv_sec: 0, tv_nsec: IDLE_NANOSECONDS };
+    poll(&mut [PollFd::from_borrowed_fd(control, PollFlags::IN)], Some(&timeout)) == Ok(0)
+}
+
 fn run() -> Result<(), Error> {
     // Device nodes, and the attributes with the names of the ports: nothing else is needed before READY.
     mount("devtmpfs", "/dev")?;
@@ -54,6 +64,10 @@ fn run() -> Result<(), Error> {
     let mut agent = Agent::new(ports.control, ports.streams, Setting::Guest)?;
     // The agent's own /proc, for kernel parameters and OOM scores: a container's /proc cannot be trusted.
     mount("proc", "/proc")?;
+    pod::prepare()?;
+    if is_idle(agent.control()) {
+        pod::rehearse();
+    }
     while agent.run_once(None)? != Turn::PowerOff {
         // Continue if the host has closed a port: the host may open it again.
     }

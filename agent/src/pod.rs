@@ -13,6 +13,7 @@ use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, pidfd_open, set_dumpable_behavior, setrlimit,
 };
 
+use crate::container::GUEST;
 use crate::container::cgroup::{self, CGROUPS};
 use crate::container::namespaces::{self, bring_loopback_up};
 use crate::container::paths::{HOSTNAME, RESOLV_CONF, SHM};
@@ -54,7 +55,7 @@ struct PidNamespace {
 }
 
 impl Pod {
-    /// Starts the pod: host name, loopback interface, share. With `isolated` false, in tests on a host, only its data
+    /// Starts the pod: host name, interfaces, share. With `isolated` false, in tests on a host, only its data
     /// are stored.
     pub fn start(spec: &payload::Pod, isolated: bool) -> Result<Pod, Error> {
         if spec.portmapping_white_lists.values().any(|networks| !networks.is_empty()) {
@@ -64,30 +65,22 @@ impl Pod {
         let has_resolv_conf =
             !(spec.dns.is_empty() && spec.dns_search.is_empty() && spec.dns_options.is_empty());
         if isolated {
-            prepare_root()?;
             if !spec.hostname.is_empty() {
                 rustix::system::sethostname(spec.hostname.as_bytes())
                     .step("set host name", &spec.hostname)?;
             }
-            bring_loopback_up()?;
             spec.interfaces.iter().try_for_each(network::set_up)?;
             spec.routes.iter().try_for_each(network::set_route)?;
             if !spec.resolver.is_empty() {
                 resolver::start(resolver::parse(&spec.resolver)?)?;
             }
             mount_share(spec)?;
-            // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its
-            // own limits.
-            rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
-                .step("mount", "cgroup2")?;
             if spec.accounting {
                 cgroup::account()?;
             }
             if has_resolv_conf {
                 write(RESOLV_CONF, &resolv_conf(spec))?;
             }
-            let limit = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
-            setrlimit(Resource::Nofile, limit).step("set", "RLIMIT_NOFILE")?;
             parameters::set(&spec.parameters);
         }
         Ok(Pod { hostname: spec.hostname.clone(), has_resolv_conf, has_shm: false, pids: None })
@@ -178,6 +171,26 @@ pub fn fork_with_pids<T>(
     let forked = fork();
     namespaces::set_pids_for_children(agent)?;
     forked
+}
+
+/// Prepares the guest for a pod, as far as all pods are alike. Called before the first command, so that a machine which
+/// continues from a saved one has it.
+pub fn prepare() -> Result<(), Error> {
+    prepare_root()?;
+    bring_loopback_up()?;
+    // With nsdelegate a container cannot change the limits of the root of its cgroup namespace, which are its own limits.
+    rustix::mount::mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), c"nsdelegate")
+        .step("mount", "cgroup2")?;
+    let limit = Rlimit { current: Some(OPEN_FILES_MAX), maximum: Some(OPEN_FILES_MAX) };
+    setrlimit(Resource::Nofile, limit).step("set", "RLIMIT_NOFILE")
+}
+
+/// Lets the kernel do what it does for the first container: for the first cgroup that counts memory it changes its own code in
+/// many places. Pages that machines do not change are shared by all that continue from one. The cgroup stays, because the kernel
+/// changes its code back otherwise.
+pub fn rehearse() {
+    // A container reports what the kernel lacks.
+    let _ = cgroup::account().and_then(|()| cgroup::create(GUEST));
 }
 
 /// Mounts over the initial root file system, which pivot_root(2) refuses to move because it has no parent, and makes

@@ -100,13 +100,16 @@ fn turn(machine: &mut Blank, patience: Duration, begin: Instant, step: &'static 
     Ok(())
 }
 
-/// Waits until the machine uses hardly any CPU time: what the guest's kernel still does after the agent is ready, every pod
-/// would have to do again.
+/// Waits until the machine uses hardly any CPU time: what the guest still does after the agent is ready, every pod would have to do
+/// again. The guest waits as well, for shorter than an interval, before it does all that.
 fn settle() -> Result<()> {
+    let mut idle = 0;
     for _ in 0..INTERVALS_MAX {
         let before = sys::clock::cpu_time();
         sys::poll([], Some(INTERVAL)).context("poll")?;
-        if sys::clock::cpu_time().saturating_sub(before) < INTERVAL / IDLE_SHARE {
+        let is_idle = sys::clock::cpu_time().saturating_sub(before) < INTERVAL / IDLE_SHARE;
+        idle = if is_idle { idle + 1 } else { 0 };
+        if idle == 2 {
             break;
         }
     }
