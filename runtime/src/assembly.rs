@@ -56,7 +56,7 @@ struct Outside<'a> {
     share: &'a ShareTree,
     /// NICs that are there from the start.
     present: Vec<Nic>,
-    /// Number of places for NICs in a machine that boots.
+    /// Number of NICs that there can be.
     count: usize,
     /// The guest's ends of ports that not every machine has.
     resolver: Option<UnixStream>,
@@ -186,7 +186,7 @@ impl Assembly {
         let ends =
             Ends { log, control: device_end, streams: table, resolver: None, sockets: None, all_ports: true };
         attach_devices(&mut vm, plan, ends, &ShareTree::new()?)?;
-        Nics::attach(&mut vm, template::NICS, plan)?;
+        Nics::attach(&mut vm, 0, template::NICS, plan)?;
         let link = if tries { revive(control)? } else { AgentLink::silent(control)? };
         Ok(Blank { vm: vm.hold()?, link, _streams: streams })
     }
@@ -227,8 +227,8 @@ impl Outside<'_> {
             all_ports: revived,
         };
         attach_devices(&mut vm, plan, ends, self.share)?;
-        let count = if revived { template::NICS } else { self.count };
-        let mut nics = Nics::attach(&mut vm, count, plan)?;
+        let places = if revived { template::NICS } else { self.count };
+        let mut nics = Nics::attach(&mut vm, self.count, places, plan)?;
         for nic in &self.present {
             let nic = nic.try_clone().context("duplicate a tap's descriptor")?;
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;

@@ -38,6 +38,8 @@ const WORKING_MEMORY: u64 = 16 << 20;
 /// A virtio device's interrupt and its queues' kicks, which [`connect`] registers with KVM when the machine starts.
 struct Wiring {
     resources: DeviceResources,
+    /// No device will ever be there: nothing is registered.
+    is_placeholder: bool,
     irq: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
 }
@@ -160,6 +162,15 @@ impl Vm {
 
     /// Attaches a virtio device. The guest enumerates devices in the order of the calls.
     pub fn attach(&mut self, device: Box<dyn VirtioDevice>) -> Result<()> {
+        self.insert(device, false)
+    }
+
+    /// Attaches a slot in which there will never be a device, so that the machine has the places of a saved one.
+    pub fn attach_placeholder(&mut self, slot: Box<dyn VirtioDevice>) -> Result<()> {
+        self.insert(slot, true)
+    }
+
+    fn insert(&mut self, device: Box<dyn VirtioDevice>, is_placeholder: bool) -> Result<()> {
         let resources =
             layout::device_resources(self.wiring.len()).ok_or(Error::TooManyDevices { max: DEVICES_MAX })?;
         let irq = Arc::new(eventfd()?);
@@ -168,7 +179,7 @@ impl Vm {
             .map_err(host("make a device's transport"))?;
         let kicks = transport.kicks().to_vec();
         self.mmio.insert(resources.base, MMIO_SIZE, Box::new(transport))?;
-        self.wiring.push(Wiring { resources, irq, kicks });
+        self.wiring.push(Wiring { resources, is_placeholder, irq, kicks });
         Ok(())
     }
 
@@ -314,7 +325,7 @@ fn connect(
     if let Some(irq) = serial_irq {
         vm.connect_irq(irq, SERIAL_GSI)?;
     }
-    for device in wiring {
+    for device in wiring.iter().filter(|device| !device.is_placeholder) {
         vm.connect_irq(&device.irq, device.resources.gsi)?;
         for (queue, kick) in device.kicks.iter().enumerate() {
             vm.connect_kick(kick, device.resources.base + NOTIFY_OFFSET, queue as u32)?;

@@ -29,15 +29,17 @@ pub struct Nics {
 }
 
 impl Nics {
-    /// Reserves slots in the machine for the NICs that `plan` wants.
-    pub fn attach(vm: &mut Vm, count: usize, plan: &VmPlan) -> Result<Nics> {
+    /// Reserves `count` slots in the machine for NICs as `plan` wants them, and makes places for `places` in all.
+    pub fn attach(vm: &mut Vm, count: usize, places: usize, plan: &VmPlan) -> Result<Nics> {
         let slots = (0..count).map(|_| {
             let device = Slot::default();
             vm.attach(Box::new(device.clone()))?;
             Ok(NicSlot { device, link: None, filter: None })
         });
+        let slots = slots.collect::<Result<_>>()?;
+        (count..places).try_for_each(|_| vm.attach_placeholder(Box::new(Slot::default())))?;
         let (vhost_net, filtered) = (plan.vhost_net, plan.network_filter);
-        Ok(Nics { vhost_net, filtered, slots: slots.collect::<Result<_>>()? })
+        Ok(Nics { vhost_net, filtered, slots })
     }
 
     /// Puts a NIC into a free slot. `vhost` opens the host's vhost-net for the machine.
