@@ -103,6 +103,11 @@ impl PendingVm {
         Ok(PendingVm { thread: Some(thread) })
     }
 
+    /// Whether [`wait`](Self::wait) returns at once.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Waits until the machine is created.
     pub(crate) fn wait(mut self) -> Result<KvmVm, KvmError> {
         let thread = self.thread.take().expect("only this and drop take it");

@@ -16,6 +16,7 @@ use crate::Image;
 use crate::layout::{PAGE_SIZE, RamRange};
 use crate::snapshot::WorkingSet;
 use crate::snapshot::memory::Extent;
+use crate::snapshot::working_set::{LARGE, Treatment};
 
 /// Alignment of guest memory in the host, so that the host can back 2 MiB of the guest with one 2 MiB page if it has
 /// one free. With 4 KiB pages, each of which is a page fault, a boot takes 30 million instructions more (75 instead of
@@ -79,7 +80,7 @@ impl GuestRam {
     }
 
     /// Like [`new`](Self::new), with the pages of a saved machine: those of `extents`, which are whole pages within `ranges`
-    /// and `file`, come from `file`. Those of `set` are prepared. The file must stay as it is while the machine lives.
+    /// and `file`, come from `file`. The file must stay as it is while the machine lives.
     pub fn restored(
         ranges: &[RamRange],
         file: &File,
@@ -87,25 +88,81 @@ impl GuestRam {
         set: &WorkingSet,
     ) -> Result<GuestRam, MemoryError> {
         let ram = GuestRam::new(ranges)?;
+        let len = file.metadata().map_or(0, |metadata| metadata.len());
+        let mut mapped = None;
         for extent in extents {
-            for (part, is_copied) in set.parts(*extent) {
-                if is_copied { ram.copy(file, part)? } else { ram.map(file, part)? }
+            for (part, treatment) in set.parts(*extent) {
+                let whole = part.whole();
+                if treatment == Treatment::Single || whole.offset + whole.len > len {
+                    ram.map(file, part)?;
+                } else if mapped.replace(whole) != Some(whole) {
+                    ram.map(file, whole)?;
+                }
             }
-        }
-        for range in &set.written {
-            let host = ram.host(range.start, range.len)?;
-            // SAFETY: guest memory, which is writable. The pages get their own copies, with the same bytes. The result is ignored: a
-            // kernel without this advice (before 5.14) copies them when they are written.
-            unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_POPULATE_WRITE) };
         }
         for range in ranges {
             let host = ram.host(range.start, range.len)?;
-            // SAFETY: as above. The advice keeps the guest's memory out of core dumps, and changes no byte.
+            // SAFETY: guest memory. The advice keeps it out of core dumps, and changes no byte.
             if unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_DONTDUMP) } < 0 {
                 return Err(MemoryError::Reserve { len: range.len, source: io::Error::last_os_error() });
             }
         }
         Ok(ram)
+    }
+
+    /// Prepares the pages of `set` in a memory that [`restored`](Self::restored) made of the same parts, and that nobody has used
+    /// yet. Ends when `enough` says so.
+    pub fn prepare(
+        &self,
+        file: &File,
+        extents: &[Extent],
+        set: &WorkingSet,
+        enough: impl Fn() -> bool,
+    ) -> Result<(), MemoryError> {
+        let mut copied = Vec::new();
+        for large in set.copies() {
+            if enough() {
+                break;
+            }
+            self.empty(large)?;
+            for part in extents.iter().filter_map(|extent| extent.within(large)) {
+                self.copy(file, part)?;
+            }
+            copied.push(large);
+        }
+        for range in &set.written {
+            if copied.contains(&(range.start / LARGE * LARGE)) {
+                continue;
+            }
+            if enough() {
+                break;
+            }
+            let host = self.host(range.start, range.len)?;
+            // SAFETY: guest memory, which is writable. The pages get their own copies, with the same bytes. The result is ignored: a
+            // kernel without this advice (before 5.14) copies them when they are written.
+            unsafe { libc::madvise(host.cast(), range.len as usize, libc::MADV_POPULATE_WRITE) };
+        }
+        Ok(())
+    }
+
+    /// Replaces a large page of memory that nobody uses yet by one of zeros, which the host can back with a large page.
+    fn empty(&self, large: u64) -> Result<(), MemoryError> {
+        let host = self.host(large, LARGE)?;
+        let reserve = |source| MemoryError::Reserve { len: LARGE, source };
+        let flags = FLAGS | libc::MAP_FIXED;
+        // SAFETY: `host` checked that these bytes are guest memory, which the caller does not use yet. They stay readable and
+        // writable.
+        let mapped = unsafe { libc::mmap(host.cast(), LARGE as usize, PROTECTION, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(reserve(io::Error::last_os_error()));
+        }
+        // SAFETY: the mapping just made. DONTDUMP keeps the guest's memory out of core dumps.
+        if unsafe { libc::madvise(mapped, LARGE as usize, libc::MADV_DONTDUMP) } < 0 {
+            return Err(reserve(io::Error::last_os_error()));
+        }
+        // SAFETY: as above. The result is ignored: a kernel without transparent huge pages refuses this advice.
+        unsafe { libc::madvise(mapped, LARGE as usize, libc::MADV_HUGEPAGE) };
+        Ok(())
     }
 
     /// Maps a part of `file` over memory that nobody uses yet.
@@ -195,6 +252,35 @@ pub fn discard(slice: VolatileSlice) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Makes the host keep the large page at `offset` of `file`, which nobody writes, as one page of its cache.
+pub fn gather(file: &File, offset: u64) -> io::Result<()> {
+    /// Since Linux 6.1 (madvise(2)).
+    const MADV_COLLAPSE: i32 = 25;
+    let base = map_aligned(ALIGNMENT)?.cast();
+    // Linux gathers files other than those in memory only where they are executed.
+    let map = |protection| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        // SAFETY: replaces the mapping just made, of which nobody else knows.
+        match unsafe {
+            libc::mmap(base, ALIGNMENT, protection, flags, file.as_raw_fd(), offset as libc::off_t)
+        } {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    let mapped = map(libc::PROT_READ | libc::PROT_EXEC).or_else(|_| map(libc::PROT_READ));
+    let gathered = mapped.and_then(|()| {
+        // SAFETY: the mapping just made. No byte changes.
+        match unsafe { libc::madvise(base, ALIGNMENT, MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    // SAFETY: the mapping just made, to which nothing points.
+    unsafe { libc::munmap(base, ALIGNMENT) };
+    gathered
 }
 
 /// Reserves one range at an aligned host address.

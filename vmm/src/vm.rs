@@ -1,5 +1,6 @@
 //! Assembles a machine: memory, kernel, buses, devices, vCPUs.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -49,7 +50,7 @@ enum Start {
     /// At the entry point of a kernel, which is loaded. The vCPUs are created when the machine starts.
     Kernel { pending: PendingVm, kernel: Kernel, initramfs: Option<RamRange>, cmdline: String },
     /// Where a saved machine stopped. The vCPUs and the devices get their state when the machine starts.
-    Saved { pending: PendingVm, snapshot: Box<Snapshot> },
+    Saved { pending: PendingVm, snapshot: Snapshot, memory: File },
 }
 
 /// A machine that does not run yet. Its memory is mapped and has its kernel; devices can be attached.
@@ -103,7 +104,7 @@ impl Vm {
         snapshot.owns(&memory)?;
         let (ranges, vcpus) = (layout::ram_ranges(snapshot.memory_mib), snapshot.vcpus);
         let ram = GuestRam::restored(&ranges, &memory, &snapshot.extents, &snapshot.working_set)?;
-        let start = Start::Saved { pending, snapshot: Box::new(snapshot) };
+        let start = Start::Saved { pending, snapshot, memory };
         let mut vm = Vm::assemble((ram, ranges), start, vcpus, timeline, entries)?;
         vm.add_ports(None)?;
         Ok(vm)
@@ -208,7 +209,12 @@ impl Vm {
                 let fds = create_vcpus(&vm, self.vcpus, kernel.entry)?;
                 (vm, fds, Vec::new())
             }
-            Start::Saved { pending, snapshot } => {
+            Start::Saved { pending, snapshot, memory } => {
+                // All else that can be done before KVM has created the machine is done.
+                let is_ready = || pending.is_ready();
+                self.ram
+                    .prepare(&memory, &snapshot.extents, &snapshot.working_set, is_ready)
+                    .map_err(SnapshotError::from)?;
                 let mut vm = pending.wait()?;
                 mark(&self.timeline, "vm_created");
                 vm.set_memory(self.ram.memory())?;

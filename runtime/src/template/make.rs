@@ -29,15 +29,18 @@ pub fn make(config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<(PathBuf, b
     if !anew && let Ok(Some(found)) = config.templates.find(&key) {
         return Ok((found.path, false));
     }
-    let draft = locked.begin()?;
+    let mut draft = locked.begin()?;
     let mut machine = Assembly::begin()?.blank(plan, None)?;
     await_ready(&mut machine, config.agent_timeout)?;
     settle()?;
     let label = key.text().as_bytes().to_vec();
     let snapshot = machine.vm.save(draft.memory(), label, Draft::seal).context("save the machine")?;
+    draft.reopen()?;
     let memory = draft.memory().try_clone().context("duplicate a descriptor")?;
     let tried = Found { path: PathBuf::new(), snapshot, memory };
-    let snapshot = try_out(plan, tried, config.agent_timeout).context("continue from the new template")?;
+    let tried = try_out(plan, tried, config.agent_timeout);
+    let mut snapshot = tried.context("continue from the new template")?;
+    snapshot.gather(draft.memory());
     Ok((locked.finish(draft, &snapshot, &key)?, true))
 }
 

@@ -206,6 +206,12 @@ impl Draft {
         self.memory.as_ref().expect("a draft that was begun has a file")
     }
 
+    /// Opens the file for reading only.
+    pub fn reopen(&mut self) -> Result<()> {
+        self.memory = Some(open_file(&self.path.join(MEMORY))?);
+        Ok(())
+    }
+
     /// Makes the memory's file unchangeable, with its content on the disk.
     pub fn seal(file: &File) -> io::Result<()> {
         file.set_permissions(Permissions::from_mode(0o400))?;

@@ -1,4 +1,7 @@
 //! The memory of a saved machine: a file with the pages that are not zero.
+//!
+//! Each large page of guest memory that has such pages has its place in the file, at a multiple of a large page. So the host can
+//! map a large page of the file, if it has one in its cache, as one of the guest. Zero pages are holes of the file.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -10,11 +13,12 @@ use twox_hash::XxHash64;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::CHECKSUM_SEED;
+use super::working_set::LARGE;
 use crate::layout::{PAGE_SIZE, RamRange};
 
 /// Pages that are looked at in one go.
 const BATCH: usize = 512;
-/// Zero pages between two others that become a hole of the file, because each gap splits the mapping of the file.
+/// Zero pages between two others that are mapped from the file with them, because each gap splits the mapping of the file.
 const GAP_MAX: u64 = 64;
 /// Limit of parts of a file: a process has at most 65,530 mappings.
 pub const EXTENTS_MAX: usize = 16 << 10;
@@ -30,12 +34,32 @@ pub struct Extent {
     pub offset: u64,
 }
 
+impl Extent {
+    /// The large page that the part begins in.
+    pub fn whole(&self) -> Extent {
+        let before = self.start % LARGE;
+        Extent { start: self.start - before, len: LARGE, offset: self.offset - before }
+    }
+
+    /// What of the part is in the large page at `large`.
+    pub fn within(&self, large: u64) -> Option<Extent> {
+        let (start, end) = (self.start.max(large), (self.start + self.len).min(large + LARGE));
+        (start < end).then(|| Extent { start, len: end - start, offset: self.offset + (start - self.start) })
+    }
+}
+
 /// Writes `memory`, which nobody changes, to the empty `file`. `mapped` are the parts that were themselves mapped from a
 /// file. Returns the parts in the order of their addresses, and the
 /// checksum of the file, which was read back.
 pub fn write(memory: &GuestMemoryMmap, mapped: &[Extent], file: &File) -> io::Result<(Vec<Extent>, u64)> {
-    let mut writer =
-        Writer { file, mapped, extents: Vec::new(), end: 0, sum: XxHash64::with_seed(CHECKSUM_SEED) };
+    let mut writer = Writer {
+        file,
+        mapped,
+        extents: Vec::new(),
+        places: 0,
+        end: 0,
+        sum: XxHash64::with_seed(CHECKSUM_SEED),
+    };
     let pages = File::open("/proc/self/pagemap")?;
     for region in memory.iter() {
         writer.region(memory, &pages, region.start_addr().0, region.len(), region.as_ptr() as u64)?;
@@ -70,6 +94,8 @@ struct Writer<'a> {
     file: &'a File,
     mapped: &'a [Extent],
     extents: Vec<Extent>,
+    /// Number of large pages that have a place.
+    places: u64,
     /// Length of the file.
     end: u64,
     sum: XxHash64,
@@ -111,22 +137,25 @@ impl Writer<'_> {
     }
 
     fn page(&mut self, addr: u64, page: &[u8]) -> io::Result<()> {
+        let is_placed =
+            self.extents.last().is_some_and(|last| (last.start + last.len - 1) / LARGE == addr / LARGE);
+        self.places += u64::from(!is_placed);
+        let offset = (self.places - 1) * LARGE + addr % LARGE;
         match self.extents.last_mut() {
-            Some(last) if addr - (last.start + last.len) <= GAP_MAX * PAGE_SIZE => {
-                let gap = addr - (last.start + last.len);
-                last.len += gap + PAGE_SIZE;
-                self.sum.write(&vec![0; gap as usize]);
-                self.end += gap;
+            Some(last)
+                if addr - (last.start + last.len) <= GAP_MAX * PAGE_SIZE
+                    && offset - last.offset == addr - last.start =>
+            {
+                last.len = addr + PAGE_SIZE - last.start;
             }
-            _ => self.extents.push(Extent { start: addr, len: PAGE_SIZE, offset: self.end }),
+            _ => self.extents.push(Extent { start: addr, len: PAGE_SIZE, offset }),
         }
-        self.append(page)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, self.end)?;
-        self.sum.write(bytes);
-        self.end += bytes.len() as u64;
+        for _ in (self.end..offset).step_by(PAGE_SIZE as usize) {
+            self.sum.write(&[0; PAGE_SIZE as usize]);
+        }
+        self.file.write_all_at(page, offset)?;
+        self.sum.write(page);
+        self.end = offset + PAGE_SIZE;
         Ok(())
     }
 }
@@ -154,6 +183,7 @@ pub fn take(state: &mut Decoder, ranges: &[RamRange], file_len: u64) -> Result<V
         let whole = [extent.start, extent.len, extent.offset].iter().all(|n| n.is_multiple_of(PAGE_SIZE));
         if !whole
             || extent.len == 0
+            || extent.offset % LARGE != extent.start % LARGE
             || !within(0, file_len, extent.offset)
             || !ranges.iter().any(|range| within(range.start, range.end(), extent.start))
         {

@@ -1,8 +1,10 @@
-//! The part of a saved memory that machines use as soon as they continue. It is prepared while KVM creates the machine, which mostly
-//! waits, so that the guest has fewer page faults: each is an exit.
+//! The part of a saved memory that machines use as soon as they continue, so that the guest has fewer page faults: each is an exit.
 //!
-//! A page of the file that a guest writes is a page of its own from then on. If it is copied before, the guest's access finds
-//! it. Where the pages in use are dense, a whole large page is copied, which is one fault instead of hundreds, and private memory.
+//! - Large pages that are read and not written (the kernel's code) are mapped whole. If the host has them in its cache as large
+//!   pages ([`Snapshot::gather`](super::Snapshot::gather)), each is one fault, and all machines share it.
+//! - Large pages with many pages in use are copied, while KVM creates the machine, which mostly waits. Each is one fault then,
+//!   and private memory. None is copied once KVM is ready.
+//! - Other pages that are written are copied one by one: that is a copy less while the guest runs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,21 +20,41 @@ use crate::layout::{PAGE_SIZE, RamRange};
 /// Length and alignment of a large page.
 pub const LARGE: u64 = 2 << 20;
 /// Limit of large pages that are copied.
-const LARGE_MAX: usize = 16;
+const LARGE_MAX: usize = 4;
 /// Pages in use from which on a large page is copied.
 const DENSE: u32 = 48;
+/// Pages in use from which on a large page that is only read is mapped whole.
+const READ: u32 = 16;
 /// Limit of ranges in a state.
 const RANGES_MAX: usize = 4096;
 /// Bits of an entry in /proc/PID/pagemap (proc_pid_pagemap(5)): the page is present, and is a file's.
 const PRESENT: u64 = 1 << 63;
 const OF_FILE: u64 = 1 << 61;
 
-/// Parts of guest memory, in the order of their addresses.
+/// What a machine has used of a large page, in pages.
+#[derive(Default)]
+struct Uses {
+    used: u32,
+    written: u32,
+}
+
+/// How a part of a saved memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treatment {
+    /// Page by page.
+    Single,
+    /// With the rest of its large page.
+    Whole,
+}
+
+/// Parts of guest memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkingSet {
-    /// Addresses of large pages that are copied.
+    /// Addresses of large pages with many pages in use, those with most first.
     pub(crate) large: Vec<u64>,
-    /// Ranges of pages that a machine writes, outside of those.
+    /// Addresses of large pages that are read and not written.
+    pub(crate) shared: Vec<u64>,
+    /// Ranges of pages that a machine writes, in the order of their addresses.
     pub(crate) written: Vec<RamRange>,
 }
 
@@ -40,58 +62,75 @@ impl WorkingSet {
     /// Finds what a machine has used of `mapped`, the parts of its memory that are mapped from a file.
     pub(crate) fn of(memory: &GuestMemoryMmap, mapped: &[Extent]) -> io::Result<WorkingSet> {
         let pages = File::open("/proc/self/pagemap")?;
-        let (mut used, mut written) = (BTreeMap::<u64, u32>::new(), Vec::<RamRange>::new());
-        for extent in mapped {
-            let host = memory.get_host_address(GuestAddress(extent.start)).map_err(io::Error::other)? as u64;
-            let mut entries = vec![0; (extent.len / PAGE_SIZE * 8) as usize];
+        let (mut uses, mut written) = (BTreeMap::<u64, Uses>::new(), Vec::<RamRange>::new());
+        let mut entries = vec![0; (LARGE / PAGE_SIZE * 8) as usize];
+        for chunk in chunks(mapped) {
+            // The last large page of a memory may not be whole.
+            let Ok(slice) = memory.get_slice(GuestAddress(chunk), LARGE as usize) else { continue };
+            let host = slice.ptr_guard().as_ptr() as u64;
             pages.read_exact_at(&mut entries, host / PAGE_SIZE * 8)?;
             let (entries, _) = entries.as_chunks::<8>();
-            for (entry, start) in entries.iter().zip((extent.start..).step_by(PAGE_SIZE as usize)) {
+            let uses = uses.entry(chunk).or_default();
+            for (entry, start) in entries.iter().zip((chunk..).step_by(PAGE_SIZE as usize)) {
                 let entry = u64::from_le_bytes(*entry);
                 if entry & PRESENT == 0 {
                     continue;
                 }
-                *used.entry(start / LARGE * LARGE).or_default() += 1;
+                uses.used += 1;
+                if entry & OF_FILE != 0 {
+                    continue;
+                }
+                uses.written += 1;
                 match written.last_mut() {
-                    _ if entry & OF_FILE != 0 => {}
                     Some(last) if last.end() == start => last.len += PAGE_SIZE,
                     _ => written.push(RamRange { start, len: PAGE_SIZE }),
                 }
             }
         }
-        let mut dense: Vec<(u32, u64)> = used
-            .into_iter()
-            .filter(|(_, count)| *count >= DENSE)
-            .map(|(start, count)| (count, start))
-            .collect();
+        let mut set = WorkingSet::default();
+        let mut dense = Vec::new();
+        for (start, Uses { used, written }) in uses {
+            if written == 0 && used >= READ {
+                set.shared.push(start);
+            }
+            if used >= DENSE {
+                dense.push((used, start));
+            }
+        }
         dense.sort_unstable();
-        let mut large: Vec<u64> = dense.into_iter().rev().take(LARGE_MAX).map(|(_, start)| start).collect();
-        large.sort_unstable();
-        written.retain(|range| !large.contains(&(range.start / LARGE * LARGE)));
+        set.large = dense.into_iter().rev().map(|(_, start)| start).collect();
         written.truncate(RANGES_MAX);
-        Ok(WorkingSet { large, written })
+        set.written = written;
+        Ok(set)
     }
 
-    /// Divides a part of memory into those that are copied, with `true`, and the others.
-    pub(crate) fn parts(&self, extent: Extent) -> impl Iterator<Item = (Extent, bool)> {
+    /// The addresses of large pages to copy, in order.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = u64> {
+        self.large.iter().copied().filter(|large| !self.shared.contains(large)).take(LARGE_MAX)
+    }
+
+    /// Divides a part of memory where large pages that are mapped whole begin and end.
+    pub(crate) fn parts(&self, extent: Extent) -> impl Iterator<Item = (Extent, Treatment)> {
         let end = extent.start + extent.len;
         let mut start = extent.start;
         std::iter::from_fn(move || {
             if start >= end {
                 return None;
             }
-            let inside = self.large.contains(&(start / LARGE * LARGE));
-            let next = self.large.iter().copied().find(|large| *large > start).unwrap_or(end);
-            let stop = if inside { start / LARGE * LARGE + LARGE } else { next }.min(end);
+            let is_whole = self.shared.contains(&(start / LARGE * LARGE));
+            let next = self.shared.iter().copied().find(|whole| *whole > start).unwrap_or(end);
+            let stop = if is_whole { start / LARGE * LARGE + LARGE } else { next }.min(end);
             let part = Extent { start, len: stop - start, offset: extent.offset + (start - extent.start) };
             start = stop;
-            Some((part, inside))
+            Some((part, if is_whole { Treatment::Whole } else { Treatment::Single }))
         })
     }
 
     pub(crate) fn put(&self, state: &mut Encoder) {
-        state.u32(self.large.len() as u32);
-        self.large.iter().for_each(|start| _ = state.u64(*start));
+        for pages in [&self.large, &self.shared] {
+            state.u32(pages.len() as u32);
+            pages.iter().for_each(|start| _ = state.u64(*start));
+        }
         state.u32(self.written.len() as u32);
         self.written.iter().for_each(|range| _ = state.u64(range.start).u64(range.len));
     }
@@ -107,12 +146,14 @@ impl WorkingSet {
                 })
         };
         let mut set = WorkingSet::default();
-        for _ in 0..state.u32()? {
-            let start = state.u64()?;
-            if !within(start, LARGE, LARGE) {
-                return Err(bad);
+        for pages in [&mut set.large, &mut set.shared] {
+            for _ in 0..state.u32()? {
+                let start = state.u64()?;
+                if !within(start, LARGE, LARGE) {
+                    return Err(bad);
+                }
+                pages.push(start);
             }
-            set.large.push(start);
         }
         for _ in 0..state.u32()? {
             let range = RamRange { start: state.u64()?, len: state.u64()? };
@@ -123,6 +164,15 @@ impl WorkingSet {
         }
         Ok(set)
     }
+}
+
+/// The addresses of the large pages of which `extents`, in their order, are parts.
+fn chunks(extents: &[Extent]) -> Vec<u64> {
+    let of =
+        |extent: &Extent| (extent.start / LARGE * LARGE..extent.start + extent.len).step_by(LARGE as usize);
+    let mut chunks: Vec<u64> = extents.iter().flat_map(of).collect();
+    chunks.dedup();
+    chunks
 }
 
 #[cfg(test)]
@@ -138,8 +188,8 @@ mod tests {
     fn what_a_machine_wrote_is_found_and_prepared_in_the_next_one() {
         let ranges = layout::ram_ranges(64);
         let source = GuestRam::new(&ranges).unwrap();
-        // Two large pages that are full, and a page.
-        source.memory().write_slice(&vec![7; 2 * LARGE as usize], GuestAddress(LARGE)).unwrap();
+        // Two large pages that are full, half of one, and a page.
+        source.memory().write_slice(&vec![7; 5 * LARGE as usize / 2], GuestAddress(LARGE)).unwrap();
         source.memory().write_obj(7_u8, GuestAddress(16 * LARGE)).unwrap();
         let file = tempfile::tempfile().unwrap();
         let (extents, _) = memory::write(source.memory(), &[], &file).unwrap();
@@ -148,22 +198,36 @@ mod tests {
         machine.memory().write_slice(&vec![8; LARGE as usize / 2], GuestAddress(LARGE)).unwrap();
         machine.memory().write_obj(8_u8, GuestAddress(2 * LARGE + 5 * PAGE_SIZE)).unwrap();
         machine.memory().write_obj(8_u8, GuestAddress(2 * LARGE + 6 * PAGE_SIZE)).unwrap();
+        machine.memory().read_slice(&mut vec![0; LARGE as usize], GuestAddress(3 * LARGE)).unwrap();
         let set = WorkingSet::of(machine.memory(), &extents).unwrap();
         let range = |start, pages| RamRange { start, len: pages * PAGE_SIZE };
-        assert_eq!(set.large, [LARGE]);
-        assert_eq!(set.written, [range(2 * LARGE + 5 * PAGE_SIZE, 2)]);
+        assert_eq!((&set.large[..], &set.shared[..]), (&[3 * LARGE, LARGE][..], &[3 * LARGE][..]));
+        assert_eq!(set.copies().collect::<Vec<_>>(), [LARGE]);
+        assert_eq!(set.written, [range(LARGE, 256), range(2 * LARGE + 5 * PAGE_SIZE, 2)]);
 
-        let next = GuestRam::restored(&ranges, &file, &extents, &set).unwrap();
-        for (at, byte) in
-            [(LARGE, 7), (2 * LARGE - 1, 7), (2 * LARGE + 5 * PAGE_SIZE, 7), (16 * LARGE, 7), (0, 0)]
-        {
-            assert_eq!(next.memory().read_obj::<u8>(GuestAddress(at)).unwrap(), byte, "{at:#x}");
+        // All is prepared, or nothing, if there is no time.
+        for enough in [false, true] {
+            let next = GuestRam::restored(&ranges, &file, &extents, &set).unwrap();
+            next.prepare(&file, &extents, &set, || enough).unwrap();
+            for (at, byte) in [
+                (LARGE, 7),
+                (2 * LARGE - 1, 7),
+                (2 * LARGE + 5 * PAGE_SIZE, 7),
+                (4 * LARGE - 1, 0),
+                (3 * LARGE, 7),
+                (16 * LARGE, 7),
+                (0, 0),
+            ] {
+                assert_eq!(next.memory().read_obj::<u8>(GuestAddress(at)).unwrap(), byte, "{at:#x}");
+            }
+            // Saved again, nothing of it is missing.
+            let again = tempfile::tempfile().unwrap();
+            let (found, _) = memory::write(next.memory(), &extents, &again).unwrap();
+            let last = GuestRam::restored(&ranges, &again, &found, &set).unwrap();
+            for at in [2 * LARGE - 1, 3 * LARGE, 16 * LARGE] {
+                assert_eq!(last.memory().read_obj::<u8>(GuestAddress(at)).unwrap(), 7, "{at:#x}");
+            }
         }
-        // Saved again, nothing of what was copied is missing.
-        let again = tempfile::tempfile().unwrap();
-        let (found, _) = memory::write(next.memory(), &extents, &again).unwrap();
-        let last = GuestRam::restored(&ranges, &again, &found, &set).unwrap();
-        assert_eq!(last.memory().read_obj::<u8>(GuestAddress(2 * LARGE - 1)).unwrap(), 7);
     }
 
     #[test]
@@ -171,7 +235,8 @@ mod tests {
         let ranges = layout::ram_ranges(64);
         let taken = |large: &[u64], written: &[(u64, u64)]| {
             let written = written.iter().map(|(start, len)| RamRange { start: *start, len: *len }).collect();
-            let set = WorkingSet { large: large.to_vec(), written };
+            let shared = large.to_vec();
+            let set = WorkingSet { large: large.to_vec(), shared, written };
             let mut state = Encoder::default();
             set.put(&mut state);
             WorkingSet::take(&mut Decoder::new(&state.finish()), &ranges).map(|taken| taken == set)

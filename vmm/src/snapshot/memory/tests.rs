@@ -30,8 +30,9 @@ fn only_pages_that_are_not_zero_are_stored_and_they_come_back() {
     let file = tempfile::tempfile().unwrap();
     let (extents, sum) = write(source.memory(), &[], &file).unwrap();
     let extent = |start, pages, before| Extent { start, len: pages * PAGE_SIZE, offset: before * PAGE_SIZE };
-    assert_eq!(extents, [extent(0, 4, 0), extent(64 * MIB, 1, 4), extent(high, 1, 5)]);
-    assert_eq!(checksum(&file).unwrap(), (6 * PAGE_SIZE, sum));
+    // Each at the same place of a large page as in memory.
+    assert_eq!(extents, [extent(0, 4, 0), extent(64 * MIB, 1, 512), extent(high, 1, 2 * 512 + 256)]);
+    assert_eq!(checksum(&file).unwrap(), ((2 * 512 + 257) * PAGE_SIZE, sum));
 
     let first = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
     let second = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
@@ -75,25 +76,27 @@ fn parts_outside_of_memory_or_file_are_refused() {
             .map(|(start, len, offset)| Extent { start: *start, len: *len, offset: *offset })
             .collect();
         put(&extents, &mut state);
-        take(&mut Decoder::new(&state.finish()), &ranges, 0x4000).map(|taken| taken == extents)
+        take(&mut Decoder::new(&state.finish()), &ranges, 4 * MIB).map(|taken| taken == extents)
     };
-    assert!(taken(&[(0, 0x1000, 0x3000), (63 * MIB, MIB, 0x1000)]).is_err());
-    assert_eq!(taken(&[(0, 0x1000, 0x3000), (64 * MIB - 0x2000, 0x2000, 0x1000)]), Ok(true));
+    let end = 64 * MIB;
+    assert_eq!(taken(&[(0x3000, 0x1000, 0x3000), (end - 0x2000, 0x2000, 4 * MIB - 0x2000)]), Ok(true));
     for bad in [
-        (64 * MIB, 0x1000, 0),
-        (64 * MIB - 0x1000, 0x2000, 0),
-        (0, 0x1000, 0x4000),
-        (0, 0x2000, 0x3000),
-        (1, 0x1000, 0),
+        (end, 0x1000, 0),
+        (end - 0x1000, 0x2000, 2 * MIB - 0x1000),
+        (0, 0x1000, 4 * MIB),
+        (0x1f_f000, 0x2000, 4 * MIB - 0x1000),
+        (1, 0x1000, 1),
         (0, 0x1001, 0),
         (0, 0x1000, 8),
+        // At another place of a large page than in memory.
+        (0, 0x1000, 0x1000),
         (0, 0, 0),
-        (u64::MAX - 0xfff, 0x1000, 0),
-        (0, u64::MAX - 0xfff, 0x1000),
+        (u64::MAX - 0xfff, 0x1000, 2 * MIB - 0x1000),
+        (0x1000, u64::MAX - 0xfff, 0x1000),
     ] {
         assert!(taken(&[bad]).is_err(), "{bad:x?}");
     }
-    assert!(taken(&[(0x2000, 0x1000, 0), (0x1000, 0x1000, 0x1000)]).is_err());
-    assert!(taken(&[(0x1000, 0x2000, 0), (0x2000, 0x1000, 0)]).is_err());
+    assert!(taken(&[(0x2000, 0x1000, 0x2000), (0x1000, 0x1000, 0x1000)]).is_err());
+    assert!(taken(&[(0x1000, 0x2000, 0x1000), (0x2000, 0x1000, 0x2000)]).is_err());
     assert!(take(&mut Decoder::new(&u32::MAX.to_le_bytes()), &ranges, 0x4000).is_err());
 }
