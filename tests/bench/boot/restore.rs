@@ -80,7 +80,8 @@ fn private_memory(command: &mut Command) -> [(&'static str, u64); 2] {
     let (mut all, mut own, mut private) = (0, 0, 0);
     for line in maps.lines() {
         let number = || line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-        if line.starts_with("Private_") {
+        // Clean pages are those of files, which the next machine uses as well.
+        if line.starts_with("Private_Dirty:") {
             private += number().expect("a number of KiB");
         } else if let Some(flags) = line.strip_prefix("VmFlags:") {
             all += private;
