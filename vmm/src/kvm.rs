@@ -31,6 +31,8 @@ use crate::{cpuid, module, msrs, segments};
 
 /// How long [`PendingVm::start`] sleeps to let its thread run.
 const HEAD_START: Duration = Duration::from_micros(300);
+/// How long [`PendingVm::advance`] sleeps.
+const PAUSE: Duration = Duration::from_micros(100);
 /// Pause between two SRCU grace periods. The kernel expedites a grace period only if the domain has been idle for
 /// srcutree.exp_holdoff (25 µs) since the previous one; otherwise the grace period takes milliseconds.
 const HOLDOFF: Duration = Duration::from_micros(50);
@@ -101,6 +103,14 @@ impl PendingVm {
         // Nothing is ever sent: this returns when the thread drops its sender, or at the timeout.
         let _ = ended.recv_timeout(HEAD_START);
         Ok(PendingVm { thread: Some(thread) })
+    }
+
+    /// Lets the threads run that create the machine. The kernel thread that KVM starts is often created in the last moment of
+    /// [`HEAD_START`], and runs only when this thread sleeps once more; then it joins the cgroup, and the grace period begins.
+    pub(crate) fn advance(&self) {
+        if !self.is_ready() {
+            thread::sleep(PAUSE);
+        }
     }
 
     /// Whether [`wait`](Self::wait) returns at once.

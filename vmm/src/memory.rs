@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::ptr;
+use std::{ptr, thread};
 
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileSlice};
 
@@ -25,6 +25,10 @@ use crate::snapshot::working_set::{LARGE, Treatment};
 const ALIGNMENT: usize = 2 << 20;
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Bytes of a saved memory that are copied before other threads may run. On a single CPU, a thread that KVM needs would wait for
+/// the end of this thread's time slice, which is as long as two copies of a large page.
+const SLICE: u64 = 256 << 10;
 
 /// Why guest memory could not be mapped or filled.
 #[derive(Debug, thiserror::Error)]
@@ -179,13 +183,20 @@ impl GuestRam {
         }
     }
 
-    /// Reads a part of `file` into memory.
+    /// Reads a part of `file` into memory, and lets other threads run now and then.
     fn copy(&self, file: &File, Extent { start, len, offset }: Extent) -> Result<(), MemoryError> {
-        let name = || PathBuf::from("a saved machine's memory");
-        let file = file.try_clone();
-        let file = file.map_err(|source| MemoryError::Load { name: name(), at: offset, len, source })?;
-        let image = Image { file, offset, len, name: name() };
-        self.load(&image, 0, start, len)
+        for at in (0..len).step_by(SLICE as usize) {
+            let slice = SLICE.min(len - at);
+            let load = |source| MemoryError::Load {
+                name: PathBuf::from("a saved machine's memory"),
+                at: offset + at,
+                len: slice,
+                source,
+            };
+            self.read(file, offset + at, start + at, slice)?.map_err(load)?;
+            thread::yield_now();
+        }
+        Ok(())
     }
 
     /// The memory, as vm-memory's type.
@@ -204,24 +215,28 @@ impl GuestRam {
         if len == 0 {
             return Ok(());
         }
+        self.read(&image.file, image.offset + at, addr, len)?.map_err(load)
+    }
+
+    /// Reads `len` bytes at `offset` of `file` to guest address `addr`.
+    fn read(&self, file: &File, offset: u64, addr: u64, len: u64) -> Result<io::Result<()>, MemoryError> {
         let host = self.host(addr, len)?;
         let mut done = 0;
         while done < len {
-            let (offset, rest) = ((image.offset + at + done) as i64, (len - done) as usize);
+            let (offset, rest) = ((offset + done) as i64, (len - done) as usize);
             // SAFETY: `host` checked that these `len` bytes are guest memory, which is writable and stays mapped. All
             // other accesses to guest memory are volatile.
-            let n =
-                unsafe { libc::pread(image.file.as_raw_fd(), host.add(done as usize).cast(), rest, offset) };
+            let n = unsafe { libc::pread(file.as_raw_fd(), host.add(done as usize).cast(), rest, offset) };
             match n {
-                0 => return Err(load(io::ErrorKind::UnexpectedEof.into())),
+                0 => return Ok(Err(io::ErrorKind::UnexpectedEof.into())),
                 n if n > 0 => done += n as u64,
                 _ => match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::Interrupted => {}
-                    error => return Err(load(error)),
+                    error => return Ok(Err(error)),
                 },
             }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Returns the host address of guest address `addr`, if `len` bytes from `addr` are in one region.

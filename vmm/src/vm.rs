@@ -101,6 +101,7 @@ impl Vm {
     /// The memory's file is not the one that was saved, or cannot be mapped.
     pub fn restored(pending: PendingVm, config: SavedConfig) -> Result<Vm> {
         let SavedConfig { snapshot, memory, timeline, entries } = config;
+        pending.advance();
         snapshot.owns(&memory)?;
         let (ranges, vcpus) = (layout::ram_ranges(snapshot.memory_mib), snapshot.vcpus);
         let ram = GuestRam::restored(&ranges, &memory, &snapshot.extents, &snapshot.working_set)?;
