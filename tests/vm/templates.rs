@@ -16,6 +16,8 @@ use crate::lifecycle::Container;
 use crate::network::Nets;
 use crate::pods::Pod;
 
+mod memory;
+
 /// Memory of the machines, in MiB.
 const MEMORY: &str = "128";
 /// Time in which something appears.
@@ -35,6 +37,13 @@ impl Templates {
         let made = templates.create(&[]);
         assert!(made.status.success(), "{}", text(&made.stderr));
         assert!(text(&made.stdout).contains(" made: "), "{}", text(&made.stdout));
+        templates
+    }
+
+    /// One template, in a file system in memory.
+    fn in_memory() -> Templates {
+        let templates = Templates(TempDir::new_in("/dev/shm").expect("create a directory"));
+        assert!(templates.create(&[]).status.success());
         templates
     }
 

@@ -430,6 +430,20 @@ mod tests {
     }
 
     #[test]
+    fn gathered_pages_keep_their_bytes() {
+        let len = 2 * ALIGNMENT;
+        let image = image(len as u64, 0);
+        // The host may have no large page, or cannot make one of this file system's files.
+        let _ = gather(&image.file, ALIGNMENT as u64);
+        let ram = GuestRam::new(&[RamRange { start: 0, len: len as u64 }]).unwrap();
+        ram.load(&image, 0, 0, len as u64).unwrap();
+        let mut bytes = vec![0; len];
+        ram.memory().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        assert!(bytes.iter().enumerate().all(|(n, byte)| *byte == (n % 251) as u8 + 1));
+        assert!(gather(&image.file, 1).is_err());
+    }
+
+    #[test]
     fn parts_of_pages_are_not_discarded() {
         let ram = ram();
         ram.memory().write_slice(&[7; 0x3000], GuestAddress(0)).unwrap();
