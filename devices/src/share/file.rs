@@ -109,7 +109,7 @@ impl Operations {
         if inode.is_dir() {
             return Err(Errno(libc::EISDIR));
         }
-        if inode.is_fifo() {
+        if inode.is_shared_fifo(inode.key.0) {
             return self.open_fifo(&inode, how.flags);
         }
         let file = self.open_as_asked(&inode, how)?;

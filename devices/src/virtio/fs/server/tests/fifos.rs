@@ -39,6 +39,8 @@ fn data_goes_both_ways_and_the_server_never_waits() {
     let (fifo, attr) = guest.fifo();
     assert_eq!(attr.flags & ATTR_FIFO, ATTR_FIFO);
     assert_eq!(guest.open(fifo, WRITE_END), Err(libc::ENXIO), "a writer without a reader");
+    let size = SetattrIn { valid: set::SIZE, ..Default::default() };
+    assert_eq!(guest.setattr(fifo, size), Err(libc::ENXIO));
     let reader = guest.open(fifo, READ_END).unwrap().fh;
     assert_eq!(guest.poll(fifo, reader), Ok(0), "a reader without a writer");
     assert_eq!(guest.read(fifo, reader, 0, 8).unwrap(), b"");

@@ -107,8 +107,10 @@ fn attributes_say_of_others_files_that_they_have_no_acl() {
 }
 
 #[test]
-fn special_files_are_never_opened_on_the_host() {
-    let mut guest = Guest::new();
+fn special_files_of_a_container_s_root_are_never_opened_on_the_host() {
+    let (tree, dir) = scratch(Terms { owned: true, ..Terms::default() });
+    let mut guest = Guest { server: server(&tree), tree, caller: (0, 0), dir };
+    guest.init();
     let rootfs = guest.rootfs();
     for (name, kind) in [("fifo", libc::S_IFIFO), ("socket", libc::S_IFSOCK)] {
         let mknod = body(|b| {
