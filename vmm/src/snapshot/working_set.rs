@@ -198,7 +198,7 @@ mod tests {
         machine.memory().write_slice(&vec![8; LARGE as usize / 2], GuestAddress(LARGE)).unwrap();
         machine.memory().write_obj(8_u8, GuestAddress(2 * LARGE + 5 * PAGE_SIZE)).unwrap();
         machine.memory().write_obj(8_u8, GuestAddress(2 * LARGE + 6 * PAGE_SIZE)).unwrap();
-        machine.memory().read_slice(&mut vec![0; LARGE as usize], GuestAddress(3 * LARGE)).unwrap();
+        machine.memory().read_slice(&mut vec![0; LARGE as usize / 2], GuestAddress(3 * LARGE)).unwrap();
         let set = WorkingSet::of(machine.memory(), &extents).unwrap();
         let range = |start, pages| RamRange { start, len: pages * PAGE_SIZE };
         assert_eq!((&set.large[..], &set.shared[..]), (&[3 * LARGE, LARGE][..], &[3 * LARGE][..]));
