@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const FILES: usize = 200;
 /// Number of programs that are started.
 const PROGRAMS: usize = 50;
+/// Size of each file that is read first in the container.
+const BIG: usize = 8 << 20;
 /// Number of small writes.
 const WRITES: usize = 2000;
 
@@ -28,6 +30,9 @@ pub fn prepare(work: &Path) {
         let dir = work.join(format!("tree/{}/{}", number % 5, number % 20));
         fs::create_dir_all(&dir).expect("create a directory");
         fs::write(dir.join(format!("{number}.c")), vec![b'x'; 500 + 37 * number]).expect("write");
+    }
+    for name in ["cold-big", "cold-scattered"] {
+        fs::write(work.join(name), vec![7; BIG]).expect("write");
     }
     let packed = Command::new("/bin/busybox")
         .args(["tar", "-C"])
@@ -46,6 +51,9 @@ pub const BEGIN: &str = "begin";
 
 /// Does all operations below `dir`.
 pub fn run(dir: &Path) {
+    fs::read_dir(dir).expect("read a directory");
+    // A machine watches no directory in its first half second.
+    sleep(Duration::from_millis(800));
     measure(NOTHING, 1, || {});
     writes(dir);
     small_files(dir);
@@ -107,6 +115,16 @@ fn writes(dir: &Path) {
         }
     });
     let mut block = vec![0; 1 << 20];
+    measure("read 1 MiB, uncached", BIG >> 20, || {
+        let mut file = File::open(dir.join("cold-big")).expect("open");
+        (0..BIG >> 20).for_each(|_| file.read_exact(&mut block).expect("read"));
+    });
+    measure("read 4 KiB at random, uncached", 200, || {
+        let file = File::open(dir.join("cold-scattered")).expect("open");
+        (0..200).for_each(|n| {
+            file.read_exact_at(&mut block[..4096], (n * 7919 % (BIG as u64 >> 12)) << 12).expect("read");
+        });
+    });
     measure("read 1 MiB, cached", 8, || {
         let mut file = File::open(dir.join("write 1 MiB")).expect("open");
         (0..8).for_each(|_| file.read_exact(&mut block).expect("read"));
