@@ -41,6 +41,9 @@ fn bundle(volume: &Path, script: &str) -> Bundle {
         .with(|c| c["process"]["cwd"] = json!("/v"))
 }
 
+/// Starts a script in a machine or on the host.
+type Start<'a> = &'a dyn Fn(&str) -> Running;
+
 const READS: &str = "echo ready; cat p; echo end";
 const WRITES: &str = "echo ready; for i in 1 2 3; do echo line $i; done > p; echo written";
 
@@ -49,8 +52,7 @@ fn two_machines_and_the_host_meet_whoever_opens_first() {
     let volume = Volume::new();
     let machine = |script: &str| volume.machine(script);
     let host = |script: &str| volume.host(script);
-    let starts: [[&dyn Fn(&str) -> Running; 2]; 3] =
-        [[&machine, &host], [&host, &machine], [&machine, &machine]];
+    let starts: [[Start<'_>; 2]; 3] = [[&machine, &host], [&host, &machine], [&machine, &machine]];
     for [reader, writer] in starts {
         for reader_first in [true, false] {
             let mut first = if reader_first { reader(READS) } else { writer(WRITES) };

@@ -178,11 +178,11 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let passed = [file.as_fd()];
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&passed)));
-        send(&theirs, b"plain", (0, 0)).unwrap();
-        sendmsg(&theirs, &[IoSlice::new(b"with one")], &mut ancillary, SendFlags::empty()).unwrap();
         let mut data = [0; 32];
         let mut next = || receive(&ours, &mut data).unwrap();
+        send(&theirs, b"plain", (0, 0)).unwrap();
         assert_eq!(next(), Received { bytes: 5, descriptors: false });
+        sendmsg(&theirs, &[IoSlice::new(b"with one")], &mut ancillary, SendFlags::empty()).unwrap();
         assert_eq!(next(), Received { bytes: 8, descriptors: true });
         drop(theirs);
         assert_eq!(next(), Received { bytes: 0, descriptors: false });
