@@ -244,7 +244,10 @@ fn binds_become_numbered_shares() {
     let plan = plan_of(|json| json["mounts"] = mounts).unwrap();
     assert_eq!(
         plan.binds[1..],
-        [bind("/c1/mounts/0", "/b/data", true, false), bind("/c1/mounts/1", "/run/hosts", false, false),]
+        [
+            bind("/c1/mounts/0", "/b/data", true, false),
+            ShareBind { single: true, ..bind("/c1/mounts/1", "/run/hosts", false, false) },
+        ]
     );
     let mounts = &plan.container.oci.as_ref().unwrap().mounts;
     assert_eq!(mounts[0].destination, "/proc");
