@@ -11,7 +11,7 @@ fn snapshot() -> (Snapshot, File) {
         label: b"label".to_vec(),
         memory_mib: 64,
         vcpus: 2,
-        extents: vec![Extent { start: 0x3000, len: PAGE_SIZE, offset: 0 }],
+        extents: vec![Extent { start: 0x20_0000, len: PAGE_SIZE, offset: 0 }],
         memory_sum,
         processors: vec![1, 2, 3],
         devices: vec![(0xd000_0000, vec![4]), (0xd000_1000, Vec::new())],
