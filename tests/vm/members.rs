@@ -171,12 +171,15 @@ fn a_member_has_a_life_of_its_own() {
 }
 
 #[test]
-fn a_privileged_member_finds_its_kernel_if_the_first_container_asked_for_it() {
+fn a_privileged_member_finds_its_kernel_in_a_pod_and_if_the_first_container_asked_for_it() {
     let net_admin = |first| joining(with_capabilities(IS_FULL, &["CAP_NET_ADMIN"]), first, &SHARED);
-    for (annotation, found, is_warned) in [(None, "base\n", true), (Some("full"), "full\n", false)] {
-        let bundle = Bundle::sh(PAUSE).with(|c| {
-            annotation.iter().for_each(|kernel| c["annotations"]["vmm.kernel"] = json!(kernel));
-        });
+    let none = json!({});
+    let full = json!({"vmm.kernel": "full"});
+    let of_kubernetes = json!({"io.kubernetes.cri.container-type": "sandbox"});
+    for (annotations, found, is_warned) in
+        [(none, "base\n", true), (full, "full\n", false), (of_kubernetes, "full\n", false)]
+    {
+        let bundle = Bundle::sh(PAUSE).with(|c| c["annotations"] = annotations);
         let (mut engine, first) = Engine::with_first(bundle);
         let pid = engine.run("second", net_admin(first));
         assert_eq!(reap(pid), Ok(0));

@@ -94,6 +94,14 @@ fn an_annotation_chooses_the_kernel() {
         plan_of(change).map(|plan| plan.vm.kernel).map_err(|error| error.to_string())
     };
     assert_eq!([with("full"), with("base")], [Ok(Kernel::Full), Ok(Kernel::Base)]);
+    let of_pod = |kernel: Option<&str>| {
+        let change = |json: &mut serde_json::Value| {
+            json["annotations"]["io.kubernetes.cri.container-type"] = "sandbox".into();
+            kernel.iter().for_each(|kernel| json["annotations"]["vmm.kernel"] = (*kernel).into());
+        };
+        plan_of(change).unwrap().vm.kernel
+    };
+    assert_eq!([of_pod(None), of_pod(Some("base"))], [Kernel::Full, Kernel::Base]);
     let error = with("").unwrap_err();
     assert!(error.contains(r#"annotations["vmm.kernel"]: "" is neither "base" nor "full""#), "{error}");
 }

@@ -7,6 +7,7 @@ use agent_proto::payload::{Pod, Rlimit};
 use agent_proto::sockets::SOCKETS_MAX;
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
+use oci::pod::{self, Part};
 use oci::spec::Capabilities;
 use oci::{Bundle, Spec, refusals};
 use serde::{Deserialize, Serialize};
@@ -79,13 +80,15 @@ impl Kernel {
         if names.any(|name| USERS.contains(&name.as_str())) { Kernel::Full } else { Kernel::Base }
     }
 
-    /// Returns the kernel for a bundle: the one that its annotation names, else the one that its process and mounts need.
+    /// Returns the kernel for a bundle: the one that its annotation names, else the one that its process and mounts need. Who
+    /// will join the first container of a Kubernetes pod is not known yet: service meshes, for example, set up packet filters.
     ///
     /// # Errors
     ///
     /// The annotation names no kernel.
     fn for_bundle(bundle: &Bundle) -> Result<Kernel> {
         match bundle.spec.annotations.get(KERNEL).map(String::as_str) {
+            None if pod::part(&bundle.spec) == Some(Part::First) => Ok(Kernel::Full),
             None => Ok(Kernel::needed_by(bundle)),
             Some("base") => Ok(Kernel::Base),
             Some("full") => Ok(Kernel::Full),
