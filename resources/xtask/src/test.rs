@@ -48,6 +48,9 @@ pub struct Args {
     /// Only the public OCI test suite in this checkout, with runc and with vmm; may be repeated
     #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "sanitizer", "vm", "engines", "dist"])]
     oci: Vec<PathBuf>,
+    /// Only the CRI suite in this checkout of cri-tools, with containerd and runc, and with vmm
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["unit", "sanitizer", "vm", "engines", "dist", "oci"])]
+    cri: Option<PathBuf>,
     /// Run no tests; write the table again from the last results
     #[arg(long, requires = "oci")]
     table: bool,
@@ -64,6 +67,9 @@ pub fn test(args: &Args) -> anyhow::Result<()> {
     ensure!(args.vm || args.filter.len() < 2, "several filters are accepted only with --engines and --vm");
     if !args.oci.is_empty() {
         return suites::run_suites(&args.oci, args.filter.first().map(String::as_str), args.table);
+    }
+    if let Some(checkout) = &args.cri {
+        return suites::cri::run_cri(checkout, args.filter.first().map(String::as_str));
     }
     if args.dist {
         return dist_tests(args);

@@ -75,7 +75,7 @@ fn runtime_tools(checkout: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
 }
 
 /// Installs a Go compiler of version 1.21 or newer, and returns its name or path. bookworm's default version is older.
-fn go() -> anyhow::Result<&'static str> {
+pub fn go() -> anyhow::Result<&'static str> {
     if apt::os_release("VERSION_CODENAME").as_deref() != Some("bookworm") {
         apt::install(&["golang-go"])?;
         return Ok("go");
@@ -86,7 +86,7 @@ fn go() -> anyhow::Result<&'static str> {
     Ok(GO)
 }
 
-fn folder(suite: &str) -> anyhow::Result<PathBuf> {
+pub fn folder(suite: &str) -> anyhow::Result<PathBuf> {
     let folder = target_dir().join("oci").join(suite);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     // With a slash at its end, `go build -o` takes the path as a folder.

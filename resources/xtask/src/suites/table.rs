@@ -1,8 +1,8 @@
-//! Writes `tests/oci/RESULTS.md`, with the reasons from `tests/oci/reasons.txt`.
+//! Writes the table of a folder of suites, `RESULTS.md`, with the reasons from its `reasons.txt`.
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -10,8 +10,19 @@ use super::results::{Row, Verdict};
 use super::version;
 use crate::checkout::{target_dir, top};
 
-/// Path of the table below the checkout.
-const TABLE: &str = "tests/oci/RESULTS.md";
+/// Suites that have a table.
+pub struct Place {
+    /// Their folder below the checkout.
+    pub folder: &'static str,
+    /// The command that runs them.
+    pub command: &'static str,
+}
+
+impl Place {
+    fn path(&self, name: &str) -> PathBuf {
+        top().join(self.folder).join(name)
+    }
+}
 
 /// Why a test does not pass with vmm: the test's name, or a prefix of the name with a `*`, and a sentence.
 pub struct Reason {
@@ -29,8 +40,8 @@ impl Reason {
 }
 
 /// Parses the reasons: lines `NAME: SENTENCE`.
-pub fn reasons() -> anyhow::Result<Vec<Reason>> {
-    let path = top().join("tests/oci/reasons.txt");
+pub fn reasons(place: &Place) -> anyhow::Result<Vec<Reason>> {
+    let path = place.path("reasons.txt");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     parse(&text).with_context(|| format!("parse {}", path.display()))
 }
@@ -53,8 +64,8 @@ pub fn unexplained(rows: &[Row], reasons: &[Reason]) -> Vec<String> {
 }
 
 /// Reads the rows of the current table. A missing table has none.
-pub fn read() -> anyhow::Result<Vec<Row>> {
-    let path = top().join(TABLE);
+pub fn read(place: &Place) -> anyhow::Result<Vec<Row>> {
+    let path = place.path("RESULTS.md");
     if !path.exists() {
         return Ok(Vec::new());
     }
@@ -76,18 +87,20 @@ pub fn rows_of(all: &[Row], test: &str) -> Vec<Row> {
 
 /// Writes the table. `missing` are tests that were never run.
 pub fn write(
+    place: &Place,
     rows: &[Row],
     missing: &[String],
     reasons: &[Reason],
     versions: Vec<String>,
 ) -> anyhow::Result<()> {
-    let path = top().join(TABLE);
+    let path = place.path("RESULTS.md");
     let runc = version(Path::new("runc"))?;
     let vmm = version(&target_dir().join("vmm"))?;
     let mut text = format!(
         "# Public suites, with runc and with vmm\n\n\
-         Written by `cargo xtask test --oci` (see README.md here): {}; {runc}; {vmm}.\n\n\
+         Written by `{}` (see README.md here): {}; {runc}; {vmm}.\n\n\
          | of {} tests | runc | vmm |\n|---|---|---|\n",
+        place.command,
         versions.join(", "),
         rows.len(),
     );
