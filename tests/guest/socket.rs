@@ -3,10 +3,10 @@
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 pub fn run(path: &str, what: &str, word: &str) {
     let connect = || UnixStream::connect(path).unwrap_or_else(|error| panic!("{:?}: {error}", error.kind()));
@@ -94,6 +94,12 @@ fn pass(mut stream: UnixStream) {
 
 /// Prints who listens.
 fn peer(stream: UnixStream) {
-    let peer = sockopt::socket_peercred(&stream).unwrap();
-    println!("{} {}", peer.uid.as_raw(), peer.gid.as_raw());
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of_val(&peer) as libc::socklen_t;
+    let (fd, level, option) = (stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // rustix has no value for the process id 0, which a process of another namespace has.
+    // SAFETY: the kernel fills `peer`, of which it is told the size.
+    let got = unsafe { libc::getsockopt(fd, level, option, (&raw mut peer).cast(), &raw mut len) };
+    assert_eq!(got, 0);
+    println!("{} {}", peer.uid, peer.gid);
 }

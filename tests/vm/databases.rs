@@ -47,7 +47,8 @@ impl Database {
     }
 
     fn on_host(&self, script: &str) -> String {
-        check_output(Command::new("sqlite3").arg(self.0.path().join("db")).arg(script))
+        let mut command = Command::new("sqlite3");
+        check_output(command.args(["-cmd", ".timeout 60000"]).arg(self.0.path().join("db")).arg(script))
     }
 
     /// A machine whose shell runs `script` with the function `sql`.
@@ -142,7 +143,7 @@ impl Database {
     }
 
     fn sum(&self, who: &str) -> u64 {
-        self.on_host(&format!(".timeout 60000\nselect n from t where who = '{who}'")).trim().parse().unwrap()
+        self.on_host(&format!("select n from t where who = '{who}'")).trim().parse().unwrap()
     }
 
     fn stop(&self) {
@@ -169,9 +170,7 @@ fn work_here(database: &Database, time: Duration) -> u64 {
     let begun = Instant::now();
     let mut sum = 0;
     while begun.elapsed() < time {
-        database.on_host(
-            ".timeout 60000\nbegin immediate; update t set n = n + 1 where who in ('c', 'all'); commit;",
-        );
+        database.on_host("begin immediate; update t set n = n + 1 where who in ('c', 'all'); commit;");
         sum += 1;
     }
     sum

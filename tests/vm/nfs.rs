@@ -17,7 +17,7 @@ const USER: u32 = 1000;
 /// nosubtreecheck and fsid (nfsd's export.h); nobody is 65534. Nobody has to recover locks, so there is no grace period.
 const SERVE: &str = "set -e; modprobe -a nfsd nfsv4; \
     mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd; cd /proc/fs/nfsd; \
-    echo -2 -3 +4 +4.1 +4.2 > versions; echo 10 > nfsv4leasetime; echo 10 > nfsv4gracetime; \
+    echo -2 -3 +4 +4.1 +4.2 > versions; echo $3 > nfsv4recoverydir; echo 10 > nfsv4leasetime; echo 10 > nfsv4gracetime; \
     echo 'tcp 2049' > portlist; echo 2 > threads; echo Y > v4_end_grace; \
     cd /proc/net/rpc; echo 'nfsd 127.0.0.1 2147483647 *' > auth.unix.ip/channel; \
     echo \"* $1 2147483647 9238 65534 65534 0\" > nfsd.export/channel; \
@@ -34,7 +34,8 @@ impl Export {
     fn new() -> Export {
         let export = Export(TempDir::new().unwrap());
         let path = |name| export.0.path().join(name);
-        for name in ["disk", "nfs"] {
+        // Without a directory to recover clients from, the server refuses to end its grace period.
+        for name in ["disk", "nfs", "recovery"] {
             fs::create_dir(path(name)).unwrap();
         }
         check_output(Command::new("truncate").args(["-s", "16M"]).arg(path("image")));
@@ -59,7 +60,8 @@ impl Export {
 
     fn shell(&self, script: &str) {
         let mut command = Command::new("bash");
-        check_output(command.args(["-c", script, "bash"]).arg(self.0.path().join("disk")).arg(self.path()));
+        let paths = ["disk", "nfs", "recovery"].map(|name| self.0.path().join(name));
+        check_output(command.args(["-c", script, "bash"]).args(paths));
     }
 }
 
