@@ -267,7 +267,7 @@ fn a_request_that_cannot_be_answered_is_completed_empty() {
     let mut server = server(&ShareTree::new().unwrap());
     let mut queue = driver.activation().queues.pop().unwrap();
     driver.add(&[0xff; 60], 100);
-    serve(&mut queue, server.as_mut(), None).unwrap();
+    serve(&mut queue, None, server.as_mut(), None).unwrap();
     assert_eq!(driver.reply(), b"");
     assert_eq!(queue.faults(), 1);
 }

@@ -238,9 +238,6 @@ fn run(job: Job, server: &mut dyn FileServer) {
             return;
         }
         for event in events {
-            if server.serves_in_order() {
-                serve_quiet(&mut queues, server, roles);
-            }
             serve_one(&mut queues, u16::try_from(event.data()).ok(), server, roles);
         }
         serve_quiet(&mut queues, server, roles);
@@ -268,18 +265,27 @@ fn serve_quiet(queues: &mut Vec<VirtQueue>, server: &mut dyn FileServer, roles: 
 
 /// Serves the queue with this index, and removes it if that fails.
 fn serve_one(queues: &mut Vec<VirtQueue>, index: Option<u16>, server: &mut dyn FileServer, roles: Roles) {
-    if let Some(at) = queues.iter().position(|queue| Some(queue.index()) == index)
-        && let Err(error) = serve(&mut queues[at], server, roles.notices)
-    {
+    let place = |index: Option<u16>| queues.iter().position(|queue| Some(queue.index()) == index);
+    let Some(at) = place(index) else { return };
+    let served = match place(roles.quiet).filter(|quiet| *quiet != at) {
+        Some(quiet) => {
+            let [queue, quiet] = queues.get_disjoint_mut([at, quiet]).expect("two places");
+            serve(queue, Some(quiet), server, roles.notices)
+        }
+        None => serve(&mut queues[at], None, server, roles.notices),
+    };
+    if let Err(error) = served {
         // The driver has reset the device, or its rings are invalid. The kick stays registered, but being
         // edge-triggered it wakes this thread at most once per kick.
         queues.remove(at).break_down(&error);
     }
 }
 
-/// Serves all requests in the queue, or sends what the driver must be told if it is that queue.
+/// Serves all requests in the queue, each after those in the `quiet` queue if the server needs that, or sends what the driver must
+/// be told if it is that queue.
 pub(super) fn serve(
     queue: &mut VirtQueue,
+    mut quiet: Option<&mut VirtQueue>,
     server: &mut dyn FileServer,
     notices: Option<u16>,
 ) -> Result<(), QueueError> {
@@ -291,6 +297,13 @@ pub(super) fn serve(
         });
     }
     queue.serve_chains(|memory, chain| {
+        if server.serves_in_order()
+            && let Some(quiet) = quiet.as_deref_mut().filter(|quiet| quiet.has_requests())
+            && let Err(error) = serve(quiet, None, server, notices)
+        {
+            // It is served once more after this queue, and then breaks down.
+            log::debug!("{error}");
+        }
         let (request, reply) = split(memory, chain)?;
         // The guest waits for most requests one at a time, so it is interrupted after each.
         server.handle(request, reply).map(|written| Served::DoneNow(written as u32))
