@@ -269,6 +269,9 @@ pub fn discard(slice: VolatileSlice) -> io::Result<()> {
     }
 }
 
+/// How often [`gather`] tries again what the host could not do at the moment.
+const GATHER_TRIES: u32 = 8;
+
 /// Makes the host keep the large page at `offset` of `file`, which nobody writes, as one page of its cache.
 pub fn gather(file: &File, offset: u64) -> io::Result<()> {
     /// Since Linux 6.1 (madvise(2)).
@@ -286,11 +289,18 @@ pub fn gather(file: &File, offset: u64) -> io::Result<()> {
         }
     };
     let mapped = map(libc::PROT_READ | libc::PROT_EXEC).or_else(|_| map(libc::PROT_READ));
+    let mut tries = 0..GATHER_TRIES;
     let gathered = mapped.and_then(|()| {
-        // SAFETY: the mapping just made. No byte changes.
-        match unsafe { libc::madvise(base, ALIGNMENT, MADV_COLLAPSE) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        loop {
+            // SAFETY: the mapping just made. No byte changes.
+            let error = match unsafe { libc::madvise(base, ALIGNMENT, MADV_COLLAPSE) } {
+                0 => return Ok(()),
+                _ => io::Error::last_os_error(),
+            };
+            // Another CPU has a page in hand, as after a write, or memory is being compacted.
+            if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM)) || tries.next().is_none() {
+                return Err(error);
+            }
         }
     });
     // SAFETY: the mapping just made, to which nothing points.

@@ -1,10 +1,14 @@
 //! Memory that machines of a template share.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use tests::{Bundle, Running};
 
 use super::Templates;
+
+/// How long the host may not find large pages.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Sum of these lines of a process's mappings (proc_pid_smaps(5)), in KiB. With `guest`, only those of guest memory, which alone is
 /// not in core dumps.
@@ -35,19 +39,27 @@ fn machines_share_the_kernel_s_code_in_large_pages() {
     if (numbers.next(), numbers.next()) < (Some(6), Some(1)) {
         return;
     }
-    let templates = Templates::in_memory();
     let bundle = Bundle::sh("echo running; read line");
-    let [cold, continued] = ["off", "require"].map(|when| {
-        let mut command = bundle.command();
-        command.envs(templates.env(when));
-        let mut running = Running::start(command);
-        running.wait_for("running");
-        let found = ["ShmemPmdMapped:", "Private_Dirty:"].map(|key| mapped(running.pid(), key, true));
-        running.stop();
-        found
-    });
-    assert_eq!(cold[0], 0);
-    // The kernel may have changed its code in one of them, or constants may not be alone in theirs.
-    assert!(continued[0] >= 2 * 2048, "{continued:?}");
-    assert!(continued[1] < cold[1] * 3 / 4, "{continued:?}, {cold:?}");
+    let begun = Instant::now();
+    loop {
+        let templates = Templates::in_memory();
+        let [cold, continued] = ["off", "require"].map(|when| {
+            let mut command = bundle.command();
+            command.envs(templates.env(when));
+            let mut running = Running::start(command);
+            running.wait_for("running");
+            let found = ["ShmemPmdMapped:", "Private_Dirty:"].map(|key| mapped(running.pid(), key, true));
+            running.stop();
+            found
+        });
+        assert_eq!(cold[0], 0);
+        // The kernel may have changed its code in one of them, or constants may not be alone in theirs.
+        let shared = continued[0] >= 2 * 2048;
+        if shared {
+            assert!(continued[1] < cold[1] * 3 / 4, "{continued:?}, {cold:?}");
+            return;
+        }
+        // Other tests may have the host's memory in pieces at the moment.
+        assert!(begun.elapsed() < DEADLINE, "{continued:?}");
+    }
 }
