@@ -144,21 +144,26 @@ fn a_named_pipe_joins_containers_and_the_host(engine: &Engine) {
 fn a_lock_holds_in_another_container_and_on_the_host(engine: &Engine) {
     let path = directory(engine, "locks");
     let bind = format!("{}:/b", path.display());
-    let holds = ["-v", &bind, "box", "sh", "-c", "exec 3>/b/lock; flock 3; echo locked; sleep 1000"];
+    // Debian's busybox has no flock(1); the host's needs its libraries.
+    let libraries = ["/lib64:/lib64:ro", "/lib/x86_64-linux-gnu:/lib/x86_64-linux-gnu:ro"];
+    let flags = ["-v", &bind, "-v", "/usr/bin/flock:/bin/flock:ro", "-v", libraries[0], "-v", libraries[1]];
+    let script = "set -e; exec 3>/b/lock; flock 3; echo locked; sleep 1000";
+    let holds = [&flags[..], &["box", "sh", "-c", script]].concat();
     engine.start_container("holder", &holds, "locked");
     let tries = "flock -n lock true; echo $?";
+    let in_container = || engine.sh(&flags, &format!("cd /b; {tries}"));
     assert_eq!(check_output(&mut on_host(&path, tries)), "1\n");
-    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "1");
+    assert_eq!(in_container(), "1");
     engine.ok(&["kill", "holder"]);
     engine.ok(&["wait", "holder"]);
-    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "0");
+    assert_eq!(in_container(), "0");
     // The host first.
-    let mut host = Running::start(on_host(&path, "exec 3>lock; flock 3; echo locked; read x"));
+    let mut host = Running::start(on_host(&path, "set -e; exec 3>lock; flock 3; echo locked; read x"));
     host.wait_for("locked\n");
-    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "1");
+    assert_eq!(in_container(), "1");
     host.signal("KILL");
     drop(host.finish());
-    assert_eq!(engine.sh(&["-v", &bind], &format!("cd /b; {tries}")), "0");
+    assert_eq!(in_container(), "0");
 }
 
 /// A tmpfs on the host. It is unmounted on drop.
