@@ -176,21 +176,32 @@ fn work_here(database: &Database, time: Duration) -> u64 {
     sum
 }
 
+/// Has user `a`, which has printed `seen`, killed in the middle, while user `b` and this process work. Checks what each has done.
+fn check_with_victim(
+    database: &Database,
+    mut victim: Running,
+    mut seen: String,
+    other: Running,
+    kill: impl FnOnce(&mut Running),
+) {
+    let mut own = work_here(database, load() / 2);
+    kill(&mut victim);
+    seen.push_str(&victim.finish().text());
+    own += work_here(database, load() / 2);
+    database.stop();
+    let other = other.finish().code(0);
+    database.check(("a", last_sum(&seen)), &[("b", last_sum(&other.text())), ("c", own)]);
+}
+
 #[test]
 fn two_machines_and_the_host_lose_nothing_of_a_database_when_a_machine_is_killed() {
     let database = Database::of_users("delete");
     // The machines first.
     let mut victim = database.machine(&work('a', "exit 1")).start();
     let mut other = database.machine(&work('b', "exit 1")).start();
-    let mut seen = victim.wait_for("3\n");
+    let seen = victim.wait_for("3\n");
     other.wait_for("begun\n");
-    let mut own = work_here(&database, load() / 2);
-    victim.signal("KILL");
-    seen.push_str(&victim.finish().text());
-    own += work_here(&database, load() / 2);
-    database.stop();
-    let other = other.finish().code(0);
-    database.check(("a", last_sum(&seen)), &[("b", last_sum(&other.text())), ("c", own)]);
+    check_with_victim(&database, victim, seen, other, |victim| victim.signal("KILL"));
 }
 
 #[test]
@@ -198,17 +209,13 @@ fn a_machine_and_the_host_lose_nothing_of_a_database_when_the_host_s_process_is_
     let database = Database::of_users("delete");
     // The host first.
     let mut victim = database.work_on_host('a');
-    let mut seen = victim.wait_for("3\n");
+    let seen = victim.wait_for("3\n");
     let mut other = database.machine(&work('b', "exit 1")).start();
     other.wait_for("begun\n");
-    let mut own = work_here(&database, load() / 2);
-    let group = Pid::from_raw(victim.pid() as i32).unwrap();
-    kill_process_group(group, Signal::KILL).unwrap();
-    seen.push_str(&victim.finish().text());
-    own += work_here(&database, load() / 2);
-    database.stop();
-    let other = other.finish().code(0);
-    database.check(("a", last_sum(&seen)), &[("b", last_sum(&other.text())), ("c", own)]);
+    check_with_victim(&database, victim, seen, other, |victim| {
+        let group = Pid::from_raw(victim.pid() as i32).unwrap();
+        kill_process_group(group, Signal::KILL).unwrap();
+    });
 }
 
 #[test]
