@@ -40,13 +40,26 @@ use crate::sandbox::machine::Machine;
 use crate::sandbox::nics::Nics;
 use crate::session::Session;
 use crate::sockets;
-use crate::template::{self, Found};
+use crate::template::make::Way;
+use crate::template::{self, Found, Key, Wanted};
 
 /// A machine about to be created.
 pub struct Assembly {
     pending: PendingVm,
     timeline: Option<Arc<Timeline>>,
     kernel_marks: Option<KernelMarks>,
+    /// The process is not fit to start another one that makes a template.
+    alone: bool,
+}
+
+/// A machine that was created, and whose guest does not run yet.
+pub struct Assembled {
+    /// The session with the machine's agent.
+    pub session: Session,
+    /// The machine's network, which must outlive the machine.
+    pub network: LiveNetwork,
+    /// The machine boots, and a template is to be made for the next one.
+    pub wanted: Option<Wanted>,
 }
 
 /// What a machine is connected to, whichever way it starts.
@@ -112,7 +125,12 @@ impl Assembly {
         // A process at its limit of descriptors fails later, at the first that it needs.
         environment::reserve_descriptors().unwrap_or_else(|error| log::debug!("{error}"));
         let pending = PendingVm::start().map_err(vmm::Error::from)?;
-        Ok(Assembly { pending, timeline: None, kernel_marks: None })
+        Ok(Assembly { pending, timeline: None, kernel_marks: None, alone: false })
+    }
+
+    /// No template is to be made for the machine if there is none, provided that `alone`.
+    pub fn alone(self, alone: bool) -> Assembly {
+        Assembly { alone, ..self }
     }
 
     pub fn with_marks(self, timeline: Option<Arc<Timeline>>, kernel: Option<KernelMarks>) -> Assembly {
@@ -120,8 +138,7 @@ impl Assembly {
     }
 
     /// Creates the machine with its threads, which are confined. The guest runs once the machine is released. The share
-    /// is empty at first. Returns the session with the machine's agent, and the machine's network, which must outlive
-    /// the machine.
+    /// is empty at first.
     ///
     /// `in_namespace` is the specification of the container whose network namespace this thread has entered: its
     /// interfaces become the guest's. `patience` is the time limit of the agent's answers.
@@ -131,14 +148,14 @@ impl Assembly {
         plan: &mut VmPlan,
         in_namespace: Option<&Spec>,
         patience: Duration,
-    ) -> Result<(Session, LiveNetwork)> {
+    ) -> Result<Assembled> {
         // Hooks have run, which would inherit the cookie.
         let cookie = Cookie::begin().context("start a thread")?;
         let guest = in_namespace.map(|spec| guest_network(plan, spec)).transpose()?;
         let GuestNetwork { mut network, resolver, names } = guest.unwrap_or_default();
         let spare = network.as_ref().map_or(0, Network::spare_nics);
         let present = network.as_mut().map(|network| std::mem::take(&mut network.nics)).unwrap_or_default();
-        let found = template::make::find(config, plan, present.len() + spare)?;
+        let way = template::make::find(config, plan, present.len() + spare, self.alone)?;
         let share = ShareTree::new()?;
         match config.meeting.open_parent() {
             Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
@@ -147,13 +164,15 @@ impl Assembly {
         let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
         let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
         let count = present.len() + spare;
-        let Assembly { pending, timeline, kernel_marks } = self;
+        let Assembly { pending, timeline, kernel_marks, alone } = self;
         let outside =
             Outside { config, plan, share: &share, present, count, resolver, socket, timeline, kernel_marks };
-        let Held { vm, link, streams, nics, console } = outside.create(pending, found)?;
+        let (held, wanted) = outside.create(pending, way, alone)?;
+        let Held { vm, link, streams, nics, console } = held;
         cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
         let sandbox = Sandbox { link, streams, vm: Machine::new(vm), share, nics, console, sockets };
-        Ok((Session::new(sandbox, patience), LiveNetwork::new(network, names)))
+        let session = Session::new(sandbox, patience);
+        Ok(Assembled { session, network: LiveNetwork::new(network, names), wanted })
     }
 
     /// Creates a machine of which a template can be made, or one that continues from `tried`. Its threads are confined. The guest
@@ -193,15 +212,21 @@ impl Assembly {
 }
 
 impl Outside<'_> {
-    /// Creates the machine. One that cannot continue from a template after all, and is not required to, boots.
-    fn create(&self, pending: PendingVm, found: Option<Found>) -> Result<Held> {
-        let Some(found) = found else { return self.attempt(pending, None) };
+    /// Creates the machine. One that cannot continue from a template after all, and is not required to, boots, and its template
+    /// is to be made anew unless `alone`.
+    fn create(&self, pending: PendingVm, way: Way, alone: bool) -> Result<(Held, Option<Wanted>)> {
+        let found = match way {
+            Way::Continue(found) => found,
+            Way::Boot(wanted) => return Ok((self.attempt(pending, None)?, wanted)),
+        };
         let path = found.path.clone();
         match self.attempt(pending, Some(found)).with_context(|| path.display().to_string()) {
             Err(error) if self.config.template != template::Use::Require => template::make::refuse(&error),
-            done => return done,
+            done => return Ok((done?, None)),
         }
-        self.attempt(PendingVm::start().map_err(vmm::Error::from)?, None)
+        let held = self.attempt(PendingVm::start().map_err(vmm::Error::from)?, None)?;
+        let key = Key::of(self.config, self.plan).ok().filter(|_| !alone);
+        Ok((held, key.and_then(|key| Wanted::claim(self.config, self.plan, &key, true))))
     }
 
     /// Creates a machine that continues from `found`, or boots.

@@ -17,10 +17,12 @@ use plan::{Console, ShareType, VhostNet, VmSettings};
 use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
 use crate::state::StateRoot;
-use crate::template::{Store, Use};
+use crate::template::{Making, Store, Use};
 
 /// Maximum length of a container id, which becomes a name in the share.
 const ID_MAX: usize = 128;
+/// Size of all templates together, in MiB: some 25 of them.
+const DEFAULT_LIMIT_MIB: u32 = 512;
 /// The id if neither the command line nor the name of the bundle's directory gives one.
 const DEFAULT_ID: &str = "container";
 
@@ -51,6 +53,8 @@ impl Settings {
             vhost_net: text("VMM_VHOST_NET"),
             template: text("VMM_TEMPLATE"),
             template_dir: lookup("VMM_TEMPLATE_DIR").map(PathBuf::from),
+            template_limit: text("VMM_TEMPLATE_LIMIT"),
+            template_make: text("VMM_TEMPLATE_MAKE"),
             marks: lookup("VMM_MARKS").map(PathBuf::from),
             default_memory: text("VMM_DEFAULT_MEMORY"),
             max_memory: text("VMM_MAX_MEMORY"),
@@ -96,6 +100,8 @@ impl Settings {
             vhost_net: self.vhost_net.or(other.vhost_net),
             template: self.template.or(other.template),
             template_dir: self.template_dir.or(other.template_dir),
+            template_limit: self.template_limit.or(other.template_limit),
+            template_make: self.template_make.or(other.template_make),
             marks: self.marks.or(other.marks),
             default_memory: self.default_memory.or(other.default_memory),
             max_memory: self.max_memory.or(other.max_memory),
@@ -124,6 +130,8 @@ pub struct RunConfig {
     pub agent_timeout: Duration,
     /// Whether the machine continues from a template.
     pub template: Use,
+    /// Whether one is made for a machine that boots because there is none.
+    pub making: Making,
     pub templates: Store,
     /// The directory in which this user's machines meet, whatever root their engines use.
     pub meeting: StateRoot,
@@ -133,6 +141,24 @@ impl RunConfig {
     /// Returns the container's id of a command line.
     pub fn named(args: &RunArgs) -> Result<String> {
         bundle_and_id(args.target.clone(), args.bundle.clone()).map(|(_, id, _)| id)
+    }
+
+    /// Settings of a machine without a container.
+    pub fn blank(vm: VmSettings, templates: Store, agent_timeout: Duration) -> RunConfig {
+        RunConfig {
+            bundle: PathBuf::new(),
+            id: String::new(),
+            is_named: false,
+            vm,
+            kernel: None,
+            initrd: None,
+            marks: None,
+            agent_timeout,
+            template: Use::default(),
+            making: Making::default(),
+            templates,
+            meeting: StateRoot::new(None, |_| None),
+        }
     }
 
     /// Merges the sources. `lookup` reads the environment.
@@ -157,6 +183,8 @@ impl RunConfig {
             marks: settings.marks.is_some(),
             ..VmSettings::default()
         };
+        let limit_mib =
+            settings.template_limit.map_or(Ok(DEFAULT_LIMIT_MIB), |text| mib("template-limit", &text))?;
         Ok(RunConfig {
             bundle,
             id,
@@ -167,7 +195,8 @@ impl RunConfig {
             marks: settings.marks,
             agent_timeout: settings.agent_timeout.map_or(Ok(deadlines::AGENT), |text| timeout(&text))?,
             template: settings.template.map_or(Ok(Use::default()), |text| template(&text))?,
-            templates: Store::new(settings.template_dir, lookup),
+            making: settings.template_make.map_or(Ok(Making::default()), |text| making(&text))?,
+            templates: Store::new(settings.template_dir, u64::from(limit_mib) << 20, lookup),
             meeting: StateRoot::new(None, lookup),
         })
     }
@@ -188,6 +217,15 @@ fn size(name: &'static str, text: Option<&str>, max: Option<u32>) -> Result<Opti
 }
 
 fn memory_mib(name: &'static str, text: &str) -> Result<u32> {
+    let mib = mib(name, text)?;
+    if mib < plan::limits::MIN_MEMORY_MIB {
+        return Err(invalid(name, text, "a guest needs at least 64 MiB"));
+    }
+    Ok(mib)
+}
+
+/// Parses a number of MiB, or of GiB with a suffix.
+fn mib(name: &'static str, text: &str) -> Result<u32> {
     let error = |why| invalid(name, text, why);
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'm' | b'M') => (&text[..text.len() - 1], 1),
@@ -195,11 +233,7 @@ fn memory_mib(name: &'static str, text: &str) -> Result<u32> {
         _ => (text, 1),
     };
     let number: u32 = digits.parse().map_err(|_| error("not a number of MiB"))?;
-    let mib = number.checked_mul(factor).ok_or_else(|| error("too large"))?;
-    if mib < plan::limits::MIN_MEMORY_MIB {
-        return Err(error("a guest needs at least 64 MiB"));
-    }
-    Ok(mib)
+    number.checked_mul(factor).ok_or_else(|| error("too large"))
 }
 
 /// The protocol of an initramfs that a user gave is unknown until its agent reports it.
@@ -246,6 +280,10 @@ fn vhost_net(text: &str) -> Result<VhostNet> {
 
 fn template(text: &str) -> Result<Use> {
     Use::parse(text).ok_or_else(|| invalid("template", text, "not auto, off or require"))
+}
+
+fn making(text: &str) -> Result<Making> {
+    Making::parse(text).ok_or_else(|| invalid("template-make", text, "not idle, always or never"))
 }
 
 fn timeout(text: &str) -> Result<Duration> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::cli::container::{CreateArgs, IdArgs, read};
 use crate::cli::pod::{PodArgs, PodCommand};
-use crate::cli::template::TemplateArgs;
+use crate::cli::template::{TemplateArgs, TemplateCommand};
 use crate::cli::update::{EventsArgs, UpdateArgs};
 use crate::cli::{Cli, Command, GlobalArgs, LateArgs, LogArgs, Words};
 use crate::commands::container::delete::delete;
@@ -132,7 +132,9 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
         Command::Template(words) => {
             let TemplateArgs { late, command } = read("template", words)?;
             given = late.or(given);
-            Job::new(move |_| commands::template::template(command))
+            // Its caller does not wait for it.
+            let stays = matches!(command, TemplateCommand::Make);
+            Job::new(move |_| commands::template::template(command)).stays(stays)
         }
         Command::Update(words) => {
             let mut args: UpdateArgs = read("update", words)?;

@@ -40,8 +40,8 @@ impl Reporter {
         self.0.borrow().is_none()
     }
 
-    /// Reports the result of a start: code 0 for success, else the exit code and message of the error. Returns false if one
-    /// was reported before.
+    /// Reports the result of a start: for success code 0 and what the parent is to do next, or an empty text; else the exit code and
+    /// message of the error. Returns false if one was reported before.
     ///
     /// # Errors
     ///
@@ -52,16 +52,16 @@ impl Reporter {
     }
 }
 
-/// Waits for the report and returns a failure as an error with its code. `silent` is the error if
+/// Waits for the report and returns the message of a success, or a failure as an error with its code. `silent` is the error if
 /// the process ends without one.
-pub fn wait(mut reader: PipeReader, silent: &'static str) -> Result<()> {
+pub fn wait(mut reader: PipeReader, silent: &'static str) -> Result<String> {
     let mut text = Vec::new();
     reader.read_to_end(&mut text).context("read its report")?;
     if text.is_empty() {
         anyhow::bail!(silent);
     }
     match serde_json::from_slice(&text).context("parse its report")? {
-        (0, _) => Ok(()),
+        (0, message) => Ok(message),
         (code, message) => Err(CodedError { code, message }.into()),
     }
 }
@@ -77,7 +77,7 @@ mod tests {
             tell(Reporter::new(writer));
             wait(reader, "it said nothing").map_err(|error| error.to_string())
         };
-        assert_eq!(heard(|reporter| assert!(reporter.send(0, "").unwrap())), Ok(()));
+        assert_eq!(heard(|reporter| assert!(reporter.send(0, "well").unwrap())), Ok("well".to_owned()));
         assert_eq!(
             heard(|reporter| assert!(reporter.send(3, "no luck").unwrap())),
             Err("no luck".to_owned())

@@ -9,15 +9,18 @@
 //!            /<name>/state      everything but the memory; its label is the key
 //!                   /memory     pages that are not zero, mapped by each machine
 //!            /.new-<pid>/       being made, or left from a process that was killed
+//!            /.tried-<name>     when a process began to make one without being asked, and why it failed
 //! ```
 //!
-//! Read in this order: [`key`], [`store`], [`make`].
+//! Read in this order: [`key`], [`store`], [`make`], [`maker`].
 
 pub mod key;
 pub mod make;
+pub mod maker;
 pub mod store;
 
 pub use key::Key;
+pub use maker::Wanted;
 pub use store::{Found, Store};
 
 /// Number of places for NICs in a template. A machine with more interfaces boots.
@@ -33,6 +36,29 @@ pub enum Use {
     Off,
     /// Always. Without one that fits there is no machine.
     Require,
+}
+
+/// Whether a template is made for a machine that boots because there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Making {
+    /// In the background, once the host has time and memory for it.
+    #[default]
+    Idle,
+    /// In the background, at once.
+    Always,
+    /// Only by `vmm template create`.
+    Never,
+}
+
+impl Making {
+    pub fn parse(text: &str) -> Option<Making> {
+        match text {
+            "idle" => Some(Making::Idle),
+            "always" => Some(Making::Always),
+            "never" => Some(Making::Never),
+            _ => None,
+        }
+    }
 }
 
 impl Use {

@@ -16,6 +16,7 @@ use crate::lifecycle::Container;
 use crate::network::Nets;
 use crate::pods::Pod;
 
+mod making;
 mod memory;
 
 /// Memory of the machines, in MiB.

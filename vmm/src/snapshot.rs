@@ -33,7 +33,7 @@ pub(crate) mod working_set;
 
 use memory::Extent;
 use vcpu::RestoreError;
-pub use working_set::WorkingSet;
+pub use working_set::{LARGE, WorkingSet};
 
 /// The first bytes of a state.
 const MAGIC: &[u8; 8] = b"vmm\0save";
@@ -265,6 +265,12 @@ impl Snapshot {
 /// are protected by their owner and mode.
 pub fn checksum_of(bytes: &[u8]) -> u64 {
     XxHash64::oneshot(CHECKSUM_SEED, bytes)
+}
+
+/// Tries whether the host can keep the first large page of `file` as one page of its cache, as [`Snapshot::gather`] wants it to. The
+/// file has a large page of data, and nobody has it open for writing.
+pub fn try_gather(file: &File) -> io::Result<()> {
+    crate::memory::gather(file, 0)
 }
 
 pub(crate) fn step(step: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {

@@ -280,6 +280,30 @@ pub fn fork_tied(kept: BorrowedFd<'_>) -> io::Result<u32> {
     }
 }
 
+/// Gives this process another nice value.
+pub fn lower_priority(nice: i32) -> io::Result<()> {
+    Ok(process::setpriority_process(None, nice)?)
+}
+
+/// Returns an error if this process cannot write to the file or the directory `path`.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?)
+}
+
+/// Makes this process the leader of a new session without a terminal, unless it is one.
+pub fn leave_session() -> io::Result<()> {
+    match process::setsid() {
+        Ok(_) | Err(Errno::PERM) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Lets the kernel reap the children of this process, which cannot wait for one any more.
+pub fn ignore_children() {
+    // SAFETY: the default action of this signal is to ignore it as well; no memory is involved.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Waits for the end of a child.
 pub fn wait_for_child(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::INVAL)?;

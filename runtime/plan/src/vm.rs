@@ -28,7 +28,7 @@ pub struct Console {
 }
 
 /// Protocol through which the guest accesses host files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShareType {
     #[default]
     VirtioFs,

@@ -48,6 +48,12 @@ pub struct Settings {
     /// Directory of the templates. There is no flag for it.
     #[arg(skip)]
     pub template_dir: Option<PathBuf>,
+    /// Maximum size of all templates on the disk, in MiB or with a suffix M or G. There is no flag for it.
+    #[arg(skip)]
+    pub template_limit: Option<String>,
+    /// When a template is made for a machine that boots: idle, always or never. There is no flag for it.
+    #[arg(skip)]
+    pub template_make: Option<String>,
     /// Maximum guest memory. There is no flag for it.
     #[arg(skip)]
     pub max_memory: Option<String>,

@@ -42,6 +42,9 @@ pub enum TemplateCommand {
     },
     /// Remove templates that no machine can continue from any more, and what a killed `vmm template create` left
     Gc,
+    /// Make the template of an order on standard input: started by other commands
+    #[command(hide = true)]
+    Make,
 }
 
 /// `vmm template create`.

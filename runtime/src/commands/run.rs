@@ -113,11 +113,11 @@ fn delete(life: &Life, registered: Option<(StateDir, File)>) -> Result<()> {
 /// Runs the hooks that follow the container's start. No request of another process is served meanwhile.
 fn started(hooks: &Hooks, life: &Life, environment: &Variables) -> Started {
     if hooks.poststart.is_empty() {
-        return Box::new(|| Ok(()));
+        return Box::new(|_| Ok(()));
     }
     let running = bytes_of(&told(life, "running"));
     let (hooks, environment) = (hooks.poststart.clone(), environment.clone());
-    Box::new(move || Ok(hooks::run("poststart", &hooks, &running, &environment)?))
+    Box::new(move |_| Ok(hooks::run("poststart", &hooks, &running, &environment)?))
 }
 
 /// Returns the state that hooks get.

@@ -10,7 +10,7 @@ use super::{columns, inherited, print};
 use crate::cli::RunArgs;
 use crate::cli::template::{TemplateCommand, TemplateCreateArgs};
 use crate::config::RunConfig;
-use crate::template::{Found, Key, Store, make};
+use crate::template::{Found, Key, Store, make, maker};
 use crate::{assembly, logging};
 
 /// What is known of a template.
@@ -34,6 +34,7 @@ pub fn template(command: TemplateCommand) -> Result<u8> {
         TemplateCommand::List { json, verify } => list(&store()?, json, verify)?,
         TemplateCommand::Rm { templates, all } => remove(&store()?, templates, all)?,
         TemplateCommand::Gc => collect(&store()?)?,
+        TemplateCommand::Make => maker::fulfil()?,
     }
     Ok(0)
 }
@@ -124,6 +125,7 @@ fn collect(store: &Store) -> Result<()> {
         return Ok(());
     }
     let locked = store.lock()?;
+    store.forget_attempts(None);
     for name in store.names()? {
         let usable = matches!(store.open(&name), Ok(Some(found)) if state(&found, false) == "ok");
         if !usable && locked.remove(&name)? {

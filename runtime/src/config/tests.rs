@@ -150,6 +150,12 @@ fn templates_are_used_if_there_are_any_unless_the_user_says_otherwise() {
     assert_eq!(config(&[]).unwrap().template, Use::Auto);
     let set = config(&[("VMM_TEMPLATE", "require"), ("VMM_TEMPLATE_DIR", "/t")]).unwrap();
     assert_eq!((set.template, set.templates.path()), (Use::Require, Path::new("/t")));
+    assert_eq!((set.making, set.templates.limit()), (Making::Idle, 512 << 20));
+    let made = config(&[("VMM_TEMPLATE_MAKE", "never"), ("VMM_TEMPLATE_LIMIT", "2G")]).unwrap();
+    assert_eq!((made.making, made.templates.limit()), (Making::Never, 2 << 30));
+    let wrong = config(&[("VMM_TEMPLATE_MAKE", "yes")]).unwrap_err().to_string();
+    assert_eq!(wrong, "template-make \"yes\": not idle, always or never");
+    assert!(config(&[("VMM_TEMPLATE_LIMIT", "some")]).is_err());
     let flags = Settings { template: Some("off".into()), ..Settings::default() };
     assert_eq!(resolve(settings(flags), &[("VMM_TEMPLATE", "require")]).unwrap().template, Use::Off);
     let error = config(&[("VMM_TEMPLATE", "yes")]).unwrap_err().to_string();

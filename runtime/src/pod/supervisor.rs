@@ -28,6 +28,7 @@ use crate::exit::{self, CodedError};
 use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
 use crate::state::{ContainerState, OciState, PodState, StateDir};
+use crate::template::Wanted;
 
 mod requests;
 mod share;
@@ -46,8 +47,8 @@ pub struct OwnContainer {
     pub foreground: bool,
 }
 
-/// Called once when every container runs.
-pub type Started = Box<dyn FnOnce() -> Result<()>>;
+/// Called once when every container runs, with the template that is to be made for the next machine of this kind.
+pub type Started = Box<dyn FnOnce(Option<Wanted>) -> Result<()>>;
 
 pub struct Supervisor {
     session: Session,
@@ -78,6 +79,8 @@ pub struct Supervisor {
     pub role: Option<Role>,
     /// Files that the main thread uses besides those of the pod's directory.
     pub files: Paths,
+    /// The template that is to be made for the next machine of this kind.
+    pub wanted: Option<Wanted>,
     /// The command STARTPOD, until it is answered.
     starting: Option<CommandId>,
     /// READY has arrived.
@@ -118,6 +121,7 @@ impl Supervisor {
             timeline: None,
             role: Some(Role::Main),
             files: Paths::default(),
+            wanted: None,
             starting: Some(command),
             ready: false,
             started: Some(started),
@@ -224,7 +228,7 @@ impl Supervisor {
             && let Some(started) = self.started.take()
         {
             self.write_state()?;
-            started()?;
+            started(self.wanted.take())?;
             self.session.keep_clock();
         }
         if self.changed

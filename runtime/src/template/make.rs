@@ -9,8 +9,8 @@ use host::sys;
 use plan::VmPlan;
 use vmm::VmEnd;
 
-use super::store::{Draft, Found};
-use super::{Key, Use};
+use super::store::{Draft, Found, Locked};
+use super::{Key, Use, Wanted, maker};
 use crate::assembly::{Assembly, Blank};
 use crate::config::RunConfig;
 
@@ -24,8 +24,17 @@ const INTERVALS_MAX: u32 = 40;
 /// Returns the directory of the template for `plan`'s machine, and whether this call made it. One that is there and can be used
 /// stays unless `anew`.
 pub fn make(config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<(PathBuf, bool)> {
+    make_in(&config.templates.lock()?, config, plan, anew)
+}
+
+/// Like [`make`], but makes nothing and returns `None` while another process makes a template.
+pub fn make_if_free(config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<Option<(PathBuf, bool)>> {
+    let locked = config.templates.try_lock()?;
+    locked.map(|locked| make_in(&locked, config, plan, anew)).transpose()
+}
+
+fn make_in(locked: &Locked<'_>, config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<(PathBuf, bool)> {
     let key = Key::of(config, plan).map_err(|why| anyhow!("no template for such a machine: {why}"))?;
-    let locked = config.templates.lock()?;
     if !anew && let Ok(Some(found)) = config.templates.find(&key) {
         return Ok((found.path, false));
     }
@@ -119,16 +128,27 @@ fn settle() -> Result<()> {
     Ok(())
 }
 
-/// Returns the template for a machine with `nics` places for NICs, if it is to continue from one and there is one.
+/// How a machine starts.
+pub enum Way {
+    Continue(Found),
+    /// It boots, and a template may be made for the next one.
+    Boot(Option<Wanted>),
+}
+
+/// Returns the template for a machine with `nics` places for NICs, if it is to continue from one and there is one. If there is none,
+/// claims the making of one unless `alone`.
 ///
 /// # Errors
 ///
 /// Only if a template is required.
-pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize) -> Result<Option<Found>> {
+pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize, alone: bool) -> Result<Way> {
     let required = config.template == Use::Require;
-    if config.template == Use::Off || !required && !config.templates.exists() {
-        return Ok(None);
+    let makes = !alone && maker::is_enabled(config);
+    let there = || config.templates.exists() || makes && config.templates.create().is_ok();
+    if config.template == Use::Off || !required && !there() {
+        return Ok(Way::Boot(None));
     }
+    let wanted = |key, anew| if makes { Wanted::claim(config, plan, key, anew) } else { None };
     let key = match Key::of(config, plan) {
         Ok(_) if nics > super::NICS => Err("the machine has too many network interfaces"),
         key => key,
@@ -137,7 +157,7 @@ pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize) -> Result<Option<Fou
         Err(why) if required => bail!("--template require: no template for such a machine: {why}"),
         Err(why) => {
             log::debug!("the machine boots without a template: {why}");
-            return Ok(None);
+            return Ok(Way::Boot(None));
         }
         Ok(key) => key,
     };
@@ -149,9 +169,10 @@ pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize) -> Result<Option<Fou
         Err(error) if required => Err(error).context("--template require"),
         Err(error) => {
             refuse(&error.into());
-            Ok(None)
+            Ok(Way::Boot(wanted(&key, true)))
         }
-        Ok(found) => Ok(found),
+        Ok(None) => Ok(Way::Boot(wanted(&key, false))),
+        Ok(Some(found)) => Ok(Way::Continue(found)),
     }
 }
 

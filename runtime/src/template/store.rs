@@ -4,22 +4,30 @@
 //! template determines what the guest's kernel does.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use host::{HostError, sys};
 use vmm::{Snapshot, SnapshotError, snapshot};
 
 use super::Key;
 
+mod attempts;
+
+pub use attempts::RETRY;
+use attempts::is_recent;
+
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const LOCK: &str = "lock";
 /// Prefix of directories in which templates are made.
 const DRAFT: &str = ".new-";
+/// How exactly the last use of a template is known. A more exact time would be a write for each start.
+const USED: Duration = Duration::from_secs(3600);
 /// Mode bits with which others than the owner can write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -52,12 +60,14 @@ pub struct Found {
 #[cfg_attr(test, derive(Default))]
 pub struct Store {
     path: PathBuf,
+    /// Limit of the templates' size on the disk in bytes.
+    limit: u64,
 }
 
 impl Store {
     /// Returns the directory that was given, or the user's: below /var/lib/vmm for root, otherwise in the cache directory.
-    /// `lookup` reads the environment.
-    pub fn new(given: Option<PathBuf>, lookup: impl Fn(&str) -> Option<OsString>) -> Store {
+    /// Its templates may have `limit` bytes. `lookup` reads the environment.
+    pub fn new(given: Option<PathBuf>, limit: u64, lookup: impl Fn(&str) -> Option<OsString>) -> Store {
         let own = || {
             if sys::effective_user() == 0 {
                 return PathBuf::from("/var/lib/vmm/templates");
@@ -65,11 +75,15 @@ impl Store {
             let home = || lookup("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from).join(".cache");
             lookup("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("vmm/templates")
         };
-        Store { path: given.unwrap_or_else(own) }
+        Store { path: given.unwrap_or_else(own), limit }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Whether there may be templates. Costs one system call, which is all that a machine pays if there are none.
@@ -88,6 +102,7 @@ impl Store {
         if found.snapshot.label != key.text().as_bytes() {
             return Err(refused(&path, "it was made of something else"));
         }
+        note_use(&path);
         Ok(Some(found))
     }
 
@@ -116,32 +131,96 @@ impl Store {
     pub fn measure(&self, name: &str) -> Option<(u64, SystemTime)> {
         let path = self.path.join(name);
         let blocks = |file| fs::symlink_metadata(path.join(file)).map_or(0, |data| data.blocks() * 512);
-        let made = fs::symlink_metadata(&path).ok()?.modified().ok()?;
-        Some((blocks(MEMORY) + blocks(STATE), made))
+        let made = fs::symlink_metadata(path.join(STATE)).or_else(|_| fs::symlink_metadata(&path));
+        Some((blocks(MEMORY) + blocks(STATE), made.ok()?.modified().ok()?))
+    }
+
+    /// Creates the directory if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Also if others can change it.
+    pub fn create(&self) -> Result<()> {
+        let create = HostError::at("create", &self.path);
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(create)?;
+        check(&self.path, &fs::symlink_metadata(&self.path).map_err(HostError::at("open", &self.path))?)
+    }
+
+    /// Returns where templates are or will be written: the directory, or the one in which it will be created.
+    ///
+    /// # Errors
+    ///
+    /// This process's user cannot write there, or others can.
+    pub fn place(&self) -> Result<Place> {
+        fn refuse(path: &Path) -> impl FnOnce(io::Error) -> HostError {
+            HostError::at("write to", path)
+        }
+        let mut path = self.path.as_path();
+        let metadata = loop {
+            match fs::symlink_metadata(path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    path = path.parent().unwrap_or(Path::new("/"))
+                }
+                metadata => break metadata.map_err(refuse(path))?,
+            }
+        };
+        if path == self.path {
+            check(path, &metadata)?;
+        }
+        if !fs::metadata(path).map_err(refuse(path))?.is_dir() {
+            return Err(refuse(path)(ErrorKind::NotADirectory.into()).into());
+        }
+        sys::check_writable(path).map_err(refuse(path))?;
+        Ok(Place(path.to_owned()))
     }
 
     /// Locks the directory, after creating it if there is none, and removes what killed processes left in it.
     pub fn lock(&self) -> Result<Locked<'_>> {
-        let create = HostError::at("create", &self.path);
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(create)?;
-        check(&self.path, &fs::symlink_metadata(&self.path).map_err(HostError::at("open", &self.path))?)?;
+        self.create()?;
         let path = self.path.join(LOCK);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .and_then(|file| file.lock().map(|()| file))
-            .map_err(HostError::at("lock", &path))?;
-        let locked = Locked { store: self, _lock: file };
+        let locked = open_lock(&path).and_then(|file| file.lock().map(|()| file));
+        self.locked(locked.map_err(HostError::at("lock", &path))?)
+    }
+
+    /// Like [`lock`](Self::lock), but returns `None` if another process has locked the directory.
+    pub fn try_lock(&self) -> Result<Option<Locked<'_>>> {
+        self.create()?;
+        let path = self.path.join(LOCK);
+        let file = open_lock(&path).map_err(HostError::at("lock", &path))?;
+        match file.try_lock() {
+            Ok(()) => self.locked(file).map(Some),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(HostError::at("lock", &path)(error).into()),
+        }
+    }
+
+    fn locked(&self, lock: File) -> Result<Locked<'_>> {
+        let locked = Locked { store: self, _lock: lock };
         for entry in fs::read_dir(&self.path).map_err(HostError::at("list", &self.path))?.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
                 remove(&entry.path())?;
             }
         }
+        self.forget_attempts(Some(RETRY));
         Ok(locked)
+    }
+}
+
+/// A directory in which templates can be written.
+pub struct Place(PathBuf);
+
+impl Place {
+    /// Tries whether the host can keep a file of this directory in large pages, with a file without a name.
+    pub fn try_large_page(&self) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&self.0)?;
+        file.write_all(&vec![1; snapshot::LARGE as usize])?;
+        file.sync_all()?;
+        let reopened = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        drop(file);
+        snapshot::try_gather(&reopened)
     }
 }
 
@@ -163,7 +242,37 @@ impl Locked<'_> {
         Ok(draft)
     }
 
-    /// Gives a template its state, writes it to the disk, and lets it be found as `key`'s, in place of one that was there.
+    /// Removes the least recently used templates, except `kept`, until `need` more bytes are within the limit.
+    fn make_room(&self, need: u64, kept: &str) -> Result<()> {
+        let limit = self.store.limit;
+        if need > limit {
+            let why =
+                format!("a template of {} MiB is larger than the limit of {} MiB", need >> 20, limit >> 20);
+            return Err(refused(&self.store.path, why));
+        }
+        let mut templates = Vec::new();
+        for name in self.store.names()? {
+            let used = fs::symlink_metadata(self.store.path.join(&name)).and_then(|data| data.modified());
+            if let (Ok(used), Some((size, _))) = (used, self.store.measure(&name))
+                && name != kept
+            {
+                templates.push((used, name, size));
+            }
+        }
+        templates.sort();
+        let mut total: u64 = templates.iter().map(|(_, _, size)| size).sum();
+        for (_, name, size) in templates {
+            if total + need <= limit {
+                break;
+            }
+            self.remove(&name)?;
+            total -= size;
+        }
+        Ok(())
+    }
+
+    /// Gives a template its state, writes it to the disk, and lets it be found as `key`'s, in place of one that was there. Others
+    /// are removed if they leave no room.
     pub fn finish(&self, mut draft: Draft, snapshot: &Snapshot, key: &Key) -> Result<PathBuf> {
         let path = draft.path.join(STATE);
         let step = || HostError::at("write", &path);
@@ -173,6 +282,8 @@ impl Locked<'_> {
             .set_permissions(Permissions::from_mode(0o400))
             .and_then(|()| state.sync_all())
             .map_err(step())?;
+        let len = |file: &File| file.metadata().map_or(0, |data| data.blocks() * 512);
+        self.make_room(len(&state) + len(draft.memory()), &key.name())?;
         let place = self.store.path.join(key.name());
         remove(&place)?;
         fs::rename(&draft.path, &place).map_err(HostError::at("rename to", &place))?;
@@ -233,6 +344,20 @@ impl Drop for Draft {
 /// Whether `name` is a template's: 16 hexadecimal digits.
 fn is_name(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Records that a template is used: its directory's time says when, up to [`USED`].
+fn note_use(path: &Path) {
+    if !is_recent(path, USED) {
+        // A store that cannot be written has no order.
+        let _ = File::open(path).and_then(|directory| directory.set_modified(SystemTime::now()));
+    }
+}
+
+/// Opens the file with whose lock one process at a time changes the directory.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
 fn refused(path: &Path, why: impl Into<String>) -> StoreError {

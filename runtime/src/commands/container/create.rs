@@ -27,6 +27,7 @@ use crate::config::RunConfig;
 use crate::pod::supervisor::Started;
 use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
+use crate::template::{Wanted, maker};
 use crate::{deadlines, exit, logging};
 
 /// The error if the container's process ended without a report.
@@ -93,7 +94,7 @@ fn make(root: &StateRoot, life: Life, home: Option<Home>, pid_file: Option<&Path
         Forked::Child(reporter) => Ok(container(root, life, home.as_ref(), &reporter)),
         Forked::Parent(pid, reader) => {
             let made = report::wait(reader, SILENT)
-                .and_then(|()| pid_file.map_or(Ok(()), |path| write_pid(path, pid)));
+                .and_then(|said| pid_file.map_or(Ok(()), |path| write_pid(path, pid)).map(|()| said));
             if made.is_err() {
                 // The process is a child, so its id cannot be reused. It may still run after its report.
                 let ended = sys::process(pid)
@@ -101,7 +102,11 @@ fn make(root: &StateRoot, life: Life, home: Option<Home>, pid_file: Option<&Path
                 ended.unwrap_or_else(|error| log::warn!("kill process {pid}: {error}"));
                 delete_failed(root, &life, pid).unwrap_or_else(|error| log::warn!("{error:#}"));
             }
-            made.map(|()| 0)
+            if let Some(wanted) = Wanted::reported(&made?) {
+                // This process has nothing of the container, and ends before the other.
+                maker::launch(&life.config, wanted);
+            }
+            Ok(0)
         }
     }
 }
@@ -129,7 +134,9 @@ fn container(root: &StateRoot, mut life: Life, home: Option<&Home>, reporter: &R
     // The fork's process id differs from that of the process that read the bundle.
     life.state.pid = std::process::id();
     let parent = reporter.clone();
-    let created = move || parent.send(0, "").map(drop).map_err(|_| Forgotten.into());
+    let created = move |wanted: Option<Wanted>| {
+        parent.send(0, &Wanted::report(wanted.as_ref())).map(drop).map_err(|_| Forgotten.into())
+    };
     let lived = match home {
         None => live(&mut life, Box::new(created)),
         Some(home) => member::live(&mut life, home, Box::new(created)),

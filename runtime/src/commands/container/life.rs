@@ -20,12 +20,13 @@ use plan::{ContainerPlan, VmPlan, limits};
 use vmm::Timeline;
 
 use super::hook_points::run_first;
-use crate::assembly::{self, Assembly};
+use crate::assembly::{self, Assembled, Assembly};
 use crate::config::RunConfig;
 use crate::logging;
 use crate::pod::plan::{ContainerSpec, PodPlan};
 use crate::pod::supervisor::{OwnContainer, Started, Supervisor};
 use crate::state::{CREATING, OciState, PodState, StateDir};
+use crate::template::{Wanted, maker};
 
 /// A container that this process is about to run.
 pub struct Life {
@@ -138,12 +139,17 @@ impl Life {
         let patience = limits::patience(&spec.linux.resources.cpu, self.config.agent_timeout);
         let listener = self.directory.as_ref().map(StateDir::listen).transpose()?;
         let role = if entered { Role::Network } else { Role::Main };
-        let (session, network) = assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
+        // In the foreground this process itself starts the one that makes a template, which must have nothing of the container's.
+        let assembly = assembly.alone(self.foreground && (entered || vm.cgroup.is_some()));
+        let Assembled { session, network, wanted } =
+            assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
+        let wanted = if self.foreground { self.make(wanted) } else { wanted };
         let pod = PodPlan::of_one(&self.config.id, vm);
         let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
         if let Some((directory, listener)) = self.directory.clone().zip(listener) {
             supervisor.register(directory, listener);
         }
+        supervisor.wanted = wanted;
         let oci = self.state.oci.clone();
         supervisor.own = oci.map(|oci| OwnContainer { oci, foreground: self.foreground });
         supervisor.cgroup = self.state.cgroup.clone();
@@ -152,6 +158,15 @@ impl Life {
         supervisor.role = Some(role).filter(|_| !self.acts_later());
         supervisor.add(ContainerSpec::unattended(container, self.bundle.process.clone()), None)?;
         Ok(supervisor)
+    }
+
+    /// Starts the process that makes the wanted template, before this one gives up the right to do so.
+    fn make(&self, wanted: Option<Wanted>) -> Option<Wanted> {
+        maker::launch(&self.config, wanted?);
+        if !self.acts_later() {
+            sys::ignore_children();
+        }
+        None
     }
 
     /// Forks a process that makes kills in the guest known to the engine, if a kill can be for a limit of the container. To

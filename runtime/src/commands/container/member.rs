@@ -48,7 +48,7 @@ pub fn live(life: &mut Life, home: &Home, created: Started) -> Result<u8> {
     JOINED.clone_into(&mut life.state.status);
     life.write_state()?;
     confine::enter_main(Role::Main, &paths(life));
-    created()?;
+    created(None)?;
     let waited = attached::wait(&mut connection, &signals, terminal, &mut || {
         kill_reporter.iter_mut().for_each(KillReporter::report);
     });

@@ -10,7 +10,7 @@ use host::confine::{self, Role};
 use host::signals::Signals;
 use host::{environment, sys};
 
-use crate::assembly::{self, Assembly};
+use crate::assembly::{self, Assembled, Assembly};
 use crate::cli::RunArgs;
 use crate::cli::pod::PodRunArgs;
 use crate::commands::{inherited, own_users, print};
@@ -23,6 +23,7 @@ use crate::pod::podfile;
 use crate::pod::supervisor::{Started, Supervisor};
 use crate::report::{self, Forked, Reporter};
 use crate::state::{StateDir, StateRoot};
+use crate::template::{Wanted, maker};
 
 /// A pod that is about to run.
 struct PlannedPod {
@@ -56,7 +57,7 @@ pub fn run(root: &StateRoot, args: PodRunArgs) -> Result<u8> {
 fn foreground(planned: PlannedPod) -> Result<u8> {
     let state = planned.state.clone();
     let outputs = PodOutput::foreground().context("open stdout and stderr");
-    let ended = outputs.and_then(|outputs| live(planned, outputs, Box::new(|| Ok(()))));
+    let ended = outputs.and_then(|outputs| live(planned, outputs, None));
     let removed = state.remove();
     let code = ended?;
     removed?;
@@ -65,16 +66,21 @@ fn foreground(planned: PlannedPod) -> Result<u8> {
 
 /// Continues in a new background process. This process waits for the report of the start.
 fn detach(planned: PlannedPod, remove: bool) -> Result<u8> {
-    let state = planned.state.clone();
+    let (state, config) = (planned.state.clone(), planned.config.clone());
     let log = state.own_log().context("start a background process");
     match log.and_then(|log| report::fork("fork the pod's process", Some(&log))) {
         Ok(Forked::Child(reporter)) => background(planned, &reporter, remove),
         Ok(Forked::Parent(_, reader)) => {
             let silent = "its process ended before the pod had started; see vmm.log in its directory";
-            if let Err(error) = report::wait(reader, silent) {
-                // The report's text is complete; other errors get the pod's name.
-                let own = error.is::<CodedError>();
-                return Err(if own { error } else { error.context(format!("start pod {:?}", state.id)) });
+            match report::wait(reader, silent) {
+                Ok(said) => {
+                    Wanted::reported(&said).into_iter().for_each(|wanted| maker::launch(&config, wanted))
+                }
+                Err(error) => {
+                    // The report's text is complete; other errors get the pod's name.
+                    let own = error.is::<CodedError>();
+                    return Err(if own { error } else { error.context(format!("start pod {:?}", state.id)) });
+                }
             }
             print(&format!("{}\n", state.id)).map(|()| 0)
         }
@@ -90,11 +96,11 @@ fn background(planned: PlannedPod, reporter: &Reporter, remove: bool) -> Result<
     let state = planned.state.clone();
     let parent = reporter.clone();
     // There is no other place to report that the parent is gone.
-    let started = move || {
-        let _ = parent.send(0, "");
+    let started = move |wanted: Option<Wanted>| {
+        let _ = parent.send(0, &Wanted::report(wanted.as_ref()));
         Ok(())
     };
-    let result = live(planned, PodOutput::default(), Box::new(started));
+    let result = live(planned, PodOutput::default(), Some(Box::new(started)));
     if remove || !reporter.has_sent() {
         state.remove()?;
     }
@@ -105,8 +111,8 @@ fn background(planned: PlannedPod, reporter: &Reporter, remove: bool) -> Result<
     result
 }
 
-/// Runs the pod from the machine's start to the end of its last container.
-fn live(planned: PlannedPod, outputs: PodOutput, started: Started) -> Result<u8> {
+/// Runs the pod from the machine's start to the end of its last container. `started` is that of a pod in the background.
+fn live(planned: PlannedPod, outputs: PodOutput, started: Option<Started>) -> Result<u8> {
     let PlannedPod { config, mut pod, containers, state } = planned;
     // A client may pass the terminal in which the pod was started and whose background process the pod is.
     sys::leave_terminal();
@@ -117,8 +123,18 @@ fn live(planned: PlannedPod, outputs: PodOutput, started: Started) -> Result<u8>
     let signals = Signals::block().context("block signals")?;
     let assembly = Assembly::begin()?;
     let listener = state.listen()?;
-    let (session, network) = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
+    let assembled = assembly.finish(&config, &mut pod.machine, None, config.agent_timeout)?;
+    let Assembled { session, network, mut wanted } = assembled;
+    if started.is_none()
+        && let Some(wanted) = wanted.take()
+    {
+        // In the foreground no other process starts it, and this one waits for no child.
+        maker::launch(&config, wanted);
+        sys::ignore_children();
+    }
+    let started = started.unwrap_or_else(|| Box::new(|_| Ok(())));
     let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
+    supervisor.wanted = wanted;
     supervisor.register(state, listener);
     supervisor.role = Some(Role::Pod);
     (supervisor.outputs, supervisor.named) = (outputs, containers.len() != 1);

@@ -7,9 +7,9 @@ fn directory_is_the_user_s_own_unless_one_is_given() {
     let env = |set: &'static [(&str, &str)]| {
         move |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(*value))
     };
-    let given = Store::new(Some("/given".into()), env(&[]));
+    let given = Store::new(Some("/given".into()), 9, env(&[]));
     assert_eq!(given.path(), Path::new("/given"));
-    let own = Store::new(None, env(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/cache/a")]));
+    let own = Store::new(None, 9, env(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/cache/a")]));
     let expected =
         if sys::effective_user() == 0 { "/var/lib/vmm/templates" } else { "/cache/a/vmm/templates" };
     assert_eq!(own.path(), Path::new(expected));
@@ -18,7 +18,7 @@ fn directory_is_the_user_s_own_unless_one_is_given() {
 #[test]
 fn a_draft_is_removed_and_so_is_what_a_killed_process_left() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store { path: folder.path().join("a/b") };
+    let store = Store { path: folder.path().join("a/b"), limit: 0 };
     assert!(!store.exists() && store.names().unwrap().is_empty());
     let locked = store.lock().unwrap();
     let draft = locked.begin().unwrap();
@@ -39,7 +39,7 @@ fn a_draft_is_removed_and_so_is_what_a_killed_process_left() {
 #[test]
 fn names_of_other_files_are_no_templates() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store { path: folder.path().to_owned() };
+    let store = Store { path: folder.path().to_owned(), limit: 0 };
     for name in ["0123456789abcdef", "0123456789ABCDEF", "0123456789abcde", ".new-1", "lock"] {
         fs::create_dir(folder.path().join(name)).unwrap();
     }
@@ -75,4 +75,61 @@ fn files_that_others_can_change_are_refused() {
     assert!(
         check(Path::new("/proc/self"), &fs::metadata("/").unwrap()).is_ok() == (sys::effective_user() == 0)
     );
+}
+
+#[test]
+fn the_least_recently_used_templates_make_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store { path: folder.path().to_owned(), limit: 4 << 20 };
+    let name = |number: u64| format!("{number:016x}");
+    let used = |number: u64, age: u64| {
+        let time = SystemTime::now() - Duration::from_secs(age);
+        File::open(store.path.join(name(number))).unwrap().set_modified(time).unwrap();
+    };
+    let write = |number: u64, age: u64| {
+        let path = store.path.join(name(number));
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(MEMORY), vec![1; 1 << 20]).unwrap();
+        used(number, age);
+    };
+    (0..4).for_each(|number| write(number, 100 - number));
+    let locked = store.lock().unwrap();
+    locked.make_room(1 << 20, &name(7)).unwrap();
+    assert_eq!(store.names().unwrap(), [name(1), name(2), name(3)]);
+    // The oldest is used again, and the next one is replaced.
+    used(1, 0);
+    locked.make_room(2 << 20, &name(2)).unwrap();
+    assert_eq!(store.names().unwrap(), [name(1), name(2), name(3)]);
+    locked.make_room(3 << 20, &name(2)).unwrap();
+    assert_eq!(store.names().unwrap(), [name(1), name(2)]);
+    let error = locked.make_room(5 << 20, &name(2)).unwrap_err().to_string();
+    assert!(error.ends_with("a template of 5 MiB is larger than the limit of 4 MiB"), "{error}");
+    assert_eq!(store.names().unwrap(), [name(1), name(2)]);
+}
+
+#[test]
+fn the_last_use_is_noted_once_in_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    let modified = || fs::metadata(folder.path()).unwrap().modified().unwrap();
+    let set = |age| {
+        let time = SystemTime::now() - age;
+        File::open(folder.path()).unwrap().set_modified(time).unwrap();
+        modified()
+    };
+    let lately = set(USED / 2);
+    note_use(folder.path());
+    assert_eq!(modified(), lately);
+    let before = set(USED * 2);
+    note_use(folder.path());
+    assert!(modified() > before + USED);
+}
+
+#[test]
+fn only_one_process_has_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store { path: folder.path().to_owned(), limit: 0 };
+    let locked = store.try_lock().unwrap().unwrap();
+    assert!(store.try_lock().unwrap().is_none());
+    drop(locked);
+    assert!(store.try_lock().unwrap().is_some());
 }
