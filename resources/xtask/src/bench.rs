@@ -21,7 +21,7 @@ mod plot;
 mod series;
 mod streams;
 
-use boot::{BootArgs, BundlesArgs, RateArgs, ShapeArgs};
+use boot::{BootArgs, BundlesArgs, DensityArgs, RateArgs, ShapeArgs};
 use docker::DockerArgs;
 use files::FilesArgs;
 use streams::StreamsArgs;
@@ -34,6 +34,8 @@ pub enum Bench {
     Restore(BootArgs),
     /// Many starts, in a row and at once, compared with runc and crun
     Rate(RateArgs),
+    /// Memory of many idle containers at the same time, from a template and cold
+    Density(DensityArgs),
     /// Cold boots over memory and vCPUs, compared with other monitors
     Shape(ShapeArgs),
     /// Cold boots of vmm with bundles that ask for the full kernel, a cgroup, a memory limit
@@ -69,6 +71,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
         Bench::Boot(args) => boot::boot(args),
         Bench::Restore(args) => boot::restore(args),
         Bench::Rate(args) => boot::rate(args),
+        Bench::Density(args) => boot::density(args),
         Bench::Shape(args) => boot::shape(args),
         Bench::Bundles(args) => boot::bundles(args),
         Bench::Streams(args) => streams::streams(args),

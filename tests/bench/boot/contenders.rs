@@ -37,6 +37,8 @@ pub struct Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
     Vmm,
+    /// From a template, which must be there.
+    Continued,
     OtherVmm,
     Runc,
     Crun,
@@ -74,7 +76,8 @@ impl Contender {
 
     /// Those that take part and run a container.
     pub fn containers(folder: &Folder) -> Vec<Contender> {
-        Contender::all(folder).into_iter().filter(|contender| contender.runs_a_container()).collect()
+        let all = Contender::all(folder).into_iter().filter(|contender| contender.runs_a_container());
+        [Contender::Continued].into_iter().chain(all).collect()
     }
 
     fn takes_part(self, folder: &Folder) -> bool {
@@ -87,12 +90,13 @@ impl Contender {
     }
 
     fn runs_a_container(self) -> bool {
-        matches!(self, Contender::Vmm | Contender::OtherVmm | Contender::Runc | Contender::Crun)
+        !matches!(self, Contender::Qemu | Contender::Firecracker | Contender::CloudHypervisor)
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Contender::Vmm => "vmm",
+            Contender::Continued => "vmm from a template",
             Contender::OtherVmm => "other vmm",
             Contender::Runc => "runc",
             Contender::Crun => "crun",
@@ -117,6 +121,7 @@ impl Contender {
     pub fn command(self, folder: &Folder, id: &str, shape: Shape) -> Command {
         match self {
             Contender::Vmm => vmm(folder, "vmm", shape),
+            Contender::Continued => continued(folder, "require", &["run", &folder.path("bundle")]),
             Contender::OtherVmm => vmm(folder, "other", shape),
             Contender::Runc | Contender::Crun => {
                 let mut command = Command::new(self.name());
@@ -132,7 +137,8 @@ impl Contender {
 
 fn vmm(folder: &Folder, program: &str, shape: Shape) -> Command {
     let mut command = Command::new(folder.path(program));
-    command.arg("run");
+    // Cold starts, also after the first.
+    command.arg("run").env("VMM_TEMPLATE_MAKE", "never");
     if let Some(mib) = shape.mib {
         command.args(["--memory", &mib.to_string()]);
     }
@@ -141,6 +147,20 @@ fn vmm(folder: &Folder, program: &str, shape: Shape) -> Command {
     }
     command.arg(folder.path("bundle"));
     command
+}
+
+/// `vmm` with the bench's own templates.
+pub fn continued(folder: &Folder, when: &str, words: &[&str]) -> Command {
+    let mut command = Command::new(folder.path("vmm"));
+    command.args(words).env("VMM_TEMPLATE", when).env("VMM_TEMPLATE_DIR", folder.path("templates"));
+    command
+}
+
+/// Makes the template of the bench's container.
+pub fn make_template(folder: &Folder) {
+    let mut create = continued(folder, "auto", &["template", "create"]);
+    let made = create.stdout(Stdio::null()).status().expect("start vmm");
+    assert!(made.success(), "make a template: {made}");
 }
 
 fn qemu(folder: &Folder, shape: Shape) -> Command {

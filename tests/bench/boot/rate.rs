@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::Samples;
-use crate::contenders::{Contender, Folder, Shape};
+use crate::contenders::{Contender, Folder, Shape, make_template};
 use crate::timing::at_once;
 
 /// Starts `row` containers in a row, and `rounds` times `batch` containers at once, of each contender. A start that does
@@ -17,6 +17,7 @@ pub fn rate(folder: &Folder, row: usize, batch: usize, rounds: usize) -> Value {
         (Samples::default(), Samples::default(), Samples::default());
     let mut kept = Samples::default();
     let mut failures = Vec::new();
+    make_template(folder);
     for contender in Contender::containers(folder) {
         let mut failed = 0;
         let mut note = |samples: &mut Samples, took: Option<f64>| match took {
@@ -72,7 +73,7 @@ fn start(folder: &Folder, contender: Contender, id: &str) -> Option<f64> {
 
 /// The memory that the host can give to programs, in MiB. Machines that the kernel destroys in the background still have
 /// theirs.
-fn available_mib() -> f64 {
+pub fn available_mib() -> f64 {
     let text = fs::read_to_string("/proc/meminfo").expect("read /proc/meminfo");
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("it has MemAvailable");
     let kib = line.trim().trim_end_matches(" kB").parse::<f64>().expect("a size in KiB");

@@ -2,19 +2,17 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::Samples;
-use crate::contenders::{Contender, Folder, Shape};
+use crate::contenders::{Contender, Folder, Shape, continued, make_template};
 use crate::timing::settled;
 
 /// Starts each contender `runs` times in turn. The first round fills caches and does not count.
 pub fn restore(folder: &Folder, runs: usize) -> Value {
-    let mut create = vmm(folder, "auto", &["template", "create"]);
-    let made = create.stdout(Stdio::null()).status().expect("start vmm");
-    assert!(made.success(), "make a template: {made}");
+    make_template(folder);
     let (mut starts, mut memory) = (Samples::default(), Samples::default());
     for round in 0..=runs {
         eprintln!("round {round}");
@@ -24,8 +22,8 @@ pub fn restore(folder: &Folder, runs: usize) -> Value {
         let id = format!("bench-{round}");
         let runtime = |contender: Contender| contender.command(folder, &id, Shape::default());
         for (name, mut command) in [
-            ("vmm from a template", vmm(folder, "require", &["run", &bundle])),
-            ("vmm", vmm(folder, "off", &["run", &bundle])),
+            ("vmm from a template", continued(folder, "require", &["run", &bundle])),
+            ("vmm", continued(folder, "off", &["run", &bundle])),
             ("runc", runtime(Contender::Runc)),
             ("crun", runtime(Contender::Crun)),
         ] {
@@ -37,24 +35,19 @@ pub fn restore(folder: &Folder, runs: usize) -> Value {
     }
     let idle = idle_bundle(folder);
     for (name, when) in [("vmm from a template", "require"), ("vmm", "off")] {
-        for (part, kib) in private_memory(&mut vmm(folder, when, &["run", &idle])) {
-            memory.add(&format!("{name}: {part}"), kib as f64 / 1024.0);
+        let mut child = start_idle(&mut continued(folder, when, &["run", &idle]));
+        for (part, mib) in private_mib(child.id()) {
+            memory.add(&format!("{name}: {part}"), mib);
         }
+        end(&mut child);
     }
     let mut memory = memory.group("private memory of an idle container's process");
     memory["unit"] = json!("MiB");
     json!({"groups": [starts.group("start"), memory]})
 }
 
-/// `vmm` with the bench's own templates.
-fn vmm(folder: &Folder, when: &str, words: &[&str]) -> Command {
-    let mut command = Command::new(folder.path("vmm"));
-    command.args(words).env("VMM_TEMPLATE", when).env("VMM_TEMPLATE_DIR", folder.path("templates"));
-    command
-}
-
 /// Makes a bundle of the same root file system whose container prints a line and waits for ever.
-fn idle_bundle(folder: &Folder) -> String {
+pub fn idle_bundle(folder: &Folder) -> String {
     let bundle = folder.path("idle");
     let text = fs::read(folder.path("bundle") + "/config.json").expect("read config.json");
     let mut config: Value = serde_json::from_slice(&text).expect("parse config.json");
@@ -65,19 +58,26 @@ fn idle_bundle(folder: &Folder) -> String {
     bundle
 }
 
-/// Starts a container, and returns the private memory of its process in KiB once it has printed its line: all of it, and the
-/// part that is not guest memory.
-fn private_memory(command: &mut Command) -> [(&'static str, u64); 2] {
+/// Starts an idle container, and returns once it has printed its line.
+pub fn start_idle(command: &mut Command) -> Child {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("start the idle container");
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("read its line");
     assert_eq!(line, "hello\n");
-    let maps = fs::read_to_string(format!("/proc/{}/smaps", child.id())).expect("read its mappings");
+    child
+}
+
+pub fn end(child: &mut Child) {
     child.kill().expect("kill it");
     child.wait().expect("wait for it");
+}
+
+/// Returns the private memory of a process in MiB: all of it, and the part that is not guest memory.
+pub fn private_mib(pid: u32) -> [(&'static str, f64); 2] {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("read its mappings");
     // Only guest memory is excluded from core dumps (`dd`).
-    let (mut all, mut own, mut private) = (0, 0, 0);
+    let (mut all, mut own, mut private) = (0_u64, 0, 0);
     for line in maps.lines() {
         let number = || line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
         // Clean pages are those of files, which the next machine uses as well.
@@ -89,5 +89,5 @@ fn private_memory(command: &mut Command) -> [(&'static str, u64); 2] {
             private = 0;
         }
     }
-    [("all", all), ("without guest memory", own)]
+    [("all", all), ("without guest memory", own)].map(|(part, kib)| (part, kib as f64 / 1024.0))
 }
