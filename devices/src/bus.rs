@@ -32,6 +32,8 @@ pub trait BusDevice: Send {
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         if state.is_empty() { Ok(()) } else { Err(StateError::Foreign("this one has no state")) }
     }
+    /// Goes on after [`save`](Self::save), which may have made a thread of the device wait. The machine continues itself.
+    fn go_on(&mut self) {}
 }
 
 /// Why a device could not be put on the bus.
@@ -99,6 +101,11 @@ impl Bus {
             Some(m) => m.device.lock().unwrap().write(addr - m.base, data),
             None => Action::None,
         }
+    }
+
+    /// Lets all devices go on that [`save`](Self::save) has stopped.
+    pub fn go_on(&self) {
+        self.mappings.iter().for_each(|m| m.device.lock().unwrap().go_on());
     }
 
     /// Returns the states of all devices, in the order of their addresses, each with its first address.

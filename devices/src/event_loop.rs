@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -32,6 +33,19 @@ impl LoopHandle {
         Seat { handle: self.clone(), held: None, counted: Arc::default() }
     }
 
+    /// Makes the loop wait until the guard is dropped. Returns when it waits: no handler runs then.
+    pub fn hold(&self) -> io::Result<HeldLoop> {
+        let (waits, begun) = channel();
+        let (release, released) = channel::<()>();
+        self.send(move |_| {
+            // An error means that the guard is gone already.
+            let _ = waits.send(());
+            let _ = released.recv();
+        })?;
+        begun.recv().map_err(|_| io::Error::other("the devices' thread has ended"))?;
+        Ok(HeldLoop(release))
+    }
+
     /// Runs `job` on the loop's thread. Jobs run in the order in which they were sent.
     fn send(
         &self,
@@ -40,6 +54,9 @@ impl LoopHandle {
         self.0.fire(job).map_err(io::Error::other)
     }
 }
+
+/// RAII guard: the loop waits, and goes on when this is dropped.
+pub struct HeldLoop(#[expect(dead_code, reason = "only its drop is of use")] Sender<()>);
 
 /// A device's seat in a loop. It holds at most one subscriber, which the loop drops when the device is reset.
 ///
@@ -154,7 +171,7 @@ impl Drop for EventLoop {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
     use event_manager::{EventOps, Events};
     use vmm_sys_util::epoll::EventSet;
@@ -204,6 +221,19 @@ mod tests {
         assert!(reports.recv().is_err());
         let (subscriber, ..) = reporter();
         assert!(seat.put(subscriber).is_err());
+    }
+
+    #[test]
+    fn a_held_loop_runs_no_handler_and_loses_no_kick() {
+        let events = EventLoop::start("test", || {}).unwrap();
+        let (subscriber, kick, reports) = reporter();
+        let mut seat = events.handle().seat();
+        seat.put(subscriber).unwrap();
+        let held = events.handle().hold().unwrap();
+        kick.write(2).unwrap();
+        assert_eq!(reports.try_recv(), Err(TryRecvError::Empty));
+        drop(held);
+        assert_eq!(reports.recv().unwrap(), 2);
     }
 
     #[test]

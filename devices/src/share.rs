@@ -8,7 +8,7 @@
 //!
 //! Read in this order: [`tree`], `operations`, `entry`, [`nodes`], `file`, `fifo`, `sockets`, `unopened`, `locks`,
 //! `lock_table`, `mappings`, `dir`, `attributes`, `xattr`, `chattr`, `table`, `watch`, `bind`, `inode`, `identity`, `handle`, `cursor`, `owners`,
-//! `credentials`.
+//! `credentials`, `saved`.
 
 pub(crate) mod attributes;
 pub(crate) mod bind;
@@ -31,6 +31,7 @@ pub(crate) mod names;
 pub mod nodes;
 pub(crate) mod operations;
 mod owners;
+mod saved;
 mod sockets;
 pub(crate) mod sys;
 mod table;

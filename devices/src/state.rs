@@ -12,6 +12,9 @@ pub enum StateError {
     /// The device is in the middle of something that a state does not contain.
     #[error("{0}")]
     Busy(&'static str),
+    /// The device has something that a state does not contain, with its name.
+    #[error("{0}")]
+    Refused(String),
     /// The state is that of another device.
     #[error("the state is that of another device: {0}")]
     Foreign(&'static str),

@@ -76,6 +76,8 @@ pub trait VirtioDevice: Send {
     /// Returns what the device knows beyond its queues, while the driver uses it. `served` has for each queue whether the
     /// device has used a buffer of it. A device refuses if it cannot continue from that.
     fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError>;
+    /// Goes on after [`save`](Self::save), which may have made a thread of the device wait. The machine continues itself.
+    fn go_on(&mut self) {}
     /// Takes over what [`save`](Self::save) returned. [`activate`](Self::activate) follows.
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         if state.is_empty() { Ok(()) } else { Err(StateError::Foreign("this one keeps nothing")) }

@@ -42,6 +42,16 @@ pub struct Record<'a> {
 }
 
 impl Cursor {
+    /// Returns a cursor that continues at `offset` of a directory that was opened again.
+    pub fn at(offset: u64) -> Cursor {
+        Cursor { offset, lost: true, ..Cursor::default() }
+    }
+
+    /// Offset at which the guest continues.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Moves to `offset`, which is 0 or was delivered with an entry.
     pub fn seek(&mut self, file: &File, offset: u64) -> Result<()> {
         if offset == self.offset && !self.lost && (offset != 0 || !self.ended) {

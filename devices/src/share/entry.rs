@@ -154,7 +154,7 @@ impl Operations {
         }
         let start = target.len();
         target.resize(start + MAX_TARGET + 1, 0);
-        let len = sys::readlink(inode.fd()?.as_fd(), &mut target[start..])?;
+        let len = sys::readlink(inode.fd()?.as_fd(), c"", &mut target[start..])?;
         target.truncate(start + len);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::cursor::Cursor;
@@ -25,6 +26,8 @@ pub struct Handle {
     pub opener: Caller,
     /// The guest has shared mappings of the file that write to it.
     pub mapping: OnceLock<Mapping>,
+    /// The guest has locked the file as flock(2) does.
+    pub flocked: AtomicBool,
 }
 
 impl Handle {
@@ -32,7 +35,14 @@ impl Handle {
     pub fn new(inode: &Arc<Inode>, file: File, opener: Caller, cursor: Option<Mutex<Cursor>>) -> Handle {
         let file = Arc::new(file);
         inode.opened(&file);
-        Handle { inode: inode.clone(), file, cursor, opener, mapping: OnceLock::new() }
+        Handle {
+            inode: inode.clone(),
+            file,
+            cursor,
+            opener,
+            mapping: OnceLock::new(),
+            flocked: AtomicBool::new(false),
+        }
     }
 }
 

@@ -23,6 +23,8 @@ use super::errno::{Errno, Result};
 use super::identity::Identity;
 use super::sys::{self, Stat};
 
+mod saved;
+
 const PIN_FLAGS: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
 /// RAII guard that counts one of the guest's descriptors.

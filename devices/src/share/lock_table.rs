@@ -112,6 +112,11 @@ impl Locks {
         self.ranges = self.owners.values().map(|held| held.ranges.0.len()).sum();
     }
 
+    /// Whether the guest has locked no range.
+    pub fn is_empty(&self) -> bool {
+        self.ranges == 0
+    }
+
     /// Numbers of owners and of ranges.
     #[cfg(test)]
     pub fn counts(&self) -> (usize, usize) {

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::attributes::Attributes;
@@ -84,7 +85,10 @@ impl Operations {
     /// Locks an open file or directory as flock(2) does, or returns EAGAIN. Like there, a conversion that is refused
     /// loses the lock. `None` unlocks.
     pub fn lock_file(&self, file: OpenFile, kind: Option<LockKind>) -> Result<()> {
-        sys::flock(self.handle(file)?.file.as_fd(), kind.map(|kind| kind == LockKind::Write))
+        let handle = self.handle(file)?;
+        let locked = sys::flock(handle.file.as_fd(), kind.map(|kind| kind == LockKind::Write));
+        handle.flocked.store(kind.is_some() && locked.is_ok(), Ordering::Relaxed);
+        locked
     }
 
     /// Returns the attributes of a node that was locked, and whether it may have changed since the guest last opened or

@@ -87,7 +87,7 @@ impl Mappings {
     }
 
     /// Lets the guest map a file, or returns EAGAIN if another machine has it mapped.
-    fn add(&self, key: Key) -> Result<Mapping> {
+    pub(super) fn add(&self, key: Key) -> Result<Mapping> {
         let mut mapped = self.0.lock().unwrap();
         if !mapped.files.contains_key(&key) {
             if mapped.files.len() >= MAX_MAPPED {

@@ -121,13 +121,13 @@ pub fn identity(dir: BorrowedFd, name: &CStr) -> Result<((u64, u64), u32, Birth)
 }
 
 /// Limit of bytes in a file handle (MAX_HANDLE_SZ of linux/exportfs.h).
-const MAX_HANDLE: usize = 128;
+pub const MAX_HANDLE: usize = 128;
 /// Requests a handle that identifies a file, but need not be usable to open it (Linux 6.5; same value as AT_REMOVEDIR).
 const AT_HANDLE_FID: c_int = 0x200;
 
 /// A file system's handle of a file: the handle's type and bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileHandle(c_int, Box<[u8]>);
+pub struct FileHandle(pub c_int, pub Box<[u8]>);
 
 #[repr(C)]
 struct RawHandle {
@@ -237,12 +237,20 @@ pub fn renameat(from: BorrowedFd, old: &CStr, to: BorrowedFd, new: &CStr, flags:
     check(unsafe { libc::renameat2(from.as_raw_fd(), old.as_ptr(), to.as_raw_fd(), new.as_ptr(), flags) })
 }
 
-/// Reads the target of the symbolic link `fd`. Returns the number of bytes written to `buffer`.
-pub fn readlink(fd: BorrowedFd, buffer: &mut [u8]) -> Result<usize> {
-    // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`; the empty path names `fd` itself.
+/// Reads the target of the symbolic link `name` in `dir`, or of `dir` itself if the name is empty. Returns the number of
+/// bytes written to `buffer`.
+pub fn readlink(dir: BorrowedFd, name: &CStr, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: `name` ends with NUL; the kernel writes at most `buffer.len()` bytes to `buffer`.
     check_len(unsafe {
-        libc::readlinkat(fd.as_raw_fd(), c"".as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+        libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
     })
+}
+
+/// Returns the flags with which a file was opened, as far as it keeps them.
+pub fn open_flags(fd: BorrowedFd) -> Result<c_int> {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    check(flags).map(|()| flags)
 }
 
 /// Changes the mode of the target of the magic link `name` in `dir`.

@@ -13,6 +13,10 @@ use super::identity::Identity;
 use super::inode::{DescriptorCount, Inode, Pin};
 use super::sys::{self, Stat};
 
+mod saved;
+
+pub use saved::SavedHandle;
+
 /// Number of the root directory, which is also FUSE's.
 pub const ROOT_ID: u64 = 1;
 /// Limit of inodes that a guest may know. Each takes half a kilobyte of the host's memory, and at least as much of the
@@ -37,6 +41,8 @@ pub struct Table {
     /// Numbers of the binds of which an inode is or was known.
     binds: BTreeSet<u64>,
     handles: HashMap<u64, (Arc<Handle>, DescriptorCount)>,
+    /// Numbers of open files of a saved machine that could not be opened again.
+    stale: BTreeSet<u64>,
     next_inode: u64,
     next_handle: u64,
     /// Number of descriptors in use.
@@ -58,6 +64,7 @@ impl Table {
             by_key: HashMap::new(),
             binds: BTreeSet::new(),
             handles: HashMap::new(),
+            stale: BTreeSet::new(),
             next_inode: ROOT_ID + 1,
             next_handle: 1,
             descriptors: Arc::new(AtomicUsize::new(0)),
@@ -230,12 +237,13 @@ impl Table {
     /// Returns the open file with this number, if it was opened on `inode`.
     pub fn handle(&self, id: u64, inode: u64) -> Result<Arc<Handle>> {
         let known = self.handles.get(&id).filter(|(handle, _)| handle.inode.id == inode);
-        known.map(|(handle, _)| handle.clone()).ok_or(Errno(libc::EBADF))
+        let missing = if self.stale.contains(&id) { libc::ESTALE } else { libc::EBADF };
+        known.map(|(handle, _)| handle.clone()).ok_or(Errno(missing))
     }
 
     /// Removes and returns the open file with this number. It is closed when its last reference is dropped.
     pub fn close(&mut self, id: u64, inode: u64) -> Result<Arc<Handle>> {
-        let handle = self.handle(id, inode)?;
+        let handle = self.handle(id, inode).inspect_err(|_| _ = self.stale.remove(&id))?;
         self.handles.remove(&id);
         Ok(handle)
     }
@@ -259,6 +267,7 @@ impl Table {
     /// Closes all files and forgets all inodes, when the guest starts a new session.
     pub fn clear(&mut self) {
         self.handles = HashMap::new();
+        self.stale = BTreeSet::new();
         self.inodes.values().for_each(|known| known.inode.lose_place());
         self.inodes = HashMap::new();
         self.pinned = BTreeSet::new();

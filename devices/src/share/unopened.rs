@@ -79,6 +79,15 @@ impl Operations {
         Ok(handle)
     }
 
+    /// Closes all files that are open for the next READ.
+    pub(super) fn close_all_unopened(&self) {
+        let mut table = self.shared.table.lock().unwrap();
+        for (node, handle) in std::mem::take(&mut *self.unopened.borrow_mut()).0 {
+            // An error means that the bind was removed.
+            let _ = table.close(handle, node);
+        }
+    }
+
     /// Closes the file of a node that the guest has forgotten.
     pub(super) fn close_unopened(&self, node: u64) {
         if let Some(handle) = self.unopened.borrow_mut().take(node) {

@@ -164,7 +164,7 @@ impl Watch {
     }
 
     /// Makes everything expire, because events are lost.
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.notices.clear();
         self.notices.push_back(Notice { cookie: LASTING as u32, ..Notice::default() });
     }

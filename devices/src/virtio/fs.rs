@@ -98,7 +98,15 @@ impl VirtioDevice for Fs {
     }
 
     fn save(&self, served: &[bool]) -> Result<Vec<u8>, StateError> {
-        worker::unused(served)
+        if worker::unused(served).is_ok() { Ok(Vec::new()) } else { self.worker.save() }
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if state.is_empty() { Ok(()) } else { self.worker.restore(state) }
+    }
+
+    fn go_on(&mut self) {
+        self.worker.go_on();
     }
 }
 

@@ -312,6 +312,10 @@ impl BusDevice for MmioTransport {
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         self.resume(state)
     }
+
+    fn go_on(&mut self) {
+        self.device.go_on();
+    }
 }
 
 /// Returns the register at `offset`, or `None` if `offset` is not a multiple of 4 or too large.

@@ -19,6 +19,7 @@ use crate::share::file::MAX_WRITE;
 use crate::share::names::Name;
 use crate::share::operations::{Caller, NewFile, OpenFile, Operations};
 use crate::share::watch::{Concerns, Notice};
+use crate::{Decoder, Encoder, StateError};
 
 /// Limit of a request without its data, in bytes: an extended attribute of 64 KiB and its name.
 pub const MAX_BODY: usize = (64 << 10) + 4096;
@@ -159,6 +160,20 @@ impl FileServer for FuseServer {
 
     fn notice(&mut self) -> Option<Vec<u8>> {
         self.share.next_notice().map(|notice| encode(&notice))
+    }
+
+    fn save(&mut self) -> std::result::Result<Vec<u8>, StateError> {
+        let mut state = Encoder::default();
+        state.u8(self.submounts.into()).u8(self.setxattr_ext.into());
+        self.share.save(&mut state)?;
+        Ok(state.finish())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> std::result::Result<(), StateError> {
+        let mut state = Decoder::new(state);
+        (self.submounts, self.setxattr_ext) = (state.u8()? != 0, state.u8()? != 0);
+        self.share.restore(&mut state)?;
+        state.end()
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,16 @@ pub trait FileServer: Send {
         false
     }
 
+    /// Returns what the server keeps between two requests, as plain data.
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        Err(StateError::Busy("the guest has used the share, whose protocol cannot be saved"))
+    }
+
+    /// Takes over what [`save`](Self::save) returned, before the first request.
+    fn restore(&mut self, _state: &[u8]) -> Result<(), StateError> {
+        Err(StateError::Foreign("the share's protocol cannot be saved"))
+    }
+
     /// Takes the next message that tells the driver of a change.
     fn notice(&mut self) -> Option<Vec<u8>> {
         None
@@ -63,10 +73,14 @@ pub trait FileServer: Send {
 /// a new thread would inherit.
 pub struct Worker {
     name: &'static str,
-    /// Ends the service of the present queues.
+    /// Ends the service of the present queues, or interrupts it for `orders`.
     stop: Arc<EventFd>,
     /// `None` when the thread is to end.
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Sender<Work>>,
+    /// Orders to save the server while the thread has a job.
+    orders: Sender<Order>,
+    /// Lets a thread that has saved its server go on, when it is dropped.
+    waits: Mutex<Option<Sender<()>>>,
     /// One message for each job that has ended.
     ended: Receiver<()>,
     /// The thread has a job.
@@ -83,6 +97,20 @@ pub struct Roles {
     pub quiet: Option<u16>,
 }
 
+/// What the thread does next.
+enum Work {
+    /// Serves queues.
+    Serve(Job),
+    /// Makes its server continue from a state.
+    Restore(Vec<u8>, Sender<Result<(), StateError>>),
+}
+
+/// The server is to be saved. The thread then waits until the sender of `go_on` is dropped.
+struct Order {
+    saved: Sender<Result<Vec<u8>, StateError>>,
+    go_on: Receiver<()>,
+}
+
 /// The queues of an activation, and a poller with their kicks and the stop event.
 struct Job {
     poller: Epoll,
@@ -94,18 +122,53 @@ impl Worker {
     /// Starts a thread with the name `name` for `server`, which first calls `enter`.
     pub fn new(name: &'static str, mut server: Box<dyn FileServer>, enter: Enter) -> io::Result<Worker> {
         let stop = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (jobs, taken) = channel::<Job>();
+        let (jobs, taken) = channel::<Work>();
         let (over, ended) = channel();
+        let (orders, given) = channel();
+        let kick = stop.clone();
         let thread = Builder::new().name(name.to_owned()).spawn(move || {
             enter();
-            for job in taken {
-                run(job, server.as_mut());
-                if over.send(()).is_err() {
-                    break;
+            for work in taken {
+                match work {
+                    Work::Serve(job) => {
+                        run(job, server.as_mut(), &kick, &given);
+                        if over.send(()).is_err() {
+                            break;
+                        }
+                    }
+                    // The device waits for the answer.
+                    Work::Restore(state, done) => _ = done.send(server.restore(&state)),
                 }
             }
         })?;
-        Ok(Worker { name, stop, jobs: Some(jobs), ended, serving: false, thread: Some(thread) })
+        let (waits, thread) = (Mutex::new(None), Some(thread));
+        Ok(Worker { name, stop, jobs: Some(jobs), orders, waits, ended, serving: false, thread })
+    }
+
+    /// Returns the server's state. The thread then waits for [`go_on`](Self::go_on) or its end. No vCPU runs meanwhile.
+    pub fn save(&self) -> Result<Vec<u8>, StateError> {
+        let ((saved, state), (release, go_on)) = (channel(), channel());
+        let ordered = self.serving && self.orders.send(Order { saved, go_on }).is_ok();
+        if !ordered || self.stop.write(1).is_err() {
+            return Err(StateError::Busy("the file server does not run"));
+        }
+        *self.waits.lock().unwrap() = Some(release);
+        state.recv().unwrap_or(Err(StateError::Busy("the file server's thread has ended")))
+    }
+
+    /// Lets the thread serve again after [`save`](Self::save).
+    pub fn go_on(&self) {
+        self.waits.lock().unwrap().take();
+    }
+
+    /// Makes the server continue from a state.
+    pub fn restore(&self, state: &[u8]) -> Result<(), StateError> {
+        let (done, result) = channel();
+        let work = Work::Restore(state.to_vec(), done);
+        if self.jobs.as_ref().is_none_or(|jobs| jobs.send(work).is_err()) {
+            return Err(StateError::Busy("the file server does not run"));
+        }
+        result.recv().unwrap_or(Err(StateError::Busy("the file server's thread has ended")))
     }
 
     /// Makes the thread serve `queues` instead of those before.
@@ -119,7 +182,7 @@ impl Worker {
         }
         let poller = poller(&self.stop, &queues)?;
         let job = Job { poller, queues, roles };
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(Work::Serve(job)).is_ok());
         if !sent {
             return Err(io::Error::other("the file server's thread panicked"));
         }
@@ -134,6 +197,7 @@ impl Worker {
         }
         // If the counter is full, the thread has already been woken.
         let _ = self.stop.write(1);
+        self.go_on();
         // An error means that the thread has panicked, which the next job or the drop reports.
         let _ = self.ended.recv();
         let _ = self.stop.read();
@@ -219,8 +283,8 @@ fn interest() -> EpollEvent {
     EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, EVENTS)
 }
 
-/// Serves each queue that is kicked until the stop event.
-fn run(job: Job, server: &mut dyn FileServer) {
+/// Serves each queue that is kicked until the stop event. That event without an order is the end.
+fn run(job: Job, server: &mut dyn FileServer, stop: &EventFd, orders: &Receiver<Order>) {
     let Job { poller, mut queues, roles } = job;
     let mut collecting = Collecting::begin(&poller, server, roles.notices.is_some());
     let mut events = [EpollEvent::default(); 4];
@@ -235,7 +299,15 @@ fn run(job: Job, server: &mut dyn FileServer) {
         };
         let events = &events[..count];
         if events.iter().any(|event| event.data() == STOP) {
-            return;
+            let Ok(Order { saved, go_on }) = orders.try_recv() else { return };
+            let _ = stop.read();
+            // The device waits for the answer.
+            let _ = saved.send(server.save());
+            let _ = go_on.recv();
+            // A machine that ends must not serve requests that are in its state.
+            if stop.read().is_ok() {
+                return;
+            }
         }
         for event in events {
             serve_one(&mut queues, u16::try_from(event.data()).ok(), server, roles);

@@ -24,6 +24,7 @@ mod locks;
 mod names;
 mod owners;
 mod requests;
+mod saved;
 mod shares;
 mod watch;
 
