@@ -33,19 +33,6 @@ impl LoopHandle {
         Seat { handle: self.clone(), held: None, counted: Arc::default() }
     }
 
-    /// Makes the loop wait until the guard is dropped. Returns when it waits: no handler runs then.
-    pub fn hold(&self) -> io::Result<HeldLoop> {
-        let (waits, begun) = channel();
-        let (release, released) = channel::<()>();
-        self.send(move |_| {
-            // An error means that the guard is gone already.
-            let _ = waits.send(());
-            let _ = released.recv();
-        })?;
-        begun.recv().map_err(|_| io::Error::other("the devices' thread has ended"))?;
-        Ok(HeldLoop(release))
-    }
-
     /// Runs `job` on the loop's thread. Jobs run in the order in which they were sent.
     fn send(
         &self,
@@ -54,9 +41,6 @@ impl LoopHandle {
         self.0.fire(job).map_err(io::Error::other)
     }
 }
-
-/// RAII guard: the loop waits, and goes on when this is dropped.
-pub struct HeldLoop(#[expect(dead_code, reason = "only its drop is of use")] Sender<()>);
 
 /// A device's seat in a loop. It holds at most one subscriber, which the loop drops when the device is reset.
 ///
@@ -124,6 +108,8 @@ impl Drop for Seat {
 pub struct EventLoop {
     handle: LoopHandle,
     stop: Arc<AtomicBool>,
+    /// Lets a loop that waits go on, when it is dropped.
+    waits: Mutex<Option<Sender<()>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -143,7 +129,7 @@ impl EventLoop {
                 }
             }
         })?;
-        Ok(EventLoop { handle, stop, thread: Some(thread) })
+        Ok(EventLoop { handle, stop, waits: Mutex::new(None), thread: Some(thread) })
     }
 
     /// Returns a handle for devices.
@@ -151,10 +137,30 @@ impl EventLoop {
         self.handle.clone()
     }
 
+    /// Makes the loop wait for [`go_on`](Self::go_on) or [`stop`](Self::stop). Returns when it waits: no handler runs then.
+    pub fn hold(&self) -> io::Result<()> {
+        let (waits, begun) = channel();
+        let (release, released) = channel::<()>();
+        self.handle.send(move |_| {
+            // An error means that the loop is to go on at once.
+            let _ = waits.send(());
+            let _ = released.recv();
+        })?;
+        begun.recv().map_err(|_| io::Error::other("the devices' thread has ended"))?;
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(release);
+        Ok(())
+    }
+
+    /// Lets a loop that waits go on.
+    pub fn go_on(&self) {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Stops the loop, drops its subscribers and joins its thread.
     pub fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.stop.store(true, Ordering::Release);
+        self.go_on();
         // An empty job wakes the loop. If the loop has already ended, sending fails and there is nothing to wake.
         let _ = self.handle.send(|_| {});
         if thread.join().is_err() {
@@ -229,11 +235,14 @@ mod tests {
         let (subscriber, kick, reports) = reporter();
         let mut seat = events.handle().seat();
         seat.put(subscriber).unwrap();
-        let held = events.handle().hold().unwrap();
+        events.hold().unwrap();
         kick.write(2).unwrap();
         assert_eq!(reports.try_recv(), Err(TryRecvError::Empty));
-        drop(held);
+        events.go_on();
         assert_eq!(reports.recv().unwrap(), 2);
+        events.hold().unwrap();
+        // A loop that waits can be stopped.
+        drop(events);
     }
 
     #[test]

@@ -70,7 +70,7 @@ mod vectored;
 pub mod virtio;
 
 pub use bus::{Action, Bus, BusDevice};
-pub use event_loop::{EventLoop, HeldLoop, LoopHandle, Seat, Subscriber};
+pub use event_loop::{EventLoop, LoopHandle, Seat, Subscriber};
 pub use interrupt::Interrupt;
 pub use pieces::Pieces;
 pub use state::{Decoder, Encoder, StateError};

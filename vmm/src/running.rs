@@ -86,15 +86,30 @@ impl RunningVm {
             None | Some(VmEnd::Stopped) => {}
             Some(end) => return Err(SnapshotError::Ended(end)),
         }
+        let listed = self.vm.listed_msrs()?;
+        let vcpus = vcpus.iter().map(|vcpu| vcpu::state(vcpu, &listed)).collect::<Result<Vec<_>, _>>()?;
+        self.gather(&vcpus, (file, None), label, seal)
+    }
+
+    /// Saves the machine, whose threads do not run. `vcpus` are the states of its vCPUs. `pages` is /proc/self/pagemap;
+    /// without it, all pages are looked at.
+    pub(crate) fn gather(
+        &self,
+        vcpus: &[Vec<u8>],
+        (file, pages): (&File, Option<&File>),
+        label: Vec<u8>,
+        seal: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> Result<Snapshot, SnapshotError> {
         if self.board.pio.save()?.iter().any(|(_, state)| !state.is_empty()) {
             return Err(devices::StateError::Busy("an i/o port's device has a state").into());
         }
         let devices = self.board.mmio.save()?;
-        let processors = self.processors(&vcpus)?;
+        let processors = self.processors(vcpus)?;
         let guest = &self.board.memory;
         let memory_mib = (guest.iter().map(GuestMemoryRegion::len).sum::<u64>() >> 20) as u32;
-        let (extents, memory_sum) =
-            memory::write(guest, &self.mapped, file).map_err(step("write the memory's file"))?;
+        let own = pages.is_none().then(|| File::open("/proc/self/pagemap").ok()).flatten();
+        let (extents, memory_sum) = memory::write(guest, &self.mapped, (file, pages.or(own.as_ref())))
+            .map_err(step("write the memory's file"))?;
         seal(file).map_err(step("seal the memory's file"))?;
         let vcpus = vcpus.len() as u8;
         Snapshot::new(Parts { label, memory_mib, vcpus, extents, memory_sum, processors, devices }, file)
@@ -106,17 +121,14 @@ impl RunningVm {
     }
 
     /// Returns the state of the vCPUs, the interrupt controllers and the clock, preceded by the CPUID that they are for.
-    fn processors(&self, vcpus: &[VcpuFd]) -> Result<Vec<u8>, SnapshotError> {
+    fn processors(&self, vcpus: &[Vec<u8>]) -> Result<Vec<u8>, SnapshotError> {
         let mut state = Encoder::default();
         let table = self.vm.cpuid(vcpus.len() as u8)?;
         state.u32(table.len() as u32);
         table.iter().for_each(|entry| plain::put(&mut state, entry));
-        let listed = self.vm.listed_msrs()?;
-        for vcpu in vcpus {
-            vcpu::save(vcpu, &listed, &mut state)?;
-        }
-        self.vm.save(&mut state)?;
-        Ok(state.finish())
+        let mut shared = Encoder::default();
+        self.vm.save(&mut shared)?;
+        Ok([state.finish(), vcpus.concat(), shared.finish()].concat())
     }
 
     /// Makes every vCPU leave the guest and joins all threads. Does not replace an end that a vCPU has reported. Returns the
@@ -126,8 +138,9 @@ impl RunningVm {
         for vcpu in &self.vcpus {
             vcpu.kick();
         }
-        // vCPUs that did not run yet find that they are to stop.
+        // vCPUs that did not run yet, or that wait while the machine is saved, find that they are to stop.
         self.release();
+        self.board.pause.end();
         let mut fds = Vec::new();
         for vcpu in self.vcpus.drain(..) {
             match vcpu.join() {

@@ -85,7 +85,7 @@ unsafe impl Send for VcpuThread {}
 unsafe impl Sync for VcpuThread {}
 
 impl VcpuThread {
-    /// Makes the thread leave the guest permanently: every KVM_RUN of this vCPU returns EINTR from now on.
+    /// Makes the thread leave the guest: every KVM_RUN of this vCPU returns EINTR until the thread has [noticed](forget_kick).
     pub fn kick(&self) {
         // SAFETY: the page is mapped while the VcpuFd exists, and the thread's result holds the VcpuFd until `join`
         // consumes it. While threads run, only the kernel and this store access the byte.
@@ -99,6 +99,13 @@ impl VcpuThread {
     pub fn join(self) -> Option<VcpuFd> {
         self.thread.join().ok().flatten()
     }
+}
+
+/// Lets a vCPU enter the guest again after a kick. To be called by its thread, before it looks what it was kicked for.
+pub fn forget_kick(vcpu: &mut VcpuFd) {
+    let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
+    // SAFETY: the page is mapped while `vcpu` exists; other accesses are the kernel's and the atomic one of `kick`.
+    unsafe { AtomicU8::from_ptr(immediate_exit) }.store(0, Ordering::SeqCst);
 }
 
 #[cfg(test)]

@@ -233,6 +233,14 @@ impl Snapshot {
         if now == self.memory { Ok(()) } else { Err(SnapshotError::Changed) }
     }
 
+    /// Takes `file`, which may be a copy of the memory's file, for the memory's file, after reading and comparing it with its
+    /// checksum. The file must not change any more, not even its mode.
+    pub fn adopt(&mut self, file: &File) -> Result<(), SnapshotError> {
+        self.verify(file)?;
+        self.memory = FileId::of(file).map_err(step("read the memory's file"))?;
+        Ok(())
+    }
+
     /// Reads the memory's file and compares it with its checksum, which takes as long as its length.
     pub fn verify(&self, file: &File) -> Result<(), SnapshotError> {
         let found = memory::checksum(file).map_err(step("read the memory's file"))?;

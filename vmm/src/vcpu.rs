@@ -11,7 +11,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::end::VmEnd;
-use crate::kvm;
+use crate::pause::Pause;
+use crate::{kvm, signal};
 
 /// KVM_SYSTEM_EVENT_* (KVM API 5, `struct kvm_run`).
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -35,6 +36,8 @@ pub struct Board {
     pub memory: GuestMemoryMmap,
     /// Set when vCPUs must leave their loops at the next interruption.
     pub stopping: AtomicBool,
+    /// Where the vCPUs wait while the machine is saved.
+    pub pause: Pause,
 }
 
 /// Why an exit from the guest ends the loop.
@@ -49,16 +52,18 @@ enum Stop {
     Unexpected(String),
 }
 
-/// Runs `vcpu` until the machine ends, and returns how it ended.
-pub fn run(vcpu: &mut VcpuFd, board: &Board) -> VmEnd {
+/// Runs `vcpu`, which is number `index`, until the machine ends, and returns how it ended.
+pub fn run(vcpu: &mut VcpuFd, index: usize, board: &Board) -> VmEnd {
     loop {
         let stop = match vcpu.run() {
             Ok(exit) => handle(exit, board),
             // EINTR: `VcpuThread::kick`, or a signal to the process. EAGAIN: the guest has just started this vCPU.
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                signal::forget_kick(vcpu);
                 if board.stopping.load(Ordering::SeqCst) {
                     return VmEnd::Stopped;
                 }
+                board.pause.obey(index, vcpu);
                 None
             }
             Err(error) => Some(Stop::Unexpected(format!("KVM_RUN: {error}"))),

@@ -25,6 +25,7 @@ use crate::layout::{
 };
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
+use crate::pause::Pause;
 use crate::running::RunningVm;
 use crate::signal::WaitingThread;
 use crate::snapshot::{Snapshot, SnapshotError, plain, vcpu as vcpu_state};
@@ -234,6 +235,7 @@ impl Vm {
             mmio: self.mmio,
             memory: self.ram.memory().clone(),
             stopping: AtomicBool::new(false),
+            pause: Pause::default(),
         });
         let gate = Arc::new(OnceLock::new());
         let mut running = RunningVm {
@@ -254,7 +256,7 @@ impl Vm {
             let thread = thread.run(fd, move |fd| {
                 gate.wait();
                 mark(&timeline, "vcpu_running");
-                end.report(vcpu::run(fd, &board));
+                end.report(vcpu::run(fd, index, &board));
             });
             running.vcpus.push(thread.map_err(host("start a vcpu thread"))?);
         }

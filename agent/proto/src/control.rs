@@ -105,7 +105,8 @@ impl ControlCodec {
         Ok(Some(ControlFrame { code, id, payload }))
     }
 
-    fn pending(&self) -> &[u8] {
+    /// Returns the bytes of frames that were not taken out.
+    pub fn pending(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
 }

@@ -82,6 +82,23 @@ impl StreamSplitter {
         Ok(Some(Piece { seq: self.seq(), data, end }))
     }
 
+    /// Returns the bytes of an incomplete header, or a complete header and how much data of its frame has not come yet.
+    pub fn state(&self) -> (&[u8], usize) {
+        let whole = self.filled == STREAM_HEADER;
+        (&self.header[..self.filled], if whole { self.left } else { 0 })
+    }
+
+    /// Returns a splitter with the [`state`](Self::state) of another one; `None` if no splitter has it.
+    pub fn of_state(header: &[u8], left: usize) -> Option<StreamSplitter> {
+        let mut splitter = StreamSplitter { left, filled: header.len(), ..StreamSplitter::default() };
+        splitter.header.get_mut(..header.len())?.copy_from_slice(header);
+        let fits = match header.len() {
+            STREAM_HEADER => (1..=splitter.length().ok()? - STREAM_HEADER).contains(&left),
+            _ => left == 0,
+        };
+        fits.then_some(splitter)
+    }
+
     fn seq(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.header;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -198,6 +215,18 @@ pub struct CreditDecoder {
 }
 
 impl CreditDecoder {
+    /// Returns the bytes of an incomplete record.
+    pub fn state(&self) -> &[u8] {
+        &self.record[..self.filled]
+    }
+
+    /// Returns a decoder with these bytes of an incomplete record; `None` if they are a whole one or more.
+    pub fn of_state(bytes: &[u8]) -> Option<CreditDecoder> {
+        let mut decoder = CreditDecoder { filled: bytes.len(), ..CreditDecoder::default() };
+        decoder.record.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        (bytes.len() < CREDIT_RECORD).then_some(decoder)
+    }
+
     /// Removes the next record from the front of `data`, or returns `None` when `data` is empty. `end` is that of the
     /// [`Piece`]: an incomplete record at the end of a frame is dropped.
     pub fn next(&mut self, data: &mut &[u8], end: bool) -> Option<Credit> {

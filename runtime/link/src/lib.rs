@@ -20,11 +20,13 @@ use agent_proto::command::{API_VERSION, Code, EXTENSION_VERSION, Protocol, STREA
 use agent_proto::control::{ControlCodec, ControlFrame};
 use agent_proto::payload::{ErrorCode, ErrorReply, Extend, ProcessEvent, Ready};
 use agent_proto::revival::{ENTROPY_LEN, Revival};
+use devices::StateError;
 use host::HostError;
 use host::text::printable;
 use serde::Serialize;
 
 pub mod api4244;
+mod saved;
 pub mod streams;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -71,6 +73,9 @@ pub enum LinkError {
     },
     #[error("encode a command")]
     Encode(#[source] serde_json::Error),
+    /// The channel cannot be saved now, or cannot continue from a state.
+    #[error("the agent's channels: {0}")]
+    State(#[from] StateError),
 }
 
 pub type Result<T, E = LinkError> = std::result::Result<T, E>;

@@ -25,12 +25,14 @@ use agent_proto::stream::{Credit, CreditDecoder, Piece, StreamSplitter};
 pub mod descriptor;
 mod handle;
 mod port;
+mod saved;
 pub mod sink;
 pub mod source;
 
 use descriptor::{Descriptor, Use};
 pub use handle::{Delivery, StreamHandle, StreamSpec, StreamState};
 use handle::{Request, Shared};
+pub use saved::continued;
 use sink::{Owed, Sink};
 use source::Source;
 
@@ -141,6 +143,8 @@ pub struct StreamTable {
     lost: bool,
     /// The agent uses API 4244 without the extension, which has no credit.
     base: bool,
+    /// The machine is being saved: nothing moves in either direction.
+    frozen: bool,
     /// Number of logged faults of the guest.
     complaints: u32,
     /// Called at the first byte of output.
@@ -164,6 +168,7 @@ pub fn streams(
         pending: Pending::default(),
         lost: false,
         base: false,
+        frozen: false,
         complaints: 0,
         first_output,
     };
@@ -183,12 +188,14 @@ impl StreamTable {
     /// stays in the port while any client is slow.
     pub fn takes_output(&self) -> bool {
         let mut sinks = self.streams.iter().flatten().filter_map(|stream| stream.sink.as_ref());
-        !self.base || sinks.all(|sink| sink.blocked().is_none())
+        !self.frozen && (!self.base || sinks.all(|sink| sink.blocked().is_none()))
     }
 
-    /// Registers the table's wake-up descriptor.
+    /// Registers the table's wake-up descriptor, and those of streams that continue.
     pub fn begin(&mut self, watch: &mut Watcher<'_>) -> io::Result<()> {
-        watch(self.shared.wake.as_raw_fd(), WAKE, Watch::In)
+        watch(self.shared.wake.as_raw_fd(), WAKE, Watch::In)?;
+        self.begin_saved(watch);
+        Ok(())
     }
 
     /// Handles bytes from the guest, all of `data`.
@@ -209,6 +216,9 @@ impl StreamTable {
     /// Fills `buffer` with complete or partial frames for the guest. Returns the number of bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) -> usize {
         let mut filled = 0;
+        if self.frozen {
+            return filled;
+        }
         loop {
             filled += self.pending.take(&mut buffer[filled..]);
             if filled == buffer.len() {
@@ -240,6 +250,9 @@ impl StreamTable {
         let (index, is_sink) = (usize::from(token - 1) / 2, token.is_multiple_of(2));
         let Some(Some(stream)) = self.streams.get_mut(index) else { return };
         if let (Some(sink), true) = (&mut stream.sink, is_sink) {
+            if self.frozen {
+                return;
+            }
             let watched = sink.blocked().map(Descriptor::raw);
             sink.flush();
             self.after_write(index, watched, watch);
@@ -265,6 +278,8 @@ impl StreamTable {
                         .for_each(|source| source.give(bytes));
                 }
                 Request::Close(seq) => self.remove(seq, watch),
+                Request::Freeze(saved) => self.freeze(&saved),
+                Request::Thaw => self.thaw(watch),
             }
         }
     }

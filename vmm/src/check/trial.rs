@@ -18,6 +18,7 @@ use crate::kvm::{self, KvmError, KvmVm};
 use crate::layout::{PAGE_SIZE, RamRange};
 use crate::loader::Entry;
 use crate::memory::{GuestRam, MemoryError};
+use crate::pause::Pause;
 use crate::signal::WaitingThread;
 use crate::vcpu::{self, Board};
 use crate::{paging, segments};
@@ -177,12 +178,12 @@ pub fn run() -> Result<(), TrialError> {
     let mut pio = Bus::new();
     pio.insert(STEP_PORT.into(), 1, Box::new(StepPort(steps))).expect("the bus is empty");
     let memory = ram.memory().clone();
-    let board = Arc::new(Board { pio, mmio: Bus::new(), memory, stopping: AtomicBool::new(false) });
+    let board = Arc::new(Board { pio, mmio: Bus::new(), memory, stopping: AtomicBool::new(false), pause: Pause::default() });
     let in_thread = board.clone();
     let thread = WaitingThread::spawn("trial".into(), || {}).map_err(TrialError::Thread)?;
     let body = move |vcpu: &mut VcpuFd| {
         // The receiver waits until the thread is joined.
-        let _ = ended.send(vcpu::run(vcpu, &in_thread));
+        let _ = ended.send(vcpu::run(vcpu, 0, &in_thread));
     };
     let thread = thread.run(vcpu, body).map_err(TrialError::Thread)?;
     let end = end.recv_timeout(DEADLINE);

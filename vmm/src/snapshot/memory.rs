@@ -48,10 +48,14 @@ impl Extent {
     }
 }
 
-/// Writes `memory`, which nobody changes, to the empty `file`. `mapped` are the parts that were themselves mapped from a
-/// file. Returns the parts in the order of their addresses, and the
+/// Writes `memory`, which nobody changes, to the empty `file`. `pages` is this process's /proc/self/pagemap; without it, all
+/// pages are looked at. `mapped` are the parts that were themselves mapped from a file. Returns the parts in the order of their addresses, and the
 /// checksum of the file, which was read back.
-pub fn write(memory: &GuestMemoryMmap, mapped: &[Extent], file: &File) -> io::Result<(Vec<Extent>, u64)> {
+pub fn write(
+    memory: &GuestMemoryMmap,
+    mapped: &[Extent],
+    (file, pages): (&File, Option<&File>),
+) -> io::Result<(Vec<Extent>, u64)> {
     let mut writer = Writer {
         file,
         mapped,
@@ -60,9 +64,8 @@ pub fn write(memory: &GuestMemoryMmap, mapped: &[Extent], file: &File) -> io::Re
         end: 0,
         sum: XxHash64::with_seed(CHECKSUM_SEED),
     };
-    let pages = File::open("/proc/self/pagemap")?;
     for region in memory.iter() {
-        writer.region(memory, &pages, region.start_addr().0, region.len(), region.as_ptr() as u64)?;
+        writer.region(memory, pages, region.start_addr().0, region.len(), region.as_ptr() as u64)?;
     }
     let Writer { extents, end, sum, .. } = writer;
     if extents.len() > EXTENTS_MAX {
@@ -105,7 +108,7 @@ impl Writer<'_> {
     fn region(
         &mut self,
         memory: &GuestMemoryMmap,
-        pages: &File,
+        pages: Option<&File>,
         start: u64,
         len: u64,
         host: u64,
@@ -114,7 +117,10 @@ impl Writer<'_> {
         let mut page = [0; PAGE_SIZE as usize];
         for at in (0..len).step_by(BATCH * PAGE_SIZE as usize) {
             let count = ((len - at) / PAGE_SIZE).min(BATCH as u64) as usize;
-            pages.read_exact_at(&mut entries[..8 * count], (host + at) / PAGE_SIZE * 8)?;
+            match pages {
+                Some(pages) => pages.read_exact_at(&mut entries[..8 * count], (host + at) / PAGE_SIZE * 8)?,
+                None => entries.fill(0xff),
+            }
             for (n, entry) in entries[..8 * count].chunks_exact(8).enumerate() {
                 let addr = start + at + n as u64 * PAGE_SIZE;
                 // proc_pid_pagemap(5): bit 63 is "present", bit 62 "swapped". Other pages were never touched, and are zero

@@ -26,6 +26,13 @@ const CHUNK: usize = 128;
 /// Limit of model-specific registers in a state.
 const MSRS_MAX: usize = 1024;
 
+/// Returns what [`save`] writes.
+pub fn state(vcpu: &VcpuFd, listed: &[u32]) -> Result<Vec<u8>, KvmError> {
+    let mut state = Encoder::default();
+    save(vcpu, listed, &mut state)?;
+    Ok(state.finish())
+}
+
 /// Writes the state of a vCPU that does not run. `listed` are the model-specific registers that KVM lists.
 pub fn save(vcpu: &VcpuFd, listed: &[u32], state: &mut Encoder) -> Result<(), KvmError> {
     // First: it lets KVM process pending INIT and SIPI, which changes registers.

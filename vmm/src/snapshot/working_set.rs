@@ -192,7 +192,7 @@ mod tests {
         source.memory().write_slice(&vec![7; 5 * LARGE as usize / 2], GuestAddress(LARGE)).unwrap();
         source.memory().write_obj(7_u8, GuestAddress(16 * LARGE)).unwrap();
         let file = tempfile::tempfile().unwrap();
-        let (extents, _) = memory::write(source.memory(), &[], &file).unwrap();
+        let (extents, _) = memory::write(source.memory(), &[], (&file, None)).unwrap();
 
         let machine = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
         machine.memory().write_slice(&vec![8; LARGE as usize / 2], GuestAddress(LARGE)).unwrap();
@@ -222,7 +222,7 @@ mod tests {
             }
             // Saved again, nothing of it is missing.
             let again = tempfile::tempfile().unwrap();
-            let (found, _) = memory::write(next.memory(), &extents, &again).unwrap();
+            let (found, _) = memory::write(next.memory(), &extents, (&again, None)).unwrap();
             let last = GuestRam::restored(&ranges, &again, &found, &set).unwrap();
             for at in [2 * LARGE - 1, 3 * LARGE, 16 * LARGE] {
                 assert_eq!(last.memory().read_obj::<u8>(GuestAddress(at)).unwrap(), 7, "{at:#x}");

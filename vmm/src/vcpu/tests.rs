@@ -22,7 +22,7 @@ fn board() -> Board {
     pio.insert(0x600, 4, Box::new(Knob(Action::Shutdown))).unwrap();
     mmio.insert(0xd000_0000, 0x1000, Box::new(Knob(Action::None))).unwrap();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    Board { pio, mmio, memory, stopping: AtomicBool::new(false) }
+    Board { pio, mmio, memory, stopping: AtomicBool::new(false), pause: Pause::default() }
 }
 
 #[test]

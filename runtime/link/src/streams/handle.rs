@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use agent_proto::FrameError;
+use devices::StateError;
 use host::sys;
 
 use super::Stream;
@@ -51,6 +54,18 @@ struct Progress {
 }
 
 impl StreamState {
+    /// Returns the bytes that were received and delivered, and whether the guest has ended the stream.
+    pub(super) fn counts(&self) -> (u64, u64, bool) {
+        let progress = self.progress();
+        (progress.received, progress.delivered, progress.ended)
+    }
+
+    /// Sets what [`counts`](Self::counts) returns.
+    pub(super) fn set_counts(&self, (received, delivered, ended): (u64, u64, bool)) {
+        let mut progress = self.progress();
+        (progress.received, progress.delivered, progress.ended) = (received, delivered, ended);
+    }
+
     fn new(notify: Arc<File>) -> StreamState {
         StreamState { progress: Mutex::default(), notify }
     }
@@ -118,6 +133,10 @@ pub(super) enum Request {
     /// Grants this much credit for the stream's input.
     Give(u64, u32),
     Close(u64),
+    /// Stops everything, and sends the table's state.
+    Freeze(Sender<Result<Vec<u8>, StateError>>),
+    /// Lets everything go on after a freeze.
+    Thaw,
 }
 
 /// State shared by both threads.
@@ -234,6 +253,18 @@ impl StreamHandle {
     pub fn close(&mut self, seq: u64) {
         self.states.retain(|(known, _)| *known != seq);
         self.request(Request::Close(seq));
+    }
+
+    /// Stops all streams and returns their state, at most after `patience`. They go on after [`thaw`](Self::thaw).
+    pub fn freeze(&self, patience: Duration) -> Result<Vec<u8>, StateError> {
+        let (saved, state) = channel();
+        self.request(Request::Freeze(saved));
+        state.recv_timeout(patience).unwrap_or(Err(StateError::Busy("the devices' thread does not answer")))
+    }
+
+    /// Lets all streams go on.
+    pub fn thaw(&self) {
+        self.request(Request::Thaw);
     }
 
     fn request(&self, request: Request) {

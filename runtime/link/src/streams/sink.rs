@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use agent_proto::command::STREAM_WINDOW;
+use devices::{Decoder, Encoder, StateError};
 
 use super::StreamState;
 use super::descriptor::Descriptor;
@@ -43,6 +44,23 @@ impl Sink {
     /// Returns a sink that writes to `descriptor` and counts in `state`.
     pub fn new(descriptor: Descriptor, state: Arc<StreamState>) -> Sink {
         Sink { descriptor, dropping: false, waiting: Vec::new(), taken: 0, owed: 0, closing: false, state }
+    }
+
+    /// Writes the sink's state.
+    pub fn save(&self, state: &mut Encoder) {
+        state.bytes(&self.waiting[self.taken..]).u32(self.owed);
+        state.u8(self.dropping.into()).u8(self.closing.into());
+    }
+
+    /// Takes over what [`save`](Self::save) wrote.
+    pub fn restore(&mut self, state: &mut Decoder) -> Result<(), StateError> {
+        let waiting = state.bytes()?;
+        if waiting.len() > STREAM_WINDOW as usize {
+            return Err(StateError::Damaged("output that waits"));
+        }
+        (self.waiting, self.taken, self.owed) = (waiting.to_vec(), 0, state.u32()?);
+        (self.dropping, self.closing) = (state.u8()? != 0, state.u8()? != 0);
+        Ok(())
     }
 
     /// Handles output of the guest: writes what the client accepts now and keeps the rest.

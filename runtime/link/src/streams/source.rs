@@ -3,8 +3,9 @@
 
 use std::io;
 
-use agent_proto::command::{STREAM_FRAME_MAX, STREAM_HEADER};
+use agent_proto::command::{STREAM_FRAME_MAX, STREAM_HEADER, STREAM_WINDOW};
 use agent_proto::stream::encode_header;
+use devices::{Decoder, Encoder, StateError};
 
 use super::descriptor::Descriptor;
 
@@ -37,6 +38,36 @@ impl Source {
     /// Returns a source that reads nothing before [`start`](Self::start).
     pub fn new(seq: u64, descriptor: Descriptor) -> Source {
         Source { seq, descriptor, state: State::Idle, credit: 0, window: 0 }
+    }
+
+    /// Writes the source's state. Whether there is input is found out again.
+    pub fn save(&self, state: &mut Encoder) {
+        let phase = match self.state {
+            State::Idle => 0,
+            State::Readable | State::Waiting => 1,
+            State::Ended => 2,
+        };
+        state.u8(phase).u32(self.credit).u32(self.window);
+    }
+
+    /// Takes over what [`save`](Self::save) wrote.
+    pub fn restore(&mut self, state: &mut Decoder) -> Result<(), StateError> {
+        self.state = match state.u8()? {
+            0 => State::Idle,
+            1 => State::Readable,
+            2 => State::Ended,
+            _ => return Err(StateError::Damaged("the input of a stream")),
+        };
+        (self.credit, self.window) = (state.u32()?, state.u32()?);
+        if self.credit > self.window || self.window > STREAM_WINDOW {
+            return Err(StateError::Damaged("the credit of a stream"));
+        }
+        Ok(())
+    }
+
+    /// Whether the descriptor is to be watched.
+    pub fn is_started(&self) -> bool {
+        self.state != State::Idle
     }
 
     /// Starts reading: the process exists and accepts `window` bytes. Returns false if it was started before.

@@ -28,7 +28,7 @@ fn only_pages_that_are_not_zero_are_stored_and_they_come_back() {
     // Touched, but zero.
     put_byte(&source, 128 * MIB, 0);
     let file = tempfile::tempfile().unwrap();
-    let (extents, sum) = write(source.memory(), &[], &file).unwrap();
+    let (extents, sum) = write(source.memory(), &[], (&file, None)).unwrap();
     let extent = |start, pages, before| Extent { start, len: pages * PAGE_SIZE, offset: before * PAGE_SIZE };
     // Each at the same place of a large page as in memory.
     assert_eq!(extents, [extent(0, 4, 0), extent(64 * MIB, 1, 512), extent(high, 1, 2 * 512 + 256)]);
@@ -50,7 +50,7 @@ fn only_pages_that_are_not_zero_are_stored_and_they_come_back() {
     let third = GuestRam::restored(&ranges, &file, &extents, &WorkingSet::default()).unwrap();
     put_byte(&third, 3 * PAGE_SIZE, 7);
     let again = tempfile::tempfile().unwrap();
-    let (extents, _) = write(third.memory(), &extents, &again).unwrap();
+    let (extents, _) = write(third.memory(), &extents, (&again, None)).unwrap();
     let fourth = GuestRam::restored(&ranges, &again, &extents, &WorkingSet::default()).unwrap();
     for (addr, value) in [(5, 1), (3 * PAGE_SIZE, 7), (64 * MIB + 4095, 3), (high, 4)] {
         assert_eq!(byte(&fourth, addr), value, "{addr:#x}");
