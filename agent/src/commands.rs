@@ -156,9 +156,6 @@ impl State {
 
     fn revive(&self, payload: &[u8]) -> Result<Reply, Error> {
         let new = revival::parse(payload)?;
-        if self.pod.is_some() {
-            return Err(Error::new(ErrorCode::Exists, "the pod is already started"));
-        }
         self.in_guest(|| revival::revive(&new))
     }
 

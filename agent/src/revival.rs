@@ -1,8 +1,9 @@
 //! REVIVE: makes this machine, which continues from a saved one, one of its own.
 //!
 //! All machines that continue from one have the same memory, so also the same state of the random number generator, and the
-//! wall clock of the save. The host sends this command before any that starts something. What else a machine has of its own
-//! (host name, hardware addresses) comes with STARTPOD, as in any machine.
+//! wall clock of the save. The host sends this command before any that starts something, or while the containers of a
+//! checkpoint are suspended. What else a machine of a template has of its own (host name, hardware addresses) comes with
+//! STARTPOD, as in any machine.
 
 use agent_proto::payload::clock::{ClockAdjustment, TICK};
 use agent_proto::revival::Revival;

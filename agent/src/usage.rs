@@ -5,8 +5,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage, ProcessEntry};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::channel::json;
 use crate::container::Container;
@@ -16,6 +18,10 @@ use crate::sys;
 
 /// Limit of bytes that are read from a file of the kernel.
 const FILE_MAX: usize = 4 << 10;
+/// Nanoseconds in which the processes of a container are usually suspended.
+const FROZEN_WITHIN: i64 = 500_000_000;
+/// Nanoseconds between two looks whether they are.
+const INTERVAL: i64 = 1_000_000;
 /// Limit of processes of one container that are reported.
 const PROCESSES_MAX: usize = 1024;
 /// Limit of the length of a reported command.
@@ -38,14 +44,17 @@ impl State {
         Ok(json(&all))
     }
 
-    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. It
-    /// may take effect shortly after the reply.
+    /// Executes PAUSE and RESUME: the kernel suspends or resumes all processes of a container, including new ones. A process
+    /// that does not leave the kernel within [`FROZEN_WITHIN`] is suspended after the reply.
     pub(crate) fn freeze(&self, name: &str, frozen: bool) -> Result<Vec<u8>, Error> {
         for container in self.selected(name)? {
             let Some(cgroup) = container.cgroup() else { continue };
             rustix::fs::openat(cgroup, "cgroup.freeze", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .and_then(|file| rustix::io::write(&file, if frozen { b"1" } else { b"0" }))
                 .step(if frozen { "pause" } else { "resume" }, &container.id)?;
+            if frozen {
+                await_frozen(cgroup).step("pause", &container.id)?;
+            }
         }
         Ok(Vec::new())
     }
@@ -57,6 +66,22 @@ impl State {
         }
         Ok(self.containers.iter().filter(move |container| name.is_empty() || container.id == name))
     }
+}
+
+/// Waits until all processes of a cgroup are suspended, for a limited time.
+fn await_frozen(cgroup: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let events = rustix::fs::openat(cgroup, "cgroup.events", flags, Mode::empty())?;
+    let mut left = FROZEN_WITHIN;
+    // The kernel reports a change of the file since it was last read.
+    while !read(cgroup, "cgroup.events").contains("frozen 1") && left > 0 {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: INTERVAL };
+        match poll(&mut [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI)], Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => left -= INTERVAL,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn usage_of(container: &Container) -> ContainerUsage {

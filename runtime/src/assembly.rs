@@ -4,12 +4,13 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, SOCKETS_PORT, STREAM_PORT};
 use agent_proto::revival::ENTROPY_LEN;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use host::cgroup::room;
 use host::confine::cores::Cookie;
 use host::confine::{self, Role};
@@ -30,14 +31,15 @@ use vmm::devices::virtio::p9::{self, P9};
 use vmm::devices::virtio::rng::Rng;
 use vmm::{Entries, PendingVm, RunningVm, SavedConfig, Timeline, Vm, VmConfig};
 
+use crate::checkpoint::{Checkpoint, Continued, Saved, Shape};
 use crate::config::RunConfig;
 use crate::console::{ConsoleWriters, KernelMarks};
 use crate::image::Images;
 use crate::network::resolver::NameQueries;
 use crate::network::{self, LiveNetwork};
-use crate::sandbox::Sandbox;
 use crate::sandbox::machine::Machine;
 use crate::sandbox::nics::Nics;
+use crate::sandbox::{self, Sandbox};
 use crate::session::Session;
 use crate::sockets;
 use crate::template::make::Way;
@@ -48,6 +50,7 @@ pub struct Assembly {
     pending: PendingVm,
     timeline: Option<Arc<Timeline>>,
     kernel_marks: Option<KernelMarks>,
+    continued: Option<Continued>,
     /// The process is not fit to start another one that makes a template.
     alone: bool,
 }
@@ -76,6 +79,8 @@ struct Outside<'a> {
     socket: Option<UnixStream>,
     timeline: Option<Arc<Timeline>>,
     kernel_marks: Option<KernelMarks>,
+    /// The checkpoint from which the machine continues.
+    saved: Option<Saved>,
 }
 
 /// A machine whose guest does not run yet.
@@ -85,6 +90,7 @@ struct Held {
     streams: StreamHandle,
     nics: Nics,
     console: LogTail,
+    shape: Shape,
 }
 
 /// Connections between the host's network and the guest.
@@ -115,8 +121,8 @@ struct Ends {
     streams: StreamTable,
     resolver: Option<UnixStream>,
     sockets: Option<UnixStream>,
-    /// The machine has the ports of a template, whether it uses them or not.
-    all_ports: bool,
+    /// The ports that the machine has even if it does not use them.
+    ports: [bool; 2],
 }
 
 impl Assembly {
@@ -125,7 +131,7 @@ impl Assembly {
         // A process at its limit of descriptors fails later, at the first that it needs.
         environment::reserve_descriptors().unwrap_or_else(|error| log::debug!("{error}"));
         let pending = PendingVm::start().map_err(vmm::Error::from)?;
-        Ok(Assembly { pending, timeline: None, kernel_marks: None, alone: false })
+        Ok(Assembly { pending, timeline: None, kernel_marks: None, continued: None, alone: false })
     }
 
     /// No template is to be made for the machine if there is none, provided that `alone`.
@@ -135,6 +141,11 @@ impl Assembly {
 
     pub fn with_marks(self, timeline: Option<Arc<Timeline>>, kernel: Option<KernelMarks>) -> Assembly {
         Assembly { timeline, kernel_marks: kernel, ..self }
+    }
+
+    /// Makes the machine continue from a checkpoint.
+    pub fn continuing(self, continued: Option<Continued>) -> Assembly {
+        Assembly { continued, ..self }
     }
 
     /// Creates the machine with its threads, which are confined. The guest runs once the machine is released. The share
@@ -155,8 +166,16 @@ impl Assembly {
         let GuestNetwork { mut network, resolver, names } = guest.unwrap_or_default();
         let spare = network.as_ref().map_or(0, Network::spare_nics);
         let present = network.as_mut().map(|network| std::mem::take(&mut network.nics)).unwrap_or_default();
-        let way = template::make::find(config, plan, present.len() + spare, self.alone)?;
+        let Assembly { pending, timeline, kernel_marks, continued, alone } = self;
         let share = ShareTree::new()?;
+        let (way, saved) = match continued {
+            Some(continued) if present.is_empty() => {
+                let (found, saved) = share_again(&share, continued)?;
+                (Way::Continue(found), Some(saved))
+            }
+            Some(_) => bail!("restore a container in a network namespace with interfaces: not supported"),
+            None => (template::make::find(config, plan, present.len() + spare, alone)?, None),
+        };
         match config.meeting.open_parent() {
             Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
             Err(error) => log::debug!("shared mappings are not excluded from other machines': {error}"),
@@ -164,13 +183,23 @@ impl Assembly {
         let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
         let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
         let count = present.len() + spare;
-        let Assembly { pending, timeline, kernel_marks, alone } = self;
-        let outside =
-            Outside { config, plan, share: &share, present, count, resolver, socket, timeline, kernel_marks };
+        let share_of = &share;
+        let outside = Outside {
+            config,
+            plan,
+            share: share_of,
+            present,
+            count,
+            resolver,
+            socket,
+            timeline,
+            kernel_marks,
+            saved,
+        };
         let (held, wanted) = outside.create(pending, way, alone)?;
-        let Held { vm, link, streams, nics, console } = held;
+        let Held { vm, link, streams, nics, console, shape } = held;
         cookie.wait().context("give the machine's threads a core-scheduling cookie")?;
-        let sandbox = Sandbox { link, streams, vm: Machine::new(vm), share, nics, console, sockets };
+        let sandbox = Sandbox { link, streams, vm: Machine::new(vm), share, nics, console, sockets, shape };
         let session = Session::new(sandbox, patience);
         Ok(Assembled { session, network: LiveNetwork::new(network, names), wanted })
     }
@@ -202,8 +231,14 @@ impl Assembly {
             }
         };
         let (log, _) = LogPort::new(None);
-        let ends =
-            Ends { log, control: device_end, streams: table, resolver: None, sockets: None, all_ports: true };
+        let ends = Ends {
+            log,
+            control: device_end,
+            streams: table,
+            resolver: None,
+            sockets: None,
+            ports: [true; 2],
+        };
         attach_devices(&mut vm, plan, ends, &ShareTree::new()?)?;
         Nics::attach(&mut vm, 0, template::NICS, plan)?;
         let link = if tries { revive(control)? } else { AgentLink::silent(control)? };
@@ -216,6 +251,9 @@ impl Outside<'_> {
     /// is to be made anew unless `alone`.
     fn create(&self, pending: PendingVm, way: Way, alone: bool) -> Result<(Held, Option<Wanted>)> {
         let found = match way {
+            Way::Continue(found) if self.saved.is_some() => {
+                return Ok((self.attempt(pending, Some(found))?, None));
+            }
             Way::Continue(found) => found,
             Way::Boot(wanted) => return Ok((self.attempt(pending, None)?, wanted)),
         };
@@ -235,7 +273,10 @@ impl Outside<'_> {
         let revived = found.is_some();
         let writers = ConsoleWriters::open(config.vm.console.as_ref(), self.kernel_marks.clone())
             .context("open the console's copy")?;
-        let (table, streams) = stream_ends(plan.protocol, self.timeline.clone())?;
+        let (table, streams) = match &self.saved {
+            Some(saved) => link::streams::continued(&saved.specs(), &saved.streams)?,
+            None => stream_ends(plan.protocol, self.timeline.clone())?,
+        };
         let (control, device_end) = UnixStream::pair().context("create a socket pair")?;
         let mut vm = match found {
             Some(found) => self.saved(pending, found)?,
@@ -243,23 +284,29 @@ impl Outside<'_> {
         };
         let (log, console) = LogPort::new(writers.console);
         let [resolver, sockets] = [&self.resolver, &self.socket].map(|end| second(end.as_ref()));
-        let ends = Ends {
-            log,
-            control: device_end,
-            streams: table,
-            resolver: resolver?,
-            sockets: sockets?,
-            all_ports: revived,
+        let shape = match &self.saved {
+            Some(saved) => saved.shape,
+            None if revived => Shape { places: template::NICS, ports: [true; 2] },
+            None => {
+                let ports = [&self.resolver, &self.socket].map(Option::is_some);
+                Shape { places: self.count, ports }
+            }
         };
+        let Shape { places, ports } = shape;
+        let (resolver, sockets) = (resolver?.filter(|_| ports[0]), sockets?.filter(|_| ports[1]));
+        let ends = Ends { log, control: device_end, streams: table, resolver, sockets, ports };
         attach_devices(&mut vm, plan, ends, self.share)?;
-        let places = if revived { template::NICS } else { self.count };
-        let mut nics = Nics::attach(&mut vm, self.count, places, plan)?;
+        let mut nics = Nics::attach(&mut vm, self.count.min(places), places, plan)?;
         for nic in &self.present {
             let nic = nic.try_clone().context("duplicate a tap's descriptor")?;
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
-        let link = if revived { revive(control)? } else { AgentLink::new(control, plan.protocol)? };
-        Ok(Held { vm: vm.hold()?, link, streams, nics, console })
+        let link = match &self.saved {
+            Some(saved) => AgentLink::continued(control, &saved.link, entropy()?, real_time)?,
+            None if revived => revive(control)?,
+            None => AgentLink::new(control, plan.protocol)?,
+        };
+        Ok(Held { vm: vm.hold()?, link, streams, nics, console, shape })
     }
 
     fn saved(&self, pending: PendingVm, found: Found) -> Result<Vm> {
@@ -292,9 +339,26 @@ fn second(end: Option<&UnixStream>) -> Result<Option<UnixStream>> {
 
 /// Opens the channel to the agent of a machine that continues from a template.
 fn revive(control: UnixStream) -> Result<AgentLink> {
+    Ok(AgentLink::revived(control, entropy()?, real_time)?)
+}
+
+/// Returns bytes that no other machine has.
+fn entropy() -> Result<[u8; ENTROPY_LEN]> {
     let mut entropy = [0; ENTROPY_LEN];
     sys::fill_random(&mut entropy).context("read random bytes")?;
-    Ok(AgentLink::revived(control, entropy, || clock::real().unsigned_abs())?)
+    Ok(entropy)
+}
+
+fn real_time() -> u64 {
+    clock::real().unsigned_abs()
+}
+
+/// Shares the files of a container that continues, before its guest runs: the file server must find what the guest knows.
+fn share_again(share: &ShareTree, continued: Continued) -> Result<(Found, Saved)> {
+    let Continued { checkpoint: Checkpoint { saved, snapshot, memory }, container } = continued;
+    container.binds.iter().try_for_each(|bind| sandbox::bind_again(share, bind))?;
+    ensure!(container.contents.is_empty(), "restore a container with files of its own: not supported");
+    Ok((Found { path: PathBuf::new(), snapshot, memory }, saved))
 }
 
 /// Returns the streams: the devices' end and the handle.
@@ -326,18 +390,20 @@ fn attach_devices(vm: &mut Vm, plan: &VmPlan, ends: Ends, share: &ShareTree) -> 
 /// Attaches the console device with its ports: kernel log, control channel, streams, and others that the guest is to
 /// use.
 fn attach_console(vm: &mut Vm, ends: Ends) -> Result<()> {
-    let Ends { log, control, streams, resolver, sockets, all_ports } = ends;
+    let Ends { log, control, streams, resolver, sockets, ports: wanted } = ends;
     let port = |name: &str, backend: Box<dyn PortBackend>| Port { name: Some(name.to_owned()), backend };
     let mut ports = vec![
         Port { name: None, backend: Box::new(log) },
         port(CONTROL_PORT, Box::new(SocketPort::new(control))),
         port(STREAM_PORT, Box::new(streams)),
     ];
-    for (name, socket) in [(RESOLVER_PORT, resolver), (SOCKETS_PORT, sockets)] {
+    for ((name, socket), wanted) in
+        [(RESOLVER_PORT, resolver), (SOCKETS_PORT, sockets)].into_iter().zip(wanted)
+    {
         match socket {
             Some(socket) => ports.push(port(name, Box::new(SocketPort::new(socket)))),
             // The guest's agent does not open a port that its pod has no use for.
-            None if all_ports => ports.push(port(name, Box::new(LogPort::new(None).0))),
+            None if wanted => ports.push(port(name, Box::new(LogPort::new(None).0))),
             None => {}
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub mod checkpoint;
 pub mod container;
 pub mod pod;
 pub mod settings;
@@ -113,6 +114,10 @@ pub enum Command {
     List(Words),
     /// List the host processes of a container
     Ps(Words),
+    /// Save a running container to a directory, from which it can be restored
+    Checkpoint(Words),
+    /// Create a container that goes on where a checkpoint was made
+    Restore(Words),
     /// Suspend all processes in a container
     Pause(Words),
     /// Resume a paused container
@@ -160,6 +165,9 @@ pub struct RunArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub settings: Settings,
+    /// The directory of the checkpoint from which `vmm restore` lets the container go on.
+    #[arg(skip)]
+    pub image: Option<PathBuf>,
 }
 
 /// Flags that engines give to runc.

@@ -133,6 +133,8 @@ pub struct RunConfig {
     /// Whether one is made for a machine that boots because there is none.
     pub making: Making,
     pub templates: Store,
+    /// The directory of the checkpoint from which the container goes on.
+    pub image: Option<PathBuf>,
     /// The directory in which this user's machines meet, whatever root their engines use.
     pub meeting: StateRoot,
 }
@@ -157,6 +159,7 @@ impl RunConfig {
             template: Use::default(),
             making: Making::default(),
             templates,
+            image: None,
             meeting: StateRoot::new(None, |_| None),
         }
     }
@@ -197,6 +200,7 @@ impl RunConfig {
             template: settings.template.map_or(Ok(Use::default()), |text| template(&text))?,
             making: settings.template_make.map_or(Ok(Making::default()), |text| making(&text))?,
             templates: Store::new(settings.template_dir, u64::from(limit_mib) << 20, lookup),
+            image: args.image,
             meeting: StateRoot::new(None, lookup),
         })
     }

@@ -105,6 +105,13 @@ pub enum Request {
         container: String,
         files: BTreeMap<String, String>,
     },
+    /// Save the machine of a container, and end the container unless `leave_running`. The descriptors are the files of memory
+    /// and state, and /proc/PID/pagemap of the pod's process if the client can open it. `label` describes program and host.
+    Checkpoint {
+        container: String,
+        label: String,
+        leave_running: bool,
+    },
 }
 
 impl Request {
@@ -125,6 +132,22 @@ impl Request {
             Request::Pause { paused: true, .. } => "pause",
             Request::Pause { .. } => "resume",
             Request::Update { .. } => "update",
+            Request::Checkpoint { .. } => "checkpoint",
+        }
+    }
+
+    /// The container that the request names.
+    pub fn container_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Request::Start { container }
+            | Request::Wait { container }
+            | Request::Kill { container, .. }
+            | Request::Remove { container, .. }
+            | Request::Pause { container, .. }
+            | Request::Update { container, .. }
+            | Request::Checkpoint { container, .. } => Some(container),
+            Request::Exec(exec) => Some(&mut exec.container),
+            _ => None,
         }
     }
 
@@ -150,6 +173,8 @@ impl Request {
     fn answer_within(&self, patience: Duration) -> Option<Duration> {
         match self {
             Request::Exec(exec) if exec.ignore_paused => None,
+            // The memory may be large, and the disk slow.
+            Request::Checkpoint { .. } => None,
             _ => Some(patience + deadlines::ANSWER),
         }
     }

@@ -4,13 +4,14 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::cli::checkpoint::RestoreArgs;
 use crate::cli::container::{CreateArgs, IdArgs, read};
 use crate::cli::pod::{PodArgs, PodCommand};
 use crate::cli::template::{TemplateArgs, TemplateCommand};
 use crate::cli::update::{EventsArgs, UpdateArgs};
 use crate::cli::{Cli, Command, GlobalArgs, LateArgs, LogArgs, Words};
 use crate::commands::container::delete::delete;
-use crate::commands::container::{create, exec, kill, list, pause, start, state};
+use crate::commands::container::{checkpoint, create, exec, kill, list, pause, start, state};
 use crate::exit::{self, CodedError};
 use crate::state::StateRoot;
 use crate::{commands, logging};
@@ -121,6 +122,12 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
         }
         Command::Resume(words) => {
             container("resume", words, root, |root, args: &IdArgs| pause(root, &args.id, false))?
+        }
+        Command::Checkpoint(words) => container("checkpoint", words, root, checkpoint::checkpoint)?,
+        Command::Restore(words) => {
+            let mut args: RestoreArgs = read("restore", words)?;
+            args.engine.systemd_cgroup = systemd_cgroup;
+            Job::of_runc(move || checkpoint::restore(&root, args, Instant::now())).stays(true)
         }
         Command::Pod(words) => {
             let PodArgs { late, command } = read("pod", words)?;

@@ -4,7 +4,7 @@
 //! [`oci`] reads bundles, [`plan`] decides about machine and container, [`link`] speaks to the agent, and [`host`]
 //! works on the host. Here `cli` and `config` read the user's settings, `dispatch` chooses a subcommand, `commands` has
 //! one file for each, `assembly` creates the machine, `sandbox` and `session` speak to its guest, `pod` supervises the
-//! processes in it, `clock` keeps its time, `template` lets it start without a boot, and `state` and `control` let other processes find it. Start at
+//! processes in it, `clock` keeps its time, `template` lets it start without a boot, `checkpoint` saves it while it runs, and `state` and `control` let other processes find it. Start at
 //! `commands/run.rs`, the straight-line version of a run. The binary is `vmm`; the crate of that name is the virtual
 //! machine monitor.
 //!
@@ -12,6 +12,7 @@
 //! pages use this crate.
 
 mod assembly;
+mod checkpoint;
 mod cli;
 mod clock;
 mod commands;

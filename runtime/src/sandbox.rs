@@ -20,6 +20,7 @@ use vmm::devices::share::{
 use vmm::devices::virtio::console::LogTail;
 use vmm::devices::virtio::net::Vhost;
 
+use crate::checkpoint::Shape;
 use crate::pod::Guest;
 use crate::sockets::Sockets;
 use machine::Machine;
@@ -53,6 +54,8 @@ pub struct Sandbox {
     pub nics: Nics,
     pub(crate) console: LogTail,
     pub(crate) sockets: Option<Sockets>,
+    /// What a machine that continues from this one must have.
+    pub(crate) shape: Shape,
 }
 
 impl Sandbox {
@@ -95,16 +98,7 @@ impl Sandbox {
 
     /// Like [`bind`](Self::bind), for a file or directory that is open. `detached` says that it is on a mount of its own.
     pub fn bind_opened(&self, bind: &ShareBind, file: OwnedFd, detached: bool) -> Result<()> {
-        let terms = Terms {
-            read_only: bind.read_only,
-            owned: bind.owned,
-            nodes: node_policy(&bind.nodes),
-            later_mounts: bind.later_mounts,
-            detached,
-            mount: mount_copy(bind),
-            admin_xattrs: bind.admin_xattrs,
-        };
-        self.share.bind(&bind.path, file, terms)?;
+        bind_into(&self.share, bind, file, detached)?;
         Ok(self.share.allow_mount_points(&bind.path, bind.mount_points)?)
     }
 
@@ -126,6 +120,25 @@ impl Sandbox {
         drop(self.vm);
         self.sockets.iter().for_each(Sockets::finish);
     }
+}
+
+/// Shares a file or directory without mount points.
+fn bind_into(share: &ShareTree, bind: &ShareBind, file: OwnedFd, detached: bool) -> Result<()> {
+    let terms = Terms {
+        read_only: bind.read_only,
+        owned: bind.owned,
+        nodes: node_policy(&bind.nodes),
+        later_mounts: bind.later_mounts,
+        detached,
+        mount: mount_copy(bind),
+        admin_xattrs: bind.admin_xattrs,
+    };
+    Ok(share.bind(&bind.path, file, terms)?)
+}
+
+/// Shares a file or directory with a machine that continues, in which the container runs already.
+pub fn bind_again(share: &ShareTree, bind: &ShareBind) -> Result<()> {
+    bind_into(share, bind, open(bind)?, false)
 }
 
 /// Opens a file or directory for another machine's process, whose server shares it with

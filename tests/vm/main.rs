@@ -4,6 +4,7 @@ mod acl;
 mod binds;
 mod boots;
 mod cgroup;
+mod checkpoint;
 mod clock;
 mod confinement;
 mod databases;

@@ -174,6 +174,6 @@ codes! {
     /// before the change.
     AdjustClock = 72,
     /// Extension. Host to guest, [`Revival`](crate::revival::Revival): this machine continues from a saved one. The first command
-    /// after EXTEND.
+    /// after EXTEND, or after the last one that the saved machine has got.
     Revive = 73,
 }

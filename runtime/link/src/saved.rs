@@ -30,7 +30,10 @@ impl AgentLink {
 
     /// Whether the channel can be saved: nothing is under way.
     pub fn is_quiet(&self) -> bool {
-        self.outgoing.is_empty() && self.commands.is_empty() && self.events.is_empty() && self.opening.is_none()
+        self.outgoing.is_empty()
+            && self.commands.is_empty()
+            && self.events.is_empty()
+            && self.opening.is_none()
     }
 
     /// Returns the state of the channel.

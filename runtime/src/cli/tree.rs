@@ -6,6 +6,7 @@
 
 use clap::{Args, Command, CommandFactory};
 
+use super::checkpoint::{CheckpointArgs, RestoreArgs};
 use super::container::{CreateArgs, DeleteArgs, ExecArgs, IdArgs, KillArgs, ListArgs, PsArgs};
 use super::pod::PodArgs;
 use super::template::TemplateArgs;
@@ -16,7 +17,7 @@ use super::{Cli, LogArgs};
 type Definition = fn() -> Command;
 
 /// The commands with parsers of their own, and the definitions of these parsers.
-const OWN: [(&str, Definition); 14] = [
+const OWN: [(&str, Definition); 16] = [
     ("create", CreateArgs::command),
     ("start", IdArgs::command),
     ("state", IdArgs::command),
@@ -25,6 +26,8 @@ const OWN: [(&str, Definition); 14] = [
     ("exec", ExecArgs::command),
     ("list", ListArgs::command),
     ("ps", PsArgs::command),
+    ("checkpoint", CheckpointArgs::command),
+    ("restore", RestoreArgs::command),
     ("pause", IdArgs::command),
     ("resume", IdArgs::command),
     ("pod", PodArgs::command),
@@ -82,6 +85,8 @@ mod tests {
             Listed::Exec(rest) => read::<ExecArgs>("exec", rest).unwrap_err(),
             Listed::List(rest) => read::<ListArgs>("list", rest).unwrap_err(),
             Listed::Ps(rest) => read::<PsArgs>("ps", rest).unwrap_err(),
+            Listed::Checkpoint(rest) => read::<CheckpointArgs>("checkpoint", rest).unwrap_err(),
+            Listed::Restore(rest) => read::<RestoreArgs>("restore", rest).unwrap_err(),
             Listed::Pause(rest) => read::<IdArgs>("pause", rest).unwrap_err(),
             Listed::Resume(rest) => read::<IdArgs>("resume", rest).unwrap_err(),
             Listed::Run(_) | Listed::Spec(_) | Listed::Check | Listed::Features => {

@@ -19,6 +19,7 @@ use crate::cli::container::KillArgs;
 use crate::control::{ControlError, Request};
 use crate::state::{PodState, StateDir, StateError, StateRoot};
 
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub mod exec;

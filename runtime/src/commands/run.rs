@@ -20,6 +20,7 @@ use super::container::life::Life;
 use super::container::{check_console, refuse_descriptors, write_pid};
 use super::{inherited, own_users};
 use crate::assembly::{self, Assembly};
+use crate::checkpoint::Checkpoint;
 use crate::cli::{EngineArgs, RunArgs};
 use crate::config::RunConfig;
 use crate::console::KernelMarks;
@@ -31,7 +32,8 @@ use crate::{image, logging};
 /// `vmm run`: in the foreground, or with `--detach` create and start. `start` is when this process began.
 pub fn run(root: &StateRoot, args: RunArgs, start: Instant) -> Result<u8> {
     if args.detach {
-        return create::create_and_start(root, args);
+        let create = if args.image.is_some() { create::restore } else { create::create_and_start };
+        return create(root, args);
     }
     let engine = args.engine.clone();
     let config = RunConfig::resolve(args, |name| std::env::var_os(name))?;
@@ -44,6 +46,8 @@ fn foreground(root: &StateRoot, mut config: RunConfig, engine: &EngineArgs, star
     check_console(false, engine.console_socket.as_deref(), false)?;
     let marks = BootMarks::new(&config, start);
     let environment = Variables::own();
+    // A user namespace may not map the owner of the files.
+    let checkpoint = config.image.as_deref().map(Checkpoint::open).transpose()?;
     // No thread exists yet; for root, KVM works while the bundle is read.
     let early = (sys::effective_user() != 0).then(|| load_of_user(&config.bundle)).transpose()?;
     environment::seclude()?;
@@ -60,6 +64,7 @@ fn foreground(root: &StateRoot, mut config: RunConfig, engine: &EngineArgs, star
     // Other commands find a container by its id. A container without one has no directory that could be left behind.
     let registered = config.is_named.then(|| root.claim(&config.id)).transpose()?;
     let mut life = Life::new(RunConfig { bundle: absolute(&config.bundle)?, ..config.clone() }, bundle);
+    life.checkpoint = checkpoint;
     life.directory = registered.as_ref().map(|(directory, _)| directory.clone());
     life.foreground = true;
     life.timeline = marks.timeline.clone();
@@ -72,7 +77,9 @@ fn foreground(root: &StateRoot, mut config: RunConfig, engine: &EngineArgs, star
         let prepared = life.prepare()?;
         marks.mark("planned");
         let created = bytes_of(&told(&life, "created"));
-        hooks::run("startContainer", &hooks.start_container, &created, &environment)?;
+        if config.image.is_none() {
+            hooks::run("startContainer", &hooks.start_container, &created, &environment)?;
+        }
         let mut supervisor = life.begin(prepared, signals, assembly, started(&hooks, &life, &environment))?;
         let code = supervisor.run()?;
         let failed = supervisor.output_error();

@@ -22,6 +22,7 @@ use super::plan::ContainerSpec;
 use super::process::{self, Process};
 use super::restart::Restarts;
 use super::{ClientId, Guest};
+use crate::checkpoint::Saved;
 use crate::exit;
 use crate::state::ContainerState;
 
@@ -172,6 +173,30 @@ impl Container {
             member.client = None;
             (self.leaves, self.stop_stage) = (true, self.stop_stage.max(StopStage::Requested));
         }
+    }
+
+    /// Makes the container, which this process represents, one that runs already in a machine that continues. Its streams are
+    /// open.
+    pub fn continued(&mut self, guest: &mut Guest<'_>, saved: &Saved) -> Result<(), StartError> {
+        let streams = saved.specs().iter().map(|spec| spec.seq).collect();
+        let process = Process::running(self.spec.name(), saved.terminal, streams);
+        (self.phase, self.has_run, self.paused) = (Phase::Running, true, saved.paused);
+        if saved.terminal {
+            self.terminal = RawTerminal::of_stdin().map_err(StartError::Terminal)?;
+            terminal::size().map_or(Ok(()), |size| process.resize(guest, size))?;
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Number of the first stream of its init process, which runs.
+    pub fn first_stream(&self) -> Option<u64> {
+        self.process.as_ref().filter(|_| self.phase == Phase::Running)?.first_stream()
+    }
+
+    /// Records that the container's machine was saved, which ends it as SIGKILL does.
+    pub fn end_with_checkpoint(&mut self) {
+        (self.phase, self.exit) = (Phase::Ended, Some(exit::of_signal(libc::SIGKILL)));
     }
 
     /// Asks the agent to start the container, with streams from number `seq` on.

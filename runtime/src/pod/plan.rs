@@ -27,6 +27,7 @@ use super::podfile::{
     File, Log, Podfile, PodfileError, RestartPolicy, Result, UserContainer, Volume, invalid, unsupported,
 };
 use super::refuse;
+use crate::checkpoint::Saved;
 use crate::config::RunConfig;
 
 /// Docker's default config.json of a container. The root is the directory itself.
@@ -71,6 +72,8 @@ pub struct PodPlan {
     pub id: String,
     pub hostname: String,
     pub machine: VmPlan,
+    /// The checkpoint from which the pod's machine continues.
+    pub continued: Option<Saved>,
     pub log: Log,
     /// The podfile, to which containers that are added later refer.
     file: Podfile,
@@ -98,7 +101,9 @@ impl PodPlan {
         machine.pod.accounting = true;
         let resolv_conf = resolv_conf(&file);
         let log = file.log.clone();
-        let mut pod = PodPlan { id, hostname, machine, log, file, base: base.to_owned(), resolv_conf };
+        let base_dir = base.to_owned();
+        let mut pod =
+            PodPlan { id, hostname, machine, continued: None, log, file, base: base_dir, resolv_conf };
         let containers = pod.file.containers.iter().enumerate();
         let plans: Vec<ContainerSpec> = containers
             .map(|(index, container)| pod.container(&format!("containers[{index}]"), container, base))
@@ -110,14 +115,15 @@ impl PodPlan {
         Ok((pod, plans))
     }
 
-    /// Returns the pod of the one container `id` that runs in `machine`.
-    pub fn of_one(id: &str, mut machine: VmPlan) -> PodPlan {
+    /// Returns the pod of the one container `id` that runs in `machine`, which may continue from a checkpoint.
+    pub fn of_one(id: &str, mut machine: VmPlan, continued: Option<Saved>) -> PodPlan {
         // API 4244 has no such key.
         machine.pod.accounting = machine.protocol != Protocol::Api4244;
         PodPlan {
             id: id.to_owned(),
             hostname: machine.pod.hostname.clone(),
             machine,
+            continued,
             // The engine stores the container's output.
             log: Log { kind: "none".to_owned(), ..Log::default() },
             file: Podfile::default(),

@@ -74,6 +74,25 @@ impl Process {
         Ok(process)
     }
 
+    /// Returns the init process of a container that runs already, whose streams are open.
+    pub fn running(container: &str, terminal: bool, streams: Vec<u64>) -> Process {
+        Process {
+            container: container.to_owned(),
+            name: INIT_PROCESS.to_owned(),
+            phase: ProcessPhase::Running,
+            terminal,
+            streams,
+            held: Vec::new(),
+            pace: None,
+            hung_up: false,
+        }
+    }
+
+    /// Number of its first stream.
+    pub fn first_stream(&self) -> Option<u64> {
+        self.streams.first().copied()
+    }
+
     /// Handles the start of the process: opens its input and sends the signals that have arrived.
     pub fn started(&mut self, guest: &mut Guest<'_>, size: Option<ConsoleSize>) -> Result<(), LinkError> {
         self.phase = ProcessPhase::Running;

@@ -30,8 +30,11 @@ use crate::session::{Session, SessionError};
 use crate::state::{ContainerState, OciState, PodState, StateDir};
 use crate::template::Wanted;
 
+mod checkpoint;
 mod requests;
 mod share;
+
+use checkpoint::Pending;
 
 /// Time between the stop signal and SIGKILL when a signal ends the pod.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -81,7 +84,7 @@ pub struct Supervisor {
     pub files: Paths,
     /// The template that is to be made for the next machine of this kind.
     pub wanted: Option<Wanted>,
-    /// The command STARTPOD, until it is answered.
+    /// The command STARTPOD, or RESUME in a machine that continues, until it is answered.
     starting: Option<CommandId>,
     /// READY has arrived.
     ready: bool,
@@ -93,6 +96,10 @@ pub struct Supervisor {
     last_output: Option<Instant>,
     /// The state has changed since it was written.
     changed: bool,
+    /// The checkpoint that is being made.
+    checkpoint: Option<Pending>,
+    /// The machine was saved and is not to go on.
+    saved: bool,
 }
 
 impl Supervisor {
@@ -104,7 +111,11 @@ impl Supervisor {
         network: LiveNetwork,
         started: Started,
     ) -> Result<Supervisor> {
-        let command = session.sandbox.link.send(Code::StartPod, "start the pod", &pod.machine.pod)?;
+        let link = &mut session.sandbox.link;
+        let starting = match &pod.continued {
+            Some(saved) => checkpoint::resume(link, saved)?,
+            None => Some(link.send(Code::StartPod, "start the pod", &pod.machine.pod)?),
+        };
         let mut containers = Containers::new().context("open /dev/null")?;
         containers.kill_patience = deadlines::kill(session.patience);
         Ok(Supervisor {
@@ -122,13 +133,15 @@ impl Supervisor {
             role: Some(Role::Main),
             files: Paths::default(),
             wanted: None,
-            starting: Some(command),
+            starting,
             ready: false,
             started: Some(started),
             shared: 0,
             stopping: false,
             last_output: None,
             changed: true,
+            checkpoint: None,
+            saved: false,
             session,
             signals,
             pod,
@@ -170,7 +183,7 @@ impl Supervisor {
         self.session.sandbox.vm.release();
         let result = self.live();
         // If the link failed, the guest cannot be asked to end the pod.
-        let answers = result.as_ref().map_or_else(|error| error.is::<CodedError>(), |_| true);
+        let answers = result.as_ref().map_or_else(|error| error.is::<CodedError>(), |_| !self.saved);
         if let Err(error) = result.as_ref().map_err(exit::of_error) {
             // The clients' pending requests to the guest have failed.
             self.clients.fail(&refused(error.1));
@@ -198,8 +211,8 @@ impl Supervisor {
             }
             let output = self.last_output.filter(|_| self.outputs.is_full());
             let clients = self.clients.deadline().filter(|_| !self.is_busy());
-            let until =
-                [self.containers.deadline(Instant::now()), output, clients].into_iter().flatten().min();
+            let until = [self.containers.deadline(Instant::now()), output, clients, self.checkpoint_until()];
+            let until = until.into_iter().flatten().min();
             self.wait("run the pod", until)?;
         }
     }
@@ -218,6 +231,7 @@ impl Supervisor {
             self.mark("pod_started");
         }
         self.network.step(&mut self.session.sandbox);
+        self.advance_checkpoint()?;
         let mut guest = self.session.sandbox.guest();
         let events = self.containers.step(&mut guest, Instant::now())?;
         for event in events {
@@ -263,12 +277,12 @@ impl Supervisor {
 
     /// Whether so many commands are pending that no further client is served.
     fn is_busy(&self) -> bool {
-        self.session.sandbox.link.outstanding() >= BUSY
+        self.session.sandbox.link.outstanding() >= BUSY || self.checkpoint.is_some()
     }
 
     fn take(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Answer(client, reply) => self.clients.answer(client, &reply),
+            Event::Answer(client, reply) => self.clients.answer(client, &self.outward(reply)),
             Event::Last(client, reply) => self.clients.answer_last(client, &reply),
             Event::Changed => self.changed = true,
             Event::Unkilled(container) => {
@@ -337,7 +351,7 @@ impl Supervisor {
 
     fn take_signals(&mut self) -> Result<()> {
         while let Some(action) = self.signals.next().context("read a signal")? {
-            let container = &self.pod.id;
+            let container = &self.own_name().to_owned();
             match action {
                 // Nothing runs yet that would have to be stopped in order.
                 SignalAction::Forward(signal) if self.is_awaited() && requests_termination(signal) => {
@@ -425,7 +439,9 @@ impl Supervisor {
     fn state_of(&self, container: &Container) -> ContainerState {
         let clients = self.containers.clients(container.spec.name());
         let stubs = clients.filter_map(|client| self.clients.process(client)).collect();
-        ContainerState { stubs, ..container.state() }
+        let state = container.state();
+        let name = if state.name == self.own_name() { self.pod.id.clone() } else { state.name.clone() };
+        ContainerState { stubs, name, ..state }
     }
 
     fn write_state(&mut self) -> Result<()> {

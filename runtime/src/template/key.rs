@@ -82,19 +82,22 @@ impl Key {
 }
 
 /// Format, program with its kernels and agent, and the host. The CPU is not here: the state has its CPUID.
-fn common() -> Option<String> {
-    let program = fs::metadata("/proc/self/exe").ok()?;
-    let (dev, ino, size) = (program.dev(), program.ino(), program.size());
-    let (seconds, nanoseconds) = (program.mtime(), program.mtime_nsec());
+pub fn common() -> Option<String> {
+    let program = program()?;
     let host = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     let build = fs::read_to_string("/proc/sys/kernel/version").ok()?;
     let microcode = fs::read_to_string(MICROCODE).unwrap_or_default();
     let (host, build, microcode) = (host.trim(), build.trim(), microcode.trim());
     let format = snapshot::FORMAT;
-    Some(format!(
-        "format {format}\nprogram {dev}:{ino} {size} {seconds}.{nanoseconds:09}\nhost {host} {build}\n\
-         microcode {microcode}\n"
-    ))
+    Some(format!("format {format}\n{program}\nhost {host} {build}\nmicrocode {microcode}\n"))
+}
+
+/// The line of the program, whose file this process can examine even if it can open none.
+pub fn program() -> Option<String> {
+    let program = fs::metadata("/proc/self/exe").ok()?;
+    let (dev, ino, size) = (program.dev(), program.ino(), program.size());
+    let (seconds, nanoseconds) = (program.mtime(), program.mtime_nsec());
+    Some(format!("program {dev}:{ino} {size} {seconds}.{nanoseconds:09}"))
 }
 
 #[cfg(test)]

@@ -378,7 +378,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Refuses what belongs to another user or what others can write to.
-fn check(path: &Path, metadata: &fs::Metadata) -> Result<()> {
+pub fn check(path: &Path, metadata: &fs::Metadata) -> Result<()> {
     if metadata.uid() != sys::effective_user() {
         return Err(refused(path, format!("it belongs to user {}", metadata.uid())));
     }
@@ -388,8 +388,8 @@ fn check(path: &Path, metadata: &fs::Metadata) -> Result<()> {
     Ok(())
 }
 
-/// Opens a file of a template.
-fn open_file(path: &Path) -> Result<File> {
+/// Opens a file of a template or a checkpoint.
+pub fn open_file(path: &Path) -> Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = file.map_err(HostError::at("open", path))?;

@@ -178,7 +178,13 @@ pub fn run() -> Result<(), TrialError> {
     let mut pio = Bus::new();
     pio.insert(STEP_PORT.into(), 1, Box::new(StepPort(steps))).expect("the bus is empty");
     let memory = ram.memory().clone();
-    let board = Arc::new(Board { pio, mmio: Bus::new(), memory, stopping: AtomicBool::new(false), pause: Pause::default() });
+    let board = Arc::new(Board {
+        pio,
+        mmio: Bus::new(),
+        memory,
+        stopping: AtomicBool::new(false),
+        pause: Pause::default(),
+    });
     let in_thread = board.clone();
     let thread = WaitingThread::spawn("trial".into(), || {}).map_err(TrialError::Thread)?;
     let body = move |vcpu: &mut VcpuFd| {

@@ -218,6 +218,26 @@ const REPORTER: [c_long; 22] = [
 
 /// ioctls on a vCPU: KVM_RUN, and those that describe a failed one: KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE.
 const KVM_VCPU: [u32; 4] = [0xae80, 0x8090_ae81, 0x8138_ae83, 0xc018_ae85];
+/// ioctls that read the state of a vCPU, while its machine is saved. The last one shows which registers KVM accepts again.
+const KVM_VCPU_STATE: [u32; 9] = [
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x9000_aea4, // KVM_GET_XSAVE
+    0x8188_aea6, // KVM_GET_XCRS
+    0x8080_aea1, // KVM_GET_DEBUGREGS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+    0x0000_aea3, // KVM_GET_TSC_KHZ
+    0xc008_ae88, // KVM_GET_MSRS
+    0x4008_ae89, // KVM_SET_MSRS
+];
+/// ioctls that read the state of a machine, and what KVM can do.
+const KVM_STATE: [u32; 5] = [
+    0x8030_ae7c, // KVM_GET_CLOCK
+    0xc208_ae62, // KVM_GET_IRQCHIP
+    0xc008_ae05, // KVM_GET_SUPPORTED_CPUID
+    0x0000_ae03, // KVM_CHECK_EXTENSION
+    0xc004_ae02, // KVM_GET_MSR_INDEX_LIST
+];
 /// KVM_IRQFD, which disconnects the interrupts at the machine's end.
 const KVM_IRQFD: u32 = 0x4020_ae76;
 /// TUNSETOFFLOAD, when the driver starts a NIC.
@@ -286,7 +306,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
         Role::Vcpu => {
             calls.extend(VCPU.map(always));
             calls.push(end);
-            ioctls.extend(KVM_VCPU.iter().chain(&[TUNSETOFFLOAD]));
+            ioctls.extend(KVM_VCPU.iter().chain(&[TUNSETOFFLOAD]).chain(&KVM_VCPU_STATE));
         }
         Role::Devices => {
             calls.extend(DEVICES.map(always));
@@ -330,6 +350,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.push(always(SYS_set_robust_list));
             prctl.push(PR_SET_NAME as u32);
             ioctls.extend([KVM_IRQFD, TCGETS as u32, TIOCGWINSZ as u32, FIONBIO as u32]);
+            ioctls.extend(KVM_STATE);
             ioctls.extend([TCSETS, TCSETSW, TCSETSF].map(|number| number as u32));
             ioctls.extend([TCGETS2, TCSETS2, TCSETSW2, TCSETSF2].map(|number| number as u32));
         }

@@ -82,7 +82,9 @@ impl StreamTable {
 
     fn flush_all(&mut self, watch: &mut Watcher<'_>) {
         for index in 0..self.streams.len() {
-            let Some(sink) = self.streams[index].as_mut().and_then(|stream| stream.sink.as_mut()) else { continue };
+            let Some(sink) = self.streams[index].as_mut().and_then(|stream| stream.sink.as_mut()) else {
+                continue;
+            };
             let watched = sink.blocked().map(Descriptor::raw);
             if watched.is_some() {
                 sink.flush();

@@ -20,6 +20,7 @@ use super::life::{Life, refuse_foreground_flags};
 use super::member;
 use super::{check_console, refuse_descriptors, start, write_pid};
 use crate::assembly::{self, Assembly};
+use crate::checkpoint::Checkpoint;
 use crate::cli::RunArgs;
 use crate::cli::container::CreateArgs;
 use crate::commands::{inherited, own_users};
@@ -50,6 +51,11 @@ pub fn create_and_start(root: &StateRoot, args: RunArgs) -> Result<u8> {
     start(root, &id)
 }
 
+/// `vmm restore --detach`: creates a container that goes on from a checkpoint, without `vmm start`.
+pub fn restore(root: &StateRoot, args: RunArgs) -> Result<u8> {
+    create(root, args)
+}
+
 /// Creates a container. Returns 0 once it is created; the forked process returns its exit code at its end.
 fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     let engine = args.engine.clone();
@@ -64,7 +70,13 @@ fn create(root: &StateRoot, args: RunArgs) -> Result<u8> {
     lend_host_name(&mut bundle.spec)?;
     check_console(bundle.process.terminal, engine.console_socket.as_deref(), true)?;
     let home = home::find(root, &bundle.spec)?;
+    let checkpoint = config.image.as_deref().map(Checkpoint::open).transpose()?;
+    ensure!(
+        checkpoint.is_none() || home.is_none(),
+        "restore a container into the machine of another one: not supported"
+    );
     let mut life = Life::new(config, bundle);
+    life.checkpoint = checkpoint;
     life.console_socket = engine.console_socket;
     make(root, life, home, engine.pid_file.as_deref())
 }

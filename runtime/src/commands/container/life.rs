@@ -21,6 +21,7 @@ use vmm::Timeline;
 
 use super::hook_points::run_first;
 use crate::assembly::{self, Assembled, Assembly};
+use crate::checkpoint::{Checkpoint, Continued};
 use crate::config::RunConfig;
 use crate::logging;
 use crate::pod::plan::{ContainerSpec, PodPlan};
@@ -46,6 +47,8 @@ pub struct Life {
     pub timeline: Option<Arc<Timeline>>,
     /// Memory and CPUs of the host for a machine in the first cgroup of this process; `None` before they were read.
     pub host: Option<Host>,
+    /// The checkpoint from which the container continues, until its machine is created.
+    pub checkpoint: Option<Checkpoint>,
     /// Reports kills in the guest to the engine, for containers with a memory limit.
     pub kill_reporter: Option<KillReporter>,
     /// The cgroup of this process before it joined the container's.
@@ -72,6 +75,7 @@ impl Life {
             foreground: false,
             timeline: None,
             host: None,
+            checkpoint: None,
             kill_reporter: None,
             cgroup_before: Cgroup::default(),
         }
@@ -83,12 +87,16 @@ impl Life {
         self.write_state()?;
         self.open_terminal()?;
         let mut vm = VmPlan::for_bundle(&self.bundle, &self.config.id, &self.config.vm)?;
-        let container = ContainerPlan::new(&self.bundle, &self.config.id, &vm, terminal::size())?;
+        let saved = self.checkpoint.as_ref().map(|checkpoint| checkpoint.saved.clone());
+        saved.as_ref().map_or(Ok(()), |saved| saved.resize(&mut vm))?;
+        let name = saved.as_ref().map_or(&self.config.id, |saved| &saved.container);
+        let container = ContainerPlan::new(&self.bundle, name, &vm, terminal::size())?;
         if let Some(wanted) = &vm.cgroup {
             self.enter_cgroup(wanted, vm.memory_mib)?;
         }
         // The limits of its own cgroup, or of another that it joined, size the machine.
         vm.fill(self.host.filter(|_| vm.cgroup.is_none()).unwrap_or_else(assembly::host));
+        saved.as_ref().map_or(Ok(()), |saved| saved.resize(&mut vm))?;
         let hooks = &self.bundle.spec.hooks;
         // A new namespace without a path in the foreground stays empty unless a hook configures it.
         let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())
@@ -139,12 +147,19 @@ impl Life {
         let patience = limits::patience(&spec.linux.resources.cpu, self.config.agent_timeout);
         let listener = self.directory.as_ref().map(StateDir::listen).transpose()?;
         let role = if entered { Role::Network } else { Role::Main };
+        let continued = self.checkpoint.take().map(|checkpoint| {
+            let mut container = container.clone();
+            container.place(1);
+            Continued { checkpoint, container }
+        });
+        let saved = continued.as_ref().map(|continued| continued.checkpoint.saved.clone());
         // In the foreground this process itself starts the one that makes a template, which must have nothing of the container's.
-        let assembly = assembly.alone(self.foreground && (entered || vm.cgroup.is_some()));
+        let assembly =
+            assembly.continuing(continued).alone(self.foreground && (entered || vm.cgroup.is_some()));
         let Assembled { session, network, wanted } =
             assembly.finish(&self.config, &mut vm, entered.then_some(spec), patience)?;
         let wanted = if self.foreground { self.make(wanted) } else { wanted };
-        let pod = PodPlan::of_one(&self.config.id, vm);
+        let pod = PodPlan::of_one(&self.config.id, vm, saved);
         let mut supervisor = Supervisor::new(session, signals, pod, network, started)?;
         if let Some((directory, listener)) = self.directory.clone().zip(listener) {
             supervisor.register(directory, listener);

@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use oci::spec::ConsoleSize;
 
 use super::{Containers, Event, Result, refused};
+use crate::checkpoint::Saved;
 use crate::control::Reply;
 use crate::exit;
-use crate::pod::container::Container;
+use crate::pod::container::{Container, Phase, StartError};
 use crate::pod::plan::ContainerSpec;
 use crate::pod::{ClientId, Guest};
 
@@ -15,6 +16,28 @@ impl Containers {
     /// Adds a container that `client` represents with these standard streams.
     pub fn add_member(&mut self, spec: ContainerSpec, client: ClientId, fds: Vec<OwnedFd>) {
         self.all.push(Container::of_client(spec, client, fds));
+    }
+
+    /// Adds the container that this process represents and that runs already in a machine that continues.
+    pub fn continue_own(
+        &mut self,
+        guest: &mut Guest<'_>,
+        spec: ContainerSpec,
+        saved: &Saved,
+    ) -> Result<(), StartError> {
+        let mut container = Container::own(spec, Phase::Running);
+        container.continued(guest, saved)?;
+        self.next_seq = saved.next_stream;
+        self.all.push(container);
+        Ok(())
+    }
+
+    /// Returns the only container, if this process represents it and no other process runs beside its init process, and the
+    /// number of the next stream.
+    pub fn only(&mut self) -> Option<(&mut Container, u64)> {
+        let alone = self.all.len() == 1 && self.execs.is_empty() && self.awaited.is_empty();
+        let next = self.next_seq;
+        self.all.first_mut().filter(|only| alone && only.is_own()).map(|only| (only, next))
     }
 
     /// Returns the container that this process represents.

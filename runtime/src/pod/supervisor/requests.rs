@@ -22,10 +22,15 @@ impl Supervisor {
         request: Request,
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>> {
+        let request = self.inward(request);
         let (containers, mut guest) = (&mut self.containers, self.session.sandbox.guest());
         let reply = match request {
             Request::Wait { container } => containers.wait(&container, client),
-            Request::Exec(_) | Request::Add { .. } | Request::Join(_) | Request::Start { .. }
+            Request::Exec(_)
+            | Request::Add { .. }
+            | Request::Join(_)
+            | Request::Start { .. }
+            | Request::Checkpoint { .. }
                 if self.stopping =>
             {
                 Some(refused("the pod is ending".to_owned()))
@@ -55,6 +60,7 @@ impl Supervisor {
             Request::Pause { container, paused } => {
                 containers.pause(&mut guest, client, container, paused)?
             }
+            request @ Request::Checkpoint { .. } => self.begin_checkpoint(client, request, fds),
             Request::Update { container, files } => {
                 containers.update(&mut guest, client, container, files)?
             }

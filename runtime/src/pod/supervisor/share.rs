@@ -93,6 +93,9 @@ impl Supervisor {
                 Some(LogFile::open(&path, limits).with_context(|| format!("open log {}", path.display()))?)
             }
         };
+        if self.pod.continued.is_some() {
+            return self.continue_own(spec);
+        }
         if let Err(error) = self.share(&spec.plan) {
             self.unshare(&spec.plan);
             return Err(error);
