@@ -25,7 +25,7 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
     /// Returns what the device must know to continue in another machine. Called while no vCPU and no other thread uses the
     /// device. Most devices without queues know nothing.
-    fn save(&self) -> Result<Vec<u8>, StateError> {
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
         Ok(Vec::new())
     }
     /// Continues from what [`save`](Self::save) returned, before the first vCPU runs. The device has not been used.
@@ -185,7 +185,7 @@ mod tests {
         fn write(&mut self, _offset: u64, _data: &[u8]) -> Action {
             Action::None
         }
-        fn save(&self) -> Result<Vec<u8>, StateError> {
+        fn save(&mut self) -> Result<Vec<u8>, StateError> {
             if self.0 == 0 { Err(StateError::Busy("zero")) } else { Ok(vec![self.0]) }
         }
         fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {

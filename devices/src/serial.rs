@@ -56,7 +56,7 @@ impl BusDevice for Serial {
         Action::None
     }
 
-    fn save(&self) -> Result<Vec<u8>, StateError> {
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
         Err(StateError::Busy("a serial port cannot be saved"))
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agent_proto::command::{CONTROL_PORT, Protocol, RESOLVER_PORT, SOCKETS_PORT, STREAM_PORT};
 use agent_proto::revival::ENTROPY_LEN;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use host::cgroup::room;
 use host::confine::cores::Cookie;
 use host::confine::{self, Role};
@@ -169,11 +169,10 @@ impl Assembly {
         let Assembly { pending, timeline, kernel_marks, continued, alone } = self;
         let share = ShareTree::new()?;
         let (way, saved) = match continued {
-            Some(continued) if present.is_empty() => {
+            Some(continued) => {
                 let (found, saved) = share_again(&share, continued)?;
                 (Way::Continue(found), Some(saved))
             }
-            Some(_) => bail!("restore a container in a network namespace with interfaces: not supported"),
             None => (template::make::find(config, plan, present.len() + spare, alone)?, None),
         };
         match config.meeting.open_parent() {
@@ -297,7 +296,10 @@ impl Outside<'_> {
         let ends = Ends { log, control: device_end, streams: table, resolver, sockets, ports };
         attach_devices(&mut vm, plan, ends, self.share)?;
         let mut nics = Nics::attach(&mut vm, self.count.min(places), places, plan)?;
-        for nic in &self.present {
+        // The guest of a checkpoint has none, and finds them when it is told to look for them.
+        let (present, later) =
+            self.present.split_at(if self.saved.is_some() { 0 } else { self.present.len() });
+        for nic in present {
             let nic = nic.try_clone().context("duplicate a tap's descriptor")?;
             nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
         }
@@ -306,7 +308,12 @@ impl Outside<'_> {
             None if revived => revive(control)?,
             None => AgentLink::new(control, plan.protocol)?,
         };
-        Ok(Held { vm: vm.hold()?, link, streams, nics, console, shape })
+        let vm = vm.hold()?;
+        for nic in later {
+            let nic = nic.try_clone().context("duplicate a tap's descriptor")?;
+            nics.plug(nic, vm.events(), || Vhost::open(vm.memory().clone()))?;
+        }
+        Ok(Held { vm, link, streams, nics, console, shape })
     }
 
     fn saved(&self, pending: PendingVm, found: Found) -> Result<Vm> {

@@ -65,8 +65,6 @@ pub struct Saved {
     pub shape: Shape,
     /// The container has a terminal.
     pub terminal: bool,
-    /// The container was paused by a user, and stays so.
-    pub paused: bool,
     /// Number of the first stream of its init process.
     pub stream: u64,
     /// Number of the next stream.
@@ -108,7 +106,7 @@ impl Saved {
         state.u32(self.memory_mib).u8(self.vcpus).u8((self.kernel == Kernel::Full).into());
         state.u8((self.share == ShareType::P9).into()).u32(self.shape.places as u32);
         self.shape.ports.iter().for_each(|there| _ = state.u8((*there).into()));
-        state.u8(self.terminal.into()).u8(self.paused.into()).u64(self.stream).u64(self.next_stream);
+        state.u8(self.terminal.into()).u64(self.stream).u64(self.next_stream);
         state.bytes(&self.link).bytes(&self.streams).bytes(&snapshot.encode());
         let mut bytes = state.finish();
         bytes.extend_from_slice(&snapshot::checksum_of(&bytes).to_le_bytes());
@@ -142,7 +140,6 @@ fn decode(bytes: &[u8]) -> Result<(Saved, Snapshot)> {
         share: if state.u8()? != 0 { ShareType::P9 } else { ShareType::VirtioFs },
         shape: Shape { places: state.u32()? as usize, ports: [state.u8()? != 0, state.u8()? != 0] },
         terminal: state.u8()? != 0,
-        paused: state.u8()? != 0,
         stream: state.u64()?,
         next_stream: state.u64()?,
         link: state.bytes()?.to_vec(),

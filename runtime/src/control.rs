@@ -112,6 +112,8 @@ pub enum Request {
         label: String,
         leave_running: bool,
     },
+    /// The checkpoint that the connection asked for is on the disk, so that the container can end.
+    Confirm,
 }
 
 impl Request {
@@ -132,7 +134,7 @@ impl Request {
             Request::Pause { paused: true, .. } => "pause",
             Request::Pause { .. } => "resume",
             Request::Update { .. } => "update",
-            Request::Checkpoint { .. } => "checkpoint",
+            Request::Checkpoint { .. } | Request::Confirm => "checkpoint",
         }
     }
 
@@ -153,7 +155,7 @@ impl Request {
 
     /// Whether the request gets an answer, and only the guest decides when.
     pub fn is_answered(&self) -> bool {
-        !matches!(self, Request::Wait { .. } | Request::Signal(_) | Request::Resize(..))
+        !matches!(self, Request::Wait { .. } | Request::Signal(_) | Request::Resize(..) | Request::Confirm)
     }
 
     /// Whether the request may change the pod's state.

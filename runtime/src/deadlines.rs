@@ -13,6 +13,8 @@ pub const KILL: Duration = Duration::from_secs(10);
 pub const GONE: Duration = Duration::from_secs(30);
 /// Maximum time for a machine's process between the end of its containers and its own end.
 pub const ENDING: Duration = Duration::from_secs(60);
+/// Maximum time for a client to write a checkpoint to the disk. The machine waits meanwhile.
+pub const SYNC: Duration = Duration::from_secs(600);
 /// Maximum time for the machine's threads to end.
 pub const THREADS: Duration = Duration::from_secs(10);
 /// Maximum time from a client's connection, or from a request's first byte, to the complete request.

@@ -1,5 +1,7 @@
 //! The life of a container: start, inspection, stop, restart.
 
+use rustix::process::Signal;
+
 use crate::case::{Case, case};
 use crate::engine::Engine;
 
@@ -18,6 +20,7 @@ pub const CASES: &[Case] = &[
     case!(health_is_checked),
     case!(init_reaps),
     case!(create_then_start),
+    case!(a_checkpoint_is_gone_on_from),
 ];
 
 /// A script that sets `traps`, prints `ready` and waits for signals.
@@ -159,4 +162,28 @@ fn create_then_start(engine: &Engine) {
     engine.ok(&["create", "--name", "later", "box", "sh", "-c", "echo now; exit 2"]);
     assert_eq!(engine.inspect("later", ".State.Status"), "created");
     engine.run(&["start", "-a", "later"]).code(2).stdout("now\n");
+}
+
+/// runc needs CRIU for that, which Debian does not have.
+fn a_checkpoint_is_gone_on_from(engine: &Engine) {
+    if !engine.is_vm() {
+        return;
+    }
+    engine.end_daemon(Signal::TERM);
+    engine.start_daemon(&["--experimental"]);
+    let script = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done";
+    engine.start_container("counter", &["box", "sh", "-c", script], "3");
+    engine.ok(&["checkpoint", "create", "counter", "first"]);
+    assert_eq!(engine.ok(&["wait", "counter"]), "137");
+    let before = engine.ok(&["logs", "counter"]).lines().count();
+    engine.ok(&["start", "--checkpoint", "first", "counter"]);
+    engine.wait_log("counter", &format!("\n{}\n", before + 3));
+    assert_eq!(engine.ok(&["exec", "counter", "cat", "/proc/1/comm"]), "sh");
+    let address = engine.inspect("counter", ".NetworkSettings.IPAddress");
+    let found = engine.ok(&["exec", "counter", "ip", "-o", "addr", "show", "dev", "eth0"]);
+    assert!(found.contains(&format!("inet {address}/")), "{found}");
+    let log = engine.ok(&["logs", "counter"]);
+    let counted: Vec<String> = (1..=log.lines().count()).map(|n| n.to_string()).collect();
+    assert_eq!(log.lines().collect::<Vec<_>>(), counted);
+    engine.ok(&["stop", "-t", "1", "counter"]);
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use tests::{Bundle, Running, StateDir};
 
 use crate::lifecycle::{Container, reap};
+use crate::network::Nets;
 
 /// Memory of the machines.
 const MEMORY: (&str, &str) = ("VMM_MEMORY", "128");
@@ -283,6 +284,25 @@ fn what_cannot_be_saved_is_refused_by_name_and_goes_on() {
 }
 
 #[test]
+fn a_container_goes_on_if_its_checkpoint_is_interrupted() {
+    let (state, bundle) =
+        (StateDir::new(), Bundle::sh("echo ready; while [ ! -e /go ]; do sleep 0.1; done; echo over"));
+    let image = state.beside("image");
+    let mut first = run(&state, &bundle);
+    first.wait_for("ready\n");
+    let words = words(&image, &["c"]);
+    let mut command = state.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut saving = command.stderr(Stdio::null()).spawn().expect("start vmm checkpoint");
+    until("memory", || fs::metadata(image.join("memory")).ok().filter(|file| file.len() > 0));
+    saving.kill().expect("kill vmm checkpoint");
+    saving.wait().expect("wait for vmm checkpoint");
+    assert!(!image.join("state").exists());
+    state.out(&["exec", "c", "true"]);
+    fs::write(bundle.rootfs().join("go"), "").expect("write a file");
+    first.finish().code(0).stdout("over\n");
+}
+
+#[test]
 fn a_container_that_is_killed_while_it_is_saved_leaves_no_checkpoint() {
     let (state, bundle) = (StateDir::new(), Bundle::sh("echo ready; exec sleep 1000"));
     let image = state.beside("image");
@@ -302,4 +322,28 @@ fn a_container_that_is_killed_while_it_is_saved_leaves_no_checkpoint() {
         let finished = Running::start(restore(&state, &bundle, &image, "r")).finish();
         finished.says(&["checkpoint", "No such file"]);
     }
+}
+
+#[test]
+fn a_restored_container_has_the_interfaces_of_its_network_namespace() {
+    let nets = Nets::joined();
+    let script = "echo ready; while [ ! -e /go ]; do sleep 0.1; done
+        ip -o addr show dev eth0 | awk '$3 == \"inet\" {print $4}'; ping -c 1 -W 60 10.9.0.1 >/dev/null && echo reached";
+    let (state, bundle) = (StateDir::new(), nets.bundle(script));
+    let image = state.beside("image");
+    let mut first = run(&state, &bundle);
+    first.wait_for("ready\n");
+    let ping = ["exec", "c", "ping", "-c", "1", "-W", "60", "10.9.0.1"];
+    state.out(&ping);
+    checkpoint(&state, &image, &["--leave-running", "c"]);
+    state.out(&ping);
+    checkpoint(&state, &image, &["c"]);
+    first.finish().code(137);
+    assert_eq!(nets.traces(), "");
+    let second = Running::start(restore(&state, &bundle, &image, "r"));
+    until("container", || state.output(&["exec", "r", "true"]).status.success().then_some(()));
+    fs::write(bundle.rootfs().join("go"), "").expect("write a file");
+    let finished = second.finish().code(0);
+    assert_eq!(finished.text(), "10.9.0.2/24\nreached", "{finished}");
+    assert_eq!(nets.traces(), "");
 }

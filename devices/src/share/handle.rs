@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::cursor::Cursor;
@@ -26,8 +26,8 @@ pub struct Handle {
     pub opener: Caller,
     /// The guest has shared mappings of the file that write to it.
     pub mapping: OnceLock<Mapping>,
-    /// The guest has locked the file as flock(2) does.
-    pub flocked: AtomicBool,
+    /// The guest's lock of the file by flock(2): 0 for none, or LOCK_SH or LOCK_EX.
+    pub flocked: AtomicI32,
 }
 
 impl Handle {
@@ -41,7 +41,7 @@ impl Handle {
             cursor,
             opener,
             mapping: OnceLock::new(),
-            flocked: AtomicBool::new(false),
+            flocked: AtomicI32::new(0),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::bind::Bind;
 use super::errno::{Errno, Result};
 use super::inode::DescriptorCount;
 use super::sys;
+use crate::{Encoder, StateError};
 
 /// Limit of the ranges that a machine has locked, and so of their owners, each of which takes a descriptor for each
 /// file. The host's kernel searches all ranges of a file for each lock, which takes up to half a millisecond with this
@@ -112,9 +113,21 @@ impl Locks {
         self.ranges = self.owners.values().map(|held| held.ranges.0.len()).sum();
     }
 
-    /// Whether the guest has locked no range.
-    pub fn is_empty(&self) -> bool {
-        self.ranges == 0
+    /// Writes all ranges. `node` returns the number of a file's node in a bind.
+    pub fn save(
+        &self,
+        node: impl Fn(u64, (u64, u64)) -> Option<u64>,
+        state: &mut Encoder,
+    ) -> std::result::Result<(), StateError> {
+        state.u32(self.owners.len() as u32);
+        for ((key, owner), held) in &self.owners {
+            let node = node(held.bind, *key).ok_or(StateError::Busy("a locked file is unknown"))?;
+            state.u64(node).u64(*owner).u32(held.ranges.0.len() as u32);
+            for (start, (end, kind)) in &held.ranges.0 {
+                state.u64(*start).u64(*end).u8((*kind == LockKind::Write).into());
+            }
+        }
+        Ok(())
     }
 
     /// Numbers of owners and of ranges.

@@ -15,13 +15,17 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::attributes::Attributes;
-use super::errno::{Errno, Result};
+use super::errno::Errno;
 use super::inode::Inode;
 use super::lock_table::{length, lock_type};
 use super::operations::{Node, OpenFile, Operations};
 use super::sys;
 
+use crate::{Decoder, Encoder, StateError};
+
 pub use super::lock_table::{END, LockKind, Span};
+
+type Result<T, E = Errno> = std::result::Result<T, E>;
 
 /// The owner of ranges in an open file, and one of them.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +91,12 @@ impl Operations {
     pub fn lock_file(&self, file: OpenFile, kind: Option<LockKind>) -> Result<()> {
         let handle = self.handle(file)?;
         let locked = sys::flock(handle.file.as_fd(), kind.map(|kind| kind == LockKind::Write));
-        handle.flocked.store(kind.is_some() && locked.is_ok(), Ordering::Relaxed);
+        let held = match kind.filter(|_| locked.is_ok()) {
+            None => 0,
+            Some(LockKind::Read) => libc::LOCK_SH,
+            Some(LockKind::Write) => libc::LOCK_EX,
+        };
+        handle.flocked.store(held, Ordering::Relaxed);
         locked
     }
 
@@ -99,6 +108,37 @@ impl Operations {
         let stat = sys::fstat(inode.fd()?.as_fd())?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         Ok((self.attributes_of(&inode, &stat), !inode.same_as_seen(&stat, now)))
+    }
+
+    /// Takes the ranges again that [`save_locks`](Self::save_locks) wrote. Those of a stale file are lost with it.
+    pub(super) fn restore_locks(&self, state: &mut Decoder) -> Result<(), StateError> {
+        let mut locks = self.shared.locks.lock().unwrap();
+        for _ in 0..state.u32()? {
+            let (id, owner) = (state.u64()?, state.u64()?);
+            let inode = self.shared.table.lock().unwrap().inode(id);
+            let inode = inode.map_err(|_| StateError::Damaged("the file of a lock"))?;
+            let key = (inode.key, owner);
+            let added = locks.add_owner(key, inode.bind.id, || {
+                let count = self.shared.table.lock().unwrap().descriptor()?;
+                Ok((self.open_to_lock(&inode)?, count))
+            });
+            for _ in 0..state.u32()? {
+                let span = Span { start: state.u64()?, end: state.u64()? };
+                let kind = if state.u8()? != 0 { LockKind::Write } else { LockKind::Read };
+                let span = checked(span).map_err(|_| StateError::Damaged("a lock"))?;
+                if added.is_ok() {
+                    locks.set(key, span, kind).map_err(|_| taken(&inode))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the ranges that the guest has locked.
+    pub(super) fn save_locks(&self, state: &mut Encoder) -> Result<(), StateError> {
+        let locks = self.shared.locks.lock().unwrap();
+        let table = self.shared.table.lock().unwrap();
+        locks.save(|bind, key| Some(table.inode_in(bind, key)?.id), state)
     }
 
     /// Opens a file to lock it: for writing as well if that is possible, because its owner may lock for writing later.
@@ -113,6 +153,12 @@ impl Operations {
         }
         self.open_inode(inode, flags)
     }
+}
+
+/// The error for a lock that others have taken since.
+pub(super) fn taken(inode: &Inode) -> StateError {
+    let name = inode.location().map(|(_, name)| name).unwrap_or_default();
+    StateError::Refused(format!("another process has locked the file {name:?}"))
 }
 
 fn checked(span: Span) -> Result<Span> {

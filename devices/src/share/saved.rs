@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::bind::Bind;
 use super::cursor::Cursor;
 use super::errno::{Errno, Result as SysResult};
 use super::handle::Handle;
+use super::locks::taken;
 use super::operations::Operations;
 use super::sys;
 use super::table::{ROOT_ID, SavedHandle};
@@ -63,7 +65,7 @@ impl Operations {
     ///
     /// # Errors
     ///
-    /// The guest has something that cannot be found again, by its name: a file that was removed while it is open, a lock.
+    /// The guest has something that cannot be found again, such as a file that was removed while it is open.
     pub fn save(&mut self, state: &mut Encoder) -> Result<()> {
         self.close_all_unopened();
         state.u8(self.watching.get().into()).u8(self.tells_acls.into()).u8(self.reads_unopened.into());
@@ -73,10 +75,8 @@ impl Operations {
             state.bytes(path).u64(entry.id).u8(entry.kind());
             state.u64(entry.bind.as_ref().map_or(0, |bind| bind.key.0));
         }
-        if !self.shared.locks.lock().unwrap().is_empty() {
-            return Err(StateError::Busy("the container has locked a range of a file by fcntl(2)"));
-        }
-        self.shared.table.lock().unwrap().save(self.shared.proc_self_fd.as_fd(), state)
+        self.shared.table.lock().unwrap().save(self.shared.proc_self_fd.as_fd(), state)?;
+        self.save_locks(state)
     }
 
     /// Takes over what [`save`](Self::save) wrote. This share has the same binds, and no guest has used it.
@@ -109,6 +109,7 @@ impl Operations {
         for handle in handles {
             self.reopen(&handle)?;
         }
+        self.restore_locks(state)?;
         if watching {
             self.watch.borrow_mut().lose();
         }
@@ -132,6 +133,11 @@ impl Operations {
                 .map_err(|_| StateError::Busy("another machine has mapped a file of the container"))?;
             // Nobody else has the handle.
             let _ = handle.mapping.set(mapping);
+        }
+        if let (Ok(handle), libc::LOCK_SH | libc::LOCK_EX) = (&opened, saved.flocked) {
+            let locked = sys::flock(handle.file.as_fd(), Some(saved.flocked == libc::LOCK_EX));
+            locked.map_err(|_| taken(&saved.inode))?;
+            handle.flocked.store(saved.flocked, Ordering::Relaxed);
         }
         self.shared.table.lock().unwrap().reopened(saved.id, opened.ok());
         Ok(())

@@ -185,7 +185,7 @@ impl Table {
     }
 
     /// Returns the inode of a file in one bind, if it is known.
-    fn inode_in(&self, bind: u64, key: (u64, u64)) -> Option<Arc<Inode>> {
+    pub fn inode_in(&self, bind: u64, key: (u64, u64)) -> Option<Arc<Inode>> {
         let known = self.inodes.get(self.by_key.get(&(bind, key.0, key.1))?)?;
         Some(known.inode.clone())
     }

@@ -305,7 +305,10 @@ impl BusDevice for MmioTransport {
         Action::None
     }
 
-    fn save(&self) -> Result<Vec<u8>, StateError> {
+    fn save(&mut self) -> Result<Vec<u8>, StateError> {
+        // A reset that waited for a queue's owner may be complete by now.
+        self.finish_reset();
+        self.answer();
         self.state()
     }
 

@@ -12,7 +12,6 @@ fn saved() -> Saved {
         share: ShareType::VirtioFs,
         shape: Shape { places: 8, ports: [true, false] },
         terminal: false,
-        paused: true,
         stream: 1,
         next_stream: 3,
         link: vec![1, 2],

@@ -74,6 +74,19 @@ impl LiveNetwork {
         Ok(())
     }
 
+    /// Takes all NICs from the guest, for a checkpoint: what is behind them is no part of it. [`follow`](Self::follow) gives
+    /// them back, as new ones.
+    pub fn withdraw(&mut self, sandbox: &mut Sandbox) -> Result<(), LinkError> {
+        let Some(network) = &mut self.network else { return Ok(()) };
+        for link in network.config().links.clone() {
+            network.remove(link.index);
+            let gone = Interface { mac_addr: mac_text(&link.mac), ..Interface::default() };
+            let command = sandbox.link.send(Code::DeleteInterface, "remove a network interface", &gone)?;
+            self.leaving.push((command, link.index));
+        }
+        Ok(())
+    }
+
     /// Removes the NICs that the guest has released.
     pub fn step(&mut self, sandbox: &mut Sandbox) {
         self.leaving.retain(|(command, link)| match sandbox.link.reply(*command) {

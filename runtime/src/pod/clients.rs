@@ -173,6 +173,24 @@ impl Clients {
         taken
     }
 
+    /// Writes a client's answers, and waits until the client confirms them, at most until `until`. Returns false if it does not,
+    /// or is gone. Other clients wait.
+    pub fn is_confirmed(&mut self, id: ClientId, until: Instant) -> bool {
+        loop {
+            if let Some((request, _)) = self.next(id) {
+                return request == Request::Confirm;
+            }
+            let Some(client) = self.clients.iter_mut().find(|client| client.id == id) else { return false };
+            let left = until.saturating_duration_since(Instant::now());
+            let flushed = client.connection.flush().is_ok();
+            let interest = [(client.connection.fd(), client.connection.interest())];
+            let waits = flushed && !left.is_zero() && sys::poll(interest, Some(left)).is_ok();
+            if !waits || !self.receive(id) {
+                return false;
+            }
+        }
+    }
+
     /// Tells a client that its answer comes later.
     pub fn accepted(&mut self, id: ClientId) {
         self.answer(id, &Reply::Accepted);

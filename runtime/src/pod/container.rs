@@ -180,7 +180,7 @@ impl Container {
     pub fn continued(&mut self, guest: &mut Guest<'_>, saved: &Saved) -> Result<(), StartError> {
         let streams = saved.specs().iter().map(|spec| spec.seq).collect();
         let process = Process::running(self.spec.name(), saved.terminal, streams);
-        (self.phase, self.has_run, self.paused) = (Phase::Running, true, saved.paused);
+        (self.phase, self.has_run) = (Phase::Running, true);
         if saved.terminal {
             self.terminal = RawTerminal::of_stdin().map_err(StartError::Terminal)?;
             terminal::size().map_or(Ok(()), |size| process.resize(guest, size))?;

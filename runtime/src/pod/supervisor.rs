@@ -113,8 +113,8 @@ impl Supervisor {
     ) -> Result<Supervisor> {
         let link = &mut session.sandbox.link;
         let starting = match &pod.continued {
-            Some(saved) => checkpoint::resume(link, saved)?,
-            None => Some(link.send(Code::StartPod, "start the pod", &pod.machine.pod)?),
+            Some(saved) => checkpoint::resume(link, saved, &pod.machine.pod)?,
+            None => link.send(Code::StartPod, "start the pod", &pod.machine.pod)?,
         };
         let mut containers = Containers::new().context("open /dev/null")?;
         containers.kill_patience = deadlines::kill(session.patience);
@@ -133,7 +133,7 @@ impl Supervisor {
             role: Some(Role::Main),
             files: Paths::default(),
             wanted: None,
-            starting,
+            starting: Some(starting),
             ready: false,
             started: Some(started),
             shared: 0,

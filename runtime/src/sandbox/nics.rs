@@ -63,11 +63,6 @@ impl Nics {
         Ok(())
     }
 
-    /// Whether the machine has a NIC.
-    pub fn any(&self) -> bool {
-        self.slots.iter().any(|slot| slot.link.is_some())
-    }
-
     /// Restricts an interface's NIC to these source addresses, if it has a filter.
     pub fn set_addresses(&self, link: u32, addresses: Vec<IpAddr>) {
         let slot = self.slots.iter().find(|slot| slot.link == Some(link));

@@ -49,6 +49,8 @@ pub struct SavedHandle {
     pub offset: Option<u64>,
     /// The guest has shared mappings of the file that write to it.
     pub mapped: bool,
+    /// The guest's lock by flock(2), as in [`Handle::flocked`].
+    pub flocked: i32,
 }
 
 /// The binds of the tree, by number, each with the number that its device had when the machine was saved.
@@ -209,6 +211,7 @@ impl Table {
             let (id, inode, flags) = (state.u64()?, state.u64()?, state.u32()? as i32 & OPEN_FLAGS);
             let opener = Caller { uid: state.u32()?, gid: state.u32()? };
             let (is_dir, offset, mapped) = (state.u8()? != 0, state.u64()?, state.u8()? != 0);
+            let flocked = state.u32()? as i32;
             let inode = self.inodes.get(&inode).map(|known| known.inode.clone());
             let inode = inode.filter(|inode| inode.is_dir() == is_dir && !inode.is_fifo());
             let inode = inode.ok_or(StateError::Damaged("the file of an open file"))?;
@@ -216,7 +219,7 @@ impl Table {
                 return Err(StateError::Damaged("the number of an open file"));
             }
             let offset = is_dir.then_some(offset);
-            handles.push(SavedHandle { id, inode, flags, opener, offset, mapped });
+            handles.push(SavedHandle { id, inode, flags, opener, offset, mapped, flocked });
         }
         Ok(handles)
     }
@@ -242,9 +245,6 @@ fn save_handle(id: u64, handle: &Handle, state: &mut Encoder) -> Result<()> {
     if inode.is_fifo() {
         return Err(named("is a named pipe outside of its root file system"));
     }
-    if handle.flocked.load(Ordering::Relaxed) {
-        return Err(named("is locked by flock(2)"));
-    }
     let flags = sys::open_flags(handle.file.as_fd()).map_err(|_| named("cannot be examined"))?;
     state
         .u64(id)
@@ -254,6 +254,7 @@ fn save_handle(id: u64, handle: &Handle, state: &mut Encoder) -> Result<()> {
         .u32(handle.opener.gid);
     let offset = handle.cursor.as_ref().map(|cursor| cursor.lock().unwrap().offset());
     state.u8(offset.is_some().into()).u64(offset.unwrap_or(0)).u8(handle.mapping.get().is_some().into());
+    state.u32(handle.flocked.load(Ordering::Relaxed) as u32);
     Ok(())
 }
 

@@ -468,7 +468,7 @@ fn a_started_device_continues_behind_other_registers() {
 
 #[test]
 fn a_device_that_was_not_started_continues_as_such() {
-    let (fresh, _) = driver();
+    let (mut fresh, _) = driver();
     let state = fresh.transport.save().unwrap();
     let (mut moved, probe) = driver();
     moved.transport.restore(&state).unwrap();

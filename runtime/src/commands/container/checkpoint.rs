@@ -56,8 +56,10 @@ pub fn checkpoint(root: &StateRoot, args: &CheckpointArgs) -> Result<u8> {
             return Err(error);
         }
     };
+    // Until this is confirmed, the machine waits. If this process ends before, the container goes on.
     draft.finish()?;
     if !leave_running {
+        connection.tell(&[Request::Confirm])?;
         connection.wait_for_end("checkpoint", deadlines::ENDING)?;
     }
     Ok(0)

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use agent_proto::command::{Code, Protocol};
-use agent_proto::payload::ContainerName;
+use agent_proto::payload::{ContainerName, Pod, Routes};
 use anyhow::{Context, Result, ensure};
 use link::{AgentLink, CommandId, LinkError};
 use vmm::devices::StateError;
@@ -48,6 +48,8 @@ pub struct Pending {
 /// What came of an attempt.
 enum Attempt {
     Saved,
+    /// The client has not confirmed that the checkpoint is on the disk.
+    Unconfirmed,
     /// The agent had sent something that is to be handled first.
     Again,
 }
@@ -108,7 +110,6 @@ impl Supervisor {
         ensure!(self.checkpoint.is_none(), "another checkpoint is being made");
         ensure!(self.own.is_some(), "pods of podfiles are not supported");
         ensure!(sandbox.link.protocol() == Protocol::Extended, "the agent's protocol has no such command");
-        ensure!(!sandbox.nics.any(), "containers with network interfaces are not supported");
         ensure!(sandbox.sockets.is_none(), "containers with sockets of the host are not supported");
         let program = key::program().is_some_and(|program| label.lines().any(|line| line == program));
         ensure!(program, "the container runs in another version of vmm");
@@ -124,6 +125,7 @@ impl Supervisor {
         let name = ContainerName { container: name };
         let suspending = (!paused).then(|| sandbox.link.send(Code::Pause, "suspend the container", &name));
         let suspending = suspending.transpose()?;
+        self.network.withdraw(&mut self.session.sandbox)?;
         let (pages, until) = (files.next(), Instant::now() + self.session.patience);
         self.checkpoint =
             Some(Pending { client, label, leave_running, memory, state, pages, suspending, paused, until });
@@ -138,7 +140,7 @@ impl Supervisor {
             Some(Ok(_)) => pending.suspending = None,
             Some(Err(error @ LinkError::Refused { .. })) => {
                 self.clients.answer(pending.client, &refused(format!("checkpoint: {error}")));
-                return Ok(());
+                return self.go_on(true);
             }
             Some(Err(error)) => return Err(error.into()),
             None => {}
@@ -153,21 +155,32 @@ impl Supervisor {
                 self.checkpoint = Some(pending);
                 return Ok(());
             }
-            Ok(Attempt::Again) => refused("checkpoint: the guest does not come to rest".to_owned()),
-            Ok(Attempt::Saved) => Reply::Done,
-            Err(error) => refused(format!("checkpoint: {:#}", error)),
+            Ok(Attempt::Again) => Some(refused("checkpoint: the guest does not come to rest".to_owned())),
+            Ok(Attempt::Saved) if pending.leave_running => Some(Reply::Done),
+            Ok(Attempt::Saved) => {
+                self.saved = true;
+                self.containers.only().into_iter().for_each(|(container, _)| container.end_with_checkpoint());
+                return Ok(());
+            }
+            Ok(Attempt::Unconfirmed) => {
+                log::warn!("the checkpoint was not finished, and the container goes on");
+                None
+            }
+            Err(error) => Some(refused(format!("checkpoint: {error:#}"))),
         };
-        if reply == Reply::Done && !pending.leave_running {
-            self.saved = true;
-            self.containers.only().into_iter().for_each(|(container, _)| container.end_with_checkpoint());
-        } else if !pending.paused {
+        self.go_on(pending.paused)?;
+        reply.into_iter().for_each(|reply| self.clients.answer(pending.client, &reply));
+        Ok(())
+    }
+
+    /// Gives the guest its network back, and lets the container go on unless a user had paused it.
+    fn go_on(&mut self, paused: bool) -> Result<()> {
+        self.network.follow(&mut self.session.sandbox)?;
+        if !paused {
             let name = ContainerName { container: self.own_name().to_owned() };
             self.session.sandbox.link.notify(Code::Resume, "resume the container", &name)?;
-            self.session.sandbox.link.flush()?;
         }
-        self.changed = true;
-        self.clients.answer(pending.client, &reply);
-        Ok(())
+        Ok(self.session.sandbox.link.flush()?)
     }
 
     /// When a guest that is to come to rest for a checkpoint is looked at again, at the latest.
@@ -196,7 +209,7 @@ impl Supervisor {
                 Err(StateError::Busy(_)) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            let Pending { memory, state, pages, label, paused: stays, .. } = pending;
+            let Pending { memory, state, pages, label, .. } = pending;
             let snapshot = paused.save(memory, pages.as_ref(), Vec::new(), |_| Ok(()))?;
             let saved = Saved {
                 label: label.clone(),
@@ -207,7 +220,6 @@ impl Supervisor {
                 share,
                 shape: *shape,
                 terminal,
-                paused: *stays,
                 stream,
                 next_stream,
                 link,
@@ -217,21 +229,31 @@ impl Supervisor {
             file.write_all(&saved.encode(&snapshot)).context("write the state")?;
             Ok(Some(()))
         })();
-        if matches!(saved, Ok(Some(()))) && !pending.leave_running {
-            // What is in the state must not happen here as well.
-            paused.end();
-            return Ok(Attempt::Saved);
+        let mut attempt = saved.map(|saved| if saved.is_some() { Attempt::Saved } else { Attempt::Again });
+        if matches!(attempt, Ok(Attempt::Saved)) && !pending.leave_running {
+            self.clients.answer(pending.client, &Reply::Done);
+            if self.clients.is_confirmed(pending.client, Instant::now() + deadlines::SYNC) {
+                // What is in the state must not happen here as well.
+                paused.end();
+                return Ok(Attempt::Saved);
+            }
+            attempt = Ok(Attempt::Unconfirmed);
         }
         drop(paused);
         streams.thaw();
-        Ok(if saved?.is_some() { Attempt::Saved } else { Attempt::Again })
+        attempt
     }
 }
 
-/// Asks the guest of a machine that continues to let its container go on. REVIVE precedes it. A container that a user had
-/// paused stays so.
-pub fn resume(link: &mut AgentLink, saved: &Saved) -> Result<Option<CommandId>, LinkError> {
+/// Asks the guest of a machine that continues to set up its network and to let its container go on. REVIVE precedes both. As
+/// with runc, a container that was paused goes on as well: containerd pauses each one that it saves.
+pub fn resume(link: &mut AgentLink, saved: &Saved, pod: &Pod) -> Result<CommandId, LinkError> {
+    for interface in &pod.interfaces {
+        link.notify(Code::SetupInterface, "set up a network interface", interface)?;
+    }
+    if !pod.routes.is_empty() {
+        link.notify(Code::SetupRoute, "set routes", &Routes { routes: pod.routes.clone() })?;
+    }
     let name = ContainerName { container: saved.container.clone() };
-    let resumed = (!saved.paused).then(|| link.send(Code::Resume, "resume the container", &name));
-    resumed.transpose()
+    link.send(Code::Resume, "resume the container", &name)
 }

@@ -60,6 +60,7 @@ impl Supervisor {
             Request::Pause { container, paused } => {
                 containers.pause(&mut guest, client, container, paused)?
             }
+            Request::Confirm => None,
             request @ Request::Checkpoint { .. } => self.begin_checkpoint(client, request, fds),
             Request::Update { container, files } => {
                 containers.update(&mut guest, client, container, files)?

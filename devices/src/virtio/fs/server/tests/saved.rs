@@ -144,14 +144,34 @@ fn what_cannot_be_found_again_is_refused_by_name() {
     guest.call(op::UNLINK, known.dir, &string("a")).unwrap();
     let why = "the file \"a\", which the container has open, was removed or replaced";
     assert_eq!(guest.why_not(), why);
+}
+
+#[test]
+fn locks_are_taken_again() {
     let (mut guest, known) = writer();
-    let lock = LkIn { fh: known.fh, lk_flags: LK_FLOCK, kind: libc::F_WRLCK as u32, ..Default::default() };
+    let kind = libc::F_WRLCK as u32;
+    let lock = LkIn { fh: known.fh, owner: 1, start: 2, end: 9, kind, ..Default::default() };
     guest.call(op::SETLK, known.node, &body(|b| lock.put(b))).unwrap();
-    assert_eq!(guest.why_not(), "the file \"a\", which the container has open, is locked by flock(2)");
-    let (mut guest, known) = writer();
-    let lock = LkIn { fh: known.fh, owner: 1, end: 9, kind: libc::F_WRLCK as u32, ..Default::default() };
+    let lock = LkIn { fh: known.fh, lk_flags: LK_FLOCK, kind, ..Default::default() };
     guest.call(op::SETLK, known.node, &body(|b| lock.put(b))).unwrap();
-    assert_eq!(guest.why_not(), "the container has locked a range of a file by fcntl(2)");
+    let state = guest.server.save().unwrap();
+    let again = |dir: &TempDir| {
+        let tree = ShareTree::new().unwrap();
+        tree.bind("/c1/rootfs", open_path(dir.path()), Terms::default()).unwrap();
+        let mut server = server(&tree);
+        server.restore(&state).map(|()| (server, tree))
+    };
+    let error = again(&guest.dir).map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "another process has locked the file \"a\"");
+    // The machine that was saved has ended.
+    let Guest { server, tree, dir, .. } = guest;
+    drop((server, tree));
+    let (_server, tree) = again(&dir).unwrap();
+    assert_eq!(tree.lock_counts(), (1, 1));
+    let file = fs::OpenOptions::new().read(true).write(true).open(dir.path().join("d/a")).unwrap();
+    assert!(sys::flock(file.as_fd(), Some(false)).is_err());
+    let found = sys::get_range(file.as_fd(), libc::F_RDLCK, 0, 0).unwrap().expect("a lock");
+    assert_eq!((found.l_start, found.l_len), (2, 8));
 }
 
 #[test]
