@@ -4,6 +4,8 @@
 #
 # Reading a shared directory would add the outer machine's latency to times of the instruction clock.
 set -euo pipefail
+# No template is made beside the containers that are measured.
+export VMM_TEMPLATE_MAKE=never
 bench=$1 bundle=$2 runs=$3 vmm=$4 other=${5:-}
 # Counters of KVM.
 mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug

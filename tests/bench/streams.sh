@@ -2,6 +2,8 @@
 # streams.sh BENCH ROUND_TRIPS VMM BUNDLE KERNEL AGENT ECHO MIB RUNS COUNT: runs the two benches of the link to the
 # agent. Each prints its report on one line.
 set -euo pipefail
+# No template is made beside the containers that are measured.
+export VMM_TEMPLATE_MAKE=never
 bench=$1 round_trips=$2 vmm=$3 bundle=$4 kernel=$5 agent=$6 echo=$7 mib=$8 runs=$9 count=${10}
 dir=$(mktemp -d /dev/shm/streams.XXXXXX)
 trap 'rm -rf "$dir"' EXIT
