@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cli::checkpoint::RestoreArgs;
+use crate::cli::checkpoint::read_restore;
 use crate::cli::container::{CreateArgs, IdArgs, read};
 use crate::cli::pod::{PodArgs, PodCommand};
 use crate::cli::template::{TemplateArgs, TemplateCommand};
@@ -97,11 +97,7 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
             args.engine.systemd_cgroup = systemd_cgroup;
             Job::new(move |start| commands::run::run(&root, *args, start)).stays(true)
         }
-        Command::Create(words) => {
-            let mut args: CreateArgs = read("create", words)?;
-            args.engine.systemd_cgroup = systemd_cgroup;
-            Job::of_runc(move || create::create_from(&root, args)).stays(true)
-        }
+        Command::Create(words) => create(words, root, systemd_cgroup)?,
         Command::Start(words) => {
             container("start", words, root, |root, args: &IdArgs| start(root, &args.id))?
         }
@@ -124,11 +120,7 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
             container("resume", words, root, |root, args: &IdArgs| pause(root, &args.id, false))?
         }
         Command::Checkpoint(words) => container("checkpoint", words, root, checkpoint::checkpoint)?,
-        Command::Restore(words) => {
-            let mut args: RestoreArgs = read("restore", words)?;
-            args.engine.systemd_cgroup = systemd_cgroup;
-            Job::of_runc(move || checkpoint::restore(&root, args, Instant::now())).stays(true)
-        }
+        Command::Restore(words) => restore(words, root, systemd_cgroup)?,
         Command::Pod(words) => {
             let PodArgs { late, command } = read("pod", words)?;
             given = late.or(given);
@@ -160,6 +152,18 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
         Command::Features => Job::new(|_| commands::features::features(io::stdout().lock()).map(|()| 0)),
     };
     Ok((given.log, job))
+}
+
+fn create(words: Words, root: StateRoot, systemd_cgroup: bool) -> Result<Job, clap::Error> {
+    let mut args: CreateArgs = read("create", words)?;
+    args.engine.systemd_cgroup = systemd_cgroup;
+    Ok(Job::of_runc(move || create::create_from(&root, args)).stays(true))
+}
+
+fn restore(words: Words, root: StateRoot, systemd_cgroup: bool) -> Result<Job, clap::Error> {
+    let mut args = read_restore(words)?;
+    args.engine.systemd_cgroup = systemd_cgroup;
+    Ok(Job::of_runc(move || checkpoint::restore(&root, args, Instant::now())).stays(true))
 }
 
 /// Returns the command for the container that `words` name.

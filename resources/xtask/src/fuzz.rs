@@ -13,7 +13,7 @@ use crate::{apt, tools};
 /// Version of cargo-fuzz to install.
 const CARGO_FUZZ: &str = "0.13.2";
 /// All targets, as named in tests/fuzz/Cargo.toml.
-const TARGETS: [&str; 14] = [
+const TARGETS: [&str; 15] = [
     "control_frames",
     "stream_frames",
     "agent_link",
@@ -27,6 +27,7 @@ const TARGETS: [&str; 14] = [
     "netlink",
     "datagrams",
     "elf",
+    "share_state",
     "snapshot",
 ];
 

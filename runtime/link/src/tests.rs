@@ -373,3 +373,50 @@ fn nothing_is_written_to_a_machine_that_is_to_be_saved() {
     peer.socket.set_nonblocking(true).unwrap();
     assert_eq!(peer.socket.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
+
+#[test]
+fn a_channel_continues_in_the_middle_of_a_frame_with_the_next_number() {
+    let (mut link, mut peer) = Agent::extended();
+    let pause = link.send_bare(Code::Pause, "pause").unwrap();
+    assert!(link.save().is_err(), "a command is under way");
+    link.flush().unwrap();
+    let id = peer.command().id;
+    peer.say(Code::Ack, id, b"");
+    let mut event = Vec::new();
+    let payload = br#"{"container":"c","process":"init","event":"finished","status":7}"#.to_vec();
+    ControlFrame { code: Code::ProcessAsyncEvent as u32, id: 0, payload }.encode(true, &mut event);
+    peer.socket.write_all(&event[..9]).unwrap();
+    link.receive().unwrap();
+    link.reply(pause).unwrap().unwrap();
+    let state = link.save().unwrap();
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut link = AgentLink::continued(ours, &state, [7; ENTROPY_LEN], || 5).unwrap();
+    peer.socket = theirs;
+    let resume = link.send_bare(Code::Resume, "resume").unwrap();
+    link.flush().unwrap();
+    let revive = peer.command();
+    assert_eq!((revive.code, revive.id), (Code::Revive as u32, id + 1));
+    assert_eq!(Revival::decode(&revive.payload), Some(Revival { realtime: 5, entropy: [7; ENTROPY_LEN] }));
+    assert_eq!(peer.command().id, id + 2);
+    peer.socket.write_all(&event[9..]).unwrap();
+    peer.say(Code::Ack, id + 1, b"");
+    peer.say(Code::Ack, id + 2, b"");
+    link.receive().unwrap();
+    assert_eq!(link.event().unwrap().status, 7);
+    link.reply(resume).unwrap().unwrap();
+}
+
+#[test]
+fn a_damaged_state_of_the_channel_is_refused() {
+    let (link, _peer) = Agent::extended();
+    let state = link.save().unwrap();
+    let continued = |state: &[u8]| {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        AgentLink::continued(ours, state, [0; ENTROPY_LEN], || 0).map(drop)
+    };
+    continued(&state).unwrap();
+    assert!((0..state.len()).all(|len| continued(&state[..len]).is_err()));
+    assert!(continued(&[&[0; 4], &state[4..]].concat()).is_err(), "number 0");
+    assert!(continued(&[&state[..4], &[255; 4], &state[8..]].concat()).is_err(), "too long a window");
+}

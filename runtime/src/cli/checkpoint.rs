@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser};
 
-use super::EngineArgs;
+use super::container::read;
+use super::{EngineArgs, Words};
 
 /// Save a running container to a directory, and end it
 #[derive(Debug, Parser)]
@@ -100,13 +101,16 @@ pub struct ImageArgs {
     pub auto_dedup: bool,
 }
 
+/// Reads the arguments of `vmm restore`. containerd gives one of runc's flags with a single dash, as Go's programs accept it.
+pub fn read_restore(mut words: Words) -> Result<RestoreArgs, clap::Error> {
+    let given = words.words.iter_mut().filter(|word| *word == "-no-subreaper");
+    given.for_each(|word| *word = "--no-subreaper".into());
+    read("restore", words)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-
     use super::*;
-    use crate::cli::Words;
-    use crate::cli::container::read;
 
     fn words(line: &str) -> Words {
         Words { words: line.split(' ').map(OsString::from).collect() }
@@ -117,11 +121,11 @@ mod tests {
     fn engines_lines_are_read() {
         let line = "--image-path /i --work-path /w --tcp-established --ext-unix-sk --file-locks --shell-job --leave-running c";
         let checkpoint: CheckpointArgs = read("checkpoint", words(line)).unwrap();
-        assert!(checkpoint.leave_running && checkpoint.image.image_path == PathBuf::from("/i"));
-        let line = "--image-path /i --work-path /w --manage-cgroups-mode soft --empty-ns network --detach --no-subreaper \
+        assert!(checkpoint.leave_running && checkpoint.image.image_path.as_os_str() == "/i");
+        let line = "--image-path /i --work-path /w --manage-cgroups-mode soft --empty-ns network --detach -no-subreaper \
                     --no-pivot --pid-file /p --console-socket /s --bundle /b c";
-        let restore: RestoreArgs = read("restore", words(line)).unwrap();
-        assert!(restore.detach && restore.engine.pid_file == Some("/p".into()));
+        let restore = read_restore(words(line)).unwrap();
+        assert!(restore.detach && restore.no_subreaper && restore.engine.pid_file == Some("/p".into()));
         assert_eq!((restore.bundle, restore.id), ("/b".into(), "c".into()));
         let plain: RestoreArgs = read("restore", words("c")).unwrap();
         assert_eq!((plain.bundle, plain.image.image_path), (".".into(), "checkpoint".into()));

@@ -18,7 +18,6 @@ use vmm::Timeline;
 
 use super::ClientId;
 use super::clients::Clients;
-use super::container::Container;
 use super::containers::{Containers, Event, refused};
 use super::log::Limits;
 use super::output::PodOutput;
@@ -27,14 +26,12 @@ use crate::deadlines;
 use crate::exit::{self, CodedError};
 use crate::network::LiveNetwork;
 use crate::session::{Session, SessionError};
-use crate::state::{ContainerState, OciState, PodState, StateDir};
+use crate::state::{OciState, PodState, StateDir};
 use crate::template::Wanted;
 
 mod checkpoint;
 mod requests;
 mod share;
-
-use checkpoint::Pending;
 
 /// Time between the stop signal and SIGKILL when a signal ends the pod.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -97,7 +94,7 @@ pub struct Supervisor {
     /// The state has changed since it was written.
     changed: bool,
     /// The checkpoint that is being made.
-    checkpoint: Option<Pending>,
+    checkpoint: Option<checkpoint::Pending>,
     /// The machine was saved and is not to go on.
     saved: bool,
 }
@@ -434,14 +431,6 @@ impl Supervisor {
             oci: self.own.as_ref().map(|own| own.oci.clone()),
             transient: self.own.as_ref().is_some_and(|own| own.foreground),
         }
-    }
-
-    fn state_of(&self, container: &Container) -> ContainerState {
-        let clients = self.containers.clients(container.spec.name());
-        let stubs = clients.filter_map(|client| self.clients.process(client)).collect();
-        let state = container.state();
-        let name = if state.name == self.own_name() { self.pod.id.clone() } else { state.name.clone() };
-        ContainerState { stubs, name, ..state }
     }
 
     fn write_state(&mut self) -> Result<()> {

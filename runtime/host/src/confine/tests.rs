@@ -149,6 +149,12 @@ fn ioctls_are_those_of_the_role() {
     for (role, number, permitted) in [
         (Role::Vcpu, 0xae80, true),
         (Role::Devices, 0xae80, false),
+        // KVM_GET_LAPIC and KVM_GET_CLOCK, which a checkpoint needs, but not KVM_SET_REGS or KVM_SET_USER_MEMORY_REGION.
+        (Role::Vcpu, 0x8400_ae8e, true),
+        (Role::Vcpu, 0x4090_ae82, false),
+        (Role::Main, 0x8030_ae7c, true),
+        (Role::Main, 0x4020_ae46, false),
+        (Role::Devices, 0x8030_ae7c, false),
         (Role::Files, 0xae80, false),
         (Role::Files, 0x4008_6602, true),
         (Role::Main, 0x4008_6602, false),
@@ -236,6 +242,6 @@ fn a_filter_is_short_and_finds_a_call_in_few_steps() {
         let program = filter::program(&calls::of(role, IDS));
         let steps = (0..450).map(|number| run(&program, &Call { number, ..Call::default() }).1);
         let mean = steps.sum::<usize>() as f64 / 450.0;
-        assert!(program.len() <= 180 && mean < 10.0, "{role:?}: {}, {mean:.1}", program.len());
+        assert!(program.len() <= 184 && mean < 10.0, "{role:?}: {}, {mean:.1}", program.len());
     }
 }

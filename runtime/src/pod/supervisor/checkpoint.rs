@@ -21,9 +21,11 @@ use crate::control::{Reply, Request};
 use crate::deadlines;
 use crate::exit;
 use crate::pod::ClientId;
+use crate::pod::container::Container;
 use crate::pod::containers::refused;
 use crate::pod::plan::ContainerSpec;
 use crate::sandbox::Sandbox;
+use crate::state::ContainerState;
 use crate::template::key;
 
 /// Longest time between two looks at a guest that does not come to rest.
@@ -83,6 +85,15 @@ impl Supervisor {
     /// The name in the guest of the container that this process represents.
     pub(super) fn own_name(&self) -> &str {
         self.pod.continued.as_ref().map_or(&self.pod.id, |saved| &saved.container)
+    }
+
+    /// Returns the state of a container, with its name on the host.
+    pub(super) fn state_of(&self, container: &Container) -> ContainerState {
+        let clients = self.containers.clients(container.spec.name());
+        let stubs = clients.filter_map(|client| self.clients.process(client)).collect();
+        let state = container.state();
+        let name = if state.name == self.own_name() { self.pod.id.clone() } else { state.name.clone() };
+        ContainerState { stubs, name, ..state }
     }
 
     /// Adds the container of a checkpoint, whose files are shared already.

@@ -48,6 +48,8 @@ impl Supervisor {
     }
 
     fn try_join(&mut self, client: ClientId, request: JoinRequest, mut fds: Vec<OwnedFd>) -> Result<()> {
+        let same = self.own_name() == self.pod.id;
+        ensure!(same, "the container was restored under another id: others cannot join its machine");
         let JoinRequest { container, binds, process } = request;
         let streams = if container.process.terminal { 2 } else { 3 };
         ensure!(fds.len() == streams + binds.len(), "the descriptors of the container are missing");
