@@ -118,6 +118,10 @@ pub struct Pod {
     /// [`RESOLVER_PORT`](crate::command::RESOLVER_PORT).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub resolver: String,
+    /// Extension: the host carries connections of sockets in shared directories, over the port
+    /// [`SOCKETS_PORT`](crate::command::SOCKETS_PORT).
+    #[serde(skip_serializing_if = "core::ops::Not::not")]
+    pub sockets: bool,
     /// Extension: kernel parameters as files below /proc/sys or /sys, and the text to write. The agent skips a file that its
     /// kernel does not have or does not accept.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -138,6 +142,7 @@ object!(Pod, Ignored, {
     "restartPolicy": restart_policy,
     "accounting": accounting,
     "resolver": resolver,
+    "sockets": sockets,
     "parameters": parameters,
 });
 

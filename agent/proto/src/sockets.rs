@@ -1,7 +1,8 @@
-//! Connections of the guest to listening sockets of the host, on a port of their own.
+//! Connections between sockets of the guest and of the host, on a port of their own.
 //!
-//! A frame is `u32 connection, u16 kind, u16 length, data`, big-endian. The guest numbers the connections. Both directions
-//! of a connection have a window of [`WINDOW`] bytes, so that a slow reader stops only its own connection.
+//! A frame is `u32 connection, u16 kind, u16 length, data`, big-endian. The side that opens a connection numbers it; numbers
+//! of the host have the bit [`OF_HOST`]. Both directions of a connection have a window of [`WINDOW`] bytes, so that a slow
+//! reader stops only its own connection.
 //!
 //! | kind | data | meaning |
 //! |---|---|---|
@@ -11,6 +12,8 @@
 //! | 3 | none | no data follows from the sender |
 //! | 4 | none | the sender has closed the connection; what it sent before is delivered |
 //! | 5 | none | a process has passed descriptors, which are not carried; kind 4 follows (only from the guest) |
+//! | 6 | `u32 ticket` | the connection is the one for which the file server gave this ticket (only from the guest) |
+//! | 7 | `u64 node, u32 uid, u32 gid` | connect as this user to the socket that was bound to a file (only from the host) |
 //!
 //! The host sends kind 4 for each connection, as its last frame. Until then the connection counts for
 //! [`CONNECTIONS_MAX`], and its number is in use.
@@ -28,6 +31,8 @@ pub const WINDOW: usize = 128 << 10;
 pub const CONNECTIONS_MAX: usize = 128;
 /// Limit of sockets of the host.
 pub const SOCKETS_MAX: usize = 64;
+/// Bit in the number of a connection that the host has opened.
+pub const OF_HOST: u32 = 1 << 31;
 /// Limit of frames that wait to be sent, in bytes. Above it nothing is read that would add to them.
 pub const OUT_MAX: usize = 256 << 10;
 
@@ -53,6 +58,20 @@ pub enum Frame<'a> {
     Close,
     /// A process of the guest has passed descriptors.
     Descriptors,
+    /// The connection is the one that the file server has made.
+    Take {
+        /// The file server's number of it.
+        ticket: u32,
+    },
+    /// Connect to a socket of the guest as a user.
+    Arrive {
+        /// The file server's number of the socket's file.
+        node: u64,
+        /// User of the process on the host.
+        uid: u32,
+        /// Group of the process on the host.
+        gid: u32,
+    },
 }
 
 /// The other side has broken the protocol.
@@ -62,13 +81,13 @@ pub struct Broken;
 impl Frame<'_> {
     /// Appends the frame of a connection to `out`. Data has at most [`DATA_MAX`] bytes.
     pub fn encode(&self, connection: u32, out: &mut Vec<u8>) {
-        let mut fields = [0; 10];
+        let mut fields = [0; 16];
         let (kind, data): (u16, &[u8]) = match *self {
             Frame::Open { socket, uid, gid } => {
                 fields[..2].copy_from_slice(&socket.to_be_bytes());
                 fields[2..6].copy_from_slice(&uid.to_be_bytes());
-                fields[6..].copy_from_slice(&gid.to_be_bytes());
-                (0, &fields)
+                fields[6..10].copy_from_slice(&gid.to_be_bytes());
+                (0, &fields[..10])
             }
             Frame::Data(data) => (1, &data[..data.len().min(DATA_MAX)]),
             Frame::Credit(bytes) => {
@@ -78,6 +97,16 @@ impl Frame<'_> {
             Frame::End => (3, &[]),
             Frame::Close => (4, &[]),
             Frame::Descriptors => (5, &[]),
+            Frame::Take { ticket } => {
+                fields[..4].copy_from_slice(&ticket.to_be_bytes());
+                (6, &fields[..4])
+            }
+            Frame::Arrive { node, uid, gid } => {
+                fields[..8].copy_from_slice(&node.to_be_bytes());
+                fields[8..12].copy_from_slice(&uid.to_be_bytes());
+                fields[12..].copy_from_slice(&gid.to_be_bytes());
+                (7, &fields)
+            }
         };
         out.extend_from_slice(&connection.to_be_bytes());
         out.extend_from_slice(&kind.to_be_bytes());
@@ -110,6 +139,12 @@ pub fn drain(
             (3, []) => Frame::End,
             (4, []) => Frame::Close,
             (5, []) => Frame::Descriptors,
+            (6, &[t0, t1, t2, t3]) => Frame::Take { ticket: u32::from_be_bytes([t0, t1, t2, t3]) },
+            (7, &[n0, n1, n2, n3, n4, n5, n6, n7, u0, u1, u2, u3, g0, g1, g2, g3]) => Frame::Arrive {
+                node: u64::from_be_bytes([n0, n1, n2, n3, n4, n5, n6, n7]),
+                uid: u32::from_be_bytes([u0, u1, u2, u3]),
+                gid: u32::from_be_bytes([g0, g1, g2, g3]),
+            },
             _ => return Err(Broken),
         };
         each(u32::from_be_bytes([a, b, c, d]), frame)?;
@@ -243,6 +278,8 @@ mod tests {
             Frame::End,
             Frame::Close,
             Frame::Descriptors,
+            Frame::Take { ticket: 70_000 },
+            Frame::Arrive { node: 1 << 40, uid: 1000, gid: 7 },
         ];
         let mut wire = Vec::new();
         frames.iter().enumerate().for_each(|(number, frame)| frame.encode(number as u32, &mut wire));
@@ -261,7 +298,9 @@ mod tests {
 
     #[test]
     fn frames_of_no_kind_and_lengths_of_other_kinds_are_refused() {
-        for (kind, length) in [(0, 9), (1, DATA_MAX + 1), (2, 3), (3, 1), (4, 1), (5, 1), (6, 0)] {
+        for (kind, length) in
+            [(0, 9), (1, DATA_MAX + 1), (2, 3), (3, 1), (4, 1), (5, 1), (6, 3), (7, 15), (8, 0)]
+        {
             let header = [0, 0, 0, 1, 0, kind, (length >> 8) as u8, length as u8];
             let mut input = [&header[..], &[0; DATA_MAX + 1]].concat();
             assert_eq!(drain(&mut input, |_, _| Ok(())), Err(Broken), "{kind} {length}");
