@@ -32,7 +32,7 @@ pub mod nodes;
 pub(crate) mod operations;
 mod owners;
 mod saved;
-mod sockets;
+pub mod sockets;
 pub(crate) mod sys;
 mod table;
 #[cfg(test)]

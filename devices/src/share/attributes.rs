@@ -48,8 +48,8 @@ pub struct Attributes {
     pub blksize: u32,
     /// A regular file to which nobody else writes while the guest has it open for writing ([`super::Terms::owned`]).
     pub owned: bool,
-    /// A FIFO that processes of other kernels may use.
-    pub shared_fifo: bool,
+    /// A FIFO or socket that processes of other kernels may use.
+    pub shared: bool,
     /// The guest is told when the attributes change.
     pub lasting: bool,
     /// The file certainly has no access ACL.
@@ -179,7 +179,7 @@ impl Operations {
             blksize: stat.st_blksize as u32,
             // Below a mount point of the host the file may be somebody else's.
             owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
-            shared_fifo: inode.is_shared_fifo(stat.st_dev),
+            shared: inode.is_shared_fifo(stat.st_dev) || self.sockets.shares(inode, stat.st_dev),
             lasting: self.attributes_last(inode, stat) && self.may_stay_unopened(inode),
             no_acl: uid != self.caller().uid && self.lacks_acl(inode, stat),
             empty: false,

@@ -114,7 +114,8 @@ impl Operations {
         Ok(entry)
     }
 
-    /// Creates a file, FIFO, socket or device node. `rdev` is the number of a device.
+    /// Creates a file, FIFO, socket or device node. `rdev` is the number of a device, or the type of a socket that a process
+    /// of the guest binds to the name.
     pub fn mknod(&mut self, dir: u64, name: Name, new: &NewFile, rdev: u32) -> Result<Entry> {
         let dir = match new.mode & libc::S_IFMT {
             libc::S_IFREG => self.growable_dir(dir)?,
@@ -124,12 +125,15 @@ impl Operations {
             return Err(Errno(libc::EPERM));
         }
         dir.bind.nodes.check(new.mode, rdev)?;
-        let (creating, mode) = self.create_as(new, new.mode);
-        sys::mknodat(dir.fd()?.as_fd(), name.as_c_str(), mode, rdev)?;
-        drop(creating);
+        let bound = self.bind_socket(&dir, name.as_c_str(), new, rdev)?;
+        if bound.is_none() {
+            let (creating, mode) = self.create_as(new, new.mode);
+            sys::mknodat(dir.fd()?.as_fd(), name.as_c_str(), mode, rdev)?;
+            drop(creating);
+        }
         self.note_own(&dir, name.as_c_str(), libc::IN_CREATE);
         let (inode, stat) = self.lookup_host(&dir, name.as_c_str())?;
-        self.sockets.made(&inode);
+        self.sockets.made(&inode, bound);
         Ok(self.entry(&inode, &stat, Some(&dir)))
     }
 

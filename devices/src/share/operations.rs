@@ -162,6 +162,7 @@ impl Operations {
 
     /// Forgets all nodes and closes all files, when the guest starts or ends a session.
     pub fn clear(&self) {
+        self.close_sockets();
         self.unopened.borrow_mut().clear();
         self.shared.locks.lock().unwrap().clear();
         self.shared.table.lock().unwrap().clear();
@@ -181,6 +182,7 @@ impl Operations {
         for (node, count) in nodes {
             let gone = self.shared.table.lock().unwrap().forget(node, count);
             if gone {
+                self.close_socket(node);
                 self.unwatch(node);
                 self.close_unopened(node);
             }

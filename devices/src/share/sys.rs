@@ -15,6 +15,8 @@ use super::bind::{AccessTime, MountCopy};
 use super::errno::{Errno, Result};
 use crate::vectored::vector;
 
+pub mod socket;
+
 /// A `struct stat` of the host.
 pub type Stat = libc::stat64;
 

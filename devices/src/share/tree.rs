@@ -22,12 +22,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::bind::{Bind, MountCopy, Terms, own_mount};
 use super::errno::{Errno, Result};
 use super::lock_table::{Locks, MAX_RANGES};
 use super::mappings::Mappings;
+use super::sockets::SocketQueue;
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, ROOT_ID, Table};
 
@@ -190,6 +191,8 @@ pub(super) struct Shared {
     pub mappings: Mappings,
     /// Inodes and open files. Order of mutexes: the tree before the locks before the table.
     pub table: Mutex<Table>,
+    /// The thread that carries connections of sockets, if there is one.
+    pub sockets: OnceLock<SocketQueue>,
     /// The guest's `sync` writes the host's file systems to disk.
     pub host_sync: AtomicBool,
     /// /proc/self/fd, through which O_PATH descriptors are reopened for reading and writing.
@@ -214,6 +217,7 @@ impl ShareTree {
             tree: Mutex::new(Tree { dirs: HashMap::from([(ROOT_ID, Names::new())]), next: ROOT_ID }),
             locks: Mutex::new(Locks::new(MAX_RANGES)),
             mappings: Mappings::default(),
+            sockets: OnceLock::new(),
             table: Mutex::new(Table::new(limit, MAX_INODES)),
             host_sync: AtomicBool::new(true),
             proc_self_fd,
@@ -292,6 +296,11 @@ impl ShareTree {
     /// of `parent`. Both are created when the guest first maps a file shared and writable.
     pub fn set_mapping_registry(&self, parent: OwnedFd, directory: CString) {
         self.0.mappings.set_registry(parent, directory);
+    }
+
+    /// Has connections of sockets in shared directories carried, once.
+    pub fn carry_sockets(&self, queue: SocketQueue) {
+        let _ = self.0.sockets.set(queue);
     }
 
     /// Numbers of inodes and of open files that the guest holds.

@@ -27,6 +27,7 @@ mod entry;
 mod file;
 mod locks;
 mod server;
+mod sockets;
 mod wire;
 pub mod worker;
 mod xattr;

@@ -105,7 +105,7 @@ pub(super) fn attr(attributes: &Attributes) -> Attr {
         rdev: attributes.rdev,
         blksize: attributes.blksize,
         flags: if attributes.owned { ATTR_OWNED } else { 0 }
-            | if attributes.shared_fifo { ATTR_FIFO } else { 0 }
+            | if attributes.shared { ATTR_FIFO } else { 0 }
             | if attributes.no_acl { ATTR_NO_ACL } else { 0 }
             | if attributes.empty { ATTR_EMPTY } else { 0 },
     }

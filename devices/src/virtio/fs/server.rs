@@ -289,6 +289,7 @@ impl FuseServer {
             op::SETLK => self.setlk(request),
             op::IOCTL => self.ioctl(request),
             op::POLL => self.poll(request),
+            op::SOCKET => self.socket(request),
             // After ENOSYS the guest's kernel does not send the request again. FLUSH: every write has already reached
             // the host. ACCESS: the guest's kernel checks permissions. SETLKW: the server never waits. BMAP and DAX
             // mappings: not supported.
@@ -320,6 +321,7 @@ impl FuseServer {
         if !self.share.set_watching(ours & init::WATCHED != 0) {
             ours &= !init::WATCHED;
         }
+        self.share.set_asks_for_sockets(ours & init::SHARED_LOCKS != 0);
         self.share.set_tells_acls(ours & init::POSIX_ACL != 0);
         self.share.set_reads_unopened(ours & init::UNOPENED != 0);
         self.setxattr_ext = ours & init::SETXATTR_EXT != 0;

@@ -92,6 +92,10 @@ messages! {
     /// POLL. `events` and `revents` are those of poll(2).
     PollIn { fh: u64, kh: u64, flags: u32, events: u32 }
     PollOut { revents: u32, padding: u32 }
+    /// SOCKET, not of Linux. `what` is one of [`socket`].
+    SocketIn { what: u32, value: u32 }
+    /// Reply to SOCKET that connects.
+    SocketOut { ticket: u32, uid: u32, gid: u32, padding: u32 }
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
     /// GETLK and SETLK. `end` is the last byte; `kind` is that of fcntl(2).
     LkIn { fh: u64, owner: u64, start: u64, end: u64, kind: u32, pid: u32, lk_flags: u32, padding: u32 }
@@ -173,6 +177,20 @@ pub mod op {
     pub const REMOVEMAPPING: u32 = 49;
     pub const SYNCFS: u32 = 50;
     pub const TMPFILE: u32 = 51;
+    /// Not of Linux but of resources/kernel/patches/fuse-sockets.patch: see [`super::socket`].
+    pub const SOCKET: u32 = 2048;
+}
+
+/// What a guest's kernel asks about the socket of a file (`SocketIn::what`), with the meaning of `SocketIn::value`.
+pub mod socket {
+    /// Connect to the socket, with one of this type.
+    pub const CONNECT: u32 = 1;
+    /// Give up the connection with this ticket.
+    pub const CANCEL: u32 = 2;
+    /// Listen on the socket that MKNOD has bound, with this backlog. `MknodIn::rdev` had its type.
+    pub const LISTEN: u32 = 3;
+    /// Close the socket that MKNOD has bound.
+    pub const CLOSE: u32 = 4;
 }
 
 /// Code of a notification, not of Linux but of resources/kernel/patches/fuse-watch.patch: see [`NotifyChangedOut`].
@@ -242,7 +260,7 @@ pub const ATTR_NO_ACL: u32 = 1 << 30;
 /// empty, and the guest is told what others change in it.
 pub const ATTR_EMPTY: u32 = 1 << 29;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-fifo.patch: the guest opens the FIFO here, and asks
-/// again with [`op::POLL`], [`op::READ`] and [`op::WRITE`] while a process waits.
+/// again with [`op::POLL`], [`op::READ`] and [`op::WRITE`] while a process waits. Also of a socket: see [`op::SOCKET`].
 pub const ATTR_FIFO: u32 = 1 << 28;
 /// `OpenOut::open_flags`: reads and writes bypass the guest's page cache.
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;

@@ -186,9 +186,21 @@ const RESOLVER: [c_long; 11] = [
     SYS_setsockopt,
 ];
 
-/// Connecting to sockets by the number of a descriptor, as users of the guest.
-const SOCKETS: [c_long; 8] =
-    [SYS_connect, SYS_fchdir, SYS_poll, SYS_recvfrom, SYS_recvmsg, SYS_sendmsg, SYS_sendto, SYS_shutdown];
+/// Connecting to sockets by the number of a descriptor, and listening on those that the file server has bound, as users of
+/// the guest.
+const SOCKETS: [c_long; 11] = [
+    SYS_accept4,
+    SYS_connect,
+    SYS_fchdir,
+    SYS_getsockopt,
+    SYS_listen,
+    SYS_poll,
+    SYS_recvfrom,
+    SYS_recvmsg,
+    SYS_sendmsg,
+    SYS_sendto,
+    SYS_shutdown,
+];
 
 /// Forking a process, moving it to a cgroup, and waiting for its end.
 const REPORTER: [c_long; 22] = [
@@ -317,6 +329,7 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             calls.extend(FILES.map(always));
             calls.push(end);
             calls.push(when(SYS_unshare, one_of(0, &[CLONE_FS as u32])));
+            calls.extend(binding());
             ioctls.extend(FILE_FLAGS);
             // The second needs a capability that the thread never has, so it fails.
             prctl.extend([PR_GET_SECUREBITS, PR_SET_SECUREBITS].map(|number| number as u32));
@@ -383,6 +396,13 @@ fn memory() -> [Call; 3] {
     let no_code = |argument| vec![Condition { argument, mask: PROT_EXEC as u32, values: vec![0] }];
     let advice = one_of(2, &[MADV_DONTNEED as u32, MADV_FREE as u32]);
     [when(SYS_mmap, no_code(2)), when(SYS_mprotect, no_code(2)), when(SYS_madvise, advice)]
+}
+
+/// Returns the calls that bind a name to a socket, on which another thread listens.
+fn binding() -> [Call; 2] {
+    let stream = (SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK) as u32;
+    let kind = [one_of(0, &[AF_UNIX as u32]), one_of(1, &[stream])].concat();
+    [when(SYS_socket, kind), always(SYS_bind)]
 }
 
 /// Returns the calls of the thread that connects to sockets of the host.

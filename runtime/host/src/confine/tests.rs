@@ -92,8 +92,8 @@ fn permits(role: Role, number: c_long, arguments: [u32; 6]) -> bool {
 fn no_role_may_leave_its_process() {
     for role in ROLES {
         for number in FOREVER {
-            // It connects as a user of the guest, and stays root in its real and saved user.
-            let connects = role == Role::Sockets && number == SYS_setresuid;
+            // It connects and listens as a user of the guest, and stays root in its real and saved user.
+            let connects = role == Role::Sockets && matches!(number, SYS_setresuid | SYS_listen);
             assert_eq!(permits(role, number, [0; 6]), connects, "{role:?}: {number}");
         }
         for ids in [[1000, 1000, 0], [0, 1000, 1000]] {
@@ -109,6 +109,16 @@ fn no_role_may_leave_its_process() {
         assert!(!permits(role, SYS_clone3, [0; 6]));
         assert!(!permits(role, SYS_unshare, [CLONE_NEWUSER as u32; 6]));
         assert_eq!(permits(role, SYS_socket, [AF_UNIX as u32; 6]), role == Role::Sockets);
+        // The file server binds names, and can neither listen nor connect.
+        let stream = (SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK) as u32;
+        let serves = matches!(role, Role::Files | Role::AdminFiles);
+        let makes = serves || role == Role::Sockets;
+        assert_eq!(permits(role, SYS_socket, [AF_UNIX as u32, stream, 0, 0, 0, 0]), makes, "{role:?}");
+        // The resolver has sockets of IPv4 only.
+        if role != Role::Resolver {
+            assert_eq!(permits(role, SYS_bind, [0; 6]), serves, "{role:?}");
+            assert_eq!(permits(role, SYS_connect, [0; 6]), role == Role::Sockets, "{role:?}");
+        }
         for domain in [AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK, AF_ALG] {
             assert!(!permits(role, SYS_socket, [domain as u32; 6]), "{role:?}: {domain}");
         }
