@@ -123,6 +123,7 @@ impl Agent {
             (EventSource::GracePeriod, _) => self.grace_period_ended(),
             (EventSource::Exit, _) => state.child_exited = true,
             (EventSource::OomKill, _) => state.oom_killed = true,
+            (EventSource::Sockets, _) => state.carry_if_asked(),
             (EventSource::Report, Some(process)) => process.reported = true,
             (EventSource::Stdin, Some(process)) => process.stdin.iter_mut().for_each(|stdin| stdin.woken()),
             (EventSource::Stdout, Some(process)) => process.stdout.iter_mut().for_each(Output::woken),

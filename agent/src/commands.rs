@@ -120,7 +120,11 @@ impl State {
         if self.pod.is_some() {
             return Err(Error::new(ErrorCode::Exists, "the pod is already started"));
         }
-        let started = Pod::start(&spec, self.setting == Setting::Guest);
+        let isolated = self.setting == Setting::Guest;
+        if isolated && spec.sockets {
+            self.open_gateway()?;
+        }
+        let started = Pod::start(&spec, isolated);
         match started.and_then(|pod| self.start_containers(id, pod, spec.containers)) {
             Ok(true) => DONE,
             Ok(false) => Ok(Reply::Later),

@@ -1,36 +1,47 @@
-//! Listening sockets of the host in a container: `-v /run/docker.sock:/run/docker.sock`.
+//! Connections between sockets of the guest and of the host, which a process of the agent carries through a port.
 //!
-//! The other end of such a socket is in the host's kernel. So the agent listens on a socket of its own, with the owner and
-//! the mode of the host's, and bind-mounts that into the container. A process of the agent accepts the connections and
-//! carries them through a port to the host, which connects to its socket as the connecting user.
+//! For a bind mount of a listening socket (`-v /run/docker.sock:/run/docker.sock`) the agent listens on a socket of its own,
+//! with the owner and the mode of the host's, and bind-mounts that into the container. The process accepts the connections,
+//! and the host connects to its socket as the connecting user.
+//!
+//! For sockets in shared directories the guest's kernel and the host's file server agree
+//! (`resources/kernel/patches/fuse-sockets.patch`). The process is the other end in the guest ([`Gateway`]).
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use agent_proto::payload::{self, ErrorCode, Mount};
-use agent_proto::sockets::{self, CONNECTIONS_MAX, DATA_MAX, Flow, Frame, OUT_MAX, SOCKETS_MAX};
+use agent_proto::sockets::{self, CONNECTIONS_MAX, Frame, OF_HOST, OUT_MAX, SOCKETS_MAX};
+use rustix::event::epoll::{self, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::io::IoSliceMut;
 use rustix::net::sockopt::socket_peercred;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, Shutdown, SocketAddrUnix,
-    SocketFlags, SocketType,
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::thread::{
+    CapabilitiesSecureBits, set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
 };
-use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use crate::container::paths;
 use crate::error::{Error, Step};
 use crate::ports;
+use crate::state::{EventSource, State, watch};
 use crate::sys::{self, Fork};
+
+mod connection;
+mod gateway;
+
+use connection::{Arrival, Connection};
+pub use gateway::Gateway;
 
 /// Limit of connections that wait to be accepted, as most servers have.
 const BACKLOG: i32 = 128;
 /// Limit of bytes that are read from the port at a time.
 const READ: usize = 64 << 10;
+/// Time between two attempts to connect to a server that has not accepted enough connections. There is no event for that.
+const AGAIN_NANOSECONDS: i64 = 10_000_000;
 /// Seconds for which the end of the pod waits for what is under way.
 const FINISH_SECONDS: i64 = 2;
 
@@ -52,26 +63,67 @@ impl Sockets {
     }
 }
 
-/// Listens on the sockets that a container's mounts name, and starts to carry their connections in a process that runs as
-/// long as the guest. Only one container of a machine has such mounts.
-pub fn start(spec: &payload::Container) -> Result<Option<Sockets>, Error> {
-    let mounts = spec.oci.iter().flat_map(|oci| &oci.mounts);
-    let wanted: Vec<&Mount> = mounts.filter(|mount| mount.kind == payload::HOST_SOCKET).collect();
-    if wanted.is_empty() {
-        return Ok(None);
-    }
-    if wanted.len() > SOCKETS_MAX {
-        return Err(Error::failed(format!("limit of {SOCKETS_MAX} sockets of the host reached")));
-    }
-    match rustix::fs::mkdir(paths::SOCKETS, Mode::RWXU) {
-        Err(Errno::EXIST) => {
-            let text = "sockets of the host belong to another container of the machine";
-            return Err(Error::new(ErrorCode::Exists, text));
+impl State {
+    /// Waits for connections with sockets in shared directories.
+    pub(crate) fn open_gateway(&mut self) -> Result<(), Error> {
+        self.gateway = Gateway::open()?;
+        for fd in self.gateway.iter().flat_map(Gateway::fds) {
+            watch(&self.epoll, fd, 0, EventSource::Sockets, EventFlags::IN | EventFlags::ET)?;
         }
-        made => made.step("create", paths::SOCKETS)?,
+        Ok(())
     }
-    let listeners = wanted.iter().map(|mount| listen(mount)).collect::<Result<Vec<_>, _>>()?;
-    let port = ports::open_sockets()?;
+
+    /// Starts to carry connections if there is one. Without a process for that they are refused.
+    pub(crate) fn carry_if_asked(&mut self) {
+        if self.gateway.as_ref().is_some_and(Gateway::is_asked) {
+            self.sockets = self.take_gateway().and_then(|gateway| carry_with(Vec::new(), gateway).ok());
+        }
+    }
+
+    /// Listens on the sockets that a container's mounts name, and starts to carry their connections in a process that runs
+    /// as long as the guest. Only one container of a machine has such mounts.
+    pub(crate) fn start_sockets(&mut self, spec: &payload::Container) -> Result<(), Error> {
+        let mounts = spec.oci.iter().flat_map(|oci| &oci.mounts);
+        let wanted: Vec<&Mount> = mounts.filter(|mount| mount.kind == payload::HOST_SOCKET).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        if wanted.len() > SOCKETS_MAX {
+            return Err(Error::failed(format!("limit of {SOCKETS_MAX} sockets of the host reached")));
+        }
+        match rustix::fs::mkdir(paths::SOCKETS, Mode::RWXU) {
+            Err(Errno::EXIST) => {
+                let text = "sockets of the host belong to another container of the machine";
+                return Err(Error::new(ErrorCode::Exists, text));
+            }
+            made => made.step("create", paths::SOCKETS)?,
+        }
+        let listeners = wanted.iter().map(|mount| listen(mount)).collect::<Result<Vec<_>, _>>()?;
+        self.sockets = Some(match self.take_gateway() {
+            Some(gateway) => carry_with(listeners, gateway)?,
+            None => carry(listeners, ports::open_sockets()?)?,
+        });
+        Ok(())
+    }
+
+    fn take_gateway(&mut self) -> Option<Gateway> {
+        let gateway = self.gateway.take()?;
+        // The process that carries keeps the open files, and so their events.
+        for fd in gateway.fds() {
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+        Some(gateway)
+    }
+}
+
+/// Carries the connections of mounted sockets, and those of sockets in shared directories.
+fn carry_with(mut listeners: Vec<(Listens, OwnedFd)>, gateway: Gateway) -> Result<Sockets, Error> {
+    listeners.push((Listens::ForKernel, gateway.listener));
+    carry(listeners, gateway.port)
+}
+
+/// Starts the process that carries connections.
+fn carry(listeners: Vec<(Listens, OwnedFd)>, port: OwnedFd) -> Result<Sockets, Error> {
     let (ours, agent) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .step("create", "socket pair")?;
@@ -80,15 +132,17 @@ pub fn start(spec: &payload::Container) -> Result<Option<Sockets>, Error> {
             let keep = listeners.iter().map(|(_, fd)| fd).chain([&port, &agent]);
             sys::close_others(keep.map(|fd| Some(fd.as_fd())));
             let _ = rustix::thread::set_name(c"sockets");
+            // The kernel connects it as another user to sockets of the guest, which takes its capabilities.
+            let _ = set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP);
             let _ = Carrier::new(listeners, port, agent).carry();
             sys::exit(1)
         }
-        Fork::Parent { .. } => Ok(Some(Sockets(ours))),
+        Fork::Parent { .. } => Ok(Sockets(ours)),
     }
 }
 
 /// Listens on a socket with the attributes in the mount's data: `MODE UID GID`, the mode in octal digits.
-fn listen(mount: &Mount) -> Result<(u16, OwnedFd), Error> {
+fn listen(mount: &Mount) -> Result<(Listens, OwnedFd), Error> {
     let bad = || Error::bad_request(format!("mount {}: invalid socket", mount.destination));
     let number: u16 = mount.source.parse().map_err(|_| bad())?;
     let mut words = mount.data.split(' ');
@@ -104,26 +158,33 @@ fn listen(mount: &Mount) -> Result<(u16, OwnedFd), Error> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         rustix::fs::chownat(CWD, path.as_str(), Some(uid), Some(gid), rustix::fs::AtFlags::empty())?;
         // SO_PEERCRED of a client names the user that listens: on the host most often the owner of the socket.
-        let root = (Uid::ROOT, Gid::ROOT);
-        set_thread_res_gid(root.1, gid, root.1)?;
-        set_thread_res_uid(root.0, uid, root.0)?;
-        let listens = rustix::net::listen(&socket, BACKLOG);
-        set_thread_res_uid(root.0, root.0, root.0)?;
-        set_thread_res_gid(root.1, root.1, root.1)?;
-        listens.map(|()| socket)
+        as_user(uid, gid, || rustix::net::listen(&socket, BACKLOG))?;
+        Ok(socket)
     };
-    listener().step("listen on", &path).map(|socket| (number, socket))
+    listener().step("listen on", &path).map(|socket| (Listens::ForMount(number), socket))
 }
 
-struct Connection {
-    number: u32,
-    /// `None` once it is closed. The connection is over when the host has closed it as well.
-    socket: Option<OwnedFd>,
-    flow: Flow,
+/// Does something as a user and group.
+fn as_user<T>(uid: Uid, gid: Gid, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    set_thread_res_gid(Gid::ROOT, gid, Gid::ROOT)?;
+    set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT)?;
+    let done = act();
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    done
+}
+
+/// For what a socket listens.
+#[derive(Clone, Copy)]
+enum Listens {
+    /// For connections to the mounted socket with this number.
+    ForMount(u16),
+    /// For connections that the host has made for the kernel.
+    ForKernel,
 }
 
 struct Carrier {
-    listeners: Vec<(u16, OwnedFd)>,
+    listeners: Vec<(Listens, OwnedFd)>,
     port: OwnedFd,
     /// At its end the agent waits for what is under way.
     agent: OwnedFd,
@@ -136,7 +197,7 @@ struct Carrier {
 }
 
 impl Carrier {
-    fn new(listeners: Vec<(u16, OwnedFd)>, port: OwnedFd, agent: OwnedFd) -> Carrier {
+    fn new(listeners: Vec<(Listens, OwnedFd)>, port: OwnedFd, agent: OwnedFd) -> Carrier {
         Carrier {
             listeners,
             port,
@@ -186,20 +247,20 @@ impl Carrier {
         let agent = if self.ending { PollFlags::empty() } else { PollFlags::IN };
         let mut fds: Vec<PollFd<'_>> =
             [PollFd::new(&self.port, port), PollFd::new(&self.agent, agent)].into();
-        let accepts = if full || self.connections.len() >= CONNECTIONS_MAX {
-            PollFlags::empty()
-        } else {
-            PollFlags::IN
-        };
-        fds.extend(self.listeners.iter().map(|(_, fd)| PollFd::new(fd, accepts)));
+        let mounted = self.connections.iter().filter(|one| one.mounted).count();
+        fds.extend(self.listeners.iter().map(|(what, fd)| {
+            let waits = full || matches!(what, Listens::ForMount(_)) && mounted >= CONNECTIONS_MAX;
+            PollFd::new(fd, if waits { PollFlags::empty() } else { PollFlags::IN })
+        }));
         let watched: Vec<Option<PollFlags>> =
             self.connections.iter().map(|connection| connection.events(full)).collect();
         let events = self.connections.iter().zip(&watched);
         fds.extend(events.filter_map(|(one, events)| Some(PollFd::new(one.socket.as_ref()?, (*events)?))));
         // The end is seen when nothing is ready any more.
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let idle = self.ending && self.connections.is_empty() && self.outgoing.is_empty();
-        match poll(&mut fds, idle.then_some(&now)) {
+        let again = self.connections.iter().any(Connection::is_arriving);
+        let tv_nsec = if idle { 0 } else { AGAIN_NANOSECONDS };
+        match poll(&mut fds, (idle || again).then_some(&Timespec { tv_sec: 0, tv_nsec })) {
             Ok(_) => {}
             Err(Errno::INTR) => fds.clear(),
             Err(errno) => return Err(errno),
@@ -215,9 +276,13 @@ impl Carrier {
     fn take(&mut self, incoming: &mut Vec<u8>) -> Result<(), Errno> {
         let connections = &mut self.connections;
         let taken = sockets::drain(incoming, |number, frame| {
-            match connections.iter_mut().find(|connection| connection.number == number) {
-                Some(connection) => connection.flow.take(frame),
-                None => Ok(()),
+            match (connections.iter_mut().find(|connection| connection.number == number), frame) {
+                (Some(connection), frame) => connection.flow.take(frame),
+                (None, Frame::Arrive { node, uid, gid }) => {
+                    connections.push(Connection::arriving(number, Arrival { node, uid, gid }));
+                    Ok(())
+                }
+                (None, _) => Ok(()),
             }
         });
         taken.map_err(|_| Errno::PROTO)?;
@@ -228,19 +293,25 @@ impl Carrier {
     }
 
     fn accept(&mut self, at: usize) {
-        let (socket, listener) = &self.listeners[at];
+        let (what, listener) = &self.listeners[at];
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // The connection may already have been closed.
         let Ok(accepted) = rustix::net::accept_with(listener, flags) else { return };
-        let Ok(user) = socket_peercred(&accepted) else { return };
-        self.last = self.last.wrapping_add(1);
-        let open = Frame::Open { socket: *socket, uid: user.uid.as_raw(), gid: user.gid.as_raw() };
-        open.encode(self.last, &mut self.outgoing);
-        self.connections.push(Connection {
-            number: self.last,
-            socket: Some(accepted),
-            flow: Flow::default(),
-        });
+        let first = match what {
+            Listens::ForMount(socket) => {
+                let Ok(user) = socket_peercred(&accepted) else { return };
+                Frame::Open { socket: *socket, uid: user.uid.as_raw(), gid: user.gid.as_raw() }
+            }
+            Listens::ForKernel => match sys::carrier::carry(accepted.as_fd()) {
+                // A process has found the listener itself.
+                Ok(0) | Err(_) => return,
+                Ok(ticket) => Frame::Take { ticket },
+            },
+        };
+        self.last = self.last.wrapping_add(1) & !OF_HOST;
+        first.encode(self.last, &mut self.outgoing);
+        let mounted = matches!(what, Listens::ForMount(_));
+        self.connections.push(Connection::accepted(self.last, accepted, mounted));
     }
 
     fn send(&mut self) -> Result<(), Errno> {
@@ -255,70 +326,5 @@ impl Carrier {
         }
         self.outgoing.drain(..sent);
         Ok(())
-    }
-}
-
-impl Connection {
-    /// Returns the events to wait for. `None` while there is nothing to do: the end of a connection that cannot be passed
-    /// on would be reported again and again.
-    fn events(&self, full: bool) -> Option<PollFlags> {
-        self.socket.as_ref()?;
-        let mut events = PollFlags::empty();
-        events.set(PollFlags::IN, !full && self.flow.room() > 0);
-        events.set(PollFlags::OUT, !self.flow.pending().is_empty());
-        (!events.is_empty() || self.flow.has_ended()).then_some(events)
-    }
-
-    /// Moves data. Returns whether the connection goes on.
-    fn serve(&mut self, ready: bool, outgoing: &mut Vec<u8>) -> bool {
-        let Some(socket) = self.socket.as_ref().filter(|_| ready) else { return self.write(outgoing) };
-        if self.flow.has_ended() && self.flow.pending().is_empty() {
-            // Both directions are closed.
-            self.close(outgoing);
-            return self.write(outgoing);
-        }
-        let room = if outgoing.len() < OUT_MAX { self.flow.room() } else { 0 };
-        if room > 0 {
-            let mut data = [0; DATA_MAX];
-            let mut pieces = [IoSliceMut::new(&mut data[..room])];
-            let mut nothing = RecvAncillaryBuffer::default();
-            match rustix::net::recvmsg(socket, &mut pieces, &mut nothing, RecvFlags::CMSG_CLOEXEC) {
-                // Data without the descriptors that belong to it would have another meaning.
-                Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => {
-                    Frame::Descriptors.encode(self.number, outgoing);
-                    self.close(outgoing);
-                }
-                Ok(message) => self.flow.send(self.number, &data[..message.bytes], outgoing),
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => self.close(outgoing),
-            }
-        }
-        self.write(outgoing)
-    }
-
-    /// Writes what came from the host. Returns whether the connection goes on.
-    fn write(&mut self, outgoing: &mut Vec<u8>) -> bool {
-        while let (Some(socket), pending @ [_, ..]) = (&self.socket, self.flow.pending()) {
-            match rustix::net::send(socket, pending, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(count) => self.flow.wrote(count),
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(_) => self.close(outgoing),
-            }
-        }
-        let Some(socket) = &self.socket else { return !self.flow.is_closed() };
-        if outgoing.len() < OUT_MAX {
-            self.flow.give_credit(self.number, outgoing);
-        }
-        if self.flow.must_shut() {
-            let _ = rustix::net::shutdown(socket, Shutdown::Write);
-        }
-        !(self.flow.is_closed() && self.flow.pending().is_empty())
-    }
-
-    /// Closes the socket, and tells the host.
-    fn close(&mut self, outgoing: &mut Vec<u8>) {
-        self.socket = None;
-        Frame::Close.encode(self.number, outgoing);
     }
 }

@@ -17,7 +17,6 @@ use crate::pod::{self, Pod};
 use crate::process::child::{self, Child, ChildContainer};
 use crate::process::report::{self, Report};
 use crate::process::{Pending, Pipes, Process, pipes};
-use crate::sockets;
 use crate::state::{EventSource, Setting, State, watch};
 use crate::sys::{self, Fork};
 
@@ -75,15 +74,15 @@ impl State {
         self.check_streams(&spec.process)?;
         let joined = self.joined(spec)?;
         let isolated = self.setting == Setting::Guest;
+        if isolated && self.pod.is_some() {
+            self.start_sockets(spec)?;
+        }
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
         if isolated && spec.initialize {
             pod.write_hostname()?;
         }
         if isolated && let Some(shm) = pod_shm(spec) {
             pod.mount_shm(&shm.data)?;
-        }
-        if isolated && let Some(sockets) = sockets::start(spec)? {
-            self.sockets = Some(sockets);
         }
         let mut container = Container::new(spec, isolated)?;
         let flags = if isolated { namespaces::flags(spec.oci.as_ref()) } else { 0 };

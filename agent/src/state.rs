@@ -18,7 +18,7 @@ use crate::destroy::Destroy;
 use crate::error::{Error, Step};
 use crate::pod::Pod;
 use crate::process::Process;
-use crate::sockets::Sockets;
+use crate::sockets::{Gateway, Sockets};
 use crate::streams::Streams;
 
 const EDGES: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::ET);
@@ -49,9 +49,11 @@ pub(crate) enum EventSource {
     Terminal,
     /// The kernel has killed a process of a container for its memory limit.
     OomKill,
+    /// A connection with a socket in a shared directory, the first.
+    Sockets,
 }
 
-const EVENT_SOURCES: [EventSource; 10] = [
+const EVENT_SOURCES: [EventSource; 11] = [
     EventSource::Control,
     EventSource::Streams,
     EventSource::GracePeriod,
@@ -62,6 +64,7 @@ const EVENT_SOURCES: [EventSource; 10] = [
     EventSource::Stderr,
     EventSource::Terminal,
     EventSource::OomKill,
+    EventSource::Sockets,
 ];
 
 impl EventSource {
@@ -90,6 +93,8 @@ pub(crate) struct State {
     pub(crate) destroy: Option<Destroy>,
     /// Carries connections to sockets of the host.
     pub(crate) sockets: Option<Sockets>,
+    /// Waits for the first connection with a socket in a shared directory.
+    pub(crate) gateway: Option<Gateway>,
     /// The machine must be reset once everything queued for the host has been sent.
     pub(crate) power_off: bool,
     pub(crate) next_key: u32,
@@ -119,6 +124,7 @@ impl State {
             processes: BTreeMap::new(),
             destroy: None,
             sockets: None,
+            gateway: None,
             power_off: false,
             next_key: 1,
             child_exited: false,

@@ -15,6 +15,7 @@ use rustix::io::{Errno, Result};
 use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
+pub mod carrier;
 pub mod random;
 
 /// Numbers of Linux's system calls on x86_64.

@@ -2,7 +2,7 @@
 //!
 //! Used for foreground containers, containers of engines, and pods.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use oci::Spec;
 use plan::vm::{Host, SHARE_TAG};
 use plan::{ShareType, VmPlan};
 use vmm::devices::share::ShareTree;
+use vmm::devices::share::sockets::socket_queue;
 use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::console::{Console, LogPort, LogTail, Port, PortBackend, SocketPort};
 use vmm::devices::virtio::fs::{self, Fs};
@@ -41,7 +42,7 @@ use crate::sandbox::machine::Machine;
 use crate::sandbox::nics::Nics;
 use crate::sandbox::{self, Sandbox};
 use crate::session::Session;
-use crate::sockets;
+use crate::sockets::{self, Sockets};
 use crate::template::make::Way;
 use crate::template::{self, Found, Key, Wanted};
 
@@ -179,7 +180,7 @@ impl Assembly {
             Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
             Err(error) => log::debug!("shared mappings are not excluded from other machines': {error}"),
         }
-        let sockets = (!plan.sockets.is_empty()).then(|| sockets::serve(&plan.sockets)).transpose();
+        let sockets = plan.carries_sockets().then(|| serve_sockets(plan, &share)).transpose();
         let (sockets, socket) = sockets.context("open sockets of the host")?.unzip();
         let count = present.len() + spare;
         let share_of = &share;
@@ -342,6 +343,16 @@ impl Outside<'_> {
 /// Returns another descriptor of a socket, if there is one.
 fn second(end: Option<&UnixStream>) -> Result<Option<UnixStream>> {
     end.map(UnixStream::try_clone).transpose().context("duplicate a socket's descriptor")
+}
+
+/// Starts the thread that carries connections of sockets. Also returns the guest's end of its port.
+fn serve_sockets(plan: &VmPlan, share: &ShareTree) -> io::Result<(Sockets, UnixStream)> {
+    let (queue, requests) = socket_queue()?;
+    let served = sockets::serve(&plan.sockets, requests)?;
+    if plan.pod.sockets {
+        share.carry_sockets(queue);
+    }
+    Ok(served)
 }
 
 /// Opens the channel to the agent of a machine that continues from a template.

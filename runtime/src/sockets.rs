@@ -1,8 +1,9 @@
-//! Connections of the guest to listening sockets of the host, such as Docker's.
+//! Connections between sockets of the guest and of the host.
 //!
-//! The agent accepts connections on sockets of its own in the container, and sends what they carry through a port of the
-//! console ([`agent_proto::sockets`]). One thread connects to the host's sockets and moves the data. Each connection has a
-//! window in each direction, so that a slow reader stops only its own connection.
+//! For a bind mount of a listening socket, such as Docker's, the agent accepts connections on a socket of its own in the
+//! container. For sockets in shared directories the file server asks ([`shared`]). What connections carry travels through a
+//! port of the console ([`agent_proto::sockets`]). One thread connects to and listens on sockets of the host, and moves the
+//! data. Each connection has a window in each direction, so that a slow reader stops only its own connection.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,9 +15,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use agent_proto::sockets::{self, Broken, CONNECTIONS_MAX, DATA_MAX, Flow, Frame, OUT_MAX};
+use agent_proto::sockets::{self, Broken, CONNECTIONS_MAX, DATA_MAX, Flow, Frame, OF_HOST, OUT_MAX};
 use host::sockets::{Connector, HostSockets, Received, receive, send};
 use host::sys;
+use vmm::devices::share::sockets::SocketRequests;
+
+mod shared;
+
+use shared::{SHARED_MAX, Shared, Ticket};
 
 /// Maximum number of bytes per read from the guest.
 const READ: usize = 64 << 10;
@@ -42,15 +48,17 @@ impl Sockets {
     }
 }
 
-/// Opens the host's sockets, and starts the thread that connects to them. Also returns the guest's end of the port.
-pub fn serve(paths: &[PathBuf]) -> io::Result<(Sockets, UnixStream)> {
+/// Opens the host's sockets, and starts the thread that connects to them and to those for which `queue` asks. Also returns
+/// the guest's end of the port.
+pub fn serve(paths: &[PathBuf], queue: SocketRequests) -> io::Result<(Sockets, UnixStream)> {
     let sockets = HostSockets::open(paths)?;
     let paths = paths.to_vec();
     let (port, guest) = UnixStream::pair()?;
     let (runs, running) = channel();
     thread::Builder::new().name("sockets".to_owned()).spawn(move || {
         let _runs: Sender<()> = runs;
-        let carried = sockets.enter().and_then(|connector| carry(port, &connector, paths));
+        let carried =
+            sockets.enter().and_then(|connector| carry(port, &connector, paths, Shared::new(queue)));
         if let Err(error) = carried {
             log::warn!("connections to sockets of the host: {error}");
         }
@@ -59,12 +67,14 @@ pub fn serve(paths: &[PathBuf]) -> io::Result<(Sockets, UnixStream)> {
 }
 
 /// Carries connections until the machine has ended.
-fn carry(port: UnixStream, connector: &Connector, paths: Vec<PathBuf>) -> io::Result<()> {
+fn carry(port: UnixStream, connector: &Connector, paths: Vec<PathBuf>, shared: Shared) -> io::Result<()> {
     port.set_nonblocking(true)?;
     let mut carrier = Carrier {
         port,
         connector,
         refusals: Refusals { paths, told: BTreeSet::new() },
+        shared,
+        last: 0,
         connections: Vec::new(),
         incoming: Vec::new(),
         outgoing: Vec::new(),
@@ -77,18 +87,20 @@ fn carry(port: UnixStream, connector: &Connector, paths: Vec<PathBuf>) -> io::Re
 /// Tells the user once for each socket that descriptors are not carried.
 struct Refusals {
     paths: Vec<PathBuf>,
-    told: BTreeSet<u16>,
+    told: BTreeSet<Option<u16>>,
 }
 
 impl Refusals {
-    /// `who` has passed descriptors.
-    fn tell(&mut self, socket: u16, who: &str) {
-        if let Some(path) = self.paths.get(usize::from(socket))
-            && self.told.insert(socket)
-        {
-            let path = path.display();
+    /// `who` has passed descriptors on a connection to a mounted socket, or to one in a shared directory.
+    fn tell(&mut self, target: Option<u16>, who: &str) {
+        let socket = match target.map(|number| self.paths.get(usize::from(number))) {
+            Some(Some(path)) => format!("socket {}", path.display()),
+            Some(None) => return,
+            None => "socket in a shared directory".to_owned(),
+        };
+        if self.told.insert(target) {
             log::warn!(
-                "socket {path}: {who} passes descriptors (SCM_RIGHTS), which are not carried: the connection is closed"
+                "{socket}: {who} passes descriptors (SCM_RIGHTS), which are not carried: the connection is closed"
             );
         }
     }
@@ -98,12 +110,13 @@ impl Refusals {
 enum Socket {
     Waiting,
     Open(UnixStream),
+    None,
 }
 
 struct Connection {
     number: u32,
-    /// Number of the host's socket.
-    target: u16,
+    /// Number of the mounted socket; `None` for one in a shared directory.
+    target: Option<u16>,
     /// User and group of the process in the guest.
     user: (u32, u32),
     socket: Socket,
@@ -116,6 +129,9 @@ struct Carrier<'a> {
     port: UnixStream,
     connector: &'a Connector,
     refusals: Refusals,
+    shared: Shared,
+    /// Number of the last connection that the host has opened.
+    last: u32,
     connections: Vec<Connection>,
     incoming: Vec<u8>,
     /// Frames for the guest.
@@ -128,17 +144,29 @@ impl Carrier<'_> {
         let full = self.outgoing.len() >= OUT_MAX;
         let port = libc::POLLIN | if self.outgoing.is_empty() { 0 } else { libc::POLLOUT };
         let watched: Vec<_> = self.connections.iter().map(|connection| connection.watched(full)).collect();
+        let accepts = if full || self.shared_count() >= SHARED_MAX { 0 } else { libc::POLLIN };
+        let own = [(self.port.as_fd(), port), (self.shared.wake(), libc::POLLIN)];
+        let listeners = self.shared.listeners().map(|listener| (listener, accepts));
         let fds: Vec<(BorrowedFd<'_>, i16)> =
-            std::iter::once((self.port.as_fd(), port)).chain(watched.iter().copied().flatten()).collect();
+            own.into_iter().chain(listeners).chain(watched.iter().copied().flatten()).collect();
         let waiting = self.connections.iter().any(|one| matches!(one.socket, Socket::Waiting));
         let ready = sys::poll_all(fds.iter(), waiting.then_some(AGAIN))?;
-        let mut rest = ready[1..].iter();
+        let (own, rest) = ready.split_at(2);
+        let (arriving, rest) = rest.split_at(self.shared.listeners().count());
+        let mut rest = rest.iter();
         let ready_connections: Vec<bool> =
             watched.iter().map(|one| one.is_some() && rest.next().is_some_and(|it| *it)).collect();
         for (connection, ready) in self.connections.iter_mut().zip(ready_connections) {
             connection.serve(ready, &mut self.outgoing, &mut self.refusals);
         }
-        if ready[0] && !self.take()? {
+        for at in arriving.iter().enumerate().filter(|(_, ready)| **ready).map(|(at, _)| at) {
+            self.accept(at);
+        }
+        if own[1] {
+            let carried = self.shared_count() - self.shared.waiting();
+            self.shared.serve(self.connector, carried);
+        }
+        if own[0] && !self.take()? {
             return Ok(false);
         }
         let Carrier { connections, connector, outgoing, .. } = self;
@@ -156,15 +184,16 @@ impl Carrier<'_> {
             Err(error) if is_later(&error) => return Ok(true),
             Err(error) => return Err(error),
         }
-        let Carrier { connections, refusals, .. } = self;
+        let Carrier { connections, refusals, shared, .. } = self;
         sockets::drain(&mut self.incoming, |number, frame| {
-            let full = connections.len() >= CONNECTIONS_MAX;
+            let (mounted, others) = counts(connections);
+            let own = number & OF_HOST == 0;
             let known = connections.iter_mut().find(|connection| connection.number == number);
             match (known, frame) {
-                (None, Frame::Open { socket, uid, gid }) if !full => {
+                (None, Frame::Open { socket, uid, gid }) if own && mounted < CONNECTIONS_MAX => {
                     connections.push(Connection {
                         number,
-                        target: socket,
+                        target: Some(socket),
                         user: (uid, gid),
                         socket: Socket::Waiting,
                         flow: Flow::default(),
@@ -172,11 +201,16 @@ impl Carrier<'_> {
                     });
                     Ok(())
                 }
+                // Those of no ticket count as well.
+                (None, Frame::Take { ticket }) if own && others < SHARED_MAX => {
+                    connections.push(Connection::taken(number, shared.take(ticket)));
+                    Ok(())
+                }
                 (Some(connection), Frame::Descriptors) => {
                     refusals.tell(connection.target, "a process of the container");
                     Ok(())
                 }
-                (_, Frame::Open { .. }) => Err(Broken),
+                (_, Frame::Open { .. } | Frame::Take { .. } | Frame::Arrive { .. }) => Err(Broken),
                 (Some(connection), frame) => connection.flow.take(frame),
                 // It was sent before the guest knew that the connection is closed.
                 (None, _) => Ok(()),
@@ -184,6 +218,34 @@ impl Carrier<'_> {
         })
         .map_err(|Broken| io::Error::new(ErrorKind::InvalidData, "the guest breaks the protocol"))?;
         Ok(true)
+    }
+
+    /// Number of connections of sockets in shared directories, and of those for which the guest has not asked yet.
+    fn shared_count(&self) -> usize {
+        counts(&self.connections).1 + self.shared.waiting()
+    }
+
+    /// Accepts a connection for a process of the guest.
+    fn accept(&mut self, at: usize) {
+        if self.shared_count() >= SHARED_MAX {
+            return;
+        }
+        let Some(arrival) = self.shared.accept(at, self.connector) else { return };
+        let is_free = |number: &u32| self.connections.iter().all(|one| one.number != *number);
+        let mut numbers =
+            std::iter::successors(Some(self.last), |number| Some(number.wrapping_add(1) | OF_HOST));
+        let Some(number) = numbers.by_ref().skip(1).find(is_free) else { return };
+        self.last = number;
+        let (uid, gid) = arrival.client;
+        Frame::Arrive { node: arrival.node, uid, gid }.encode(number, &mut self.outgoing);
+        self.connections.push(Connection {
+            number,
+            target: None,
+            user: self.connector.shown(arrival.server.0, arrival.server.1),
+            socket: Socket::Open(arrival.stream),
+            flow: Flow::default(),
+            failed: false,
+        });
     }
 
     fn send(&mut self) -> io::Result<()> {
@@ -210,7 +272,23 @@ impl Carrier<'_> {
     }
 }
 
+/// Returns the numbers of connections to mounted sockets, and of others.
+fn counts(connections: &[Connection]) -> (usize, usize) {
+    let mounted = connections.iter().filter(|one| one.target.is_some()).count();
+    (mounted, connections.len() - mounted)
+}
+
 impl Connection {
+    /// Continues the connection of a ticket. Without one it has failed.
+    fn taken(number: u32, ticket: Option<Ticket>) -> Connection {
+        let failed = ticket.is_none();
+        let (socket, user) = match ticket {
+            Some(ticket) => (Socket::Open(ticket.stream), ticket.user),
+            None => (Socket::None, (0, 0)),
+        };
+        Connection { number, target: None, user, socket, flow: Flow::default(), failed }
+    }
+
     /// Returns the events to wait for. `None` while there is nothing to do.
     fn watched(&self, full: bool) -> Option<(BorrowedFd<'_>, i16)> {
         let Socket::Open(stream) = &self.socket else { return None };
@@ -252,8 +330,8 @@ impl Connection {
     /// Connects, writes what came from the guest, and tells the guest what it must know. Returns whether the connection
     /// goes on.
     fn go_on(&mut self, connector: &Connector, outgoing: &mut Vec<u8>) -> bool {
-        if let Socket::Waiting = self.socket {
-            let (socket, (uid, gid)) = (self.target, self.user);
+        if let (Socket::Waiting, Some(socket)) = (&self.socket, self.target) {
+            let (uid, gid) = self.user;
             match connector.connect(socket, uid, gid) {
                 Ok(stream) => self.socket = Socket::Open(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,

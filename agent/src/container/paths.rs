@@ -8,3 +8,5 @@ pub const HOSTNAME: &str = "/run/hostname";
 pub const SHM: &str = "/run/shm";
 /// Directory of the sockets that stand for sockets of the host.
 pub const SOCKETS: &str = "/run/sockets";
+/// Socket to which the kernel connects processes that connect to sockets of the host.
+pub const GATEWAY: &str = "/run/gateway";

@@ -1,9 +1,9 @@
-//! Connecting to listening sockets of the host as the users of a guest.
+//! Connecting to listening sockets of the host, and listening on them, as the users of a guest.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred, connect, recvmsg, sendmsg, socket_with,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred, accept_with, connect, listen, recvmsg,
+    sendmsg, socket_with, sockopt,
 };
 use rustix::process::{Gid, Uid, getpid};
 use rustix::thread::{
@@ -119,6 +120,11 @@ impl Connector {
     /// of kind `WouldBlock` means that the server has not accepted enough earlier connections.
     pub fn connect(&self, socket: u16, uid: u32, gid: u32) -> io::Result<UnixStream> {
         let target = self.sockets.get(usize::from(socket)).ok_or(Errno::NOENT)?;
+        self.connect_to(target.as_fd(), uid, gid)
+    }
+
+    /// Like [`connect`](Self::connect), to the socket of an open file.
+    pub fn connect_to(&self, target: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<UnixStream> {
         let path = SocketAddrUnix::new(target.as_raw_fd().to_string())?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let connection = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -127,6 +133,37 @@ impl Connector {
         connect(connection.as_fd(), &path)?;
         drop(acting);
         Ok(UnixStream::from(connection))
+    }
+
+    /// Listens on a bound socket as a user and group of the guest, which clients see.
+    pub fn listen(&self, socket: BorrowedFd<'_>, backlog: u32, uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = self.shown(uid, gid);
+        let _acting = Acting::begin(self.privileged, uid, gid)?;
+        Ok(listen(socket, i32::try_from(backlog).unwrap_or(i32::MAX))?)
+    }
+
+    /// Accepts a connection. An error of kind `WouldBlock` means that there is none.
+    pub fn accept(&self, socket: BorrowedFd<'_>) -> io::Result<UnixStream> {
+        Ok(UnixStream::from(accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?))
+    }
+
+    /// Returns user and group of a connection's other end, as in the guest.
+    pub fn peer(&self, stream: &UnixStream) -> io::Result<(u32, u32)> {
+        /// The user and the group that a guest sees in place of those that it does not have.
+        const NOBODY: u32 = 65534;
+        let peer = sockopt::socket_peercred(stream)?;
+        let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
+        if self.privileged {
+            return Ok((uid, gid));
+        }
+        let own = rustix::process::geteuid().as_raw() == uid;
+        Ok(if own { (0, 0) } else { (NOBODY, NOBODY) })
+    }
+
+    /// Returns the user and group as which this thread can act in place of those of the guest.
+    pub fn shown(&self, uid: u32, gid: u32) -> (u32, u32) {
+        let can = self.privileged && uid != u32::MAX && gid != u32::MAX;
+        if can { (uid, gid) } else { (0, 0) }
     }
 }
 

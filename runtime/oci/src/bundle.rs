@@ -34,6 +34,8 @@ pub struct Bundle {
     pub socket_sources: BTreeMap<usize, SocketFile>,
     /// Indexes of the mounts that bind named pipes.
     pub pipe_sources: BTreeSet<usize>,
+    /// A mount binds a directory of the host's files, in which there may be sockets.
+    pub binds_directory: bool,
     /// MS_* flags of the mounts on which the sources of binds are, by the index of the mount. A bind mount keeps them.
     pub source_flags: BTreeMap<usize, u64>,
     /// Shared memory that an engine made for the container, by the index of the mount: its size in bytes, 0 for no limit.
@@ -51,8 +53,9 @@ pub struct SocketFile {
     pub gid: u32,
 }
 
-/// What a mount binds, if it is neither a directory nor a regular file.
+/// What a mount binds, if it is not a regular file.
 enum Special {
+    Directory,
     Device(DeviceNode),
     Socket(SocketFile),
     Pipe,
@@ -84,6 +87,10 @@ impl Bundle {
                 Some(Special::Device(node)) => _ = bundle.device_sources.insert(index, node),
                 Some(Special::Socket(file)) => _ = bundle.socket_sources.insert(index, file),
                 Some(Special::Pipe) => _ = bundle.pipe_sources.insert(index),
+                Some(Special::Directory) => {
+                    let other = source == Path::new("/dev") || bundle.shared_memory.contains_key(&index);
+                    bundle.binds_directory |= !other;
+                }
                 None => {}
             }
             match source_flags(&source) {
@@ -118,6 +125,7 @@ impl Bundle {
             device_sources: BTreeMap::new(),
             socket_sources: BTreeMap::new(),
             pipe_sources: BTreeSet::new(),
+            binds_directory: false,
             source_flags: BTreeMap::new(),
             shared_memory: BTreeMap::new(),
         })
@@ -208,7 +216,7 @@ fn source_flags(path: &Path) -> u64 {
     KEPT.iter().filter(|(of_stat, _)| seen & of_stat != 0).fold(0, |flags, (_, flag)| flags | flag)
 }
 
-/// Returns what a mount binds if it is special: the number of a device, because the guest may have a device like it, the
+/// Returns what a mount binds if it is no regular file: a directory, the number of a device, because the guest may have a device like it, the
 /// attributes of a socket, whose connections are carried, or a named pipe.
 fn bind_source_at(what: &str, path: &Path) -> Result<Option<Special>> {
     let metadata = fs::metadata(path).map_err(|source| BundleError::Source {
@@ -222,6 +230,7 @@ fn bind_source_at(what: &str, path: &Path) -> Result<Option<Special>> {
             let (mode, uid, gid) = (metadata.mode() & 0o777, metadata.uid(), metadata.gid());
             Some(Special::Socket(SocketFile { mode, uid, gid }))
         }
+        _ if kind.is_dir() => Some(Special::Directory),
         _ if kind.is_fifo() => Some(Special::Pipe),
         _ if kind.is_char_device() || kind.is_block_device() => {
             let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));

@@ -243,7 +243,22 @@ impl VmPlan {
             kernel: Kernel::for_bundle(bundle)?,
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..vm
-        })
+        }
+        .with_sockets(settings, bundle.binds_directory || pod::part(&bundle.spec) == Some(Part::First)))
+    }
+
+    /// Has connections of sockets in shared directories carried, if there are any and the guest's kernel asks for them. The
+    /// members of a pod have directories that its first container does not have.
+    #[must_use]
+    pub fn with_sockets(mut self, settings: &VmSettings, has_directories: bool) -> VmPlan {
+        let asks = settings.share == ShareType::VirtioFs && settings.own_kernel;
+        self.pod.sockets = has_directories && asks && settings.protocol != Protocol::Api4244;
+        self
+    }
+
+    /// Whether connections between sockets of the guest and of the host are carried.
+    pub fn carries_sockets(&self) -> bool {
+        self.pod.sockets || !self.sockets.is_empty()
     }
 
     /// Gives the machine the memory and CPUs of the host, unless settings or lower limits determined its size.

@@ -112,6 +112,8 @@ impl PodPlan {
         pod.machine.kernel = Kernel::for_capabilities(capabilities);
         let mut binds = plans.iter().flat_map(|plan| &plan.plan.binds);
         pod.machine.admin_xattrs = binds.any(|bind| bind.admin_xattrs);
+        let volumes = pod.file.containers.iter().any(|container| !container.volumes.is_empty());
+        pod.machine = pod.machine.with_sockets(&config.vm, volumes);
         Ok((pod, plans))
     }
 

@@ -1,6 +1,10 @@
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 
 use tempfile::TempDir;
+use vmm::devices::share::sockets::{SocketQueue, SocketTask, socket_queue};
 
 use super::*;
 
@@ -8,10 +12,12 @@ use super::*;
 struct Served {
     listener: UnixListener,
     sockets: Sockets,
+    /// The file server's end.
+    queue: SocketQueue,
     /// The guest's end of the port.
     guest: UnixStream,
     received: Vec<u8>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Served {
@@ -19,8 +25,9 @@ impl Served {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let (sockets, guest) = serve(&[path]).unwrap();
-        Served { listener, sockets, guest, received: Vec::new(), _folder: folder }
+        let (queue, requests) = socket_queue().unwrap();
+        let (sockets, guest) = serve(&[path], requests).unwrap();
+        Served { listener, sockets, queue, guest, received: Vec::new(), folder }
     }
 
     fn send(&mut self, connection: u32, frames: &[Frame<'_>]) {
@@ -109,7 +116,9 @@ fn a_server_that_does_not_read_stops_only_its_own_connection() {
 
 #[test]
 fn a_guest_that_breaks_the_protocol_loses_its_connections() {
-    let broken: [&[Frame<'_>]; 4] = [
+    let broken: [&[Frame<'_>]; 6] = [
+        &[Frame::Arrive { node: 1, uid: 0, gid: 0 }],
+        &[Frame::Open { socket: 0, uid: 0, gid: 0 }, Frame::Take { ticket: 1 }],
         &[Frame::Open { socket: 0, uid: 0, gid: 0 }; 2],
         &[Frame::Open { socket: 0, uid: 0, gid: 0 }, Frame::Credit(1)],
         &[Frame::Open { socket: 0, uid: 0, gid: 0 }, Frame::End, Frame::Data(b"x")],
@@ -151,4 +160,74 @@ fn a_connection_on_which_a_process_of_the_guest_passes_descriptors_is_closed() {
     let mut text = String::new();
     server.read_to_string(&mut text).unwrap();
     assert_eq!(text, "before");
+}
+
+impl Served {
+    /// A descriptor of the server's file, as the file server has it.
+    fn file(&self) -> OwnedFd {
+        let path = self.folder.path().join("socket");
+        File::options().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
+    }
+
+    /// Connects for a process of the guest. Returns the ticket.
+    fn ticket(&self) -> io::Result<u32> {
+        self.queue.ask(SocketTask::Connect(self.file(), (0, 0))).map(|reached| reached.unwrap().ticket)
+    }
+}
+
+#[test]
+fn a_ticket_is_a_connection_that_was_made_before() {
+    let mut served = Served::new();
+    let ticket = served.ticket().unwrap();
+    let mut server = served.listener.accept().unwrap().0;
+    served.send(3, &[Frame::Take { ticket }, Frame::Data(b"question"), Frame::End]);
+    let mut question = String::new();
+    server.read_to_string(&mut question).unwrap();
+    assert_eq!(question, "question");
+    // It is used up, and another one is given up.
+    served.send(4, &[Frame::Take { ticket }]);
+    while served.next() != "4 Close" {}
+    let ticket = served.ticket().unwrap();
+    let mut server = served.listener.accept().unwrap().0;
+    served.queue.ask(SocketTask::Cancel(ticket)).unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn tickets_are_limited_and_a_server_that_is_gone_is_refused() {
+    let served = Served::new();
+    let mut accepted = Vec::new();
+    for _ in 0..SHARED_MAX {
+        served.ticket().unwrap();
+        accepted.push(served.listener.accept().unwrap());
+    }
+    assert_eq!(served.ticket().unwrap_err().kind(), ErrorKind::WouldBlock);
+    let served = Served::new();
+    let file = served.file();
+    drop(served.listener);
+    let refused = served.queue.ask(SocketTask::Connect(file, (0, 0))).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_client_of_the_host_reaches_the_guest_until_the_listener_is_closed() {
+    let mut served = Served::new();
+    let path = served.folder.path().join("bound");
+    let socket = UnixListener::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = socket.into();
+    served.queue.ask(SocketTask::Listen { node: 9, socket, backlog: 5, user: (0, 0) }).unwrap();
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"x").unwrap();
+    let number = OF_HOST | 1;
+    let arrive = served.next();
+    assert!(arrive.starts_with(&format!("{number} Arrive {{ node: 9, ")), "{arrive}");
+    assert_eq!(served.next(), format!("{number} Data({:?})", b"x"));
+    served.send(number, &[Frame::Data(b"answer"), Frame::Close]);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "answer");
+    while served.next() != format!("{number} Close") {}
+    served.queue.ask(SocketTask::Close(9)).unwrap();
+    assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
