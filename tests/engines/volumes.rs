@@ -1,11 +1,15 @@
 //! Volumes and bind mounts.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
-use tests::{Running, check_output};
+use tests::{Running, check_output, guest_program};
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
@@ -21,6 +25,7 @@ pub const CASES: &[Case] = &[
     case!(bind_over_a_file_of_the_image),
     case!(the_engine_s_client_works_in_a_container),
     case!(a_named_pipe_joins_containers_and_the_host),
+    case!(a_socket_joins_containers_and_the_host),
     case!(a_lock_holds_in_another_container_and_on_the_host),
     case!(a_bind_that_is_not_recursive_is_of_one_mount),
     case!(a_bind_keeps_the_options_of_the_host_s_mount),
@@ -139,6 +144,47 @@ fn a_named_pipe_joins_containers_and_the_host(engine: &Engine) {
     host.wait_for("begun\n");
     engine.ok(&["kill", "writer"]);
     host.finish().code(0).stdout("end\n");
+}
+
+fn a_socket_joins_containers_and_the_host(engine: &Engine) {
+    let path = directory(engine, "sockets");
+    let bind = format!("{}:/b", path.display());
+    let program = format!("{}:/guest:ro", guest_program().display());
+    let guest = |words: &[&'static str]| {
+        ["-v", &bind, "-v", &program, "box", "/guest"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(words.iter().map(ToString::to_string))
+            .collect::<Vec<String>>()
+    };
+    let ask = |name: &'static str, question: &'static str| {
+        let words = guest(&["socket", name, "ask", question]);
+        let words: Vec<&str> = ["run", "--rm"].into_iter().chain(words.iter().map(String::as_str)).collect();
+        engine.run(&words)
+    };
+    let serves = guest(&["serve", "/b/s", "answer", "2"]);
+    engine.start_container("server", &serves.iter().map(String::as_str).collect::<Vec<_>>(), "ready");
+    let mut host = UnixStream::connect(path.join("s")).expect("connect");
+    host.shutdown(Shutdown::Write).expect("end the question");
+    let mut text = String::new();
+    host.read_to_string(&mut text).expect("read the answer");
+    assert_eq!(text, "answer to ");
+    ask("/b/s", "container").code(0).stdout("answer to container\n");
+    assert_eq!(engine.ok(&["wait", "server"]), "0");
+    // Nobody listens any more.
+    let refused = ask("/b/s", "x");
+    assert!(refused.to_string().contains("ConnectionRefused"), "{refused}");
+    // The other way round.
+    let listener = UnixListener::bind(path.join("host")).expect("listen");
+    let serving = thread::spawn(move || {
+        let mut stream = listener.accept().expect("accept").0;
+        let mut question = String::new();
+        stream.read_to_string(&mut question).expect("read the question");
+        stream.write_all(b"of the host").expect("answer");
+        question
+    });
+    ask("/b/host", "question").code(0).stdout("of the host\n");
+    assert_eq!(serving.join().expect("the server"), "question");
 }
 
 fn a_lock_holds_in_another_container_and_on_the_host(engine: &Engine) {

@@ -48,6 +48,7 @@ fn main() {
         "watch" => return watch::run(&word(2)),
         "attempts" => return attempts::run(),
         "socket" => return socket::run(&word(2), &word(3), &word(4)),
+        "serve" => return socket::serve(&word(2), &word(3), &word(4)),
         "hostile" => hostile::run(&word(2)),
         "echo" => network::echo(&word(2)),
         "datagrams" => network::datagrams(&word(2)),

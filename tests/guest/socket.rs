@@ -1,10 +1,10 @@
-//! Clients of a socket: `guest socket PATH ...`.
+//! Clients of a socket: `guest socket PATH ...`, and servers: `guest serve PATH ...`.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -17,9 +17,63 @@ pub fn run(path: &str, what: &str, word: &str) {
         "hold" => hold(connect(), word == "exit"),
         "pass" => pass(connect()),
         "peer" => peer(connect()),
+        "crowd" => crowd(&connect, word.parse().expect("a number of connections")),
+        "datagram" => match UnixDatagram::unbound().unwrap().send_to(b"text", path) {
+            Ok(_) => println!("sent"),
+            Err(error) => println!("{:?}", error.kind()),
+        },
         "leave" => connect().write_all(word.as_bytes()).unwrap(),
         _ => panic!("no client {what:?}"),
     }
+}
+
+/// Listens, and says so.
+pub fn serve(path: &str, what: &str, word: &str) {
+    let listener = UnixListener::bind(path).unwrap_or_else(|error| panic!("{:?}: {error}", error.kind()));
+    println!("ready");
+    let accept = || listener.accept().unwrap().0;
+    match what {
+        "answer" => (0..word.parse().expect("a number of connections")).for_each(|_| answer(accept())),
+        "echo" => echo(accept(), word.parse().expect("a number of bytes")),
+        "lazy" => lazy(accept(), accept(), word.parse().expect("a number of bytes")),
+        "hold" => hold(accept(), false),
+        "close" => {
+            drop(accept());
+            drop(listener);
+            println!("closed");
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        _ => panic!("no server {what:?}"),
+    }
+}
+
+/// Reads a question to its end, and answers it.
+fn answer(mut stream: UnixStream) {
+    let mut question = String::new();
+    stream.read_to_string(&mut question).unwrap();
+    print!("{question} from ");
+    write!(stream, "answer to {question}").unwrap();
+    peer(stream);
+}
+
+/// Reads the first connection only when the second one has ended.
+fn lazy(mut first: UnixStream, second: UnixStream, len: usize) {
+    hold(second, false);
+    let mut data = Vec::new();
+    first.read_to_end(&mut data).unwrap();
+    assert_eq!(data.len(), len);
+    println!("ok");
+}
+
+/// Keeps connections open until all of them have been made.
+fn crowd(connect: &impl Fn() -> UnixStream, count: usize) {
+    let mut open = Vec::new();
+    for _ in 0..count {
+        let mut stream = connect();
+        stream.write_all(b"x").unwrap();
+        open.push(stream);
+    }
+    println!("ok");
 }
 
 fn ask(mut stream: UnixStream, question: &str) {

@@ -18,6 +18,7 @@ use crate::pods::Pod;
 
 mod making;
 mod memory;
+mod sockets;
 
 /// Memory of the machines, in MiB.
 const MEMORY: &str = "128";
