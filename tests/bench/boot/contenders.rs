@@ -80,7 +80,7 @@ impl Contender {
         [Contender::Continued].into_iter().chain(all).collect()
     }
 
-    fn takes_part(self, folder: &Folder) -> bool {
+    pub fn takes_part(self, folder: &Folder) -> bool {
         match self {
             Contender::OtherVmm => folder.has("other"),
             Contender::Firecracker => folder.has("firecracker"),
@@ -151,16 +151,23 @@ fn vmm(folder: &Folder, program: &str, shape: Shape) -> Command {
 
 /// `vmm` with the bench's own templates.
 pub fn continued(folder: &Folder, when: &str, words: &[&str]) -> Command {
-    let mut command = Command::new(folder.path("vmm"));
+    continued_by("vmm", folder, when, words)
+}
+
+/// Another program with templates of its own in the same directory.
+pub fn continued_by(program: &str, folder: &Folder, when: &str, words: &[&str]) -> Command {
+    let mut command = Command::new(folder.path(program));
     command.args(words).env("VMM_TEMPLATE", when).env("VMM_TEMPLATE_DIR", folder.path("templates"));
     command
 }
 
-/// Makes the template of the bench's container.
+/// Makes the template of the bench's container, of each `vmm`.
 pub fn make_template(folder: &Folder) {
-    let mut create = continued(folder, "auto", &["template", "create"]);
-    let made = create.stdout(Stdio::null()).status().expect("start vmm");
-    assert!(made.success(), "make a template: {made}");
+    for program in ["vmm", "other"].into_iter().filter(|program| folder.has(program)) {
+        let mut create = continued_by(program, folder, "auto", &["template", "create"]);
+        let made = create.stdout(Stdio::null()).status().expect("start vmm");
+        assert!(made.success(), "make a template: {made}");
+    }
 }
 
 fn qemu(folder: &Folder, shape: Shape) -> Command {

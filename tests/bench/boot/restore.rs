@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::Samples;
-use crate::contenders::{Contender, Folder, Shape, continued, make_template};
+use crate::contenders::{Contender, Folder, Shape, continued, continued_by, make_template};
 use crate::timing::settled;
 
 /// Starts each contender `runs` times in turn. The first round fills caches and does not count.
@@ -21,12 +21,17 @@ pub fn restore(folder: &Folder, runs: usize) -> Value {
         let bundle = folder.path("bundle");
         let id = format!("bench-{round}");
         let runtime = |contender: Contender| contender.command(folder, &id, Shape::default());
-        for (name, mut command) in [
+        let mut all = vec![
             ("vmm from a template", continued(folder, "require", &["run", &bundle])),
             ("vmm", continued(folder, "off", &["run", &bundle])),
             ("runc", runtime(Contender::Runc)),
             ("crun", runtime(Contender::Crun)),
-        ] {
+        ];
+        if Contender::OtherVmm.takes_part(folder) {
+            let command = continued_by("other", folder, "require", &["run", &bundle]);
+            all.push(("other vmm from a template", command));
+        }
+        for (name, mut command) in all {
             let times = settled(&mut command, Contender::Vmm.line());
             let first = times.first.unwrap_or_else(|| panic!("{name} printed {:?}", times.output));
             starts.add(&format!("{name}: first output"), first);
@@ -73,15 +78,15 @@ pub fn end(child: &mut Child) {
     child.wait().expect("wait for it");
 }
 
-/// Returns the private memory of a process in MiB: all of it, and the part that is not guest memory.
+/// Returns the private memory of a process in MiB: all of it, and the part that is not guest memory. What a process alone has mapped
+/// of a file, such as its program or a template, is the host's page cache and not private.
 pub fn private_mib(pid: u32) -> [(&'static str, f64); 2] {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("read its mappings");
     // Only guest memory is excluded from core dumps (`dd`).
     let (mut all, mut own, mut private) = (0_u64, 0, 0);
     for line in maps.lines() {
         let number = || line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-        // Clean pages are those of files, which the next machine uses as well.
-        if line.starts_with("Private_Dirty:") {
+        if line.starts_with("Anonymous:") {
             private += number().expect("a number of KiB");
         } else if let Some(flags) = line.strip_prefix("VmFlags:") {
             all += private;

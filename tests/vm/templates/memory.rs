@@ -48,7 +48,7 @@ fn machines_share_the_kernel_s_code_in_large_pages() {
             command.envs(templates.env(when));
             let mut running = Running::start(command);
             running.wait_for("running");
-            let found = ["ShmemPmdMapped:", "Private_Dirty:"].map(|key| mapped(running.pid(), key, true));
+            let found = ["ShmemPmdMapped:", "Anonymous:"].map(|key| mapped(running.pid(), key, true));
             running.stop();
             found
         });

@@ -2,8 +2,8 @@
 //!
 //! - Large pages that are read and not written (the kernel's code) are mapped whole. If the host has them in its cache as large
 //!   pages ([`Snapshot::gather`](super::Snapshot::gather)), each is one fault, and all machines share it.
-//! - Large pages with many pages in use are copied, while KVM creates the machine, which mostly waits. Each is one fault then,
-//!   and private memory. None is copied once KVM is ready.
+//! - If the host has none of them, large pages with many pages in use are copied, while KVM creates the machine, which mostly waits.
+//!   Each is one fault then, and private memory. None is copied once KVM is ready.
 //! - Other pages that are written are copied one by one: that is a copy less while the guest runs.
 
 use std::collections::BTreeMap;
@@ -104,9 +104,10 @@ impl WorkingSet {
         Ok(set)
     }
 
-    /// The addresses of large pages to copy, in order.
+    /// The addresses of large pages to copy, in order. The rest that is in use beside shared ones is not worth 2 MiB each.
     pub(crate) fn copies(&self) -> impl Iterator<Item = u64> {
-        self.large.iter().copied().filter(|large| !self.shared.contains(large)).take(LARGE_MAX)
+        let most = if self.shared.is_empty() { LARGE_MAX } else { 0 };
+        self.large.iter().copied().take(most)
     }
 
     /// Divides a part of memory where large pages that are mapped whole begin and end.
@@ -202,13 +203,15 @@ mod tests {
         let set = WorkingSet::of(machine.memory(), &extents).unwrap();
         let range = |start, pages| RamRange { start, len: pages * PAGE_SIZE };
         assert_eq!((&set.large[..], &set.shared[..]), (&[3 * LARGE, LARGE][..], &[3 * LARGE][..]));
-        assert_eq!(set.copies().collect::<Vec<_>>(), [LARGE]);
+        assert_eq!(set.copies().count(), 0);
+        let alone = WorkingSet { shared: Vec::new(), ..set.clone() };
+        assert_eq!(alone.copies().collect::<Vec<_>>(), [3 * LARGE, LARGE]);
         assert_eq!(set.written, [range(LARGE, 256), range(2 * LARGE + 5 * PAGE_SIZE, 2)]);
 
         // All is prepared, or nothing, if there is no time.
-        for enough in [false, true] {
-            let next = GuestRam::restored(&ranges, &file, &extents, &set).unwrap();
-            next.prepare(&file, &extents, &set, || enough).unwrap();
+        for (set, enough) in [(&set, false), (&alone, false), (&set, true)] {
+            let next = GuestRam::restored(&ranges, &file, &extents, set).unwrap();
+            next.prepare(&file, &extents, set, || enough).unwrap();
             for (at, byte) in [
                 (LARGE, 7),
                 (2 * LARGE - 1, 7),
@@ -223,7 +226,7 @@ mod tests {
             // Saved again, nothing of it is missing.
             let again = tempfile::tempfile().unwrap();
             let (found, _) = memory::write(next.memory(), &extents, (&again, None)).unwrap();
-            let last = GuestRam::restored(&ranges, &again, &found, &set).unwrap();
+            let last = GuestRam::restored(&ranges, &again, &found, set).unwrap();
             for at in [2 * LARGE - 1, 3 * LARGE, 16 * LARGE] {
                 assert_eq!(last.memory().read_obj::<u8>(GuestAddress(at)).unwrap(), 7, "{at:#x}");
             }
