@@ -7,7 +7,7 @@
 //! boot-bench FOLDER cpus RUNS                  # the same for machines of 1 to 8 vCPUs
 //! boot-bench FOLDER bundles RUNS               # the same for bundles that ask for more than a program
 //! boot-bench FOLDER density COUNT              # memory of COUNT idle containers of a template at the same time
-//! boot-bench FOLDER rate ROW BATCH ROUNDS      # ROW starts in a row, and ROUNDS times BATCH starts at once
+//! boot-bench FOLDER rate ROW BATCH ROUNDS [templates]   # ROW starts in a row, and ROUNDS times BATCH starts at once
 //! ```
 //!
 //! FOLDER holds the contenders' programs and files ([`contenders`]). Times are those of the monotonic clock since just
@@ -25,7 +25,7 @@ mod timing;
 
 use std::process::Command;
 
-use contenders::Folder;
+use contenders::{Contender, Folder};
 use serde_json::Value;
 
 fn main() {
@@ -48,10 +48,17 @@ fn main() {
         ("cpus", [runs]) => shape::cpus(&folder, number(runs)),
         ("bundles", [runs]) => bundles::bundles(&folder, number(runs)),
         ("density", [count]) => density::density(&folder, number(count)),
-        ("rate", [row, batch, rounds]) => rate::rate(&folder, number(row), number(batch), number(rounds)),
+        ("rate", [numbers @ .., "templates"]) => rate::rate(&folder, &[Contender::Continued], all(numbers)),
+        ("rate", numbers) => rate::rate(&folder, &Contender::containers(&folder), all(numbers)),
         _ => panic!("unknown bench: {words:?}"),
     };
     println!("{report}");
+}
+
+/// Reads three numbers.
+fn all(words: &[&str]) -> [usize; 3] {
+    let numbers: Vec<usize> = words.iter().map(|word| number(word)).collect();
+    numbers.try_into().unwrap_or_else(|_| panic!("not three numbers: {words:?}"))
 }
 
 fn number(word: &str) -> usize {

@@ -12,13 +12,13 @@ use crate::timing::at_once;
 
 /// Starts `row` containers in a row, and `rounds` times `batch` containers at once, of each contender. A start that does
 /// not print its line or fails is counted and is no sample.
-pub fn rate(folder: &Folder, row: usize, batch: usize, rounds: usize) -> Value {
+pub fn rate(folder: &Folder, contenders: &[Contender], [row, batch, rounds]: [usize; 3]) -> Value {
     let (mut in_a_row, mut together, mut rates) =
         (Samples::default(), Samples::default(), Samples::default());
     let mut kept = Samples::default();
     let mut failures = Vec::new();
     make_template(folder);
-    for contender in Contender::containers(folder) {
+    for &contender in contenders {
         let mut failed = 0;
         let mut note = |samples: &mut Samples, took: Option<f64>| match took {
             Some(ms) => samples.add(contender.name(), ms),

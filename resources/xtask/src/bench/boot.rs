@@ -61,6 +61,9 @@ pub struct RateArgs {
     /// How often containers are started at the same time
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Only starts from a template
+    #[arg(long)]
+    templates: bool,
     #[command(flatten)]
     contenders: Contenders,
 }
@@ -143,7 +146,8 @@ fn in_turn(what: &str, args: &BootArgs) -> anyhow::Result<Value> {
 pub fn rate(args: &RateArgs) -> anyhow::Result<()> {
     ensure!(args.in_a_row > 0 && args.at_once > 0 && args.rounds > 0, "a count of starts is 0");
     let counts = [args.in_a_row, args.at_once, args.rounds].map(|count| count.to_string());
-    let words: Vec<String> = ["rate".to_owned()].into_iter().chain(counts).collect();
+    let only = args.templates.then(|| "templates".to_owned());
+    let words: Vec<String> = ["rate".to_owned()].into_iter().chain(counts).chain(only).collect();
     say("starting many containers");
     let report = measure(&args.contenders, ClockArg::Wall, Host::new().memory(6144), &words)?;
     let groups = print_groups(&report)?;
