@@ -172,7 +172,7 @@ impl Assembly {
         let (way, saved) = match continued {
             Some(continued) => {
                 let (found, saved) = share_again(&share, continued)?;
-                (Way::Continue(found), Some(saved))
+                (Way::Continue(Box::new(found)), Some(saved))
             }
             None => (template::make::find(config, plan, present.len() + spare, alone)?, None),
         };
@@ -252,9 +252,9 @@ impl Outside<'_> {
     fn create(&self, pending: PendingVm, way: Way, alone: bool) -> Result<(Held, Option<Wanted>)> {
         let found = match way {
             Way::Continue(found) if self.saved.is_some() => {
-                return Ok((self.attempt(pending, Some(found))?, None));
+                return Ok((self.attempt(pending, Some(*found))?, None));
             }
-            Way::Continue(found) => found,
+            Way::Continue(found) => *found,
             Way::Boot(wanted) => return Ok((self.attempt(pending, None)?, wanted)),
         };
         let path = found.path.clone();

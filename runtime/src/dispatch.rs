@@ -131,9 +131,7 @@ fn parse() -> Result<(LogArgs, Job), clap::Error> {
         Command::Template(words) => {
             let TemplateArgs { late, command } = read("template", words)?;
             given = late.or(given);
-            // Its caller does not wait for it.
-            let stays = matches!(command, TemplateCommand::Make);
-            Job::new(move |_| commands::template::template(command)).stays(stays)
+            template(command)
         }
         Command::Update(words) => {
             let mut args: UpdateArgs = read("update", words)?;
@@ -164,6 +162,12 @@ fn restore(words: Words, root: StateRoot, systemd_cgroup: bool) -> Result<Job, c
     let mut args = read_restore(words)?;
     args.engine.systemd_cgroup = systemd_cgroup;
     Ok(Job::of_runc(move || checkpoint::restore(&root, args, Instant::now())).stays(true))
+}
+
+fn template(command: TemplateCommand) -> Job {
+    // The caller of this one does not wait for it.
+    let stays = matches!(command, TemplateCommand::Make);
+    Job::new(move |_| commands::template::template(command)).stays(stays)
 }
 
 /// Returns the command for the container that `words` name.

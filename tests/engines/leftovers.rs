@@ -36,11 +36,12 @@ pub fn states(engine: &Path) -> [PathBuf; 3] {
         .map(|path| engine.join(path))
 }
 
-/// Processes that execute `program`.
+/// Processes that execute `program`, except one that makes a template, which is no container's.
 pub fn processes(program: &Path) -> Vec<Pid> {
     let all = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
     all.filter(|pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program))
         .filter_map(Pid::from_raw)
+        .filter(|pid| !command_line(*pid).ends_with(" template make "))
         .collect()
 }
 

@@ -130,7 +130,7 @@ fn settle() -> Result<()> {
 
 /// How a machine starts.
 pub enum Way {
-    Continue(Found),
+    Continue(Box<Found>),
     /// It boots, and a template may be made for the next one.
     Boot(Option<Wanted>),
 }
@@ -172,7 +172,7 @@ pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize, alone: bool) -> Resu
             Ok(Way::Boot(wanted(&key, true)))
         }
         Ok(None) => Ok(Way::Boot(wanted(&key, false))),
-        Ok(Some(found)) => Ok(Way::Continue(found)),
+        Ok(Some(found)) => Ok(Way::Continue(Box::new(found))),
     }
 }
 

@@ -128,8 +128,7 @@ pub fn launch(config: &RunConfig, wanted: Wanted) {
     }
 }
 
-/// It is a new program and no fork: this process has threads, and memory that a fork would copy.
-#[expect(clippy::zombie_processes, reason = "the caller ends before it, or ignores the ends of its children")]
+/// The caller ends before it, or ignores the ends of its children. It is a new program and no fork: this process has threads, and memory that a fork would copy.
 fn start(order: &Order) -> io::Result<()> {
     let text = serde_json::to_vec(order)?;
     let mut maker = Command::new("/proc/self/exe")
