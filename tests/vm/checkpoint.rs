@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tests::{Bundle, Running, StateDir};
+use tests::{Bundle, ConsoleSocket, Running, StateDir};
 
 use crate::lifecycle::{Container, reap};
 use crate::network::Nets;
@@ -346,4 +346,38 @@ fn a_restored_container_has_the_interfaces_of_its_network_namespace() {
     let finished = second.finish().code(0);
     assert_eq!(finished.text(), "10.9.0.2/24\nreached", "{finished}");
     assert_eq!(nets.traces(), "");
+}
+
+#[test]
+fn a_restored_container_has_a_new_terminal() {
+    let script = "echo up; read line; echo got-$line; stty size; read line; exit 5";
+    let bundle = Bundle::sh(script).with(|config| {
+        config["process"]["terminal"] = json!(true);
+        config["process"]["consoleSize"] = json!({"height": 12, "width": 34});
+    });
+    let path = bundle.path().to_owned();
+    let container = Container::new(bundle);
+    let (first, second, image) =
+        (container.path("1.sock"), container.path("2.sock"), container.path("image"));
+    let socket = ConsoleSocket::at(&first);
+    let mut create = container.command(&["create", "--console-socket", &text(&first)]);
+    assert_eq!(container.run_create(create.env(MEMORY.0, MEMORY.1)), 0, "{}", container.read("stderr"));
+    let pid = container.pid("pid");
+    let mut controller = socket.take();
+    container.out(&["start", "c"]);
+    controller.wait_for("up");
+    checkpoint(&container.state, &image, &["--shell-job", "c"]);
+    assert_eq!(reap(pid), Ok(137));
+    container.out(&["delete", "c"]);
+    let socket = ConsoleSocket::at(&second);
+    let mut command = container.command(&["restore", "--detach", "--image-path", &text(&image)]);
+    command.arg("--bundle").arg(path).arg("--pid-file").arg(container.path("pid2"));
+    let status = tests::status(command.arg("--console-socket").arg(&second).arg("c"));
+    assert_eq!(status.code(), Some(0));
+    let mut controller = socket.take();
+    controller.type_keys("key\n");
+    controller.wait_for("got-key");
+    controller.wait_for("12 34");
+    controller.type_keys("\n");
+    assert_eq!(reap(container.pid("pid2")), Ok(5));
 }
