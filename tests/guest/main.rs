@@ -33,6 +33,7 @@ fn main() {
         "mapped-synced" => mapped(true),
         "linked" => linked(),
         "xattrs" => xattrs(),
+        "attributes-again" => return attributes_again(),
         "reserved" => return reserved(),
         "sparse" => sparse(),
         "shifted" => shifted(),
@@ -228,6 +229,45 @@ fn xattrs() {
     rustix::fs::removexattr("x", "user.key").unwrap();
     let gone = rustix::fs::getxattr("x", "user.key", &mut value[..]);
     assert_eq!(gone, Err(rustix::io::Errno::NODATA));
+}
+
+/// Sets attributes of new files to what they are, and to something else, once the host watches the directory.
+fn attributes_again() {
+    // struct vfs_ns_cap_data of linux/capability.h, version 2: permitted is CAP_NET_RAW.
+    let capabilities = [[1, 0, 0, 2], [0, 0x20, 0, 0], [0; 4], [0; 4], [0; 4]].concat();
+    let held = |name: &str| {
+        let mut value = [0; 32];
+        let len = rustix::fs::getxattr(name, "security.capability", &mut value[..])?;
+        Ok::<_, rustix::io::Errno>(value[..len].to_vec())
+    };
+    assert!(fs::metadata("missing").is_err());
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    for name in (0..8).map(|number| format!("a{number}")) {
+        let name = name.as_str();
+        open_new(name).write_all(b"x").unwrap();
+        let mode = fs::metadata(name).unwrap().mode() & 0o7777;
+        chmod(name, mode);
+        std::os::unix::fs::chown(name, Some(0), Some(0)).unwrap();
+        assert_eq!(held(name), Err(rustix::io::Errno::NODATA));
+        chmod(name, 0o711);
+        chmod(name, 0o4711);
+        std::os::unix::fs::chown(name, Some(0), Some(0)).unwrap();
+        assert_eq!(fs::metadata(name).unwrap().mode() & 0o7777, 0o711, "chown clears set-user-ID");
+        rustix::fs::setxattr(name, "security.capability", &capabilities[..20], XattrFlags::empty()).unwrap();
+        chmod(name, 0o700);
+        assert_eq!(held(name).unwrap()[4..8], capabilities[4..8]);
+        std::os::unix::fs::chown(name, Some(0), Some(0)).unwrap();
+        assert_eq!(held(name), Err(rustix::io::Errno::NODATA), "chown removes capabilities");
+        std::os::unix::fs::chown(name, Some(7), Some(8)).unwrap();
+        let found = fs::metadata(name).unwrap();
+        assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (7, 8, 0o700));
+    }
+    println!("ok");
+}
+
+fn chmod(name: &str, mode: u32) {
+    fs::set_permissions(name, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
 fn sparse() {

@@ -85,6 +85,22 @@ fn what_the_host_changes_in_a_volume_is_seen() {
 }
 
 #[test]
+fn attributes_that_are_set_again_are_those_of_the_host() {
+    let bundle = Bundle::new(&["/bin/guest", "attributes-again"]).with(|c| c["process"]["cwd"] = json!("/w"));
+    bundle.copy_guest_program();
+    let dir = bundle.rootfs().join("w");
+    fs::create_dir(&dir).unwrap();
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    wait_for_watch(run.pid(), &dir);
+    run.write(b"go\n");
+    run.wait_for("ok\n");
+    let found = fs::metadata(dir.join("a3")).unwrap();
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (7, 8, 0o700));
+    run.finish().code(0);
+}
+
+#[test]
 fn inotify_in_the_guest_hears_what_the_host_does() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("known"), "").unwrap();

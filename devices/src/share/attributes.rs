@@ -54,7 +54,7 @@ pub struct Attributes {
     pub lasting: bool,
     /// The file certainly has no access ACL.
     pub no_acl: bool,
-    /// A new directory that is certainly empty, and of whose changes the guest is told.
+    /// A new regular file, or a new directory that is certainly empty and of whose changes the guest is told.
     pub empty: bool,
 }
 

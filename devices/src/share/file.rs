@@ -174,6 +174,7 @@ impl Operations {
         let make = access | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let made = sys::openat(dir.fd()?.as_fd(), name, make, mode);
         drop(creating);
+        let is_new = made.is_ok();
         let (inode, stat, file) = match made {
             Ok(fd) => {
                 self.note_own(&dir, name, libc::IN_CREATE);
@@ -188,7 +189,8 @@ impl Operations {
             }
             Err(errno) => return Err(errno),
         };
-        let entry = self.entry(&inode, &stat, Some(&dir));
+        let mut entry = self.entry(&inode, &stat, Some(&dir));
+        entry.attributes.empty = is_new;
         Ok((entry, self.store_entry(&inode, file)?))
     }
 

@@ -257,7 +257,7 @@ pub const ATTR_OWNED: u32 = 1 << 31;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-no-acl.patch: the file has no access ACL.
 pub const ATTR_NO_ACL: u32 = 1 << 30;
 /// `Attr::flags` of a reply to MKDIR, not of Linux but of resources/kernel/patches/virtiofs-whole.patch: the directory is
-/// empty, and the guest is told what others change in it.
+/// empty, and the guest is told what others change in it. Of a reply to CREATE: the file is new.
 pub const ATTR_EMPTY: u32 = 1 << 29;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-fifo.patch: the guest opens the FIFO here, and asks
 /// again with [`op::POLL`], [`op::READ`] and [`op::WRITE`] while a process waits. Also of a socket: see [`op::SOCKET`].

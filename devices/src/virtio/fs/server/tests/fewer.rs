@@ -126,3 +126,18 @@ fn a_new_directory_of_the_root_is_known_to_be_empty() {
     let rootfs = guest.rootfs();
     assert_eq!(guest.mkdir(rootfs, "a").flags & ATTR_EMPTY, 0);
 }
+
+#[test]
+fn a_file_is_new_if_the_request_has_created_it() {
+    let mut guest = owner();
+    let rootfs = guest.rootfs();
+    let flags = |guest: &mut Guest| {
+        let input = CreateIn { flags: libc::O_RDWR as u32, mode: 0o100644, ..Default::default() };
+        let body = body(|b| {
+            input.put(b);
+            b.extend_from_slice(&string("a"));
+        });
+        entry(&guest.call(op::CREATE, rootfs, &body).unwrap()).1.flags & ATTR_EMPTY
+    };
+    assert_eq!([flags(&mut guest), flags(&mut guest)], [ATTR_EMPTY, 0]);
+}
