@@ -46,7 +46,8 @@ pub struct Attributes {
     pub rdev: u32,
     /// Preferred size of reads and writes.
     pub blksize: u32,
-    /// A regular file to which nobody else writes while the guest has it open for writing ([`super::Terms::owned`]).
+    /// A regular file to which nobody else writes while the guest has it open for writing, or a directory with such files
+    /// ([`super::Terms::owned`]).
     pub owned: bool,
     /// A FIFO or socket that processes of other kernels may use.
     pub shared: bool,
@@ -178,7 +179,9 @@ impl Operations {
             rdev: stat.st_rdev as u32,
             blksize: stat.st_blksize as u32,
             // Below a mount point of the host the file may be somebody else's.
-            owned: inode.bind.owned && inode.kind == libc::S_IFREG && stat.st_dev == inode.bind.key.0,
+            owned: inode.bind.owned
+                && matches!(inode.kind, libc::S_IFREG | libc::S_IFDIR)
+                && stat.st_dev == inode.bind.key.0,
             shared: inode.is_shared_fifo(stat.st_dev) || self.sockets.shares(inode, stat.st_dev),
             lasting: self.attributes_last(inode, stat) && self.may_stay_unopened(inode),
             no_acl: uid != self.caller().uid && self.lacks_acl(inode, stat),

@@ -9,7 +9,7 @@ use super::cursor::Cursor;
 use super::errno::{Errno, Result};
 use super::handle::Handle;
 use super::inode::Inode;
-use super::operations::{Node, OpenFile, Operations};
+use super::operations::{Node, OpenFile, Operations, UNOPENED};
 use super::tree::Child;
 
 /// An entry of a directory that is being read.
@@ -23,6 +23,17 @@ pub struct Listed<'a> {
     /// The entry's name.
     pub name: &'a [u8],
     source: Source<'a>,
+}
+
+/// How far a directory was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Number of the open directory, 0 if there is none: the guest has not opened it, and need not read on.
+    pub handle: u64,
+    /// Offset at which reading continues.
+    pub offset: u64,
+    /// There are no more entries.
+    pub ended: bool,
 }
 
 /// What a listed entry is looked up in.
@@ -60,15 +71,21 @@ impl Operations {
                 self.shared.tree.lock().unwrap().names(id)?;
                 Ok(0)
             }
-            Node::Host(inode) if inode.is_dir() => {
-                self.watch(&inode);
-                let file =
-                    self.or_as_caller(|| self.open_inode(&inode, libc::O_RDONLY | libc::O_DIRECTORY))?;
-                let handle = Handle::new(&inode, file, self.caller(), Some(Mutex::default()));
+            Node::Host(inode) => {
+                let handle = self.open_dir(&inode)?;
                 self.shared.table.lock().unwrap().open(handle)
             }
-            Node::Host(_) => Err(Errno(libc::ENOTDIR)),
         }
+    }
+
+    /// Opens a host directory, and watches it.
+    fn open_dir(&self, inode: &Arc<Inode>) -> Result<Handle> {
+        if !inode.is_dir() {
+            return Err(Errno(libc::ENOTDIR));
+        }
+        self.watch(inode);
+        let file = self.or_as_caller(|| self.open_inode(inode, libc::O_RDONLY | libc::O_DIRECTORY))?;
+        Ok(Handle::new(inode, file, self.caller(), Some(Mutex::default())))
     }
 
     /// Watches a directory of the container's root that the guest has created. Returns whether the guest then knows all
@@ -95,27 +112,53 @@ impl Operations {
         Ok(true)
     }
 
-    /// Reads an open directory from `offset`, which is 0 or that of an entry. Calls `take` with each entry until it
-    /// returns false; that entry is not consumed.
+    /// Reads a directory from `offset`, which is 0 or that of an entry. Calls `take` with each entry until it returns
+    /// false; that entry is not consumed. A directory that the guest has not opened ([`UNOPENED`]) stays open if there
+    /// are more entries.
     pub fn readdir(
         &mut self,
         dir: OpenFile,
         offset: u64,
+        take: impl FnMut(&Listed) -> Result<bool>,
+    ) -> Result<Progress> {
+        let inode = match self.node(dir.node)? {
+            Node::Virtual(id) => return self.readdir_virtual(id, offset, take),
+            Node::Host(inode) => inode,
+        };
+        let handle = match dir.handle {
+            UNOPENED => Arc::new(self.open_dir(&inode)?),
+            _ => self.handle(dir)?,
+        };
+        let mut progress = self.read_entries(&handle, offset, take)?;
+        progress.handle = match dir.handle {
+            UNOPENED if progress.ended => 0,
+            // Without a number, the guest's next request opens it again.
+            UNOPENED => self.shared.table.lock().unwrap().open(handle).unwrap_or(0),
+            known => known,
+        };
+        Ok(progress)
+    }
+
+    /// Reads an open host directory from `offset`.
+    fn read_entries(
+        &mut self,
+        handle: &Arc<Handle>,
+        offset: u64,
         mut take: impl FnMut(&Listed) -> Result<bool>,
-    ) -> Result<()> {
-        if let Node::Virtual(id) = self.node(dir.node)? {
-            return self.readdir_virtual(id, offset, take);
-        }
-        let handle = self.handle(dir)?;
+    ) -> Result<Progress> {
         let mut cursor = handle.cursor.as_ref().ok_or(Errno(libc::ENOTDIR))?.lock().unwrap();
         cursor.seek(&handle.file, offset)?;
         let (mut taken, mut result) = (false, Ok(()));
+        let mut progress = Progress { handle: 0, offset, ended: false };
         while result.is_ok() {
             let record = match cursor.peek(&handle.file) {
                 Ok(Some(record)) => record,
                 // The guest must get the entries whose lookups were counted. It gets the error with its next request.
                 Err(_) if taken => break,
-                Ok(None) => break,
+                Ok(None) => {
+                    progress.ended = true;
+                    break;
+                }
                 Err(errno) => return Err(errno),
             };
             let (offset, len) = (record.offset, record.len);
@@ -132,6 +175,7 @@ impl Operations {
             match take(&listed) {
                 Ok(true) => {
                     taken = true;
+                    progress.offset = offset;
                     cursor.advance(len, offset);
                 }
                 Ok(false) => break,
@@ -141,9 +185,9 @@ impl Operations {
         let begins_to_keep = cursor.begins_to_keep();
         drop(cursor);
         if begins_to_keep {
-            self.buffers.keep(&handle);
+            self.buffers.keep(handle);
         }
-        result
+        result.map(|()| progress)
     }
 
     fn readdir_virtual(
@@ -151,12 +195,13 @@ impl Operations {
         id: u64,
         offset: u64,
         mut take: impl FnMut(&Listed) -> Result<bool>,
-    ) -> Result<()> {
+    ) -> Result<Progress> {
         let tree = self.shared.tree.lock().unwrap();
         let own = Child::Dir(id);
         let dots = [(&b"."[..], &own), (&b".."[..], &own)];
         let names = tree.names(id)?.iter().map(|(name, child)| (name.as_slice(), child));
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let mut progress = Progress { handle: 0, offset, ended: true };
         for (index, (name, child)) in dots.into_iter().chain(names).enumerate().skip(skip) {
             let is_file = matches!(child, Child::Bind(bind) if !bind.is_dir);
             let source = match child {
@@ -167,9 +212,11 @@ impl Operations {
             let kind = if is_file { libc::DT_REG } else { libc::DT_DIR };
             let listed = Listed { ino: child.ino(), offset: index as u64 + 1, kind, name, source };
             if !take(&listed)? {
+                progress.ended = false;
                 break;
             }
+            progress.offset = listed.offset;
         }
-        Ok(())
+        Ok(progress)
     }
 }

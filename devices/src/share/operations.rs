@@ -66,7 +66,8 @@ pub struct OpenFile {
     pub handle: u64,
 }
 
-/// The number of an open file that stands for reading a file which the guest has not opened. No open file has it.
+/// The number of an open file that stands for reading a file or directory which the guest has not opened. No open file
+/// has it.
 pub const UNOPENED: u64 = 0;
 
 /// The object with a node's number.

@@ -220,7 +220,8 @@ impl Table {
     }
 
     /// Stores an open file. Returns its number.
-    pub fn open(&mut self, handle: Handle) -> Result<u64> {
+    pub fn open(&mut self, handle: impl Into<Arc<Handle>>) -> Result<u64> {
+        let handle = handle.into();
         present(&handle.inode.bind)?;
         // The descriptor of the open file serves its inode as well.
         if self.is_crowded() && handle.inode.unpin() {
@@ -230,7 +231,7 @@ impl Table {
         self.room()?;
         let id = self.next_handle;
         self.next_handle += 1;
-        self.handles.insert(id, (Arc::new(handle), DescriptorCount::new(&self.descriptors)));
+        self.handles.insert(id, (handle, DescriptorCount::new(&self.descriptors)));
         Ok(id)
     }
 

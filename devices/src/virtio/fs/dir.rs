@@ -2,7 +2,10 @@
 
 use super::attr::put_entry;
 use super::server::{FuseServer, Request};
-use super::wire::{Attr, Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenOut, OutHeader, ReadIn};
+use super::wire::{
+    Attr, Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenOut, OutHeader, READDIR_ENDS,
+    READDIR_LASTS, ReadIn,
+};
 use crate::share::attributes::Validity;
 use crate::share::dir::Listed;
 use crate::share::errno::{Errno, Result};
@@ -23,9 +26,10 @@ impl FuseServer {
     /// READDIR. With `plus` it is READDIRPLUS, which also looks each entry up.
     pub(super) fn readdir(&mut self, request: &Request, plus: bool) -> Result<()> {
         let input = ReadIn::parse(request.body).ok_or(Errno(libc::EINVAL))?;
-        let end = OutHeader::SIZE + (input.size as usize).min(MAX_REPLY);
+        let trailer = if self.readdir_opens { Dirent::SIZE } else { 0 };
+        let end = (OutHeader::SIZE + (input.size as usize).min(MAX_REPLY)).saturating_sub(trailer);
         let (reply, submounts) = (&mut self.reply, self.submounts);
-        self.share.readdir(request.file(input.fh), input.offset, |entry| {
+        let progress = self.share.readdir(request.file(input.fh), input.offset, |entry| {
             // The lookup of an entry is counted only if the guest gets the entry.
             if reply.len() + entry_len(entry.name, plus) > end {
                 return Ok(false);
@@ -38,7 +42,13 @@ impl FuseServer {
             }
             put_dirent(reply, entry);
             Ok(true)
-        })
+        })?;
+        if self.readdir_opens {
+            let lasts = self.share.names_of(request.nodeid) == Validity::Lasting;
+            let kind = if progress.ended { READDIR_ENDS } else { 0 } | if lasts { READDIR_LASTS } else { 0 };
+            Dirent { ino: progress.handle, off: progress.offset, namelen: 0, kind }.put(&mut self.reply);
+        }
+        Ok(())
     }
 }
 

@@ -47,6 +47,7 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT
     | init::INIT_EXT
+    | init::READDIR_OPENS
     | init::UNOPENED
     | init::QUIET_RELEASE
     | init::WATCHED
@@ -92,6 +93,8 @@ pub struct FuseServer {
     pub(super) submounts: bool,
     /// SETXATTR has flags (FUSE_SETXATTR_EXT).
     pub(super) setxattr_ext: bool,
+    /// READDIR opens a directory, and its reply has a trailer (FUSE_READDIR_OPENS).
+    pub(super) readdir_opens: bool,
     body: Vec<u8>,
     /// The reply under construction, header included.
     pub(super) reply: Vec<u8>,
@@ -205,6 +208,7 @@ impl FuseServer {
             share: Operations::new(tree),
             submounts: false,
             setxattr_ext: false,
+            readdir_opens: false,
             body: Vec::new(),
             reply: Vec::new(),
         }
@@ -324,6 +328,7 @@ impl FuseServer {
         self.share.set_asks_for_sockets(ours & init::SHARED_LOCKS != 0);
         self.share.set_tells_acls(ours & init::POSIX_ACL != 0);
         self.share.set_reads_unopened(ours & init::UNOPENED != 0);
+        self.readdir_opens = ours & init::READDIR_OPENS != 0;
         self.setxattr_ext = ours & init::SETXATTR_EXT != 0;
         self.submounts = ours & init::SUBMOUNTS != 0;
         let out = InitOut {

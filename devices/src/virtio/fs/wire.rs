@@ -220,6 +220,11 @@ pub mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Not of Linux but of resources/kernel/patches/virtiofs-without-opendir.patch: READDIR and READDIRPLUS with the file
+    /// handle 0 open the directory. Each reply ends with a [`Dirent`](super::Dirent) without a name: `ino` is the file
+    /// handle, 0 if there is none, `off` that of the last entry, and `kind` has [`READDIR_ENDS`](super::READDIR_ENDS) and
+    /// [`READDIR_LASTS`](super::READDIR_LASTS).
+    pub const READDIR_OPENS: u64 = 1 << 59;
     /// Not of Linux but of resources/kernel/patches/virtiofs-unopened.patch: the file handle 0 names a regular file that
     /// the guest has not opened, for READ and requests that change nothing.
     pub const UNOPENED: u64 = 1 << 60;
@@ -252,7 +257,7 @@ pub mod set {
 /// `Attr::flags`: the directory is the root of a separate file system.
 pub const ATTR_SUBMOUNT: u32 = 1 << 0;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-owned.patch: only this guest writes to the file while
-/// the guest has it open for writing.
+/// the guest has it open for writing, or the directory belongs to the same root.
 pub const ATTR_OWNED: u32 = 1 << 31;
 /// `Attr::flags`, not of Linux but of resources/kernel/patches/fuse-no-acl.patch: the file has no access ACL.
 pub const ATTR_NO_ACL: u32 = 1 << 30;
@@ -281,5 +286,9 @@ pub const LK_FLOCK: u32 = 1 << 0;
 /// `LkIn::lk_flags`, not of Linux but of resources/kernel/patches/fuse-mapping.patch: the open file is mapped shared and
 /// writable until it is released.
 pub const LK_MAPPING: u32 = 1 << 1;
+/// `Dirent::kind` at the end of a listing: there are no more entries.
+pub const READDIR_ENDS: u32 = 1 << 0;
+/// `Dirent::kind` at the end of a listing: the guest is told of changes.
+pub const READDIR_LASTS: u32 = 1 << 1;
 /// `FsyncIn::fsync_flags`: data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;

@@ -169,15 +169,18 @@ impl Guest {
     fn list(&mut self, dir: u64, opcode: u32, size: u32) -> Vec<(String, u64, u64)> {
         let open = self.call(op::OPENDIR, dir, &body(|b| OpenIn::default().put(b))).unwrap();
         let fh = OpenOut::parse(&open).unwrap().fh;
-        let (mut names, mut offset) = (Vec::new(), 0);
-        loop {
+        let (mut names, mut offset, mut ended) = (Vec::new(), 0, false);
+        while !ended {
             let input = ReadIn { fh, offset, size, ..Default::default() };
             let reply = self.call(opcode, dir, &body(|b| input.put(b))).unwrap();
             assert!(reply.len() <= size as usize);
-            if reply.is_empty() {
+            let (mut rest, end) = reply.split_at(reply.len() - Dirent::SIZE);
+            let end = Dirent::parse(end).unwrap();
+            assert_eq!((end.ino, end.namelen), (fh, 0));
+            ended |= end.kind & READDIR_ENDS != 0;
+            if rest.is_empty() {
                 break;
             }
-            let mut rest = &reply[..];
             while !rest.is_empty() {
                 let mut nodeid = 0;
                 if opcode == op::READDIRPLUS {

@@ -285,9 +285,9 @@ fn directories_that_are_being_read_take_a_bounded_amount_of_memory() {
     let handles: Vec<u64> = (0..OPEN).map(|_| open(&mut guest)).collect();
     // The reply to each request has space for one entry.
     let mut next = |fh, offset| {
-        let input = ReadIn { fh, offset, size: 32, ..Default::default() };
+        let input = ReadIn { fh, offset, size: 32 + Dirent::SIZE as u32, ..Default::default() };
         let reply = guest.call(op::READDIR, rootfs, &body(|b| input.put(b))).unwrap();
-        let dirent = Dirent::parse(&reply)?;
+        let dirent = Dirent::parse(&reply).filter(|dirent| dirent.namelen != 0)?;
         let name = reply[Dirent::SIZE..][..dirent.namelen as usize].to_vec();
         assert!(guest.tree.listing_bytes() <= MAX_BUFFERS * (16 << 10));
         Some((String::from_utf8(name).unwrap(), dirent.off))

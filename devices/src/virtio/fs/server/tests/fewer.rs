@@ -128,6 +128,47 @@ fn a_new_directory_of_the_root_is_known_to_be_empty() {
 }
 
 #[test]
+fn a_directory_is_opened_by_the_first_request_that_reads_it() {
+    let mut guest = owner();
+    let rootfs = guest.rootfs();
+    let names: Vec<_> = (0..30).map(|n| format!("a name that is not short {n:02}")).collect();
+    names.iter().for_each(|name| fs::write(guest.path(name), "").unwrap());
+    let read = |guest: &mut Guest, fh: u64, offset: u64, size: u32| {
+        let input = ReadIn { fh, offset, size, ..Default::default() };
+        let reply = guest.call(op::READDIR, rootfs, &body(|b| input.put(b))).unwrap();
+        let (entries, end) = reply.split_at(reply.len() - Dirent::SIZE);
+        let found = names.iter().filter(|name| entries.windows(name.len()).any(|at| at == name.as_bytes()));
+        (found.cloned().collect::<Vec<_>>(), Dirent::parse(end).unwrap())
+    };
+    // All at once: nothing stays open.
+    let (found, end) = read(&mut guest, 0, 0, 4096);
+    assert_eq!((found.len(), end.ino, end.namelen, end.kind), (30, 0, 0, READDIR_ENDS | READDIR_LASTS));
+    assert_eq!(guest.tree.counts().1, 0);
+    // In parts: the first one says under which number it is open.
+    let (mut found, first) = read(&mut guest, 0, 0, 800);
+    assert_eq!((first.kind, guest.tree.counts().1), (READDIR_LASTS, 1));
+    let mut end = first;
+    while end.kind & READDIR_ENDS == 0 {
+        let (more, next) = read(&mut guest, first.ino, end.off, 800);
+        assert_eq!(next.ino, first.ino);
+        found.extend(more);
+        end = next;
+    }
+    found.sort();
+    assert_eq!(found, names);
+    guest.post(op::RELEASEDIR, rootfs, &body(|b| ReleaseIn { fh: first.ino, ..Default::default() }.put(b)));
+    assert_eq!(guest.tree.counts().1, 0);
+    // A directory of a volume belongs to nobody.
+    let (dirs, files) = (guest.mkdir(rootfs, "dir").flags, guest.make(rootfs, "file").0);
+    assert_eq!(dirs & ATTR_OWNED, ATTR_OWNED);
+    let not_a_directory = body(|b| ReadIn { size: 4096, ..Default::default() }.put(b));
+    assert_eq!(guest.call(op::READDIR, files, &not_a_directory), Err(libc::ENOTDIR));
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    assert_eq!(guest.mkdir(rootfs, "dir").flags & ATTR_OWNED, 0);
+}
+
+#[test]
 fn a_file_is_new_if_the_request_has_created_it() {
     let mut guest = owner();
     let rootfs = guest.rootfs();
