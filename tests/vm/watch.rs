@@ -85,6 +85,28 @@ fn what_the_host_changes_in_a_volume_is_seen() {
 }
 
 #[test]
+fn what_the_host_changes_in_a_directory_that_was_fetched_is_seen() {
+    let bundle = Bundle::sh(
+        "cd /w; test -e 1; echo ready; read go; \
+         for n in 2 3 4 5 6 7 8 none other; do test -e $n; done; test ! -e missing -a -e 9 && echo looked; \
+         until test -e missing -a ! -e 9 -a \"$(cat 1)\" = changed; do :; done; ls; echo seen",
+    );
+    let dir = bundle.rootfs().join("w");
+    fs::create_dir(&dir).unwrap();
+    (1..=9).for_each(|n| fs::write(dir.join(n.to_string()), "before\n").unwrap());
+    let mut run = bundle.start();
+    run.wait_for("ready\n");
+    wait_for_watch(run.pid(), &dir);
+    run.write(b"go\n");
+    run.wait_for("looked\n");
+    fs::write(dir.join("missing"), "").unwrap();
+    fs::remove_file(dir.join("9")).unwrap();
+    fs::write(dir.join("1"), "changed\n").unwrap();
+    assert_eq!(run.wait_for("seen\n"), "1\n2\n3\n4\n5\n6\n7\n8\nmissing\nseen\n");
+    run.finish().code(0);
+}
+
+#[test]
 fn attributes_that_are_set_again_are_those_of_the_host() {
     let bundle = Bundle::new(&["/bin/guest", "attributes-again"]).with(|c| c["process"]["cwd"] = json!("/w"));
     bundle.copy_guest_program();
