@@ -11,6 +11,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -37,9 +39,16 @@ const DELIVERY: Duration = Duration::from_secs(2);
 pub struct Sockets {
     /// Is disconnected when the thread has ended.
     running: Receiver<()>,
+    /// Whether there are connections.
+    busy: Arc<AtomicBool>,
 }
 
 impl Sockets {
+    /// Whether a process of the guest has a connection, or listens for some.
+    pub fn are_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
     /// Waits until what the guest has sent is delivered, after the machine has ended.
     pub fn finish(&self) {
         if self.running.recv_timeout(DELIVERY) == Err(RecvTimeoutError::Timeout) {
@@ -55,19 +64,27 @@ pub fn serve(paths: &[PathBuf], queue: SocketRequests) -> io::Result<(Sockets, U
     let paths = paths.to_vec();
     let (port, guest) = UnixStream::pair()?;
     let (runs, running) = channel();
+    let busy = Arc::new(AtomicBool::new(false));
+    let told = busy.clone();
     thread::Builder::new().name("sockets".to_owned()).spawn(move || {
         let _runs: Sender<()> = runs;
         let carried =
-            sockets.enter().and_then(|connector| carry(port, &connector, paths, Shared::new(queue)));
+            sockets.enter().and_then(|connector| carry(port, &connector, paths, Shared::new(queue), &told));
         if let Err(error) = carried {
             log::warn!("connections to sockets of the host: {error}");
         }
     })?;
-    Ok((Sockets { running }, guest))
+    Ok((Sockets { running, busy }, guest))
 }
 
-/// Carries connections until the machine has ended.
-fn carry(port: UnixStream, connector: &Connector, paths: Vec<PathBuf>, shared: Shared) -> io::Result<()> {
+/// Carries connections until the machine has ended. `busy` says whether there are any.
+fn carry(
+    port: UnixStream,
+    connector: &Connector,
+    paths: Vec<PathBuf>,
+    shared: Shared,
+    busy: &AtomicBool,
+) -> io::Result<()> {
     port.set_nonblocking(true)?;
     let mut carrier = Carrier {
         port,
@@ -79,7 +96,9 @@ fn carry(port: UnixStream, connector: &Connector, paths: Vec<PathBuf>, shared: S
         incoming: Vec::new(),
         outgoing: Vec::new(),
     };
-    while carrier.turn()? {}
+    while carrier.turn()? {
+        busy.store(!carrier.connections.is_empty() || carrier.shared.is_used(), Ordering::Release);
+    }
     carrier.deliver();
     Ok(())
 }

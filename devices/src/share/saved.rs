@@ -68,6 +68,7 @@ impl Operations {
     /// The guest has something that cannot be found again, such as a file that was removed while it is open.
     pub fn save(&mut self, state: &mut Encoder) -> Result<()> {
         self.close_all_unopened();
+        self.sockets.save(state)?;
         state.u8(self.watching.get().into()).u8(self.tells_acls.into()).u8(self.reads_unopened.into());
         let entries = entries(&self.shared.tree.lock().unwrap());
         state.u32(entries.len() as u32);
@@ -81,6 +82,7 @@ impl Operations {
 
     /// Takes over what [`save`](Self::save) wrote. This share has the same binds, and no guest has used it.
     pub fn restore(&mut self, state: &mut Decoder) -> Result<()> {
+        self.set_asks_for_sockets(state.u8()? != 0);
         let watching = state.u8()? != 0;
         (self.tells_acls, self.reads_unopened) = (state.u8()? != 0, state.u8()? != 0);
         if self.set_watching(watching) != watching {

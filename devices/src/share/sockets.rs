@@ -19,6 +19,7 @@ use super::errno::{Errno, Result};
 use super::inode::Inode;
 use super::operations::{Caller, NewFile, Operations};
 use super::sys;
+use crate::{Encoder, StateError};
 
 /// Limit of the guest's own sockets that are remembered, and of binds of which the user was told.
 const MAX_REMEMBERED: usize = 1024;
@@ -146,6 +147,19 @@ impl Sockets {
              machines are refused there (ECONNREFUSED). Bind the socket itself"
         );
         true
+    }
+
+    /// Writes whether the guest asks for connections.
+    ///
+    /// # Errors
+    ///
+    /// A process of the guest has bound a socket, which processes of the host may use.
+    pub fn save(&self, state: &mut Encoder) -> std::result::Result<(), StateError> {
+        if !self.bound.borrow().is_empty() {
+            return Err(StateError::Refused("the container has bound a socket in a shared directory".into()));
+        }
+        state.u8(self.carried.get().into());
+        Ok(())
     }
 
     /// Whether the user is to be told now of a socket's bind.
@@ -371,6 +385,16 @@ mod tests {
         let other = carried.bind("t", 0).unwrap();
         carried.share.let_go(other);
         assert_eq!(carried.asked(), ["listen 4096 as (0, 0)", "close", "close"]);
+    }
+
+    #[test]
+    fn a_share_with_a_bound_socket_is_not_saved() {
+        let mut carried = Carried::new(Terms::default());
+        let node = carried.bind("s", 0).unwrap();
+        let refused = carried.share.save(&mut Encoder::default()).unwrap_err();
+        assert!(refused.to_string().contains("bound a socket"), "{refused}");
+        carried.share.close_socket(node);
+        carried.share.save(&mut Encoder::default()).unwrap();
     }
 
     #[test]

@@ -66,6 +66,11 @@ impl Shared {
         self.listeners.iter().map(|listener| listener.socket.as_fd())
     }
 
+    /// Whether a process of the guest listens, or will ask for a connection.
+    pub fn is_used(&self) -> bool {
+        !self.listeners.is_empty() || !self.tickets.is_empty()
+    }
+
     /// Number of connections for which nobody has asked yet.
     pub fn waiting(&self) -> usize {
         self.tickets.len()

@@ -167,7 +167,7 @@ impl FileServer for FuseServer {
 
     fn save(&mut self) -> std::result::Result<Vec<u8>, StateError> {
         let mut state = Encoder::default();
-        state.u8(self.submounts.into()).u8(self.setxattr_ext.into());
+        state.u8(self.submounts.into()).u8(self.setxattr_ext.into()).u8(self.readdir_opens.into());
         self.share.save(&mut state)?;
         Ok(state.finish())
     }
@@ -175,6 +175,7 @@ impl FileServer for FuseServer {
     fn restore(&mut self, state: &[u8]) -> std::result::Result<(), StateError> {
         let mut state = Decoder::new(state);
         (self.submounts, self.setxattr_ext) = (state.u8()? != 0, state.u8()? != 0);
+        self.readdir_opens = state.u8()? != 0;
         self.share.restore(&mut state)?;
         state.end()
     }

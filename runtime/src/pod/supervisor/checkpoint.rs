@@ -25,6 +25,7 @@ use crate::pod::container::Container;
 use crate::pod::containers::refused;
 use crate::pod::plan::ContainerSpec;
 use crate::sandbox::Sandbox;
+use crate::sockets::Sockets;
 use crate::state::ContainerState;
 use crate::template::key;
 
@@ -121,7 +122,8 @@ impl Supervisor {
         ensure!(self.checkpoint.is_none(), "another checkpoint is being made");
         ensure!(self.own.is_some(), "pods of podfiles are not supported");
         ensure!(sandbox.link.protocol() == Protocol::Extended, "the agent's protocol has no such command");
-        ensure!(sandbox.sockets.is_none(), "containers with sockets of the host are not supported");
+        let mounted = !self.pod.machine.sockets.is_empty();
+        ensure!(!mounted, "containers with sockets of the host are not supported");
         let program = key::program().is_some_and(|program| label.lines().any(|line| line == program));
         ensure!(program, "the container runs in another version of vmm");
         let only = self.containers.only();
@@ -208,8 +210,10 @@ impl Supervisor {
         let Some((container, next_stream)) = self.containers.only() else { return Ok(Attempt::Again) };
         let terminal = container.spec.plan.container.process.terminal;
         let stream = container.first_stream().context("container not running")?;
-        let Sandbox { link, streams, vm, shape, .. } = &mut self.session.sandbox;
+        let Sandbox { link, streams, vm, shape, sockets, .. } = &mut self.session.sandbox;
         let paused = vm.pause(patience)?;
+        let connected = sockets.as_ref().is_some_and(Sockets::are_busy);
+        ensure!(!connected, "connections of sockets in shared directories are not supported");
         let saved = (|| -> Result<Option<()>> {
             let frozen = streams.freeze(patience)?;
             paused.hold_devices()?;
