@@ -381,3 +381,24 @@ fn a_restored_container_has_a_new_terminal() {
     controller.type_keys("\n");
     assert_eq!(reap(container.pid("pid2")), Ok(5));
 }
+
+#[test]
+fn a_restored_container_is_saved_again() {
+    let script = "x=1; echo ready; while [ ! -e /go ]; do sleep 0.1; done; echo $x over; exit 4";
+    let (state, bundle) = (StateDir::new(), Bundle::sh(script));
+    let (image, next) = (state.beside("image"), state.beside("next"));
+    let mut first = run(&state, &bundle);
+    first.wait_for("ready\n");
+    checkpoint(&state, &image, &["c"]);
+    first.finish().code(137);
+    let second = Running::start(restore(&state, &bundle, &image, "second"));
+    until("container", || state.output(&["exec", "second", "true"]).status.success().then_some(()));
+    // The second one has the first one's name in the guest, and its pages in the first one's file.
+    let saved = words(&next, &["second"]);
+    let saved: Vec<&str> = saved.iter().map(String::as_str).collect();
+    until("checkpoint without the exec process", || state.output(&saved).status.success().then_some(()));
+    second.finish().code(137);
+    fs::remove_dir_all(&image).expect("remove the first checkpoint");
+    fs::write(bundle.rootfs().join("go"), "").expect("write a file");
+    Running::start(restore(&state, &bundle, &next, "third")).finish().code(4).stdout("1 over\n");
+}
