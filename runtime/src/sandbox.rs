@@ -150,7 +150,7 @@ pub fn open_detached(bind: &ShareBind) -> Result<OwnedFd> {
 
 fn mount_copy(bind: &ShareBind) -> MountCopy {
     let access_time = bind.access_time.map(|(attributes, recursive)| AccessTime { attributes, recursive });
-    MountCopy { single: bind.single, access_time }
+    MountCopy { single: bind.single, access_time, read_only: bind.read_only_top }
 }
 
 fn open(bind: &ShareBind) -> Result<OwnedFd> {

@@ -133,3 +133,36 @@ fn what_the_host_mounts_later_can_be_unmounted_while_the_container_runs() {
     run.write(b"\n");
     run.finish().code(0);
 }
+
+#[test]
+fn a_read_only_bind_leaves_mounts_below_it_their_own_options_unless_it_is_recursive() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("plain")).unwrap();
+    let mounts = [("with blank", "rw"), ("fixed", "ro,noexec"), ("with blank/deep", "rw")];
+    let _mounted: Vec<_> =
+        mounts.iter().map(|(name, options)| Mounted::at(&dir.path().join(name), options)).collect();
+    let script = "for d in . plain 'with blank' fixed 'with blank/deep'; do \
+                  for b in /own /all; do (echo > \"$b/$d/new\") 2> /dev/null && echo \"$b/$d\"; done; done; \
+                  (chmod 700 /own/plain || ln -s x /own/link || mkdir /own/d || rm -r /own/plain) 2> /dev/null || \
+                  cat /proc/self/mountinfo";
+    let run = Bundle::sh(script)
+        .mount(bind("/own", dir.path(), &["rbind", "rprivate", "ro"]))
+        .mount(bind("/all", dir.path(), &["rbind", "rprivate", "ro", "rro"]))
+        .run();
+    let text = run.text();
+    assert!(text.starts_with("/own/with blank\n/own/with blank/deep\n"), "{run}");
+    for (path, word) in [
+        ("/own", "ro"),
+        ("/own/with\\040blank", "rw"),
+        ("/own/fixed", "ro"),
+        ("/own/fixed", "noexec"),
+        ("/all", "ro"),
+    ] {
+        assert!(options(&text, path).contains(&word.to_owned()), "{path}: {run}");
+    }
+    let new: Vec<_> = ["", "plain", "with blank", "fixed", "with blank/deep"]
+        .into_iter()
+        .filter(|name| dir.path().join(name).join("new").exists())
+        .collect();
+    assert_eq!(new, ["with blank", "with blank/deep"]);
+}

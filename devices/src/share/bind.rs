@@ -14,6 +14,8 @@ pub struct MountCopy {
     pub single: bool,
     /// What reading does to access times; `None` for what the host's mounts say.
     pub access_time: Option<AccessTime>,
+    /// The copy is read-only, and the mounts below it keep their options. Without a copy the bind is read-only as a whole.
+    pub read_only: bool,
 }
 
 /// What reading does to access times.

@@ -183,7 +183,7 @@ impl Operations {
     fn note_removal(&self, dir: &Inode, pin: BorrowedFd) {
         const NFS_SUPER_MAGIC: i64 = 0x6969;
         if self.removal.get().0 != dir.key.0 {
-            let renames = sys::file_system_type(pin) == Ok(NFS_SUPER_MAGIC);
+            let renames = sys::file_system(pin).is_ok_and(|(kind, _)| kind == NFS_SUPER_MAGIC);
             self.removal.set((dir.key.0, renames));
         }
         self.lingering.set(self.lingering.get() || self.removal.get().1);

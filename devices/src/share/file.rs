@@ -354,5 +354,5 @@ fn has_contents_beyond_its_size(file: &File, stat: &Stat) -> bool {
     // A disk's file system has a device with a major number.
     empty
         && libc::major(stat.st_dev) == 0
-        && sys::file_system_type(file.as_fd()).is_ok_and(|kind| GENERATED.contains(&kind))
+        && sys::file_system(file.as_fd()).is_ok_and(|(kind, _)| GENERATED.contains(&kind))
 }

@@ -190,6 +190,10 @@ pub fn clone_mount(dir: BorrowedFd, how: MountCopy) -> Result<OwnedFd> {
         let clear = libc::MOUNT_ATTR__ATIME;
         set_attributes(copy.as_fd(), flags, &MountAttributes { set, clear, ..Default::default() })?;
     }
+    if how.read_only {
+        let (set, top) = (libc::MOUNT_ATTR_RDONLY, libc::AT_EMPTY_PATH as libc::c_uint);
+        set_attributes(copy.as_fd(), top, &MountAttributes { set, ..Default::default() })?;
+    }
     Ok(copy)
 }
 
@@ -322,13 +326,14 @@ pub fn statvfs(fd: BorrowedFd) -> Result<libc::statvfs64> {
     Ok(unsafe { stat.assume_init() })
 }
 
-/// Returns the type of the file system that `fd` is on, as in statfs(2).
-pub fn file_system_type(fd: BorrowedFd) -> Result<i64> {
+/// Returns the type of the file system that `fd` is on, as in statfs(2), and whether its mount is read-only.
+pub fn file_system(fd: BorrowedFd) -> Result<(i64, bool)> {
     let mut stat = MaybeUninit::<libc::statfs64>::uninit();
     // SAFETY: the kernel fills the whole structure if it succeeds.
     check(unsafe { libc::fstatfs64(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
     // SAFETY: filled by the call above, which succeeded.
-    Ok(unsafe { stat.assume_init() }.f_type)
+    let stat = unsafe { stat.assume_init() };
+    Ok((stat.f_type, stat.f_flags & libc::ST_RDONLY as i64 != 0))
 }
 
 /// Reads the extended attribute `name` of the file at `path`. With an empty `value` it returns the length.

@@ -240,13 +240,14 @@ impl ShareTree {
         let is_dir = kind == libc::S_IFDIR;
         let as_given = !is_dir || terms.later_mounts || terms.detached;
         let fd = if as_given { fd } else { own_mount(path, fd, terms.mount).map_err(host)? };
+        let has_own = terms.mount.read_only && sys::file_system(fd.as_fd()).map_err(host)?.1;
         let taken = || ShareError::Taken { path: path.to_owned() };
         let mut tree = self.0.tree.lock().unwrap();
         let (name, parents) = names.split_last().ok_or_else(taken)?;
         let dir = tree.make_dirs(parents).ok_or_else(taken)?;
         let bind = Bind {
             id: tree.number(),
-            read_only: terms.read_only,
+            read_only: terms.read_only || terms.mount.read_only && !has_own,
             owned: terms.owned && is_dir,
             nodes: terms.nodes,
             admin_xattrs: terms.admin_xattrs,

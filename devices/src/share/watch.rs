@@ -225,7 +225,7 @@ impl Operations {
             }
         }
         let Ok(pin) = dir.fd() else { return };
-        let known = sys::file_system_type(pin.as_fd()).is_ok_and(|kind| WATCHABLE.contains(&kind));
+        let known = sys::file_system(pin.as_fd()).is_ok_and(|(kind, _)| WATCHABLE.contains(&kind));
         if !known {
             dir.set_unwatchable();
             return;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{BundleError, Result, invalid};
 use crate::json;
 use crate::mount_options::{MS_NOSYMFOLLOW, MountOptions};
+use crate::mounts_below::{self, MOUNTS_BELOW_MAX, MountBelow};
 use crate::refusals;
 use crate::spec::{Mount, Process, Spec};
 
@@ -40,6 +41,9 @@ pub struct Bundle {
     pub source_flags: BTreeMap<usize, u64>,
     /// Shared memory that an engine made for the container, by the index of the mount: its size in bytes, 0 for no limit.
     pub shared_memory: BTreeMap<usize, u64>,
+    /// Mounts with options of their own below the sources of read-only binds, by the index of the mount. No entry has more than
+    /// [`MOUNTS_BELOW_MAX`].
+    pub mounts_below: BTreeMap<usize, Vec<MountBelow>>,
 }
 
 /// The attributes of a socket's file.
@@ -98,7 +102,26 @@ impl Bundle {
                 flags => _ = bundle.source_flags.insert(index, flags),
             }
         }
+        bundle.mounts_below = bundle.find_mounts_below();
         Ok(bundle)
+    }
+
+    /// Returns [`mounts_below`](Self::mounts_below).
+    fn find_mounts_below(&self) -> BTreeMap<usize, Vec<MountBelow>> {
+        let mut mountinfo = None;
+        let below = |(index, mount): (usize, &Mount)| {
+            let flags = self.source_flags.get(&index).copied().unwrap_or(0);
+            if !mount.is_bind() || !mounts_below::keeps_own_options(mount, flags) {
+                return None;
+            }
+            // Only a directory has something below it.
+            let source = fs::canonicalize(self.bind_source(mount)).ok().filter(|source| source.is_dir())?;
+            let text = mountinfo
+                .get_or_insert_with(|| fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+            let found = mounts_below::find(text, &source);
+            (1..=MOUNTS_BELOW_MAX).contains(&found.len()).then_some((index, found))
+        };
+        self.spec.mounts.iter().enumerate().filter_map(below).collect()
     }
 
     /// Checks the content of config.json, without access to other files of the host.
@@ -128,6 +151,7 @@ impl Bundle {
             binds_directory: false,
             source_flags: BTreeMap::new(),
             shared_memory: BTreeMap::new(),
+            mounts_below: BTreeMap::new(),
         })
     }
 

@@ -14,6 +14,7 @@ pub mod error;
 pub mod exec;
 pub mod json;
 pub mod mount_options;
+pub mod mounts_below;
 pub mod pod;
 pub mod program;
 pub mod refusals;

@@ -8,6 +8,7 @@ use agent_proto::payload;
 use oci::bundle::{Bundle, DeviceNode};
 use oci::error::{Result, unsupported};
 use oci::mount_options::MountOptions;
+use oci::mounts_below::MountBelow;
 use oci::spec::Capabilities;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct ShareBind {
     pub host: PathBuf,
     /// Whether the guest cannot write to it.
     pub read_only: bool,
+    /// Whether the guest cannot write to it, but to mounts of the host below it if these are not read-only themselves.
+    pub read_only_top: bool,
     /// Whether nobody else writes to a file while the guest has it open for writing: a container's root.
     pub owned: bool,
     /// Whether the guest may create empty files and directories as mount points, until the container runs.
@@ -80,6 +83,7 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             path: format!("/{id}/{ROOTFS}"),
             host: bundle.rootfs.clone(),
             read_only: bundle.readonly,
+            read_only_top: false,
             owned: !bundle.readonly,
             mount_points: bundle.readonly,
             nodes: nodes.to_vec(),
@@ -111,14 +115,18 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             Some(device) => (payload::OWN_DEVICE, device_source(bundle, index, *device)?),
             None if mount.is_bind() => {
                 let path = format!("/{id}/mounts/{}", planned.binds.len() - 1);
+                // A mount that the host may still change is served as it is.
+                let later_mounts = options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0;
+                let below = bundle.mounts_below.get(&index).filter(|_| !later_mounts);
                 planned.binds.push(ShareBind {
                     path: path.clone(),
                     host: bundle.bind_source(mount),
-                    read_only: options.read_only(),
+                    read_only: options.read_only() && below.is_none(),
+                    read_only_top: below.is_some(),
                     owned: false,
                     mount_points: false,
                     nodes: nodes.to_vec(),
-                    later_mounts: options.propagation & (libc::MS_SLAVE | libc::MS_SHARED) != 0,
+                    later_mounts,
                     single: options.flags & libc::MS_REC == 0,
                     access_time: options.access_time(),
                     admin_xattrs,
@@ -134,9 +142,21 @@ pub fn mounts(bundle: &Bundle, id: &str, nodes: &[Rule]) -> Result<Mounts> {
             }
             None => (mount.kind.as_str(), mount.source.clone()),
         };
+        let own = planned.binds.last().is_some_and(|bind| bind.path == source && bind.read_only_top);
         planned.mounts.push(entry(&mount.destination, kind, &source, options));
+        for below in bundle.mounts_below.get(&index).filter(|_| own).into_iter().flatten() {
+            planned.mounts.push(mount_below(&mount.destination, &source, below));
+        }
     }
     Ok(planned)
+}
+
+/// Returns a mount of the guest for a mount of the host below a bind, with options of its own.
+fn mount_below(destination: &str, source: &str, below: &MountBelow) -> payload::Mount {
+    let path = below.path.to_string_lossy();
+    let destination = format!("{}/{path}", destination.trim_end_matches('/'));
+    let options = MountOptions { flags: below.flags | libc::MS_BIND, ..MountOptions::default() };
+    entry(&destination, "bind", &format!("{source}/{path}"), options)
 }
 
 /// Whether a process with these capability sets can gain CAP_SYS_ADMIN.

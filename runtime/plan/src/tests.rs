@@ -57,6 +57,7 @@ fn bind(path: &str, host: &str, read_only: bool, mount_points: bool) -> ShareBin
         path,
         host,
         read_only,
+        read_only_top: false,
         owned: false,
         mount_points,
         nodes,

@@ -114,7 +114,7 @@ const FILES: [c_long; 57] = [
 ];
 
 /// The process's own files below its directory, clients of its socket, signals, the terminal, and the machine's end.
-const MAIN: [c_long; 52] = [
+const MAIN: [c_long; 53] = [
     SYS_accept4,
     SYS_dup2,
     SYS_dup3,
@@ -127,6 +127,7 @@ const MAIN: [c_long; 52] = [
     SYS_fchown,
     SYS_flock,
     SYS_fstat,
+    SYS_fstatfs,
     SYS_fsync,
     SYS_ftruncate,
     SYS_getdents64,

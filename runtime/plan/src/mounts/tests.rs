@@ -69,3 +69,28 @@ fn a_bind_of_dev_is_a_directory_with_the_guest_s_devices() {
     }
     assert!(plan.devices.iter().all(|device| device.mode & 0o777 == 0o666));
 }
+
+#[test]
+fn mounts_below_a_read_only_bind_are_mounts_of_their_own() {
+    let bind =
+        |options: Value| json!({"destination": "/data/", "type": "bind", "source": "/x", "options": options});
+    let planned = |options| {
+        let mut json: Value = serde_json::from_str(oci::DEFAULT_CONFIG).unwrap();
+        json["mounts"] = json!([bind(options)]);
+        let mut bundle = Bundle::check(Path::new("/b"), oci::json::from_value(&json).unwrap()).unwrap();
+        bundle.mounts_below = [(0, vec![MountBelow { path: "a/b".into(), flags: libc::MS_NOEXEC }])].into();
+        super::mounts(&bundle, "c1", &[]).unwrap()
+    };
+    let plan = planned(json!(["rbind", "ro"]));
+    let mounts = plan.mounts.iter().map(|it| (it.destination.as_str(), it.source.as_str(), it.flags));
+    let expected = [
+        ("/data/", "/c1/mounts/0", libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY),
+        ("/data/a/b", "/c1/mounts/0/a/b", libc::MS_BIND | libc::MS_NOEXEC),
+    ];
+    assert_eq!(mounts.collect::<Vec<_>>(), expected);
+    assert!(plan.binds[1].read_only_top && !plan.binds[1].read_only);
+    // The bind is the host's mount, without a copy that could be read-only.
+    let plan = planned(json!(["rbind", "ro", "rslave"]));
+    assert!(plan.binds[1].read_only && !plan.binds[1].read_only_top);
+    assert_eq!(plan.mounts.len(), 1);
+}
