@@ -406,3 +406,24 @@ fn a_second_machine_in_a_namespace_is_refused_and_the_first_continues() {
     run.write(b"\n");
     run.finish().code(0).stdout("\n1\n");
 }
+
+#[test]
+fn network_devices_of_the_host_become_the_container_s_with_their_addresses() {
+    let nets = Nets::joined();
+    let name = format!("d{}", std::process::id() % 100_000);
+    let pair = ["link", "add", &name, "address", "02:00:00:00:0a:02", "mtu", "1400", "type", "veth"];
+    ip(&[&pair[..], &["peer", "name", "lan", "netns", &nets.peer]].concat());
+    ip(&["addr", "add", "10.10.0.2/24", "dev", &name]);
+    nets.peer(&["addr", "add", "10.10.0.1/24", "dev", "lan"]);
+    nets.peer(&["link", "set", "lan", "up"]);
+    let script = "cat /sys/class/net/data/address /sys/class/net/data/mtu; \
+                  ip -o -4 addr show dev data | awk '{print $4}'; ping -c 1 -W 20 10.10.0.1 > /dev/null && echo answered";
+    let with = |devices| nets.bundle(script).with(|c| c["linux"]["netDevices"] = devices);
+    let run = with(json!({&name: {"name": "data"}})).run();
+    run.code(0).stdout("02:00:00:00:0a:02\n1400\n10.10.0.2/24\nanswered\n");
+    // It stays in the namespace, which is not the container's own.
+    nets.pod(&["link", "show", "data"]);
+    let missing = with(json!({&name: {}})).run().code(125);
+    missing.says(&[&format!("find network interface {name}: No such device")]);
+    assert_eq!(nets.traces(), "");
+}

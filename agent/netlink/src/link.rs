@@ -39,6 +39,8 @@ pub enum LinkChange<'a> {
     Name(&'a str),
     /// Set the MTU in bytes.
     Mtu(u32),
+    /// Move the link to the network namespace of this descriptor.
+    Namespace(i32),
     /// Prevent IPv6 from generating addresses for the link. A kernel without IPv6 refuses the request.
     NoGeneratedAddress,
 }
@@ -70,6 +72,7 @@ impl Link {
                 LinkChange::Up | LinkChange::Down => message,
                 LinkChange::Name(name) => message.with(kind::LINK_NAME, &[name.as_bytes(), &[0]].concat()),
                 LinkChange::Mtu(mtu) => message.with_number(kind::LINK_MTU, mtu),
+                LinkChange::Namespace(fd) => message.with(kind::LINK_NAMESPACE, &fd.to_ne_bytes()),
                 LinkChange::NoGeneratedAddress => {
                     let ipv6 = Nest::default().with(ADDRESS_GENERATION, &[NONE]);
                     message.nest(kind::LINK_FAMILIES, &Nest::default().nest(IPV6.into(), &ipv6))
@@ -141,6 +144,12 @@ mod tests {
         ]);
         let down = Link::change_request(9, &[LinkChange::Down]).into_bytes(2);
         assert_eq!(down[24..], [0, 0, 0, 0, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_link_is_moved_to_the_namespace_of_a_descriptor() {
+        let message = Link::change_request(1, &[LinkChange::Namespace(7)]).into_bytes(0);
+        assert_eq!(&message[32..], [8, 0, 28, 0, 7, 0, 0, 0]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use self::taps::Taps;
 use crate::HostError;
 
 mod config;
+pub mod devices;
 mod netlink;
 mod notifications;
 mod redirect;

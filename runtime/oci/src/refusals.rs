@@ -5,10 +5,12 @@
 //! swap). Annotations, except the one that `plan/vm.rs` reads, and sections of other platforms are skipped, as the
 //! specification demands. Filters, devices and limits are checked where crate `plan` translates them.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
 use crate::pod::{self, Part};
-use crate::spec::{Mount, Namespace, Process, Spec};
+use crate::spec::{Linux, Mount, Namespace, Process, Spec};
 
 /// File systems that the guest mounts. Others read a device or a directory of the host, or need a program of the host.
 const MOUNT_KINDS: [&str; 17] = [
@@ -43,9 +45,15 @@ pub fn check(spec: &Spec) -> Result<()> {
     let table = [
         ("linux.mountLabel", linux.mount_label.0, "the guest has no SELinux"),
         ("linux.intelRdt", linux.intel_rdt.0, "cache allocation"),
-        ("linux.netDevices", linux.net_devices.0, "devices of the host"),
     ];
     refuse(table)?;
+    let hardware = &spec.vm.hw_config;
+    refuse([
+        ("vm.hwConfig.deviceTree", hardware.device_tree.0, "the machine has no device tree"),
+        ("vm.hwConfig.dtDevs", hardware.dt_devs.0, "devices of the host"),
+        ("vm.hwConfig.ioMems", hardware.io_mems.0, "memory of devices of the host"),
+        ("vm.hwConfig.irqs", hardware.irqs.0, "interrupts of the host"),
+    ])?;
     check_linux(spec)?;
     spec.mounts.iter().enumerate().try_for_each(|(index, mount)| check_mount(index, mount))
 }
@@ -135,11 +143,34 @@ fn check_linux(spec: &Spec) -> Result<()> {
             return Err(invalid(&path, format!("duplicate {} namespace", namespace.kind)));
         }
     }
+    check_net_devices(&spec.linux)?;
     match spec.linux.rootfs_propagation.as_str() {
         "" => Ok(()),
         word if mount_options::propagation(word).is_some() => Ok(()),
         other => Err(invalid("linux.rootfsPropagation", format!("{other:?}"))),
     }
+}
+
+/// Refuses names that the kernel would refuse or interpret, and devices without a namespace for them.
+fn check_net_devices(linux: &Linux) -> Result<()> {
+    /// IFNAMSIZ without NUL.
+    const NAME_MAX: usize = 15;
+    if !linux.net_devices.is_empty() && !linux.has_namespace("network") {
+        return Err(invalid("linux.netDevices", "no network namespace"));
+    }
+    let plain = |name: &str| {
+        let odd = |byte: u8| matches!(byte, b'/' | b':' | b'%') || !byte.is_ascii_graphic();
+        (1..=NAME_MAX).contains(&name.len()) && !name.bytes().any(odd) && !matches!(name, "." | "..")
+    };
+    let mut taken = BTreeSet::new();
+    for (name, device) in &linux.net_devices {
+        let new_name = device.name_for(name);
+        if !plain(name) || !plain(new_name) || !taken.insert(new_name) {
+            let path = format!("linux.netDevices[{name:?}]");
+            return Err(invalid(&path, format!("{new_name:?} is no name of a device, or taken")));
+        }
+    }
+    Ok(())
 }
 
 fn check_mount(index: usize, mount: &Mount) -> Result<()> {

@@ -13,10 +13,12 @@ use serde_json::Value;
 pub mod resources;
 pub mod scheduling;
 pub mod seccomp;
+pub mod vm;
 
 use resources::Resources;
 use scheduling::{IoPriority, Personality, Scheduler};
 use seccomp::Seccomp;
+use vm::Vm;
 
 /// The root object of config.json.
 #[derive(Debug, Default, Deserialize)]
@@ -43,7 +45,7 @@ pub struct Spec {
     #[serde(default)]
     pub linux: Linux,
     #[serde(default)]
-    pub vm: Given,
+    pub vm: Vm,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
@@ -209,7 +211,8 @@ pub struct Linux {
     pub mount_label: Given,
     pub intel_rdt: Given,
     pub memory_policy: Given,
-    pub net_devices: Given,
+    /// Network devices of the host that become the container's, by name.
+    pub net_devices: BTreeMap<String, NetDevice>,
     pub personality: Option<Personality>,
     /// Offsets of a time namespace, by clock: `monotonic`, `boottime`.
     pub time_offsets: BTreeMap<String, TimeOffset>,
@@ -219,6 +222,21 @@ impl Linux {
     /// Whether the container has a namespace of this type, new or joined.
     pub fn has_namespace(&self, kind: &str) -> bool {
         self.namespaces.iter().any(|namespace| namespace.kind == kind)
+    }
+}
+
+/// A network device of the host.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NetDevice {
+    /// Name in the container; empty for that on the host.
+    pub name: String,
+}
+
+impl NetDevice {
+    /// Returns the name in the container of the device that is called `name` on the host.
+    pub fn name_for<'a>(&'a self, name: &'a str) -> &'a str {
+        if self.name.is_empty() { name } else { &self.name }
     }
 }
 

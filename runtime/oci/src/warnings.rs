@@ -9,6 +9,9 @@ use crate::spec::{Process, Spec};
 const NO_CGROUP: &str =
     "the guest has no such controller, and the host applies it only with linux.cgroupsPath";
 
+/// Reason for ignoring a kernel: who writes a bundle does not choose it.
+const OWN_FLAGS: &str = "flags and the configuration file choose the kernel";
+
 /// Returns a sentence for each field of `spec` and its init process that has content but no effect.
 pub fn of(spec: &Spec, process: &Process) -> Vec<String> {
     let linux = &spec.linux;
@@ -20,7 +23,9 @@ pub fn of(spec: &Spec, process: &Process) -> Vec<String> {
     let has_users = linux.has_namespace("user");
     let table = [
         ("ociVersion", spec.oci_version.is_empty(), "not given, read as version 1"),
-        ("vm", spec.vm.0, "flags and the configuration file configure the machine"),
+        ("vm.hypervisor", spec.vm.hypervisor.0, "the program is its own"),
+        ("vm.kernel", spec.vm.kernel.0, OWN_FLAGS),
+        ("vm.image", spec.vm.image.0, "the root is a directory"),
         ("process.execCPUAffinity", process.exec_cpu_affinity.0, "the CPUs of the guest are not the host's"),
         ("linux.uidMappings", !has_users && !linux.uid_mappings.is_empty(), "there is no user namespace"),
         ("linux.gidMappings", !has_users && !linux.gid_mappings.is_empty(), "there is no user namespace"),
@@ -68,7 +73,9 @@ mod tests {
     fn each_field_without_effect_is_named() {
         for (change, path) in [
             (json!({"ociVersion": null}), "ociVersion"),
-            (json!({"vm": {"kernel": {"path": "/k"}}}), "vm"),
+            (json!({"vm": {"hypervisor": {"path": "/h"}}}), "vm.hypervisor"),
+            (json!({"vm": {"kernel": {"path": "/k"}, "hwConfig": {"vcpus": 2}}}), "vm.kernel"),
+            (json!({"vm": {"image": {"path": "/i"}}}), "vm.image"),
             (json!({"process": {"execCPUAffinity": {"initial": "0"}}}), "process.execCPUAffinity"),
             (json!({"linux": {"uidMappings": [{"size": 1}]}}), "linux.uidMappings"),
             (json!({"linux": {"gidMappings": [{"size": 1}]}}), "linux.gidMappings"),

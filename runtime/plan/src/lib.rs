@@ -19,6 +19,7 @@ pub mod container;
 pub mod device_filter;
 pub mod device_rules;
 pub mod devices;
+pub mod hw_config;
 pub mod inherited;
 pub mod krun;
 pub mod limits;

@@ -39,6 +39,10 @@ impl VmPlan {
             return Err(unsupported(format!("mounts[{index}].source"), why));
         }
         check_pipes(bundle, settings)?;
+        if !spec.linux.net_devices.is_empty() {
+            let why = "the network is that of another container's virtual machine";
+            return Err(unsupported("linux.netDevices", why));
+        }
         if spec.annotations.contains_key(NETWORK_FILTER) {
             let why = "the network is that of another container's virtual machine";
             return Err(unsupported(format!("annotations[{NETWORK_FILTER:?}]"), why));

@@ -13,7 +13,7 @@ use oci::{Bundle, Spec, refusals};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{self, Sets};
-use crate::{Inherited, krun, mounts, pod_size};
+use crate::{Inherited, hw_config, krun, mounts, pod_size};
 
 /// Mount tag of the share.
 pub const SHARE_TAG: &str = "share";
@@ -223,7 +223,10 @@ impl VmPlan {
     pub fn for_bundle(bundle: &Bundle, id: &str, settings: &VmSettings) -> Result<VmPlan> {
         refusals::check_paths(&bundle.spec)?;
         check_pipes(bundle, settings)?;
-        let asked = krun::is_asked(&bundle.spec).then(|| krun::sized(&bundle.spec, settings)).transpose()?;
+        let spec = &bundle.spec;
+        let asked = hw_config::is_asked(spec).then(|| hw_config::sized(spec, settings)).transpose()?;
+        let settings = asked.as_ref().unwrap_or(settings);
+        let asked = krun::is_asked(spec).then(|| krun::sized(spec, settings)).transpose()?;
         let settings = asked.as_ref().unwrap_or(settings);
         let resources = &*pod_size::resources(&bundle.spec)?;
         let cgroup = host_cgroup(bundle, id, settings.systemd_cgroup)?;

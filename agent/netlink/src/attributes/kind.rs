@@ -6,6 +6,7 @@ pub(crate) const LINK_NAME: u16 = 3;
 pub(crate) const LINK_MTU: u16 = 4;
 pub(crate) const LINK_INFO: u16 = 18;
 pub(crate) const LINK_FAMILIES: u16 = 26;
+pub(crate) const LINK_NAMESPACE: u16 = 28;
 pub(crate) const LINK_INFO_KIND: u16 = 1;
 
 // IFA_ (linux/if_addr.h).

@@ -39,7 +39,6 @@ fn unsupported_fields_are_refused_by_their_path() {
         (r#"{"process":{"selinuxLabel":"x"}}"#, "process.selinuxLabel"),
         (r#"{"linux":{"namespaces":[{"type":"dream"}]}}"#, "linux.namespaces[0].type"),
         (r#"{"linux":{"intelRdt":{"closID":"x"}}}"#, "linux.intelRdt"),
-        (r#"{"linux":{"netDevices":{"eth0":{"name":"x"}}}}"#, "linux.netDevices"),
         (r#"{"mounts":[{"destination":"/n","type":"nfs","source":"a:/b"}]}"#, "mounts[0].type"),
         (r#"{"mounts":[{"destination":"/n","source":"/x"}]}"#, "mounts[0].type"),
         (
@@ -133,6 +132,18 @@ fn fields_without_effect_or_implied_by_a_vm_are_accepted() {
 fn values_that_the_specification_forbids_are_refused_by_their_path() {
     for (change, message) in [
         (r#"{"ociVersion":"2.0.0"}"#, r#"config.json ociVersion: "2.0.0" is not 1.x"#),
+        (
+            r#"{"linux":{"namespaces":[{"type":"network"}],"netDevices":{"eth0":{"name":"a/b"}}}}"#,
+            r#"config.json linux.netDevices["eth0"]: "a/b" is no name of a device, or taken"#,
+        ),
+        (
+            r#"{"linux":{"namespaces":[{"type":"network"}],"netDevices":{"a":{"name":"b"},"b":{}}}}"#,
+            r#"config.json linux.netDevices["b"]: "b" is no name of a device, or taken"#,
+        ),
+        (
+            r#"{"linux":{"namespaces":[{"type":"pid"}],"netDevices":{"eth0":{}}}}"#,
+            "config.json linux.netDevices: no network namespace",
+        ),
         (r#"{"process":{"args":[]}}"#, "config.json process.args: no program"),
         (r#"{"process":{"args":["a\u0000b"]}}"#, r#"config.json process.args: "a\0b" contains a NUL byte"#),
         (r#"{"process":{"cwd":"tmp"}}"#, r#"config.json process.cwd: "tmp" is not absolute"#),

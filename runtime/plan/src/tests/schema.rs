@@ -72,13 +72,16 @@ const REQUIRED: &[(&str, &[Variant], &str)] = &[
 ];
 
 /// Fields that are refused with this content.
-fn refused() -> [(&'static str, Value); 6] {
+fn refused() -> [(&'static str, Value); 9] {
     [
         ("/process/apparmorProfile", json!("of-my-own")),
         ("/process/selinuxLabel", json!("system_u:system_r:svirt_lxc_net_t:s0")),
         ("/linux/mountLabel", json!("system_u:object_r:svirt_sandbox_file_t:s0")),
         ("/linux/intelRdt", json!({"closID": "a", "enableMonitoring": true})),
-        ("/linux/netDevices", json!({"eth0": {"name": "eth1"}})),
+        ("/vm/hwConfig/deviceTree", json!("/t")),
+        ("/vm/hwConfig/dtDevs", json!(["d"])),
+        ("/vm/hwConfig/ioMems", json!([{"firstGFN": 1, "firstMFN": 1, "nrMFNs": 1}])),
+        ("/vm/hwConfig/irqs", json!([5])),
         ("/mounts/2/uidMappings", json!([{"containerID": 0, "hostID": 0, "size": 1}])),
     ]
 }

@@ -1,18 +1,23 @@
 //! A container's process, from its environment on the host to its end. Shared by `vmm create` and `vmm run`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use agent_proto::command::Protocol;
 use anyhow::{Result, bail};
 use host::cgroup::Cgroup;
 use host::cgroup::kill_reporter::KillReporter;
 use host::confine::{Paths, Role};
 use host::hooks::Variables;
+use host::network::devices::Devices;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
 use oci::cgroups_path::HostCgroup;
+use oci::error::unsupported;
+use oci::spec::Linux;
 use oci::spec::resources::positive;
 use oci::{Bundle, program};
 use plan::vm::Host;
@@ -99,9 +104,16 @@ impl Life {
         saved.as_ref().map_or(Ok(()), |saved| saved.resize(&mut vm))?;
         let hooks = &self.bundle.spec.hooks;
         // A new namespace without a path in the foreground stays empty unless a hook configures it.
-        let entered = (!self.foreground || vm.network.is_some() || hooks.has_first())
-            && environment::enter_network(&self.bundle.spec.linux)?;
-        if entered && vm.protocol != agent_proto::command::Protocol::Api4244 {
+        let linux = &self.bundle.spec.linux;
+        let devices = host_devices(linux)?;
+        let filled = devices.is_some() || vm.network.is_some() || hooks.has_first();
+        let entered = (!self.foreground || filled) && environment::enter_network(linux)?;
+        match devices {
+            Some(devices) if entered => devices.take()?,
+            Some(_) => return Err(unsupported("linux.netDevices", "no permission to move devices").into()),
+            None => {}
+        }
+        if entered && vm.protocol != Protocol::Api4244 {
             plan::inherited::replace_network(&mut vm.pod.parameters, |path| fs::read_to_string(path).ok());
         }
         // Before the machine: its devices are created from what hooks add to the network namespace.
@@ -234,12 +246,19 @@ pub struct Prepared {
     entered: bool,
 }
 
+/// Finds the host's network devices that become the container's.
+fn host_devices(linux: &Linux) -> Result<Option<Devices>> {
+    let wanted = linux.net_devices.iter().map(|(name, device)| (name.as_str(), device.name_for(name)));
+    let wanted: BTreeMap<&str, &str> = wanted.collect();
+    Ok((!wanted.is_empty()).then(|| Devices::find(&wanted)).transpose()?)
+}
+
 /// Refuses flags of `vmm run` that `vmm create` cannot support.
 pub fn refuse_foreground_flags(config: &RunConfig) -> Result<()> {
     if config.marks.is_some() {
         bail!("--marks: only supported in the foreground");
     }
-    if config.vm.protocol == agent_proto::command::Protocol::Api4244 {
+    if config.vm.protocol == Protocol::Api4244 {
         bail!(
             "--agent api-4244: only supported in the foreground: other commands need the extended protocol"
         );
