@@ -84,6 +84,7 @@ impl State {
             Code::ReadClock => Ok(Reply::Now(clock::read())),
             Code::AdjustClock => self.adjust_clock(&parse(code, payload)?),
             Code::Revive => self.revive(payload),
+            Code::Connect => self.connect(id, &parse(code, payload)?).map(|()| Reply::Later),
             Code::GetPodDeprecated
             | Code::StopPodDeprecated
             | Code::RestartContainerDeprecated

@@ -28,8 +28,8 @@ use crate::container::oom::OomKills;
 use crate::error::Error;
 use crate::sys;
 
-/// The name that API 4244 reserves for the guest itself.
-pub const GUEST: &str = "hyperstart";
+pub use agent_proto::payload::GUEST;
+
 /// Limit of the length of a name, which is also a directory name.
 const NAME_MAX: usize = 255;
 /// Limit of bytes of cgroup.procs that are read: about ten thousand processes.

@@ -25,6 +25,7 @@ pub mod container;
 pub mod destroy;
 pub mod error;
 pub mod files;
+pub mod forward;
 pub mod hotplug;
 #[cfg(feature = "init")]
 pub mod memory;

@@ -95,7 +95,7 @@ impl Process {
             id: spec.id.clone(),
             pid,
             pidfd: Some(pidfd),
-            is_init: pending.command != Code::ExecCmd as u32,
+            is_init: ![Code::ExecCmd, Code::Connect].map(|code| code as u32).contains(&pending.command),
             pending: Some(pending),
             reported: false,
             failed: false,

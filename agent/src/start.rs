@@ -26,9 +26,9 @@ const PROCESSES_MAX: usize = 1024;
 const CONTAINERS_MAX: usize = 256;
 
 /// A process that was forked.
-struct Forked {
-    pid: Pid,
-    pidfd: OwnedFd,
+pub(crate) struct Forked {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
 }
 
 /// The command that starts a process, and is answered when the program runs.
@@ -144,11 +144,7 @@ impl State {
     /// Starts an exec process of a container. The command is answered when its program runs.
     pub(crate) fn start_exec(&mut self, id: u32, command: &ExecCommand) -> Result<(), Error> {
         let (spec, started_by) = (&command.process, StartCommand { id, code: Code::ExecCmd });
-        self.check_streams(spec)?;
-        let taken = |process: &Process| process.container == command.container && process.id == spec.id;
-        if self.processes.values().any(taken) {
-            return Err(Error::new(ErrorCode::Exists, format!("process {} already exists", spec.id)));
-        }
+        self.check_new(&command.container, spec)?;
         let hostname = self.pod.as_ref().ok_or_else(no_pod)?.hostname.clone();
         if command.container == container::GUEST {
             // The guest itself, in which API 4244's hosts run their tools.
@@ -171,6 +167,16 @@ impl State {
         self.add(&command.container, spec, forked, ends, started_by).map(drop)
     }
 
+    /// Refuses a process beside the init process whose name or stream is in use.
+    pub(crate) fn check_new(&self, container: &str, spec: &payload::Process) -> Result<(), Error> {
+        self.check_streams(spec)?;
+        let taken = |process: &Process| process.container == container && process.id == spec.id;
+        if self.processes.values().any(taken) {
+            return Err(Error::new(ErrorCode::Exists, format!("process {} already exists", spec.id)));
+        }
+        Ok(())
+    }
+
     fn check_streams(&self, spec: &payload::Process) -> Result<(), Error> {
         let taken = |seq| self.processes.values().any(|process| process.has_seq(seq));
         if let Some(seq) = [spec.stdio, spec.stderr].into_iter().find(|seq| taken(*seq)) {
@@ -183,7 +189,7 @@ impl State {
     }
 
     /// Adds a forked process to the table and to the event loop.
-    fn add(
+    pub(crate) fn add(
         &mut self,
         container: &str,
         spec: &payload::Process,
@@ -288,9 +294,9 @@ impl State {
 }
 
 /// The agent's ends of a child's pipes and report socket.
-struct AgentEnds {
-    pipes: Pipes,
-    report: OwnedFd,
+pub(crate) struct AgentEnds {
+    pub(crate) pipes: Pipes,
+    pub(crate) report: OwnedFd,
 }
 
 /// Creates the pipes and the report socket of a child. Returns the agent's ends, and the child to fork.

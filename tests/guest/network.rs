@@ -87,6 +87,19 @@ fn blocks(mib: &str) -> u64 {
     mib.parse::<u64>().unwrap() * (1 << 20) / BLOCK as u64
 }
 
+/// Serves connections, forever: returns what it gets, and at its end the number of bytes.
+pub fn serve(address: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    println!("ready");
+    for stream in listener.incoming() {
+        std::thread::spawn(move || {
+            let mut stream = stream.unwrap();
+            let count = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap();
+            write!(stream, "{count} bytes").unwrap();
+        });
+    }
+}
+
 /// Opens a socket of each protocol that programs try beside TCP and UDP.
 pub fn protocols() {
     use rustix::net::{AddressFamily, Protocol, SocketType, socket};

@@ -11,6 +11,7 @@ use tests::{Bundle, Running, check_output, guest_program};
 use crate::lifecycle::{Container, reap};
 
 mod changes;
+mod loopback;
 
 /// Data that a connection carries, in MiB.
 const LOAD_MIB: &str = "20";
@@ -62,7 +63,7 @@ impl Nets {
         ip(&[&["-n", &self.peer], words].concat());
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.pod)
     }
 

@@ -176,4 +176,7 @@ codes! {
     /// Extension. Host to guest, [`Revival`](crate::revival::Revival): this machine continues from a saved one. The first command
     /// after EXTEND, or after the last one that the saved machine has got.
     Revive = 73,
+    /// Extension. Host to guest, [`Connect`](crate::payload::Connect): carries a connection of the host to a TCP port of the
+    /// guest's loopback interface. Answered when the server has accepted it; its end is reported like a process's exit.
+    Connect = 74,
 }

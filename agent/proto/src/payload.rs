@@ -20,12 +20,15 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use filter::{FILTER_MAX, Filter, Program, instruction};
-pub use network::{Interface, IpAddress, Neighbour, Resolver, Route, Routes};
+pub use network::{Connect, Interface, IpAddress, Neighbour, Resolver, Route, Routes};
 use object::object;
 pub use oci::{
     Capabilities, ContainerLimits, DEVICE_RULES_MAX, Device, HOST_SOCKET, IdMap, IdMaps, Mount, Namespace,
     OWN_DEVICE, OciContainer, OciProcess, POD_SHM, Scheduler,
 };
+
+/// Name of the guest itself as a container: what runs in it is in no container.
+pub const GUEST: &str = "hyperstart";
 
 /// Payload of READY: the extension that the agent offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,6 +28,7 @@ use crate::HostError;
 
 mod config;
 pub mod devices;
+pub mod loopback;
 mod netlink;
 mod notifications;
 mod redirect;

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, inotify};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::process::{self, Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::{event, stdio};
 use vmm_sys_util::signal::create_sigset;
 
+pub mod bpf;
 pub mod clock;
 pub mod confinement;
 pub mod inherited;
@@ -127,6 +128,11 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 /// Sends as much data as a socket accepts without blocking, regardless of O_NONBLOCK, and without SIGPIPE.
 pub fn send(socket: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
+/// Tells the other end of a connection that no data follows.
+pub fn shut_output(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::shutdown(socket, Shutdown::Write)?)
 }
 
 /// Writes to a descriptor. Async-signal-safe.

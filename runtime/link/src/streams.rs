@@ -106,14 +106,15 @@ struct Stream {
 }
 
 impl Stream {
-    fn open(spec: &StreamSpec, state: Arc<StreamState>) -> io::Result<Stream> {
+    fn open(spec: &StreamSpec, state: Arc<StreamState>, is_connection: bool) -> io::Result<Stream> {
+        let as_sink = if is_connection { Sink::of_connection } else { Sink::new };
         let source = spec.source.map(|fd| Descriptor::open(fd, Use::Source)).transpose()?;
         let sink = spec.sink.map(|fd| Descriptor::open(fd, Use::Sink)).transpose()?;
         Ok(Stream {
             seq: spec.seq,
             source: source.map(|descriptor| Source::new(spec.seq, descriptor)),
             watched: false,
-            sink: sink.map(|descriptor| Sink::new(descriptor, state.clone())),
+            sink: sink.map(|descriptor| as_sink(descriptor, state.clone())),
             state,
         })
     }
@@ -173,7 +174,7 @@ pub fn streams(
         first_output,
     };
     for spec in specs {
-        table.add(handle.make(spec)?);
+        table.add(handle.make(spec, false)?);
     }
     Ok((table, handle))
 }
@@ -349,6 +350,7 @@ impl StreamTable {
         if piece.data.is_empty() {
             // In the extended form the exit report has the same information.
             state.ended(base);
+            sink.end();
             return;
         }
         let watched = sink.blocked().map(Descriptor::raw);

@@ -21,8 +21,10 @@ use super::{ClientId, Guest};
 use crate::control::{ExecRequest, Reply};
 use crate::{deadlines, exit};
 pub use event::Event;
+use forward::Forward;
 
 mod event;
+mod forward;
 mod member;
 mod replies;
 mod stop;
@@ -40,6 +42,7 @@ enum Awaited {
     Start(String),
     Clear(String),
     Exec(String),
+    Forward(String),
     Stats(ClientId),
     Processes(ClientId),
     Update(ClientId),
@@ -53,6 +56,7 @@ pub struct Containers {
     /// The containers, in the podfile's order.
     pub all: Vec<Container>,
     execs: Vec<Exec>,
+    forwards: Vec<Forward>,
     awaited: Vec<(CommandId, Awaited)>,
     /// Clients that wait for a container's end.
     waiters: Vec<(String, ClientId)>,
@@ -73,6 +77,7 @@ impl Containers {
         Ok(Containers {
             all: Vec::new(),
             execs: Vec::new(),
+            forwards: Vec::new(),
             awaited: Vec::new(),
             waiters: Vec::new(),
             next_seq: 1,
@@ -127,6 +132,7 @@ impl Containers {
         }
         self.execs.iter_mut().try_for_each(|exec| exec.process.advance(guest))?;
         self.advance_execs(guest);
+        self.advance_forwards(guest);
         self.advance_containers(guest, now)?;
         self.start_containers(guest, now)?;
         self.dismiss();
@@ -156,7 +162,9 @@ impl Containers {
     /// Returns the oldest stream for which the guest has reported more output than has arrived.
     pub fn owed(&self, guest: &Guest<'_>) -> Option<u64> {
         let all = self.all.iter().filter_map(|container| container.owed(guest));
-        all.chain(self.execs.iter().filter_map(|exec| exec.process.owed(guest))).min()
+        let execs = self.execs.iter().map(|exec| &exec.process);
+        let others = execs.chain(self.forwards.iter().map(|forward| &forward.process));
+        all.chain(others.filter_map(|process| process.owed(guest))).min()
     }
 
     /// Suspends the deadlines of execs in paused containers: their processes run when the container is resumed.

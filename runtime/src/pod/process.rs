@@ -4,9 +4,10 @@
 //! effect once its output was delivered to the reader.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use agent_proto::command::Code;
-use agent_proto::payload::{Exit, KillCommand, SignalCommand, WindowSize};
+use agent_proto::payload::{Exit, GUEST, KillCommand, SignalCommand, WindowSize};
 use link::LinkError;
 use link::api4244::InputPace;
 use link::streams::{Delivery, StreamSpec};
@@ -54,16 +55,7 @@ impl Process {
         terminal: bool,
         streams: &[StreamSpec],
     ) -> io::Result<Process> {
-        let mut process = Process {
-            container: container.to_owned(),
-            name: name.to_owned(),
-            phase: ProcessPhase::Starting,
-            terminal,
-            streams: Vec::new(),
-            held: Vec::new(),
-            pace: None,
-            hung_up: false,
-        };
+        let mut process = Process::new(container, name, terminal);
         for stream in streams {
             if let Err(error) = guest.streams.open(stream) {
                 process.close(guest);
@@ -76,12 +68,17 @@ impl Process {
 
     /// Returns the init process of a container that runs already, whose streams are open.
     pub fn running(container: &str, terminal: bool, streams: Vec<u64>) -> Process {
+        let phase = ProcessPhase::Running;
+        Process { phase, streams, ..Process::new(container, INIT_PROCESS, terminal) }
+    }
+
+    fn new(container: &str, name: &str, terminal: bool) -> Process {
         Process {
             container: container.to_owned(),
-            name: INIT_PROCESS.to_owned(),
-            phase: ProcessPhase::Running,
+            name: name.to_owned(),
+            phase: ProcessPhase::Starting,
             terminal,
-            streams,
+            streams: Vec::new(),
             held: Vec::new(),
             pace: None,
             hung_up: false,
@@ -91,6 +88,17 @@ impl Process {
     /// Number of its first stream.
     pub fn first_stream(&self) -> Option<u64> {
         self.streams.first().copied()
+    }
+
+    /// Opens the stream of a connection that the agent is about to be asked for: a process of the guest itself.
+    pub fn of_connection(
+        guest: &mut Guest<'_>,
+        name: &str,
+        seq: u64,
+        connection: BorrowedFd<'_>,
+    ) -> io::Result<Process> {
+        guest.streams.open_connection(seq, connection)?;
+        Ok(Process { streams: vec![seq], ..Process::new(GUEST, name, false) })
     }
 
     /// Handles the start of the process: opens its input and sends the signals that have arrived.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use host::cgroup::Cgroup;
 use host::cgroup::kill_reporter::KillReporter;
 use host::confine::{self, Paths, Role};
+use host::network::loopback::Loopback;
 use host::signals::{SignalAction, Signals, requests_termination};
 use host::{sys, terminal};
 use link::CommandId;
@@ -30,6 +31,7 @@ use crate::state::{OciState, PodState, StateDir};
 use crate::template::Wanted;
 
 mod checkpoint;
+mod forward;
 mod requests;
 mod share;
 
@@ -58,6 +60,8 @@ pub struct Supervisor {
     pod: PodPlan,
     containers: Containers,
     clients: Clients,
+    /// Connections to the loopback interface of the network namespace, which are made in the guest.
+    pub loopback: Option<Loopback>,
     /// Destination of output besides the logs.
     pub outputs: PodOutput,
     /// Lines of output are prefixed with the container's name.
@@ -118,6 +122,7 @@ impl Supervisor {
         Ok(Supervisor {
             limits: Limits::of(&pod.log)?,
             created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            loopback: None,
             outputs: PodOutput::default(),
             named: false,
             containers,
@@ -311,11 +316,15 @@ impl Supervisor {
         let owed = self.containers.owed(&guest);
         let busy = self.is_busy();
         let reads_output = !self.outputs.is_full();
+        let takes_forwards = self.takes_forwards(busy);
         let mut others: Vec<(BorrowedFd<'_>, i16)> = vec![(self.signals.fd(), libc::POLLIN)];
         // A guest that is about to end needs no update of its network. A busy guest gets all changes at once later.
         let network = self.network.fd().filter(|_| !self.stopping && !busy);
         others.extend(network.map(|fd| (fd, libc::POLLIN)));
         let follows = network.is_some();
+        let (before, loopback) = (others.len(), self.loopback.as_ref().filter(|_| takes_forwards));
+        others.extend(loopback.into_iter().flat_map(Loopback::fds).map(|fd| (fd, libc::POLLIN)));
+        let forwards = others.len() - before;
         others.extend(self.outputs.blocked().map(|fd| (fd, libc::POLLOUT)));
         if reads_output {
             let pipes = self.containers.all.iter().flat_map(|container| &container.pipes);
@@ -330,6 +339,9 @@ impl Supervisor {
         }
         if follows && ready.next() == Some(true) {
             self.network.follow(&mut self.session.sandbox)?;
+        }
+        if ready.by_ref().take(forwards).fold(false, |any, ready| any | ready) {
+            self.forward()?;
         }
         let blocked = self.outputs.blocked().count();
         let mut ready = ready.skip(blocked);

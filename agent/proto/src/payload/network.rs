@@ -96,6 +96,24 @@ object!(Resolver, Refused, {
     "address": address,
 });
 
+/// CONNECT. The agent connects to 127.0.0.1, and if nothing listens there to ::1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Connect {
+    /// Name by which the end of the connection is reported, as that of a process of [`GUEST`](super::GUEST). It exits with 0 if
+    /// both sides have closed the connection, and with another code if it was reset.
+    pub name: String,
+    /// TCP port.
+    pub port: u16,
+    /// Stream of the connection's data, in both directions.
+    pub stream: u64,
+}
+
+object!(Connect, Refused, {
+    "name": name,
+    "port": port,
+    "stream": stream,
+});
+
 /// SETUPROUTE.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Routes {

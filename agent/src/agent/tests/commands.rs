@@ -405,3 +405,37 @@ fn a_machine_is_made_one_of_its_own_before_and_after_its_pod_was_started() {
     call(&mut host, Code::StartPod, b"{}").unwrap();
     assert_eq!(call(&mut host, Code::Revive, &payload), Ok(vec![]));
 }
+
+#[test]
+fn a_connection_is_carried_in_both_directions_with_their_ends() {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener};
+
+    let mut host = Host::extended();
+    let connect = |name: &str, port, stream| payload::Connect { name: name.into(), port, stream };
+    // A server that listens only on ::1 is found as well.
+    for (address, stream) in [("127.0.0.1:0", 3), ("[::1]:0", 4)] {
+        let listener = TcpListener::bind(address).unwrap();
+        let name = format!("forward-{stream}");
+        host.ok(Code::Connect, &connect(&name, listener.local_addr().unwrap().port(), stream));
+        host.input(stream, b"question");
+        host.input(stream, b"");
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut question = String::new();
+            client.read_to_string(&mut question).unwrap();
+            client.write_all(format!("answer to {question}").as_bytes()).unwrap();
+            client.shutdown(Shutdown::Both).unwrap();
+        });
+        let event = host.exit(&name);
+        server.join().unwrap();
+        assert_eq!((event.container.as_str(), event.status), (payload::GUEST, 0));
+        assert_eq!(host.output(stream), b"answer to question");
+        assert!(host.has_ended(stream));
+    }
+    // Nothing listens at a port that was just free.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let error = host.refused(Code::Connect, &connect("refused", port, 5));
+    assert_eq!(error.message, format!("connect to port {port}: connection refused"));
+    assert!(!host.has_ended(5));
+}

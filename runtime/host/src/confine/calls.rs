@@ -39,7 +39,7 @@ const COMMON: [c_long; 26] = [
 /// Registering a queue's kick with an event loop: a vCPU does it when the driver starts the file device.
 const VCPU: [c_long; 2] = [SYS_epoll_create1, SYS_epoll_ctl];
 
-const DEVICES: [c_long; 10] = [
+const DEVICES: [c_long; 11] = [
     SYS_epoll_ctl,
     SYS_epoll_pwait,
     SYS_epoll_wait,
@@ -50,6 +50,7 @@ const DEVICES: [c_long; 10] = [
     SYS_recvmsg,
     SYS_sendmsg,
     SYS_sendto,
+    SYS_shutdown,
 ];
 
 /// The operations of `devices/src/share`, all relative to descriptors. No call that resolves a path of the guest's.
@@ -372,7 +373,10 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
     calls.extend(fcntl(role));
     calls.extend(failing(role));
     match role {
-        Role::Network => ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32])),
+        Role::Network => {
+            ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32]));
+            calls.extend(connections());
+        }
         Role::Pod => calls.extend(POD.map(always)),
         _ => {}
     }
@@ -415,6 +419,12 @@ fn sockets() -> Vec<Call> {
     calls.push(when(SYS_setresuid, effective.clone()));
     calls.push(when(SYS_setresgid, effective));
     calls
+}
+
+/// Returns the calls for connections to the namespace's loopback addresses: the port, and a reset at the end.
+fn connections() -> [Call; 2] {
+    let reset = [one_of(1, &[SOL_SOCKET as u32]), one_of(2, &[SO_LINGER as u32])].concat();
+    [always(SYS_getsockname), when(SYS_setsockopt, reset)]
 }
 
 /// Returns the calls that the C library or a panic makes, and that may fail.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -199,18 +199,30 @@ impl StreamHandle {
     /// The caller must open a stream before it sends the command that starts the process: the table is not woken for
     /// it, and checks for new streams only when the guest uses an unknown number.
     pub fn open(&mut self, spec: &StreamSpec) -> io::Result<()> {
-        let stream = self.make(spec)?;
-        self.shared.requests.lock().unwrap().push(Request::Open(stream));
+        let stream = self.make(spec, false)?;
+        self.add(stream);
         Ok(())
     }
 
+    /// Opens stream `seq` over a connection, which is both source and sink. The client is told when no output follows.
+    pub fn open_connection(&mut self, seq: u64, connection: BorrowedFd<'_>) -> io::Result<()> {
+        let fd = Some(connection.as_raw_fd());
+        let stream = self.make(&StreamSpec { seq, source: fd, sink: fd }, true)?;
+        self.add(stream);
+        Ok(())
+    }
+
+    fn add(&self, stream: Stream) {
+        self.shared.requests.lock().unwrap().push(Request::Open(stream));
+    }
+
     /// Creates a stream and keeps its counters.
-    pub(super) fn make(&mut self, spec: &StreamSpec) -> io::Result<Stream> {
+    pub(super) fn make(&mut self, spec: &StreamSpec, is_connection: bool) -> io::Result<Stream> {
         if self.states.len() >= STREAMS_MAX {
             return Err(io::Error::other(format!("limit of {STREAMS_MAX} streams reached")));
         }
         let state = Arc::new(StreamState::new(self.shared.notify.clone()));
-        let stream = Stream::open(spec, state.clone())?;
+        let stream = Stream::open(spec, state.clone(), is_connection)?;
         self.states.push((spec.seq, state));
         Ok(stream)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use agent_proto::command::STREAM_WINDOW;
 use devices::{Decoder, Encoder, StateError};
+use host::sys;
 
 use super::StreamState;
 use super::descriptor::Descriptor;
@@ -23,6 +24,17 @@ pub enum Owed {
     Closed,
 }
 
+/// What happens to a client's descriptor at the end of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing: it is closed with the process.
+    Nothing,
+    /// It is a connection in both directions: its client is told that no data follows.
+    Shutdown,
+    /// The same, once all output was written.
+    Due,
+}
+
 /// The host's end of a stream from the guest.
 #[derive(Debug)]
 pub struct Sink {
@@ -37,13 +49,46 @@ pub struct Sink {
     owed: u32,
     /// The client has disconnected and the guest was not informed.
     closing: bool,
+    /// What happens to the descriptor at the end of the stream.
+    end: End,
     state: Arc<StreamState>,
 }
 
 impl Sink {
     /// Returns a sink that writes to `descriptor` and counts in `state`.
     pub fn new(descriptor: Descriptor, state: Arc<StreamState>) -> Sink {
-        Sink { descriptor, dropping: false, waiting: Vec::new(), taken: 0, owed: 0, closing: false, state }
+        Sink {
+            descriptor,
+            dropping: false,
+            waiting: Vec::new(),
+            taken: 0,
+            owed: 0,
+            closing: false,
+            end: End::Nothing,
+            state,
+        }
+    }
+
+    /// Like [`new`](Self::new), for a connection whose client is told when no data follows.
+    pub fn of_connection(descriptor: Descriptor, state: Arc<StreamState>) -> Sink {
+        Sink { end: End::Shutdown, ..Sink::new(descriptor, state) }
+    }
+
+    /// Handles the end of the stream.
+    pub fn end(&mut self) {
+        if self.end == End::Shutdown {
+            self.end = End::Due;
+            self.shut_if_due();
+        }
+    }
+
+    fn shut_if_due(&mut self) {
+        if self.end == End::Due && self.waiting.is_empty() {
+            self.end = End::Nothing;
+            // A client that has disconnected needs no information.
+            sys::shut_output(self.descriptor.as_fd())
+                .unwrap_or_else(|error| log::debug!("shut down: {error}"));
+        }
     }
 
     /// Writes the sink's state.
@@ -96,6 +141,7 @@ impl Sink {
             self.waiting = waiting;
         } else {
             self.taken = 0;
+            self.shut_if_due();
         }
     }
 

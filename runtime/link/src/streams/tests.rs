@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::os::fd::AsFd;
 
 use agent_proto::command::STREAM_WINDOW;
 use agent_proto::stream::{StreamCodec, StreamFrame, encode_header};
@@ -374,4 +375,33 @@ fn a_guest_that_takes_no_input_has_one_credit_of_a_stream_waiting() {
     let [credit] = fixture.credits()[..] else { panic!("one record") };
     // The bytes delivered since the last credit are less than a step.
     assert!(credit.seq == 1 && credit.bytes > 64 * STREAM_WINDOW - STREAM_WINDOW / 2);
+}
+
+#[test]
+fn the_end_of_a_connection_s_output_is_passed_on_after_the_output() {
+    let mut fixture = Fixture::new(&[]);
+    let (ours, mut client) = std::os::unix::net::UnixStream::pair().unwrap();
+    fixture.handle.open_connection(1, ours.as_fd()).unwrap();
+    fixture.start(STREAM_WINDOW);
+    let data = vec![7; STREAM_WINDOW as usize];
+    fixture.output(1, &data);
+    fixture.output(1, b"");
+    fixture.take(&encode_header(1, 0));
+    // The client takes output only as it reads it.
+    assert!(fixture.watched.contains(&(SINK, Watch::Out)));
+    let reader = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).unwrap();
+        client.write_all(b"still open").unwrap();
+        all
+    });
+    while !reader.is_finished() {
+        fixture.ready(SINK);
+        std::thread::yield_now();
+    }
+    assert!(reader.join().unwrap() == data);
+    fixture.ready(SOURCE);
+    let frames = fixture.frames(4096);
+    let input = frames.iter().filter(|frame| frame.seq == 1).flat_map(|frame| frame.data.clone());
+    assert_eq!(input.collect::<Vec<_>>(), b"still open");
 }

@@ -13,6 +13,7 @@ use host::cgroup::kill_reporter::KillReporter;
 use host::confine::{Paths, Role};
 use host::hooks::Variables;
 use host::network::devices::Devices;
+use host::network::loopback::Loopback;
 use host::signals::Signals;
 use host::{environment, sys, terminal};
 use oci::cgroups_path::HostCgroup;
@@ -159,6 +160,7 @@ impl Life {
         let patience = limits::patience(&spec.linux.resources.cpu, self.config.agent_timeout);
         let listener = self.directory.as_ref().map(StateDir::listen).transpose()?;
         let role = if entered { Role::Network } else { Role::Main };
+        let loopback = self.loopback(entered, vm.protocol);
         let continued = self.checkpoint.take().map(|checkpoint| {
             let mut container = container.clone();
             container.place(1);
@@ -182,6 +184,7 @@ impl Life {
         supervisor.cgroup = self.state.cgroup.clone();
         supervisor.timeline = self.timeline.clone();
         supervisor.files = self.files();
+        supervisor.loopback = loopback;
         supervisor.role = Some(role).filter(|_| !self.acts_later());
         supervisor.add(ContainerSpec::unattended(container, self.bundle.process.clone()), None)?;
         Ok(supervisor)
@@ -194,6 +197,18 @@ impl Life {
             sys::ignore_children();
         }
         None
+    }
+
+    /// Listens for connections to the loopback interface of the network namespace that this thread has entered, which has
+    /// another one than the guest. Not every host has that, and not every user may.
+    fn loopback(&self, entered: bool, protocol: Protocol) -> Option<Loopback> {
+        if !entered || self.foreground || protocol == Protocol::Api4244 {
+            return None;
+        }
+        let listening = Loopback::listen();
+        listening
+            .inspect_err(|error| log::debug!("connections to 127.0.0.1 of the network namespace: {error}"))
+            .ok()
     }
 
     /// Forks a process that makes kills in the guest known to the engine, if a kill can be for a limit of the container. To

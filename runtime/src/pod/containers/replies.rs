@@ -29,6 +29,7 @@ impl Containers {
                 Awaited::Start(name) => self.take_start(guest, &name, reply, now)?,
                 Awaited::Clear(name) => self.take_clear(&name, reply)?,
                 Awaited::Exec(name) => self.take_exec(guest, &name, reply)?,
+                Awaited::Forward(name) => self.take_forward(guest, &name, reply)?,
                 Awaited::Stats(client) => {
                     self.events.push(answer::<Vec<ContainerUsage>>(client, reply, Reply::Stats)?);
                 }
@@ -134,8 +135,13 @@ impl Containers {
     pub(super) fn take_event(&mut self, guest: &mut Guest<'_>, event: ProcessEvent) -> Result<()> {
         let exit = event.exit.clone().unwrap_or(Exit { code: Some(event.status), ..Exit::default() });
         let container = self.all.iter_mut().find(|container| container.spec.name() == event.container);
-        let exec = self.execs.iter_mut().find(|exec| exec.process.name == event.process);
-        match (container, exec) {
+        let exec = self.execs.iter_mut().map(|exec| &mut exec.process);
+        let exec = exec.filter(|process| process.phase == ProcessPhase::Running);
+        let mut forwards = self.forwards.iter_mut();
+        let forward = forwards.find(|forward| forward.is_meant(&event.container, &event.process));
+        let other = exec.chain(forward.map(|forward| &mut forward.process));
+        let other = other.into_iter().find(|process| process.name == event.process);
+        match (container, other) {
             (Some(container), _) if event.event == ProcessEvent::OOM && container.phase == Phase::Running => {
                 self.events.push(match container.member() {
                     Some(member) => match member.client {
@@ -150,7 +156,7 @@ impl Containers {
                 container.exited(exit);
                 self.events.extend([Event::Exited, Event::Changed]);
             }
-            (_, Some(exec)) if exec.process.phase == ProcessPhase::Running => exec.process.exited(exit),
+            (_, Some(process)) => process.exited(exit),
             _ => return guest.link.ignore(&event),
         }
         Ok(())
