@@ -7,6 +7,7 @@ mod cgroup;
 mod checkpoint;
 mod clock;
 mod confinement;
+mod cri;
 mod databases;
 mod ending;
 mod faults;

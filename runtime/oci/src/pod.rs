@@ -6,8 +6,12 @@ use crate::Spec;
 /// For each engine: the type of a container, and the id of its pod's first container.
 const ANNOTATIONS: [(&str, &str); 2] = [
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+    ("io.kubernetes.cri-o.ContainerType", CRIO_POD),
 ];
+
+/// CRI-O's annotation for the id of a pod, which may have no container with that id: by default (`drop_infra_ctr`) CRI-O makes
+/// none that only waits.
+pub const CRIO_POD: &str = "io.kubernetes.cri-o.SandboxID";
 
 /// The part of a container in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,16 @@ pub fn part(spec: &Spec) -> Option<Part<'_>> {
         "container" => Some(Part::Member { first: spec.annotations.get(annotation)?, annotation }),
         _ => None,
     })
+}
+
+/// Whether a machine that is made for the container is one for containers that follow: the container is the first of its
+/// pod, or that of a CRI-O pod of which no other runs.
+pub fn makes_machine(spec: &Spec) -> bool {
+    match part(spec) {
+        Some(Part::First) => true,
+        Some(Part::Member { annotation, .. }) => annotation == CRIO_POD && !names_podman_s_pod(spec),
+        None => false,
+    }
 }
 
 /// Whether the engine is Podman, whose pods without an infra container have no first container: there the annotation has the

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Result, invalid, unsupported};
 use crate::mount_options;
-use crate::pod::{self, Part};
+use crate::pod;
 use crate::spec::{Linux, Mount, Namespace, Process, Spec};
 
 /// File systems that the guest mounts. Others read a device or a directory of the host, or need a program of the host.
@@ -102,7 +102,7 @@ const PINNED: [&str; 2] = ["ipc", "uts"];
 /// Refuses paths of namespaces in the bundle of a container with a machine of its own. It can join a network namespace of
 /// the host.
 pub fn check_paths(spec: &Spec) -> Result<()> {
-    let is_first = pod::part(spec) == Some(Part::First);
+    let is_first = pod::makes_machine(spec);
     let joins = |namespace: &Namespace| {
         let kind = namespace.kind.as_str();
         !(namespace.path.is_empty() || kind == "network" || is_first && PINNED.contains(&kind))

@@ -13,17 +13,22 @@ const QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
 /// Returns the limits that determine the size of the container's machine: those of its pod if it is the first container of
-/// one, otherwise its own.
+/// one, none if it takes the place of the first container, otherwise its own.
 ///
 /// # Errors
 ///
 /// An annotation is not a number.
 pub fn resources(spec: &Spec) -> Result<Cow<'_, Resources>> {
     let own = &spec.linux.resources;
-    if pod::part(spec) != Some(Part::First) {
+    if !pod::makes_machine(spec) {
         return Ok(Cow::Borrowed(own));
     }
     let mut pod = own.clone();
+    if pod::part(spec) != Some(Part::First) {
+        // Its limits are not those of the pod, which nobody names.
+        (pod.memory.limit, pod.cpu.quota) = (0, 0);
+        return Ok(Cow::Owned(pod));
+    }
     if let Some(memory) = number(spec, MEMORY)? {
         pod.memory.limit = memory;
     }
@@ -66,6 +71,9 @@ mod tests {
         assert_eq!(size(&format!(r#"{sandbox},"{MEMORY}":"0""#)).unwrap().0, 0);
         let of_other = format!(r#""{KIND}":"container","io.kubernetes.cri.sandbox-id":"p","{MEMORY}":"100""#);
         assert_eq!(size(&of_other).unwrap(), (7, 0));
+        let of_crio =
+            r#""io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.cri-o.SandboxID":"p""#;
+        assert_eq!(size(of_crio).unwrap(), (0, 0));
         let error = size(&format!(r#"{sandbox},"{MEMORY}":"1g""#)).unwrap_err();
         assert!(error.to_string().contains(MEMORY), "{error}");
     }

@@ -7,7 +7,7 @@ use agent_proto::payload::{Pod, Rlimit};
 use agent_proto::sockets::SOCKETS_MAX;
 use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
 use oci::error::{Result, invalid, unsupported};
-use oci::pod::{self, Part};
+use oci::pod;
 use oci::spec::Capabilities;
 use oci::{Bundle, Spec, refusals};
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ impl Kernel {
     /// The annotation names no kernel.
     fn for_bundle(bundle: &Bundle) -> Result<Kernel> {
         match bundle.spec.annotations.get(KERNEL).map(String::as_str) {
-            None if pod::part(&bundle.spec) == Some(Part::First) => Ok(Kernel::Full),
+            None if pod::makes_machine(&bundle.spec) => Ok(Kernel::Full),
             None => Ok(Kernel::needed_by(bundle)),
             Some("base") => Ok(Kernel::Base),
             Some("full") => Ok(Kernel::Full),

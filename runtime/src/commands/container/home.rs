@@ -50,8 +50,10 @@ pub fn find(root: &StateRoot, spec: &Spec) -> Result<Option<Home>> {
     }
     let all = Living::all(root)?;
     let mut machine = match part {
-        Some(Part::Member { first, annotation }) => match all.machine_of(first) {
+        Some(Part::Member { first, annotation }) => match all.machine_of(first, annotation) {
             Some(found) => Some((format!("annotations[{annotation:?}]"), found)),
+            // The first workload makes the machine.
+            None if pod::makes_machine(spec) => return Ok(None),
             None if pod::names_podman_s_pod(spec) => None,
             None => return Err(absent(annotation, first).into()),
         },
@@ -117,8 +119,15 @@ impl Living {
         Ok(Living(all))
     }
 
-    fn machine_of(&self, id: &str) -> Option<String> {
-        Some(self.0.iter().find(|state| state.id == id)?.machine().to_owned())
+    /// Returns the machine of the pod's first container, or without one that of another container of the pod.
+    fn machine_of(&self, pod: &str, annotation: &str) -> Option<String> {
+        let of_pod = |state: &&PodState| {
+            let annotations = state.oci.as_ref().map(|oci| &oci.annotations);
+            annotations.and_then(|all| all.get(annotation)).is_some_and(|named| named == pod)
+        };
+        let others = || self.0.iter().find(of_pod).filter(|_| annotation == pod::CRIO_POD);
+        let found = self.0.iter().find(|state| state.id == pod).or_else(others);
+        Some(found?.machine().to_owned())
     }
 
     /// Returns the container that has this namespace: the one whose process the path names, or the first container of a
