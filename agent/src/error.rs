@@ -104,6 +104,8 @@ const CAUSES: &[(Errno, &str)] = &[
     (Errno::NOTDIR, "not a directory"),
     (Errno::ISDIR, "is a directory"),
     (Errno::INVAL, "invalid argument"),
+    (Errno::CONNREFUSED, "connection refused"),
+    (Errno::TIMEDOUT, "connection timed out"),
     (Errno::MFILE, "too many open files"),
     (Errno::TXTBSY, "text file busy"),
     (Errno::NOSPC, "no space left on device"),

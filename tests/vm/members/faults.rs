@@ -1,7 +1,5 @@
 //! Ends that nobody asked for: of the machine, of a member's process, for lack of memory.
 
-use std::thread;
-
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tests::Bundle;
@@ -81,34 +79,4 @@ fn nobody_joins_a_machine_that_is_ending_or_is_gone() {
     let own: Pid = Pid::from_raw(std::process::id() as i32).expect("a process");
     let error = engine.refusal(&member(PAUSE, own));
     assert!(error.contains("is no namespace of a container in a virtual machine"), "{error}");
-}
-
-/// Creates a pod with two members, and waits for its end.
-fn live(number: i32) {
-    let small =
-        Bundle::sh(PAUSE).with(|c| c["annotations"] = json!({"krun.ram_mib": "96", "krun.cpus": "1"}));
-    let (mut engine, first) = Engine::with_first(small);
-    let members = ["second", "third"].map(|id| {
-        let pid = engine.create(id, member(&format!("echo {id} {number}; exit {number}"), first));
-        (id, pid)
-    });
-    for (id, pid) in members {
-        engine.out(&["start", id]);
-        assert_eq!(reap(pid), Ok(number));
-        assert_eq!(engine.read(&format!("{id}.out")), format!("{id} {number}\n"));
-        engine.out(&["delete", id]);
-    }
-    kill_process(first, Signal::TERM).expect("signal the machine's process");
-    assert_eq!(reap(first), Ok(0));
-    engine.out(&["delete", "first"]);
-    assert!(engine.state.names().is_empty());
-}
-
-#[test]
-fn twenty_pods_of_two_containers_at_once_lose_and_leave_nothing() {
-    thread::scope(|scope| {
-        for number in 1..=20 {
-            scope.spawn(move || live(number));
-        }
-    });
 }

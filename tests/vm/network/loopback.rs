@@ -146,5 +146,6 @@ fn a_member_s_server_answers_and_a_killed_machine_leaves_nothing() {
     assert!(matches!(ended, Ok(0) | Err(ErrorKind::ConnectionReset)), "{ended:?}");
     assert_eq!(reap(first), Err(9));
     assert_eq!(nets.connect("127.0.0.1:80").expect_err("refused").kind(), ErrorKind::ConnectionRefused);
+    drop(engine);
     assert_eq!(nets.traces(), "");
 }

@@ -370,13 +370,10 @@ pub fn of(role: Role, ids: Ids) -> Vec<Call> {
             ioctls.extend([TCGETS2, TCSETS2, TCSETSW2, TCSETSF2].map(|number| number as u32));
         }
     }
-    calls.extend(fcntl(role));
+    calls.extend(fcntl(role).into_iter().chain(connections(role)));
     calls.extend(failing(role));
     match role {
-        Role::Network => {
-            ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32]));
-            calls.extend(connections());
-        }
+        Role::Network => ioctls.extend(TUN.iter().chain(&VHOST).chain(&[VHOST_NET, SIOCGIFINDEX as u32])),
         Role::Pod => calls.extend(POD.map(always)),
         _ => {}
     }
@@ -422,9 +419,12 @@ fn sockets() -> Vec<Call> {
 }
 
 /// Returns the calls for connections to the namespace's loopback addresses: the port, and a reset at the end.
-fn connections() -> [Call; 2] {
+fn connections(role: Role) -> Vec<Call> {
+    if role != Role::Network {
+        return Vec::new();
+    }
     let reset = [one_of(1, &[SOL_SOCKET as u32]), one_of(2, &[SO_LINGER as u32])].concat();
-    [always(SYS_getsockname), when(SYS_setsockopt, reset)]
+    vec![always(SYS_getsockname), when(SYS_setsockopt, reset)]
 }
 
 /// Returns the calls that the C library or a panic makes, and that may fail.
