@@ -55,7 +55,7 @@ fn main() {
         "datagrams" => network::datagrams(&word(2)),
         "drain" => network::drain(&word(2), &word(3)),
         "pour" => network::pour(&word(2), &word(3)),
-        "serve" => network::serve(&word(2)),
+        "serve-tcp" => network::serve(&word(2)),
         "ports" => ports(),
         "clock" => clock(),
         "protocols" => network::protocols(),

@@ -247,7 +247,7 @@ impl VmPlan {
             network_filter: network_filter(&bundle.spec, settings.vhost_net)?,
             ..vm
         }
-        .with_sockets(settings, bundle.binds_directory || pod::part(&bundle.spec) == Some(Part::First)))
+        .with_sockets(settings, bundle.binds_directory || pod::makes_machine(&bundle.spec)))
     }
 
     /// Has connections of sockets in shared directories carried, if there are any and the guest's kernel asks for them. The

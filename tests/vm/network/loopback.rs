@@ -40,7 +40,7 @@ impl Nets {
     /// Starts a container with a server at `address`.
     #[track_caller]
     fn serving(&self, address: &str) -> Container {
-        let container = Container::new(self.guest(&format!("serve {address}")));
+        let container = Container::new(self.guest(&format!("serve-tcp {address}")));
         container.create_with(&[]);
         container.out(&["start", "c"]);
         let until = Instant::now() + DEADLINE;
@@ -131,7 +131,7 @@ fn a_server_that_listens_only_on_ipv6_is_found_and_connections_above_the_limit_w
 fn a_member_s_server_answers_and_a_killed_machine_leaves_nothing() {
     let nets = Nets::joined();
     let (mut engine, first) = Engine::with_first(nets.bundle("sleep 1000"));
-    let member = joining(nets.guest("serve 127.0.0.1:80"), first, &[("ipc", "ipc"), ("uts", "uts")]);
+    let member = joining(nets.guest("serve-tcp 127.0.0.1:80"), first, &[("ipc", "ipc"), ("uts", "uts")]);
     engine.run("server", member);
     let until = Instant::now() + DEADLINE;
     while !engine.read("server.out").contains("ready") {

@@ -35,7 +35,8 @@ impl Containers {
     /// Returns the only container, if this process represents it and no other process runs beside its init process, and the
     /// number of the next stream.
     pub fn only(&mut self) -> Option<(&mut Container, u64)> {
-        let alone = self.all.len() == 1 && self.execs.is_empty() && self.awaited.is_empty();
+        let others = !(self.execs.is_empty() && self.forwards.is_empty() && self.awaited.is_empty());
+        let alone = self.all.len() == 1 && !others;
         let next = self.next_seq;
         self.all.first_mut().filter(|only| alone && only.is_own()).map(|only| (only, next))
     }

@@ -127,8 +127,9 @@ impl Supervisor {
         let program = key::program().is_some_and(|program| label.lines().any(|line| line == program));
         ensure!(program, "the container runs in another version of vmm");
         let only = self.containers.only();
-        let (container, _) =
-            only.context("execs and containers that have joined the machine are not supported")?;
+        let (container, _) = only.context(
+            "execs, connections to its loopback interface and joined containers are not supported",
+        )?;
         ensure!(container.is_meant(&name) && container.first_stream().is_some(), "container not running");
         let mut files = fds.into_iter().map(File::from);
         let (Some(memory), Some(state)) = (files.next(), files.next()) else {
