@@ -123,7 +123,7 @@ fn templates_are_made_for_containers_of_engines_outside_of_their_cgroup() {
     assert_eq!((fields[3], fields[4]), (&*maker.to_string(), "0"), "{stat}");
     for fd in 0..=2 {
         let link = fs::read_link(format!("/proc/{maker}/fd/{fd}")).unwrap();
-        assert!(fd == 0 || link == PathBuf::from("/dev/null"), "{link:?}");
+        assert!(fd == 0 || link == *"/dev/null", "{link:?}");
     }
     assert_eq!(fs::read_link(format!("/proc/{maker}/cwd")).unwrap(), PathBuf::from("/"));
     container.out(&["start", "c"]);
