@@ -191,9 +191,9 @@ mod tests {
     fn jumps_lead_behind_their_block() {
         let null = File::open("/dev/null").unwrap();
         let program = program(null.as_fd());
-        let targets = program.iter().enumerate().filter_map(|(index, it)| {
-            matches!(it.code, JUMP_IF_EQUAL | JUMP_UNLESS_EQUAL).then(|| index + 1 + it.offset as usize)
-        });
+        let is_jump = |it: &&(usize, &Instruction)| matches!(it.1.code, JUMP_IF_EQUAL | JUMP_UNLESS_EQUAL);
+        let jumps: Vec<_> = program.iter().enumerate().collect();
+        let targets = jumps.iter().filter(is_jump).map(|(index, it)| index + 1 + it.offset as usize);
         let targets: Vec<usize> = targets.collect();
         let second =
             program.iter().skip(2).position(|it| it.offset == PROTOCOL && it.code == LOAD_WORD).unwrap();
