@@ -162,7 +162,7 @@ impl Locks {
 
     pub fn set(&mut self, key: LockOwner, span: Span, kind: LockKind) -> Result<()> {
         let held = self.owners.get_mut(&key).ok_or(Errno(libc::ENOLCK))?;
-        sys::set_range(held.file.as_fd(), lock_type(Some(kind)), span.start, length(span))?;
+        sys::lock::set_range(held.file.as_fd(), lock_type(Some(kind)), span.start, length(span))?;
         self.ranges -= held.ranges.0.len();
         held.ranges.set(span, Some(kind));
         self.ranges += held.ranges.0.len();
@@ -174,7 +174,7 @@ impl Locks {
         if self.ranges >= self.limit && held.ranges.splits(span) {
             return Err(Errno(libc::ENOLCK));
         }
-        sys::set_range(held.file.as_fd(), lock_type(None), span.start, length(span))?;
+        sys::lock::set_range(held.file.as_fd(), lock_type(None), span.start, length(span))?;
         self.ranges -= held.ranges.0.len();
         held.ranges.set(span, None);
         self.ranges += held.ranges.0.len();

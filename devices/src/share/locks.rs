@@ -68,7 +68,7 @@ impl Operations {
         let locks = self.shared.locks.lock().unwrap();
         // Another descriptor would see the owner's own locks.
         let file = locks.file((handle.inode.key, what.owner)).unwrap_or(&handle.file);
-        let found = sys::get_range(file.as_fd(), lock_type(Some(kind)), span.start, length(span))?;
+        let found = sys::lock::get_range(file.as_fd(), lock_type(Some(kind)), span.start, length(span))?;
         Ok(found.map(|lock| {
             let (start, len) = (lock.l_start as u64, lock.l_len as u64);
             let end = if len == 0 { END } else { start.saturating_add(len - 1) };
@@ -90,7 +90,7 @@ impl Operations {
     /// loses the lock. `None` unlocks.
     pub fn lock_file(&self, file: OpenFile, kind: Option<LockKind>) -> Result<()> {
         let handle = self.handle(file)?;
-        let locked = sys::flock(handle.file.as_fd(), kind.map(|kind| kind == LockKind::Write));
+        let locked = sys::lock::flock(handle.file.as_fd(), kind.map(|kind| kind == LockKind::Write));
         let held = match kind.filter(|_| locked.is_ok()) {
             None => 0,
             Some(LockKind::Read) => libc::LOCK_SH,

@@ -94,7 +94,7 @@ impl Mappings {
                 return Err(Errno(libc::ENOMEM));
             }
             if let Some(registry) = &mut mapped.registry {
-                sys::set_range(registry.file()?, libc::F_WRLCK, place(key), 1)?;
+                sys::lock::set_range(registry.file()?, libc::F_WRLCK, place(key), 1)?;
             }
         }
         *mapped.files.entry(key).or_default() += 1;
@@ -112,8 +112,9 @@ impl Drop for Mapping {
         if left == 0 {
             mapped.files.remove(&self.key);
             if let Some(registry) = &mut mapped.registry
-                && let Err(errno) =
-                    registry.file().and_then(|file| sys::set_range(file, libc::F_UNLCK, place(self.key), 1))
+                && let Err(errno) = registry
+                    .file()
+                    .and_then(|file| sys::lock::set_range(file, libc::F_UNLCK, place(self.key), 1))
             {
                 log::warn!("file server: give up a mapping: {}", std::io::Error::from(errno));
             }
@@ -155,7 +156,7 @@ impl Operations {
 /// Whether a process of the host has locked a range of the file by fcntl(2) without F_OFD_. Programs that share memory
 /// through a file agree by such locks in it, as SQLite and LMDB do, and locks of machines are of another kind.
 fn is_locked_by_a_process(file: BorrowedFd) -> bool {
-    let found = sys::get_range(file, libc::F_WRLCK, 0, 0);
+    let found = sys::lock::get_range(file, libc::F_WRLCK, 0, 0);
     matches!(found, Ok(Some(lock)) if lock.l_pid != -1)
 }
 

@@ -137,7 +137,7 @@ impl Operations {
             let _ = handle.mapping.set(mapping);
         }
         if let (Ok(handle), libc::LOCK_SH | libc::LOCK_EX) = (&opened, saved.flocked) {
-            let locked = sys::flock(handle.file.as_fd(), Some(saved.flocked == libc::LOCK_EX));
+            let locked = sys::lock::flock(handle.file.as_fd(), Some(saved.flocked == libc::LOCK_EX));
             locked.map_err(|_| taken(&saved.inode))?;
             handle.flocked.store(saved.flocked, Ordering::Relaxed);
         }

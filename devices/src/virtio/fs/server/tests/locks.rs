@@ -89,7 +89,7 @@ fn of_host(path: &Path) -> File {
 
 /// Locks bytes of `file` as a process of the host does, with the locks of an open file description.
 fn host_range(file: &File, kind: u32, start: u64, len: u64) -> bool {
-    match sys::set_range(file.as_fd(), kind as i32, start, len) {
+    match sys::lock::set_range(file.as_fd(), kind as i32, start, len) {
         Err(errno) => {
             assert_eq!(errno, Errno(libc::EAGAIN));
             false

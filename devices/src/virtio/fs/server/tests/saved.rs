@@ -169,8 +169,8 @@ fn locks_are_taken_again() {
     let (_server, tree) = again(&dir).unwrap();
     assert_eq!(tree.lock_counts(), (1, 1));
     let file = fs::OpenOptions::new().read(true).write(true).open(dir.path().join("d/a")).unwrap();
-    assert!(sys::flock(file.as_fd(), Some(false)).is_err());
-    let found = sys::get_range(file.as_fd(), libc::F_RDLCK, 0, 0).unwrap().expect("a lock");
+    assert!(sys::lock::flock(file.as_fd(), Some(false)).is_err());
+    let found = sys::lock::get_range(file.as_fd(), libc::F_RDLCK, 0, 0).unwrap().expect("a lock");
     assert_eq!((found.l_start, found.l_len), (2, 8));
 }
 
