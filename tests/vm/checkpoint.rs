@@ -272,7 +272,11 @@ fn what_cannot_be_saved_is_refused_by_name_and_goes_on() {
     refused(&state, &image, "the file \"gone\", which the container has open, was removed or replaced");
     let exec = Running::start(state.command(&["exec", "c", "sleep", "1000"]));
     until("exec process", || state.out(&["ps", "--format", "json", "c"]).contains(',').then_some(()));
-    refused(&state, &image, "execs and containers that have joined the machine are not supported");
+    refused(
+        &state,
+        &image,
+        "execs, connections to its loopback interface and joined containers are not supported",
+    );
     exec.stop();
     let said = state.error(1, &["checkpoint", "--pre-dump", "c"]);
     assert!(said.contains("--pre-dump: not supported"), "{said}");
