@@ -51,7 +51,9 @@ const NESTED: [&str; 9] = [
 
 /// Languages and a browser, which run in containers of the engines' tests. Chromium's shell has no windows, and a fifth of the
 /// browser's packages.
-const LANGUAGES: [&str; 4] = ["cargo", "chromium-headless-shell", "nodejs", "openjdk-17-jdk-headless"];
+/// debootstrap does not find libc6-dev as rustc's virtual libc-dev.
+const LANGUAGES: [&str; 5] =
+    ["cargo", "chromium-headless-shell", "libc6-dev", "nodejs", "openjdk-17-jdk-headless"];
 
 /// Creates an archive of a Debian with [`PROGRAMS`], and with one package in `/srv/packages` that is not installed.
 pub fn programs() -> anyhow::Result<PathBuf> {
