@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use host::user::User;
 use host::{HostError, sys};
 use vmm::{Snapshot, SnapshotError, snapshot};
 
@@ -65,11 +66,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Returns the directory that was given, or the user's: below /var/lib/vmm for root, otherwise in the cache directory.
+    /// Returns the directory that was given, or the user's: below /var/lib/vmm for root, otherwise in the cache directory, also for
+    /// root of a user namespace that an ordinary user made.
     /// Its templates may have `limit` bytes. `lookup` reads the environment.
     pub fn new(given: Option<PathBuf>, limit: u64, lookup: impl Fn(&str) -> Option<OsString>) -> Store {
         let own = || {
-            if sys::effective_user() == 0 {
+            if !User::of_process().is_rootless(lookup("USER").as_deref()) {
                 return PathBuf::from("/var/lib/vmm/templates");
             }
             let home = || lookup("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from).join(".cache");

@@ -10,8 +10,8 @@ fn directory_is_the_user_s_own_unless_one_is_given() {
     let given = Store::new(Some("/given".into()), 9, env(&[]));
     assert_eq!(given.path(), Path::new("/given"));
     let own = Store::new(None, 9, env(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/cache/a")]));
-    let expected =
-        if sys::effective_user() == 0 { "/var/lib/vmm/templates" } else { "/cache/a/vmm/templates" };
+    let rootless = User::of_process().is_rootless(None);
+    let expected = if rootless { "/cache/a/vmm/templates" } else { "/var/lib/vmm/templates" };
     assert_eq!(own.path(), Path::new(expected));
 }
 
