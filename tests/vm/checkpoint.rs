@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -287,6 +287,15 @@ fn what_cannot_be_saved_is_refused_by_name_and_goes_on() {
     assert!(said.contains("container does not exist"), "{said}");
 }
 
+/// Starts `vmm checkpoint` of the container `c`, and returns it while the memory is being written.
+fn start_to_save(state: &StateDir, image: &Path) -> Child {
+    let words = words(image, &["c"]);
+    let mut command = state.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let saving = command.stderr(Stdio::null()).spawn().expect("start vmm checkpoint");
+    until("memory", || fs::metadata(image.join("memory")).ok().filter(|file| file.len() > 0));
+    saving
+}
+
 #[test]
 fn a_container_goes_on_if_its_checkpoint_is_interrupted() {
     let (state, bundle) =
@@ -294,10 +303,7 @@ fn a_container_goes_on_if_its_checkpoint_is_interrupted() {
     let image = state.beside("image");
     let mut first = run(&state, &bundle);
     first.wait_for("ready\n");
-    let words = words(&image, &["c"]);
-    let mut command = state.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut saving = command.stderr(Stdio::null()).spawn().expect("start vmm checkpoint");
-    until("memory", || fs::metadata(image.join("memory")).ok().filter(|file| file.len() > 0));
+    let mut saving = start_to_save(&state, &image);
     saving.kill().expect("kill vmm checkpoint");
     saving.wait().expect("wait for vmm checkpoint");
     assert!(!image.join("state").exists());
@@ -312,11 +318,7 @@ fn a_container_that_is_killed_while_it_is_saved_leaves_no_checkpoint() {
     let image = state.beside("image");
     let mut first = run(&state, &bundle);
     first.wait_for("ready\n");
-    let words = words(&image, &["c"]);
-    let mut command = state.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut saving = command.stderr(Stdio::null()).spawn().expect("start vmm checkpoint");
-    // Its memory is being written.
-    until("memory", || fs::metadata(image.join("memory")).ok().filter(|file| file.len() > 0));
+    let mut saving = start_to_save(&state, &image);
     let pid = Pid::from_raw(first.pid() as i32).expect("a process");
     kill_process(pid, Signal::KILL).expect("kill the container's process");
     let status = saving.wait().expect("wait for vmm checkpoint");
