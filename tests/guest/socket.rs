@@ -18,10 +18,7 @@ pub fn run(path: &str, what: &str, word: &str) {
         "pass" => pass(connect()),
         "peer" => peer(connect()),
         "crowd" => crowd(&connect, word.parse().expect("a number of connections")),
-        "datagram" => match UnixDatagram::unbound().unwrap().send_to(b"text", path) {
-            Ok(_) => println!("sent"),
-            Err(error) => println!("{:?}", error.kind()),
-        },
+        "try" => try_once(path, word),
         "leave" => connect().write_all(word.as_bytes()).unwrap(),
         _ => panic!("no client {what:?}"),
     }
@@ -63,6 +60,18 @@ fn lazy(mut first: UnixStream, second: UnixStream, len: usize) {
     first.read_to_end(&mut data).unwrap();
     assert_eq!(data.len(), len);
     println!("ok");
+}
+
+/// Prints the kind of error with which a connection or a datagram fails.
+fn try_once(path: &str, word: &str) {
+    let tried = match word {
+        "stream" => UnixStream::connect(path).map(drop),
+        _ => UnixDatagram::unbound().unwrap().send_to(b"text", path).map(drop),
+    };
+    match tried {
+        Ok(()) => println!("works"),
+        Err(error) => println!("{:?}", error.kind()),
+    }
 }
 
 /// Keeps connections open until all of them have been made.
