@@ -20,7 +20,7 @@ mod terminal;
 
 pub use daemon::Daemon;
 pub use initrd::Initrd;
-pub use process::{Finished, Running, check_output, output, status, wait};
+pub use process::{Finished, Running, check_output, output, status, until, wait};
 pub use state::StateDir;
 pub use terminal::{ConsoleSocket, Controller, Terminal};
 

@@ -4,11 +4,11 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tests::{Bundle, ConsoleSocket, Running, StateDir};
+use tests::{Bundle, ConsoleSocket, Running, StateDir, until};
 
 use crate::lifecycle::{Container, reap};
 use crate::network::Nets;
@@ -17,19 +17,6 @@ use crate::network::Nets;
 const MEMORY: (&str, &str) = ("VMM_MEMORY", "128");
 /// Time in which something appears.
 const DEADLINE: Duration = Duration::from_secs(120);
-
-/// Waits until `ready` returns something.
-#[track_caller]
-fn until<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = ready() {
-            return found;
-        }
-        assert!(Instant::now() < end, "no {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn lines(path: &Path) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()

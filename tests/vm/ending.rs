@@ -3,34 +3,19 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Pid;
 use serde_json::json;
-use tests::{Bundle, Running, busybox_rootfs};
+use tests::{Bundle, Running, busybox_rootfs, until};
 
 use crate::lifecycle::faults::{in_cgroup, processes};
 use crate::lifecycle::{Container, reap};
 use crate::network::Nets;
 
-/// Maximum time for a container to reach a state.
-const DEADLINE: Duration = Duration::from_secs(120);
 /// Memory that the container uses, in MiB.
 const USED_MIB: u64 = 64;
-
-/// Waits until `done` returns a value.
-fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + DEADLINE;
-    loop {
-        if let Some(value) = done() {
-            return value;
-        }
-        assert!(Instant::now() < until, "{what}");
-        std::thread::yield_now();
-    }
-}
 
 /// A file system in memory at the bundle's root file system.
 struct RootMount(PathBuf);
@@ -81,7 +66,7 @@ fn a_reaped_process_holds_nothing_of_the_host() {
     let container = Container::new(bundle);
     let pid = container.create();
     container.out(&["start", "c"]);
-    let answers = wait_for("the container locks its file", || {
+    let answers = until("the container locks its file", || {
         Some(container.read("stdout")).filter(|text| text.lines().count() == 2)
     });
     assert_eq!(answers.lines().last(), Some("ok"), "{answers}");
@@ -133,7 +118,7 @@ fn kill_at(pid: Pid, step: &str, nth: u32) -> Running {
     strace.args(["-f", "-p", &pid.as_raw_nonzero().to_string(), "-o", "/dev/null"]);
     strace.args(["-e", &format!("trace={step}"), "-e", &format!("inject={step}:signal=SIGKILL:when={nth}")]);
     let strace = Running::start(strace);
-    wait_for("strace traces every thread", || {
+    until("strace traces every thread", || {
         let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).ok()?;
         let is_traced = |thread: fs::DirEntry| {
             let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();

@@ -5,29 +5,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
-use std::time::Instant;
 
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tests::{Bundle, Finished, Running};
+use tests::{Bundle, Finished, Running, until};
 
-use super::{DEADLINE, Mounted, Templates};
+use super::{Mounted, Templates};
 use crate::lifecycle::Container;
 use crate::pods::Pod;
-
-/// Waits until `done` returns something.
-#[track_caller]
-fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = done() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}");
-        thread::yield_now();
-    }
-}
 
 impl Templates {
     /// Runs a bundle whose template is made at once if there is none.
