@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 use crate::checkout::top;
-use crate::executable::test_program;
+use crate::executable::{static_program, test_program};
 use crate::host::{self, Host};
 use crate::kvm_tests::KvmTests;
 use crate::steps::{output, run, say};
@@ -82,6 +82,9 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
         ("VMM_ENGINES_TABLE", table.clone().into()),
         ("VMM_TEMPLATE_MAKE", "never".into()),
     ];
+    if cases.need("volumes") {
+        environment.push(("VMM_TEST_GUEST", static_program("tests", "guest")?.into()));
+    }
     if cases.need("programs") {
         environment.push(("VMM_TEST_PROGRAMS", bundle::programs()?.into()));
     }
