@@ -291,6 +291,12 @@ pub fn gather(file: &File, offset: u64) -> io::Result<()> {
     let mapped = map(libc::PROT_READ | libc::PROT_EXEC).or_else(|_| map(libc::PROT_READ));
     let mut tries = 0..GATHER_TRIES;
     let gathered = mapped.and_then(|()| {
+        // Linux gathers the pages of a mapping that has no page table, but says that it has not (6.1: collapse_file() returns
+        // SCAN_PMD_NONE, which madvise(2) makes EINVAL). One page that is mapped gives it a page table.
+        // SAFETY: the mapping just made, of a page that is read only. No byte changes.
+        if unsafe { libc::madvise(base, PAGE_SIZE as usize, libc::MADV_POPULATE_READ) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
         loop {
             // SAFETY: the mapping just made. No byte changes.
             let error = match unsafe { libc::madvise(base, ALIGNMENT, MADV_COLLAPSE) } {
