@@ -27,6 +27,7 @@ pub mod error;
 pub mod files;
 pub mod forward;
 pub mod hotplug;
+pub mod listening;
 #[cfg(feature = "init")]
 pub mod memory;
 pub mod network;

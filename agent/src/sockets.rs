@@ -8,32 +8,26 @@
 //! (`resources/kernel/patches/fuse-sockets.patch`). The process is the other end in the guest ([`Gateway`]).
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
-use agent_proto::payload::{self, ErrorCode, Mount};
-use agent_proto::sockets::{self, CONNECTIONS_MAX, Frame, OF_HOST, OUT_MAX, SOCKETS_MAX};
-use rustix::event::epoll::{self, EventFlags};
+use agent_proto::payload::Mount;
+use agent_proto::sockets::{self, CONNECTIONS_MAX, Frame, OF_HOST, OUT_MAX};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::thread::{
-    CapabilitiesSecureBits, set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 
 use crate::container::paths;
 use crate::error::{Error, Step};
-use crate::ports;
-use crate::state::{EventSource, State, watch};
 use crate::sys::{self, Fork};
 
 mod connection;
 mod gateway;
 
-use connection::{Arrival, Connection};
+use connection::{Arrival, Connection, as_user};
 pub use gateway::Gateway;
 
 /// Limit of connections that wait to be accepted, as most servers have.
@@ -44,11 +38,6 @@ const READ: usize = 64 << 10;
 const AGAIN_NANOSECONDS: i64 = 10_000_000;
 /// Seconds for which the end of the pod waits for what is under way.
 const FINISH_SECONDS: i64 = 2;
-
-/// Returns the path of a socket in the agent's tree.
-pub fn path(number: &str) -> String {
-    format!("{}/{number}", paths::SOCKETS)
-}
 
 /// The process that carries connections.
 #[derive(Debug)]
@@ -63,67 +52,14 @@ impl Sockets {
     }
 }
 
-impl State {
-    /// Waits for connections with sockets in shared directories.
-    pub(crate) fn open_gateway(&mut self) -> Result<(), Error> {
-        self.gateway = Gateway::open()?;
-        for fd in self.gateway.iter().flat_map(Gateway::fds) {
-            watch(&self.epoll, fd, 0, EventSource::Sockets, EventFlags::IN | EventFlags::ET)?;
-        }
-        Ok(())
-    }
-
-    /// Starts to carry connections if there is one. Without a process for that they are refused.
-    pub(crate) fn carry_if_asked(&mut self) {
-        if self.gateway.as_ref().is_some_and(Gateway::is_asked) {
-            self.sockets = self.take_gateway().and_then(|gateway| carry_with(Vec::new(), gateway).ok());
-        }
-    }
-
-    /// Listens on the sockets that a container's mounts name, and starts to carry their connections in a process that runs
-    /// as long as the guest. Only one container of a machine has such mounts.
-    pub(crate) fn start_sockets(&mut self, spec: &payload::Container) -> Result<(), Error> {
-        let mounts = spec.oci.iter().flat_map(|oci| &oci.mounts);
-        let wanted: Vec<&Mount> = mounts.filter(|mount| mount.kind == payload::HOST_SOCKET).collect();
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        if wanted.len() > SOCKETS_MAX {
-            return Err(Error::failed(format!("limit of {SOCKETS_MAX} sockets of the host reached")));
-        }
-        match rustix::fs::mkdir(paths::SOCKETS, Mode::RWXU) {
-            Err(Errno::EXIST) => {
-                let text = "sockets of the host belong to another container of the machine";
-                return Err(Error::new(ErrorCode::Exists, text));
-            }
-            made => made.step("create", paths::SOCKETS)?,
-        }
-        let listeners = wanted.iter().map(|mount| listen(mount)).collect::<Result<Vec<_>, _>>()?;
-        self.sockets = Some(match self.take_gateway() {
-            Some(gateway) => carry_with(listeners, gateway)?,
-            None => carry(listeners, ports::open_sockets()?)?,
-        });
-        Ok(())
-    }
-
-    fn take_gateway(&mut self) -> Option<Gateway> {
-        let gateway = self.gateway.take()?;
-        // The process that carries keeps the open files, and so their events.
-        for fd in gateway.fds() {
-            let _ = epoll::delete(&self.epoll, fd);
-        }
-        Some(gateway)
-    }
-}
-
 /// Carries the connections of mounted sockets, and those of sockets in shared directories.
-fn carry_with(mut listeners: Vec<(Listens, OwnedFd)>, gateway: Gateway) -> Result<Sockets, Error> {
+pub fn carry_with(mut listeners: Vec<(Listens, OwnedFd)>, gateway: Gateway) -> Result<Sockets, Error> {
     listeners.push((Listens::ForKernel, gateway.listener));
     carry(listeners, gateway.port)
 }
 
 /// Starts the process that carries connections.
-fn carry(listeners: Vec<(Listens, OwnedFd)>, port: OwnedFd) -> Result<Sockets, Error> {
+pub fn carry(listeners: Vec<(Listens, OwnedFd)>, port: OwnedFd) -> Result<Sockets, Error> {
     let (ours, agent) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .step("create", "socket pair")?;
@@ -142,14 +78,14 @@ fn carry(listeners: Vec<(Listens, OwnedFd)>, port: OwnedFd) -> Result<Sockets, E
 }
 
 /// Listens on a socket with the attributes in the mount's data: `MODE UID GID`, the mode in octal digits.
-fn listen(mount: &Mount) -> Result<(Listens, OwnedFd), Error> {
+pub fn listen(mount: &Mount) -> Result<(Listens, OwnedFd), Error> {
     let bad = || Error::bad_request(format!("mount {}: invalid socket", mount.destination));
     let number: u16 = mount.source.parse().map_err(|_| bad())?;
     let mut words = mount.data.split(' ');
     let mode = words.next().and_then(|word| u32::from_str_radix(word, 8).ok()).ok_or_else(bad)?;
     let mut id = || words.next().and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
     let (uid, gid) = (id()?, id()?);
-    let path = path(&mount.source);
+    let path = paths::socket(&mount.source);
     let listener = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -164,19 +100,9 @@ fn listen(mount: &Mount) -> Result<(Listens, OwnedFd), Error> {
     listener().step("listen on", &path).map(|socket| (Listens::ForMount(number), socket))
 }
 
-/// Does something as a user and group.
-fn as_user<T>(uid: Uid, gid: Gid, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    set_thread_res_gid(Gid::ROOT, gid, Gid::ROOT)?;
-    set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT)?;
-    let done = act();
-    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
-    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    done
-}
-
 /// For what a socket listens.
 #[derive(Clone, Copy)]
-enum Listens {
+pub enum Listens {
     /// For connections to the mounted socket with this number.
     ForMount(u16),
     /// For connections that the host has made for the kernel.

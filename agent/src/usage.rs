@@ -1,9 +1,12 @@
-//! STATS, PROCESSES, PAUSE and RESUME: resource usage, processes and freezing of containers, through their cgroups.
+//! STATS, PROCESSES, PAUSE and RESUME: resource usage, processes and freezing of containers, through their cgroups, and the kills
+//! for their memory limits.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use agent_proto::command::Code;
+use agent_proto::payload::ProcessEvent;
 use agent_proto::payload::usage::{ContainerProcesses, ContainerUsage, ProcessEntry};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -12,6 +15,8 @@ use rustix::io::Errno;
 
 use crate::channel::json;
 use crate::container::Container;
+use crate::container::cgroup::field;
+use crate::container::oom::OomKills;
 use crate::error::{Error, Step};
 use crate::state::State;
 use crate::sys;
@@ -59,6 +64,24 @@ impl State {
         Ok(Vec::new())
     }
 
+    /// Tells the host which containers have had a process killed for their memory limit. Returns whether there are any.
+    /// API 4244 has no such event.
+    pub(crate) fn report_oom_kills(&mut self) -> bool {
+        if !core::mem::take(&mut self.oom_killed) || !self.control.is_extended() {
+            return false;
+        }
+        let mut told = false;
+        for container in &mut self.containers {
+            if container.oom_kills.as_mut().is_some_and(OomKills::take_new) {
+                let (container, event) = (container.id.clone(), ProcessEvent::OOM.into());
+                let event = ProcessEvent { container, event, ..ProcessEvent::default() };
+                self.control.send(Code::ProcessAsyncEvent, 0, json(&event));
+                told = true;
+            }
+        }
+        told
+    }
+
     /// Returns the container of this name, or all containers for an empty name.
     fn selected(&self, name: &str) -> Result<impl Iterator<Item = &Container>, Error> {
         if !name.is_empty() {
@@ -100,11 +123,6 @@ fn usage_of(container: &Container) -> ContainerUsage {
         pids_limit: number("pids.max"),
         oom_kills: field(&read("memory.events"), "oom_kill"),
     }
-}
-
-/// Returns the number after `name` in a file with lines of name and number.
-pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 /// Returns the entry of a process; `None` if it has exited meanwhile.

@@ -118,6 +118,11 @@ fn open_to_write(directory: &impl AsFd, file: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// Returns the number after `name` in a file with lines of name and number.
+pub fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,6 @@ use crate::container::paths;
 use crate::container::rootfs::{Root, attach_tree, bind_tree, clone_tree, kind};
 use crate::container::{copy_up, device_binds};
 use crate::error::{Error, Step};
-use crate::sockets;
 use crate::sys::{self, MountAttributes};
 
 /// The flags of mount(2) that are used here.
@@ -45,7 +44,7 @@ pub fn mount(root: &Root, share: &Root, entry: &Mount) -> Result<(), Error> {
         return bind_agent_file(root, paths::SHM, &entry.destination);
     }
     if entry.kind == payload::HOST_SOCKET {
-        return bind_agent_file(root, &sockets::path(&entry.source), &entry.destination);
+        return bind_agent_file(root, &paths::socket(&entry.source), &entry.destination);
     }
     if entry.kind == payload::OWN_DEVICE {
         return device_binds::bind(root, entry);

@@ -1,14 +1,10 @@
 //! Processes that the kernel has killed for the container's memory limit.
 
-use agent_proto::command::Code;
-use agent_proto::payload::ProcessEvent;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
-use crate::channel::json;
+use crate::container::cgroup::field;
 use crate::error::{Error, Step};
-use crate::state::State;
-use crate::usage::field;
 
 /// Limit of bytes of memory.events that are read: six lines.
 const EVENTS_MAX: usize = 512;
@@ -42,26 +38,6 @@ impl OomKills {
 impl AsFd for OomKills {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-}
-
-impl State {
-    /// Tells the host which containers have had a process killed for their memory limit. Returns whether there are any.
-    /// API 4244 has no such event.
-    pub(crate) fn report_oom_kills(&mut self) -> bool {
-        if !core::mem::take(&mut self.oom_killed) || !self.control.is_extended() {
-            return false;
-        }
-        let mut told = false;
-        for container in &mut self.containers {
-            if container.oom_kills.as_mut().is_some_and(OomKills::take_new) {
-                let (container, event) = (container.id.clone(), ProcessEvent::OOM.into());
-                let event = ProcessEvent { container, event, ..ProcessEvent::default() };
-                self.control.send(Code::ProcessAsyncEvent, 0, json(&event));
-                told = true;
-            }
-        }
-        told
     }
 }
 

@@ -1,5 +1,8 @@
 //! Files of the agent's own tree that the pod's containers share.
 
+use alloc::format;
+use alloc::string::String;
+
 /// `/etc/resolv.conf` of every container.
 pub const RESOLV_CONF: &str = "/run/resolv.conf";
 /// `/etc/hostname` of every container.
@@ -10,3 +13,8 @@ pub const SHM: &str = "/run/shm";
 pub const SOCKETS: &str = "/run/sockets";
 /// Socket to which the kernel connects processes that connect to sockets of the host.
 pub const GATEWAY: &str = "/run/gateway";
+
+/// Returns the path of the socket that stands for the host's socket with this number.
+pub fn socket(number: &str) -> String {
+    format!("{SOCKETS}/{number}")
+}

@@ -12,8 +12,17 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, UCred,
 };
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
-use super::as_user;
+/// Does something as a user and group.
+pub fn as_user<T>(uid: Uid, gid: Gid, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    set_thread_res_gid(Gid::ROOT, gid, Gid::ROOT)?;
+    set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT)?;
+    let done = act();
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    done
+}
 
 /// A process of the host that connects to a socket of the guest.
 #[derive(Clone, Copy)]
