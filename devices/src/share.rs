@@ -27,6 +27,7 @@ mod lock_table;
 pub(crate) mod locks;
 mod magic_link;
 mod mappings;
+mod mount_copy;
 pub(crate) mod names;
 pub mod nodes;
 pub(crate) mod operations;
@@ -42,7 +43,8 @@ pub(crate) mod unopened;
 pub(crate) mod watch;
 pub(crate) mod xattr;
 
-pub use bind::{AccessTime, MountCopy, Terms};
+pub use bind::Terms;
+pub use mount_copy::{AccessTime, MountCopy};
 pub use nodes::{NodeKind, NodePolicy, NodeRule};
 pub(crate) use table::ROOT_ID;
 pub use tree::{ShareError, ShareTree, detached};

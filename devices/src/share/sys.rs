@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libc::c_int;
 use vm_memory::VolatileSlice;
 
-use super::bind::{AccessTime, MountCopy};
 use super::errno::{Errno, Result};
+use super::mount_copy::{AccessTime, MountCopy};
 use crate::vectored::vector;
 
 pub mod lock;

@@ -24,10 +24,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::bind::{Bind, MountCopy, Terms, own_mount};
+use super::bind::{Bind, Terms, own_mount};
 use super::errno::{Errno, Result};
 use super::lock_table::{Locks, MAX_RANGES};
 use super::mappings::Mappings;
+use super::mount_copy::MountCopy;
 use super::sockets::SocketQueue;
 use super::sys::{self, Stat};
 use super::table::{MAX_INODES, ROOT_ID, Table};

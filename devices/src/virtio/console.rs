@@ -24,6 +24,7 @@ use self::control::Told;
 use self::handler::Handler;
 pub use self::log_port::{LOG_TAIL_MAX, LogPort, LogTail};
 pub use self::ports::{Port, PortBackend, PortEvents};
+use self::queues::{CONTROL_QUEUE, MULTIPORT};
 pub use self::socket_port::{PENDING_MAX, SocketPort};
 use super::{Activation, DeviceInfo, VirtioDevice, copy_config};
 use crate::{LoopHandle, Seat, StateError};
@@ -32,10 +33,8 @@ mod control;
 mod handler;
 mod log_port;
 mod ports;
+mod queues;
 mod socket_port;
-
-/// VIRTIO_CONSOLE_F_MULTIPORT, as a mask.
-const MULTIPORT: u64 = 1 << 1;
 
 /// Limit of ports of one console.
 pub const MAX_PORTS: usize = 64;
@@ -47,9 +46,6 @@ const LAST_PORT_QUEUE_SIZE: u16 = 64;
 const CONTROL_RECEIVE_SIZE: u16 = 16;
 /// Linux's driver sends one control message at a time and waits for its completion.
 const CONTROL_TRANSMIT_SIZE: u16 = 4;
-
-/// The control receive queue. The control transmit queue is the next one.
-const CONTROL_QUEUE: usize = 2;
 
 /// A console device with 1 to [`MAX_PORTS`] ports.
 pub struct Console {
@@ -116,31 +112,6 @@ impl VirtioDevice for Console {
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         self.told.restore(state)
     }
-}
-
-/// Number of a port's receive queue. The port's transmit queue is the next one (5.3.2).
-fn receive_queue(port: usize) -> usize {
-    if port == 0 { 0 } else { 2 * port + 2 }
-}
-
-/// The use of a queue. Ports are numbered from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    ControlReceive,
-    ControlTransmit,
-    Receive(usize),
-    Transmit(usize),
-}
-
-/// Returns the use of queue number `queue`: the inverse of [`receive_queue`], for all queues.
-fn role(queue: usize) -> Role {
-    let port = match queue / 2 {
-        0 => 0,
-        1 if queue.is_multiple_of(2) => return Role::ControlReceive,
-        1 => return Role::ControlTransmit,
-        pair => pair - 1,
-    };
-    if queue.is_multiple_of(2) { Role::Receive(port) } else { Role::Transmit(port) }
 }
 
 #[cfg(test)]

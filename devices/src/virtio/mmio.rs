@@ -18,6 +18,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::page::MMIO_SIZE;
 use self::page::RegisterPage;
 use self::queue_registers::QueueRegisters;
 use super::queue::{Gate, QueueLinks};
@@ -29,8 +30,6 @@ mod queue_registers;
 mod state;
 mod status;
 
-/// Size of a device's registers, in bytes.
-pub const MMIO_SIZE: u64 = 0x1000;
 /// Offset of QueueNotify: a 32-bit write of a queue's number kicks that queue.
 pub const NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
@@ -38,8 +37,6 @@ pub const NOTIFY_OFFSET: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 const MAGIC: u32 = 0x7472_6976;
 /// Version of the modern register layout.
 const VERSION: u32 = 2;
-/// DeviceID of an empty slot (4.2.2).
-const NO_DEVICE: u32 = 0;
 /// VendorID: "vmm" in ASCII. VIRTIO assigns no vendor numbers.
 const VENDOR: u32 = u32::from_le_bytes(*b"vmm\0");
 

@@ -29,6 +29,8 @@ use virtio_bindings::virtio_net::*;
 
 pub use self::filter::{SourceFilter, Sources};
 use self::handler::{Handler, Outlet};
+pub use self::packet::HEADER_LEN;
+use self::packet::{ETHERNET_LEN, LONGEST, MRG_RXBUF, QUEUE_SIZE, RECEIVE};
 pub use self::slot::Slot;
 pub use self::tap::Tap;
 pub use self::vhost::Vhost;
@@ -38,25 +40,12 @@ use crate::{LoopHandle, Seat, StateError};
 
 mod filter;
 mod handler;
+mod packet;
 mod slot;
 mod tap;
 mod vhost;
 
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
-const QUEUE_SIZE: u16 = 256;
-
-/// Length of `struct virtio_net_hdr` with num_buffers (5.1.6). The tap must be configured with it (TUNSETVNETHDRSZ).
-pub const HEADER_LEN: usize = 12;
-/// Offset of num_buffers.
-const NUM_BUFFERS: usize = 10;
-/// Length of an Ethernet header.
-const ETHERNET_LEN: usize = 14;
-/// Length of the longest packet with its header: one that is to be segmented (5.1.6.3.1).
-const LONGEST: usize = 65562;
-
 const GUEST_TSO: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6;
-const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 const FEATURES: u64 = GUEST_TSO
     | MRG_RXBUF
     | 1 << VIRTIO_NET_F_CSUM

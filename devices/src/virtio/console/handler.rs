@@ -8,7 +8,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::control::{Control, Effect, MESSAGE_LEN, Message, Told};
 use super::ports::{Port, PortBackend, PortEvents, Source};
-use super::{CONTROL_QUEUE, MULTIPORT, Role, receive_queue, role};
+use super::queues::{CONTROL_QUEUE, MULTIPORT, Role, receive_queue, role};
 use crate::Interrupt;
 use crate::virtio::Activation;
 use crate::virtio::queue::{QueueError, Reader, Served, VirtQueue, Writer};

@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Message;
+use super::queues::{Role, receive_queue, role};
 use super::*;
 use crate::BusDevice;
 use crate::virtio::driver::{BUFFER_LEN, Driver, DriverQueue, Loop};

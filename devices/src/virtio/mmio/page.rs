@@ -12,8 +12,10 @@ use virtio_bindings::virtio_mmio::*;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{MmapRegion, VolatileMemory};
 
-use super::{MMIO_SIZE, NO_DEVICE};
-
+/// Size of a device's registers, in bytes.
+pub const MMIO_SIZE: u64 = 0x1000;
+/// DeviceID of an empty slot (4.2.2).
+const NO_DEVICE: u32 = 0;
 /// Size of a configuration space in bytes. Those of all devices are smaller.
 const CONFIG_LEN: usize = 0x100;
 

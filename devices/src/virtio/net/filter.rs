@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
 
-use super::{ETHERNET_LEN, HEADER_LEN};
+use super::packet::{ETHERNET_LEN, HEADER_LEN};
 
 /// Number of bytes at a packet's beginning that are checked, including the virtio header. All relevant headers are in
 /// them.

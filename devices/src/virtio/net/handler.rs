@@ -9,9 +9,9 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
 
 use super::filter::{HEAD_MAX, SourceFilter};
+use super::packet::{ETHERNET_LEN, HEADER_LEN, LONGEST, NUM_BUFFERS, RECEIVE, TRANSMIT};
 use super::tap::Tap;
 use super::vhost::{Vhost, Work};
-use super::{ETHERNET_LEN, HEADER_LEN, LONGEST, NUM_BUFFERS, RECEIVE, TRANSMIT};
 use crate::Interrupt;
 use crate::pieces::Pieces;
 use crate::virtio::Activation;

@@ -6,6 +6,7 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_STATUS};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::packet::*;
 use super::*;
 use crate::BusDevice;
 use crate::virtio::driver::{BUFFER_LEN, Driver, DriverQueue, Loop};

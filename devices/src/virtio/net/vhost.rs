@@ -15,7 +15,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{MRG_RXBUF, QUEUE_SIZE, RECEIVE, TRANSMIT, Tap};
+use super::packet::{MRG_RXBUF, QUEUE_SIZE, RECEIVE, TRANSMIT};
+use super::tap::Tap;
 use crate::Interrupt;
 use crate::virtio::VirtQueue;
 use crate::virtio::queue::Loan;

@@ -7,7 +7,8 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_ID, VI
 use super::*;
 use crate::BusDevice;
 use crate::virtio::driver::{Driver, Loop};
-use crate::virtio::net::{TRANSMIT, Tap, VIRTIO_ID_NET};
+use crate::virtio::net::packet::TRANSMIT;
+use crate::virtio::net::{Tap, VIRTIO_ID_NET};
 
 const PACKET: [u8; 60] = [0; 60];
 
