@@ -6,7 +6,7 @@
 //! ([`oci::Bundle`]) and [`VmSettings`], and are plain data: this crate reads no file, logs nothing and starts no
 //! thread. Warnings for the user are part of the plan ([`ContainerPlan::notices`]).
 //!
-//! Reading order: [`vm`], [`container`], [`member`], [`mounts`], [`process`], [`inherited`]; then the translations: [`limits`],
+//! Reading order: [`settings`], [`vm`], [`container`], [`member`], [`mounts`], [`process`], [`inherited`]; then the translations: [`limits`],
 //! [`devices`], [`users`], [`capabilities`], [`scheduling`], [`seccomp`]. [`api4244`] removes what hyperstart's base
 //! protocol cannot express.
 
@@ -30,6 +30,7 @@ pub mod process;
 pub mod rlimits;
 pub mod scheduling;
 pub mod seccomp;
+pub mod settings;
 pub mod users;
 pub mod vm;
 
@@ -37,7 +38,8 @@ pub use container::ContainerPlan;
 pub use inherited::Inherited;
 pub use mounts::ShareBind;
 pub use process::INIT_PROCESS;
-pub use vm::{Console, ShareType, VhostNet, VmPlan, VmSettings};
+pub use settings::{Console, ShareType, VhostNet, VmSettings};
+pub use vm::VmPlan;
 
 #[cfg(test)]
 mod tests;

@@ -85,9 +85,6 @@ pub fn flag_names() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().map(|(name, _)| *name)
 }
 
-/// Reason for refusing notification listeners.
-const LISTENER: &str = "a host process cannot handle system calls of the guest";
-
 fn flags(names: Option<&[String]>) -> Result<u32> {
     let Some(names) = names else { return Ok(SPEC_ALLOW) };
     names.iter().enumerate().try_fold(0, |flags, (index, name)| {

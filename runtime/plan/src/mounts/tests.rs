@@ -4,7 +4,8 @@ use agent_proto::command::Protocol;
 use oci::bundle::SocketFile;
 
 use super::*;
-use crate::vm::{VmPlan, VmSettings};
+use crate::settings::VmSettings;
+use crate::vm::VmPlan;
 
 fn planned(mounts: Value, device_sources: &[(usize, DeviceNode)]) -> Result<Mounts> {
     let mut json: Value = serde_json::from_str(oci::DEFAULT_CONFIG).unwrap();

@@ -10,8 +10,8 @@ use oci::error::{Result, invalid, unsupported};
 use oci::spec::seccomp::{Argument, Seccomp, Syscall};
 use syscalls::x86_64::Sysno;
 
-use super::LISTENER;
-
+/// Reason for refusing notification listeners.
+pub(super) const LISTENER: &str = "a host process cannot handle system calls of the guest";
 /// Maximum error number (linux/err.h, MAX_ERRNO).
 const MAX_ERRNO: u32 = 4095;
 /// Maximum number for a tracer (SECCOMP_RET_DATA).
