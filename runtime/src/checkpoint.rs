@@ -24,7 +24,7 @@ use plan::vm::Kernel;
 use plan::{ContainerPlan, ShareType, VmPlan};
 use vmm::{Snapshot, devices, snapshot};
 
-use crate::config::is_id;
+use crate::state::is_id;
 use crate::template::{key, store};
 
 /// Name of the state's file.

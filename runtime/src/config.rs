@@ -16,11 +16,9 @@ use plan::{Console, ShareType, VhostNet, VmSettings};
 
 use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
-use crate::state::StateRoot;
+use crate::state::{StateRoot, is_id};
 use crate::template::{Making, Store, Use};
 
-/// Maximum length of a container id, which becomes a name in the share.
-const ID_MAX: usize = 128;
 /// Size of all templates together, in MiB: some 25 of them.
 const DEFAULT_LIMIT_MIB: u32 = 512;
 /// The id if neither the command line nor the name of the bundle's directory gives one.
@@ -340,12 +338,6 @@ fn id_of_bundle(bundle: &Path) -> String {
         Some(name) if is_id(name) => name.to_owned(),
         _ => DEFAULT_ID.to_owned(),
     }
-}
-
-/// Whether `id` is a valid id, and so a valid file name.
-pub(crate) fn is_id(id: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    (1..=ID_MAX).contains(&id.len()) && !id.starts_with('.') && id.bytes().all(fits)
 }
 
 #[cfg(test)]

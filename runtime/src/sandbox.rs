@@ -9,13 +9,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use host::network::Nic;
+use link::AgentLink;
 use link::streams::StreamHandle;
-use link::{AgentLink, LinkError};
 use plan::ShareBind;
 use plan::device_rules::{Kind, Rule};
 use vmm::VmEnd;
 use vmm::devices::share::{
-    AccessTime, MountCopy, NodeKind, NodePolicy, NodeRule, ShareError, ShareTree, Terms, detached,
+    AccessTime, MountCopy, NodeKind, NodePolicy, NodeRule, ShareTree, Terms, detached,
 };
 use vmm::devices::virtio::console::LogTail;
 use vmm::devices::virtio::net::Vhost;
@@ -23,27 +23,13 @@ use vmm::devices::virtio::net::Vhost;
 use crate::checkpoint::Shape;
 use crate::pod::Guest;
 use crate::sockets::Sockets;
+pub use error::{Result, SandboxError};
 use machine::Machine;
 use nics::Nics;
 
+mod error;
 pub mod machine;
 pub mod nics;
-
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    #[error(transparent)]
-    Vm(#[from] vmm::Error),
-    #[error(transparent)]
-    Share(#[from] ShareError),
-    #[error(transparent)]
-    Host(#[from] HostError),
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error("a running machine is limited to {count} network interfaces")]
-    NoSlot { count: usize },
-}
-
-pub type Result<T, E = SandboxError> = std::result::Result<T, E>;
 
 /// A running machine, the agent's link and the streams.
 pub struct Sandbox {

@@ -31,7 +31,6 @@ use host::network::{self, NetworkError};
 use host::sys;
 use host::user::User;
 
-use crate::config::is_id;
 use crate::deadlines;
 
 mod record;
@@ -466,6 +465,15 @@ fn remove_if_there(file: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Maximum length of a container id, which becomes a name in the share.
+const ID_MAX: usize = 128;
+
+/// Whether `id` is a valid id, and so a valid file name.
+pub(crate) fn is_id(id: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    (1..=ID_MAX).contains(&id.len()) && !id.starts_with('.') && id.bytes().all(fits)
 }
 
 #[cfg(test)]

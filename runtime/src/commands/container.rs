@@ -8,16 +8,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use host::hooks::{self, Variables};
 use host::signals::name::signal_of;
-use oci::OCI_VERSION;
-use serde_json::{Value, json};
 
 use self::delete::{kill_opened, kill_process};
 use self::hook_points::{bytes_of, hooks_of};
+use self::status::{state_json, status};
 use super::print;
 use super::request::{connect, done};
 use crate::cli::container::KillArgs;
 use crate::control::{ControlError, Request};
-use crate::state::{PodState, StateDir, StateError, StateRoot};
+use crate::state::{StateDir, StateError, StateRoot};
 
 pub mod checkpoint;
 pub mod create;
@@ -28,33 +27,7 @@ pub mod hook_points;
 pub mod life;
 pub mod list;
 pub mod member;
-
-/// A container's status as the specification names it.
-fn status(state: &PodState) -> &str {
-    match state.container().map(|container| container.status.as_str()) {
-        _ if state.status == "creating" || state.status == "stopped" => &state.status,
-        Some("waiting" | "starting") => "created",
-        Some(status) => status,
-        None => "creating",
-    }
-}
-
-/// Returns a container's state as the runtime specification defines it (`runtime.md`, "State"), with runc's additions.
-pub fn state_json(state: &PodState) -> Value {
-    let oci = state.oci.clone().unwrap_or_default();
-    let status = status(state);
-    json!({
-        "ociVersion": OCI_VERSION,
-        "id": state.id,
-        "pid": if status == "stopped" { 0 } else { state.pid },
-        "status": status,
-        "bundle": oci.bundle,
-        "rootfs": oci.rootfs,
-        "created": oci.created,
-        "annotations": oci.annotations,
-        "owner": list::owner(oci.owner),
-    })
-}
+mod status;
 
 pub fn state(root: &StateRoot, id: &str) -> Result<u8> {
     let state = root.container(id)?.look()?;

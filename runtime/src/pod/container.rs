@@ -14,7 +14,6 @@ use link::{CommandId, LinkError};
 use oci::spec::ConsoleSize;
 use plan::INIT_PROCESS;
 
-use super::exec;
 use super::log::{LogFile, Stream};
 use super::output::PodOutput;
 use super::output_pipe::OutputPipe;
@@ -211,7 +210,7 @@ impl Container {
         let mut writers = Vec::new();
         let mut streams = Vec::new();
         if let Representative::Client(member) = &self.representative {
-            streams = exec::streams(seq, &member.fds);
+            streams = process::client_streams(seq, &member.fds);
             outputs.clear();
         }
         for (stream, seq) in outputs {

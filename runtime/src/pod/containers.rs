@@ -334,7 +334,7 @@ impl Containers {
             Err(why) => return Ok(Some(refused(format!("exec: {why}")))),
         };
         let program = process.args.first().filter(|_| request.for_engine).cloned();
-        let streams = exec::streams(self.next_seq, fds);
+        let streams = process::client_streams(self.next_seq, fds);
         match Exec::start(guest, client, &request.container, process, &streams) {
             Ok((mut exec, command)) => {
                 exec.program = program;

@@ -1,7 +1,5 @@
 //! An exec process in a container, for a client that waits for its exit.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-
 use agent_proto::command::Code;
 use agent_proto::payload::{self, ExecCommand};
 use link::streams::StreamSpec;
@@ -60,13 +58,6 @@ impl Exec {
             ProcessPhase::Starting | ProcessPhase::Running => false,
         }
     }
-}
-
-/// Returns the streams of an exec process, with numbers from `seq` on: the client's descriptors.
-pub fn streams(seq: u64, fds: &[OwnedFd]) -> Vec<StreamSpec> {
-    let number = |index: usize| fds.get(index).map(AsRawFd::as_raw_fd);
-    let stderr = number(2).map(|fd| StreamSpec { seq: seq + 1, source: None, sink: Some(fd) });
-    [StreamSpec { seq, source: number(0), sink: number(1) }].into_iter().chain(stderr).collect()
 }
 
 /// Converts a client's request to a process of the agent's protocol.

@@ -4,7 +4,7 @@
 //! effect once its output was delivered to the reader.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_proto::command::Code;
 use agent_proto::payload::{Exit, GUEST, KillCommand, SignalCommand, WindowSize};
@@ -215,4 +215,11 @@ impl Process {
         }
         failed
     }
+}
+
+/// Returns the streams of a process whose ends are a client's descriptors, with numbers from `seq` on.
+pub fn client_streams(seq: u64, fds: &[OwnedFd]) -> Vec<StreamSpec> {
+    let number = |index: usize| fds.get(index).map(AsRawFd::as_raw_fd);
+    let stderr = number(2).map(|fd| StreamSpec { seq: seq + 1, source: None, sink: Some(fd) });
+    [StreamSpec { seq, source: number(0), sink: number(1) }].into_iter().chain(stderr).collect()
 }

@@ -6,7 +6,7 @@ use host::signals::name::signal_of;
 use oci::spec::Given;
 
 use super::podfile::{File, Log, Podfile, PodfileError, Result, UserContainer, Volume, invalid, unsupported};
-use crate::config::is_id;
+use crate::state::is_id;
 
 /// Maximum number of containers of one pod. The agent's own maximum is higher.
 pub const CONTAINERS_MAX: usize = 128;

@@ -10,7 +10,7 @@ use vmm::Vm;
 use vmm::devices::LoopHandle;
 use vmm::devices::virtio::net::{Net, Slot, SourceFilter, Sources, Tap, Vhost};
 
-use super::{Result, SandboxError};
+use super::error::{Result, SandboxError};
 
 struct NicSlot {
     device: Slot,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::status;
+use super::status::status;
 use crate::checkpoint::Draft;
 use crate::cli::RunArgs;
 use crate::cli::checkpoint::{CheckpointArgs, RestoreArgs};

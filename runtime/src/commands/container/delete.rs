@@ -10,7 +10,8 @@ use host::sys;
 use oci::spec::Hook;
 
 use super::hook_points::{hooks_of, run_last};
-use super::{member, status};
+use super::member;
+use super::status::status;
 use crate::cli::container::DeleteArgs;
 use crate::deadlines;
 use crate::state::{PodState, StateDir, StateError, StateRoot};

@@ -10,7 +10,8 @@ use oci::exec::ProcessChanges;
 use oci::spec::ConsoleSize;
 use serde_json::Value;
 
-use super::{check_console, refuse_descriptors, status, write_pid};
+use super::status::status;
+use super::{check_console, refuse_descriptors, write_pid};
 use crate::cli::container::ExecArgs;
 use crate::commands::attached;
 use crate::control::ExecRequest;

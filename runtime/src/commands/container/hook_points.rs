@@ -7,7 +7,7 @@ use host::hooks::{self, HookError, Variables};
 use oci::spec::{Hook, Hooks};
 use serde::Deserialize;
 
-use super::state_json;
+use super::status::state_json;
 use crate::state::PodState;
 
 /// Reads the hooks of a container's bundle.

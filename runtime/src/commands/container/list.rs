@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use host::{subordinate, sys};
+use host::sys;
 use serde_json::Value;
 
-use super::{state_json, status};
+use super::status::{state_json, status};
 use crate::cli::container::{Format, ListArgs, PsArgs};
 use crate::commands::{columns, print};
 use crate::state::StateRoot;
@@ -48,11 +48,6 @@ fn table(states: &[Value]) -> String {
 
 fn word(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// Returns a user's name, or `#` and the number if the user has none.
-pub fn owner(uid: u32) -> String {
-    subordinate::user_name(uid).unwrap_or_else(|| format!("#{uid}"))
 }
 
 /// `vmm ps`: lists the container's processes of the host, as runc does. Processes in the guest are not among them.
