@@ -170,14 +170,15 @@ impl Request {
         )
     }
 
-    /// Returns the maximum time for the answer after the request was accepted. `patience` is the guest's time limit.
+    /// Returns the maximum time for the answer after the request was accepted. `patience` is the guest's time limit, which is
+    /// longer if the host is busy.
     /// There is none for an exec process in a paused container, which starts when the container is resumed.
     fn answer_within(&self, patience: Duration) -> Option<Duration> {
         match self {
             Request::Exec(exec) if exec.ignore_paused => None,
             // The memory may be large, and the disk slow.
             Request::Checkpoint { .. } => None,
-            _ => Some(patience + deadlines::ANSWER),
+            _ => Some(patience * deadlines::STARVED + deadlines::ANSWER),
         }
     }
 }

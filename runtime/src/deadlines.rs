@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// Maximum time for an agent's answer, unless `VMM_AGENT_TIMEOUT` sets another.
 pub const AGENT: Duration = Duration::from_secs(30);
+/// Maximum factor by which a guest's time is longer if the host gives the machine no CPU.
+pub const STARVED: u32 = 10;
 /// Maximum time for a machine's process to answer without its guest.
 pub const ANSWER: Duration = Duration::from_secs(10);
 /// Maximum time for a container to end after SIGKILL. Then its machine is ended.

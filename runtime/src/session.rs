@@ -10,6 +10,7 @@ use link::LinkError;
 use vmm::VmEnd;
 
 use crate::clock::GuestClock;
+use crate::deadlines;
 use crate::sandbox::Sandbox;
 
 /// Number of the console's last lines in an error message.
@@ -18,6 +19,9 @@ const TAIL_LINES: usize = 20;
 /// Maximum duration of one sleep that counts as silence. If a sleep took longer, this process was suspended with its
 /// guest, for example by job control or a debugger.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// Minimum time between two counts.
+const COUNT_AFTER: Duration = Duration::from_millis(100);
 
 /// Maximum time for a machine to end after its guest has closed the control channel.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -66,6 +70,10 @@ pub struct Session {
     debt: Option<Debt>,
     /// The time up to which the agent's silence has been counted.
     counted: Instant,
+    /// Steal time of the vCPUs at the last count.
+    stolen: Vec<Duration>,
+    /// Time that was not counted because the host's CPUs did something else, and that nobody has taken.
+    starved: Duration,
     /// The machine has ended, and the last events before that were returned.
     over: bool,
     /// The guest's clock, once its containers were started.
@@ -75,7 +83,13 @@ pub struct Session {
 impl Session {
     /// Returns a session in which `patience` is the maximum time for an answer of the agent.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
-        Session { sandbox, patience, debt: None, counted: Instant::now(), over: false, clock: None }
+        let (counted, stolen, starved) = (Instant::now(), Vec::new(), Duration::ZERO);
+        Session { sandbox, patience, debt: None, counted, stolen, starved, over: false, clock: None }
+    }
+
+    /// Returns for how long, since the last call, the guest could not go on because the host's CPUs did something else.
+    pub fn take_starved(&mut self) -> Duration {
+        std::mem::take(&mut self.starved)
     }
 
     /// Keeps the guest's clock right from now on, until [`begin_end`](Self::begin_end).
@@ -162,10 +176,20 @@ impl Session {
         }
     }
 
-    /// Counts the time since the last call as the agent's silence.
+    /// Counts the time since the last count as the agent's silence.
     fn count_silence(&mut self) {
-        let time = counted(self.counted.elapsed());
+        let elapsed = self.counted.elapsed();
+        if elapsed < COUNT_AFTER {
+            return;
+        }
         self.counted = Instant::now();
+        let stolen = self.sandbox.vm.stolen();
+        self.stolen.resize(stolen.len(), Duration::ZERO);
+        let longest = stolen.iter().zip(&self.stolen).map(|(now, before)| now.saturating_sub(*before)).max();
+        let starved = starved(elapsed, longest.unwrap_or_default());
+        let time = counted(elapsed - starved);
+        self.stolen = stolen;
+        self.starved += starved;
         self.sandbox.link.pass(time);
         self.debt.iter_mut().for_each(|debt| debt.waited += time);
     }
@@ -200,9 +224,15 @@ impl Session {
     }
 }
 
-/// Returns how much of the time between two calls counts as the agent's silence.
+/// Returns how much of the time between two counts is the agent's silence.
 fn counted(time: Duration) -> Duration {
     time.min(SILENCE_MAX)
+}
+
+/// Returns for how much of `time` the guest could not go on because the host's CPUs did something else, if a vCPU has waited
+/// for one during `stolen`. A guest cannot make the host wait for ever by that.
+fn starved(time: Duration, stolen: Duration) -> Duration {
+    stolen.min(time - time / deadlines::STARVED)
 }
 
 fn reason(end: &VmEnd) -> &str {
@@ -258,6 +288,16 @@ mod tests {
     fn silence_is_not_counted_while_this_process_is_suspended() {
         assert_eq!(counted(Duration::from_secs(3600)), SILENCE_MAX);
         assert_eq!(counted(Duration::from_millis(900)), Duration::from_millis(900));
+    }
+
+    #[test]
+    fn a_tenth_of_the_time_counts_even_if_the_machine_has_no_cpu() {
+        let starved =
+            |time, stolen| starved(Duration::from_secs(time), Duration::from_secs(stolen)).as_secs();
+        assert_eq!(
+            [(10, 0), (10, 8), (10, 10), (10, 600)].map(|(time, stolen)| starved(time, stolen)),
+            [0, 8, 9, 9]
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tests::{Bundle, Running};
@@ -99,6 +100,20 @@ fn a_container_over_its_memory_limit_does_not_kill_its_monitor() {
     let peak: u64 = parent.read("memory.peak").parse().unwrap();
     assert!(peak > LIMIT && peak <= MACHINE, "{peak}");
     running.finish().code(1);
+}
+
+/// The boot alone takes longer than the agent may be silent.
+#[test]
+fn an_agent_has_more_time_on_a_host_with_little_cpu_time_for_its_machine() {
+    let parent = Parent::new("busy-host");
+    fs::create_dir(parent.path()).unwrap();
+    fs::write(parent.path().join("cpu.max"), "8000 100000").unwrap();
+    let bundle = Bundle::sh("echo hello");
+    let run = bundle.command();
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ > $0/cgroup.procs && exec \"$@\""]).arg(parent.path());
+    command.arg(run.get_program()).args(run.get_args()).env("VMM_AGENT_TIMEOUT", "8");
+    assert_eq!(Running::start(command).finish().code(0).text(), "hello");
 }
 
 #[test]

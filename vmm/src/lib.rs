@@ -55,6 +55,7 @@ mod running;
 mod segments;
 mod signal;
 pub mod snapshot;
+mod steal;
 mod timeline;
 mod vcpu;
 mod vm;

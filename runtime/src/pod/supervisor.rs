@@ -335,6 +335,7 @@ impl Supervisor {
         let (clients, fds): (Vec<_>, Vec<_>) = self.clients.interests(busy, now).into_iter().unzip();
         others.extend(fds);
         let mut ready = self.session.turn(step, owed, &others, until)?.into_iter();
+        self.containers.excuse_starved(self.session.take_starved());
         if ready.next() == Some(true) {
             self.take_signals()?;
         }

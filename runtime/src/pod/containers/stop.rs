@@ -1,7 +1,7 @@
 //! How containers end: by a signal, by their stop signal followed by SIGKILL, or with the whole machine if the guest
 //! does not act on SIGKILL.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_proto::command::Code;
 use agent_proto::payload::ContainerName;
@@ -87,6 +87,12 @@ impl Containers {
             self.events.push(Event::Changed);
         }
         Ok(())
+    }
+
+    /// Extends the time of killed containers by `starved`, in which the host gave the machine no CPU.
+    pub fn excuse_starved(&mut self, starved: Duration) {
+        let killed = self.all.iter_mut().filter_map(|container| container.killed.as_mut());
+        killed.for_each(|until| *until += starved);
     }
 
     /// Finds a killed container whose end the guest has not reported in time.

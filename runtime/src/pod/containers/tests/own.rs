@@ -107,6 +107,20 @@ fn a_kill_that_the_guest_does_not_answer_ends_the_machine() {
 }
 
 #[test]
+fn a_killed_container_has_more_time_if_the_host_gives_the_machine_no_cpu() {
+    let mut rig = Rig::created("exec sleep 1000");
+    assert_eq!(rig.containers.start("a", STARTER), None);
+    rig.until(|rig| rig.container("a").phase == Phase::Running);
+    assert_eq!(rig.kill(libc::SIGKILL), Reply::Done);
+    let due = rig.containers.deadline(Instant::now()).unwrap();
+    let starved = Duration::from_secs(7);
+    rig.containers.excuse_starved(starved);
+    assert_eq!(rig.containers.deadline(Instant::now()), Some(due + starved));
+    let after = rig.containers.kill_patience + starved;
+    assert!(is_unkilled(&silent(&mut rig, after)));
+}
+
+#[test]
 fn a_kill_during_a_start_that_is_not_answered_ends_the_machine() {
     let mut rig = Rig::created("exec sleep 1000");
     assert_eq!(rig.containers.start("a", STARTER), None);
