@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use tests::{Bundle, check_output};
 use crate::lifecycle::reap;
 use crate::members::Engine;
 use crate::network::Nets;
+
+mod many;
 
 const SANDBOX: &str = include_str!("cri/containerd-sandbox.json");
 const CONTAINER: &str = include_str!("cri/containerd-container.json");
@@ -34,6 +37,8 @@ struct Pod {
     nets: Nets,
     files: TempDir,
     engine: Engine,
+    /// Name of its cgroup, which no other pod has.
+    uid: String,
     /// The process of the sandbox; 0 without one.
     process: i32,
 }
@@ -51,12 +56,13 @@ impl Pod {
         fs::create_dir(files.path().join("shm")).expect("create a directory");
         let shm = files.path().join("shm");
         check_output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m,mode=1777", "shm"]).arg(shm));
-        Pod { nets: Nets::joined(), files, engine: Engine::new(), process: 0 }
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let uid = format!("pod-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Pod { nets: Nets::joined(), files, engine: Engine::new(), uid, process: 0 }
     }
 
     /// A bundle with a recorded configuration, and this program if any.
     fn bundle(&self, recorded: &str, id: &str, program: Option<&str>) -> Bundle {
-        let uid = format!("pod-{}", std::process::id());
         let path = |path: PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
         let mut text = recorded.to_owned();
         for (word, value) in [
@@ -65,7 +71,7 @@ impl Pod {
             ("@PROCESS@", self.process.to_string()),
             ("@POD@", "sandbox".to_owned()),
             ("@ID@", id.to_owned()),
-            ("@UID@", uid),
+            ("@UID@", self.uid.clone()),
         ] {
             text = text.replace(word, &value);
         }
