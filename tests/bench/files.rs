@@ -1,5 +1,6 @@
-//! Measures operations on files in containers: `file-bench BUNDLE DIR RUNS NAME=RUNTIME…` runs this program in a
-//! container of each runtime in turn, where it is `file-bench work`. Prints the results as JSON.
+//! Measures operations on files in containers: `file-bench BUNDLE DIR RUNS GROUPS NAME=RUNTIME…` runs this program in a
+//! container of each runtime in turn, where it is `file-bench work`. GROUPS are kinds of operations with commas between
+//! them; none stands for all. Prints the results as JSON.
 //!
 //! Each run gives times, interrupts of the guest, and for a machine its exits and the switches of its threads, from the
 //! counters of the host's kernel. One more run of each machine counts the requests to the file server, from its log.
@@ -25,10 +26,13 @@ const PROGRAM: &str = "file-bench";
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let ["work", dir] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return operations::run(Path::new(dir));
+    if let ["work", dir, groups] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        let only: Vec<&str> = groups.split(',').filter(|group| !group.is_empty()).collect();
+        return operations::run(Path::new(dir), &only);
     }
-    let [bundle, dir, runs, contenders @ ..] = &words[..] else { panic!("BUNDLE DIR RUNS NAME=RUNTIME…") };
+    let [bundle, dir, runs, groups, contenders @ ..] = &words[..] else {
+        panic!("BUNDLE DIR RUNS GROUPS NAME=RUNTIME…")
+    };
     let (bundle, dir) = (PathBuf::from(bundle), PathBuf::from(dir));
     let runs: usize = runs.parse().expect("RUNS is a number");
     fs::copy("/proc/self/exe", bundle.join("rootfs").join(PROGRAM)).expect("copy this program");
@@ -42,7 +46,7 @@ fn main() {
                 continue;
             }
             eprintln!("round {round}: {name}");
-            let lines = run(runtime, &bundle, &dir, counts_requests);
+            let lines = run(runtime, &bundle, &dir, groups, counts_requests);
             if round > 0 {
                 add(&mut rows, name, &lines, counts_requests);
             }
@@ -62,14 +66,14 @@ struct Line {
 }
 
 /// Runs the work in a container with an empty directory, and returns its results. `logs`: the file server logs requests.
-fn run(runtime: &str, bundle: &Path, dir: &Path, logs: bool) -> Vec<Line> {
+fn run(runtime: &str, bundle: &Path, dir: &Path, groups: &str, logs: bool) -> Vec<Line> {
     let work = bundle.join("rootfs").join(WORK);
     let _ = fs::remove_dir_all(&work);
     operations::prepare(&work);
     let config = fs::read(bundle.join("config.json")).expect("read config.json");
     let mut config: Value = serde_json::from_slice(&config).expect("parse config.json");
     config["root"]["path"] = json!(bundle.join("rootfs"));
-    config["process"]["args"] = json!([format!("/{PROGRAM}"), "work", format!("/{WORK}")]);
+    config["process"]["args"] = json!([format!("/{PROGRAM}"), "work", format!("/{WORK}"), groups]);
     fs::create_dir_all(dir).expect("create a bundle");
     fs::write(dir.join("config.json"), config.to_string()).expect("write config.json");
     let mut command = Command::new(runtime);

@@ -49,20 +49,41 @@ pub const NOTHING: &str = "nothing";
 /// What is printed before an operation.
 pub const BEGIN: &str = "begin";
 
-/// Does all operations below `dir`.
-pub fn run(dir: &Path) {
+/// Kinds of operations, in order. None needs what another one leaves.
+const GROUPS: [(&str, fn(&Path)); 5] = [
+    ("writes", writes),
+    ("reads", reads),
+    ("small-files", small_files),
+    ("attributes", attributes),
+    ("programs", programs),
+];
+
+/// Does the operations of the groups `only` below `dir`, or all if there are none.
+pub fn run(dir: &Path, only: &[&str]) {
     fs::read_dir(dir).expect("read a directory");
     // A machine watches no directory in its first half second.
     sleep(Duration::from_millis(800));
     measure(NOTHING, 1, || {});
-    writes(dir);
-    small_files(dir);
-    attributes(dir);
-    programs(dir);
+    for group in only {
+        assert!(GROUPS.iter().any(|(name, _)| name == group), "no group {group}");
+    }
+    for (_, work) in GROUPS.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
+        work(dir);
+    }
 }
 
-/// Prints what one operation of `count` costs.
+/// Time after which nothing is left to do of an operation: data is written back 40 ms after the write, files are released
+/// after 20 ms, and what is read ahead arrives.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// Prints what one operation of `count` costs, after all that went before.
 fn measure(name: &str, count: usize, work: impl FnOnce()) {
+    sleep(SETTLED);
+    measure_now(name, count, work);
+}
+
+/// Prints what one operation of `count` costs, with what is left to do of those before.
+fn measure_now(name: &str, count: usize, work: impl FnOnce()) {
     say(BEGIN);
     let (interrupts, begun) = (interrupts(), Instant::now());
     work();
@@ -93,13 +114,14 @@ fn writes(dir: &Path) {
         let block = vec![1; len];
         let mut file = File::create(dir.join(name)).expect("create");
         measure(name, count, || (0..count).for_each(|_| file.write_all(&block).expect("write")));
-        measure(&format!("{name}: close"), 1, || drop(file));
+        measure_now(&format!("{name}: close"), 1, || drop(file));
     }
     let file = OpenOptions::new().read(true).write(true).open(dir.join("write 4 KiB")).expect("open");
     let block = vec![2; 4096];
     measure("write 4 KiB at random", 500, || {
         (0..500).for_each(|n| file.write_all_at(&block, (n * 7919 % 1000) << 12).expect("write"));
     });
+    measure_now("write 4 KiB at random: close", 1, || drop(file));
     let mut file = File::create(dir.join("synced")).expect("create");
     measure("write 100 B, fdatasync", 100, || {
         for _ in 0..100 {
@@ -114,7 +136,13 @@ fn writes(dir: &Path) {
             file.write_all(&[b'l'; 40]).expect("append");
         }
     });
+}
+
+fn reads(dir: &Path) {
     let mut block = vec![0; 1 << 20];
+    let mut written = File::create(dir.join("written")).expect("create");
+    (0..8).for_each(|_| written.write_all(&block).expect("write"));
+    drop(written);
     measure("read 1 MiB, uncached", BIG >> 20, || {
         let mut file = File::open(dir.join("cold-big")).expect("open");
         (0..BIG >> 20).for_each(|_| file.read_exact(&mut block).expect("read"));
@@ -126,7 +154,7 @@ fn writes(dir: &Path) {
         });
     });
     measure("read 1 MiB, cached", 8, || {
-        let mut file = File::open(dir.join("write 1 MiB")).expect("open");
+        let mut file = File::open(dir.join("written")).expect("open");
         (0..8).for_each(|_| file.read_exact(&mut block).expect("read"));
     });
 }

@@ -25,6 +25,9 @@ pub struct FilesArgs {
     /// Containers of each runtime
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Only these kinds of operations: writes, reads, small-files, attributes, programs
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    only: Vec<String>,
     /// Another `vmm` program to measure in the same run, such as that of an earlier commit
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
@@ -41,6 +44,7 @@ pub fn files(args: &FilesArgs) -> anyhow::Result<()> {
         static_program("tests", "file-bench")?.display().to_string(),
         bundle::busybox(&program, &["true"])?.display().to_string(),
         args.runs.to_string(),
+        args.only.join(","),
         program.display().to_string(),
     ];
     if let Some(other) = &args.against {
