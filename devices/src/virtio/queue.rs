@@ -12,18 +12,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::page::RegisterPage;
 use crate::Interrupt;
+use crate::pieces::Pieces;
 
 mod chain_pieces;
 mod loan;
 mod receive_buffers;
 
-pub(super) use chain_pieces::split;
+use chain_pieces::split;
 pub use loan::{Loan, Rings};
 pub use receive_buffers::{Demand, ReceiveBuffers, Received};
 
@@ -270,6 +272,29 @@ impl VirtQueue {
     /// Like [`Self::serve`], but passes guest memory and the descriptor chain to `op`.
     pub fn serve_chains(
         &mut self,
+        mut op: impl FnMut(&GuestMemoryMmap, Chain) -> io::Result<Served>,
+    ) -> Result<(), QueueError> {
+        self.serve_unchecked(|memory, chain| {
+            check_chain(&chain).map_err(malformed)?;
+            op(memory, chain)
+        })
+    }
+
+    /// Like [`Self::serve`], but passes the request and the space for the reply to `op` as pieces of guest memory. Reads
+    /// each descriptor once.
+    pub(in crate::virtio) fn serve_pieces(
+        &mut self,
+        mut op: impl FnMut(Pieces, Pieces) -> io::Result<Served>,
+    ) -> Result<(), QueueError> {
+        self.serve_unchecked(|memory, chain| {
+            let (request, reply) = split(memory, chain)?;
+            op(request, reply)
+        })
+    }
+
+    /// Serves requests whose descriptors `op` must check.
+    fn serve_unchecked(
+        &mut self,
         op: impl FnMut(&GuestMemoryMmap, Chain) -> io::Result<Served>,
     ) -> Result<(), QueueError> {
         if !self.is_ready() {
@@ -317,10 +342,7 @@ impl VirtQueue {
             }
             budget -= 1;
             let head = chain.head_index();
-            let served = match check_chain(&chain) {
-                Ok(()) => op(memory, chain),
-                Err(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault)),
-            };
+            let served = op(memory, chain);
             let mut at_once = false;
             let written = match served {
                 Ok(Served::Done(written)) => written,
@@ -410,25 +432,51 @@ fn next_chain<'a>(
 
 /// Checks the descriptors of a request before it is passed to a device.
 fn check_chain(chain: &Chain) -> Result<(), &'static str> {
-    let mut count = 0;
-    let mut ended = false;
-    let mut writable = false;
+    let mut check = Check::default();
     for descriptor in chain.clone() {
-        count += 1;
-        if count > MAX_CHAIN {
+        check.add(&descriptor)?;
+    }
+    check.end()
+}
+
+/// The error of a request with a fault that a [`Check`] has found.
+fn malformed(fault: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, fault)
+}
+
+/// A check of a request's descriptors, one after the other.
+#[derive(Default)]
+struct Check {
+    count: usize,
+    ended: bool,
+    writable: bool,
+}
+
+impl Check {
+    fn add(&mut self, descriptor: &Descriptor) -> Result<(), &'static str> {
+        self.count += 1;
+        if self.count > MAX_CHAIN {
             return Err("chain too long");
         }
         if descriptor.len() == 0 {
             return Err("zero-length buffer");
         }
-        if writable && !descriptor.is_write_only() {
+        if self.writable && !descriptor.is_write_only() {
             return Err("device-readable buffer after a device-writable one");
         }
-        writable = descriptor.is_write_only();
-        ended = !descriptor.has_next();
+        self.writable = descriptor.is_write_only();
+        self.ended = !descriptor.has_next();
+        Ok(())
     }
-    // The iterator ends without an error at a loop, an invalid index, a table outside of memory and a nested table.
-    if ended { Ok(()) } else { Err("chain does not end (loop, invalid index or table, or nested table)") }
+
+    /// Checks the end. The iterator ends without an error at a loop, an invalid index, a table outside of memory and a
+    /// nested table.
+    fn end(&self) -> Result<(), &'static str> {
+        match self.ended {
+            true => Ok(()),
+            false => Err("chain does not end (loop, invalid index or table, or nested table)"),
+        }
+    }
 }
 
 #[cfg(test)]

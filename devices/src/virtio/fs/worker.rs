@@ -13,7 +13,6 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::pieces::Pieces;
 use crate::share::watch::BEGIN_AFTER;
-use crate::virtio::queue::split;
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
 use crate::{Enter, StateError};
 
@@ -368,7 +367,7 @@ pub(super) fn serve(
             Ok(Served::Done(message.len() as u32))
         });
     }
-    queue.serve_chains(|memory, chain| {
+    queue.serve_pieces(|request, reply| {
         if server.serves_in_order()
             && let Some(quiet) = quiet.as_deref_mut().filter(|quiet| quiet.has_requests())
             && let Err(error) = serve(quiet, None, server, notices)
@@ -376,7 +375,6 @@ pub(super) fn serve(
             // It is served once more after this queue, and then breaks down.
             log::debug!("{error}");
         }
-        let (request, reply) = split(memory, chain)?;
         // The guest waits for most requests one at a time, so it is interrupted after each.
         server.handle(request, reply).map(|written| Served::DoneNow(written as u32))
     })

@@ -15,7 +15,6 @@ use super::vhost::{Vhost, Work};
 use crate::Interrupt;
 use crate::pieces::Pieces;
 use crate::virtio::Activation;
-use crate::virtio::queue::split;
 use crate::virtio::queue::{Demand, Loan, QueueError, ReceiveBuffers, Received, Served, VirtQueue};
 
 /// User data of the tap's events. A queue's kicks have the number of the queue.
@@ -159,8 +158,7 @@ impl Handler {
         let Handler { outlet, queues, held, .. } = self;
         let Some(queue) = &mut queues[TRANSMIT] else { return };
         *held = false;
-        let result = queue.serve_chains(|memory, chain| {
-            let (packet, room) = split(memory, chain)?;
+        let result = queue.serve_pieces(|packet, room| {
             if !room.is_empty() || !(HEADER_LEN + ETHERNET_LEN..=LONGEST).contains(&packet.len()) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "not a packet, or too long"));
             }
