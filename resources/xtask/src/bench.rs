@@ -21,7 +21,7 @@ mod plot;
 mod series;
 mod streams;
 
-use boot::{BootArgs, BundlesArgs, DensityArgs, RateArgs, ShapeArgs};
+use boot::{BootArgs, BundlesArgs, DensityArgs, PodsArgs, RateArgs, ShapeArgs};
 use docker::DockerArgs;
 use files::FilesArgs;
 use streams::StreamsArgs;
@@ -40,6 +40,8 @@ pub enum Bench {
     Shape(ShapeArgs),
     /// Cold boots of vmm with bundles that ask for the full kernel, a cgroup, a memory limit
     Bundles(BundlesArgs),
+    /// Pods as containerd makes them, and further containers in them, compared with runc
+    Pods(PodsArgs),
     /// Bytes, messages and exec processes, compared with pipes and runc
     Streams(StreamsArgs),
     /// Operations on files in a container's root, compared with runc
@@ -74,6 +76,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
         Bench::Density(args) => boot::density(args),
         Bench::Shape(args) => boot::shape(args),
         Bench::Bundles(args) => boot::bundles(args),
+        Bench::Pods(args) => boot::pods(args),
         Bench::Streams(args) => streams::streams(args),
         Bench::Files(args) => files::files(args),
         Bench::Docker(args) => docker::docker(args),

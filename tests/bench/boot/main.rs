@@ -6,6 +6,7 @@
 //! boot-bench FOLDER memory RUNS                # the same for machines of 64 MiB to 64 GiB
 //! boot-bench FOLDER cpus RUNS                  # the same for machines of 1 to 8 vCPUs
 //! boot-bench FOLDER bundles RUNS               # the same for bundles that ask for more than a program
+//! boot-bench FOLDER pods RUNS                  # a pod with one container, and a further container in it
 //! boot-bench FOLDER density COUNT              # memory of COUNT idle containers of a template at the same time
 //! boot-bench FOLDER rate ROW BATCH ROUNDS [templates]   # ROW starts in a row, and ROUNDS times BATCH starts at once
 //! ```
@@ -17,6 +18,7 @@
 mod bundles;
 mod contenders;
 mod density;
+mod pods;
 mod rate;
 mod restore;
 mod shape;
@@ -47,6 +49,7 @@ fn main() {
         ("memory", [runs]) => shape::memory(&folder, number(runs)),
         ("cpus", [runs]) => shape::cpus(&folder, number(runs)),
         ("bundles", [runs]) => bundles::bundles(&folder, number(runs)),
+        ("pods", [runs]) => pods::pods(&folder, number(runs)),
         ("density", [count]) => density::density(&folder, number(count)),
         ("rate", [numbers @ .., "templates"]) => rate::rate(&folder, &[Contender::Continued], all(numbers)),
         ("rate", numbers) => rate::rate(&folder, &Contender::containers(&folder), all(numbers)),

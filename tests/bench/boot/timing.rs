@@ -21,9 +21,14 @@ pub struct Times {
     pub requests: u64,
 }
 
+/// Waits until the host has settled.
+pub fn settle() {
+    std::thread::sleep(SETTLE);
+}
+
 /// Runs `command`, which prints `line`, when the host has settled.
 pub fn settled(command: &mut Command, line: &str) -> Times {
-    std::thread::sleep(SETTLE);
+    settle();
     at_once(command, line)
 }
 

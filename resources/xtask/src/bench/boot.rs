@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot`, `rate`, `shape` and `bundles`: starts of `vmm`, beside other runtimes and monitors.
+//! `cargo xtask bench boot`, `rate`, `shape`, `bundles` and `pods`: starts of `vmm`, beside other runtimes and monitors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,20 @@ pub struct ShapeArgs {
     runs: usize,
     #[command(flatten)]
     contenders: Contenders,
+}
+
+/// Options for measuring pods.
+#[derive(clap::Args)]
+pub struct PodsArgs {
+    /// Pods of each contender
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Clock: seconds, or instructions (in the emulated KVM host)
+    #[arg(long, value_enum, default_value = "instructions")]
+    clock: ClockArg,
+    /// Another `vmm` program to measure in the same run, such as that of an earlier commit
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
 }
 
 /// Options for measuring starts of bundles that ask for more than a program.
@@ -206,6 +220,17 @@ pub fn bundles(args: &BundlesArgs) -> anyhow::Result<()> {
     let report = measure(&Contenders::default(), args.clock, Host::new().memory(4096).cpus(1), &words)?;
     let groups = print_groups(&report)?;
     write_report("bundles.json", &Value::from(groups).to_string())
+}
+
+/// Makes pods as containerd does.
+pub fn pods(args: &PodsArgs) -> anyhow::Result<()> {
+    ensure!(args.runs > 0, "--runs is 0");
+    apt::install(&["iproute2"])?;
+    let words = ["pods".to_owned(), args.runs.to_string()];
+    let contenders = Contenders { against: args.against.clone(), ..Contenders::default() };
+    let report = measure(&contenders, args.clock, Host::new().memory(4096).cpus(1), &words)?;
+    let groups = print_groups(&report)?;
+    write_report("pods.json", &Value::from(groups).to_string())
 }
 
 /// Runs the boot bench with `words` and returns its report. `host` is the emulated KVM host, if this machine's KVM is not
