@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::snapshot::plain::{put, take};
 use crate::{cpuid, module, msrs, segments};
 
 /// How long [`PendingVm::start`] sleeps to let its thread run.
-const HEAD_START: Duration = Duration::from_micros(300);
+const HEAD_START: Duration = Duration::from_micros(400);
 /// How long [`PendingVm::advance`] sleeps.
 const PAUSE: Duration = Duration::from_micros(100);
 /// Pause between two SRCU grace periods. The kernel expedites a grace period only if the domain has been idle for
@@ -101,7 +101,10 @@ impl PendingVm {
         };
         let thread = Builder::new().name("kvm-create".into()).spawn(create).map_err(KvmError::Thread)?;
         // Nothing is ever sent: this returns when the thread drops its sender, or at the timeout.
-        let _ = ended.recv_timeout(HEAD_START);
+        if ended.recv_timeout(HEAD_START) == Err(RecvTimeoutError::Timeout) {
+            // On a single CPU the end of the sleep interrupts the thread, which has little left to do until it waits.
+            thread::yield_now();
+        }
         Ok(PendingVm { thread: Some(thread) })
     }
 

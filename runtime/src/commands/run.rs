@@ -55,10 +55,9 @@ fn foreground(root: &StateRoot, mut config: RunConfig, engine: &EngineArgs, star
     // Before the first thread starts, so that every thread blocks these signals.
     let signals = Signals::block().context("block signals")?;
     let host = assembly::host();
-    config.vm.inherited = inherited()?;
-    // KVM needs time to create a machine; the bundle is read meanwhile.
+    // KVM needs time to create a machine; the host's settings and the bundle are read meanwhile.
     let assembly = Assembly::begin()?.with_marks(marks.timeline.clone(), marks.kernel.clone());
-
+    config.vm.inherited = inherited()?;
     let mut bundle = early.map_or_else(|| Bundle::load(&config.bundle), Ok)?;
     create::lend_host_name(&mut bundle.spec)?;
     // Other commands find a container by its id. A container without one has no directory that could be left behind.
