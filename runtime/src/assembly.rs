@@ -108,7 +108,8 @@ struct GuestNetwork {
 pub struct Blank {
     pub vm: RunningVm,
     pub link: AgentLink,
-    _streams: StreamHandle,
+    pub streams: StreamHandle,
+    pub share: ShareTree,
 }
 
 /// What the machine's threads call before the guest runs.
@@ -239,10 +240,11 @@ impl Assembly {
             sockets: None,
             ports: [true; 2],
         };
-        attach_devices(&mut vm, plan, ends, &ShareTree::new()?)?;
+        let share = ShareTree::new()?;
+        attach_devices(&mut vm, plan, ends, &share)?;
         Nics::attach(&mut vm, 0, template::NICS, plan)?;
         let link = if tries { revive(control)? } else { AgentLink::silent(control)? };
-        Ok(Blank { vm: vm.hold()?, link, _streams: streams })
+        Ok(Blank { vm: vm.hold()?, link, streams, share })
     }
 }
 

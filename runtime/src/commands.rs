@@ -54,7 +54,7 @@ fn columns<const N: usize>(
 }
 
 /// Reads what the containers of a new machine have from this process and the host.
-fn inherited() -> Result<Inherited> {
+pub fn inherited() -> Result<Inherited> {
     let limits = sys::inherited::resource_limits().context("read the resource limits")?;
     let inherited = Inherited::new(&limits, |path| setting(path).ok());
     if let Some(program) = &inherited.core_program {

@@ -122,7 +122,7 @@ fn bind_into(share: &ShareTree, bind: &ShareBind, file: OwnedFd, detached: bool)
     Ok(share.bind(&bind.path, file, terms)?)
 }
 
-/// Shares a file or directory with a machine that continues, in which the container runs already.
+/// Shares a file or directory that needs no further mount points, such as that of a container that runs already.
 pub fn bind_again(share: &ShareTree, bind: &ShareBind) -> Result<()> {
     bind_into(share, bind, open(bind)?, false)
 }

@@ -12,12 +12,13 @@
 //!            /.tried-<name>     when a process began to make one without being asked, and why it failed
 //! ```
 //!
-//! Read in this order: [`key`], [`store`], [`make`], [`maker`].
+//! Read in this order: [`key`], [`store`], [`make`], [`trial`], [`maker`].
 
 pub mod key;
 pub mod make;
 pub mod maker;
 pub mod store;
+mod trial;
 
 pub use key::Key;
 pub use maker::Wanted;

@@ -4,15 +4,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent_proto::command::Code;
+use agent_proto::payload::Pod;
 use anyhow::{Context, Result, anyhow, bail};
 use host::sys;
+use link::{CommandId, LinkError};
 use plan::VmPlan;
 use vmm::VmEnd;
 
 use super::store::{Draft, Found, Locked};
+use super::trial::{self, Trial};
 use super::{Key, Use, Wanted, maker};
 use crate::assembly::{Assembly, Blank};
 use crate::config::RunConfig;
+use crate::sandbox;
 
 /// Length of the intervals in which the machine's CPU time is looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -47,7 +51,7 @@ fn make_in(locked: &Locked<'_>, config: &RunConfig, plan: &VmPlan, anew: bool) -
     draft.reopen()?;
     let memory = draft.memory().try_clone().context("duplicate a descriptor")?;
     let tried = Found { path: PathBuf::new(), snapshot, memory };
-    let tried = try_out(plan, tried, config.agent_timeout);
+    let tried = try_out(plan, tried, &Trial::new(draft.path(), plan)?, config.agent_timeout);
     let mut snapshot = tried.context("continue from the new template")?;
     snapshot.gather(draft.memory());
     Ok((locked.finish(draft, &snapshot, &key)?, true))
@@ -56,25 +60,31 @@ fn make_in(locked: &Locked<'_>, config: &RunConfig, plan: &VmPlan, anew: bool) -
 /// Waits for the agent's READY.
 fn await_ready(machine: &mut Blank, patience: Duration) -> Result<()> {
     machine.vm.release();
-    let ready = |machine: &Blank| machine.link.ready().is_some();
+    let ready = |machine: &mut Blank| machine.link.ready().is_some();
     answered(machine, patience, ready, "wait for the agent")
 }
 
-/// Continues from the template as a pod without containers does. Returns its state, with what that has used.
-fn try_out(plan: &VmPlan, tried: Found, patience: Duration) -> Result<vmm::Snapshot> {
+/// Continues from the template with a pod of one container. Returns its state, with what that has used.
+fn try_out(plan: &VmPlan, tried: Found, trial: &Trial, patience: Duration) -> Result<vmm::Snapshot> {
     let state = tried.snapshot.encode();
     let mut machine = Assembly::begin()?.blank(plan, Some(tried))?;
-    machine.link.notify(Code::StartPod, "start a pod from the template", &plan.pod)?;
-    let last = machine.link.send_bare(Code::DestroyPod, "try the template")?;
+    trial.plan.binds.iter().try_for_each(|bind| sandbox::bind_again(&machine.share, bind))?;
+    trial.open(&mut machine.streams)?;
+    let pod = Pod { hostname: trial::HOST.to_owned(), ..plan.pod.clone() };
+    machine.link.notify(Code::StartPod, "start a pod from the template", &pod)?;
+    let step = "start a container from the template";
+    let started = machine.link.send(Code::NewContainer, step, &trial.plan.container)?;
     machine.vm.release();
-    let mut reply = None;
-    let begin = Instant::now();
-    while reply.is_none() {
-        turn(&mut machine, patience, begin, "try the template")?;
-        reply = machine.link.reply(last);
+    match reply(&mut machine, started, patience, step)? {
+        Ok(_) => {
+            let exited = |machine: &mut Blank| machine.link.event().is_some();
+            answered(&mut machine, patience, exited, "run a container from the template")?;
+        }
+        // The template is as good, but less is known of it.
+        Err(error) => log::debug!("{error}"),
     }
-    reply.transpose()?;
-    // What an empty pod uses, every pod does.
+    let last = machine.link.send_bare(Code::DestroyPod, "try the template")?;
+    reply(&mut machine, last, patience, "try the template")??;
     let working_set = machine.vm.working_set().context("find the working set")?;
     machine.vm.stop();
     let mut snapshot = vmm::Snapshot::decode(&state)?;
@@ -82,10 +92,26 @@ fn try_out(plan: &VmPlan, tried: Found, patience: Duration) -> Result<vmm::Snaps
     Ok(snapshot)
 }
 
+/// Waits for the agent's reply to a command.
+fn reply(
+    machine: &mut Blank,
+    command: CommandId,
+    patience: Duration,
+    step: &'static str,
+) -> Result<Result<Vec<u8>, LinkError>> {
+    let mut reply = None;
+    let replied = |machine: &mut Blank| {
+        reply = machine.link.reply(command);
+        reply.is_some()
+    };
+    answered(machine, patience, replied, step)?;
+    reply.context("the reply is missing")
+}
+
 fn answered(
     machine: &mut Blank,
     patience: Duration,
-    done: impl Fn(&Blank) -> bool,
+    mut done: impl FnMut(&mut Blank) -> bool,
     step: &'static str,
 ) -> Result<()> {
     let begin = Instant::now();

@@ -22,6 +22,7 @@ use plan::{ShareType, VmPlan, VmSettings};
 use serde::{Deserialize, Serialize};
 
 use super::{Key, Making, Store, Use, make, store};
+use crate::commands::inherited;
 use crate::config::RunConfig;
 use crate::logging;
 
@@ -154,7 +155,9 @@ pub fn fulfil() -> Result<()> {
     // A machine that boots at the moment has given this process its cookie.
     Cookie::begin().and_then(Cookie::wait).context("leave the machine's cores")?;
     let (waits, anew) = (order.waits, order.wanted.anew);
-    let (config, plan) = order.resolve();
+    let (config, mut plan) = order.resolve();
+    // As containers have them. They are no part of the template.
+    plan.pod.parameters = inherited()?.parameters;
     let key = Key::of(&config, &plan).map_err(anyhow::Error::msg)?;
     let store = &config.templates;
     if waits && !await_idle_host() {

@@ -314,6 +314,11 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// The directory, which becomes the template's.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file for the memory.
     pub fn memory(&self) -> &File {
         self.memory.as_ref().expect("a draft that was begun has a file")

@@ -21,6 +21,8 @@ use crate::layout::{PAGE_SIZE, RamRange};
 pub const LARGE: u64 = 2 << 20;
 /// Limit of large pages that are copied.
 const LARGE_MAX: usize = 4;
+/// The same if the host has others in its cache.
+const LARGE_BESIDE_SHARED: usize = 2;
 /// Pages in use from which on a large page is copied.
 const DENSE: u32 = 48;
 /// Pages in use from which on a large page that is only read is mapped whole.
@@ -50,7 +52,7 @@ pub enum Treatment {
 /// Parts of guest memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkingSet {
-    /// Addresses of large pages with many pages in use, those with most first.
+    /// Addresses of large pages with many pages in use, those with most first. Pages that are written count twice.
     pub(crate) large: Vec<u64>,
     /// Addresses of large pages that are read and not written.
     pub(crate) shared: Vec<u64>,
@@ -94,7 +96,7 @@ impl WorkingSet {
                 set.shared.push(start);
             }
             if used >= DENSE {
-                dense.push((used, start));
+                dense.push((used + written, start));
             }
         }
         dense.sort_unstable();
@@ -104,10 +106,10 @@ impl WorkingSet {
         Ok(set)
     }
 
-    /// The addresses of large pages to copy, in order. The rest that is in use beside shared ones is not worth 2 MiB each.
+    /// The addresses of large pages to copy, in order.
     pub(crate) fn copies(&self) -> impl Iterator<Item = u64> {
-        let most = if self.shared.is_empty() { LARGE_MAX } else { 0 };
-        self.large.iter().copied().take(most)
+        let most = if self.shared.is_empty() { LARGE_MAX } else { LARGE_BESIDE_SHARED };
+        self.large.iter().copied().filter(|large| !self.shared.contains(large)).take(most)
     }
 
     /// Divides a part of memory where large pages that are mapped whole begin and end.
@@ -202,10 +204,10 @@ mod tests {
         machine.memory().read_slice(&mut vec![0; LARGE as usize / 2], GuestAddress(3 * LARGE)).unwrap();
         let set = WorkingSet::of(machine.memory(), &extents).unwrap();
         let range = |start, pages| RamRange { start, len: pages * PAGE_SIZE };
-        assert_eq!((&set.large[..], &set.shared[..]), (&[3 * LARGE, LARGE][..], &[3 * LARGE][..]));
-        assert_eq!(set.copies().count(), 0);
+        assert_eq!((&set.large[..], &set.shared[..]), (&[LARGE, 3 * LARGE][..], &[3 * LARGE][..]));
+        assert_eq!(set.copies().collect::<Vec<_>>(), [LARGE]);
         let alone = WorkingSet { shared: Vec::new(), ..set.clone() };
-        assert_eq!(alone.copies().collect::<Vec<_>>(), [3 * LARGE, LARGE]);
+        assert_eq!(alone.copies().collect::<Vec<_>>(), [LARGE, 3 * LARGE]);
         assert_eq!(set.written, [range(LARGE, 256), range(2 * LARGE + 5 * PAGE_SIZE, 2)]);
 
         // All is prepared, or nothing, if there is no time.
