@@ -3,6 +3,7 @@
 //! ```text
 //! <directory>/state      everything but the memory; there only once the checkpoint is complete
 //!            /memory     pages of the guest's memory that are not zero
+//!            /inventory.img    empty; Podman looks for it before it restores a container
 //! ```
 //!
 //! The state has the machine's ([`vmm::Snapshot`], with the file server's), and what the process of the container knows: the
@@ -33,6 +34,8 @@ const STATE: &str = "state";
 const DRAFT: &str = "state.new";
 /// Name of the memory's file.
 const MEMORY: &str = "memory";
+/// Name of an empty file. CRIU's checkpoints have a file of this name, and an engine takes one without it for incomplete.
+const INVENTORY: &str = "inventory.img";
 /// The first bytes of a state.
 const MAGIC: &[u8; 8] = b"vmm\0ckpt";
 /// Changes whenever the state of anything does.
@@ -192,17 +195,11 @@ pub struct Draft<'a> {
 impl Draft<'_> {
     /// Begins a checkpoint in a directory, which is created if it is missing. An earlier one there is removed.
     pub fn begin(directory: &Path) -> Result<Draft<'_>> {
-        let create = HostError::at("create", directory);
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(create)?;
+        let failed = HostError::at("create", directory);
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let metadata = fs::metadata(directory).map_err(HostError::at("open", directory))?;
         store::check(directory, &metadata)?;
-        let new = |name: &str| -> Result<File> {
-            let path = directory.join(name);
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(true).mode(0o600);
-            Ok(options.open(&path).map_err(HostError::at("create", &path))?)
-        };
-        for name in [STATE, DRAFT, MEMORY] {
+        for name in [INVENTORY, STATE, DRAFT, MEMORY] {
             let path = directory.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -211,7 +208,8 @@ impl Draft<'_> {
                 _ => {}
             }
         }
-        Ok(Draft { directory, memory: new(MEMORY)?, state: new(DRAFT)? })
+        let [memory, state] = [MEMORY, DRAFT].map(|name| create(&directory.join(name)));
+        Ok(Draft { directory, memory: memory?, state: state? })
     }
 
     /// Makes the checkpoint complete.
@@ -223,6 +221,7 @@ impl Draft<'_> {
                 .map_err(write())?;
         }
         fs::rename(self.directory.join(DRAFT), self.directory.join(STATE)).map_err(write())?;
+        create(&self.directory.join(INVENTORY))?;
         Ok(File::open(self.directory).and_then(|directory| directory.sync_all()).map_err(write())?)
     }
 
@@ -233,6 +232,12 @@ impl Draft<'_> {
             fs::remove_file(&path).unwrap_or_else(|error| log::warn!("remove {}: {error}", path.display()));
         }
     }
+}
+
+fn create(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    Ok(options.open(path).map_err(HostError::at("create", path))?)
 }
 
 /// A checkpoint, and the container that continues from it.

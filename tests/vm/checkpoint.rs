@@ -107,8 +107,8 @@ fn a_container_goes_on_where_it_was_saved() {
     assert_eq!(container.status(), "stopped");
     let before = lines(&container.path("stdout"));
     assert_eq!(lines(&log), before);
-    for (path, mode) in [(image.clone(), 0o700), (image.join("memory"), 0o600), (image.join("state"), 0o600)]
-    {
+    let files = ["memory", "state", "inventory.img"].map(|name| (image.join(name), 0o600));
+    for (path, mode) in [(image.clone(), 0o700)].into_iter().chain(files) {
         assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, mode, "{}", path.display());
     }
     container.out(&["delete", "c"]);

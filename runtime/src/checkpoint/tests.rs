@@ -39,14 +39,14 @@ fn a_directory_has_a_checkpoint_only_once_it_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");
     let draft = Draft::begin(&path).unwrap();
-    assert!(path.join(MEMORY).exists() && !path.join(STATE).exists());
+    assert!(path.join(MEMORY).exists() && !path.join(STATE).exists() && !path.join(INVENTORY).exists());
     draft.finish().unwrap();
-    for (name, mode) in [("", 0o700), (MEMORY, 0o600), (STATE, 0o600)] {
+    for (name, mode) in [("", 0o700), (MEMORY, 0o600), (STATE, 0o600), (INVENTORY, 0o600)] {
         assert_eq!(fs::metadata(path.join(name)).unwrap().mode() & 0o777, mode, "{name}");
     }
     // Another one in its place begins with nothing.
     let draft = Draft::begin(&path).unwrap();
-    assert!(!path.join(STATE).exists());
+    assert!(!path.join(STATE).exists() && !path.join(INVENTORY).exists());
     let error = format!("{:#}", Checkpoint::open(&path).unwrap_err());
     assert!(error.contains("No such file or directory"), "{error}");
     draft.discard();
