@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot-bench FOLDER boot RUNS [favordynmods]   # start to first output and to exit, each contender in turn
-//! boot-bench FOLDER restore RUNS               # the same from a template, and cold; memory of an idle container
+//! boot-bench FOLDER restore RUNS               # the same from a template, and cold; memory and checkpoint of an idle container
 //! boot-bench FOLDER memory RUNS                # the same for machines of 64 MiB to 64 GiB
 //! boot-bench FOLDER cpus RUNS                  # the same for machines of 1 to 8 vCPUs
 //! boot-bench FOLDER bundles RUNS               # the same for bundles that ask for more than a program

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Pause before each start. After the end of a machine the kernel still works on its removal, without an event for the
 /// end of this work, and the creation of the next machine would wait for it.
-const SETTLE: Duration = Duration::from_millis(500);
+pub const SETTLE: Duration = Duration::from_millis(500);
 
 /// What one start took, in milliseconds.
 pub struct Times {
