@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
-use tests::{Bundle, check_output};
+use tests::{Bundle, check_output, until};
 
 /// Time limit for events that should take milliseconds.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -132,6 +132,53 @@ fn what_was_synced_or_closed_is_on_the_host_when_the_machine_is_killed() {
     assert_eq!(read("closed"), b"closed\n");
     assert_eq!(read("synced"), b"synced\n");
     assert!(read("large") == read("bin/busybox"));
+}
+
+#[test]
+fn what_was_just_written_is_looked_at_and_read_without_a_request_until_the_host_changes_it() {
+    const FILES: usize = 20;
+    let log = TempDir::new().unwrap();
+    let log = log.path().join("log");
+    let bundle = Bundle::sh(
+        "cd /w; while read x; do for n in $(seq 20); do echo $x > f$n; done; echo written; \
+         read x; stat -c '%n %s %Y' f* && cat f*; echo looked; read x; \
+         while [ \"$x\" = cat ]; do cat f7; echo end; read x; done; done; true",
+    )
+    .flag("--log-level")
+    .flag("trace")
+    .flag("--log")
+    .flag(log.to_str().unwrap());
+    let dir = bundle.rootfs().join("w");
+    fs::create_dir(&dir).unwrap();
+    let mut run = bundle.start();
+    // GETATTR
+    let asked = || fs::read_to_string(&log).unwrap().matches("file server: request 3 of ").count();
+    let mut round = 0;
+    // Attributes are valid for long only when changes of the directory are watched.
+    let shown = until("the guest asks for attributes of what it has written", || {
+        round += 1;
+        run.write(format!("{round}\n").as_bytes());
+        run.wait_for("written\n");
+        let before = asked();
+        run.write(b"\n");
+        let shown = run.wait_for("looked\n");
+        (asked() - before < FILES / 2).then_some(shown).or_else(|| {
+            run.write(b"\n");
+            None
+        })
+    });
+    for n in 1..=FILES {
+        let stat = fs::metadata(dir.join(format!("f{n}"))).unwrap();
+        let line = format!("f{n} {} {}\n", stat.size(), stat.mtime());
+        assert!(shown.contains(&line), "{line}{shown}");
+    }
+    assert_eq!(shown.lines().filter(|line| *line == round.to_string()).count(), FILES, "{shown}");
+    fs::write(dir.join("f7"), "host\n").unwrap();
+    until("the guest does not see what the host has written", || {
+        run.write(b"cat\n");
+        (run.wait_for("end\n") == "host\nend\n").then_some(())
+    });
+    run.finish().code(0);
 }
 
 #[test]

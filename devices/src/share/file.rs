@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::attributes::Entry;
+use super::attributes::{Attributes, Entry};
 use super::errno::{Errno, Result};
 use super::handle::Handle;
 use super::inode::Inode;
@@ -244,6 +244,30 @@ impl Operations {
     /// Writes: the host's kernel reads from guest memory. Returns the number of bytes written.
     pub fn write(&mut self, file: OpenFile, write: &Write, data: &mut Pieces) -> Result<usize> {
         let handle = self.handle(file)?;
+        let written = self.write_to(&handle, write, data)?;
+        if written > 0 && !handle.inode.is_fifo() {
+            self.note_own_data(&handle.inode, handle.file.as_fd());
+        }
+        Ok(written)
+    }
+
+    /// As [`write`](Self::write). Also returns the attributes that the file has after that, if it is a regular one.
+    pub fn write_and_look(
+        &mut self,
+        file: OpenFile,
+        write: &Write,
+        data: &mut Pieces,
+    ) -> Result<(usize, Option<Attributes>)> {
+        let handle = self.handle(file)?;
+        let written = self.write_to(&handle, write, data)?;
+        let looked = match written > 0 && handle.inode.kind == libc::S_IFREG {
+            true => self.note_own_data(&handle.inode, handle.file.as_fd()),
+            false => None,
+        };
+        Ok((written, looked.map(|stat| self.attributes_of(&handle.inode, &stat))))
+    }
+
+    fn write_to(&mut self, handle: &Handle, write: &Write, data: &mut Pieces) -> Result<usize> {
         let offset = signed(write.offset)?;
         if write.size > MAX_WRITE || write.size as usize > data.len() {
             return Err(Errno(libc::EINVAL));
@@ -271,7 +295,6 @@ impl Operations {
         let acting = self.act_as(if write.from_cache { handle.opener } else { self.caller() });
         let written = sys::pwritev(&handle.file, data.slices(), offset, flags)?;
         drop(acting);
-        self.note_own_data(&handle.inode, handle.file.as_fd());
         Ok(written)
     }
 

@@ -270,13 +270,11 @@ impl Operations {
         }
     }
 
-    /// Records how the guest itself leaves a file that it changes.
-    pub(super) fn note_own_data(&self, inode: &Inode, file: BorrowedFd) {
-        if self.watching.get()
-            && let Ok(stat) = sys::fstat(file)
-        {
-            inode.tell(&stat);
-        }
+    /// Records how the guest itself leaves a file that it changes, if it is told of changes by others.
+    pub(super) fn note_own_data(&self, inode: &Inode, file: BorrowedFd) -> Option<Stat> {
+        let stat = self.watching.get().then(|| sys::fstat(file).ok()).flatten()?;
+        inode.tell(&stat);
+        Some(stat)
     }
 
     /// Records that the guest learns a file's attributes. If its data has changed, the guest must forget the pages, too,

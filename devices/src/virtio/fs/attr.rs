@@ -19,7 +19,7 @@ pub(super) fn valid(lasting: bool) -> u64 {
 }
 
 impl FuseServer {
-    fn put_attr(&mut self, attributes: &Attributes) {
+    pub(super) fn put_attr(&mut self, attributes: &Attributes) {
         AttrOut { attr_valid: valid(attributes.lasting), ..Default::default() }.put(&mut self.reply);
         attr(attributes).put(&mut self.reply);
     }

@@ -71,8 +71,15 @@ impl FuseServer {
             from_cache: input.write_flags & WRITE_CACHE != 0,
             kill_setid: input.write_flags & WRITE_KILL_SUIDGID != 0,
         };
-        let written = self.share.write(request.file(input.fh), &write, data)?;
+        let file = request.file(input.fh);
+        if !(self.write_attr && write.from_cache) {
+            let written = self.share.write(file, &write, data)?;
+            WriteOut { size: written as u32, padding: 0 }.put(&mut self.reply);
+            return Ok(());
+        }
+        let (written, attributes) = self.share.write_and_look(file, &write, data)?;
         WriteOut { size: written as u32, padding: 0 }.put(&mut self.reply);
+        self.put_attr(&attributes.unwrap_or_default());
         Ok(())
     }
 

@@ -47,6 +47,7 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::HANDLE_KILLPRIV_V2
     | init::SETXATTR_EXT
     | init::INIT_EXT
+    | init::WRITE_ATTR
     | init::READDIR_OPENS
     | init::UNOPENED
     | init::QUIET_RELEASE
@@ -95,6 +96,8 @@ pub struct FuseServer {
     pub(super) setxattr_ext: bool,
     /// READDIR opens a directory, and its reply has a trailer (FUSE_READDIR_OPENS).
     pub(super) readdir_opens: bool,
+    /// The reply to a WRITE from the guest's page cache has attributes (FUSE_WRITE_ATTR).
+    pub(super) write_attr: bool,
     body: Vec<u8>,
     /// The reply under construction, header included.
     pub(super) reply: Vec<u8>,
@@ -167,7 +170,8 @@ impl FileServer for FuseServer {
 
     fn save(&mut self) -> std::result::Result<Vec<u8>, StateError> {
         let mut state = Encoder::default();
-        state.u8(self.submounts.into()).u8(self.setxattr_ext.into()).u8(self.readdir_opens.into());
+        state.u8(self.submounts.into()).u8(self.setxattr_ext.into());
+        state.u8(self.readdir_opens.into()).u8(self.write_attr.into());
         self.share.save(&mut state)?;
         Ok(state.finish())
     }
@@ -175,7 +179,7 @@ impl FileServer for FuseServer {
     fn restore(&mut self, state: &[u8]) -> std::result::Result<(), StateError> {
         let mut state = Decoder::new(state);
         (self.submounts, self.setxattr_ext) = (state.u8()? != 0, state.u8()? != 0);
-        self.readdir_opens = state.u8()? != 0;
+        (self.readdir_opens, self.write_attr) = (state.u8()? != 0, state.u8()? != 0);
         self.share.restore(&mut state)?;
         state.end()
     }
@@ -210,6 +214,7 @@ impl FuseServer {
             submounts: false,
             setxattr_ext: false,
             readdir_opens: false,
+            write_attr: false,
             body: Vec::new(),
             reply: Vec::new(),
         }
@@ -330,6 +335,7 @@ impl FuseServer {
         self.share.set_tells_acls(ours & init::POSIX_ACL != 0);
         self.share.set_reads_unopened(ours & init::UNOPENED != 0);
         self.readdir_opens = ours & init::READDIR_OPENS != 0;
+        self.write_attr = ours & init::WRITE_ATTR != 0;
         self.setxattr_ext = ours & init::SETXATTR_EXT != 0;
         self.submounts = ours & init::SUBMOUNTS != 0;
         let out = InitOut {

@@ -220,6 +220,10 @@ pub mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    /// Not of Linux but of resources/kernel/patches/virtiofs-write-attr.patch: the reply to a WRITE with
+    /// [`WRITE_CACHE`](super::WRITE_CACHE) ends with an [`AttrOut`](super::AttrOut) and an [`Attr`](super::Attr), whose mode
+    /// is 0 if there are none.
+    pub const WRITE_ATTR: u64 = 1 << 58;
     /// Not of Linux but of resources/kernel/patches/virtiofs-without-opendir.patch: READDIR and READDIRPLUS with the file
     /// handle 0 open the directory. Each reply ends with a [`Dirent`](super::Dirent) without a name: `ino` is the file
     /// handle, 0 if there is none, `off` that of the last entry, and `kind` has [`READDIR_ENDS`](super::READDIR_ENDS) and

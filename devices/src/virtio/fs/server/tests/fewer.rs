@@ -72,6 +72,32 @@ fn a_file_that_is_not_open_can_be_read_and_not_changed() {
 }
 
 #[test]
+fn a_write_from_the_page_cache_is_answered_with_the_files_attributes() {
+    let mut guest = Guest::new();
+    let rootfs = guest.rootfs();
+    let (node, fh) = guest.make(rootfs, "a");
+    let mut write = |node, write_flags, data: &[u8]| {
+        let body = body(|b| {
+            WriteIn { fh, size: data.len() as u32, write_flags, ..Default::default() }.put(b);
+            b.extend_from_slice(data);
+        });
+        guest.call(op::WRITE, node, &body).unwrap()
+    };
+    let reply = write(node, WRITE_CACHE, b"contents");
+    assert_eq!(WriteOut::parse(&reply).unwrap().size, 8);
+    let rest = &reply[WriteOut::SIZE..];
+    let attr = Attr::parse(&rest[AttrOut::SIZE..]).unwrap();
+    assert_eq!((rest.len(), attr.size, attr.mode), (AttrOut::SIZE + Attr::SIZE, 8, 0o100644));
+    // Nothing was written, so that the server has not looked.
+    let reply = write(node, WRITE_CACHE, b"");
+    let attr = Attr::parse(&reply[WriteOut::SIZE + AttrOut::SIZE..]).unwrap();
+    assert_eq!((WriteOut::parse(&reply).unwrap().size, attr.mode), (0, 0));
+    // The process that writes waits for the number of bytes alone.
+    assert_eq!(write(node, 0, b"more").len(), WriteOut::SIZE);
+    assert_eq!(guest.attr(node).size, 8);
+}
+
+#[test]
 fn what_is_not_a_file_is_not_opened_to_be_read() {
     let mut guest = Guest::new();
     let rootfs = guest.rootfs();
