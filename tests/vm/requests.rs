@@ -193,3 +193,17 @@ fn processes_that_are_killed_while_they_wait_for_files_hold_no_other_up() {
     let dir = TempDir::new().unwrap();
     bundle.mount(volume(&dir)).run().code(0).stdout("end\n");
 }
+
+/// A signal makes a process leave those that wait for replies, on one vCPU, while a reply's interrupt counts on it on the other.
+#[test]
+fn processes_that_are_stopped_while_they_wait_for_files_lose_no_reply() {
+    let bundle = Bundle::sh(
+        "work() { n=0; while [ $n -lt 150 ]; do : > /new$1; read x < /data; [ -e /none$1.$n ]; n=$((n+1)); done; : > /end$1; }; \
+         all=; for m in 1 2 3; do work $m & all=\"$all $!\"; done; \
+         while ! [ -e /end1 -a -e /end2 -a -e /end3 ]; do kill -STOP $all; kill -CONT $all; done 2> /dev/null; wait; echo end",
+    );
+    fs::write(bundle.rootfs().join("data"), "data\n").unwrap();
+    let mut command = bundle.command();
+    command.env("VMM_CPUS", "2");
+    Running::start(command).finish().code(0).stdout("end\n");
+}
