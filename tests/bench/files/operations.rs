@@ -49,8 +49,11 @@ pub const NOTHING: &str = "nothing";
 /// What is printed before an operation.
 pub const BEGIN: &str = "begin";
 
+/// A kind of operations: its name, and what does them below a directory.
+type Group = (&'static str, fn(&Path));
+
 /// Kinds of operations, in order. None needs what another one leaves.
-const GROUPS: [(&str, fn(&Path)); 5] = [
+const GROUPS: [Group; 5] = [
     ("writes", writes),
     ("reads", reads),
     ("small-files", small_files),
