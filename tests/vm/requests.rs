@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
-use tests::{Bundle, check_output, until};
+use tests::{Bundle, Running, check_output, until};
 
 /// Time limit for events that should take milliseconds.
 const DEADLINE: Duration = Duration::from_secs(120);
