@@ -4,6 +4,7 @@ use host::HostError;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use host::steal::StealCounters;
 use host::sys;
 use host::text::printable;
 use link::LinkError;
@@ -70,8 +71,10 @@ pub struct Session {
     debt: Option<Debt>,
     /// The time up to which the agent's silence has been counted.
     counted: Instant,
-    /// Steal time of the vCPUs at the last count.
-    stolen: Vec<Duration>,
+    /// Steal time of the machine's threads.
+    steal: StealCounters,
+    /// What it was at the last count.
+    stolen: Duration,
     /// Time that was not counted because the host's CPUs did something else, and that nobody has taken.
     starved: Duration,
     /// The machine has ended, and the last events before that were returned.
@@ -83,8 +86,11 @@ pub struct Session {
 impl Session {
     /// Returns a session in which `patience` is the maximum time for an answer of the agent.
     pub fn new(sandbox: Sandbox, patience: Duration) -> Session {
-        let (counted, stolen, starved) = (Instant::now(), Vec::new(), Duration::ZERO);
-        Session { sandbox, patience, debt: None, counted, stolen, starved, over: false, clock: None }
+        let steal = StealCounters::of_this_process();
+        let steal = steal.inspect_err(|error| log::debug!("steal time: {error}")).unwrap_or_default();
+        let [stolen, starved] = [steal.read(), Duration::ZERO];
+        let counted = Instant::now();
+        Session { sandbox, patience, debt: None, counted, steal, stolen, starved, over: false, clock: None }
     }
 
     /// Returns for how long, since the last call, the guest could not go on because the host's CPUs did something else.
@@ -183,10 +189,8 @@ impl Session {
             return;
         }
         self.counted = Instant::now();
-        let stolen = self.sandbox.vm.stolen();
-        self.stolen.resize(stolen.len(), Duration::ZERO);
-        let longest = stolen.iter().zip(&self.stolen).map(|(now, before)| now.saturating_sub(*before)).max();
-        let starved = starved(elapsed, longest.unwrap_or_default());
+        let stolen = self.steal.read();
+        let starved = starved(elapsed, stolen.saturating_sub(self.stolen));
         let time = counted(elapsed - starved);
         self.stolen = stolen;
         self.starved += starved;
@@ -229,8 +233,9 @@ fn counted(time: Duration) -> Duration {
     time.min(SILENCE_MAX)
 }
 
-/// Returns for how much of `time` the guest could not go on because the host's CPUs did something else, if a vCPU has waited
-/// for one during `stolen`. A guest cannot make the host wait for ever by that.
+/// Returns for how much of `time` the guest could not go on because the host's CPUs did something else. `stolen` is the sum of
+/// the threads' steal time in it: a vCPU that waits for the file server waits for a thread that may wait for a CPU. A guest
+/// cannot make the host wait for ever by that.
 fn starved(time: Duration, stolen: Duration) -> Duration {
     stolen.min(time - time / deadlines::STARVED)
 }

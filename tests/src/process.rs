@@ -12,11 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Maximum time for a program, and for each output that a test waits for. It is long because the emulated host runs a
-/// guest at a hundredth of the speed of hardware. `$VMM_TEST_DEADLINE` sets another, in seconds.
+/// guest at a hundredth of the speed of hardware, and twenty of them in one test. `$VMM_TEST_DEADLINE` sets another, in seconds.
 pub(crate) fn deadline() -> Duration {
     let seconds =
         std::env::var("VMM_TEST_DEADLINE").ok().map(|text| text.parse().expect("a number of seconds"));
-    Duration::from_secs(seconds.unwrap_or(300))
+    Duration::from_secs(seconds.unwrap_or(600))
 }
 
 /// Maximum time in which the outputs of a killed program end.

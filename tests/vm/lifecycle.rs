@@ -17,7 +17,7 @@ use crate::hooks::{RecordingHooks, with_failing_hook};
 pub(crate) mod faults;
 
 /// Maximum time for a process to end.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(600);
 
 /// Container `c` in a state directory that no other test uses. It is deleted on drop.
 pub(crate) struct Container {

@@ -55,7 +55,6 @@ mod running;
 mod segments;
 mod signal;
 pub mod snapshot;
-mod steal;
 mod timeline;
 mod vcpu;
 mod vm;

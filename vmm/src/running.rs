@@ -4,7 +4,6 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use devices::virtio::mmio::page::RegisterPages;
 use devices::{Encoder, EventLoop, LoopHandle};
@@ -59,11 +58,6 @@ impl RunningVm {
     /// The machine's memory, like [`Vm::memory`](crate::Vm::memory).
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.board.memory
-    }
-
-    /// Returns the steal time of each vCPU: how long it was ready to run while the host's CPUs did something else.
-    pub fn stolen(&self) -> Vec<Duration> {
-        self.vcpus.iter().map(VcpuThread::stolen).collect()
     }
 
     /// Stops the machine if it still runs, joins all its threads and returns how it ended.

@@ -10,17 +10,14 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Once, OnceLock};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
-
-use crate::steal::StealCounter;
 
 /// Does nothing. With a handler the signal interrupts KVM_RUN; without one it would terminate the process.
 extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {}
@@ -42,7 +39,6 @@ type Body = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 pub struct WaitingThread {
     work: Sender<(ManuallyDrop<VcpuFd>, Body)>,
     thread: JoinHandle<Option<VcpuFd>>,
-    steal: Arc<OnceLock<StealCounter>>,
 }
 
 impl WaitingThread {
@@ -50,13 +46,7 @@ impl WaitingThread {
     pub fn spawn(name: String, enter: fn()) -> io::Result<WaitingThread> {
         install_handler()?;
         let (work, given) = channel::<(ManuallyDrop<VcpuFd>, Body)>();
-        let steal = Arc::new(OnceLock::new());
-        let counter = steal.clone();
         let thread = Builder::new().name(name).spawn(move || {
-            match StealCounter::of_this_thread() {
-                Ok(own) => drop(counter.set(own)),
-                Err(error) => log::debug!("steal time of a vcpu: {error}"),
-            }
             // A thread inherits its creator's signal mask, which may block every signal.
             if let Err(error) = unblock_signal(SIGRTMIN()) {
                 log::error!("vcpu: unblock the kick signal: {error}");
@@ -66,7 +56,7 @@ impl WaitingThread {
             body(&mut vcpu);
             Some(ManuallyDrop::into_inner(vcpu))
         })?;
-        Ok(WaitingThread { work, thread, steal })
+        Ok(WaitingThread { work, thread })
     }
 
     /// Runs `body` with `vcpu` in the thread.
@@ -79,7 +69,7 @@ impl WaitingThread {
         // A panic in `body` must not unmap the page that `immediate_exit` is in.
         let given = self.work.send((ManuallyDrop::new(vcpu), Box::new(body)));
         given.map_err(|_| io::Error::other("the thread has ended"))?;
-        Ok(VcpuThread { thread: self.thread, immediate_exit, steal: self.steal })
+        Ok(VcpuThread { thread: self.thread, immediate_exit })
     }
 }
 
@@ -87,7 +77,6 @@ impl WaitingThread {
 pub struct VcpuThread {
     thread: JoinHandle<Option<VcpuFd>>,
     immediate_exit: *mut u8,
-    steal: Arc<OnceLock<StealCounter>>,
 }
 
 // SAFETY: only `kick` uses the pointer; its access is atomic, and the page outlives this value.
@@ -104,11 +93,6 @@ impl VcpuThread {
         // SAFETY: the thread has not been joined, so its id is valid, and the signal has a handler. A failure means
         // that the thread has already ended and needs no signal.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), SIGRTMIN()) };
-    }
-
-    /// Returns the thread's steal time; zero if the host does not tell it.
-    pub fn stolen(&self) -> Duration {
-        self.steal.get().and_then(|counter| counter.read().ok()).unwrap_or_default()
     }
 
     /// Waits until the thread ends. Returns the vCPU, or `None` if the thread panicked.

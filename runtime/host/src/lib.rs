@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod network;
 pub mod signals;
 pub mod sockets;
+pub mod steal;
 pub mod subordinate;
 pub mod sys;
 pub mod terminal;
