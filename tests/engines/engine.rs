@@ -231,6 +231,15 @@ impl Engine {
         Running::start(self.command(words)).feed(input).finish()
     }
 
+    /// Runs docker-compose with the project `town` of a file.
+    #[track_caller]
+    pub fn compose(&self, file: &Path, words: &[&str]) -> Finished {
+        let mut command = Command::new("/usr/bin/docker-compose");
+        command.env("DOCKER_HOST", format!("unix://{}", self.socket().display()));
+        command.args(["--project-name", "town", "--file"]).arg(file).args(words);
+        Running::start(command).feed(b"").finish()
+    }
+
     /// Returns what a command line that must succeed prints, without the last newline.
     #[track_caller]
     pub fn ok(&self, words: &[&str]) -> String {

@@ -1,5 +1,7 @@
 //! Containers of Docker that use namespaces of another container, as services of a Compose file do.
 
+use std::fs;
+
 use crate::case::{Case, case};
 use crate::engine::Engine;
 use crate::network::SERVER;
@@ -11,6 +13,7 @@ pub const CASES: &[Case] = &[
     case!(a_container_in_another_s_network_has_a_life_of_its_own),
     case!(limits_in_another_s_network),
     case!(a_chain_of_containers),
+    case!(a_service_of_compose_in_another_s_network),
     case!(namespaces_of_two_containers_are_refused).refused("a container is in one machine"),
     case!(shared_memory_and_a_network_of_its_own_are_refused)
         .refused("the interfaces of a machine are its first container's"),
@@ -83,6 +86,27 @@ fn a_chain_of_containers(engine: &Engine) {
         engine.sh(&flags, "wget -q -O - http://127.0.0.1/; ps -o args | grep -c '[s]leep 1000'"),
         "hello\n1"
     );
+}
+
+/// A Compose file whose second service uses the network of the first, and ends.
+const COMPOSE: &str = r#"
+version: "2.4"
+services:
+  web:
+    image: box
+    command: [sh, -c, "SERVER"]
+  visitor:
+    image: box
+    network_mode: service:web
+    command: [sh, -c, "until wget -q -O - http://127.0.0.1/; do sleep 0.1; done; exit 7"]
+"#;
+
+fn a_service_of_compose_in_another_s_network(engine: &Engine) {
+    let file = engine.dir().join("compose.yaml");
+    fs::write(&file, COMPOSE.replace("SERVER", SERVER)).expect("write a file");
+    let up = engine.compose(&file, &["up", "--no-color", "--exit-code-from", "visitor"]).code(7);
+    assert!(up.text().lines().any(|line| line.starts_with("visitor_1") && line.ends_with("| hello")), "{up}");
+    engine.compose(&file, &["down", "-t", "0"]).code(0);
 }
 
 fn namespaces_of_two_containers_are_refused(engine: &Engine) {

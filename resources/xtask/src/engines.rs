@@ -67,6 +67,9 @@ impl Cases<'_> {
 /// Runs the cases with a usable KVM: natively, or in the emulated KVM host.
 pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
     apt::install(&PACKAGES)?;
+    if cases.need("shared") {
+        apt::install(&["docker-compose"])?;
+    }
     let program = program::program()?;
     say("building the tests of engines");
     let mut words: Vec<OsString> = vec![test_program("engines")?.into()];
