@@ -25,9 +25,13 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::deferral::Deferral;
 use crate::layout::KVM_TSS_START;
 use crate::loader::Entry;
-use crate::snapshot::SnapshotError;
 use crate::snapshot::plain::{put, take};
 use crate::{cpuid, module, msrs, segments};
+
+pub(crate) mod error;
+
+pub use error::KvmError;
+use error::{RestoreError, call};
 
 /// How long [`PendingVm::start`] sleeps to let its thread run.
 const HEAD_START: Duration = Duration::from_micros(400);
@@ -36,42 +40,6 @@ const PAUSE: Duration = Duration::from_micros(100);
 /// Pause between two SRCU grace periods. The kernel expedites a grace period only if the domain has been idle for
 /// srcutree.exp_holdoff (25 µs) since the previous one; otherwise the grace period takes milliseconds.
 const HOLDOFF: Duration = Duration::from_micros(50);
-
-/// Why KVM could not create or configure a machine.
-#[derive(Debug, thiserror::Error)]
-pub enum KvmError {
-    /// /dev/kvm cannot be opened.
-    #[error("open /dev/kvm")]
-    Open(#[source] io::Error),
-    /// This KVM runs only guest kernels that were modified for it.
-    #[error("/dev/kvm is {kind}")]
-    Foreign {
-        /// Description of this KVM, from `module::foreign_kind`.
-        kind: &'static str,
-    },
-    /// An ioctl failed.
-    #[error("kvm: {step}")]
-    Call {
-        /// Purpose of the ioctl.
-        step: &'static str,
-        /// The error that KVM returned.
-        source: io::Error,
-    },
-    /// KVM refused a model-specific register.
-    #[error("kvm: set model-specific register {index:#x}")]
-    Msr {
-        /// Index of the first refused register.
-        index: u32,
-    },
-    /// The thread that creates the machine could not be started, or it panicked.
-    #[error("kvm: start a thread")]
-    Thread(#[source] io::Error),
-}
-
-/// Returns a function that converts an ioctl's error into [`KvmError::Call`] with `step`.
-pub(crate) fn call(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
-    move |error| KvmError::Call { step, source: io::Error::from_raw_os_error(error.errno()) }
-}
 
 /// A virtual machine that is being created in its own thread.
 ///
@@ -249,7 +217,7 @@ impl KvmVm {
     }
 
     /// Continues from what [`save`](Self::save) wrote, after the vCPUs have.
-    pub fn restore(&self, state: &mut Decoder) -> Result<(), SnapshotError> {
+    pub fn restore(&self, state: &mut Decoder) -> Result<(), RestoreError> {
         let saved: kvm_clock_data = take(state)?;
         // Without a flag for the real time, which would let the guest's monotonic clock jump by the time since.
         let clock = kvm_clock_data { clock: saved.clock, ..Default::default() };

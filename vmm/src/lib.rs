@@ -50,6 +50,7 @@ mod mptable;
 mod msrs;
 mod paging;
 mod pause;
+mod pause_order;
 mod pvh;
 mod running;
 mod segments;

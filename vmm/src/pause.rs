@@ -10,58 +10,18 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use devices::StateError;
-use kvm_ioctls::VcpuFd;
 
-use crate::kvm::KvmError;
+use crate::pause_order::Order;
 use crate::running::RunningVm;
-use crate::snapshot::{Snapshot, SnapshotError, step, vcpu};
+use crate::snapshot::{Snapshot, SnapshotError, step};
 
 /// Longest interval in which the machine's end is not noticed.
 const INTERVAL: Duration = Duration::from_millis(100);
-
-/// A vCPU's number and state.
-type Saved = (usize, Result<Vec<u8>, KvmError>);
-
-/// An order to the vCPUs.
-#[derive(Clone)]
-struct Order {
-    /// The model-specific registers of a state.
-    listed: Arc<[u32]>,
-    states: Sender<Saved>,
-    /// Set when the vCPUs are to go on.
-    gate: Arc<OnceLock<()>>,
-}
-
-/// Where vCPUs wait.
-#[derive(Default)]
-pub struct Pause(Mutex<Option<Order>>);
-
-impl Pause {
-    fn order(&self) -> MutexGuard<'_, Option<Order>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the state of a vCPU and waits, if that was ordered. Its thread has just left the guest.
-    pub fn obey(&self, index: usize, vcpu: &VcpuFd) {
-        let Some(Order { listed, states, gate }) = self.order().clone() else { return };
-        if states.send((index, vcpu::state(vcpu, &listed))).is_ok() {
-            gate.wait();
-        }
-    }
-
-    /// Lets the vCPUs go on.
-    pub fn end(&self) {
-        if let Some(order) = self.order().take() {
-            // Nobody else opens it.
-            let _ = order.gate.set(());
-        }
-    }
-}
 
 /// A machine whose vCPUs wait. Dropping this lets them go on.
 pub struct PausedVm<'a> {

@@ -13,7 +13,7 @@ use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use crate::end::{End, VmEnd};
 use crate::kvm::KvmVm;
 use crate::signal::VcpuThread;
-use crate::snapshot::memory::Extent;
+use crate::snapshot::extent::Extent;
 use crate::snapshot::{Parts, Snapshot, SnapshotError, WorkingSet, memory, plain, step, vcpu};
 use crate::vcpu::Board;
 

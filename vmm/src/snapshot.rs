@@ -22,25 +22,25 @@ use devices::{Decoder, Encoder, StateError};
 use twox_hash::XxHash64;
 
 use crate::end::VmEnd;
-use crate::kvm::KvmError;
+use crate::kvm::error::{KvmError, RestoreError};
 use crate::layout::{self, MEMORY_MIB_MAX, VCPUS_MAX};
 use crate::memory::MemoryError;
 
+pub(crate) mod extent;
 pub(crate) mod memory;
 pub(crate) mod plain;
 pub(crate) mod vcpu;
 pub(crate) mod working_set;
 
-use memory::Extent;
-use vcpu::RestoreError;
-pub use working_set::{LARGE, WorkingSet};
+use extent::Extent;
+pub use extent::LARGE;
+use memory::CHECKSUM_SEED;
+pub use working_set::WorkingSet;
 
 /// The first bytes of a state.
 const MAGIC: &[u8; 8] = b"vmm\0save";
 /// Changes whenever the state of anything does.
-pub const FORMAT: u32 = 3;
-/// Seed of all checksums.
-const CHECKSUM_SEED: u64 = 0;
+pub const FORMAT: u32 = 4;
 /// Limit of a state's length in bytes: a vCPU has 12 KiB, a part of memory 24 bytes.
 pub const STATE_MAX: u64 = 16 << 20;
 

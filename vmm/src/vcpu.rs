@@ -11,7 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::end::VmEnd;
-use crate::pause::Pause;
+use crate::pause_order::Pause;
 use crate::{kvm, signal};
 
 /// KVM_SYSTEM_EVENT_* (KVM API 5, `struct kvm_run`).

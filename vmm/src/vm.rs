@@ -25,7 +25,7 @@ use crate::layout::{
 };
 use crate::loader::{Entry, Kernel};
 use crate::memory::GuestRam;
-use crate::pause::Pause;
+use crate::pause_order::Pause;
 use crate::running::RunningVm;
 use crate::signal::WaitingThread;
 use crate::snapshot::{Snapshot, SnapshotError, plain, vcpu as vcpu_state};

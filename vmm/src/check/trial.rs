@@ -18,7 +18,7 @@ use crate::kvm::{self, KvmError, KvmVm};
 use crate::layout::{PAGE_SIZE, RamRange};
 use crate::loader::Entry;
 use crate::memory::{GuestRam, MemoryError};
-use crate::pause::Pause;
+use crate::pause_order::Pause;
 use crate::signal::WaitingThread;
 use crate::vcpu::{self, Board};
 use crate::{paging, segments};

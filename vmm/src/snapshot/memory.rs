@@ -12,41 +12,17 @@ use devices::{Decoder, Encoder, StateError};
 use twox_hash::XxHash64;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::CHECKSUM_SEED;
-use super::working_set::LARGE;
+use super::extent::{Extent, LARGE};
 use crate::layout::{PAGE_SIZE, RamRange};
 
+/// Seed of all checksums.
+pub const CHECKSUM_SEED: u64 = 0;
 /// Pages that are looked at in one go.
 const BATCH: usize = 512;
 /// Zero pages between two others that are mapped from the file with them, because each gap splits the mapping of the file.
 const GAP_MAX: u64 = 64;
 /// Limit of parts of a file: a process has at most 65,530 mappings.
 pub const EXTENTS_MAX: usize = 16 << 10;
-
-/// A part of guest memory and its place in the file, in bytes; all are whole pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// First guest physical address.
-    pub start: u64,
-    /// Length.
-    pub len: u64,
-    /// Offset in the file.
-    pub offset: u64,
-}
-
-impl Extent {
-    /// The large page that the part begins in.
-    pub fn whole(&self) -> Extent {
-        let before = self.start % LARGE;
-        Extent { start: self.start - before, len: LARGE, offset: self.offset - before }
-    }
-
-    /// What of the part is in the large page at `large`.
-    pub fn within(&self, large: u64) -> Option<Extent> {
-        let (start, end) = (self.start.max(large), (self.start + self.len).min(large + LARGE));
-        (start < end).then(|| Extent { start, len: end - start, offset: self.offset + (start - self.start) })
-    }
-}
 
 /// Writes `memory`, which nobody changes, to the empty `file`. `pages` is this process's /proc/self/pagemap; without it, all
 /// pages are looked at. `mapped` are the parts that were themselves mapped from a file. Returns the parts in the order of their addresses, and the

@@ -10,7 +10,7 @@ use kvm_bindings::{Msrs, kvm_mp_state, kvm_msr_entry, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 
 use super::plain::{put, take};
-use crate::kvm::{KvmError, call};
+use crate::kvm::error::{KvmError, RestoreError, call};
 
 /// IA32_TIME_STAMP_COUNTER.
 const TSC: u32 = 0x10;
@@ -111,17 +111,6 @@ fn set_msrs(vcpu: &VcpuFd, msrs: &Msrs) -> Result<usize, KvmError> {
 
 fn entry(index: u32, data: u64) -> kvm_msr_entry {
     kvm_msr_entry { index, data, ..Default::default() }
-}
-
-/// Why a vCPU cannot continue from a state.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The bytes are not a vCPU's state.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// KVM refuses it.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
 }
 
 /// Makes a new vCPU, which has its CPUID, continue from what [`save`] wrote. `first` is true for the first vCPU of the machine.

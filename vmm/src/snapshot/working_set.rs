@@ -14,11 +14,9 @@ use std::os::unix::fs::FileExt;
 use devices::{Decoder, Encoder, StateError};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
-use super::memory::Extent;
+use super::extent::{Extent, LARGE};
 use crate::layout::{PAGE_SIZE, RamRange};
 
-/// Length and alignment of a large page.
-pub const LARGE: u64 = 2 << 20;
 /// Limit of large pages that are copied.
 const LARGE_MAX: usize = 4;
 /// The same if the host has others in its cache.
