@@ -43,7 +43,7 @@ use crate::sandbox::nics::Nics;
 use crate::sandbox::{self, Sandbox};
 use crate::session::Session;
 use crate::sockets::{self, Sockets};
-use crate::template::make::Way;
+use crate::template::way::Way;
 use crate::template::{self, Found, Key, Wanted};
 
 /// A machine about to be created.
@@ -175,7 +175,7 @@ impl Assembly {
                 let (found, saved) = share_again(&share, continued)?;
                 (Way::Continue(Box::new(found)), Some(saved))
             }
-            None => (template::make::find(config, plan, present.len() + spare, alone)?, None),
+            None => (template::way::find(config, plan, present.len() + spare, alone)?, None),
         };
         match config.meeting.open_parent() {
             Ok((parent, directory)) => share.set_mapping_registry(parent, directory),
@@ -261,7 +261,7 @@ impl Outside<'_> {
         };
         let path = found.path.clone();
         match self.attempt(pending, Some(found)).with_context(|| path.display().to_string()) {
-            Err(error) if self.config.template != template::Use::Require => template::make::refuse(&error),
+            Err(error) if self.config.template != template::Use::Require => template::way::refuse(&error),
             done => return Ok((done?, None)),
         }
         let held = self.attempt(PendingVm::start().map_err(vmm::Error::from)?, None)?;

@@ -12,17 +12,19 @@
 //!            /.tried-<name>     when a process began to make one without being asked, and why it failed
 //! ```
 //!
-//! Read in this order: [`key`], [`store`], [`make`], [`trial`], [`maker`].
+//! Read in this order: [`key`], [`store`], [`way`], [`make`], [`trial`], [`wanted`], [`maker`].
 
 pub mod key;
 pub mod make;
 pub mod maker;
 pub mod store;
 mod trial;
+mod wanted;
+pub mod way;
 
 pub use key::Key;
-pub use maker::Wanted;
 pub use store::{Found, Store};
+pub use wanted::Wanted;
 
 /// Number of places for NICs in a template. A machine with more interfaces boots.
 pub const NICS: usize = 8;

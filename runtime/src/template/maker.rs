@@ -17,11 +17,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use host::confine::cores::Cookie;
 use host::{confine, sys};
-use plan::vm::Kernel;
-use plan::{ShareType, VmPlan, VmSettings};
+use plan::{VmPlan, VmSettings};
 use serde::{Deserialize, Serialize};
 
-use super::{Key, Making, Store, Use, make, store};
+use super::{Key, Making, Store, Wanted, make, store};
 use crate::commands::inherited;
 use crate::config::RunConfig;
 use crate::logging;
@@ -41,20 +40,6 @@ const AVAILABLE: u64 = 256 << 10;
 /// Limit of an order's length in bytes. It fits into a pipe.
 const ORDER_MAX: u64 = 16 << 10;
 
-/// A machine for which a template is wanted. A container's process may report it to the process that started it: nothing in it says
-/// where a file is written.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wanted {
-    memory_mib: u32,
-    vcpus: u8,
-    kernel: Kernel,
-    share: ShareType,
-    cmdline: String,
-    /// Whether one that is there was refused.
-    anew: bool,
-}
-
 /// What a process that makes a template is told.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Order {
@@ -64,33 +49,6 @@ struct Order {
     /// Whether to wait for an idle host.
     waits: bool,
     wanted: Wanted,
-}
-
-impl Wanted {
-    /// Returns `plan`'s machine, if templates are made without being asked and nobody has tried that lately. Then the caller is to
-    /// have the template made. `anew`: the one that is there is to be replaced.
-    pub fn claim(config: &RunConfig, plan: &VmPlan, key: &Key, anew: bool) -> Option<Wanted> {
-        if !is_enabled(config) {
-            return None;
-        }
-        let claimed = config.templates.create().and_then(|()| config.templates.claim(key));
-        let claimed = claimed.unwrap_or_else(|error| {
-            log::debug!("no template is made: {:#}", anyhow::Error::from(error));
-            false
-        });
-        let VmPlan { memory_mib, vcpus, kernel, share, ref cmdline, .. } = *plan;
-        claimed.then(|| Wanted { memory_mib, vcpus, kernel, share, cmdline: cmdline.clone(), anew })
-    }
-
-    /// The text with which a container's process reports it.
-    pub fn report(wanted: Option<&Wanted>) -> String {
-        wanted.map(|wanted| serde_json::to_string(wanted).unwrap_or_default()).unwrap_or_default()
-    }
-
-    /// Reads such a text. `None` if nothing is wanted.
-    pub fn reported(text: &str) -> Option<Wanted> {
-        serde_json::from_str(text).ok()
-    }
 }
 
 impl Order {
@@ -114,11 +72,6 @@ impl Order {
         let config = RunConfig::blank(settings, Store::new(Some(directory), limit, |_| None), patience);
         (config, plan)
     }
-}
-
-/// Whether templates are made for machines that boot.
-pub fn is_enabled(config: &RunConfig) -> bool {
-    config.template == Use::Auto && config.making != Making::Never
 }
 
 /// Starts a process that makes the template of this machine. Returns once it runs, and does not wait for its end. Whatever fails,
@@ -224,6 +177,9 @@ fn available(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use plan::vm::Kernel;
+
+    use super::super::Use;
     use super::*;
 
     fn config(folder: &std::path::Path) -> RunConfig {
