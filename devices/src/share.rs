@@ -12,6 +12,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod bind;
+mod caller;
 pub(crate) mod chattr;
 mod credentials;
 pub(crate) mod cursor;

@@ -14,7 +14,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Mma
 
 use crate::Image;
 use crate::layout::{PAGE_SIZE, RamRange};
-use crate::snapshot::WorkingSet;
+use crate::snapshot::working_set::WorkingSet;
 use crate::snapshot::extent::{Extent, LARGE};
 use crate::snapshot::working_set::Treatment;
 

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use super::caller::Caller;
 use super::cursor::Cursor;
 use super::inode::Inode;
 use super::mappings::Mapping;
-use super::operations::Caller;
 
 /// Limit of directories that keep their buffer between two requests: 1 MiB in total, independent of the number of open
 /// directories. A directory that has lost its buffer is read again from the cursor's offset.

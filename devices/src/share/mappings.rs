@@ -19,8 +19,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use super::errno::{Errno, Result};
-use super::operations::{OpenFile, Operations};
 use super::sys;
+
+mod operations;
 
 /// Limit of files of which a guest has such mappings. The host's kernel searches all locks of the registry for each new
 /// one.
@@ -131,26 +132,6 @@ fn place((device, inode): Key) -> u64 {
         value ^ (value >> 33)
     };
     mix(mix(device) ^ inode) >> 2
-}
-
-impl Operations {
-    /// Lets the guest map an open file shared and writable until it closes the file. EAGAIN means that another machine has
-    /// such mappings of the file, or that a process of the host probably has.
-    pub fn map_shared(&mut self, file: OpenFile) -> Result<()> {
-        let handle = self.handle(file)?;
-        handle.inode.writable()?;
-        // The registry may be created, whatever the umask of the last caller was.
-        let _creating = self.credentials().create_as((0, 0), 0, 0);
-        if handle.mapping.get().is_none() {
-            let shared = !handle.inode.bind.owned && !self.shared.mappings.has(handle.inode.key);
-            if shared && is_locked_by_a_process(handle.file.as_fd()) {
-                return Err(Errno(libc::EAGAIN));
-            }
-            // Only this thread sets it.
-            let _ = handle.mapping.set(self.shared.mappings.add(handle.inode.key)?);
-        }
-        Ok(())
-    }
 }
 
 /// Whether a process of the host has locked a range of the file by fcntl(2) without F_OFD_. Programs that share memory

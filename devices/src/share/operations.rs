@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
+pub use super::caller::Caller;
 use super::credentials::{Acting, Credentials};
 use super::errno::{Errno, Result};
 use super::handle::Buffers;
@@ -30,20 +31,6 @@ pub enum Key {
     Virtual(u64),
     /// A file of the host: device and inode number.
     Host((u64, u64)),
-}
-
-/// The process in the guest for which the server acts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// User ID in the guest.
-    pub uid: u32,
-    /// Group ID in the guest.
-    pub gid: u32,
-}
-
-impl Caller {
-    /// Root, for which the server acts without a caller.
-    pub const ROOT: Caller = Caller { uid: 0, gid: 0 };
 }
 
 /// Owner and mode of a file to create.
