@@ -14,9 +14,8 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Mma
 
 use crate::Image;
 use crate::layout::{PAGE_SIZE, RamRange};
-use crate::snapshot::working_set::WorkingSet;
 use crate::snapshot::extent::{Extent, LARGE};
-use crate::snapshot::working_set::Treatment;
+use crate::snapshot::working_set::{Treatment, WorkingSet};
 
 /// Alignment of guest memory in the host, so that the host can back 2 MiB of the guest with one 2 MiB page if it has
 /// one free. With 4 KiB pages, each of which is a page fault, a boot takes 30 million instructions more (75 instead of
