@@ -127,14 +127,24 @@ impl Operations {
         self.watch.borrow().events.as_ref().map(AsRawFd::as_raw_fd)
     }
 
+    /// When the first directories must be watched, if the guest has looked up names in any.
+    pub fn due(&self) -> Option<Instant> {
+        let watch = self.watch.borrow();
+        watch.begin.filter(|_| !watch.waiting.is_empty())
+    }
+
     /// Begins to watch if it is time, and reads all events that have happened. Returns after which time it must be called
-    /// again, `None` for when there is an event.
+    /// again, `None` for when there is an event or it is [`due`](Self::due).
     pub fn collect(&self) -> Option<Duration> {
         let begin = self.watch.borrow().begin?;
-        let left = begin.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            return Some(left);
+        if Instant::now() >= begin {
+            self.watch_waiting();
         }
+        self.read_events().then_some(COLLECT_EVERY)
+    }
+
+    /// Watches the directories in which the guest has looked up names before it was time.
+    fn watch_waiting(&self) {
         let waiting = std::mem::take(&mut self.watch.borrow_mut().waiting);
         for dir in waiting {
             let known = self.shared.table.lock().unwrap().inode(dir);
@@ -142,7 +152,6 @@ impl Operations {
                 self.watch(&dir);
             }
         }
-        self.read_events().then_some(COLLECT_EVERY)
     }
 
     /// Reads all events that have happened. Returns whether there was one.

@@ -8,7 +8,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::FileServer;
 use super::wire::{self, InHeader, InitIn, InitInExt, InitOut, NotifyChangedOut, OutHeader, init, op};
@@ -154,6 +154,10 @@ impl FileServer for FuseServer {
 
     fn serves_in_order(&self) -> bool {
         self.share.has_lingering_names()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.share.due()
     }
 
     fn collect(&mut self) -> Option<Duration> {

@@ -1,7 +1,9 @@
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -15,9 +17,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::wire::{
     Attr, EntryOut, ForgetIn, GetattrIn, InHeader, OpenIn, OpenOut, OutHeader, ReadIn, WriteIn, WriteOut, op,
 };
-use super::worker::serve;
+use super::worker::{Worker, serve};
 use super::*;
 use crate::Interrupt;
+use crate::pieces::Pieces;
 use crate::share::ROOT_ID;
 use crate::share::{ShareTree, Terms};
 use crate::virtio::driver;
@@ -217,6 +220,48 @@ fn what_comes_without_a_kick_in_the_queue_of_forget_is_served_after_the_next_req
         std::thread::yield_now();
     }
     assert_eq!(u16::from_le(quiet.used().idx().load()), 1);
+}
+
+/// A server that wants to find out what the host has changed some time after its first request, and sees no event.
+struct Late {
+    events: EventFd,
+    due: Option<Instant>,
+    collected: Sender<()>,
+}
+
+impl FileServer for Late {
+    fn handle(&mut self, _request: Pieces, mut reply: Pieces) -> io::Result<usize> {
+        self.due = Some(Instant::now() + Duration::from_millis(20));
+        let header = body(|b| OutHeader { len: OutHeader::SIZE as u32, error: 0, unique: 0 }.put(b));
+        Ok(reply.write(&header))
+    }
+
+    fn events(&self) -> Option<RawFd> {
+        Some(self.events.as_raw_fd())
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn collect(&mut self) -> Option<Duration> {
+        if self.due.take_if(|due| *due <= Instant::now()).is_some() {
+            self.collected.send(()).unwrap();
+        }
+        None
+    }
+}
+
+#[test]
+fn a_server_that_says_late_when_it_is_due_is_called_without_an_event() {
+    let memory = memory();
+    let mut driver = Driver::new(&memory);
+    let (collected, is_collected) = channel();
+    let late = Late { events: EventFd::new(EFD_NONBLOCK).unwrap(), due: None, collected };
+    let mut worker = Worker::new("late", Box::new(late), || {}).unwrap();
+    worker.serve(driver.activation().queues, Roles { notices: Some(0), quiet: None }).unwrap();
+    driver.call(op::STATFS, ROOT_ID, &[0; 8]);
+    is_collected.recv_timeout(Duration::from_millis(DEADLINE_MS as u64)).unwrap();
 }
 
 #[test]

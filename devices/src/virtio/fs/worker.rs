@@ -12,7 +12,6 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::pieces::Pieces;
-use crate::share::watch::BEGIN_AFTER;
 use crate::virtio::queue::{QueueError, Served, VirtQueue};
 use crate::{Enter, StateError};
 
@@ -40,7 +39,13 @@ pub trait FileServer: Send {
         false
     }
 
-    /// Finds out what the host has changed. Returns after which time to do so again, `None` for when there is an event.
+    /// When [`collect`](Self::collect) must be called although there is no event.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Finds out what the host has changed. Returns after which time to do so again, `None` for when there is an event
+    /// or it is [`due`](Self::due).
     fn collect(&mut self) -> Option<Duration> {
         None
     }
@@ -229,7 +234,7 @@ fn poller(stop: &EventFd, queues: &[VirtQueue]) -> io::Result<Epoll> {
 enum Collecting {
     /// The server has none.
     Never,
-    /// As soon as there is one: the poller waits for it once.
+    /// As soon as there is one, for which the poller waits once, or when the server wants it.
     Armed,
     /// At this time, because there were some before.
     At(Instant),
@@ -240,7 +245,7 @@ impl Collecting {
     fn begin(poller: &Epoll, server: &dyn FileServer, wanted: bool) -> Collecting {
         let Some(events) = server.events().filter(|_| wanted) else { return Collecting::Never };
         match poller.ctl(ControlOperation::Add, events, interest()) {
-            Ok(()) => Collecting::At(Instant::now() + BEGIN_AFTER),
+            Ok(()) => Collecting::Armed,
             Err(error) => {
                 log::error!("wait for changes by the host: {error}");
                 Collecting::Never
@@ -249,18 +254,20 @@ impl Collecting {
     }
 
     /// Milliseconds to wait, -1 without a limit.
-    fn timeout(&self) -> i32 {
-        match self {
-            Collecting::At(time) => time.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
-            _ => -1,
-        }
+    fn timeout(&self, server: &dyn FileServer) -> i32 {
+        let time = match self {
+            Collecting::Never => None,
+            Collecting::Armed => server.due(),
+            Collecting::At(time) => Some(*time),
+        };
+        time.map_or(-1, |time| time.saturating_duration_since(Instant::now()).as_millis() as i32 + 1)
     }
 
     /// Reads the events if it is time, or if there was one.
     fn proceed(&mut self, poller: &Epoll, server: &mut dyn FileServer, there: bool) {
         let now = Instant::now();
         match self {
-            Collecting::Armed if there => {}
+            Collecting::Armed if there || server.due().is_some_and(|due| due <= now) => {}
             Collecting::At(time) if *time <= now => {}
             _ => return,
         }
@@ -288,7 +295,7 @@ fn run(job: Job, server: &mut dyn FileServer, stop: &EventFd, orders: &Receiver<
     let mut collecting = Collecting::begin(&poller, server, roles.notices.is_some());
     let mut events = [EpollEvent::default(); 4];
     loop {
-        let count = match poller.wait(collecting.timeout(), &mut events) {
+        let count = match poller.wait(collecting.timeout(server), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
