@@ -44,7 +44,7 @@ use crate::sandbox::{self, Sandbox};
 use crate::session::Session;
 use crate::sockets::{self, Sockets};
 use crate::template::way::Way;
-use crate::template::{self, Found, Key, Wanted};
+use crate::template::{self, Found, Wanted};
 
 /// A machine about to be created.
 pub struct Assembly {
@@ -265,7 +265,7 @@ impl Outside<'_> {
             done => return Ok((done?, None)),
         }
         let held = self.attempt(PendingVm::start().map_err(vmm::Error::from)?, None)?;
-        let key = Key::of(self.config, self.plan).ok().filter(|_| !alone);
+        let key = self.config.template_key(self.plan).ok().filter(|_| !alone);
         Ok((held, key.and_then(|key| Wanted::claim(self.config, self.plan, &key, true))))
     }
 

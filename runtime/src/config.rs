@@ -12,12 +12,12 @@ use std::time::Duration;
 use std::{fs, io};
 
 use agent_proto::command::Protocol;
-use plan::{Console, ShareType, VhostNet, VmSettings};
+use plan::{Console, ShareType, VhostNet, VmPlan, VmSettings};
 
 use crate::cli::{RunArgs, Settings};
 use crate::deadlines;
 use crate::state::{StateRoot, is_id};
-use crate::template::{Making, Store, Use};
+use crate::template::{Key, Making, Store, Use};
 
 /// Size of all templates together, in MiB: some 25 of them.
 const DEFAULT_LIMIT_MIB: u32 = 512;
@@ -201,6 +201,17 @@ impl RunConfig {
             image: args.image,
             meeting: StateRoot::new(None, lookup),
         })
+    }
+
+    /// Returns the key of the template from which `plan`'s machine continues, or why it cannot continue from any.
+    pub fn template_key(&self, plan: &VmPlan) -> std::result::Result<Key, &'static str> {
+        if self.kernel.is_some() || self.initrd.is_some() {
+            return Err("a kernel or an initramfs is given");
+        }
+        if self.vm.console.as_ref().is_some_and(|console| console.serial) {
+            return Err("the machine has a serial port");
+        }
+        Key::of(plan)
     }
 }
 

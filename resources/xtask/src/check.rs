@@ -1,6 +1,7 @@
-//! `cargo xtask check`: format, lints, the fuzz targets, dependencies between crates, licenses, file sizes and links in
-//! documents.
+//! `cargo xtask check`: format, lints, the fuzz targets, dependencies between crates and files, licenses, file sizes and
+//! links in documents.
 
+mod circles;
 mod dependencies;
 mod license;
 mod links;
@@ -82,7 +83,7 @@ const UNSAFE_FILES: [&str; 26] = [
 
 /// Runs all checks. Formatting and clippy end the task at once; violations of the other rules are listed together.
 pub fn check() -> anyhow::Result<()> {
-    say("format, lints, fuzz targets, borders, licenses, sizes, links");
+    say("format, lints, fuzz targets, borders, circles, licenses, sizes, links");
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // cargo builds these crates only when they are named.
@@ -91,9 +92,11 @@ pub fn check() -> anyhow::Result<()> {
     check_fuzz_targets()?;
     let mut violations = border_violations(&metadata()?)?;
     violations.extend(dependencies::violations()?);
-    for path in files(&top(), ".rs")? {
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let name = path.strip_prefix(top()).unwrap_or(&path).to_owned();
+    let sources = files(&top(), ".rs")?;
+    violations.extend(circles::violations(&top(), &sources)?);
+    for path in &sources {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let name = path.strip_prefix(top()).unwrap_or(path).to_owned();
         violations.extend(file_violations(&name, &text));
     }
     violations.extend(links::violations(&top(), &files(&top(), ".md")?)?);

@@ -9,8 +9,6 @@ use plan::VmPlan;
 use plan::vm::Kernel;
 use vmm::snapshot;
 
-use crate::config::RunConfig;
-
 /// Argument of the kernel's command line for `--marks`. A machine that continues from a template has no boot to mark.
 const MARKS: &str = " vmm.marks";
 /// Microcode of the host's first CPU. Hosts that are themselves machines may have none.
@@ -25,16 +23,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// Returns the key of `plan`'s machine, or why it cannot continue from a template.
-    pub fn of(config: &RunConfig, plan: &VmPlan) -> Result<Key, &'static str> {
-        if config.kernel.is_some() || config.initrd.is_some() {
-            return Err("a kernel or an initramfs is given");
-        }
+    /// Returns the key of `plan`'s machine with an embedded kernel, or why it cannot continue from a template.
+    pub fn of(plan: &VmPlan) -> Result<Key, &'static str> {
         if plan.protocol != Protocol::Extended {
             return Err("the agent's protocol is not the extended one");
-        }
-        if config.vm.console.as_ref().is_some_and(|console| console.serial) {
-            return Err("the machine has a serial port");
         }
         let mut text = common().ok_or("this program's file cannot be examined")?;
         let common = text.len();
@@ -105,19 +97,18 @@ mod tests {
     use plan::VmSettings;
 
     use super::*;
+    use crate::config::RunConfig;
 
-    fn key(change: impl FnOnce(&mut RunConfig, &mut VmPlan)) -> Result<Key, &'static str> {
-        let mut config = RunConfig::default();
-        config.vm.marks = false;
+    fn key(change: impl FnOnce(&mut VmPlan)) -> Result<Key, &'static str> {
         let mut plan = VmPlan::new(&VmSettings { memory_mib: Some(256), ..VmSettings::default() }, "host");
-        change(&mut config, &mut plan);
-        Key::of(&config, &plan)
+        change(&mut plan);
+        Key::of(&plan)
     }
 
     #[test]
     fn everything_that_shapes_a_machine_is_in_the_key() {
-        let first = key(|_, _| {}).unwrap();
-        let other = |change: fn(&mut VmPlan)| key(|_, plan| change(plan)).unwrap();
+        let first = key(|_| {}).unwrap();
+        let other = |change: fn(&mut VmPlan)| key(change).unwrap();
         let others = [
             other(|plan| plan.memory_mib = 512),
             other(|plan| plan.vcpus = 2),
@@ -129,14 +120,14 @@ mod tests {
             assert!(other.text() != first.text() && other.name() != first.name(), "{at}");
             assert_eq!(other.common(), first.common());
         }
-        assert_eq!(key(|_, _| {}).unwrap(), first);
+        assert_eq!(key(|_| {}).unwrap(), first);
     }
 
     #[test]
     fn what_belongs_to_a_pod_is_not() {
-        let first = key(|_, _| {}).unwrap();
+        let first = key(|_| {}).unwrap();
         assert_eq!(
-            key(|_, plan| {
+            key(|plan| {
                 plan.pod.hostname = "other".into();
                 plan.cmdline.push_str(MARKS);
             })
@@ -147,17 +138,19 @@ mod tests {
 
     #[test]
     fn machines_that_cannot_continue_say_why() {
-        let named = key(|config, _| config.kernel = Some("/boot/vmlinux".into()));
-        assert_eq!(named, Err("a kernel or an initramfs is given"));
-        let base = key(|_, plan| plan.protocol = Protocol::Api4244);
+        let base = key(|plan| plan.protocol = Protocol::Api4244);
         assert_eq!(base, Err("the agent's protocol is not the extended one"));
-        let serial = key(|config, _| config.vm.console = Some(plan::Console { serial: true, to: None }));
-        assert_eq!(serial, Err("the machine has a serial port"));
+        let plan = VmPlan::new(&VmSettings { memory_mib: Some(256), ..VmSettings::default() }, "host");
+        let named = RunConfig { kernel: Some("/boot/vmlinux".into()), ..RunConfig::default() };
+        assert_eq!(named.template_key(&plan), Err("a kernel or an initramfs is given"));
+        let mut serial = RunConfig::default();
+        serial.vm.console = Some(plan::Console { serial: true, to: None });
+        assert_eq!(serial.template_key(&plan), Err("the machine has a serial port"));
     }
 
     #[test]
     fn a_label_of_this_program_and_host_is_current() {
-        let key = key(|_, _| {}).unwrap();
+        let key = key(|_| {}).unwrap();
         assert!(Key::is_current(key.text().as_bytes()));
         assert!(!Key::is_current(&key.text().as_bytes()[1..]));
         assert_eq!(Key::value(key.text(), "memory"), "256 MiB");

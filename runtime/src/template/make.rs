@@ -11,7 +11,6 @@ use link::{CommandId, LinkError};
 use plan::VmPlan;
 use vmm::VmEnd;
 
-use super::Key;
 use super::store::{Draft, Found, Locked};
 use super::trial::{self, Trial};
 use crate::assembly::{Assembly, Blank};
@@ -38,7 +37,7 @@ pub fn make_if_free(config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<Opt
 }
 
 fn make_in(locked: &Locked<'_>, config: &RunConfig, plan: &VmPlan, anew: bool) -> Result<(PathBuf, bool)> {
-    let key = Key::of(config, plan).map_err(|why| anyhow!("no template for such a machine: {why}"))?;
+    let key = config.template_key(plan).map_err(|why| anyhow!("no template for such a machine: {why}"))?;
     if !anew && let Ok(Some(found)) = config.templates.find(&key) {
         return Ok((found.path, false));
     }

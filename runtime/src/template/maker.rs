@@ -20,7 +20,7 @@ use host::{confine, sys};
 use plan::{VmPlan, VmSettings};
 use serde::{Deserialize, Serialize};
 
-use super::{Key, Making, Store, Wanted, make, store};
+use super::{Making, Store, Wanted, make, store};
 use crate::commands::inherited;
 use crate::config::RunConfig;
 use crate::logging;
@@ -111,7 +111,7 @@ pub fn fulfil() -> Result<()> {
     let (config, mut plan) = order.resolve();
     // As containers have them. They are no part of the template.
     plan.pod.parameters = inherited()?.parameters;
-    let key = Key::of(&config, &plan).map_err(anyhow::Error::msg)?;
+    let key = config.template_key(&plan).map_err(anyhow::Error::msg)?;
     let store = &config.templates;
     if waits && !await_idle_host() {
         return Ok(store.fail(&key, "", BUSY_RETRY)?);
@@ -195,7 +195,7 @@ mod tests {
     fn an_order_describes_the_machine_without_its_pod() {
         let folder = tempfile::tempdir().unwrap();
         let (config, plan) = (config(folder.path()), plan(300));
-        let key = Key::of(&config, &plan).unwrap();
+        let key = config.template_key(&plan).unwrap();
         let wanted = Wanted::claim(&config, &plan, &key, true);
         let text = Wanted::report(wanted.as_ref());
         assert_eq!(Wanted::reported(&text), wanted);
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(read, order);
         assert!(read.waits && read.wanted.anew);
         let (again, blank) = read.resolve();
-        assert_eq!(Key::of(&again, &blank).unwrap(), key);
+        assert_eq!(again.template_key(&blank).unwrap(), key);
         assert_eq!((again.templates, again.agent_timeout), (config.templates, config.agent_timeout));
         assert_eq!(blank.pod.hostname, "");
     }
@@ -219,11 +219,11 @@ mod tests {
         let config = config(folder.path());
         let (one, other) = (plan(300), plan(400));
         let place = |plan: &VmPlan| {
-            let key = Key::of(&config, plan).unwrap();
+            let key = config.template_key(plan).unwrap();
             Wanted::claim(&config, plan, &key, false).is_some()
         };
         assert!(place(&one) && !place(&one) && place(&other));
-        let key = Key::of(&config, &one).unwrap();
+        let key = config.template_key(&one).unwrap();
         config.templates.forget(&key);
         assert!(place(&one));
         config.templates.fail(&key, "no luck", store::RETRY).unwrap();
@@ -240,7 +240,7 @@ mod tests {
     fn nothing_is_ordered_where_nothing_can_be_made() {
         let folder = tempfile::tempdir().unwrap();
         let ordered = |config: &RunConfig| {
-            let key = Key::of(config, &plan(300)).unwrap();
+            let key = config.template_key(&plan(300)).unwrap();
             Wanted::claim(config, &plan(300), &key, false).is_some()
         };
         for (template, making) in

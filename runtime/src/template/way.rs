@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, bail};
 use plan::VmPlan;
 
+use super::Use;
 use super::store::Found;
 use super::wanted::{Wanted, is_enabled};
-use super::{Key, Use};
 use crate::config::RunConfig;
 
 /// How a machine starts.
@@ -29,7 +29,7 @@ pub fn find(config: &RunConfig, plan: &VmPlan, nics: usize, alone: bool) -> Resu
         return Ok(Way::Boot(None));
     }
     let wanted = |key, anew| if makes { Wanted::claim(config, plan, key, anew) } else { None };
-    let key = match Key::of(config, plan) {
+    let key = match config.template_key(plan) {
         Ok(_) if nics > super::NICS => Err("the machine has too many network interfaces"),
         key => key,
     };
