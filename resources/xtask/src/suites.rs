@@ -26,7 +26,7 @@ use results::Row;
 use table::Reason;
 
 /// Where the suites' table is.
-const PLACE: table::Place = table::Place { folder: "tests/oci", command: "cargo xtask test --oci" };
+const TABLE: table::SuiteTable = table::SuiteTable { folder: "tests/oci", command: "cargo xtask test --oci" };
 /// Number of tests in a run of the emulated KVM host. Tests leak memory, which the next machine does not inherit.
 const BATCH: usize = 16;
 /// Timeout of such a run in seconds.
@@ -69,7 +69,7 @@ pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> a
     for batch in chosen.chunks(BATCH).filter(|_| !table) {
         run_batch(&suites, &program, &out, batch)?;
     }
-    let before = table::read(&PLACE)?;
+    let before = table::read(&TABLE)?;
     let mut rows = Vec::new();
     let mut missing = Vec::new();
     for name in suites.iter().flat_map(Suite::names) {
@@ -79,13 +79,13 @@ pub fn run_suites(checkouts: &[PathBuf], filter: Option<&str>, table: bool) -> a
         }
         rows.extend(rows_of_test);
     }
-    let reasons = table::reasons(&PLACE)?;
+    let reasons = table::reasons(&TABLE)?;
     print!(
         "{}",
         table::rows(rows.iter().filter(|row| filter.is_none_or(|f| row.name.contains(f))), &reasons)
     );
     let versions = suites.iter().map(|suite| format!("{} {}", suite.name, suite.version)).collect();
-    table::write(&PLACE, &rows, &missing, &reasons, versions)?;
+    table::write(&TABLE, &rows, &missing, &reasons, versions)?;
     explained(&rows, &reasons)
 }
 

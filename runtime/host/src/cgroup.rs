@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oci::cgroups_path::{CgroupPath, HostCgroup, Place};
+use oci::cgroups_path::{CgroupLocation, CgroupPath, HostCgroup};
 use oci::spec::resources::Resources;
 use serde::{Deserialize, Serialize};
 
@@ -101,8 +101,10 @@ impl Cgroup {
     /// refused.
     pub fn choose(wanted: &HostCgroup) -> Result<Cgroup> {
         match &wanted.place {
-            Place::Path(path) => Cgroup::at(&Hierarchies::find()?, path),
-            Place::Scope(scope) => Ok(Cgroup { unit: Some(scope.unit.clone()), ..Cgroup::default() }),
+            CgroupLocation::Path(path) => Cgroup::at(&Hierarchies::find()?, path),
+            CgroupLocation::Scope(scope) => {
+                Ok(Cgroup { unit: Some(scope.unit.clone()), ..Cgroup::default() })
+            }
         }
     }
 
@@ -125,8 +127,8 @@ impl Cgroup {
     pub fn make(&mut self, wanted: &HostCgroup, memory_mib: u32, companion: Option<u32>) -> Result<()> {
         let trees = Hierarchies::find()?;
         match &wanted.place {
-            Place::Path(path) => make_directories(&trees, |tree| tree.path_of(path)),
-            Place::Scope(scope) => {
+            CgroupLocation::Path(path) => make_directories(&trees, |tree| tree.path_of(path)),
+            CgroupLocation::Scope(scope) => {
                 let limits = limits::settings(&wanted.resources, memory_mib, trees.version());
                 let processes = [std::process::id()].into_iter().chain(companion).collect();
                 Manager::connect()?.start(scope, processes, properties(&limits, trees.version()))?;

@@ -89,7 +89,7 @@ impl Scope {
 
 /// A cgroup's path and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum CgroupLocation {
     /// A path that `vmm` manages.
     Path(CgroupPath),
     /// A scope that systemd manages.
@@ -99,7 +99,7 @@ pub enum Place {
 /// The host cgroup that a bundle asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostCgroup {
-    pub place: Place,
+    pub place: CgroupLocation,
     pub resources: Resources,
 }
 

@@ -28,7 +28,7 @@ const USUAL_MOUNTS: [&str; 8] = [
 
 /// Result of the search for a program.
 #[derive(Debug, PartialEq)]
-enum Found {
+enum Lookup {
     Executable,
     Not(&'static str),
     Missing,
@@ -46,16 +46,16 @@ pub fn check(bundle: &Bundle) -> Result<()> {
     let (root, cwd) = (bundle.rootfs.as_path(), Path::new(&process.cwd));
     let why = if program.contains('/') {
         match find(root, &cwd.join(program)) {
-            Found::Executable | Found::Unknown => return Ok(()),
-            Found::Missing => format!("stat {program}: no such file or directory"),
-            Found::Not(why) => why.to_owned(),
+            Lookup::Executable | Lookup::Unknown => return Ok(()),
+            Lookup::Missing => format!("stat {program}: no such file or directory"),
+            Lookup::Not(why) => why.to_owned(),
         }
     } else {
         let Some(path) = process.env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")) else {
             return Ok(());
         };
         let mut places = path.split(':').map(|folder| find(root, &cwd.join(folder).join(program)));
-        if places.any(|found| matches!(found, Found::Executable | Found::Unknown)) {
+        if places.any(|found| matches!(found, Lookup::Executable | Lookup::Unknown)) {
             return Ok(());
         }
         "executable file not found in $PATH".to_owned()
@@ -67,15 +67,15 @@ fn is_unusual(mount: &Mount) -> bool {
     !USUAL_MOUNTS.iter().any(|usual| Path::new(&mount.destination).starts_with(usual))
 }
 
-fn find(root: &Path, path: &Path) -> Found {
+fn find(root: &Path, path: &Path) -> Lookup {
     match look(root, path) {
-        Ok(file) if file.is_dir() => Found::Not("is a directory"),
-        Ok(file) if file.permissions().mode() & 0o111 == 0 => Found::Not("permission denied"),
-        Ok(_) => Found::Executable,
+        Ok(file) if file.is_dir() => Lookup::Not("is a directory"),
+        Ok(file) if file.permissions().mode() & 0o111 == 0 => Lookup::Not("permission denied"),
+        Ok(_) => Lookup::Executable,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Found::Missing
+            Lookup::Missing
         }
-        Err(_) => Found::Unknown,
+        Err(_) => Lookup::Unknown,
     }
 }
 
@@ -113,16 +113,16 @@ mod tests {
     fn links_are_followed_within_the_root() {
         let root = rootfs();
         for (path, found) in [
-            ("/usr/bin/tool", Found::Executable),
-            ("/bin/tool", Found::Executable),
-            ("/etc/absolute", Found::Executable),
-            ("/etc/upward", Found::Executable),
-            ("/../bin/../bin/tool", Found::Executable),
-            ("/etc/passwd", Found::Not("permission denied")),
-            ("/bin", Found::Not("is a directory")),
-            ("/bin/sh", Found::Missing),
-            ("/etc/passwd/x", Found::Missing),
-            ("/etc/round", Found::Unknown),
+            ("/usr/bin/tool", Lookup::Executable),
+            ("/bin/tool", Lookup::Executable),
+            ("/etc/absolute", Lookup::Executable),
+            ("/etc/upward", Lookup::Executable),
+            ("/../bin/../bin/tool", Lookup::Executable),
+            ("/etc/passwd", Lookup::Not("permission denied")),
+            ("/bin", Lookup::Not("is a directory")),
+            ("/bin/sh", Lookup::Missing),
+            ("/etc/passwd/x", Lookup::Missing),
+            ("/etc/round", Lookup::Unknown),
         ] {
             assert_eq!(find(root.path(), Path::new(path)), found, "{path}");
         }

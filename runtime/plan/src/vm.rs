@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use agent_proto::command::Protocol;
 use agent_proto::payload::{Pod, Rlimit};
 use agent_proto::sockets::SOCKETS_MAX;
-use oci::cgroups_path::{CgroupPath, HostCgroup, Place, Scope};
+use oci::cgroups_path::{CgroupLocation, CgroupPath, HostCgroup, Scope};
 use oci::error::{Result, invalid, unsupported};
 use oci::pod;
 use oci::spec::Capabilities;
@@ -264,9 +264,9 @@ pub(crate) fn host_cgroup(bundle: &Bundle, id: &str, systemd: bool) -> Result<Op
     let linux = &bundle.spec.linux;
     let place = match (systemd, linux.cgroups_path.as_str()) {
         (false, "") => return Ok(None),
-        (false, path) => Place::Path(CgroupPath::parse(path)?),
-        (true, "") => Place::Scope(Scope::parse(&format!(":vmm:{id}"))?),
-        (true, path) => Place::Scope(Scope::parse(path)?),
+        (false, path) => CgroupLocation::Path(CgroupPath::parse(path)?),
+        (true, "") => CgroupLocation::Scope(Scope::parse(&format!(":vmm:{id}"))?),
+        (true, path) => CgroupLocation::Scope(Scope::parse(path)?),
     };
     Ok(Some(HostCgroup { place, resources: linux.resources.clone() }))
 }

@@ -153,7 +153,7 @@ impl Store {
     /// # Errors
     ///
     /// This process's user cannot write there, or others can.
-    pub fn place(&self) -> Result<Place> {
+    pub fn place(&self) -> Result<StoreDir> {
         fn refuse(path: &Path) -> impl FnOnce(io::Error) -> HostError {
             HostError::at("write to", path)
         }
@@ -173,7 +173,7 @@ impl Store {
             return Err(refuse(path)(ErrorKind::NotADirectory.into()).into());
         }
         sys::check_writable(path).map_err(refuse(path))?;
-        Ok(Place(path.to_owned()))
+        Ok(StoreDir(path.to_owned()))
     }
 
     /// Locks the directory, after creating it if there is none, and removes what killed processes left in it.
@@ -210,9 +210,9 @@ impl Store {
 }
 
 /// A directory in which templates can be written.
-pub struct Place(PathBuf);
+pub struct StoreDir(PathBuf);
 
-impl Place {
+impl StoreDir {
     /// Tries whether the host can keep a file of this directory in large pages, with a file without a name.
     pub fn try_large_page(&self) -> io::Result<()> {
         let mut options = OpenOptions::new();

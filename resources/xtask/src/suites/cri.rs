@@ -20,7 +20,7 @@ use crate::steps::{output, run, say};
 use crate::{apt, program};
 
 /// Where the suite's table is.
-const PLACE: table::Place = table::Place { folder: "tests/cri", command: "cargo xtask test --cri" };
+const TABLE: table::SuiteTable = table::SuiteTable { folder: "tests/cri", command: "cargo xtask test --cri" };
 /// Timeout of both runs in seconds.
 const SECONDS: u64 = 5700;
 
@@ -78,11 +78,11 @@ pub fn run_cri(checkout: &Path, words: Option<&str>) -> anyhow::Result<()> {
     let ran = rows(&read(&out.join("runc.json"))?, &read(&out.join("vmm.json"))?);
     ensure!(!ran.is_empty(), "no test has {:?} in its name", words.unwrap_or_default());
     let mut all: BTreeMap<String, Row> =
-        table::read(&PLACE)?.into_iter().map(|row| (row.name.clone(), row)).collect();
+        table::read(&TABLE)?.into_iter().map(|row| (row.name.clone(), row)).collect();
     all.extend(ran.into_iter().map(|row| (row.name.clone(), row)));
     let rows: Vec<Row> = all.into_values().collect();
-    let reasons = table::reasons(&PLACE)?;
-    table::write(&PLACE, &rows, &[], &reasons, vec![format!("critest {version}")])?;
+    let reasons = table::reasons(&TABLE)?;
+    table::write(&TABLE, &rows, &[], &reasons, vec![format!("critest {version}")])?;
     print!("{}", table::rows(rows.iter(), &reasons));
     explained(&rows, &reasons)
 }

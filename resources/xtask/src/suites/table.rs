@@ -11,14 +11,14 @@ use super::version;
 use crate::checkout::{target_dir, top};
 
 /// Suites that have a table.
-pub struct Place {
+pub struct SuiteTable {
     /// Their folder below the checkout.
     pub folder: &'static str,
     /// The command that runs them.
     pub command: &'static str,
 }
 
-impl Place {
+impl SuiteTable {
     fn path(&self, name: &str) -> PathBuf {
         top().join(self.folder).join(name)
     }
@@ -40,7 +40,7 @@ impl Reason {
 }
 
 /// Parses the reasons: lines `NAME: SENTENCE`.
-pub fn reasons(place: &Place) -> anyhow::Result<Vec<Reason>> {
+pub fn reasons(place: &SuiteTable) -> anyhow::Result<Vec<Reason>> {
     let path = place.path("reasons.txt");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     parse(&text).with_context(|| format!("parse {}", path.display()))
@@ -64,7 +64,7 @@ pub fn unexplained(rows: &[Row], reasons: &[Reason]) -> Vec<String> {
 }
 
 /// Reads the rows of the current table. A missing table has none.
-pub fn read(place: &Place) -> anyhow::Result<Vec<Row>> {
+pub fn read(place: &SuiteTable) -> anyhow::Result<Vec<Row>> {
     let path = place.path("RESULTS.md");
     if !path.exists() {
         return Ok(Vec::new());
@@ -87,7 +87,7 @@ pub fn rows_of(all: &[Row], test: &str) -> Vec<Row> {
 
 /// Writes the table. `missing` are tests that were never run.
 pub fn write(
-    place: &Place,
+    place: &SuiteTable,
     rows: &[Row],
     missing: &[String],
     reasons: &[Reason],
