@@ -1,5 +1,6 @@
 //! From the command line to a subcommand: parses it, prepares the process, and turns an error into an exit code.
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use crate::commands::container::delete::delete;
 use crate::commands::container::{checkpoint, create, exec, kill, list, pause, start, state};
 use crate::exit::{self, CodedError};
 use crate::state::StateRoot;
+use crate::template::maker;
 use crate::{commands, logging};
 use anyhow::Result;
 use clap::Parser;
@@ -82,6 +84,9 @@ impl Job {
 
 /// Parses the command line. With --version and no command, prints the version.
 fn parse() -> Result<(LogArgs, Job), clap::Error> {
+    if is_maker(std::env::args_os()) {
+        return Ok((LogArgs::default(), template(TemplateCommand::Make)));
+    }
     let mut cli = Cli::try_parse()?;
     if cli.global.debug {
         cli.log.log_level.get_or_insert_with(|| "debug".to_owned());
@@ -164,6 +169,12 @@ fn restore(words: Words, root: StateRoot, systemd_cgroup: bool) -> Result<Job, c
     Ok(Job::of_runc(move || checkpoint::restore(&root, args, Instant::now())).stays(true))
 }
 
+/// Whether these words, with the program's name, start the process that makes a template. Whoever starts it boots a machine at the same
+/// time, so it does not pay for the parser's definitions.
+fn is_maker(words: impl Iterator<Item = OsString>) -> bool {
+    words.skip(1).eq(maker::WORDS)
+}
+
 fn template(command: TemplateCommand) -> Job {
     // The caller of this one does not wait for it.
     let stays = matches!(command, TemplateCommand::Make);
@@ -191,4 +202,17 @@ fn version() -> Result<u8> {
     println!("spec: {OCI_VERSION}");
     println!("{}", commands::run::embedded());
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_that_makes_a_template_is_known_by_its_words() {
+        let is = |words: &[&str]| is_maker(words.iter().map(OsString::from));
+        assert!(is(&["vmm", "template", "make"]));
+        assert!(!is(&[]) && !is(&["vmm"]) && !is(&["vmm", "template"]));
+        assert!(!is(&["vmm", "template", "create"]) && !is(&["vmm", "template", "make", "--help"]));
+    }
 }

@@ -114,7 +114,7 @@ impl GuestRam {
     }
 
     /// Prepares the pages of `set` in a memory that [`restored`](Self::restored) made of the same parts, and that nobody has used
-    /// yet. Large pages are copied until `enough` says so.
+    /// yet. Large pages are copied until `enough` says so; those of which many pages are written are copied in any case.
     pub fn prepare(
         &self,
         file: &File,
@@ -124,8 +124,8 @@ impl GuestRam {
     ) -> Result<(), MemoryError> {
         let mut copied = Vec::new();
         for large in set.copies() {
-            if enough() {
-                break;
+            if !set.is_dense(large) && enough() {
+                continue;
             }
             self.empty(large)?;
             for part in extents.iter().filter_map(|extent| extent.within(large)) {
@@ -180,25 +180,33 @@ impl GuestRam {
     }
 
     /// Copies a part of `file`, which has it, into memory, and lets other threads run now and then. A mapping costs a quarter of a
-    /// read, which looks for each page.
-    fn copy(&self, file: &File, Extent { start, len, offset }: Extent) -> Result<(), MemoryError> {
-        let (to, flags) = (self.host(start, len)?, libc::MAP_PRIVATE | libc::MAP_POPULATE);
-        let (size, fd) = (len as usize, file.as_raw_fd());
-        // SAFETY: the kernel chooses the address of a new mapping, so no existing mapping is changed.
-        let from =
-            unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ, flags, fd, offset as libc::off_t) };
-        if from == libc::MAP_FAILED {
-            return Err(MemoryError::Reserve { len, source: io::Error::last_os_error() });
+    /// read, which looks for each page, and less if the host has the large page of the file in its cache ([`gather`]): it then maps
+    /// that as one page, if it can have the same place in the mapping as in the file.
+    fn copy(&self, file: &File, part: Extent) -> Result<(), MemoryError> {
+        let (to, size, whole) = (self.host(part.start, part.len)?, part.len as usize, part.whole());
+        let reserve = |source| MemoryError::Reserve { len: LARGE, source };
+        let base = map_aligned(ALIGNMENT).map_err(reserve)?;
+        let (flags, fd) = (libc::MAP_PRIVATE | libc::MAP_FIXED, file.as_raw_fd());
+        // SAFETY: replaces the mapping just made, of which nobody else knows.
+        let mapped = unsafe {
+            libc::mmap(base.cast(), ALIGNMENT, libc::PROT_READ, flags, fd, whole.offset as libc::off_t)
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(reserve(io::Error::last_os_error()));
         }
+        let from = base.wrapping_add((part.offset - whole.offset) as usize);
+        // SAFETY: a part of the mapping just made, of which no byte changes. The result is ignored: a kernel without this advice
+        // (before 5.14) maps the pages when they are read.
+        unsafe { libc::madvise(from.cast(), size, libc::MADV_POPULATE_READ) };
         for at in (0..size).step_by(SLICE as usize) {
             let slice = (SLICE as usize).min(size - at);
-            // SAFETY: both mappings have `size` bytes and are different. `host` checked that `to` is guest memory, which is writable
-            // and which nobody uses yet.
-            unsafe { from.cast::<u8>().add(at).copy_to_nonoverlapping(to.add(at), slice) };
+            // SAFETY: the file has the part, which is in one large page, so `size` bytes from `from` are mapped. `host` checked that
+            // `to` is guest memory, which is another mapping, writable, and which nobody uses yet.
+            unsafe { from.add(at).copy_to_nonoverlapping(to.add(at), slice) };
             thread::yield_now();
         }
         // SAFETY: the mapping just made, to which nothing points.
-        unsafe { libc::munmap(from, size) };
+        unsafe { libc::munmap(base.cast(), ALIGNMENT) };
         Ok(())
     }
 

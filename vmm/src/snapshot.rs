@@ -249,18 +249,22 @@ impl Snapshot {
 
     /// Gathers what machines read and do not write of the memory's file in large pages of the host's cache, if the host and its
     /// file system can do that. Each is then one page fault of a machine instead of hundreds. What cannot be gathered is copied, as
-    /// what machines write. Nobody may have `file` open for writing.
+    /// what machines write. The large pages that are copied are gathered as well: each is mapped to be copied. Nobody may have `file` open
+    /// for writing.
     pub fn gather(&mut self, file: &File) {
         let Snapshot { working_set, extents, memory, .. } = self;
-        working_set.shared.retain(|large| {
-            let part = extents.iter().find_map(|extent| extent.within(*large));
+        let gather = |large: u64| {
+            let part = extents.iter().find_map(|extent| extent.within(large));
             let whole = part.map(|part| part.whole()).filter(|whole| whole.offset + whole.len <= memory.len);
             let Some(whole) = whole else { return false };
             let gathered = crate::memory::gather(file, whole.offset);
             gathered
                 .inspect_err(|error| log::debug!("no large page of the saved memory at {large:#x}: {error}"))
                 .is_ok()
-        });
+        };
+        working_set.shared.retain(|large| gather(*large));
+        let copied: Vec<u64> = working_set.copies().collect();
+        copied.into_iter().for_each(|large| _ = gather(large));
     }
 
     /// Length of the memory's file in bytes.

@@ -40,6 +40,9 @@ const AVAILABLE: u64 = 256 << 10;
 /// Limit of an order's length in bytes. It fits into a pipe.
 const ORDER_MAX: u64 = 16 << 10;
 
+/// The words with which such a process is started, after the program's name.
+pub const WORDS: [&str; 2] = ["template", "make"];
+
 /// What a process that makes a template is told.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Order {
@@ -86,7 +89,7 @@ pub fn launch(config: &RunConfig, wanted: Wanted) {
 fn start(order: &Order) -> io::Result<()> {
     let text = serde_json::to_vec(order)?;
     let mut maker = Command::new("/proc/self/exe")
-        .args(["template", "make"])
+        .args(WORDS)
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -104,10 +107,14 @@ pub fn fulfil() -> Result<()> {
     io::stdin().take(ORDER_MAX).read_to_string(&mut text).context("read the order")?;
     let order: Order = serde_json::from_str(&text).context("parse the order")?;
     yield_to_others();
-    confine::prepare(logging::forbidden).context("prepare the confinement")?;
-    // A machine that boots at the moment has given this process its cookie.
-    Cookie::begin().and_then(Cookie::wait).context("leave the machine's cores")?;
     let (waits, anew) = (order.waits, order.wanted.anew);
+    if waits {
+        // Before all else: the machine that boots at the moment needs the CPU.
+        std::thread::sleep(DELAY);
+    }
+    confine::prepare(logging::forbidden).context("prepare the confinement")?;
+    // The machine that booted has given this process its cookie.
+    Cookie::begin().and_then(Cookie::wait).context("leave the machine's cores")?;
     let (config, mut plan) = order.resolve();
     // As containers have them. They are no part of the template.
     plan.pod.parameters = inherited()?.parameters;
@@ -140,13 +147,11 @@ fn yield_to_others() {
 /// Waits until the host has time and memory to spare. Returns whether it has.
 fn await_idle_host() -> bool {
     let until = Instant::now() + PATIENCE;
-    let mut pause = DELAY;
     while Instant::now() < until {
-        std::thread::sleep(pause);
         if is_idle(|path| fs::read_to_string(path).ok()) {
             return true;
         }
-        pause = LOOK;
+        std::thread::sleep(LOOK);
     }
     false
 }

@@ -1,5 +1,6 @@
 //! A container with which a new template is tried. What it uses of the saved memory, any container does, so its trial finds the working
-//! set. It has the configuration of `vmm spec` and a program that writes an empty line, and does not outlive the trial.
+//! set. It has the configuration of `vmm spec` and a program that reads its own file, writes an empty line, and does not outlive the
+//! trial. The file is as long as a small program, so that the trial uses the memory into which the guest reads programs.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
@@ -27,18 +28,34 @@ const MOUNT_POINTS: [&str; 3] = ["proc", "dev", "sys"];
 const BASE: u64 = 0x40_0000;
 /// Lengths of an ELF header and of a program header (elf(5)).
 const HEADERS: (u16, u16) = (64, 56);
-/// write(1, line, 1); exit(0)
-const CODE: [u8; 34] = [
+/// Length of the program's file.
+const LEN: usize = 1 << 20;
+/// open(name, 0); while read(_, stack, 4096) > 0 {}; write(1, line, 1); exit(0)
+const CODE: [u8; 65] = [
+    0xb8, 2, 0, 0, 0, // mov $2, %eax
+    0x48, 0x8d, 0x3d, 53, 0, 0, 0, // lea name(%rip), %rdi
+    0x31, 0xf6, // xor %esi, %esi
+    0x0f, 0x05, // syscall
+    0x89, 0xc7, // mov %eax, %edi
+    0xba, 0, 16, 0, 0, // mov $4096, %edx
+    0x48, 0x29, 0xd4, // sub %rdx, %rsp
+    0x48, 0x89, 0xe6, // mov %rsp, %rsi
+    0x31, 0xc0, // read: xor %eax, %eax
+    0x0f, 0x05, // syscall
+    0x85, 0xc0, // test %eax, %eax
+    0x7f, 0xf8, // jg read
     0xb8, 1, 0, 0, 0, // mov $1, %eax
-    0xbf, 1, 0, 0, 0, // mov $1, %edi
-    0x48, 0x8d, 0x35, 16, 0, 0, 0, // lea line(%rip), %rsi
-    0xba, 1, 0, 0, 0, // mov $1, %edx
+    0x89, 0xc7, // mov %eax, %edi
+    0x48, 0x8d, 0x35, 13, 0, 0, 0, // lea line(%rip), %rsi
+    0x89, 0xc2, // mov %eax, %edx
     0x0f, 0x05, // syscall
     0xb8, 60, 0, 0, 0, // mov $60, %eax
     0x31, 0xff, // xor %edi, %edi
     0x0f, 0x05, // syscall
     b'\n',
 ];
+/// Path of the program in the container, which follows its code.
+const PATH: &[u8] = b"/trial\0";
 
 /// The container, and its bundle, which is removed with it.
 #[derive(Debug)]
@@ -101,7 +118,7 @@ impl Drop for Trial {
 fn program() -> Vec<u8> {
     let (header, entry) = HEADERS;
     let start = u64::from(header + entry);
-    let len = start + CODE.len() as u64;
+    let len = start + (CODE.len() + PATH.len()) as u64;
     let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let halves = |elf: &mut Vec<u8>, all: &[u16]| all.iter().for_each(|half| elf.extend(half.to_le_bytes()));
     let words = |elf: &mut Vec<u8>, all: &[u32]| all.iter().for_each(|word| elf.extend(word.to_le_bytes()));
@@ -112,10 +129,12 @@ fn program() -> Vec<u8> {
     longs(&mut elf, &[BASE + start, header.into(), 0]);
     words(&mut elf, &[0]);
     halves(&mut elf, &[header, entry, 1, 0, 0, 0]);
-    // PT_LOAD, readable and executable: all of the file.
+    // PT_LOAD, readable and executable: the file without what only makes it long.
     words(&mut elf, &[1, 5]);
     longs(&mut elf, &[0, BASE, BASE, len, len, 0x1000]);
     elf.extend(CODE);
+    elf.extend(PATH);
+    elf.resize(LEN, 0);
     elf
 }
 

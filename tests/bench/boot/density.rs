@@ -19,11 +19,12 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// Part of the containers that boot: each of them is alone with its memory, and all use about the same.
 const COLD: usize = 10;
 
-/// Starts `count` idle containers from a template, as far as memory reaches, and then a tenth of them cold.
+/// Starts `count` idle containers from a template, as far as memory reaches, and then a tenth of them cold. Measures the private memory
+/// of each process, and what the host has less of available memory, divided by their number.
 pub fn density(folder: &Folder, count: usize) -> Value {
     make_template(folder);
     let idle = idle_bundle(folder);
-    let mut groups = Vec::new();
+    let (mut memory, mut counts) = (Samples::default(), Vec::new());
     for (name, when, count) in
         [("vmm from a template", "require", count), ("vmm", "off", count.div_ceil(COLD))]
     {
@@ -36,20 +37,16 @@ pub fn density(folder: &Folder, count: usize) -> Value {
         }
         thread::sleep(SETTLE);
         let used = (before - available_mib()) / children.len() as f64;
-        let (mut private, mut host) = (Samples::default(), Samples::default());
         for child in &children {
-            private_mib(child.id()).into_iter().for_each(|(part, mib)| private.add(part, mib));
+            for (part, mib) in private_mib(child.id()) {
+                memory.add(&format!("{name}: {part}"), mib);
+            }
         }
-        host.add("for each", used);
-        let title = format!("{name}, {} idle containers", children.len());
-        for (group, what) in
-            [(private, "private memory of each process"), (host, "memory that the host has less")]
-        {
-            let mut group = group.group(&format!("{title}: {what}"));
-            group["unit"] = json!("MiB");
-            groups.push(group);
-        }
+        memory.add(&format!("{name}: less on the host"), used);
+        counts.push(format!("{} of {name}", children.len()));
         children.iter_mut().for_each(end);
     }
-    json!({"groups": groups})
+    let mut group = memory.group(&format!("memory of each idle container: {}", counts.join(", ")));
+    group["unit"] = json!("MiB");
+    json!({"groups": [group]})
 }

@@ -2,8 +2,8 @@
 //!
 //! - Large pages that are read and not written (the kernel's code) are mapped whole. If the host has them in its cache as large
 //!   pages ([`Snapshot::gather`](super::Snapshot::gather)), each is one fault, and all machines share it.
-//! - If the host has none of them, large pages with many pages in use are copied, while KVM creates the machine, which mostly waits.
-//!   Each is one fault then, and private memory. None is copied once KVM is ready.
+//! - Large pages with many pages in use are copied, while KVM creates the machine, which mostly waits: more of them if the host has none in
+//!   its cache. Each is one fault then, and private memory. Once KVM is ready, only those are copied that the machine mostly writes.
 //! - Other pages that are written are copied one by one: that is a copy less while the guest runs.
 
 use std::collections::BTreeMap;
@@ -20,9 +20,12 @@ use crate::layout::{PAGE_SIZE, RamRange};
 /// Limit of large pages that are copied.
 const LARGE_MAX: usize = 4;
 /// The same if the host has others in its cache.
-const LARGE_BESIDE_SHARED: usize = 2;
+const LARGE_BESIDE_SHARED: usize = 3;
 /// Pages in use from which on a large page is copied.
 const DENSE: u32 = 48;
+/// Written pages from which on a large page is copied even if the machine waits for it: as many pages cost more one by one, and each is an
+/// exit when the guest uses it.
+const WRITTEN: u64 = 192;
 /// Pages in use from which on a large page that is only read is mapped whole.
 const READ: u32 = 16;
 /// Limit of ranges in a state.
@@ -108,6 +111,15 @@ impl WorkingSet {
     pub(crate) fn copies(&self) -> impl Iterator<Item = u64> {
         let most = if self.shared.is_empty() { LARGE_MAX } else { LARGE_BESIDE_SHARED };
         self.large.iter().copied().filter(|large| !self.shared.contains(large)).take(most)
+    }
+
+    /// Whether so much of a large page is written that it is copied even if the machine waits for it.
+    pub(crate) fn is_dense(&self, large: u64) -> bool {
+        let within = |range: &RamRange| {
+            let (start, end) = (range.start.max(large), range.end().min(large + LARGE));
+            end.saturating_sub(start) / PAGE_SIZE
+        };
+        self.written.iter().map(within).sum::<u64>() >= WRITTEN
     }
 
     /// Divides a part of memory where large pages that are mapped whole begin and end.
@@ -204,6 +216,7 @@ mod tests {
         let range = |start, pages| RamRange { start, len: pages * PAGE_SIZE };
         assert_eq!((&set.large[..], &set.shared[..]), (&[LARGE, 3 * LARGE][..], &[3 * LARGE][..]));
         assert_eq!(set.copies().collect::<Vec<_>>(), [LARGE]);
+        assert!(set.is_dense(LARGE) && !set.is_dense(2 * LARGE) && !set.is_dense(3 * LARGE));
         let alone = WorkingSet { shared: Vec::new(), ..set.clone() };
         assert_eq!(alone.copies().collect::<Vec<_>>(), [LARGE, 3 * LARGE]);
         assert_eq!(set.written, [range(LARGE, 256), range(2 * LARGE + 5 * PAGE_SIZE, 2)]);

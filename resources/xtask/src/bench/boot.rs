@@ -183,14 +183,16 @@ pub fn rate(args: &RateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts idle containers, and measures the memory of each.
+/// Starts idle containers, and measures the memory of each. Prints a table, and writes JSON and a plot.
 pub fn density(args: &DensityArgs) -> anyhow::Result<()> {
     ensure!(args.count > 0, "--count is 0");
     let words = ["density".to_owned(), args.count.to_string()];
     let host = Host::new().memory(args.memory);
     let report = measure(&args.contenders, ClockArg::Wall, host, &words)?;
+    let memory = series::read(&report["groups"][0])?;
     let groups = print_groups(&report)?;
-    write_report("density.json", &Value::from(groups).to_string())
+    write_report("density.json", &Value::from(groups).to_string())?;
+    write_report("density.svg", &plot::bars(&memory, "MiB"))
 }
 
 /// Starts machines of several sizes: over memory on the instruction clock, over vCPUs on the wall clock, because a vCPU
