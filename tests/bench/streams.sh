@@ -5,6 +5,9 @@ set -euo pipefail
 # No template is made beside the containers that are measured.
 export VMM_TEMPLATE_MAKE=never
 bench=$1 round_trips=$2 vmm=$3 bundle=$4 kernel=$5 agent=$6 echo=$7 mib=$8 runs=$9 count=${10}
+# Counters and trace events of KVM.
+mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug
+mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing
 dir=$(mktemp -d /dev/shm/streams.XXXXXX)
 trap 'rm -rf "$dir"' EXIT
 cp "$vmm" "$dir/vmm"

@@ -17,6 +17,8 @@ use crate::steps::run;
 mod boot;
 mod docker;
 mod files;
+mod network;
+mod operations;
 mod plot;
 mod series;
 mod streams;
@@ -24,6 +26,7 @@ mod streams;
 use boot::{BootArgs, BundlesArgs, DensityArgs, PodsArgs, RateArgs, ShapeArgs};
 use docker::DockerArgs;
 use files::FilesArgs;
+use network::NetworkArgs;
 use streams::StreamsArgs;
 
 #[derive(Subcommand)]
@@ -46,6 +49,8 @@ pub enum Bench {
     Streams(StreamsArgs),
     /// Operations on files in a container's root, compared with runc
     Files(FilesArgs),
+    /// Traffic of containers over a bridge, compared with runc and with QEMU and vhost-net
+    Network(NetworkArgs),
     /// Containers of Docker with vmm and with runc: time, memory, files and network
     Docker(DockerArgs),
 }
@@ -79,6 +84,7 @@ pub fn bench(which: &Bench) -> anyhow::Result<()> {
         Bench::Pods(args) => boot::pods(args),
         Bench::Streams(args) => streams::streams(args),
         Bench::Files(args) => files::files(args),
+        Bench::Network(args) => network::network(args),
         Bench::Docker(args) => docker::docker(args),
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{ClockArg, report_in, write_report};
+use super::{ClockArg, operations, report_in, write_report};
 use crate::checkout::top;
 use crate::executable::static_program;
 use crate::host::{self, Clock, Host};
@@ -15,6 +15,10 @@ use crate::{apt, bundle, program};
 
 /// Timeout of the bench in seconds.
 const DEADLINE_SECONDS: u64 = 3600;
+
+/// What is counted for each operation: requests to the file server, exits of the machine, interrupts of its devices, and
+/// switches of its threads.
+const COUNTS: [&str; 4] = ["requests", "exits", "interrupts", "switches"];
 
 /// Options for measuring files.
 #[derive(clap::Args)]
@@ -62,66 +66,6 @@ pub fn files(args: &FilesArgs) -> anyhow::Result<()> {
         }
     };
     let report: Value = serde_json::from_str(&text).context("parse the bench's report")?;
-    print!("{}", tables(&report)?);
+    print!("{}", operations::tables(&report, &COUNTS)?);
     write_report(&format!("files-{:?}.json", args.clock).to_lowercase(), &report.to_string())
-}
-
-/// Returns two tables for people: medians in µs with their ratios to runc, and counts for each operation.
-fn tables(report: &Value) -> anyhow::Result<String> {
-    let rows = report["rows"].as_array().context("no rows in the bench's report")?;
-    let names = names(rows);
-    let machines = &names[1..];
-    let mut text = format!("{:<30} {:>10}", "µs for one operation", "runc");
-    text += &machines.iter().map(|name| format!(" {name:>10} {:>7}", "ratio")).collect::<String>();
-    text.push('\n');
-    for row in rows {
-        let of = |name: &str| median(&row["contenders"][name]["us"]).context("no samples");
-        let base = of("runc")?;
-        text += &format!("{:<30} {base:>10.1}", operation(row)?);
-        for name in machines {
-            let time = of(name)?;
-            text += &format!(" {time:>10.1} {:>7.2}", time / base);
-        }
-        text.push('\n');
-    }
-    text += &format!("\n{:<30}", "counts for one operation");
-    text += &machines.iter().map(|name| format!(" {name:>10}{:>33}", "")).collect::<String>();
-    text += &format!("\n{:<30}", "");
-    text += &machines.iter().map(|_| COUNTS.map(|what| format!(" {what:>10}")).concat()).collect::<String>();
-    text.push('\n');
-    for row in rows {
-        text += &format!("{:<30}", operation(row)?);
-        for name in machines {
-            for what in COUNTS {
-                let number = median(&row["contenders"][name][what]);
-                text += &number.map_or_else(|| format!(" {:>10}", "-"), |number| format!(" {number:>10.2}"));
-            }
-        }
-        text.push('\n');
-    }
-    Ok(text)
-}
-
-/// What is counted for each operation: requests to the file server, exits of the machine, interrupts of its devices, and
-/// switches of its threads.
-const COUNTS: [&str; 4] = ["requests", "exits", "interrupts", "switches"];
-
-fn operation(row: &Value) -> anyhow::Result<&str> {
-    row["operation"].as_str().context("a row without an operation")
-}
-
-/// Returns the contenders, runc first.
-fn names(rows: &[Value]) -> Vec<&str> {
-    let known = ["runc", "vmm", "other"];
-    known
-        .into_iter()
-        .filter(|name| rows.first().is_some_and(|row| !row["contenders"][name].is_null()))
-        .collect()
-}
-
-/// Returns the median of samples, if there are any.
-fn median(samples: &Value) -> Option<f64> {
-    let mut samples: Vec<f64> = samples.as_array()?.iter().filter_map(Value::as_f64).collect();
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied()
 }

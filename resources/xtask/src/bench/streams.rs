@@ -7,10 +7,10 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{print_groups, report_in, write_file, write_initramfs, write_report};
+use super::{ClockArg, print_groups, report_in, write_file, write_initramfs, write_report};
 use crate::checkout::{target_dir, top};
 use crate::executable::static_program;
-use crate::host::{self, Host};
+use crate::host::{self, Clock, Host};
 use crate::steps::{cargo, output, run, say};
 use crate::{apt, bundle, initramfs, kernel, newc, program};
 
@@ -28,6 +28,9 @@ pub struct StreamsArgs {
     /// MiB of each transfer
     #[arg(long, default_value_t = 64)]
     mib: usize,
+    /// Clock: seconds, or instructions (in the emulated KVM host)
+    #[arg(long, value_enum, default_value = "wall")]
+    clock: ClockArg,
 }
 
 /// Runs both benches on one host, prints their tables and writes the samples.
@@ -56,10 +59,13 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
         "moving {} MiB {} times in each direction, with each contender in turn",
         args.mib, args.runs
     ));
-    let text = if host::kvm_usable() {
-        output(Command::new(&words[0]).args(&words[1..]))?
-    } else {
-        report_in(&Host::new().deadline(DEADLINE_SECONDS), &words)?
+    let text = match args.clock {
+        ClockArg::Wall if host::kvm_usable() => output(Command::new(&words[0]).args(&words[1..]))?,
+        ClockArg::Wall => report_in(&Host::new().deadline(DEADLINE_SECONDS), &words)?,
+        ClockArg::Instructions => {
+            let host = Host::new().clock(Clock::Instructions).stage_opened(true);
+            report_in(&host.deadline(DEADLINE_SECONDS), &words)?
+        }
     };
     let mut groups = Vec::new();
     // Each bench prints a line.
@@ -67,7 +73,7 @@ pub fn streams(args: &StreamsArgs) -> anyhow::Result<()> {
         let report: Value = serde_json::from_str(line).context("parse the bench's report")?;
         groups.extend(print_groups(&report)?);
     }
-    write_report("streams.json", &Value::from(groups).to_string())
+    write_report(&format!("streams-{:?}.json", args.clock).to_lowercase(), &Value::from(groups).to_string())
 }
 
 /// Returns the path of the initramfs with the agent, followed by an initramfs with busybox, which prints the agent's
