@@ -25,6 +25,11 @@ pub struct Case {
 }
 
 impl Case {
+    /// Returns the case's name with that of its group.
+    pub fn full_name(&self, group: &Group) -> String {
+        format!("{}::{}", group.name, self.name)
+    }
+
     /// Adds the case to the part that `cargo xtask test` runs.
     pub const fn core(mut self) -> Case {
         self.core = true;

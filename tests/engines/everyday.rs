@@ -1,27 +1,52 @@
 //! What programs of ordinary images find without a flag, and what their users add first.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
+use tests::check_output;
 
 use crate::case::{Case, case};
 use crate::engine::Engine;
+use crate::languages::assert_cpus;
 use crate::parameter::HostParameter;
 
 pub const CASES: &[Case] = &[
+    case!(memory_and_cpus_without_a_limit_are_the_hosts).core(),
     case!(a_user_opens_its_standard_streams_by_path).core(),
     case!(a_null_device_masks_a_file),
     case!(devices_of_the_host_are_listed),
     case!(files_of_the_hosts_proc_have_contents).core(),
     case!(files_of_the_hosts_sys_have_contents),
+    case!(files_of_the_hosts_cgroups_have_contents),
     case!(a_tmpfs_has_the_mode_of_its_folder),
     case!(limits_without_a_flag_are_the_engines),
+    case!(a_limit_of_open_files_above_the_default_maximum),
     case!(kernel_parameters_are_the_hosts),
+    case!(a_core_dump_is_a_file),
+    case!(the_time_is_the_hosts),
     case!(an_idle_container_uses_little_memory),
     case!(files_that_were_read_once_count_little),
     case!(packet_filter_of_a_network_administrator),
 ];
+
+fn memory_and_cpus_without_a_limit_are_the_hosts(engine: &Engine) {
+    let script = "cat /proc/meminfo; echo Cpus: $(nproc); echo Threads: $(ulimit -u)";
+    let text = engine.sh(engine.all_cpus(), script);
+    let host = fs::read_to_string("/proc/meminfo").expect("read /proc/meminfo");
+    let kilobytes = |text: &str| {
+        let number =
+            value(text, "MemTotal").strip_suffix(" kB").and_then(|number| number.parse::<f64>().ok());
+        number.expect("a number of kB")
+    };
+    // A guest's kernel and its monitor need a part.
+    assert!(kilobytes(&text) / kilobytes(&host) > 0.95, "{text}");
+    assert_cpus(value(&text, "Cpus"));
+    let limits = fs::read_to_string("/proc/self/limits").expect("read the limits of this process");
+    assert_eq!(value(&text, "Threads"), limit(&limits, "Max processes"));
+    assert_eq!(engine.sh(&[], "head -c 400m /dev/zero | tail | wc -c"), "419430400");
+}
 
 fn a_user_opens_its_standard_streams_by_path(engine: &Engine) {
     let script = "echo out >/dev/stdout; echo error >/dev/stderr; echo number >/proc/self/fd/1";
@@ -64,6 +89,13 @@ fn files_of_the_hosts_sys_have_contents(engine: &Engine) {
     assert_eq!(text, format!("65536\n{}", online.trim()));
 }
 
+fn files_of_the_hosts_cgroups_have_contents(engine: &Engine) {
+    let script = "cd /host/cgroup; cat cgroup.controllers; grep -c usage_usec cpu.stat";
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").expect("read the controllers");
+    let text = engine.sh(&["-v", "/sys/fs/cgroup:/host/cgroup:ro"], script);
+    assert_eq!(text, format!("{}\n1", controllers.trim()));
+}
+
 fn a_tmpfs_has_the_mode_of_its_folder(engine: &Engine) {
     let read = "stat -c %a /mnt /etc";
     let flags = ["--mount", "type=tmpfs,destination=/mnt", "--mount", "type=tmpfs,destination=/etc"];
@@ -81,6 +113,78 @@ fn limits_without_a_flag_are_the_engines(engine: &Engine) {
     let text = engine.ok(&["run", "--rm", "box", "cat", "/proc/self/limits"]);
     for name in ["Max open files", "Max core file size", "Max stack size", "Max locked memory"] {
         assert_eq!(limit(&text, name), limit(&own, name), "{name}");
+    }
+}
+
+fn a_limit_of_open_files_above_the_default_maximum(engine: &Engine) {
+    // systemd sets the host's maximum.
+    let _set = HostParameter::set("fs/nr_open", "1073741816");
+    let script = "ulimit -n; ulimit -Hn; cat /proc/sys/fs/nr_open";
+    let text = engine.sh(&["--ulimit", "nofile=1500000:1600000"], script);
+    assert_eq!(text, "1500000\n1600000\n1073741816");
+}
+
+fn a_core_dump_is_a_file(engine: &Engine) {
+    let dump = "cd /tmp; sh -c 'kill -SEGV $$'; echo $?; ls";
+    let of = |pattern: &str| {
+        let _set = HostParameter::set("kernel/core_pattern", pattern);
+        engine.sh(&["--ulimit", "core=-1"], dump)
+    };
+    assert_eq!(of("dump.%e"), "139\ndump.sh");
+    // The program is the host's. With runc it gets the dump; a guest, which has no such program, writes a file.
+    let expected = if engine.is_vm() { "139\ncore" } else { "139" };
+    assert_eq!(of("|/bin/false"), expected);
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().expect("a time after 1970").as_secs()
+}
+
+/// The host's clock, which is set back on drop.
+struct HostClock {
+    ahead: i64,
+}
+
+impl HostClock {
+    fn step(seconds: i64) -> HostClock {
+        check_output(Command::new("/bin/busybox").args([
+            "date",
+            "-s",
+            &format!("@{}", now().strict_add_signed(seconds)),
+        ]));
+        HostClock { ahead: seconds }
+    }
+}
+
+impl Drop for HostClock {
+    fn drop(&mut self) {
+        let time = format!("@{}", now().strict_add_signed(-self.ahead));
+        check_output(Command::new("/bin/busybox").args(["date", "-s", &time]));
+    }
+}
+
+fn the_time_is_the_hosts(engine: &Engine) {
+    let words = ["box", "sh", "-c", "echo ready; exec sleep 1000"];
+    engine.start_container("clock", &words, "ready");
+    let agrees = || {
+        let (before, text) = (now(), engine.ok(&["exec", "clock", "date", "+%s"]));
+        let (time, after) = (text.parse::<u64>().expect("seconds"), now());
+        assert!((before..=after).contains(&time), "{time} is not from {before} to {after}");
+    };
+    agrees();
+    // As tests/host/tests.sh says.
+    if std::env::var_os("VMM_TEST_SET_CLOCK").is_none() {
+        return;
+    }
+    for seconds in [-600, 86_400] {
+        let stepped = HostClock::step(seconds);
+        agrees();
+        // What is paused has the host's time when it continues.
+        engine.ok(&["pause", "clock"]);
+        drop(stepped);
+        engine.ok(&["unpause", "clock"]);
+        agrees();
     }
 }
 

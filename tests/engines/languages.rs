@@ -21,7 +21,7 @@ pub const CASES: &[Case] = &[
 
 /// Asserts that `count` is the number of CPUs of the host: those of this process or, because Linux before 6.2 forgets the
 /// affinity of a process that moves to a cgroup with the cpuset controller, all.
-fn assert_cpus(count: &str) {
+pub fn assert_cpus(count: &str) {
     let own = available_parallelism().expect("count CPUs").get();
     let text = fs::read_to_string("/proc/cpuinfo").expect("read /proc/cpuinfo");
     let all = text.lines().filter(|line| line.starts_with("processor")).count();

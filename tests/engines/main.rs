@@ -3,7 +3,7 @@
 //! for such a host run.
 //!
 //! `engines [--core] [--runtime NAME] [FILTER...]` runs cases, for `cargo xtask test --engines`. It writes the table of
-//! results to `$VMM_ENGINES_TABLE` if that is set. For `cargo xtask bench docker`, `engines --bench RUNS [--all]`
+//! results to `$VMM_ENGINES_TABLE`, if that is set, after each case. For `cargo xtask bench docker`, `engines --bench RUNS [--all]`
 //! measures.
 
 mod bench;
@@ -105,7 +105,7 @@ impl Options {
 
     /// Whether the case is to run.
     fn wants(&self, group: &Group, case: &Case) -> bool {
-        let name = format!("{}::{}", group.name, case.name);
+        let name = case.full_name(group);
         let named = self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter));
         named && (case.core || !self.core)
     }
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
         bench::bench(runs, options.all);
         return ExitCode::SUCCESS;
     }
-    let mut table = Table::default();
+    let mut table = Table::new(GROUPS);
     let kinds: &[Kind] = match cgroup1::is_host() {
         true => &[Kind::DockerOfCgroup1],
         false => &[
@@ -142,9 +142,6 @@ fn main() -> ExitCode {
                 run_engine(kind, runtime, &options, &mut table);
             }
         }
-    }
-    if let Some(path) = std::env::var_os("VMM_ENGINES_TABLE") {
-        std::fs::write(&path, table.markdown()).expect("write the table");
     }
     println!("{}", table.summary());
     if table.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -165,9 +162,13 @@ fn run_engine(kind: Kind, runtime: &'static str, options: &Options, table: &mut 
     for (group, case) in wanted {
         let begun = Instant::now();
         let outcome = run_case(&engine, case);
-        let name = format!("{}::{}", group.name, case.name);
+        let name = case.full_name(group);
         println!("{} {runtime} {name} ... {outcome} ({:.1} s)", kind.name(), begun.elapsed().as_secs_f32());
-        table.add(kind, &name, case, runtime, outcome);
+        table.add(kind, &name, runtime, outcome);
+        // A run that its deadline ends has a table of what it ran.
+        if let Some(path) = std::env::var_os("VMM_ENGINES_TABLE") {
+            std::fs::write(&path, table.markdown()).expect("write the table");
+        }
     }
 }
 

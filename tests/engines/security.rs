@@ -12,6 +12,8 @@ pub const CASES: &[Case] = &[
     case!(no_new_privileges),
     case!(privileged),
     case!(devices_of_every_kernel),
+    case!(device_rules),
+    case!(a_tunnel_of_a_network_administrator),
     case!(devices_of_the_host_are_refused).refused("a guest has none of the host's devices"),
     case!(masked_and_read_only_paths),
     case!(user_namespaces),
@@ -67,6 +69,18 @@ fn devices_of_every_kernel(engine: &Engine) {
     let script = "head -c 4 /dev/zero | wc -c; head -c 8 /dev/urandom | wc -c; echo x >/dev/null; echo x >/dev/full || echo full; ls /dev/fuse";
     let done = engine.sh(&["--device", "/dev/fuse"], script);
     assert!(done.starts_with("4\n8\n") && done.ends_with("/dev/fuse"), "{done}");
+}
+
+fn device_rules(engine: &Engine) {
+    let script = "mknod /dev/f c 10 229 && { : <>/dev/f && echo opened; } 2>&1";
+    assert!(engine.sh(&[], &format!("{script}; :")).ends_with("Operation not permitted"));
+    assert_eq!(engine.sh(&["--device-cgroup-rule", "c 10:229 rw"], script), "opened");
+    assert_eq!(engine.sh(&["--device-cgroup-rule", "a *:* rwm"], script), "opened");
+}
+
+fn a_tunnel_of_a_network_administrator(engine: &Engine) {
+    let script = "tunctl -t t0 >/dev/null && cat /sys/class/net/t0/mtu";
+    assert_eq!(engine.sh(&["--device", "/dev/net/tun", "--cap-add", "NET_ADMIN"], script), "1500");
 }
 
 fn devices_of_the_host_are_refused(engine: &Engine) {

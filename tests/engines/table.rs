@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Formatter, Write};
 
-use crate::case::Case;
+use crate::case::{Case, Group};
 use crate::engine::Kind;
 
 /// The result of a case with one runtime.
@@ -33,25 +33,29 @@ struct Row {
     outcomes: Vec<(&'static str, Outcome)>,
 }
 
-/// One row per case, one column per runtime.
-#[derive(Default)]
+/// One row per case, one column per runtime. The cells of what was not run are empty.
 pub struct Table {
     rows: Vec<Row>,
 }
 
 impl Table {
-    /// Adds the result of `case`, whose full name is `name`, with `runtime`.
-    pub fn add(&mut self, engine: Kind, name: &str, case: &Case, runtime: &'static str, outcome: Outcome) {
-        let engine = engine.name();
-        match self.rows.iter_mut().find(|row| row.engine == engine && row.name == name) {
-            Some(row) => row.outcomes.push((runtime, outcome)),
-            None => self.rows.push(Row {
-                engine,
-                name: name.to_owned(),
-                why: case.refused.unwrap_or(""),
-                outcomes: vec![(runtime, outcome)],
-            }),
+    /// Returns a table of all cases of `groups`, none of which was run.
+    pub fn new(groups: &[Group]) -> Table {
+        let row = |group: &Group, case: &Case| Row {
+            engine: group.engine.name(),
+            name: case.full_name(group),
+            why: case.refused.unwrap_or(""),
+            outcomes: Vec::new(),
+        };
+        Table {
+            rows: groups.iter().flat_map(|group| group.cases.iter().map(|case| row(group, case))).collect(),
         }
+    }
+
+    /// Adds the result of a case, which the table has, with `runtime`.
+    pub fn add(&mut self, engine: Kind, name: &str, runtime: &'static str, outcome: Outcome) {
+        let row = self.rows.iter_mut().find(|row| row.engine == engine.name() && row.name == name);
+        row.expect("a row for each case").outcomes.push((runtime, outcome));
     }
 
     /// Whether any case failed with any runtime.

@@ -85,7 +85,7 @@ pub fn engines(cases: &Cases<'_>) -> anyhow::Result<()> {
         ("VMM_ENGINES_TABLE", table.clone().into()),
         ("VMM_TEMPLATE_MAKE", "never".into()),
     ];
-    if cases.need("volumes") {
+    if ["bundles", "volumes"].iter().any(|group| cases.need(group)) {
         environment.push(("VMM_TEST_GUEST", static_program("tests", "guest")?.into()));
     }
     if cases.need("programs") {
@@ -152,33 +152,28 @@ fn run_natively(tests: &KvmTests<'_>) -> anyhow::Result<i32> {
     tests.run_natively()
 }
 
-/// Returns the table `new`, with the rows of the file `old` whose cases it does not have. Each goes behind the last row
-/// of its group.
-fn merged(old: &str, new: &str) -> String {
-    // The first two cells of a row, `| engine | group::case |`, are the name of its case.
-    fn name(row: &str) -> Option<(&str, &str)> {
-        let mut cells = row.split('|').map(str::trim).skip(1);
-        let (engine, case) = (cells.next()?, cells.next()?);
-        case.contains("::").then_some((engine, case))
-    }
-    fn group<'a>((engine, case): (&'a str, &'a str)) -> (&'a str, &'a str) {
-        (engine, case.split("::").next().unwrap_or(case))
-    }
-    let mut rows: Vec<&str> = new.lines().collect();
-    for row in old.lines() {
-        let Some(case) = name(row) else { continue };
-        if rows.iter().any(|other| name(other) == Some(case)) {
-            continue;
-        }
-        let last =
-            rows.iter().rposition(|other| name(other).is_some_and(|other| group(other) == group(case)));
-        rows.insert(last.map_or(rows.len(), |last| last + 1), row);
-    }
-    rows.iter().map(|row| format!("{row}\n")).collect()
+/// Splits a row of the table, `| engine | case | runc | vmm | why |`, into its cells.
+fn cells(row: &str) -> Option<[&str; 5]> {
+    let cells: Vec<&str> = row.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();
+    cells.try_into().ok().filter(|[_, case, ..]: &[&str; 5]| case.contains("::"))
 }
 
-/// Writes the table to the repository, with the versions of the engines above it. Keeps the rows of cases that were not
-/// run.
+/// Returns the table `new`, which has a row for each case. The outcomes of cases that were not run are those of `old`.
+fn merged(old: &str, new: &str) -> String {
+    let row = |line: &str| {
+        let Some([engine, case, runc, vmm, why]) = cells(line) else { return format!("{line}\n") };
+        let before = old.lines().filter_map(cells).find(|[of, name, ..]| (*of, *name) == (engine, case));
+        let outcome = |now: &str, column: usize| match (now, before) {
+            ("", Some(before)) => before[column].to_owned(),
+            _ => now.to_owned(),
+        };
+        format!("| {engine} | {case} | {} | {} | {why} |\n", outcome(runc, 2), outcome(vmm, 3))
+    };
+    new.lines().map(row).collect()
+}
+
+/// Writes the table to the repository, with the versions of the engines above it. Keeps the outcomes of cases that were
+/// not run, and drops cases that do not exist any more.
 fn record(table: &Path) -> anyhow::Result<()> {
     let text = fs::read_to_string(table).with_context(|| format!("read {}", table.display()))?;
     let path = top().join(RESULTS);
@@ -193,7 +188,7 @@ fn record(table: &Path) -> anyhow::Result<()> {
          Written by `cargo xtask test --engines --record`. Each row is a test function in `tests/engines/`, run with \
          Debian's\n{versions}, unmodified.\n\
          A case that a virtual machine cannot support is *refused*: the row gives the reason, and the test checks that \
-         the user gets an error with it.\n\n"
+         the user gets an error with it. An empty cell: not run.\n\n"
     );
     fs::write(&path, head + &text).with_context(|| format!("write {}", path.display()))?;
     run(Command::new("git").current_dir(top()).args(["diff", "--stat", "--", RESULTS]))
@@ -209,14 +204,25 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_cases_that_were_not_run_stay() {
-        let [one, two, other] = [
-            "| docker | a::one | x | x |  |",
-            "| docker | a::two | old | old |  |",
+    fn outcomes_of_cases_that_were_not_run_stay() {
+        let old = [
+            "| docker | a::one | old | old |  |",
+            "| docker | a::gone | x | x |  |",
             "| podman | b::one | y | y |  |",
         ];
-        let [new, third] = ["| docker | a::one | new | new |  |", "| docker | c::one | z | z |  |"];
-        let old = format!("text\n\n{}", table(&[one, two, other]));
-        assert_eq!(merged(&old, &table(&[new, third])), table(&[new, two, third, other]));
+        let old = format!("text\n\n{}", table(&old));
+        let new = [
+            "| docker | a::first |  | z |  |",
+            "| docker | a::one |  | new | why |",
+            "| podman | a::one |  |  |  |",
+            "| podman | b::one |  |  |  |",
+        ];
+        let expected = [
+            "| docker | a::first |  | z |  |",
+            "| docker | a::one | old | new | why |",
+            "| podman | a::one |  |  |  |",
+            "| podman | b::one | y | y |  |",
+        ];
+        assert_eq!(merged(&old, &table(&new)), table(&expected));
     }
 }
