@@ -63,3 +63,24 @@ fn median(samples: &Value) -> Option<f64> {
     samples.sort_by(f64::total_cmp);
     samples.get(samples.len() / 2).copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tables_have_medians_ratios_to_runc_and_counts_of_machines() {
+        let vmm = json!({"us": [6.0, 4.0, 5.0], "exits": [1.5], "kicks": []});
+        let contenders = json!({"runc": {"us": [2.0]}, "vmm": vmm, "QEMU": {"us": [8.0], "kicks": [0.25]}});
+        let report = json!({"rows": [{"operation": "request", "contenders": contenders}]});
+        let text = tables(&report, &["exits", "kicks"]).unwrap();
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0][4..], ["runc", "vmm", "ratio", "QEMU", "ratio"]);
+        assert_eq!(lines[1], ["request", "2.0", "5.0", "2.50", "8.0", "4.00"]);
+        assert_eq!(lines[4], ["exits", "kicks", "exits", "kicks"]);
+        assert_eq!(lines[5], ["request", "1.50", "-", "-", "0.25"]);
+        assert!(tables(&json!({}), &[]).is_err());
+    }
+}
