@@ -25,7 +25,11 @@ use oci::OCI_VERSION;
 /// Runs the command that this process was started for.
 pub fn main() -> ExitCode {
     let start = Instant::now();
-    let (log, job) = match parse() {
+    let parsed = match is_maker(std::env::args_os()) {
+        true => Ok((LogArgs::default(), template(TemplateCommand::Make))),
+        false => parse(),
+    };
+    let (log, job) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
             // There is no other place to report an error of this write.
@@ -84,9 +88,6 @@ impl Job {
 
 /// Parses the command line. With --version and no command, prints the version.
 fn parse() -> Result<(LogArgs, Job), clap::Error> {
-    if is_maker(std::env::args_os()) {
-        return Ok((LogArgs::default(), template(TemplateCommand::Make)));
-    }
     let mut cli = Cli::try_parse()?;
     if cli.global.debug {
         cli.log.log_level.get_or_insert_with(|| "debug".to_owned());
