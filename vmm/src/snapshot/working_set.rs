@@ -20,7 +20,7 @@ use crate::layout::{PAGE_SIZE, RamRange};
 /// Limit of large pages that are copied.
 const LARGE_MAX: usize = 4;
 /// The same if the host has others in its cache.
-const LARGE_BESIDE_SHARED: usize = 3;
+const LARGE_BESIDE_SHARED: usize = 2;
 /// Pages in use from which on a large page is copied.
 const DENSE: u32 = 48;
 /// Written pages from which on a large page is copied even if the machine waits for it: as many pages cost more one by one, and each is an
