@@ -3,7 +3,10 @@
 
 mod container;
 mod machine;
+mod schema;
+mod surface;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,6 +30,8 @@ pub const CASES: &[Case] = &[
     case!(exec_processes),
     case!(a_read_only_bind_and_the_mounts_below),
     case!(what_is_wrong_is_an_error),
+    case!(each_field_null_missing_and_empty),
+    case!(what_the_kernel_offers),
 ];
 
 /// A public report, as a bundle of busybox.
@@ -196,8 +201,8 @@ impl Drop for HostMount {
     }
 }
 
-/// opencontainers/runc 2823 and 3272, youki-dev/youki 3320, moby/moby 44978: with runc `ro` is that of one mount, and `rro`
-/// also of those below. With `vmm` both are, as with Docker from version 25 on.
+/// opencontainers/runc 2823 and 3272, youki-dev/youki 3320, moby/moby 44978: `ro` is that of one mount, and `rro` also of
+/// those below.
 fn a_read_only_bind_and_the_mounts_below(engine: &Engine) {
     let source = engine.dir().join("above");
     let below = source.join("below");
@@ -206,8 +211,7 @@ fn a_read_only_bind_and_the_mounts_below(engine: &Engine) {
     let _below = HostMount(below);
     let script =
         "touch /data/f 2>/dev/null || echo read-only; touch /data/below/f 2>/dev/null || echo read-only";
-    let both = "read-only\nread-only";
-    for (option, expected) in [("ro", if engine.is_vm() { both } else { "read-only" }), ("rro", both)] {
+    for (option, expected) in [("ro", "read-only"), ("rro", "read-only\nread-only")] {
         let bundle = Bundle::sh(&format!("{script}; :")).mount(
             json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind", option]}),
         );
@@ -242,4 +246,56 @@ fn what_is_wrong_is_an_error(engine: &Engine) {
         let done = run(&bundle, &engine.program());
         assert!(!done.status.success() && !done.stderr.is_empty(), "{done}");
     }
+}
+
+/// Every bundle that runc starts, starts, and its program finds the same.
+fn each_field_null_missing_and_empty(engine: &Engine) {
+    // One bundle for each runtime, because a bundle is many files.
+    let [mut of_runc, mut bundle] = [schema::full(), schema::full()];
+    let full = bundle.config.clone();
+    let expected = run(&of_runc, Path::new(RUNC)).code(0).text();
+    assert_eq!(run(&bundle, &engine.program()).code(0).text(), expected);
+    let mut left = if engine.is_vm() { schema::all(&full) } else { Vec::new() };
+    let mut wrong = String::new();
+    while let Some(without) = left.pop() {
+        of_runc.config = without.apply(&full);
+        bundle.config = of_runc.config.clone();
+        let expected = run(&of_runc, Path::new(RUNC));
+        let done = if expected.status.success() { Some(run(&bundle, &engine.program())) } else { None };
+        let right = match &done {
+            Some(done) if without.is_refused() => {
+                !done.status.success() && done.to_string().contains("not supported")
+            }
+            Some(done) => done.status.success() && done.text() == expected.text(),
+            // Of several fields, runc may refuse one.
+            None => without.fields.len() == 1,
+        };
+        if !right && without.fields.len() > 1 {
+            left.extend(without.halves());
+        } else if !right {
+            let done = done.map_or_else(|| "not run".to_owned(), |done| done.to_string());
+            wrong += &format!("--- {without}\n{done}\n--- instead of\n{expected}\n");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// The names that a container of `runtime` prints.
+fn names(surface: &surface::Surface, runtime: &Path) -> BTreeSet<String> {
+    let done = run(&(surface.bundle)(Bundle::sh(surface.script)), runtime);
+    let names: BTreeSet<String> = done.text().lines().map(str::to_owned).collect();
+    assert!(names.len() > 1, "{}: {done}", surface.of);
+    names
+}
+
+fn what_the_kernel_offers(engine: &Engine) {
+    let mut wrong = String::new();
+    for surface in surface::SURFACES {
+        let (host, own) = (names(surface, Path::new(RUNC)), names(surface, &engine.program()));
+        let absent: Vec<&String> = host.difference(&own).filter(|name| !surface.knows(name)).collect();
+        if !absent.is_empty() {
+            wrong += &format!("--- {}\n{absent:?}\n", surface.of);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
 }

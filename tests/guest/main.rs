@@ -18,6 +18,7 @@ mod hostile;
 mod locks;
 mod network;
 mod socket;
+mod surface;
 mod watch;
 
 /// Entries of the large directory, which need several READDIR replies.
@@ -60,6 +61,8 @@ fn main() {
         "clock" => clock(),
         "protocols" => network::protocols(),
         "memory" => memory(&word(2)),
+        "calls" => return surface::calls(),
+        "sockets" => return surface::sockets(),
         _ => panic!("no check {check:?}"),
     }
     println!("ok");
